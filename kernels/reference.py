@@ -1,0 +1,84 @@
+"""The oracle: the multi-task loss in plain torch, one linear layer and one torch loss a head.
+
+Runs in every floating dtype, float64 included, on every device, with gradients of any order. Tests and
+benchmarks measure the kernels against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import HeadLayout, HeadSpec, Kind
+
+
+def multitask_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(total, losses (K,), correct (K,) int64), with autograd through `total` and `losses`."""
+    losses, correct = [], []
+    for (first, last, head), target in zip(layout, targets, strict=True):
+        logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
+        losses.append(head_loss(logits, target, head))
+        correct.append(head_correct(logits.detach(), target, head))
+    losses_k = torch.stack(losses)
+    return torch.dot(task_weights.to(losses_k.dtype), losses_k), losses_k, torch.stack(correct)
+
+
+def head_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+    """Mean loss () of one head from its logits (N, C) over the valid rows or elements; 0 without any.
+
+    Computed in float32, or in float64 where the logits are.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if head.kind is Kind.SOFTMAX:
+        return _softmax_loss(logits, target.long(), head)
+    target = target.to(logits.dtype)
+    valid = ~torch.isnan(target)
+    logits, target = logits[valid], target[valid]
+    if head.kind is Kind.BINARY:
+        positive = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
+        positive = positive.expand(valid.shape)[valid]
+        total = F.binary_cross_entropy_with_logits(logits, target, pos_weight=positive, reduction="sum")
+    elif head.kind is Kind.SQUARED:
+        total = F.mse_loss(logits, target, reduction="sum")
+    else:
+        total = F.huber_loss(logits, target, reduction="sum", delta=head.delta)
+    return total / max(target.numel(), 1)
+
+
+def _softmax_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+    valid = target != head.ignore_index
+    outside = target[valid & ((target < 0) | (target >= head.size))]
+    if outside.numel():
+        raise ValueError(f"targets: {outside[0].item()} lies outside [0, {head.size})")
+    weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
+    denominator = weights[target[valid]].sum()
+    total = F.cross_entropy(
+        logits,
+        target,
+        weight=weights,
+        ignore_index=head.ignore_index,
+        label_smoothing=head.label_smoothing,
+        reduction="sum",
+    )
+    return torch.where(denominator > 0, total / denominator.clamp_min(1e-30), total * 0)
+
+
+def head_correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+    """Rows () int64 that one head gets right: first maximum, or every valid label on its side of 0."""
+    if head.kind is Kind.SOFTMAX:
+        return ((logits.argmax(dim=1) == target) & (target != head.ignore_index)).sum()
+    if head.kind is Kind.BINARY:
+        valid = ~torch.isnan(target)
+        right = (logits > 0) == (target > 0.5)
+        return ((right | ~valid).all(dim=1) & valid.any(dim=1)).sum()
+    return torch.zeros((), dtype=torch.int64, device=logits.device)
