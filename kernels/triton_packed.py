@@ -85,6 +85,7 @@ def _softmax_rows(
     p_bias_part,
     o_n,
     m_n,
+    i_trip,
     C,
     ignore_index,
     smoothing,
@@ -98,51 +99,50 @@ def _softmax_rows(
     b_y = tl.load(p_targets + o_n, mask=m_n, other=0)
     m_used = m_n & (b_y != ignore_index)
     m_valid = m_used & (b_y >= 0) & (b_y < C)
+    b_y = tl.where(m_valid, b_y, 0).to(tl.int32)
+    b_target_w = tl.load(p_weights + b_y, mask=m_valid, other=0.0)
+    b_target_z = tl.load(p_rows + b_y, mask=m_valid, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        b_target_z += tl.load(p_bias + b_y, mask=m_valid, other=0.0).to(tl.float32)
 
-    b_max = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((BLOCK_N,), tl.float32)
-    b_weighted = tl.zeros((BLOCK_N,), tl.float32)  # sum of w_c (z_c - max) over the columns seen
-    b_target_z = tl.zeros((BLOCK_N,), tl.float32)
-    b_target_w = tl.zeros((BLOCK_N,), tl.float32)
-    b_best = tl.zeros((BLOCK_N,), tl.int32)
-    seen = 0.0  # sum of w_c over the columns seen
+    # Every lane keeps a running maximum and sum of its own columns: nothing crosses threads in the loop.
+    b_lane_max = tl.full((BLOCK_N, BLOCK_C), float("-inf"), tl.float32)
+    b_lane_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    b_lane_gap = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)  # w_c (z_y - z_c)
+    b_lane_beats = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)  # a column that wins over the target
     for o_first in range(0, C, BLOCK_C):
         o_c = o_first + tl.arange(0, BLOCK_C)
         m_c = o_c < C
         b_z = _load_logits(p_rows, p_bias, o_c, m_valid, m_c, HAS_BIAS)
-        b_w = tl.load(p_weights + o_c, mask=m_c, other=0.0)
-        b_padded = tl.where(m_c[None, :], b_z, float("-inf"))
-        b_top = tl.max(b_padded, axis=1)
-        b_first = tl.min(tl.where(b_padded == b_top[:, None], o_c[None, :], C), axis=1)
-        b_best = tl.where(b_top > b_max, b_first, b_best)
-        b_new = tl.maximum(b_max, b_top)
-        # A row of -inf so far must not become -inf - -inf.
-        b_anchor = tl.where(b_new == float("-inf"), 0.0, b_new)
-        b_sum = b_sum * tl.exp(b_max - b_anchor) + tl.sum(tl.exp(b_padded - b_anchor[:, None]), axis=1)
-        b_shift = tl.where(b_max == float("-inf"), 0.0, b_max - b_anchor)
-        b_weighted += seen * b_shift + tl.sum(b_w[None, :] * (b_z - b_anchor[:, None]), axis=1)
-        seen += tl.sum(b_w, axis=0)
-        # Picked out of the block rather than gathered: a gather by another thread could come after the
-        # gradient has overwritten the logit.
-        m_hit = o_c[None, :] == b_y[:, None]
-        b_target_z += tl.sum(tl.where(m_hit, b_z, 0.0), axis=1)
-        b_target_w += tl.sum(tl.where(m_hit, b_w[None, :], 0.0), axis=1)
-        b_max = b_new
+        b_gap = b_target_z[:, None] - b_z
+        if smoothing > 0.0:
+            b_lane_gap += tl.load(p_weights + o_c, mask=m_c, other=0.0)[None, :] * b_gap
+        # The first maximum wins, so an equal logit beats the target only from the left.
+        m_beats = (b_gap < 0.0) | ((b_gap == 0.0) & (o_c[None, :] < b_y[:, None]))
+        b_lane_beats |= (m_beats & m_c[None, :]).to(tl.int32)
+        b_z = tl.where(m_c[None, :], b_z, float("-inf"))
+        # One exponential serves both cases. Two of -inf give 1 rather than NaN; the sum that this spoils
+        # is multiplied by exp(-inf) when a finite logit comes.
+        b_decay = tl.where(b_z == b_lane_max, 1.0, tl.exp(-tl.abs(b_z - b_lane_max)))
+        m_new = b_z > b_lane_max
+        b_lane_sum = tl.where(m_new, b_lane_sum * b_decay + 1.0, b_lane_sum + b_decay)
+        b_lane_max = tl.where(m_new, b_z, b_lane_max)
 
-    b_anchor = tl.where(b_max == float("-inf"), 0.0, b_max)
-    b_log_sum = tl.log(b_sum)
-    b_loss = (1.0 - smoothing) * b_target_w * (b_anchor - b_target_z + b_log_sum)
+    b_max = tl.max(b_lane_max, axis=1)
+    b_sum = tl.sum(b_lane_sum * tl.exp(b_lane_max - b_max[:, None]), axis=1)
+    b_nll = b_max - b_target_z + tl.log(b_sum)
+    b_loss = (1.0 - smoothing) * b_target_w * b_nll
     if smoothing > 0.0:
-        b_loss += smoothing / C * (weight_sum * b_log_sum - b_weighted)
+        b_loss += smoothing / C * (weight_sum * b_nll + tl.sum(b_lane_gap, axis=1))
     b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
     loss = tl.sum(b_loss, axis=0)
-    denominator = tl.sum(tl.where(m_valid, b_target_w, 0.0), axis=0)
-    correct = tl.sum((m_valid & (b_best == b_y)).to(tl.float32), axis=0)
+    denominator = tl.sum(b_target_w, axis=0)
+    correct = tl.sum((m_valid & (tl.max(b_lane_beats, axis=1) == 0)).to(tl.float32), axis=0)
 
     if NEED_GRADIENT:
-        # Every thread has read its logits before any is overwritten.
+        # A target's logit was read by another thread than the one that overwrites it.
         tl.debug_barrier()
-        b_pull = tl.where(m_valid, (1.0 - smoothing) * b_target_w, 0.0)
+        b_pull = (1.0 - smoothing) * b_target_w
         spread = smoothing / C
         b_scale = (b_pull + spread * weight_sum) / b_sum
         for o_first in range(0, C, BLOCK_C):
@@ -151,10 +151,10 @@ def _softmax_rows(
             b_z = _load_logits(p_rows, p_bias, o_c, m_valid, m_c, HAS_BIAS)
             b_w = tl.load(p_weights + o_c, mask=m_c, other=0.0)
             m_hit = o_c[None, :] == b_y[:, None]
-            b_p = tl.exp(b_z - b_anchor[:, None])
+            b_p = tl.exp(b_z - b_max[:, None])
             b_dz = b_p * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0) - spread * b_w[None, :]
             b_dz = tl.where(m_valid[:, None] & m_c[None, :], b_dz, 0.0)
-            _store_gradient(p_rows, p_bias_part, b_dz, o_c, m_n, m_c, HAS_BIAS)
+            _store_gradient(p_rows, p_bias_part, b_dz, o_c, m_n, m_c, i_trip)
     return loss, denominator, correct
 
 
@@ -166,6 +166,7 @@ def _dense_rows(
     p_targets,
     p_bias_part,
     m_n,
+    i_trip,
     C,
     kind,
     delta,
@@ -175,9 +176,9 @@ def _dense_rows(
     BLOCK_C: tl.constexpr,
 ):
     """(loss, denominator, correct) of a block of rows; p_targets (BLOCK_N,) points at each row's first."""
-    b_loss = tl.zeros((BLOCK_N,), tl.float32)
-    b_count = tl.zeros((BLOCK_N,), tl.float32)
-    b_wrong = tl.zeros((BLOCK_N,), tl.float32)
+    b_loss = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    b_count = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
+    b_wrong = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
     for o_first in range(0, C, BLOCK_C):
         o_c = o_first + tl.arange(0, BLOCK_C)
         m_c = o_c < C
@@ -192,8 +193,7 @@ def _dense_rows(
             b_u = tl.exp(-tl.abs(b_z))
             b_element = (1.0 - b_y) * b_z + b_l * (_log1p(b_u) + tl.maximum(-b_z, 0.0))
             b_dz = b_l * (tl.where(b_z >= 0.0, 1.0, b_u) / (1.0 + b_u)) - b_q * b_y
-            m_wrong = ((b_z > 0.0) != (b_y > 0.5)) & m_valid
-            b_wrong += tl.sum(m_wrong.to(tl.float32), axis=1)
+            b_wrong |= (((b_z > 0.0) != (b_y > 0.5)) & m_valid).to(tl.int32)
         else:
             b_error = b_z - b_y
             b_size = tl.abs(b_error)
@@ -204,29 +204,30 @@ def _dense_rows(
                 m_far = b_size > delta
                 b_element = tl.where(m_far, delta * (b_size - 0.5 * delta), 0.5 * b_error * b_error)
                 b_dz = tl.where(m_far, tl.where(b_error > 0.0, delta, -delta), b_error)
-        b_loss += tl.sum(tl.where(m_valid, b_element, 0.0), axis=1)
-        b_count += tl.sum(m_valid.to(tl.float32), axis=1)
+        b_loss += tl.where(m_valid, b_element, 0.0)
+        b_count += m_valid.to(tl.int32)
         if NEED_GRADIENT:
             b_dz = tl.where(m_valid, b_dz, 0.0)
-            _store_gradient(p_rows, p_bias_part, b_dz, o_c, m_n, m_c, HAS_BIAS)
-    correct = 0.0
-    if kind == BINARY:
-        correct = tl.sum(((b_count > 0.0) & (b_wrong == 0.0)).to(tl.float32), axis=0)
-    return tl.sum(b_loss, axis=0), tl.sum(b_count, axis=0), correct
+            _store_gradient(p_rows, p_bias_part, b_dz, o_c, m_n, m_c, i_trip)
+    b_row_count = tl.sum(b_count, axis=1)
+    m_right = (b_row_count > 0) & (tl.max(b_wrong, axis=1) == 0) & (kind == BINARY)
+    loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)
+    count = tl.sum(b_row_count, axis=0).to(tl.float32)
+    return loss, count, tl.sum(m_right.to(tl.float32), axis=0)
 
 
 @triton.jit
-def _store_gradient(p_rows, p_bias_part, b_dz, o_c, m_n, m_c, HAS_BIAS: tl.constexpr):
-    """Overwrite a block of logits with its gradient; put its sum over the rows beside it."""
-    if HAS_BIAS:
-        tl.store(p_bias_part + o_c, tl.sum(b_dz, axis=0), mask=m_c)
+def _store_gradient(p_rows, p_bias_part, b_dz, o_c, m_n, m_c, i_trip):
+    """Overwrite a block of logits with its gradient; add its sum over the rows to the program's."""
+    b_before = tl.load(p_bias_part + o_c, mask=m_c & (i_trip > 0), other=0.0)
+    tl.store(p_bias_part + o_c, b_before + tl.sum(b_dz, axis=0), mask=m_c)
     p_dz = p_rows[:, None] + o_c[None, :]
     tl.store(p_dz, b_dz.to(p_rows.dtype.element_ty), mask=m_n[:, None] & m_c[None, :])
 
 
 # Sizes stay unspecialized: they differ between the last batch, phases and layouts, and no load of a
 # ragged segment could use what a divisible size tells.
-@triton.jit(do_not_specialize=["N", "S", "K", "n_blocks", "n_dense"])
+@triton.jit(do_not_specialize=["N", "S", "K", "n_blocks", "n_trips", "n_dense"])
 def segment_loss_kernel(
     p_logits,  # (N, S), overwritten with its gradient if NEED_GRADIENT
     p_bias,  # (S,)
@@ -241,59 +242,71 @@ def segment_loss_kernel(
     S,
     K,
     n_blocks,
+    n_trips,
     n_dense,
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: one head of BLOCK_N rows."""
+    """One program: one head of n_trips blocks of BLOCK_N rows, one block after the other."""
     # One grid axis: the others end at 65,535. Heads vary fastest, so neighbours share rows in cache.
     i_k = tl.program_id(0) % K
-    i_n = tl.program_id(0) // K
+    i_n = (tl.program_id(0) // K).to(tl.int64)
     kind = tl.load(p_integers + i_k * N_INTEGERS + KIND)
     offset = tl.load(p_integers + i_k * N_INTEGERS + OFFSET)
     C = tl.load(p_integers + i_k * N_INTEGERS + SIZE).to(tl.int32)
     target = tl.load(p_integers + i_k * N_INTEGERS + TARGET)
+    p_bias_part = p_bias_parts + i_n * S + offset
 
-    o_n = i_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < N
-    p_rows = p_logits + o_n * S + offset
-    p_bias_part = p_bias_parts + i_n.to(tl.int64) * S + offset
-    if kind == SOFTMAX:
-        loss, denominator, correct = _softmax_rows(
-            p_rows,
-            p_bias + offset,
-            p_weights + offset,
-            p_classes + target * N,
-            p_bias_part,
-            o_n,
-            m_n,
-            C,
-            tl.load(p_integers + i_k * N_INTEGERS + IGNORE),
-            tl.load(p_floats + i_k * N_FLOATS + SMOOTHING),
-            tl.load(p_floats + i_k * N_FLOATS + WEIGHT_SUM),
-            HAS_BIAS,
-            NEED_GRADIENT,
-            BLOCK_N,
-            BLOCK_C,
-        )
-    else:
-        loss, denominator, correct = _dense_rows(
-            p_rows,
-            p_bias + offset,
-            p_weights + offset,
-            p_dense + o_n * n_dense + target,
-            p_bias_part,
-            m_n,
-            C,
-            kind,
-            tl.load(p_floats + i_k * N_FLOATS + DELTA),
-            HAS_BIAS,
-            NEED_GRADIENT,
-            BLOCK_N,
-            BLOCK_C,
-        )
+    loss = 0.0
+    denominator = 0.0
+    correct = 0.0
+    for i_trip in range(0, n_trips):
+        o_n = (i_n * n_trips + i_trip) * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < N
+        p_rows = p_logits + o_n * S + offset
+        if kind == SOFTMAX:
+            block_loss, block_denominator, block_correct = _softmax_rows(
+                p_rows,
+                p_bias + offset,
+                p_weights + offset,
+                p_classes + target * N,
+                p_bias_part,
+                o_n,
+                m_n,
+                i_trip,
+                C,
+                tl.load(p_integers + i_k * N_INTEGERS + IGNORE),
+                tl.load(p_floats + i_k * N_FLOATS + SMOOTHING),
+                tl.load(p_floats + i_k * N_FLOATS + WEIGHT_SUM),
+                HAS_BIAS,
+                NEED_GRADIENT,
+                BLOCK_N,
+                BLOCK_C,
+            )
+        else:
+            block_loss, block_denominator, block_correct = _dense_rows(
+                p_rows,
+                p_bias + offset,
+                p_weights + offset,
+                p_dense + o_n * n_dense + target,
+                p_bias_part,
+                m_n,
+                i_trip,
+                C,
+                kind,
+                tl.load(p_floats + i_k * N_FLOATS + DELTA),
+                HAS_BIAS,
+                NEED_GRADIENT,
+                BLOCK_N,
+                BLOCK_C,
+            )
+        loss += block_loss
+        denominator += block_denominator
+        correct += block_correct
+        # The next block adds to the bias gradient that other threads may have written.
+        tl.debug_barrier()
     p_part = p_parts + i_k.to(tl.int64) * n_blocks + i_n
     tl.store(p_part, loss)
     tl.store(p_part + K.to(tl.int64) * n_blocks, denominator)
@@ -362,13 +375,23 @@ FINALIZE_WARPS = 4
 def choose_blocks(largest: int) -> Blocks:
     """Blocks for a layout whose largest head has `largest` outputs.
 
-    A table, not an autotuner: that needs a driver to choose and stalls inside a graph capture. Small heads
-    take many rows, so that the (n_blocks, S) partial bias gradients stay a few per cent of the logits.
+    A table, not an autotuner: that needs a driver to choose and stalls inside a graph capture. Every thread
+    holds 4 rows of 1 or 2 columns, which fits the registers of each target without spills.
     """
-    for columns, rows in ((16, 128), (32, 64), (64, 64), (128, 32)):
+    for columns, rows in ((16, 32), (32, 16), (64, 8), (128, 4)):
         if largest <= columns:
             return Blocks(rows, columns, 4)
-    return Blocks(16, 256, 4) if largest <= 1024 else Blocks(16, 512, 8)
+    return Blocks(4, 256, 4) if largest <= 1024 else Blocks(4, 512, 8)
+
+
+def choose_trips(N: int, K: int, rows: int) -> int:
+    """Blocks of rows that one program takes one after the other.
+
+    16 to 64 rows a program keep the (n_blocks, S) partial bias gradients at 3 to 12 % of 16-bit logits; as
+    few of them as still leave work for every multiprocessor of a large GPU.
+    """
+    per_program = min(64, max(16, N * K // 2048))
+    return max(1, per_program // rows)
 
 
 class SegmentLoss(NamedTuple):
@@ -392,8 +415,8 @@ def segment_loss(
     """Losses of all heads from their logits (N, S), bias (S,) not yet added; see PackedForward for the terms.
 
     `targets` are K tensors: integers (N,) for SOFTMAX heads, floats (N, C) for the others, NaN = missing.
-    With `need_gradient`, `logits` is overwritten with its unscaled gradient, else it is left alone; the
-    bias gradient exists with both a bias and `need_gradient`. `blocks` overrides the table.
+    With `need_gradient`, `logits` is overwritten with its unscaled gradient, else it is left alone and there
+    is no bias gradient. `blocks` overrides the table.
 
     The first call of a layout on a device copies its tables there: make it before a graph capture.
     Raises ValueError for shapes that do not fit the layout and for logits that are not row-major.
@@ -408,10 +431,10 @@ def segment_loss(
     N = logits.shape[0]
     largest = max(head.size for head in layout.heads)
     blocks = blocks or choose_blocks(largest)
-    n_blocks = triton.cdiv(N, blocks.rows)
+    n_trips = choose_trips(N, K, blocks.rows)
+    n_blocks = triton.cdiv(N, blocks.rows * n_trips)
     tables = _head_tables(layout, logits.device)
     classes, dense = _pack_targets(targets, layout, N, logits.device)
-    has_bias_gradient = need_gradient and bias is not None
 
     def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
@@ -419,8 +442,8 @@ def segment_loss(
     parts = fresh(3, K, n_blocks)
     losses, scale, correct = fresh(K), fresh(K), fresh(K, dtype=torch.int64)
     # An argument that a variant never reads still needs a pointer of the same type.
-    bias_parts = fresh(n_blocks, S) if has_bias_gradient else parts
-    bias_gradient = fresh(S) if has_bias_gradient else None
+    bias_parts = fresh(n_blocks, S) if need_gradient else parts
+    bias_gradient = fresh(S) if need_gradient else None
     with _on_device_of(logits):
         if N:
             segment_loss_kernel[(n_blocks * K,)](
@@ -437,6 +460,7 @@ def segment_loss(
                 S,
                 K,
                 n_blocks,
+                n_trips,
                 0 if dense is None else dense.shape[1],
                 HAS_BIAS=bias is not None,
                 NEED_GRADIENT=need_gradient,
@@ -444,7 +468,7 @@ def segment_loss(
                 BLOCK_C=blocks.columns,
                 num_warps=blocks.warps,
             )
-        n_bias = triton.cdiv(S, FINALIZE_BLOCKS["BLOCK_S"]) if has_bias_gradient else 0
+        n_bias = triton.cdiv(S, FINALIZE_BLOCKS["BLOCK_S"]) if need_gradient else 0
         finalize_kernel[(K + n_bias,)](
             parts,
             bias_parts,
@@ -517,6 +541,11 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def residual(n_rows: int, width: int, dtype: torch.dtype) -> tuple[tuple[int, int], torch.dtype]:
+    """Shape and dtype of the logit gradient that forward hands to backward: (N, S), the features' dtype."""
+    return (n_rows, width), dtype
+
+
 def packed_forward(
     features: Tensor,
     weight: Tensor,
@@ -545,14 +574,15 @@ def packed_backward(
     features: Tensor,
     weight: Tensor,
     logit_gradient: Tensor,
-    bias_gradient: Tensor | None,
+    bias_gradient: Tensor,
     column_scale: Tensor,
     needs: tuple[bool, bool, bool],
+    bias_dtype: torch.dtype | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of features (N, D), weight (S, D) and bias (S,), each None where `needs` says so.
 
     column_scale (S,) float32 is what each column's task still has to be multiplied by: task weight,
-    upstream gradient, 1/denominator. No argument is written to. The bias gradient has the weight's dtype.
+    upstream gradient, 1/denominator. No argument is written to.
     """
     need_features, need_weight, need_bias = needs
     d_features = d_weight = d_bias = None
@@ -560,8 +590,8 @@ def packed_backward(
         d_features = _feature_gradient(logit_gradient, weight, column_scale, features.dtype)
     if need_weight:
         d_weight = _mm_float32(logit_gradient.t(), features).mul_(column_scale[:, None]).to(weight.dtype)
-    if need_bias and bias_gradient is not None:
-        d_bias = (column_scale * bias_gradient).to(weight.dtype)
+    if need_bias:
+        d_bias = (column_scale * bias_gradient).to(bias_dtype)
     return d_features, d_weight, d_bias
 
 
@@ -588,7 +618,9 @@ def _mm_float32(a: Tensor, b: Tensor) -> Tensor:
 def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object], dict[str, int]]]:
     """What `segment_loss` launches: (name, kernel, signature, constexprs, options) for each variant."""
     variants = []
-    cases = [(dtype, largest, True, True) for dtype in ("fp32", "bf16", "fp16") for largest in (16, 64, 50_000)]
+    cases = [
+        (dtype, largest, True, True) for dtype in ("fp32", "bf16", "fp16") for largest in (16, 64, 50_000)
+    ]
     cases += [("bf16", 1000, True, True), ("bf16", 64, False, True), ("bf16", 50_000, True, False)]
     for dtype, largest, has_bias, need_gradient in cases:
         blocks = choose_blocks(largest)
@@ -602,7 +634,7 @@ def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object], di
             "p_weights": "*fp32",
             "p_parts": "*fp32",
             "p_bias_parts": "*fp32",
-            **dict.fromkeys(("N", "S", "K", "n_blocks", "n_dense"), "i32"),
+            **dict.fromkeys(("N", "S", "K", "n_blocks", "n_trips", "n_dense"), "i32"),
         }
         constexprs = {
             "HAS_BIAS": has_bias,
@@ -610,7 +642,9 @@ def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object], di
             "BLOCK_N": blocks.rows,
             "BLOCK_C": blocks.columns,
         }
-        name = f"{dtype} C<={largest}{'' if has_bias else ' no bias'}{'' if need_gradient else ' no gradient'}"
+        name = (
+            f"{dtype} C<={largest}{'' if has_bias else ' no bias'}{'' if need_gradient else ' no gradient'}"
+        )
         variants.append((name, segment_loss_kernel, signature, constexprs, {"num_warps": blocks.warps}))
     signature = {
         **dict.fromkeys(("p_parts", "p_bias_parts", "p_losses", "p_scale"), "*fp32"),

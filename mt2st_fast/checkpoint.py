@@ -1,0 +1,145 @@
+"""Checkpoints: one file, written whole or not at all, read without executing anything.
+
+A safetensors file holds every tensor (parameters, optimizer, random states) under a path-like name; what
+is not a tensor stands as JSON in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mt2st_fast.errors import InputError
+
+FORMAT = "mt2st-fast checkpoint 1"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: a reader sees the old file or the new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> None:
+    """Write modules, optimizer, random states and a JSON-able `state` to one file, atomically."""
+    tensors = {
+        f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+    }
+    optimizer_tensors, optimizer_state = _split_optimizer(optimizer)
+    random_tensors, random_state = _random_states()
+    content = {"format": FORMAT, "state": state, "optimizer": optimizer_state, "random": random_state}
+    flat = {**tensors, **optimizer_tensors, **random_tensors}
+    write_atomically(
+        path,
+        save({key: t.detach().cpu().contiguous() for key, t in flat.items()}, {"json": json.dumps(content)}),
+    )
+
+
+class Checkpoint:
+    """A checkpoint read from `path`: `state` first, then everything else put back by `restore`.
+
+    Raises InputError for a file that is missing, damaged or not a checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"no checkpoint at {path}: train with --out first, or check the path")
+        try:
+            with safe_open(path, framework="pt") as file:
+                content = json.loads((file.metadata() or {}).get("json", "{}"))
+                self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is damaged and cannot be read: {error}") from error
+        if content.get("format") != FORMAT:
+            raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
+        self._content = content
+        self.state: dict[str, Any] = content["state"]
+
+    def restore_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Load the parameters of `modules`. Raises InputError where they do not fit."""
+        for name, module in modules.items():
+            try:
+                module.load_state_dict(self._under(f"{name}/"))
+            except RuntimeError as error:
+                raise InputError(f"the checkpoint does not fit the {name}: {_one_line(error)}") from error
+
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Load the optimizer's state; its parameters must be those that were active."""
+        stored = self._content["optimizer"]
+        state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in stored["state"].items()}
+        for key, tensor in self._under("optimizer/").items():
+            index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = tensor
+        groups = [
+            {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
+            for group in stored["param_groups"]
+        ]
+        try:
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except ValueError as error:
+            raise InputError(f"the checkpoint does not fit the optimizer: {_one_line(error)}") from error
+
+    def restore_random_states(self) -> None:
+        """Put every random generator back where it was."""
+        stored = self._content["random"]
+        version, internal, gauss = stored["python"]
+        random.setstate((version, tuple(internal), gauss))
+        np.random.set_state(("MT19937", np.array(stored["numpy"][0], np.uint32), *stored["numpy"][1:]))
+        torch.set_rng_state(self._tensors["random/cpu"])
+        for index in range(torch.cuda.device_count()):
+            if f"random/cuda{index}" in self._tensors:
+                torch.cuda.set_rng_state(self._tensors[f"random/cuda{index}"], index)
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {key[len(prefix) :]: t for key, t in self._tensors.items() if key.startswith(prefix)}
+
+
+def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    stored = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[int, dict[str, Any]] = {}
+    for index, values in stored["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+            else:
+                scalars.setdefault(index, {})[name] = value
+    return tensors, {"state": scalars, "param_groups": stored["param_groups"]}
+
+
+def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {"random/cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            tensors[f"random/cuda{index}"] = torch.cuda.get_rng_state(index)
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    return tensors, {
+        "python": random.getstate(),
+        "numpy": [keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

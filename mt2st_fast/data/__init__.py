@@ -1,0 +1,26 @@
+"""Text and labels: readers -> corpus -> batches."""
+
+from mt2st_fast.data.batches import BagBatches, EvaluationBatches, TokenBatches, evaluation_batches
+from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn, check_main, hide_labels
+from mt2st_fast.data.readers import open_data
+from mt2st_fast.data.sampler import Sampler
+from mt2st_fast.data.subwords import SubwordTable, subword_rows
+from mt2st_fast.data.vocabulary import Vocabulary
+
+__all__ = [
+    "MISSING",
+    "BagBatches",
+    "Corpus",
+    "EvaluationBatches",
+    "Sampler",
+    "Splits",
+    "SubwordTable",
+    "TargetColumn",
+    "TokenBatches",
+    "Vocabulary",
+    "check_main",
+    "evaluation_batches",
+    "hide_labels",
+    "open_data",
+    "subword_rows",
+]

@@ -1,0 +1,214 @@
+"""Batches: (inputs, {task: targets}) as torch tensors, by array operations only."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mt2st_fast.data.corpus import Corpus, check_main
+from mt2st_fast.data.sampler import Sampler, check_active
+from mt2st_fast.errors import InputError
+
+OUTSIDE = -1  # the "type id" of a window position beyond the sentence
+
+Targets = dict[str, Tensor]
+Batch = tuple[Tensor | tuple[Tensor, Tensor], Targets]
+
+
+class WindowInputs:
+    """Windows of type ids around tokens. Sentences are laid out with `window` outside marks between them,
+    so that every window is one contiguous slice and no border needs a test."""
+
+    def __init__(self, corpus: Corpus, window: int):
+        if corpus.level != "token":
+            raise InputError(
+                "windows need labels per token, this corpus has them per document; use BagBatches"
+            )
+        if window < 0:
+            raise InputError(f"window {window} is negative; 2 takes two words on each side")
+        # The window of token t begins in front of the token by `window` places, and `window` marks stand
+        # before each sentence: the two cancel out, but for the marks of the earlier sentences.
+        self._begin_of_row = np.arange(len(corpus.tokens)) + window * corpus.unit_of_token
+        laid_out = np.full(len(corpus.tokens) + window * (corpus.n_units + 1), OUTSIDE, dtype=np.int32)
+        laid_out[self._begin_of_row + window] = corpus.tokens
+        # Too short only for a corpus without tokens, which has no row to look at.
+        laid_out = (
+            laid_out if len(laid_out) > 2 * window else np.full(2 * window + 1, OUTSIDE, dtype=np.int32)
+        )
+        self._windows = np.lib.stride_tricks.sliding_window_view(laid_out, 2 * window + 1)
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """Type ids, int32 (B, 2 * window + 1); OUTSIDE beyond the sentence."""
+        return torch.from_numpy(self._windows[self._begin_of_row[rows]])
+
+
+class BagInputs:
+    """All type ids of documents, one document after the other."""
+
+    def __init__(self, corpus: Corpus):
+        if corpus.level != "document":
+            raise InputError(
+                "bags need labels per document, this corpus has them per token; use TokenBatches"
+            )
+        self._tokens = corpus.tokens
+        self._starts = corpus.bounds[:-1]
+        self._lengths = np.diff(corpus.bounds)
+
+    def __call__(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Type ids, int32 (total,), and the offsets of the documents in them, int64 (B + 1,)."""
+        lengths = self._lengths[rows]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        positions = np.arange(offsets[-1]) + np.repeat(self._starts[rows] - offsets[:-1], lengths)
+        return torch.from_numpy(self._tokens[positions]), torch.from_numpy(offsets)
+
+
+class TrainingBatches:
+    """Endless, resumable training batches in epochs of a fixed length; TokenBatches and BagBatches say of
+    what.
+
+    Iterating yields the rest of the current epoch (a whole one at its start), each batch as (inputs, {task:
+    targets}) with the *active* tasks only: int64 (B,) for classes, float32 (B, C) for the other kinds; -100
+    or NaN where a row has no label.
+    """
+
+    def __init__(self, corpus: Corpus, inputs, batch_size: int, main: str, tasks, share: float, seed: int):
+        check_main(corpus, main)
+        self.main = main
+        self.tasks = (
+            tuple(tasks) if tasks is not None else (main, *(task for task in corpus.targets if task != main))
+        )
+        self._corpus = corpus
+        self._inputs = inputs
+        self.sampler = Sampler(corpus.column(main).labelled(), batch_size, share, seed)
+        self.enter_phase(self.tasks)
+
+    @property
+    def batch_size(self) -> int:
+        """B, rows of every batch."""
+        return self.sampler.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the same in every phase."""
+        return self.sampler.steps_per_epoch
+
+    def __len__(self) -> int:
+        return self.sampler.steps_per_epoch
+
+    def enter_phase(self, active: Sequence[str]) -> None:
+        """From the next batch on, deliver the targets of these tasks; retired tasks' labels are let go of.
+
+        With the main task alone (a single-task phase) only rows with a main label are drawn. Raises
+        InputError for an unknown task or where the main task is not among them.
+        """
+        self.active = check_active(active, self.tasks, self.main)
+        self.sampler.single_task = self.active == (self.main,)
+        self._columns = {task: _tensor(self._corpus.column(task).values) for task in self.active}
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            batch = self._next_batch()
+            # Asked before the batch is handed out: what is done with it may load another position.
+            ends_epoch = self.sampler.position == 0
+            yield batch
+            if ends_epoch:
+                return
+
+    def _next_batch(self) -> Batch:
+        rows = self.sampler.next_rows()
+        return self._inputs(rows), _targets(self._columns, torch.from_numpy(rows))
+
+    def state_dict(self) -> dict:
+        """Phase, position in the epoch and in the streams, in JSON's types: what follows the batch handed out last."""
+        return {"active": list(self.active), "sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue with exactly the batches that would have followed. Raises InputError for other data or settings."""
+        self.sampler.load_state_dict(state["sampler"])
+        self.enter_phase(state["active"])
+
+
+class TokenBatches(TrainingBatches):
+    """Training batches of tokens: inputs are windows of word type ids, int32 (B, 2 * window + 1), -1
+    outside the sentence.
+
+    `tasks` limits the tasks (all of the corpus by default); `share` is the Sampler's. Raises InputError
+    where the corpus has no label of the main task.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        batch_size: int,
+        window: int,
+        main: str,
+        share: float = 0.5,
+        seed: int = 1,
+        tasks: Sequence[str] | None = None,
+    ):
+        super().__init__(corpus, WindowInputs(corpus, window), batch_size, main, tasks, share, seed)
+
+
+class BagBatches(TrainingBatches):
+    """Training batches of documents: inputs are (type ids int32 (total,), offsets int64 (B + 1,)).
+
+    `tasks` limits the tasks (all of the corpus by default); `share` is the Sampler's. Raises InputError
+    where the corpus has no label of the main task.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        batch_size: int,
+        main: str,
+        share: float = 0.5,
+        seed: int = 1,
+        tasks: Sequence[str] | None = None,
+    ):
+        super().__init__(corpus, BagInputs(corpus), batch_size, main, tasks, share, seed)
+
+
+class EvaluationBatches:
+    """All rows of a corpus in their order, with the targets of the requested tasks; can be iterated again."""
+
+    def __init__(self, corpus: Corpus, batch_size: int, inputs, tasks: Sequence[str]):
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} is not positive")
+        self._n_rows = corpus.n_rows
+        self._batch_size = batch_size
+        self._inputs = inputs
+        self._columns = {task: _tensor(corpus.column(task).values) for task in tasks}
+
+    def __len__(self) -> int:
+        return -(-self._n_rows // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, self._n_rows, self._batch_size):
+            rows = np.arange(first, min(first + self._batch_size, self._n_rows))
+            targets = {task: column[first : first + len(rows)] for task, column in self._columns.items()}
+            yield self._inputs(rows), targets
+
+
+def evaluation_batches(
+    corpus: Corpus, batch_size: int, window: int | None = None, tasks: Sequence[str] | None = None
+) -> EvaluationBatches:
+    """Sequential batches over all rows; `tasks` are all of the corpus by default, `window` is for token
+    level only.
+
+    The last batch may be shorter. Targets are views of the corpus: do not write to them.
+    """
+    if corpus.level == "token" and window is None:
+        raise InputError("evaluation batches of tokens need a window")
+    inputs = BagInputs(corpus) if corpus.level == "document" else WindowInputs(corpus, window)
+    return EvaluationBatches(corpus, batch_size, inputs, tuple(corpus.targets) if tasks is None else tasks)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """A tensor over the same memory; copies only what torch cannot share (read-only or strided arrays)."""
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+
+
+def _targets(columns: Targets, rows: Tensor) -> Targets:
+    return {task: column.index_select(0, rows) for task, column in columns.items()}

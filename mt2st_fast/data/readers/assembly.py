@@ -1,0 +1,121 @@
+"""From what a reader found (words and label cells as text) to Splits: missing splits, vocabulary, class inventories."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+
+_SPLIT_SEED = 0  # not the run's seed: the test set must be the same for every run
+
+
+@dataclass(eq=False)
+class Section:
+    """Text as read: units of words, and the label cells of each unit (one a word, or one for the document).
+
+    A cell is a string (classes), a tuple of strings (labels), a float (values), or None where there is no
+    label.
+    """
+
+    units: list[list[str]]
+    cells: dict[str, list[list]]  # task -> a list of cells for each unit
+
+    def take(self, chosen: np.ndarray) -> "Section":
+        """The units of those numbers, in that order."""
+        return Section(
+            [self.units[u] for u in chosen],
+            {task: [cells[u] for u in chosen] for task, cells in self.cells.items()},
+        )
+
+
+def complete_splits(found: Mapping[str, Section], where: str) -> dict[str, Section]:
+    """Train, dev and test: training text alone is split 80/10/10, a missing dev or test takes 10 % of it.
+
+    Deterministic, by unit. Raises InputError where there are too few units to split.
+    """
+    missing = [part for part in ("dev", "test") if part not in found]
+    sections = dict(found)
+    n_units = len(found["train"].units)
+    share = max(1, n_units // 10)
+    if missing and n_units < 3:
+        raise InputError(
+            f"{where}: {n_units} sentences or documents are too few to split; give train, dev and test files"
+        )
+    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(n_units)
+    for i, part in enumerate(missing):
+        sections[part] = found["train"].take(np.sort(order[i * share : (i + 1) * share]))
+    if missing:
+        sections["train"] = found["train"].take(np.sort(order[len(missing) * share :]))
+    return {part: sections[part] for part in ("train", "dev", "test")}
+
+
+def assemble(
+    name: str,
+    sections: Mapping[str, Section],
+    kinds: Mapping[str, str],
+    level: str,
+    main: str | None,
+    auxiliary: Sequence[str],
+    notes: Sequence[str] = (),
+) -> Splits:
+    """Build the Splits of the sections' tasks.
+
+    The classes of a task are those of all splits: one that training text lacks can never be predicted, and
+    counts as wrong where the test text has it, as it should.
+    """
+    words = {part: [word for unit in section.units for word in unit] for part, section in sections.items()}
+    vocabulary = Vocabulary.build(*(words[part] for part in ("train", "dev", "test")))
+    cells = {
+        part: {task: [cell for unit in units for cell in unit] for task, units in section.cells.items()}
+        for part, section in sections.items()
+    }
+    names = {
+        task: class_names(kind, task, [cells[part][task] for part in cells]) for task, kind in kinds.items()
+    }
+    corpora = {
+        part: Corpus(
+            tokens=vocabulary.ids_of(words[part]),
+            bounds=bounds_of([len(unit) for unit in section.units]),
+            targets={task: encode(kind, names[task], cells[part][task]) for task, kind in kinds.items()},
+            level=level,
+        )
+        for part, section in sections.items()
+    }
+    return Splits(
+        **corpora, vocabulary=vocabulary, name=name, main=main, auxiliary=tuple(auxiliary), notes=tuple(notes)
+    )
+
+
+def bounds_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Bounds int64 (n + 1,) of n pieces of the given lengths."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def class_names(kind: str, task: str, columns: Sequence[list]) -> tuple[str, ...]:
+    """The sorted classes or labels of all columns of cells; for values the task's own name."""
+    if kind == "values":
+        return (task,)
+    seen = set().union(*columns) - {None}
+    return tuple(sorted(seen if kind == "classes" else {label for cell in seen for label in cell}))
+
+
+def encode(kind: str, names: tuple[str, ...], cells: list) -> TargetColumn:
+    """Cells to a TargetColumn of N rows."""
+    index_of = {name: i for i, name in enumerate(names)}
+    if kind == "classes":
+        index_of[None] = MISSING
+        return TargetColumn(
+            kind, names, np.fromiter((index_of[cell] for cell in cells), np.int64, len(cells))
+        )
+    values = np.zeros((len(cells), len(names)), dtype=np.float32)
+    for row, cell in zip(values, cells, strict=True):
+        if cell is None:
+            row[:] = np.nan
+        elif kind == "values":
+            row[0] = cell
+        else:
+            row[[index_of[label] for label in cell]] = 1
+    return TargetColumn(kind, names, values)

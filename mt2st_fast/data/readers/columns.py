@@ -1,0 +1,91 @@
+"""The reader `columns:PATH`: CoNLL columns, one word a line with its labels, a blank line after each sentence."""
+
+from pathlib import Path
+
+from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
+from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, check_known
+from mt2st_fast.errors import InputError
+
+_HEADER = "# columns:"
+_EXTENSIONS = (".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio", ".col", ".columns", ".data")
+
+
+def read(request: ReadRequest) -> Splits:
+    """Tasks col1, col2, ... or as a first line `# columns: word pos chunk` names them; the word comes first.
+
+    A row is a token, a unit is a sentence. By default the last column is the main task, all others are
+    auxiliary.
+    """
+    request.only_classes("columns")
+    where = str(request.path)
+    tables = {part: _Table(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    existing = tables["train"].tasks
+    for table in tables.values():
+        if table.tasks != existing:
+            raise InputError(
+                f"{table.path}: has the columns {', '.join(table.tasks)}, the training file {', '.join(existing)}"
+            )
+    check_known(request.requested, existing, where)
+    main = request.main or TaskRequest(existing[-1])
+    chosen = existing if request.auxiliary is None else [task.name for task in request.auxiliary]
+    auxiliary = [task for task in chosen if task != main.name]
+    tasks = [main.name, *auxiliary]
+    sections = complete_splits({part: table.section(tasks) for part, table in tables.items()}, where)
+    return assemble(
+        f"columns:{where}", sections, dict.fromkeys(tasks, "classes"), "token", main.name, auxiliary
+    )
+
+
+class _Table:
+    """The words and columns of one file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.tasks: list[str] = []
+        self._sentences: list[list[list[str]]] = [[]]
+        self._n_columns = 0
+        for number, line in numbered_lines(path):
+            self._add(number, line)
+        self._sentences = [sentence for sentence in self._sentences if sentence]
+        if not self._sentences:
+            raise InputError(f"{path}: the file has no words")
+
+    def section(self, tasks: list[str]) -> Section:
+        column_of = {task: 1 + self.tasks.index(task) for task in tasks}
+        return Section(
+            [[row[0] for row in sentence] for sentence in self._sentences],
+            {
+                task: [[row[column] for row in sentence] for sentence in self._sentences]
+                for task, column in column_of.items()
+            },
+        )
+
+    def _add(self, number: int, line: str) -> None:
+        row = line.split()
+        if number == 1 and line.startswith(_HEADER):
+            self._set_columns(line.removeprefix(_HEADER).split()[1:], number)
+        elif not row or row[0] == "-DOCSTART-":  # CoNLL-2003's mark between documents
+            self._sentences.append([])
+        else:
+            self._add_word(number, row)
+
+    def _add_word(self, number: int, row: list[str]) -> None:
+        if not self._n_columns:
+            self._set_columns([f"col{i}" for i in range(1, len(row))], number)
+        if len(row) != self._n_columns:
+            raise InputError(
+                f"{self.path}:{number}: {len(row)} columns where the lines before have {self._n_columns}"
+            )
+        self._sentences[-1].append(row)
+
+    def _set_columns(self, tasks: list[str], number: int) -> None:
+        if not tasks:
+            raise InputError(
+                f"{self.path}:{number}: a word without a label; the first column is the word, the others labels"
+            )
+        if len(set(tasks)) < len(tasks):
+            raise InputError(f"{self.path}:{number}: a column is named twice in {', '.join(tasks)}")
+        self.tasks = tasks
+        self._n_columns = 1 + len(tasks)

@@ -1,0 +1,108 @@
+"""The reader `conllu:PATH`: Universal Dependencies treebanks (https://universaldependencies.org/format.html)."""
+
+from pathlib import Path
+
+from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
+from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, check_known
+from mt2st_fast.errors import InputError
+
+_COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
+_FEATS_COLUMN = 5
+_DEFAULT_MAIN = "upos"
+_DEFAULT_AUXILIARY = ("xpos", "deprel", "feats.Number", "feats.VerbForm")
+_EXTENSIONS = (".conllu", ".conll", ".txt")
+
+
+def read(request: ReadRequest) -> Splits:
+    """Tasks upos, xpos, deprel and feats.NAME; a row is a token, a unit is a sentence.
+
+    A token without the feature NAME is of class "_" of that feature (a label: the language's grammar says
+    so); "_" in another column means not annotated, so there is no label. Multiword ranges and empty nodes
+    are left out.
+    """
+    request.only_classes("conllu")
+    rows_of = {part: _read_sentences(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    existing = _existing_tasks(
+        [row for sentences in rows_of.values() for sentence in sentences for row in sentence]
+    )
+    check_known(request.requested, existing, str(request.path))
+    main = request.main or TaskRequest(_DEFAULT_MAIN)
+    check_known([main], existing, str(request.path))
+    if request.auxiliary is None:
+        auxiliary = [task for task in _DEFAULT_AUXILIARY if task in existing and task != main.name]
+    else:
+        auxiliary = [task.name for task in request.auxiliary]
+    tasks = [main.name, *auxiliary]
+    sections = {part: _section(sentences, tasks) for part, sentences in rows_of.items()}
+    return assemble(
+        f"conllu:{request.path}",
+        complete_splits(sections, str(request.path)),
+        dict.fromkeys(tasks, "classes"),
+        "token",
+        main.name,
+        auxiliary,
+    )
+
+
+def _read_sentences(path: Path) -> list[list[list[str]]]:
+    """The ten columns of each word of each sentence."""
+    sentences: list[list[list[str]]] = [[]]
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            sentences.append([])
+        elif not line.startswith("#") and (row := _parse_word(line, path, number)) is not None:
+            sentences[-1].append(row)
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        raise InputError(f"{path}: the file has no sentences")
+    return sentences
+
+
+def _parse_word(line: str, path: Path, number: int) -> list[str] | None:
+    """The columns of a line, or None for a multiword range (1-2) or an empty node (1.1)."""
+    row = line.split("\t")
+    if len(row) != 10:
+        raise InputError(
+            f"{path}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has {len(row)}"
+        )
+    if row[0].isdecimal():
+        return row
+    first, separator, second = row[0].replace(".", "-", 1).partition("-")
+    if separator and first.isdecimal() and second.isdecimal():
+        return None
+    raise InputError(
+        f"{path}:{number}: the word id {row[0]!r} is not a number (1), a range (1-2) or an empty node (1.1)"
+    )
+
+
+def _existing_tasks(rows: list[list[str]]) -> list[str]:
+    """Annotated columns, then the features that occur."""
+    columns = [task for task, column in _COLUMN_OF.items() if any(row[column] != "_" for row in rows)]
+    analyses = {row[_FEATS_COLUMN] for row in rows} - {"_"}
+    features = {pair.partition("=")[0] for analysis in analyses for pair in analysis.split("|")}
+    return columns + [f"feats.{name}" for name in sorted(features)]
+
+
+def _section(sentences: list[list[list[str]]], tasks: list[str]) -> Section:
+    words = [[row[1] for row in sentence] for sentence in sentences]
+    return Section(words, {task: _cells(sentences, task) for task in tasks})
+
+
+def _cells(sentences: list[list[list[str]]], task: str) -> list[list[str | None]]:
+    if task in _COLUMN_OF:
+        column = _COLUMN_OF[task]
+        return [[None if row[column] == "_" else row[column] for row in sentence] for sentence in sentences]
+    name = task.removeprefix("feats.")
+    value_of = {
+        row[_FEATS_COLUMN]: _feature(row[_FEATS_COLUMN], name) for sentence in sentences for row in sentence
+    }
+    return [[value_of[row[_FEATS_COLUMN]] for row in sentence] for sentence in sentences]
+
+
+def _feature(analysis: str, name: str) -> str:
+    """The value of a feature in `A=x|B=y`, "_" where it is absent."""
+    return next(
+        (value for key, _, value in (pair.partition("=") for pair in analysis.split("|")) if key == name), "_"
+    )

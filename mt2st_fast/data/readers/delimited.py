@@ -1,0 +1,166 @@
+"""The reader `csv:PATH`: documents in a table with a header, one text column and columns of labels."""
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
+from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, check_known
+from mt2st_fast.errors import InputError
+
+_TEXT_COLUMNS = ("text", "sentence", "review", "content")
+_EXTENSIONS = (".csv", ".tsv", ".tab")
+_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+
+
+def read(request: ReadRequest) -> Splits:
+    """Every column but the text is a task: classes, or `name:regression`, or `name:multilabel` (labels with
+    | or ; between).
+
+    A row and a unit is a document. An empty cell is a missing label. By default the first column after the
+    text is the main task and all others are auxiliary, but for columns of text and ids (most rows have a
+    class of their own).
+    """
+    where = str(request.path)
+    tables = {part: _read_table(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    train = tables["train"]
+    for table in tables.values():
+        if table.header != train.header:
+            raise InputError(
+                f"{table.path}: has the columns {', '.join(table.header)}, the training file {', '.join(train.header)}"
+            )
+    check_known(request.requested, train.tasks, where)
+    main = request.main or TaskRequest(train.default_main)
+    auxiliary, notes = _auxiliary(request, main, train)
+    requests = [main, *auxiliary]
+    sections = complete_splits({part: table.section(requests) for part, table in tables.items()}, where)
+    kinds = {task.name: task.kind for task in requests}
+    names = [task.name for task in auxiliary]
+    return assemble(f"csv:{where}", sections, kinds, "document", main.name, names, notes)
+
+
+def tokenize_text(text: str) -> list[str]:
+    """Lower-case words, numbers and single punctuation marks of a text."""
+    return _WORD.findall(text.lower())
+
+
+def _auxiliary(
+    request: ReadRequest, main: TaskRequest, train: "_Table"
+) -> tuple[list[TaskRequest], list[str]]:
+    if request.auxiliary is not None:
+        return list(request.auxiliary), []
+    others = [task for task in train.tasks if task != main.name]
+    unfit = [
+        task for task in others if train.n_classes(task) > len(train.rows) / 2 or train.n_classes(task) < 2
+    ]
+    notes = [
+        f"column {task!r} is no auxiliary task: it has {train.n_classes(task)} classes" for task in unfit
+    ]
+    return [TaskRequest(task) for task in others if task not in unfit], notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The header and the rows of one file; `line_numbers` say where each row ends."""
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+    line_numbers: list[int]
+    text_column: int
+
+    @property
+    def tasks(self) -> list[str]:
+        return self.header[: self.text_column] + self.header[self.text_column + 1 :]
+
+    @property
+    def default_main(self) -> str:
+        after_text = self.header[self.text_column + 1 :]
+        return (after_text or self.header)[0]
+
+    def n_classes(self, task: str) -> int:
+        column = self.header.index(task)
+        return len({row[column] for row in self.rows} - {""})
+
+    def section(self, tasks: Sequence[TaskRequest]) -> Section:
+        units = [tokenize_text(row[self.text_column]) for row in self.rows]
+        return Section(units, {task.name: self._cells(task) for task in tasks})
+
+    def _cells(self, task: TaskRequest) -> list[list]:
+        column = self.header.index(task.name)
+        return [
+            [self._cell(row[column].strip(), task, number)]
+            for row, number in zip(self.rows, self.line_numbers, strict=True)
+        ]
+
+    def _cell(self, text: str, task: TaskRequest, number: int) -> str | float | tuple[str, ...] | None:
+        if not text:
+            return None
+        if task.kind == "labels":
+            return tuple(label.strip() for label in re.split(r"[|;]", text) if label.strip())
+        return self._number(text, task, number) if task.kind == "values" else text
+
+    def _number(self, text: str, task: TaskRequest, number: int) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(
+                f"{self.path}:{number}: {text!r} in column {task.name!r} is not a number, which regression needs"
+            )
+        return value
+
+
+def _read_table(path: Path) -> _Table:
+    delimiter = _delimiter(path)
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+        text_column = _text_column(header, path)
+        rows, line_numbers = [], []
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise InputError(
+                    f"{path}:{reader.line_num}: {len(row)} cells where the header has {len(header)}"
+                )
+            rows.append(row)
+            line_numbers.append(reader.line_num)
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: is not a readable row ({error})") from None
+    if not rows:
+        raise InputError(f"{path}: the file has a header and no rows")
+    return _Table(path, header, rows, line_numbers, text_column)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines with their ends, which a quoted cell may hold."""
+    return (f"{line}\n" for _, line in numbered_lines(path))
+
+
+def _delimiter(path: Path) -> str:
+    """By the extension, or what the header has most of; csv.Sniffer guesses wrong on short headers."""
+    if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes}:
+        return "\t"
+    _, header = next(numbered_lines(path))
+    return max(",;\t", key=header.count)
+
+
+def _text_column(header: list[str], path: Path) -> int:
+    if len(set(header)) < len(header) or "" in header:
+        raise InputError(f"{path}:1: a column is unnamed or named twice in the header: {', '.join(header)}")
+    for name in _TEXT_COLUMNS:
+        if name in header:
+            if len(header) == 1:
+                raise InputError(f"{path}:1: there is no column of labels beside {name!r}")
+            return header.index(name)
+    raise InputError(
+        f"{path}:1: no column is named {', '.join(_TEXT_COLUMNS)}; the columns are {', '.join(header)}"
+    )

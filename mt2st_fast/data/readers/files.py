@@ -1,0 +1,81 @@
+"""Text files: opening them (.gz too) with errors a user can act on, and finding the splits of a corpus in a folder."""
+
+import gzip
+import re
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from mt2st_fast.errors import InputError
+
+# A split's word must begin a word of the file name: `latest.txt` is no test file.
+_SPLIT_PATTERNS = {
+    part: re.compile(rf"(?<![a-z])(?:{words})", re.IGNORECASE)
+    for part, words in {"train": "train", "dev": "dev|valid|val(?![a-z])", "test": "test"}.items()
+}
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a UTF-8 text file, compressed where it is named .gz.
+
+    Raises InputError for a missing, empty, unreadable or undecodable file.
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, _decode(line, path, number).rstrip("\r\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; check the path") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: is not a whole gzip file ({error}); compress it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not number:
+        raise InputError(f"{path}: the file is empty")
+
+
+def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
+    """The file of each split: {"train": a file}, with "dev" and "test" where a folder has them.
+
+    A file is taken as it is. In a folder, files with one of the extensions (or the same and .gz) are told
+    apart by `train`, `dev` or `valid`, and `test` in their names; a single such file is the training file
+    whatever its name. Raises InputError where nothing or too much fits.
+    """
+    if not path.is_dir():
+        return {"train": path}
+    files = sorted(file for file in path.iterdir() if file.is_file() and _extension(file) in extensions)
+    if not files:
+        raise InputError(
+            f"{path}: the folder has no file that ends in {', '.join(sorted(extensions))} (or the same with .gz)"
+        )
+    if len(files) == 1:
+        return {"train": files[0]}
+    splits = {}
+    for part, pattern in _SPLIT_PATTERNS.items():
+        matches = [file for file in files if pattern.search(file.name)]
+        if len(matches) > 1:
+            names = ", ".join(file.name for file in matches)
+            raise InputError(f"{path}: several files look like {part} ({names}); leave one, or name one file")
+        if matches:
+            splits[part] = matches[0]
+    if "train" not in splits:
+        names = ", ".join(file.name for file in files[:5])
+        raise InputError(
+            f"{path}: no file has `train` in its name (found {names}); rename one, or name one file"
+        )
+    return splits
+
+
+def _decode(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}:{number}: is not UTF-8 (byte {error.start + 1}); convert the file to UTF-8"
+        ) from None
+
+
+def _extension(file: Path) -> str:
+    name = file.with_suffix("") if file.suffix.lower() == ".gz" else file
+    return name.suffix.lower()

@@ -1,0 +1,80 @@
+"""What the user asked a reader for: main and auxiliary tasks by name and kind, against the tasks that exist."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mt2st_fast.errors import InputError
+
+_KIND_OF_SUFFIX = {
+    "classes": "classes",
+    "classification": "classes",
+    "multilabel": "labels",
+    "regression": "values",
+}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """A task by name, and its kind ("classes", "labels", "values")."""
+
+    name: str
+    kind: str = "classes"
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """What a reader is given; main or auxiliary of None stand for the reader's defaults."""
+
+    path: Path | None
+    main: TaskRequest | None
+    auxiliary: tuple[TaskRequest, ...] | None
+    progress: Progress | None = None
+
+    @property
+    def requested(self) -> tuple[TaskRequest, ...]:
+        """All tasks asked for by name, main task first."""
+        return (() if self.main is None else (self.main,)) + (self.auxiliary or ())
+
+    def only_classes(self, reader: str) -> None:
+        """Raise InputError where a task was asked for as regression or multilabel."""
+        for task in self.requested:
+            if task.kind != "classes":
+                raise InputError(
+                    f"task {task.name!r}: {reader} has classes only; regression and multilabel are for csv:PATH"
+                )
+
+
+def parse_task(text: str) -> TaskRequest:
+    """`rating:regression`, `tags:multilabel`, or a name alone for classes."""
+    name, separator, suffix = text.rpartition(":")
+    if separator and name and suffix in _KIND_OF_SUFFIX:
+        return TaskRequest(name, _KIND_OF_SUFFIX[suffix])
+    return TaskRequest(text)
+
+
+def make_request(
+    path: Path | None, main: str | None, auxiliary: Sequence[str] | None, progress: Progress | None
+) -> ReadRequest:
+    """Parse the task names. Raises InputError for a task named twice."""
+    main_request = None if main is None else parse_task(main)
+    auxiliary_requests = None if auxiliary is None else tuple(map(parse_task, auxiliary))
+    names = [task.name for task in auxiliary_requests or ()]
+    if main_request is not None and main_request.name in names:
+        raise InputError(
+            f"task {main_request.name!r} is main and auxiliary; take it out of the auxiliary tasks"
+        )
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"auxiliary task {repeated[0]!r} is named twice; name it once")
+    return ReadRequest(path, main_request, auxiliary_requests, progress)
+
+
+def check_known(requested: Iterable[TaskRequest], existing: Sequence[str], where: str) -> None:
+    """Raise InputError that lists the existing tasks where one asked for is not among them."""
+    for task in requested:
+        if task.name not in existing:
+            raise InputError(
+                f"{where}: there is no task {task.name!r}; it has {', '.join(existing) or 'none'}"
+            )

@@ -1,0 +1,118 @@
+"""Which rows stand in which training batch: shuffled streams that can be resumed at any batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mt2st_fast.errors import InputError
+
+
+class RowStream:
+    """An endless sequence of shuffled passes over a set of rows; pass p is a permutation seeded by (seed, stream, p)."""
+
+    def __init__(self, rows: np.ndarray, seed: int, stream: int):
+        self._rows = rows
+        self._seed = (seed, stream)
+        self.seek(0, 0)
+
+    def seek(self, pass_number: int, position: int) -> None:
+        """Continue in the given pass at the given position. The shuffle is made when rows are drawn."""
+        self.pass_number, self.position = pass_number, position
+        self._order: np.ndarray | None = None
+
+    def draw(self, count: int) -> np.ndarray:
+        """The next rows, int64 (count,); passes follow one another without a gap."""
+        order = self._current_order()
+        piece = order[self.position : self.position + count]
+        self.position += len(piece)
+        if len(piece) == count:
+            return piece
+        self.seek(self.pass_number + 1, 0)
+        return np.concatenate([piece, self.draw(count - len(piece))])
+
+    def _current_order(self) -> np.ndarray:
+        if self._order is None:
+            seeds = np.random.SeedSequence((*self._seed, self.pass_number))
+            self._order = np.random.Generator(np.random.PCG64(seeds)).permutation(self._rows)
+        return self._order
+
+
+class Sampler:
+    """Draws the rows of each training batch; every batch has the same number of rows.
+
+    labelled    bool (N,): which rows carry a label of the main task
+    batch_size  rows of a batch (N where N is smaller)
+    share       where fewer rows than this share carry a main label, a multi-task batch draws this share of
+                its rows from those and the rest from the others, or the main task would starve
+
+    A single-task phase draws rows with a main label only. An epoch is ceil(N / batch_size) batches in every
+    phase, so that strategies compare step by step.
+    """
+
+    def __init__(self, labelled: np.ndarray, batch_size: int, share: float = 0.5, seed: int = 1):
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} is not positive")
+        if not 0 < share <= 1:
+            raise InputError(
+                f"main share {share} is outside (0, 1]; 0.5 draws half of a batch from rows with a main label"
+            )
+        if seed < 0:
+            raise InputError(f"seed {seed} is negative; use 0 or more")
+        if not labelled.any():
+            raise InputError("no training row has a label of the main task")
+        N = len(labelled)
+        self.batch_size = min(batch_size, N)
+        self.steps_per_epoch = -(-N // self.batch_size)
+        self.single_task = False
+        self.position = 0  # batches of the current epoch already drawn
+        self.main_is_rare = bool(labelled.mean() < share)
+        self._n_main = min(self.batch_size, max(1, round(share * self.batch_size)))
+        self._identity = {"rows": N, "main_rows": int(labelled.sum()), "batch_size": self.batch_size}
+        self._identity |= {"share": share, "seed": seed}
+        row_sets = {"all": np.arange(N), "main": np.flatnonzero(labelled), "other": np.flatnonzero(~labelled)}
+        self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
+
+    def next_rows(self) -> np.ndarray:
+        """The rows of the next batch, int64 (batch_size,)."""
+        self.position = (self.position + 1) % self.steps_per_epoch
+        if self.single_task:
+            return self._streams["main"].draw(self.batch_size)
+        if not self.main_is_rare:
+            return self._streams["all"].draw(self.batch_size)
+        main_rows = self._streams["main"].draw(self._n_main)
+        n_other = self.batch_size - self._n_main
+        return np.concatenate([main_rows, self._streams["other"].draw(n_other)]) if n_other else main_rows
+
+    def state_dict(self) -> dict:
+        """Where the streams stand, in JSON's types."""
+        streams = {name: [stream.pass_number, stream.position] for name, stream in self._streams.items()}
+        return {
+            "position": self.position,
+            "single_task": self.single_task,
+            "streams": streams,
+            **self._identity,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where `state_dict` was taken. Raises InputError where data, batch size, share or seed differ."""
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise InputError(
+                    f"the checkpoint's batches had {name}={state.get(name)}, these have {value}; "
+                    "resume with the data and settings of the checkpoint"
+                )
+        self.position, self.single_task = state["position"], state["single_task"]
+        for name, stream in self._streams.items():
+            stream.seek(*state["streams"][name])
+
+
+def check_active(active: Sequence[str], tasks: Sequence[str], main: str) -> tuple[str, ...]:
+    """The active tasks as a tuple. Raises InputError for an unknown task or a phase without the main task."""
+    unknown = [task for task in active if task not in tasks]
+    if unknown:
+        raise InputError(f"no task {unknown[0]!r} in these batches; their tasks: {', '.join(tasks)}")
+    if main not in active:
+        raise InputError(
+            f"a phase needs the main task {main!r}; its active tasks: {', '.join(active) or 'none'}"
+        )
+    return tuple(active)

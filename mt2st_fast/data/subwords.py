@@ -1,0 +1,95 @@
+"""Embedding rows of every word type: a row of its own or the shared <unk> row, and hashed parts of the word."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+PADDING_ROW = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SubwordTable:
+    """Which rows of an embedding table a type is made of.
+
+    `rows` is int32 (T, M): the row ids of type t, filled up with `padding_row`. The embedding table has
+    `num_rows` rows: padding, one per frequent type, <unk>, then the hashed buckets.
+    """
+
+    rows: np.ndarray
+    num_rows: int
+    padding_row: int = PADDING_ROW
+
+
+def subword_rows(
+    vocabulary_words: Sequence[str],
+    counts: np.ndarray,
+    *,
+    min_count: int = 2,
+    buckets: int = 20_000,
+    max_prefix: int = 3,
+    max_suffix: int = 4,
+    shape: bool = True,
+    min_n: int = 3,
+    max_n: int = 0,
+) -> SubwordTable:
+    """Give each of T types its embedding rows.
+
+    A type seen at least `min_count` times in training has a row of its own, the others share <unk>; every
+    type adds hashed rows of its prefixes (1 to `max_prefix` characters), suffixes (1 to `max_suffix`), its
+    shape, and of its character n-grams of `min_n` to `max_n` characters (off while `max_n` < `min_n`; 3 to
+    5 is usual). `buckets=0` leaves all hashed rows out.
+    """
+    if min(min_count, 1) < 0 or buckets < 0 or len(vocabulary_words) != len(counts):
+        raise ValueError("min_count and buckets must not be negative, and counts must be one per word")
+    has_row = np.asarray(counts) >= min_count
+    unk_row = 1 + int(has_row.sum())
+    own_row = np.where(has_row, np.cumsum(has_row), unk_row)
+    hashed_rows = [
+        [
+            unk_row + 1 + _stable_hash(part) % buckets
+            for part in _parts(word, max_prefix, max_suffix, shape, min_n, max_n)
+        ]
+        if buckets
+        else []
+        for word in vocabulary_words
+    ]
+    width = 1 + max(map(len, hashed_rows), default=0)
+    rows = np.full((len(vocabulary_words), width), PADDING_ROW, dtype=np.int32)
+    rows[:, 0] = own_row
+    for type_rows, hashed in zip(rows, hashed_rows, strict=True):
+        type_rows[1 : 1 + len(hashed)] = hashed
+    return SubwordTable(rows, num_rows=unk_row + 1 + buckets)
+
+
+def word_shape(word: str) -> str:
+    """The pattern of capitals (X), small letters (x), digits (d) and other characters; runs of a sign count once."""
+    return "".join(sign for sign, _ in groupby(map(_sign, word)))
+
+
+def _sign(character: str) -> str:
+    if character.isalpha():
+        return "X" if character.isupper() else "x"
+    return "d" if character.isdigit() else character
+
+
+def _parts(word: str, max_prefix: int, max_suffix: int, shape: bool, min_n: int, max_n: int) -> list[str]:
+    """Names of the hashed parts; case is left to the shape, so that `The` and `the` share their affixes."""
+    lower = word.lower()
+    parts = [f"p{lower[:n]}" for n in range(1, min(max_prefix, len(lower)) + 1)]
+    parts += [f"s{lower[-n:]}" for n in range(1, min(max_suffix, len(lower)) + 1)]
+    if shape:
+        parts.append(f"h{word_shape(word)}")
+    if max_n >= min_n:
+        marked = f"<{lower}>"
+        parts += [
+            f"n{marked[i : i + n]}" for n in range(min_n, max_n + 1) for i in range(len(marked) - n + 1)
+        ]
+    return parts
+
+
+def _stable_hash(part: str) -> int:
+    """CRC-32: unlike hash(), the same in every process, so that a saved table fits a later run."""
+    return zlib.crc32(part.encode("utf-8", "surrogatepass"))

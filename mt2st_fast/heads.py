@@ -1,0 +1,192 @@
+"""The heads of all tasks, computed together; a retired head takes no part in anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, multitask_loss
+from mt2st_fast.tasks import Task
+
+
+class MultiTaskHeads(nn.Module):
+    """One linear head a task over shared features (..., D), trained by the fused loss.
+
+    Every head is a torch.nn.Linear of its own under `linears`, so an optimizer, DDP and a state
+    dict can name its parameters. All tasks are active at first; `set_active` retires the others.
+
+    Raises ValueError for a main task that is not among `tasks`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        tasks: Mapping[str, Task],
+        main: str,
+        *,
+        bias: bool = True,
+        backend: str = "auto",
+        plan: str = "auto",
+    ) -> None:
+        super().__init__()
+        if main not in tasks:
+            raise ValueError(f"main task {main} is not among the tasks: {', '.join(tasks)}")
+        self.main = main
+        self.tasks = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
+        self.backend, self.plan = backend, plan
+        self.linears = nn.ModuleDict(
+            {
+                _module_name(name): nn.Linear(in_features, task.head.size, bias=bias)
+                for name, task in self.tasks.items()
+            }
+        )
+        self._active = tuple(self.tasks)
+
+    @classmethod
+    def from_modules(
+        cls, modules: nn.ModuleDict | Mapping[str, nn.Linear], tasks: Mapping[str, Task], main: str, **options: str
+    ) -> MultiTaskHeads:
+        """Heads that take over (and share) the parameters of existing linear layers, one a task.
+
+        Raises ValueError where layers and tasks do not match in name, outputs, features or bias.
+        """
+        linears = dict(modules.items())
+        if set(linears) != set(tasks):
+            raise ValueError(f"modules are {', '.join(linears)}; tasks are {', '.join(tasks)}")
+        for name, linear in linears.items():
+            if not isinstance(linear, nn.Linear):
+                raise TypeError(f"module {name} must be torch.nn.Linear, not {type(linear).__name__}")
+            if linear.out_features != tasks[name].head.size:
+                raise ValueError(
+                    f"module {name} has {linear.out_features} outputs, its task {tasks[name].head.size}"
+                )
+        if len({(linear.in_features, linear.bias is None) for linear in linears.values()}) != 1:
+            raise ValueError("modules must agree in in_features and in having a bias")
+        first = next(iter(linears.values()))
+        heads = cls(first.in_features, tasks, main, bias=first.bias is not None, **options)
+        heads.linears = nn.ModuleDict({_module_name(name): linears[name] for name in heads.tasks})
+        return heads
+
+    def to_modules(self) -> nn.ModuleDict:
+        """The heads as plain linear layers by task, sharing their parameters."""
+        return nn.ModuleDict({name: self.linear(name) for name in self.tasks})
+
+    def linear(self, task: str) -> nn.Linear:
+        """The layer of one task. Raises ValueError for an unknown one."""
+        self._check_known([task])
+        return self.linears[_module_name(task)]  # type: ignore[return-value]
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The tasks that are being trained, main task first."""
+        return self._active
+
+    def set_active(self, tasks: Iterable[str]) -> None:
+        """Train these tasks only: the others' parameters need no gradient any more and lose the one they have.
+
+        Raises ValueError for an unknown task or without the main task.
+        """
+        wanted = set(tasks)
+        self._check_known(wanted)
+        if self.main not in wanted:
+            raise ValueError(f"the main task {self.main} cannot retire")
+        self._active = tuple(name for name in self.tasks if name in wanted)
+        for name in self.tasks:
+            linear = self.linear(name)
+            linear.requires_grad_(name in wanted)
+            if name not in wanted:
+                linear.zero_grad(set_to_none=True)
+
+    def forward(
+        self,
+        features: Tensor,
+        targets: Mapping[str, Tensor],
+        weights: Tensor | Mapping[str, float] | None = None,
+    ) -> MultitaskLoss:
+        """Weighted loss of the active tasks that have a target here.
+
+        features are (N, D) or (N, T, D); targets of a classification (N,) or (N, T), of the others with a
+        last axis C (which may be left out where C = 1). weights are (K,) over `active`, or by name (1 where
+        a name is missing). The result's `losses` and `correct` are (K,) over `active`: 0 for a task that is
+        missing from this batch.
+        Raises ValueError for a target of an unknown task, and what `multitask_loss` raises.
+        """
+        self._check_known(targets)
+        present = tuple(name for name in self._active if name in targets)
+        if not present:
+            raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
+        weights_k = self._weights(weights, features.device)
+        layout = _layout(tuple(self.tasks[name].head for name in present), present)
+        linears = [self.linear(name) for name in present]
+        flat_targets = [
+            _flat_target(targets[name], head) for name, head in zip(present, layout.heads, strict=True)
+        ]
+        positions = [self._active.index(name) for name in present]
+        everyone = len(present) == len(self._active)
+        out = multitask_loss(
+            features.flatten(0, -2) if features.dim() > 2 else features,
+            _packed([linear.weight for linear in linears]),
+            _packed([linear.bias for linear in linears]) if linears[0].bias is not None else None,
+            flat_targets,
+            weights_k if everyone else weights_k[positions],
+            layout,
+            backend=self.backend,
+            plan=self.plan,
+        )
+        return out if everyone else _spread(out, positions, len(self._active))
+
+    def logits(self, features: Tensor, task: str) -> Tensor:
+        """(..., C) outputs of one task, active or retired."""
+        linear = self.linear(task)
+        return F.linear(features, linear.weight, linear.bias)
+
+    def _weights(self, weights: Tensor | Mapping[str, float] | None, device: torch.device) -> Tensor:
+        if isinstance(weights, Tensor):
+            if weights.shape != (len(self._active),):
+                raise ValueError(
+                    f"weights must be ({len(self._active)},), one for each active task "
+                    f"({', '.join(self._active)}), not {tuple(weights.shape)}"
+                )
+            return weights
+        by_name = weights or {}
+        self._check_known(by_name)
+        return torch.tensor([float(by_name.get(name, 1.0)) for name in self._active], device=device)
+
+    def _check_known(self, names: Iterable[str]) -> None:
+        unknown = [name for name in names if name not in self.tasks]
+        if unknown:
+            raise ValueError(f"unknown task {unknown[0]}; there are {', '.join(self.tasks)}")
+
+
+@lru_cache(maxsize=256)
+def _layout(heads: tuple[HeadSpec, ...], names: tuple[str, ...]) -> HeadLayout:
+    return HeadLayout(heads, names)
+
+
+def _packed(parts: list[Tensor]) -> Tensor:
+    # A single head needs no packing: the step after the switch is the single-task step.
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _flat_target(target: Tensor, head: HeadSpec) -> Tensor:
+    if not target.is_floating_point():
+        return target.flatten()
+    if head.size == 1 and (target.dim() == 1 or target.shape[-1] != 1):
+        return target.reshape(-1, 1)
+    return target.flatten(0, -2) if target.dim() > 2 else target
+
+
+def _spread(out: MultitaskLoss, positions: list[int], K: int) -> MultitaskLoss:
+    """Values of the tasks that are present, zeros for the absent ones."""
+    losses, correct = out.losses.new_zeros(K), out.correct.new_zeros(K)
+    losses[positions], correct[positions] = out.losses, out.correct
+    return MultitaskLoss(out.total, losses, correct)
+
+
+def _module_name(task: str) -> str:
+    """A task's name as a module's name, which may not hold a dot: feats.Number."""
+    return task.replace(".", "__")

@@ -1,0 +1,106 @@
+"""What happened while training: steps, evaluations and phases, as plain records.
+
+Seconds are not compared: two runs that computed the same thing are equal, however long they took.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Means over the steps since the record before, up to and including `step` (counted from 1)."""
+
+    step: int
+    epoch: float
+    total: float
+    losses: dict[str, float]  # by active task
+    weights: dict[str, float]  # by active task, at `step`
+    learning_rate: float
+    step_ms: float = field(compare=False)
+    train_seconds: float = field(compare=False)  # spent in training steps so far
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Quality on the validation batches after `step` steps, by task; the metric is the task's own."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    train_seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """A stretch of training with one set of active tasks, main task first."""
+
+    first_step: int
+    active: tuple[str, ...]
+
+
+@dataclass
+class History:
+    """Everything that `fit` saw, in order; `main` is the main task."""
+
+    main: str
+    steps: list[StepRecord] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    phases: list[PhaseRecord] = field(default_factory=list)
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation that is best for the main task, the earliest of equals; None without any."""
+        measured = [e for e in self.evaluations if not math.isnan(e.metrics[self.main])]
+        return max(measured, key=lambda e: e.metrics[self.main], default=None)
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds spent in training steps: no evaluation, no checkpoint, no logging."""
+        return self.steps[-1].train_seconds if self.steps else 0.0
+
+    def first_reaching(self, target: float) -> Evaluation | None:
+        """The first evaluation whose main-task quality is at least `target`."""
+        return next((e for e in self.evaluations if e.metrics[self.main] >= target), None)
+
+    def step_ms_median(self, phase: PhaseRecord) -> float | None:
+        """Median milliseconds of a step of this phase; None if no record lies within it."""
+        later = [p.first_step for p in self.phases if p.first_step > phase.first_step]
+        last = min(later, default=float("inf"))
+        # The record that spans the border belongs to neither side.
+        inside = [
+            record.step_ms
+            for before, record in zip([None, *self.steps], self.steps, strict=False)
+            if (before.step if before else 0) >= phase.first_step and record.step <= last
+        ]
+        return statistics.median(inside) if inside else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> History:
+        """The history that `to_json` wrote."""
+        return cls(
+            main=stored["main"],
+            steps=[StepRecord(**record) for record in stored["steps"]],
+            evaluations=[Evaluation(**record) for record in stored["evaluations"]],
+            phases=[PhaseRecord(p["first_step"], tuple(p["active"])) for p in stored["phases"]],
+        )
+
+    def write_jsonl(self, path: Path) -> None:
+        """One JSON object a line: {"kind": "step" | "evaluation" | "phase", ...} in the order of steps."""
+        lines = [
+            *({"kind": "phase", "step": p.first_step, "active": p.active} for p in self.phases),
+            *({"kind": "step", **asdict(record)} for record in self.steps),
+            *({"kind": "evaluation", **asdict(record)} for record in self.evaluations),
+        ]
+        lines.sort(key=lambda line: line["step"])  # type: ignore[arg-type,return-value]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

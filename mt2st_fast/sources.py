@@ -1,0 +1,133 @@
+"""Where a step's batches come from: one loader for all tasks, or one loader a task.
+
+A source yields, for a step, a list of (inputs, {task: target}); it knows where it stands in the data, so
+that a resumed run goes on with the very next batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+Batch = tuple[Any, dict[str, Tensor]]
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Tensors in any nesting of tuples, lists and dicts, moved without waiting."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if isinstance(inputs, Mapping):
+        return {key: to_device(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(to_device(value, device) for value in inputs)
+    return inputs
+
+
+class _Loader:
+    """An endless stream over a loader that can be iterated again and again.
+
+    A loader with `state_dict` and `load_state_dict` is asked where it stands. Any other is started again
+    from the random state that its epoch began with, and the batches already used are skipped.
+    """
+
+    def __init__(self, loader: Any, name: str) -> None:
+        if not isinstance(loader, Sized) or not hasattr(loader, "__iter__"):
+            raise TypeError(f"{name} must be an iterable of batches with a length, not {type(loader).__name__}")
+        if len(loader) == 0:
+            raise ValueError(f"{name} has no batches")
+        self.loader: Any = loader
+        self.name = name
+        self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        self.iterator: Iterator[Batch] | None = None
+        self.used = 0
+        self.random_state = torch.get_rng_state()
+
+    def next(self) -> Batch:
+        if self.iterator is None:
+            self._start()
+        assert self.iterator is not None
+        batch = next(self.iterator, None)
+        if batch is None:
+            self._start()
+            batch = next(self.iterator, None)
+            if batch is None:
+                raise ValueError(f"{self.name} ended at once: it must be iterable once an epoch")
+        self.used += 1
+        return batch
+
+    def _start(self) -> None:
+        self.random_state = torch.get_rng_state()
+        self.iterator = iter(self.loader)
+        self.used = 0
+
+    def state(self) -> dict[str, Any]:
+        if self.stateful:
+            return {"loader": self.loader.state_dict()}
+        return {"used": self.used, "random_state": self.random_state.tolist()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self.stateful:
+            self.loader.load_state_dict(state["loader"])
+            return
+        torch.set_rng_state(torch.tensor(state["random_state"], dtype=torch.uint8))
+        if state["used"]:
+            self._start()
+            for _ in range(state["used"]):
+                self.next()
+
+    def enter_phase(self, active: tuple[str, ...]) -> None:
+        if hasattr(self.loader, "enter_phase"):
+            self.loader.enter_phase(active)
+
+
+class Source:
+    """The training batches of a run, from one loader for all tasks or a mapping of loaders by task.
+
+    Steps per epoch are the main task's batches over `accumulate`. Raises TypeError or ValueError naming
+    the loader that cannot serve.
+    """
+
+    def __init__(self, train: Any, main: str, tasks: Sequence[str], accumulate: int = 1) -> None:
+        by_task = dict(train) if isinstance(train, Mapping) else {}
+        unknown = [name for name in by_task if name not in tasks]
+        if unknown:
+            raise ValueError(f"train has a loader for {unknown[0]}, which is no task; there are {', '.join(tasks)}")
+        if by_task and main not in by_task:
+            raise ValueError(f"train has no loader for the main task {main}")
+        self.by_task = bool(by_task)
+        self.loaders = (
+            {name: _Loader(loader, f"train[{name}]") for name, loader in by_task.items()}
+            if by_task
+            else {main: _Loader(train, "train")}
+        )
+        self.main = main
+        self.accumulate = accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the main task's loader."""
+        return -(-len(self.loaders[self.main].loader) // self.accumulate)
+
+    def next_step(self) -> list[list[Batch]]:
+        """The batches of one optimizer step: `accumulate` micro-steps, each one batch a loader."""
+        return [[loader.next() for loader in self.loaders.values()] for _ in range(self.accumulate)]
+
+    def enter_phase(self, active: tuple[str, ...]) -> None:
+        """Let go of the loaders of retired tasks, and tell the others which tasks are active."""
+        if self.by_task:
+            self.loaders = {name: loader for name, loader in self.loaders.items() if name in active}
+        for loader in self.loaders.values():
+            loader.enter_phase(active)
+
+    def state(self) -> dict[str, Any]:
+        """Where every loader stands, JSON-able."""
+        return {name: loader.state() for name, loader in self.loaders.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken; loaders that had retired by then are let go."""
+        self.loaders = {name: loader for name, loader in self.loaders.items() if name in state}
+        for name, loader in self.loaders.items():
+            loader.restore(cast("dict[str, Any]", state[name]))

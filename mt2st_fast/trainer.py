@@ -1,0 +1,341 @@
+"""The training loop: fit -> one step -> record, with phases entered where the schedule says so."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.callbacks import Callback
+from mt2st_fast.checkpoint import Checkpoint, save_checkpoint
+from mt2st_fast.errors import InputError
+from mt2st_fast.evaluation import evaluate
+from mt2st_fast.heads import MultiTaskHeads
+from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
+from mt2st_fast.phases import enter_phase
+from mt2st_fast.schedules import Moment, Schedule, Switch
+from mt2st_fast.sources import Batch, Source, to_device
+
+Precision = Literal["float32", "bfloat16", "float16"]
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class NonFiniteLossError(InputError):
+    """A task's loss became NaN or infinite."""
+
+
+class Trainer:
+    """Trains an encoder and its heads on all active tasks, and lets tasks go as the schedule says.
+
+    encoder: any module whose output is (N, D) or (N, T, D) features. heads: MultiTaskHeads over D.
+    optimizer: a function from parameters to a torch optimizer; AdamW(lr) by default. weight_decay belongs
+    to that default. lr_decay: the learning rate falls linearly to 0 over the run, or stays. clip_norm: the
+    largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
+    float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
+    records; the loop waits for the device there and nowhere else.
+
+    Raises ValueError for an option out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: MultiTaskHeads,
+        *,
+        schedule: Schedule | None = None,
+        lr: float = 2e-3,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        weight_decay: float = 0.0,
+        lr_decay: Literal["linear", "none"] = "none",
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        precision: Precision = "float32",
+        device: str | torch.device = "auto",
+        log_every: int = 20,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr must be positive, not {lr}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, not {clip_norm}")
+        if accumulate < 1 or log_every < 1:
+            raise ValueError("accumulate and log_every must be at least 1")
+        if precision not in ("float32", *AUTOCAST):
+            raise ValueError(f"precision {precision} is unknown; there are float32, {', '.join(AUTOCAST)}")
+        if lr_decay not in ("linear", "none"):
+            raise ValueError(f"lr_decay {lr_decay} is unknown; there are linear, none")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
+        self.schedule: Schedule = Switch() if schedule is None else schedule
+        self.lr, self.lr_decay = lr, lr_decay
+        self.clip_norm, self.accumulate, self.precision = clip_norm, accumulate, precision
+        self.log_every = log_every
+        self.callbacks = list(callbacks)
+        self._make_optimizer = optimizer or (
+            lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        )
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.history = History(heads.main)
+        self.step = 0  # optimizer steps done
+        self.stop_requested = False
+
+    # --- what a user calls ------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Any,
+        *,
+        val: Iterable[Batch] | None = None,
+        epochs: float = 10,
+        evaluate_every: int | None = None,
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
+    ) -> History:
+        """Train for `epochs` passes over `train` and return what happened.
+
+        train: a loader of (inputs, {task: target}) batches, or {task: loader}. val: the same, evaluated
+        every `evaluate_every` steps (an epoch by default) and at the end. checkpoint: a file, written at
+        the end of every epoch and where `stop_requested` ends the run; with `resume` the run goes on from
+        it, bit for bit as if it had never stopped.
+
+        Raises NonFiniteLossError naming task and step, and InputError for a checkpoint that does not fit.
+        """
+        if not epochs > 0:
+            raise ValueError(f"epochs must be positive, not {epochs}")
+        if resume and checkpoint is None:
+            raise ValueError("resume needs the checkpoint to go on from")
+        source = Source(train, self.heads.main, tuple(self.heads.tasks), self.accumulate)
+        steps_per_epoch = source.steps_per_epoch
+        total_steps = math.ceil(epochs * steps_per_epoch)
+        path = Path(checkpoint) if checkpoint is not None else None
+
+        self._begin(source, steps_per_epoch, total_steps, path if resume else None)
+        self.encoder.train()
+        self._each(lambda callback: callback.on_fit_start(self))
+        while self.step < total_steps and not self.stop_requested:
+            self._enter_phase_if_due(self._moment())
+            self._timed_step(source)
+            self._each(lambda callback: callback.on_step(self))
+            epoch_ends = self.step % steps_per_epoch == 0 or self.step == total_steps
+            due = self.step % (evaluate_every or steps_per_epoch) == 0 or self.step == total_steps
+            if due or epoch_ends or self.step % self.log_every == 0:
+                self._record()
+            if due and val is not None:
+                self._evaluate(val)
+            if path is not None and (epoch_ends or self.stop_requested):
+                self._save(path, source)
+            if epoch_ends:
+                self._each(lambda callback: callback.on_epoch_end(self))
+        self._each(lambda callback: callback.on_fit_end(self))
+        return self.history
+
+    def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
+        """The metric of each task (of the active ones by default) over all batches."""
+        with self._autocast():
+            return evaluate(self.encoder, self.heads, batches, tasks or self.heads.active, self.device)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the main task's data done so far."""
+        return self.step / self._steps_per_epoch
+
+    # --- one step ---------------------------------------------------------------------------------------
+
+    def _timed_step(self, source: Source) -> None:
+        started = time.perf_counter()
+        self._train_step(source.next_step())
+        self._interval_seconds += time.perf_counter() - started
+
+    def _train_step(self, micro_steps: list[list[Batch]]) -> None:
+        losses = None
+        for batches in micro_steps:
+            total, micro_losses = self._forward(batches)
+            self._scaler.scale(total / len(micro_steps) if len(micro_steps) > 1 else total).backward()
+            losses = micro_losses if losses is None else losses + micro_losses
+        assert losses is not None
+        self._unread_losses.append(losses / len(micro_steps) if len(micro_steps) > 1 else losses)
+        if self.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._trainable(), self.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def _forward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up."""
+        totals, losses = [], []
+        for inputs, targets in batches:
+            wanted = {name: targets[name] for name in self.heads.active if name in targets}
+            if not wanted:
+                raise InputError(
+                    f"a batch at step {self.step} has no target of an active task "
+                    f"({', '.join(self.heads.active)}); it has {', '.join(targets) or 'none'}"
+                )
+            with self._autocast():
+                features = self.encoder(to_device(inputs, self.device))
+                out = self.heads(features, to_device(wanted, self.device), self._weights_k)
+            totals.append(out.total)
+            losses.append(out.losses)
+        return (totals[0], losses[0]) if len(totals) == 1 else (torch.stack(totals).sum(), sum(losses))  # type: ignore[return-value]
+
+    def _autocast(self) -> Any:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, AUTOCAST[self.precision])
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [p for module in (self.encoder, self.heads) for p in module.parameters() if p.requires_grad]
+
+    # --- phases -----------------------------------------------------------------------------------------
+
+    def _moment(self) -> Moment:
+        return Moment(self.step, self._steps_per_epoch, self._total_steps)
+
+    def _enter_phase_if_due(self, moment: Moment) -> None:
+        main, *auxiliary = self.heads.tasks
+        weights = self.schedule.task_weights(moment, main, auxiliary)
+        active = tuple(name for name in self.heads.active if name in weights)
+        if active != self._phase_active:
+            enter_phase(active, self.heads, self._optimizer, self._source)
+            self._record()
+            self._phase_active = active
+            self.history.phases.append(PhaseRecord(self.step, active))
+            self._each(lambda callback: callback.on_phase(self, self.history.phases[-1]))
+        self._set_weights([weights[name] for name in active])
+        self._set_learning_rate(moment)
+
+    def _set_weights(self, values: list[float]) -> None:
+        if values == self._weight_values:
+            return
+        fresh = torch.tensor(values, dtype=torch.float32)
+        if len(values) == len(self._weight_values):
+            self._weights_k.copy_(fresh, non_blocking=True)
+        else:
+            self._weights_k = fresh.to(self.device)
+        self._weight_values = values
+
+    def _set_learning_rate(self, moment: Moment) -> None:
+        if self.lr_decay == "none":
+            return
+        remaining = 1.0 - moment.step / moment.total_steps
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * remaining
+
+    # --- begin, record, save ----------------------------------------------------------------------------
+
+    def _begin(self, source: Source, steps_per_epoch: int, total_steps: int, resume: Path | None) -> None:
+        self._source = source
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+        self._weights_k, self._weight_values = torch.empty(0, device=self.device), []
+        self._phase_active: tuple[str, ...] = ()
+        self._unread_losses: list[Tensor] = []
+        self._interval_seconds = 0.0
+        self.stop_requested = False
+        self.step, self.history = 0, History(self.heads.main)
+        stored = Checkpoint(resume) if resume is not None else None
+        self.heads.set_active(self.heads.tasks if stored is None else self._stored_active(stored))
+        self._optimizer = self._make_optimizer(self._trainable())
+        for group in self._optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if stored is not None:
+            self._restore(stored)
+
+    def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
+        run = self._run_description()
+        for key, value in stored.state["run"].items():
+            if run[key] != value:
+                raise InputError(f"the checkpoint was made with {key} {value}, this run has {run[key]}")
+        return tuple(stored.state["active"])
+
+    def _restore(self, stored: Checkpoint) -> None:
+        stored.restore_modules({"encoder": self.encoder, "heads": self.heads})
+        stored.restore_optimizer(self._optimizer)
+        self._scaler.load_state_dict(stored.state["scaler"])
+        self.step = stored.state["step"]
+        self.history = History.from_json(stored.state["history"])
+        self._phase_active = tuple(stored.state["phase_active"])
+        # A run that is stopped between two records goes on to the very record it would have made.
+        self._unread_losses = [torch.tensor(k, device=self.device) for k in stored.state["unread_losses"]]
+        self._interval_seconds = stored.state["interval_seconds"]
+        self._weight_values = stored.state["weights"]
+        self._weights_k = torch.tensor(self._weight_values, device=self.device)
+        self._source.restore(stored.state["source"])
+        stored.restore_random_states()
+
+    def _save(self, path: Path, source: Source) -> None:
+        state = {
+            "run": self._run_description(),
+            "step": self.step,
+            "active": self.heads.active,
+            "phase_active": self._phase_active,
+            "scaler": self._scaler.state_dict(),
+            "history": self.history.to_json(),
+            "source": source.state(),
+            "weights": self._weight_values,
+            "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],
+            "interval_seconds": self._interval_seconds,
+        }
+        save_checkpoint(path, {"encoder": self.encoder, "heads": self.heads}, self._optimizer, state)
+
+    def _run_description(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its resumption."""
+        return {
+            "tasks": ", ".join(self.heads.tasks),
+            "schedule": repr(self.schedule),
+            "steps": self._total_steps,
+            "steps an epoch": self._steps_per_epoch,
+            "accumulate": self.accumulate,
+            "precision": self.precision,
+        }
+
+    def _record(self) -> None:
+        """Read the losses since the last record: the one place where the loop waits for the device."""
+        if not self._unread_losses:
+            return
+        started = time.perf_counter()
+        losses_mk = torch.stack(self._unread_losses).double().cpu()
+        self._interval_seconds += time.perf_counter() - started
+        steps = len(losses_mk)
+        self._check_finite(losses_mk, self.step - steps)
+        means = dict(zip(self._phase_active, losses_mk.mean(0).tolist(), strict=True))
+        weights = dict(zip(self._phase_active, self._weight_values, strict=True))
+        record = StepRecord(
+            step=self.step,
+            epoch=self.epoch,
+            total=sum(weights[name] * means[name] for name in means),
+            losses=means,
+            weights=weights,
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            step_ms=1e3 * self._interval_seconds / steps,
+            train_seconds=self.history.train_seconds + self._interval_seconds,
+        )
+        self._unread_losses, self._interval_seconds = [], 0.0
+        self.history.steps.append(record)
+        self._each(lambda callback: callback.on_record(self, record))
+
+    def _check_finite(self, losses_mk: Tensor, first_step: int) -> None:
+        if torch.isfinite(losses_mk).all():
+            return
+        m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
+        raise NonFiniteLossError(
+            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m}: "
+            f"lower lr ({self.lr}), set clip_norm, or look for bad values in its inputs and targets"
+        )
+
+    def _evaluate(self, val: Iterable[Batch]) -> None:
+        evaluation = Evaluation(self.step, self.epoch, self.evaluate(val), self.history.train_seconds)
+        self.history.evaluations.append(evaluation)
+        self._each(lambda callback: callback.on_evaluation(self, evaluation))
+
+    def _each(self, call: Callable[[Callback], None]) -> None:
+        for callback in self.callbacks:
+            call(callback)
