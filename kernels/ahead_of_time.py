@@ -43,7 +43,9 @@ def compile_all(targets: list[str]) -> list[CompiledKernel]:
         raise RuntimeError("TRITON_INTERPRET=1 interprets kernels and cannot compile them: unset it")
     package = importlib.import_module(__package__)
     names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    modules = [importlib.import_module(f".{name}", __package__) for name in names if name.startswith("triton_")]
+    modules = [
+        importlib.import_module(f".{name}", __package__) for name in names if name.startswith("triton_")
+    ]
     return [
         _compile(variant, target, gpu)
         for target, gpu in parsed
@@ -92,7 +94,14 @@ def _nvidia_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(asm["ptx"])
-        command = [get_ptxas(gpu.arch).path, "-v", f"--gpu-name={architecture}", "-o", f"{ptx}.cubin", str(ptx)]
+        command = [
+            get_ptxas(gpu.arch).path,
+            "-v",
+            f"--gpu-name={architecture}",
+            "-o",
+            f"{ptx}.cubin",
+            str(ptx),
+        ]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return int(_find(r"Used (\d+) registers", report)), int(_find(r"(\d+) bytes spill stores", report))
 
@@ -101,7 +110,9 @@ def _amd_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
     """(vector registers, spilled registers) from the metadata of the assembly."""
     del gpu
     text = asm["amdgcn"]
-    spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text)) + int(_find(r"\.sgpr_spill_count:\s*(\d+)", text))
+    spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text)) + int(
+        _find(r"\.sgpr_spill_count:\s*(\d+)", text)
+    )
     return int(_find(r"\.vgpr_count:\s*(\d+)", text)), spills
 
 

@@ -77,4 +77,3 @@ def bits_float(typing_context, value):  # type: ignore[no-untyped-def]
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
-

@@ -249,9 +249,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     _, losses, correct, scale, logit_gradient, bias_gradient = output
     ctx.n_targets = len(targets)
     ctx.mark_non_differentiable(losses, correct, scale, logit_gradient, bias_gradient)
-    ctx.save_for_backward(
-        features, weight, bias, task_weights, losses, scale, logit_gradient, bias_gradient
-    )
+    ctx.save_for_backward(features, weight, bias, task_weights, losses, scale, logit_gradient, bias_gradient)
 
 
 def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:

@@ -100,7 +100,6 @@ def _softmax_rows(
     m_used = m_n & (b_y != ignore_index)
     m_valid = m_used & (b_y >= 0) & (b_y < C)
     b_y = tl.where(m_valid, b_y, 0).to(tl.int32)
-    b_target_w = tl.load(p_weights + b_y, mask=m_valid, other=0.0)
     b_target_z = tl.load(p_rows + b_y, mask=m_valid, other=0.0).to(tl.float32)
     if HAS_BIAS:
         b_target_z += tl.load(p_bias + b_y, mask=m_valid, other=0.0).to(tl.float32)
@@ -128,6 +127,7 @@ def _softmax_rows(
         b_lane_sum = tl.where(m_new, b_lane_sum * b_decay + 1.0, b_lane_sum + b_decay)
         b_lane_max = tl.where(m_new, b_z, b_lane_max)
 
+    b_target_w = tl.load(p_weights + b_y, mask=m_valid, other=0.0)
     b_max = tl.max(b_lane_max, axis=1)
     b_sum = tl.sum(b_lane_sum * tl.exp(b_lane_max - b_max[:, None]), axis=1)
     b_nll = b_max - b_target_z + tl.log(b_sum)
@@ -262,7 +262,7 @@ def segment_loss_kernel(
     loss = 0.0
     denominator = 0.0
     correct = 0.0
-    for i_trip in range(0, n_trips):
+    for i_trip in range(n_trips):
         o_n = (i_n * n_trips + i_trip) * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < N
         p_rows = p_logits + o_n * S + offset
@@ -376,12 +376,13 @@ def choose_blocks(largest: int) -> Blocks:
     """Blocks for a layout whose largest head has `largest` outputs.
 
     A table, not an autotuner: that needs a driver to choose and stalls inside a graph capture. Every thread
-    holds 4 rows of 1 or 2 columns, which fits the registers of each target without spills.
+    holds 2 logits: with 4, mask registers spill on gfx942 and two blocks fewer fit a Hopper multiprocessor.
     """
-    for columns, rows in ((16, 32), (32, 16), (64, 8), (128, 4)):
-        if largest <= columns:
-            return Blocks(rows, columns, 4)
-    return Blocks(4, 256, 4) if largest <= 1024 else Blocks(4, 512, 8)
+    if largest <= 16:
+        return Blocks(32, 16, 8)
+    if largest <= 32:
+        return Blocks(8, 32, 4)
+    return Blocks(4, 64, 4) if largest <= 64 else Blocks(4, 128, 8)
 
 
 def choose_trips(N: int, K: int, rows: int) -> int:
@@ -618,10 +619,8 @@ def _mm_float32(a: Tensor, b: Tensor) -> Tensor:
 def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object], dict[str, int]]]:
     """What `segment_loss` launches: (name, kernel, signature, constexprs, options) for each variant."""
     variants = []
-    cases = [
-        (dtype, largest, True, True) for dtype in ("fp32", "bf16", "fp16") for largest in (16, 64, 50_000)
-    ]
-    cases += [("bf16", 1000, True, True), ("bf16", 64, False, True), ("bf16", 50_000, True, False)]
+    cases = [(dtype, largest, True, True) for dtype in ("fp32", "bf16", "fp16") for largest in (16, 64, 1000)]
+    cases += [("bf16", 32, True, True), ("bf16", 64, False, True), ("bf16", 1000, True, False)]
     for dtype, largest, has_bias, need_gradient in cases:
         blocks = choose_blocks(largest)
         signature = {

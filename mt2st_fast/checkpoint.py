@@ -45,7 +45,9 @@ def save_checkpoint(
 ) -> None:
     """Write modules, optimizer, random states and a JSON-able `state` to one file, atomically."""
     tensors = {
-        f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        f"{name}/{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
     }
     optimizer_tensors, optimizer_state = _split_optimizer(optimizer)
     random_tensors, random_state = _random_states()

@@ -33,7 +33,9 @@ class _TypeEmbedding(nn.Module):
         elif num_rows is None:
             raise ValueError("num_rows must say how long the table is that rows_of_type points into")
         if rows_of_type.dim() != 2 or len(rows_of_type) != num_types:
-            raise ValueError(f"rows_of_type must be (T, M) = ({num_types}, M), not {tuple(rows_of_type.shape)}")
+            raise ValueError(
+                f"rows_of_type must be (T, M) = ({num_types}, M), not {tuple(rows_of_type.shape)}"
+            )
         if int(rows_of_type.min()) < 0 or int(rows_of_type.max()) >= num_rows:
             raise ValueError(f"rows_of_type points outside the table's {num_rows} rows")
         self.padding_row, self.dim, self.num_types = padding_row, dim, num_types

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from mt2st_fast.trainer import Trainer
 class Config:
     """Everything that decides a run, JSON-able; `data`, `main` and `aux` are for the record.
 
-    epochs count passes over all rows; a step is a batch of `batch_size` rows whatever the strategy.
+    epochs count passes over all rows, None takes what makes about 4,000 steps, between 1 and 10; a step is
+    a batch of `batch_size` rows whatever the strategy.
     eta None lets Diminish retire the auxiliary tasks where Switch would.
     """
 
@@ -50,10 +51,10 @@ class Config:
     nu: float = 1.0
     alpha: float = 0.95
     floor: float = 1e-3
-    epochs: float = 3.0
+    epochs: float | None = None
     batch_size: int = 512
     main_share: float = 0.5
-    lr: float = 2e-3
+    lr: float = 4e-3
     lr_decay: str = "linear"
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -62,13 +63,19 @@ class Config:
     dim: int = 64
     window: int = 2
     hidden: int = 128
-    dropout: float = 0.1
+    dropout: float = 0.3
     min_count: int = 2
     buckets: int = 20_000
     evaluations: int = 20
     seed: int = 1
     device: str = "auto"
     backend: str = "auto"
+
+    def resolved(self, splits: Splits) -> Config:
+        """This configuration with what the corpus decides filled in: main and auxiliary tasks, epochs."""
+        steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
+        epochs = self.epochs or min(10.0, max(1.0, round(4000 / steps_per_epoch, 1)))
+        return replace(self, main=splits.main, aux=splits.auxiliary, epochs=epochs)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON writes it."""
@@ -83,6 +90,7 @@ class Config:
 def _diminish(config: Config) -> Diminish:
     eta = config.eta
     if eta is None:
+        assert config.epochs is not None
         # Solve aux_weight * exp(-eta t^nu) = floor for t = switch_at * epochs.
         eta = math.log(config.aux_weight / config.floor) / (config.switch_at * config.epochs) ** config.nu
     return Diminish(eta=eta, gamma=config.aux_weight, nu=config.nu, floor=config.floor)
@@ -130,6 +138,7 @@ class Experiment:
             raise InputError(f"unknown strategy {config.strategy}; there are {', '.join(STRATEGIES)}")
         if splits.main is None:
             raise InputError(f"{splits.name} has no labels to train a main task on; use a reader that has")
+        config = config.resolved(splits)
         torch.manual_seed(config.seed)
         with _options_as_input():
             encoder = make_encoder(config, splits)
@@ -156,6 +165,7 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
+        assert self.config.epochs is not None
         return math.ceil(self.config.epochs * -(-len(self.train) // self.config.accumulate))
 
     def run(self, checkpoint: Path | None = None, resume: bool = False) -> History:
@@ -163,7 +173,7 @@ class Experiment:
         return self.trainer.fit(
             self.train,
             val=self._held_out(self.splits.dev),
-            epochs=self.config.epochs,
+            epochs=self.config.epochs,  # type: ignore[arg-type]
             evaluate_every=max(1, self.total_steps // self.config.evaluations),
             checkpoint=checkpoint,
             resume=resume,

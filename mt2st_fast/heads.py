@@ -48,7 +48,11 @@ class MultiTaskHeads(nn.Module):
 
     @classmethod
     def from_modules(
-        cls, modules: nn.ModuleDict | Mapping[str, nn.Linear], tasks: Mapping[str, Task], main: str, **options: str
+        cls,
+        modules: nn.ModuleDict | Mapping[str, nn.Linear],
+        tasks: Mapping[str, Task],
+        main: str,
+        **options: str,
     ) -> MultiTaskHeads:
         """Heads that take over (and share) the parameters of existing linear layers, one a task.
 

@@ -35,7 +35,9 @@ class _Loader:
 
     def __init__(self, loader: Any, name: str) -> None:
         if not isinstance(loader, Sized) or not hasattr(loader, "__iter__"):
-            raise TypeError(f"{name} must be an iterable of batches with a length, not {type(loader).__name__}")
+            raise TypeError(
+                f"{name} must be an iterable of batches with a length, not {type(loader).__name__}"
+            )
         if len(loader) == 0:
             raise ValueError(f"{name} has no batches")
         self.loader: Any = loader
@@ -94,7 +96,9 @@ class Source:
         by_task = dict(train) if isinstance(train, Mapping) else {}
         unknown = [name for name in by_task if name not in tasks]
         if unknown:
-            raise ValueError(f"train has a loader for {unknown[0]}, which is no task; there are {', '.join(tasks)}")
+            raise ValueError(
+                f"train has a loader for {unknown[0]}, which is no task; there are {', '.join(tasks)}"
+            )
         if by_task and main not in by_task:
             raise ValueError(f"train has no loader for the main task {main}")
         self.by_task = bool(by_task)

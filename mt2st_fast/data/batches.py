@@ -17,8 +17,11 @@ Batch = tuple[Tensor | tuple[Tensor, Tensor], Targets]
 
 
 class WindowInputs:
-    """Windows of type ids around tokens. Sentences are laid out with `window` outside marks between them,
-    so that every window is one contiguous slice and no border needs a test."""
+    """Windows of type ids around tokens.
+
+    Sentences are laid out with `window` outside marks between them, so that every window is one contiguous
+    slice and no border needs a test.
+    """
 
     def __init__(self, corpus: Corpus, window: int):
         if corpus.level != "token":
@@ -65,8 +68,7 @@ class BagInputs:
 
 
 class TrainingBatches:
-    """Endless, resumable training batches in epochs of a fixed length; TokenBatches and BagBatches say of
-    what.
+    """Endless, resumable training batches in epochs of a fixed length.
 
     Iterating yields the rest of the current epoch (a whole one at its start), each batch as (inputs, {task:
     targets}) with the *active* tasks only: int64 (B,) for classes, float32 (B, C) for the other kinds; -100
@@ -121,21 +123,24 @@ class TrainingBatches:
         return self._inputs(rows), _targets(self._columns, torch.from_numpy(rows))
 
     def state_dict(self) -> dict:
-        """Phase, position in the epoch and in the streams, in JSON's types: what follows the batch handed out last."""
+        """Phase and positions, in JSON's types: what follows the batch that was handed out last."""
         return {"active": list(self.active), "sampler": self.sampler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue with exactly the batches that would have followed. Raises InputError for other data or settings."""
+        """Continue with exactly the batches that would have followed.
+
+        Raises InputError for other data or settings.
+        """
         self.sampler.load_state_dict(state["sampler"])
         self.enter_phase(state["active"])
 
 
 class TokenBatches(TrainingBatches):
-    """Training batches of tokens: inputs are windows of word type ids, int32 (B, 2 * window + 1), -1
-    outside the sentence.
+    """Training batches of tokens.
 
-    `tasks` limits the tasks (all of the corpus by default); `share` is the Sampler's. Raises InputError
-    where the corpus has no label of the main task.
+    Inputs are windows of word type ids, int32 (B, 2 * window + 1), -1 outside the sentence. `tasks` limits
+    the tasks (all of the corpus by default); `share` is the Sampler's. Raises InputError where the corpus
+    has no label of the main task.
     """
 
     def __init__(
@@ -199,10 +204,12 @@ def evaluation_batches(
 
     The last batch may be shorter. Targets are views of the corpus: do not write to them.
     """
-    if corpus.level == "token" and window is None:
+    tasks = tuple(corpus.targets) if tasks is None else tasks
+    if corpus.level == "document":
+        return EvaluationBatches(corpus, batch_size, BagInputs(corpus), tasks)
+    if window is None:
         raise InputError("evaluation batches of tokens need a window")
-    inputs = BagInputs(corpus) if corpus.level == "document" else WindowInputs(corpus, window)
-    return EvaluationBatches(corpus, batch_size, inputs, tuple(corpus.targets) if tasks is None else tasks)
+    return EvaluationBatches(corpus, batch_size, WindowInputs(corpus, window), tasks)
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -186,7 +186,7 @@ def check_main(corpus: Corpus, main: str) -> None:
     """Raise InputError where the (training) corpus has no task of that name or no label of it."""
     if not corpus.column(main).labelled().any():
         raise InputError(
-            f"no training row has a label of the main task {main!r}; choose another main task or label some rows"
+            f"no training row has a label of the main task {main!r}; choose another one or label some rows"
         )
 
 

@@ -8,7 +8,7 @@ from mt2st_fast.errors import InputError
 
 
 class RowStream:
-    """An endless sequence of shuffled passes over a set of rows; pass p is a permutation seeded by (seed, stream, p)."""
+    """Endless shuffled passes over a set of rows; pass p is a permutation seeded by (seed, stream, p)."""
 
     def __init__(self, rows: np.ndarray, seed: int, stream: int):
         self._rows = rows
@@ -67,7 +67,11 @@ class Sampler:
         self.position = 0  # batches of the current epoch already drawn
         self.main_is_rare = bool(labelled.mean() < share)
         self._n_main = min(self.batch_size, max(1, round(share * self.batch_size)))
-        self._identity = {"rows": N, "main_rows": int(labelled.sum()), "batch_size": self.batch_size}
+        self._identity: dict[str, float] = {
+            "rows": N,
+            "main_rows": int(labelled.sum()),
+            "batch_size": self.batch_size,
+        }
         self._identity |= {"share": share, "seed": seed}
         row_sets = {"all": np.arange(N), "main": np.flatnonzero(labelled), "other": np.flatnonzero(~labelled)}
         self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
@@ -94,7 +98,10 @@ class Sampler:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue where `state_dict` was taken. Raises InputError where data, batch size, share or seed differ."""
+        """Continue where `state_dict` was taken.
+
+        Raises InputError where the data, batch size, share or seed differ.
+        """
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""Embedding rows of every word type: a row of its own or the shared <unk> row, and hashed parts of the word."""
+"""Embedding rows of every word type: its own or the shared <unk> row, and hashed parts of the word."""
 
 import zlib
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def subword_rows(
 
 
 def word_shape(word: str) -> str:
-    """The pattern of capitals (X), small letters (x), digits (d) and other characters; runs of a sign count once."""
+    """The pattern of capitals (X), small letters (x), digits (d) and other signs; a run counts once."""
     return "".join(sign for sign, _ in groupby(map(_sign, word)))
 
 

@@ -38,9 +38,11 @@ def open_data(
 ) -> Splits:
     """Read a corpus: `stdlib`, `conllu:PATH`, `columns:PATH`, `csv:PATH` or `text:PATH`.
 
-    main            main task; None for the reader's default. csv takes a kind: `rating:regression`, `tags:multilabel`
+    main            main task; None for the reader's default. csv takes a kind: `rating:regression`,
+                    `tags:multilabel`
     auxiliary       auxiliary tasks; None for the reader's default, () for none
-    label_fraction  part of the training units (stdlib: files) that keep their main labels, in (0, 1]; None for the
+    label_fraction  part of the training units (stdlib: files) that keep their main labels, in (0, 1]; None
+                    for the
                     reader's default (stdlib: 0.05, the others: all). Development and test labels are never
                     hidden
     seed            decides which units keep their labels; the splits themselves never depend on it
@@ -63,7 +65,7 @@ def open_data(
     return replace(splits, train=train, notes=notes)
 
 
-def _parse_spec(spec: str) -> tuple[str, Path | None]:
+def _parse_spec(spec: str) -> tuple[str, Path]:
     kind, separator, path = spec.partition(":")
     known = ", ".join(f"{name}:PATH" if reader.needs_path else name for name, reader in READERS.items())
     if kind not in READERS:
@@ -72,4 +74,4 @@ def _parse_spec(spec: str) -> tuple[str, Path | None]:
         raise InputError(f"data {spec!r}: the reader {kind} needs a path, as in {kind}:PATH")
     if not READERS[kind].needs_path and separator:
         raise InputError(f"data {spec!r}: the reader {kind} takes no path; write {kind} alone")
-    return kind, Path(path).expanduser() if path else None
+    return kind, Path(path).expanduser()

@@ -1,4 +1,4 @@
-"""From what a reader found (words and label cells as text) to Splits: missing splits, vocabulary, class inventories."""
+"""From what a reader found (words and label cells as text) to Splits: missing splits, vocabulary, classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def class_names(kind: str, task: str, columns: Sequence[list]) -> tuple[str, ...
 
 def encode(kind: str, names: tuple[str, ...], cells: list) -> TargetColumn:
     """Cells to a TargetColumn of N rows."""
-    index_of = {name: i for i, name in enumerate(names)}
+    index_of: dict[str | None, int] = {name: i for i, name in enumerate(names)}
     if kind == "classes":
         index_of[None] = MISSING
         return TargetColumn(

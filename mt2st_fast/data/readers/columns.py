@@ -1,4 +1,4 @@
-"""The reader `columns:PATH`: CoNLL columns, one word a line with its labels, a blank line after each sentence."""
+"""The reader `columns:PATH`: CoNLL columns, a word and its labels a line, a blank line after a sentence."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def read(request: ReadRequest) -> Splits:
     for table in tables.values():
         if table.tasks != existing:
             raise InputError(
-                f"{table.path}: has the columns {', '.join(table.tasks)}, the training file {', '.join(existing)}"
+                f"{table.path}: has columns {', '.join(table.tasks)}, the training file {', '.join(existing)}"
             )
     check_known(request.requested, existing, where)
     main = request.main or TaskRequest(existing[-1])
@@ -83,7 +83,7 @@ class _Table:
     def _set_columns(self, tasks: list[str], number: int) -> None:
         if not tasks:
             raise InputError(
-                f"{self.path}:{number}: a word without a label; the first column is the word, the others labels"
+                f"{self.path}:{number}: a word without a label; labels stand in the columns after it"
             )
         if len(set(tasks)) < len(tasks):
             raise InputError(f"{self.path}:{number}: a column is named twice in {', '.join(tasks)}")

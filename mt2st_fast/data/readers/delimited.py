@@ -32,7 +32,7 @@ def read(request: ReadRequest) -> Splits:
     for table in tables.values():
         if table.header != train.header:
             raise InputError(
-                f"{table.path}: has the columns {', '.join(table.header)}, the training file {', '.join(train.header)}"
+                f"{table.path}: the columns differ from the training file's, {', '.join(train.header)}"
             )
     check_known(request.requested, train.tasks, where)
     main = request.main or TaskRequest(train.default_main)
@@ -112,7 +112,7 @@ class _Table:
             value = math.nan
         if not math.isfinite(value):
             raise InputError(
-                f"{self.path}:{number}: {text!r} in column {task.name!r} is not a number, which regression needs"
+                f"{self.path}:{number}: {text!r} in column {task.name!r} is no number; regression needs one"
             )
         return value
 

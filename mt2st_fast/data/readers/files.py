@@ -1,4 +1,4 @@
-"""Text files: opening them (.gz too) with errors a user can act on, and finding the splits of a corpus in a folder."""
+"""Text files: reading them (.gz too) with errors a user can act on, and finding a folder's splits."""
 
 import gzip
 import re
@@ -47,7 +47,7 @@ def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
     files = sorted(file for file in path.iterdir() if file.is_file() and _extension(file) in extensions)
     if not files:
         raise InputError(
-            f"{path}: the folder has no file that ends in {', '.join(sorted(extensions))} (or the same with .gz)"
+            f"{path}: no file in the folder ends in {', '.join(sorted(extensions))} (or that and .gz)"
         )
     if len(files) == 1:
         return {"train": files[0]}

@@ -313,7 +313,7 @@ def _next_kinds(tokens: _Tokens) -> list[int]:
 
 
 def read_file(path: str) -> dict | None:
-    """What `read_source` gives for a file, in JSON's types; None for a file that this Python cannot read or parse."""
+    """What `read_source` gives for a file, in JSON's types; None where this Python cannot parse it."""
     try:
         with tokenize.open(path) as file:
             source = read_source(file.read())

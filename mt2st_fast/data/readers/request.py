@@ -1,4 +1,4 @@
-"""What the user asked a reader for: main and auxiliary tasks by name and kind, against the tasks that exist."""
+"""What the user asked a reader for: main and auxiliary tasks by name and kind."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,12 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """What a reader is given; main or auxiliary of None stand for the reader's defaults."""
+    """What a reader is given; main or auxiliary of None stand for the reader's defaults.
 
-    path: Path | None
+    `path` says nothing to a reader that needs none.
+    """
+
+    path: Path
     main: TaskRequest | None
     auxiliary: tuple[TaskRequest, ...] | None
     progress: Progress | None = None
@@ -43,7 +46,7 @@ class ReadRequest:
         for task in self.requested:
             if task.kind != "classes":
                 raise InputError(
-                    f"task {task.name!r}: {reader} has classes only; regression and multilabel are for csv:PATH"
+                    f"task {task.name!r}: {reader} has classes only; other kinds are for csv:PATH"
                 )
 
 
@@ -56,7 +59,7 @@ def parse_task(text: str) -> TaskRequest:
 
 
 def make_request(
-    path: Path | None, main: str | None, auxiliary: Sequence[str] | None, progress: Progress | None
+    path: Path, main: str | None, auxiliary: Sequence[str] | None, progress: Progress | None
 ) -> ReadRequest:
     """Parse the task names. Raises InputError for a task named twice."""
     main_request = None if main is None else parse_task(main)

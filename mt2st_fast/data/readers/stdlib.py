@@ -1,4 +1,4 @@
-"""The reader `stdlib`: the Python standard library of the running interpreter, with labels from its syntax trees."""
+"""The reader `stdlib`: the running interpreter's standard library, with labels from its syntax trees."""
 
 import hashlib
 import json
@@ -81,8 +81,6 @@ def read(request: ReadRequest) -> Splits:
 
     Files are the groups, and go to train, dev or test (80/10/10) by a hash of the module's name.
     """
-    if request.path is not None:
-        raise InputError("the reader stdlib takes no path: it reads the running interpreter's own library")
     request.only_classes("stdlib")
     check_known(request.requested, _TASKS, "stdlib")
     main = (request.main or TaskRequest(_DEFAULT_MAIN)).name
@@ -94,7 +92,10 @@ def read(request: ReadRequest) -> Splits:
 
 
 def source_paths(root: Path) -> list[Path]:
-    """The files to read below the library's folder, in a fixed order. Raises InputError where there are none."""
+    """The files to read below the library's folder, in a fixed order.
+
+    Raises InputError where there are none.
+    """
     paths = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - _LEFT_OUT)
@@ -116,15 +117,17 @@ def read_files(root: Path, paths: Sequence[Path], progress: Progress | None = No
     by_size = sorted(range(len(paths)), key=lambda i: (-paths[i].stat().st_size, i))
     n_calls = max(1, -(-len(paths) // _FILES_PER_WORKER_CALL))
     calls = [by_size[i::n_calls] for i in range(n_calls)]
-    read: dict[int, dict | None] = {}
+    read_of: dict[int, dict | None] = {}
     with ThreadPoolExecutor(_usable_cpus()) as pool:
         futures = {pool.submit(_read_in_worker, [str(paths[i]) for i in call]): call for call in calls}
         for future in as_completed(futures):
-            read.update(zip(futures[future], future.result(), strict=True))
+            read_of.update(zip(futures[future], future.result(), strict=True))
             if progress is not None:
-                progress(len(read), len(paths))
-    kept = [i for i in range(len(paths)) if read[i] is not None]
-    return _join([_module_name(paths[i].relative_to(root)) for i in kept], [read[i] for i in kept])
+                progress(len(read_of), len(paths))
+    kept = {
+        _module_name(paths[i].relative_to(root)): source for i, source in sorted(read_of.items()) if source
+    }
+    return _join(list(kept), list(kept.values()))
 
 
 def make_splits(source: SourceFiles, main: str, auxiliary: Sequence[str]) -> Splits:
@@ -165,7 +168,7 @@ def make_splits(source: SourceFiles, main: str, auxiliary: Sequence[str]) -> Spl
 
 
 def save_cache(source: SourceFiles, path: Path) -> None:
-    """Write the cache as a whole or not at all; a folder that cannot be written only costs the time to read again."""
+    """Write the cache as a whole or not at all; failing to only costs the time to read again."""
     arrays = {
         "modules": _to_bytes(source.modules),
         "words": _to_bytes(source.words),
@@ -179,7 +182,7 @@ def save_cache(source: SourceFiles, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             temporary = Path(file.name)
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(temporary, path)
     except OSError as error:
         _log.warning(

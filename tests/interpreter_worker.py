@@ -1,0 +1,246 @@
+"""Run the Triton loss pass in the interpreter and store what it and torch compute: python <this> OUT.npz.
+
+A process of its own, because TRITON_INTERPRET is read when triton is imported. Every case stores, for each
+result: `ours`, `torch` (the same loss by torch in float32) and `truth` (in float64).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
+from mt2st_fast.kernels import triton_packed as packed
+from torch import Tensor
+
+MIXED = (
+    HeadSpec(Kind.SOFTMAX, 3),
+    HeadSpec(Kind.BINARY, 1),
+    HeadSpec(Kind.SOFTMAX, 7, label_smoothing=0.1, class_weights=(0.5, 1, 2, 0, 1.5, 3, 1), ignore_index=-1),
+    HeadSpec(Kind.BINARY, 5, pos_weight=(0.5, 1.0, 3.0, 7.0, 0.25)),
+    HeadSpec(Kind.SQUARED, 2),
+    HeadSpec(Kind.HUBER, 3, delta=0.7),
+)
+# 37 and 20 columns take several column blocks of 16.
+WIDE = (
+    HeadSpec(Kind.SOFTMAX, 37, label_smoothing=0.2),
+    HeadSpec(Kind.SOFTMAX, 1),
+    HeadSpec(Kind.BINARY, 20),
+    HeadSpec(Kind.SOFTMAX, 33, class_weights=tuple(0.1 * (1 + c % 5) for c in range(33))),
+    HeadSpec(Kind.HUBER, 18, delta=2.0),
+)
+SMALL_BLOCKS = packed.Blocks(4, 16, 4)
+
+# name: (heads, N, dtype, bias, blocks, magnitude of the logits, tasks without any valid row)
+CASES = {
+    "mixed-5": (MIXED, 5, torch.float32, True, None, 2.0, ()),
+    "mixed-33": (MIXED, 33, torch.float32, True, None, 2.0, ()),
+    "mixed-33-no-bias": (MIXED, 33, torch.float32, False, None, 2.0, ()),
+    "mixed-33-float16": (MIXED, 33, torch.float16, True, None, 2.0, ()),
+    "wide-33": (WIDE, 33, torch.float32, True, SMALL_BLOCKS, 2.0, ()),
+    "wide-33-float16": (WIDE, 33, torch.float16, True, SMALL_BLOCKS, 2.0, ()),
+    "wide-17-large-logits": (WIDE, 17, torch.float32, True, SMALL_BLOCKS, 60.0, ()),
+    "wide-one-block": (WIDE, 9, torch.float32, True, None, 2.0, ()),
+    "nothing-valid": (MIXED, 5, torch.float32, True, None, 2.0, (0, 2, 3, 5)),
+    "no-rows": (MIXED, 0, torch.float32, True, None, 2.0, (0, 1, 2, 3, 4, 5)),
+}
+
+
+def make_targets(heads: tuple[HeadSpec, ...], N: int, empty: tuple[int, ...]) -> list[Tensor]:
+    """About a fifth of the targets missing; everything missing in the tasks `empty`."""
+    targets = []
+    for k, head in enumerate(heads):
+        missing = torch.rand(N, head.size) < (2.0 if k in empty else 0.2)
+        if head.kind is Kind.SOFTMAX:
+            dtype = torch.int32 if k % 2 else torch.int64
+            target = torch.randint(head.size, (N,), dtype=dtype)
+            targets.append(target.masked_fill(missing[:, 0], head.ignore_index))
+        else:
+            values = (
+                torch.rand(N, head.size).round() if head.kind is Kind.BINARY else torch.randn(N, head.size)
+            )
+            targets.append(values.masked_fill(missing, float("nan")))
+    return targets
+
+
+def summed_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed loss, denominator, correct) of one head by torch's own losses in the logits' dtype."""
+    weights = torch.tensor(head.column_weights, dtype=logits.dtype)
+    if head.kind is Kind.SOFTMAX:
+        target = target.long()
+        valid = target != head.ignore_index
+        loss = F.cross_entropy(
+            logits,
+            target,
+            weight=weights,
+            ignore_index=head.ignore_index,
+            label_smoothing=head.label_smoothing,
+            reduction="sum",
+        )
+        right = (logits.argmax(1) == target) & valid if len(target) else valid
+        return loss, weights[target[valid]].sum(), right.sum()
+    target = target.to(logits.dtype)
+    valid = ~torch.isnan(target)
+    filled = target.nan_to_num()
+    if head.kind is Kind.BINARY:
+        loss = F.binary_cross_entropy_with_logits(logits, filled, reduction="none", pos_weight=weights)
+        right = (((logits > 0) == (filled > 0.5)) | ~valid).all(1) & valid.any(1)
+    else:
+        squared = head.kind is Kind.SQUARED
+        loss = (
+            F.mse_loss(logits, filled, reduction="none")
+            if squared
+            else F.huber_loss(logits, filled, reduction="none", delta=head.delta)
+        )
+        right = torch.zeros(len(target))
+    return torch.where(valid, loss, 0.0).sum(), valid.sum().to(logits.dtype), right.sum()
+
+
+def by_torch(
+    logits: Tensor, bias: Tensor | None, targets: list[Tensor], layout: HeadLayout, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    z = logits.to(dtype).requires_grad_()
+    biased = z if bias is None else z + bias.to(dtype)
+    parts = [
+        summed_loss(biased[:, first:last], target, head)
+        for (first, last, head), target in zip(layout, targets, strict=True)
+    ]
+    (dz,) = torch.autograd.grad(sum(loss for loss, _, _ in parts), z)
+    scale = torch.stack([torch.where(d > 0, 1 / d, 0.0) for _, d, _ in parts])
+    losses = torch.stack([loss.detach() for loss, _, _ in parts]) * scale
+    # torch would keep the gradient in the logits' dtype.
+    rounded = dz if dtype is torch.float64 else dz.to(logits.dtype)
+    return {
+        "losses": losses,
+        "scale": scale,
+        "correct": torch.stack([right for _, _, right in parts]),
+        "logit_gradient": rounded,
+        "bias_gradient": dz.sum(0),
+    }
+
+
+def run_case(name: str, store: dict[str, np.ndarray]) -> None:
+    heads, N, dtype, has_bias, blocks, magnitude, empty = CASES[name]
+    torch.manual_seed(len(name) + N)
+    layout = HeadLayout(heads)
+    logits = (torch.randn(N, layout.width) * magnitude).to(dtype)
+    if N > 3:
+        # Equal logits: the first maximum counts.
+        logits[1] = logits[1, 0].clone()
+        logits[2] = -logits[2].abs().max()
+    bias = torch.randn(layout.width).to(dtype) if has_bias else None
+    targets = make_targets(heads, N, empty)
+    runs = []
+    for _ in range(2):
+        overwritten = logits.clone()
+        result = packed.segment_loss(overwritten, bias, targets, layout, need_gradient=True, blocks=blocks)
+        runs.append((*result, overwritten))
+    untouched = logits.clone()
+    forward = packed.segment_loss(untouched, bias, targets, layout, need_gradient=False, blocks=blocks)
+    store[f"{name}/same-bits"] = np.array(
+        all(torch.equal(a, b) for a, b in zip(*runs, strict=True)) and not runs[0][-1].isnan().any()
+    )
+    store[f"{name}/forward-only"] = np.array(
+        torch.equal(untouched, logits)
+        and forward.bias_gradient is None
+        and all(torch.equal(a, b) for a, b in zip(forward[:3], runs[0][:3], strict=True))
+    )
+    losses, scale, correct, bias_gradient, logit_gradient = runs[0]
+    ours = {
+        "losses": losses,
+        "scale": scale,
+        "correct": correct,
+        "logit_gradient": logit_gradient,
+        "bias_gradient": bias_gradient,
+    }
+    for kind, results in (
+        ("ours", ours),
+        ("torch", by_torch(logits, bias, targets, layout, torch.float32)),
+        ("truth", by_torch(logits, bias, targets, layout, torch.float64)),
+    ):
+        for key, value in results.items():
+            store[f"{name}/{key}/{kind}"] = value.detach().double().numpy()
+
+
+def run_outside(store: dict[str, np.ndarray]) -> None:
+    """Class indices outside [0, C), with and without other valid rows in their task."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SOFTMAX, 4), HeadSpec(Kind.SOFTMAX, 2)))
+    logits = torch.randn(5, layout.width)
+    targets = [torch.tensor([0, 3, 1, -100, 2]), torch.tensor([-1] * 5), torch.tensor([0, 1, 1, 0, 1])]
+    result = packed.segment_loss(logits, None, targets, layout, need_gradient=True)
+    store["outside/losses"] = result.losses.numpy()
+    store["outside/gradient"] = logits.numpy()
+
+
+def run_infinite(store: dict[str, np.ndarray]) -> None:
+    """Logits of -inf mask classes out, as in torch; the first column blocks hold nothing else."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 40),))
+    logits = torch.randn(4, 40)
+    logits[:, :35] = float("-inf")
+    target = torch.tensor([35, 36, 39, 38])
+    store["infinite/truth"] = F.cross_entropy(logits.double(), target).numpy()
+    result = packed.segment_loss(logits, None, [target], layout, need_gradient=True, blocks=SMALL_BLOCKS)
+    store["infinite/ours"] = result.losses.numpy()
+    store["infinite/gradient"] = logits.numpy()
+
+
+def run_op(name: str, dtype: torch.dtype, store: dict[str, np.ndarray]) -> None:
+    """packed_forward and packed_backward twice, against torch in float32 and float64."""
+    torch.manual_seed(11)
+    layout, N, D = HeadLayout(MIXED), 33, 12
+    features, weight = torch.randn(N, D).to(dtype), (torch.randn(layout.width, D) / D**0.5).to(dtype)
+    bias, targets = torch.randn(layout.width).to(dtype), make_targets(MIXED, N, (4,))
+    task_weights = torch.tensor([1.0, 0.3, 1e-4, 2.0, 1.0, 0.0])
+    forward = packed.packed_forward(features, weight, bias, targets, layout, need_gradient=True)
+    sizes = torch.tensor([head.size for head in layout.heads])
+    column_scale = torch.repeat_interleave(task_weights * forward.scale, sizes)
+    arguments = (features, weight, forward.logit_gradient, forward.bias_gradient, column_scale)
+    before = [argument.clone() for argument in arguments]
+    once, again = (packed.packed_backward(*arguments, (True,) * 3, dtype) for _ in range(2))
+    store[f"{name}/same-bits"] = np.array(
+        all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+        and all(torch.equal(a, b) for a, b in zip(before, arguments, strict=True))
+        and all(gradient.dtype is dtype for gradient in once)
+    )
+    nothing = packed.packed_backward(*arguments, (False,) * 3, dtype)
+    store[f"{name}/nothing-needed"] = np.array(nothing == (None, None, None))
+    for key, value in zip(("d_features", "d_weight", "d_bias"), once, strict=True):
+        store[f"{name}/{key}/ours"] = value.double().numpy()
+    store[f"{name}/losses/ours"] = forward.losses.double().numpy()
+    for kind, wide in (("torch", torch.float32), ("truth", torch.float64)):
+        leaves = [
+            tensor.to(wide if kind == "truth" else dtype).requires_grad_()
+            for tensor in (features, weight, bias)
+        ]
+        z = F.linear(*leaves).to(wide)
+        parts = [
+            summed_loss(z[:, first:last], target, head)
+            for (first, last, head), target in zip(layout, targets, strict=True)
+        ]
+        losses = torch.stack([torch.where(d > 0, loss / d.clamp_min(1e-9), 0.0) for loss, d, _ in parts])
+        gradients = torch.autograd.grad((losses * task_weights.to(wide)).sum(), leaves)
+        for key, value in zip(("d_features", "d_weight", "d_bias"), gradients, strict=True):
+            store[f"{name}/{key}/{kind}"] = value.double().numpy()
+        store[f"{name}/losses/{kind}"] = losses.detach().double().numpy()
+
+
+def main(out: str) -> None:
+    # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
+    torch.use_deterministic_algorithms(True)
+    store: dict[str, np.ndarray] = {}
+    for name in CASES:
+        run_case(name, store)
+    run_outside(store)
+    run_infinite(store)
+    run_op("op", torch.float32, store)
+    run_op("op-float16", torch.float16, store)
+    np.savez(out, **store)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

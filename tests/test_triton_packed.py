@@ -1,0 +1,111 @@
+"""The Triton loss pass in the interpreter: as accurate as torch, in place only where asked, the same bits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+WORKER = Path(__file__).with_name("interpreter_worker.py")
+CASES = (
+    "mixed-5",
+    "mixed-33",
+    "mixed-33-no-bias",
+    "mixed-33-float16",
+    "wide-33",
+    "wide-33-float16",
+    "wide-17-large-logits",
+    "wide-one-block",
+    "nothing-valid",
+    "no-rows",
+)
+RESULTS = ("losses", "scale", "correct", "logit_gradient", "bias_gradient")
+OPS = ("op", "op-float16")
+
+# What our largest error may exceed torch's by, relative to the largest true value: a few roundings of a
+# float32 sum in another order. float16 gradients may differ by one rounding of the largest value.
+MARGIN = {"float32": 2e-6, "float16": 2.0**-11}
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the worker stored, computed once."""
+    out = tmp_path_factory.mktemp("interpreter") / "results.npz"
+    worker = subprocess.run(
+        [sys.executable, str(WORKER), str(out)], capture_output=True, text=True, check=False
+    )
+    assert worker.returncode == 0, worker.stderr[-4000:]
+    with np.load(out) as stored:
+        return dict(stored)
+
+
+def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, margin: float) -> None:
+    ours, torch_value, truth = (computed[f"{name}/{kind}"] for kind in ("ours", "torch", "truth"))
+    assert ours.shape == truth.shape
+    error, allowed = np.abs(ours - truth), np.abs(torch_value - truth).max(initial=0.0)
+    allowed += margin * np.abs(truth).max(initial=0.0)
+    # Written so that a NaN of ours fails.
+    assert not error.size or error.max() <= allowed, f"error {error.max():.3g} > {allowed:.3g}"
+
+
+@pytest.mark.parametrize("result", RESULTS)
+@pytest.mark.parametrize("case", CASES)
+def test_loss_pass_is_as_accurate_as_torch(computed, case, result):
+    stored_in_half = case.endswith("float16") and result == "logit_gradient"
+    margin = MARGIN["float16" if stored_in_half else "float32"]
+    assert_as_accurate_as_torch(computed, f"{case}/{result}", 0.0 if result == "correct" else margin)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_calls_give_the_same_bits_and_no_nan(computed, case):
+    assert computed[f"{case}/same-bits"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_gradient_logits_stay_and_losses_agree(computed, case):
+    assert computed[f"{case}/forward-only"]
+
+
+def test_tasks_without_valid_rows_have_loss_and_gradient_zero(computed):
+    losses, scale = computed["nothing-valid/losses/ours"], computed["nothing-valid/scale/ours"]
+    assert (losses[[0, 2, 3, 5]] == 0).all()
+    assert (scale[[0, 2, 3, 5]] == 0).all()
+    assert (losses[[1, 4]] > 0).all()
+    assert (computed["nothing-valid/logit_gradient/ours"][:, :3] == 0).all()
+
+
+def test_class_outside_the_head_makes_its_loss_nan_and_no_other(computed):
+    losses = computed["outside/losses"]
+    assert np.isnan(losses).tolist() == [True, True, False]
+    gradient = computed["outside/gradient"]
+    assert (gradient[1, :3] == 0).all(), "the row with a class outside"
+    assert (gradient[0, :3] != 0).all()
+    assert (gradient[:, 3:7] == 0).all()
+
+
+def test_logits_of_minus_infinity_mask_classes_out(computed):
+    np.testing.assert_allclose(computed["infinite/ours"][0], computed["infinite/truth"], rtol=1e-6)
+    assert (computed["infinite/gradient"][:, :35] == 0).all()
+    assert np.isfinite(computed["infinite/gradient"]).all()
+
+
+@pytest.mark.parametrize("result", ["losses", "d_features", "d_weight", "d_bias"])
+@pytest.mark.parametrize("op", OPS)
+def test_whole_op_is_as_accurate_as_torch(computed, op, result):
+    half = op.endswith("float16") and result != "losses"
+    assert_as_accurate_as_torch(computed, f"{op}/{result}", MARGIN["float16" if half else "float32"])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_backward_twice_writes_to_no_argument(computed, op):
+    assert computed[f"{op}/same-bits"]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_nobody_needs_are_none(computed, op):
+    assert computed[f"{op}/nothing-needed"]
