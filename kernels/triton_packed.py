@@ -100,6 +100,7 @@ def _softmax_rows(
     m_used = m_n & (b_y != ignore_index)
     m_valid = m_used & (b_y >= 0) & (b_y < C)
     b_y = tl.where(m_valid, b_y, 0).to(tl.int32)
+    b_target_w = tl.load(p_weights + b_y, mask=m_valid, other=0.0)
     b_target_z = tl.load(p_rows + b_y, mask=m_valid, other=0.0).to(tl.float32)
     if HAS_BIAS:
         b_target_z += tl.load(p_bias + b_y, mask=m_valid, other=0.0).to(tl.float32)
@@ -127,7 +128,6 @@ def _softmax_rows(
         b_lane_sum = tl.where(m_new, b_lane_sum * b_decay + 1.0, b_lane_sum + b_decay)
         b_lane_max = tl.where(m_new, b_z, b_lane_max)
 
-    b_target_w = tl.load(p_weights + b_y, mask=m_valid, other=0.0)
     b_max = tl.max(b_lane_max, axis=1)
     b_sum = tl.sum(b_lane_sum * tl.exp(b_lane_max - b_max[:, None]), axis=1)
     b_nll = b_max - b_target_z + tl.log(b_sum)
@@ -376,12 +376,11 @@ def choose_blocks(largest: int) -> Blocks:
     """Blocks for a layout whose largest head has `largest` outputs.
 
     A table, not an autotuner: that needs a driver to choose and stalls inside a graph capture. Every thread
-    holds 2 logits: with 4, mask registers spill on gfx942 and two blocks fewer fit a Hopper multiprocessor.
+    holds 1 or 2 logits: more rows a thread spill mask registers on gfx942 (with 4 logits) or vector
+    registers on sm_80 (16 columns, 2 logits), and cost a Hopper multiprocessor a third of its warps.
     """
-    if largest <= 16:
-        return Blocks(32, 16, 8)
     if largest <= 32:
-        return Blocks(8, 32, 4)
+        return Blocks(8, 16 if largest <= 16 else 32, 4)
     return Blocks(4, 64, 4) if largest <= 64 else Blocks(4, 128, 8)
 
 

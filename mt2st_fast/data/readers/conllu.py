@@ -5,7 +5,7 @@ from pathlib import Path
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
-from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, check_known
+from mt2st_fast.data.readers.request import ReadRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
 _COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
@@ -27,14 +27,9 @@ def read(request: ReadRequest) -> Splits:
     existing = _existing_tasks(
         [row for sentences in rows_of.values() for sentence in sentences for row in sentence]
     )
-    check_known(request.requested, existing, str(request.path))
-    main = request.main or TaskRequest(_DEFAULT_MAIN)
-    check_known([main], existing, str(request.path))
-    if request.auxiliary is None:
-        auxiliary = [task for task in _DEFAULT_AUXILIARY if task in existing and task != main.name]
-    else:
-        auxiliary = [task.name for task in request.auxiliary]
-    tasks = [main.name, *auxiliary]
+    default_auxiliary = [task for task in _DEFAULT_AUXILIARY if task in existing]
+    main, auxiliary = choose_tasks(request, existing, _DEFAULT_MAIN, default_auxiliary, str(request.path))
+    tasks = [task.name for task in (main, *auxiliary)]
     sections = {part: _section(sentences, tasks) for part, sentences in rows_of.items()}
     return assemble(
         f"conllu:{request.path}",
@@ -42,7 +37,7 @@ def read(request: ReadRequest) -> Splits:
         dict.fromkeys(tasks, "classes"),
         "token",
         main.name,
-        auxiliary,
+        tasks[1:],
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
-from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, check_known
+from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
 _TEXT_COLUMNS = ("text", "sentence", "review", "content")
@@ -19,12 +19,11 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
 def read(request: ReadRequest) -> Splits:
-    """Every column but the text is a task: classes, or `name:regression`, or `name:multilabel` (labels with
-    | or ; between).
+    """Every column but the text is a task, a row and a unit is a document.
 
-    A row and a unit is a document. An empty cell is a missing label. By default the first column after the
-    text is the main task and all others are auxiliary, but for columns of text and ids (most rows have a
-    class of their own).
+    A task is of classes, or as asked for: `name:regression`, `name:multilabel` (labels with | or ; between).
+    An empty cell is a missing label. By default the first column after the text is the main task and the
+    others are auxiliary, but for those that look like ids, numbers or text (or have one class only).
     """
     where = str(request.path)
     tables = {part: _read_table(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
@@ -34,9 +33,12 @@ def read(request: ReadRequest) -> Splits:
             raise InputError(
                 f"{table.path}: the columns differ from the training file's, {', '.join(train.header)}"
             )
-    check_known(request.requested, train.tasks, where)
-    main = request.main or TaskRequest(train.default_main)
-    auxiliary, notes = _auxiliary(request, main, train)
+    unfit = [task for task in train.tasks if not train.is_fit(task)]
+    default_auxiliary = [task for task in train.tasks if task not in unfit]
+    main, auxiliary = choose_tasks(request, train.tasks, train.default_main, default_auxiliary, where)
+    notes = (
+        [] if request.auxiliary is not None else _notes(train, [task for task in unfit if task != main.name])
+    )
     requests = [main, *auxiliary]
     sections = complete_splits({part: table.section(requests) for part, table in tables.items()}, where)
     kinds = {task.name: task.kind for task in requests}
@@ -44,24 +46,15 @@ def read(request: ReadRequest) -> Splits:
     return assemble(f"csv:{where}", sections, kinds, "document", main.name, names, notes)
 
 
+def _notes(train: "_Table", left_out: Sequence[str]) -> list[str]:
+    return [
+        f"column {task!r} is no auxiliary task: it has {train.n_classes(task)} classes" for task in left_out
+    ]
+
+
 def tokenize_text(text: str) -> list[str]:
     """Lower-case words, numbers and single punctuation marks of a text."""
     return _WORD.findall(text.lower())
-
-
-def _auxiliary(
-    request: ReadRequest, main: TaskRequest, train: "_Table"
-) -> tuple[list[TaskRequest], list[str]]:
-    if request.auxiliary is not None:
-        return list(request.auxiliary), []
-    others = [task for task in train.tasks if task != main.name]
-    unfit = [
-        task for task in others if train.n_classes(task) > len(train.rows) / 2 or train.n_classes(task) < 2
-    ]
-    notes = [
-        f"column {task!r} is no auxiliary task: it has {train.n_classes(task)} classes" for task in unfit
-    ]
-    return [TaskRequest(task) for task in others if task not in unfit], notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +75,10 @@ class _Table:
     def default_main(self) -> str:
         after_text = self.header[self.text_column + 1 :]
         return (after_text or self.header)[0]
+
+    def is_fit(self, task: str) -> bool:
+        """Whether the column looks like classes, and not like ids, numbers or text."""
+        return 2 <= self.n_classes(task) <= len(self.rows) / 2
 
     def n_classes(self, task: str) -> int:
         column = self.header.index(task)

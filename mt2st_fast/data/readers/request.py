@@ -61,23 +61,35 @@ def parse_task(text: str) -> TaskRequest:
 def make_request(
     path: Path, main: str | None, auxiliary: Sequence[str] | None, progress: Progress | None
 ) -> ReadRequest:
-    """Parse the task names. Raises InputError for a task named twice."""
+    """Parse the task names. Raises InputError for an auxiliary task named twice."""
     main_request = None if main is None else parse_task(main)
     auxiliary_requests = None if auxiliary is None else tuple(map(parse_task, auxiliary))
     names = [task.name for task in auxiliary_requests or ()]
-    if main_request is not None and main_request.name in names:
-        raise InputError(
-            f"task {main_request.name!r} is main and auxiliary; take it out of the auxiliary tasks"
-        )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise InputError(f"auxiliary task {repeated[0]!r} is named twice; name it once")
     return ReadRequest(path, main_request, auxiliary_requests, progress)
 
 
-def check_known(requested: Iterable[TaskRequest], existing: Sequence[str], where: str) -> None:
-    """Raise InputError that lists the existing tasks where one asked for is not among them."""
-    for task in requested:
+def choose_tasks(
+    request: ReadRequest,
+    existing: Sequence[str],
+    default_main: str,
+    default_auxiliary: Iterable[str],
+    where: str,
+) -> tuple[TaskRequest, tuple[TaskRequest, ...]]:
+    """Main and auxiliary tasks, with the reader's defaults where the request leaves them open.
+
+    Raises InputError for a task that does not exist (it lists those that do) or that is main and auxiliary.
+    """
+    main = request.main or TaskRequest(default_main)
+    auxiliary = request.auxiliary
+    if auxiliary is None:
+        auxiliary = tuple(TaskRequest(name) for name in default_auxiliary if name != main.name)
+    for task in (main, *auxiliary):
         if task.name not in existing:
             raise InputError(
                 f"{where}: there is no task {task.name!r}; it has {', '.join(existing) or 'none'}"
             )
+    if main.name in [task.name for task in auxiliary]:
+        raise InputError(f"task {main.name!r} is main and auxiliary; take it out of the auxiliary tasks")
+    return main, auxiliary
