@@ -1,0 +1,41 @@
+"""The accuracy rule: as close to the float64 truth as torch is in the same dtype, but for a small margin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Times torch's own error, and units of the last place on top: torch is sometimes exact by luck.
+FACTOR = 1.5
+ULPS = 2.0
+
+
+class InaccurateError(AssertionError):
+    """A result is further from the truth than the rule allows, so its speed does not count."""
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """Root mean square of the error over that of the float64 truth."""
+    return float((result.double() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def check_as_accurate_as_torch(
+    name: str, results: Mapping[str, Tensor], by_torch: Mapping[str, Tensor], truth: Mapping[str, Tensor]
+) -> None:
+    """Hold every tensor of `results` to the rule. Raises InaccurateError naming the first that breaks it."""
+    if results.keys() != truth.keys():
+        raise InaccurateError(f"{name} gave {', '.join(results)}; expected {', '.join(truth)}")
+    for key, result in results.items():
+        if result.shape != truth[key].shape:
+            raise InaccurateError(
+                f"{name}: {key} is {tuple(result.shape)}, the truth is {tuple(truth[key].shape)}"
+            )
+        error, torch_error = relative_error(result, truth[key]), relative_error(by_torch[key], truth[key])
+        allowed = FACTOR * torch_error + ULPS * torch.finfo(by_torch[key].dtype).eps
+        if not error <= allowed:  # NaN must fail
+            raise InaccurateError(
+                f"{name}: relative error of {key} is {error:.3g}; torch's is {torch_error:.3g}, "
+                f"allowed are {allowed:.3g}"
+            )

@@ -1,0 +1,106 @@
+"""The measuring rule: candidates take turns (A B C A B C ...) in one process, and medians are compared.
+
+Whatever slows the machine down for a while hits all candidates alike, so ratios hold on a noisy machine
+where times do not.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+PERCENTILES = (5, 25, 50, 75, 95)
+WARM_UP_ROUNDS = 5
+MIN_ROUNDS = 10
+
+
+class Candidate(NamedTuple):
+    """What is timed, and what has to be done before each time without being timed."""
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+
+
+class Ratio(NamedTuple):
+    """Time of one candidate over that of another: of the medians, and the quartiles of the rounds' ratios."""
+
+    of_medians: float
+    p25: float
+    p75: float
+
+
+class Timings:
+    """Microseconds of every candidate in every round."""
+
+    def __init__(self, rounds_us: Mapping[str, np.ndarray]) -> None:
+        self.rounds_us = dict(rounds_us)
+
+    @property
+    def rounds(self) -> int:
+        """How often each candidate was timed."""
+        return len(next(iter(self.rounds_us.values())))
+
+    def median_us(self, name: str) -> float:
+        """The median of one candidate."""
+        return float(np.median(self.rounds_us[name]))
+
+    def percentiles_us(self, name: str) -> dict[str, float]:
+        """{"p5": ..., "p95": ...} of one candidate."""
+        values = np.percentile(self.rounds_us[name], PERCENTILES)
+        return {f"p{p}": round(float(value), 2) for p, value in zip(PERCENTILES, values, strict=True)}
+
+    def ratio(self, numerator: str, denominator: str) -> Ratio:
+        """Time of `numerator` over time of `denominator`."""
+        p25, p75 = np.percentile(self.rounds_us[numerator] / self.rounds_us[denominator], (25, 75))
+        return Ratio(self.median_us(numerator) / self.median_us(denominator), float(p25), float(p75))
+
+
+def interleave(
+    candidates: Mapping[str, Candidate], *, rounds: int, limit_seconds: float | None = None
+) -> Timings:
+    """Time each candidate once a round, after a warm-up.
+
+    limit_seconds ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer).
+    Raises ValueError without candidates or rounds.
+    """
+    if not candidates or rounds < 1:
+        raise ValueError("interleave needs at least one candidate and one round")
+    for _ in range(WARM_UP_ROUNDS):
+        _round(candidates)
+    rows_us = []
+    started = time.perf_counter()
+    with _garbage_collector_off():
+        for done in range(rounds):
+            late = limit_seconds is not None and time.perf_counter() - started > limit_seconds
+            if late and done >= MIN_ROUNDS:
+                break
+            rows_us.append(_round(candidates))
+    columns_us = np.array(rows_us).T
+    return Timings(dict(zip(candidates, columns_us, strict=True)))
+
+
+def _round(candidates: Mapping[str, Candidate]) -> list[float]:
+    times_us = []
+    for run, prepare in candidates.values():
+        prepare()
+        started_ns = time.perf_counter_ns()
+        run()
+        times_us.append((time.perf_counter_ns() - started_ns) / 1e3)
+    return times_us
+
+
+@contextmanager
+def _garbage_collector_off() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
