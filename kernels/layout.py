@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from itertools import accumulate
 
 
 class Kind(IntEnum):
@@ -46,7 +47,7 @@ class HeadSpec:
         self._check_columns("class_weights", self.class_weights, Kind.SOFTMAX)
         self._check_columns("pos_weight", self.pos_weight, Kind.BINARY)
 
-    def _check_columns(self, option: str, values: tuple[float, ...] | None, kind: Kind) -> None:
+    def _check_columns(self, option: str, values: Sequence[float] | None, kind: Kind) -> None:
         if values is None:
             return
         if self.kind is not kind:
@@ -55,6 +56,8 @@ class HeadSpec:
             raise ValueError(f"{option} needs {self.size} values, one per output, not {len(values)}")
         if any(not value >= 0.0 for value in values):
             raise ValueError(f"{option} must not be negative or NaN: {values}")
+        # A list or a tensor would make the layout unhashable.
+        object.__setattr__(self, option, tuple(float(value) for value in values))
 
     @property
     def column_weights(self) -> tuple[float, ...]:
@@ -71,6 +74,10 @@ class HeadLayout:
 
     heads: tuple[HeadSpec, ...]
     names: tuple[str, ...] = ()
+    # Made at once: torch.compile cannot trace a cached_property.
+    offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) first row of each head
+    width: int = field(init=False, repr=False, compare=False)  # S, the outputs of all heads together
+    key: str = field(init=False, repr=False, compare=False)  # as text: what a custom op can carry
 
     def __post_init__(self) -> None:
         if not self.heads:
@@ -79,6 +86,11 @@ class HeadLayout:
             object.__setattr__(self, "names", tuple(f"task {k}" for k in range(len(self.heads))))
         if len(self.names) != len(self.heads):
             raise ValueError(f"{len(self.names)} names for {len(self.heads)} heads")
+        ends = tuple(accumulate(head.size for head in self.heads))
+        object.__setattr__(self, "offsets", (0, *ends[:-1]))
+        object.__setattr__(self, "width", ends[-1])
+        key = json.dumps({"heads": [asdict(head) for head in self.heads], "names": self.names})
+        object.__setattr__(self, "key", key)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -87,22 +99,6 @@ class HeadLayout:
         """(first row, one past the last row, spec) of each head."""
         for offset, head in zip(self.offsets, self.heads, strict=True):
             yield offset, offset + head.size, head
-
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """(K,) first row of each head in the packed weight."""
-        sizes = [head.size for head in self.heads]
-        return tuple(sum(sizes[:k]) for k in range(len(sizes)))
-
-    @cached_property
-    def width(self) -> int:
-        """S, the outputs of all heads together."""
-        return sum(head.size for head in self.heads)
-
-    @cached_property
-    def key(self) -> str:
-        """The layout as text: what a custom op can carry as an argument."""
-        return json.dumps({"heads": [asdict(head) for head in self.heads], "names": self.names})
 
     @staticmethod
     @lru_cache(maxsize=1024)

@@ -334,6 +334,7 @@ def packed_forward(
 
     shape, dtype = residual(n_rows, S, features.dtype)
     logits = torch.empty(shape, dtype=dtype)
+    logits[:, n_rows:] = 0.0  # an op's output under torch.compile: it must not hold garbage
     torch.mm(weight.float(), features.float().t(), out=logits[:, :n_rows])
 
     held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
@@ -342,7 +343,8 @@ def packed_forward(
     loss_tk = np.empty((n_tiles, K))
     denominator_tk = np.empty((n_tiles, K))
     counts_tk = np.empty((2, n_tiles, K), np.int64)
-    bias_gradient_ts = np.zeros((n_tiles, S), np.float32)
+    # float64: a column's probabilities and its targets nearly cancel.
+    bias_gradient_ts = np.zeros((n_tiles, S))
     segment_loss(
         logits.numpy(), bias_s, n_rows, table.tile_rows, table.records, table.column_weights, addresses,
         need_gradient, loss_tk, denominator_tk, counts_tk[0], counts_tk[1], bias_gradient_ts,
@@ -360,7 +362,7 @@ def packed_forward(
         scale=torch.from_numpy(scale_k.astype(np.float32)),
         correct=torch.from_numpy(correct_k),
         logit_gradient=logits if need_gradient else None,
-        bias_gradient=torch.from_numpy(bias_gradient_ts.sum(axis=0)) if need_gradient else None,
+        bias_gradient=torch.from_numpy(bias_gradient_ts.sum(axis=0).astype(np.float32)) if need_gradient else None,
     )
 
 

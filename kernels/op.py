@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -55,10 +56,12 @@ def multitask_loss(
     outside [0, C) (on a GPU its task's loss is NaN instead: looking would wait for the device);
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
-    if torch.is_autocast_enabled(features.device.type):
-        features = features.to(torch.get_autocast_dtype(features.device.type))
     _check(features, weight, bias, targets, task_weights, layout)
-    chosen = choose_backend(features.device, features.dtype, backend).name
+    # As in torch's own linear, autocast leaves float64 alone.
+    if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
+        features = features.to(torch.get_autocast_dtype(features.device.type))
+    choose_plan(plan)
+    chosen = _chosen_backend(features.device, features.dtype, backend)
     if chosen == "reference":
         with torch.autocast(features.device.type, enabled=False):
             total, losses, correct = reference.multitask_loss(
@@ -70,12 +73,25 @@ def multitask_loss(
                 layout,
             )
         return MultitaskLoss(total, losses.detach(), correct)
-    choose_plan(plan)
-    if torch.compiler.is_compiling():
-        return _compiled(features, weight, bias, targets, task_weights, layout, chosen)
-    return MultitaskLoss(
-        *_FusedLoss.apply(features, weight, bias, task_weights, targets, layout, _backend_module(chosen))
+    # autograd's needs_input_grad says yes under no_grad, too.
+    need_gradient = torch.is_grad_enabled() and (
+        features.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+    if torch.compiler.is_compiling():
+        total, losses, correct, *_ = _forward_op(
+            features, weight, bias, list(targets), task_weights, layout.key, chosen, need_gradient
+        )
+        return MultitaskLoss(total, losses, correct)
+    module = _backend_module(chosen)
+    return MultitaskLoss(
+        *_FusedLoss.apply(features, weight, bias, task_weights, targets, layout, module, need_gradient)
+    )
+
+
+# Dynamo would trace into the choice and warn of its cache.
+@torch.compiler.assume_constant_result
+def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
+    return choose_backend(device, dtype, requested).name
 
 
 @lru_cache
@@ -107,9 +123,17 @@ def _backward(
     # The upstream gradient is a scalar on the device: folded in here, it costs nothing per row.
     scale_k = grad_total * task_weights * scale
     column_scale = scale_k[_columns(layout, scale_k.device)]
-    return module.packed_backward(
-        features, weight, logit_gradient, bias_gradient, column_scale, needs, bias_dtype
-    )
+    with _without_autocast(features.device.type):
+        return module.packed_backward(
+            features, weight, logit_gradient, bias_gradient, column_scale, needs, bias_dtype
+        )
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """backward() inside an autocast region would round the GEMMs of the gradients."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -123,10 +147,10 @@ class _FusedLoss(torch.autograd.Function):
         targets: Sequence[Tensor],
         layout: HeadLayout,
         module: ModuleType,
+        need_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        needs = ctx.needs_input_grad[:3]
         result: PackedForward = module.packed_forward(
-            features, weight, bias, targets, layout, need_gradient=any(needs)
+            features, weight, bias, targets, layout, need_gradient=need_gradient
         )
         ctx.save_for_backward(
             features, weight, task_weights, result.losses, result.scale,
@@ -140,7 +164,7 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_total is None:
-            return (None,) * 7
+            return (None,) * 8
         _refuse_second_derivative()
         features, weight, task_weights, losses, scale, logit_gradient, bias_gradient = ctx.saved_tensors
         gradients: tuple[Tensor | None, ...] = (None, None, None)
@@ -150,7 +174,7 @@ class _FusedLoss(torch.autograd.Function):
                 logit_gradient, bias_gradient, ctx.needs_input_grad[:3],
             )  # fmt: skip
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
-        return *gradients, d_task_weights, None, None, None
+        return *gradients, d_task_weights, None, None, None, None
 
 
 def _refuse_second_derivative() -> None:
@@ -269,24 +293,6 @@ def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
 _forward_op.register_autograd(_backward_of_op, setup_context=_keep_for_backward)
 
 
-def _compiled(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    backend: str,
-) -> MultitaskLoss:
-    need_gradient = torch.is_grad_enabled() and (
-        features.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )
-    total, losses, correct, *_ = _forward_op(
-        features, weight, bias, list(targets), task_weights, layout.key, backend, need_gradient
-    )
-    return MultitaskLoss(total, losses, correct)
-
-
 # --- checks --------------------------------------------------------------------------------------------
 
 
@@ -308,6 +314,9 @@ def _check(
         raise ValueError(f"weight must be (S, D) = ({S}, {D}), not {tuple(weight.shape)}")
     if bias is not None and bias.shape != (S,):
         raise ValueError(f"bias must be (S,) = ({S},), not {tuple(bias.shape)}")
+    for argument, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{argument} must be floating point, not {tensor.dtype}")
     if task_weights.shape != (K,):
         raise ValueError(f"task_weights must be (K,) = ({K},), not {tuple(task_weights.shape)}")
     if task_weights.dtype != torch.float32 and features.dtype != torch.float64:

@@ -25,7 +25,8 @@ def multitask_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(total, losses (K,), correct (K,) int64), with autograd through `total` and `losses`."""
     losses, correct = [], []
-    for (first, last, head), target in zip(layout, targets, strict=True):
+    for (first, last, head), name, target in zip(layout, layout.names, targets, strict=True):
+        _check_classes(name, target, head)
         logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
         losses.append(head_loss(logits, target, head))
         correct.append(head_correct(logits.detach(), target, head))
@@ -57,9 +58,6 @@ def head_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
 
 def _softmax_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
     valid = target != head.ignore_index
-    outside = target[valid & ((target < 0) | (target >= head.size))]
-    if outside.numel():
-        raise ValueError(f"targets: {outside[0].item()} lies outside [0, {head.size})")
     weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
     denominator = weights[target[valid]].sum()
     total = F.cross_entropy(
@@ -71,6 +69,14 @@ def _softmax_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
         reduction="sum",
     )
     return torch.where(denominator > 0, total / denominator.clamp_min(1e-30), total * 0)
+
+
+def _check_classes(name: str, target: Tensor, head: HeadSpec) -> None:
+    if head.kind is not Kind.SOFTMAX:
+        return
+    outside = target[(target != head.ignore_index) & ((target < 0) | (target >= head.size))]
+    if outside.numel():
+        raise ValueError(f"targets of {name}: {outside[0].item()} lies outside [0, {head.size})")
 
 
 def head_correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:

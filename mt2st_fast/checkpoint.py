@@ -53,10 +53,9 @@ def save_checkpoint(
     random_tensors, random_state = _random_states()
     content = {"format": FORMAT, "state": state, "optimizer": optimizer_state, "random": random_state}
     flat = {**tensors, **optimizer_tensors, **random_tensors}
-    write_atomically(
-        path,
-        save({key: t.detach().cpu().contiguous() for key, t in flat.items()}, {"json": json.dumps(content)}),
-    )
+    # safetensors refuses tied parameters: each name gets memory of its own.
+    copies = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in flat.items()}
+    write_atomically(path, save(copies, {"json": json.dumps(content)}))
 
 
 class Checkpoint:

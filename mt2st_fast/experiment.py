@@ -35,7 +35,7 @@ from mt2st_fast.trainer import Trainer
 class Config:
     """Everything that decides a run, JSON-able; `data`, `main` and `aux` are for the record.
 
-    epochs count passes over all rows, None takes what makes about 4,000 steps, between 1 and 10; a step is
+    epochs count passes over all rows, None takes what makes about 2,500 steps, between 1 and 10; a step is
     a batch of `batch_size` rows whatever the strategy.
     eta None lets Diminish retire the auxiliary tasks where Switch would.
     """
@@ -74,7 +74,7 @@ class Config:
     def resolved(self, splits: Splits) -> Config:
         """This configuration with what the corpus decides filled in: main and auxiliary tasks, epochs."""
         steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
-        epochs = self.epochs or min(10.0, max(1.0, round(4000 / steps_per_epoch, 1)))
+        epochs = self.epochs or min(10.0, max(1.0, round(2500 / steps_per_epoch, 1)))
         return replace(self, main=splits.main, aux=splits.auxiliary, epochs=epochs)
 
     def to_json(self) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, multitask_loss
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss
 from mt2st_fast.tasks import Task
 
 
@@ -38,6 +37,7 @@ class MultiTaskHeads(nn.Module):
         self.main = main
         self.tasks = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
         self.backend, self.plan = backend, plan
+        _check_module_names(self.tasks)
         self.linears = nn.ModuleDict(
             {
                 _module_name(name): nn.Linear(in_features, task.head.size, bias=bias)
@@ -45,6 +45,8 @@ class MultiTaskHeads(nn.Module):
             }
         )
         self._active = tuple(self.tasks)
+        self._layouts: dict[tuple[str, ...], HeadLayout] = {}
+        self._layout(self._active)
 
     @classmethod
     def from_modules(
@@ -58,7 +60,8 @@ class MultiTaskHeads(nn.Module):
 
         Raises ValueError where layers and tasks do not match in name, outputs, features or bias.
         """
-        linears = dict(modules.items())
+        task_of = {_module_name(name): name for name in tasks}
+        linears = {task_of.get(_module_name(name), name): linear for name, linear in modules.items()}
         if set(linears) != set(tasks):
             raise ValueError(f"modules are {', '.join(linears)}; tasks are {', '.join(tasks)}")
         for name, linear in linears.items():
@@ -76,8 +79,11 @@ class MultiTaskHeads(nn.Module):
         return heads
 
     def to_modules(self) -> nn.ModuleDict:
-        """The heads as plain linear layers by task, sharing their parameters."""
-        return nn.ModuleDict({name: self.linear(name) for name in self.tasks})
+        """The heads as plain linear layers by task, sharing their parameters.
+
+        A name that no module may have is spelled as in the state dict: feats.Number as feats__Number.
+        """
+        return nn.ModuleDict(self.linears)
 
     def linear(self, task: str) -> nn.Linear:
         """The layer of one task. Raises ValueError for an unknown one."""
@@ -99,6 +105,7 @@ class MultiTaskHeads(nn.Module):
         if self.main not in wanted:
             raise ValueError(f"the main task {self.main} cannot retire")
         self._active = tuple(name for name in self.tasks if name in wanted)
+        self._layout(self._active)
         for name in self.tasks:
             linear = self.linear(name)
             linear.requires_grad_(name in wanted)
@@ -124,10 +131,11 @@ class MultiTaskHeads(nn.Module):
         if not present:
             raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
         weights_k = self._weights(weights, features.device)
-        layout = _layout(tuple(self.tasks[name].head for name in present), present)
+        layout = self._layout(present)
         linears = [self.linear(name) for name in present]
         flat_targets = [
-            _flat_target(targets[name], head) for name, head in zip(present, layout.heads, strict=True)
+            _flat_target(name, targets[name], head, features.shape[:-1])
+            for name, head in zip(present, layout.heads, strict=True)
         ]
         positions = [self._active.index(name) for name in present]
         everyone = len(present) == len(self._active)
@@ -148,6 +156,12 @@ class MultiTaskHeads(nn.Module):
         linear = self.linear(task)
         return F.linear(features, linear.weight, linear.bias)
 
+    def _layout(self, names: tuple[str, ...]) -> HeadLayout:
+        # A dict, not lru_cache: torch.compile traces what is found here and cannot make a layout.
+        if names not in self._layouts:
+            self._layouts[names] = HeadLayout(tuple(self.tasks[name].head for name in names), names)
+        return self._layouts[names]
+
     def _weights(self, weights: Tensor | Mapping[str, float] | None, device: torch.device) -> Tensor:
         if isinstance(weights, Tensor):
             if weights.shape != (len(self._active),):
@@ -166,22 +180,19 @@ class MultiTaskHeads(nn.Module):
             raise ValueError(f"unknown task {unknown[0]}; there are {', '.join(self.tasks)}")
 
 
-@lru_cache(maxsize=256)
-def _layout(heads: tuple[HeadSpec, ...], names: tuple[str, ...]) -> HeadLayout:
-    return HeadLayout(heads, names)
-
-
 def _packed(parts: list[Tensor]) -> Tensor:
     # A single head needs no packing: the step after the switch is the single-task step.
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _flat_target(target: Tensor, head: HeadSpec) -> Tensor:
-    if not target.is_floating_point():
-        return target.flatten()
-    if head.size == 1 and (target.dim() == 1 or target.shape[-1] != 1):
-        return target.reshape(-1, 1)
-    return target.flatten(0, -2) if target.dim() > 2 else target
+def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
+    wanted = rows if head.kind is Kind.SOFTMAX else (*rows, head.size)
+    if wanted == (*rows, 1) and target.shape == rows:
+        target = target.unsqueeze(-1)
+    # Checked before flattening: (T, N) would pass for (N, T).
+    if target.shape != wanted:
+        raise ValueError(f"targets of {name} must be {tuple(wanted)}, not {tuple(target.shape)}")
+    return target.flatten(0, len(rows) - 1) if len(rows) > 1 else target
 
 
 def _spread(out: MultitaskLoss, positions: list[int], K: int) -> MultitaskLoss:
@@ -192,5 +203,19 @@ def _spread(out: MultitaskLoss, positions: list[int], K: int) -> MultitaskLoss:
 
 
 def _module_name(task: str) -> str:
-    """A task's name as a module's name, which may not hold a dot: feats.Number."""
-    return task.replace(".", "__")
+    """A task's name as a module's name, which may not hold a dot (feats.Number) or be taken (type)."""
+    name = task.replace(".", "__")
+    return f"{name}__" if name in _TAKEN_NAMES else name
+
+
+_TAKEN_NAMES = frozenset(dir(nn.ModuleDict()))
+
+
+def _check_module_names(tasks: Iterable[str]) -> None:
+    task_of: dict[str, str] = {}
+    for task in tasks:
+        if not task:
+            raise ValueError("a task needs a name")
+        other = task_of.setdefault(_module_name(task), task)
+        if other != task:
+            raise ValueError(f"tasks {other} and {task} would share the module name {_module_name(task)}")

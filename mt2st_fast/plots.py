@@ -20,10 +20,16 @@ def plot_curves(history: History, metric: str, path: Path) -> None:
     tasks = list(dict.fromkeys(task for record in history.steps for task in record.losses))
     for index, task in enumerate(tasks):
         steps = [record.step for record in history.steps if task in record.losses]
-        style: dict[str, Any] = {"color": f"C{index}", "label": task, "lw": 2 if task == history.main else 1.2}
+        style: dict[str, Any] = {
+            "color": f"C{index}",
+            "label": task,
+            "lw": 2 if task == history.main else 1.2,
+        }
         losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], **style)
         every = [record.step for record in history.steps]
-        weights.plot(every, [r.weights.get(task, 0.0) for r in history.steps], drawstyle="steps-post", **style)
+        weights.plot(
+            every, [r.weights.get(task, 0.0) for r in history.steps], drawstyle="steps-post", **style
+        )
     losses.set(ylabel="training loss", yscale="log")
     weights.set(ylabel="task weight", ylim=(-0.05, None))
     points = [(e.step, e.metrics[history.main]) for e in history.evaluations]

@@ -22,7 +22,8 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, Mapping):
         return {key: to_device(value, device) for key, value in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return type(inputs)(to_device(value, device) for value in inputs)
+        values = [to_device(value, device) for value in inputs]
+        return type(inputs)(*values) if hasattr(inputs, "_fields") else type(inputs)(values)
     return inputs
 
 
@@ -30,7 +31,8 @@ class _Loader:
     """An endless stream over a loader that can be iterated again and again.
 
     A loader with `state_dict` and `load_state_dict` is asked where it stands. Any other is started again
-    from the random state that its epoch began with, and the batches already used are skipped.
+    from the random state that its epoch began with (torch's, or that of the loader's own `generator`), and
+    the batches already used are skipped.
     """
 
     def __init__(self, loader: Any, name: str) -> None:
@@ -45,7 +47,9 @@ class _Loader:
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self.iterator: Iterator[Batch] | None = None
         self.used = 0
-        self.random_state = torch.get_rng_state()
+        own = getattr(loader, "generator", None)
+        self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
+        self.random_state = self.generator.get_state()
 
     def next(self) -> Batch:
         if self.iterator is None:
@@ -61,7 +65,7 @@ class _Loader:
         return batch
 
     def _start(self) -> None:
-        self.random_state = torch.get_rng_state()
+        self.random_state = self.generator.get_state()
         self.iterator = iter(self.loader)
         self.used = 0
 
@@ -74,7 +78,7 @@ class _Loader:
         if self.stateful:
             self.loader.load_state_dict(state["loader"])
             return
-        torch.set_rng_state(torch.tensor(state["random_state"], dtype=torch.uint8))
+        self.generator.set_state(torch.tensor(state["random_state"], dtype=torch.uint8))
         if state["used"]:
             self._start()
             for _ in range(state["used"]):

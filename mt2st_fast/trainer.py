@@ -193,7 +193,9 @@ class Trainer:
         return torch.autocast(self.device.type, AUTOCAST[self.precision])
 
     def _trainable(self) -> list[nn.Parameter]:
-        return [p for module in (self.encoder, self.heads) for p in module.parameters() if p.requires_grad]
+        parameters = [p for module in (self.encoder, self.heads) for p in module.parameters()]
+        # An encoder may hold the heads as well: they are trained once.
+        return [p for p in dict.fromkeys(parameters) if p.requires_grad]
 
     # --- phases -----------------------------------------------------------------------------------------
 
@@ -268,6 +270,8 @@ class Trainer:
         self._interval_seconds = stored.state["interval_seconds"]
         self._weight_values = stored.state["weights"]
         self._weights_k = torch.tensor(self._weight_values, device=self.device)
+        if self._phase_active:
+            self._source.enter_phase(self._phase_active)
         self._source.restore(stored.state["source"])
         stored.restore_random_states()
 

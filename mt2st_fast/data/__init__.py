@@ -2,13 +2,14 @@
 
 from mt2st_fast.data.batches import BagBatches, EvaluationBatches, TokenBatches, evaluation_batches
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn, check_main, hide_labels
-from mt2st_fast.data.readers import open_data
+from mt2st_fast.data.readers import READERS, open_data
 from mt2st_fast.data.sampler import Sampler
 from mt2st_fast.data.subwords import SubwordTable, subword_rows
 from mt2st_fast.data.vocabulary import Vocabulary
 
 __all__ = [
     "MISSING",
+    "READERS",
     "BagBatches",
     "Corpus",
     "EvaluationBatches",

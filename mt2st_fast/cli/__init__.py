@@ -1,0 +1,55 @@
+"""The command line: train, compare, info, kernels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from mt2st_fast.cli.compare import compare
+from mt2st_fast.cli.info import info
+from mt2st_fast.cli.kernels import kernels
+from mt2st_fast.cli.train import train
+from mt2st_fast.errors import InputError
+
+app = typer.Typer(
+    name="mt2st-fast",
+    help="Train on many tasks, finish on one.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+app.command()(train)
+app.command()(compare)
+app.command()(info)
+app.command()(kernels)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command. Whatever the user can mend ends in one line on standard error and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except typer.TyperException as error:
+        _leave(f"{error.format_message()} (see mt2st-fast --help)")
+    except InputError as error:
+        if os.environ.get("MT2ST_DEBUG"):
+            raise
+        _leave(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _leave(f"{error.filename}: {error.strerror}; choose another path or mend its permissions")
+    except (KeyboardInterrupt, typer.Abort):
+        print("mt2st-fast: interrupted", file=sys.stderr)
+        sys.exit(130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(message: str) -> None:
+    print(f"mt2st-fast: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,92 @@
+"""`mt2st-fast compare`: strategies on the same data, over seeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mt2st_fast.checkpoint import write_atomically
+from mt2st_fast.cli.options import OutOption, make_writable, takes_config
+from mt2st_fast.cli.progress import TrainingProgress
+from mt2st_fast.cli.reading import read_data
+from mt2st_fast.comparison import compare_runs, render, summarise_seed, table_rows
+from mt2st_fast.environment import environment
+from mt2st_fast.errors import InputError
+from mt2st_fast.experiment import STRATEGIES, Config, Experiment
+from mt2st_fast.plots import plot_comparison
+
+
+@takes_config(without=("strategy",))
+def compare(
+    config: Config,
+    out: OutOption = Path("runs/compare"),
+    strategies: Annotated[
+        str, typer.Option(help="strategies, separated by commas", rich_help_panel="Strategy")
+    ] = "stl,mtl,diminish,switch",
+    seeds: Annotated[int, typer.Option(min=1, help="runs a strategy", rich_help_panel="Training")] = 3,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="main-task quality to reach; the highest that every run reaches otherwise",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+) -> None:
+    """Train the same data by several strategies and compare quality, steps, seconds and time to a target.
+
+    Writes compare.json, compare.md and compare.png to --out. Seeds differ in initial weights, in the order
+    of rows and in which main labels --label-fraction keeps; the strategies share each seed's data.
+    """
+    names = [name.strip() for name in strategies.split(",") if name.strip()]
+    unknown = [name for name in names if name not in STRATEGIES]
+    if unknown or not names:
+        raise InputError(
+            f"unknown strategy {', '.join(unknown) or 'none'}; there are {', '.join(STRATEGIES)}"
+        )
+    folder = make_writable(out)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    # Seeds outside, strategies inside: a machine that slows down slows all of them down.
+    for seed in range(config.seed, config.seed + seeds):
+        seeded = replace(config, seed=seed)
+        splits = read_data(seeded)
+        for name in names:
+            experiment = Experiment.prepare(replace(seeded, strategy=name), splits)
+            progress = TrainingProgress(experiment.total_steps, f"{name}, seed {seed}")
+            experiment.trainer.callbacks.append(progress)
+            with progress:
+                history = experiment.run()
+            runs[name].append(summarise_seed(history, seed, experiment.test()[history.main]))
+    comparison = {
+        "main": experiment.trainer.heads.main,
+        "metric": experiment.trainer.heads.tasks[experiment.trainer.heads.main].metric,
+        "data": splits.name,
+        "auxiliary": list(splits.auxiliary),
+        "config": config.resolved(splits).to_json(),
+        "n_seeds": seeds,
+        "environment": environment(experiment.trainer.device),
+        "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
+        **compare_runs(runs, target),
+    }
+    write_atomically(folder / "compare.json", json.dumps(comparison, indent=2).encode())
+    write_atomically(folder / "compare.md", render(comparison).encode())
+    plot_comparison(comparison, folder / "compare.png")
+    _summarise(Console(), comparison, folder)
+
+
+def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
+    table = Table(
+        "strategy", "best dev", "test", "steps", "seconds", "steps to target", "seconds to target",
+        "time vs stl", "time vs mtl",
+        title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
+        f"medians of {comparison['n_seeds']} seeds",
+    )  # fmt: skip
+    for row in table_rows(comparison):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"Written to {folder}: compare.md, compare.json, compare.png")

@@ -1,0 +1,64 @@
+"""A progress bar with live losses and task weights; quiet where nobody watches."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mt2st_fast.callbacks import Callback
+from mt2st_fast.history import Evaluation, PhaseRecord, StepRecord
+from mt2st_fast.trainer import Trainer
+
+MOST_TASKS_SHOWN = 4
+
+
+class TrainingProgress(Callback):
+    """Shows steps, losses, weights and the main task's quality on standard error; use as a context manager."""
+
+    def __init__(self, total_steps: int, label: str = "train") -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._bar = self._progress.add_task(label, total=total_steps, state="")
+        self._losses, self._quality = "", ""
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def on_phase(self, trainer: Trainer, phase: PhaseRecord) -> None:
+        """A line that stays, for every change of the active tasks."""
+        if self._console.is_terminal:
+            self._progress.console.print(f"step {phase.first_step}: training {', '.join(phase.active)}")
+
+    def on_record(self, trainer: Trainer, record: StepRecord) -> None:
+        """Loss × weight of the first tasks."""
+        shown = list(record.losses.items())[:MOST_TASKS_SHOWN]
+        parts = [f"{task} {loss:.3f}×{record.weights[task]:.2g}" for task, loss in shown]
+        more = len(record.losses) - len(shown)
+        self._losses = "  ".join(parts) + (f"  +{more}" if more > 0 else "")
+        self._update(trainer)
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """The main task's development quality."""
+        self._quality = f"dev {evaluation.metrics[trainer.heads.main]:.4f}"
+        self._update(trainer)
+
+    def _update(self, trainer: Trainer) -> None:
+        state = f"{self._quality}  {self._losses}"
+        self._progress.update(self._bar, completed=trainer.step, state=state)

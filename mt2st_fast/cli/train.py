@@ -1,0 +1,140 @@
+"""`mt2st-fast train`: the main job."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mt2st_fast.checkpoint import write_atomically
+from mt2st_fast.cli.options import OutOption, make_writable, takes_config
+from mt2st_fast.cli.progress import TrainingProgress
+from mt2st_fast.cli.reading import read_data
+from mt2st_fast.errors import InputError
+from mt2st_fast.experiment import Config, Experiment
+from mt2st_fast.report import write_run
+from mt2st_fast.trainer import Trainer
+
+CONFIG_FILE = "config.json"
+CHECKPOINT_FILE = "last.safetensors"
+
+
+@takes_config()
+def train(
+    config: Config,
+    out: OutOption = Path("runs/train"),
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="go on with the run in --out, with its own options", rich_help_panel="Output"
+        ),
+    ] = False,
+) -> None:
+    """Train on the main and auxiliary tasks, finish on the main task, and write a report.
+
+    Writes report.json, report.md, curves.png, history.jsonl, vectors.txt and checkpoint/ to --out.
+    Ctrl-C stops after the step at hand and leaves a checkpoint; --resume goes on from there.
+    """
+    folder = make_writable(out)
+    if resume:
+        config = _stored_config(folder)
+    console = Console()
+    splits = read_data(config)
+    experiment = Experiment.prepare(config, splits)
+    trainer = experiment.trainer
+    _announce(console, experiment)
+    progress = TrainingProgress(experiment.total_steps)
+    trainer.callbacks.append(progress)
+    write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
+    with progress, _stop_on_interrupt(trainer):
+        experiment.run(folder / "checkpoint" / CHECKPOINT_FILE, resume)
+    if trainer.step < experiment.total_steps:
+        console.print(
+            f"Stopped at step {trainer.step} of {experiment.total_steps}. "
+            f"Go on with: mt2st-fast train --resume --out {out}"
+        )
+        raise typer.Exit(130)
+    report = write_run(experiment, folder)
+    _summarise(console, report, folder)
+
+
+def _stored_config(folder: Path) -> Config:
+    path = folder / CONFIG_FILE
+    try:
+        return Config.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"there is no run to resume in {folder}: {CONFIG_FILE} is missing") from None
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}); train again without --resume") from error
+
+
+@contextmanager
+def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C ends the run after the step at hand; the second at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.stop_requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _announce(console: Console, experiment: Experiment) -> None:
+    splits, config = experiment.splits, experiment.config
+    labelled = int(splits.train.targets[splits.main].labelled().sum())  # type: ignore[index]
+    console.print(
+        f"[bold]{splits.main}[/] on {splits.name}: {splits.train.n_rows:,} training rows, {labelled:,} with a main label; "
+        f"auxiliary tasks {', '.join(splits.auxiliary) or 'none'}"
+    )
+    console.print(
+        f"strategy {config.strategy}, {experiment.total_steps:,} steps; "
+        f"backend {experiment.backend.name} ({experiment.backend.reason})"
+    )
+
+
+def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
+    main = report["main"]
+    tasks = Table("task", "outputs", "metric", "dev, last active", "test, at the end", "retired at step")
+    for name, task in report["tasks"].items():
+        retired = task["retired_at_step"]
+        tasks.add_row(
+            f"[bold]{name}[/]" if name == main["task"] else name,
+            str(task["outputs"]),
+            task["metric"],
+            _shown(task["last_dev"]),
+            _shown(task["test"]),
+            "–" if retired is None else str(retired),
+        )
+    phases = Table("phase from step", "active tasks", "step, ms (median)")
+    for phase in report["phases"]:
+        phases.add_row(
+            str(phase["first_step"]), ", ".join(phase["active"]), _shown(phase["step_ms_median"], 2)
+        )
+    words = Table("word", "nearest neighbours")
+    for word, near in report["neighbours"].items():
+        words.add_row(word, ", ".join(near))
+    for table in (tasks, phases, words):
+        console.print(table)
+    console.print(
+        f"[bold]{main['task']}[/]: {main['metric']} {_shown(main['best'])} on development at best "
+        f"(step {main['best_step']}), {_shown(main['test'])} on test. "
+        f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s."
+    )
+    console.print(
+        f"Written to {folder}: report.md, report.json, curves.png, history.jsonl, vectors.txt, checkpoint/"
+    )
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
