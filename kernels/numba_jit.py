@@ -26,16 +26,19 @@ def helper(function: Callable) -> Any:
     return numba.njit(cache=True, fastmath=_REORDERED, error_model="numpy")(function)
 
 
+MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+
 class Kernel:
     """One Python function compiled twice: serial for small work, parallel over its outer prange."""
 
     def __init__(self, function: Callable) -> None:
-        options = {"cache": True, "fastmath": _REORDERED, "error_model": "numpy", "nogil": True}
+        options: Any = {"cache": True, "fastmath": _REORDERED, "error_model": "numpy", "nogil": True}
         self.serial = numba.njit(**options)(function)
         self.parallel = numba.njit(parallel=True, **options)(function)
 
     def __call__(self, *args: Any, parallel: bool) -> Any:
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        threads = min(torch.get_num_threads(), MOST_THREADS)
         if not parallel or threads == 1:
             return self.serial(*args)
         if numba.get_num_threads() != threads:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -494,7 +494,9 @@ class _HeadTables(NamedTuple):
 @lru_cache(maxsize=64)
 def _head_tables(layout: HeadLayout, device: torch.device) -> _HeadTables:
     """The layout as the kernel reads it."""
-    integers, floats, weights = [], [], []
+    integers: list[list[int]] = []
+    floats: list[list[float]] = []
+    weights: list[float] = []
     n_classes = n_dense = 0
     for first, last, head in layout:
         target = n_classes if head.kind is Kind.SOFTMAX else n_dense
@@ -615,7 +617,7 @@ def _mm_float32(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a.float(), b.float())
 
 
-def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object], dict[str, int]]]:
+def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What `segment_loss` launches: (name, kernel, signature, constexprs, options) for each variant."""
     variants = []
     cases = [(dtype, largest, True, True) for dtype in ("fp32", "bf16", "fp16") for largest in (16, 64, 1000)]

@@ -138,7 +138,7 @@ def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
     _, keys, position, has_gauss, cached = np.random.get_state()
     return tensors, {
         "python": random.getstate(),
-        "numpy": [keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+        "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
     }
 
 

@@ -41,8 +41,8 @@ def compare_runs(runs: dict[str, list[dict[str, Any]]], target: float | None = N
             "test_median": statistics.median(run["test"] for run in seeds),
             "steps_median": statistics.median(run["steps"] for run in seeds),
             "seconds_median": statistics.median(run["seconds"] for run in seeds),
-            "steps_to_target_median": _median([r and r["step"] for r in reached]),
-            "seconds_to_target_median": _median([r and r["seconds"] for r in reached]),
+            "steps_to_target_median": _median([None if r is None else r["step"] for r in reached]),
+            "seconds_to_target_median": _median([None if r is None else r["seconds"] for r in reached]),
             "seeds": [
                 {**run, "steps_to_target": r and r["step"], "seconds_to_target": r and r["seconds"]}
                 for run, r in zip(seeds, reached, strict=True)

@@ -17,6 +17,8 @@ class _TypeEmbedding(nn.Module):
     and row 0 the padding.
     """
 
+    rows_of_type: Tensor
+
     def __init__(
         self,
         num_types: int,

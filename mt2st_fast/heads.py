@@ -61,7 +61,9 @@ class MultiTaskHeads(nn.Module):
         Raises ValueError where layers and tasks do not match in name, outputs, features or bias.
         """
         task_of = {_module_name(name): name for name in tasks}
-        linears = {task_of.get(_module_name(name), name): linear for name, linear in modules.items()}
+        linears: dict[str, nn.Linear] = {
+            task_of.get(_module_name(name), name): linear for name, linear in modules.items()
+        }
         if set(linears) != set(tasks):
             raise ValueError(f"modules are {', '.join(linears)}; tasks are {', '.join(tasks)}")
         for name, linear in linears.items():
@@ -83,7 +85,7 @@ class MultiTaskHeads(nn.Module):
 
         A name that no module may have is spelled as in the state dict: feats.Number as feats__Number.
         """
-        return nn.ModuleDict(self.linears)
+        return nn.ModuleDict(dict(self.linears.items()))
 
     def linear(self, task: str) -> nn.Linear:
         """The layer of one task. Raises ValueError for an unknown one."""

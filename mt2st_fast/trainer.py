@@ -43,6 +43,17 @@ class Trainer:
     Raises ValueError for an option out of range.
     """
 
+    # What belongs to one run; `fit` makes it anew.
+    _source: Source
+    _optimizer: torch.optim.Optimizer
+    _steps_per_epoch: int
+    _total_steps: int
+    _phase_active: tuple[str, ...]  # the tasks that losses and weights (K,) are of
+    _weights_k: Tensor
+    _weight_values: list[float]
+    _unread_losses: list[Tensor]  # (K,) each, on the device until the next record
+    _interval_seconds: float  # spent in steps since the last record
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -238,8 +249,8 @@ class Trainer:
         self._source = source
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._weights_k, self._weight_values = torch.empty(0, device=self.device), []
-        self._phase_active: tuple[str, ...] = ()
-        self._unread_losses: list[Tensor] = []
+        self._phase_active = ()
+        self._unread_losses = []
         self._interval_seconds = 0.0
         self.stop_requested = False
         self.step, self.history = 0, History(self.heads.main)

@@ -1,0 +1,55 @@
+"""What the tests of heads, trainer, switch and checkpoint share: a small problem that can be learnt."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import Classification, MultiLabel, MultiTaskHeads, Regression
+
+TASKS = {
+    "tag": Classification(4),
+    "feats.Number": MultiLabel(3),
+    "score": Regression(1, huber_delta=1.0),
+}
+F_IN = 6
+
+
+def make_encoder(dropout: float = 0.0, out: int = 8) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(F_IN, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, out))
+
+
+def make_heads(
+    main: str = "tag", *, features: int = 8, only: tuple[str, ...] = tuple(TASKS)
+) -> MultiTaskHeads:
+    return MultiTaskHeads(features, {name: TASKS[name] for name in only}, main)
+
+
+def make_batches(n_batches: int, rows: int = 32, seed: int = 0) -> list:
+    """Batches (inputs, {task: target}) whose targets are functions of the inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    rule = torch.Generator().manual_seed(99)
+    mixing = torch.randn(F_IN, 8, generator=rule)
+    batches = []
+    for _ in range(n_batches):
+        inputs = torch.randn(rows, F_IN, generator=generator)
+        hidden = inputs @ mixing
+        targets = {
+            "tag": hidden[:, :4].argmax(dim=1),
+            "feats.Number": (hidden[:, 4:7] > 0).float(),
+            "score": hidden[:, 7],
+        }
+        batches.append((inputs, targets))
+    return batches
+
+
+@pytest.fixture
+def toy() -> SimpleNamespace:
+    """Factories of the small problem; whatever they make is seeded."""
+    torch.manual_seed(0)
+    return SimpleNamespace(
+        tasks=TASKS, encoder=make_encoder, heads=make_heads, batches=make_batches, features=F_IN
+    )

@@ -1,0 +1,141 @@
+"""One way for imports: who may know whom, read from the sources with ast."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = "mt2st_fast.kernels"
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    parts = ["mt2st_fast", *parts] if parts[0] == "kernels" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(p): p for folder in ("mt2st_fast", "kernels") for p in (ROOT / folder).rglob("*.py")}
+
+
+def imports_of(tree: ast.AST, module: str, is_package: bool) -> list[tuple[str, str | None, int]]:
+    """(module, name or None, level) of every import, relative ones resolved."""
+    found: list[tuple[str, str | None, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, None, 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                package = module.split(".") if is_package else module.split(".")[:-1]
+                base = package[: len(package) - node.level + 1]
+                origin = ".".join([*base, origin] if origin else base)
+            found += [(origin, alias.name, node.level) for alias in node.names]
+    return found
+
+
+def imports(module: str) -> list[tuple[str, str | None, int]]:
+    path = SOURCES[module]
+    return imports_of(ast.parse(path.read_text("utf-8")), module, path.name == "__init__.py")
+
+
+def names_a_module(origin: str, name: str | None, wanted: str) -> bool:
+    """Whether an import brings in `wanted`, something in it or one of its submodules."""
+    full = f"{origin}.{name}" if name else origin
+    return any(text == wanted or text.startswith(f"{wanted}.") for text in (origin, full))
+
+
+def test_the_walk_sees_all_forms_of_import():
+    code = (
+        "import a.b\nfrom c import d\ndef f():\n    from . import e\n    from ..g import h\nfrom .i import *"
+    )
+    assert imports_of(ast.parse(code), "p.q.r", is_package=False) == [
+        ("a.b", None, 0),
+        ("c", "d", 0),
+        ("p.q.i", "*", 1),
+        ("p.q", "e", 1),
+        ("p.g", "h", 2),
+    ]
+    assert ("p.q.i", "j", 1) in imports_of(ast.parse("from .i import j"), "p.q", is_package=True)
+    assert {"mt2st_fast", "mt2st_fast.trainer", "mt2st_fast.data.readers", "mt2st_fast.kernels.op"} <= set(
+        SOURCES
+    )
+
+
+@pytest.mark.parametrize("module", sorted(m for m in SOURCES if m.startswith(KERNELS)))
+def test_kernels_import_nothing_of_the_package(module):
+    for origin, name, level in imports(module):
+        if origin.split(".")[0] == "mt2st_fast":
+            assert level > 0, f"{module}: {origin} must be imported relatively"
+            assert names_a_module(origin, name, KERNELS), f"{module} imports {origin} {name}"
+
+
+# What each module outside kernels/ may take from it; None = anything.
+CHOICES = {"Choice", "choose_backend", "choose_plan"}
+FROM_KERNELS: dict[str, set[str] | None] = {
+    "mt2st_fast": None,
+    "mt2st_fast.heads": None,
+    "mt2st_fast.encoders": None,
+    "mt2st_fast.optim": None,
+    "mt2st_fast.tasks": {"HeadSpec", "Kind"},
+    "mt2st_fast.experiment": CHOICES,
+    "mt2st_fast.report": CHOICES,
+}
+
+
+@pytest.mark.parametrize("module", sorted(m for m in SOURCES if not m.startswith(KERNELS)))
+def test_only_heads_and_encoders_call_kernels(module):
+    taken = {name for origin, name, _ in imports(module) if names_a_module(origin, name, KERNELS)}
+    # `mt2st-fast kernels --compile` compiles them: the one command that is about kernels.
+    allowed = None if module == "mt2st_fast.cli.kernels" else FROM_KERNELS.get(module, set())
+    if module.startswith("mt2st_fast.cli") and allowed is not None:
+        allowed = CHOICES | {"BACKENDS", "PLANS"}
+    assert allowed is None or taken <= allowed, f"{module} takes {taken} from the kernels"
+
+
+def test_the_trainer_knows_no_kernel():
+    names = [name for origin, name, _ in imports("mt2st_fast.trainer")]
+    assert not any(names_a_module(origin, name, KERNELS) for origin, name, _ in imports("mt2st_fast.trainer"))
+    assert not {"multitask_loss", "choose_backend", "HeadLayout", "HeadSpec"} & set(names)
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_nobody_imports_a_bare_kernels(module):
+    for origin, _, level in imports(module):
+        assert level or origin.split(".")[0] != "kernels", f"{module} imports {origin}"
+
+
+# From the first to the last: a module may import from those before it, never from those behind.
+ORDER = [
+    "data.readers",
+    "data.corpus",
+    "data.batches",
+    "schedules",
+    "heads",
+    "phases",
+    "trainer",
+    "experiment",
+    "cli",
+]
+
+
+@pytest.mark.parametrize("behind", range(1, len(ORDER)))
+def test_data_flows_one_way(behind):
+    later = f"mt2st_fast.{ORDER[behind]}"
+    for before in ORDER[:behind]:
+        owner = f"mt2st_fast.{before}"
+        for module in (m for m in SOURCES if m == owner or m.startswith(f"{owner}.")):
+            for origin, name, _ in imports(module):
+                # The corpus asks its readers by name: `read(spec)` is the one door that opens backwards.
+                assert not names_a_module(origin, name, later), f"{module} imports {later}"
+
+
+def test_triton_and_numba_are_imported_only_where_they_are_used():
+    allowed = {"numba": ("numba_jit", "numba_packed"), "triton": ("triton_packed", "ahead_of_time")}
+    for module in SOURCES:
+        for origin, _, level in imports(module):
+            package = origin.split(".")[0]
+            if not level and package in allowed:
+                assert module.removeprefix(f"{KERNELS}.") in allowed[package], f"{module} imports {package}"
