@@ -92,6 +92,10 @@ class HeadLayout:
         key = json.dumps({"heads": [asdict(head) for head in self.heads], "names": self.names})
         object.__setattr__(self, "key", key)
 
+    def __hash__(self) -> int:
+        # A string keeps its hash, nested tuples hash anew at every look-up: several times a step.
+        return hash(self.key)
+
     def __len__(self) -> int:
         return len(self.heads)
 

@@ -229,34 +229,62 @@ def elementwise_tile(z, bias, y, first, rows, head, weights, need_gradient, bias
     return loss, np.float64(count), correct, 0
 
 
-def _segment_loss(
-    logits, bias, n_rows, tile_rows, heads, column_weights, targets, need_gradient,
-    loss_tk, denominator_tk, correct_tk, outside_tk, bias_gradient_ts,
-):  # fmt: skip
-    for t in numba.prange(loss_tk.shape[0]):
+def _segment_loss(logits, bias, n_rows, tile_rows, heads, column_weights, targets, need_gradient):
+    """Losses (K,), scale (K,), correct (K,), targets outside their classes (K,) and bias gradient (S,).
+
+    Every tile of rows leaves partial sums, which are added in the order of tiles whoever computed them.
+    """
+    K, S = len(heads), len(bias)
+    n_tiles = -(-n_rows // tile_rows)
+    loss_tk = np.zeros((n_tiles, K))
+    denominator_tk = np.zeros((n_tiles, K))
+    correct_tk = np.zeros((n_tiles, K), np.int64)
+    outside_tk = np.zeros((n_tiles, K), np.int64)
+    bias_gradient_ts = np.zeros((n_tiles, S), np.float32)
+    for t in numba.prange(n_tiles):
         first = t * tile_rows
         rows = min(tile_rows, n_rows - first)
-        for k in range(heads.shape[0]):
+        for k in range(K):
             head = heads[k]
             a = head["offset"]
             b = a + head["size"]
-            z = logits[a:b]
             if head["kind"] == SOFTMAX:
                 y = numba.carray(pointer_to_int64(targets[k]), (n_rows,))
                 loss, denominator, correct, outside = softmax_tile(
-                    z, bias[a:b], y, first, rows, head, column_weights[a:b], need_gradient,
+                    logits[a:b], bias[a:b], y, first, rows, head, column_weights[a:b], need_gradient,
                     bias_gradient_ts[t, a:b],
                 )  # fmt: skip
             else:
                 y2 = numba.carray(pointer_to_float32(targets[k]), (n_rows, head["size"]))
                 loss, denominator, correct, outside = elementwise_tile(
-                    z, bias[a:b], y2, first, rows, head, column_weights[a:b], need_gradient,
+                    logits[a:b], bias[a:b], y2, first, rows, head, column_weights[a:b], need_gradient,
                     bias_gradient_ts[t, a:b],
                 )  # fmt: skip
             loss_tk[t, k] = loss
             denominator_tk[t, k] = denominator
             correct_tk[t, k] = correct
             outside_tk[t, k] = outside
+
+    losses = np.zeros(K, np.float32)
+    scale = np.zeros(K, np.float32)
+    correct_k = np.zeros(K, np.int64)
+    outside_k = np.zeros(K, np.int64)
+    for k in range(K):
+        loss_sum = 0.0
+        denominator_sum = 0.0
+        for t in range(n_tiles):
+            loss_sum += loss_tk[t, k]
+            denominator_sum += denominator_tk[t, k]
+            correct_k[k] += correct_tk[t, k]
+            outside_k[k] += outside_tk[t, k]
+        if denominator_sum > 0.0:
+            losses[k] = loss_sum / denominator_sum
+            scale[k] = 1.0 / denominator_sum
+    bias_gradient = np.zeros(S, np.float32)
+    for t in range(n_tiles):
+        for s in range(S):
+            bias_gradient[s] += bias_gradient_ts[t, s]
+    return losses, scale, correct_k, outside_k, bias_gradient
 
 
 segment_loss = Kernel(_segment_loss)
@@ -279,6 +307,7 @@ class _HeadTable(NamedTuple):
 
     records: np.ndarray  # (K,) of HEAD_RECORD
     column_weights: np.ndarray  # (S,) float32
+    no_bias: np.ndarray  # (S,) float32 zeros
     tile_rows: int
 
 
@@ -297,7 +326,7 @@ def _head_table(layout: HeadLayout) -> _HeadTable:
     # keep 16 rows, one cache line, at the least.
     widest = max(head.size for head in layout.heads)
     tile_rows = max(16, min(256, (1 << 17) // widest // 16 * 16))
-    return _HeadTable(records, columns, tile_rows)
+    return _HeadTable(records, columns, np.zeros_like(columns), tile_rows)
 
 
 # Below this many logits the start of a parallel region costs more than it saves.
@@ -327,42 +356,32 @@ def packed_forward(
     bfloat16 and float16 are computed in float32: a CPU gains nothing from rounding the logits.
     Raises ValueError for a class target outside [0, C) that is not ignore_index.
     """
-    n_rows = features.shape[0]
+    n_rows, S = features.shape[0], layout.width
     table = _head_table(layout)
-    K, S = len(layout), layout.width
-    n_tiles = -(-n_rows // table.tile_rows)
-
     shape, dtype = residual(n_rows, S, features.dtype)
     logits = torch.empty(shape, dtype=dtype)
-    logits[:, n_rows:] = 0.0  # an op's output under torch.compile: it must not hold garbage
     torch.mm(weight.float(), features.float().t(), out=logits[:, :n_rows])
 
     held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
-    addresses = np.array([t.data_ptr() for t in held], np.int64)
-    bias_s = np.zeros(S, np.float32) if bias is None else bias.detach().float().contiguous().numpy()
-    loss_tk = np.empty((n_tiles, K))
-    denominator_tk = np.empty((n_tiles, K))
-    counts_tk = np.empty((2, n_tiles, K), np.int64)
-    # float64: a column's probabilities and its targets nearly cancel.
-    bias_gradient_ts = np.zeros((n_tiles, S))
-    segment_loss(
-        logits.numpy(), bias_s, n_rows, table.tile_rows, table.records, table.column_weights, addresses,
-        need_gradient, loss_tk, denominator_tk, counts_tk[0], counts_tk[1], bias_gradient_ts,
-        parallel=n_tiles > 1 and n_rows * S >= PARALLEL_LOGITS,
-    )  # fmt: skip
-
-    correct_k, outside_k = counts_tk.sum(axis=1)
-    if outside_k.any():
-        _refuse_outside(held, layout, int(np.flatnonzero(outside_k)[0]))
-    denominator_k = denominator_tk.sum(axis=0)
-    scale_k = np.divide(1.0, denominator_k, out=np.zeros(K), where=denominator_k > 0)
-    losses_k = loss_tk.sum(axis=0) * scale_k
+    losses, scale, correct, outside, bias_gradient = segment_loss(
+        logits.numpy(),
+        table.no_bias if bias is None else bias.detach().float().contiguous().numpy(),
+        n_rows,
+        table.tile_rows,
+        table.records,
+        table.column_weights,
+        np.array([target.data_ptr() for target in held], np.int64),
+        need_gradient,
+        parallel=n_rows > table.tile_rows and n_rows * S >= PARALLEL_LOGITS,
+    )
+    if outside.any():
+        _refuse_outside(held, layout, int(np.flatnonzero(outside)[0]))
     return PackedForward(
-        losses=torch.from_numpy(losses_k.astype(np.float32)),
-        scale=torch.from_numpy(scale_k.astype(np.float32)),
-        correct=torch.from_numpy(correct_k),
+        losses=torch.from_numpy(losses),
+        scale=torch.from_numpy(scale),
+        correct=torch.from_numpy(correct),
         logit_gradient=logits if need_gradient else None,
-        bias_gradient=torch.from_numpy(bias_gradient_ts.sum(axis=0).astype(np.float32)) if need_gradient else None,
+        bias_gradient=torch.from_numpy(bias_gradient) if need_gradient else None,
     )
 
 

@@ -74,7 +74,10 @@ class Config:
     def resolved(self, splits: Splits) -> Config:
         """This configuration with what the corpus decides filled in: main and auxiliary tasks, epochs."""
         steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
-        epochs = self.epochs or min(10.0, max(1.0, round(2500 / steps_per_epoch, 1)))
+        by_size = min(10.0, max(1.0, round(2500 / steps_per_epoch, 1)))
+        epochs = by_size if self.epochs is None else self.epochs
+        if not epochs > 0:
+            raise InputError(f"epochs must be positive, not {epochs}")
         return replace(self, main=splits.main, aux=splits.auxiliary, epochs=epochs)
 
     def to_json(self) -> dict[str, Any]:

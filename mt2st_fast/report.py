@@ -71,7 +71,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
                 "outputs": task.head.size,
                 "metric": task.metric,
                 "last_dev": _last_dev(history, name),
-                "test": _number(test[name]),
+                "test": _number(test[name]) if _retired_at(history, name) != 0 else None,
                 "retired_at_step": _retired_at(history, name),
             }
             for name, task in tasks.items()

@@ -81,11 +81,21 @@ def compare(
 
 def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
     table = Table(
-        "strategy", "best dev", "test", "steps", "seconds", "steps to target", "seconds to target",
-        "time vs stl", "time vs mtl",
         title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
-        f"medians of {comparison['n_seeds']} seeds",
-    )  # fmt: skip
+        f"medians of {comparison['n_seeds']} seeds"
+    )
+    table.add_column("strategy", no_wrap=True)
+    for name in (
+        "dev",
+        "test",
+        "steps",
+        "seconds",
+        "steps to\ntarget",
+        "seconds\nto target",
+        "vs stl",
+        "vs mtl",
+    ):
+        table.add_column(name, justify="right")
     for row in table_rows(comparison):
         table.add_row(*row)
     console.print(table)

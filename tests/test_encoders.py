@@ -1,0 +1,68 @@
+"""Text encoders against the mean of rows computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mt2st_fast import BagEncoder, WindowEncoder
+
+ROWS = torch.tensor([[1, 4], [2, 0], [3, 5]])  # three types: own row and one subword row, 0 = padding
+
+
+def subwords(encoder, *args, **options):
+    torch.manual_seed(0)
+    return encoder(3, *args, rows_of_type=ROWS, num_rows=6, **options)
+
+
+def test_window_vectors_are_means_of_rows_side_by_side():
+    encoder = subwords(WindowEncoder, 4, window=1, hidden=None)
+    t = encoder.table
+    expected = torch.cat([torch.zeros(4), (t[1] + t[4]) / 2, t[2]])
+    assert encoder.out_features == 12
+    torch.testing.assert_close(encoder(torch.tensor([[-1, 0, 1]], dtype=torch.int32))[0], expected)
+
+
+def test_a_hidden_layer_follows_the_window():
+    encoder = subwords(WindowEncoder, 4, window=2, hidden=7)
+    features = encoder(torch.tensor([[-1, 0, 1, 2, -1]]))
+    assert features.shape == (1, encoder.out_features) == (1, 7)
+    assert (features >= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["mean", "sum"])
+def test_bags_are_pooled_and_empty_ones_are_zero(mode):
+    encoder = subwords(BagEncoder, 4, mode=mode)
+    types, offsets = torch.tensor([0, 1, 2, 2], dtype=torch.int32), torch.tensor([0, 3, 3, 4])
+    v = encoder.vectors()
+    first = v[[0, 1, 2]].mean(0) if mode == "mean" else v[[0, 1, 2]].sum(0)
+    torch.testing.assert_close(encoder((types, offsets)), torch.stack([first, torch.zeros(4), v[2]]))
+
+
+def test_padding_stays_zero_and_gets_no_gradient():
+    encoder = subwords(WindowEncoder, 4, window=1, hidden=None)
+    encoder(torch.tensor([[-1, 1, 1]])).sum().backward()
+    assert (encoder.table[0] == 0).all()
+    assert encoder.table.grad[0].eq(0).all()
+    assert encoder.table.grad[2].eq(2).all()
+
+
+def test_without_subwords_every_type_has_a_row():
+    encoder = WindowEncoder(5, 3, window=0, hidden=None)
+    assert encoder.table.shape == (6, 3)
+    torch.testing.assert_close(encoder.vectors(), encoder.table[1:].detach())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WindowEncoder(3, 4, rows_of_type=ROWS), "num_rows must say"),
+        (lambda: WindowEncoder(2, 4, rows_of_type=ROWS, num_rows=6), r"must be \(T, M\) = \(2, M\)"),
+        (lambda: WindowEncoder(3, 4, rows_of_type=ROWS, num_rows=5), "outside the table's 5 rows"),
+        (lambda: WindowEncoder(3, 4)(torch.zeros(2, 4, dtype=torch.int32)), r"inputs must be \(N, 5\)"),
+        (lambda: BagEncoder(3, 4, mode="max"), "mode must be mean or sum, not max"),
+    ],
+)
+def test_what_does_not_fit_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
