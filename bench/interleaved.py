@@ -1,7 +1,9 @@
 """The measuring rule: candidates take turns (A B C A B C ...) in one process, and medians are compared.
 
-Whatever slows the machine down for a while hits all candidates alike, so ratios hold on a noisy machine
-where times do not.
+A slow stretch hits all candidates alike, so ratios bear a changing clock better than times do. They do NOT
+bear other work on the same cores: every parallel region then waits for a thread that has lost its core, up
+to milliseconds each, and the ratio counts parallel regions. The spread does not show it. So a measurement
+says what share of the processors others used meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+
+from bench.load import CpuLoad
 
 PERCENTILES = (5, 25, 50, 75, 95)
 WARM_UP_ROUNDS = 5
@@ -37,8 +41,9 @@ class Ratio(NamedTuple):
 class Timings:
     """Microseconds of every candidate in every round."""
 
-    def __init__(self, rounds_us: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, rounds_us: Mapping[str, np.ndarray], others_cpu_share: float | None = None) -> None:
         self.rounds_us = dict(rounds_us)
+        self.others_cpu_share = others_cpu_share  # 0 to 1, None where it cannot be known
 
     @property
     def rounds(self) -> int:
@@ -74,6 +79,7 @@ def interleave(
         _round(candidates)
     rows_us = []
     started = time.perf_counter()
+    load = CpuLoad()
     with _garbage_collector_off():
         for done in range(rounds):
             late = limit_seconds is not None and time.perf_counter() - started > limit_seconds
@@ -81,7 +87,7 @@ def interleave(
                 break
             rows_us.append(_round(candidates))
     columns_us = np.array(rows_us).T
-    return Timings(dict(zip(candidates, columns_us, strict=True)))
+    return Timings(dict(zip(candidates, columns_us, strict=True)), load.others_share())
 
 
 def _round(candidates: Mapping[str, Candidate]) -> list[float]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.accuracy import check_as_accurate_as_torch
+from bench.accuracy import check_as_accurate_as_torch, check_same_computation
 from bench.cases import Direction, HeadInputs
 from bench.interleaved import Candidate
 from mt2st_fast import Classification, MultiTaskHeads
@@ -141,11 +141,12 @@ BUILDERS: dict[str, Builder] = {
     "heads_module": heads_module,
     "gemms": gemms,
 }
+OURS = ("ours", "heads_module")
 
 
 def obstacle(name: str) -> str | None:
     """Why a peer cannot run here, or None."""
-    if name in ("ours", "heads_module"):
+    if name in OURS:
         choice = choose_backend(torch.device("cpu"), torch.float32)
         return None if choice.name == "numba" else f"the fused op would run as {choice.name}: {choice.reason}"
     if name == "compiled" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
@@ -156,11 +157,18 @@ def obstacle(name: str) -> str | None:
 
 
 def check(peer: Peer, inputs: HeadInputs, direction: Direction) -> None:
-    """Hold a peer to the accuracy rule. Raises InaccurateError; the bare GEMMs have no result to check."""
+    """Hold our code to the accuracy rule, and a peer to computing the same thing.
+
+    Raises InaccurateError; the bare GEMMs have no result to check.
+    """
     if peer.name == "gemms":
         return
-    by_torch = eager(inputs, direction).results()
-    check_as_accurate_as_torch(peer.name, peer.results(), by_torch, truth(inputs, direction))
+    expected = truth(inputs, direction)
+    if peer.name in OURS:
+        by_torch = eager(inputs, direction).results()
+        check_as_accurate_as_torch(peer.name, peer.results(), by_torch, expected)
+    else:
+        check_same_computation(peer.name, peer.results(), expected)
 
 
 def truth(inputs: HeadInputs, direction: Direction) -> dict[str, Tensor]:

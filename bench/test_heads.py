@@ -8,6 +8,8 @@ from bench.cases import DIRECTIONS, HEAD_CASES, TINY, HeadCase
 from bench.interleaved import interleave
 from bench.peers import BUILDERS, check, eager, obstacle, ours
 
+# Inductor loads parts of torch that torch itself calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 LONG = pytest.mark.long
 # Compiling takes longer than all the rest of the tiny case together.
 TINY_PEERS = [pytest.param(name, marks=LONG if name == "compiled" else ()) for name in BUILDERS]

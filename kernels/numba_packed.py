@@ -155,6 +155,9 @@ def softmax_tile(z, bias, y, first, rows, head, weights, need_gradient, bias_gra
 
     for i in range(rows):
         total[i] = (keep * target_weight[i] + spread * weight_sum) / total[i]
+        # Taken off before the columns are summed: afterwards it would cancel against their sum.
+        if keep * target_weight[i] > ZERO:
+            z[y[first + i], first + i] -= keep * target_weight[i] / total[i]
     for c in range(C):
         row = z[c, first:last]
         shift = spread * weights[c]
@@ -164,11 +167,6 @@ def softmax_tile(z, bias, y, first, rows, head, weights, need_gradient, bias_gra
             row[i] = d
             column += d
         bias_gradient[c] = column
-    for i in range(rows):
-        if valid[i] > ZERO:
-            target = y[first + i]
-            z[target, first + i] -= keep * target_weight[i]
-            bias_gradient[target] -= keep * target_weight[i]
     return loss, denominator, correct, outside
 
 
@@ -330,7 +328,7 @@ def _head_table(layout: HeadLayout) -> _HeadTable:
 
 
 # Below this many logits the start of a parallel region costs more than it saves.
-PARALLEL_LOGITS = 4096
+PARALLEL_LOGITS = 1 << 15
 
 
 def residual(n_rows: int, width: int, dtype: torch.dtype) -> tuple[tuple[int, int], torch.dtype]:

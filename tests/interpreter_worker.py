@@ -14,9 +14,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels import triton_packed as packed
-from torch import Tensor
 
 MIXED = (
     HeadSpec(Kind.SOFTMAX, 3),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from mt2st_fast.kernels import (
     HeadLayout,
     HeadSpec,

@@ -94,7 +94,8 @@ def _announce(console: Console, experiment: Experiment) -> None:
     splits, config = experiment.splits, experiment.config
     labelled = int(splits.train.targets[splits.main].labelled().sum())  # type: ignore[index]
     console.print(
-        f"[bold]{splits.main}[/] on {splits.name}: {splits.train.n_rows:,} training rows, {labelled:,} with a main label; "
+        f"[bold]{splits.main}[/] on {splits.name}: {splits.train.n_rows:,} training rows, "
+        f"{labelled:,} with a main label; "
         f"auxiliary tasks {', '.join(splits.auxiliary) or 'none'}"
     )
     console.print(

@@ -1,0 +1,72 @@
+"""The measurements on file: one JSON object a line, appended and never overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.environment import ROOT
+from bench.interleaved import Ratio, Timings
+
+Record = dict[str, Any]
+FOLDER = ROOT / "bench" / "records"
+
+
+def make_record(
+    environment: Record,
+    suite: str,
+    case: str,
+    shape: str,
+    peer: str,
+    direction: str,
+    timings: Timings,
+    ratio_name: str | None = None,
+    ratio: Ratio | None = None,
+) -> Record:
+    """One measurement. `ratio_name` says what over what, as in "eager / ours"."""
+    return {
+        "suite": suite,
+        "case": case,
+        "shape": shape,
+        "peer": peer,
+        "direction": direction,
+        "unit": "microseconds",
+        "rounds": timings.rounds,
+        "others_cpu_share": timings.others_cpu_share,
+        **timings.percentiles_us(peer),
+        "ratio": None if ratio is None else {"of": ratio_name, **_rounded(ratio)},
+        **environment,
+    }
+
+
+def _rounded(ratio: Ratio) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in ratio._asdict().items()}
+
+
+def append(records: Iterable[Record], folder: Path = FOLDER) -> None:
+    """Add records to the file of their kind of device."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        with (folder / f"{record['device']['kind']}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read(folder: Path = FOLDER) -> list[Record]:
+    """All records, oldest first."""
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
+    return sorted(map(json.loads, lines), key=lambda record: record["date"])
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """The newest record of each suite, case, peer, direction and device."""
+    newest: dict[tuple[object, ...], Record] = {}
+    for record in records:
+        device = record["device"]
+        key = (
+            record["suite"], record["case"], record["peer"], record["direction"],
+            device["kind"], device["name"], device["threads"],
+        )  # fmt: skip
+        newest[key] = record
+    return list(newest.values())

@@ -1,0 +1,220 @@
+"""Whole training steps: encoder, heads and optimizer, by the Trainer and by the loop that people write."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.accuracy import check_as_accurate_as_torch
+from bench.environment import ROOT
+from mt2st_fast import Classification, MultiTask, MultiTaskHeads, SingleTask, Switch, Trainer
+from mt2st_fast.data import open_data
+from mt2st_fast.experiment import Config, Experiment
+from mt2st_fast.schedules import Schedule
+from mt2st_fast.sources import Batch, Source
+
+EWT = ROOT.parent / "shared" / "data" / "ud_english_ewt"
+EWT_AUXILIARY = (
+    "xpos", "deprel", "feats.Number", "feats.VerbForm", "feats.Tense", "feats.Person", "feats.Case",
+    "feats.Degree",
+)  # fmt: skip
+# Times the STL step that a step after the switch may take (DESIGN.md, section 6).
+SWITCHED_LIMIT = 1.03
+# More steps than any measurement makes, so that no schedule ends.
+ENDLESS_STEPS = 10**9
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """What every step starts from: each one trains copies of the encoder and the heads."""
+
+    encoder: nn.Module
+    heads: MultiTaskHeads
+    batches: Sequence[Batch]
+    make_optimizer: MakeOptimizer
+
+    @property
+    def shape(self) -> str:
+        """N and the classes of the heads as text."""
+        sizes = [task.head.size for task in self.heads.tasks.values()]
+        return f"N={len(self.batches[0][1][self.heads.main])} C={sizes}"
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A model by name; `obstacle` says why it cannot be built here, or None."""
+
+    name: str
+    build: Callable[[], StepModel]
+    obstacle: Callable[[], str | None] = lambda: None
+
+
+def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int]) -> StepModel:
+    """A bag-of-words encoder over random bags of L tokens, trained by SGD."""
+    torch.manual_seed(1)
+    tasks = {f"task{k}": Classification(size) for k, size in enumerate(sizes)}
+    batches: list[Batch] = [
+        (torch.randint(V, (N, L)), {name: torch.randint(task.classes, (N,)) for name, task in tasks.items()})
+        for _ in range(8)
+    ]
+    heads = MultiTaskHeads(D, tasks, "task0")
+    return StepModel(nn.EmbeddingBag(V, D), heads, batches, lambda p: torch.optim.SGD(p, lr=0.1))
+
+
+def ewt_model() -> StepModel:
+    """What `train` makes of the English Web Treebank: parts of speech and eight auxiliary tasks."""
+    splits = open_data(f"conllu:{EWT}", main="upos", auxiliary=EWT_AUXILIARY)
+    experiment = Experiment.prepare(Config(device="cpu"), splits)
+    trainer, lr = experiment.trainer, experiment.config.lr
+    batches = list(islice(iter(experiment.train), 16))
+    return StepModel(
+        trainer.encoder,
+        trainer.heads,
+        batches,
+        lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0, fused=True),
+    )
+
+
+def _ewt_obstacle() -> str | None:
+    return None if EWT.is_dir() else "the English Web Treebank is not at ../shared/data/ud_english_ewt"
+
+
+TINY_STEP = StepCase("tiny", lambda: embedding_model(V=50, D=20, N=60, L=5, sizes=(5, 3, 2)))
+
+STEP_CASES = (
+    StepCase(
+        "embedding model",
+        lambda: embedding_model(V=10_000, D=128, N=2048, L=20, sizes=(17, 2, 2, 3, 4, 5, 6, 8)),
+    ),
+    StepCase("EWT tagger", ewt_model, _ewt_obstacle),
+)
+
+
+# --- the steps -------------------------------------------------------------------------------------------
+
+
+def trainer_step(model: StepModel, schedule: Schedule) -> tuple[Trainer, Step]:
+    """A Trainer, and the body of its training loop as a function.
+
+    `fit` is a loop of its own, and two loops cannot take turns: so this calls what `fit` calls.
+    """
+    encoder, heads = copy.deepcopy(model.encoder), copy.deepcopy(model.heads)
+    trainer = Trainer(encoder, heads, schedule=schedule, optimizer=model.make_optimizer, device="cpu")
+    source = Source(model.batches, heads.main, tuple(heads.tasks))
+    trainer._begin(source, source.steps_per_epoch, ENDLESS_STEPS, None)
+    encoder.train()
+
+    def step() -> None:
+        trainer._enter_phase_if_due(trainer._moment())
+        trainer._train_step(source.next_step())
+        trainer._unread_losses.clear()  # `fit` reads them where it logs
+
+    return trainer, step
+
+
+def eager_step(model: StepModel, tasks: Sequence[str]) -> Step:
+    """The loop that people write: one nn.Linear and one F.cross_entropy a task."""
+    encoder, linears = copy.deepcopy(model.encoder).train(), copy.deepcopy(_linears_of(model.heads, tasks))
+    optimizer = model.make_optimizer([*encoder.parameters(), *linears.parameters()])
+    batches = cycle(model.batches)
+
+    def step() -> None:
+        inputs, targets = next(batches)
+        _eager_total(encoder, linears, inputs, targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def multi_and_single(model: StepModel) -> dict[str, Step]:
+    """Steps with all heads and with the main head alone, by the Trainer and by torch eager."""
+    tasks, main = tuple(model.heads.tasks), model.heads.main
+    return {
+        "ours multi": trainer_step(model, MultiTask())[1],
+        "ours single": trainer_step(model, SingleTask())[1],
+        "eager multi": eager_step(model, tasks),
+        "eager single": eager_step(model, (main,)),
+    }
+
+
+def switched_and_stl(model: StepModel) -> dict[str, Step]:
+    """A step after the switch, and the step of a run that never had another task."""
+    trainer, after_switch = trainer_step(model, Switch(at_step=2))
+    for _ in range(4):
+        after_switch()
+    if trainer.heads.active != (model.heads.main,):
+        raise RuntimeError(f"the switch has not passed: {', '.join(trainer.heads.active)} are active")
+    return {"after switch": after_switch, "stl": trainer_step(model, SingleTask())[1]}
+
+
+# --- correctness -----------------------------------------------------------------------------------------
+
+
+def check_step(model: StepModel) -> None:
+    """Hold loss and all gradients of one step to the accuracy rule, without dropout.
+
+    Raises InaccurateError.
+    """
+    inputs, targets = model.batches[0]
+    tasks = tuple(model.heads.tasks)
+
+    def by_heads(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[Tensor, nn.ModuleDict]:
+        return heads(encoder(inputs), targets).total, _linears_of(heads, tasks)
+
+    def by_torch(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[Tensor, nn.ModuleDict]:
+        linears = _linears_of(heads, tasks)
+        return _eager_total(encoder, linears, inputs, targets), linears
+
+    check_as_accurate_as_torch(
+        "the training step",
+        _results(model, torch.float32, by_heads),
+        _results(model, torch.float32, by_torch),
+        _results(model, torch.float64, by_torch),
+    )
+
+
+def _results(model: StepModel, dtype: torch.dtype, run: Callable[..., Any]) -> dict[str, Tensor]:
+    encoder = copy.deepcopy(model.encoder).to(dtype).eval()
+    total, linears = run(encoder, copy.deepcopy(model.heads).to(dtype))
+    total.backward()
+    # The heads are judged together, as in the packed layout of test_heads: the bias gradient of one small
+    # head is a sum that may cancel to nearly nothing, and then torch's own error says little.
+    heads = list(linears.values())
+    return {
+        "total": total.detach(),
+        "d_weight": torch.cat([linear.weight.grad for linear in heads]),
+        "d_bias": torch.cat([linear.bias.grad for linear in heads]),
+        **{f"gradient of {name}": p.grad for name, p in encoder.named_parameters() if p.grad is not None},
+    }
+
+
+def _linears_of(heads: MultiTaskHeads, tasks: Sequence[str]) -> nn.ModuleDict:
+    return nn.ModuleDict({_module_name(name): heads.linear(name) for name in tasks})
+
+
+def _eager_total(
+    encoder: nn.Module, linears: nn.ModuleDict, inputs: Any, targets: dict[str, Tensor]
+) -> Tensor:
+    features_nd = encoder(inputs)
+    losses = []
+    for name, target in targets.items():
+        module = _module_name(name)
+        if module in linears:
+            losses.append(F.cross_entropy(linears[module](features_nd), target))
+    return sum(losses)  # type: ignore[return-value]
+
+
+def _module_name(task: str) -> str:
+    # A module's name may not hold a dot, a task's may: feats.Number.
+    return task.replace(".", "__")

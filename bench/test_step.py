@@ -1,0 +1,59 @@
+"""A whole training step with many heads and with one, and the step after the switch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from bench.interleaved import Candidate, interleave
+from bench.step_cases import (
+    STEP_CASES,
+    SWITCHED_LIMIT,
+    TINY_STEP,
+    StepCase,
+    StepModel,
+    check_step,
+    multi_and_single,
+    switched_and_stl,
+)
+
+MULTI_AND_SINGLE = ("ours multi", "ours single", "eager multi", "eager single")
+SWITCHED_AND_STL = ("after switch", "stl")
+CASES = [
+    TINY_STEP,
+    *(pytest.param(case, marks=pytest.mark.long, id=case.name) for case in STEP_CASES),
+]
+
+
+@lru_cache(maxsize=1)
+def checked_model(case: StepCase) -> StepModel:
+    if reason := case.obstacle():
+        pytest.skip(reason)
+    model = case.build()
+    check_step(model)
+    return model
+
+
+@pytest.mark.parametrize("peer", MULTI_AND_SINGLE)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_step(benchmark, case, peer):
+    step = multi_and_single(checked_model(case))[peer]
+    benchmark.group = f"{case.name}: training step"
+    benchmark.pedantic(step, rounds=30, warmup_rounds=3)
+
+
+@pytest.mark.parametrize("peer", SWITCHED_AND_STL)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_step_after_switch(benchmark, case, peer):
+    step = switched_and_stl(checked_model(case))[peer]
+    benchmark.group = f"{case.name}: step after the switch"
+    benchmark.pedantic(step, rounds=30, warmup_rounds=3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", STEP_CASES, ids=lambda case: case.name)
+def test_step_after_switch_is_the_single_task_step(case):
+    steps = switched_and_stl(checked_model(case))
+    timings = interleave({name: Candidate(step) for name, step in steps.items()}, rounds=300)
+    assert timings.ratio("after switch", "stl").of_medians <= SWITCHED_LIMIT
