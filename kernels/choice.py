@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,8 +14,6 @@ PLANS = ("packed",)
 BACKEND_VARIABLE = "MT2ST_BACKEND"
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-log = logging.getLogger("mt2st_fast")
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, requested: str = "a
     """The backend for tensors of this device and dtype.
 
     `requested` wins over the environment variable MT2ST_BACKEND, which wins over "auto". Only "auto" falls
-    back, and logs why once. Raises ValueError for an unknown name and RuntimeError for a backend that was
+    back. Raises ValueError for an unknown name and RuntimeError for a backend that was
     asked for and cannot run here.
     """
     asked_by = "backend="
@@ -55,7 +52,6 @@ def _choose_backend(device_type: str, dtype: torch.dtype, requested: str, asked_
     fused = "triton" if device_type == "cuda" else "numba"
     obstacle = _obstacle(fused, device_type, dtype)
     if obstacle:
-        log.warning("falling back from %s to plain torch: %s", fused, obstacle)
         return Choice("reference", f"{fused} cannot run: {obstacle}")
     return Choice(fused, f"tensors are on {device_type}")
 

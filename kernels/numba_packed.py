@@ -1,4 +1,4 @@
-"""The packed plan on a CPU: one GEMM for all heads' logits, one Numba loss pass, one GEMM a gradient.
+"""The packed plan on a CPU: a GEMM for all heads' logits, a Numba loss pass, a GEMM a gradient.
 
 Logits are kept transposed, (S, N): every loop of the loss pass then runs along N, contiguous and of one
 length, so heads of 2 classes vectorise as well as heads of 2,000. A tile of rows stays in cache from its
@@ -9,7 +9,7 @@ For a softmax head with weights w, smoothing e and target y (torch.nn.functional
     dz_c   = [(1-e) w_y + e/C sum_c w_c] p_c - (1-e) w_y [c = y] - e/C w_c
 For a binary head with positive weights q (binary_cross_entropy_with_logits), l = 1 + (q-1) y:
     loss = (1-y) z + l (log1p exp(-|z|) + max(-z, 0)),   dz = (1-y) - l + l sigmoid(z)
-Gradients leave unscaled: the task weight and 1/valid rows are folded into the small GEMM factors later.
+Denominators are counted first, so that a chunk's gradients come out scaled and its logits can be dropped.
 """
 
 from __future__ import annotations
@@ -26,53 +26,54 @@ from torch import Tensor
 from .layout import HeadLayout, Kind
 from .numba_jit import (
     Kernel,
-    bits_float,
     elementwise,
-    float_bits,
+    exponent_of,
     helper,
+    mantissa_of,
     pointer_to_float32,
     pointer_to_int64,
+    power_of_two,
+    truncate,
 )
-from .packed import PackedForward
+from .packed import Forward, Needs, Residual
 
 SOFTMAX, BINARY, SQUARED, HUBER = (int(kind) for kind in Kind)
 
 f32 = np.float32
-ZERO, ONE, TWO, HALF = f32(0), f32(1), f32(2), f32(0.5)
+ZERO, ONE, TWO, HALF, INFINITY = f32(0), f32(1), f32(2), f32(0.5), f32(np.inf)
 LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693145752), f32(1.42860677e-6)
 LN2 = f32(0.693147181)
-EXP_UNDERFLOW = f32(-87.0)
+# exp of less is 0: it could not be seen beside the maximum's 1, and times 1/N it would become subnormal,
+# which slows a GEMM down several times.
+EXP_UNDERFLOW = f32(-64.0)
 SQRT2 = f32(1.41421356)
+LARGEST = f32(3.4e38)
 E2, E3, E4, E5, E6 = f32(0.5), f32(0.166666667), f32(0.0416666667), f32(0.00833333333), f32(0.00138888889)
 A3, A5, A7, A9, A11, A13 = f32(1 / 3), f32(0.2), f32(1 / 7), f32(1 / 9), f32(1 / 11), f32(1 / 13)
 
 
 @elementwise
 def exp32(x):
-    """exp(x) for x <= 88, as 2^n times a polynomial: plain arithmetic that vectorises, unlike libm."""
+    """exp(x) for x <= 0, as 2^n times a polynomial: plain arithmetic that vectorises, unlike libm."""
     clamped = EXP_UNDERFLOW if x < EXP_UNDERFLOW else x
-    n = np.floor(clamped * LOG2_E + HALF)
+    n = truncate(clamped * LOG2_E - HALF)
     r = (clamped - n * LN2_HIGH) - n * LN2_LOW
     p = ONE + r * (ONE + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
-    power = bits_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
-    return ZERO if x < EXP_UNDERFLOW else p * power
+    return ZERO if x < EXP_UNDERFLOW else p * power_of_two(n)
 
 
 @elementwise
 def log32(x):
     """log(x) for normal x > 0: exponent, and the atanh series of a mantissa in [sqrt(1/2), sqrt(2))."""
-    bits = float_bits(x)
-    exponent = np.int32(np.int32(bits >> np.int32(23)) - np.int32(127))
-    m = bits_float(np.int32((bits & np.int32(0x007FFFFF)) | np.int32(0x3F800000)))
-    large = m > SQRT2
-    m = m * HALF if large else m
-    n = f32(exponent) + (ONE if large else ZERO)
+    mantissa = mantissa_of(x)
+    large = mantissa > SQRT2
+    m = mantissa * HALF if large else mantissa
+    n = exponent_of(x) + (ONE if large else ZERO)
     t = (m - ONE) / (m + ONE)
     q = t * t
     log_m = TWO * t * (ONE + q * (A3 + q * (A5 + q * (A7 + q * A9))))
     # The bit tricks know no NaN or infinity; a diverged row must stay visible.
-    finite = n * LN2 + log_m
-    return finite if x < f32(3.4e38) else x
+    return n * LN2 + log_m if x < LARGEST else x
 
 
 @elementwise
@@ -85,112 +86,122 @@ def log1p32(u):
 
 
 @helper
-def softmax_tile(z, bias, y, first, rows, head, weights, need_gradient, bias_gradient):
-    """One softmax head on rows first..first+rows: logits z (C, ld) without bias become their gradients.
+def softmax_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, scratch):
+    """One softmax head on one tile: logits z (C, rows) without bias become their gradients times `scale`.
 
-    Returns (loss sum, denominator, rows classified right, targets outside [0, C)).
+    y (rows,) are the targets, scratch (7, rows) anything. Returns (loss sum, rows classified right).
     """
     C = z.shape[0]
-    last = first + rows
     smoothing = f32(head["smoothing"])
     keep = ONE - smoothing
     spread = smoothing / f32(C)
     weight_sum = f32(head["weight_sum"])
+    last = first + rows
+    peak, total, label, argmax = scratch[0], scratch[1], scratch[2], scratch[3]
+    target_weight, target_logit, smooth_logit = scratch[4], scratch[5], scratch[6]
 
-    peak = np.full(rows, -np.inf, np.float32)
-    argmax = np.zeros(rows, np.int32)
+    for i in range(rows):
+        known = y[i] != head["ignore_index"]
+        label[i] = f32(y[i]) if known else -ONE
+        target_weight[i] = ONE if known else ZERO
+        target_logit[i] = ZERO
+        smooth_logit[i] = ZERO
+        total[i] = ZERO
+        argmax[i] = ZERO
+        peak[i] = -INFINITY
+    if head["weighted"]:
+        for i in range(rows):
+            target_weight[i] = weights[y[i]] if label[i] >= ZERO else ZERO
+    for c in range(C):
+        row = z[c, first:last]
+        b = bias[c]
+        index = f32(c)
+        for i in range(rows):
+            v = row[i] + b
+            argmax[i] = index if v > peak[i] else argmax[i]
+            peak[i] = v if v > peak[i] else peak[i]
+    for i in range(rows):
+        c = y[i] if label[i] >= ZERO else 0
+        target_logit[i] = z[c, first + i] + bias[c]
+    right = ZERO
+    for i in range(rows):
+        right += ONE if argmax[i] == label[i] else ZERO
+    correct = np.int64(right)
+
+    if spread > ZERO:
+        for c in range(C):
+            row = z[c, first:last]
+            b = bias[c]
+            w = weights[c]
+            for i in range(rows):
+                smooth_logit[i] += w * (row[i] + b - peak[i])
+
     for c in range(C):
         row = z[c, first:last]
         b = bias[c]
         for i in range(rows):
-            v = row[i] + b
-            argmax[i] = np.int32(c) if v > peak[i] else argmax[i]
-            peak[i] = v if v > peak[i] else peak[i]
-            row[i] = v
-
-    valid = np.zeros(rows, np.float32)
-    target_weight = np.zeros(rows, np.float32)
-    target_logit = np.zeros(rows, np.float32)
-    denominator = 0.0
-    correct = 0
-    outside = 0
-    for i in range(rows):
-        target = y[first + i]
-        if target == head["ignore_index"]:
-            continue
-        if target < 0 or target >= C:
-            outside += 1
-            continue
-        valid[i] = ONE
-        target_weight[i] = weights[target]
-        target_logit[i] = z[target, first + i]
-        denominator += np.float64(weights[target])
-        correct += np.int64(argmax[i] == np.int32(target))
-
-    smooth_logit = np.zeros(rows, np.float32)
-    if spread > ZERO:
-        for c in range(C):
-            row = z[c, first:last]
-            w = weights[c]
-            for i in range(rows):
-                smooth_logit[i] += w * (row[i] - peak[i])
-
-    total = np.zeros(rows, np.float32)
-    for c in range(C):
-        row = z[c, first:last]
-        for i in range(rows):
-            e = exp32(row[i] - peak[i])
+            e = exp32(row[i] + b - peak[i])
             row[i] = e
             total[i] += e
 
-    loss = 0.0
+    row_loss = peak  # its last reader is this loop
     for i in range(rows):
         log_total = log32(total[i])
         nll = target_weight[i] * (log_total - (target_logit[i] - peak[i]))
         smooth = weight_sum * log_total - smooth_logit[i]
         # A select, not a product: a row that is ignored may hold anything, NaN included.
-        loss += np.float64(keep * nll + spread * smooth) if valid[i] > ZERO else 0.0
-    if not need_gradient:
-        return loss, denominator, correct, outside
-
+        row_loss[i] = keep * nll + spread * smooth if label[i] >= ZERO else ZERO
+    loss = 0.0
     for i in range(rows):
-        total[i] = (keep * target_weight[i] + spread * weight_sum) / total[i]
-        # Taken off before the columns are summed: afterwards it would cancel against their sum.
-        if keep * target_weight[i] > ZERO:
-            z[y[first + i], first + i] -= keep * target_weight[i] / total[i]
+        loss += np.float64(row_loss[i])
+    if not need_gradient:
+        return loss, correct
+
+    # dz = f (e - [c = y] keep w_y / f) - spread w with f = (keep w_y + spread sum w) / total, all times scale.
+    # The target's part comes off before the columns are summed: afterwards it would cancel against their sum.
+    pulled = target_logit
+    for i in range(rows):
+        pull = keep * target_weight[i]
+        push = pull + spread * weight_sum
+        pulled[i] = pull * total[i] / push if push > ZERO else ZERO
+        total[i] = push / total[i] * scale
+    for i in range(rows):
+        if pulled[i] != ZERO:
+            z[y[i], first + i] -= pulled[i]
     for c in range(C):
         row = z[c, first:last]
-        shift = spread * weights[c]
+        shift = spread * weights[c] * scale
         column = ZERO
         for i in range(rows):
-            d = row[i] * total[i] - shift if valid[i] > ZERO else ZERO
+            d = row[i] * total[i] - shift if label[i] >= ZERO else ZERO
             row[i] = d
             column += d
         bias_gradient[c] = column
-    return loss, denominator, correct, outside
+    return loss, correct
 
 
 @helper
-def elementwise_tile(z, bias, y, first, rows, head, weights, need_gradient, bias_gradient):
-    """One binary, squared or Huber head on rows first..first+rows; y is (N, C), NaN = missing.
+def elementwise_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, scratch):
+    """One binary, squared or Huber head on columns first..first+rows of z (C, ld), as `softmax_tile`.
 
-    Returns (loss sum, valid elements, rows whose every valid label is right, 0).
+    y is (rows, C), NaN = missing. Returns (loss sum, rows whose every valid label is right).
     """
     C = z.shape[0]
-    last = first + rows
     kind = head["kind"]
     delta = f32(head["delta"])
-    seen = np.zeros(rows, np.int32)
-    wrong = np.zeros(rows, np.int32)
+    last = first + rows
+    seen, wrong = scratch[0], scratch[1]
+    for i in range(rows):
+        seen[i] = ZERO
+        wrong[i] = ZERO
     loss = 0.0
-    count = 0
     for c in range(C):
         row = z[c, first:last]
         b = bias[c]
         w = weights[c]
         column = ZERO
         for i in range(rows):
-            target = y[first + i, c]
+            target = y[i, c]
             v = row[i] + b
             missing = np.isnan(target)
             if kind == BINARY:
@@ -212,77 +223,109 @@ def elementwise_tile(z, bias, y, first, rows, head, weights, need_gradient, bias
                 else:
                     value = delta * (abs(error) - HALF * delta)
                     d = delta if error > ZERO else -delta
-            loss += 0.0 if missing else np.float64(value)
-            d = ZERO if missing else d
-            count += np.int64(not missing)
-            seen[i] |= np.int32(not missing)
-            wrong[i] |= np.int32(miss and not missing)
+            loss += np.float64(ZERO if missing else value)
+            d = ZERO if missing else d * scale
+            seen[i] = seen[i] if missing else ONE
+            wrong[i] = ONE if miss and not missing else wrong[i]
             column += d
             if need_gradient:
                 row[i] = d
         bias_gradient[c] = column
     correct = 0
     for i in range(rows):
-        correct += np.int64(seen[i] == 1 and wrong[i] == 0)
-    return loss, np.float64(count), correct, 0
+        correct += np.int64(seen[i] > ZERO and wrong[i] == ZERO)
+    return loss, correct
 
 
-def _segment_loss(logits, bias, n_rows, tile_rows, heads, column_weights, targets, need_gradient):
-    """Losses (K,), scale (K,), correct (K,), targets outside their classes (K,) and bias gradient (S,).
+@helper
+def mean_scale(heads, column_weights, targets, n_rows, task_weights):
+    """1/denominator (K,) of each mean, 0 without any valid row, and the same times the task weight, float32;
+    and the first target outside [0, C) as [task, target], or [-1, 0]."""
+    denominators = np.zeros(len(heads))
+    scale = np.zeros(len(heads))
+    gradient_scale = np.zeros(len(heads), np.float32)
+    outside = np.array([-1, 0])
+    for k in range(len(heads)):
+        head = heads[k]
+        C, ignore_index = head["size"], head["ignore_index"]
+        if head["kind"] != SOFTMAX:
+            values = numba.carray(pointer_to_float32(targets[k]), (n_rows * C,))
+            count = 0
+            for i in range(n_rows * C):
+                count += np.int64(not np.isnan(values[i]))
+            denominators[k] = count
+            continue
+        y = numba.carray(pointer_to_int64(targets[k]), (n_rows,))
+        count = 0
+        bad = 0
+        for i in range(n_rows):
+            known = y[i] != ignore_index
+            count += np.int64(known)
+            bad += np.int64(known and (y[i] < 0 or y[i] >= C))
+        if bad:
+            for i in range(n_rows):
+                if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
+                    outside[:] = k, y[i]
+                    return scale, gradient_scale, outside
+        denominators[k] = count
+        if head["weighted"]:
+            weight = 0.0
+            for i in range(n_rows):
+                weight += np.float64(column_weights[head["offset"] + y[i]]) if y[i] != ignore_index else 0.0
+            denominators[k] = weight
+    for k in range(len(heads)):
+        if denominators[k] > 0.0:
+            scale[k] = 1.0 / denominators[k]
+            gradient_scale[k] = scale[k] * task_weights[k]
+    return scale, gradient_scale, outside
 
-    Every tile of rows leaves partial sums, which are added in the order of tiles whoever computed them.
+
+def _segment_loss(
+    logits, bias, first_row, n_rows, tile_rows, heads, column_weights, targets, total_rows, scale, need_gradient
+):  # fmt: skip
+    """Rows first_row.. of the batch, logits (S, at least n_rows): loss sums (K,), correct (K,), bias gradient (S,).
+
+    The logits become their gradients times scale (K,). Every tile of rows leaves partial sums, which are
+    added in the order of tiles whoever computed them.
     """
     K, S = len(heads), len(bias)
     n_tiles = -(-n_rows // tile_rows)
     loss_tk = np.zeros((n_tiles, K))
-    denominator_tk = np.zeros((n_tiles, K))
     correct_tk = np.zeros((n_tiles, K), np.int64)
-    outside_tk = np.zeros((n_tiles, K), np.int64)
     bias_gradient_ts = np.zeros((n_tiles, S), np.float32)
     for t in numba.prange(n_tiles):
         first = t * tile_rows
         rows = min(tile_rows, n_rows - first)
+        scratch = np.empty((7, rows), np.float32)
         for k in range(K):
             head = heads[k]
             a = head["offset"]
             b = a + head["size"]
+            z = logits[a:b]
             if head["kind"] == SOFTMAX:
-                y = numba.carray(pointer_to_int64(targets[k]), (n_rows,))
-                loss, denominator, correct, outside = softmax_tile(
-                    logits[a:b], bias[a:b], y, first, rows, head, column_weights[a:b], need_gradient,
-                    bias_gradient_ts[t, a:b],
+                y = numba.carray(pointer_to_int64(targets[k]), (total_rows,))[first_row + first :]
+                loss_tk[t, k], correct_tk[t, k] = softmax_tile(
+                    z, first, rows, bias[a:b], y, head, column_weights[a:b], need_gradient, scale[k],
+                    bias_gradient_ts[t, a:b], scratch,
                 )  # fmt: skip
             else:
-                y2 = numba.carray(pointer_to_float32(targets[k]), (n_rows, head["size"]))
-                loss, denominator, correct, outside = elementwise_tile(
-                    logits[a:b], bias[a:b], y2, first, rows, head, column_weights[a:b], need_gradient,
-                    bias_gradient_ts[t, a:b],
+                y2 = numba.carray(pointer_to_float32(targets[k]), (total_rows, head["size"]))[
+                    first_row + first :
+                ]
+                loss_tk[t, k], correct_tk[t, k] = elementwise_tile(
+                    z, first, rows, bias[a:b], y2, head, column_weights[a:b], need_gradient, scale[k],
+                    bias_gradient_ts[t, a:b], scratch,
                 )  # fmt: skip
-            loss_tk[t, k] = loss
-            denominator_tk[t, k] = denominator
-            correct_tk[t, k] = correct
-            outside_tk[t, k] = outside
-
-    losses = np.zeros(K, np.float32)
-    scale = np.zeros(K, np.float32)
-    correct_k = np.zeros(K, np.int64)
-    outside_k = np.zeros(K, np.int64)
-    for k in range(K):
-        loss_sum = 0.0
-        denominator_sum = 0.0
-        for t in range(n_tiles):
-            loss_sum += loss_tk[t, k]
-            denominator_sum += denominator_tk[t, k]
-            correct_k[k] += correct_tk[t, k]
-            outside_k[k] += outside_tk[t, k]
-        if denominator_sum > 0.0:
-            losses[k] = loss_sum / denominator_sum
-            scale[k] = 1.0 / denominator_sum
+    loss_sums = np.zeros(K)
+    correct = np.zeros(K, np.int64)
     bias_gradient = np.zeros(S, np.float32)
     for t in range(n_tiles):
+        for k in range(K):
+            loss_sums[k] += loss_tk[t, k]
+            correct[k] += correct_tk[t, k]
         for s in range(S):
             bias_gradient[s] += bias_gradient_ts[t, s]
-    return losses, scale, correct_k, outside_k, bias_gradient
+    return loss_sums, correct, bias_gradient
 
 
 segment_loss = Kernel(_segment_loss)
@@ -296,6 +339,7 @@ HEAD_RECORD = np.dtype(
         ("smoothing", np.float64),
         ("delta", np.float64),
         ("weight_sum", np.float64),
+        ("weighted", np.bool_),
     ]
 )
 
@@ -314,7 +358,7 @@ def _head_table(layout: HeadLayout) -> _HeadTable:
     records = np.array(
         [
             (head.kind, first, head.size, head.ignore_index, head.label_smoothing, head.delta,
-             sum(head.column_weights))
+             sum(head.column_weights), head.class_weights is not None)
             for first, _, head in layout
         ],
         HEAD_RECORD,
@@ -329,91 +373,131 @@ def _head_table(layout: HeadLayout) -> _HeadTable:
 
 # Below this many logits the start of a parallel region costs more than it saves.
 PARALLEL_LOGITS = 1 << 15
+# The logits of a chunk of rows are made, turned into gradients and used up while they are in cache.
+CHUNK_BYTES = 4 << 20
 
 
-def residual(n_rows: int, width: int, dtype: torch.dtype) -> tuple[tuple[int, int], torch.dtype]:
-    """Shape and dtype of the logit gradient that forward hands to backward: (S, N padded), float32.
-
-    The padding keeps the rows of a tile, one leading dimension apart, from falling into the same cache
-    sets, as they would for every power of two.
-    """
-    return (width, n_rows + 16), torch.float32
+def chunk_rows(n_rows: int, width: int) -> int:
+    """Rows whose logits are held at a time: even chunks within CHUNK_BYTES, but no sliver of a GEMM."""
+    n_chunks = -(-n_rows * width * 4 // CHUNK_BYTES)
+    return max(256, -(-n_rows // n_chunks // 16) * 16) if n_chunks > 1 else n_rows
 
 
-def packed_forward(
+def forward(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     targets: Sequence[Tensor],
+    task_weights: Tensor,
     layout: HeadLayout,
-    *,
-    need_gradient: bool,
-) -> PackedForward:
-    """Losses of all heads, and the unscaled gradient of their logits; see PackedForward for shapes.
+    needs: Needs,
+) -> Forward:
+    """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
 
-    bfloat16 and float16 are computed in float32: a CPU gains nothing from rounding the logits.
+    The gradients are made at once, chunk by chunk, while the logits are in cache: what is kept is of the
+    size of the inputs, and the logits are never held whole. bfloat16 and float16 are computed in float32.
     Raises ValueError for a class target outside [0, C) that is not ignore_index.
     """
-    n_rows, S = features.shape[0], layout.width
+    N, S = features.shape[0], layout.width
     table = _head_table(layout)
-    shape, dtype = residual(n_rows, S, features.dtype)
-    logits = torch.empty(shape, dtype=dtype)
-    logits[:, n_rows:] = 0.0  # an output of the custom op, which must hold the same values every time
-    torch.mm(weight.float(), features.float().t(), out=logits[:, :n_rows])
-
     held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
-    losses, scale, correct, outside, bias_gradient = segment_loss(
-        logits.numpy(),
-        table.no_bias if bias is None else bias.detach().float().contiguous().numpy(),
-        n_rows,
-        table.tile_rows,
-        table.records,
-        table.column_weights,
-        np.array([target.data_ptr() for target in held], np.int64),
-        need_gradient,
-        parallel=n_rows > table.tile_rows and n_rows * S >= PARALLEL_LOGITS,
+    addresses = np.array([target.data_ptr() for target in held], np.int64)
+    scale, gradient_scale, outside = mean_scale(
+        table.records, table.column_weights, addresses, N, task_weights.detach().numpy()
     )
-    if outside.any():
-        _refuse_outside(held, layout, int(np.flatnonzero(outside)[0]))
-    return PackedForward(
-        losses=torch.from_numpy(losses),
-        scale=torch.from_numpy(scale),
+    if outside[0] >= 0:
+        _refuse_outside(layout, *outside.tolist())
+
+    features32, weight32 = features.detach().float(), weight.detach().float()
+    bias32 = table.no_bias if bias is None else bias.detach().float().contiguous().numpy()
+    d_features = torch.empty(features32.shape if needs[0] else 0)
+    d_weight = torch.empty(weight32.shape if needs[1] else 0)
+    loss_sums, correct, bias_gradient = (
+        np.zeros(len(layout)),
+        np.zeros(len(layout), np.int64),
+        np.zeros(S, np.float32),
+    )
+    B = chunk_rows(max(N, 1), S)
+    buffer = torch.empty(S, B + PADDING)
+    for first in range(0, N, B):
+        rows = min(B, N - first)
+        chunk = features32[first : first + rows] if rows < N else features32
+        logits = buffer[:, :rows]
+        torch.mm(weight32, chunk.t(), out=logits)
+        part = segment_loss(
+            buffer.numpy(), bias32, first, rows, table.tile_rows, table.records, table.column_weights, addresses,
+            N, gradient_scale, any(needs), parallel=rows > table.tile_rows and rows * S >= PARALLEL_LOGITS,
+        )  # fmt: skip
+        if needs[0]:
+            torch.mm(logits.t(), weight32, out=d_features[first : first + rows] if rows < N else d_features)
+        if needs[1]:
+            torch.addmm(d_weight, logits, chunk, beta=float(first > 0), out=d_weight)
+        loss_sums, correct, bias_gradient = loss_sums + part[0], correct + part[1], bias_gradient + part[2]
+    return Forward(
+        losses=torch.from_numpy((loss_sums * scale).astype(np.float32)),
         correct=torch.from_numpy(correct),
-        logit_gradient=logits if need_gradient else None,
-        bias_gradient=torch.from_numpy(bias_gradient) if need_gradient else None,
+        residual=(
+            d_features.to(features.dtype),
+            d_weight.to(weight.dtype),
+            torch.from_numpy(bias_gradient).to(bias.dtype)
+            if bias is not None and needs[2]
+            else torch.empty(0),
+        ),
     )
 
 
-def packed_backward(
+# Rows of a tile lie a buffer's row apart: for a power of two they would fall into the same cache sets.
+PADDING = 16
+
+
+def residual_like(
+    features: Tensor, weight: Tensor, bias: Tensor | None, layout: HeadLayout, needs: Needs
+) -> Residual:
+    """Empty tensors of the shapes and dtypes of the residual."""
+    wanted = zip((features, weight, bias), needs, strict=True)
+    d_features, d_weight, d_bias = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) if need else torch.empty(0)  # type: ignore[arg-type]
+        for t, need in wanted
+    )
+    return d_features, d_weight, d_bias
+
+
+# The residual is the gradient: once it is handed out, a second backward pass must make it anew.
+RESIDUAL_IS_GRADIENT = True
+
+
+def backward(
+    residual: Residual,
+    grad_total: Tensor,
     features: Tensor,
     weight: Tensor,
-    logit_gradient: Tensor,
-    bias_gradient: Tensor,
-    column_scale: Tensor,
-    needs: tuple[bool, bool, bool],
-    bias_dtype: torch.dtype | None,
+    bias: Tensor | None,
+    task_weights: Tensor,
+    layout: HeadLayout,
+    needs: Needs,
+    *,
+    own: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(d_features, d_weight, d_bias), each None where `needs` is False; column_scale is (S,) float32."""
-    dz = logit_gradient[:, : features.shape[0]]
-    d_features = d_weight = d_bias = None
-    if needs[0]:
-        d_features = torch.mm(dz.t(), column_scale[:, None] * weight.float()).to(features.dtype)
-    if needs[1]:
-        d_weight = torch.mm(dz, features.float()).mul_(column_scale[:, None]).to(weight.dtype)
-    if needs[2]:
-        d_bias = (column_scale * bias_gradient).to(bias_dtype)
-    return d_features, d_weight, d_bias
+    """(d_features, d_weight, d_bias), each None where `needs` is False.
+
+    With `own` the residual is nobody else's and may be handed out or overwritten.
+    """
+    upstream = grad_total.item()
+    gradients = [gradient if need else None for gradient, need in zip(residual, needs, strict=True)]
+    if own and upstream == 1.0:
+        return gradients[0], gradients[1], gradients[2]
+    scaled = [None if g is None else g.mul_(upstream) if own else g * upstream for g in gradients]
+    return scaled[0], scaled[1], scaled[2]
 
 
 def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
     dtype = torch.int64 if kind is Kind.SOFTMAX else torch.float32
-    return target.to(dtype).contiguous()
+    return target if target.dtype is dtype and target.is_contiguous() else target.to(dtype).contiguous()
 
 
-def _refuse_outside(targets: Sequence[Tensor], layout: HeadLayout, k: int) -> None:
-    head, target = layout.heads[k], targets[k]
-    bad = target[(target != head.ignore_index) & ((target < 0) | (target >= head.size))]
+def _refuse_outside(layout: HeadLayout, k: int, target: int) -> None:
+    head = layout.heads[k]
     raise ValueError(
-        f"targets of {layout.names[k]}: {bad[0].item()} lies outside [0, {head.size}) "
+        f"targets of {layout.names[k]}: {target} lies outside [0, {head.size}) "
         f"and is not ignore_index {head.ignore_index}"
     )

@@ -8,6 +8,7 @@ fake kernels (the dispatcher would cost eager mode 40 microseconds a call).
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -20,7 +21,9 @@ from torch import Tensor
 from . import reference
 from .choice import choose_backend, choose_plan
 from .layout import HeadLayout, Kind
-from .packed import PackedForward
+from .packed import Forward, Needs
+
+log = logging.getLogger("mt2st_fast")
 
 
 class MultitaskLoss(NamedTuple):
@@ -74,59 +77,41 @@ def multitask_loss(
             )
         return MultitaskLoss(total, losses.detach(), correct)
     # autograd's needs_input_grad says yes under no_grad, too.
-    need_gradient = torch.is_grad_enabled() and (
-        features.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    recording = torch.is_grad_enabled()
+    needs = (
+        recording and features.requires_grad,
+        recording and weight.requires_grad,
+        recording and bias is not None and bias.requires_grad,
     )
     if torch.compiler.is_compiling():
         total, losses, correct, *_ = _forward_op(
-            features, weight, bias, list(targets), task_weights, layout.key, chosen, need_gradient
+            features, weight, bias, list(targets), task_weights, layout.key, chosen, list(needs)
         )
         return MultitaskLoss(total, losses, correct)
     module = _backend_module(chosen)
     return MultitaskLoss(
-        *_FusedLoss.apply(features, weight, bias, task_weights, targets, layout, module, need_gradient)
+        *_FusedLoss.apply(features, weight, bias, task_weights, targets, layout, module, needs)
     )
 
 
 # Dynamo would trace into the choice and warn of its cache.
 @torch.compiler.assume_constant_result
 def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
-    return choose_backend(device, dtype, requested).name
+    choice = choose_backend(device, dtype, requested)
+    if choice.name == "reference" and requested == "auto":
+        _log_once(choice.reason)
+    return choice.name
+
+
+@lru_cache
+def _log_once(reason: str) -> None:
+    log.warning("the heads are computed in plain torch: %s", reason)
 
 
 @lru_cache
 def _backend_module(name: str) -> ModuleType:
     """Triton and Numba take seconds to import: only the backend that is used pays."""
     return importlib.import_module(f".{name}_packed", __package__)
-
-
-@lru_cache(maxsize=512)
-def _columns(layout: HeadLayout, device: torch.device) -> Tensor:
-    """(S,) the index k of the head that each packed column belongs to."""
-    sizes = torch.tensor([head.size for head in layout.heads])
-    return torch.repeat_interleave(torch.arange(len(layout)), sizes).to(device)
-
-
-def _backward(
-    module: ModuleType,
-    layout: HeadLayout,
-    grad_total: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias_dtype: torch.dtype | None,
-    task_weights: Tensor,
-    scale: Tensor,
-    logit_gradient: Tensor,
-    bias_gradient: Tensor,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    # The upstream gradient is a scalar on the device: folded in here, it costs nothing per row.
-    scale_k = grad_total * task_weights * scale
-    column_scale = scale_k[_columns(layout, scale_k.device)]
-    with _without_autocast(features.device.type):
-        return module.packed_backward(
-            features, weight, logit_gradient, bias_gradient, column_scale, needs, bias_dtype
-        )
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:
@@ -147,16 +132,12 @@ class _FusedLoss(torch.autograd.Function):
         targets: Sequence[Tensor],
         layout: HeadLayout,
         module: ModuleType,
-        need_gradient: bool,
+        needs: Needs,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result: PackedForward = module.packed_forward(
-            features, weight, bias, targets, layout, need_gradient=need_gradient
-        )
-        ctx.save_for_backward(
-            features, weight, task_weights, result.losses, result.scale,
-            result.logit_gradient, result.bias_gradient,
-        )  # fmt: skip
-        ctx.layout, ctx.module, ctx.bias_dtype = layout, module, bias.dtype if bias is not None else None
+        result: Forward = module.forward(features, weight, bias, targets, task_weights, layout, needs)
+        ctx.save_for_backward(features, weight, bias, task_weights, result.losses)
+        ctx.targets, ctx.layout, ctx.module, ctx.needs = targets, layout, module, needs
+        ctx.residual = result.residual
         ctx.mark_non_differentiable(result.losses, result.correct)
         ctx.set_materialize_grads(False)
         return torch.dot(task_weights, result.losses), result.losses, result.correct
@@ -166,13 +147,30 @@ class _FusedLoss(torch.autograd.Function):
         if grad_total is None:
             return (None,) * 8
         _refuse_second_derivative()
-        features, weight, task_weights, losses, scale, logit_gradient, bias_gradient = ctx.saved_tensors
+        features, weight, bias, task_weights, losses = ctx.saved_tensors
         gradients: tuple[Tensor | None, ...] = (None, None, None)
-        if any(ctx.needs_input_grad[:3]):
-            gradients = _backward(
-                ctx.module, ctx.layout, grad_total, features, weight, ctx.bias_dtype, task_weights, scale,
-                logit_gradient, bias_gradient, ctx.needs_input_grad[:3],
-            )  # fmt: skip
+        if any(ctx.needs):
+            with _without_autocast(features.device.type):
+                # Only a graph that was retained comes here again after its gradients were handed out.
+                residual = (
+                    ctx.residual
+                    or ctx.module.forward(
+                        features, weight, bias, ctx.targets, task_weights, ctx.layout, ctx.needs
+                    ).residual
+                )
+                if ctx.module.RESIDUAL_IS_GRADIENT:
+                    ctx.residual = None
+                gradients = ctx.module.backward(
+                    residual,
+                    grad_total,
+                    features,
+                    weight,
+                    bias,
+                    task_weights,
+                    ctx.layout,
+                    ctx.needs,
+                    own=True,
+                )
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
         return *gradients, d_task_weights, None, None, None, None
 
@@ -197,69 +195,51 @@ def _forward_op(
     task_weights: Tensor,
     layout_key: str,
     backend: str,
-    need_gradient: bool,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(total, losses, correct, scale, logit gradient, bias gradient); the last two empty if not needed."""
-    layout = HeadLayout.from_key(layout_key)
-    result = _backend_module(backend).packed_forward(
-        features, weight, bias, targets, layout, need_gradient=need_gradient
+    """(total, losses, correct, and the three tensors of the backend's residual)."""
+    result: Forward = _backend_module(backend).forward(
+        features, weight, bias, targets, task_weights, HeadLayout.from_key(layout_key), _triple(needs)
     )
-    nothing = features.new_empty(0)
-    return (
-        torch.dot(task_weights, result.losses),
-        result.losses,
-        result.correct,
-        result.scale,
-        nothing if result.logit_gradient is None else result.logit_gradient,
-        nothing.clone() if result.bias_gradient is None else result.bias_gradient,
-    )
+    return torch.dot(task_weights, result.losses), result.losses, result.correct, *result.residual
 
 
 @_forward_op.register_fake
-def _(features, weight, bias, targets, task_weights, layout_key, backend, need_gradient):  # type: ignore[no-untyped-def]
+def _(features, weight, bias, targets, task_weights, layout_key, backend, needs):  # type: ignore[no-untyped-def]
     layout = HeadLayout.from_key(layout_key)
-    K, S = len(layout), layout.width
-    shape, dtype = _backend_module(backend).residual(features.shape[0], S, features.dtype)
+    K = len(layout)
     as_float32 = {"dtype": torch.float32, "device": features.device}
     return (
         torch.empty((), **as_float32),
         torch.empty(K, **as_float32),
         torch.empty(K, dtype=torch.int64, device=features.device),
-        torch.empty(K, **as_float32),
-        torch.empty(shape, dtype=dtype, device=features.device) if need_gradient else features.new_empty(0),
-        torch.empty(S, **as_float32) if need_gradient else features.new_empty(0),
+        *_backend_module(backend).residual_like(features, weight, bias, layout, _triple(needs)),
     )
 
 
 @torch.library.custom_op("mt2st_fast::multitask_backward", mutates_args=())
 def _backward_op(
+    residual: list[Tensor],
     grad_total: Tensor,
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     task_weights: Tensor,
-    scale: Tensor,
-    logit_gradient: Tensor,
-    bias_gradient: Tensor,
     layout_key: str,
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d_features, d_weight, d_bias), empty where not needed."""
-    gradients = _backward(
-        _backend_module(backend), HeadLayout.from_key(layout_key), grad_total, features, weight,
-        None if bias is None else bias.dtype, task_weights, scale, logit_gradient, bias_gradient,
-        (needs[0], needs[1], needs[2]),
+    gradients = _backend_module(backend).backward(
+        tuple(residual), grad_total, features, weight, bias, task_weights, HeadLayout.from_key(layout_key),
+        _triple(needs), own=False,
     )  # fmt: skip
     d_features, d_weight, d_bias = (features.new_empty(0) if g is None else g for g in gradients)
     return d_features, d_weight, d_bias
 
 
 @_backward_op.register_fake
-def _(  # type: ignore[no-untyped-def]
-    grad_total, features, weight, bias, task_weights, scale, logit_gradient, bias_gradient,
-    layout_key, backend, needs,
-):  # fmt: skip
+def _(residual, grad_total, features, weight, bias, task_weights, layout_key, backend, needs):  # type: ignore[no-untyped-def]
     wanted = zip((features, weight, bias), needs, strict=True)
     d_features, d_weight, d_bias = (
         torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else features.new_empty(0)
@@ -268,24 +248,27 @@ def _(  # type: ignore[no-untyped-def]
     return d_features, d_weight, d_bias
 
 
+def _triple(needs: Sequence[bool]) -> Needs:
+    d_features, d_weight, d_bias = needs
+    return d_features, d_weight, d_bias
+
+
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, weight, bias, targets, task_weights, ctx.layout_key, ctx.backend, ctx.need_gradient = inputs
-    _, losses, correct, scale, logit_gradient, bias_gradient = output
+    features, weight, bias, targets, task_weights, ctx.layout_key, ctx.backend, ctx.needs = inputs
+    _, losses, correct, *residual = output
     ctx.n_targets = len(targets)
-    ctx.mark_non_differentiable(losses, correct, scale, logit_gradient, bias_gradient)
-    ctx.save_for_backward(features, weight, bias, task_weights, losses, scale, logit_gradient, bias_gradient)
+    ctx.mark_non_differentiable(losses, correct, *residual)
+    ctx.save_for_backward(features, weight, bias, task_weights, losses, *residual)
 
 
 def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
-    features, weight, bias, task_weights, losses, scale, logit_gradient, bias_gradient = ctx.saved_tensors
-    needs = [bool(need) for need in ctx.needs_input_grad[:3]]
+    features, weight, bias, task_weights, losses, *residual = ctx.saved_tensors
     gradients: list[Tensor | None] = [None, None, None]
-    if any(needs):
+    if any(ctx.needs):
         made = _backward_op(
-            grad_total, features, weight, bias, task_weights, scale, logit_gradient, bias_gradient,
-            ctx.layout_key, ctx.backend, needs,
-        )  # fmt: skip
-        gradients = [g if need else None for g, need in zip(made, needs, strict=True)]
+            residual, grad_total, features, weight, bias, task_weights, ctx.layout_key, ctx.backend, ctx.needs
+        )
+        gradients = [g if need else None for g, need in zip(made, ctx.needs, strict=True)]
     d_task_weights = grad_total * losses if ctx.needs_input_grad[4] else None
     return *gradients, [None] * ctx.n_targets, d_task_weights, None, None, None
 

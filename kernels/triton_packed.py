@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import HeadLayout, Kind
-from .packed import PackedForward
+from .packed import Forward, Needs, Residual
 
 SOFTMAX: tl.constexpr = tl.constexpr(int(Kind.SOFTMAX))
 BINARY: tl.constexpr = tl.constexpr(int(Kind.BINARY))
@@ -412,7 +412,7 @@ def segment_loss(
     need_gradient: bool,
     blocks: Blocks | None = None,
 ) -> SegmentLoss:
-    """Losses of all heads from their logits (N, S), bias (S,) not yet added; see PackedForward for the terms.
+    """Losses of all heads from their logits (N, S), bias (S,) not yet added; see `SegmentLoss`.
 
     `targets` are K tensors: integers (N,) for SOFTMAX heads, floats (N, C) for the others, NaN = missing.
     With `need_gradient`, `logits` is overwritten with its unscaled gradient, else it is left alone and there
@@ -543,33 +543,69 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def residual(n_rows: int, width: int, dtype: torch.dtype) -> tuple[tuple[int, int], torch.dtype]:
-    """Shape and dtype of the logit gradient that forward hands to backward: (N, S), the features' dtype."""
-    return (n_rows, width), dtype
-
-
-def packed_forward(
+def forward(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     targets: Sequence[Tensor],
+    task_weights: Tensor,
     layout: HeadLayout,
-    *,
-    need_gradient: bool,
-) -> PackedForward:
-    """Losses of all heads, and the unscaled gradient of their logits; see PackedForward for shapes.
+    needs: Needs,
+) -> Forward:
+    """Losses of all heads; the residual is (scale (K,), unscaled logit gradient (N, S), bias gradient (S,)).
 
-    features (N, D), weight (S, D), bias (S,) or None, targets as in `segment_loss`, which says what raises.
+    Task weights enter in the backward pass. Raises what `segment_loss` raises.
     """
     logits = torch.mm(features, weight.to(features.dtype).t())
-    result = segment_loss(logits, bias, targets, layout, need_gradient=need_gradient)
-    return PackedForward(
-        result.losses,
-        result.scale,
-        result.correct,
-        logits if need_gradient else None,
-        result.bias_gradient,
+    result = segment_loss(logits, bias, targets, layout, need_gradient=any(needs))
+    if result.bias_gradient is None:
+        nothing = features.new_empty(0)
+        return Forward(result.losses, result.correct, (nothing, nothing.clone(), nothing.clone()))
+    return Forward(result.losses, result.correct, (result.scale, logits, result.bias_gradient))
+
+
+def residual_like(
+    features: Tensor, weight: Tensor, bias: Tensor | None, layout: HeadLayout, needs: Needs
+) -> Residual:
+    """Empty tensors of the shapes and dtypes of the residual."""
+    if not any(needs):
+        return features.new_empty(0), features.new_empty(0), features.new_empty(0)
+    return (
+        features.new_empty(len(layout), dtype=torch.float32),
+        features.new_empty(features.shape[0], layout.width),
+        features.new_empty(layout.width, dtype=torch.float32),
     )
+
+
+RESIDUAL_IS_GRADIENT = False
+
+
+def backward(
+    residual: Residual,
+    grad_total: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    task_weights: Tensor,
+    layout: HeadLayout,
+    needs: Needs,
+    *,
+    own: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(d_features, d_weight, d_bias), each None where `needs` is False; the residual is left as it is."""
+    scale, logit_gradient, bias_gradient = residual
+    # The upstream gradient is a scalar on the device: folded in here, it costs nothing per row.
+    scale_k = grad_total * task_weights * scale
+    column_scale = scale_k[_head_of_column(layout, scale_k.device)]
+    bias_dtype = None if bias is None else bias.dtype
+    return packed_backward(features, weight, logit_gradient, bias_gradient, column_scale, needs, bias_dtype)
+
+
+@lru_cache(maxsize=512)
+def _head_of_column(layout: HeadLayout, device: torch.device) -> Tensor:
+    """(S,) the index k of the head that each packed column belongs to."""
+    sizes = torch.tensor([head.size for head in layout.heads])
+    return torch.repeat_interleave(torch.arange(len(layout)), sizes).to(device)
 
 
 def packed_backward(

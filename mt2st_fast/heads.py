@@ -45,6 +45,7 @@ class MultiTaskHeads(nn.Module):
             }
         )
         self._active = tuple(self.tasks)
+        self._frozen_by_retirement: dict[str, list[nn.Parameter]] = {}
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
         self._layout(self._active)
 
@@ -106,13 +107,19 @@ class MultiTaskHeads(nn.Module):
         self._check_known(wanted)
         if self.main not in wanted:
             raise ValueError(f"the main task {self.main} cannot retire")
+        for name in self.tasks:
+            if name in wanted and name not in self._active:
+                for parameter in self._frozen_by_retirement.pop(name):
+                    parameter.requires_grad_(True)
+            elif name not in wanted and name in self._active:
+                # What the user has frozen stays frozen when the task comes back.
+                trained = [p for p in self.linear(name).parameters() if p.requires_grad]
+                self._frozen_by_retirement[name] = trained
+                for parameter in trained:
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
         self._active = tuple(name for name in self.tasks if name in wanted)
         self._layout(self._active)
-        for name in self.tasks:
-            linear = self.linear(name)
-            linear.requires_grad_(name in wanted)
-            if name not in wanted:
-                linear.zero_grad(set_to_none=True)
 
     def forward(
         self,

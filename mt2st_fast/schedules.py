@@ -111,15 +111,17 @@ class Diminish(_Auxiliary):
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
-        for name in ("eta", "gamma", "nu", "floor"):
+        for name in ("eta", "gamma", "floor"):
             _check(name, getattr(self, name), 0.0)
+        _check("nu", self.nu, 0.0, 10.0)
         _check_unit(self.unit)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
         """The decayed weight; t = 0 gives gamma."""
         eta = _of(self.eta, task, 0.0)
         t = moment.time(self.unit)
-        weight = _of(self.gamma, task, 1.0) * math.exp(-eta * t ** _of(self.nu, task, 1.0) if t > 0 else 0.0)
+        exponent = eta * min(t, 1e30) ** _of(self.nu, task, 1.0) if t > 0 else 0.0
+        weight = _of(self.gamma, task, 1.0) * math.exp(-exponent)
         return weight if weight >= _of(self.floor, task, 1e-3) else None
 
 
@@ -173,7 +175,8 @@ class Switch(_Auxiliary):
         if self.at_epoch is not None:
             return _of(self.at_epoch, task, math.inf) * moment.steps_per_epoch
         assert self.at is not None
-        return _of(self.at, task, math.inf) * moment.total_steps
+        # 0.07 * 100 is a little more than 7 in floating point, and must not become step 8.
+        return round(_of(self.at, task, math.inf) * moment.total_steps, 6)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
         """The constant weight before the switch point."""

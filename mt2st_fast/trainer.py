@@ -287,6 +287,8 @@ class Trainer:
         stored.restore_random_states()
 
     def _save(self, path: Path, source: Source) -> None:
+        if self._unread_losses:
+            self._check_finite(torch.stack(self._unread_losses))
         state = {
             "run": self._run_description(),
             "step": self.step,
@@ -320,7 +322,7 @@ class Trainer:
         losses_mk = torch.stack(self._unread_losses).double().cpu()
         self._interval_seconds += time.perf_counter() - started
         steps = len(losses_mk)
-        self._check_finite(losses_mk, self.step - steps)
+        self._check_finite(losses_mk)
         means = dict(zip(self._phase_active, losses_mk.mean(0).tolist(), strict=True))
         weights = dict(zip(self._phase_active, self._weight_values, strict=True))
         record = StepRecord(
@@ -337,9 +339,11 @@ class Trainer:
         self.history.steps.append(record)
         self._each(lambda callback: callback.on_record(self, record))
 
-    def _check_finite(self, losses_mk: Tensor, first_step: int) -> None:
+    def _check_finite(self, losses_mk: Tensor) -> None:
+        """Raises NonFiniteLossError if one of the last M steps' losses is not a number to go on with."""
         if torch.isfinite(losses_mk).all():
             return
+        first_step = self.step - len(losses_mk)
         m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
         raise NonFiniteLossError(
             f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m}: "

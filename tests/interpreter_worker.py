@@ -191,24 +191,23 @@ def run_infinite(store: dict[str, np.ndarray]) -> None:
 
 
 def run_op(name: str, dtype: torch.dtype, store: dict[str, np.ndarray]) -> None:
-    """packed_forward and packed_backward twice, against torch in float32 and float64."""
+    """The forward pass and the backward pass twice, against torch in float32 and float64."""
     torch.manual_seed(11)
     layout, N, D = HeadLayout(MIXED), 33, 12
     features, weight = torch.randn(N, D).to(dtype), (torch.randn(layout.width, D) / D**0.5).to(dtype)
     bias, targets = torch.randn(layout.width).to(dtype), make_targets(MIXED, N, (4,))
     task_weights = torch.tensor([1.0, 0.3, 1e-4, 2.0, 1.0, 0.0])
-    forward = packed.packed_forward(features, weight, bias, targets, layout, need_gradient=True)
-    sizes = torch.tensor([head.size for head in layout.heads])
-    column_scale = torch.repeat_interleave(task_weights * forward.scale, sizes)
-    arguments = (features, weight, forward.logit_gradient, forward.bias_gradient, column_scale)
-    before = [argument.clone() for argument in arguments]
-    once, again = (packed.packed_backward(*arguments, (True,) * 3, dtype) for _ in range(2))
+    forward = packed.forward(features, weight, bias, targets, task_weights, layout, (True,) * 3)
+    arguments = (forward.residual, torch.ones(()), features, weight, bias, task_weights)
+    tensors = (*arguments[0], *arguments[1:])
+    before = [tensor.clone() for tensor in tensors]
+    once, again = (packed.backward(*arguments, layout, (True,) * 3, own=True) for _ in range(2))
     store[f"{name}/same-bits"] = np.array(
         all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-        and all(torch.equal(a, b) for a, b in zip(before, arguments, strict=True))
+        and all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
         and all(gradient.dtype is dtype for gradient in once)
     )
-    nothing = packed.packed_backward(*arguments, (False,) * 3, dtype)
+    nothing = packed.backward(*arguments, layout, (False,) * 3, own=True)
     store[f"{name}/nothing-needed"] = np.array(nothing == (None, None, None))
     for key, value in zip(("d_features", "d_weight", "d_bias"), once, strict=True):
         store[f"{name}/{key}/ours"] = value.double().numpy()

@@ -411,7 +411,7 @@ def test_fresh_memory_is_never_read(case, monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned)
     out, gradients = outcome(problem)
     monkeypatch.undo()
-    assert [t.shape[0] for t in filled] == [problem.layout.width]  # the logits
+    assert problem.layout.width in [t.shape[0] for t in filled if t.dim()]  # the logits, beside the gradients
     for ours, expected in zip((*out, *gradients), (*clean, *clean_gradients), strict=True):
         assert torch.equal(ours, expected)
 
@@ -444,17 +444,17 @@ def test_gradients_that_nobody_needs_are_not_computed(wanted, needs, monkeypatch
     for i, leaf in enumerate(leaves):
         leaf.requires_grad_(i in wanted)
     seen = []
-    packed_backward = numba_packed.packed_backward
+    forward = numba_packed.forward
 
     def spy(*args):
-        seen.append((args[5], packed_backward(*args)))
+        seen.append((args[6], forward(*args)))
         return seen[-1][1]
 
-    monkeypatch.setattr(numba_packed, "packed_backward", spy)
+    monkeypatch.setattr(numba_packed, "forward", spy)
     call(problem, leaves).total.backward()
     ((asked, made),) = seen
     assert tuple(asked) == needs
-    assert tuple(g is not None for g in made) == needs
+    assert tuple(g.numel() > 0 for g in made.residual) == needs
 
 
 @pytest.mark.parametrize("how", ["no_grad", "inference_mode", "nothing requires grad", "only task weights"])
@@ -465,17 +465,17 @@ def test_logit_gradient_is_made_only_where_one_flows(how, monkeypatch):
         for leaf in leaves[: 4 if how == "nothing requires grad" else 3]:
             leaf.requires_grad_(False)
     seen = []
-    packed_forward = numba_packed.packed_forward
+    forward = numba_packed.forward
 
-    def spy(*args, need_gradient):
-        seen.append(need_gradient)
-        return packed_forward(*args, need_gradient=need_gradient)
+    def spy(*args):
+        seen.append(args[6])
+        return forward(*args)
 
-    monkeypatch.setattr(numba_packed, "packed_forward", spy)
+    monkeypatch.setattr(numba_packed, "forward", spy)
     mode = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(how, torch.enable_grad)
     with mode():
         out = call(problem, leaves)
-    assert seen == [False]
+    assert seen == [(False, False, False)]
     monkeypatch.undo()
     assert torch.equal(out.losses, call(problem, problem.leaves()).losses)
     if how == "only task weights":
@@ -591,8 +591,16 @@ def test_serial_and_parallel_loss_pass_agree(case, threads, monkeypatch):
 
         monkeypatch.setattr(numba_packed, "segment_loss", lambda *args, forced=forced, **_: forced(*args))
         results.append(bits(problem))
-        assert len(used) == 1
+        assert len(set(used)) == 1
+        assert len(used[0].overloads) > 0
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_serial_and_parallel_loss_pass_are_cached_apart():
+    """Numba's cache tells functions apart by name, not by flags: one would be loaded for the other."""
+    kernel = numba_packed.segment_loss
+    assert kernel.serial._cache._impl.filename_base != kernel.parallel._cache._impl.filename_base
+    assert kernel.parallel.targetoptions["parallel"]
 
 
 # --- autocast, compile ---------------------------------------------------------------------------------
@@ -686,7 +694,16 @@ def test_custom_op_is_registered_right(bias, need_gradient):
     )  # fmt: skip
     torch.library.opcheck(
         torch.ops.mt2st_fast.multitask_forward,
-        (features, weight, bias_s, problem.targets, task_weights, problem.layout.key, "numba", need_gradient),
+        (
+            features,
+            weight,
+            bias_s,
+            problem.targets,
+            task_weights,
+            problem.layout.key,
+            "numba",
+            [need_gradient, need_gradient, need_gradient and bias],
+        ),
     )
 
 

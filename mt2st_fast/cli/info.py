@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +13,6 @@ from mt2st_fast.kernels import choose_backend, choose_plan
 
 def info() -> None:
     """Show devices and versions, and which backend and plan would run and why."""
-    logging.getLogger("mt2st_fast").setLevel(logging.ERROR)  # the table below says what a fallback would log
     console = Console()
     facts = Table("what", "value", title="This machine")
     for key, value in environment().items():
