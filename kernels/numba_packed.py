@@ -411,7 +411,7 @@ def forward(
     features32, weight32 = features.detach().float(), weight.detach().float()
     bias32 = table.no_bias if bias is None else bias.detach().float().contiguous().numpy()
     d_features = torch.empty(features32.shape if needs[0] else 0)
-    d_weight = torch.empty(weight32.shape if needs[1] else 0)
+    d_weight = torch.zeros(weight32.shape if needs[1] else 0)
     loss_sums, correct, bias_gradient = (
         np.zeros(len(layout)),
         np.zeros(len(layout), np.int64),
@@ -431,7 +431,7 @@ def forward(
         if needs[0]:
             torch.mm(logits.t(), weight32, out=d_features[first : first + rows] if rows < N else d_features)
         if needs[1]:
-            torch.addmm(d_weight, logits, chunk, beta=float(first > 0), out=d_weight)
+            d_weight.addmm_(logits, chunk)
         loss_sums, correct, bias_gradient = loss_sums + part[0], correct + part[1], bias_gradient + part[2]
     return Forward(
         losses=torch.from_numpy((loss_sums * scale).astype(np.float32)),

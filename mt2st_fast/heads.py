@@ -63,7 +63,8 @@ class MultiTaskHeads(nn.Module):
         """
         task_of = {_module_name(name): name for name in tasks}
         linears: dict[str, nn.Linear] = {
-            task_of.get(_module_name(name), name): linear for name, linear in modules.items()
+            task_of.get(_module_name(name), name): linear  # type: ignore[misc]
+            for name, linear in modules.items()
         }
         if set(linears) != set(tasks):
             raise ValueError(f"modules are {', '.join(linears)}; tasks are {', '.join(tasks)}")
