@@ -1,6 +1,8 @@
 """The measuring rule: candidates take turns (A B C A B C ...) in one process, and medians are compared.
 
-A slow stretch hits all candidates alike, so ratios bear a changing clock better than times do. They do NOT
+A turn is a short burst of calls, the same for every candidate: as in training, where a call follows its like, and
+not as after a stranger, whose call has put the worker threads to sleep (waking one takes 0.1 ms on a virtual
+machine). A slow stretch hits all candidates alike, so ratios bear a changing clock better than times do. They do NOT
 bear other work on the same cores: every parallel region then waits for a thread that has lost its core, up
 to milliseconds each, and the ratio counts parallel regions. The spread does not show it. So a measurement
 says what share of the processors others used meanwhile.
@@ -20,6 +22,8 @@ from bench.load import CpuLoad
 
 PERCENTILES = (5, 25, 50, 75, 95)
 WARM_UP_ROUNDS = 5
+BURST_US = 5_000  # a turn lasts about this long for the fastest candidate
+MOST_CALLS = 50
 MIN_ROUNDS = 10
 
 
@@ -68,15 +72,15 @@ class Timings:
 def interleave(
     candidates: Mapping[str, Candidate], *, rounds: int, limit_seconds: float | None = None
 ) -> Timings:
-    """Time each candidate once a round, after a warm-up.
+    """Time each candidate once a round, after a warm-up; a time is the mean of one burst of calls.
 
     limit_seconds ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer).
     Raises ValueError without candidates or rounds.
     """
     if not candidates or rounds < 1:
         raise ValueError("interleave needs at least one candidate and one round")
-    for _ in range(WARM_UP_ROUNDS):
-        _round(candidates)
+    warm_up_us = [_round(candidates, 1) for _ in range(WARM_UP_ROUNDS)]
+    calls = int(np.clip(BURST_US / np.min(warm_up_us[-1]), 1, MOST_CALLS))
     rows_us = []
     started = time.perf_counter()
     load = CpuLoad()
@@ -85,18 +89,22 @@ def interleave(
             late = limit_seconds is not None and time.perf_counter() - started > limit_seconds
             if late and done >= MIN_ROUNDS:
                 break
-            rows_us.append(_round(candidates))
+            rows_us.append(_round(candidates, calls))
     columns_us = np.array(rows_us).T
     return Timings(dict(zip(candidates, columns_us, strict=True)), load.others_share())
 
 
-def _round(candidates: Mapping[str, Candidate]) -> list[float]:
+def _round(candidates: Mapping[str, Candidate], calls: int) -> list[float]:
+    """Microseconds of a call of each candidate, the mean over a burst."""
     times_us = []
     for run, prepare in candidates.values():
-        prepare()
-        started_ns = time.perf_counter_ns()
-        run()
-        times_us.append((time.perf_counter_ns() - started_ns) / 1e3)
+        elapsed_ns = 0
+        for _ in range(calls):
+            prepare()
+            started_ns = time.perf_counter_ns()
+            run()
+            elapsed_ns += time.perf_counter_ns() - started_ns
+        times_us.append(elapsed_ns / calls / 1e3)
     return times_us
 
 
