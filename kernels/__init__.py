@@ -5,7 +5,7 @@ Imports nothing from the rest of the package.
 
 from .choice import BACKENDS, PLANS, Choice, choose_backend, choose_plan
 from .layout import HeadLayout, HeadSpec, Kind
-from .op import MultitaskLoss, multitask_loss
+from .op import MultitaskLoss, multitask_loss, warm_up
 
 __all__ = [
     "BACKENDS",
@@ -18,4 +18,5 @@ __all__ = [
     "choose_backend",
     "choose_plan",
     "multitask_loss",
+    "warm_up",
 ]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import HeadLayout, Kind
+from .layout import HeadLayout, HeadSpec, Kind
 from .numba_jit import (
     Kernel,
     elementwise,
@@ -181,6 +181,50 @@ def softmax_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, b
 
 
 @helper
+def two_class_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, bias_gradient):
+    """`softmax_tile` for C = 2: a function of z_1 - z_0 alone, one exponential a row and no gather."""
+    last = first + rows
+    smoothing = f32(head["smoothing"])
+    keep, spread = ONE - smoothing, smoothing * HALF
+    weight0, weight1 = weights[0], weights[1]
+    shift = bias[1] - bias[0]
+    row0, row1 = z[0, first:last], z[1, first:last]
+    loss = 0.0
+    right = ZERO
+    column0, column1 = ZERO, ZERO
+    for i in range(rows):
+        known = y[i] != head["ignore_index"]
+        is_one = y[i] == 1
+        difference = row1[i] - row0[i] + shift
+        u = exp32(-abs(difference))
+        tail = log1p32(u)
+        nll0 = tail + (difference if difference > ZERO else ZERO)
+        nll1 = tail - (ZERO if difference > ZERO else difference)
+        pull1 = keep * weight1 if is_one else ZERO
+        pull0 = ZERO if is_one else keep * weight0
+        value = pull0 * nll0 + pull1 * nll1 + spread * (weight0 * nll0 + weight1 * nll1)
+        inverse = ONE / (ONE + u)
+        p1 = inverse if difference > ZERO else u * inverse
+        p0 = u * inverse if difference > ZERO else inverse
+        mass = pull0 + pull1 + spread * (weight0 + weight1)
+        d0 = (mass * p0 - pull0 - spread * weight0) * scale
+        d1 = (mass * p1 - pull1 - spread * weight1) * scale
+        # A select, not a product: a row that is ignored may hold anything, NaN included.
+        loss += np.float64(value if known else ZERO)
+        right += ONE if known and (difference > ZERO) == is_one else ZERO
+        d0 = d0 if known else ZERO
+        d1 = d1 if known else ZERO
+        column0 += d0
+        column1 += d1
+        if need_gradient:
+            row0[i] = d0
+            row1[i] = d1
+    bias_gradient[0] = column0
+    bias_gradient[1] = column1
+    return loss, np.int64(right)
+
+
+@helper
 def elementwise_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, scratch):
     """One binary, squared or Huber head on columns first..first+rows of z (C, ld), as `softmax_tile`.
 
@@ -304,6 +348,12 @@ def _segment_loss(
             z = logits[a:b]
             if head["kind"] == SOFTMAX:
                 y = numba.carray(pointer_to_int64(targets[k]), (total_rows,))[first_row + first :]
+                if head["size"] == 2:
+                    loss_tk[t, k], correct_tk[t, k] = two_class_tile(
+                        z, first, rows, bias[a:b], y, head, column_weights[a:b], need_gradient, scale[k],
+                        bias_gradient_ts[t, a:b],
+                    )  # fmt: skip
+                    continue
                 loss_tk[t, k], correct_tk[t, k] = softmax_tile(
                     z, first, rows, bias[a:b], y, head, column_weights[a:b], need_gradient, scale[k],
                     bias_gradient_ts[t, a:b], scratch,
@@ -448,6 +498,20 @@ def forward(
 
 # Rows of a tile lie a buffer's row apart: for a power of two they would fall into the same cache sets.
 PADDING = 16
+
+
+def warm_up() -> None:
+    """Compile both variants of the loss pass, or load them from Numba's cache: they serve every layout."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
+    table = _head_table(layout)
+    classes, values = np.zeros(2, np.int64), np.zeros((2, 1), np.float32)
+    addresses = np.array([classes.ctypes.data, values.ctypes.data], np.int64)
+    mean_scale(table.records, table.column_weights, addresses, 2, np.ones(2, np.float32))
+    for parallel in (False, True):
+        segment_loss(
+            np.zeros((4, 2), np.float32), table.no_bias, 0, 2, 16, table.records, table.column_weights, addresses, 2,
+            np.ones(2, np.float32), True, parallel=parallel,
+        )  # fmt: skip
 
 
 def residual_like(

@@ -103,6 +103,13 @@ def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) ->
     return choice.name
 
 
+def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
+    """Do before a clock starts what `multitask_loss` would do in its first call on this device and dtype."""
+    chosen = _chosen_backend(device, dtype, backend)
+    if chosen != "reference":
+        _backend_module(chosen).warm_up()
+
+
 @lru_cache
 def _log_once(reason: str) -> None:
     log.warning("the heads are computed in plain torch: %s", reason)

@@ -123,4 +123,5 @@ def table_rows(comparison: dict[str, Any]) -> list[list[str]]:
 
 
 def _percent(reduction: float | None) -> str:
-    return "–" if reduction is None else f"{-100 * reduction:+.0f} %"
+    """A change as people say it: 60 % less time is -60 %."""
+    return "–" if reduction is None else f"{round(-100 * reduction):+d} %"

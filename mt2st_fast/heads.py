@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss, warm_up
 from mt2st_fast.tasks import Task
 
 
@@ -160,6 +160,10 @@ class MultiTaskHeads(nn.Module):
             plan=self.plan,
         )
         return out if everyone else _spread(out, positions, len(self._active))
+
+    def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
+        """Compile, before a clock starts, what the first step on features of `dtype` would compile."""
+        warm_up(self.linear(self.main).weight.device, dtype, self.backend)
 
     def logits(self, features: Tensor, task: str) -> Tensor:
         """(..., C) outputs of one task, active or retired."""

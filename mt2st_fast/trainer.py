@@ -255,6 +255,7 @@ class Trainer:
         self.stop_requested = False
         self.step, self.history = 0, History(self.heads.main)
         stored = Checkpoint(resume) if resume is not None else None
+        self.heads.warm_up(AUTOCAST.get(self.precision, torch.float32))
         self.heads.set_active(self.heads.tasks if stored is None else self._stored_active(stored))
         self._optimizer = self._make_optimizer(self._trainable())
         for group in self._optimizer.param_groups:

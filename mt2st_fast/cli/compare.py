@@ -89,13 +89,13 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
         "dev",
         "test",
         "steps",
-        "seconds",
+        "s",
         "steps to\ntarget",
-        "seconds\nto target",
+        "s to\ntarget",
         "vs stl",
         "vs mtl",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in table_rows(comparison):
         table.add_row(*row)
     console.print(table)
