@@ -177,10 +177,16 @@ class Experiment:
             self.train,
             val=self._held_out(self.splits.dev),
             epochs=self.config.epochs,  # type: ignore[arg-type]
-            evaluate_every=max(1, self.total_steps // self.config.evaluations),
+            evaluate_every=self._evaluate_every(),
             checkpoint=checkpoint,
             resume=resume,
         )
+
+    def _evaluate_every(self) -> int:
+        """Steps between evaluations: on a record where possible, or a record would cover a few steps only."""
+        every = max(1, self.total_steps // self.config.evaluations)
+        log_every = self.trainer.log_every
+        return every if every < log_every else round(every / log_every) * log_every
 
     def test(self) -> dict[str, float]:
         """The test metric of every task with the weights as they are now."""

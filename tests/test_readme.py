@@ -1,0 +1,56 @@
+"""The README stays true: its commands are the ones that run, its ratios the ones that were measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import mt2st_fast
+from mt2st_fast.cli.options import OPTIONS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_ci_calls_the_test_command() -> None:
+    commands = [line for line in README.splitlines() if line.endswith("python -m pytest")]
+    assert len(commands) == 1
+    assert "grep -m1 'python -m pytest$' README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_options_exist() -> None:
+    known = {name.replace("_", "-") for name in OPTIONS} | {
+        "out",
+        "resume",
+        "seeds",
+        "strategies",
+        "target",
+        "compile",
+    }
+    used = set(re.findall(r"mt2st-fast [^`\n]*", README))
+    flags = {flag for command in used for flag in re.findall(r"--([a-z-]+)", command)}
+    assert flags
+    assert flags <= known
+
+
+def test_names_exist() -> None:
+    (imported,) = re.findall(r"from mt2st_fast import (.*)", README)
+    table = README[README.index("| what | names |") : README.index("Batches are")]
+    named = set(imported.split(", ")) | set(re.findall(r"`([A-Z]\w+)`", table))
+    assert named <= set(mt2st_fast.__all__)
+
+
+def test_ratios_are_those_of_the_records() -> None:
+    results = (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
+    table = README[README.index("## Measured") : README.index("`python -m bench.measure all")]
+    ratios = re.findall(r"\*\*([\d.]+)\*\*", table)
+    assert len(ratios) >= 5
+    for ratio in ratios:
+        assert re.search(rf"\b{re.escape(ratio)}\d? \[", results), f"{ratio} is not in bench/RESULTS.md"
+
+
+@pytest.mark.parametrize("picture", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
+def test_pictures_exist(picture: str) -> None:
+    assert (ROOT / picture).stat().st_size > 0
