@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import nn
 
 from mt2st_fast.heads import MultiTaskHeads
+from mt2st_fast.optimizer import release
 from mt2st_fast.sources import Source
 
 
@@ -22,13 +20,3 @@ def enter_phase(
     heads.set_active(active)
     release(optimizer, (p for p in heads.parameters() if not p.requires_grad))
     source.enter_phase(active)
-
-
-def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Take parameters, and their state, out of an optimizer; a group that is left empty goes too."""
-    gone = {id(parameter) for parameter in parameters}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    for parameter in [p for p in optimizer.state if id(p) in gone]:
-        del optimizer.state[parameter]

@@ -18,6 +18,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.evaluation import evaluate
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
+from mt2st_fast.optimizer import FADE_STEPS, drop_faded_moments
 from mt2st_fast.phases import enter_phase
 from mt2st_fast.schedules import Moment, Schedule, Switch
 from mt2st_fast.sources import Batch, Source, to_device
@@ -180,6 +181,8 @@ class Trainer:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.device.type == "cpu" and self.step % FADE_STEPS == 0:
+            drop_faded_moments(self._optimizer)
 
     def _forward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up."""

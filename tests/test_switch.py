@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mt2st_fast import Callback, Diminish, MultiTask, SingleTask, Switch, Trainer
+from mt2st_fast.optimizer import FADE_STEPS, drop_faded_moments
 from mt2st_fast.sources import Source
 
 AUXILIARY = ("feats.Number", "score")
@@ -183,3 +184,25 @@ def test_a_diminished_run_ends_in_the_single_task_step_too(toy):
     diminished = operators_of_a_step(toy, Diminish(eta=20.0), 10)
     assert diminished == operators_of_a_step(toy, SingleTask(), 10)
     assert diminished != operators_of_a_step(toy, MultiTask(), 10)
+
+
+def test_moments_fade_to_zero_and_never_to_subnormal_numbers():
+    """Rows that only auxiliary batches used get no gradient after the switch; their moments decay."""
+    table = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.AdamW([table], fused=True)
+    smallest = torch.finfo(torch.float32).tiny
+    seen = []
+    for step in range(1, 4 * FADE_STEPS + 1):
+        table.grad = torch.zeros(2, 3)
+        table.grad[0] = 1.0
+        if step == 1:
+            table.grad[1] = 1.0
+        optimizer.step()
+        if step % FADE_STEPS == 0:
+            drop_faded_moments(optimizer)
+        moment = optimizer.state[table]["exp_avg"][1]
+        seen.append(moment.abs().max().item())
+    assert all(value == 0.0 or value >= smallest for value in seen)
+    assert seen[FADE_STEPS] > 0.0
+    assert seen[-1] == 0.0
+    assert (optimizer.state[table]["exp_avg"][0] > 0.9).all()
