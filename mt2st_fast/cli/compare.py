@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -81,8 +82,9 @@ def compare(
 
 def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
     table = Table(
+        box=SIMPLE_HEAD,
         title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
-        f"medians of {comparison['n_seeds']} seeds"
+        f"medians of {comparison['n_seeds']} seeds",
     )
     table.add_column("strategy", no_wrap=True)
     for name in (
