@@ -1,4 +1,8 @@
-"""The one place for Numba's decorators and flags."""
+"""The one place for Numba's decorators and flags.
+
+Numba's cache looks at the file of a kernel, not at the files of what it calls: after a change here remove
+kernels/__pycache__. What a kernel calls otherwise stands in its own file.
+"""
 
 from __future__ import annotations
 
