@@ -26,7 +26,7 @@ class HeadSpec:
     label_smoothing, class_weights (C values) and ignore_index belong to SOFTMAX, pos_weight (C values)
     to BINARY, delta to HUBER; they mean what torch's loss of that name means by them.
 
-    Raises ValueError for an option out of range or one that the kind does not know.
+    Raises ValueError for an option out of range, and for weights that the kind does not know.
     """
 
     kind: Kind

@@ -142,7 +142,7 @@ def residual_like(
     """Empty tensors of the shapes and dtypes of the residual."""
     wanted = zip((features, weight, bias), needs, strict=True)
     d_features, d_weight, d_bias = (
-        torch.empty_like(t, memory_format=torch.contiguous_format) if need else torch.empty(0)  # type: ignore[arg-type]
+        torch.empty(t.shape if need else 0, dtype=torch.float32, device=features.device)  # type: ignore[union-attr]
         for t, need in wanted
     )
     return d_features, d_weight, d_bias
@@ -169,11 +169,17 @@ def backward(
     With `own` the residual is nobody else's and may be handed out or overwritten.
     """
     upstream = grad_total.item()
-    gradients = [gradient if need else None for gradient, need in zip(residual, needs, strict=True)]
-    if own and upstream == 1.0:
-        return gradients[0], gradients[1], gradients[2]
-    scaled = [None if g is None else g.mul_(upstream) if own else g * upstream for g in gradients]
-    return scaled[0], scaled[1], scaled[2]
+    d_features, d_weight, d_bias = (
+        _scaled(gradient, upstream, own).to(t.dtype) if need else None  # type: ignore[union-attr]
+        for gradient, t, need in zip(residual, (features, weight, bias), needs, strict=True)
+    )
+    return d_features, d_weight, d_bias
+
+
+def _scaled(gradient: Tensor, upstream: float, own: bool) -> Tensor:
+    if not own:
+        return gradient * upstream
+    return gradient if upstream == 1.0 else gradient.mul_(upstream)
 
 
 def _kernel_target(target: Tensor, kind: Kind) -> Tensor:

@@ -7,7 +7,6 @@ is not a tensor stands as JSON in its metadata.
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import write_atomically
 
 FORMAT = "mt2st-fast checkpoint 1"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: a reader sees the old file or the new one, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_checkpoint(

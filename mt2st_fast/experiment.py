@@ -76,9 +76,11 @@ class Config:
         steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
         by_size = min(10.0, max(1.0, round(2500 / steps_per_epoch, 1)))
         epochs = by_size if self.epochs is None else self.epochs
-        if not epochs > 0:
+        if not (math.isfinite(epochs) and epochs > 0):
             raise InputError(f"epochs must be positive, not {epochs}")
-        return replace(self, main=splits.main, aux=splits.auxiliary, epochs=epochs)
+        # What was asked for stays as it was asked: a csv task carries its kind (rating:regression).
+        main = splits.main if self.main is None else self.main
+        return replace(self, main=main, aux=splits.auxiliary if self.aux is None else self.aux, epochs=epochs)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON writes it."""
@@ -94,6 +96,11 @@ def _diminish(config: Config) -> Diminish:
     eta = config.eta
     if eta is None:
         assert config.epochs is not None
+        if not 0.0 < config.floor < config.aux_weight or config.switch_at <= 0.0:
+            raise InputError(
+                f"diminish needs 0 < floor ({config.floor}) < aux-weight ({config.aux_weight}) and a positive "
+                f"switch-at ({config.switch_at}) to find its decay; set those, or give eta"
+            )
         # Solve aux_weight * exp(-eta t^nu) = floor for t = switch_at * epochs.
         eta = math.log(config.aux_weight / config.floor) / (config.switch_at * config.epochs) ** config.nu
     return Diminish(eta=eta, gamma=config.aux_weight, nu=config.nu, floor=config.floor)
@@ -120,7 +127,7 @@ def _options_as_input() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
 
@@ -142,6 +149,10 @@ class Experiment:
         if splits.main is None:
             raise InputError(f"{splits.name} has no labels to train a main task on; use a reader that has")
         config = config.resolved(splits)
+        if not splits.dev.targets[splits.main].labelled().any():
+            raise InputError(
+                f"no development row has a label of the main task {splits.main}; label some rows"
+            )
         torch.manual_seed(config.seed)
         with _options_as_input():
             encoder = make_encoder(config, splits)

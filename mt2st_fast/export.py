@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt2st_fast.checkpoint import write_atomically
+from mt2st_fast.files import write_atomically
 
 
 def write_word2vec_text(path: Path, words: Sequence[str], vectors_td: np.ndarray) -> int:

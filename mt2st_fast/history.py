@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mt2st_fast.files import write_atomically
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -103,4 +105,4 @@ class History:
             *({"kind": "evaluation", **asdict(record)} for record in self.evaluations),
         ]
         lines.sort(key=lambda line: line["step"])  # type: ignore[arg-type,return-value]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())

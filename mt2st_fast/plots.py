@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mt2st_fast.files import write_atomically
 from mt2st_fast.history import History
 
 # Figures are drawn without pyplot: no window, no global state, safe in any thread.
@@ -27,9 +29,7 @@ def plot_curves(history: History, metric: str, path: Path) -> None:
         }
         losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], **style)
         every = [record.step for record in history.steps]
-        weights.plot(
-            every, [r.weights.get(task, 0.0) for r in history.steps], drawstyle="steps-post", **style
-        )
+        weights.plot(every, [r.weights.get(task, 0.0) for r in history.steps], drawstyle="steps-pre", **style)
     losses.set(ylabel="training loss", yscale="log")
     weights.set(ylabel="task weight", ylim=(-0.05, None))
     points = [(e.step, e.metrics[history.main]) for e in history.evaluations]
@@ -49,7 +49,13 @@ def plot_curves(history: History, metric: str, path: Path) -> None:
         axes.grid(alpha=0.25)
     losses.legend(ncols=3, fontsize="small", frameon=False)
     figure.suptitle(f"main task {history.main}; dotted: a task retires")
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, picture.getvalue())
 
 
 def _mark_phases(axes: Axes, history: History) -> None:
@@ -80,4 +86,4 @@ def plot_comparison(comparison: dict[str, Any], path: Path) -> None:
         axes.set(ylabel=f"training {label} to target")
         axes.margins(y=0.12)
     figure.suptitle(f"{comparison['main']}: to development {comparison['metric']} {comparison['target']:.4f}")
-    figure.savefig(path, dpi=110)
+    _save(figure, path)

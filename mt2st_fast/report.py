@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mt2st_fast.checkpoint import write_atomically
 from mt2st_fast.environment import environment
 from mt2st_fast.experiment import Experiment
 from mt2st_fast.export import nearest_neighbours, write_word2vec_text
+from mt2st_fast.files import write_atomically
 from mt2st_fast.history import History
 from mt2st_fast.plots import plot_curves
+
+RUN_FILES = ("report.json", "report.md", "curves.png", "history.jsonl", "vectors.txt")
 
 
 def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:

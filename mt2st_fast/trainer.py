@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +85,8 @@ class Trainer:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device} is not available: torch sees no CUDA device here")
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
         self.schedule: Schedule = Switch() if schedule is None else schedule
         self.lr, self.lr_decay = lr, lr_decay
@@ -113,8 +115,9 @@ class Trainer:
     ) -> History:
         """Train for `epochs` passes over `train` and return what happened.
 
-        train: a loader of (inputs, {task: target}) batches, or {task: loader}. val: the same, evaluated
-        every `evaluate_every` steps (an epoch by default) and at the end. checkpoint: a file, written at
+        train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another
+        active one, or {task: loader}. val: one loader of such batches, evaluated every `evaluate_every` steps
+        (an epoch by default) and at the end. checkpoint: a file, written at
         the end of every epoch and where `stop_requested` ends the run; with `resume` the run goes on from
         it, bit for bit as if it had never stopped.
 
@@ -124,6 +127,8 @@ class Trainer:
             raise ValueError(f"epochs must be positive, not {epochs}")
         if resume and checkpoint is None:
             raise ValueError("resume needs the checkpoint to go on from")
+        if isinstance(val, Mapping):
+            raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
         source = Source(train, self.heads.main, tuple(self.heads.tasks), self.accumulate)
         steps_per_epoch = source.steps_per_epoch
         total_steps = math.ceil(epochs * steps_per_epoch)
@@ -142,10 +147,12 @@ class Trainer:
                 self._record()
             if due and val is not None:
                 self._evaluate(val)
-            if path is not None and (epoch_ends or self.stop_requested):
+            if path is not None and epoch_ends:
                 self._save(path, source)
             if epoch_ends:
                 self._each(lambda callback: callback.on_epoch_end(self))
+        if path is not None and self.stop_requested:
+            self._save(path, source)
         self._each(lambda callback: callback.on_fit_end(self))
         return self.history
 
@@ -284,7 +291,7 @@ class Trainer:
         self._unread_losses = [torch.tensor(k, device=self.device) for k in stored.state["unread_losses"]]
         self._interval_seconds = stored.state["interval_seconds"]
         self._weight_values = stored.state["weights"]
-        self._weights_k = torch.tensor(self._weight_values, device=self.device)
+        self._weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=self.device)
         if self._phase_active:
             self._source.enter_phase(self._phase_active)
         self._source.restore(stored.state["source"])
@@ -311,7 +318,7 @@ class Trainer:
         """What must not change between a checkpoint and its resumption."""
         return {
             "tasks": ", ".join(self.heads.tasks),
-            "schedule": repr(self.schedule),
+            "schedule": _description(self.schedule),
             "steps": self._total_steps,
             "steps an epoch": self._steps_per_epoch,
             "accumulate": self.accumulate,
@@ -362,3 +369,8 @@ class Trainer:
     def _each(self, call: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             call(callback)
+
+
+def _description(schedule: Schedule) -> str:
+    """The schedule as text that is the same in every process: the default repr holds an address."""
+    return type(schedule).__name__ if type(schedule).__repr__ is object.__repr__ else repr(schedule)

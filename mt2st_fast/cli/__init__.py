@@ -39,10 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("MT2ST_DEBUG"):
             raise
         _leave(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails, too
+        sys.exit(141)
     except OSError as error:
-        if error.filename is None:
-            raise
-        _leave(f"{error.filename}: {error.strerror}; choose another path or mend its permissions")
+        where = f"{error.filename}: " if error.filename else ""
+        _leave(f"{where}{error.strerror or error}; choose another --out or make room there")
     except (KeyboardInterrupt, typer.Abort):
         print("mt2st-fast: interrupted", file=sys.stderr)
         sys.exit(130)

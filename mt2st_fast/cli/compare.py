@@ -12,7 +12,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mt2st_fast.checkpoint import write_atomically
 from mt2st_fast.cli.options import OutOption, make_writable, takes_config
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
@@ -20,6 +19,7 @@ from mt2st_fast.comparison import compare_runs, render, summarise_seed, table_ro
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.experiment import STRATEGIES, Config, Experiment
+from mt2st_fast.files import write_atomically
 from mt2st_fast.plots import plot_comparison
 
 
@@ -56,6 +56,9 @@ def compare(
     for seed in range(config.seed, config.seed + seeds):
         seeded = replace(config, seed=seed)
         splits = read_data(seeded)
+        for name in names if seed == config.seed else ():
+            # What cannot run is found before anything has run.
+            Experiment.prepare(replace(seeded, strategy=name), splits)
         for name in names:
             experiment = Experiment.prepare(replace(seeded, strategy=name), splits)
             progress = TrainingProgress(experiment.total_steps, f"{name}, seed {seed}")

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import choose_backend, choose_plan
+from mt2st_fast.kernels import Choice, choose_backend, choose_plan
 
 
 def info() -> None:
@@ -23,9 +23,11 @@ def info() -> None:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             try:
                 backend = choose_backend(device, dtype)
-            except (ValueError, RuntimeError) as error:
+            except RuntimeError as error:
+                backend = Choice("none", str(error))
+            except ValueError as error:
                 raise InputError(str(error)) from error
-            plan = "–" if backend.name == "reference" else choose_plan().name
+            plan = "–" if backend.name in ("reference", "none") else choose_plan().name
             choices.add_row(name, str(dtype).removeprefix("torch."), backend.name, backend.reason, plan)
     console.print(choices)
     console.print(f"plan {choose_plan().name}: {choose_plan().reason}")

@@ -56,7 +56,7 @@ OPTIONS: dict[str, Any] = {
     "min_count": _option(int, "Model", "a rarer word shares the row of unknown words", min=1),
     "buckets": _option(int, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0),
     "evaluations": _option(int, "Training", "evaluations in a run", min=1),
-    "seed": _option(int, "Training", "seed of everything random"),
+    "seed": _option(int, "Training", "seed of everything random", min=0),
     "device": _option(str, "Machine", "auto, cpu, cuda, cuda:1, ..."),
     "backend": _option(str, "Machine", "auto, numba, triton or reference"),
 }

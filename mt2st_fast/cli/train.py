@@ -13,17 +13,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mt2st_fast.checkpoint import write_atomically
 from mt2st_fast.cli.options import OutOption, make_writable, takes_config
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.experiment import Config, Experiment
-from mt2st_fast.report import write_run
+from mt2st_fast.files import write_atomically
+from mt2st_fast.report import RUN_FILES, write_run
 from mt2st_fast.trainer import Trainer
 
 CONFIG_FILE = "config.json"
-CHECKPOINT_FILE = "last.safetensors"
+CHECKPOINT = "checkpoint/last.safetensors"
 
 
 @takes_config()
@@ -52,9 +52,11 @@ def train(
     _announce(console, experiment)
     progress = TrainingProgress(experiment.total_steps)
     trainer.callbacks.append(progress)
+    if not resume:
+        _clear(folder)
     write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
     with progress, _stop_on_interrupt(trainer):
-        experiment.run(folder / "checkpoint" / CHECKPOINT_FILE, resume)
+        experiment.run(folder / CHECKPOINT, resume)
     if trainer.step < experiment.total_steps:
         console.print(
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
@@ -63,6 +65,12 @@ def train(
         raise typer.Exit(130)
     report = write_run(experiment, folder)
     _summarise(console, report, folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration."""
+    for name in (CONFIG_FILE, CHECKPOINT, *RUN_FILES):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _stored_config(folder: Path) -> Config:
