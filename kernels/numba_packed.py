@@ -112,13 +112,8 @@ def forward(
     return Forward(
         losses=torch.from_numpy((loss_sums * scale).astype(np.float32)),
         correct=torch.from_numpy(correct),
-        residual=(
-            d_features.to(features.dtype),
-            d_weight.to(weight.dtype),
-            torch.from_numpy(bias_gradient).to(bias.dtype)
-            if bias is not None and needs[2]
-            else torch.empty(0),
-        ),
+        # In float32: a loss scale has to come before the rounding to float16, or small gradients are lost.
+        residual=(d_features, d_weight, torch.from_numpy(bias_gradient) if needs[2] else torch.empty(0)),
     )
 
 

@@ -286,3 +286,52 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_csv_run_with_kinds_can_be_resumed(tmp_path: Path) -> None:
+    rows = [
+        f"{'good' if i % 2 else 'bad'} film {i % 7},{'pos' if i % 2 else 'neg'},{i % 5}.5" for i in range(100)
+    ]
+    (tmp_path / "r.csv").write_text("text,mood,rating\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    data = ["--data", f"csv:{tmp_path / 'r.csv'}", "--main", "mood", "--aux", "rating:regression"]
+    run("train", *data, "--out", str(out), *QUICK)
+    before = (out / "vectors.txt").read_bytes()
+    run("train", "--resume", "--out", str(out))
+    assert (out / "vectors.txt").read_bytes() == before
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one_to_resume(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run("train", "--data", treebank, "--out", str(out), *QUICK)
+    capsys.readouterr()
+    assert "upos" in fails(capsys, "train", "--data", treebank, "--out", str(out), *QUICK, "--lr", "1e30")
+    assert not (out / "report.json").exists()
+    assert not (out / "checkpoint" / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--floor", "0"], ["floor", "diminish"]),
+        (["--aux-weight", "0"], ["aux-weight"]),
+        (["--switch-at", "0"], ["switch-at"]),
+        (["--seed", "-1"], ["seed"]),
+        (["--epochs", "inf"], ["epochs"]),
+    ],
+)
+def test_compare_refuses_before_it_trains(
+    options: list[str], names: list[str], treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = fails(capsys, "compare", "--data", treebank, "--out", str(tmp_path / "out"), *QUICK, *options)
+    assert all(name in error for name in names)
+
+
+def test_info_shows_what_a_forced_backend_cannot_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MT2ST_BACKEND", "numba")
+    run("info")
+    assert "honoured" in capsys.readouterr().out

@@ -864,3 +864,18 @@ def test_a_layout_needs_heads_and_as_many_names():
         HeadLayout(())
     with pytest.raises(ValueError, match="1 names for 2 heads"):
         HeadLayout((HeadSpec(SOFTMAX, 2), HeadSpec(SQUARED, 1)), ("a",))
+
+
+def test_a_loss_scale_comes_before_the_rounding_to_float16():
+    """At 1/N times a small weight float16 holds nothing; scaled up first, as a GradScaler does, it holds it well."""
+    torch.manual_seed(3)
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 4),))
+    features = torch.randn(4096, 8).half().requires_grad_()
+    weight = (1e-3 * torch.randn(4, 8)).half()
+    targets = [torch.randint(0, 4, (4096,))]
+    total = multitask_loss(features, weight, None, targets, torch.ones(1), layout, backend="numba").total
+    (scaled,) = torch.autograd.grad(total * 65536.0, features)
+    exact = features.detach().double().requires_grad_()
+    truth = reference.multitask_loss(exact, weight.double(), None, targets, torch.ones(1).double(), layout)[0]
+    (expected,) = torch.autograd.grad(truth * 65536.0, exact)
+    assert (scaled.double() - expected).norm() / expected.norm() < 2**-10
