@@ -67,10 +67,6 @@ class History:
         """Seconds spent in training steps: no evaluation, no checkpoint, no logging."""
         return self.steps[-1].train_seconds if self.steps else 0.0
 
-    def first_reaching(self, target: float) -> Evaluation | None:
-        """The first evaluation whose main-task quality is at least `target`."""
-        return next((e for e in self.evaluations if e.metrics[self.main] >= target), None)
-
     def step_ms_median(self, phase: PhaseRecord) -> float | None:
         """Median milliseconds of a step of this phase; None if no record lies within it."""
         later = [p.first_step for p in self.phases if p.first_step > phase.first_step]

@@ -117,9 +117,9 @@ class Trainer:
 
         train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another
         active one, or {task: loader}. val: one loader of such batches, evaluated every `evaluate_every` steps
-        (an epoch by default) and at the end. checkpoint: a file, written at
-        the end of every epoch and where `stop_requested` ends the run; with `resume` the run goes on from
-        it, bit for bit as if it had never stopped.
+        (an epoch by default) and at the end. checkpoint: a file, written at the end of every epoch and where
+        `stop_requested` ends the run; with `resume` the run goes on from it, on a CPU bit for bit as if it
+        had never stopped.
 
         Raises NonFiniteLossError naming task and step, and InputError for a checkpoint that does not fit.
         """

@@ -38,6 +38,11 @@ HEADS = {
     "softmax-all-options": (
         HeadSpec(SOFTMAX, 4, label_smoothing=0.3, class_weights=(0.2, 1.0, 0.0, 3.0), ignore_index=2),
     ),
+    # Two classes have a closed form of their own.
+    "softmax-2-all-options": (
+        HeadSpec(SOFTMAX, 2, label_smoothing=0.2, class_weights=(0.3, 2.0), ignore_index=-1),
+    ),
+    "softmax-2-ignore-0": (HeadSpec(SOFTMAX, 2, ignore_index=0),),
     "binary": (HeadSpec(BINARY, 7),),
     "binary-weighted": (HeadSpec(BINARY, 3, pos_weight=(0.1, 1.0, 20.0)),),
     "squared": (HeadSpec(SQUARED, 2),),

@@ -403,13 +403,11 @@ def record(step, ms):
     return StepRecord(step, step / 10, 0.0, {}, {}, 1e-3, ms, 0.0)
 
 
-def test_history_finds_the_best_and_the_first():
+def test_history_finds_the_best():
     qualities = [0.2, math.nan, 0.7, 0.9, 0.9, 0.8]
     evaluations = [Evaluation(10 * i, i, {"tag": q, "aux": 1 - q}, 0.0) for i, q in enumerate(qualities)]
     history = History("tag", evaluations=evaluations)
     assert history.best.step == 30
-    assert history.first_reaching(0.7).step == 20
-    assert history.first_reaching(0.95) is None
     assert History("tag").best is None
 
 

@@ -86,6 +86,7 @@ def compare(
 def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
     table = Table(
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # all columns fit into 80
         title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
         f"medians of {comparison['n_seeds']} seeds",
     )
