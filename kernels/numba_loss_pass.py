@@ -1,7 +1,8 @@
 """The Numba loss pass: all heads' logits become their gradients, tile by tile, and losses are summed.
 
-Logits are kept transposed, (S, N): every loop then runs along N, contiguous and of one length, so heads of 2
-classes vectorise as well as heads of 2,000. A tile of rows stays in cache from its maximum to its gradient.
+Logits are kept transposed, z (S, rows): a vector holds WIDTH rows of one output, so heads of 2 classes
+vectorise as well as heads of 2,000, and maximum, sum and argmax of WIDTH rows stay in registers while the classes
+run. Tiles are read and written in whole vectors: behind its last row z has room up to the next multiple of WIDTH.
 
 For a softmax head with weights w, smoothing e and target y (torch.nn.functional.cross_entropy):
     loss_n = (1-e) w_y (lse - z_y) + e/C (sum_c w_c lse - sum_c w_c z_c),   lse = log sum_c exp z_c
@@ -16,21 +17,25 @@ import numba
 import numpy as np
 
 from .layout import Kind
-from .numba_jit import (
-    Kernel,
-    elementwise,
+from .numba_jit import Kernel, elementwise, helper, pointer_to_float32, pointer_to_int64
+from .numba_simd import (
+    WIDTH,
+    absolute,
     exponent_of,
-    helper,
+    load,
     mantissa_of,
-    pointer_to_float32,
-    pointer_to_int64,
     power_of_two,
+    select,
+    splat,
+    store,
+    sum_of,
     truncate,
 )
 
 SOFTMAX, BINARY, SQUARED, HUBER = (int(kind) for kind in Kind)
 
 f32 = np.float32
+FLOAT_BYTES = 4
 ZERO, ONE, TWO, HALF, INFINITY = f32(0), f32(1), f32(2), f32(0.5), f32(np.inf)
 LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693145752), f32(1.42860677e-6)
 LN2 = f32(0.693147181)
@@ -41,235 +46,230 @@ SQRT2 = f32(1.41421356)
 LARGEST = f32(3.4e38)
 E2, E3, E4, E5, E6 = f32(0.5), f32(0.166666667), f32(0.0416666667), f32(0.00833333333), f32(0.00138888889)
 A3, A5, A7, A9, A11, A13 = f32(1 / 3), f32(0.2), f32(1 / 7), f32(1 / 9), f32(1 / 11), f32(1 / 13)
+LANES = 3  # rows of scratch that a tile needs
 
 
 @elementwise
 def exp32(x):
-    """exp(x) for x <= 0, as 2^n times a polynomial: plain arithmetic that vectorises, unlike libm."""
-    clamped = EXP_UNDERFLOW if x < EXP_UNDERFLOW else x
-    n = truncate(clamped * LOG2_E - HALF)
-    r = (clamped - n * LN2_HIGH) - n * LN2_LOW
+    """exp(x) for vectors of x <= 0, as 2^n times a polynomial."""
+    n = truncate(x * LOG2_E - HALF)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
     p = ONE + r * (ONE + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
-    return ZERO if x < EXP_UNDERFLOW else p * power_of_two(n)
+    return select(x < EXP_UNDERFLOW, ZERO, p * power_of_two(n))
 
 
 @elementwise
 def log32(x):
-    """log(x) for normal x > 0: exponent, and the atanh series of a mantissa in [sqrt(1/2), sqrt(2))."""
+    """log(x) for vectors of normal x > 0: exponent, and the atanh series of a mantissa in [sqrt(1/2), sqrt(2))."""
     mantissa = mantissa_of(x)
     large = mantissa > SQRT2
-    m = mantissa * HALF if large else mantissa
-    n = exponent_of(x) + (ONE if large else ZERO)
+    m = select(large, mantissa * HALF, mantissa)
+    n = exponent_of(x) + select(large, ONE, ZERO)
     t = (m - ONE) / (m + ONE)
     q = t * t
     log_m = TWO * t * (ONE + q * (A3 + q * (A5 + q * (A7 + q * A9))))
     # The bit tricks know no NaN or infinity; a diverged row must stay visible.
-    return n * LN2 + log_m if x < LARGEST else x
+    return select(x < LARGEST, n * LN2 + log_m, x)
 
 
 @elementwise
-def log1p32(u):
-    """log(1 + u) for u in [0, 1], by the atanh series of u / (2 + u)."""
-    t = u / (TWO + u)
+def softplus_and_sigmoid(u):
+    """(log(1 + u), 1 / (1 + u)) for vectors of u in [0, 1], by one division.
+
+    The logarithm is the atanh series of u / (2 + u).
+    """
+    reciprocal = ONE / ((ONE + u) * (TWO + u))
+    t = u * reciprocal * (ONE + u)
     q = t * t
     series = ONE + q * (A3 + q * (A5 + q * (A7 + q * (A9 + q * (A11 + q * A13)))))
-    return TWO * t * series
+    return TWO * t * series, reciprocal * (TWO + u)
 
 
 @helper
-def softmax_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, scratch):
-    """One softmax head on one tile: logits z (C, rows) without bias become their gradients times `scale`.
+def _label_lanes(y, rows, ignore_index, label):
+    """The targets as float32 (whole up to 2^24) into label, -1 = no target; returns whether all have one."""
+    padded = -(-rows // WIDTH) * WIDTH
+    known = 0
+    for i in range(rows):
+        has_target = y[i] != ignore_index
+        label[i] = f32(y[i]) if has_target else -ONE
+        known += np.int64(has_target)
+    for i in range(rows, padded):
+        label[i] = -ONE
+    return known == padded
 
-    y (rows,) are the targets, scratch (7, rows) anything. Returns (loss sum, rows classified right).
+
+@helper
+def softmax_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
+    """One softmax head on one tile: logits without bias become their gradients times `scale`.
+
+    z is the address of (C, rows) float32 with row stride ldz; bias, weights, bias_gradient (C,); y (rows,) the
+    targets; lanes (LANES, at least rows rounded up to WIDTH) anything. Returns (loss sum, rows classified right).
     """
-    C = z.shape[0]
     smoothing = f32(head["smoothing"])
     keep = ONE - smoothing
     spread = smoothing / f32(C)
     weight_sum = f32(head["weight_sum"])
-    last = first + rows
-    peak, total, label, argmax = scratch[0], scratch[1], scratch[2], scratch[3]
-    target_weight, target_logit, smooth_logit = scratch[4], scratch[5], scratch[6]
-
-    for i in range(rows):
-        known = y[i] != head["ignore_index"]
-        label[i] = f32(y[i]) if known else -ONE
-        target_weight[i] = ONE if known else ZERO
-        target_logit[i] = ZERO
-        smooth_logit[i] = ZERO
-        total[i] = ZERO
-        argmax[i] = ZERO
-        peak[i] = -INFINITY
+    label_lane, factor_lane, pull_lane = lanes[0].ctypes.data, lanes[1].ctypes.data, lanes[2].ctypes.data
+    all_known = _label_lanes(y, rows, head["ignore_index"], lanes[0])
     if head["weighted"]:
         for i in range(rows):
-            target_weight[i] = weights[y[i]] if label[i] >= ZERO else ZERO
-    for c in range(C):
-        row = z[c, first:last]
-        b = bias[c]
-        index = f32(c)
-        for i in range(rows):
-            v = row[i] + b
-            argmax[i] = index if v > peak[i] else argmax[i]
-            peak[i] = v if v > peak[i] else peak[i]
-    for i in range(rows):
-        c = y[i] if label[i] >= ZERO else 0
-        target_logit[i] = z[c, first + i] + bias[c]
-    right = ZERO
-    for i in range(rows):
-        right += ONE if argmax[i] == label[i] else ZERO
-    correct = np.int64(right)
-
-    if spread > ZERO:
+            lanes[2, i] = weights[y[i]] if lanes[0, i] >= ZERO else ZERO
+    loss = splat(ZERO)
+    right = splat(ZERO)
+    for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+        label = load(label_lane + i)
+        known = label >= ZERO
+        peak = splat(-INFINITY)
+        best = splat(ZERO)
+        target_logit = splat(ZERO)
         for c in range(C):
-            row = z[c, first:last]
-            b = bias[c]
-            w = weights[c]
-            for i in range(rows):
-                smooth_logit[i] += w * (row[i] + b - peak[i])
+            v = load(z + FLOAT_BYTES * c * ldz + i) + bias[c]
+            higher = v > peak
+            best = select(higher, f32(c), best)
+            peak = select(higher, v, peak)
+            target_logit = select(label == f32(c), v, target_logit)
+        right = right + select(known & (best == label), ONE, ZERO)
 
-    for c in range(C):
-        row = z[c, first:last]
-        b = bias[c]
-        for i in range(rows):
-            e = exp32(row[i] + b - peak[i])
-            row[i] = e
-            total[i] += e
+        smooth_logit = splat(ZERO)
+        if spread > ZERO:
+            for c in range(C):
+                smooth_logit = smooth_logit + weights[c] * (
+                    load(z + FLOAT_BYTES * c * ldz + i) + bias[c] - peak
+                )
+        total = splat(ZERO)
+        for c in range(C):
+            at = z + FLOAT_BYTES * c * ldz + i
+            e = exp32(load(at) + bias[c] - peak)
+            if need_gradient:
+                store(e, at)
+            total = total + e
 
-    row_loss = peak  # its last reader is this loop
-    for i in range(rows):
-        log_total = log32(total[i])
-        nll = target_weight[i] * (log_total - (target_logit[i] - peak[i]))
-        smooth = weight_sum * log_total - smooth_logit[i]
+        log_total = log32(total)
+        target_weight = load(pull_lane + i) if head["weighted"] else select(known, ONE, ZERO)
+        nll = target_weight * (log_total - (target_logit - peak))
+        smooth = weight_sum * log_total - smooth_logit
         # A select, not a product: a row that is ignored may hold anything, NaN included.
-        row_loss[i] = keep * nll + spread * smooth if label[i] >= ZERO else ZERO
-    loss = 0.0
-    for i in range(rows):
-        loss += np.float64(row_loss[i])
+        loss = loss + select(known, keep * nll + spread * smooth, ZERO)
+        # dz = f e - pull [c = y] - spread w scale with f = (pull + spread sum w) scale / total.
+        pull = keep * target_weight
+        store((pull + spread * weight_sum) / total * scale, factor_lane + i)
+        store(pull * scale, pull_lane + i)
     if not need_gradient:
-        return loss, correct
+        return np.float64(sum_of(loss)), np.int64(sum_of(right))
 
-    # dz = f (e - [c = y] keep w_y / f) - spread w with f = (keep w_y + spread sum w) / total, all times scale.
-    # The target's part comes off before the columns are summed: afterwards it would cancel against their sum.
-    pulled = target_logit
-    for i in range(rows):
-        pull = keep * target_weight[i]
-        push = pull + spread * weight_sum
-        pulled[i] = pull * total[i] / push if push > ZERO else ZERO
-        total[i] = push / total[i] * scale
-    for i in range(rows):
-        if pulled[i] != ZERO:
-            z[y[i], first + i] -= pulled[i]
     for c in range(C):
-        row = z[c, first:last]
+        row = z + FLOAT_BYTES * c * ldz
         shift = spread * weights[c] * scale
-        column = ZERO
-        for i in range(rows):
-            d = row[i] * total[i] - shift if label[i] >= ZERO else ZERO
-            row[i] = d
-            column += d
-        bias_gradient[c] = column
-    return loss, correct
+        column = splat(ZERO)
+        for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+            label = load(label_lane + i)
+            d = load(row + i) * load(factor_lane + i) - shift
+            # The target's part comes off before the column is summed: afterwards it would cancel against the sum.
+            d = select(label == f32(c), d - load(pull_lane + i), d)
+            if not all_known:
+                d = select(label >= ZERO, d, ZERO)
+            store(d, row + i)
+            column = column + d
+        bias_gradient[c] = sum_of(column)
+    return np.float64(sum_of(loss)), np.int64(sum_of(right))
 
 
 @helper
-def two_class_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, bias_gradient):
-    """`softmax_tile` for C = 2: a function of z_1 - z_0 alone, one exponential a row and no gather."""
-    last = first + rows
+def two_class_tile(z, ldz, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
+    """`softmax_tile` for C = 2: a function of z_1 - z_0 alone, one exponential a row."""
     smoothing = f32(head["smoothing"])
     keep, spread = ONE - smoothing, smoothing * HALF
     weight0, weight1 = weights[0], weights[1]
     shift = bias[1] - bias[0]
-    row0, row1 = z[0, first:last], z[1, first:last]
-    loss = 0.0
-    right = ZERO
-    column0, column1 = ZERO, ZERO
-    for i in range(rows):
-        known = y[i] != head["ignore_index"]
-        is_one = y[i] == 1
-        difference = row1[i] - row0[i] + shift
-        u = exp32(-abs(difference))
-        tail = log1p32(u)
-        nll0 = tail + (difference if difference > ZERO else ZERO)
-        nll1 = tail - (ZERO if difference > ZERO else difference)
-        pull1 = keep * weight1 if is_one else ZERO
-        pull0 = ZERO if is_one else keep * weight0
-        value = pull0 * nll0 + pull1 * nll1 + spread * (weight0 * nll0 + weight1 * nll1)
-        inverse = ONE / (ONE + u)
-        p1 = inverse if difference > ZERO else u * inverse
-        p0 = u * inverse if difference > ZERO else inverse
-        mass = pull0 + pull1 + spread * (weight0 + weight1)
-        d0 = (mass * p0 - pull0 - spread * weight0) * scale
-        d1 = (mass * p1 - pull1 - spread * weight1) * scale
+    label_lane = lanes[0].ctypes.data
+    _label_lanes(y, rows, head["ignore_index"], lanes[0])
+    loss = splat(ZERO)
+    right = splat(ZERO)
+    column0 = splat(ZERO)
+    column1 = splat(ZERO)
+    for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+        at0, at1 = z + i, z + FLOAT_BYTES * ldz + i
+        label = load(label_lane + i)
+        known = label >= ZERO
+        difference = load(at1) - load(at0) + shift
+        positive = difference > ZERO
+        u = exp32(ZERO - absolute(difference))
+        tail, inverse = softplus_and_sigmoid(u)
+        nll0 = tail + select(positive, difference, ZERO)
+        nll1 = tail - select(positive, ZERO, difference)
+        pull1 = select(label == ONE, keep * weight1, ZERO)
+        pull0 = select(label == ZERO, keep * weight0, ZERO)
+        value = pull0 * nll0 + pull1 * nll1
+        if spread > ZERO:
+            value = value + spread * (weight0 * nll0 + weight1 * nll1)
         # A select, not a product: a row that is ignored may hold anything, NaN included.
-        loss += np.float64(value if known else ZERO)
-        right += ONE if known and (difference > ZERO) == is_one else ZERO
-        d0 = d0 if known else ZERO
-        d1 = d1 if known else ZERO
-        column0 += d0
-        column1 += d1
+        loss = loss + select(known, value, ZERO)
+        right = right + select(label == select(positive, ONE, ZERO), ONE, ZERO)
         if need_gradient:
-            row0[i] = d0
-            row1[i] = d1
-    bias_gradient[0] = column0
-    bias_gradient[1] = column1
-    return loss, np.int64(right)
+            p1 = select(positive, inverse, u * inverse)
+            p0 = select(positive, u * inverse, inverse)
+            mass = pull0 + pull1 + spread * (weight0 + weight1)
+            d0 = select(known, (mass * p0 - pull0 - spread * weight0) * scale, ZERO)
+            d1 = select(known, (mass * p1 - pull1 - spread * weight1) * scale, ZERO)
+            store(d0, at0)
+            store(d1, at1)
+            column0 = column0 + d0
+            column1 = column1 + d1
+    bias_gradient[0] = sum_of(column0)
+    bias_gradient[1] = sum_of(column1)
+    return np.float64(sum_of(loss)), np.int64(sum_of(right))
 
 
 @helper
-def elementwise_tile(z, first, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, scratch):
-    """One binary, squared or Huber head on columns first..first+rows of z (C, ld), as `softmax_tile`.
-
-    y is (rows, C), NaN = missing. Returns (loss sum, rows whose every valid label is right).
-    """
-    C = z.shape[0]
+def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
+    """One binary, squared or Huber head on a tile, as `softmax_tile`; y is (rows, C), NaN = missing."""
     kind = head["kind"]
     delta = f32(head["delta"])
-    last = first + rows
-    seen, wrong = scratch[0], scratch[1]
-    for i in range(rows):
-        seen[i] = ZERO
-        wrong[i] = ZERO
-    loss = 0.0
+    target_lane, seen_lane, wrong_lane = lanes[0].ctypes.data, lanes[1].ctypes.data, lanes[2].ctypes.data
+    lanes[0, rows : -(-rows // WIDTH) * WIDTH] = np.nan
+    lanes[1:, : -(-rows // WIDTH) * WIDTH] = ZERO
+    loss = splat(ZERO)
     for c in range(C):
-        row = z[c, first:last]
-        b = bias[c]
-        w = weights[c]
-        column = ZERO
         for i in range(rows):
-            target = y[i, c]
-            v = row[i] + b
-            missing = np.isnan(target)
+            lanes[0, i] = y[i, c]
+        row = z + FLOAT_BYTES * c * ldz
+        w = weights[c]
+        column = splat(ZERO)
+        for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+            target = load(target_lane + i)
+            known = target == target
+            v = load(row + i) + bias[c]
             if kind == BINARY:
-                u = exp32(-abs(v))
-                tail = log1p32(u)
+                u = exp32(ZERO - absolute(v))
+                tail, inverse = softplus_and_sigmoid(u)
                 factor = ONE + (w - ONE) * target
-                value = (ONE - target) * v + factor * (tail + max(-v, ZERO))
-                inverse = ONE / (ONE + u)
-                sigmoid = inverse if v >= ZERO else u * inverse
+                value = (ONE - target) * v + factor * (tail + select(v < ZERO, ZERO - v, ZERO))
+                sigmoid = select(v >= ZERO, inverse, u * inverse)
                 d = (ONE - target) - factor + factor * sigmoid
-                miss = (v > ZERO) != (target > HALF)
+                hit = select(v > ZERO, ONE, ZERO) == select(target > HALF, ONE, ZERO)
+                store(select(known, ONE, load(seen_lane + i)), seen_lane + i)
+                store(select(known & (select(hit, ZERO, ONE) > ZERO), ONE, load(wrong_lane + i)), wrong_lane + i)
+            elif kind == SQUARED:
+                error = v - target
+                value = error * error
+                d = TWO * error
             else:
                 error = v - target
-                miss = True
-                if kind == SQUARED or abs(error) <= delta:
-                    square = ONE if kind == SQUARED else HALF
-                    value = square * error * error
-                    d = TWO * square * error
-                else:
-                    value = delta * (abs(error) - HALF * delta)
-                    d = delta if error > ZERO else -delta
-            loss += np.float64(ZERO if missing else value)
-            d = ZERO if missing else d * scale
-            seen[i] = seen[i] if missing else ONE
-            wrong[i] = ONE if miss and not missing else wrong[i]
-            column += d
+                size = absolute(error)
+                near = size < delta
+                value = select(near, HALF * error * error, delta * (size - HALF * delta))
+                d = select(near, error, select(error > ZERO, delta, -delta))
+            loss = loss + select(known, value, ZERO)
             if need_gradient:
-                row[i] = d
-        bias_gradient[c] = column
-    correct = 0
-    for i in range(rows):
-        correct += np.int64(seen[i] > ZERO and wrong[i] == ZERO)
-    return loss, correct
+                d = select(known, d * scale, ZERO)
+                store(d, row + i)
+                column = column + d
+        bias_gradient[c] = sum_of(column)
+    right = splat(ZERO)
+    for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+        right = right + select((load(seen_lane + i) > ZERO) & (load(wrong_lane + i) == ZERO), ONE, ZERO)
+    return np.float64(sum_of(loss)), np.int64(sum_of(right))
 
 
 @helper
@@ -331,32 +331,30 @@ def _segment_loss(
     for t in numba.prange(n_tiles):
         first = t * tile_rows
         rows = min(tile_rows, n_rows - first)
-        scratch = np.empty((7, rows), np.float32)
+        lanes = np.empty((LANES, tile_rows), np.float32)
+        ldz = logits.shape[1]
         for k in range(K):
             head = heads[k]
             a = head["offset"]
-            b = a + head["size"]
-            z = logits[a:b]
-            if head["kind"] == SOFTMAX:
-                y = numba.carray(pointer_to_int64(targets[k]), (total_rows,))[first_row + first :]
-                if head["size"] == 2:
-                    loss_tk[t, k], correct_tk[t, k] = two_class_tile(
-                        z, first, rows, bias[a:b], y, head, column_weights[a:b], need_gradient, scale[k],
-                        bias_gradient_ts[t, a:b],
-                    )  # fmt: skip
-                    continue
-                loss_tk[t, k], correct_tk[t, k] = softmax_tile(
-                    z, first, rows, bias[a:b], y, head, column_weights[a:b], need_gradient, scale[k],
-                    bias_gradient_ts[t, a:b], scratch,
-                )  # fmt: skip
+            C = head["size"]
+            b = a + C
+            z = logits.ctypes.data + FLOAT_BYTES * (a * ldz + first)
+            bias_c, weights_c, gradient_c = bias[a:b], column_weights[a:b], bias_gradient_ts[t, a:b]
+            y = numba.carray(pointer_to_int64(targets[k]), (total_rows,))[first_row + first :]
+            if head["kind"] == SOFTMAX and head["size"] == 2:
+                loss, hits = two_class_tile(
+                    z, ldz, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                )
+            elif head["kind"] == SOFTMAX:
+                loss, hits = softmax_tile(
+                    z, ldz, C, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                )
             else:
-                y2 = numba.carray(pointer_to_float32(targets[k]), (total_rows, head["size"]))[
-                    first_row + first :
-                ]
-                loss_tk[t, k], correct_tk[t, k] = elementwise_tile(
-                    z, first, rows, bias[a:b], y2, head, column_weights[a:b], need_gradient, scale[k],
-                    bias_gradient_ts[t, a:b], scratch,
-                )  # fmt: skip
+                values = numba.carray(pointer_to_float32(targets[k]), (total_rows, C))[first_row + first :]
+                loss, hits = elementwise_tile(
+                    z, ldz, C, rows, bias_c, values, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                )
+            loss_tk[t, k], correct_tk[t, k] = loss, hits
     loss_sums = np.zeros(K)
     correct = np.zeros(K, np.int64)
     bias_gradient = np.zeros(S, np.float32)
