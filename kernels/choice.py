@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 BACKENDS = ("reference", "triton", "numba")
-PLANS = ("packed",)
+PLANS = ("tile", "packed", "chunked")
 BACKEND_VARIABLE = "MT2ST_BACKEND"
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,10 +71,63 @@ def _obstacle(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def choose_plan(requested: str = "auto") -> Choice:
-    """How the heads are computed. Raises ValueError for an unknown plan."""
+class Shape(NamedTuple):
+    """What a plan is chosen by."""
+
+    N: int
+    D: int
+    S: int
+    widest: int  # outputs of the widest head
+    itemsize: int  # bytes of a feature
+
+
+class Rule(NamedTuple):
+    """A plan, what it is for, and why: the first rule that fits a shape decides."""
+
+    plan: str
+    fits: Callable[[Shape], bool]
+    reason: str
+
+
+# Padded outputs that the Triton tile kernel holds in registers.
+TRITON_TILE_OUTPUTS = 128
+# Logits of more bytes than this are made in chunks on a GPU.
+TRITON_LOGITS_BYTES = 4 << 30
+# On a CPU a head this wide is computed by chunks of rows whose logits all threads share.
+NUMBA_WIDE_HEAD = 4096
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "numba": (
+        Rule(
+            "chunked",
+            lambda shape: shape.widest > NUMBA_WIDE_HEAD,
+            f"a head has more than {NUMBA_WIDE_HEAD:,} outputs: a weight gradient for every thread would not fit",
+        ),
+        Rule("tile", lambda shape: True, "logits, losses and gradients of a tile of rows fit the cache"),
+    ),
+    "triton": (
+        Rule(
+            "chunked",
+            lambda shape: shape.N * shape.S * shape.itemsize > TRITON_LOGITS_BYTES,
+            f"the logits of all rows would take more than {TRITON_LOGITS_BYTES >> 30} GiB",
+        ),
+        Rule("packed", lambda shape: True, "one GEMM for all heads' logits, one segmented loss kernel"),
+    ),
+}
+
+
+def choose_plan(backend: str, shape: Shape, requested: str = "auto") -> Choice:
+    """How `backend` computes heads of this shape. Raises ValueError for an unknown plan."""
+    return _choose_plan(backend, shape, requested)
+
+
+@lru_cache(maxsize=4096)
+def _choose_plan(backend: str, shape: Shape, requested: str) -> Choice:
     if requested not in ("auto", *PLANS):
         raise ValueError(f"plan={requested} is unknown; there are auto, {', '.join(PLANS)}")
-    if requested == "auto":
-        return Choice("packed", "the only plan so far: one GEMM for all heads, one loss kernel")
-    return Choice(requested, f"asked for by plan={requested}")
+    if backend == "reference":
+        return Choice("reference", "plain torch has no plans")
+    if requested != "auto":
+        return Choice(requested, f"asked for by plan={requested}")
+    rule = next(rule for rule in RULES[backend] if rule.fits(shape))
+    return Choice(rule.plan, rule.reason)

@@ -77,6 +77,7 @@ class HeadLayout:
     # Made at once: torch.compile cannot trace a cached_property.
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) first row of each head
     width: int = field(init=False, repr=False, compare=False)  # S, the outputs of all heads together
+    widest: int = field(init=False, repr=False, compare=False)  # outputs of the widest head
     key: str = field(init=False, repr=False, compare=False)  # as text: what a custom op can carry
 
     def __post_init__(self) -> None:
@@ -89,6 +90,7 @@ class HeadLayout:
         ends = tuple(accumulate(head.size for head in self.heads))
         object.__setattr__(self, "offsets", (0, *ends[:-1]))
         object.__setattr__(self, "width", ends[-1])
+        object.__setattr__(self, "widest", max(head.size for head in self.heads))
         key = json.dumps({"heads": [asdict(head) for head in self.heads], "names": self.names})
         object.__setattr__(self, "key", key)
 

@@ -118,6 +118,8 @@ add_by_row = _multiply(BLOCK_ROWS, 2, by_row=True, accumulate=True)
 add_by_row_1 = _multiply(BLOCK_ROWS, 1, by_row=True, accumulate=True)
 add_half_by_row = _multiply(HALF_ROWS, 2, by_row=True, accumulate=True)
 add_half_by_row_1 = _multiply(HALF_ROWS, 1, by_row=True, accumulate=True)
+add_by_column = _multiply(BLOCK_ROWS, 2, by_row=False, accumulate=True)
+add_by_column_1 = _multiply(BLOCK_ROWS, 1, by_row=False, accumulate=True)
 
 
 def _build_transpose(builder: Any, source: Any, lds: Any, target: Any, ldt: Any) -> None:

@@ -272,49 +272,6 @@ def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, sca
     return np.float64(sum_of(loss)), np.int64(sum_of(right))
 
 
-@helper
-def mean_scale(heads, column_weights, targets, n_rows, task_weights):
-    """1/denominator (K,) of each mean, 0 without any valid row, and the same times the task weight, float32;
-    and the first target outside [0, C) as [task, target], or [-1, 0]."""
-    denominators = np.zeros(len(heads))
-    scale = np.zeros(len(heads))
-    gradient_scale = np.zeros(len(heads), np.float32)
-    outside = np.array([-1, 0])
-    for k in range(len(heads)):
-        head = heads[k]
-        C, ignore_index = head["size"], head["ignore_index"]
-        if head["kind"] != SOFTMAX:
-            values = numba.carray(pointer_to_float32(targets[k]), (n_rows * C,))
-            count = 0
-            for i in range(n_rows * C):
-                count += np.int64(not np.isnan(values[i]))
-            denominators[k] = count
-            continue
-        y = numba.carray(pointer_to_int64(targets[k]), (n_rows,))
-        count = 0
-        bad = 0
-        for i in range(n_rows):
-            known = y[i] != ignore_index
-            count += np.int64(known)
-            bad += np.int64(known and (y[i] < 0 or y[i] >= C))
-        if bad:
-            for i in range(n_rows):
-                if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
-                    outside[:] = k, y[i]
-                    return scale, gradient_scale, outside
-        denominators[k] = count
-        if head["weighted"]:
-            weight = 0.0
-            for i in range(n_rows):
-                weight += np.float64(column_weights[head["offset"] + y[i]]) if y[i] != ignore_index else 0.0
-            denominators[k] = weight
-    for k in range(len(heads)):
-        if denominators[k] > 0.0:
-            scale[k] = 1.0 / denominators[k]
-            gradient_scale[k] = scale[k] * task_weights[k]
-    return scale, gradient_scale, outside
-
-
 def _segment_loss(
     logits, bias, first_row, n_rows, tile_rows, heads, column_weights, targets, total_rows, scale, need_gradient
 ):  # fmt: skip
@@ -368,16 +325,3 @@ def _segment_loss(
 
 
 segment_loss = Kernel(_segment_loss)
-
-HEAD_RECORD = np.dtype(
-    [
-        ("kind", np.int64),
-        ("offset", np.int64),
-        ("size", np.int64),
-        ("ignore_index", np.int64),
-        ("smoothing", np.float64),
-        ("delta", np.float64),
-        ("weight_sum", np.float64),
-        ("weighted", np.bool_),
-    ]
-)

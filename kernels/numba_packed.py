@@ -6,51 +6,36 @@ Denominators are counted first, so that a chunk's gradients come out scaled and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .layout import HeadLayout, HeadSpec, Kind
-from .numba_loss_pass import HEAD_RECORD, mean_scale, segment_loss
-from .packed import Forward, Needs, Residual
+from .numba_loss_pass import segment_loss
+from .numba_plan import (
+    RESIDUAL_IS_GRADIENT,
+    Batch,
+    Outputs,
+    backward,
+    kernel_tensor,
+    residual_like,
+    survey_batch,
+)
+from .numba_simd import WIDTH
+from .protocol import Forward, Needs
 
-
-class _HeadTable(NamedTuple):
-    """A layout as the arrays that the loss pass reads."""
-
-    records: np.ndarray  # (K,) of HEAD_RECORD
-    column_weights: np.ndarray  # (S,) float32
-    no_bias: np.ndarray  # (S,) float32 zeros
-    tile_rows: int
-
-
-@lru_cache(maxsize=256)
-def _head_table(layout: HeadLayout) -> _HeadTable:
-    records = np.array(
-        [
-            (head.kind, first, head.size, head.ignore_index, head.label_smoothing, head.delta,
-             sum(head.column_weights), head.class_weights is not None)
-            for first, _, head in layout
-        ],
-        HEAD_RECORD,
-    )  # fmt: skip
-    columns = np.array([w for head in layout.heads for w in head.column_weights], np.float32)
-    # The widest head's tile is swept four times: keep it within about a quarter of a 2 MiB cache, and
-    # keep 16 rows, one cache line, at the least.
-    widest = max(head.size for head in layout.heads)
-    tile_rows = max(16, min(256, (1 << 17) // widest // 16 * 16))
-    return _HeadTable(records, columns, np.zeros_like(columns), tile_rows)
-
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like", "warm_up"]
 
 # Below this many logits the start of a parallel region costs more than it saves.
 PARALLEL_LOGITS = 1 << 15
 # The logits of a chunk of rows are made, turned into gradients and used up while they are in cache.
 CHUNK_BYTES = 4 << 20
-# Rows of a tile lie a buffer's row apart: for a power of two they would fall into the same cache sets.
+# Rows of a tile lie a buffer's row apart: for a power of two they would fall into the same cache sets. The
+# loss pass works in whole vectors and may write behind the last row.
 PADDING = 16
+# The widest head's tile is swept three times: keep it within about half of a 1 MiB cache.
+TILE_FLOATS = 1 << 17
 
 
 def chunk_rows(n_rows: int, width: int) -> int:
@@ -67,6 +52,7 @@ def forward(
     task_weights: Tensor,
     layout: HeadLayout,
     needs: Needs,
+    skip_zero_weights: bool = True,
 ) -> Forward:
     """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
 
@@ -74,117 +60,74 @@ def forward(
     size of the inputs, and the logits are never held whole. bfloat16 and float16 are computed in float32.
     Raises ValueError for a class target outside [0, C) that is not ignore_index.
     """
-    N, S = features.shape[0], layout.width
-    table = _head_table(layout)
-    held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
-    addresses = np.array([target.data_ptr() for target in held], np.int64)
-    scale, gradient_scale, outside = mean_scale(
-        table.records, table.column_weights, addresses, N, task_weights.detach().numpy()
-    )
-    if outside[0] >= 0:
-        _refuse_outside(layout, *outside.tolist())
+    batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
+    outputs = Outputs(features, weight, batch, needs)
+    heads = np.flatnonzero(batch.computed)
+    if len(heads):
+        _compute(batch, heads, kernel_tensor(features).detach(), kernel_tensor(weight).detach(), bias, outputs, needs)
+    return outputs.forward()
 
-    features32, weight32 = features.detach().float(), weight.detach().float()
-    bias32 = table.no_bias if bias is None else bias.detach().float().contiguous().numpy()
-    d_features = torch.empty(features32.shape if needs[0] else 0)
-    d_weight = torch.zeros(weight32.shape if needs[1] else 0)
+
+def _compute(
+    batch: Batch,
+    heads: np.ndarray,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: Outputs,
+    needs: Needs,
+) -> None:
+    """All rows of some heads (indices), whose rows of the weight are packed anew if they are not all."""
+    table, N = batch.table, batch.n_rows
+    records, column_weights = table.records[heads], table.column_weights
+    bias_s = table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
+    rows_s = None
+    if len(heads) < len(table.records):
+        rows_s = np.concatenate([np.arange(r["offset"], r["offset"] + r["size"]) for r in records])
+        records["offset"] = np.cumsum(records["size"]) - records["size"]
+        weight, bias_s = weight[torch.from_numpy(rows_s)], bias_s[rows_s]
+        column_weights = column_weights[rows_s]
+    S = weight.shape[0]
+    tile_rows = max(WIDTH, min(256, TILE_FLOATS // int(records["size"].max()) // WIDTH * WIDTH))
+    d_features, d_weight, d_bias = outputs.gradients
+    d_weight_s = torch.zeros(weight.shape if needs[1] else 0)
     loss_sums, correct, bias_gradient = (
-        np.zeros(len(layout)),
-        np.zeros(len(layout), np.int64),
+        np.zeros(len(heads)),
+        np.zeros(len(heads), np.int64),
         np.zeros(S, np.float32),
     )
-    B = chunk_rows(max(N, 1), S)
+    B = chunk_rows(N, S)
     buffer = torch.empty(S, B + PADDING)
     for first in range(0, N, B):
         rows = min(B, N - first)
-        chunk = features32[first : first + rows] if rows < N else features32
+        chunk = features[first : first + rows]
         logits = buffer[:, :rows]
-        torch.mm(weight32, chunk.t(), out=logits)
+        torch.mm(weight, chunk.t(), out=logits)
         part = segment_loss(
-            buffer.numpy(), bias32, first, rows, table.tile_rows, table.records, table.column_weights, addresses,
-            N, gradient_scale, any(needs), parallel=rows > table.tile_rows and rows * S >= PARALLEL_LOGITS,
+            buffer.numpy(), bias_s, first, rows, tile_rows, records, column_weights, batch.addresses[heads], N,
+            batch.gradient_scale[heads], outputs.wanted, parallel=rows > tile_rows and rows * S >= PARALLEL_LOGITS,
         )  # fmt: skip
         if needs[0]:
-            torch.mm(logits.t(), weight32, out=d_features[first : first + rows] if rows < N else d_features)
+            torch.mm(logits.t(), weight, out=d_features[first : first + rows])
         if needs[1]:
-            d_weight.addmm_(logits, chunk)
+            d_weight_s.addmm_(logits, chunk)
         loss_sums, correct, bias_gradient = loss_sums + part[0], correct + part[1], bias_gradient + part[2]
-    return Forward(
-        losses=torch.from_numpy((loss_sums * scale).astype(np.float32)),
-        correct=torch.from_numpy(correct),
-        # In float32: a loss scale has to come before the rounding to float16, or small gradients are lost.
-        residual=(d_features, d_weight, torch.from_numpy(bias_gradient) if needs[2] else torch.empty(0)),
-    )
+    outputs.features_written = True
+    outputs.record(heads, loss_sums, correct)
+    at = slice(None) if rows_s is None else torch.from_numpy(rows_s)
+    if needs[1]:
+        d_weight[at] = d_weight_s
+    if needs[2]:
+        d_bias[at] = torch.from_numpy(bias_gradient)
 
 
 def warm_up() -> None:
     """Compile both variants of the loss pass, or load them from Numba's cache: they serve every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
-    table = _head_table(layout)
-    classes, values = np.zeros(2, np.int64), np.zeros((2, 1), np.float32)
-    addresses = np.array([classes.ctypes.data, values.ctypes.data], np.int64)
-    mean_scale(table.records, table.column_weights, addresses, 2, np.ones(2, np.float32))
+    targets = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1))
+    batch = survey_batch(targets, torch.ones(2), layout, skip_zero_weights=True)
     for parallel in (False, True):
         segment_loss(
-            np.zeros((4, 2), np.float32), table.no_bias, 0, 2, 16, table.records, table.column_weights, addresses, 2,
-            np.ones(2, np.float32), True, parallel=parallel,
+            np.zeros((4, 2 + PADDING), np.float32), batch.table.no_bias, 0, 2, WIDTH, batch.table.records,
+            batch.table.column_weights, batch.addresses, 2, np.ones(2, np.float32), True, parallel=parallel,
         )  # fmt: skip
-
-
-def residual_like(
-    features: Tensor, weight: Tensor, bias: Tensor | None, layout: HeadLayout, needs: Needs
-) -> Residual:
-    """Empty tensors of the shapes and dtypes of the residual."""
-    wanted = zip((features, weight, bias), needs, strict=True)
-    d_features, d_weight, d_bias = (
-        torch.empty(t.shape if need else 0, dtype=torch.float32, device=features.device)  # type: ignore[union-attr]
-        for t, need in wanted
-    )
-    return d_features, d_weight, d_bias
-
-
-# The residual is the gradient: once it is handed out, a second backward pass must make it anew.
-RESIDUAL_IS_GRADIENT = True
-
-
-def backward(
-    residual: Residual,
-    grad_total: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    *,
-    own: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(d_features, d_weight, d_bias), each None where `needs` is False.
-
-    With `own` the residual is nobody else's and may be handed out or overwritten.
-    """
-    upstream = grad_total.item()
-    d_features, d_weight, d_bias = (
-        _scaled(gradient, upstream, own).to(t.dtype) if need else None  # type: ignore[union-attr]
-        for gradient, t, need in zip(residual, (features, weight, bias), needs, strict=True)
-    )
-    return d_features, d_weight, d_bias
-
-
-def _scaled(gradient: Tensor, upstream: float, own: bool) -> Tensor:
-    if not own:
-        return gradient * upstream
-    return gradient if upstream == 1.0 else gradient.mul_(upstream)
-
-
-def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
-    dtype = torch.int64 if kind is Kind.SOFTMAX else torch.float32
-    return target if target.dtype is dtype and target.is_contiguous() else target.to(dtype).contiguous()
-
-
-def _refuse_outside(layout: HeadLayout, k: int, target: int) -> None:
-    head = layout.heads[k]
-    raise ValueError(
-        f"targets of {layout.names[k]}: {target} lies outside [0, {head.size}) "
-        f"and is not ignore_index {head.ignore_index}"
-    )

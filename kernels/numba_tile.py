@@ -8,15 +8,22 @@ of threads, so the same call gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
+import torch
+from torch import Tensor
 
-from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64
+from .layout import HeadLayout, HeadSpec, Kind
+from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from .numba_loss_pass import FLOAT_BYTES, LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .numba_gemm import (
     BLOCK_ROWS,
     HALF_ROWS,
     PANEL,
+    add_by_column,
+    add_by_column_1,
     add_by_row,
     add_by_row_1,
     add_half_by_row,
@@ -28,9 +35,26 @@ from .numba_gemm import (
     multiply_by_row_1,
     transpose_block,
 )
+from .numba_plan import (
+    ALL_ROWS,
+    RESIDUAL_IS_GRADIENT,
+    Batch,
+    Outputs,
+    backward,
+    kernel_tensor,
+    passes,
+    residual_like,
+    survey_batch,
+)
 from .numba_simd import WIDTH
+from .protocol import Forward, Needs
+
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like", "warm_up"]
 
 LINE = 16  # float32 numbers in a cache line
+# Longer sums of products are cut: parts stay in cache, and short sums lose less to rounding.
+DEPTH = 256
+OUTPUTS = 64  # rows of the weight gradient that are finished before the next
 # A row of scratch is a line longer than a power of two: its columns would fall into the same cache sets.
 SKEW = LINE
 
@@ -103,10 +127,18 @@ def _logits(h, ldh, rows, D, S, weight_panels, product, z, ldz):
             for j in range(0, WIDTH, BLOCK_ROWS):
                 a = h + FLOAT_BYTES * (i + j) * ldh
                 c = product + FLOAT_BYTES * j * ldp
+                depth = min(D, DEPTH)
                 if wide:
-                    multiply_by_row(a, ldh, b, PANEL, c, ldp, D)
+                    multiply_by_row(a, ldh, b, PANEL, c, ldp, depth)
                 else:
-                    multiply_by_row_1(a, ldh, b, PANEL, c, ldp, D)
+                    multiply_by_row_1(a, ldh, b, PANEL, c, ldp, depth)
+                for d in range(DEPTH, D, DEPTH):
+                    depth = min(D - d, DEPTH)
+                    a_d, b_d = a + FLOAT_BYTES * d, b + FLOAT_BYTES * d * PANEL
+                    if wide:
+                        add_by_row(a_d, ldh, b_d, PANEL, c, ldp, depth)
+                    else:
+                        add_by_row_1(a_d, ldh, b_d, PANEL, c, ldp, depth)
             target = z + FLOAT_BYTES * (panel * PANEL * ldz + i)
             transpose_block(product, ldp, target, ldz)
             if wide:
@@ -115,41 +147,50 @@ def _logits(h, ldh, rows, D, S, weight_panels, product, z, ldz):
 
 @helper
 def _add_weight_gradient(z, ldz, h, ldh, rows, S, D, d_weight, ldw):
-    """d_weight (S, D) += z h."""
-    for d in range(0, D, PANEL):
-        wide = D - d > WIDTH
-        b = h + FLOAT_BYTES * d
-        s = 0
-        while s < S:
-            a = z + FLOAT_BYTES * s * ldz
-            c = d_weight + FLOAT_BYTES * (s * ldw + d)
-            if S - s > HALF_ROWS:
-                if wide:
-                    add_by_row(a, ldz, b, ldh, c, ldw, rows)
+    """d_weight (S, D) += z h; writes whole half blocks of rows and vectors of columns."""
+    for first in range(0, S, OUTPUTS):
+        last = min(S, first + OUTPUTS)
+        for d in range(0, D, PANEL):
+            wide = D - d > WIDTH
+            b = h + FLOAT_BYTES * d
+            s = first
+            while s < last:
+                a = z + FLOAT_BYTES * s * ldz
+                c = d_weight + FLOAT_BYTES * (s * ldw + d)
+                if last - s > HALF_ROWS:
+                    if wide:
+                        add_by_row(a, ldz, b, ldh, c, ldw, rows)
+                    else:
+                        add_by_row_1(a, ldz, b, ldh, c, ldw, rows)
+                    s += BLOCK_ROWS
                 else:
-                    add_by_row_1(a, ldz, b, ldh, c, ldw, rows)
-                s += BLOCK_ROWS
-            else:
-                if wide:
-                    add_half_by_row(a, ldz, b, ldh, c, ldw, rows)
-                else:
-                    add_half_by_row_1(a, ldz, b, ldh, c, ldw, rows)
-                s += HALF_ROWS
+                    if wide:
+                        add_half_by_row(a, ldz, b, ldh, c, ldw, rows)
+                    else:
+                        add_half_by_row_1(a, ldz, b, ldh, c, ldw, rows)
+                    s += HALF_ROWS
 
 
 @helper
 def _feature_gradient(z, ldz, rows, S, D, weight_panels, d_features, ldf):
     """d_features (rows, D) = z^T W; writes whole blocks of rows and vectors of columns."""
-    for panel in range(-(-D // PANEL)):
-        b = weight_panels + FLOAT_BYTES * panel * S * PANEL
-        wide = D - panel * PANEL > WIDTH
-        for i in range(0, rows, BLOCK_ROWS):
-            a = z + FLOAT_BYTES * i
-            c = d_features + FLOAT_BYTES * (i * ldf + panel * PANEL)
-            if wide:
-                multiply_by_column(a, ldz, b, PANEL, c, ldf, S)
-            else:
-                multiply_by_column_1(a, ldz, b, PANEL, c, ldf, S)
+    for s in range(0, S, DEPTH):
+        depth = min(S - s, DEPTH)
+        for panel in range(-(-D // PANEL)):
+            b = weight_panels + FLOAT_BYTES * (panel * S + s) * PANEL
+            wide = D - panel * PANEL > WIDTH
+            for i in range(0, rows, BLOCK_ROWS):
+                a = z + FLOAT_BYTES * (s * ldz + i)
+                c = d_features + FLOAT_BYTES * (i * ldf + panel * PANEL)
+                if s == 0:
+                    if wide:
+                        multiply_by_column(a, ldz, b, PANEL, c, ldf, depth)
+                    else:
+                        multiply_by_column_1(a, ldz, b, PANEL, c, ldf, depth)
+                elif wide:
+                    add_by_column(a, ldz, b, PANEL, c, ldf, depth)
+                else:
+                    add_by_column_1(a, ldz, b, PANEL, c, ldf, depth)
 
 
 @helper
@@ -262,16 +303,25 @@ def _run_split(
 
 
 def _tile_pass(
-    features, D, row_ids, n_rows, total_rows, weight, bias, heads, column_weights, targets, scale, tile_rows,
-    n_splits, need_gradient, d_features, add, d_weight, d_bias,
+    features_address, D, row_ids, total_rows, weight_address, bias, heads, column_weights, targets, scale, tile_rows,
+    n_splits, need_gradient, d_features_address, add, d_weight_address, d_bias_address,
 ):  # fmt: skip
-    """Losses (K,) summed over the rows, correct (K,); d_features, d_weight and d_bias where not empty.
+    """Losses (K,) summed over the rows, and correct (K,), of the heads given; their offsets are rows of weight.
 
-    features (total_rows * D,) and weight (S * D,) are flat; heads are those to compute, their offsets rows of
-    weight. row_ids (n_rows,) are the rows to compute, empty = all. d_features is written, or added to with
-    `add`; d_weight (S * D,) and d_bias (S,) are written in the heads' rows.
+    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (S, D), d_bias (S,);
+    a gradient of address 0 is not wanted. row_ids are the rows to compute, empty = all. d_features is written,
+    or added to with `add`; d_weight and d_bias are written in the heads' rows.
     """
     K = len(heads)
+    n_rows = len(row_ids) if len(row_ids) else total_rows
+    n_weights, n_outputs = len(bias) * D, len(bias)
+    features = numba.carray(pointer_to_float32(features_address), (total_rows * D,))
+    weight = numba.carray(pointer_to_float32(weight_address), (n_weights,))
+    d_features = numba.carray(
+        pointer_to_float32(d_features_address), (total_rows * D if d_features_address else 0,)
+    )
+    d_weight = numba.carray(pointer_to_float32(d_weight_address), (n_weights if d_weight_address else 0,))
+    d_bias = numba.carray(pointer_to_float32(d_bias_address), (n_outputs if d_bias_address else 0,))
     columns = np.zeros(K + 1, np.int64)
     for k in range(K):
         columns[k + 1] = columns[k] + heads[k]["size"]
@@ -311,3 +361,91 @@ def _tile_pass(
 
 
 tile_pass = Kernel(_tile_pass)
+
+
+# --- the plan --------------------------------------------------------------------------------------------
+
+# What a thread holds of a tile, features and logits, stays within about half of a 1 MiB cache.
+TILE_FLOATS = 1 << 17
+LEAST_ROWS, MOST_ROWS = 32, 192
+# Below this many multiply-adds the start of a parallel region costs more than it saves.
+PARALLEL_PRODUCTS = 1 << 19
+
+
+def forward(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    needs: Needs,
+    skip_zero_weights: bool = True,
+) -> Forward:
+    """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
+
+    bfloat16 and float16 are computed in float32. Raises ValueError for a class target outside [0, C) that is not
+    ignore_index.
+    """
+    batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
+    outputs = Outputs(features, weight, batch, needs)
+    run_passes(batch, np.flatnonzero(batch.computed), kernel_tensor(features), kernel_tensor(weight), bias, outputs)
+    return outputs.forward()
+
+
+def run_passes(
+    batch: Batch, heads: np.ndarray, features: Tensor, weight: Tensor, bias: Tensor | None, outputs: Outputs
+) -> None:
+    """Compute `heads` (indices) by the tile kernel and add them to the outputs."""
+    D = features.shape[1]
+    bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
+    for of_heads, rows in passes(batch, heads):
+        S = int(batch.table.records["size"][of_heads].sum())
+        products = (len(rows) or batch.n_rows) * S * D
+        n_splits = thread_count() if products >= PARALLEL_PRODUCTS else 1
+        _run_pass(batch, of_heads, rows, features, weight, bias_s, outputs, n_splits)
+
+
+def _run_pass(
+    batch: Batch,
+    heads: np.ndarray,
+    rows: np.ndarray,
+    features: Tensor,
+    weight: Tensor,
+    bias_s: np.ndarray,
+    outputs: Outputs,
+    n_splits: int,
+) -> None:
+    table, D = batch.table, features.shape[1]
+    whole = len(heads) == len(table.records)
+    records = table.records if whole else table.records[heads]
+    addresses = batch.addresses if whole else batch.addresses[heads]
+    scale = batch.gradient_scale if whole else batch.gradient_scale[heads]
+    n_rows, S = len(rows) or batch.n_rows, int(records["size"].sum())
+    if len(rows):
+        outputs.zero_features()
+    loss_sums, correct = tile_pass(
+        features.data_ptr(), D, rows, batch.n_rows, weight.data_ptr(), bias_s, records, table.column_weights, addresses,
+        scale, tile_rows(n_rows, S + D, n_splits), n_splits, outputs.wanted, outputs.d_features_address,
+        outputs.features_written, outputs.d_weight_address, outputs.d_bias_address, parallel=n_splits > 1,
+    )  # fmt: skip
+    outputs.features_written = True
+    outputs.record(heads, loss_sums, correct)
+
+
+def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
+    """Rows of a tile: as many as fit the cache, in tiles that share out evenly among the threads."""
+    most = max(LEAST_ROWS, min(MOST_ROWS, TILE_FLOATS // floats_a_row))
+    n_tiles = -(-n_rows // (most * n_splits)) * n_splits
+    return max(WIDTH, -(-n_rows // (n_tiles * WIDTH)) * WIDTH)
+
+
+def warm_up() -> None:
+    """Compile the kernel's serial and parallel variants, or load them from Numba's cache: they serve every layout."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
+    features, weight, bias = torch.zeros(2, 2), torch.zeros(4, 2), torch.zeros(4)
+    targets = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1))
+    batch = survey_batch(targets, torch.ones(2), layout, skip_zero_weights=True)
+    for n_splits in (1, 2):
+        outputs = Outputs(features, weight, batch, (True, True, True))
+        _run_pass(batch, np.arange(2), ALL_ROWS, features, weight, bias.numpy(), outputs, n_splits)

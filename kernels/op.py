@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .choice import choose_backend, choose_plan
+from .choice import RULES, Shape, choose_backend, choose_plan
 from .layout import HeadLayout, Kind
-from .packed import Forward, Needs
+from .protocol import Forward, Needs
 
 log = logging.getLogger("mt2st_fast")
 
@@ -50,7 +50,8 @@ def multitask_loss(
     features (N, D), weight (S, D) and bias (S,) hold the heads' rows one after another as `layout` says;
     targets are K tensors, integers (N,) for a softmax head and floats (N, C) for the others; task_weights
     is (K,) float32 on the features' device. losses[k] is the mean over the valid rows of task k (valid
-    elements for float targets), and 0 where there are none. total = sum_k task_weights[k] losses[k]; its
+    elements for float targets), and 0 where there are none. A head of weight exactly 0 is not computed at all: its
+    loss and correct count are 0, unless task_weights wants a gradient. total = sum_k task_weights[k] losses[k]; its
     gradient flows to features, weight, bias and task_weights.
 
     Under autocast the features are taken in the autocast dtype and the weight may stay float32.
@@ -63,8 +64,10 @@ def multitask_loss(
     # As in torch's own linear, autocast leaves float64 alone.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
-    choose_plan(plan)
-    chosen = _chosen_backend(features.device, features.dtype, backend)
+    shape = Shape(*features.shape, layout.width, layout.widest, features.element_size())
+    chosen = _chosen_implementation(features.device, features.dtype, shape, backend, plan)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
         with torch.autocast(features.device.type, enabled=False):
             total, losses, correct = reference.multitask_loss(
@@ -74,6 +77,7 @@ def multitask_loss(
                 targets,
                 task_weights,
                 layout,
+                skip_zero_weights,
             )
         return MultitaskLoss(total, losses.detach(), correct)
     # autograd's needs_input_grad says yes under no_grad, too.
@@ -85,29 +89,45 @@ def multitask_loss(
     )
     if torch.compiler.is_compiling():
         total, losses, correct, *_ = _forward_op(
-            features, weight, bias, list(targets), task_weights, layout.key, chosen, list(needs)
+            features, weight, bias, list(targets), task_weights, layout.key, chosen, list(needs), skip_zero_weights
         )
         return MultitaskLoss(total, losses, correct)
-    module = _backend_module(chosen)
     return MultitaskLoss(
-        *_FusedLoss.apply(features, weight, bias, task_weights, targets, layout, module, needs)
+        *_FusedLoss.apply(
+            features,
+            weight,
+            bias,
+            task_weights,
+            targets,
+            layout,
+            _implementation(chosen),
+            needs,
+            skip_zero_weights,
+        )
     )
 
 
 # Dynamo would trace into the choice and warn of its cache.
 @torch.compiler.assume_constant_result
-def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
-    choice = choose_backend(device, dtype, requested)
-    if choice.name == "reference" and requested == "auto":
-        _log_once(choice.reason)
-    return choice.name
+def _chosen_implementation(
+    device: torch.device, dtype: torch.dtype, shape: Shape, backend: str, plan: str
+) -> str:
+    """The name of the module that computes, or "reference"."""
+    by = choose_backend(device, dtype, backend)
+    how = choose_plan(by.name, shape, plan)
+    if by.name == "reference":
+        if backend == "auto":
+            _log_once(by.reason)
+        return by.name
+    return f"{by.name}_{how.name}"
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
     """Do before a clock starts what `multitask_loss` would do in its first call on this device and dtype."""
-    chosen = _chosen_backend(device, dtype, backend)
-    if chosen != "reference":
-        _backend_module(chosen).warm_up()
+    by = choose_backend(device, dtype, backend)
+    if by.name != "reference":
+        for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
+            _implementation(f"{by.name}_{plan}").warm_up()
 
 
 @lru_cache
@@ -116,9 +136,9 @@ def _log_once(reason: str) -> None:
 
 
 @lru_cache
-def _backend_module(name: str) -> ModuleType:
-    """Triton and Numba take seconds to import: only the backend that is used pays."""
-    return importlib.import_module(f".{name}_packed", __package__)
+def _implementation(name: str) -> ModuleType:
+    """Triton and Numba take seconds to import: only what is used pays."""
+    return importlib.import_module(f".{name}", __package__)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:
@@ -140,10 +160,14 @@ class _FusedLoss(torch.autograd.Function):
         layout: HeadLayout,
         module: ModuleType,
         needs: Needs,
+        skip_zero_weights: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result: Forward = module.forward(features, weight, bias, targets, task_weights, layout, needs)
+        result: Forward = module.forward(
+            features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights
+        )
         ctx.save_for_backward(features, weight, bias, task_weights, result.losses)
         ctx.targets, ctx.layout, ctx.module, ctx.needs = targets, layout, module, needs
+        ctx.skip_zero_weights = skip_zero_weights
         ctx.residual = result.residual
         ctx.mark_non_differentiable(result.losses, result.correct)
         ctx.set_materialize_grads(False)
@@ -152,7 +176,7 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_total is None:
-            return (None,) * 8
+            return (None,) * 9
         _refuse_second_derivative()
         features, weight, bias, task_weights, losses = ctx.saved_tensors
         gradients: tuple[Tensor | None, ...] = (None, None, None)
@@ -162,7 +186,14 @@ class _FusedLoss(torch.autograd.Function):
                 residual = (
                     ctx.residual
                     or ctx.module.forward(
-                        features, weight, bias, ctx.targets, task_weights, ctx.layout, ctx.needs
+                        features,
+                        weight,
+                        bias,
+                        ctx.targets,
+                        task_weights,
+                        ctx.layout,
+                        ctx.needs,
+                        ctx.skip_zero_weights,
                     ).residual
                 )
                 if ctx.module.RESIDUAL_IS_GRADIENT:
@@ -179,7 +210,7 @@ class _FusedLoss(torch.autograd.Function):
                     own=True,
                 )
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
-        return *gradients, d_task_weights, None, None, None, None
+        return *gradients, d_task_weights, None, None, None, None, None
 
 
 def _refuse_second_derivative() -> None:
@@ -201,18 +232,26 @@ def _forward_op(
     targets: list[Tensor],
     task_weights: Tensor,
     layout_key: str,
-    backend: str,
+    implementation: str,
     needs: list[bool],
+    skip_zero_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(total, losses, correct, and the three tensors of the backend's residual)."""
-    result: Forward = _backend_module(backend).forward(
-        features, weight, bias, targets, task_weights, HeadLayout.from_key(layout_key), _triple(needs)
+    result: Forward = _implementation(implementation).forward(
+        features,
+        weight,
+        bias,
+        targets,
+        task_weights,
+        HeadLayout.from_key(layout_key),
+        _triple(needs),
+        skip_zero_weights,
     )
     return torch.dot(task_weights, result.losses), result.losses, result.correct, *result.residual
 
 
 @_forward_op.register_fake
-def _(features, weight, bias, targets, task_weights, layout_key, backend, needs):  # type: ignore[no-untyped-def]
+def _(features, weight, bias, targets, task_weights, layout_key, implementation, needs, skip_zero_weights):  # type: ignore[no-untyped-def]
     layout = HeadLayout.from_key(layout_key)
     K = len(layout)
     as_float32 = {"dtype": torch.float32, "device": features.device}
@@ -220,7 +259,7 @@ def _(features, weight, bias, targets, task_weights, layout_key, backend, needs)
         torch.empty((), **as_float32),
         torch.empty(K, **as_float32),
         torch.empty(K, dtype=torch.int64, device=features.device),
-        *_backend_module(backend).residual_like(features, weight, bias, layout, _triple(needs)),
+        *_implementation(implementation).residual_like(features, weight, bias, layout, _triple(needs)),
     )
 
 
@@ -233,11 +272,11 @@ def _backward_op(
     bias: Tensor | None,
     task_weights: Tensor,
     layout_key: str,
-    backend: str,
+    implementation: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d_features, d_weight, d_bias), empty where not needed."""
-    gradients = _backend_module(backend).backward(
+    gradients = _implementation(implementation).backward(
         tuple(residual), grad_total, features, weight, bias, task_weights, HeadLayout.from_key(layout_key),
         _triple(needs), own=False,
     )  # fmt: skip
@@ -246,7 +285,7 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _(residual, grad_total, features, weight, bias, task_weights, layout_key, backend, needs):  # type: ignore[no-untyped-def]
+def _(residual, grad_total, features, weight, bias, task_weights, layout_key, implementation, needs):  # type: ignore[no-untyped-def]
     wanted = zip((features, weight, bias), needs, strict=True)
     d_features, d_weight, d_bias = (
         torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else features.new_empty(0)
@@ -261,7 +300,7 @@ def _triple(needs: Sequence[bool]) -> Needs:
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, weight, bias, targets, task_weights, ctx.layout_key, ctx.backend, ctx.needs = inputs
+    features, weight, bias, targets, task_weights, ctx.layout_key, ctx.implementation, ctx.needs, _ = inputs
     _, losses, correct, *residual = output
     ctx.n_targets = len(targets)
     ctx.mark_non_differentiable(losses, correct, *residual)
@@ -273,11 +312,11 @@ def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
     gradients: list[Tensor | None] = [None, None, None]
     if any(ctx.needs):
         made = _backward_op(
-            residual, grad_total, features, weight, bias, task_weights, ctx.layout_key, ctx.backend, ctx.needs
+            residual, grad_total, features, weight, bias, task_weights, ctx.layout_key, ctx.implementation, ctx.needs
         )
         gradients = [g if need else None for g, need in zip(made, ctx.needs, strict=True)]
     d_task_weights = grad_total * losses if ctx.needs_input_grad[4] else None
-    return *gradients, [None] * ctx.n_targets, d_task_weights, None, None, None
+    return *gradients, [None] * ctx.n_targets, d_task_weights, None, None, None, None
 
 
 _forward_op.register_autograd(_backward_of_op, setup_context=_keep_for_backward)

@@ -22,16 +22,24 @@ def multitask_loss(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     layout: HeadLayout,
+    skip_zero_weights: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(total, losses (K,), correct (K,) int64), with autograd through `total` and `losses`."""
+    """(total, losses (K,), correct (K,) int64), with autograd through `total` and `losses`.
+
+    With `skip_zero_weights` a head of weight 0 has loss 0 and correct 0.
+    """
     losses, correct = [], []
     for (first, last, head), name, target in zip(layout, layout.names, targets, strict=True):
         _check_classes(name, target, head)
         logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
         losses.append(head_loss(logits, target, head))
         correct.append(head_correct(logits.detach(), target, head))
-    losses_k = torch.stack(losses)
-    return torch.dot(task_weights.to(losses_k.dtype), losses_k), losses_k, torch.stack(correct)
+    losses_k, correct_k = torch.stack(losses), torch.stack(correct)
+    if skip_zero_weights:
+        # Not a product: the loss may be infinite.
+        losses_k = torch.where(task_weights == 0, 0, losses_k)
+        correct_k = torch.where(task_weights == 0, 0, correct_k)
+    return torch.dot(task_weights.to(losses_k.dtype), losses_k), losses_k, correct_k
 
 
 def head_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:

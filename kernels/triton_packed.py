@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import HeadLayout, Kind
-from .packed import Forward, Needs, Residual
+from .protocol import Forward, Needs, Residual
 
 SOFTMAX: tl.constexpr = tl.constexpr(int(Kind.SOFTMAX))
 BINARY: tl.constexpr = tl.constexpr(int(Kind.BINARY))
