@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .layout import HeadLayout, HeadSpec, Kind
 from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
-from .numba_loss_pass import FLOAT_BYTES, LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
+from .numba_loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
+from .numba_gemm import BLOCK_ROWS, PANEL, copy_floats
+from .numba_loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .numba_gemm import (
     BLOCK_ROWS,
     HALF_ROWS,
@@ -47,163 +49,22 @@ from .numba_plan import (
     survey_batch,
 )
 from .numba_simd import WIDTH
+from .numba_stages import (
+    FLOAT_BYTES,
+    SKEW,
+    add_weight_gradient,
+    feature_gradient,
+    load_rows,
+    logits,
+    pack_for_features,
+    pack_for_logits,
+    round_up,
+    scratch,
+    store_rows,
+)
 from .protocol import Forward, Needs
 
 __all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like", "warm_up"]
-
-LINE = 16  # float32 numbers in a cache line
-# Longer sums of products are cut: parts stay in cache, and short sums lose less to rounding.
-DEPTH = 256
-OUTPUTS = 64  # rows of the weight gradient that are finished before the next
-# A row of scratch is a line longer than a power of two: its columns would fall into the same cache sets.
-SKEW = LINE
-
-
-@helper
-def _scratch(rows, columns):
-    """(rows, columns) float32, unset, from the start of a cache line on."""
-    buffer = np.empty(rows * columns + LINE, np.float32)
-    first = -(buffer.ctypes.data // FLOAT_BYTES) % LINE
-    return buffer[first : first + rows * columns].reshape((rows, columns))
-
-
-@helper
-def _round_up(n, step):
-    return -(-n // step) * step
-
-
-@helper
-def _pack_for_logits(weight, D, heads, columns):
-    """The heads' rows of weight (S, D) as panels of PANEL outputs, (panels * D, PANEL), zero behind S."""
-    S = columns[-1]
-    n_panels = -(-S // PANEL)
-    packed = _scratch(n_panels * D, PANEL)
-    packed[(n_panels - 1) * D :] = 0.0
-    for k in range(len(heads)):
-        for c in range(heads[k]["size"]):
-            panel, lane = divmod(columns[k] + c, PANEL)
-            row = (heads[k]["offset"] + c) * D
-            for d in range(D):
-                packed[panel * D + d, lane] = weight[row + d]
-    return packed
-
-
-@helper
-def _pack_for_features(weight, D, heads, columns):
-    """The heads' rows of weight (S, D) as panels of PANEL features, (panels * S, PANEL), zero behind D."""
-    S = columns[-1]
-    n_panels = -(-D // PANEL)
-    packed = _scratch(n_panels * S, PANEL)
-    packed[(n_panels - 1) * S :] = 0.0
-    for k in range(len(heads)):
-        for c in range(heads[k]["size"]):
-            s = columns[k] + c
-            row = (heads[k]["offset"] + c) * D
-            for panel in range(n_panels):
-                for d in range(min(PANEL, D - panel * PANEL)):
-                    packed[panel * S + s, d] = weight[row + panel * PANEL + d]
-    return packed
-
-
-@helper
-def _load_tile(h, features, D, row_ids, first, rows):
-    """Rows of features, those of row_ids if there are any, into h (tile rows, ld), zero behind D and rows."""
-    source, target = features.ctypes.data, h.ctypes.data
-    for i in range(rows):
-        row = row_ids[first + i] if len(row_ids) else first + i
-        copy_floats(source + FLOAT_BYTES * row * D, target + FLOAT_BYTES * i * h.shape[1], D)
-    for i in range(rows, _round_up(rows, WIDTH)):
-        h[i, :] = 0.0
-
-
-@helper
-def _logits(h, ldh, rows, D, S, weight_panels, product, z, ldz):
-    """z (S, rows) = W h^T: blocks of WIDTH rows are multiplied row-major and transposed on their way."""
-    ldp = PANEL
-    for panel in range(-(-S // PANEL)):
-        b = weight_panels + FLOAT_BYTES * panel * D * PANEL
-        wide = S - panel * PANEL > WIDTH
-        for i in range(0, rows, WIDTH):
-            for j in range(0, WIDTH, BLOCK_ROWS):
-                a = h + FLOAT_BYTES * (i + j) * ldh
-                c = product + FLOAT_BYTES * j * ldp
-                depth = min(D, DEPTH)
-                if wide:
-                    multiply_by_row(a, ldh, b, PANEL, c, ldp, depth)
-                else:
-                    multiply_by_row_1(a, ldh, b, PANEL, c, ldp, depth)
-                for d in range(DEPTH, D, DEPTH):
-                    depth = min(D - d, DEPTH)
-                    a_d, b_d = a + FLOAT_BYTES * d, b + FLOAT_BYTES * d * PANEL
-                    if wide:
-                        add_by_row(a_d, ldh, b_d, PANEL, c, ldp, depth)
-                    else:
-                        add_by_row_1(a_d, ldh, b_d, PANEL, c, ldp, depth)
-            target = z + FLOAT_BYTES * (panel * PANEL * ldz + i)
-            transpose_block(product, ldp, target, ldz)
-            if wide:
-                transpose_block(product + FLOAT_BYTES * WIDTH, ldp, target + FLOAT_BYTES * WIDTH * ldz, ldz)
-
-
-@helper
-def _add_weight_gradient(z, ldz, h, ldh, rows, S, D, d_weight, ldw):
-    """d_weight (S, D) += z h; writes whole half blocks of rows and vectors of columns."""
-    for first in range(0, S, OUTPUTS):
-        last = min(S, first + OUTPUTS)
-        for d in range(0, D, PANEL):
-            wide = D - d > WIDTH
-            b = h + FLOAT_BYTES * d
-            s = first
-            while s < last:
-                a = z + FLOAT_BYTES * s * ldz
-                c = d_weight + FLOAT_BYTES * (s * ldw + d)
-                if last - s > HALF_ROWS:
-                    if wide:
-                        add_by_row(a, ldz, b, ldh, c, ldw, rows)
-                    else:
-                        add_by_row_1(a, ldz, b, ldh, c, ldw, rows)
-                    s += BLOCK_ROWS
-                else:
-                    if wide:
-                        add_half_by_row(a, ldz, b, ldh, c, ldw, rows)
-                    else:
-                        add_half_by_row_1(a, ldz, b, ldh, c, ldw, rows)
-                    s += HALF_ROWS
-
-
-@helper
-def _feature_gradient(z, ldz, rows, S, D, weight_panels, d_features, ldf):
-    """d_features (rows, D) = z^T W; writes whole blocks of rows and vectors of columns."""
-    for s in range(0, S, DEPTH):
-        depth = min(S - s, DEPTH)
-        for panel in range(-(-D // PANEL)):
-            b = weight_panels + FLOAT_BYTES * (panel * S + s) * PANEL
-            wide = D - panel * PANEL > WIDTH
-            for i in range(0, rows, BLOCK_ROWS):
-                a = z + FLOAT_BYTES * (s * ldz + i)
-                c = d_features + FLOAT_BYTES * (i * ldf + panel * PANEL)
-                if s == 0:
-                    if wide:
-                        multiply_by_column(a, ldz, b, PANEL, c, ldf, depth)
-                    else:
-                        multiply_by_column_1(a, ldz, b, PANEL, c, ldf, depth)
-                elif wide:
-                    add_by_column(a, ldz, b, PANEL, c, ldf, depth)
-                else:
-                    add_by_column_1(a, ldz, b, PANEL, c, ldf, depth)
-
-
-@helper
-def _store_tile(h, d_features, D, row_ids, first, rows, add):
-    """Write h's feature gradients to their rows, or add them."""
-    for i in range(rows):
-        row = row_ids[first + i] if len(row_ids) else first + i
-        if add:
-            d_features[row * D : (row + 1) * D] += h[i, :D]
-        else:
-            target = d_features.ctypes.data + FLOAT_BYTES * row * D
-            copy_floats(h.ctypes.data + FLOAT_BYTES * i * h.shape[1], target, D)
-
 
 @helper
 def _classes_of(target, total_rows, row_ids, first, rows, gathered):
@@ -263,6 +124,26 @@ def _loss_tile(
 
 
 @helper
+def _pack(weight, D, heads, columns, for_features_too):
+    """(panels for logits (panels * D, PANEL), panels for features (panels * S, PANEL)) of the heads' rows."""
+    S = columns[-1]
+    packed = scratch(-(-S // PANEL) * D, PANEL)
+    rows = scratch(S, D)
+    for k in range(len(heads)):
+        source = weight + FLOAT_BYTES * heads[k]["offset"] * D
+        copy_floats(source, rows.ctypes.data + FLOAT_BYTES * columns[k] * D, heads[k]["size"] * D)
+    for s in range(0, S, PANEL):
+        pack_for_logits(rows.ctypes.data, s, min(PANEL, S - s), D, packed.ctypes.data + FLOAT_BYTES * s * D)
+    if not for_features_too:
+        return packed, packed
+    n_panels = -(-D // PANEL)
+    by_features = scratch(n_panels * S, PANEL)
+    by_features[(n_panels - 1) * S :] = np.float32(0)
+    pack_for_features(rows.ctypes.data, 0, S, D, by_features.ctypes.data, 0, S)
+    return packed, by_features
+
+
+@helper
 def _run_split(
     features, D, row_ids, first_row, last_row, total_rows, for_logits, for_features, bias, heads, columns,
     column_weights, targets, scale, tile_rows, need_gradient, d_features, add, d_weight, loss_k, correct_k,
@@ -270,41 +151,41 @@ def _run_split(
 ):  # fmt: skip
     """Rows first_row..last_row, tile by tile, by one thread."""
     S = columns[-1]
-    h = _scratch(_round_up(tile_rows, WIDTH), _round_up(D, WIDTH) + SKEW)
-    z = _scratch(_round_up(S, PANEL), _round_up(tile_rows, WIDTH) + SKEW)
-    product = _scratch(WIDTH, PANEL)
+    h = scratch(round_up(tile_rows, WIDTH), round_up(D, WIDTH) + SKEW)
+    z = scratch(round_up(S, PANEL), round_up(tile_rows, WIDTH) + SKEW)
+    product = scratch(WIDTH, PANEL)
     ldh, ldz = h.shape[1], z.shape[1]
     h_address, z_address = h.ctypes.data, z.ctypes.data
-    lanes = _scratch(LANES, _round_up(tile_rows, WIDTH))
+    lanes = scratch(LANES, round_up(tile_rows, WIDTH))
     gathered = np.empty(tile_rows, np.int64)
     tile_bias_gradient = np.zeros(S, np.float32)
     h[:, D:] = 0.0
     for first in range(first_row, last_row, tile_rows):
         rows = min(tile_rows, last_row - first)
-        _load_tile(h, features, D, row_ids, first, rows)
-        _logits(h_address, ldh, rows, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
+        load_rows(h, features, D, row_ids, first, rows)
+        logits(h_address, ldh, rows, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
         _loss_tile(
             z, bias, heads, columns, column_weights, targets, total_rows, row_ids, first, rows, scale,
             need_gradient, loss_k, correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
         )  # fmt: skip
         if len(d_weight):
-            _add_weight_gradient(
+            add_weight_gradient(
                 z_address, ldz, h_address, ldh, rows, S, D, d_weight.ctypes.data, d_weight.shape[1]
             )
-        if len(d_features):
+        if d_features:
             whole = rows % BLOCK_ROWS == 0 and D % WIDTH == 0 and len(row_ids) == 0 and not add
             if whole:
-                target = d_features.ctypes.data + FLOAT_BYTES * first * D
-                _feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, target, D)
+                target = d_features + FLOAT_BYTES * first * D
+                feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, target, D, False)
             else:
                 # The features of the tile are used up: their gradient takes their place on its way.
-                _feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, h_address, ldh)
-                _store_tile(h, d_features, D, row_ids, first, rows, add)
+                feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, h_address, ldh, False)
+                store_rows(h, d_features, D, row_ids, first, rows, add)
 
 
 def _tile_pass(
-    features_address, D, row_ids, total_rows, weight_address, bias, heads, column_weights, targets, scale, tile_rows,
-    n_splits, need_gradient, d_features_address, add, d_weight_address, d_bias_address,
+    features, D, row_ids, total_rows, weight, bias, heads, column_weights, targets, scale, tile_rows,
+    n_splits, need_gradient, d_features, add, d_weight_address, d_bias_address,
 ):  # fmt: skip
     """Losses (K,) summed over the rows, and correct (K,), of the heads given; their offsets are rows of weight.
 
@@ -315,25 +196,19 @@ def _tile_pass(
     K = len(heads)
     n_rows = len(row_ids) if len(row_ids) else total_rows
     n_weights, n_outputs = len(bias) * D, len(bias)
-    features = numba.carray(pointer_to_float32(features_address), (total_rows * D,))
-    weight = numba.carray(pointer_to_float32(weight_address), (n_weights,))
-    d_features = numba.carray(
-        pointer_to_float32(d_features_address), (total_rows * D if d_features_address else 0,)
-    )
     d_weight = numba.carray(pointer_to_float32(d_weight_address), (n_weights if d_weight_address else 0,))
     d_bias = numba.carray(pointer_to_float32(d_bias_address), (n_outputs if d_bias_address else 0,))
     columns = np.zeros(K + 1, np.int64)
     for k in range(K):
         columns[k + 1] = columns[k] + heads[k]["size"]
     S = columns[K]
-    for_logits = _pack_for_logits(weight, D, heads, columns)
-    for_features = _pack_for_features(weight, D, heads, columns) if len(d_features) else for_logits
+    for_logits, for_features = _pack(weight, D, heads, columns, d_features != 0)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)
     bias_gradient_ps = np.zeros((n_splits, S), np.float32)
-    S_blocks = _round_up(S, BLOCK_ROWS)
-    ldw = _round_up(D, WIDTH) + SKEW
-    d_weight_ps = _scratch(n_splits * S_blocks if len(d_weight) else 0, ldw)
+    S_blocks = round_up(S, BLOCK_ROWS)
+    ldw = round_up(D, WIDTH) + SKEW
+    d_weight_ps = scratch(n_splits * S_blocks if len(d_weight) else 0, ldw)
     n_tiles = -(-n_rows // tile_rows)
     for p in numba.prange(n_splits):
         d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks] if len(d_weight) else d_weight_ps
