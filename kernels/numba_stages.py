@@ -2,7 +2,8 @@
 
 h (rows, D) are features, z (S, rows) logits, transposed, and then their gradients. Whatever a stage hands to the
 next lies in scratch memory with room for whole vectors and blocks, so no stage has a remainder loop. Arguments of
-that memory are addresses, with strides in float32 numbers.
+that memory are addresses, with strides in float32 numbers. An address does not keep its array alive: Numba frees an
+array after the last mention of its name.
 """
 
 from __future__ import annotations
@@ -54,33 +55,33 @@ def round_up(n, step):
 
 
 @helper
-def pack_for_logits(weight, first, n_outputs, D, packed):
-    """Rows first.. of weight (S, D) as one panel: packed, the address of (D, PANEL), zero behind n_outputs."""
-    source = weight + FLOAT_BYTES * first * D
-    weight_cd = numba.carray(pointer_to_float32(source), (n_outputs * D,))
-    packed_dc = numba.carray(pointer_to_float32(packed), (D * PANEL,))
+def pack_for_logits(weight, first, n_outputs, packed):
+    """Rows first.. of weight (S, D) as one panel: packed (D * PANEL,), zero behind n_outputs."""
+    D = weight.shape[1]
+    source, target = weight[first].ctypes.data, packed.ctypes.data
     for lane in range(0, PANEL, WIDTH):
         blocked = D // WIDTH * WIDTH if lane + WIDTH <= n_outputs else 0
         for d in range(0, blocked, WIDTH):
             transpose_block(
-                source + FLOAT_BYTES * (lane * D + d), D, packed + FLOAT_BYTES * (d * PANEL + lane), PANEL
+                source + FLOAT_BYTES * (lane * D + d), D, target + FLOAT_BYTES * (d * PANEL + lane), PANEL
             )
         for c in range(lane, lane + WIDTH):
             for d in range(blocked, D):
-                packed_dc[d * PANEL + c] = weight_cd[c * D + d] if c < n_outputs else ZERO
+                packed[d * PANEL + c] = weight[first + c, d] if c < n_outputs else ZERO
 
 
 @helper
-def pack_for_features(weight, first, n_outputs, D, packed, row, n_rows):
-    """Rows first.. of weight (S, D) as rows row.. of panels of PANEL features: packed is (panels, n_rows, PANEL).
-
-    The last panel is not filled up: callers set it to zero once.
-    """
+def pack_for_features(weight, first, n_outputs, packed):
+    """Rows first.. of weight (S, D) as panels of PANEL features: packed (panels * n_outputs * PANEL,), zero behind D."""
+    D = weight.shape[1]
+    source, target = weight[first].ctypes.data, packed.ctypes.data
     for panel in range(-(-D // PANEL)):
         width = min(PANEL, D - panel * PANEL)
         for c in range(n_outputs):
-            source = weight + FLOAT_BYTES * ((first + c) * D + panel * PANEL)
-            copy_floats(source, packed + FLOAT_BYTES * (panel * n_rows + row + c) * PANEL, width)
+            at = (panel * n_outputs + c) * PANEL
+            copy_floats(source + FLOAT_BYTES * (c * D + panel * PANEL), target + FLOAT_BYTES * at, width)
+            for d in range(width, PANEL):
+                packed[at + d] = ZERO
 
 
 @helper

@@ -125,22 +125,20 @@ def _loss_tile(
 
 @helper
 def _pack(weight, D, heads, columns, for_features_too):
-    """(panels for logits (panels * D, PANEL), panels for features (panels * S, PANEL)) of the heads' rows."""
+    """(panels for logits (panels, D * PANEL), panels for features (panels * S, PANEL)) of the heads' rows."""
     S = columns[-1]
-    packed = scratch(-(-S // PANEL) * D, PANEL)
     rows = scratch(S, D)
     for k in range(len(heads)):
         source = weight + FLOAT_BYTES * heads[k]["offset"] * D
-        copy_floats(source, rows.ctypes.data + FLOAT_BYTES * columns[k] * D, heads[k]["size"] * D)
-    for s in range(0, S, PANEL):
-        pack_for_logits(rows.ctypes.data, s, min(PANEL, S - s), D, packed.ctypes.data + FLOAT_BYTES * s * D)
+        copy_floats(source, rows[columns[k]].ctypes.data, heads[k]["size"] * D)
+    for_logits = scratch(-(-S // PANEL), D * PANEL)
+    for panel in range(len(for_logits)):
+        pack_for_logits(rows, panel * PANEL, min(PANEL, S - panel * PANEL), for_logits[panel])
     if not for_features_too:
-        return packed, packed
-    n_panels = -(-D // PANEL)
-    by_features = scratch(n_panels * S, PANEL)
-    by_features[(n_panels - 1) * S :] = np.float32(0)
-    pack_for_features(rows.ctypes.data, 0, S, D, by_features.ctypes.data, 0, S)
-    return packed, by_features
+        return for_logits, for_logits
+    for_features = scratch(-(-D // PANEL), S * PANEL)
+    pack_for_features(rows, 0, S, for_features.reshape(for_features.size))
+    return for_logits, for_features
 
 
 @helper
