@@ -116,17 +116,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def choose_plan(backend: str, shape: Shape, requested: str = "auto") -> Choice:
-    """How `backend` computes heads of this shape. Raises ValueError for an unknown plan."""
-    return _choose_plan(backend, shape, requested)
-
-
-@lru_cache(maxsize=4096)
-def _choose_plan(backend: str, shape: Shape, requested: str) -> Choice:
+def check_plan(requested: str) -> None:
+    """Raises ValueError for an unknown plan."""
     if requested not in ("auto", *PLANS):
         raise ValueError(f"plan={requested} is unknown; there are auto, {', '.join(PLANS)}")
-    if backend == "reference":
-        return Choice("reference", "plain torch has no plans")
+
+
+def choose_plan(backend: str, shape: Shape, requested: str = "auto") -> Choice:
+    """How `backend` ("numba" or "triton") computes heads of this shape. Raises ValueError for an unknown plan."""
+    check_plan(requested)
     if requested != "auto":
         return Choice(requested, f"asked for by plan={requested}")
     rule = next(rule for rule in RULES[backend] if rule.fits(shape))

@@ -197,6 +197,8 @@ def _gradients(
 ):  # fmt: skip
     """A thread's rows of d_weight and d_bias, and its share of the feature gradient (rows, ldh)."""
     ldz, ldh, ldw = z.shape[1], h.shape[1], d_weight_block.shape[1]
+    if first_class >= last_class:
+        d_features[:rows] = ZERO  # fewer panels than threads
     for first in range(first_class, last_class, OUTPUTS):
         last = min(first + OUTPUTS, last_class)
         block = z[first].ctypes.data

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .choice import RULES, Shape, choose_backend, choose_plan
+from .choice import RULES, Shape, check_plan, choose_backend, choose_plan
 from .layout import HeadLayout, Kind
 from .protocol import Forward, Needs
 
@@ -64,8 +64,8 @@ def multitask_loss(
     # As in torch's own linear, autocast leaves float64 alone.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
-    shape = Shape(*features.shape, layout.width, layout.widest, features.element_size())
-    chosen = _chosen_implementation(features.device, features.dtype, shape, backend, plan)
+    check_plan(plan)
+    chosen = _chosen_backend(features.device, features.dtype, backend)
     # A learned weight of 0 needs the loss it would scale: that is its gradient.
     skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
@@ -80,6 +80,11 @@ def multitask_loss(
                 skip_zero_weights,
             )
         return MultitaskLoss(total, losses.detach(), correct)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
+            'use backend="reference" under torch.func, or loss.backward() without it'
+        )
     # autograd's needs_input_grad says yes under no_grad, too.
     recording = torch.is_grad_enabled()
     needs = (
@@ -89,7 +94,16 @@ def multitask_loss(
     )
     if torch.compiler.is_compiling():
         total, losses, correct, *_ = _forward_op(
-            features, weight, bias, list(targets), task_weights, layout.key, chosen, list(needs), skip_zero_weights
+            features,
+            weight,
+            bias,
+            list(targets),
+            task_weights,
+            layout.key,
+            chosen,
+            plan,
+            list(needs),
+            skip_zero_weights,
         )
         return MultitaskLoss(total, losses, correct)
     return MultitaskLoss(
@@ -100,7 +114,7 @@ def multitask_loss(
             task_weights,
             targets,
             layout,
-            _implementation(chosen),
+            _implementation(chosen, plan, features, layout),
             needs,
             skip_zero_weights,
         )
@@ -109,17 +123,18 @@ def multitask_loss(
 
 # Dynamo would trace into the choice and warn of its cache.
 @torch.compiler.assume_constant_result
-def _chosen_implementation(
-    device: torch.device, dtype: torch.dtype, shape: Shape, backend: str, plan: str
-) -> str:
-    """The name of the module that computes, or "reference"."""
-    by = choose_backend(device, dtype, backend)
-    how = choose_plan(by.name, shape, plan)
-    if by.name == "reference":
-        if backend == "auto":
-            _log_once(by.reason)
-        return by.name
-    return f"{by.name}_{how.name}"
+def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
+    choice = choose_backend(device, dtype, requested)
+    if choice.name == "reference" and requested == "auto":
+        _log_once(choice.reason)
+    return choice.name
+
+
+def _implementation(backend: str, requested_plan: str, features: Tensor, layout: HeadLayout) -> ModuleType:
+    """The module that computes heads of this shape."""
+    N, D = features.shape
+    shape = Shape(N, D, layout.width, layout.widest, features.element_size())
+    return _module(backend, choose_plan(backend, shape, requested_plan).name)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
@@ -127,7 +142,7 @@ def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> 
     by = choose_backend(device, dtype, backend)
     if by.name != "reference":
         for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
-            _implementation(f"{by.name}_{plan}").warm_up()
+            _module(by.name, plan).warm_up()
 
 
 @lru_cache
@@ -136,9 +151,9 @@ def _log_once(reason: str) -> None:
 
 
 @lru_cache
-def _implementation(name: str) -> ModuleType:
+def _module(backend: str, plan: str) -> ModuleType:
     """Triton and Numba take seconds to import: only what is used pays."""
-    return importlib.import_module(f".{name}", __package__)
+    return importlib.import_module(f".{backend}_{plan}", __package__)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:
@@ -232,26 +247,22 @@ def _forward_op(
     targets: list[Tensor],
     task_weights: Tensor,
     layout_key: str,
-    implementation: str,
+    backend: str,
+    plan: str,
     needs: list[bool],
     skip_zero_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(total, losses, correct, and the three tensors of the backend's residual)."""
-    result: Forward = _implementation(implementation).forward(
-        features,
-        weight,
-        bias,
-        targets,
-        task_weights,
-        HeadLayout.from_key(layout_key),
-        _triple(needs),
-        skip_zero_weights,
+    layout = HeadLayout.from_key(layout_key)
+    module = _implementation(backend, plan, features, layout)
+    result: Forward = module.forward(
+        features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights
     )
     return torch.dot(task_weights, result.losses), result.losses, result.correct, *result.residual
 
 
 @_forward_op.register_fake
-def _(features, weight, bias, targets, task_weights, layout_key, implementation, needs, skip_zero_weights):  # type: ignore[no-untyped-def]
+def _(features, weight, bias, targets, task_weights, layout_key, backend, plan, needs, skip_zero_weights):  # type: ignore[no-untyped-def]
     layout = HeadLayout.from_key(layout_key)
     K = len(layout)
     as_float32 = {"dtype": torch.float32, "device": features.device}
@@ -259,7 +270,9 @@ def _(features, weight, bias, targets, task_weights, layout_key, implementation,
         torch.empty((), **as_float32),
         torch.empty(K, **as_float32),
         torch.empty(K, dtype=torch.int64, device=features.device),
-        *_implementation(implementation).residual_like(features, weight, bias, layout, _triple(needs)),
+        *_implementation(backend, plan, features, layout).residual_like(
+            features, weight, bias, layout, _triple(needs)
+        ),
     )
 
 
@@ -272,20 +285,22 @@ def _backward_op(
     bias: Tensor | None,
     task_weights: Tensor,
     layout_key: str,
-    implementation: str,
+    backend: str,
+    plan: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d_features, d_weight, d_bias), empty where not needed."""
-    gradients = _implementation(implementation).backward(
-        tuple(residual), grad_total, features, weight, bias, task_weights, HeadLayout.from_key(layout_key),
-        _triple(needs), own=False,
-    )  # fmt: skip
+    layout = HeadLayout.from_key(layout_key)
+    module = _implementation(backend, plan, features, layout)
+    gradients = module.backward(
+        tuple(residual), grad_total, features, weight, bias, task_weights, layout, _triple(needs), own=False
+    )
     d_features, d_weight, d_bias = (features.new_empty(0) if g is None else g for g in gradients)
     return d_features, d_weight, d_bias
 
 
 @_backward_op.register_fake
-def _(residual, grad_total, features, weight, bias, task_weights, layout_key, implementation, needs):  # type: ignore[no-untyped-def]
+def _(residual, grad_total, features, weight, bias, task_weights, layout_key, backend, plan, needs):  # type: ignore[no-untyped-def]
     wanted = zip((features, weight, bias), needs, strict=True)
     d_features, d_weight, d_bias = (
         torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else features.new_empty(0)
@@ -300,7 +315,8 @@ def _triple(needs: Sequence[bool]) -> Needs:
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, weight, bias, targets, task_weights, ctx.layout_key, ctx.implementation, ctx.needs, _ = inputs
+    features, weight, bias, targets, task_weights, *ctx.how, _ = inputs
+    ctx.needs = ctx.how[-1]
     _, losses, correct, *residual = output
     ctx.n_targets = len(targets)
     ctx.mark_non_differentiable(losses, correct, *residual)
@@ -312,11 +328,11 @@ def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
     gradients: list[Tensor | None] = [None, None, None]
     if any(ctx.needs):
         made = _backward_op(
-            residual, grad_total, features, weight, bias, task_weights, ctx.layout_key, ctx.implementation, ctx.needs
+            residual, grad_total, features, weight, bias, task_weights, *ctx.how
         )
         gradients = [g if need else None for g, need in zip(made, ctx.needs, strict=True)]
     d_task_weights = grad_total * losses if ctx.needs_input_grad[4] else None
-    return *gradients, [None] * ctx.n_targets, d_task_weights, None, None, None, None
+    return *gradients, [None] * ctx.n_targets, d_task_weights, None, None, None, None, None
 
 
 _forward_op.register_autograd(_backward_of_op, setup_context=_keep_for_backward)

@@ -6,8 +6,14 @@ F.linear and one loss a head in the op's dtype, with autograd.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +24,10 @@ from mt2st_fast.kernels import (
     Kind,
     choose_backend,
     multitask_loss,
+    numba_chunked,
     numba_packed,
+    numba_plan,
+    numba_tile,
     reference,
 )
 
@@ -55,6 +64,30 @@ HEADS = {
         HeadSpec(HUBER, 2, delta=1.5),
     ),
 }
+
+
+# What `call` forces where a test does not say.
+PLAN = {"forced": "auto"}
+
+
+@pytest.fixture(params=["tile", "tile-parallel", "packed", "chunked"])
+def plan(request, monkeypatch):
+    """Runs a test by every plan, each made to do at this size what it does at its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    name = request.param.removesuffix("-parallel")
+    monkeypatch.setitem(PLAN, "forced", name)
+    monkeypatch.setattr(numba_tile, "TILE_FLOATS", 0)  # the fewest rows a tile
+    if request.param == "tile-parallel":
+        monkeypatch.setattr(numba_tile, "PARALLEL_PRODUCTS", 0)
+    monkeypatch.setattr(numba_packed, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(numba_chunked, "WIDE_HEAD", 3)
+    monkeypatch.setattr(numba_chunked, "MOST_ROWS", 48)
+    yield name
+    torch.set_num_threads(before)
+
+
+by_every_plan = pytest.mark.usefixtures("plan")
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,8 @@ def call(problem, leaves=None, **options):
         problem.task_weights,
     )
     options.setdefault("backend", "numba")
+    if options["backend"] == "numba":
+        options.setdefault("plan", PLAN["forced"])
     return multitask_loss(features, weight, bias, problem.targets, task_weights, problem.layout, **options)
 
 
@@ -204,6 +239,7 @@ def assert_op_is_as_accurate_as_torch(problem):
 # --- accuracy ------------------------------------------------------------------------------------------
 
 
+@by_every_plan
 @pytest.mark.parametrize("N", [5, 257, 507])
 @pytest.mark.parametrize("case", HEADS)
 def test_float32_is_as_accurate_as_torch(case, N):
@@ -211,6 +247,7 @@ def test_float32_is_as_accurate_as_torch(case, N):
     assert correct.tolist() == true_correct.tolist()
 
 
+@by_every_plan
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("case", ["softmax-all-options", "binary-weighted", "squared", "huber", "mixed"])
 def test_half_precision_is_as_accurate_as_torch(case, dtype):
@@ -218,6 +255,7 @@ def test_half_precision_is_as_accurate_as_torch(case, dtype):
     assert correct.tolist() == true_correct.tolist()
 
 
+@by_every_plan
 def test_one_row():
     problem = make_problem(HEADS["mixed"], 1)
     # Torch's loss of a row that is not valid is NaN.
@@ -225,17 +263,20 @@ def test_one_row():
     assert_op_is_as_accurate_as_torch(replace(problem, targets=targets))
 
 
+@by_every_plan
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_bias(dtype):
     assert_op_is_as_accurate_as_torch(make_problem(HEADS["mixed"], 123, dtype, bias=False))
 
 
+@by_every_plan
 @pytest.mark.parametrize("scale", [80.0, 1e4])
 @pytest.mark.parametrize("case", HEADS)
 def test_extreme_logits(case, scale):
     assert_op_is_as_accurate_as_torch(make_problem(HEADS[case], 257, scale=scale))
 
 
+@by_every_plan
 def test_column_major_arguments():
     problem = make_problem(HEADS["mixed"], 123)
     strided = replace(
@@ -251,6 +292,7 @@ def test_column_major_arguments():
     assert_op_is_as_accurate_as_torch(strided)
 
 
+@by_every_plan
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 def test_any_integer_target(dtype):
     problem = make_problem((HeadSpec(SOFTMAX, 17, ignore_index=16),), 50)
@@ -258,6 +300,7 @@ def test_any_integer_target(dtype):
     assert torch.equal(call(narrow).losses, call(problem).losses)
 
 
+@by_every_plan
 @pytest.mark.parametrize(
     ("head", "torch_function"),
     [
@@ -292,6 +335,7 @@ def test_one_head_is_the_loss_of_that_name(head, torch_function, backend):
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-8)
 
 
+@by_every_plan
 def test_smoothed_and_soft_binary_targets():
     problem = make_problem((HeadSpec(BINARY, 3, pos_weight=(2.0, 1.0, 0.2)),), 64)
     soft = replace(problem, targets=[torch.rand(64, 3, generator=torch.Generator().manual_seed(1))])
@@ -321,6 +365,7 @@ def test_float64_falls_back_to_the_reference():
 # --- rows that do not count, values that are not finite -------------------------------------------------
 
 
+@by_every_plan
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_task_without_valid_rows_has_loss_and_gradient_zero(backend, dtype):
@@ -343,6 +388,7 @@ def test_a_task_without_valid_rows_has_loss_and_gradient_zero(backend, dtype):
     assert (d_features != 0).any()
 
 
+@by_every_plan
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("N", [0, 3])
 def test_nothing_valid_at_all(backend, N):
@@ -356,6 +402,7 @@ def test_nothing_valid_at_all(backend, N):
     assert all((g == 0).all() for g in gradients)
 
 
+@by_every_plan
 def test_class_weights_that_are_all_zero_count_no_row():
     problem = make_problem((HeadSpec(SOFTMAX, 3, class_weights=(0.0, 0.0, 0.0)),), 9)
     for backend in ("numba", "reference"):
@@ -364,6 +411,7 @@ def test_class_weights_that_are_all_zero_count_no_row():
         assert all((g == 0).all() for g in gradients)
 
 
+@by_every_plan
 @pytest.mark.parametrize("case", ["softmax-smoothed", "binary", "squared", "huber"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_bad_features_in_an_ignored_row_leave_loss_and_other_rows_alone(case, bad):
@@ -382,6 +430,7 @@ def test_bad_features_in_an_ignored_row_leave_loss_and_other_rows_alone(case, ba
     assert d_weight.isnan().all()
 
 
+@by_every_plan
 @pytest.mark.parametrize(
     "case", ["softmax", "softmax-smoothed", "softmax-wide", "binary", "squared", "huber"]
 )
@@ -394,6 +443,7 @@ def test_bad_features_in_a_valid_row_surface(case, bad):
     assert not call(problem, backend="reference").losses.isfinite().all()
 
 
+@by_every_plan
 @pytest.mark.parametrize("case", ["softmax", "softmax-smoothed", "softmax-wide"])
 def test_a_bad_output_that_is_nobodys_target_surfaces(case):
     problem = make_problem(HEADS[case], 33)
@@ -402,8 +452,9 @@ def test_a_bad_output_that_is_nobodys_target_surfaces(case):
     assert call(problem).losses.isnan().all()
 
 
+@by_every_plan
 @pytest.mark.parametrize("case", ["softmax-all-options", "mixed"])
-def test_fresh_memory_is_never_read(case, monkeypatch):
+def test_fresh_tensors_are_never_read(case, monkeypatch):
     problem = make_problem(HEADS[case], 123)
     clean, clean_gradients = outcome(problem)
     filled = []
@@ -416,14 +467,115 @@ def test_fresh_memory_is_never_read(case, monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned)
     out, gradients = outcome(problem)
     monkeypatch.undo()
-    assert problem.layout.width in [t.shape[0] for t in filled if t.dim()]  # the logits, beside the gradients
+    assert filled
     for ours, expected in zip((*out, *gradients), (*clean, *clean_gradients), strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_fresh_scratch_memory_is_never_read():
+    """Kernels take their scratch from malloc, which glibc fills with 0x7f bytes, a float32 near the largest."""
+    program = textwrap.dedent("""
+        import sys
+        import test_multitask_loss as tests
+        for plan in ("tile", "packed", "chunked"):
+            for case in ("mixed", "softmax-all-options", "softmax-wide"):
+                for N in (5, 123):
+                    tests.PLAN["forced"] = plan
+                    tests.assert_op_is_as_accurate_as_torch(tests.make_problem(tests.HEADS[case], N))
+    """)
+    environment = os.environ | {"MALLOC_PERTURB_": "128"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# --- heads and rows that are left out -------------------------------------------------------------------
+
+
+@by_every_plan
+@pytest.mark.parametrize("idle", [(0,), (1, 3), (0, 1, 2, 3, 4)])
+def test_a_head_of_weight_zero_is_not_computed(idle):
+    problem = make_problem(HEADS["mixed"], 123)
+    weights = problem.task_weights.clone()
+    weights[list(idle)] = 0.0
+    # NaN and infinity would show if anything of the head were touched.
+    for k in idle:
+        problem.weight[problem.layout.offsets[k]] = torch.inf
+    silent = replace(problem, task_weights=weights)
+    features, weight, bias, task_weights = silent.leaves()
+    task_weights.requires_grad_(False)
+    out = call(silent, (features, weight, bias, task_weights))
+    out.total.backward()
+    expected = call(silent, backend="reference")
+    assert out.losses[list(idle)].tolist() == [0.0] * len(idle)
+    assert out.correct.tolist() == expected.correct.tolist()
+    for k, (a, b, _) in enumerate(problem.layout):
+        assert bool((weight.grad[a:b] == 0).all()) == (k in idle)
+        assert bool((bias.grad[a:b] == 0).all()) == (k in idle)
+    others = [k for k in range(5) if k not in idle]
+    if not others:
+        assert (features.grad == 0).all()
+        return
+    rows = torch.cat([torch.arange(a, b) for k, (a, b, _) in enumerate(problem.layout) if k in others])
+    alone = Problem(
+        problem.features,
+        problem.weight[rows],
+        problem.bias[rows],
+        [problem.targets[k] for k in others],
+        weights[others],
+        HeadLayout(tuple(problem.layout.heads[k] for k in others)),
+    )
+    total, losses, _, (d_features, *_) = truth_of(alone)
+    _, torch_losses, (torch_features, *_) = eager(alone)
+    assert_as_accurate(out.losses[others], torch_losses, losses, "losses")
+    assert_as_accurate(features.grad, torch_features, d_features, "gradient of features")
+
+
+@by_every_plan
+def test_a_learned_weight_of_zero_gets_its_gradient():
+    problem = make_problem(HEADS["mixed"], 123)
+    problem.task_weights[1] = 0.0
+    out, (*_, d_task_weights) = outcome(problem)
+    assert (out.losses > 0).all()
+    assert torch.equal(d_task_weights, out.losses)
+
+
+@by_every_plan
+@pytest.mark.parametrize("sparse", [(0,), (0, 1, 2, 3, 4), (1, 3)])
+def test_sparse_labels_are_as_accurate_as_torch(sparse, monkeypatch):
+    monkeypatch.setattr(numba_plan, "COMPACTED_PASS_LOGITS", 0)
+    problem = make_problem(HEADS["mixed"], 507)
+    generator = torch.Generator().manual_seed(3)
+    for k in sparse:
+        gone = torch.rand(507, generator=generator) < 0.95
+        problem.targets[k][gone] = torch.nan if problem.targets[k].is_floating_point() else -100
+    correct, true_correct = assert_op_is_as_accurate_as_torch(problem)
+    assert correct.tolist() == true_correct.tolist()
+
+
+def test_rows_without_a_label_are_left_out_where_that_pays():
+    heads = (HeadSpec(SOFTMAX, 40), HeadSpec(SOFTMAX, 50), HeadSpec(SOFTMAX, 2))
+    problem = make_problem(heads, 2000)
+    problem.targets[1][100:] = -100
+    problem.targets[2][100:] = -100  # too narrow a head: another pass would cost more
+    batch = numba_plan.survey_batch(problem.targets, problem.task_weights, problem.layout, True)
+    dense, sparse = numba_plan.passes(batch, np.arange(3))
+    assert dense.heads.tolist() == [0, 2]
+    assert not len(dense.rows)
+    assert sparse.heads.tolist() == [1]
+    assert sparse.rows.tolist() == (problem.targets[1][:100] >= 0).nonzero().flatten().tolist()
 
 
 # --- autograd ------------------------------------------------------------------------------------------
 
 
+@by_every_plan
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (1, 2), (0, 3), (0, 1, 2)])
 def test_frozen_arguments_get_no_gradient_and_the_others_theirs(frozen):
     problem = make_problem(HEADS["mixed"], 60)
@@ -449,13 +601,13 @@ def test_gradients_that_nobody_needs_are_not_computed(wanted, needs, monkeypatch
     for i, leaf in enumerate(leaves):
         leaf.requires_grad_(i in wanted)
     seen = []
-    forward = numba_packed.forward
+    forward = numba_tile.forward
 
     def spy(*args):
         seen.append((args[6], forward(*args)))
         return seen[-1][1]
 
-    monkeypatch.setattr(numba_packed, "forward", spy)
+    monkeypatch.setattr(numba_tile, "forward", spy)
     call(problem, leaves).total.backward()
     ((asked, made),) = seen
     assert tuple(asked) == needs
@@ -470,13 +622,13 @@ def test_logit_gradient_is_made_only_where_one_flows(how, monkeypatch):
         for leaf in leaves[: 4 if how == "nothing requires grad" else 3]:
             leaf.requires_grad_(False)
     seen = []
-    forward = numba_packed.forward
+    forward = numba_tile.forward
 
     def spy(*args):
         seen.append(args[6])
         return forward(*args)
 
-    monkeypatch.setattr(numba_packed, "forward", spy)
+    monkeypatch.setattr(numba_tile, "forward", spy)
     mode = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(how, torch.enable_grad)
     with mode():
         out = call(problem, leaves)
@@ -496,6 +648,7 @@ def test_losses_and_correct_carry_no_gradient():
         assert not out.correct.requires_grad
 
 
+@by_every_plan
 def test_retained_graph_gives_the_same_gradients_again():
     problem = make_problem(HEADS["mixed"], 60)
     leaves = problem.leaves()
@@ -505,6 +658,7 @@ def test_retained_graph_gives_the_same_gradients_again():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@by_every_plan
 def test_gradients_accumulate():
     problem = make_problem(HEADS["mixed"], 60)
     _, once = outcome(problem)
@@ -514,6 +668,7 @@ def test_gradients_accumulate():
     assert all(torch.equal(leaf.grad, 2 * g) for leaf, g in zip(leaves, once, strict=True))
 
 
+@by_every_plan
 def test_upstream_gradient_scales_all():
     problem = make_problem(HEADS["mixed"], 60)
     _, plain = outcome(problem)
@@ -522,6 +677,7 @@ def test_upstream_gradient_scales_all():
     assert all(torch.equal(leaf.grad, -4 * g) for leaf, g in zip(leaves, plain, strict=True))
 
 
+@by_every_plan
 def test_the_callers_tensors_are_left_alone():
     problem = make_problem(HEADS["mixed"], 60)
     leaves = problem.leaves()
@@ -545,6 +701,19 @@ def test_a_second_derivative_is_refused():
     assert gradients[0].requires_grad
 
 
+def test_torch_func_is_refused_and_the_reference_serves():
+    problem = make_problem(HEADS["mixed"], 20)
+
+    def total(features, backend):
+        return call(replace(problem, features=features), backend=backend).total
+
+    with pytest.raises(RuntimeError, match=r'use backend="reference" under torch\.func'):
+        torch.func.grad(total)(problem.features, "numba")
+    by_reference = torch.func.grad(total)(problem.features, "reference")
+    _, (d_features, *_) = outcome(problem)
+    torch.testing.assert_close(by_reference, d_features, rtol=1e-4, atol=1e-7)
+
+
 # --- the same bits -------------------------------------------------------------------------------------
 
 
@@ -556,11 +725,12 @@ def threads():
     torch.set_num_threads(before)
 
 
-def bits(problem):
-    out, gradients = outcome(problem)
+def bits(problem, **options):
+    out, gradients = outcome(problem, **options)
     return [t.clone() for t in (*out, *gradients)]
 
 
+@by_every_plan
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_twenty_runs_give_the_same_bits(dtype):
     problem = make_problem(HEADS["mixed"], 2007, dtype)
@@ -570,12 +740,12 @@ def test_twenty_runs_give_the_same_bits(dtype):
 
 
 @pytest.mark.parametrize("case", ["mixed", "softmax-wide"])
-def test_threads_do_not_change_the_bits(case, threads):
+def test_threads_do_not_change_the_packed_plans_own_bits(case, threads):
     problem = make_problem(HEADS[case], 1507)
     results = []
     for count in (1, 2):
         threads(count)
-        total, losses, correct, _, _, d_bias, d_task_weights = bits(problem)
+        total, losses, correct, _, _, d_bias, d_task_weights = bits(problem, plan="packed")
         # Features' and weight's gradients are torch's own GEMMs, which split the work by threads.
         results.append((total, losses, correct, d_bias, d_task_weights))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -595,15 +765,31 @@ def test_serial_and_parallel_loss_pass_agree(case, threads, monkeypatch):
             return used[-1](*args)
 
         monkeypatch.setattr(numba_packed, "segment_loss", lambda *args, forced=forced, **_: forced(*args))
-        results.append(bits(problem))
+        results.append(bits(problem, plan="packed"))
         assert len(set(used)) == 1
         assert len(used[0].overloads) > 0
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_serial_and_parallel_loss_pass_are_cached_apart():
+@pytest.mark.parametrize("case", ["mixed", "softmax-all-options", "binary"])
+def test_every_split_of_the_rows_leaves_the_feature_gradient_alone(case, threads, monkeypatch):
+    """A row's own results do not depend on who computed it; sums over rows do, in their last bits."""
+    problem = make_problem(HEADS[case], 507)
+    monkeypatch.setattr(numba_tile, "PARALLEL_PRODUCTS", 0)
+    results = []
+    for count in (1, 2):
+        threads(count)
+        total, losses, correct, d_features, *_ = bits(problem, plan="tile")
+        results.append((correct, d_features))
+        assert_op_is_as_accurate_as_torch(problem)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    "kernel", [numba_packed.segment_loss, numba_tile.tile_pass, numba_chunked.wide_head]
+)
+def test_serial_and_parallel_kernels_are_cached_apart(kernel):
     """Numba's cache tells functions apart by name, not by flags: one would be loaded for the other."""
-    kernel = numba_packed.segment_loss
     assert kernel.serial._cache._impl.filename_base != kernel.parallel._cache._impl.filename_base
     assert kernel.parallel.targetoptions["parallel"]
 
@@ -690,6 +876,7 @@ def test_frozen_arguments_compiled():
     assert torch.equal(leaves[2].grad, d_bias)
 
 
+@by_every_plan
 @pytest.mark.parametrize("need_gradient", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_custom_op_is_registered_right(bias, need_gradient):
@@ -707,7 +894,9 @@ def test_custom_op_is_registered_right(bias, need_gradient):
             task_weights,
             problem.layout.key,
             "numba",
+            PLAN["forced"],
             [need_gradient, need_gradient, need_gradient and bias],
+            True,
         ),
     )
 
@@ -721,6 +910,7 @@ def test_a_layout_survives_its_key():
 # --- bad arguments -------------------------------------------------------------------------------------
 
 
+@by_every_plan
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("bad", [-1, 17, 2**40])
 def test_a_class_outside_names_its_task(backend, bad):
@@ -806,7 +996,7 @@ def test_a_bad_argument_is_named(case):
     ("option", "message"),
     [
         ({"backend": "cuda"}, "backend=cuda is unknown; there are auto, reference, triton, numba"),
-        ({"plan": "tiled"}, "plan=tiled is unknown; there are auto, packed"),
+        ({"plan": "tiled"}, "plan=tiled is unknown; there are auto, tile, packed, chunked"),
         ({"plan": "tiled", "backend": "reference"}, "plan=tiled is unknown"),
     ],
 )
