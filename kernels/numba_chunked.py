@@ -21,7 +21,7 @@ from .numba_gemm import PANEL
 from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from .numba_loss_pass import INFINITY, ONE, ZERO, exp32, log32
 from .numba_plan import (
-    ALL_ROWS,
+    NO_ROWS_LEFT_OUT,
     RESIDUAL_IS_GRADIENT,
     Batch,
     Outputs,
@@ -310,13 +310,15 @@ def forward(
     """
     batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
     outputs = Outputs(features, weight, batch, needs)
-    records = batch.table.records
-    wide = (records["kind"] == int(Kind.SOFTMAX)) & (records["size"] > WIDE_HEAD)
+    heads = batch.computed()
+    wide = (heads["kind"] == int(Kind.SOFTMAX)) & (heads["size"] > WIDE_HEAD)
     features32, weight32 = kernel_tensor(features), kernel_tensor(weight)
-    run_passes(batch, np.flatnonzero(batch.computed & ~wide), features32, weight32, bias, outputs)
-    for of_heads, rows in passes(batch, np.flatnonzero(batch.computed & wide)):
-        for k in of_heads:
-            _run_head(batch, k, rows, features32, weight32, bias, outputs, thread_count())
+    if not wide.all():
+        run_passes(batch, heads[~wide], features32, weight32, bias, outputs)
+    if wide.any():
+        for of_heads, rows in passes(batch, heads[wide]):
+            for head in of_heads:
+                _run_head(batch, head, rows, features32, weight32, bias, outputs, thread_count())
     return outputs.forward()
 
 
@@ -329,7 +331,7 @@ def chunk_rows(n_rows: int, size: int) -> int:
 
 def _run_head(
     batch: Batch,
-    k: int,
+    head: np.void,
     rows: np.ndarray,
     features: Tensor,
     weight: Tensor,
@@ -338,22 +340,22 @@ def _run_head(
     n_splits: int,
 ) -> None:
     table, D = batch.table, features.shape[1]
-    head = table.records[k]
+    k = int(head["index"])
     of_head = slice(int(head["offset"]), int(head["offset"] + head["size"]))
     bias_s = table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
-    d_features, d_weight, d_bias = outputs.gradients
-    d_bias_c = d_bias.numpy()[of_head] if d_bias.numel() else np.empty(head["size"], np.float32)
+    d_bias_c = outputs.d_bias.numpy()[of_head] if outputs.d_bias.numel() else np.empty(head["size"], np.float32)
     d_bias_c[:] = 0.0
     if len(rows):
         outputs.zero_features()
     loss_sum, correct = wide_head(
         features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head], head,
         table.column_weights[of_head], batch.addresses[k], batch.gradient_scale[k],
-        chunk_rows(len(rows) or batch.n_rows, int(head["size"])), n_splits, outputs.wanted, d_features.data_ptr(),
-        outputs.features_written, d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,
+        chunk_rows(len(rows) or batch.n_rows, int(head["size"])), n_splits, outputs.wanted,
+        outputs.d_features.data_ptr(), outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,
     )  # fmt: skip
     outputs.features_written = True
-    outputs.record(np.array([k]), np.array([loss_sum]), np.array([correct]))
+    outputs.losses[k] = loss_sum * float(batch.scale[k])
+    outputs.correct[k] = correct
 
 
 def warm_up() -> None:
@@ -363,4 +365,4 @@ def warm_up() -> None:
     batch = survey_batch((torch.zeros(2, dtype=torch.int64),), torch.ones(1), layout, skip_zero_weights=True)
     for n_splits in (1, 2):
         outputs = Outputs(features, weight, batch, (True, True, True))
-        _run_head(batch, 0, ALL_ROWS, features, weight, bias, outputs, n_splits)
+        _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs, n_splits)

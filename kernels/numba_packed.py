@@ -62,7 +62,7 @@ def forward(
     """
     batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
     outputs = Outputs(features, weight, batch, needs)
-    heads = np.flatnonzero(batch.computed)
+    heads = batch.computed()
     if len(heads):
         _compute(batch, heads, kernel_tensor(features).detach(), kernel_tensor(weight).detach(), bias, outputs, needs)
     return outputs.forward()
@@ -77,9 +77,9 @@ def _compute(
     outputs: Outputs,
     needs: Needs,
 ) -> None:
-    """All rows of some heads (indices), whose rows of the weight are packed anew if they are not all."""
+    """All rows of some heads (records), whose rows of the weight are packed anew if they are not all."""
     table, N = batch.table, batch.n_rows
-    records, column_weights = table.records[heads], table.column_weights
+    records, column_weights, index = heads.copy(), table.column_weights, heads["index"]
     bias_s = table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
     rows_s = None
     if len(heads) < len(table.records):
@@ -89,7 +89,6 @@ def _compute(
         column_weights = column_weights[rows_s]
     S = weight.shape[0]
     tile_rows = max(WIDTH, min(256, TILE_FLOATS // int(records["size"].max()) // WIDTH * WIDTH))
-    d_features, d_weight, d_bias = outputs.gradients
     d_weight_s = torch.zeros(weight.shape if needs[1] else 0)
     loss_sums, correct, bias_gradient = (
         np.zeros(len(heads)),
@@ -104,21 +103,22 @@ def _compute(
         logits = buffer[:, :rows]
         torch.mm(weight, chunk.t(), out=logits)
         part = segment_loss(
-            buffer.numpy(), bias_s, first, rows, tile_rows, records, column_weights, batch.addresses[heads], N,
-            batch.gradient_scale[heads], outputs.wanted, parallel=rows > tile_rows and rows * S >= PARALLEL_LOGITS,
+            buffer.numpy(), bias_s, first, rows, tile_rows, records, column_weights, batch.addresses[index], N,
+            batch.gradient_scale[index], outputs.wanted, parallel=rows > tile_rows and rows * S >= PARALLEL_LOGITS,
         )  # fmt: skip
         if needs[0]:
-            torch.mm(logits.t(), weight, out=d_features[first : first + rows])
+            torch.mm(logits.t(), weight, out=outputs.d_features[first : first + rows])
         if needs[1]:
             d_weight_s.addmm_(logits, chunk)
         loss_sums, correct, bias_gradient = loss_sums + part[0], correct + part[1], bias_gradient + part[2]
     outputs.features_written = True
-    outputs.record(heads, loss_sums, correct)
+    outputs.losses.numpy()[index] = loss_sums * batch.scale[index]
+    outputs.correct.numpy()[index] = correct
     at = slice(None) if rows_s is None else torch.from_numpy(rows_s)
     if needs[1]:
-        d_weight[at] = d_weight_s
+        outputs.d_weight[at] = d_weight_s
     if needs[2]:
-        d_bias[at] = torch.from_numpy(bias_gradient)
+        outputs.d_bias[at] = torch.from_numpy(bias_gradient)
 
 
 def warm_up() -> None:

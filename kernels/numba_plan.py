@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from .layout import HeadLayout, Kind
-from .numba_targets import labelled_rows, survey
+from .numba_targets import ALL_ROWS, LABELLED_ROWS, SKIPPED, labelled_rows, survey
 from .protocol import Forward, Needs, Residual
 
 HEAD_RECORD = np.dtype(
     [
+        ("index", np.int64),  # k, its place in the layout
         ("kind", np.int64),
         ("offset", np.int64),
         ("size", np.int64),
@@ -52,9 +53,9 @@ def head_table(layout: HeadLayout) -> HeadTable:
     """The arrays of a layout, made once."""
     records = np.array(
         [
-            (head.kind, first, head.size, head.ignore_index, head.label_smoothing, head.delta,
+            (k, head.kind, first, head.size, head.ignore_index, head.label_smoothing, head.delta,
              sum(head.column_weights), head.class_weights is not None)
-            for first, _, head in layout
+            for k, (first, _, head) in enumerate(layout)
         ],
         HEAD_RECORD,
     )  # fmt: skip
@@ -71,18 +72,22 @@ class Batch(NamedTuple):
     addresses: np.ndarray  # (K,) int64
     scale: np.ndarray  # (K,) float64, 1 / denominator of each mean, 0 without a valid row
     gradient_scale: np.ndarray  # (K,) float32, the same times the task weight
-    valid: np.ndarray  # (K,) int64, rows or elements with a target
-    computed: np.ndarray  # (K,) bool, False for a head that is skipped
+    way: np.ndarray  # (K,) int64, how each head is computed
+    all_rows_only: bool  # every head is computed, over all rows
+
+    def computed(self) -> np.ndarray:
+        """(K',) records of the heads that are not skipped."""
+        return self.table.records if self.all_rows_only else self.table.records[self.way != SKIPPED]
 
 
 class Pass(NamedTuple):
     """Heads that are computed over the same rows."""
 
-    heads: np.ndarray  # (K',) indices into the layout
+    heads: np.ndarray  # (K',) records
     rows: np.ndarray  # (rows,) int64 ascending, empty = all rows
 
 
-ALL_ROWS = np.zeros(0, np.int64)
+NO_ROWS_LEFT_OUT = np.zeros(0, np.int64)
 
 
 def survey_batch(
@@ -97,32 +102,28 @@ def survey_batch(
     held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
     addresses = np.array([target.data_ptr() for target in held], np.int64)
     n_rows = targets[0].shape[0]
-    weights = task_weights.detach().numpy()
-    scale, gradient_scale, valid, outside = survey(
-        table.records, table.column_weights, addresses, n_rows, weights
-    )
+    weights = kernel_tensor(task_weights)
+    scale, gradient_scale, way, counts, outside = survey(
+        table.records, table.column_weights, addresses, n_rows, weights.data_ptr(), skip_zero_weights,
+        COMPACTED_PASS_LOGITS, COMPACTED_ROW_LOGITS,
+    )  # fmt: skip
     if outside[0] >= 0:
         _refuse_outside(layout, *outside.tolist())
-    computed = valid > 0
-    if skip_zero_weights:
-        computed &= weights != 0
-    return Batch(n_rows, table, held, addresses, scale, gradient_scale, valid, computed)
+    all_rows_only = counts[ALL_ROWS] == len(held)
+    return Batch(n_rows, table, held, addresses, scale, gradient_scale, way, all_rows_only)
 
 
 def passes(batch: Batch, heads: np.ndarray) -> Iterator[Pass]:
-    """`heads` by the rows they need: first those of all rows, then each whose unlabelled rows are left out."""
-    sizes = batch.table.records["size"][heads]
-    per_row = np.where(batch.table.records["kind"][heads] == int(Kind.SOFTMAX), 1, sizes)
-    labelled = -(-batch.valid[heads] // per_row)
-    saved = (batch.n_rows - labelled) * sizes
-    cost = COMPACTED_PASS_LOGITS + labelled * COMPACTED_ROW_LOGITS
-    sparse = (labelled * 2 <= batch.n_rows) & (saved > cost)
-    if not sparse.all():
-        yield Pass(heads[~sparse], ALL_ROWS)
-    for k in heads[sparse]:
-        yield Pass(
-            np.array([k]), labelled_rows(batch.table.records[k], batch.addresses[k], batch.n_rows)
-        )
+    """Heads (records) by the rows they need: first those of all rows, then each whose unlabelled rows are left out."""
+    if batch.all_rows_only:
+        yield Pass(heads, NO_ROWS_LEFT_OUT)
+        return
+    way = batch.way[heads["index"]]
+    if (way == ALL_ROWS).any():
+        yield Pass(heads[way == ALL_ROWS], NO_ROWS_LEFT_OUT)
+    for head in heads[way == LABELLED_ROWS]:
+        rows = labelled_rows(head, batch.addresses[head["index"]], batch.n_rows)
+        yield Pass(np.array([head]), rows)
 
 
 def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
@@ -149,43 +150,26 @@ class Outputs:
     """Where the passes of one call leave their results."""
 
     def __init__(self, features: Tensor, weight: Tensor, batch: Batch, needs: Needs) -> None:
-        self.wanted = any(needs)
-        self.features_written = False  # whether another pass has to add to d_features
-        self._batch = batch
         K = len(batch.scale)
-        self._losses_k = torch.zeros(K)
-        self._correct_k = torch.zeros(K, dtype=torch.int64)
-        # The rows of heads that no pass computes stay 0.
-        all_heads = bool(batch.computed.all())
-        make = torch.empty if all_heads else torch.zeros
-        S, D = weight.shape
-        self._d_features = torch.empty(features.shape if needs[0] else 0)
-        self._d_weight = make((S, D) if needs[1] else 0)
-        self._d_bias = make(S if needs[2] else 0)
-        self.d_features_address = self._d_features.data_ptr()
-        self.d_weight_address = self._d_weight.data_ptr()
-        self.d_bias_address = self._d_bias.data_ptr()
-
-    @property
-    def gradients(self) -> Residual:
-        """(d_features, d_weight, d_bias) in float32, empty where not wanted."""
-        return self._d_features, self._d_weight, self._d_bias
+        # What no pass computes stays 0.
+        make = torch.empty if batch.all_rows_only else torch.zeros
+        self.losses, self.correct = make(K), make(K, dtype=torch.int64)
+        self.d_features = torch.empty(features.shape if needs[0] else 0)
+        self.d_weight = make(weight.shape if needs[1] else 0)
+        self.d_bias = make(weight.shape[0] if needs[2] else 0)
+        self.wanted = needs[0] or needs[1] or needs[2]
+        self.features_written = False  # whether another pass has to add to d_features
 
     def zero_features(self) -> None:
         """Begin d_features where no pass writes every row of it."""
         if not self.features_written:
-            self._d_features.zero_()
+            self.d_features.zero_()
             self.features_written = True
-
-    def record(self, heads: np.ndarray, loss_sums: np.ndarray, correct: np.ndarray) -> None:
-        """Take the loss sums and hits of some heads (indices)."""
-        self._losses_k.numpy()[heads] = loss_sums * self._batch.scale[heads]
-        self._correct_k.numpy()[heads] = correct
 
     def forward(self) -> Forward:
         """Everything, once all passes are done."""
         self.zero_features()
-        return Forward(self._losses_k, self._correct_k, self.gradients)
+        return Forward(self.losses, self.correct, (self.d_features, self.d_weight, self.d_bias))
 
 
 # --- the backward pass -----------------------------------------------------------------------------------
@@ -223,14 +207,17 @@ def backward(
     With `own` the residual is nobody else's and may be handed out or overwritten.
     """
     upstream = grad_total.item()
+    like = (features, weight, bias)
     d_features, d_weight, d_bias = (
-        _scaled(gradient, upstream, own).to(t.dtype) if need else None  # type: ignore[union-attr]
-        for gradient, t, need in zip(residual, (features, weight, bias), needs, strict=True)
+        _scaled(residual[i], upstream, own, like[i]) if needs[i] else None  # type: ignore[arg-type]
+        for i in range(3)
     )
     return d_features, d_weight, d_bias
 
 
-def _scaled(gradient: Tensor, upstream: float, own: bool) -> Tensor:
+def _scaled(gradient: Tensor, upstream: float, own: bool, like: Tensor) -> Tensor:
     if not own:
-        return gradient * upstream
-    return gradient if upstream == 1.0 else gradient.mul_(upstream)
+        return (gradient * upstream).to(like.dtype)
+    if upstream != 1.0:
+        gradient.mul_(upstream)
+    return gradient if gradient.dtype is like.dtype else gradient.to(like.dtype)

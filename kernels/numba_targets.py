@@ -11,43 +11,53 @@ from .numba_jit import helper, pointer_to_float32, pointer_to_int64
 SOFTMAX = int(Kind.SOFTMAX)
 
 
+# How a head is computed.
+SKIPPED, ALL_ROWS, LABELLED_ROWS = range(3)
+
+
 @helper
-def survey(heads, column_weights, targets, n_rows, task_weights):
-    """(scale, gradient_scale, valid, outside) of K heads.
+def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weights, pass_logits, row_logits):
+    """(scale, gradient_scale, way, counts, outside) of K heads.
 
     scale (K,) is 1/denominator of each mean, 0 without any valid row; gradient_scale (K,) float32 the same times
-    the task weight; valid (K,) the rows (softmax) or elements with a target; outside the first target outside
-    [0, C) as [task, target], or [-1, 0].
+    the task weight; way (K,) SKIPPED, ALL_ROWS or LABELLED_ROWS, counts (3,) how many go which way; outside the
+    first target outside [0, C) as [task, target], or [-1, 0].
+
+    A head goes over its labelled rows alone if they are at most half and the others cost more, in logits, than a
+    pass of its own (pass_logits, and row_logits for every row of it). task_weights is the address of (K,) float32.
     """
-    scale = np.zeros(len(heads))
-    gradient_scale = np.zeros(len(heads), np.float32)
-    valid = np.zeros(len(heads), np.int64)
+    K = len(heads)
+    task_weights_k = numba.carray(pointer_to_float32(task_weights), (K,))
+    scale = np.zeros(K)
+    gradient_scale = np.zeros(K, np.float32)
+    way = np.zeros(K, np.int64)
+    counts = np.zeros(3, np.int64)
     outside = np.array([-1, 0])
-    for k in range(len(heads)):
+    for k in range(K):
         head = heads[k]
         C, ignore_index = head["size"], head["ignore_index"]
         if head["kind"] != SOFTMAX:
             values = numba.carray(pointer_to_float32(targets[k]), (n_rows * C,))
-            count = 0
+            valid = 0
             for i in range(n_rows * C):
-                count += np.int64(not np.isnan(values[i]))
-            valid[k] = count
-            denominator = np.float64(count)
+                valid += np.int64(not np.isnan(values[i]))
+            denominator = np.float64(valid)
+            labelled = -(-valid // C)  # at least
         else:
             y = numba.carray(pointer_to_int64(targets[k]), (n_rows,))
-            count = 0
+            valid = 0
             bad = 0
             for i in range(n_rows):
                 known = y[i] != ignore_index
-                count += np.int64(known)
+                valid += np.int64(known)
                 bad += np.int64(known and (y[i] < 0 or y[i] >= C))
             if bad:
                 for i in range(n_rows):
                     if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
                         outside[:] = k, y[i]
-                        return scale, gradient_scale, valid, outside
-            valid[k] = count
-            denominator = np.float64(count)
+                        return scale, gradient_scale, way, counts, outside
+            denominator = np.float64(valid)
+            labelled = valid
             if head["weighted"]:
                 denominator = 0.0
                 for i in range(n_rows):
@@ -55,8 +65,15 @@ def survey(heads, column_weights, targets, n_rows, task_weights):
                     denominator += np.float64(weight)
         if denominator > 0.0:
             scale[k] = 1.0 / denominator
-            gradient_scale[k] = scale[k] * task_weights[k]
-    return scale, gradient_scale, valid, outside
+            gradient_scale[k] = scale[k] * task_weights_k[k]
+        if valid == 0 or (skip_zero_weights and task_weights_k[k] == 0.0):
+            way[k] = SKIPPED
+        elif 2 * labelled <= n_rows and (n_rows - labelled) * C > pass_logits + labelled * row_logits:
+            way[k] = LABELLED_ROWS
+        else:
+            way[k] = ALL_ROWS
+        counts[way[k]] += 1
+    return scale, gradient_scale, way, counts, outside
 
 
 @helper

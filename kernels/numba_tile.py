@@ -38,7 +38,7 @@ from .numba_gemm import (
     transpose_block,
 )
 from .numba_plan import (
-    ALL_ROWS,
+    NO_ROWS_LEFT_OUT,
     RESIDUAL_IS_GRADIENT,
     Batch,
     Outputs,
@@ -98,24 +98,25 @@ def _loss_tile(
     ldz = z.shape[1]
     for k in range(len(heads)):
         head = heads[k]
+        target, scale_k = targets[head["index"]], scale[head["index"]]
         C, a, first_column = head["size"], head["offset"], columns[k]
         z_c = z.ctypes.data + FLOAT_BYTES * first_column * ldz
         bias_c, weights_c = bias[a : a + C], column_weights[a : a + C]
         gradient_c = tile_bias_gradient[:C]
         if head["kind"] == SOFTMAX:
-            y = _classes_of(targets[k], total_rows, row_ids, first, rows, gathered)
+            y = _classes_of(target, total_rows, row_ids, first, rows, gathered)
             if C == 2:
                 loss, hits = two_class_tile(
-                    z_c, ldz, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                    z_c, ldz, rows, bias_c, y, head, weights_c, need_gradient, scale_k, gradient_c, lanes
                 )
             else:
                 loss, hits = softmax_tile(
-                    z_c, ldz, C, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                    z_c, ldz, C, rows, bias_c, y, head, weights_c, need_gradient, scale_k, gradient_c, lanes
                 )
         else:
-            values = _values_of(targets[k], C, total_rows, row_ids, first, rows)
+            values = _values_of(target, C, total_rows, row_ids, first, rows)
             loss, hits = elementwise_tile(
-                z_c, ldz, C, rows, bias_c, values, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                z_c, ldz, C, rows, bias_c, values, head, weights_c, need_gradient, scale_k, gradient_c, lanes
             )
         loss_k[k] += loss
         correct_k[k] += hits
@@ -182,20 +183,23 @@ def _run_split(
 
 
 def _tile_pass(
-    features, D, row_ids, total_rows, weight, bias, heads, column_weights, targets, scale, tile_rows,
-    n_splits, need_gradient, d_features, add, d_weight_address, d_bias_address,
+    features, D, row_ids, total_rows, weight, bias, heads, column_weights, targets, mean_scale, scale, tile_rows,
+    n_splits, need_gradient, losses_address, correct_address, d_features, add, d_weight_address, d_bias_address,
 ):  # fmt: skip
-    """Losses (K,) summed over the rows, and correct (K,), of the heads given; their offsets are rows of weight.
+    """Losses, correct counts and gradients of some heads (records of a layout), written into those of all.
 
-    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (S, D), d_bias (S,);
-    a gradient of address 0 is not wanted. row_ids are the rows to compute, empty = all. d_features is written,
-    or added to with `add`; d_weight and d_bias are written in the heads' rows.
+    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (S, D), losses (K,),
+    d_bias (S,), and of int64: correct (K,); a gradient of address 0 is not wanted. targets, mean_scale and scale
+    (K,) and bias (S,) are of all heads, too. row_ids are the rows to compute, empty = all. d_features is written,
+    or added to with `add`; the others in the places of the heads.
     """
     K = len(heads)
     n_rows = len(row_ids) if len(row_ids) else total_rows
     n_weights, n_outputs = len(bias) * D, len(bias)
     d_weight = numba.carray(pointer_to_float32(d_weight_address), (n_weights if d_weight_address else 0,))
     d_bias = numba.carray(pointer_to_float32(d_bias_address), (n_outputs if d_bias_address else 0,))
+    losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
+    correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = np.zeros(K + 1, np.int64)
     for k in range(K):
         columns[k + 1] = columns[k] + heads[k]["size"]
@@ -230,7 +234,9 @@ def _tile_pass(
                     for p in range(1, n_splits):
                         total += d_weight_ps[p * S_blocks + s, d]
                     d_weight[row * D + d] = total
-    return loss_pk.sum(axis=0), correct_pk.sum(axis=0)
+        index = heads[k]["index"]
+        losses[index] = loss_pk[:, k].sum() * mean_scale[index]
+        correct[index] = correct_pk[:, k].sum()
 
 
 tile_pass = Kernel(_tile_pass)
@@ -262,21 +268,21 @@ def forward(
     """
     batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
     outputs = Outputs(features, weight, batch, needs)
-    run_passes(batch, np.flatnonzero(batch.computed), kernel_tensor(features), kernel_tensor(weight), bias, outputs)
+    run_passes(batch, batch.computed(), kernel_tensor(features), kernel_tensor(weight), bias, outputs)
     return outputs.forward()
 
 
 def run_passes(
     batch: Batch, heads: np.ndarray, features: Tensor, weight: Tensor, bias: Tensor | None, outputs: Outputs
 ) -> None:
-    """Compute `heads` (indices) by the tile kernel and add them to the outputs."""
+    """Compute heads (records) by the tile kernel and add them to the outputs."""
     D = features.shape[1]
     bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
     for of_heads, rows in passes(batch, heads):
-        S = int(batch.table.records["size"][of_heads].sum())
-        products = (len(rows) or batch.n_rows) * S * D
-        n_splits = thread_count() if products >= PARALLEL_PRODUCTS else 1
-        _run_pass(batch, of_heads, rows, features, weight, bias_s, outputs, n_splits)
+        n_rows, S = len(rows) or batch.n_rows, sum(of_heads["size"].tolist())
+        n_splits = thread_count() if n_rows * S * D >= PARALLEL_PRODUCTS else 1
+        rows_a_tile = tile_rows(n_rows, S + D, n_splits)
+        _run_pass(batch, of_heads, rows, features, weight, bias_s, outputs, rows_a_tile, n_splits)
 
 
 def _run_pass(
@@ -287,23 +293,18 @@ def _run_pass(
     weight: Tensor,
     bias_s: np.ndarray,
     outputs: Outputs,
+    rows_a_tile: int,
     n_splits: int,
 ) -> None:
-    table, D = batch.table, features.shape[1]
-    whole = len(heads) == len(table.records)
-    records = table.records if whole else table.records[heads]
-    addresses = batch.addresses if whole else batch.addresses[heads]
-    scale = batch.gradient_scale if whole else batch.gradient_scale[heads]
-    n_rows, S = len(rows) or batch.n_rows, int(records["size"].sum())
     if len(rows):
         outputs.zero_features()
-    loss_sums, correct = tile_pass(
-        features.data_ptr(), D, rows, batch.n_rows, weight.data_ptr(), bias_s, records, table.column_weights, addresses,
-        scale, tile_rows(n_rows, S + D, n_splits), n_splits, outputs.wanted, outputs.d_features_address,
-        outputs.features_written, outputs.d_weight_address, outputs.d_bias_address, parallel=n_splits > 1,
+    tile_pass(
+        features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias_s, heads,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, rows_a_tile, n_splits,
+        outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), outputs.d_features.data_ptr(),
+        outputs.features_written, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(), parallel=n_splits > 1,
     )  # fmt: skip
     outputs.features_written = True
-    outputs.record(heads, loss_sums, correct)
 
 
 def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
@@ -321,4 +322,6 @@ def warm_up() -> None:
     batch = survey_batch(targets, torch.ones(2), layout, skip_zero_weights=True)
     for n_splits in (1, 2):
         outputs = Outputs(features, weight, batch, (True, True, True))
-        _run_pass(batch, np.arange(2), ALL_ROWS, features, weight, bias.numpy(), outputs, n_splits)
+        _run_pass(
+            batch, batch.computed(), NO_ROWS_LEFT_OUT, features, weight, bias.numpy(), outputs, WIDTH, n_splits
+        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -64,11 +63,11 @@ def multitask_loss(
     # As in torch's own linear, autocast leaves float64 alone.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
-    check_plan(plan)
     chosen = _chosen_backend(features.device, features.dtype, backend)
     # A learned weight of 0 needs the loss it would scale: that is its gradient.
     skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
+        check_plan(plan)
         with torch.autocast(features.device.type, enabled=False):
             total, losses, correct = reference.multitask_loss(
                 features,
@@ -134,7 +133,12 @@ def _implementation(backend: str, requested_plan: str, features: Tensor, layout:
     """The module that computes heads of this shape."""
     N, D = features.shape
     shape = Shape(N, D, layout.width, layout.widest, features.element_size())
-    return _module(backend, choose_plan(backend, shape, requested_plan).name)
+    # A size that torch.compile keeps symbolic cannot key a cache.
+    choose = _cached_plan if isinstance(N, int) else choose_plan
+    return _module(backend, choose(backend, shape, requested_plan).name)
+
+
+_cached_plan = lru_cache(maxsize=4096)(choose_plan)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
@@ -154,13 +158,6 @@ def _log_once(reason: str) -> None:
 def _module(backend: str, plan: str) -> ModuleType:
     """Triton and Numba take seconds to import: only what is used pays."""
     return importlib.import_module(f".{backend}_{plan}", __package__)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[None]:
-    """backward() inside an autocast region would round the GEMMs of the gradients."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -196,36 +193,33 @@ class _FusedLoss(torch.autograd.Function):
         features, weight, bias, task_weights, losses = ctx.saved_tensors
         gradients: tuple[Tensor | None, ...] = (None, None, None)
         if any(ctx.needs):
-            with _without_autocast(features.device.type):
-                # Only a graph that was retained comes here again after its gradients were handed out.
-                residual = (
-                    ctx.residual
-                    or ctx.module.forward(
-                        features,
-                        weight,
-                        bias,
-                        ctx.targets,
-                        task_weights,
-                        ctx.layout,
-                        ctx.needs,
-                        ctx.skip_zero_weights,
-                    ).residual
-                )
-                if ctx.module.RESIDUAL_IS_GRADIENT:
-                    ctx.residual = None
-                gradients = ctx.module.backward(
-                    residual,
-                    grad_total,
-                    features,
-                    weight,
-                    bias,
-                    task_weights,
-                    ctx.layout,
-                    ctx.needs,
-                    own=True,
-                )
+            device_type = features.device.type
+            if torch.is_autocast_enabled(device_type):
+                # backward() inside an autocast region would round the GEMMs of the gradients.
+                with torch.autocast(device_type, enabled=False):
+                    gradients = _gradients(ctx, grad_total, features, weight, bias, task_weights)
+            else:
+                gradients = _gradients(ctx, grad_total, features, weight, bias, task_weights)
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
         return *gradients, d_task_weights, None, None, None, None, None
+
+
+def _gradients(
+    ctx: Any, grad_total: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, task_weights: Tensor
+) -> tuple[Tensor | None, ...]:
+    module, layout, needs = ctx.module, ctx.layout, ctx.needs
+    residual = ctx.residual
+    if residual is None:
+        # Only a graph that was retained comes here again after its gradients were handed out.
+        again = module.forward(
+            features, weight, bias, ctx.targets, task_weights, layout, needs, ctx.skip_zero_weights
+        )
+        residual = again.residual
+    if module.RESIDUAL_IS_GRADIENT:
+        ctx.residual = None
+    return module.backward(
+        residual, grad_total, features, weight, bias, task_weights, layout, needs, own=True
+    )
 
 
 def _refuse_second_derivative() -> None:
