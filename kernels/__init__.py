@@ -3,20 +3,23 @@
 Imports nothing from the rest of the package.
 """
 
-from .choice import BACKENDS, PLANS, Choice, choose_backend, choose_plan
+from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
 from .layout import HeadLayout, HeadSpec, Kind
 from .op import MultitaskLoss, multitask_loss, warm_up
 
 __all__ = [
     "BACKENDS",
     "PLANS",
+    "RULES",
     "Choice",
     "HeadLayout",
     "HeadSpec",
     "Kind",
     "MultitaskLoss",
+    "Shape",
     "choose_backend",
     "choose_plan",
     "multitask_loss",
+    "table_path",
     "warm_up",
 ]

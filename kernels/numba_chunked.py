@@ -217,14 +217,21 @@ def _gradients(
         if len(d_features):
             pack_for_features(weight, first, last - first, packed)
             feature_gradient(
-                block, ldz, rows, last - first, D, packed.ctypes.data, d_features.ctypes.data, ldh,
+                block,
+                ldz,
+                rows,
+                last - first,
+                D,
+                packed.ctypes.data,
+                d_features.ctypes.data,
+                ldh,
                 first > first_class,
             )
 
 
 def _wide_head(
-    features, D, row_ids, total_rows, weight_address, bias, head, weights, target, scale, chunk_rows, n_splits, need_gradient,
-    d_features, add, d_weight, d_bias,
+    features, D, row_ids, total_rows, weight_address, bias, head, weights, target, scale, chunk_rows, n_splits,
+    need_gradient, d_features, add, d_weight, d_bias,
 ):  # fmt: skip
     """(loss sum, rows classified right) of one softmax head.
 
@@ -343,15 +350,18 @@ def _run_head(
     k = int(head["index"])
     of_head = slice(int(head["offset"]), int(head["offset"] + head["size"]))
     bias_s = table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
-    d_bias_c = outputs.d_bias.numpy()[of_head] if outputs.d_bias.numel() else np.empty(head["size"], np.float32)
+    d_bias_c = (
+        outputs.d_bias.numpy()[of_head] if outputs.d_bias.numel() else np.empty(head["size"], np.float32)
+    )
     d_bias_c[:] = 0.0
     if len(rows):
         outputs.zero_features()
+    size = int(head["size"])
     loss_sum, correct = wide_head(
         features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head], head,
         table.column_weights[of_head], batch.addresses[k], batch.gradient_scale[k],
-        chunk_rows(len(rows) or batch.n_rows, int(head["size"])), n_splits, outputs.wanted,
-        outputs.d_features.data_ptr(), outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,
+        chunk_rows(len(rows) or batch.n_rows, size), n_splits, outputs.wanted, outputs.d_features.data_ptr(),
+        outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,
     )  # fmt: skip
     outputs.features_written = True
     outputs.losses[k] = loss_sum * float(batch.scale[k])

@@ -76,9 +76,7 @@ def _multiply(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Any
             load_vector(builder, _element(builder, pointer_b, builder.add(index_b, _i64(n * WIDTH))))
             for n in range(vectors)
         ]
-        a_k = [
-            broadcast(builder, builder.load(_element(builder, row, index_a), align=4)) for row in a_rows
-        ]
+        a_k = [broadcast(builder, builder.load(_element(builder, row, index_a), align=4)) for row in a_rows]
         added = {
             (m, n): builder.fadd(builder.fmul(a_k[m], b_k[n], flags=_CONTRACT), sums[m, n], flags=_CONTRACT)
             for m, n in block

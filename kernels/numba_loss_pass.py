@@ -249,7 +249,9 @@ def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, sca
                 d = (ONE - target) - factor + factor * sigmoid
                 hit = select(v > ZERO, ONE, ZERO) == select(target > HALF, ONE, ZERO)
                 store(select(known, ONE, load(seen_lane + i)), seen_lane + i)
-                store(select(known & (select(hit, ZERO, ONE) > ZERO), ONE, load(wrong_lane + i)), wrong_lane + i)
+                store(
+                    select(known & (select(hit, ZERO, ONE) > ZERO), ONE, load(wrong_lane + i)), wrong_lane + i
+                )
             elif kind == SQUARED:
                 error = v - target
                 value = error * error
@@ -309,7 +311,18 @@ def _segment_loss(
             else:
                 values = numba.carray(pointer_to_float32(targets[k]), (total_rows, C))[first_row + first :]
                 loss, hits = elementwise_tile(
-                    z, ldz, C, rows, bias_c, values, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                    z,
+                    ldz,
+                    C,
+                    rows,
+                    bias_c,
+                    values,
+                    head,
+                    weights_c,
+                    need_gradient,
+                    scale[k],
+                    gradient_c,
+                    lanes,
                 )
             loss_tk[t, k], correct_tk[t, k] = loss, hits
     loss_sums = np.zeros(K)

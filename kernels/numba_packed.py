@@ -64,7 +64,15 @@ def forward(
     outputs = Outputs(features, weight, batch, needs)
     heads = batch.computed()
     if len(heads):
-        _compute(batch, heads, kernel_tensor(features).detach(), kernel_tensor(weight).detach(), bias, outputs, needs)
+        _compute(
+            batch,
+            heads,
+            kernel_tensor(features).detach(),
+            kernel_tensor(weight).detach(),
+            bias,
+            outputs,
+            needs,
+        )
     return outputs.forward()
 
 

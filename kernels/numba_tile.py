@@ -16,27 +16,13 @@ import torch
 from torch import Tensor
 
 from .layout import HeadLayout, HeadSpec, Kind
-from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
-from .numba_loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
-from .numba_gemm import BLOCK_ROWS, PANEL, copy_floats
-from .numba_loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .numba_gemm import (
     BLOCK_ROWS,
-    HALF_ROWS,
     PANEL,
-    add_by_column,
-    add_by_column_1,
-    add_by_row,
-    add_by_row_1,
-    add_half_by_row,
-    add_half_by_row_1,
     copy_floats,
-    multiply_by_column,
-    multiply_by_column_1,
-    multiply_by_row,
-    multiply_by_row_1,
-    transpose_block,
 )
+from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
+from .numba_loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .numba_plan import (
     NO_ROWS_LEFT_OUT,
     RESIDUAL_IS_GRADIENT,
@@ -65,6 +51,7 @@ from .numba_stages import (
 from .protocol import Forward, Needs
 
 __all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like", "warm_up"]
+
 
 @helper
 def _classes_of(target, total_rows, row_ids, first, rows, gathered):
@@ -323,5 +310,13 @@ def warm_up() -> None:
     for n_splits in (1, 2):
         outputs = Outputs(features, weight, batch, (True, True, True))
         _run_pass(
-            batch, batch.computed(), NO_ROWS_LEFT_OUT, features, weight, bias.numpy(), outputs, WIDTH, n_splits
+            batch,
+            batch.computed(),
+            NO_ROWS_LEFT_OUT,
+            features,
+            weight,
+            bias.numpy(),
+            outputs,
+            WIDTH,
+            n_splits,
         )

@@ -135,7 +135,7 @@ def _implementation(backend: str, requested_plan: str, features: Tensor, layout:
     shape = Shape(N, D, layout.width, layout.widest, features.element_size())
     # A size that torch.compile keeps symbolic cannot key a cache.
     choose = _cached_plan if isinstance(N, int) else choose_plan
-    return _module(backend, choose(backend, shape, requested_plan).name)
+    return _module(backend, choose(backend, shape, requested_plan, features.device).name)
 
 
 _cached_plan = lru_cache(maxsize=4096)(choose_plan)
@@ -321,9 +321,7 @@ def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
     features, weight, bias, task_weights, losses, *residual = ctx.saved_tensors
     gradients: list[Tensor | None] = [None, None, None]
     if any(ctx.needs):
-        made = _backward_op(
-            residual, grad_total, features, weight, bias, task_weights, *ctx.how
-        )
+        made = _backward_op(residual, grad_total, features, weight, bias, task_weights, *ctx.how)
         gradients = [g if need else None for g, need in zip(made, ctx.needs, strict=True)]
     d_task_weights = grad_total * losses if ctx.needs_input_grad[4] else None
     return *gradients, [None] * ctx.n_targets, d_task_weights, None, None, None, None, None

@@ -1,10 +1,10 @@
 """What every plan of every backend offers to the op: one module `<backend>_<plan>.py` of these functions.
 
-    forward(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights) -> Forward
-    backward(residual, grad_total, features, weight, bias, task_weights, layout, needs, *, own) -> gradients
-    residual_like(features, weight, bias, layout, needs) -> Residual of empty tensors
-    RESIDUAL_IS_GRADIENT: whether backward hands the residual out, so that it serves only once
-    warm_up(): compile, or load compiled code, before a clock starts
+forward(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights) -> Forward
+backward(residual, grad_total, features, weight, bias, task_weights, layout, needs, *, own) -> gradients
+residual_like(features, weight, bias, layout, needs) -> Residual of empty tensors
+RESIDUAL_IS_GRADIENT: whether backward hands the residual out, so that it serves only once
+warm_up(): compile, or load compiled code, before a clock starts
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(treebank: str, tmp_path: P
 def test_info_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     run("info")
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("numba", "reference", "packed", "torch"))
+    assert all(name in shown for name in ("numba", "reference", "chunked", "tile", "torch"))
 
 
 def test_kernels_compiles_ahead_of_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -531,7 +531,7 @@ def test_a_head_of_weight_zero_is_not_computed(idle):
         weights[others],
         HeadLayout(tuple(problem.layout.heads[k] for k in others)),
     )
-    total, losses, _, (d_features, *_) = truth_of(alone)
+    _total, losses, _, (d_features, *_) = truth_of(alone)
     _, torch_losses, (torch_features, *_) = eager(alone)
     assert_as_accurate(out.losses[others], torch_losses, losses, "losses")
     assert_as_accurate(features.grad, torch_features, d_features, "gradient of features")
@@ -779,15 +779,13 @@ def test_every_split_of_the_rows_leaves_the_feature_gradient_alone(case, threads
     results = []
     for count in (1, 2):
         threads(count)
-        total, losses, correct, d_features, *_ = bits(problem, plan="tile")
+        _total, _losses, correct, d_features, *_ = bits(problem, plan="tile")
         results.append((correct, d_features))
         assert_op_is_as_accurate_as_torch(problem)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize(
-    "kernel", [numba_packed.segment_loss, numba_tile.tile_pass, numba_chunked.wide_head]
-)
+@pytest.mark.parametrize("kernel", [numba_packed.segment_loss, numba_tile.tile_pass, numba_chunked.wide_head])
 def test_serial_and_parallel_kernels_are_cached_apart(kernel):
     """Numba's cache tells functions apart by name, not by flags: one would be loaded for the other."""
     assert kernel.serial._cache._impl.filename_base != kernel.parallel._cache._impl.filename_base

@@ -1,4 +1,4 @@
-"""The command line: train, compare, info, kernels."""
+"""The command line: train, compare, info, kernels, tune."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mt2st_fast.cli.compare import compare
 from mt2st_fast.cli.info import info
 from mt2st_fast.cli.kernels import kernels
 from mt2st_fast.cli.train import train
+from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import InputError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command()(train)
 app.command()(compare)
 app.command()(info)
 app.command()(kernels)
+app.command()(tune)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

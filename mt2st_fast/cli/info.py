@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import Choice, choose_backend, choose_plan
+from mt2st_fast.kernels import RULES, Choice, choose_backend, table_path
 
 
 def info() -> None:
@@ -18,7 +18,7 @@ def info() -> None:
     for key, value in environment().items():
         facts.add_row(key, str(value))
     console.print(facts)
-    choices = Table("device", "dtype", "backend", "why", "plan", title="What would run")
+    choices = Table("device", "dtype", "backend", "why", title="What would run")
     for device, name in _devices():
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             try:
@@ -27,10 +27,17 @@ def info() -> None:
                 backend = Choice("none", str(error))
             except ValueError as error:
                 raise InputError(str(error)) from error
-            plan = "–" if backend.name in ("reference", "none") else choose_plan().name
-            choices.add_row(name, str(dtype).removeprefix("torch."), backend.name, backend.reason, plan)
+            choices.add_row(name, str(dtype).removeprefix("torch."), backend.name, backend.reason)
     console.print(choices)
-    console.print(f"plan {choose_plan().name}: {choose_plan().reason}")
+    plans = Table("backend", "plan", "when", "why", title="How heads are computed: the first that fits")
+    for name, rules in RULES.items():
+        for rule in rules:
+            plans.add_row(name, rule.plan, rule.when, rule.reason)
+    console.print(plans)
+    if table_path().exists():
+        console.print(f"Before these rules comes what was tuned on this device: {table_path()}")
+    else:
+        console.print("mt2st-fast tune measures the plans on this device and chooses by that.")
     if not torch.cuda.is_available():
         console.print(
             "No CUDA device here: the Triton kernels can be compiled (mt2st-fast kernels), not run."

@@ -1,0 +1,51 @@
+"""`mt2st-fast tune`: time every plan on this device and keep the fastest."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from mt2st_fast.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def tune(
+    device: Annotated[
+        str, typer.Option(help="auto takes CUDA where there is one; else cpu, cuda or cuda:N")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"dtype of the features: {', '.join(DTYPES)}")] = "float32",
+) -> None:
+    """Time every plan on a grid of shapes and write the table that later runs on this device choose by.
+
+    Takes about two minutes on two cores. MT2ST_PLANS names another file than the one in the user's cache; remove
+    the file to choose by the built-in rules again.
+    """
+    from mt2st_fast.kernels.tuning import GRID, Trial, save
+    from mt2st_fast.kernels.tuning import tune as time_plans
+
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype} is unknown; there are {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device} is unknown; there are auto, cpu, cuda, cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    console = Console()
+
+    def show(trial: Trial, ms: dict[str, float]) -> None:
+        fastest = min(ms, key=ms.__getitem__)
+        times = ", ".join(f"{plan} {value:.3g} ms" for plan, value in ms.items())
+        console.print(f"N={trial.N} D={trial.D} S={sum(trial.sizes)}: {times} -> [bold]{fastest}[/bold]")
+
+    try:
+        rows = time_plans(chosen, DTYPES[dtype], grid=GRID, progress=show)
+    except RuntimeError as error:
+        raise InputError(str(error)) from error
+    console.print(f"wrote {save(rows, chosen, DTYPES[dtype])}")
