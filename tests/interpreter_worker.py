@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
+from mt2st_fast.kernels import triton_loss_pass as loss_pass
 from mt2st_fast.kernels import triton_packed as packed
 
 MIXED = (
@@ -35,7 +36,20 @@ WIDE = (
     HeadSpec(Kind.SOFTMAX, 33, class_weights=tuple(0.1 * (1 + c % 5) for c in range(33))),
     HeadSpec(Kind.HUBER, 18, delta=2.0),
 )
-SMALL_BLOCKS = packed.Blocks(4, 16, 4)
+# Begin at multiples of 16; the last one's columns end within 16 of them.
+ALIGNED = (
+    HeadSpec(Kind.SOFTMAX, 48, label_smoothing=0.1, class_weights=tuple(0.1 * (c % 3) for c in range(48))),
+    HeadSpec(Kind.BINARY, 32),
+    HeadSpec(Kind.SOFTMAX, 37, label_smoothing=0.2),
+)
+# A narrow head between wide ones, one of which begins at a multiple of 16.
+GROUPS = (
+    HeadSpec(Kind.SOFTMAX, 144, label_smoothing=0.1),
+    HeadSpec(Kind.SOFTMAX, 3),
+    HeadSpec(Kind.HUBER, 130),
+)
+SMALL_BLOCKS = loss_pass.Blocks(4, 16, 4, 80)
+SMALL_ALIGNED = loss_pass.Blocks(2, 32, 4, 80, aligned=True)
 
 # name: (heads, N, dtype, bias, blocks, magnitude of the logits, tasks without any valid row)
 CASES = {
@@ -47,6 +61,9 @@ CASES = {
     "wide-33-float16": (WIDE, 33, torch.float16, True, SMALL_BLOCKS, 2.0, ()),
     "wide-17-large-logits": (WIDE, 17, torch.float32, True, SMALL_BLOCKS, 60.0, ()),
     "wide-one-block": (WIDE, 9, torch.float32, True, None, 2.0, ()),
+    "aligned-9": (ALIGNED, 9, torch.float32, True, SMALL_ALIGNED, 2.0, ()),
+    "aligned-9-float16": (ALIGNED, 9, torch.float16, False, SMALL_ALIGNED, 2.0, ()),
+    "groups-9": (GROUPS, 9, torch.float32, True, None, 2.0, ()),
     "nothing-valid": (MIXED, 5, torch.float32, True, None, 2.0, (0, 2, 3, 5)),
     "no-rows": (MIXED, 0, torch.float32, True, None, 2.0, (0, 1, 2, 3, 4, 5)),
 }
@@ -125,6 +142,14 @@ def by_torch(
     }
 
 
+def in_padded_rows(logits: Tensor, layout: HeadLayout) -> Tensor:
+    """The logits as the first columns of a longer row, as the plans hold them; the rest is NaN."""
+    width = loss_pass.padded_width(layout) if layout.heads != ALIGNED else 128
+    buffer = logits.new_full((len(logits), width), float("nan"))
+    buffer[:, : layout.width] = logits
+    return buffer[:, : layout.width]
+
+
 def run_case(name: str, store: dict[str, np.ndarray]) -> None:
     heads, N, dtype, has_bias, blocks, magnitude, empty = CASES[name]
     torch.manual_seed(len(name) + N)
@@ -138,11 +163,11 @@ def run_case(name: str, store: dict[str, np.ndarray]) -> None:
     targets = make_targets(heads, N, empty)
     runs = []
     for _ in range(2):
-        overwritten = logits.clone()
-        result = packed.segment_loss(overwritten, bias, targets, layout, need_gradient=True, blocks=blocks)
+        overwritten = in_padded_rows(logits, layout)
+        result = loss_pass.segment_loss(overwritten, bias, targets, layout, need_gradient=True, blocks=blocks)
         runs.append((*result, overwritten))
-    untouched = logits.clone()
-    forward = packed.segment_loss(untouched, bias, targets, layout, need_gradient=False, blocks=blocks)
+    untouched = in_padded_rows(logits, layout)
+    forward = loss_pass.segment_loss(untouched, bias, targets, layout, need_gradient=False, blocks=blocks)
     store[f"{name}/same-bits"] = np.array(
         all(torch.equal(a, b) for a, b in zip(*runs, strict=True)) and not runs[0][-1].isnan().any()
     )
@@ -173,7 +198,7 @@ def run_outside(store: dict[str, np.ndarray]) -> None:
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SOFTMAX, 4), HeadSpec(Kind.SOFTMAX, 2)))
     logits = torch.randn(5, layout.width)
     targets = [torch.tensor([0, 3, 1, -100, 2]), torch.tensor([-1] * 5), torch.tensor([0, 1, 1, 0, 1])]
-    result = packed.segment_loss(logits, None, targets, layout, need_gradient=True)
+    result = loss_pass.segment_loss(logits, None, targets, layout, need_gradient=True)
     store["outside/losses"] = result.losses.numpy()
     store["outside/gradient"] = logits.numpy()
 
@@ -185,9 +210,40 @@ def run_infinite(store: dict[str, np.ndarray]) -> None:
     logits[:, :35] = float("-inf")
     target = torch.tensor([35, 36, 39, 38])
     store["infinite/truth"] = F.cross_entropy(logits.double(), target).numpy()
-    result = packed.segment_loss(logits, None, [target], layout, need_gradient=True, blocks=SMALL_BLOCKS)
+    result = loss_pass.segment_loss(logits, None, [target], layout, need_gradient=True, blocks=SMALL_BLOCKS)
     store["infinite/ours"] = result.losses.numpy()
     store["infinite/gradient"] = logits.numpy()
+
+
+def run_skip(store: dict[str, np.ndarray]) -> None:
+    """Tasks of weight 0: their targets are not read, their logits may hold anything, their gradient is 0."""
+    torch.manual_seed(5)
+    layout, N = HeadLayout(MIXED), 19
+    logits, targets = torch.randn(N, layout.width), make_targets(MIXED, N, ())
+    skip_by = torch.tensor([1.0, 0.0, 0.0, -2.0, 1e-30, 0.0])
+    every = logits.clone()
+    whole = loss_pass.segment_loss(every, None, targets, layout, need_gradient=True)
+    some = logits.clone()
+    for k, (first, last, head) in enumerate(layout):
+        if skip_by[k] == 0:
+            some[:, first:last] = float("inf")
+            every[:, first:last] = 0.0
+            targets[k] = torch.full_like(targets[k], 99 if head.kind is Kind.SOFTMAX else float("inf"))
+    unread = some.clone()
+    result = loss_pass.segment_loss(some, None, targets, layout, need_gradient=True, skip_by=skip_by)
+    forward = loss_pass.segment_loss(unread, None, targets, layout, need_gradient=False, skip_by=skip_by)
+    no_bias = loss_pass.segment_loss(
+        unread, None, targets, layout, need_gradient=True, need_bias_gradient=False, skip_by=skip_by
+    )
+    kept = skip_by != 0
+    store["skip/kept"] = np.array(
+        all(torch.equal(a[kept], b[kept]) for a, b in zip(result[:3], whole[:3], strict=True))
+        and torch.equal(some, every)
+        and all(torch.equal(a, b) for a, b in zip(result[:3], forward[:3], strict=True))
+    )
+    store["skip/no-bias-gradient"] = np.array(no_bias.bias_gradient is None and torch.equal(unread, some))
+    skipped = torch.cat([value[~kept].double() for value in result[:3]])
+    store["skip/skipped"] = torch.cat([skipped, result.bias_gradient[3:11].double()]).numpy()
 
 
 def run_op(name: str, dtype: torch.dtype, store: dict[str, np.ndarray]) -> None:
@@ -197,7 +253,8 @@ def run_op(name: str, dtype: torch.dtype, store: dict[str, np.ndarray]) -> None:
     features, weight = torch.randn(N, D).to(dtype), (torch.randn(layout.width, D) / D**0.5).to(dtype)
     bias, targets = torch.randn(layout.width).to(dtype), make_targets(MIXED, N, (4,))
     task_weights = torch.tensor([1.0, 0.3, 1e-4, 2.0, 1.0, 0.0])
-    forward = packed.forward(features, weight, bias, targets, task_weights, layout, (True,) * 3)
+    heads = (features, weight, bias, targets, task_weights, layout, (True,) * 3)
+    forward = packed.forward(*heads, False)
     arguments = (forward.residual, torch.ones(()), features, weight, bias, task_weights)
     tensors = (*arguments[0], *arguments[1:])
     before = [tensor.clone() for tensor in tensors]
@@ -206,6 +263,12 @@ def run_op(name: str, dtype: torch.dtype, store: dict[str, np.ndarray]) -> None:
         all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
         and all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
         and all(gradient.dtype is dtype for gradient in once)
+    )
+    skipping = packed.forward(*heads, True)
+    skipped = packed.backward(skipping.residual, *arguments[1:], layout, (True,) * 3, own=True)
+    store[f"{name}/skip"] = np.array(
+        skipping.losses[5] == 0 != forward.losses[5]
+        and all(torch.equal(a, b) for a, b in zip(once, skipped, strict=True))
     )
     nothing = packed.backward(*arguments, layout, (False,) * 3, own=True)
     store[f"{name}/nothing-needed"] = np.array(nothing == (None, None, None))
@@ -237,6 +300,7 @@ def main(out: str) -> None:
         run_case(name, store)
     run_outside(store)
     run_infinite(store)
+    run_skip(store)
     run_op("op", torch.float32, store)
     run_op("op-float16", torch.float16, store)
     np.savez(out, **store)

@@ -21,6 +21,9 @@ CASES = (
     "wide-33-float16",
     "wide-17-large-logits",
     "wide-one-block",
+    "aligned-9",
+    "aligned-9-float16",
+    "groups-9",
     "nothing-valid",
     "no-rows",
 )
@@ -94,6 +97,15 @@ def test_logits_of_minus_infinity_mask_classes_out(computed):
     assert np.isfinite(computed["infinite/gradient"]).all()
 
 
+def test_task_of_weight_zero_is_skipped_and_no_other_changes(computed):
+    assert computed["skip/kept"]
+    assert (computed["skip/skipped"] == 0).all()
+
+
+def test_bias_gradient_can_be_left_out(computed):
+    assert computed["skip/no-bias-gradient"]
+
+
 @pytest.mark.parametrize("result", ["losses", "d_features", "d_weight", "d_bias"])
 @pytest.mark.parametrize("op", OPS)
 def test_whole_op_is_as_accurate_as_torch(computed, op, result):
@@ -104,6 +116,11 @@ def test_whole_op_is_as_accurate_as_torch(computed, op, result):
 @pytest.mark.parametrize("op", OPS)
 def test_backward_twice_writes_to_no_argument(computed, op):
     assert computed[f"{op}/same-bits"]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_skipping_a_task_of_weight_zero_changes_no_gradient(computed, op):
+    assert computed[f"{op}/skip"]
 
 
 @pytest.mark.parametrize("op", OPS)
