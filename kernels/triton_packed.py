@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +134,3 @@ def mm_float32(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a.float(), b.float())
-
-
-# This plan's kernels are the loss pass's.
-VARIANTS: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []

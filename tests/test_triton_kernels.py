@@ -1,4 +1,4 @@
-"""The Triton loss pass in the interpreter: as accurate as torch, in place only where asked, the same bits."""
+"""The Triton loss pass and plans in the interpreter: as accurate as torch, the same bits, no stray writes."""
 
 from __future__ import annotations
 
@@ -28,23 +28,47 @@ CASES = (
     "no-rows",
 )
 RESULTS = ("losses", "scale", "correct", "logit_gradient", "bias_gradient")
-OPS = ("op", "op-float16")
+PLANS = (
+    "packed",
+    "packed-float16",
+    "tile",
+    "tile-float16",
+    "tile-no-bias",
+    "tile-one-block",
+    "tile-one-block-float16",
+    "tile-softmax",
+    "tile-dense",
+    "tile-64",
+    "tile-no-rows",
+)
 
 # What our largest error may exceed torch's by, relative to the largest true value: a few roundings of a
 # float32 sum in another order. float16 gradients may differ by one rounding of the largest value.
 MARGIN = {"float32": 2e-6, "float16": 2.0**-11}
 
 
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Everything that the worker stored, computed once."""
-    out = tmp_path_factory.mktemp("interpreter") / "results.npz"
+def run_worker(group: str, folder: Path) -> dict[str, np.ndarray]:
+    out = folder / f"{group}.npz"
     worker = subprocess.run(
-        [sys.executable, str(WORKER), str(out)], capture_output=True, text=True, check=False
+        [sys.executable, str(WORKER), group, str(out)], capture_output=True, text=True, check=False
     )
     assert worker.returncode == 0, worker.stderr[-4000:]
     with np.load(out) as stored:
         return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the worker stores of the loss pass, computed once."""
+    return run_worker("loss-pass", tmp_path_factory.mktemp("interpreter"))
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the worker stores of the plans, computed once."""
+    folder = tmp_path_factory.mktemp("interpreter")
+    groups = sorted({plan.split("-")[0] for plan in PLANS})
+    return {key: value for group in groups for key, value in run_worker(group, folder).items()}
 
 
 def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, margin: float) -> None:
@@ -106,23 +130,49 @@ def test_bias_gradient_can_be_left_out(computed):
     assert computed["skip/no-bias-gradient"]
 
 
-@pytest.mark.parametrize("result", ["losses", "d_features", "d_weight", "d_bias"])
-@pytest.mark.parametrize("op", OPS)
-def test_whole_op_is_as_accurate_as_torch(computed, op, result):
-    half = op.endswith("float16") and result != "losses"
-    assert_as_accurate_as_torch(computed, f"{op}/{result}", MARGIN["float16" if half else "float32"])
+@pytest.mark.parametrize("result", ["losses", "correct", "d_features", "d_weight", "d_bias"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_plan_is_as_accurate_as_torch(plans, plan, result):
+    if result == "d_bias" and plan.endswith("no-bias"):
+        assert f"{plan}/d_bias/ours" not in plans
+        return
+    half = plan.endswith("float16") and result not in ("losses", "correct")
+    margin = 0.0 if result == "correct" else MARGIN["float16" if half else "float32"]
+    assert_as_accurate_as_torch(plans, f"{plan}/{result}", margin)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_backward_twice_writes_to_no_argument(computed, op):
-    assert computed[f"{op}/same-bits"]
+@pytest.mark.parametrize("plan", PLANS)
+def test_plan_twice_gives_the_same_bits_in_the_parameters_dtypes(plans, plan):
+    assert plans[f"{plan}/same-bits"]
+    assert plans[f"{plan}/dtypes"]
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_skipping_a_task_of_weight_zero_changes_no_gradient(computed, op):
-    assert computed[f"{op}/skip"]
+@pytest.mark.parametrize("plan", PLANS)
+def test_plan_writes_to_no_argument_it_does_not_own(plans, plan):
+    assert plans[f"{plan}/writes-to-no-argument"]
+    assert plans[f"{plan}/upstream-1"]
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_gradients_nobody_needs_are_none(computed, op):
-    assert computed[f"{op}/nothing-needed"]
+@pytest.mark.parametrize("plan", PLANS)
+def test_residual_is_what_residual_like_says(plans, plan):
+    assert plans[f"{plan}/residual-like"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_gradients_nobody_needs_are_none_and_change_no_other(plans, plan):
+    assert plans[f"{plan}/needs"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_skipping_a_task_of_weight_zero_changes_no_gradient(plans, plan):
+    assert plans[f"{plan}/skip"]
+
+
+@pytest.mark.parametrize("plan", sorted({plan.split("-")[0] for plan in PLANS} - {"packed"}))
+def test_plan_has_finite_gradients_where_classes_lie_outside(plans, plan):
+    assert np.isnan(plans[f"{plan}-outside/losses"]).tolist() == [True, True, False]
+    d_weight = plans[f"{plan}-outside/d_weight"]
+    assert np.isfinite(d_weight).all()
+    assert (d_weight[3:7] == 0).all()
+    assert (d_weight[:3] != 0).all()
+    assert np.isfinite(plans[f"{plan}-outside/d_features"]).all()
