@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
+from mt2st_fast.kernels import triton_chunked as chunked
 from mt2st_fast.kernels import triton_loss_pass as loss_pass
 from mt2st_fast.kernels import triton_packed as packed
 from mt2st_fast.kernels import triton_tile as tile
@@ -53,6 +54,7 @@ GROUPS = (
     HeadSpec(Kind.SOFTMAX, 3),
     HeadSpec(Kind.HUBER, 130),
 )
+CHUNKED = (MIXED[2], HeadSpec(Kind.SOFTMAX, 135, label_smoothing=0.1), MIXED[3], MIXED[0])
 SMALL_BLOCKS = loss_pass.Blocks(4, 16, 4, 80)
 SMALL_ALIGNED = loss_pass.Blocks(2, 32, 4, 80, aligned=True)
 
@@ -286,6 +288,13 @@ PLANS = {
     "tile-dense": Plan(tile, (MIXED[1], MIXED[3], MIXED[5]), 21, 20),
     "tile-64": Plan(tile, (WIDE[0], WIDE[2]), 21, 16),
     "tile-no-rows": Plan(tile, MIXED, 0, 12),
+    # One wide head in chunks of 16 rows between narrow ones, which go through the tile plan.
+    "chunked": Plan(chunked, CHUNKED, 24, 12, options={"least_rows": 16}),
+    "chunked-float16": Plan(chunked, CHUNKED, 24, 12, torch.float16, options={"least_rows": 16}),
+    "chunked-no-bias": Plan(chunked, CHUNKED[1:], 21, 12, bias=False),
+    # Narrow heads that the tile plan does not serve.
+    "chunked-narrow": Plan(chunked, WIDE, 24, 12, options={"least_rows": 16}),
+    "chunked-no-rows": Plan(chunked, CHUNKED, 0, 12),
 }
 NEEDS = ((True, False, False), (False, True, False), (False, False, True), (False, False, False))
 
@@ -418,8 +427,9 @@ def main(group: str, out: str) -> None:
     for name in PLANS:
         if name.split("-")[0] == group:
             run_plan(name, store)
-    if group == "tile":
-        run_plan_outside(group, tile, store)
+    for name, module in (("tile", tile), ("chunked", chunked)):
+        if name == group:
+            run_plan_outside(name, module, store)
     np.savez(out, **store)
 
 

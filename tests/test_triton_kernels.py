@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("triton")
+
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, triton_chunked, triton_tile
 
 WORKER = Path(__file__).with_name("interpreter_worker.py")
 CASES = (
@@ -40,6 +43,11 @@ PLANS = (
     "tile-dense",
     "tile-64",
     "tile-no-rows",
+    "chunked",
+    "chunked-float16",
+    "chunked-no-bias",
+    "chunked-narrow",
+    "chunked-no-rows",
 )
 
 # What our largest error may exceed torch's by, relative to the largest true value: a few roundings of a
@@ -176,3 +184,33 @@ def test_plan_has_finite_gradients_where_classes_lie_outside(plans, plan):
     assert (d_weight[3:7] == 0).all()
     assert (d_weight[:3] != 0).all()
     assert np.isfinite(plans[f"{plan}-outside/d_features"]).all()
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "width", "budget_bytes", "expected"),
+    [
+        (16_384, 131_072, 4 << 30, 16_384),
+        (16_385, 131_072, 4 << 30, 8_320),
+        (40_000, 131_072, 4 << 30, 13_440),
+        (40_000, 131_072, 1 << 20, 4_096),
+        (100, 131_072, 1 << 20, 100),
+        (0, 131_072, 4 << 30, 1),
+    ],
+)
+def test_chunks_are_even_within_the_budget_and_never_slivers(n_rows, width, budget_bytes, expected):
+    assert triton_chunked.chunk_rows(n_rows, width, 2, budget_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype", "reason"),
+    [
+        ([64], torch.float64, "no kernel for torch.float64"),
+        ([60, 5], torch.float32, "65 outputs"),
+        ([1] * 64, torch.bfloat16, None),
+        ([64], torch.bfloat16, None),
+    ],
+)
+def test_tile_plan_says_why_it_cannot_serve_a_layout(heads, dtype, reason):
+    layout = HeadLayout(tuple(HeadSpec(Kind.BINARY, size) for size in heads))
+    found = triton_tile.supports(layout, 768, dtype)
+    assert found is None if reason is None else reason in found
