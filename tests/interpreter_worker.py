@@ -307,6 +307,10 @@ def run_plan(name: str, store: dict[str, np.ndarray]) -> None:
     layout, weights, upstream = HeadLayout(heads), plan.task_weights, torch.tensor(3.0)
     features, weight = torch.randn(N, D).to(dtype), (torch.randn(layout.width, D) / D**0.5).to(dtype)
     bias = torch.randn(layout.width).to(dtype) if has_bias else None
+    # Equal logits: the first maximum counts.
+    for tensor in (weight, bias):
+        if tensor is not None:
+            tensor[1] = tensor[0]
     targets = make_targets(heads, N, empty)
     every = (True, True, has_bias)
 
