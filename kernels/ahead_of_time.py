@@ -35,8 +35,9 @@ class CompiledKernel:
 def compile_all(targets: list[str]) -> list[CompiledKernel]:
     """Compile the VARIANTS of every triton_*.py beside this module for each target (sm_90, gfx942, ...).
 
-    Needs no driver and no device. Raises ValueError for a target of another form, RuntimeError under
-    TRITON_INTERPRET=1 (the interpreter has nothing to compile) or where a kernel does not compile.
+    A module whose NVIDIA_ONLY is true is left out for AMD. Needs no driver and no device. Raises ValueError
+    for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the interpreter has nothing to
+    compile) or where a kernel does not compile.
     """
     parsed = [(target, _gpu_target(target)) for target in targets]
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -50,7 +51,8 @@ def compile_all(targets: list[str]) -> list[CompiledKernel]:
         _compile(variant, target, gpu)
         for target, gpu in parsed
         for module in modules
-        for variant in module.VARIANTS
+        if gpu.backend == "cuda" or not getattr(module, "NVIDIA_ONLY", False)
+        for variant in getattr(module, "VARIANTS", ())
     ]
 
 

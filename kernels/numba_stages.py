@@ -72,7 +72,7 @@ def pack_for_logits(weight, first, n_outputs, packed):
 
 @helper
 def pack_for_features(weight, first, n_outputs, packed):
-    """Rows first.. of weight (S, D) as panels of PANEL features, zero behind D: packed (panels * n_outputs * PANEL,)."""
+    """Rows first.. of weight (S, D) as panels of PANEL features: packed (panels, n_outputs, PANEL), zero behind D."""
     D = weight.shape[1]
     source, target = weight[first].ctypes.data, packed.ctypes.data
     for panel in range(-(-D // PANEL)):

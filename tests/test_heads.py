@@ -76,10 +76,11 @@ def test_losses_and_gradients_are_those_of_a_linear_layer_and_a_loss_a_task(head
 
 def test_total_is_the_weighted_sum(heads):
     features, targets = data(20)
+    a, b, c, d = heads(features, targets).losses.tolist()
+    assert heads(features, targets).total.item() == pytest.approx(a + b + c + d, rel=1e-6)
     out = heads(features, targets, {"topics": 3.0, "score": 0.0})
-    a, b, c, _ = out.losses.tolist()
+    assert out.losses.tolist() == pytest.approx([a, b, c, 0.0], rel=1e-6)  # weight 0: not computed
     assert out.total.item() == pytest.approx(a + b + 3 * c, rel=1e-6)
-    assert heads(features, targets).total.item() == pytest.approx(sum(out.losses.tolist()), rel=1e-6)
 
 
 def test_weights_as_a_tensor_by_name_or_left_out(heads):
