@@ -102,7 +102,7 @@ def assert_same(eager, graphed):
         {"precision": "float16", "clip_norm": 1.0},
         {"optimizer": lambda p: torch.optim.SGD(p, lr=RATE, momentum=0.9)},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(options) or "default",
 )
 def test_history_and_weights_are_those_without_graphs(toy, options):
     eager, graphed, trainer = both(toy, toy.batches(6), **options)
