@@ -126,6 +126,7 @@ class StaticInputs:
         self._stages = [
             _Stage.make(torch.empty(n_bytes, dtype=torch.uint8, pin_memory=pinned), host, spans)
             for _ in range(STAGES if pinned else 1)
+            if host
         ]
         self._next = 0
         views = iter(_views(self._block, host, spans))
@@ -283,6 +284,9 @@ class GraphedSteps:
             replay = self._capturer.capture(lambda: self._step(inputs.value))
         # Any error: an encoder is the user's code. If it is no matter of capturing, the eager step raises it.
         except Exception as error:
+            # Random numbers go on from a fresh state, which the graphs so far do not share: make them again.
+            self._capturer.release()
+            self._graphs.clear()
             self._after_failure()
             self._decline(key, f"{type(error).__name__}: {_first_line(error)}")
             return self._step(micro_steps)
@@ -377,7 +381,7 @@ class CudaCapturer:
             self._give_up_pool()
             generator.graphsafe_set_state(random_state)
             # Ending a broken capture raises as well, and hides what broke it.
-            if isinstance(error.__context__, Exception):
+            if "captur" in str(error).lower() and isinstance(error.__context__, Exception):
                 raise error.__context__ from None
             raise
 

@@ -266,6 +266,28 @@ def test_a_capture_that_breaks_off_half_way_leaves_nothing_behind(toy):
     assert holder[0].fit(toy.batches(6), epochs=2) == expected
 
 
+def test_graphs_are_made_again_after_a_capture_that_failed(toy):
+    class FailsOnce(Recorder):
+        def capture(self, run):
+            if self.captured == 1:
+                self.error = RuntimeError("once")
+            return super().capture(run) if self.error is None else self.fail()
+
+        def fail(self):
+            self.captured, error, self.error = self.captured + 1, self.error, None
+            raise error
+
+    batches = toy.batches(6)
+    batches[5] = (batches[5][0][:7], {name: target[:7] for name, target in batches[5][1].items()})
+    torch.manual_seed(3)
+    expected = Trainer(toy.encoder(), toy.heads(), schedule=MultiTask(), lr=RATE).fit(batches, epochs=6)
+    torch.manual_seed(3)
+    trainer = GraphedOnCpu(toy.encoder(), toy.heads(), schedule=MultiTask(), lr=RATE, capturer=FailsOnce())
+    assert trainer.fit(batches, epochs=6) == expected
+    assert trainer.capturer.captured == 3  # the whole batch, the small one in vain, the whole batch again
+    assert trainer.history.phases[0].graph == "captured, except where: RuntimeError: once"
+
+
 def test_an_error_of_the_step_itself_is_raised(toy):
     class Broken(nn.Module):
         def __init__(self):
