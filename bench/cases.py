@@ -1,4 +1,4 @@
-"""The shapes that the heads are measured on, and the speed-up over torch eager that each must reach."""
+"""The shapes that the heads are measured on, where, in which dtype, and what each has to reach there."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ from torch import Tensor
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 
+DeviceKind = Literal["cpu", "cuda"]
 Direction = Literal["forward+backward", "forward"]
 DIRECTIONS: tuple[Direction, ...] = ("forward+backward", "forward")
 
 
 @dataclass(frozen=True)
-class HeadCase:
-    """K softmax heads of `sizes` classes over features (N, D).
+class Required:
+    """What forward+backward of one case has to reach; None where nothing is required.
 
-    floor: times faster than torch eager that forward+backward must be, None where nothing is required.
-    group: "many" small heads, a "large" vocabulary or batch, or the "tiny" case that CI runs.
+    over_eager, over_best: times faster than torch eager, and than the best peer. over: times faster than
+    peers by name. of_gemms, of_bytes: at most so many times the bare GEMMs, and the time in which the copy
+    bandwidth moves each input and output once. peak_bytes: at most so much memory beside inputs and gradients.
+    """
+
+    over_eager: float | None = None
+    over_best: float | None = None
+    over: tuple[tuple[str, float], ...] = ()
+    of_gemms: float | None = None
+    of_bytes: float | None = None
+    peak_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class HeadCase:
+    """K softmax heads of `sizes` classes over features (N, D) in `dtype`, measured `on` a kind of device.
+
+    floor: times faster than torch eager that forward+backward must be on a CPU, None where nothing is
+    required. required: the same and more on a GPU.
     """
 
     name: str
@@ -27,7 +45,14 @@ class HeadCase:
     D: int
     sizes: tuple[int, ...]
     floor: float | None = None
-    group: Literal["many", "large", "tiny"] = "many"
+    on: DeviceKind = "cpu"
+    dtype: torch.dtype = torch.float32
+    required: Required = Required()
+
+    @property
+    def width(self) -> int:
+        """S, the outputs of all heads together."""
+        return sum(self.sizes)
 
     @property
     def layout(self) -> HeadLayout:
@@ -36,23 +61,51 @@ class HeadCase:
 
     @property
     def shape(self) -> str:
-        """N, D and the classes of the heads as text."""
+        """N, D, the classes of the heads and, but for float32, the dtype as text."""
         counted = [(size, self.sizes.count(size)) for size in dict.fromkeys(self.sizes)]
         repeated = len(set(self.sizes)) == 1 and len(self.sizes) > 1
         heads = f"{counted[0][1]} × {counted[0][0]}" if repeated else ", ".join(map(str, self.sizes))
-        return f"N={self.N} D={self.D} C=[{heads}]"
+        dtype = "" if self.dtype is torch.float32 else f" {dtype_name(self.dtype)}"
+        return f"N={self.N} D={self.D} C=[{heads}]{dtype}"
 
-    def inputs(self, seed: int = 1) -> HeadInputs:
+    @property
+    def input_bytes(self) -> int:
+        """Features, weight, bias and targets."""
+        element = self.dtype.itemsize
+        return (self.N * self.D + self.width * (self.D + 1)) * element + self.N * len(self.sizes) * 8
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Gradients of features, weight and bias."""
+        return (self.N * self.D + self.width * (self.D + 1)) * self.dtype.itemsize
+
+    @property
+    def gemm_flops(self) -> int:
+        """Floating-point operations of the three GEMMs of forward+backward."""
+        return 6 * self.N * self.D * self.width
+
+    def inputs(self, seed: int = 1, device: torch.device | None = None) -> HeadInputs:
         """Random inputs; the features have unit variance and so have the logits."""
-        generator = torch.Generator().manual_seed(seed)
-        S = sum(self.sizes)
+        device = device or torch.device(self.on)
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(*shape, generator=generator, device=device) * scale).to(self.dtype)
+
         return HeadInputs(
-            features_nd=torch.randn(self.N, self.D, generator=generator),
-            weight_sd=torch.randn(S, self.D, generator=generator) / self.D**0.5,
-            bias_s=torch.randn(S, generator=generator),
-            targets=[torch.randint(size, (self.N,), generator=generator) for size in self.sizes],
+            features_nd=normal(self.N, self.D),
+            weight_sd=normal(self.width, self.D, scale=self.D**-0.5),
+            bias_s=normal(self.width),
+            targets=[
+                torch.randint(size, (self.N,), generator=generator, device=device) for size in self.sizes
+            ],
             layout=self.layout,
         )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 class HeadInputs(NamedTuple):
@@ -65,14 +118,54 @@ class HeadInputs(NamedTuple):
     layout: HeadLayout
 
 
-TINY = HeadCase("tiny", 60, 20, (5, 3, 2), group="tiny")
+TINY = HeadCase("tiny", 60, 20, (5, 3, 2))
 
 HEAD_CASES = (
     HeadCase("tagger", 8192, 256, (17, 50, 49, 30, 2, 2, 4, 3), floor=3.0),
     HeadCase("16 binary heads", 8192, 128, (2,) * 16, floor=8.0),
     HeadCase("review model", 2048, 100, (2, 17, 12, 9), floor=2.0),
     HeadCase("small batch", 512, 64, (10, 5, 5), floor=5.0),
-    HeadCase("2,000 classes", 8192, 256, (17, 2000), group="large"),
-    HeadCase("10,000 classes", 1024, 128, (17, 10000), group="large"),
-    HeadCase("large batch", 32768, 64, (10, 5, 5, 2, 2), group="large"),
+    HeadCase("2,000 classes", 8192, 256, (17, 2000)),
+    HeadCase("10,000 classes", 1024, 128, (17, 10000)),
+    HeadCase("large batch", 32768, 64, (10, 5, 5, 2, 2)),
 )
+# Over all of HEAD_CASES on a CPU, forward+backward, as geometric means; and each of them.
+CPU_OVER_EAGER, CPU_OVER_BEST = 3.5, 1.6
+CPU_OF_GEMMS, CPU_OF_GEMMS_FROM_S = 1.35, 100
+
+MEMORY_CASE = HeadCase("100,000 classes", 2048, 256, (10, 100_000), required=Required(peak_bytes=150e6))
+EAGER_MORE_BYTES = 1.6e9  # what eager needs there beside inputs and gradients
+
+FEW_HEADS, MANY_HEADS, WIDE_HEADS = (
+    (17, 12, 9, 5, 2),
+    (64, 48, 40, 32, 28, 20, 16, 8),
+    (1000, 100, 50, 20, 10),
+)
+
+
+def _in_both_dtypes(name: str, N: int, D: int, sizes: tuple[int, ...], required: Required) -> list[HeadCase]:
+    return [
+        HeadCase(f"{name}, {dtype_name(dtype)}", N, D, sizes, on="cuda", dtype=dtype, required=required)
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+
+
+GPU_HEAD_CASES = (
+    *_in_both_dtypes("5 heads", 8192, 768, FEW_HEADS, Required(over_eager=5, over_best=2, of_bytes=1.5)),
+    *_in_both_dtypes("5 heads, small batch", 512, 768, FEW_HEADS, Required(over_eager=5, over_best=2)),
+    *_in_both_dtypes("8 heads, large batch", 16384, 1024, MANY_HEADS, Required(over_eager=4, over_best=1.5)),
+    *_in_both_dtypes("1,000 classes and 4 heads", 8192, 1024, WIDE_HEADS, Required(2.5, over_best=1.5)),
+    HeadCase(
+        "vocabulary and 4 heads", 8192, 4096, (151_936, 17, 9, 5, 2), on="cuda", dtype=torch.bfloat16,
+        required=Required(
+            over=(("liger", 2.5), ("cut_cross_entropy", 1.0), ("linear_cross_entropy", 1.0)),
+            of_gemms=1.25,
+            peak_bytes=6e9,
+        ),
+    ),
+)  # fmt: skip
+
+
+def head_cases(kind: DeviceKind) -> tuple[HeadCase, ...]:
+    """The cases that are measured on a kind of device."""
+    return HEAD_CASES if kind == "cpu" else GPU_HEAD_CASES

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,43 @@ from mt2st_fast.environment import processor, version
 
 ROOT = Path(__file__).resolve().parent.parent
 # Measuring writes these; they do not make the measured code another one.
-WRITTEN_HERE = ("bench/records", "bench/RESULTS.md", "bench/heads.png")
+WRITTEN_HERE = ("bench/records", "bench/RESULTS.md", "bench/*.png")
+PACKAGES = ("torch", "numba", "triton", "mt2st-fast", "liger-kernel", "cut-cross-entropy")
+# Names the commit where the measured tree is a copy without git.
+COMMIT_VARIABLE = "MT2ST_COMMIT"
 
 
-def describe() -> dict[str, Any]:
+def describe(device: torch.device | None = None) -> dict[str, Any]:
     """Commit and whether the working tree differs from it, date, device and versions, JSON-able."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE),
         "dirty": bool(_git("status", "--porcelain", "--", ".", *(f":!{path}" for path in WRITTEN_HERE))),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": {"kind": "cpu", "name": processor(), "threads": torch.get_num_threads()},
+        "device": _device(device),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numba", "triton", "mt2st-fast")},
+            **{name: number for name in PACKAGES if (number := version(name)) != "not installed"},
         },
     }
+
+
+def _device(device: torch.device | None) -> dict[str, Any]:
+    on_gpu = device is not None and device.type == "cuda"
+    return {
+        "kind": "cuda" if on_gpu else "cpu",
+        "name": torch.cuda.get_device_name(device) if on_gpu else processor(),
+        "threads": torch.get_num_threads(),
+        **({"driver": _driver(), "cuda": torch.version.cuda} if on_gpu else {}),
+    }
+
+
+def _driver() -> str | None:
+    with suppress(Exception):  # whatever nvidia-ml-py raises: a version is nice to have
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    return None
 
 
 def _git(*arguments: str) -> str | None:

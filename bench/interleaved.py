@@ -6,6 +6,9 @@ machine). A slow stretch hits all candidates alike, so ratios bear a changing cl
 bear other work on the same cores: every parallel region then waits for a thread that has lost its core, up
 to milliseconds each, and the ratio counts parallel regions. The spread does not show it. So a measurement
 says what share of the processors others used meanwhile.
+
+On a GPU a turn is timed by a pair of CUDA events around the burst: the time of the device, and of the host where
+the device waits for it, as it does in training.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from bench.load import CpuLoad
 
@@ -70,7 +74,11 @@ class Timings:
 
 
 def interleave(
-    candidates: Mapping[str, Candidate], *, rounds: int, limit_seconds: float | None = None
+    candidates: Mapping[str, Candidate],
+    *,
+    rounds: int,
+    limit_seconds: float | None = None,
+    device: torch.device | None = None,
 ) -> Timings:
     """Time each candidate once a round, after a warm-up; a time is the mean of one burst of calls.
 
@@ -79,7 +87,8 @@ def interleave(
     """
     if not candidates or rounds < 1:
         raise ValueError("interleave needs at least one candidate and one round")
-    warm_up_us = [_round(candidates, 1) for _ in range(WARM_UP_ROUNDS)]
+    burst = _cuda_burst_us if device is not None and device.type == "cuda" else _burst_us
+    warm_up_us = [_round(candidates, 1, burst) for _ in range(WARM_UP_ROUNDS)]
     calls = int(np.clip(BURST_US / np.min(warm_up_us[-1]), 1, MOST_CALLS))
     rows_us = []
     started = time.perf_counter()
@@ -89,23 +98,59 @@ def interleave(
             late = limit_seconds is not None and time.perf_counter() - started > limit_seconds
             if late and done >= MIN_ROUNDS:
                 break
-            rows_us.append(_round(candidates, calls))
+            rows_us.append(_round(candidates, calls, burst))
     columns_us = np.array(rows_us).T
     return Timings(dict(zip(candidates, columns_us, strict=True)), load.others_share())
 
 
-def _round(candidates: Mapping[str, Candidate], calls: int) -> list[float]:
+Burst = Callable[[Candidate, int], float]
+
+
+def _round(candidates: Mapping[str, Candidate], calls: int, burst: Burst) -> list[float]:
     """Microseconds of a call of each candidate, the mean over a burst."""
-    times_us = []
-    for run, prepare in candidates.values():
-        elapsed_ns = 0
-        for _ in range(calls):
-            prepare()
-            started_ns = time.perf_counter_ns()
-            run()
-            elapsed_ns += time.perf_counter_ns() - started_ns
-        times_us.append(elapsed_ns / calls / 1e3)
-    return times_us
+    return [burst(candidate, calls) for candidate in candidates.values()]
+
+
+def _burst_us(candidate: Candidate, calls: int) -> float:
+    elapsed_ns = 0
+    for _ in range(calls):
+        candidate.prepare()
+        started_ns = time.perf_counter_ns()
+        candidate.run()
+        elapsed_ns += time.perf_counter_ns() - started_ns
+    return elapsed_ns / calls / 1e3
+
+
+def _cuda_burst_us(candidate: Candidate, calls: int) -> float:
+    started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    started.record()
+    for _ in range(calls):
+        candidate.prepare()
+        candidate.run()
+    ended.record()
+    ended.synchronize()
+    return started.elapsed_time(ended) * 1e3 / calls
+
+
+def cold_us(candidate: Candidate, device: torch.device, calls: int = 30) -> float:
+    """Median microseconds of a call on a GPU that finds nothing in its L2 cache.
+
+    A buffer larger than the cache is written before each call; while the device does that, the host runs
+    ahead, so this is hardly more than the device's own time.
+    """
+    buffer = torch.empty(2**28, dtype=torch.uint8, device=device)
+    pairs = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)
+    ]
+    for started, ended in pairs:
+        candidate.prepare()
+        buffer.zero_()
+        started.record()
+        candidate.run()
+        ended.record()
+    torch.cuda.synchronize()
+    return float(np.median([started.elapsed_time(ended) * 1e3 for started, ended in pairs]))
 
 
 @contextmanager

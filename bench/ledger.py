@@ -24,8 +24,9 @@ def make_record(
     timings: Timings,
     ratio_name: str | None = None,
     ratio: Ratio | None = None,
+    **more: Any,
 ) -> Record:
-    """One measurement. `ratio_name` says what over what, as in "eager / ours"."""
+    """One measurement. `ratio_name` says what over what, as in "eager / ours"; `more` are fields of the suite's own."""
     return {
         "suite": suite,
         "case": case,
@@ -37,6 +38,24 @@ def make_record(
         "others_cpu_share": timings.others_cpu_share,
         **timings.percentiles_us(peer),
         "ratio": None if ratio is None else {"of": ratio_name, **_rounded(ratio)},
+        **more,
+        **environment,
+    }
+
+
+def make_value(
+    environment: Record, suite: str, case: str, shape: str, peer: str, unit: str, value: float
+) -> Record:
+    """One number that is no time: a bandwidth, a memory peak."""
+    return {
+        "suite": suite,
+        "case": case,
+        "shape": shape,
+        "peer": peer,
+        "direction": unit,
+        "unit": unit,
+        "value": value,
+        "others_cpu_share": None,
         **environment,
     }
 

@@ -1,35 +1,76 @@
-"""python -m bench.measure [heads|step|all]: measure every case, print it, and append records.
+"""python -m bench.measure [heads|step|memory|scaling|floors|all] [--device cpu|cuda]: measure and append records.
 
-Correctness first: a case whose check fails is reported as such, has no speed, and makes the exit code 1.
+Correctness first: a case whose check fails is reported as such, has no speed, and makes the exit code 1. A peer
+that is not installed, cannot run or computes something else is skipped by name in one line.
 """
 
 from __future__ import annotations
 
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from bench import ledger
 from bench.accuracy import InaccurateError
-from bench.cases import DIRECTIONS, HEAD_CASES, Direction, HeadCase
+from bench.cases import DIRECTIONS, MEMORY_CASE, Direction, HeadCase, dtype_name, head_cases
+from bench.device import find
 from bench.environment import describe
-from bench.interleaved import Candidate, Timings, interleave
+from bench.floors import copy_bytes_per_second, gemm_flops_per_second
+from bench.interleaved import Candidate, Timings, cold_us, interleave
 from bench.load import DISTURBED_SHARE
-from bench.peers import BUILDERS, Peer, check, obstacle
-from bench.step_cases import STEP_CASES, Step, StepCase, check_step, multi_and_single, switched_and_stl
+from bench.memory import UnmeasurableError, peak_extra_bytes, peak_on_gpu
+from bench.peers import OURS, Check, Peer, builders, obstacle
+from bench.scaling import PEERS as SCALING_PEERS
+from bench.scaling import points
+from bench.step_cases import (
+    SWITCHED_PEERS,
+    Step,
+    StepCase,
+    check_step,
+    multi_and_single,
+    step_cases,
+    step_ratios,
+    switched_and_stl,
+)
 
-console = Console()
+console = Console(width=150)
 
 
 class Suite(StrEnum):
     """What to measure."""
 
+    floors = "floors"
     heads = "heads"
     step = "step"
+    memory = "memory"
+    scaling = "scaling"
     all = "all"
+
+
+class Measurement:
+    """What every suite is told: where, how often, how long, and where the records go."""
+
+    def __init__(self, device: torch.device, rounds: int, limit_seconds: float, records: Path) -> None:
+        self.device, self.rounds, self.limit_seconds, self.records = device, rounds, limit_seconds, records
+        self.environment = describe(device)
+
+    def interleave(self, candidates: Mapping[str, Candidate]) -> Timings:
+        """By the measuring rule of bench/interleaved.py."""
+        return interleave(
+            candidates, rounds=self.rounds, limit_seconds=self.limit_seconds, device=self.device
+        )
+
+    def append(self, made: Iterable[ledger.Record]) -> None:
+        """Put records on file."""
+        ledger.append(made, self.records)
 
 
 def main(
@@ -39,86 +80,190 @@ def main(
         float, typer.Option(min=0.0, help="A case ends after this, but not before 10 rounds.")
     ] = 60.0,
     case: Annotated[str | None, typer.Option(help="Only the cases whose name contains this.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one.")] = "auto",
+    total_seconds: Annotated[
+        float | None, typer.Option(help="No case begins after this; what is left is named.")
+    ] = None,
+    records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
 ) -> None:
-    """Measure, print and append to bench/records/."""
-    environment = describe()
+    """Measure, print and append records."""
+    try:
+        found = find(device)
+    except ValueError as error:
+        console.print(str(error))
+        raise typer.Exit(0 if device == "cuda" else 2) from None
+    m = Measurement(found, rounds, limit_seconds, records)
+    started = time.perf_counter()
     red = 0
-    if suite in (Suite.heads, Suite.all):
-        for head_case in _named(HEAD_CASES, case):
-            for direction in DIRECTIONS:
-                red += not measure_heads(head_case, direction, rounds, limit_seconds, environment)
-    if suite in (Suite.step, Suite.all):
-        for step_case in _named(STEP_CASES, case):
-            red += not measure_step(step_case, rounds, limit_seconds, environment)
+    for name, run in _work(suite, case, m):
+        if total_seconds is not None and time.perf_counter() - started > total_seconds:
+            console.print(f"[yellow]skipped {name}: {total_seconds:g} s are over[/yellow]")
+            continue
+        red += not _survived(name, run)
+        if found.type == "cuda":
+            torch.cuda.empty_cache()
     if red:
         raise typer.Exit(1)
+
+
+def _survived(name: str, run: Callable[[], bool]) -> bool:
+    """Run one case; one that breaks must not take the others with it."""
+    try:
+        return run()
+    except Exception:
+        console.print(f"[red]{name}: broken[/red]")
+        console.print(traceback.format_exc(), highlight=False, markup=False)
+        return False
+
+
+def _work(suite: Suite, part: str | None, m: Measurement):  # type: ignore[no-untyped-def]
+    """(name, what measures it and is False where a check is red) of everything asked for."""
+    kind = m.device.type
+
+    def wanted(*suites: Suite) -> bool:
+        return suite in (*suites, Suite.all)
+
+    if wanted(Suite.floors):
+        yield "floors", lambda: measure_floors(m)
+    if wanted(Suite.heads):
+        for case in _named(head_cases(kind), part):
+            # The required results are of forward and backward; a GPU's time is short.
+            for direction in DIRECTIONS if kind == "cpu" else DIRECTIONS[:1]:
+                yield case.name, lambda case=case, direction=direction: measure_heads(case, direction, m)
+    if wanted(Suite.step):
+        for step_case in _named(step_cases(kind), part):
+            yield step_case.name, lambda case=step_case: measure_step(case, m)
+    if wanted(Suite.memory) and kind == "cpu":
+        yield MEMORY_CASE.name, lambda: measure_memory(MEMORY_CASE, m)
+    if wanted(Suite.scaling):
+        for point in points(kind):
+            if part is None or part in point.case.name:
+                yield point.case.name, lambda case=point.case: measure_scaling(case, m)
 
 
 def _named(cases, part):  # type: ignore[no-untyped-def]
     return [case for case in cases if part is None or part in case.name]
 
 
-def measure_heads(
-    case: HeadCase, direction: Direction, rounds: int, limit_seconds: float, environment: ledger.Record
-) -> bool:
-    """All peers of one case and direction; False where a check is red."""
-    title = f"{case.name}: {case.shape}, {direction}"
-    try:
-        peers = _checked_peers(case, direction)
-    except InaccurateError as error:
-        console.print(f"[red]{title}: not measured, {error}[/red]")
-        return False
-    candidates = {name: peer.candidate() for name, peer in peers.items()}
-    timings = interleave(candidates, rounds=rounds, limit_seconds=limit_seconds)
-    ratios = {name: ("eager", name) for name in peers if name != "eager"}
-    _report("heads", case.name, case.shape, direction, title, timings, ratios, environment)
+# --- suites ----------------------------------------------------------------------------------------------
+
+
+def measure_floors(m: Measurement) -> bool:
+    """Copy bandwidth and GEMM rate of the device."""
+    dtypes = (torch.float32,) if m.device.type == "cpu" else (torch.bfloat16, torch.float32)
+    found = {"copy": ("bytes/s", copy_bytes_per_second(m.device))} | {
+        f"GEMM {dtype_name(dtype)}": ("FLOP/s", gemm_flops_per_second(m.device, dtype)) for dtype in dtypes
+    }
+    for name, (unit, value) in found.items():
+        console.print(f"{name}: {value:.3g} {unit}")
+    m.append(
+        ledger.make_value(m.environment, "floors", name, "", "device", unit, value)
+        for name, (unit, value) in found.items()
+    )
     return True
 
 
-def _checked_peers(case: HeadCase, direction: Direction) -> dict[str, Peer]:
-    inputs = case.inputs()
-    peers = {}
-    for name, build in BUILDERS.items():
-        if reason := obstacle(name):
-            console.print(f"[yellow]skipped {name}: {reason}[/yellow]")
+def measure_heads(case: HeadCase, direction: Direction, m: Measurement) -> bool:
+    """All peers of one case and direction; False where our own code fails or is inaccurate."""
+    title = f"{case.name}: {case.shape}, {direction}"
+    peers, more, green = _checked_peers(case, direction, m, tuple(builders(m.device)))
+    timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
+    if m.device.type == "cuda":
+        for name, peer in peers.items():
+            more[name]["cold_us"] = round(cold_us(peer.candidate(), m.device), 2)
+    _report("heads", case.name, case.shape, direction, title, timings, _over_eager(peers), m, more)
+    return green
+
+
+def _over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
+    return {name: ("eager", name) for name in peers if name != "eager" and "eager" in peers}
+
+
+def _checked_peers(
+    case: HeadCase, direction: Direction, m: Measurement, names: tuple[str, ...]
+) -> tuple[dict[str, Peer], dict[str, dict[str, Any]], bool]:
+    """The peers that compute the right thing, what their records say beside times, and whether ours are among them."""
+    inputs = case.inputs(device=m.device)
+    check = Check(inputs, direction)
+    peers: dict[str, Peer] = {}
+    more: dict[str, dict[str, Any]] = {}
+    green = True
+    for name, build in builders(m.device).items():
+        if name not in names:
             continue
-        peers[name] = build(inputs, direction)
-        check(peers[name], inputs, direction)
-    return peers
+        if reason := obstacle(name, m.device, case.dtype):
+            _skip(name, reason)
+            continue
+        try:
+            peer = build(inputs, direction)
+            check(peer)
+            more[name] = {"dtype": dtype_name(case.dtype)}
+            if m.device.type == "cuda" and not peer.own_gradients:
+                more[name]["peak_extra_bytes"] = peak_on_gpu(peer)
+            peers[name] = peer
+        except Exception as error:  # a peer is someone else's code, and may raise anything
+            green = green and name not in OURS
+            _skip(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
+    return peers, more, green
 
 
-def measure_step(case: StepCase, rounds: int, limit_seconds: float, environment: ledger.Record) -> bool:
+def _skip(name: str, reason: str) -> None:
+    console.print(f"[yellow]skipped {name}: {reason}[/yellow]", highlight=False)
+
+
+def measure_step(case: StepCase, m: Measurement) -> bool:
     """Steps of one model; False where the check is red."""
     if reason := case.obstacle():
-        console.print(f"[yellow]skipped {case.name}: {reason}[/yellow]")
+        _skip(case.name, reason)
         return True
-    model = case.build()
+    model = case.build(m.device)
     try:
         check_step(model)
     except InaccurateError as error:
         console.print(f"[red]{case.name}: not measured, {error}[/red]")
         return False
     for title, steps, ratios in (
-        (
-            "training step",
-            multi_and_single(model),
-            {
-                "ours multi": ("ours multi", "ours single"),
-                "eager multi": ("eager multi", "eager single"),
-                "eager single": ("eager single", "ours single"),
-            },
-        ),
-        ("step after the switch", switched_and_stl(model), {"after switch": ("after switch", "stl")}),
+        ("training step", multi_and_single(model, skip=_skip), step_ratios(m.device)),
+        ("step after the switch", switched_and_stl(model), SWITCHED_PEERS),
     ):
-        timings = _interleave_steps(steps, rounds, limit_seconds)
+        timings = m.interleave({name: Candidate(step) for name, step in steps.items()})
         title = f"{case.name}: {model.shape}, {title}"
-        _report("step", case.name, model.shape, "step", title, timings, ratios, environment)
+        _report("step", case.name, model.shape, "step", title, timings, _present(ratios, steps), m)
     return True
 
 
-def _interleave_steps(steps: dict[str, Step], rounds: int, limit_seconds: float) -> Timings:
-    candidates = {name: Candidate(step) for name, step in steps.items()}
-    return interleave(candidates, rounds=rounds, limit_seconds=limit_seconds)
+def _present(ratios: Mapping[str, tuple[str, str]], steps: Mapping[str, Step]) -> dict[str, tuple[str, str]]:
+    return {name: pair for name, pair in ratios.items() if set(pair) <= set(steps)}
+
+
+def measure_memory(case: HeadCase, m: Measurement) -> bool:
+    """Peak memory and time of the vocabulary case on a CPU."""
+    return _measure_time_and_memory("memory", case, m, ("eager", "linear_cross_entropy", "ours", "gemms"))
+
+
+def measure_scaling(case: HeadCase, m: Measurement) -> bool:
+    """Time and peak memory of one point of a sweep."""
+    return _measure_time_and_memory("scaling", case, m, SCALING_PEERS[m.device.type])
+
+
+def _measure_time_and_memory(suite: str, case: HeadCase, m: Measurement, names: tuple[str, ...]) -> bool:
+    title = f"{case.name}: {case.shape}, time and peak memory"
+    peers, more, green = _checked_peers(case, "forward+backward", m, names)
+    timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
+    if m.device.type == "cpu":
+        for name in peers:
+            if name != "gemms":
+                more[name].update(_peak_on_cpu(case, name, m))
+    _report(suite, case.name, case.shape, "forward+backward", title, timings, _over_eager(peers), m, more)
+    return green
+
+
+def _peak_on_cpu(case: HeadCase, name: str, m: Measurement) -> dict[str, int]:
+    try:
+        return {"peak_extra_bytes": peak_extra_bytes(case, name, m.device)}
+    except UnmeasurableError as error:
+        console.print(f"[yellow]no memory of {name}: {error}[/yellow]")
+        return {}
 
 
 def _report(
@@ -128,24 +273,29 @@ def _report(
     direction: str,
     title: str,
     timings: Timings,
-    ratios: dict[str, tuple[str, str]],
-    environment: ledger.Record,
+    ratios: Mapping[str, tuple[str, str]],
+    m: Measurement,
+    more: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Print a table and append its records; `ratios` gives numerator and denominator by candidate."""
     table = Table(title=f"{title}, {timings.rounds} rounds", title_justify="left")
-    for heading in ("", "µs, median", "p25 to p75", "ratio", "p25 to p75", "of"):
+    for heading in ("", "µs, median", "p25 to p75", "ratio", "p25 to p75", "of", "cold µs", "peak MB"):
         table.add_column(heading, justify="left" if heading in ("", "of") else "right")
     made = []
     for name in timings.rounds_us:
         ratio_name = " / ".join(ratios[name]) if name in ratios else None
         ratio = timings.ratio(*ratios[name]) if name in ratios else None
-        p = timings.percentiles_us(name)
+        p, fields = timings.percentiles_us(name), (more or {}).get(name, {})
         cells = ("", "", "")
         if ratio is not None and ratio_name is not None:
             cells = (f"{ratio.of_medians:.2f}", f"{ratio.p25:.2f} to {ratio.p75:.2f}", ratio_name)
-        table.add_row(name, f"{p['p50']:,.0f}", f"{p['p25']:,.0f} to {p['p75']:,.0f}", *cells)
+        cold = f"{fields['cold_us']:,.1f}" if "cold_us" in fields else ""
+        peak = f"{fields['peak_extra_bytes'] / 1e6:,.1f}" if "peak_extra_bytes" in fields else ""
+        table.add_row(name, f"{p['p50']:,.1f}", f"{p['p25']:,.1f} to {p['p75']:,.1f}", *cells, cold, peak)
         made.append(
-            ledger.make_record(environment, suite, case, shape, name, direction, timings, ratio_name, ratio)
+            ledger.make_record(
+                m.environment, suite, case, shape, name, direction, timings, ratio_name, ratio, **fields
+            )
         )
     console.print(table)
     if (timings.others_cpu_share or 0.0) > DISTURBED_SHARE:
@@ -153,7 +303,7 @@ def _report(
             f"[yellow]disturbed: others used {timings.others_cpu_share:.0%} of the processors; "
             "measure again on a quiet machine[/yellow]"
         )
-    ledger.append(made)
+    m.append(made)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m bench.report: writes bench/RESULTS.md and bench/heads.png from the latest records."""
+"""python -m bench.report: writes bench/RESULTS.md and the plots beside it from the latest records."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from pathlib import Path
 import typer
 
 from bench import ledger
-from bench.cases import HEAD_CASES, Direction, HeadCase
+from bench.cases import DeviceKind, Direction, HeadCase, head_cases
 from bench.environment import ROOT
 from bench.ledger import Record
-from bench.load import DISTURBED_SHARE
-from bench.picture import draw
-from bench.step_cases import STEP_CASES, SWITCHED_LIMIT
+from bench.picture import draw, draw_scaling
+from bench.scaling import AXES, PEERS, points
+from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, step_cases
+from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
-PICTURE = ROOT / "bench" / "heads.png"
-PEERS = ("eager", "compiled", "linear_cross_entropy", "ours", "heads_module", "gemms")
-MISSING = "not yet measured"
+HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
+SCALING_PICTURE = {"cpu": ROOT / "bench" / "scaling_cpu.png", "cuda": ROOT / "bench" / "scaling_cuda.png"}
+PEERS_OF = {
+    "cpu": ("eager", "compiled", "linear_cross_entropy", "ours", "heads_module", "gemms"),
+    "cuda": (
+        "eager", "compiled", "linear_cross_entropy", "liger", "cut_cross_entropy", "eager_graph",
+        "ours", "ours_graph", "heads_module", "gemms",
+    ),
+}  # fmt: skip
+SKIPPED = "–"
 INTRODUCTION = """# Results
 
 Made by `python -m bench.report` from `bench/records/`; nothing here is estimated. Times are medians in
@@ -27,26 +35,29 @@ brackets. A case is measured only after its results have passed the accuracy rul
 "Disturbed" says what share of the processors other processes used meanwhile: such a row is not to be quoted.
 
 `ours` is the fused op on packed parameters; `heads_module` is `MultiTaskHeads`, which packs one `nn.Linear`
-a task in every step; `gemms` are the bare GEMMs, the floor.
+a task in every step; `gemms` are the bare GEMMs, the floor; `–` is a peer that was not installed there. Memory is
+the peak of one call, forward and backward, beside inputs and gradients (`bench/memory.py` says how it is taken).
 """
 
 
 def main() -> None:
-    """Write bench/RESULTS.md and bench/heads.png."""
+    """Write bench/RESULTS.md and the plots."""
     found = ledger.latest(ledger.read())
     if not found:
         typer.echo("there are no records in bench/records; run python -m bench.measure all", err=True)
         raise typer.Exit(2)
+    kinds: tuple[DeviceKind, ...] = ("cpu", "cuda")
+    drawn = [path for kind in kinds for path in _draw(found, kind)]
     RESULTS.write_text(render(found), encoding="utf-8")
-    typer.echo(f"wrote {RESULTS.relative_to(ROOT)}")
-    if _draw_heads(found, PICTURE):
-        typer.echo(f"wrote {PICTURE.relative_to(ROOT)}")
+    for path in (RESULTS, *drawn):
+        typer.echo(f"wrote {path.relative_to(ROOT)}")
 
 
 def render(found: Sequence[Record]) -> str:
     """The whole report as Markdown."""
     parts = [INTRODUCTION]
-    for title, kind in (("On a CPU", "cpu"), ("On a GPU", "cuda")):
+    kinds: tuple[tuple[str, DeviceKind], ...] = (("On a CPU", "cpu"), ("On a GPU", "cuda"))
+    for title, kind in kinds:
         parts.append(f"## {title}\n")
         here = [record for record in found if record["device"]["kind"] == kind]
         # No device, no sections: the tables still stand, and say so.
@@ -57,22 +68,36 @@ def render(found: Sequence[Record]) -> str:
 
 def _device(record: Record) -> str:
     device = record["device"]
-    return f"{device['name']}, {device['threads']} threads"
+    return (
+        str(device["name"]) if device["kind"] == "cuda" else f"{device['name']}, {device['threads']} threads"
+    )
 
 
 def _devices(found: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(map(_device, found)))
 
 
-def _device_section(found: Sequence[Record], device: str | None, kind: str) -> str:
+def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKind) -> str:
     lines = [] if device is None else [f"### {device}\n", _provenance(found), ""]
-    if kind == "cpu" and any(record["suite"] == "heads" for record in found):
-        lines += [f"![time by case and peer]({PICTURE.name})", ""]
+    if any(record["suite"] == "heads" for record in found):
+        lines += [f"![time by case and peer]({HEADS_PICTURE[kind].name})", ""]
+    verdicts = cpu_verdicts(found) if kind == "cpu" else gpu_verdicts(found)
+    lines += ["**Required**", "", *_verdict_table(verdicts), ""]
+    lines += ["**Ceilings of the device**", "", *_floors_table(found), ""]
     lines += ["**Heads, forward and backward**", "", *_heads_table(found, "forward+backward", kind), ""]
-    lines += ["**Heads, forward**", "", *_heads_table(found, "forward", kind), ""]
-    lines += ["**Training step**", "", *_step_table(found), ""]
     if kind == "cpu":
-        lines += ["Reproduce: `python -m bench.measure all`, then `python -m bench.report`.", ""]
+        lines += ["**Heads, forward**", "", *_heads_table(found, "forward", kind), ""]
+        lines += ["**Training step**", "", *_step_table(found), ""]
+    else:
+        lines += ["**Heads, device time with a cold cache, µs**", "", *_cold_table(found), ""]
+        lines += ["**Heads, peak memory, MB**", "", *_peak_table(found), ""]
+        lines += ["**Training step**", "", *_gpu_step_table(found), ""]
+    lines += ["**Scaling: time in µs, peak memory in MB**", ""]
+    if any(record["suite"] == "scaling" for record in found):
+        lines += [f"![time and memory against S, K and N]({SCALING_PICTURE[kind].name})", ""]
+    lines += [*_scaling_table(found, kind), ""]
+    command = "`python -m bench.measure all`" if kind == "cpu" else "`bench/gpu.sh`"
+    lines += [f"Reproduce: {command}, then `python -m bench.report`.", ""]
     return "\n".join(lines)
 
 
@@ -97,20 +122,36 @@ def _distinct(values: Iterable[str]) -> list[str]:
 # --- tables ----------------------------------------------------------------------------------------------
 
 
-def _heads_table(found: Sequence[Record], direction: Direction, kind: str) -> list[str]:
-    # The floors are required of a CPU, and of forward and backward together.
+def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
+    return ["| case | required | measured | |", "|---|---|---|---|"] + [
+        f"| {' | '.join(verdict)} |" for verdict in verdicts
+    ]
+
+
+def _floors_table(found: Sequence[Record]) -> list[str]:
+    rows = [
+        [record["case"], f"{record['value'] / 1e12:,.2f} T{record['unit']}"]
+        for record in found
+        if record["suite"] == "floors"
+    ]
+    return _table(["", "measured"], rows or [["copy", MISSING], ["GEMM", MISSING]])
+
+
+def _heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind) -> list[str]:
+    # The floors of single cases are required of a CPU, and of forward and backward together.
     has_floor = kind == "cpu" and direction == "forward+backward"
-    heading = ["case", *PEERS, "eager / ours", *(["required"] if has_floor else []), "rounds"]
+    peers = PEERS_OF[kind]
+    heading = ["case", *peers, "eager / ours", *(["required"] if has_floor else []), "rounds"]
     rows = []
-    for case in HEAD_CASES:
-        by_peer = _by_peer(found, "heads", case.name, direction)
+    for case in head_cases(kind):
+        records = by_peer(found, "heads", case.name, direction)
         rows.append(
             [
                 f"{case.name}: {case.shape}",
-                *(_time(by_peer.get(peer)) for peer in PEERS),
-                _ratio(by_peer.get("ours")),
-                *([_required(case, by_peer.get("ours"))] if has_floor else []),
-                _rounds(by_peer),
+                *(_time(records, peer) for peer in peers),
+                _ratio(records.get("ours")),
+                *([_required(case, records.get("ours"))] if has_floor else []),
+                _rounds(records),
             ]
         )
     return _table(heading, rows)
@@ -126,13 +167,26 @@ def _required(case: HeadCase, ours: Record | None) -> str:
 
 def _verdict(record: Record, met: bool) -> str:
     """A disturbed measurement decides nothing."""
-    if _is_disturbed(record):
+    if is_disturbed(record):
         return "undecided (disturbed)"
     return "met" if met else "missed"
 
 
-def _is_disturbed(record: Record) -> bool:
-    return (record["others_cpu_share"] or 0.0) > DISTURBED_SHARE
+def _cold_table(found: Sequence[Record]) -> list[str]:
+    return _gpu_values(found, "cold_us", 1.0)
+
+
+def _peak_table(found: Sequence[Record]) -> list[str]:
+    return _gpu_values(found, "peak_extra_bytes", 1e6)
+
+
+def _gpu_values(found: Sequence[Record], field: str, unit: float) -> list[str]:
+    rows = []
+    for case in head_cases("cuda"):
+        records = by_peer(found, "heads", case.name, "forward+backward")
+        values = [_value(records, peer, field, unit) for peer in PEERS_OF["cuda"]]
+        rows.append([f"{case.name}: {case.shape}", *values])
+    return _table(["case", *PEERS_OF["cuda"]], rows)
 
 
 def _step_table(found: Sequence[Record]) -> list[str]:
@@ -142,33 +196,65 @@ def _step_table(found: Sequence[Record]) -> list[str]:
     ]  # fmt: skip
     rows = []
     for case in STEP_CASES:
-        by_peer = _by_peer(found, "step", case.name, "step")
-        shape = next((f": {record['shape']}" for record in by_peer.values()), "")
-        after = by_peer.get("after switch")
+        records = by_peer(found, "step", case.name, "step")
+        shape = next((f": {record['shape']}" for record in records.values()), "")
+        after = records.get("after switch")
         rows.append(
             [
                 case.name + shape,
-                _time(by_peer.get("ours multi")),
-                _time(by_peer.get("ours single")),
-                _ratio(by_peer.get("ours multi")),
-                _time(by_peer.get("eager multi")),
-                _time(by_peer.get("eager single")),
-                _ratio(by_peer.get("eager multi")),
+                _time(records, "ours multi"),
+                _time(records, "ours single"),
+                _ratio(records.get("ours multi")),
+                _time(records, "eager multi"),
+                _time(records, "eager single"),
+                _ratio(records.get("eager multi")),
                 _ratio(after, digits=3),
                 MISSING if after is None else _verdict(after, after["ratio"]["of_medians"] <= SWITCHED_LIMIT),
-                _rounds(by_peer),
+                _rounds(records),
             ]
         )
     return _table(heading, rows)
 
 
-def _by_peer(found: Sequence[Record], suite: str, case: str, direction: str) -> dict[str, Record]:
-    wanted = (suite, case, direction)
-    return {r["peer"]: r for r in found if (r["suite"], r["case"], r["direction"]) == wanted}
+def _gpu_step_table(found: Sequence[Record]) -> list[str]:
+    steps = (
+        "eager multi", "compiled multi", "ours multi", "ours multi, graph", "eager single", "ours single",
+        "ours single, graph", "after switch", "stl", "after switch, graph", "stl, graph",
+    )  # fmt: skip
+    rows = []
+    for case in step_cases("cuda"):
+        records = by_peer(found, "step", case.name, "step")
+        rows.append([case.name, *(_time(records, step) for step in steps), _rounds(records)])
+    return _table(["model", *steps, "rounds"], rows)
 
 
-def _time(record: Record | None) -> str:
-    return MISSING if record is None else f"{record['p50']:,.0f}"
+def _scaling_table(found: Sequence[Record], kind: DeviceKind) -> list[str]:
+    peers = PEERS[kind]
+    heading = ["case", *peers, *(f"{peer}, MB" for peer in peers if peer != "gemms"), "rounds"]
+    rows = []
+    for point in points(kind):
+        records = by_peer(found, "scaling", point.case.name, "forward+backward")
+        rows.append(
+            [
+                f"{point.case.name}: {point.case.shape}",
+                *(_time(records, peer) for peer in peers),
+                *(_value(records, peer, "peak_extra_bytes", 1e6) for peer in peers if peer != "gemms"),
+                _rounds(records),
+            ]
+        )
+    return _table(heading, rows)
+
+
+def _time(records: dict[str, Record], peer: str) -> str:
+    return _value(records, peer, "p50", 1.0)
+
+
+def _value(records: dict[str, Record], peer: str, field: str, unit: float) -> str:
+    """A number; of a case that was measured without this peer, a dash."""
+    if peer not in records or field not in records[peer]:
+        return SKIPPED if records else MISSING
+    value = records[peer][field] / unit
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
 
 
 def _ratio(record: Record | None, digits: int = 2) -> str:
@@ -178,12 +264,12 @@ def _ratio(record: Record | None, digits: int = 2) -> str:
     return f"{ratio['of_medians']:.{digits}f} [{ratio['p25']:.{digits}f} to {ratio['p75']:.{digits}f}]"
 
 
-def _rounds(by_peer: dict[str, Record]) -> str:
-    return ", ".join(_distinct(map(_rounds_of, by_peer.values()))) or MISSING
+def _rounds(records: dict[str, Record]) -> str:
+    return ", ".join(_distinct(map(_rounds_of, records.values()))) or MISSING
 
 
 def _rounds_of(record: Record) -> str:
-    note = f", disturbed by {record['others_cpu_share']:.0%}" if _is_disturbed(record) else ""
+    note = f", disturbed by {record['others_cpu_share']:.0%}" if is_disturbed(record) else ""
     return f"{record['rounds']}{note}"
 
 
@@ -192,22 +278,45 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
 
 
-def _draw_heads(found: Sequence[Record], path: Path) -> bool:
-    """Draw the newest CPU; False where none has been measured."""
-    on_cpu = [r for r in found if r["device"]["kind"] == "cpu" and r["suite"] == "heads"]
-    if not on_cpu:
-        return False
-    device = _device(max(on_cpu, key=lambda record: record["date"]))
-    here = [record for record in on_cpu if _device(record) == device]
+# --- plots -----------------------------------------------------------------------------------------------
+
+
+def _draw(found: Sequence[Record], kind: DeviceKind) -> list[Path]:
+    """Draw the newest device of a kind; the plots that there are records for."""
+    on_kind = [r for r in found if r["device"]["kind"] == kind]
+    drawn = []
+    for suite, path, draw_suite in (
+        ("heads", HEADS_PICTURE[kind], _draw_heads),
+        ("scaling", SCALING_PICTURE[kind], _draw_scaling),
+    ):
+        of_suite = [record for record in on_kind if record["suite"] == suite]
+        if of_suite:
+            device = _device(max(of_suite, key=lambda record: record["date"]))
+            draw_suite([r for r in of_suite if _device(r) == device], kind, device, path)
+            drawn.append(path)
+    return drawn
+
+
+def _draw_heads(found: Sequence[Record], kind: DeviceKind, device: str, path: Path) -> None:
     medians_us = {
-        f"{case.name}\n{case.shape}": {peer: record["p50"] for peer, record in by_peer.items()}
-        for case in HEAD_CASES
-        if (by_peer := _by_peer(here, "heads", case.name, "forward+backward"))
+        f"{case.name}\n{case.shape}": {peer: record["p50"] for peer, record in records.items()}
+        for case in head_cases(kind)
+        if (records := by_peer(found, "heads", case.name, "forward+backward"))
     }
-    if not medians_us:
-        return False
-    draw(medians_us, f"All heads, forward and backward, in float32 on {device}", path)
-    return True
+    draw(medians_us, f"All heads, forward and backward, on {device}", path)
+
+
+def _draw_scaling(found: Sequence[Record], kind: DeviceKind, device: str, path: Path) -> None:
+    """{axis: {field: {peer: [(value, number)]}}} in the panels of one picture."""
+    sweeps: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {
+        axis: {"p50": {}, "peak_extra_bytes": {}} for axis in AXES
+    }
+    for point in points(kind):
+        for peer, record in by_peer(found, "scaling", point.case.name, "forward+backward").items():
+            for field, of_peer in sweeps[point.axis].items():
+                if field in record:
+                    of_peer.setdefault(peer, []).append((point.value, record[field]))
+    draw_scaling(sweeps, f"Forward and backward on {device}", path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.accuracy import check_as_accurate_as_torch
+from bench.cases import DeviceKind
 from bench.environment import ROOT
 from mt2st_fast import Classification, MultiTask, MultiTaskHeads, SingleTask, Switch, Trainer
 from mt2st_fast.data import open_data
@@ -44,6 +45,11 @@ class StepModel:
     make_optimizer: MakeOptimizer
 
     @property
+    def device(self) -> torch.device:
+        """Where its parameters and batches are."""
+        return self.batches[0][1][self.heads.main].device
+
+    @property
     def shape(self) -> str:
         """N and the classes of the heads as text."""
         sizes = [task.head.size for task in self.heads.tasks.values()]
@@ -55,23 +61,26 @@ class StepCase:
     """A model by name; `obstacle` says why it cannot be built here, or None."""
 
     name: str
-    build: Callable[[], StepModel]
+    build: Callable[[torch.device], StepModel]
     obstacle: Callable[[], str | None] = lambda: None
 
 
-def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int]) -> StepModel:
-    """A bag-of-words encoder over random bags of L tokens, trained by SGD."""
+def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device: torch.device) -> StepModel:
+    """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches lie there."""
     torch.manual_seed(1)
     tasks = {f"task{k}": Classification(size) for k, size in enumerate(sizes)}
     batches: list[Batch] = [
-        (torch.randint(V, (N, L)), {name: torch.randint(task.classes, (N,)) for name, task in tasks.items()})
+        (
+            torch.randint(V, (N, L)).to(device),
+            {name: torch.randint(task.classes, (N,)).to(device) for name, task in tasks.items()},
+        )
         for _ in range(8)
     ]
-    heads = MultiTaskHeads(D, tasks, "task0")
-    return StepModel(nn.EmbeddingBag(V, D), heads, batches, lambda p: torch.optim.SGD(p, lr=0.1))
+    heads = MultiTaskHeads(D, tasks, "task0").to(device)
+    return StepModel(nn.EmbeddingBag(V, D).to(device), heads, batches, lambda p: torch.optim.SGD(p, lr=0.1))
 
 
-def ewt_model() -> StepModel:
+def ewt_model(device: torch.device) -> StepModel:
     """What `train` makes of the English Web Treebank: parts of speech and eight auxiliary tasks."""
     splits = open_data(f"conllu:{EWT}", main="upos", auxiliary=EWT_AUXILIARY)
     experiment = Experiment.prepare(Config(device="cpu"), splits)
@@ -89,27 +98,46 @@ def _ewt_obstacle() -> str | None:
     return None if EWT.is_dir() else "the English Web Treebank is not at ../shared/data/ud_english_ewt"
 
 
-TINY_STEP = StepCase("tiny", lambda: embedding_model(V=50, D=20, N=60, L=5, sizes=(5, 3, 2)))
+TINY_STEP = StepCase("tiny", lambda device: embedding_model(50, 20, 60, 5, (5, 3, 2), device))
+MODEL_HEADS = (17, 2, 2, 3, 4, 5, 6, 8)
 
 STEP_CASES = (
-    StepCase(
-        "embedding model",
-        lambda: embedding_model(V=10_000, D=128, N=2048, L=20, sizes=(17, 2, 2, 3, 4, 5, 6, 8)),
-    ),
+    StepCase("embedding model", lambda device: embedding_model(10_000, 128, 2048, 20, MODEL_HEADS, device)),
     StepCase("EWT tagger", ewt_model, _ewt_obstacle),
 )
+GPU_STEP_CASES = tuple(
+    StepCase(
+        f"embedding model, N={N}",
+        lambda device, N=N: embedding_model(10_000, 128, N, 20, MODEL_HEADS, device),
+    )
+    for N in (512, 1024, 2048, 4096)
+)
+# What a GPU's step with graphs has to be faster than, and how many times.
+GPU_STEP_OVER = {"eager multi": 10.0, "compiled multi": 2.0}
+
+
+def step_cases(kind: DeviceKind) -> tuple[StepCase, ...]:
+    """The models that are measured on a kind of device."""
+    return STEP_CASES if kind == "cpu" else GPU_STEP_CASES
 
 
 # --- the steps -------------------------------------------------------------------------------------------
 
 
-def trainer_step(model: StepModel, schedule: Schedule) -> tuple[Trainer, Step]:
+def trainer_step(model: StepModel, schedule: Schedule, *, graph: bool = False) -> tuple[Trainer, Step]:
     """A Trainer, and the body of its training loop as a function.
 
     `fit` is a loop of its own, and two loops cannot take turns: so this calls what `fit` calls.
     """
     encoder, heads = copy.deepcopy(model.encoder), copy.deepcopy(model.heads)
-    trainer = Trainer(encoder, heads, schedule=schedule, optimizer=model.make_optimizer, device="cpu")
+    trainer = Trainer(
+        encoder,
+        heads,
+        schedule=schedule,
+        optimizer=model.make_optimizer,
+        device=model.device.type,
+        graph=graph,
+    )
     source = Source(model.batches, heads.main, tuple(heads.tasks))
     trainer._begin(source, source.steps_per_epoch, ENDLESS_STEPS, None)
     encoder.train()
@@ -119,6 +147,16 @@ def trainer_step(model: StepModel, schedule: Schedule) -> tuple[Trainer, Step]:
         trainer._train_step(source.next_step())
         trainer._unread_losses.clear()  # `fit` reads them where it logs
 
+    return trainer, step
+
+
+def graphed_step(model: StepModel, schedule: Schedule, steps: int = 8) -> tuple[Trainer, Step]:
+    """`trainer_step` as a replay. Raises RuntimeError with the reason where the step is not captured."""
+    trainer, step = trainer_step(model, schedule, graph=True)
+    for _ in range(steps):
+        step()
+    if trainer.history.phases[-1].graph != "captured":
+        raise RuntimeError(trainer.history.phases[-1].graph)
     return trainer, step
 
 
@@ -137,25 +175,87 @@ def eager_step(model: StepModel, tasks: Sequence[str]) -> Step:
     return step
 
 
-def multi_and_single(model: StepModel) -> dict[str, Step]:
-    """Steps with all heads and with the main head alone, by the Trainer and by torch eager."""
+def compiled_step(model: StepModel, tasks: Sequence[str]) -> Step:
+    """`eager_step` with encoder and losses under torch.compile(mode="reduce-overhead"): graphs by torch itself."""
+    torch.compiler.reset()
+    encoder, linears = copy.deepcopy(model.encoder).train(), copy.deepcopy(_linears_of(model.heads, tasks))
+    optimizer = model.make_optimizer([*encoder.parameters(), *linears.parameters()])
+    total = torch.compile(_eager_total, mode="reduce-overhead", dynamic=False)
+    batches = cycle(model.batches)
+
+    def step() -> None:
+        inputs, targets = next(batches)
+        torch.compiler.cudagraph_mark_step_begin()
+        total(encoder, linears, inputs, targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    for _ in range(5):
+        step()
+    return step
+
+
+def multi_and_single(
+    model: StepModel, skip: Callable[[str, str], None] = lambda name, reason: None
+) -> dict[str, Step]:
+    """Steps with all heads and with the main head alone, by the Trainer, torch eager and, on a GPU, their graphs.
+
+    skip: told the name of a step that cannot be built here, and why.
+    """
     tasks, main = tuple(model.heads.tasks), model.heads.main
-    return {
+    steps = {
         "ours multi": trainer_step(model, MultiTask())[1],
         "ours single": trainer_step(model, SingleTask())[1],
         "eager multi": eager_step(model, tasks),
         "eager single": eager_step(model, (main,)),
     }
+    if model.device.type == "cuda":
+        steps["ours multi, graph"] = graphed_step(model, MultiTask())[1]
+        steps["ours single, graph"] = graphed_step(model, SingleTask())[1]
+        try:
+            steps["compiled multi"] = compiled_step(model, tasks)
+        except Exception as error:  # a stranger's failure must not hide ours
+            skip("compiled multi", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+    return steps
+
+
+def step_ratios(device: torch.device) -> dict[str, tuple[str, str]]:
+    """Numerator and denominator of the ratio that is recorded with each step of `multi_and_single`."""
+    ratios = {
+        "ours multi": ("ours multi", "ours single"),
+        "eager multi": ("eager multi", "eager single"),
+        "eager single": ("eager single", "ours single"),
+    }
+    if device.type == "cuda":
+        ratios["ours multi, graph"] = ("eager multi", "ours multi, graph")
+        ratios["compiled multi"] = ("compiled multi", "ours multi, graph")
+    return ratios
+
+
+SWITCHED_PEERS = {
+    "after switch": ("after switch", "stl"),
+    "after switch, graph": ("after switch, graph", "stl, graph"),
+}
 
 
 def switched_and_stl(model: StepModel) -> dict[str, Step]:
-    """A step after the switch, and the step of a run that never had another task."""
+    """A step after the switch, and the step of a run that never had another task; on a GPU with graphs too."""
     trainer, after_switch = trainer_step(model, Switch(at_step=2))
     for _ in range(4):
         after_switch()
+    _check_switched(trainer, model)
+    steps = {"after switch": after_switch, "stl": trainer_step(model, SingleTask())[1]}
+    if model.device.type == "cuda":
+        # Captured before the switch as well, so that the second capture is the one that is timed.
+        trainer, steps["after switch, graph"] = graphed_step(model, Switch(at_step=6), steps=14)
+        _check_switched(trainer, model)
+        steps["stl, graph"] = graphed_step(model, SingleTask())[1]
+    return steps
+
+
+def _check_switched(trainer: Trainer, model: StepModel) -> None:
     if trainer.heads.active != (model.heads.main,):
         raise RuntimeError(f"the switch has not passed: {', '.join(trainer.heads.active)} are active")
-    return {"after switch": after_switch, "stl": trainer_step(model, SingleTask())[1]}
 
 
 # --- correctness -----------------------------------------------------------------------------------------

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from bench.cases import DIRECTIONS, HEAD_CASES, TINY, HeadCase
 from bench.interleaved import interleave
-from bench.peers import BUILDERS, check, eager, obstacle, ours
+from bench.peers import builders, check, eager, obstacle, ours
 
 # Inductor loads parts of torch that torch itself calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 LONG = pytest.mark.long
+CPU = torch.device("cpu")
+BUILDERS = builders(CPU)
 # Compiling takes longer than all the rest of the tiny case together.
 TINY_PEERS = [pytest.param(name, marks=LONG if name == "compiled" else ()) for name in BUILDERS]
 
@@ -18,7 +21,7 @@ TINY_PEERS = [pytest.param(name, marks=LONG if name == "compiled" else ()) for n
 def run_benchmark(benchmark, case: HeadCase, name: str, direction: str) -> None:
     if reason := obstacle(name):
         pytest.skip(reason)
-    inputs = case.inputs()
+    inputs = case.inputs(device=CPU)
     peer = BUILDERS[name](inputs, direction)
     check(peer, inputs, direction)
     benchmark.group = f"{case.name}: {case.shape}, {direction}"
@@ -44,7 +47,7 @@ def test_heads(benchmark, case, name, direction):
 def test_required_speedup(case):
     if reason := obstacle("ours"):
         pytest.skip(reason)
-    inputs = case.inputs()
+    inputs = case.inputs(device=CPU)
     peers = [build(inputs, "forward+backward") for build in (eager, ours)]
     check(peers[1], inputs, "forward+backward")
     timings = interleave({peer.name: peer.candidate() for peer in peers}, rounds=50)

@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 
 from bench import ledger
-from bench.cases import HEAD_CASES
+from bench.cases import GPU_HEAD_CASES, HEAD_CASES, MEMORY_CASE
 from bench.environment import describe
 from bench.interleaved import MOST_CALLS, WARM_UP_ROUNDS, Candidate, Timings, interleave
-from bench.report import MISSING, render
+from bench.report import _draw_scaling, render
+from bench.scaling import points
+from bench.verdicts import MISSING, cpu_verdicts, gpu_verdicts
 
 
 def made(date: str, eager_us: float, kind: str = "cpu") -> list[ledger.Record]:
     environment = describe()
     environment.update(date=date, device={**environment["device"], "kind": kind})
     timings = Timings({"eager": np.full(4, eager_us), "ours": np.full(4, 100.0)})
-    case = HEAD_CASES[0]
+    case = (HEAD_CASES if kind == "cpu" else GPU_HEAD_CASES)[0]
     return [
         ledger.make_record(
             environment, "heads", case.name, case.shape, peer, "forward+backward", timings,
@@ -58,3 +60,93 @@ def test_gpu_is_not_estimated():
     assert "2.50" not in without.partition("## On a GPU")[2]
     assert MISSING in without.partition("## On a GPU")[2]
     assert "2.50" in with_gpu.partition("## On a GPU")[2]
+
+
+# --- verdicts ------------------------------------------------------------------------------------------
+
+
+def record_of(suite, case, peer, p50, share=0.0, kind="cpu", **more):
+    return {
+        "suite": suite, "case": case, "shape": "", "peer": peer, "direction": "forward+backward", "p50": p50,
+        "others_cpu_share": share, "ratio": None, "device": {"kind": kind, "name": "x", "threads": 2}, **more,
+    }  # fmt: skip
+
+
+def cpu_records(ratios, best=None, share=0.0, gemms=80.0):
+    records = []
+    for case, ratio in zip(HEAD_CASES, ratios, strict=True):
+        for peer, p50 in {
+            "eager": 100.0 * ratio, "compiled": 100.0 * (best or ratio), "ours": 100.0, "gemms": gemms
+        }.items():  # fmt: skip
+            records.append(record_of("heads", case.name, peer, p50, share))
+    return records
+
+
+def test_geometric_means_and_the_slowest_case():
+    by_name = {v.case: v for v in cpu_verdicts(cpu_records([1.0, 2.0, 4.0, 8.0, 4.0, 2.0, 1.0]))}
+    eager = by_name["geometric mean of eager / ours, 7 cases"]
+    assert (eager.measured, eager.met) == ("2.44", "missed")  # 2^(9/7)
+    best = by_name["geometric mean of best of eager, compiled, linear_cross_entropy / ours, 7 cases"]
+    assert (best.measured, best.met) == ("2.44", "met")
+    slowest = by_name["no case slower than any peer"]
+    assert (slowest.measured, slowest.met) == ("1.00 (tagger)", "met")
+    gemms = by_name["ours / bare GEMMs where S ≥ 100"]
+    assert gemms.met == "met"
+    assert gemms.measured == "1.25 (tagger), 1.25 (2,000 classes), 1.25 (10,000 classes)"
+
+
+def test_a_case_slower_than_one_peer_is_found():
+    by_name = {v.case: v for v in cpu_verdicts(cpu_records([4.0] * 7, best=0.97))}
+    assert by_name["no case slower than any peer"].met == "missed"
+
+
+def test_without_one_case_or_disturbed_nothing_is_decided():
+    title = "geometric mean of eager / ours, 7 cases"
+    incomplete = cpu_records([4.0] * 7)[4:]
+    assert {v.case: v for v in cpu_verdicts(incomplete)}[title].met == MISSING
+    disturbed = cpu_records([4.0] * 7, share=0.3)
+    assert {v.case: v for v in cpu_verdicts(disturbed)}[title].met == "undecided (disturbed)"
+
+
+def test_memory_verdicts():
+    name = MEMORY_CASE.name
+    records = [
+        record_of("memory", name, "ours", 90.0, peak_extra_bytes=149_000_000),
+        record_of("memory", name, "eager", 100.0, peak_extra_bytes=1_500_000_000),
+    ]
+    verdicts = [v for v in cpu_verdicts(records) if v.case.startswith(name)]
+    assert [(v.measured, v.met) for v in verdicts] == [
+        ("149 MB", "met"),
+        ("1,500 MB", "missed"),
+        ("1.11 (eager / ours)", "met"),
+    ]
+
+
+def test_gpu_verdicts_compare_graphs_with_graphs():
+    case = GPU_HEAD_CASES[0]
+    times = {"eager": 500.0, "liger": 300.0, "eager_graph": 150.0, "ours": 90.0, "ours_graph": 50.0}
+    records = [
+        record_of("heads", case.name, peer, time, kind="cuda", cold_us=time / 2)
+        for peer, time in times.items()
+    ]
+    records.append({**record_of("floors", "copy", "device", 0.0, kind="cuda"), "value": 4e12})
+    verdicts = {v.required: v for v in gpu_verdicts(records) if v.case.startswith(f"{case.name}:")}
+    assert verdicts["eager / ours ≥ 5"].measured == "5.56 (eager / ours)"
+    assert verdicts["best peer / ours ≥ 2"].measured == "3.00 (eager_graph / ours_graph)"
+    assert verdicts["eager / ours, both in a graph ≥ 2"].measured == "3.00 (eager_graph / ours_graph)"
+    floor_us = (case.input_bytes + case.gradient_bytes) / 4e12 * 1e6
+    assert (
+        verdicts["ours (cold) / bytes floor ≤ 1.5"].measured
+        == f"{25 / floor_us:.2f} (25.0 of {floor_us:.1f} µs)"
+    )
+    assert all(v.met == MISSING for v in gpu_verdicts([]))
+
+
+def test_scaling_is_drawn(tmp_path):
+    records = [
+        record_of("scaling", point.case.name, peer, 10.0 + point.value, peak_extra_bytes=1000 * point.value)
+        for point in points("cpu")
+        for peer in ("eager", "ours", "gemms")
+    ]
+    _draw_scaling(records, "cpu", "a CPU", tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000

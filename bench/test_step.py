@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+import torch
 
 from bench.interleaved import Candidate, interleave
 from bench.step_cases import (
@@ -30,7 +31,7 @@ CASES = [
 def checked_model(case: StepCase) -> StepModel:
     if reason := case.obstacle():
         pytest.skip(reason)
-    model = case.build()
+    model = case.build(torch.device("cpu"))
     check_step(model)
     return model
 

@@ -83,10 +83,14 @@ class Checkpoint:
             {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
             for group in stored["param_groups"]
         ]
+        rates = [group["lr"] for group in optimizer.param_groups]
         try:
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         except ValueError as error:
             raise InputError(f"the checkpoint does not fit the optimizer: {_one_line(error)}") from error
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            if isinstance(rate, Tensor):  # on the device, where a captured step reads it
+                group["lr"] = rate.fill_(group["lr"])
 
     def restore_random_states(self) -> None:
         """Put every random generator back where it was."""
@@ -113,7 +117,12 @@ def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 scalars.setdefault(index, {})[name] = value
-    return tensors, {"state": scalars, "param_groups": stored["param_groups"]}
+    # A learning rate on the device is a number like any other here.
+    groups = [
+        {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in stored["param_groups"]
+    ]
+    return tensors, {"state": scalars, "param_groups": groups}
 
 
 def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -41,10 +41,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """A stretch of training with one set of active tasks, main task first."""
+    """A stretch of training with one set of active tasks, main task first.
+
+    graph: with `Trainer(graph=True)`, "captured" or "not captured: ..." with the reason; None without.
+    """
 
     first_step: int
     active: tuple[str, ...]
+    graph: str | None = field(default=None, compare=False)  # how it was computed, not what
 
 
 @dataclass
@@ -90,13 +94,18 @@ class History:
             main=stored["main"],
             steps=[StepRecord(**record) for record in stored["steps"]],
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
-            phases=[PhaseRecord(p["first_step"], tuple(p["active"])) for p in stored["phases"]],
+            phases=[
+                PhaseRecord(p["first_step"], tuple(p["active"]), p.get("graph")) for p in stored["phases"]
+            ],
         )
 
     def write_jsonl(self, path: Path) -> None:
         """One JSON object a line: {"kind": "step" | "evaluation" | "phase", ...} in the order of steps."""
         lines = [
-            *({"kind": "phase", "step": p.first_step, "active": p.active} for p in self.phases),
+            *(
+                {"kind": "phase", "step": p.first_step, "active": p.active, "graph": p.graph}
+                for p in self.phases
+            ),
             *({"kind": "step", **asdict(record)} for record in self.steps),
             *({"kind": "evaluation", **asdict(record)} for record in self.evaluations),
         ]

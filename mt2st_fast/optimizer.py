@@ -1,8 +1,10 @@
-"""What training does to an optimizer's state beside stepping: let parameters go, and let faded moments go."""
+"""What training does to an optimizer beside stepping: let parameters and faded moments go, set the rate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,30 @@ def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
     for parameter in [p for p in optimizer.state if id(p) in gone]:
         del optimizer.state[parameter]
+
+
+def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Hold the learning rate of AdamW on the device, so that its step can be captured as a CUDA graph."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        group["capturable"] = True
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's learning rate, in place where it is a tensor: a captured step reads that tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def rate_as_set(group: dict[str, Any], expected: float) -> float:
+    """A group's learning rate as a number: `expected`, unless someone else has set another."""
+    rate = float(group["lr"])
+    # float32 holds 0.002 as 0.0020000001.
+    return (
+        expected if isinstance(group["lr"], Tensor) and math.isclose(rate, expected, rel_tol=1e-6) else rate
+    )
 
 
 @torch.no_grad()

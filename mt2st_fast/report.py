@@ -86,6 +86,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             {
                 "first_step": phase.first_step,
                 "active": list(phase.active),
+                "graph": phase.graph,
                 "step_ms_median": history.step_ms_median(phase),
             }
             for phase in history.phases

@@ -6,7 +6,7 @@ that a resumed run goes on with the very next batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import torch
@@ -15,16 +15,21 @@ from torch import Tensor
 Batch = tuple[Any, dict[str, Tensor]]
 
 
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with each tensor in any nesting of tuples, lists and dicts replaced, in a fixed order."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [map_tensors(item, function) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
 def to_device(inputs: Any, device: torch.device) -> Any:
     """Tensors in any nesting of tuples, lists and dicts, moved without waiting."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device, non_blocking=True)
-    if isinstance(inputs, Mapping):
-        return {key: to_device(value, device) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        values = [to_device(value, device) for value in inputs]
-        return type(inputs)(*values) if hasattr(inputs, "_fields") else type(inputs)(values)
-    return inputs
+    return map_tensors(inputs, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class _Loader:

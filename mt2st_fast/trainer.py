@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,16 @@ from mt2st_fast.callbacks import Callback
 from mt2st_fast.checkpoint import Checkpoint, save_checkpoint
 from mt2st_fast.errors import InputError
 from mt2st_fast.evaluation import evaluate
+from mt2st_fast.graphs import (
+    Capturer,
+    CudaCapturer,
+    GraphedSteps,
+    optimizer_constants,
+    optimizer_obstacle,
+)
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
-from mt2st_fast.optimizer import FADE_STEPS, drop_faded_moments
+from mt2st_fast.optimizer import FADE_STEPS, drop_faded_moments, put_on_device, rate_as_set, set_rate
 from mt2st_fast.phases import enter_phase
 from mt2st_fast.schedules import Moment, Schedule, Switch
 from mt2st_fast.sources import Batch, Source, to_device
@@ -39,9 +47,11 @@ class Trainer:
     to that default. lr_decay: the learning rate falls linearly to 0 over the run, or stays. clip_norm: the
     largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
-    records; the loop waits for the device there and nowhere else.
+    records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
+    CUDA graph and replay it; a step that cannot be captured runs eagerly and `history.phases` says why. What
+    Python does in the encoder, a replay does not do again.
 
-    Raises ValueError for an option out of range.
+    Raises ValueError for an option out of range, and for graph=True without a CUDA device.
     """
 
     # What belongs to one run; `fit` makes it anew.
@@ -54,6 +64,9 @@ class Trainer:
     _weight_values: list[float]
     _unread_losses: list[Tensor]  # (K,) each, on the device until the next record
     _interval_seconds: float  # spent in steps since the last record
+    _learning_rate: float  # of the first group
+    _graphed_steps: GraphedSteps | None
+    _phase_parameters: list[nn.Parameter]  # all of them; which are trained may change by a callback
 
     def __init__(
         self,
@@ -71,6 +84,7 @@ class Trainer:
         device: str | torch.device = "auto",
         log_every: int = 20,
         callbacks: Sequence[Callback] = (),
+        graph: bool = False,
     ) -> None:
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr must be positive, not {lr}")
@@ -87,12 +101,18 @@ class Trainer:
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device} is not available: torch sees no CUDA device here")
+        if graph and self.device.type != "cuda":
+            raise ValueError(
+                f"graph=True needs a CUDA device to capture graphs on; this trainer's is {self.device}"
+            )
+        self.graph = graph
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
         self.schedule: Schedule = Switch() if schedule is None else schedule
         self.lr, self.lr_decay = lr, lr_decay
         self.clip_norm, self.accumulate, self.precision = clip_norm, accumulate, precision
         self.log_every = log_every
         self.callbacks = list(callbacks)
+        self._own_optimizer = optimizer is None
         self._make_optimizer = optimizer or (
             lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         )
@@ -174,36 +194,51 @@ class Trainer:
         self._interval_seconds += time.perf_counter() - started
 
     def _train_step(self, micro_steps: list[list[Batch]]) -> None:
+        wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
+        if self._graphed_steps is None:
+            losses = self._eager_step(wanted)
+        else:
+            losses = self._graphed_steps(wanted)
+            self._note_graph(self._graphed_steps.verdict)
+        self._unread_losses.append(losses)
+        self.step += 1
+        if self.device.type == "cpu" and self.step % FADE_STEPS == 0:
+            drop_faded_moments(self._optimizer)
+
+    def _eager_step(self, micro_steps: list[list[Batch]]) -> Tensor:
+        """Forward, backward and the optimizer's step; the losses (K,). What a CUDA graph captures."""
         losses = None
         for batches in micro_steps:
             total, micro_losses = self._forward(batches)
             self._scaler.scale(total / len(micro_steps) if len(micro_steps) > 1 else total).backward()
             losses = micro_losses if losses is None else losses + micro_losses
         assert losses is not None
-        self._unread_losses.append(losses / len(micro_steps) if len(micro_steps) > 1 else losses)
         if self.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._trainable(), self.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.device.type == "cpu" and self.step % FADE_STEPS == 0:
-            drop_faded_moments(self._optimizer)
+        return losses / len(micro_steps) if len(micro_steps) > 1 else losses
+
+    def _with_active_targets(self, batch: Batch) -> Batch:
+        """A batch without the labels of retired tasks."""
+        inputs, targets = batch
+        wanted = {name: targets[name] for name in self.heads.active if name in targets}
+        if not wanted:
+            raise InputError(
+                f"a batch at step {self.step} has no target of an active task "
+                f"({', '.join(self.heads.active)}); it has {', '.join(targets) or 'none'}"
+            )
+        return inputs, wanted
 
     def _forward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up."""
         totals, losses = [], []
         for inputs, targets in batches:
-            wanted = {name: targets[name] for name in self.heads.active if name in targets}
-            if not wanted:
-                raise InputError(
-                    f"a batch at step {self.step} has no target of an active task "
-                    f"({', '.join(self.heads.active)}); it has {', '.join(targets) or 'none'}"
-                )
             with self._autocast():
                 features = self.encoder(to_device(inputs, self.device))
-                out = self.heads(features, to_device(wanted, self.device), self._weights_k)
+                out = self.heads(features, to_device(targets, self.device), self._weights_k)
             totals.append(out.total)
             losses.append(out.losses)
         return (totals[0], losses[0]) if len(totals) == 1 else (torch.stack(totals).sum(), sum(losses))  # type: ignore[return-value]
@@ -218,6 +253,42 @@ class Trainer:
         # An encoder may hold the heads as well: they are trained once.
         return [p for p in dict.fromkeys(parameters) if p.requires_grad]
 
+    # --- CUDA graphs ------------------------------------------------------------------------------------
+
+    def _make_capturer(self) -> Capturer:
+        return CudaCapturer(self.device)
+
+    def _begin_graphs(self) -> None:
+        """Decide, at the start of a run or a phase, whether its steps can be captured."""
+        self._phase_parameters = [
+            *dict.fromkeys(p for module in (self.encoder, self.heads) for p in module.parameters())
+        ]
+        if self._graphed_steps is not None:
+            obstacle = optimizer_obstacle(
+                self._optimizer,
+                lr_changes=self.lr_decay != "none",
+                loss_scaling=self._scaler.is_enabled(),
+            )
+            self._graphed_steps.enter_phase(obstacle)
+
+    def _graph_fingerprint(self) -> Hashable:
+        """What a captured step has frozen, beside the shapes of its inputs."""
+        return (
+            self.encoder.training,
+            tuple([p.requires_grad for p in self._phase_parameters]),
+            optimizer_constants(self._optimizer),
+        )
+
+    def _after_failed_capture(self) -> None:
+        """Forget what the broken-off step has left: gradients that were never computed, a scaler half-way."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._scaler.is_enabled():
+            self._scaler._per_optimizer_states.clear()
+
+    def _note_graph(self, verdict: str) -> None:
+        if self.history.phases[-1].graph != verdict:
+            self.history.phases[-1] = replace(self.history.phases[-1], graph=verdict)
+
     # --- phases -----------------------------------------------------------------------------------------
 
     def _moment(self) -> Moment:
@@ -231,7 +302,9 @@ class Trainer:
             enter_phase(active, self.heads, self._optimizer, self._source)
             self._record()
             self._phase_active = active
-            self.history.phases.append(PhaseRecord(self.step, active))
+            self._begin_graphs()
+            verdict = None if self._graphed_steps is None else self._graphed_steps.verdict
+            self.history.phases.append(PhaseRecord(self.step, active, verdict))
             self._each(lambda callback: callback.on_phase(self, self.history.phases[-1]))
         self._set_weights([weights[name] for name in active])
         self._set_learning_rate(moment)
@@ -251,7 +324,8 @@ class Trainer:
             return
         remaining = 1.0 - moment.step / moment.total_steps
         for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * remaining
+            set_rate(group, group["initial_lr"] * remaining)
+        self._learning_rate = self._optimizer.param_groups[0]["initial_lr"] * remaining
 
     # --- begin, record, save ----------------------------------------------------------------------------
 
@@ -269,9 +343,22 @@ class Trainer:
         self.heads.set_active(self.heads.tasks if stored is None else self._stored_active(stored))
         self._optimizer = self._make_optimizer(self._trainable())
         for group in self._optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+            group.setdefault("initial_lr", float(group["lr"]))
+        self._graphed_steps = None
+        if self.graph:
+            self._graphed_steps = GraphedSteps(
+                self._eager_step,
+                self.device,
+                self._make_capturer(),
+                self._graph_fingerprint,
+                self._after_failed_capture,
+            )
         if stored is not None:
             self._restore(stored)
+        if self.graph and self._own_optimizer:
+            put_on_device(self._optimizer, self.device)
+        self._learning_rate = self._optimizer.param_groups[0]["initial_lr"]
+        self._begin_graphs()
 
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
         run = self._run_description()
@@ -342,7 +429,7 @@ class Trainer:
             total=sum(weights[name] * means[name] for name in means),
             losses=means,
             weights=weights,
-            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            learning_rate=rate_as_set(self._optimizer.param_groups[0], self._learning_rate),
             step_ms=1e3 * self._interval_seconds / steps,
             train_seconds=self.history.train_seconds + self._interval_seconds,
         )

@@ -1,0 +1,245 @@
+"""python -m bench.profile_gpu: which kernels run, for how long, and how near the device's ceilings.
+
+A torch-profiler trace of the heads' forward and backward pass, and of a training step before the switch, after it and
+of a single-task (STL) run, with and without graphs. Bytes a second count each input read once and each output
+written once (features, weight, bias, targets and gradients), operations a second the three GEMMs; the ceilings are a
+measured copy and a measured GEMM. The kernels after the switch are compared with those of the STL step. Writes
+`profile.md` and one trace a step for chrome://tracing. Without a GPU: one line, exit code 0. Exit code 1
+where the kernels after the switch differ from the STL step's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import shutil
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bench.device import NO_GPU
+
+REPEATS = 10  # calls under the profiler
+WARM_UP_CALLS = 15
+
+
+class Launch(NamedTuple):
+    """One thing that the GPU did."""
+
+    name: str
+    start_us: float
+    microseconds: float
+
+
+class Profile(NamedTuple):
+    """What the GPU did in REPEATS calls, in order."""
+
+    title: str
+    launches: list[Launch]
+
+    @property
+    def busy_us(self) -> float:
+        """Microseconds a call that the GPU was busy."""
+        return sum(launch.microseconds for launch in self.launches) / REPEATS
+
+    @property
+    def span_us(self) -> float:
+        """Microseconds a call from the first launch to the end of the last, gaps included."""
+        if not self.launches:
+            return 0.0
+        return (
+            max(e.start_us + e.microseconds for e in self.launches) - min(e.start_us for e in self.launches)
+        ) / REPEATS
+
+    def names(self) -> Counter[str]:
+        """How often each kernel ran."""
+        return Counter(launch.name for launch in self.launches)
+
+
+def profile(title: str, run: Callable[[], object], trace: Path | None = None) -> Profile:
+    """Run REPEATS times under the profiler, after a warm-up; the trace goes to a .json.gz file."""
+    for _ in range(WARM_UP_CALLS):
+        run()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(REPEATS):
+            run()
+        torch.cuda.synchronize()
+    if trace is not None:
+        plain = trace.with_suffix("")
+        profiler.export_chrome_trace(str(plain))
+        with plain.open("rb") as source, gzip.open(trace, "wb") as target:
+            shutil.copyfileobj(source, target)
+        plain.unlink()
+    return Profile(title, _launches(profiler.events()))
+
+
+def _launches(events: Iterable[object]) -> list[Launch]:
+    found = [
+        Launch(e.name, e.time_range.start, e.time_range.end - e.time_range.start)  # type: ignore[attr-defined]
+        for e in events
+        if e.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
+        and not getattr(e, "is_user_annotation", False)
+    ]
+    return sorted(found, key=lambda launch: launch.start_us)
+
+
+# --- the report ------------------------------------------------------------------------------------------
+
+
+def kernel_table(found: Profile) -> list[str]:
+    """Kernels by the time they take together."""
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for launch in found.launches:
+        by_name[launch.name].append(launch.microseconds)
+    rows = sorted(by_name.items(), key=lambda item: -sum(item[1]))
+    lines = ["| kernel | launches a call | µs each | µs a call | share |", "|---|---:|---:|---:|---:|"]
+    busy = max(found.busy_us, 1e-9)
+    for name, times in rows:
+        of_call = sum(times) / REPEATS
+        lines.append(
+            f"| `{_short(name)}` | {len(times) / REPEATS:g} | {sum(times) / len(times):.1f} | {of_call:.1f} "
+            f"| {of_call / busy:.0%} |"
+        )
+    return lines
+
+
+def _short(name: str, longest: int = 90) -> str:
+    # A bar would end the table's cell.
+    name = name.replace("|", "/")
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def against_ceilings(
+    found: Profile, n_bytes: int, flops: int, copy: float | None, gemm: float | None
+) -> list[str]:
+    """Achieved bytes and operations a second, and their share of what the device can do."""
+    seconds = found.busy_us / 1e6
+    if not seconds:
+        return ["The profiler saw nothing on the GPU.", ""]
+    lines = [
+        f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs a call, "
+        f"{len(found.launches) / REPEATS:g} launches.",
+    ]
+    for what, amount, ceiling, unit in (
+        ("bytes that must move", n_bytes, copy, "TB/s"),
+        ("operations of the GEMMs", flops, gemm, "TFLOP/s"),
+    ):
+        share = (
+            ""
+            if ceiling is None
+            else f", {amount / seconds / ceiling:.0%} of the measured {ceiling / 1e12:.3g}"
+        )
+        lines.append(
+            f"{what}: {amount:,} in {found.busy_us:.1f} µs = {amount / seconds / 1e12:.3g} {unit}{share}."
+        )
+    return [*lines, ""]
+
+
+def difference(after: Profile, single: Profile) -> list[str]:
+    """Empty where both ran the same kernels equally often, else a line a kernel."""
+    ours, theirs = after.names(), single.names()
+    return [
+        f"{name}: {ours[name] / REPEATS:g} a step after the switch, {theirs[name] / REPEATS:g} in the STL step"
+        for name in sorted({*ours, *theirs})
+        if ours[name] != theirs[name]
+    ]
+
+
+# --- what is profiled ------------------------------------------------------------------------------------
+
+
+def profile_heads(folder: Path) -> list[str]:
+    """Forward and backward of every GPU case."""
+    from bench.cases import GPU_HEAD_CASES
+    from bench.floors import copy_bytes_per_second, gemm_flops_per_second
+    from bench.peers import ours
+
+    device = torch.device("cuda")
+    copy = copy_bytes_per_second(device)
+    gemm = {
+        dtype: gemm_flops_per_second(device, dtype)
+        for dtype in dict.fromkeys(case.dtype for case in GPU_HEAD_CASES)
+    }
+    lines = ["## Heads, forward and backward", ""]
+    for number, case in enumerate(GPU_HEAD_CASES):
+        torch.cuda.empty_cache()
+        peer = ours(case.inputs(device=device), "forward+backward")
+
+        def run(peer=peer) -> None:  # type: ignore[no-untyped-def]
+            peer.clear()
+            peer.run()
+
+        trace = folder / "trace-heads.json.gz" if number == 0 else None
+        try:
+            found = profile(case.name, run, trace)
+        except Exception as error:  # one case must not take the others with it
+            lines += [f"### {case.name}", "", f"Broken: {type(error).__name__}: {error}", ""]
+            continue
+        n_bytes = case.input_bytes + case.gradient_bytes
+        lines += [f"### {case.name}: {case.shape}", ""]
+        lines += against_ceilings(found, n_bytes, case.gemm_flops, copy, gemm[case.dtype])
+        lines += [*kernel_table(found), ""]
+    return lines
+
+
+def profile_steps(folder: Path) -> tuple[list[str], bool]:
+    """A step before and after the switch against the STL step; False where the kernels differ."""
+    from bench.step_cases import GPU_STEP_CASES, graphed_step, trainer_step
+    from mt2st_fast import MultiTask, SingleTask, Switch
+
+    model = GPU_STEP_CASES[2].build(torch.device("cuda"))
+    lines, same = ["## Training step", ""], True
+    for graph in (False, True):
+        make = graphed_step if graph else trainer_step
+        suffix = ", graph" if graph else ""
+        _, before = make(model, MultiTask())
+        # With graphs, the second phase has to be captured as well before it is timed.
+        _, after = (
+            graphed_step(model, Switch(at_step=6), steps=14) if graph else make(model, Switch(at_step=2))
+        )
+        _, single = make(model, SingleTask())
+        profiles = {
+            name: profile(name, run, folder / f"trace-{name.replace(' ', '-')}.json.gz" if graph else None)
+            for name, run in (("before the switch", before), ("after the switch", after), ("STL", single))
+        }
+        for name, found in profiles.items():
+            lines += [f"### {name}{suffix}: {GPU_STEP_CASES[2].name}", ""]
+            lines += [
+                f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs a step, "
+                f"{len(found.launches) / REPEATS:g} launches.",
+                "",
+                *kernel_table(found),
+                "",
+            ]
+        unlike = difference(profiles["after the switch"], profiles["STL"])
+        same = same and not unlike and bool(profiles["STL"].launches)
+        verdict = "not the same kernels as the STL step:" if unlike else "the same kernels as the STL step."
+        lines += [f"After the switch{suffix}: {verdict}", "", *(f"- {line}" for line in unlike), ""]
+    return lines, same
+
+
+def main() -> int:
+    """Profile, print and write `profile.md`."""
+    parser = argparse.ArgumentParser(prog="bench.profile_gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/profile"), help="the folder to write to")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(NO_GPU.format(done="profiled"))
+        return 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    step_lines, same = profile_steps(arguments.out)
+    heading = f"# Profile on {torch.cuda.get_device_name()}, torch {torch.__version__}"
+    text = "\n".join([heading, "", *step_lines, *profile_heads(arguments.out)])
+    (arguments.out / "profile.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

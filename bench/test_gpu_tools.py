@@ -1,0 +1,135 @@
+"""The GPU tools without a GPU: the arithmetic of profile and sampler, and the one line they say."""
+
+# ruff: noqa: N802 (the names of NVML)
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench.cases import HeadCase
+from bench.environment import ROOT
+from bench.memory import peak_extra_bytes
+from bench.power import Sampler
+from bench.profile_gpu import REPEATS, Launch, Profile, against_ceilings, difference, kernel_table
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "bench.profile_gpu"],
+        [sys.executable, "-m", "bench.power"],
+        [sys.executable, "-m", "bench.measure", "heads", "--device", "cuda"],
+        ["bash", str(Path("bench") / "gpu.sh")],
+    ],
+    ids=["profile", "power", "measure", "gpu.sh"],
+)
+def test_without_a_gpu_there_is_one_line(command):
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    assert len(run.stdout.splitlines()) == 1
+    assert run.stdout.startswith("no GPU")
+
+
+def profile_of(*names, microseconds=2.0):
+    launches = [Launch(name, 10.0 * i, microseconds) for i, name in enumerate(names)]
+    return Profile("x", [launch for launch in launches for _ in range(REPEATS)])
+
+
+def test_kernels_are_listed_by_their_time():
+    found = Profile("x", [Launch("short", 0.0, 1.0), Launch("long|kernel", 5.0, 3.0)] * REPEATS)
+    table = kernel_table(found)
+    assert table[2] == "| `long/kernel` | 1 | 3.0 | 3.0 | 75% |"
+    assert found.busy_us == pytest.approx(4.0)
+    assert found.span_us == pytest.approx(8.0 / REPEATS)
+
+
+def test_achieved_rates_are_shares_of_the_ceilings():
+    found = profile_of("a", "b", microseconds=5.0)  # 10 µs a call
+    lines = against_ceilings(found, 20_000_000, 4_000_000_000, 4e12, 8e14)
+    assert lines[1] == "bytes that must move: 20,000,000 in 10.0 µs = 2 TB/s, 50% of the measured 4."
+    assert (
+        lines[2]
+        == "operations of the GEMMs: 4,000,000,000 in 10.0 µs = 400 TFLOP/s, 50% of the measured 800."
+    )
+
+
+def test_a_kernel_too_many_is_found():
+    assert difference(profile_of("a", "b"), profile_of("b", "a")) == []
+    assert difference(profile_of("a", "b", "b"), profile_of("a", "b")) == [
+        "b: 2 a step after the switch, 1 in the STL step"
+    ]
+
+
+class Nvml:
+    """Stands in for pynvml: 300 W, a counter that grows by 2 J a reading, no utilisation."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+
+    def __init__(self, has_counter=True):
+        self.millijoules, self.has_counter = 0, has_counter
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 300_000
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        raise RuntimeError("not supported")
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(used=5_000_000)
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        return {1: 1980, 2: 3201}[kind]
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        if not self.has_counter:
+            raise RuntimeError("not supported")
+        self.millijoules += 2000
+        return self.millijoules
+
+
+def test_the_sampler_reads_the_energy_counter():
+    with Sampler(nvml=Nvml(), interval_seconds=0.001) as sampler:
+        pass
+    power = sampler.power
+    assert (power.energy_joules, power.energy_source) == (2.0, "total-energy counter")
+    assert power.median("power_watts") == 300.0
+    assert power.median("sm_clock_mhz") == 1980.0
+    assert power.median("memory_clock_mhz") == 3201.0
+    assert power.median("utilisation_percent") is None
+
+
+def test_without_a_counter_energy_is_power_times_time():
+    with Sampler(nvml=Nvml(has_counter=False), interval_seconds=0.001) as sampler:
+        pass
+    assert sampler.power.energy_joules == pytest.approx(300.0 * sampler.power.seconds)
+    assert sampler.power.energy_source == "mean power times time"
+
+
+@WITHOUT_GPU
+def test_a_sampler_without_a_driver_says_so():
+    with pytest.raises(RuntimeError, match="nvidia-ml-py does not answer"):
+        Sampler()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc/self/clear_refs")
+def test_peak_memory_of_a_call_is_that_of_its_logits():
+    case = HeadCase("x", N=2048, D=64, sizes=(8192,))
+    logits = 2048 * 8192 * 4
+    # Logits, their log-softmax and its gradient: between two and four times the logits.
+    assert 1.9 * logits < peak_extra_bytes(case, "eager", torch.device("cpu")) < 4.1 * logits
