@@ -96,8 +96,10 @@ _binary(operator.add, vector_type, lambda b, x, y: b.fadd(x, y, flags=_CONTRACT)
 _binary(operator.sub, vector_type, lambda b, x, y: b.fsub(x, y, flags=_CONTRACT))
 _binary(operator.mul, vector_type, lambda b, x, y: b.fmul(x, y, flags=_CONTRACT))
 _binary(operator.truediv, vector_type, lambda b, x, y: b.fdiv(x, y))
-for _symbol, _name in ((operator.lt, "<"), (operator.gt, ">"), (operator.ge, ">="), (operator.eq, "==")):
-    _binary(_symbol, mask_type, lambda b, x, y, name=_name: b.fcmp_ordered(name, x, y))
+_binary(operator.lt, mask_type, lambda b, x, y: b.fcmp_ordered("<", x, y))
+_binary(operator.gt, mask_type, lambda b, x, y: b.fcmp_ordered(">", x, y))
+_binary(operator.ge, mask_type, lambda b, x, y: b.fcmp_ordered(">=", x, y))
+_binary(operator.eq, mask_type, lambda b, x, y: b.fcmp_ordered("==", x, y))
 
 
 @infer_global(operator.and_)

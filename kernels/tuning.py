@@ -60,7 +60,8 @@ def tune(
             continue
         ms = _time_plans(trial, device, dtype)
         shape = Shape(trial.N, trial.D, sum(trial.sizes), max(trial.sizes), dtype.itemsize)
-        rows.append({"shape": shape._asdict(), "plan": min(ms, key=ms.__getitem__), "ms": ms})
+        fastest = min(ms, key=ms.__getitem__)
+        rows.append({"shape": shape._asdict(), "plan": fastest, "ms": ms})
         progress(trial, ms)
     return rows
 
