@@ -235,7 +235,7 @@ tile_pass = Kernel(_tile_pass)
 TILE_FLOATS = 1 << 17
 LEAST_ROWS, MOST_ROWS = 32, 192
 # Below this many multiply-adds the start of a parallel region costs more than it saves.
-PARALLEL_PRODUCTS = 1 << 19
+PARALLEL_PRODUCTS = 1 << 20
 
 
 def forward(

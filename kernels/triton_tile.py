@@ -486,7 +486,7 @@ def forward(
     (N, D), S, K = features.shape, layout.width, len(layout)
     obstacle = supports(layout, D, features.dtype)
     if obstacle:
-        raise ValueError(f"the tile plan cannot serve this layout: {obstacle}")
+        raise ValueError(f"plan=tile cannot be honoured: {obstacle}")
     tiles = tiles or choose_tiles(S, D, features.element_size())
     if min(tiles.rows, tiles.outputs, tiles.features) < 16 or tiles.outputs < S:
         raise ValueError(f"{tiles} is too small: matrix units take 16, and the outputs are {S}")

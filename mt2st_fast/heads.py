@@ -154,7 +154,8 @@ class MultiTaskHeads(nn.Module):
             _packed([linear.weight for linear in linears]),
             _packed([linear.bias for linear in linears]) if linears[0].bias is not None else None,
             flat_targets,
-            weights_k if everyone else weights_k[positions],
+            # Indexing with a list would copy it to the device, which a CUDA graph cannot capture.
+            weights_k if everyone else torch.stack([weights_k[k] for k in positions]),
             layout,
             backend=self.backend,
             plan=self.plan,
@@ -211,9 +212,14 @@ def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) ->
 
 def _spread(out: MultitaskLoss, positions: list[int], K: int) -> MultitaskLoss:
     """Values of the tasks that are present, zeros for the absent ones."""
-    losses, correct = out.losses.new_zeros(K), out.correct.new_zeros(K)
-    losses[positions], correct[positions] = out.losses, out.correct
-    return MultitaskLoss(out.total, losses, correct)
+
+    def spread(values: Tensor) -> Tensor:
+        of_task = [values.new_zeros(())] * K
+        for position, value in zip(positions, values.unbind(), strict=True):
+            of_task[position] = value
+        return torch.stack(of_task)
+
+    return MultitaskLoss(out.total, spread(out.losses), spread(out.correct))
 
 
 def _module_name(task: str) -> str:
