@@ -276,7 +276,7 @@ def _rounds_of(record: Record) -> str:
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table's lines; one line where nothing in it has been measured."""
     if all(cell == MISSING for row in rows for cell in row[1:]):
-        return [f"{MISSING.capitalize()}: {', '.join(row[0].split(':')[0] for row in rows)}."]
+        return [f"{MISSING.capitalize()}: {'; '.join(row[0].split(':')[0] for row in rows)}."]
     rule = ["---", *["---:"] * (len(heading) - 1)]
     return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
 
