@@ -41,6 +41,9 @@ def draw(medians_us: Mapping[str, Mapping[str, float]], title: str, path: Path) 
         panel.set_axis_off()
     for panel, (case, by_peer) in zip(axes.flat, medians_us.items(), strict=False):
         _draw_case(panel, case, by_peer)
+    floors = [handle for panel in axes.flat for handle in panel.get_legend_handles_labels()[0]]
+    if floors:
+        figure.legend(handles=floors[:1], loc="upper right", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -56,7 +59,6 @@ def _draw_case(panel: Axes, case: str, by_peer: Mapping[str, float]) -> None:
         panel.axhline(
             by_peer["gemms"] / 1e3, color=FLOOR_COLOUR, linestyle="--", linewidth=1, label="bare GEMMs"
         )
-        panel.legend(fontsize=7, frameon=False)
     panel.set_xticks(range(len(peers)), [LABELS.get(peer, peer) for peer in peers], fontsize=7)
     panel.set_title(case, fontsize=9)
     panel.set_ylabel("ms", fontsize=8)

@@ -60,9 +60,10 @@ def render(found: Sequence[Record]) -> str:
     for title, kind in kinds:
         parts.append(f"## {title}\n")
         here = [record for record in found if record["device"]["kind"] == kind]
-        # No device, no sections: the tables still stand, and say so.
-        for device in _devices(here) or [None]:
-            parts.append(_device_section([r for r in here if _device(r) == device], device, kind))
+        # No device, no sections: the tables still stand, and say so. The newest is the one in the pictures.
+        for place, device in enumerate(_devices(here) or [None]):
+            of_device = [r for r in here if _device(r) == device]
+            parts.append(_device_section(of_device, device, kind, pictured=place == 0))
     return "\n".join(parts)
 
 
@@ -74,12 +75,14 @@ def _device(record: Record) -> str:
 
 
 def _devices(found: Iterable[Record]) -> list[str]:
-    return list(dict.fromkeys(map(_device, found)))
+    """By their latest records, the newest first."""
+    newest_first = sorted(found, key=lambda record: record["date"], reverse=True)
+    return list(dict.fromkeys(map(_device, newest_first)))
 
 
-def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKind) -> str:
+def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKind, *, pictured: bool) -> str:
     lines = [] if device is None else [f"### {device}\n", _provenance(found), ""]
-    if any(record["suite"] == "heads" for record in found):
+    if pictured and any(record["suite"] == "heads" for record in found):
         lines += [f"![time by case and peer]({HEADS_PICTURE[kind].name})", ""]
     verdicts = cpu_verdicts(found) if kind == "cpu" else gpu_verdicts(found)
     lines += ["**Required**", "", *_verdict_table(verdicts), ""]
@@ -93,7 +96,7 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
         lines += ["**Heads, peak memory, MB**", "", *_peak_table(found), ""]
         lines += ["**Training step**", "", *_gpu_step_table(found), ""]
     lines += ["**Scaling: time in µs, peak memory in MB**", ""]
-    if any(record["suite"] == "scaling" for record in found):
+    if pictured and any(record["suite"] == "scaling" for record in found):
         lines += [f"![time and memory against S, K and N]({SCALING_PICTURE[kind].name})", ""]
     lines += [*_scaling_table(found, kind), ""]
     command = "`python -m bench.measure all`" if kind == "cpu" else "`bench/gpu.sh`"
