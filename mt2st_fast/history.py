@@ -5,14 +5,13 @@ Seconds are not compared: two runs that computed the same thing are equal, howev
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt2st_fast.files import write_atomically
+from mt2st_fast.files import json_text, write_atomically
 
 
 @dataclass(frozen=True)
@@ -110,4 +109,4 @@ class History:
             *({"kind": "evaluation", **asdict(record)} for record in self.evaluations),
         ]
         lines.sort(key=lambda line: line["step"])  # type: ignore[arg-type,return-value]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write_atomically(path, "".join(json_text(line) + "\n" for line in lines).encode())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mt2st_fast.environment import environment
 from mt2st_fast.experiment import Experiment
 from mt2st_fast.export import nearest_neighbours, write_word2vec_text
-from mt2st_fast.files import write_atomically
+from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.history import History
 from mt2st_fast.plots import plot_curves
 
@@ -30,7 +29,7 @@ def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
     }
     history.write_jsonl(folder / "history.jsonl")
     plot_curves(history, report["main"]["metric"], folder / "curves.png")
-    write_atomically(folder / "report.json", json.dumps(report, indent=2).encode())
+    write_atomically(folder / "report.json", json_text(report, indent=2).encode())
     write_atomically(folder / "report.md", render(report).encode())
     return report
 

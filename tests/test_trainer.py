@@ -467,3 +467,12 @@ def test_a_loader_that_can_be_iterated_once_only_is_refused(toy):
 
     with pytest.raises(ValueError, match="train ended at once"):
         Trainer(toy.encoder(), toy.heads()).fit(Once(toy.batches(2)), epochs=2)
+
+
+def test_a_metric_without_a_value_is_null_in_the_history_file(tmp_path):
+    """JSON has no NaN: most readers refuse a file that holds one."""
+    evaluation = Evaluation(1, 0.5, {"tag": 0.25, "aux": float("nan")}, 1.0)
+    History("tag", evaluations=[evaluation]).write_jsonl(tmp_path / "history.jsonl")
+    (line,) = (tmp_path / "history.jsonl").read_text().splitlines()
+    stored = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert stored["metrics"] == {"tag": 0.25, "aux": None}

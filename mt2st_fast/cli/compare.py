@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from mt2st_fast.comparison import compare_runs, render, summarise_seed, table_ro
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.experiment import STRATEGIES, Config, Experiment
-from mt2st_fast.files import write_atomically
+from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.plots import plot_comparison
 
 
@@ -77,7 +76,7 @@ def compare(
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
         **compare_runs(runs, target),
     }
-    write_atomically(folder / "compare.json", json.dumps(comparison, indent=2).encode())
+    write_atomically(folder / "compare.json", json_text(comparison, indent=2).encode())
     write_atomically(folder / "compare.md", render(comparison).encode())
     plot_comparison(comparison, folder / "compare.png")
     _summarise(Console(), comparison, folder)
