@@ -1,25 +1,44 @@
-"""The kernels: fused multi-task loss on a CPU (Numba) and a GPU (Triton), and their oracle.
+"""The kernels: fused multi-task loss and row-sparse embeddings on a CPU (Numba) and a GPU (Triton), and their oracles.
 
 Imports nothing from the rest of the package.
 """
 
 from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
+from .embedding import (
+    FusedUpdate,
+    choose_embedding_backend,
+    embedding_bag,
+    fuse_update,
+    unique_ids,
+    update_rows,
+    warm_up_embedding,
+)
 from .layout import HeadLayout, HeadSpec, Kind
 from .op import MultitaskLoss, multitask_loss, warm_up
+from .row_rules import RowRule, RowState
 
 __all__ = [
     "BACKENDS",
     "PLANS",
     "RULES",
     "Choice",
+    "FusedUpdate",
     "HeadLayout",
     "HeadSpec",
     "Kind",
     "MultitaskLoss",
+    "RowRule",
+    "RowState",
     "Shape",
     "choose_backend",
+    "choose_embedding_backend",
     "choose_plan",
+    "embedding_bag",
+    "fuse_update",
     "multitask_loss",
     "table_path",
+    "unique_ids",
+    "update_rows",
     "warm_up",
+    "warm_up_embedding",
 ]

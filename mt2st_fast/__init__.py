@@ -6,6 +6,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, choose_backend, choose_plan, multitask_loss
+from mt2st_fast.row_optimizers import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.schedules import (
     Diminish,
     DiminishThenSwitch,
@@ -22,6 +23,7 @@ from mt2st_fast.trainer import NonFiniteLossError, Trainer
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
     "BagEncoder",
     "Callback",
     "Classification",
@@ -33,6 +35,7 @@ __all__ = [
     "History",
     "InputError",
     "Kind",
+    "LazyAdam",
     "Moment",
     "MultiLabel",
     "MultiTask",
@@ -40,6 +43,7 @@ __all__ = [
     "NonFiniteLossError",
     "PhaseRecord",
     "Regression",
+    "RowwiseAdagrad",
     "Schedule",
     "SingleTask",
     "SquaringDecay",

@@ -8,13 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt2st_fast.kernels import embedding_bag, unique_ids, warm_up_embedding
+
+NO_ROW = -1
+
 
 class _TypeEmbedding(nn.Module):
     """A table (V, D) and, for each word type, the rows whose mean is its vector.
 
     `rows_of_type` is (T, M), padded with `padding_row`: the word's own row and those of its hashed
     subwords, so that a word unseen in training still has a vector. None means that type t is row t + 1,
-    and row 0 the padding.
+    and row 0 the padding. With `sparse` the table's gradient is a sparse tensor of the rows in the batch: a step with
+    LazyAdam, RowwiseAdagrad or SGD of this package then costs what the batch costs, whatever V.
     """
 
     rows_of_type: Tensor
@@ -27,6 +32,8 @@ class _TypeEmbedding(nn.Module):
         rows_of_type: Tensor | None = None,
         num_rows: int | None = None,
         padding_row: int = 0,
+        sparse: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if rows_of_type is None:
@@ -41,20 +48,69 @@ class _TypeEmbedding(nn.Module):
         if int(rows_of_type.min()) < 0 or int(rows_of_type.max()) >= num_rows:
             raise ValueError(f"rows_of_type points outside the table's {num_rows} rows")
         self.padding_row, self.dim, self.num_types = padding_row, dim, num_types
+        self.sparse, self.backend = sparse, backend
         self.table = nn.Parameter(torch.empty(num_rows, dim))
         # Mean pooling divides by the bag: this scale keeps the features of a window near unit variance.
         nn.init.normal_(self.table, std=0.5)
         with torch.no_grad():
             self.table[padding_row].zero_()
-        # One more type at the end, all padding: id -1 (outside the sentence) indexes it.
-        outside = torch.full((1, rows_of_type.shape[1]), padding_row)
-        self.register_buffer("rows_of_type", torch.cat([rows_of_type.long(), outside]), persistent=False)
+        rows = rows_of_type.to(torch.int32)
+        # One more type at the end, without rows: id -1 (outside the sentence) indexes it.
+        outside = torch.full((1, rows.shape[1]), NO_ROW, dtype=torch.int32)
+        rows = torch.cat([rows.masked_fill(rows == padding_row, NO_ROW), outside])
+        self.register_buffer("rows_of_type", rows, persistent=False)
 
     def pool(self, types: Tensor) -> Tensor:
         """(..., D) vectors of word types (...), -1 = none (a zero vector)."""
-        rows = self.rows_of_type[types.flatten()]
-        pooled = F.embedding_bag(rows, self.table, mode="mean", padding_idx=self.padding_row)
+        source, ids = self._source(types.flatten())
+        pooled = embedding_bag(
+            source, ids.unsqueeze(1), mode="sum", sparse=self._is_sparse(source), backend=self.backend
+        )
         return pooled.view(*types.shape, self.dim)
+
+    def pool_bags(self, types: Tensor, starts: Tensor, mode: Literal["mean", "sum"]) -> Tensor:
+        """(N, D) mean or sum of the vectors in every bag of types (total,); starts are (N + 1,)."""
+        source, ids = self._source(types)
+        return embedding_bag(
+            source, ids, starts, mode=mode, sparse=self._is_sparse(source), backend=self.backend
+        )
+
+    def _source(self, types: Tensor) -> tuple[Tensor, Tensor]:
+        """(vectors, ids): vectors[ids] are those of the types (n,): the table, or the types' means of subwords.
+
+        The mean of a type is made once, however often the batch holds it.
+        """
+        if self.rows_of_type.shape[1] == 1:
+            self._check_range(types)
+            return self.table, self.rows_of_type[:, 0][types.long()]
+        if torch.compiler.is_compiling():  # the number of unique types is data
+            means = embedding_bag(
+                self.table, self.rows_of_type[types.long()], mode="mean", sparse=self.sparse
+            )
+            return means, torch.arange(len(means), device=means.device)
+        unique, ids = unique_ids(types, self.num_types, self.backend)
+        self._check_range(unique)
+        rows = self.rows_of_type[unique.long()]
+        means = embedding_bag(self.table, rows, mode="mean", sparse=self.sparse, backend=self.backend)
+        return means, ids
+
+    def _is_sparse(self, source: Tensor) -> bool:
+        # Every mean is in the batch: its gradient is dense.
+        return self.sparse and source is self.table
+
+    def _check_range(self, types: Tensor) -> None:
+        """On a CPU alone: looking would wait for a device."""
+        if types.device.type == "cpu" and types.numel() and not torch.compiler.is_compiling():
+            smallest, largest = (int(bound) for bound in types.aminmax())
+            if smallest < NO_ROW or largest >= self.num_types:
+                wrong = largest if largest >= self.num_types else smallest
+                raise ValueError(
+                    f"inputs hold the word type {wrong}; there are {self.num_types:,}, and -1 for none"
+                )
+
+    def warm_up(self) -> None:
+        """Compile, before a clock starts, what the first step would compile."""
+        warm_up_embedding(self.table.device, self.backend)
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
@@ -80,10 +136,13 @@ class WindowEncoder(_TypeEmbedding):
         rows_of_type: Tensor | None = None,
         num_rows: int | None = None,
         padding_row: int = 0,
+        sparse: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__(
-            num_types, dim, rows_of_type=rows_of_type, num_rows=num_rows, padding_row=padding_row
-        )
+            num_types, dim, rows_of_type=rows_of_type, num_rows=num_rows, padding_row=padding_row, sparse=sparse,
+            backend=backend,
+        )  # fmt: skip
         self.width = 2 * window + 1
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(self.width * dim, hidden) if hidden else None
@@ -114,25 +173,20 @@ class BagEncoder(_TypeEmbedding):
         rows_of_type: Tensor | None = None,
         num_rows: int | None = None,
         padding_row: int = 0,
+        sparse: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__(
-            num_types, dim, rows_of_type=rows_of_type, num_rows=num_rows, padding_row=padding_row
-        )
+            num_types, dim, rows_of_type=rows_of_type, num_rows=num_rows, padding_row=padding_row, sparse=sparse,
+            backend=backend,
+        )  # fmt: skip
         if mode not in ("mean", "sum"):
             raise ValueError(f"mode must be mean or sum, not {mode}")
-        self.mode = mode
+        self.mode: Literal["mean", "sum"] = mode
         self.dropout = nn.Dropout(dropout)
         self.out_features = dim
 
     def forward(self, bags: tuple[Tensor, Tensor]) -> Tensor:
         """(N, dim) features of N bags."""
         types, offsets = bags
-        vectors = self.pool(types)
-        lengths = offsets.diff()
-        bag_of = torch.repeat_interleave(
-            torch.arange(len(lengths), device=types.device), lengths, output_size=len(types)
-        )
-        pooled = vectors.new_zeros(len(lengths), self.dim).index_add(0, bag_of, vectors)
-        if self.mode == "mean":
-            pooled = pooled / lengths.clamp_min(1).unsqueeze(1)
-        return self.dropout(pooled)
+        return self.dropout(self.pool_bags(types, offsets, self.mode))

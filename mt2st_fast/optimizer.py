@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.row_optimizers import ROW_STATE
+
 # A moment this small moves no float32 parameter. From here, decaying by 0.9 a step, it takes more than
 # FADE_STEPS steps to become subnormal.
 FADED = 1e-25
@@ -58,6 +60,31 @@ def drop_faded_moments(optimizer: torch.optim.Optimizer) -> None:
     times as long from 700 steps after the switch on.
     """
     for state in optimizer.state.values():
+        if ROW_STATE in state:  # moves with the rows of a batch only, and so fades no more than they are used
+            continue
         for moment in state.values():
             if isinstance(moment, Tensor) and moment.dim() > 0 and moment.is_floating_point():
                 moment.masked_fill_(moment.abs() < FADED, 0.0)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Scale all gradients so that their 2-norm together is at most `most`; row-sparse ones by their rows."""
+    values = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad._values())
+        else:
+            values.append(parameter.grad)
+    if values:
+        # As torch.nn.utils.clip_grad_norm_, which knows no sparse gradient.
+        scale = (most / (nn.utils.get_total_norm(values) + 1e-6)).clamp_max(1.0)
+        torch._foreach_mul_(values, scale)
+
+
+def row_sparse_tables(module: nn.Module) -> list[nn.Parameter]:
+    """The embedding tables whose gradients are sparse: of this package's encoders and of torch's own layers."""
+    sparse = [part for part in module.modules() if getattr(part, "sparse", False) is True]
+    return [part.table if hasattr(part, "table") else part.weight for part in sparse]  # type: ignore[misc]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,30 @@ from mt2st_fast.graphs import (
 )
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
-from mt2st_fast.optimizer import FADE_STEPS, drop_faded_moments, put_on_device, rate_as_set, set_rate
+from mt2st_fast.optimizer import (
+    FADE_STEPS,
+    clip_gradients,
+    drop_faded_moments,
+    put_on_device,
+    rate_as_set,
+    row_sparse_tables,
+    set_rate,
+)
 from mt2st_fast.phases import enter_phase
+from mt2st_fast.row_optimizers import LazyAdam, RowSparseOptimizer, unfuse
 from mt2st_fast.schedules import Moment, Schedule, Switch
 from mt2st_fast.sources import Batch, Source, to_device
 
 Precision = Literal["float32", "bfloat16", "float16"]
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@runtime_checkable
+class Warmable(Protocol):
+    """A module that would compile something in its first step."""
+
+    def warm_up(self) -> None:
+        """Compile it now."""
 
 
 class NonFiniteLossError(InputError):
@@ -43,15 +60,18 @@ class Trainer:
     """Trains an encoder and its heads on all active tasks, and lets tasks go as the schedule says.
 
     encoder: any module whose output is (N, D) or (N, T, D) features. heads: MultiTaskHeads over D.
-    optimizer: a function from parameters to a torch optimizer; AdamW(lr) by default. weight_decay belongs
-    to that default. lr_decay: the learning rate falls linearly to 0 over the run, or stays. clip_norm: the
+    optimizer: a function from parameters to a torch optimizer; AdamW(lr) by default, and LazyAdam(lr) where the
+    encoder has a row-sparse table (`sparse=True`). weight_decay belongs to that default.
+    lr_decay: the learning rate falls linearly to 0 over the run, or stays. clip_norm: the
     largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
     records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
     CUDA graph and replay it; a step that cannot be captured runs eagerly and `history.phases` says why. What
-    Python does in the encoder, a replay does not do again.
+    Python does in the encoder, a replay does not do again. fuse_backward: the backward pass itself steps the
+    rows of row-sparse tables, whose gradient is never made.
 
-    Raises ValueError for an option out of range, and for graph=True without a CUDA device.
+    Raises ValueError for an option out of range, for graph=True without a CUDA device, and for fuse_backward where
+    something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
     """
 
     # What belongs to one run; `fit` makes it anew.
@@ -66,6 +86,7 @@ class Trainer:
     _interval_seconds: float  # spent in steps since the last record
     _learning_rate: float  # of the first group
     _graphed_steps: GraphedSteps | None
+    _fused_tables: list[nn.Parameter]  # whose rows the backward pass steps
     _phase_parameters: list[nn.Parameter]  # all of them; which are trained may change by a callback
 
     def __init__(
@@ -85,6 +106,7 @@ class Trainer:
         log_every: int = 20,
         callbacks: Sequence[Callback] = (),
         graph: bool = False,
+        fuse_backward: bool = False,
     ) -> None:
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr must be positive, not {lr}")
@@ -105,7 +127,10 @@ class Trainer:
             raise ValueError(
                 f"graph=True needs a CUDA device to capture graphs on; this trainer's is {self.device}"
             )
+        if fuse_backward:
+            self._check_fusible(encoder, clip_norm, accumulate, precision)
         self.graph = graph
+        self.fuse_backward = fuse_backward
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
         self.schedule: Schedule = Switch() if schedule is None else schedule
         self.lr, self.lr_decay = lr, lr_decay
@@ -113,13 +138,28 @@ class Trainer:
         self.log_every = log_every
         self.callbacks = list(callbacks)
         self._own_optimizer = optimizer is None
+        adam = LazyAdam if row_sparse_tables(encoder) else torch.optim.AdamW
         self._make_optimizer = optimizer or (
-            lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+            lambda parameters: adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         )
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.history = History(heads.main)
         self.step = 0  # optimizer steps done
         self.stop_requested = False
+
+    @staticmethod
+    def _check_fusible(encoder: nn.Module, clip_norm: float | None, accumulate: int, precision: str) -> None:
+        if not row_sparse_tables(encoder):
+            raise ValueError("fuse_backward needs a row-sparse table: give the encoder sparse=True")
+        for option, needs in (
+            ("clip_norm", clip_norm is not None),
+            ("accumulate", accumulate > 1),
+            ("precision float16", precision == "float16"),
+        ):
+            if needs:
+                raise ValueError(
+                    f"fuse_backward makes no gradient, which {option} needs; leave one of them out"
+                )
 
     # --- what a user calls ------------------------------------------------------------------------------
 
@@ -155,25 +195,10 @@ class Trainer:
         path = Path(checkpoint) if checkpoint is not None else None
 
         self._begin(source, steps_per_epoch, total_steps, path if resume else None)
-        self.encoder.train()
-        self._each(lambda callback: callback.on_fit_start(self))
-        while self.step < total_steps and not self.stop_requested:
-            self._enter_phase_if_due(self._moment())
-            self._timed_step(source)
-            self._each(lambda callback: callback.on_step(self))
-            epoch_ends = self.step % steps_per_epoch == 0 or self.step == total_steps
-            due = self.step % (evaluate_every or steps_per_epoch) == 0 or self.step == total_steps
-            if due or epoch_ends or self.step % self.log_every == 0:
-                self._record()
-            if due and val is not None:
-                self._evaluate(val)
-            if path is not None and epoch_ends:
-                self._save(path, source)
-            if epoch_ends:
-                self._each(lambda callback: callback.on_epoch_end(self))
-        if path is not None and self.stop_requested:
-            self._save(path, source)
-        self._each(lambda callback: callback.on_fit_end(self))
+        try:
+            self._run(source, val, evaluate_every or steps_per_epoch, path)
+        finally:
+            unfuse(self._fused_tables)
         return self.history
 
     def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
@@ -185,6 +210,30 @@ class Trainer:
     def epoch(self) -> float:
         """Passes over the main task's data done so far."""
         return self.step / self._steps_per_epoch
+
+    def _run(
+        self, source: Source, val: Iterable[Batch] | None, evaluate_every: int, path: Path | None
+    ) -> None:
+        steps_per_epoch, total_steps = self._steps_per_epoch, self._total_steps
+        self.encoder.train()
+        self._each(lambda callback: callback.on_fit_start(self))
+        while self.step < total_steps and not self.stop_requested:
+            self._enter_phase_if_due(self._moment())
+            self._timed_step(source)
+            self._each(lambda callback: callback.on_step(self))
+            epoch_ends = self.step % steps_per_epoch == 0 or self.step == total_steps
+            due = self.step % evaluate_every == 0 or self.step == total_steps
+            if due or epoch_ends or self.step % self.log_every == 0:
+                self._record()
+            if due and val is not None:
+                self._evaluate(val)
+            if path is not None and epoch_ends:
+                self._save(path, source)
+            if epoch_ends:
+                self._each(lambda callback: callback.on_epoch_end(self))
+        if path is not None and self.stop_requested:
+            self._save(path, source)
+        self._each(lambda callback: callback.on_fit_end(self))
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -215,7 +264,7 @@ class Trainer:
         assert losses is not None
         if self.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self._trainable(), self.clip_norm)
+            clip_gradients(self._trainable(), self.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
@@ -269,6 +318,8 @@ class Trainer:
                 lr_changes=self.lr_decay != "none",
                 loss_scaling=self._scaler.is_enabled(),
             )
+            if row_sparse_tables(self.encoder):
+                obstacle = "a row-sparse gradient has a length of its own in every batch: give the encoder sparse=False"
             self._graphed_steps.enter_phase(obstacle)
 
     def _graph_fingerprint(self) -> Hashable:
@@ -340,6 +391,9 @@ class Trainer:
         self.step, self.history = 0, History(self.heads.main)
         stored = Checkpoint(resume) if resume is not None else None
         self.heads.warm_up(AUTOCAST.get(self.precision, torch.float32))
+        for part in self.encoder.modules():
+            if isinstance(part, Warmable):
+                part.warm_up()
         self.heads.set_active(self.heads.tasks if stored is None else self._stored_active(stored))
         self._optimizer = self._make_optimizer(self._trainable())
         for group in self._optimizer.param_groups:
@@ -357,8 +411,20 @@ class Trainer:
             self._restore(stored)
         if self.graph and self._own_optimizer:
             put_on_device(self._optimizer, self.device)
+        # After restoring, which puts other tensors into the optimizer's state.
+        self._fused_tables = row_sparse_tables(self.encoder) if self.fuse_backward else []
+        if self._fused_tables:
+            self._fuse()
         self._learning_rate = self._optimizer.param_groups[0]["initial_lr"]
         self._begin_graphs()
+
+    def _fuse(self) -> None:
+        if not isinstance(self._optimizer, RowSparseOptimizer):
+            raise ValueError(
+                "fuse_backward needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not "
+                f"{type(self._optimizer).__name__}"
+            )
+        self._optimizer.fuse(table for table in self._fused_tables if table.requires_grad)
 
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
         run = self._run_description()

@@ -1,0 +1,346 @@
+"""Bags of table rows on a CPU: gather and sum, gradients by unique row, and row-sparse optimizer steps.
+
+A batch of B bags is a sparse matrix, given as ids (total,) and starts (B + 1,). Forward, its product with the table
+(V, D); backward, the product of its transpose with the gradient of the bags (B, D). Both are `sum_rows`: over the
+ids of every bag, or over the bags of every id, which sorting the ids (`group_ids`) brings together. Every row that the
+batch touches is summed in the order of positions, whatever the number of threads, and updated once. Rows that it does
+not touch cost nothing. An id of NONE stands for no row.
+
+Addresses are of float32, contiguous.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from .numba_jit import Kernel, helper, pointer_to_float32
+from .numba_simd import WIDTH, load, splat, store, sum_of
+from .row_rules import ADAGRAD, NONE, SGD
+
+FLOAT_BYTES = 4
+BLOCK = 4 * WIDTH  # columns that are summed in registers at a time
+# A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
+SHORT_SUM = 16
+DIGIT_BITS = 11
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+# --- sums of rows ----------------------------------------------------------------------------------------
+
+
+@helper
+def sum_rows(source, D, rows, first, last, scales, target):
+    """target (D,) = the sum over i in [first, last) of scales[rows[i]] * source[rows[i]]; no scales: of 1 each."""
+    scaled = len(scales) > 0
+    column = 0
+    while column + BLOCK <= D:
+        to = target + FLOAT_BYTES * column
+        for begin in range(first, max(last, first + 1), SHORT_SUM):
+            a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+            for i in range(begin, min(last, begin + SHORT_SUM)):
+                row = np.int64(rows[i])
+                if row != NONE:
+                    at = source + FLOAT_BYTES * (row * D + column)
+                    scale = scales[row] if scaled else ONE
+                    a = a + load(at) * scale
+                    b = b + load(at + FLOAT_BYTES * WIDTH) * scale
+                    c = c + load(at + FLOAT_BYTES * 2 * WIDTH) * scale
+                    d = d + load(at + FLOAT_BYTES * 3 * WIDTH) * scale
+            if begin > first:
+                a, b = a + load(to), b + load(to + FLOAT_BYTES * WIDTH)
+                c, d = c + load(to + FLOAT_BYTES * 2 * WIDTH), d + load(to + FLOAT_BYTES * 3 * WIDTH)
+            store(a, to)
+            store(b, to + FLOAT_BYTES * WIDTH)
+            store(c, to + FLOAT_BYTES * 2 * WIDTH)
+            store(d, to + FLOAT_BYTES * 3 * WIDTH)
+        column += BLOCK
+    while column < D and D >= WIDTH:
+        # The last vector may reach back over columns that are done: they come out the same.
+        column = min(column, D - WIDTH)
+        to = target + FLOAT_BYTES * column
+        for begin in range(first, max(last, first + 1), SHORT_SUM):
+            a = splat(ZERO)
+            for i in range(begin, min(last, begin + SHORT_SUM)):
+                row = np.int64(rows[i])
+                if row != NONE:
+                    a = a + load(source + FLOAT_BYTES * (row * D + column)) * (scales[row] if scaled else ONE)
+            if begin > first:
+                a = a + load(to)
+            store(a, to)
+        column += WIDTH
+    if D < WIDTH:
+        _sum_narrow_rows(source, D, rows, first, last, scales, target)
+
+
+@helper
+def _sum_narrow_rows(source, D, rows, first, last, scales, target):
+    """sum_rows of rows that do not fill a vector."""
+    sums = np.zeros(D)
+    for i in range(first, last):
+        row = np.int64(rows[i])
+        if row != NONE:
+            values = numba.carray(pointer_to_float32(source + FLOAT_BYTES * row * D), (D,))
+            scale = scales[row] if len(scales) else ONE
+            for d in range(D):
+                sums[d] += np.float64(values[d] * scale)
+    total = numba.carray(pointer_to_float32(target), (D,))
+    total[:] = sums
+
+
+@helper
+def _scale(target, D, factor):
+    values = numba.carray(pointer_to_float32(target), (D,))
+    for d in range(D):
+        values[d] *= factor
+
+
+@helper
+def share(starts, p, n_splits):
+    """The bags (first, last) of split p: about the same number of ids in each."""
+    ids = starts[-1]
+    first = np.searchsorted(starts, p * ids // n_splits) if p else 0
+    last = np.searchsorted(starts, (p + 1) * ids // n_splits) if p + 1 < n_splits else len(starts) - 1
+    return first, last
+
+
+def _sum_bags(source, D, ids, starts, scales, bag_scales, target, n_splits):  # type: ignore[no-untyped-def]
+    """target (B, D): sum_rows of every bag, times bag_scales (B,) if there are any."""
+    for p in numba.prange(n_splits):
+        first, last = share(starts, p, n_splits)
+        for bag in range(first, last):
+            to = target + FLOAT_BYTES * bag * D
+            sum_rows(source, D, ids, starts[bag], starts[bag + 1], scales, to)
+            if len(bag_scales):
+                _scale(to, D, bag_scales[bag])
+
+
+sum_bags = Kernel(_sum_bags)
+
+
+# --- ids -------------------------------------------------------------------------------------------------
+
+
+@helper
+def first_outside(ids, V):
+    """The position of the first id that is neither NONE nor in [0, V), or -1."""
+    outside = 0
+    for i in range(len(ids)):
+        outside += np.int64(ids[i] >= V or ids[i] < NONE)
+    if outside:
+        for i in range(len(ids)):
+            if ids[i] >= V or ids[i] < NONE:
+                return i
+    return -1
+
+
+@helper
+def is_ascending(rows):
+    """Whether every row is larger than the one before."""
+    steps = 0
+    for i in range(1, len(rows)):
+        steps += np.int64(rows[i] > rows[i - 1])
+    return steps >= len(rows) - 1
+
+
+@helper
+def mean_scales(ids, starts):
+    """(B,) 1 over the ids of every bag that are not NONE; 0 for a bag without any."""
+    scales = np.zeros(len(starts) - 1, np.float32)
+    for bag in range(len(scales)):
+        count = 0
+        for i in range(starts[bag], starts[bag + 1]):
+            count += np.int64(ids[i] != NONE)
+        if count:
+            scales[bag] = ONE / np.float32(count)
+    return scales
+
+
+@helper
+def bag_of_positions(starts):
+    """(total,) the bag that every position lies in."""
+    bags = np.empty(starts[-1], np.int32)
+    for bag in range(len(starts) - 1):
+        bags[starts[bag] : starts[bag + 1]] = bag
+    return bags
+
+
+@helper
+def group_ids(ids, largest, part, parts):
+    """(order, unique, starts): positions of the ids by id, ids ascending, positions ascending within one.
+
+    unique (U,) are the ids, NONE left out; order[starts[u] : starts[u + 1]] the positions of unique[u]. With
+    parts > 1 only ids of id % parts == part. A radix sort: no array as long as the table.
+    """
+    keys = np.empty(len(ids), np.uint64)
+    n = 0
+    for i in range(len(ids)):
+        row = np.int64(ids[i])
+        if row != NONE and (parts == 1 or row % parts == part):
+            keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(i)
+            n += 1
+    keys = _sorted(keys[:n], largest)
+    order, unique, starts = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n + 1, np.int64)
+    U = 0
+    for i in range(n):
+        row = np.int32(keys[i] >> np.uint64(32))
+        order[i] = np.int32(keys[i] & np.uint64(0xFFFFFFFF))
+        if U == 0 or unique[U - 1] != row:
+            unique[U] = row
+            starts[U] = i
+            U += 1
+    starts[U] = n
+    return order, unique[:U], starts[: U + 1]
+
+
+@helper
+def _sorted(keys, largest):
+    """Keys by their upper halves, stable, by digits from the lowest on."""
+    bits = 1
+    while (largest >> bits) > 0:
+        bits += 1
+    passes = -(-bits // DIGIT_BITS)
+    digit = -(-bits // passes)
+    buckets = 1 << digit
+    other = np.empty_like(keys)
+    for k in range(passes):
+        shift, mask = np.uint64(32 + k * digit), np.uint64(buckets - 1)
+        ends = np.zeros(buckets + 1, np.int64)
+        for i in range(len(keys)):
+            ends[np.int64((keys[i] >> shift) & mask) + 1] += 1
+        for b in range(buckets):
+            ends[b + 1] += ends[b]
+        for i in range(len(keys)):
+            b = np.int64((keys[i] >> shift) & mask)
+            other[ends[b]] = keys[i]
+            ends[b] += 1
+        keys, other = other, keys
+    return keys
+
+
+@helper
+def unique_and_inverse(ids, largest):
+    """(unique (U,), inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
+    order, unique, starts = group_ids(ids, largest, 0, 1)
+    inverse = np.full(len(ids), np.int32(NONE))
+    for u in range(len(unique)):
+        for i in range(starts[u], starts[u + 1]):
+            inverse[order[i]] = u
+    return unique, inverse
+
+
+# --- the rows' optimizers --------------------------------------------------------------------------------
+
+
+@helper
+def _move(row, gradient, D, step):
+    """row (D,) -= step * gradient."""
+    d = 0
+    while d + WIDTH <= D:
+        at = row + FLOAT_BYTES * d
+        store(load(at) - load(gradient + FLOAT_BYTES * d) * step, at)
+        d += WIDTH
+    values = numba.carray(pointer_to_float32(row), (D,))
+    g = numba.carray(pointer_to_float32(gradient), (D,))
+    while d < D:
+        values[d] -= step * g[d]
+        d += 1
+
+
+@helper
+def _mean_square(gradient, D):
+    total = splat(ZERO)
+    d = 0
+    while d + WIDTH <= D:
+        g = load(gradient + FLOAT_BYTES * d)
+        total = total + g * g
+        d += WIDTH
+    square = sum_of(total)
+    rest = numba.carray(pointer_to_float32(gradient), (D,))
+    while d < D:
+        square += rest[d] * rest[d]
+        d += 1
+    return square / np.float32(D)
+
+
+@helper
+def _adam(row, gradient, D, first, second, steps, lr, beta1, beta2, eps):
+    """Adam of one row, its bias corrections by the steps of that row: a rare row's first step is a first step."""
+    # As in torch: the powers in float64, or beta2^n of a young row would lose its digits.
+    correction1 = 1.0 - np.float64(beta1) ** np.float64(steps)
+    correction2 = np.sqrt(1.0 - np.float64(beta2) ** np.float64(steps))
+    step, inverse = np.float32(np.float64(lr) / correction1), np.float32(1.0 / correction2)
+    values = numba.carray(pointer_to_float32(row), (D,))
+    g = numba.carray(pointer_to_float32(gradient), (D,))
+    m, v = numba.carray(pointer_to_float32(first), (D,)), numba.carray(pointer_to_float32(second), (D,))
+    for d in range(D):
+        m[d] = beta1 * m[d] + (ONE - beta1) * g[d]
+        v[d] = beta2 * v[d] + (ONE - beta2) * g[d] * g[d]
+        values[d] -= step * m[d] / (np.sqrt(v[d]) * inverse + eps)
+
+
+@helper
+def update_row(rule, table, row, gradient, D, per_row, first, second):
+    """One step of a row of the table (V, D) by its gradient (D,); rule is a record of row_rules.RULE_RECORD.
+
+    per_row (V,) are Adagrad's sums or Adam's steps, first and second (V, D) the addresses of Adam's moments.
+    """
+    kind, lr, eps = rule["kind"], rule["lr"], rule["eps"]
+    offset = FLOAT_BYTES * row * D
+    if kind == SGD:
+        _move(table + offset, gradient, D, lr)
+    elif kind == ADAGRAD:
+        per_row[row] += _mean_square(gradient, D)
+        _move(table + offset, gradient, D, lr / (np.sqrt(per_row[row]) + eps))
+    else:
+        per_row[row] += ONE
+        _adam(
+            table + offset, gradient, D, first + offset, second + offset, per_row[row], lr, rule["beta1"],
+            rule["beta2"], eps,
+        )  # fmt: skip
+
+
+def _update_rows(rule, table, rows, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
+    """A step of the rows (U,), each there once, by their gradients (U, D); rule (1,)."""
+    for p in numba.prange(n_splits):
+        for u in range(p * len(rows) // n_splits, (p + 1) * len(rows) // n_splits):
+            at = gradient + FLOAT_BYTES * u * D
+            update_row(rule[0], table, np.int64(rows[u]), at, D, per_row, first, second)
+
+
+update_rows = Kernel(_update_rows)
+
+
+def _update_from_bags(rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
+    """A step of all rows in the bags by the gradient of the bags (B, D), which is never spread over the rows.
+
+    scales (B,) are of the bags, or empty. Every split has rows of its own, so none waits for another.
+    """
+    bags = bag_of_positions(starts)
+    for p in numba.prange(n_splits):
+        _update_part(rule[0], table, V, ids, bags, scales, gradient, D, per_row, first, second, p, n_splits)
+
+
+@helper
+def _update_part(rule, table, V, ids, bags, scales, gradient, D, per_row, first, second, part, parts):
+    order, unique, begins = group_ids(ids, V - 1, part, parts)
+    bags_of_rows = bags[order]
+    sums = np.empty((1, D + WIDTH), np.float32)
+    for u in range(len(unique)):
+        _update_by_sum(
+            rule, table, np.int64(unique[u]), bags_of_rows, begins[u], begins[u + 1], scales, gradient, D,
+            per_row, first, second, sums,
+        )  # fmt: skip
+
+
+@helper
+def _update_by_sum(
+    rule, table, row, bags, first_bag, last_bag, scales, gradient, D, per_row, first, second, sums
+):
+    # The address is taken where `sums` is an argument: it outlives the call.
+    total = sums.ctypes.data
+    sum_rows(gradient, D, bags, first_bag, last_bag, scales, total)
+    update_row(rule, table, row, total, D, per_row, first, second)
+
+
+update_from_bags = Kernel(_update_from_bags)
