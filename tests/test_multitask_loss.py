@@ -26,6 +26,7 @@ from mt2st_fast.kernels import (
     numba_chunked,
     numba_packed,
     numba_plan,
+    numba_simd,
     numba_tile,
     reference,
 )
@@ -452,6 +453,16 @@ def test_a_bad_output_that_is_nobodys_target_surfaces(case):
 
 
 @by_every_plan
+@pytest.mark.parametrize("case", ["softmax", "softmax-2"])
+def test_a_class_masked_out_by_a_bias_of_minus_infinity_takes_no_part(case):
+    problem = make_problem(HEADS[case], 33)
+    problem.targets[0].clamp_(min=1)
+    problem.bias[0] = -torch.inf
+    correct, true_correct = assert_op_is_as_accurate_as_torch(problem)
+    assert correct.tolist() == true_correct.tolist()
+
+
+@by_every_plan
 @pytest.mark.parametrize("case", ["softmax-all-options", "mixed"])
 def test_fresh_tensors_are_never_read(case, monkeypatch):
     problem = make_problem(HEADS[case], 123)
@@ -493,6 +504,53 @@ def test_fresh_scratch_memory_is_never_read():
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_blocks_fit_scratch_on_processors_with_narrower_vectors(width):
+    """Every stage works in whole blocks of rows, scratch has room for whole vectors of rows."""
+    done = run_with_vectors_of(width, "")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [4, 8])
+def test_narrower_vectors_are_as_accurate_as_torch(width, tmp_path):
+    program = """
+        import test_multitask_loss as tests
+        for plan in ("tile", "packed", "chunked"):
+            tests.numba_chunked.WIDE_HEAD = 3
+            tests.PLAN["forced"] = plan
+            for N in (5, 123):
+                tests.assert_op_is_as_accurate_as_torch(tests.make_problem(tests.HEADS["mixed"], N))
+    """
+    done = run_with_vectors_of(width, program, MALLOC_PERTURB_="128", NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def run_with_vectors_of(width, program, **environment):
+    """Run a program where Numba is told of a processor with vectors of `width` float32 numbers."""
+    if width > numba_simd.WIDTH:
+        pytest.skip("this processor has narrower ones")
+    told = """
+        import llvmlite.binding
+        real = llvmlite.binding.get_host_cpu_features()
+        told = type(real)(real)
+        gone = ("avx512", "evex512") if WIDTH == 8 else ("avx", "evex512", "fma", "f16c", "vaes", "vpclmulqdq")
+        told.update({name: False for name in told if name.startswith(gone)})
+        llvmlite.binding.get_host_cpu_features = lambda: told
+        from mt2st_fast.kernels import numba_gemm, numba_simd
+        assert numba_simd.WIDTH == WIDTH
+        assert numba_simd.WIDTH % numba_gemm.BLOCK_ROWS == 0
+    """
+    return subprocess.run(
+        [sys.executable, "-c", f"WIDTH = {width}\n" + textwrap.dedent(told) + textwrap.dedent(program)],
+        cwd=Path(__file__).parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 # --- heads and rows that are left out -------------------------------------------------------------------
