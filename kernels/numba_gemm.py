@@ -20,8 +20,8 @@ from numba.extending import intrinsic
 from .numba_simd import WIDTH, broadcast, load_vector, store_vector
 
 # Rows of a block. Two vectors a row: 16 accumulators hide the latency of two multiply-adds a cycle and fit
-# 32 registers; AVX2 has 16.
-BLOCK_ROWS: int = 4 if WIDTH == 8 else 8
+# 32 registers; AVX2 has 16. Never more than WIDTH: scratch has room for whole vectors of rows, not beyond.
+BLOCK_ROWS: int = 8 if WIDTH == 16 else 4
 HALF_ROWS: int = BLOCK_ROWS // 2
 PANEL: int = 2 * WIDTH
 

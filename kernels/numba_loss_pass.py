@@ -200,7 +200,8 @@ def two_class_tile(z, ldz, rows, bias, y, head, weights, need_gradient, scale, b
         nll1 = tail - select(positive, ZERO, difference)
         pull1 = select(label == ONE, keep * weight1, ZERO)
         pull0 = select(label == ZERO, keep * weight0, ZERO)
-        value = pull0 * nll0 + pull1 * nll1
+        # A select, not pull0 * nll0 + pull1 * nll1: a class masked out by a bias of -inf has an infinite nll.
+        value = select(label == ONE, pull1 * nll1, pull0 * nll0)
         if spread > ZERO:
             value = value + spread * (weight0 * nll0 + weight1 * nll1)
         # A select, not a product: a row that is ignored may hold anything, NaN included.

@@ -253,6 +253,20 @@ def run_skip(store: dict[str, np.ndarray]) -> None:
     store["skip/skipped"] = torch.cat([skipped, result.bias_gradient[3:11].double()]).numpy()
 
 
+def run_many_blocks(store: dict[str, np.ndarray]) -> None:
+    """Sums of more blocks of rows than `finalize` adds at a time, a ragged number of both tasks and outputs."""
+    torch.manual_seed(6)
+    layout, n_blocks = HeadLayout((HeadSpec(Kind.SOFTMAX, 40), HeadSpec(Kind.BINARY, 30))), 601
+    sums, bias = torch.rand(n_blocks, len(layout), 3), torch.randn(n_blocks, layout.width)
+    sums[..., 2] = sums[..., 2].mul(9).round()
+    ours = loss_pass.finalize(loss_pass.LossParts(sums, bias), layout)
+    loss, denominator, correct = sums.double().sum(dim=0).unbind(dim=1)
+    truth = (loss / denominator, 1 / denominator, correct, bias.double().sum(dim=0))
+    for name, value, true in zip(ours._fields, ours, truth, strict=True):
+        store[f"many-blocks/{name}/ours"] = value.double().numpy()
+        store[f"many-blocks/{name}/truth"] = true.numpy()
+
+
 class Plan(NamedTuple):
     """A case for a whole plan."""
 
@@ -428,6 +442,7 @@ def main(group: str, out: str) -> None:
         run_outside(store)
         run_infinite(store)
         run_skip(store)
+        run_many_blocks(store)
     for name in PLANS:
         if name.split("-")[0] == group:
             run_plan(name, store)

@@ -26,6 +26,7 @@ from mt2st_fast.kernels import (
     numba_chunked,
     numba_packed,
     numba_plan,
+    numba_simd,
     numba_tile,
     reference,
 )
@@ -45,6 +46,12 @@ HEADS = {
     "softmax-ignore-0": (HeadSpec(SOFTMAX, 5, ignore_index=0),),
     "softmax-all-options": (
         HeadSpec(SOFTMAX, 4, label_smoothing=0.3, class_weights=(0.2, 1.0, 0.0, 3.0), ignore_index=2),
+    ),
+    # Several panels of classes, which threads share.
+    "softmax-150-all-options": (
+        HeadSpec(
+            SOFTMAX, 150, label_smoothing=0.2, class_weights=(0.2, 1.0, 0.0, 3.0, 0.7) * 30, ignore_index=1
+        ),
     ),
     # Two classes have a closed form of their own.
     "softmax-2-all-options": (
@@ -120,7 +127,7 @@ def make_target(head, N, generator):
     return torch.where(gone, torch.nan, target)
 
 
-def make_problem(heads, N=257, dtype=torch.float32, *, bias=True, scale=1.0, seed=0):
+def make_problem(heads, N=257, dtype=torch.float32, *, bias=True, scale=1.0, seed=0, columns=D):
     generator = torch.Generator().manual_seed(seed)
     layout = HeadLayout(tuple(heads))
 
@@ -128,8 +135,8 @@ def make_problem(heads, N=257, dtype=torch.float32, *, bias=True, scale=1.0, see
         return (std * torch.randn(*shape, generator=generator)).to(dtype)
 
     return Problem(
-        randn(N, D),
-        randn(layout.width, D, std=scale * D**-0.5),
+        randn(N, columns),
+        randn(layout.width, columns, std=scale * columns**-0.5),
         randn(layout.width) if bias else None,
         [make_target(head, N, generator) for head in layout.heads],
         torch.rand(len(layout), generator=generator) + 0.5,
@@ -244,6 +251,14 @@ def assert_op_is_as_accurate_as_torch(problem):
 def test_float32_is_as_accurate_as_torch(case, N):
     correct, true_correct = assert_op_is_as_accurate_as_torch(make_problem(HEADS[case], N))
     assert correct.tolist() == true_correct.tolist()
+
+
+@by_every_plan
+@pytest.mark.parametrize("N", [64, 257])
+@pytest.mark.parametrize("columns", [1, 25, 48, 300, 513])
+def test_any_number_of_features_is_as_accurate_as_torch(columns, N):
+    """Whole vectors and not, one vector of a panel's two and both, one depth of a GEMM and several."""
+    assert_op_is_as_accurate_as_torch(make_problem(HEADS["mixed"], N, columns=columns))
 
 
 @by_every_plan
@@ -452,6 +467,16 @@ def test_a_bad_output_that_is_nobodys_target_surfaces(case):
 
 
 @by_every_plan
+@pytest.mark.parametrize("case", ["softmax", "softmax-2"])
+def test_a_class_masked_out_by_a_bias_of_minus_infinity_takes_no_part(case):
+    problem = make_problem(HEADS[case], 33)
+    problem.targets[0].clamp_(min=1)
+    problem.bias[0] = -torch.inf
+    correct, true_correct = assert_op_is_as_accurate_as_torch(problem)
+    assert correct.tolist() == true_correct.tolist()
+
+
+@by_every_plan
 @pytest.mark.parametrize("case", ["softmax-all-options", "mixed"])
 def test_fresh_tensors_are_never_read(case, monkeypatch):
     problem = make_problem(HEADS[case], 123)
@@ -493,6 +518,53 @@ def test_fresh_scratch_memory_is_never_read():
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_blocks_fit_scratch_on_processors_with_narrower_vectors(width):
+    """Every stage works in whole blocks of rows, scratch has room for whole vectors of rows."""
+    done = run_with_vectors_of(width, "")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [4, 8])
+def test_narrower_vectors_are_as_accurate_as_torch(width, tmp_path):
+    program = """
+        import test_multitask_loss as tests
+        for plan in ("tile", "packed", "chunked"):
+            tests.numba_chunked.WIDE_HEAD = 3
+            tests.PLAN["forced"] = plan
+            for N in (5, 123):
+                tests.assert_op_is_as_accurate_as_torch(tests.make_problem(tests.HEADS["mixed"], N))
+    """
+    done = run_with_vectors_of(width, program, MALLOC_PERTURB_="128", NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def run_with_vectors_of(width, program, **environment):
+    """Run a program where Numba is told of a processor with vectors of `width` float32 numbers."""
+    if width > numba_simd.WIDTH:
+        pytest.skip("this processor has narrower ones")
+    told = """
+        import llvmlite.binding
+        real = llvmlite.binding.get_host_cpu_features()
+        told = type(real)(real)
+        gone = ("avx512", "evex512") if WIDTH == 8 else ("avx", "evex512", "fma", "f16c", "vaes", "vpclmulqdq")
+        told.update({name: False for name in told if name.startswith(gone)})
+        llvmlite.binding.get_host_cpu_features = lambda: told
+        from mt2st_fast.kernels import numba_gemm, numba_simd
+        assert numba_simd.WIDTH == WIDTH
+        assert numba_simd.WIDTH % numba_gemm.BLOCK_ROWS == 0
+    """
+    return subprocess.run(
+        [sys.executable, "-c", f"WIDTH = {width}\n" + textwrap.dedent(told) + textwrap.dedent(program)],
+        cwd=Path(__file__).parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 # --- heads and rows that are left out -------------------------------------------------------------------
@@ -547,10 +619,11 @@ def test_a_learned_weight_of_zero_gets_its_gradient():
 
 
 @by_every_plan
+@pytest.mark.parametrize("columns", [33, 48])
 @pytest.mark.parametrize("sparse", [(0,), (0, 1, 2, 3, 4), (1, 3)])
-def test_sparse_labels_are_as_accurate_as_torch(sparse, monkeypatch):
+def test_sparse_labels_are_as_accurate_as_torch(sparse, columns, monkeypatch):
     monkeypatch.setattr(numba_plan, "COMPACTED_PASS_LOGITS", 0)
-    problem = make_problem(HEADS["mixed"], 507)
+    problem = make_problem(HEADS["mixed"], 507, columns=columns)
     generator = torch.Generator().manual_seed(3)
     for k in sparse:
         gone = torch.rand(507, generator=generator) < 0.95
@@ -560,16 +633,16 @@ def test_sparse_labels_are_as_accurate_as_torch(sparse, monkeypatch):
 
 
 def test_rows_without_a_label_are_left_out_where_that_pays():
-    heads = (HeadSpec(SOFTMAX, 40), HeadSpec(SOFTMAX, 50), HeadSpec(SOFTMAX, 2))
+    heads = (HeadSpec(SOFTMAX, 40), HeadSpec(SOFTMAX, 50, ignore_index=3), HeadSpec(SOFTMAX, 2))
     problem = make_problem(heads, 2000)
-    problem.targets[1][100:] = -100
+    problem.targets[1][100:] = 3
     problem.targets[2][100:] = -100  # too narrow a head: another pass would cost more
     batch = numba_plan.survey_batch(problem.targets, problem.task_weights, problem.layout, True)
     dense, sparse = numba_plan.passes(batch, batch.computed())
     assert dense.heads["index"].tolist() == [0, 2]
     assert not len(dense.rows)
     assert sparse.heads["index"].tolist() == [1]
-    assert sparse.rows.tolist() == (problem.targets[1][:100] >= 0).nonzero().flatten().tolist()
+    assert sparse.rows.tolist() == (problem.targets[1][:100] != 3).nonzero().flatten().tolist()
 
 
 # --- autograd ------------------------------------------------------------------------------------------

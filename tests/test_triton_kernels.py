@@ -138,6 +138,14 @@ def test_bias_gradient_can_be_left_out(computed):
     assert computed["skip/no-bias-gradient"]
 
 
+@pytest.mark.parametrize("result", ["losses", "scale", "correct", "bias_gradient"])
+def test_more_blocks_of_rows_than_one_trip_adds(computed, result):
+    ours, truth = (computed[f"many-blocks/{result}/{kind}"] for kind in ("ours", "truth"))
+    np.testing.assert_allclose(
+        ours, truth, rtol=0.0 if result == "correct" else 1e-6, atol=1e-4 * (result == "bias_gradient")
+    )
+
+
 @pytest.mark.parametrize("result", ["losses", "correct", "d_features", "d_weight", "d_bias"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_plan_is_as_accurate_as_torch(plans, plan, result):
