@@ -111,12 +111,24 @@ def _peak_on_cpu(peer: Peer) -> int:
     _hand_free_memory_back()
     baseline = _status_bytes("VmRSS")
     del gradients
+    reset_high_water()
+    peer.run()
+    return max(0, high_water_bytes() - baseline)
+
+
+def reset_high_water() -> int:
+    """Forget the peak so far; the bytes that are resident now."""
+    _hand_free_memory_back()
     try:
         CLEAR_REFS.write_text(RESET_HIGH_WATER)
     except OSError as error:
         raise UnmeasurableError(f"the high-water mark cannot be reset: {error}") from error
-    peer.run()
-    return max(0, _status_bytes("VmHWM") - baseline)
+    return _status_bytes("VmRSS")
+
+
+def high_water_bytes() -> int:
+    """The most that was resident since `reset_high_water`."""
+    return _status_bytes("VmHWM")
 
 
 def _hand_free_memory_back() -> None:

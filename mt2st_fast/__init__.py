@@ -17,6 +17,7 @@ from mt2st_fast.schedules import (
     SquaringDecay,
     Switch,
 )
+from mt2st_fast.supervised import SupervisedModel, train_supervised
 from mt2st_fast.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.trainer import NonFiniteLossError, Trainer
 
@@ -48,10 +49,12 @@ __all__ = [
     "SingleTask",
     "SquaringDecay",
     "StepRecord",
+    "SupervisedModel",
     "Switch",
     "Trainer",
     "WindowEncoder",
     "choose_backend",
     "choose_plan",
     "multitask_loss",
+    "train_supervised",
 ]

@@ -225,6 +225,7 @@ def make_encoder(config: Config, splits: Splits) -> WindowEncoder | BagEncoder:
         "num_rows": table.num_rows,
         "padding_row": table.padding_row,
         "dropout": config.dropout,
+        "sparse": True,
     }
     types = len(splits.vocabulary)
     if splits.train.level == "token":

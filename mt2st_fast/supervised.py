@@ -150,7 +150,12 @@ def train_supervised(
 
     Raises InputError for a file or a family that cannot be used.
     """
-    for name, value in (("dim", dim), ("min_count", min_count), ("word_ngrams", word_ngrams), ("bucket", bucket)):
+    for name, value in (
+        ("dim", dim),
+        ("min_count", min_count),
+        ("word_ngrams", word_ngrams),
+        ("bucket", bucket),
+    ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     text = read_labelled_text(Path(path), label)
@@ -164,7 +169,11 @@ def train_supervised(
     encoder = make_bag_encoder(features.size, dim, dropout)
     heads = MultiTaskHeads(dim, {family: _task(column) for family, column in targets.items()}, main)
     _zero(heads)
-    options: dict[str, Any] = {"lr_decay": "linear", "fuse_backward": True, "device": device} | trainer_options
+    options: dict[str, Any] = {
+        "lr_decay": "linear",
+        "fuse_backward": True,
+        "device": device,
+    } | trainer_options
     options.setdefault("optimizer", lambda parameters: RowwiseAdagrad(parameters, lr=lr))
     trainer = Trainer(encoder, heads, schedule=schedule or MultiTask(), **options)
     trainer.fit(BagBatches(corpus, batch_size, main, seed=seed), epochs=epoch)

@@ -1,0 +1,342 @@
+"""python -m bench.bags [documents|polarity|steps|rows|memory|all]: row-sparse embeddings against their peers.
+
+All ratios come from one run, interleaved, with the same threads for everybody, and quality stands beside speed.
+
+documents   50,000 documents of 40 Zipf words, V=50,000, dim 100: tokens/s of a pass over them, one head against
+            fasttext.train_supervised, five heads against five runs of it. A pass is what one more epoch costs: the
+            time of LONG epochs less that of one, over LONG - 1, so that reading the file is not in it.
+steps       a step of five heads on such bags against nn.EmbeddingBag, sparse and dense, in torch eager
+polarity    the sentences of --polarity DIR: seconds of training to fastText's own best test accuracy
+rows        the same batch on a table of 10 thousand and of 10 million rows
+memory      what training needs at its peak beside table and batch
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import tempfile
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import ledger
+from bench.bag_cases import (
+    FAMILIES,
+    Documents,
+    Run,
+    fasttext_obstacle,
+    our_step,
+    run_fasttext,
+    run_ours,
+    torch_step,
+)
+from bench.environment import describe
+from bench.interleaved import Candidate, Timings, interleave
+from bench.load import DISTURBED_SHARE, CpuLoad
+from bench.memory import high_water_bytes, reset_high_water
+
+console = Console(width=150)
+
+N_TRAIN, N_TEST, L, V, DIM, BATCH = 50_000, 5_000, 40, 50_000, 100, 512
+LONG = 5
+FEW_ROWS, MANY_ROWS = 10_000, 10_000_000
+MEMORY_ROWS = 2_000_000
+FASTTEXT = {"dim": DIM, "lr": 0.5, "minCount": 1}
+OURS = {"dim": DIM, "batch_size": BATCH}
+# fastText's own best: the best median over its seeds of this grid.
+POLARITY_EPOCHS, POLARITY_RATES = (3, 5, 10, 25), (0.1, 0.25, 0.5, 1.0)
+POLARITY_SEEDS = 5
+
+
+class Suite(StrEnum):
+    """What to measure."""
+
+    documents = "documents"
+    steps = "steps"
+    polarity = "polarity"
+    rows = "rows"
+    memory = "memory"
+    all = "all"
+
+
+def main(
+    suite: Annotated[Suite, typer.Argument(help="What to measure.")] = Suite.all,
+    rounds: Annotated[int, typer.Option(min=1, help="Whole runs of each candidate.")] = 5,
+    polarity: Annotated[
+        Path | None, typer.Option(help="The folder of rt-polarity.pos and rt-polarity.neg.")
+    ] = None,
+    records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+) -> None:
+    """Measure, print and append records."""
+    environment = describe()
+
+    def wanted(one: Suite) -> bool:
+        return suite in (one, Suite.all)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if wanted(Suite.steps):
+            ledger.append(measure_steps(environment), records)
+        if wanted(Suite.rows):
+            ledger.append(measure_rows(environment), records)
+        if wanted(Suite.memory):
+            ledger.append(measure_memory(environment), records)
+        if wanted(Suite.documents):
+            ledger.append(measure_documents(environment, Path(folder), rounds), records)
+        if wanted(Suite.polarity):
+            if polarity is None:
+                console.print("skipped polarity: name its folder with --polarity DIR")
+            elif reason := fasttext_obstacle():
+                console.print(f"skipped polarity: {reason}")
+            else:
+                ledger.append(measure_polarity(environment, polarity, Path(folder)), records)
+
+
+# --- steps -----------------------------------------------------------------------------------------------
+
+
+def measure_steps(environment: ledger.Record) -> list[ledger.Record]:
+    """Five heads on bags: our step against torch's own layers."""
+    documents = Documents.make(BATCH, L, V)
+    steps = {
+        "EmbeddingBag, sparse": torch_step(V, DIM, documents.words, documents.labels, sparse=True),
+        "EmbeddingBag, dense": torch_step(V, DIM, documents.words, documents.labels, sparse=False),
+        "ours": our_step(V, DIM, documents.words, documents.labels),
+        "ours, not fused": our_step(V, DIM, documents.words, documents.labels, fused=False),
+    }
+    timings = interleave({name: Candidate(step) for name, step in steps.items()}, rounds=60, limit_seconds=60)
+    best = min(("EmbeddingBag, sparse", "EmbeddingBag, dense"), key=lambda name: timings.median_us(name))
+    shape = f"B={BATCH} L={L} V={V} D={DIM} C=[{len(FAMILIES)} x 10]"
+    return _report_steps(
+        environment, "five heads on bags", shape, timings, {"ours": best, "ours, not fused": best}
+    )
+
+
+def measure_rows(environment: ledger.Record) -> list[ledger.Record]:
+    """The same batch on a short and a long table."""
+    documents = Documents.make(BATCH, L, FEW_ROWS)
+    steps = {
+        f"V={rows:,}": our_step(rows, DIM, documents.words, documents.labels)
+        for rows in (FEW_ROWS, MANY_ROWS)
+    }
+    timings = interleave({name: Candidate(step) for name, step in steps.items()}, rounds=60, limit_seconds=60)
+    few, many = steps
+    return _report_steps(environment, "length of the table", f"B={BATCH} L={L} D={DIM}", timings, {few: many})
+
+
+def _report_steps(
+    environment: ledger.Record, case: str, shape: str, timings: Timings, over: Mapping[str, str]
+) -> list[ledger.Record]:
+    """Print and make records; `over` names for a candidate the one whose time is divided by its own."""
+    table = Table(title=f"{case}: {shape}, {timings.rounds} rounds", title_justify="left")
+    for heading in ("", "µs, median", "ratio", "of"):
+        table.add_column(heading)
+    made = []
+    for name in timings.rounds_us:
+        ratio = timings.ratio(over[name], name) if name in over else None
+        ratio_name = f"{over[name]} / {name}" if name in over else None
+        shown = "" if ratio is None else f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]"
+        table.add_row(name, f"{timings.median_us(name):,.0f}", shown, ratio_name or "")
+        made.append(
+            ledger.make_record(environment, "bags", case, shape, name, "step", timings, ratio_name, ratio)
+        )
+    console.print(table)
+    _warn_if_disturbed(timings.others_cpu_share)
+    return made
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+def measure_memory(environment: ledger.Record) -> list[ledger.Record]:
+    """Bytes that steps need at their peak beside the table, its state of a number a row, and the batch."""
+    documents = Documents.make(BATCH, L, V)
+    warm = our_step(FEW_ROWS * 5, DIM, documents.words, documents.labels)
+    step = our_step(MEMORY_ROWS, DIM, documents.words, documents.labels)
+    for _ in range(2):
+        warm()
+    gc.collect()
+    before = reset_high_water()
+    for _ in range(5):
+        step()
+    extra = high_water_bytes() - before
+    table_bytes = 4 * MEMORY_ROWS * DIM
+    console.print(
+        f"memory: a table of {table_bytes / 1e6:,.0f} MB; steps need {extra / 1e6:,.1f} MB more at the peak"
+    )
+    shape = f"B={BATCH} L={L} V={MEMORY_ROWS} D={DIM}"
+    return [ledger.make_value(environment, "bags", "memory of a step", shape, "ours", "bytes", float(extra))]
+
+
+# --- documents -------------------------------------------------------------------------------------------
+
+
+def measure_documents(environment: ledger.Record, folder: Path, rounds: int) -> list[ledger.Record]:
+    """Tokens/s of passes over documents."""
+    train, test = Documents.make(N_TRAIN, L, V), Documents.make(N_TEST, L, V, seed=1)
+    runs: dict[str, Callable[[int], Run]] = {}
+    files = {
+        families: (train.write(folder / f"train{i}", families), test.write(folder / f"test{i}", families))
+        for i, families in enumerate([*((family,) for family in FAMILIES), FAMILIES])
+    }
+    one, five = files[FAMILIES[:1]], files[FAMILIES]
+    runs["ours, one head"] = lambda epoch: run_ours(*one, epoch, **OURS)
+    runs["ours, five heads"] = lambda epoch: run_ours(*five, epoch, **OURS)
+    if reason := fasttext_obstacle():
+        console.print(f"skipped fasttext: {reason}")
+    else:
+        runs["fasttext, one run"] = lambda epoch: run_fasttext(*one, epoch, **FASTTEXT)
+        runs["fasttext, five runs"] = lambda epoch: _together(
+            [run_fasttext(*files[(family,)], epoch, **FASTTEXT) for family in FAMILIES]
+        )
+    found, load = _interleaved_runs(runs, (1, LONG), rounds)
+    us_of_pass = {
+        name: np.array(
+            [(b.seconds - a.seconds) / (LONG - 1) * 1e6 for a, b in zip(by[1], by[LONG], strict=True)]
+        )
+        for name, by in found.items()
+    }
+    whole_us = {name: np.array([run.seconds * 1e6 for run in by[LONG]]) for name, by in found.items()}
+    quality = {name: median(run.accuracy for run in by[LONG]) for name, by in found.items()}
+    made = []
+    for title, times in (("a pass", us_of_pass), (f"whole call, {LONG} epochs", whole_us)):
+        made += _report_documents(environment, title, Timings(times, load), quality)
+    return made
+
+
+def _report_documents(
+    environment: ledger.Record, direction: str, timings: Timings, quality: Mapping[str, float]
+) -> list[ledger.Record]:
+    peer_of = {"ours, one head": "fasttext, one run", "ours, five heads": "fasttext, five runs"}
+    tokens = N_TRAIN * L * (1 if direction == "a pass" else LONG)
+    table = Table(title=f"documents, {direction}, {timings.rounds} rounds", title_justify="left")
+    for heading in ("", "seconds", "million tokens/s", "test accuracy", "fasttext / ours"):
+        table.add_column(heading)
+    made = []
+    shape = f"{N_TRAIN} documents, L={L} V={V} D={DIM}"
+    for name in timings.rounds_us:
+        peer = peer_of.get(name)
+        ratio = timings.ratio(peer, name) if peer in timings.rounds_us else None
+        us = timings.median_us(name)
+        shown = "" if ratio is None else f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]"
+        table.add_row(name, f"{us / 1e6:.3f}", f"{tokens / us:.2f}", f"{quality[name]:.4f}", shown)
+        made.append(
+            ledger.make_record(
+                environment, "bags", "documents", shape, name, direction, timings,
+                f"{peer} / {name}" if ratio else None, ratio, accuracy=round(quality[name], 4),
+            )
+        )  # fmt: skip
+    console.print(table)
+    _warn_if_disturbed(timings.others_cpu_share)
+    return made
+
+
+def _together(runs: list[Run]) -> Run:
+    return Run(sum(r.seconds for r in runs), None, sum(r.accuracy for r in runs) / len(runs))
+
+
+def _interleaved_runs(
+    runs: Mapping[str, Callable[[int], Run]], epochs: tuple[int, ...], rounds: int
+) -> tuple[dict[str, dict[int, list[Run]]], float | None]:
+    found: dict[str, dict[int, list[Run]]] = {name: {epoch: [] for epoch in epochs} for name in runs}
+    for run in runs.values():  # compile and load
+        run(1)
+    load = CpuLoad()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            for epoch in epochs:
+                found[name][epoch].append(run(epoch))
+    return found, load.others_share()
+
+
+# --- polarity --------------------------------------------------------------------------------------------
+
+
+def measure_polarity(environment: ledger.Record, source: Path, folder: Path) -> list[ledger.Record]:
+    """Seconds to fastText's own best accuracy: the shortest training whose median over seeds reaches it."""
+    train, test = _split_polarity(source, folder)
+    theirs = _grid(
+        lambda epoch, lr, seed: run_fasttext(
+            train, test, epoch, dim=DIM, lr=lr, wordNgrams=2, bucket=200_000, seed=seed
+        ),
+        POLARITY_EPOCHS,
+        POLARITY_RATES,
+    )
+    target = max(median(r.accuracy for r in runs) for runs in theirs.values())
+    ours = _grid(
+        lambda epoch, lr, seed: run_ours(
+            train, test, epoch, dim=DIM, lr=lr, word_ngrams=2, bucket=200_000, seed=seed, batch_size=64
+        ),
+        (1, 2, 3),
+        (0.1, 0.2, 0.3),
+    )
+    made = []
+    seconds = {}
+    for name, grid in (("fasttext", theirs), ("ours", ours)):
+        reached = {
+            setting: runs for setting, runs in grid.items() if median(r.accuracy for r in runs) >= target
+        }
+        best = max(median(r.accuracy for r in runs) for runs in grid.values())
+        if not reached:
+            console.print(f"polarity: {name} does not reach {target:.4f}; its best is {best:.4f}")
+            continue
+        setting, runs = min(reached.items(), key=lambda item: median(_training_seconds(r) for r in item[1]))
+        seconds[name] = median(_training_seconds(r) for r in runs)
+        accuracy = median(r.accuracy for r in runs)
+        console.print(
+            f"polarity: {name} reaches {target:.4f} with {accuracy:.4f} after {seconds[name]:.3f} s "
+            f"(epochs, lr) = {setting}; whole call {median(r.seconds for r in runs):.3f} s; its best {best:.4f}"
+        )
+        value = ledger.make_value(
+            environment, "bags", "sentence polarity", f"to {target:.4f}", name, "seconds", seconds[name]
+        )
+        made.append({**value, "accuracy": accuracy, "best": best, "setting": list(setting)})
+    if len(seconds) == 2:
+        console.print(f"polarity: ours / fasttext {seconds['ours'] / seconds['fasttext']:.2f}")
+    return made
+
+
+def _training_seconds(run: Run) -> float:
+    return run.seconds if run.train_seconds is None else run.train_seconds
+
+
+def _grid(
+    run: Callable[[int, float, int], Run], epochs: tuple[int, ...], rates: tuple[float, ...]
+) -> dict[tuple[int, float], list[Run]]:
+    run(epochs[0], rates[0], 0)  # compile and load
+    return {
+        (epoch, lr): [run(epoch, lr, seed) for seed in range(1, POLARITY_SEEDS + 1)]
+        for epoch in epochs
+        for lr in rates
+    }
+
+
+def _split_polarity(source: Path, folder: Path) -> tuple[Path, Path]:
+    """Nine tenths to train, one to test, shuffled by a fixed seed."""
+    lines = [
+        f"__label__{label} {line.strip()}"
+        for label in ("pos", "neg")
+        for line in (source / f"rt-polarity.{label}").read_text(encoding="utf-8").splitlines()
+    ]
+    random.Random(0).shuffle(lines)
+    cut = len(lines) * 9 // 10
+    parts = {"train": lines[:cut], "test": lines[cut:]}
+    for name, part in parts.items():
+        (folder / f"polarity.{name}").write_text("\n".join(part) + "\n", encoding="utf-8")
+    return folder / "polarity.train", folder / "polarity.test"
+
+
+def _warn_if_disturbed(share: float | None) -> None:
+    if (share or 0.0) > DISTURBED_SHARE:
+        console.print(f"[yellow]disturbed: others used {share:.0%} of the processors; measure again[/yellow]")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,156 @@
+"""The fastText-shaped door: what stands in a file is what is trained, tested and predicted."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from mt2st_fast import InputError, MultiTask, Switch
+from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
+from mt2st_fast.supervised import train_supervised
+
+WORDS = {"sport": "goal match team", "food": "soup bread salt"}
+TONES = {"good": "great fine", "bad": "poor dull"}
+
+
+def write(path, n=300, seed=0, families=True):
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(n):
+        topic, tone = rng.choice(list(WORDS)), rng.choice(list(TONES))
+        words = rng.choices(WORDS[topic].split(), k=3) + rng.choices(TONES[tone].split(), k=2) + ["the", "a"]
+        rng.shuffle(words)
+        labels = [f"__label__topic__{topic}", f"__label__tone__{tone}"] if families else [f"__label__{topic}"]
+        lines.append(" ".join([*labels, *words]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_labels_by_family_anywhere_in_the_line(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("a __label__x b __label__topic__sport\n\n__label__topic__a__b c\n", encoding="utf-8")
+    text = read_labelled_text(path)
+    assert text.documents == [["a", "b"], ["c"]]
+    assert text.labels == [{"label": ["x"], "topic": ["sport"]}, {"topic": ["a__b"]}]
+    assert text.families == ("label", "topic")
+
+
+def test_a_family_with_two_labels_on_a_line_is_multi_label(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("__label__a __label__b x\n__label__a x\ny __label__k__1\n", encoding="utf-8")
+    columns = target_columns(read_labelled_text(path))
+    assert columns["label"].kind == "labels"
+    np.testing.assert_array_equal(columns["label"].values, [[1, 1], [1, 0], [np.nan, np.nan]])
+    assert columns["k"].kind == "classes"
+    assert columns["k"].values.tolist() == [-100, -100, 0]
+
+
+def test_bags_hold_known_words_and_the_ngrams_of_their_own_document():
+    documents = [["b", "a", "b"], [], ["b", "a"], ["rare", "b"]]
+    features = BagFeatures.learn(documents, min_count=2, word_ngrams=2, buckets=1000)
+    ids, bounds = features.bags(documents)
+    bags = [ids[first:last].tolist() for first, last in itertools.pairwise(bounds)]
+    assert features.vocabulary.words == ["b", "a"]
+    assert [bag[:n] for bag, n in zip(bags, (3, 0, 2, 1), strict=True)] == [[0, 1, 0], [], [0, 1], [0]]
+    assert list(map(len, bags)) == [5, 0, 3, 2]
+    ba, ab = bags[0][3:]
+    assert bags[2][2] == ba
+    assert len({ba, ab, bags[3][1]}) == 3
+    assert all(2 <= gram < 1002 for gram in (ba, ab, bags[3][1]))
+
+
+def test_trigrams_do_not_cross_documents():
+    documents = [["x", "y", "z"], ["x", "y"], ["z"]]
+    features = BagFeatures.learn(documents, min_count=1, word_ngrams=3, buckets=10**6)
+    _, bounds = features.bags(documents)
+    assert np.diff(bounds).tolist() == [3 + 2 + 1, 2 + 1, 1]
+
+
+@pytest.mark.parametrize("word_ngrams", [1, 2])
+def test_it_learns_every_family(tmp_path, word_ngrams):
+    train, test = write(tmp_path / "train.txt"), write(tmp_path / "test.txt", seed=1)
+    model = train_supervised(train, dim=10, epoch=10, word_ngrams=word_ngrams, bucket=500, batch_size=32)
+    assert model.labels == {"topic": ("food", "sport"), "tone": ("bad", "good")}
+    assert min(model.test(test).values()) > 0.97
+    found = model.predict("the goal was poor", k=2)
+    assert found.labels[0] == "sport"
+    assert found.probabilities[0] > found.probabilities[1]
+    assert sum(found.probabilities) == pytest.approx(1.0)
+    assert model.predict("the goal was poor", family="tone").labels == ("bad",)
+
+
+def test_the_same_seed_gives_the_same_vectors(tmp_path):
+    train = write(tmp_path / "train.txt")
+    first, second, other = (
+        train_supervised(train, dim=10, epoch=1, seed=seed).get_word_vector("goal") for seed in (1, 1, 2)
+    )
+    assert first.tolist() == second.tolist()
+    assert first.tolist() != other.tolist()
+    assert first.shape == (10,)
+
+
+def test_unseen_words_have_a_zero_vector(tmp_path):
+    model = train_supervised(write(tmp_path / "train.txt"), dim=10, epoch=1)
+    assert not model.get_word_vector("unseen").any()
+    assert model.get_sentence_vector("goal soup") == pytest.approx(
+        (model.get_word_vector("goal") + model.get_word_vector("soup")) / 2
+    )
+
+
+def test_auxiliary_families_may_retire(tmp_path):
+    model = train_supervised(
+        write(tmp_path / "train.txt"), dim=10, epoch=4, main="tone", schedule=Switch(at=0.5), batch_size=32
+    )
+    assert [phase.active for phase in model.history.phases] == [("tone", "topic"), ("tone",)]
+    assert model.main == "tone"
+
+
+def test_a_label_that_training_never_saw_is_an_error(tmp_path):
+    train, test = write(tmp_path / "train.txt", families=False), tmp_path / "test.txt"
+    model = train_supervised(train, dim=10, epoch=10, batch_size=32)
+    test.write_text("__label__sport goal match team\n__label__chess goal match team\n", encoding="utf-8")
+    assert model.test(test) == {"label": 0.5}
+
+
+def test_multi_label_families_train_and_test(tmp_path):
+    path = tmp_path / "train.txt"
+    lines = [
+        " ".join([f"__label__{word}" for word in kinds] + [f"w{word}" for word in kinds])
+        for kinds in [["a"], ["b"], ["a", "b"]] * 60
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = train_supervised(path, dim=10, epoch=20, batch_size=16, schedule=MultiTask())
+    assert model.test(path)["label"] > 0.97
+    assert set(model.predict("wa wb", k=2).labels) == {"a", "b"}
+    assert min(model.predict("wa wb", k=2).probabilities) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("no label here\n", {}, "no line has a label; write them as __label__sport"),
+        ("", {}, "the file is empty"),
+        ("__label__a x\n", {"main": "topic"}, "has no label family topic; there are label"),
+        ("__label__a x\n", {"min_count": 2}, "no word is there 2 times; lower min_count"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, content, options, message):
+    path = tmp_path / "train.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        train_supervised(path, **options)
+
+
+@pytest.mark.parametrize("name", ["dim", "min_count", "word_ngrams", "bucket"])
+def test_options_out_of_range_are_named(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        train_supervised(write(tmp_path / "train.txt", n=3), **{name: 0})
+
+
+def test_an_unknown_family_is_named(tmp_path):
+    model = train_supervised(write(tmp_path / "train.txt"), dim=4, epoch=1)
+    with pytest.raises(ValueError, match="unknown label family size; there are topic, tone"):
+        model.predict("goal", family="size")
