@@ -6,7 +6,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, choose_backend, choose_plan, multitask_loss
-from mt2st_fast.row_optimizers import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.schedules import (
     Diminish,
     DiminishThenSwitch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mt2st_fast.heads import MultiTaskHeads
-from mt2st_fast.optimizer import release
+from mt2st_fast.optimizer_upkeep import release
 from mt2st_fast.sources import Source
 
 

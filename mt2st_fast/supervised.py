@@ -17,7 +17,7 @@ from mt2st_fast.encoders import BagEncoder
 from mt2st_fast.errors import InputError
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.history import History
-from mt2st_fast.row_optimizers import RowwiseAdagrad
+from mt2st_fast.optim import RowwiseAdagrad
 from mt2st_fast.schedules import MultiTask, Schedule
 from mt2st_fast.tasks import Classification, MultiLabel
 from mt2st_fast.trainer import Trainer

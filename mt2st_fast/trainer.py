@@ -26,7 +26,8 @@ from mt2st_fast.graphs import (
 )
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
-from mt2st_fast.optimizer import (
+from mt2st_fast.optim import LazyAdam, RowSparseOptimizer, unfuse
+from mt2st_fast.optimizer_upkeep import (
     FADE_STEPS,
     clip_gradients,
     drop_faded_moments,
@@ -36,7 +37,6 @@ from mt2st_fast.optimizer import (
     set_rate,
 )
 from mt2st_fast.phases import enter_phase
-from mt2st_fast.row_optimizers import LazyAdam, RowSparseOptimizer, unfuse
 from mt2st_fast.schedules import Moment, Schedule, Switch
 from mt2st_fast.sources import Batch, Source, to_device
 

@@ -17,7 +17,7 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
-from mt2st_fast.optimizer import clip_gradients, row_sparse_tables
+from mt2st_fast.optimizer_upkeep import clip_gradients, row_sparse_tables
 
 T = 50
 

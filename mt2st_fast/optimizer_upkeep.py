@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.row_optimizers import ROW_STATE
+from mt2st_fast.optim import ROW_STATE
 
 # A moment this small moves no float32 parameter. From here, decaying by 0.9 a step, it takes more than
 # FADE_STEPS steps to become subnormal.
