@@ -20,6 +20,7 @@ from mt2st_fast.schedules import (
 from mt2st_fast.supervised import SupervisedModel, train_supervised
 from mt2st_fast.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.trainer import NonFiniteLossError, Trainer
+from mt2st_fast.word_tasks import WordAnalogy, WordSimilarity, WordTask
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,9 @@ __all__ = [
     "Switch",
     "Trainer",
     "WindowEncoder",
+    "WordAnalogy",
+    "WordSimilarity",
+    "WordTask",
     "choose_backend",
     "choose_plan",
     "multitask_loss",

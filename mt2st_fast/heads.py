@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +11,23 @@ from torch import Tensor, nn
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss, warm_up
 from mt2st_fast.tasks import Task
+from mt2st_fast.word_tasks import VectorsOf, WordTask
 
 
 class MultiTaskHeads(nn.Module):
     """One linear head a task over shared features (..., D), trained by the fused loss.
 
     Every head is a torch.nn.Linear of its own under `linears`, so an optimizer, DDP and a state
-    dict can name its parameters. All tasks are active at first; `set_active` retires the others.
+    dict can name its parameters. All tasks are active at first; `set_active` retires the others. A WordTask has no
+    head: it is a module of its own under `word_tasks`, with a loss on the encoder's table (`word_loss`).
 
-    Raises ValueError for a main task that is not among `tasks`.
+    Raises ValueError for a main task that is not among `tasks`, or is a WordTask.
     """
 
     def __init__(
         self,
         in_features: int,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, Task | WordTask],
         main: str,
         *,
         bias: bool = True,
@@ -35,19 +38,29 @@ class MultiTaskHeads(nn.Module):
         if main not in tasks:
             raise ValueError(f"main task {main} is not among the tasks: {', '.join(tasks)}")
         self.main = main
-        self.tasks = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
+        if isinstance(tasks[main], WordTask):
+            raise ValueError(f"the main task {main} needs a head; {type(tasks[main]).__name__} has none")
+        # What kinds of tasks there are, in one order: the main task first.
+        ordered = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
+        self.tasks: dict[str, Task] = {
+            n: task for n, task in ordered.items() if not isinstance(task, WordTask)
+        }
         self.backend, self.plan = backend, plan
-        _check_module_names(self.tasks)
+        _check_module_names(ordered)
+        self.word_tasks = nn.ModuleDict(
+            {_module_name(name): task for name, task in ordered.items() if isinstance(task, WordTask)}
+        )
+        self.names = tuple(ordered)
         self.linears = nn.ModuleDict(
             {
                 _module_name(name): nn.Linear(in_features, task.head.size, bias=bias)
                 for name, task in self.tasks.items()
             }
         )
-        self._active = tuple(self.tasks)
+        self._active = self.names
         self._frozen_by_retirement: dict[str, list[nn.Parameter]] = {}
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
-        self._layout(self._active)
+        self._layout(tuple(self.tasks))
 
     @classmethod
     def from_modules(
@@ -90,8 +103,10 @@ class MultiTaskHeads(nn.Module):
         return nn.ModuleDict(dict(self.linears.items()))
 
     def linear(self, task: str) -> nn.Linear:
-        """The layer of one task. Raises ValueError for an unknown one."""
+        """The layer of one task. Raises ValueError for an unknown one, or one without a head."""
         self._check_known([task])
+        if task not in self.tasks:
+            raise ValueError(f"task {task} has no head: its loss is on words")
         return self.linears[_module_name(task)]  # type: ignore[return-value]
 
     @property
@@ -108,19 +123,19 @@ class MultiTaskHeads(nn.Module):
         self._check_known(wanted)
         if self.main not in wanted:
             raise ValueError(f"the main task {self.main} cannot retire")
-        for name in self.tasks:
+        for name in self.names:
             if name in wanted and name not in self._active:
                 for parameter in self._frozen_by_retirement.pop(name):
                     parameter.requires_grad_(True)
             elif name not in wanted and name in self._active:
                 # What the user has frozen stays frozen when the task comes back.
-                trained = [p for p in self.linear(name).parameters() if p.requires_grad]
+                trained = [p for p in self._module(name).parameters() if p.requires_grad]
                 self._frozen_by_retirement[name] = trained
                 for parameter in trained:
                     parameter.requires_grad_(False)
                     parameter.grad = None
-        self._active = tuple(name for name in self.tasks if name in wanted)
-        self._layout(self._active)
+        self._active = tuple(name for name in self.names if name in wanted)
+        self._layout(tuple(name for name in self._active if name in self.tasks))
 
     def forward(
         self,
@@ -137,7 +152,7 @@ class MultiTaskHeads(nn.Module):
         Raises ValueError for a target of an unknown task, and what `multitask_loss` raises.
         """
         self._check_known(targets)
-        present = tuple(name for name in self._active if name in targets)
+        present = tuple(name for name in self._active if name in targets and name in self.tasks)
         if not present:
             raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
         weights_k = self._weights(weights, features.device)
@@ -162,6 +177,31 @@ class MultiTaskHeads(nn.Module):
         )
         return out if everyone else _spread(out, positions, len(self._active))
 
+    def is_word_task(self, name: str) -> bool:
+        """Whether a task's loss comes from word vectors, and not from features."""
+        return name in self.names and name not in self.tasks
+
+    def word_loss(
+        self,
+        name: str,
+        vectors_of: VectorsOf,
+        inputs: Any,
+        target: Tensor,
+        weights: Tensor | Mapping[str, float] | None = None,
+    ) -> MultitaskLoss:
+        """Weighted loss of one active WordTask; vectors_of gives the vectors of word types.
+
+        The result is that of `forward` with every other task missing. Raises ValueError for a task that is no
+        active WordTask.
+        """
+        if not self.is_word_task(name) or name not in self._active:
+            raise ValueError(f"{name} is no active task on words; active are {', '.join(self._active)}")
+        k, K = self._active.index(name), len(self._active)
+        weight = self._weights(weights, target.device)[k]
+        loss = self._module(name)(vectors_of, inputs, target)
+        out = MultitaskLoss(weight * loss, loss.detach().reshape(1), torch.zeros(1, dtype=torch.int64))
+        return _spread(MultitaskLoss(out.total, out.losses, out.correct.to(loss.device)), [k], K)
+
     def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
         """Compile, before a clock starts, what the first step on features of `dtype` would compile."""
         warm_up(self.linear(self.main).weight.device, dtype, self.backend)
@@ -170,6 +210,10 @@ class MultiTaskHeads(nn.Module):
         """(..., C) outputs of one task, active or retired."""
         linear = self.linear(task)
         return F.linear(features, linear.weight, linear.bias)
+
+    def _module(self, name: str) -> nn.Module:
+        """What holds a task's parameters."""
+        return self.word_tasks[_module_name(name)] if self.is_word_task(name) else self.linear(name)
 
     def _layout(self, names: tuple[str, ...]) -> HeadLayout:
         # A dict, not lru_cache: torch.compile traces what is found here and cannot make a layout.
@@ -190,9 +234,9 @@ class MultiTaskHeads(nn.Module):
         return torch.tensor([float(by_name.get(name, 1.0)) for name in self._active], device=device)
 
     def _check_known(self, names: Iterable[str]) -> None:
-        unknown = [name for name in names if name not in self.tasks]
+        unknown = [name for name in names if name not in self.names]
         if unknown:
-            raise ValueError(f"unknown task {unknown[0]}; there are {', '.join(self.tasks)}")
+            raise ValueError(f"unknown task {unknown[0]}; there are {', '.join(self.names)}")
 
 
 def _packed(parts: list[Tensor]) -> Tensor:

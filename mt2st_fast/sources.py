@@ -89,6 +89,12 @@ class _Loader:
             for _ in range(state["used"]):
                 self.next()
 
+    def close(self) -> None:
+        """For good: a loader that can be closed (files, workers, memory) is."""
+        self.iterator = None
+        if hasattr(self.loader, "close"):
+            self.loader.close()
+
     def enter_phase(self, active: tuple[str, ...]) -> None:
         if hasattr(self.loader, "enter_phase"):
             self.loader.enter_phase(active)
@@ -131,6 +137,9 @@ class Source:
     def enter_phase(self, active: tuple[str, ...]) -> None:
         """Let go of the loaders of retired tasks, and tell the others which tasks are active."""
         if self.by_task:
+            for name, loader in self.loaders.items():
+                if name not in active:
+                    loader.close()
             self.loaders = {name: loader for name, loader in self.loaders.items() if name in active}
         for loader in self.loaders.values():
             loader.enter_phase(active)

@@ -24,7 +24,7 @@ from mt2st_fast.graphs import (
     optimizer_constants,
     optimizer_obstacle,
 )
-from mt2st_fast.heads import MultiTaskHeads
+from mt2st_fast.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.optim import LazyAdam, RowSparseOptimizer, unfuse
 from mt2st_fast.optimizer_upkeep import (
@@ -127,6 +127,11 @@ class Trainer:
             raise ValueError(
                 f"graph=True needs a CUDA device to capture graphs on; this trainer's is {self.device}"
             )
+        words = [name for name in heads.names if heads.is_word_task(name)]
+        if words and not hasattr(encoder, "pool"):
+            raise ValueError(
+                f"task {words[0]} is on words: it needs an encoder with pool(types), such as BagEncoder"
+            )
         if fuse_backward:
             self._check_fusible(encoder, clip_norm, accumulate, precision)
         self.graph = graph
@@ -189,7 +194,7 @@ class Trainer:
             raise ValueError("resume needs the checkpoint to go on from")
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
-        source = Source(train, self.heads.main, tuple(self.heads.tasks), self.accumulate)
+        source = Source(train, self.heads.main, self.heads.names, self.accumulate)
         steps_per_epoch = source.steps_per_epoch
         total_steps = math.ceil(epochs * steps_per_epoch)
         path = Path(checkpoint) if checkpoint is not None else None
@@ -202,9 +207,10 @@ class Trainer:
         return self.history
 
     def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
-        """The metric of each task (of the active ones by default) over all batches."""
+        """The metric of each task (of the active ones that have a head by default) over all batches."""
+        measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
         with self._autocast():
-            return evaluate(self.encoder, self.heads, batches, tasks or self.heads.active, self.device)
+            return evaluate(self.encoder, self.heads, batches, measured, self.device)
 
     @property
     def epoch(self) -> float:
@@ -286,11 +292,17 @@ class Trainer:
         totals, losses = [], []
         for inputs, targets in batches:
             with self._autocast():
-                features = self.encoder(to_device(inputs, self.device))
-                out = self.heads(features, to_device(targets, self.device), self._weights_k)
+                out = self._losses(to_device(inputs, self.device), to_device(targets, self.device))
             totals.append(out.total)
             losses.append(out.losses)
         return (totals[0], losses[0]) if len(totals) == 1 else (torch.stack(totals).sum(), sum(losses))  # type: ignore[return-value]
+
+    def _losses(self, inputs: Any, targets: dict[str, Tensor]) -> MultitaskLoss:
+        """Of one batch, through the encoder's features or, for a task on words, through its table."""
+        name = next(iter(targets))
+        if self.heads.is_word_task(name):
+            return self.heads.word_loss(name, self.encoder.pool, inputs, targets[name], self._weights_k)  # type: ignore[arg-type]
+        return self.heads(self.encoder(inputs), targets, self._weights_k)  # type: ignore[no-any-return]
 
     def _autocast(self) -> Any:
         if self.precision == "float32":
@@ -346,7 +358,7 @@ class Trainer:
         return Moment(self.step, self._steps_per_epoch, self._total_steps)
 
     def _enter_phase_if_due(self, moment: Moment) -> None:
-        main, *auxiliary = self.heads.tasks
+        main, *auxiliary = self.heads.names
         weights = self.schedule.task_weights(moment, main, auxiliary)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
@@ -394,7 +406,7 @@ class Trainer:
         for part in self.encoder.modules():
             if isinstance(part, Warmable):
                 part.warm_up()
-        self.heads.set_active(self.heads.tasks if stored is None else self._stored_active(stored))
+        self.heads.set_active(self.heads.names if stored is None else self._stored_active(stored))
         self._optimizer = self._make_optimizer(self._trainable())
         for group in self._optimizer.param_groups:
             group.setdefault("initial_lr", float(group["lr"]))
@@ -470,7 +482,7 @@ class Trainer:
     def _run_description(self) -> dict[str, Any]:
         """What must not change between a checkpoint and its resumption."""
         return {
-            "tasks": ", ".join(self.heads.tasks),
+            "tasks": ", ".join(self.heads.names),
             "schedule": _description(self.schedule),
             "steps": self._total_steps,
             "steps an epoch": self._steps_per_epoch,

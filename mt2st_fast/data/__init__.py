@@ -6,6 +6,7 @@ from mt2st_fast.data.readers import READERS, open_data
 from mt2st_fast.data.sampler import Sampler
 from mt2st_fast.data.subwords import SubwordTable, subword_rows
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.data.word_batches import WordBatches, analogy_batches, similarity_batches
 
 __all__ = [
     "MISSING",
@@ -19,9 +20,12 @@ __all__ = [
     "TargetColumn",
     "TokenBatches",
     "Vocabulary",
+    "WordBatches",
+    "analogy_batches",
     "check_main",
     "evaluation_batches",
     "hide_labels",
     "open_data",
+    "similarity_batches",
     "subword_rows",
 ]

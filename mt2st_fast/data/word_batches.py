@@ -1,0 +1,146 @@
+"""Batches for tasks on words: pairs with human scores, and analogies, from the files that are customary for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mt2st_fast.data.readers.files import numbered_lines
+from mt2st_fast.data.sampler import RowStream
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+
+# Of the random stream, so that two tasks of one seed do not shuffle alike.
+SIMILARITY_STREAM, ANALOGY_STREAM = 101, 102
+
+
+class WordBatches:
+    """Endless, resumable batches (word types int64 (B, W), {task: target (B,)}) over rows of words.
+
+    Close it (the trainer does when its task retires) and it gives its arrays back.
+    """
+
+    def __init__(
+        self, types: np.ndarray, target: np.ndarray, task: str, batch_size: int, seed: int, stream: int
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} is not positive")
+        self.task = task
+        self._types, self._target = torch.from_numpy(types), torch.from_numpy(target)
+        self._batch_size = min(batch_size, len(types))
+        self._rows = RowStream(np.arange(len(types)), seed, stream)
+
+    def __len__(self) -> int:
+        return -(-len(self._types) // self._batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for _ in range(len(self)):
+            rows = torch.from_numpy(self._rows.draw(self._batch_size))
+            yield self._types[rows], {self.task: self._target[rows]}
+
+    def close(self) -> None:
+        """Let go of the words."""
+        self._types, self._target = self._types[:0], self._target[:0]
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the shuffled stream stands."""
+        return {"pass": self._rows.pass_number, "position": self._rows.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._rows.seek(state["pass"], state["position"])
+
+
+def similarity_batches(
+    path: str | Path,
+    vocabulary: Vocabulary,
+    *,
+    task: str = "similarity",
+    highest: float = 10.0,
+    batch_size: int = 256,
+    seed: int = 1,
+) -> WordBatches:
+    """Pairs of a file: word, word and score (0 to `highest`) a line, separated by tabs, commas or blanks; # = comment.
+
+    Targets are scores over `highest`. Pairs with a word that is not in the vocabulary are left out. Raises
+    InputError for a line of another form, a score out of range, and where no pair is left.
+    """
+    types, scores = [], []
+    id_of = vocabulary.id_or(-1)
+    may_be_heading = True
+    for number, line in numbered_lines(Path(path)):
+        fields = _fields(line)
+        if not fields:
+            continue
+        was_first, may_be_heading = may_be_heading, False
+        if len(fields) != 3 or not _is_number(fields[2]):
+            if was_first and len(fields) >= 3:
+                continue
+            raise InputError(f"{path}, line {number}: expected two words and a score, found {line.strip()!r}")
+        score = float(fields[2])
+        if not 0.0 <= score <= highest:
+            raise InputError(
+                f"{path}, line {number}: score {score:g} is outside 0 to {highest:g}; set highest"
+            )
+        pair = [_lookup(word, id_of) for word in fields[:2]]
+        if min(pair) >= 0:
+            types.append(pair)
+            scores.append(score / highest)
+    _check_any(types, path, "pair")
+    return WordBatches(
+        np.array(types), np.array(scores, np.float32), task, batch_size, seed, SIMILARITY_STREAM
+    )
+
+
+def analogy_batches(
+    path: str | Path, vocabulary: Vocabulary, *, task: str = "analogy", batch_size: int = 256, seed: int = 1
+) -> WordBatches:
+    """Analogies of a file in the questions-words format: four words a line, `: section` lines between.
+
+    Lines with a word that is not in the vocabulary are left out. Raises InputError for a line of another form and
+    where no analogy is left.
+    """
+    types = []
+    id_of = vocabulary.id_or(-1)
+    for number, line in numbered_lines(Path(path)):
+        words = line.split()
+        if not words or words[0].startswith(":"):
+            continue
+        if len(words) != 4:
+            raise InputError(f"{path}, line {number}: expected four words, found {line.strip()!r}")
+        row = [_lookup(word, id_of) for word in words]
+        if min(row) >= 0:
+            types.append(row)
+    _check_any(types, path, "analogy")
+    return WordBatches(
+        np.array(types), np.zeros(len(types), np.float32), task, batch_size, seed, ANALOGY_STREAM
+    )
+
+
+def _fields(line: str) -> list[str]:
+    if line.lstrip().startswith("#"):
+        return []
+    separator = "\t" if "\t" in line else "," if "," in line else None
+    return [field.strip() for field in line.split(separator) if field.strip()]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _lookup(word: str, id_of) -> int:  # type: ignore[no-untyped-def]
+    found: int = id_of(word)
+    return found if found >= 0 else id_of(word.lower())
+
+
+def _check_any(types: list[list[int]], path: str | Path, what: str) -> None:
+    if not types:
+        raise InputError(f"{path}: no {what} has all of its words in the vocabulary; train on more text")

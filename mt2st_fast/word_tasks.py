@@ -1,0 +1,70 @@
+"""Auxiliary tasks on the embedding table itself: their losses come from words, not from an encoder's features.
+
+Each is an nn.Module beside the heads, takes inputs of its own (a loader of its own in `Trainer.fit`), and sends its
+gradient into the table through the encoder's `pool`, so that a word's subwords learn too. (MT2ST section 3 trains
+them beside the main task; there they are computed on detached copies and teach the table nothing.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VectorsOf = Callable[[Tensor], Tensor]  # word types (...) to their vectors (..., D)
+
+
+class WordTask(nn.Module):
+    """A task whose loss is a function of word vectors."""
+
+    def forward(self, vectors_of: VectorsOf, inputs: Any, target: Tensor) -> Tensor:
+        """The mean loss () float32 of a batch."""
+        raise NotImplementedError
+
+
+class WordSimilarity(WordTask):
+    """Mean squared difference between the cosine of two words and what people said of them.
+
+    inputs: word types (B, 2); target: scores (B,) in [-1, 1]. A pair with a word without a vector has cosine 0.
+    """
+
+    def forward(self, vectors_of: VectorsOf, inputs: Tensor, target: Tensor) -> Tensor:
+        """() float32. Raises ValueError where inputs are not (B, 2)."""
+        _check_words(inputs, 2)
+        vectors = vectors_of(inputs).float()
+        return F.mse_loss(F.cosine_similarity(vectors[:, 0], vectors[:, 1], dim=1), target.float())
+
+
+class WordAnalogy(WordTask):
+    """a is to b as c is to d: b - a + c is nearest, by cosine, to its own d among those of the batch.
+
+    inputs: word types (B, 4), a b c d; target is not read and may be any (B,). Softmax cross-entropy over the batch
+    at a temperature (cosines lie too close together for a softmax as they are). A d that is also the answer of
+    another row is no wrong answer there.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.temperature = temperature
+
+    def forward(self, vectors_of: VectorsOf, inputs: Tensor, target: Tensor) -> Tensor:
+        """() float32. Raises ValueError where inputs are not (B, 4)."""
+        del target
+        _check_words(inputs, 4)
+        a, b, c, d = F.normalize(vectors_of(inputs).float(), dim=2).unbind(1)
+        cosines = F.normalize(b - a + c, dim=1) @ d.T
+        answers = inputs[:, 3]
+        same = answers.unsqueeze(1) == answers.unsqueeze(0)
+        same.fill_diagonal_(fill_value=False)
+        logits = (cosines / self.temperature).masked_fill(same, float("-inf"))
+        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def _check_words(inputs: Tensor, count: int) -> None:
+    if inputs.dim() != 2 or inputs.shape[1] != count:
+        raise ValueError(f"inputs must be (B, {count}) word types, not {tuple(inputs.shape)}")

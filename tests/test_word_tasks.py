@@ -1,0 +1,193 @@
+"""Tasks on the table itself: their losses, their gradients into the table, their files, their retirement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mt2st_fast import (
+    BagEncoder,
+    Classification,
+    InputError,
+    MultiTaskHeads,
+    Switch,
+    Trainer,
+    WordAnalogy,
+    WordSimilarity,
+)
+from mt2st_fast.data import Vocabulary, analogy_batches, similarity_batches
+
+WORDS = ["king", "queen", "man", "woman", "paris", "france", "rome", "italy"]
+
+
+@pytest.fixture
+def vocabulary():
+    return Vocabulary.from_counts(WORDS, range(len(WORDS), 0, -1))
+
+
+def types(vocabulary, *words):
+    return torch.from_numpy(vocabulary.ids_of(words)).long()
+
+
+def file(tmp_path, text):
+    path = tmp_path / "words.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- losses ----------------------------------------------------------------------------------------------
+
+
+def test_similarity_is_the_squared_error_of_the_cosine():
+    table = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    loss = WordSimilarity()(lambda t: table[t], torch.tensor([[0, 1], [0, 2]]), torch.tensor([0.5, 0.5]))
+    assert loss.item() == pytest.approx(((0.5**0.5 - 0.5) ** 2 + 0.25) / 2)
+
+
+def test_analogy_is_cross_entropy_over_the_answers_of_the_batch():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    rows = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7], [1, 0, 3, 2]])
+    loss = WordAnalogy(temperature=0.5)(lambda t: table[t], rows, torch.zeros(3))
+    unit = table / table.norm(dim=1, keepdim=True)
+    terms = []
+    for i, (a, b, c, _) in enumerate(rows.tolist()):
+        query = unit[b] - unit[a] + unit[c]
+        cosines = torch.stack([unit[d] @ query / query.norm() for d in rows[:, 3].tolist()]) / 0.5
+        terms.append(torch.logsumexp(cosines, 0) - cosines[i])
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+
+def test_the_same_answer_in_another_row_is_not_wrong():
+    table = torch.eye(6)
+    rows = torch.tensor([[0, 1, 2, 3], [4, 5, 2, 3]])
+    assert WordAnalogy()(lambda t: table[t], rows, torch.zeros(2)).item() == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("task", "count"), [(WordSimilarity(), 2), (WordAnalogy(), 4)])
+def test_other_shapes_are_refused(task, count):
+    with pytest.raises(ValueError, match=rf"inputs must be \(B, {count}\) word types, not \(3, 3\)"):
+        task(lambda t: t, torch.zeros(3, 3, dtype=torch.int64), torch.zeros(3))
+
+
+def test_their_gradient_reaches_the_table_and_only_their_rows():
+    encoder = BagEncoder(8, 5, sparse=True)
+    heads = MultiTaskHeads(
+        5, {"tone": Classification(2), "similarity": WordSimilarity(), "analogy": WordAnalogy()}, "tone"
+    )
+    out = heads.word_loss(
+        "similarity", encoder.pool, torch.tensor([[0, 3]]), torch.tensor([0.1]), {"similarity": 2.0}
+    )
+    out.total.backward()
+    assert out.total.item() == pytest.approx(2 * out.losses[1].item())
+    assert out.losses[[0, 2]].tolist() == [0, 0]
+    assert encoder.table.grad._indices().tolist() == [[1, 4]]
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def test_pairs_with_scores(tmp_path, vocabulary):
+    path = file(tmp_path, "# comment\nWord 1,Word 2,Human\nking,queen,8.5\nKing,man,4\nking,unknown,1\n")
+    batches = similarity_batches(path, vocabulary, batch_size=10)
+    ((words, targets),) = list(batches)
+    found = {
+        tuple(pair): score for pair, score in zip(words.tolist(), targets["similarity"].tolist(), strict=True)
+    }
+    king, queen, man = types(vocabulary, "king", "queen", "man").tolist()
+    assert found == {(king, queen): pytest.approx(0.85), (king, man): pytest.approx(0.4)}
+
+
+def test_analogies_in_the_questions_words_format(tmp_path, vocabulary):
+    path = file(
+        tmp_path, ": capitals\nParis France Rome Italy\n: family\nking queen man woman\nking x man y\n"
+    )
+    batches = analogy_batches(path, vocabulary, batch_size=10)
+    ((words, _),) = list(batches)
+    assert sorted(words.tolist()) == sorted(
+        [
+            types(vocabulary, "paris", "france", "rome", "italy").tolist(),
+            types(vocabulary, *WORDS[:4]).tolist(),
+        ]
+    )
+
+
+def test_batches_go_on_where_they_stood(tmp_path, vocabulary):
+    lines = "\n".join(f"{a} {b} 5" for a in WORDS for b in WORDS)
+    path = file(tmp_path, lines + "\n")
+    batches = similarity_batches(path, vocabulary, batch_size=10, seed=3)
+    stream = iter(batches)
+    for _ in range(3):
+        next(stream)
+    state = batches.state_dict()
+    following = [next(stream)[0].tolist() for _ in range(2)]
+    again = similarity_batches(path, vocabulary, batch_size=10, seed=3)
+    again.load_state_dict(state)
+    stream = iter(again)
+    assert [next(stream)[0].tolist() for _ in range(2)] == following
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (similarity_batches, "king queen 5\nking queen\n", r"line 2: expected two words and a score"),
+        (similarity_batches, "king queen 50\n", r"line 1: score 50 is outside 0 to 10"),
+        (similarity_batches, "x y 5\n", "no pair has all of its words in the vocabulary"),
+        (analogy_batches, ": s\na b c\n", r"line 2: expected four words, found 'a b c'"),
+        (analogy_batches, "a b c d\n", "no analogy has all of its words"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, vocabulary, read, text, message):
+    with pytest.raises(InputError, match=message):
+        read(file(tmp_path, text), vocabulary)
+
+
+# --- in the trainer --------------------------------------------------------------------------------------
+
+
+def bags(seed=0, rows=32, n=8):
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(n):
+        words = torch.randint(0, len(WORDS), (rows, 3), generator=generator)
+        starts = torch.arange(0, 3 * rows + 1, 3)
+        made.append(((words.flatten(), starts), {"tone": (words.sum(1) > 10).long()}))
+    return made
+
+
+def trained(tmp_path, vocabulary, schedule, **options):
+    pairs = file(tmp_path, "king queen 9\nparis rome 8\nking rome 0\n")
+    torch.manual_seed(0)
+    encoder = BagEncoder(len(WORDS), 12, sparse=True)
+    heads = MultiTaskHeads(12, {"tone": Classification(2), "similarity": WordSimilarity()}, "tone")
+    trainer = Trainer(encoder, heads, schedule=schedule, lr=0.02, device="cpu", **options)
+    loader = similarity_batches(pairs, vocabulary)
+    trainer.fit({"tone": bags(), "similarity": loader}, val=bags(5), epochs=20)
+    return trainer, loader
+
+
+@pytest.mark.parametrize("fuse_backward", [False, True])
+def test_a_word_task_trains_beside_a_head_and_retires(tmp_path, vocabulary, fuse_backward):
+    trainer, loader = trained(tmp_path, vocabulary, Switch(at=0.9), fuse_backward=fuse_backward)
+    assert [phase.active for phase in trainer.history.phases] == [("tone", "similarity"), ("tone",)]
+    last_of_both = [record for record in trainer.history.steps if "similarity" in record.losses][-1]
+    assert last_of_both.losses["similarity"] < 0.02
+    assert trainer.history.evaluations[-1].metrics["tone"] > 0.8
+    assert len(loader) == 0, "a retired task's loader is closed"
+
+
+def test_an_encoder_without_words_is_refused():
+    heads = MultiTaskHeads(12, {"tone": Classification(2), "similarity": WordSimilarity()}, "tone")
+    with pytest.raises(ValueError, match=r"task similarity is on words: it needs an encoder with pool"):
+        Trainer(torch.nn.Linear(3, 12), heads, device="cpu")
+
+
+def test_what_has_no_head_is_refused_where_one_is_needed():
+    with pytest.raises(ValueError, match="the main task similarity needs a head"):
+        MultiTaskHeads(12, {"similarity": WordSimilarity()}, "similarity")
+    heads = MultiTaskHeads(12, {"tone": Classification(2), "similarity": WordSimilarity()}, "tone")
+    with pytest.raises(ValueError, match="task similarity has no head"):
+        heads.logits(torch.zeros(1, 12), "similarity")
+    heads.set_active(["tone"])
+    with pytest.raises(ValueError, match="similarity is no active task on words"):
+        heads.word_loss("similarity", lambda t: t, torch.zeros(1, 2), torch.zeros(1))
