@@ -15,6 +15,7 @@ import pytest
 from gensim.models import KeyedVectors
 
 from mt2st_fast.cli import main
+from mt2st_fast.data import TokenStream
 from mt2st_fast.experiment import STRATEGIES
 
 WORDS = {
@@ -235,6 +236,15 @@ def test_kernels_compiles_ahead_of_time(capsys: pytest.CaptureFixture[str]) -> N
         (["train", "--resume", "--out", "OUT/empty"], ["resume"]),
         (["train", "--data", "TREEBANK", "--out", "/proc/run"], ["/proc/run"]),
         (["compare", "--data", "TREEBANK", "--strategies", "stl,magic"], ["magic", "switch"]),
+        (["prepare", "/nowhere/at/all", "--out", "OUT/t"], ["/nowhere/at/all"]),
+        (["prepare", "OUT/tiny.conllu", "--out", "OUT"], ["OUT", "folder"]),
+        (["prepare", "OUT/tiny.conllu", "--out", "/proc/t"], ["/proc"]),
+        (
+            ["prepare", "OUT/tiny.conllu", "--out", "OUT/t", "--min-count", "999999"],
+            ["999999", "most frequent"],
+        ),
+        (["prepare", "OUT/tiny.conllu", "--out", "OUT/t", "--min-count", "0"], ["min-count"]),
+        (["prepare", "OUT/tiny.conllu"], ["--out"]),
         (["kernels", "--compile", "sm_90,z80"], ["z80", "sm_"]),
         (["dance"], ["dance"]),
     ],
@@ -247,13 +257,31 @@ def test_bad_input_gets_one_line(
         filled += ["--out", str(tmp_path / "out")]
     error = fails(capsys, *filled)
     for name in names:
-        assert name in error
+        assert name.replace("OUT", str(tmp_path)) in error
     left = (
         [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
         if (tmp_path / "out").exists()
         else []
     )
     assert left == []
+
+
+def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text("The cat saw the dog\nA dog saw\n")
+    run(
+        "prepare",
+        str(tmp_path / "x.txt"),
+        "--out",
+        str(tmp_path / "new" / "t"),
+        "--lower",
+        "--min-count",
+        "2",
+    )
+    tokens = TokenStream.open(tmp_path / "new" / "t")
+    assert [tokens.vocabulary.words[t] for t in tokens.tokens] == ["the", "saw", "the", "dog", "dog", "saw"]
+    assert tokens.bounds.tolist() == [0, 4, 6]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out" in shown
 
 
 def test_malformed_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
