@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from mt2st_fast.cli.options import make_writable
 from mt2st_fast.data.preparation import prepare as prepare_corpus
 
-STAGES = {"count": "count words", "write": "write tokens"}
+STAGES = {"read": "read text", "write": "write tokens"}
 
 
 def prepare(

@@ -1,46 +1,54 @@
-"""Words of a block of text: counting them and giving them ids, by the standard library alone.
+"""The words of a block of text as ids, by the standard library alone.
 
-Also runs as a script: pickled requests (name, arguments) on stdin, pickled answers on stdout. As it imports nothing of
-the package, nor numpy, a worker starts in 30 ms and never needs the caller's `if __name__ == "__main__"`.
+Also runs as a script: pickled blocks on stdin, pickled answers on stdout. As it imports nothing of the package, nor
+numpy, a worker starts in 30 ms and never needs the caller's `if __name__ == "__main__"`.
 """
 
 import pickle
 import sys
 from array import array
-from collections import Counter
-from itertools import repeat
+from itertools import islice
 
-UNKNOWN, END = -1, -2
-"""What `encode` writes for a word without an id and for the end of a sentence."""
+END = 0
+"""The id that stands for the end of a line."""
 
 _MARK = "\0"
 
 
-class Blocks:
-    """What a worker does. Blocks are UTF-8 bytes, or (path, offset, length) of them; `first` and `last` say whether
-    the block begins and ends its file; a block ends behind white space or with its file.
-
-    A line is a sentence, white space is what `str.split` takes for it, and so is NUL.
-    """
+class WordIds(dict):
+    """Word -> id; a word gets the next free id when it is first asked for."""
 
     def __init__(self) -> None:
-        self._id_of: dict[str, int] = {}
+        super().__init__({_MARK: END})
 
-    def count(self, block, first: bool, last: bool, lower: bool) -> dict[str, int]:
-        """How often each word occurs."""
-        counter = Counter(_words(block, first, last, lower))
-        del counter[_MARK]
-        return dict(counter)
+    def __missing__(self, word: str) -> int:
+        self[word] = new = len(self)
+        return new
 
-    def know(self, words: list[str]) -> None:
-        """Take the words that have ids: their places in the list."""
-        self._id_of = {word: i for i, word in enumerate(words)}
-        self._id_of[_MARK] = END
 
-    def encode(self, block, first: bool, last: bool, lower: bool) -> bytes:
-        """int32 ids of the words in order, with UNKNOWN and END."""
-        words = _words(block, first, last, lower)
-        return array("i", map(self._id_of.get, words, repeat(UNKNOWN))).tobytes()
+class Encoder:
+    """Turns blocks into ids of its own, and tells the words that are new to it."""
+
+    def __init__(self) -> None:
+        self._id_of = WordIds()
+
+    def encode(self, block, first: bool, last: bool, lower: bool) -> tuple[bool, object]:
+        """(True, (int32 ids of the words in order with END behind each line, new words in the order of their ids)),
+        or (False, the place of the byte that is not UTF-8), or (False, an OSError's text).
+
+        A block is UTF-8 bytes, or (path, offset, length) of them; `first` and `last` say whether it begins and ends
+        its file. It ends behind white space or with its file. White space is what `str.split` takes for it, and NUL.
+        """
+        known = len(self._id_of)
+        try:
+            words = _words(block, first, last, lower)
+        except UnicodeDecodeError as error:
+            return False, error.start
+        except OSError as error:
+            return False, error.strerror or str(error)
+        ids = array("i", map(self._id_of.__getitem__, words))
+        new = list(islice(self._id_of, known, None)) if len(self._id_of) > known else []
+        return True, (ids.tobytes(), new)
 
 
 def _words(block, first: bool, last: bool, lower: bool) -> list[str]:
@@ -65,25 +73,15 @@ def _words(block, first: bool, last: bool, lower: bool) -> list[str]:
     return words
 
 
-def answer(blocks: Blocks, name: str, arguments: tuple) -> tuple[bool, object]:
-    """(True, what the method returned), or (False, the place of the byte that is not UTF-8 or an OSError's text)."""
-    try:
-        return True, getattr(blocks, name)(*arguments)
-    except UnicodeDecodeError as error:
-        return False, error.start
-    except OSError as error:
-        return False, error.strerror or str(error)
-
-
 def main() -> None:
-    """Answer requests until there are no more."""
-    blocks = Blocks()
+    """Answer for blocks until there are no more."""
+    encoder = Encoder()
     while True:
         try:
-            name, arguments = pickle.load(sys.stdin.buffer)
+            request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(answer(blocks, name, arguments), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(encoder.encode(*request), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
         sys.stdout.buffer.flush()
 
 

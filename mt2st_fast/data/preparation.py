@@ -1,6 +1,7 @@
-"""From text files of any size to a token file: count the words, then write their ids, in parallel and in blocks.
+"""From text files of any size to a token file: the text is read once, in parallel and in blocks.
 
-What is in memory at a time: the counts of the different words, and for each process a few blocks.
+The ids that words get on the way wait in a temporary file; when all words are counted, they are renamed to those of
+the vocabulary. What is in memory at a time: the different words, and for each process a few blocks.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import pickle
 import re
 import subprocess
 import sys
-from collections import Counter, deque
+import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
@@ -22,6 +26,7 @@ import numpy as np
 
 from mt2st_fast.data import block_words
 from mt2st_fast.data.stream import frequent_enough, write_stream
+from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import reading
@@ -30,6 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 BLOCK_BYTES = 8 << 20
 _LONGEST_WORD_BYTES = 1 << 20
+_DROPPED, _END = -1, -2
 _BREAK = re.compile(rb"[ \n\r\t]")
 
 
@@ -59,7 +65,7 @@ def prepare(
 
     A line is a sentence, its words stand between white space. The words of a folder's files (all but hidden ones) are
     taken in the order of their paths. The file written does not depend on `processes`, by default one a usable
-    CPU. `progress` is called with the pass ("count", "write"), bytes done and bytes in all.
+    CPU. `progress` is called with the pass ("read", "write"), bytes done and bytes in all.
 
     Raises InputError for a corpus that is missing, not UTF-8, or has no word that occurs `min_count` times; then, and
     when it is interrupted, an older `out` stays as it was.
@@ -75,33 +81,84 @@ def prepare(
     if wanted < 1:
         raise InputError(f"processes must be 1 or more, not {wanted}")
     workers = _Workers(min(wanted, -(-total // BLOCK_BYTES)) if processes is None else wanted)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    seen = _SeenWords()
+    with tempfile.TemporaryFile(dir=out.parent) as waiting:
+        with workers:
+            for block, worker, (encoded, new_words) in workers.encode(_blocks_of(files), lower):
+                waiting.write(seen.add(worker, encoded, new_words).tobytes())
+                if progress is not None:
+                    progress("read", block.done, total)
+        vocabulary = frequent_enough(seen.counts(), min_count, ", ".join(map(str, corpus)))
+        size = waiting.tell()
+        waiting.seek(0)
 
-    def run(name: str, stage: str) -> Iterator[Any]:
-        for block, result in workers.map(name, _blocks_of(files), lower):
-            yield result
-            if progress is not None:
-                progress(stage, block.done, total)
+        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            new_id = seen.ids_in(vocabulary)
+            while encoded := waiting.read(BLOCK_BYTES // 4 * 4):
+                yield _kept_ids_and_ends(new_id[np.frombuffer(encoded, dtype=np.int32)])
+                if progress is not None:
+                    progress("write", waiting.tell(), size)
 
-    with workers:
-        count_of: Counter[str] = Counter()
-        for counts in run("count", "count"):
-            count_of.update(counts)
-        vocabulary = frequent_enough(count_of, min_count, ", ".join(map(str, corpus)))
-        words_read, types_read = count_of.total(), len(count_of)
-        count_of.clear()
-        workers.tell("know", vocabulary.words)
-        sentences = write_stream(out, map(_kept_ids_and_ends, run("encode", "write")), vocabulary)
+        sentences = write_stream(out, parts(), vocabulary)
     return Prepared(
-        len(files), total, words_read, int(vocabulary.counts.sum()), types_read, len(vocabulary), sentences
+        files=len(files),
+        bytes_read=total,
+        words_read=seen.total,
+        words_kept=int(vocabulary.counts.sum()),
+        types_read=len(seen),
+        types_kept=len(vocabulary),
+        sentences=sentences,
     )
 
 
-def _kept_ids_and_ends(encoded: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of known words, and how many of them stand before each end of a sentence."""
-    ids = np.frombuffer(encoded, dtype=np.int32)
-    ids = ids[ids != block_words.UNKNOWN]
-    ends = np.flatnonzero(ids == block_words.END)
-    return ids[ids != block_words.END], ends - np.arange(len(ends))
+class _SeenWords:
+    """The different words so far: their common ids, their counts, and what each worker calls them."""
+
+    def __init__(self) -> None:
+        self._id_of = block_words.WordIds()
+        self._counts = np.zeros(1, dtype=np.int64)
+        self._common_id_of: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._id_of) - 1
+
+    @property
+    def total(self) -> int:
+        """How many words were read."""
+        return int(self._counts[block_words.END + 1 :].sum())
+
+    def add(self, worker: int, encoded: bytes, new_words: list[str]) -> np.ndarray:
+        """The common ids, int32, of a block in a worker's ids; `new_words` are those that it has not told yet."""
+        known = self._common_id_of.get(worker, np.array([block_words.END], dtype=np.int32))
+        new = np.fromiter(map(self._id_of.__getitem__, new_words), np.int32, len(new_words))
+        self._common_id_of[worker] = known = np.concatenate([known, new])
+        ids = known[np.frombuffer(encoded, dtype=np.int32)]
+        counts = np.bincount(ids, minlength=len(self._id_of))
+        counts[: len(self._counts)] += self._counts
+        self._counts = counts
+        return ids
+
+    def counts(self) -> dict[str, int]:
+        """How often each word was read."""
+        counted = dict(zip(self._id_of, self._counts.tolist(), strict=True))
+        del counted[next(iter(self._id_of))]  # the mark of the ends
+        return counted
+
+    def ids_in(self, vocabulary: Vocabulary) -> np.ndarray:
+        """For each common id that of the vocabulary, _DROPPED or _END."""
+        ids = np.fromiter(
+            (vocabulary.get(word, _DROPPED) for word in self._id_of), np.int32, len(self._id_of)
+        )
+        ids[block_words.END] = _END
+        return ids
+
+
+def _kept_ids_and_ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that are kept, and how many of them stand before each end of a line."""
+    ids = ids[ids != _DROPPED]
+    ends = np.flatnonzero(ids == _END)
+    return ids[ids != _END], ends - np.arange(len(ends))
 
 
 def _files_of(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -141,7 +198,7 @@ class _Block:
     content: bytes | None = None
 
     def request(self, lower: bool) -> tuple:
-        """The arguments of Blocks.count and Blocks.encode."""
+        """The arguments of Encoder.encode."""
         where = (str(self.path), self.offset, self.length) if self.content is None else self.content
         return where, self.offset == 0, self.last, lower
 
@@ -194,75 +251,67 @@ class _Workers:
     """Processes that run `block_words` as a script, or this one where one is enough. A context manager."""
 
     def __init__(self, count: int) -> None:
-        self._own = block_words.Blocks()
-        self._all: list[subprocess.Popen[bytes]] = []
-        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        self._count = count
-        self._threads = ThreadPoolExecutor(max(1, count))
+        self._count = max(1, count)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        # Each thread speaks with one worker, whose answers so come in the order of the blocks.
+        self._free: SimpleQueue[int] = SimpleQueue()
+        self._mine = threading.local()
+        self._threads = ThreadPoolExecutor(self._count, initializer=self._take_worker)
+
+    def _take_worker(self) -> None:
+        self._mine.worker = self._free.get()
 
     def __enter__(self) -> _Workers:
         # -I and -S: nothing of the environment, and no site-packages that would slow the start. A session of their
         # own keeps Ctrl-C from them: this process ends them.
         command = [sys.executable, "-I", "-S", block_words.__file__]
-        for _ in range(self._count if self._count > 1 else 0):
-            worker = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-            self._all.append(worker)
-            self._idle.put(worker)
+        pipe = subprocess.PIPE
+        for worker in range(self._count if self._count > 1 else 0):
+            self._processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True))
+            self._free.put(worker)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._all:
-            worker.kill()
+        for process in self._processes:
+            process.kill()
         self._threads.shutdown(cancel_futures=True)
-        for worker in self._all:
-            worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
+        for process in self._processes:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
                 with suppress(BrokenPipeError):  # a request that was not sent whole
                     pipe.close()  # type: ignore[union-attr]
 
-    def tell(self, name: str, *arguments: Any) -> None:
-        """Call a method in every process."""
-        if not self._all:
-            block_words.answer(self._own, name, arguments)
-        for worker in self._all:
-            _ask(worker, name, arguments)
-
-    def map(self, name: str, blocks: Iterator[_Block], lower: bool) -> Iterator[tuple[_Block, Any]]:
-        """Each block and what the method returned for it, in order; at most two blocks a process are under way."""
-        if not self._all:
+    def encode(self, blocks: Iterator[_Block], lower: bool) -> Iterator[tuple[_Block, int, Any]]:
+        """(block, worker, what Encoder.encode returned), in order; at most two blocks a worker are under way."""
+        if not self._processes:
+            encoder = block_words.Encoder()
             for block in blocks:
-                yield block, _checked(block, block_words.answer(self._own, name, block.request(lower)))
+                yield block, 0, _checked(block, encoder.encode(*block.request(lower)))
             return
-        pending: deque[tuple[_Block, Future[tuple[bool, Any]]]] = deque()
-        for block in blocks:
-            pending.append((block, self._threads.submit(self._call, name, block.request(lower))))
-            if len(pending) >= 2 * len(self._all):
-                block, future = pending.popleft()
-                yield block, _checked(block, future.result())
-        for block, future in pending:
-            yield block, _checked(block, future.result())
+        pending: deque[tuple[_Block, Future[tuple[int, tuple[bool, Any]]]]] = deque()
+        for block in chain(blocks, repeat(None)):
+            if block is not None:
+                pending.append((block, self._threads.submit(self._ask, block.request(lower))))
+            elif not pending:
+                return
+            if block is None or len(pending) >= 2 * self._count:
+                done, future = pending.popleft()
+                worker, answer = future.result()
+                yield done, worker, _checked(done, answer)
 
-    def _call(self, name: str, arguments: tuple) -> tuple[bool, Any]:
-        worker = self._idle.get()
+    def _ask(self, request: tuple) -> tuple[int, tuple[bool, Any]]:
+        worker = self._mine.worker
+        stdin, stdout = self._processes[worker].stdin, self._processes[worker].stdout
+        assert stdin is not None
+        assert stdout is not None
         try:
-            return _ask(worker, name, arguments)
-        finally:
-            self._idle.put(worker)
-
-
-def _ask(worker: subprocess.Popen[bytes], name: str, arguments: tuple) -> tuple[bool, Any]:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    try:
-        pickle.dump((name, arguments), worker.stdin, pickle.HIGHEST_PROTOCOL)
-        worker.stdin.flush()
-        return pickle.load(worker.stdout)
-    except (EOFError, OSError, pickle.UnpicklingError):
-        raise InputError(
-            "a process that read the corpus was killed; free memory, or use fewer --processes"
-        ) from None
+            pickle.dump(request, stdin, pickle.HIGHEST_PROTOCOL)
+            stdin.flush()
+            return worker, pickle.load(stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise InputError(
+                "a process that read the corpus was killed; free memory, or use fewer --processes"
+            ) from None
 
 
 def _checked(block: _Block, answered: tuple[bool, Any]) -> Any:

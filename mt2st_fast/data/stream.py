@@ -137,7 +137,9 @@ def write_stream(path: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], voc
             waiting.write(bounds.tobytes())
             n, m, last = n + len(ids), m + len(bounds), int(bounds[-1]) if len(bounds) else last
         if n != vocabulary.counts.sum() or last != n:
-            raise InputError(f"{path}: the corpus changed while it was read; prepare it again")
+            raise ValueError(
+                f"{n} ids up to the end {last} are not the {vocabulary.counts.sum()} of the vocabulary"
+            )
         file.write(bytes(_aligned(_HEADER.size + 4 * n) - _HEADER.size - 4 * n))
         waiting.seek(0)
         shutil.copyfileobj(waiting, file, 1 << 20)
