@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
@@ -289,15 +288,18 @@ class _Workers:
                 yield block, 0, _checked(block, encoder.encode(*block.request(lower)))
             return
         pending: deque[tuple[_Block, Future[tuple[int, tuple[bool, Any]]]]] = deque()
-        for block in chain(blocks, repeat(None)):
-            if block is not None:
-                pending.append((block, self._threads.submit(self._ask, block.request(lower))))
-            elif not pending:
-                return
-            if block is None or len(pending) >= 2 * self._count:
-                done, future = pending.popleft()
-                worker, answer = future.result()
-                yield done, worker, _checked(done, answer)
+
+        def first() -> tuple[_Block, int, Any]:
+            block, future = pending.popleft()
+            worker, answer = future.result()
+            return block, worker, _checked(block, answer)
+
+        for block in blocks:
+            pending.append((block, self._threads.submit(self._ask, block.request(lower))))
+            if len(pending) >= 2 * self._count:
+                yield first()
+        while pending:
+            yield first()
 
     def _ask(self, request: tuple) -> tuple[int, tuple[bool, Any]]:
         worker = self._mine.worker
