@@ -28,7 +28,7 @@ PAIR_SETS = {"SimLex-999": "simlex999.txt", "WordSim-353": "wordsim353.tsv"}
 ANALOGIES = "questions-words.txt"
 EVALUATION_FILES = ("evaluation.json", "evaluation.md", "words.png")
 
-_DOTS, _LABELS = 600, 150
+_DOTS, _LABELS = 600, 250
 
 
 def evaluate(
@@ -231,17 +231,18 @@ def _in_cell(word: str) -> str:
     return word.replace("|", "\\|").replace("\n", " ")
 
 
-def draw_words(vectors: WordVectors, path: Path) -> None:
-    """Frequent words by the first two principal components of their unit vectors; labels never overlap.
+def draw_words(vectors: WordVectors, path: Path) -> dict[str, Bbox]:
+    """Draw frequent words by the first two principal components of their unit vectors; labels never overlap.
 
-    Every dot is a word; the most frequent get a label as long as there is room for it.
+    Every dot is a word; a word gets its label where there is room, those of more than three letters first: the very
+    frequent short ones are function words, which say little. Returns the labels and the pixels that they cover.
     """
     rows = frequent_words(vectors, _DOTS)
     if len(rows) < 3:
         rows = vectors.by_frequency()[:_DOTS]
     words = [vectors.words[t] for t in rows]
     places_n2, share = principal_plane(vectors.vectors[rows])
-    figure = Figure(figsize=(12, 9), layout="constrained")
+    figure = Figure(figsize=(12, 9), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.scatter(places_n2[:, 0], places_n2[:, 1], s=9, color="C0", alpha=0.45, linewidths=0)
@@ -251,15 +252,12 @@ def draw_words(vectors: WordVectors, path: Path) -> None:
         yticks=[],
     )
     axes.margins(0.06)
-    with (
-        warnings.catch_warnings()
-    ):  # a word may hold a sign that the font lacks: it is drawn as a box, or not at all
-        warnings.simplefilter("ignore")
-        canvas.draw()  # fixes the layout, which labels must not change
-        figure.set_layout_engine("none")
-        _label(axes, words, places_n2, canvas)
-        with writing_atomically(path) as file:
-            figure.savefig(file, format="png", dpi=110)
+    canvas.draw()  # fixes the layout, which labels must not change
+    figure.set_layout_engine("none")
+    labels = _label(axes, words, places_n2, canvas)
+    with writing_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=figure.dpi)
+    return labels
 
 
 def principal_plane(vectors_td: np.ndarray) -> tuple[np.ndarray, float]:
@@ -276,17 +274,20 @@ def principal_plane(vectors_td: np.ndarray) -> tuple[np.ndarray, float]:
     return places * np.where(signs == 0, 1, signs), float(np.square(s[:2]).sum()) / total if total else 0.0
 
 
-def _label(axes: Axes, words: Sequence[str], places_n2: np.ndarray, canvas: FigureCanvasAgg) -> None:
-    """Write the labels that fit, the first words first, on one of four sides of their dots."""
+def _label(
+    axes: Axes, words: Sequence[str], places_n2: np.ndarray, canvas: FigureCanvasAgg
+) -> dict[str, Bbox]:
+    """Write the labels that fit, on one of four sides of their dots, and return where they are."""
     renderer = canvas.get_renderer()
     signs = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
     frame = axes.get_window_extent(renderer)
-    taken: list[Bbox] = []
-    for word, place in zip(words, places_n2, strict=True):
+    taken: dict[str, Bbox] = {}
+    for i in sorted(range(len(words)), key=lambda i: len(words[i]) <= 3):
+        word, place = words[i], places_n2[i]
         if len(taken) == _LABELS:
-            return
+            break
         if len(word) > 25 or any(ord(sign) not in signs for sign in word):
-            continue
+            continue  # too long, or the font lacks one of its signs
         for dx, dy, across, up in ((4, 0, "left", "center"), (-4, 0, "right", "center"),
                                    (0, 4, "center", "bottom"), (0, -4, "center", "top")):  # fmt: skip
             label: Text = axes.annotate(
@@ -301,7 +302,8 @@ def _label(axes: Axes, words: Sequence[str], places_n2: np.ndarray, canvas: Figu
             )
             box = label.get_window_extent(renderer).padded(1)
             inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
+            if inside and not any(box.overlaps(other) for other in taken.values()):
+                taken[word] = box
                 break
             label.remove()
+    return taken
