@@ -1,6 +1,7 @@
 """Train on many tasks, finish on one: fused multi-task losses and a phase-aware trainer (MT2ST)."""
 
 from mt2st_fast.callbacks import Callback
+from mt2st_fast.data import TokenStream
 from mt2st_fast.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.errors import InputError
 from mt2st_fast.heads import MultiTaskHeads
@@ -18,6 +19,7 @@ from mt2st_fast.schedules import (
 )
 from mt2st_fast.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.trainer import NonFiniteLossError, Trainer
+from mt2st_fast.vectors import WordVectors
 
 __version__ = "0.1.0"
 
@@ -45,8 +47,10 @@ __all__ = [
     "SquaringDecay",
     "StepRecord",
     "Switch",
+    "TokenStream",
     "Trainer",
     "WindowEncoder",
+    "WordVectors",
     "choose_backend",
     "choose_plan",
     "multitask_loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             "notes": list(splits.notes),
         },
         "config": config.to_json(),
+        "init": asdict(experiment.coverage) if experiment.coverage else None,
         "strategy": config.strategy,
         "schedule": repr(trainer.schedule),
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},

@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gensim.models import KeyedVectors
 
 from mt2st_fast.cli import main
 from mt2st_fast.data import TokenStream
 from mt2st_fast.experiment import STRATEGIES
+from mt2st_fast.vectors import WordVectors
 
 WORDS = {
     "the": "DET",
@@ -64,6 +66,7 @@ def treebank(tmp_path: Path) -> str:
         ]
         sentences.append("\n".join(lines))
     path = tmp_path / "tiny.conllu"
+    (tmp_path / "tiny.vec").write_text("dog 1 2 3\n", encoding="utf-8")
     path.write_text("\n\n".join(sentences) + "\n\n", encoding="utf-8")
     return f"conllu:{path}"
 
@@ -123,6 +126,36 @@ def test_vectors_load_in_gensim(treebank: str, tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert (len(vectors), vectors.vector_size) == (report["vectors"]["count"], 8) == (len(WORDS), 8)
     assert set(vectors.index_to_key) == set(WORDS)
+
+
+def test_training_starts_from_a_file_of_vectors(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["the", "dog", "CATS", "nowhere"]
+    vectors = WordVectors(words, np.random.default_rng(0).normal(size=(4, 8)))
+    vectors.write(tmp_path / "v.bin")
+    options = [
+        *QUICK[:-4],
+        "--hidden",
+        "16",
+        "--buckets",
+        "0",
+        "--lr",
+        "1e-30",
+        "--init",
+        str(tmp_path / "v.bin"),
+    ]
+    run("train", "--data", treebank, "--out", str(tmp_path / "out"), *options)
+    trained = WordVectors.read(tmp_path / "out" / "vectors.txt")
+    for word in ("the", "dog"):
+        expected = vectors.vectors[vectors.index_of[word]]
+        assert np.array_equal(trained.vectors[trained.index_of[word]], expected)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["init"] == {
+        "words": 7,
+        "exact": 2,
+        "lowered": 0,
+    }
+    assert "2 of 7 words found" in " ".join(capsys.readouterr().out.split())
 
 
 def test_compare_writes_a_table_of_all_strategies(
@@ -226,6 +259,8 @@ def test_kernels_compiles_ahead_of_time(capsys: pytest.CaptureFixture[str]) -> N
         (["train", "--data", "TREEBANK", "--backend", "cuda"], ["cuda", "numba", "triton"]),
         (["train", "--data", "TREEBANK", "--backend", "triton"], ["triton", "cpu"]),
         (["train", "--data", "TREEBANK", "--device", "tpu9"], ["tpu9"]),
+        (["train", "--data", "TREEBANK", "--init", "OUT/none.txt"], ["OUT/none.txt"]),
+        (["train", "--data", "TREEBANK", "--init", "OUT/tiny.vec"], ["OUT/tiny.vec", "3 numbers", "--dim 3"]),
         (["train", "--data", "TREEBANK", "--lr", "-1"], ["lr", "-1"]),
         (["train", "--data", "TREEBANK", "--epochs", "0"], ["epochs"]),
         (["train", "--data", "TREEBANK", "--precision", "int4"], ["int4", "bfloat16"]),
