@@ -191,8 +191,11 @@ def initial_table(
 
 
 def standard_deviation(vectors_td: np.ndarray) -> np.float32:
-    """Of all numbers, summed in float64 a column at a time: no second copy of the table."""
-    total = sum(float(column.sum(dtype=np.float64)) for column in vectors_td.T)
-    squares = sum(float(np.square(column, dtype=np.float64).sum()) for column in vectors_td.T)
+    """Of all numbers, in float64 and a block of rows at a time: no second copy of the table."""
+    step = max(1, (1 << 17) // vectors_td.shape[1])
+    total = squares = 0.0
+    for start in range(0, len(vectors_td), step):
+        block = vectors_td[start : start + step].astype(np.float64)
+        total, squares = total + float(block.sum()), squares + float(np.square(block).sum())
     mean = total / vectors_td.size
     return np.float32(np.sqrt(max(0.0, squares / vectors_td.size - mean * mean)))

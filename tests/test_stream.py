@@ -237,8 +237,8 @@ def test_a_packed_file_that_is_cut_off(tmp_path: Path) -> None:
 
 def test_the_output_in_the_corpus_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("a b\n")
-    for _ in range(2):
-        assert prepare([tmp_path], tmp_path / "t", min_count=1).words_kept == 2
+    for corpus in (tmp_path, str(tmp_path)):
+        assert prepare(corpus, tmp_path / "t", min_count=1).words_kept == 2
 
 
 def test_sentences_without_words_are_refused() -> None:

@@ -16,7 +16,13 @@ from safetensors.numpy import load_file
 
 from mt2st_fast import vector_formats
 from mt2st_fast.errors import InputError
-from mt2st_fast.vectors import WordVectors, frequent_words, initial_table, telling_neighbours
+from mt2st_fast.vectors import (
+    WordVectors,
+    frequent_words,
+    initial_table,
+    standard_deviation,
+    telling_neighbours,
+)
 
 FORMATS = (".txt", ".vec", ".bin", ".safetensors")
 EXTREMES = np.array(
@@ -302,6 +308,12 @@ def test_initial_table_takes_words_then_lower_case_then_chance() -> None:
     assert abs(table[3:].mean()) < 0.01
     assert np.array_equal(table, initial_table(vectors, words, seed=5)[0])
     assert not np.array_equal(table[3:], initial_table(vectors, words, seed=6)[0][3:])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5000, 123), (3, 200_000)])
+def test_standard_deviation_is_that_of_float64(shape: tuple[int, int]) -> None:
+    table = np.random.default_rng(4).normal(-2.0, 0.25, shape).astype(np.float32)
+    assert standard_deviation(table) == pytest.approx(table.astype(np.float64).std(), rel=1e-6)
 
 
 def test_initial_table_prefers_the_exact_word() -> None:

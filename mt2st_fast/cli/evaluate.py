@@ -38,7 +38,11 @@ def evaluate(
     ] = None,
     neighbours: Annotated[int, typer.Option(help="neighbours of each word", min=1)] = 5,
     most_frequent: Annotated[
-        int, typer.Option(help="how many of the most frequent words take part in pairs and analogies", min=2)
+        int,
+        typer.Option(
+            help="how many of the most frequent words take part in pairs and analogies; fewer is faster",
+            min=2,
+        ),
     ] = 300_000,
 ) -> None:
     """Measure word vectors: SimLex-999, WordSim-353, analogies, neighbours; with --out also a report and a picture.

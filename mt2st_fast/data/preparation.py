@@ -52,7 +52,7 @@ class Prepared:
 
 
 def prepare(
-    corpus: Sequence[str | Path],
+    corpus: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     lower: bool = False,
@@ -70,11 +70,12 @@ def prepare(
     when it is interrupted, an older `out` stays as it was.
     """
     out = Path(out)
+    paths = [Path(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
     if min_count < 1:
         raise InputError(f"min-count must be 1 or more, not {min_count}")
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; name a file in it")
-    files = _files_of([Path(path) for path in corpus], out)
+    files = _files_of(paths, out)
     total = sum(path.stat().st_size for path in files)
     wanted = usable_cpus() if processes is None else processes
     if wanted < 1:
@@ -88,7 +89,7 @@ def prepare(
                 waiting.write(seen.add(worker, encoded, new_words).tobytes())
                 if progress is not None:
                     progress("read", block.done, total)
-        vocabulary = frequent_enough(seen.counts(), min_count, ", ".join(map(str, corpus)))
+        vocabulary = frequent_enough(seen.counts(), min_count, ", ".join(map(str, paths)))
         size = waiting.tell()
         waiting.seek(0)
 
