@@ -1,6 +1,7 @@
 """Train on many tasks, finish on one: fused multi-task losses and a phase-aware trainer (MT2ST)."""
 
 from mt2st_fast.callbacks import Callback
+from mt2st_fast.data import TokenStream
 from mt2st_fast.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.errors import InputError
 from mt2st_fast.heads import MultiTaskHeads
@@ -20,6 +21,7 @@ from mt2st_fast.schedules import (
 from mt2st_fast.supervised import SupervisedModel, train_supervised
 from mt2st_fast.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.trainer import NonFiniteLossError, Trainer
+from mt2st_fast.vectors import WordVectors
 from mt2st_fast.word_tasks import WordAnalogy, WordSimilarity, WordTask
 
 __version__ = "0.1.0"
@@ -52,11 +54,13 @@ __all__ = [
     "StepRecord",
     "SupervisedModel",
     "Switch",
+    "TokenStream",
     "Trainer",
     "WindowEncoder",
     "WordAnalogy",
     "WordSimilarity",
     "WordTask",
+    "WordVectors",
     "choose_backend",
     "choose_plan",
     "multitask_loss",

@@ -13,6 +13,13 @@ import torch
 PACKAGES = ("mt2st-fast", "torch", "triton", "numba", "numpy")
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Processor, cores, threads, versions and, for a CUDA device, its name and memory; JSON-able."""
     found: dict[str, Any] = {

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mt2st_fast.callbacks import Callback
@@ -29,6 +30,7 @@ from mt2st_fast.schedules import (
 )
 from mt2st_fast.tasks import Classification, MultiLabel, Regression, Task
 from mt2st_fast.trainer import Trainer
+from mt2st_fast.vectors import Coverage, WordVectors, initial_table
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Config:
     hidden: int = 128
     dropout: float = 0.3
     min_count: int = 2
+    init: str | None = None
     buckets: int = 20_000
     evaluations: int = 20
     seed: int = 1
@@ -133,13 +136,17 @@ def _options_as_input() -> Iterator[None]:
 
 @dataclass
 class Experiment:
-    """A run that is ready to start: `run` trains, and `test` measures the result."""
+    """A run that is ready to start: `run` trains, and `test` measures the result.
+
+    `coverage` says how many words the vectors of `config.init` have, where that is given.
+    """
 
     config: Config
     splits: Splits
     trainer: Trainer
     train: TokenBatches | BagBatches
     backend: Choice
+    coverage: Coverage | None = None
 
     @classmethod
     def prepare(cls, config: Config, splits: Splits, callbacks: Sequence[Callback] = ()) -> Experiment:
@@ -156,6 +163,7 @@ class Experiment:
         torch.manual_seed(config.seed)
         with _options_as_input():
             encoder = make_encoder(config, splits)
+            coverage = start_from_vectors(encoder, config, splits)
             tasks = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
             trainer = Trainer(
@@ -174,7 +182,7 @@ class Experiment:
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
             backend = choose_backend(trainer.device, dtype, config.backend)
             train = make_batches(config, splits)
-        return cls(config, splits, trainer, train, backend)
+        return cls(config, splits, trainer, train, backend, coverage)
 
     @property
     def total_steps(self) -> int:
@@ -231,6 +239,28 @@ def make_encoder(config: Config, splits: Splits) -> WindowEncoder | BagEncoder:
     if splits.train.level == "token":
         return WindowEncoder(types, config.dim, window=config.window, hidden=config.hidden, **options)
     return BagEncoder(types, config.dim, **options)
+
+
+def start_from_vectors(
+    encoder: WindowEncoder | BagEncoder, config: Config, splits: Splits
+) -> Coverage | None:
+    """Put the vectors of `config.init` into the words' own rows; rare words share the row of unknown ones.
+
+    Raises InputError where the file cannot be used or its vectors have another length than `config.dim`.
+    """
+    if config.init is None:
+        return None
+    vectors = WordVectors.read(config.init)
+    if vectors.dim != config.dim:
+        raise InputError(
+            f"--init {config.init} has vectors of {vectors.dim} numbers, but --dim is {config.dim}; "
+            f"give --dim {vectors.dim}"
+        )
+    own = np.flatnonzero(splits.vocabulary.counts >= config.min_count)
+    table_td, coverage = initial_table(vectors, [splits.vocabulary.words[t] for t in own], seed=config.seed)
+    with torch.no_grad():
+        encoder.table[encoder.rows_of_type[own, 0]] = torch.from_numpy(table_td)
+    return coverage
 
 
 def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mt2st_fast.environment import environment
 from mt2st_fast.experiment import Experiment
-from mt2st_fast.export import nearest_neighbours, write_word2vec_text
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.history import History
 from mt2st_fast.plots import plot_curves
+from mt2st_fast.vectors import WordVectors, telling_neighbours
 
 RUN_FILES = ("report.json", "report.md", "curves.png", "history.jsonl", "vectors.txt")
 
@@ -18,14 +21,15 @@ RUN_FILES = ("report.json", "report.md", "curves.png", "history.jsonl", "vectors
 def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Write every file of a finished run into `folder` and return the report."""
     history = experiment.trainer.history
-    words, counts = experiment.splits.vocabulary.words, experiment.splits.vocabulary.counts
-    vectors_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
-    seen = [t for t in range(len(words)) if counts[t] > 0]
-    written = write_word2vec_text(folder / "vectors.txt", [words[t] for t in seen], vectors_td[seen])
+    vocabulary = experiment.splits.vocabulary
+    table_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
+    vectors = WordVectors(vocabulary.words, table_td, vocabulary.counts).select(
+        np.flatnonzero(vocabulary.counts)
+    )
     report = {
         **make_report(experiment, experiment.test()),
-        "vectors": {"count": written, "dimension": int(vectors_td.shape[1])},
-        "neighbours": nearest_neighbours(words, counts, vectors_td),
+        "vectors": {"count": vectors.write(folder / "vectors.txt"), "dimension": vectors.dim},
+        "neighbours": telling_neighbours(vectors),
     }
     history.write_jsonl(folder / "history.jsonl")
     plot_curves(history, report["main"]["metric"], folder / "curves.png")
@@ -56,6 +60,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             "notes": list(splits.notes),
         },
         "config": config.to_json(),
+        "init": asdict(experiment.coverage) if experiment.coverage else None,
         "strategy": config.strategy,
         "schedule": repr(trainer.schedule),
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},

@@ -100,3 +100,8 @@ def test_hashed_rows_are_the_same_in_another_process():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == str(subword_rows(["banana"], np.zeros(1)).rows.tolist())
+
+
+def test_get_gives_the_default_for_an_unknown_word():
+    vocabulary = Vocabulary(["a", "b"], [2, 1])
+    assert [vocabulary.get(word, -1) for word in ("b", "c", "a")] == [1, -1, 0]

@@ -1,4 +1,4 @@
-"""The command line: train, compare, info, kernels, tune."""
+"""The command line: train, compare, prepare, evaluate, info, kernels, tune."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import typer
 
 from mt2st_fast.cli.compare import compare
+from mt2st_fast.cli.evaluate import evaluate
 from mt2st_fast.cli.info import info
 from mt2st_fast.cli.kernels import kernels
+from mt2st_fast.cli.prepare import prepare
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import InputError
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(compare)
+app.command()(prepare)
+app.command()(evaluate)
 app.command()(info)
 app.command()(kernels)
 app.command()(tune)

@@ -54,6 +54,9 @@ OPTIONS: dict[str, Any] = {
     "hidden": _option(int, "Model", "width of the hidden layer over the window, 0 for none", min=0),
     "dropout": _option(float, "Model", "dropout on word vectors", min=0.0, max=0.99),
     "min_count": _option(int, "Model", "a rarer word shares the row of unknown words", min=1),
+    "init": _option(
+        str | None, "Model", "word vectors to start from: .txt, .vec, .bin, .safetensors, GloVe text, .gz"
+    ),
     "buckets": _option(int, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0),
     "evaluations": _option(int, "Training", "evaluations in a run", min=1),
     "seed": _option(int, "Training", "seed of everything random", min=0),

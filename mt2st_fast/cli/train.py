@@ -110,6 +110,8 @@ def _announce(console: Console, experiment: Experiment) -> None:
         f"strategy {config.strategy}, {experiment.total_steps:,} steps; "
         f"backend {experiment.backend.name} ({experiment.backend.reason})"
     )
+    if experiment.coverage is not None:
+        console.print(f"vectors from {config.init}: {experiment.coverage}")
 
 
 def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from mt2st_fast.data.batches import BagBatches, EvaluationBatches, TokenBatches, evaluation_batches
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn, check_main, hide_labels
+from mt2st_fast.data.preparation import Prepared, prepare
 from mt2st_fast.data.readers import READERS, open_data
 from mt2st_fast.data.sampler import Sampler
+from mt2st_fast.data.stream import TokenStream
 from mt2st_fast.data.subwords import SubwordTable, subword_rows
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.data.word_batches import WordBatches, analogy_batches, similarity_batches
@@ -14,11 +16,13 @@ __all__ = [
     "BagBatches",
     "Corpus",
     "EvaluationBatches",
+    "Prepared",
     "Sampler",
     "Splits",
     "SubwordTable",
     "TargetColumn",
     "TokenBatches",
+    "TokenStream",
     "Vocabulary",
     "WordBatches",
     "analogy_batches",
@@ -26,6 +30,7 @@ __all__ = [
     "evaluation_batches",
     "hide_labels",
     "open_data",
+    "prepare",
     "similarity_batches",
     "subword_rows",
 ]

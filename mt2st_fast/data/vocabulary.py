@@ -51,6 +51,10 @@ class Vocabulary:
     def __contains__(self, word: object) -> bool:
         return word in self._id_of
 
+    def get(self, word: str, default: int) -> int:
+        """The id of a word, `default` for one that is no type of this vocabulary."""
+        return self._id_of.get(word, default)
+
     def ids_of(self, words: Iterable[str]) -> np.ndarray:
         """Ids of words, int32 (T,). Raises InputError for a word that is no type of this vocabulary."""
         id_of = self._id_of

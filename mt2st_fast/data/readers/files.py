@@ -1,12 +1,11 @@
 """Text files: reading them (.gz too) with errors a user can act on, and finding a folder's splits."""
 
-import gzip
 import re
-import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import reading
 
 # A split's word must begin a word of the file name: `latest.txt` is no test file.
 _SPLIT_PATTERNS = {
@@ -21,16 +20,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises InputError for a missing, empty, unreadable or undecodable file.
     """
     number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, _decode(line, path, number).rstrip("\r\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; check the path") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: is not a whole gzip file ({error}); compress it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    with reading(path) as file:
+        for number, line in enumerate(file, start=1):
+            yield number, _decode(line, path, number).rstrip("\r\n")
     if not number:
         raise InputError(f"{path}: the file is empty")
 

@@ -23,6 +23,7 @@ from mt2st_fast.data.readers import python_source
 from mt2st_fast.data.readers.assembly import bounds_of
 from mt2st_fast.data.readers.request import Progress, ReadRequest, choose_tasks
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
 
 DEFAULT_LABEL_FRACTION = 0.05  # of the training files: the case that multi-task training is for
@@ -115,7 +116,7 @@ def read_files(root: Path, paths: Sequence[Path], progress: Progress | None = No
     n_calls = max(1, -(-len(paths) // _FILES_PER_WORKER_CALL))
     calls = [by_size[i::n_calls] for i in range(n_calls)]
     read_of: dict[int, dict | None] = {}
-    with ThreadPoolExecutor(_usable_cpus()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         futures = {pool.submit(_read_in_worker, [str(paths[i]) for i in call]): call for call in calls}
         for future in as_completed(futures):
             read_of.update(zip(futures[future], future.result(), strict=True))
@@ -233,12 +234,6 @@ def _cache_path(root: Path, paths: Sequence[Path]) -> Path:
         )
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt2st-fast"
     return folder / f"stdlib-{platform.python_version()}-{digest.hexdigest()[:16]}.npz"
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _read_in_worker(paths: list[str]) -> list[dict | None]:

@@ -1,0 +1,84 @@
+"""`mt2st-fast evaluate`: how good word vectors are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mt2st_fast.cli.options import make_writable
+from mt2st_fast.vectors import WordVectors
+from mt2st_fast.word_evaluation import (
+    EVALUATION_FILES,
+    analogy_rows,
+    pair_rows,
+    write_evaluation,
+)
+from mt2st_fast.word_evaluation import (
+    evaluate as measure,
+)
+
+
+def evaluate(
+    vectors: Annotated[
+        Path, typer.Argument(help="a file of vectors: .txt, .vec, .bin, .safetensors, GloVe text")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help=f"folder for {', '.join(EVALUATION_FILES)}")
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="words to show the neighbours of, separated by commas; some frequent ones otherwise"
+        ),
+    ] = None,
+    neighbours: Annotated[int, typer.Option(help="neighbours of each word", min=1)] = 5,
+    most_frequent: Annotated[
+        int,
+        typer.Option(
+            help="how many of the most frequent words take part in pairs and analogies; fewer is faster",
+            min=2,
+        ),
+    ] = 300_000,
+) -> None:
+    """Measure word vectors: SimLex-999, WordSim-353, analogies, neighbours; with --out also a report and a picture.
+
+    Needs gensim and scipy: pip install 'mt2st-fast\\[words]'.
+    """
+    folder = None if out is None else make_writable(out)
+    queries = tuple(word.strip() for word in (words or "").split(",") if word.strip())
+    busy = Console(stderr=True)
+    with busy.status("reading vectors") as status:
+        table = WordVectors.read(vectors)
+        status.update(f"measuring {len(table):,} words")
+        result = measure(table, queries=queries, neighbours=neighbours, most_frequent=most_frequent)
+        if folder is not None:
+            status.update("drawing")
+            write_evaluation(result, table, vectors.name, folder)
+    console = Console()
+    console.print(
+        f"[bold]{escape(str(vectors))}[/]: {result['words']:,} words, {result['dimension']} numbers each"
+        + (f"; {result['zero_vectors']:,} zero vectors left out" if result["zero_vectors"] else "")
+    )
+    _print(console, ("similarity", "Spearman", "Pearson", "pairs used", "OOV"), pair_rows(result))
+    _print(console, ("analogies", "accuracy", "right", "questions used", "OOV"), analogy_rows(result))
+    _print(
+        console,
+        ("word", "nearest neighbours"),
+        [[word, ", ".join(near)] for word, near in result["neighbours"].items()],
+    )
+    if result["unknown_queries"]:
+        console.print(f"Without a vector: {escape(', '.join(result['unknown_queries']))}")
+    if folder is not None:
+        console.print(f"Written to {folder}: {', '.join(EVALUATION_FILES)}")
+
+
+def _print(console: Console, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)

@@ -1,0 +1,51 @@
+"""`mt2st-fast prepare`: a token file from a corpus of any size."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mt2st_fast.cli.options import make_writable
+from mt2st_fast.data.preparation import prepare as prepare_corpus
+
+STAGES = {"read": "read text", "write": "write tokens"}
+
+
+def prepare(
+    corpus: Annotated[list[Path], typer.Argument(help="text files and folders of them, .gz too")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the token file to write")],
+    lower: Annotated[bool, typer.Option("--lower", help="turn the text into lower case")] = False,
+    min_count: Annotated[int, typer.Option(help="leave out words that occur less often", min=1)] = 5,
+    processes: Annotated[
+        int | None, typer.Option(help="processes that read; one a CPU by default", min=1)
+    ] = None,
+) -> None:
+    """Turn text (a sentence a line, white space between words) into a token file that training maps into memory.
+
+    The corpus may be larger than memory. Nothing half-written is left after Ctrl-C or an error.
+    """
+    make_writable(out.parent)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    start = time.perf_counter()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        bar_of = {stage: bars.add_task(text, total=None) for stage, text in STAGES.items()}
+        done = prepare_corpus(
+            corpus,
+            out,
+            lower=lower,
+            min_count=min_count,
+            processes=processes,
+            progress=lambda stage, read, total: bars.update(bar_of[stage], completed=read, total=total),
+        )
+    seconds = time.perf_counter() - start
+    Console().print(
+        f"{out}: {done.words_kept:,} tokens in {done.sentences:,} sentences, {done.types_kept:,} word types; "
+        f"{done.types_read - done.types_kept:,} rarer types ({done.words_read - done.words_kept:,} tokens) left out. "
+        f"{done.files:,} files, {done.bytes_read / 1e6:,.1f} MB, {done.bytes_read / 1e6 / seconds:,.1f} MB/s."
+    )

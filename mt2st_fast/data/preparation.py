@@ -1,0 +1,330 @@
+"""From text files of any size to a token file: the text is read once, in parallel and in blocks.
+
+The ids that words get on the way wait in a temporary file; when all words are counted, they are renamed to those of
+the vocabulary. What is in memory at a time: the different words, and for each process a few blocks.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, cast
+
+import numpy as np
+
+from mt2st_fast.data import block_words
+from mt2st_fast.data.stream import frequent_enough, write_stream
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.environment import usable_cpus
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import reading
+
+Progress = Callable[[str, int, int], None]
+
+BLOCK_BYTES = 8 << 20
+_LONGEST_WORD_BYTES = 1 << 20
+_DROPPED, _END = -1, -2
+_BREAK = re.compile(rb"[ \n\r\t]")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` read and wrote."""
+
+    files: int
+    bytes_read: int
+    words_read: int
+    words_kept: int
+    types_read: int
+    types_kept: int
+    sentences: int
+
+
+def prepare(
+    corpus: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    lower: bool = False,
+    min_count: int = 5,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Write the token file `out` (see mt2st_fast.data.stream) from text files and folders, .gz too.
+
+    A line is a sentence, its words stand between white space. The words of a folder's files (all but hidden ones) are
+    taken in the order of their paths. The file written does not depend on `processes`, by default one a usable
+    CPU. `progress` is called with the pass ("read", "write"), bytes done and bytes in all.
+
+    Raises InputError for a corpus that is missing, not UTF-8, or has no word that occurs `min_count` times; then, and
+    when it is interrupted, an older `out` stays as it was.
+    """
+    out = Path(out)
+    paths = [Path(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
+    if min_count < 1:
+        raise InputError(f"min-count must be 1 or more, not {min_count}")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file in it")
+    files = _files_of(paths, out)
+    total = sum(path.stat().st_size for path in files)
+    wanted = usable_cpus() if processes is None else processes
+    if wanted < 1:
+        raise InputError(f"processes must be 1 or more, not {wanted}")
+    workers = _Workers(min(wanted, -(-total // BLOCK_BYTES)) if processes is None else wanted)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    seen = _SeenWords()
+    with tempfile.TemporaryFile(dir=out.parent) as waiting:
+        with workers:
+            for block, worker, (encoded, new_words) in workers.encode(_blocks_of(files), lower):
+                waiting.write(seen.add(worker, encoded, new_words).tobytes())
+                if progress is not None:
+                    progress("read", block.done, total)
+        vocabulary = frequent_enough(seen.counts(), min_count, ", ".join(map(str, paths)))
+        size = waiting.tell()
+        waiting.seek(0)
+
+        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            new_id = seen.ids_in(vocabulary)
+            while encoded := waiting.read(BLOCK_BYTES // 4 * 4):
+                yield _kept_ids_and_ends(new_id[np.frombuffer(encoded, dtype=np.int32)])
+                if progress is not None:
+                    progress("write", waiting.tell(), size)
+
+        sentences = write_stream(out, parts(), vocabulary)
+    return Prepared(
+        files=len(files),
+        bytes_read=total,
+        words_read=seen.total,
+        words_kept=int(vocabulary.counts.sum()),
+        types_read=len(seen),
+        types_kept=len(vocabulary),
+        sentences=sentences,
+    )
+
+
+class _SeenWords:
+    """The different words so far: their common ids, their counts, and what each worker calls them."""
+
+    def __init__(self) -> None:
+        self._id_of = block_words.WordIds()
+        self._counts = np.zeros(1, dtype=np.int64)
+        self._common_id_of: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._id_of) - 1
+
+    @property
+    def total(self) -> int:
+        """How many words were read."""
+        return int(self._counts[block_words.END + 1 :].sum())
+
+    def add(self, worker: int, encoded: bytes, new_words: list[str]) -> np.ndarray:
+        """The common ids, int32, of a block in a worker's ids; `new_words` are those that it has not told yet."""
+        known = self._common_id_of.get(worker, np.array([block_words.END], dtype=np.int32))
+        new = np.fromiter(map(self._id_of.__getitem__, new_words), np.int32, len(new_words))
+        self._common_id_of[worker] = known = np.concatenate([known, new])
+        ids = known[np.frombuffer(encoded, dtype=np.int32)]
+        counts = np.bincount(ids, minlength=len(self._id_of))
+        counts[: len(self._counts)] += self._counts
+        self._counts = counts
+        return ids
+
+    def counts(self) -> dict[str, int]:
+        """How often each word was read."""
+        counted = dict(zip(self._id_of, self._counts.tolist(), strict=True))
+        del counted[next(iter(self._id_of))]  # the mark of the ends
+        return counted
+
+    def ids_in(self, vocabulary: Vocabulary) -> np.ndarray:
+        """For each common id that of the vocabulary, _DROPPED or _END."""
+        ids = np.fromiter(
+            (vocabulary.get(word, _DROPPED) for word in self._id_of), np.int32, len(self._id_of)
+        )
+        ids[block_words.END] = _END
+        return ids
+
+
+def _kept_ids_and_ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that are kept, and how many of them stand before each end of a line."""
+    ids = ids[ids != _DROPPED]
+    ends = np.flatnonzero(ids == _END)
+    return ids[ids != _END], ends - np.arange(len(ends))
+
+
+def _files_of(paths: Sequence[Path], out: Path) -> list[Path]:
+    """The files to read, in order; never the one that is written."""
+    files = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
+            )
+            files += [file for file in inside if file.resolve() != out.resolve()]
+        elif path.is_file():
+            if path.resolve() == out.resolve():
+                raise InputError(
+                    f"{path}: is the corpus; give another --out, or the text would be overwritten"
+                )
+            files.append(path)
+        else:
+            raise InputError(f"{path}: there is no such file or folder; check the path")
+    if not files:
+        raise InputError(f"{', '.join(map(str, paths)) or 'the corpus'}: there are no files to read")
+    return files
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A piece of a file: its bytes where the file is packed, else None. `done` counts the bytes of all files up to
+    its end as they lie on disk."""
+
+    path: Path
+    offset: int
+    length: int
+    last: bool
+    done: int
+    content: bytes | None = None
+
+    def request(self, lower: bool) -> tuple:
+        """The arguments of Encoder.encode."""
+        where = (str(self.path), self.offset, self.length) if self.content is None else self.content
+        return where, self.offset == 0, self.last, lower
+
+
+def _blocks_of(files: Sequence[Path]) -> Iterator[_Block]:
+    before = 0
+    for path in files:
+        yield from (_packed_blocks if path.suffix == ".gz" else _plain_blocks)(path, before)
+        before += path.stat().st_size
+
+
+def _plain_blocks(path: Path, before: int) -> Iterator[_Block]:
+    with reading(path) as file:
+        size, start = path.stat().st_size, 0
+        while start < size:
+            end = start + BLOCK_BYTES
+            if end < size:
+                file.seek(end)
+                found = _BREAK.search(file.read(_LONGEST_WORD_BYTES))
+                if found is None and end + _LONGEST_WORD_BYTES < size:
+                    raise _no_text(path)
+                end = size if found is None else end + found.end()
+            end = min(end, size)
+            yield _Block(path, start, end - start, end == size, before + end)
+            start = end
+
+
+def _packed_blocks(path: Path, before: int) -> Iterator[_Block]:
+    with reading(path) as file:
+        on_disk = cast(Any, file).fileobj
+        held, offset = b"", 0
+        while more := file.read(BLOCK_BYTES):
+            held += more
+            end = 1 + max(held.rfind(sign) for sign in (b" ", b"\n", b"\r", b"\t"))
+            if not end and len(held) > _LONGEST_WORD_BYTES:
+                raise _no_text(path)
+            if end:
+                yield _Block(path, offset, end, False, before + on_disk.tell(), held[:end])
+            held, offset = held[end:], offset + end
+        yield _Block(path, offset, len(held), True, before + path.stat().st_size, held)
+
+
+def _no_text(path: Path) -> InputError:
+    return InputError(
+        f"{path}: has a word of more than a million bytes; is it text with white space between words?"
+    )
+
+
+class _Workers:
+    """Processes that run `block_words` as a script, or this one where one is enough. A context manager."""
+
+    def __init__(self, count: int) -> None:
+        self._count = max(1, count)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        # Each thread speaks with one worker, whose answers so come in the order of the blocks.
+        self._free: SimpleQueue[int] = SimpleQueue()
+        self._mine = threading.local()
+        self._threads = ThreadPoolExecutor(self._count, initializer=self._take_worker)
+
+    def _take_worker(self) -> None:
+        self._mine.worker = self._free.get()
+
+    def __enter__(self) -> _Workers:
+        # -I and -S: nothing of the environment, and no site-packages that would slow the start. A session of their
+        # own keeps Ctrl-C from them: this process ends them.
+        command = [sys.executable, "-I", "-S", block_words.__file__]
+        pipe = subprocess.PIPE
+        for worker in range(self._count if self._count > 1 else 0):
+            self._processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True))
+            self._free.put(worker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(BrokenPipeError):  # a request that was not sent whole
+                    pipe.close()  # type: ignore[union-attr]
+
+    def encode(self, blocks: Iterator[_Block], lower: bool) -> Iterator[tuple[_Block, int, Any]]:
+        """(block, worker, what Encoder.encode returned), in order; at most two blocks a worker are under way."""
+        if not self._processes:
+            encoder = block_words.Encoder()
+            for block in blocks:
+                yield block, 0, _checked(block, encoder.encode(*block.request(lower)))
+            return
+        pending: deque[tuple[_Block, Future[tuple[int, tuple[bool, Any]]]]] = deque()
+
+        def first() -> tuple[_Block, int, Any]:
+            block, future = pending.popleft()
+            worker, answer = future.result()
+            return block, worker, _checked(block, answer)
+
+        for block in blocks:
+            pending.append((block, self._threads.submit(self._ask, block.request(lower))))
+            if len(pending) >= 2 * self._count:
+                yield first()
+        while pending:
+            yield first()
+
+    def _ask(self, request: tuple) -> tuple[int, tuple[bool, Any]]:
+        worker = self._mine.worker
+        stdin, stdout = self._processes[worker].stdin, self._processes[worker].stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            pickle.dump(request, stdin, pickle.HIGHEST_PROTOCOL)
+            stdin.flush()
+            return worker, pickle.load(stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise InputError(
+                "a process that read the corpus was killed; free memory, or use fewer --processes"
+            ) from None
+
+
+def _checked(block: _Block, answered: tuple[bool, Any]) -> Any:
+    good, result = answered
+    if good:
+        return result
+    if isinstance(result, str):
+        raise InputError(f"{block.path}: cannot be read ({result})")
+    number, before = 1, block.offset + result
+    with reading(block.path) as file:
+        while before > 0 and (piece := file.read(min(before, BLOCK_BYTES))):
+            number, before = number + piece.count(b"\n"), before - len(piece)
+    raise InputError(f"{block.path}:{number}: is not UTF-8; convert the file to UTF-8")

@@ -1,0 +1,174 @@
+"""A tokenized text that need not fit into memory: word ids and sentence bounds, mapped from a file.
+
+The file, all numbers little-endian:
+
+    0    8 bytes   b"MT2STTOK"
+    8    uint32    version, 1
+    12   uint32    CRC-32 of the vocabulary's bytes
+    16   int64     n tokens
+    24   int64     m sentences
+    32   int64     b bytes of vocabulary
+    40   24 bytes  zero
+    64   int32     n word ids; zero bytes up to a multiple of 8
+    ..   int64     m + 1 bounds: sentence i is tokens[bounds[i] : bounds[i + 1]]; none is empty
+    ..   b bytes   JSON in UTF-8: {"words": [...], "counts": [...]}, most frequent word first
+
+`mt2st_fast.data.prepare` writes it. Words rarer than its min_count are dropped from the sentences, as word2vec does:
+the words on either side of a dropped one become neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+import zlib
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import writing_atomically
+
+_MAGIC, _VERSION = b"MT2STTOK", 1
+_HEADER = struct.Struct("<8sIIqqq24x")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStream:
+    """n tokens in m sentences: `tokens` int32 (n,), ids of `vocabulary`; `bounds` int64 (m + 1,)."""
+
+    tokens: np.ndarray
+    bounds: np.ndarray
+    vocabulary: Vocabulary
+
+    @property
+    def n_sentences(self) -> int:
+        """m, the number of sentences."""
+        return len(self.bounds) - 1
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenStream:
+        """Map a file that `prepare` wrote; tokens and bounds stay on disk until they are touched.
+
+        Raises InputError for a file that is missing, cut off, or something else.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                n, m, size, checksum = _read_header(path, file.read(_HEADER.size), path.stat().st_size)
+                bounds_at = _aligned(_HEADER.size + 4 * n)
+                file.seek(bounds_at + 8 * (m + 1))
+                encoded = file.read(size)
+            tokens = np.memmap(path, "<i4", "r", _HEADER.size, (n,))
+            bounds = np.memmap(path, "<i8", "r", bounds_at, (m + 1,))
+        except FileNotFoundError:
+            raise InputError(f"{path}: there is no such file; write it with mt2st-fast prepare") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if zlib.crc32(encoded) != checksum or bounds[0] != 0 or bounds[-1] != n:
+            raise InputError(f"{path}: the token file is damaged; write it again with mt2st-fast prepare")
+        content = json.loads(encoded)
+        return cls(tokens, bounds, Vocabulary(content["words"], content["counts"]))
+
+    @classmethod
+    def from_sentences(
+        cls, sentences: Iterable[Sequence[str] | str], *, min_count: int = 1, lower: bool = False
+    ) -> TokenStream:
+        """Sentences in memory, each a list of words or a text with white space between them; read once.
+
+        Words rarer than `min_count` are dropped. Raises InputError where no word is left.
+        """
+        id_of: dict[str, int] = {}
+        ids, ends = array("i"), array("q")
+        for sentence in sentences:
+            words = sentence.split() if isinstance(sentence, str) else sentence
+            ids.extend(id_of.setdefault(word.lower() if lower else word, len(id_of)) for word in words)
+            ends.append(len(ids))
+        found = np.frombuffer(ids, dtype=np.int32) if ids else np.zeros(0, dtype=np.int32)
+        counts = np.bincount(found, minlength=len(id_of))
+        vocabulary = frequent_enough(
+            dict(zip(id_of, counts.tolist(), strict=True)), min_count, "the sentences"
+        )
+        new_id = np.fromiter((vocabulary.get(word, -1) for word in id_of), np.int32, len(id_of))
+        renamed = new_id[found]
+        kept = renamed >= 0
+        # Where each sentence ends after the drop; one that has become empty adds no bound.
+        kept_before = np.concatenate([[0], np.cumsum(kept)])
+        return cls(renamed[kept], np.unique(np.append(kept_before[np.array(ends, np.int64)], 0)), vocabulary)
+
+
+def frequent_enough(count_of: dict[str, int], min_count: int, where: str) -> Vocabulary:
+    """The vocabulary of the words that occur `min_count` times. Raises InputError where there are none."""
+    kept = {word: count for word, count in count_of.items() if count >= min_count}
+    if not count_of:
+        raise InputError(f"{where}: there are no words; give text")
+    if not kept:
+        raise InputError(
+            f"{where}: no word occurs {min_count} times (the most frequent occurs {max(count_of.values())} times); "
+            "give more text or a lower min-count"
+        )
+    return Vocabulary.from_counts(list(kept), list(kept.values()))
+
+
+def write_stream(path: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], vocabulary: Vocabulary) -> int:
+    """Write the file whole or not at all from consecutive parts of the text and return the number of sentences.
+
+    A part is its word ids and where in it sentences end (positions from 0 to its length, ascending); a sentence may
+    run over several parts, and one without words is left out.
+    """
+    text = json.dumps({"words": vocabulary.words, "counts": vocabulary.counts.tolist()}, ensure_ascii=False)
+    encoded = text.encode()
+    n, m, last = 0, 0, 0
+    # The bounds stand behind the tokens: they wait in a file of their own, not in memory.
+    with writing_atomically(path) as file, tempfile.TemporaryFile(dir=path.parent) as waiting:
+        file.write(bytes(_HEADER.size))
+        waiting.write(struct.pack("<q", 0))
+        for ids, ends in parts:
+            file.write(ids.astype("<i4", copy=False).tobytes())
+            bounds = ends.astype("<i8") + n
+            bounds = bounds[np.diff(bounds, prepend=last) > 0]
+            waiting.write(bounds.tobytes())
+            n, m, last = n + len(ids), m + len(bounds), int(bounds[-1]) if len(bounds) else last
+        if n != vocabulary.counts.sum() or last != n:
+            raise ValueError(
+                f"{n} ids up to the end {last} are not the {vocabulary.counts.sum()} of the vocabulary"
+            )
+        file.write(bytes(_aligned(_HEADER.size + 4 * n) - _HEADER.size - 4 * n))
+        waiting.seek(0)
+        shutil.copyfileobj(waiting, file, 1 << 20)
+        file.write(encoded)
+        _write_header(file, n, m, encoded)
+    return m
+
+
+def _write_header(file: BinaryIO, n: int, m: int, encoded: bytes) -> None:
+    file.seek(0)
+    file.write(_HEADER.pack(_MAGIC, _VERSION, zlib.crc32(encoded), n, m, len(encoded)))
+
+
+def _read_header(path: Path, header: bytes, size: int) -> tuple[int, int, int, int]:
+    """(n, m, b, CRC) where they fit the size of the file."""
+    if not header.startswith(_MAGIC) or len(header) < _HEADER.size:
+        raise InputError(f"{path}: is no token file; write one with mt2st-fast prepare CORPUS --out FILE")
+    _, version, checksum, n, m, b = _HEADER.unpack(header)
+    if version != _VERSION:
+        raise InputError(
+            f"{path}: is a token file of version {version}, not {_VERSION}; write it again with mt2st-fast prepare"
+        )
+    expected = _aligned(_HEADER.size + 4 * n) + 8 * (m + 1) + b
+    if min(n, m) < 1 or b < 0 or size != expected:
+        raise InputError(
+            f"{path}: has {size} bytes, not {expected}: it is cut off or damaged; prepare it again"
+        )
+    return n, m, b, checksum
+
+
+def _aligned(position: int) -> int:
+    return -(-position // 8) * 8
