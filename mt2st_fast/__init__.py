@@ -18,6 +18,7 @@ from mt2st_fast.schedules import (
 )
 from mt2st_fast.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.trainer import NonFiniteLossError, Trainer
+from mt2st_fast.word2vec import Word2Vec
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "Switch",
     "Trainer",
     "WindowEncoder",
+    "Word2Vec",
     "choose_backend",
     "choose_plan",
     "multitask_loss",

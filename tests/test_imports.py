@@ -79,6 +79,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.heads": None,
     "mt2st_fast.encoders": None,
     "mt2st_fast.optim": None,
+    "mt2st_fast.word2vec": None,
     "mt2st_fast.tasks": {"HeadSpec", "Kind"},
     "mt2st_fast.experiment": CHOICES,
     "mt2st_fast.report": CHOICES,
