@@ -7,6 +7,7 @@ rows that the batch touches in one pass; `ContextTraining` takes whole rounds of
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -301,10 +302,31 @@ class ContextTraining:
         rate - rate_fall times the epoch's words before it.
         """
         from . import numba_context
+        from .numba_jit import thread_count
 
-        o = self.options
-        return numba_context.train(
-            tokens, bounds, *rounds, o.shard_words, key, *self.sampler, MODES.index(o.mode), o.window,
-            float(o.negatives), not o.true_mean, rate, rate_fall, least_rate, o.pull, self.inputs, self.outputs,
-            self._workspace, parallel=o.shards > 1,
-        )  # fmt: skip
+        o, n_words, parts = self.options, len(tokens), range(self.options.shards)
+        tables, w = (self.inputs, self.outputs), self._workspace
+        mode, negatives = MODES.index(o.mode), float(o.negatives)
+
+        def shard(p: int) -> tuple[float, int]:
+            first = min(p * n_words // o.shards + r * o.shard_words, (p + 1) * n_words // o.shards)
+            last = min(first + o.shard_words, (p + 1) * n_words // o.shards)
+            return numba_context.train_shard(
+                tokens, bounds, first, last, key, *self.sampler, mode, o.window, negatives, not o.true_mean,
+                np.float32(-step), *tables, w, p, parallel=False,
+            )  # fmt: skip
+
+        def merge(p: int) -> None:
+            numba_context.merge_part(*tables, w, step, float(o.pull), p, parallel=False)
+
+        loss, pairs = 0.0, 0
+        threads = min(thread_count(), o.shards)
+        with ThreadPoolExecutor(threads) as pool:
+            in_parallel = pool.map if threads > 1 else map
+            for r in range(*rounds):
+                step = float(max(least_rate, rate - rate_fall * r * o.shard_words * o.shards))
+                for shard_loss, shard_pairs in in_parallel(shard, parts):
+                    loss, pairs = loss + shard_loss, pairs + shard_pairs
+                for _ in in_parallel(merge, parts):
+                    pass
+        return loss, pairs

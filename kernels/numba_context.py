@@ -464,7 +464,7 @@ LOSS_EVERY = 8  # tiles: the loss is for watching only
 
 
 @helper
-def _train_shard(
+def _go_over_shard(
     tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, inputs, outputs,
     slot_of, words, slots, low, high, drawn, rows, visits, counts, x, y, mark, tile_rows, band, z, share, h_t,
 ):  # fmt: skip
@@ -509,36 +509,29 @@ def _pairs(mode, low, high, first, last):
     return pairs
 
 
-def _train(
-    tokens, bounds, first_round, last_round, shard_words, key, keep, accept, alias, mode, window, negatives, spread,
-    rate, rate_fall, least_rate, pull, inputs, outputs, w,
+def _train_shard(
+    tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, inputs, outputs, w, p,
 ):  # fmt: skip
-    """Rounds first_round..last_round of an epoch; returns (loss, positive pairs) of some of its tiles.
+    """Shard p takes words first..last by steps of -step; its changes stay in w, a Workspace of kernels/context.py.
 
-    Shard p of P reads shard_words words a round from its own part of the corpus. The rate falls by rate_fall a word.
-    w is a Workspace of kernels/context.py.
+    Returns (loss, positive pairs) of some of its tiles.
     """
-    P, n_words = len(w.slot_of), len(tokens)
-    losses, pairs = np.zeros(P), np.zeros(P, np.int64)
-    for r in range(first_round, last_round):
-        step = -f32(max(least_rate, rate - rate_fall * r * shard_words * P))
-        for p in numba.prange(P):
-            begin = p * n_words // P + r * shard_words
-            end = min(begin + shard_words, (p + 1) * n_words // P)
-            loss, seen = _train_shard(
-                tokens, bounds, begin, max(begin, end), key, keep, accept, alias, mode, window, negatives, spread, step,
-                inputs, outputs, w.slot_of[p], w.words[p], w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p],
-                w.visits[p], w.counts[p], w.x[p], w.y[p], w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p],
-                w.h_t[p],
-            )  # fmt: skip
-            losses[p] += loss
-            pairs[p] += seen
-        for p in numba.prange(P):
-            _merge(inputs, outputs, w.rows, w.visits, w.counts, w.x, w.y, w.factors, -step, pull, p)
-    return losses.sum(), pairs.sum()
+    return _go_over_shard(
+        tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, inputs, outputs,
+        w.slot_of[p], w.words[p], w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p], w.visits[p], w.counts[p],
+        w.x[p], w.y[p], w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p],
+    )  # fmt: skip
 
 
-train = Kernel(_train)
+def _merge_part(inputs, outputs, w, rate, pull, part):
+    """Add the changes of all shards to the rows of one part of both tables; the parts are disjoint."""
+    _merge(inputs, outputs, w.rows, w.visits, w.counts, w.x, w.y, w.factors, rate, pull, part)
+
+
+# Called from threads of Python, which sleep while they wait: those of a parallel kernel spin, and on a machine that is
+# shared with other work a round of two parallel regions then took up to ten times as long.
+train_shard = Kernel(_train_shard)
+merge_part = Kernel(_merge_part)
 
 
 # --- gradients of a batch --------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context import ContextOptions, ContextTraining, stream_key, word_sampler
 
 # A round is at most that many words of a worker, and a corpus has at least so many rounds.
-MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 16384, 512, 50
+MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 32768, 512, 25
 # By experiment: what quality needs at two workers, and what stays stable at eight.
 SHARED = {"skipgram": 16, "cbow": 8}
-PULL = {"skipgram": 2.0, "cbow": 1.0}
+PULL = {"skipgram": 2.0, "cbow": 0.5}
 CHUNKS = 20  # an epoch returns to Python as often: for Ctrl-C
 
 
