@@ -16,7 +16,7 @@ from mt2st_fast.kernels.context import ContextOptions, ContextTraining, stream_k
 # A round is at most that many words of a worker, and a corpus has at least so many rounds.
 MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 32768, 512, 25
 # By experiment: what quality needs at two workers, and what stays stable at eight.
-SHARED = {"skipgram": 16, "cbow": 8}
+SHARED = 16
 PULL = {"skipgram": 2.0, "cbow": 0.5}
 CHUNKS = 20  # an epoch returns to Python as often: for Ctrl-C
 
@@ -148,7 +148,7 @@ class Word2Vec:
             mode=mode,
             window=self.window,
             negatives=self.negative,
-            shared=SHARED[mode],
+            shared=SHARED,
             pull=PULL[mode],
             shards=self.workers,
             shard_words=int(np.clip(round_words, LEAST_ROUND_WORDS, MOST_ROUND_WORDS)),
