@@ -15,7 +15,7 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
@@ -144,6 +144,19 @@ def store(typing_context, vector, address):  # type: ignore[no-untyped-def]
         (vector_type, types.int64),
         lambda builder, v, at: store_vector(builder, v, builder.inttoptr(at, _F32.as_pointer())),
     )
+
+
+@intrinsic
+def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of an address that is about to be read and written; any address is allowed."""
+
+    def build(builder: Any, at: Any) -> None:
+        pointer = builder.inttoptr(at, ir.IntType(8).as_pointer())
+        declared = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        called = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
+        builder.call(called, [pointer, *(ir.Constant(_I32, value) for value in (0, 3, 1))])
+
+    return _operation(types.void, (types.int64,), build)
 
 
 @intrinsic

@@ -22,7 +22,8 @@ from mt2st_fast.supervised import SupervisedModel, train_supervised
 from mt2st_fast.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.trainer import NonFiniteLossError, Trainer
 from mt2st_fast.vectors import WordVectors
-from mt2st_fast.word_tasks import WordAnalogy, WordSimilarity, WordTask
+from mt2st_fast.word2vec import Word2Vec
+from mt2st_fast.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "BagEncoder",
     "Callback",
     "Classification",
+    "ContextPrediction",
     "Diminish",
     "DiminishThenSwitch",
     "Evaluation",
@@ -57,6 +59,7 @@ __all__ = [
     "TokenStream",
     "Trainer",
     "WindowEncoder",
+    "Word2Vec",
     "WordAnalogy",
     "WordSimilarity",
     "WordTask",

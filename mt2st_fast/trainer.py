@@ -143,7 +143,7 @@ class Trainer:
         self.log_every = log_every
         self.callbacks = list(callbacks)
         self._own_optimizer = optimizer is None
-        adam = LazyAdam if row_sparse_tables(encoder) else torch.optim.AdamW
+        adam = LazyAdam if row_sparse_tables(encoder) or row_sparse_tables(heads) else torch.optim.AdamW
         self._make_optimizer = optimizer or (
             lambda parameters: adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from mt2st_fast import (
     BagEncoder,
     Classification,
+    ContextPrediction,
     InputError,
     MultiTaskHeads,
     Switch,
@@ -15,7 +17,8 @@ from mt2st_fast import (
     WordAnalogy,
     WordSimilarity,
 )
-from mt2st_fast.data import Vocabulary, analogy_batches, similarity_batches
+from mt2st_fast.data import ContextBatches, Vocabulary, analogy_batches, similarity_batches
+from mt2st_fast.kernels.context import reference_loss
 
 WORDS = ["king", "queen", "man", "woman", "paris", "france", "rome", "italy"]
 
@@ -140,6 +143,72 @@ def test_batches_go_on_where_they_stood(tmp_path, vocabulary):
 def test_damaged_files_are_named(tmp_path, vocabulary, read, text, message):
     with pytest.raises(InputError, match=message):
         read(file(tmp_path, text), vocabulary)
+
+
+# --- context prediction ----------------------------------------------------------------------------------
+
+
+def text(n=3000, types=30, seed=0):
+    """Tokens in sentences of 1 to 9; word 2i is always followed by 2i + 1."""
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, types // 2, n // 2).repeat(2) * 2
+    tokens[1::2] += 1
+    bounds = np.unique(np.concatenate([[0], np.cumsum(generator.integers(1, 10, n)).clip(max=n)]))
+    return tokens.astype(np.int32), bounds.astype(np.int64), np.bincount(tokens, minlength=types)
+
+
+@pytest.mark.parametrize("mode", ["skipgram", "cbow"])
+def test_context_loss_and_gradients_are_those_of_the_oracle(mode):
+    tokens, bounds, counts = text()
+    batches = ContextBatches(tokens, bounds, counts, words=200, mode=mode, sample=0)
+    batch, _ = next(iter(batches))
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(30, 21, generator=generator)
+    task = ContextPrediction(30, 21)
+    with torch.no_grad():
+        task.table.copy_(torch.randn(30, 21, generator=generator))
+    exact_inputs = inputs.double().requires_grad_()
+    exact_outputs = task.table.detach().double().requires_grad_()
+    truth = reference_loss(exact_inputs, exact_outputs, batch)
+    truth.backward()
+    inputs.requires_grad_()
+    loss = task(lambda types: inputs[types], batch, torch.zeros(1))
+    (2 * loss).backward()
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(inputs.grad.double(), 2 * exact_inputs.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        task.table.grad.to_dense().double(), 2 * exact_outputs.grad, rtol=1e-4, atol=1e-6
+    )
+    assert exact_inputs.grad.abs().max() > 1e-3
+
+
+def test_context_batches_go_on_where_they_stood_and_draw_anew_in_every_pass():
+    tokens, bounds, counts = text()
+    batches = ContextBatches(tokens, bounds, counts, words=500)
+    first, again = ([batch for batch, _ in batches] for _ in range(2))
+    assert len(first) == len(again) == len(batches) == 6
+    assert not np.array_equal(first[0].drawn, again[0].drawn)
+    later = ContextBatches(tokens, bounds, counts, words=500)
+    later.load_state_dict({"pass": 1, "batch": 4})
+    batch, _ = next(iter(later))
+    for mine, theirs in zip(batch, again[4], strict=True):
+        assert np.array_equal(mine, theirs)
+
+
+def test_context_prediction_trains_the_encoders_vectors_and_retires():
+    torch.manual_seed(0)
+    tokens, bounds, counts = text()
+    encoder = BagEncoder(30, 16, sparse=True)
+    heads = MultiTaskHeads(16, {"tone": Classification(2), "context": ContextPrediction(30, 16)}, "tone")
+    trainer = Trainer(encoder, heads, schedule=Switch(at=0.9), lr=0.02, device="cpu")
+    loader = ContextBatches(tokens, bounds, counts, words=500, window=1, sample=0)
+    trainer.fit({"tone": bags(), "context": loader}, epochs=20)
+    assert [phase.active for phase in trainer.history.phases] == [("tone", "context"), ("tone",)]
+    losses = [record.losses["context"] for record in trainer.history.steps if "context" in record.losses]
+    assert losses[-1] < 0.6 * losses[0]
+    table = heads.word_tasks["context"].table
+    assert not table.requires_grad
+    assert all(table is not p for group in trainer._optimizer.param_groups for p in group["params"])
 
 
 # --- in the trainer --------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ from mt2st_fast.data.sampler import Sampler
 from mt2st_fast.data.stream import TokenStream
 from mt2st_fast.data.subwords import SubwordTable, subword_rows
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.word_batches import WordBatches, analogy_batches, similarity_batches
+from mt2st_fast.data.word_batches import ContextBatches, WordBatches, analogy_batches, similarity_batches
 
 __all__ = [
     "MISSING",
     "READERS",
     "BagBatches",
+    "ContextBatches",
     "Corpus",
     "EvaluationBatches",
     "Prepared",

@@ -92,8 +92,8 @@ class BagFeatures:
 
     def bags(self, documents: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 (total,), bounds int64 (n_documents + 1,)): of every document its words, then its n-grams."""
-        id_of = self.vocabulary.id_or(-1)
-        words = np.fromiter((id_of(word) for doc in documents for word in doc), np.int64)
+        id_of = self.vocabulary.get
+        words = np.fromiter((id_of(word, -1) for doc in documents for word in doc), np.int64)
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         document = np.repeat(np.arange(len(documents)), lengths)
         ids, owners = [words], [document]

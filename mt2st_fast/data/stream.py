@@ -66,8 +66,9 @@ class TokenStream:
                 bounds_at = _aligned(_HEADER.size + 4 * n)
                 file.seek(bounds_at + 8 * (m + 1))
                 encoded = file.read(size)
-            tokens = np.memmap(path, "<i4", "r", _HEADER.size, (n,))
-            bounds = np.memmap(path, "<i8", "r", bounds_at, (m + 1,))
+            # "c": writable for the kernels, which are compiled for such arrays; the file is never written to.
+            tokens = np.memmap(path, "<i4", "c", _HEADER.size, (n,))
+            bounds = np.memmap(path, "<i8", "c", bounds_at, (m + 1,))
         except FileNotFoundError:
             raise InputError(f"{path}: there is no such file; write it with mt2st-fast prepare") from None
         except OSError as error:
@@ -102,6 +103,15 @@ class TokenStream:
         # Where each sentence ends after the drop; one that has become empty adds no bound.
         kept_before = np.concatenate([[0], np.cumsum(kept)])
         return cls(renamed[kept], np.unique(np.append(kept_before[np.array(ends, np.int64)], 0)), vocabulary)
+
+
+def is_token_file(path: Path) -> bool:
+    """Whether a file begins as `prepare` writes it; False where there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def frequent_enough(count_of: dict[str, int], min_count: int, where: str) -> Vocabulary:

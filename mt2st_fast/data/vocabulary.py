@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +64,6 @@ class Vocabulary:
             raise InputError(
                 f"the word {missing.args[0]!r} is not in the vocabulary of {len(self)} types"
             ) from None
-
-    def id_or(self, default: int) -> Callable[[str], int]:
-        """A function from a word to its id, or to `default` for a word that is no type of this vocabulary."""
-        id_of = self._id_of
-        return lambda word: id_of.get(word, default)
 
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.sampler import RowStream
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.kernels.context import ContextBatch, check_options, draw_batch, stream_key, word_sampler
 
+# Negatives that 16 positions share.
+SHARED_NEGATIVES = 16
 # Of the random stream, so that two tasks of one seed do not shuffle alike.
 SIMILARITY_STREAM, ANALOGY_STREAM = 101, 102
 
@@ -55,6 +59,76 @@ class WordBatches:
         self._rows.seek(state["pass"], state["position"])
 
 
+class ContextBatches:
+    """Batches (ContextBatch, {task: nothing}) over a stream of tokens, from its beginning to its end and again.
+
+    A batch is `words` consecutive tokens: the frequent ones are thinned out, windows and negatives drawn, anew in
+    every pass (word2vec's draws; kernels/context.py).
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        bounds: np.ndarray,
+        counts: np.ndarray,
+        *,
+        task: str = "context",
+        words: int = 2048,
+        mode: str = "skipgram",
+        window: int = 5,
+        negatives: float = 5,
+        sample: float = 1e-3,
+        seed: int = 1,
+    ) -> None:
+        check_options(mode, window, negatives, SHARED_NEGATIVES)
+        if words < 1 or not len(tokens):
+            raise InputError(
+                f"context batches need words ({words} a batch) and a text ({len(tokens)} tokens)"
+            )
+        self.task = task
+        self._tokens, self._bounds = tokens, bounds
+        self._sampler = word_sampler(np.asarray(counts), sample)
+        self._words, self._seed = words, seed
+        self._options: dict[str, Any] = {
+            "mode": mode,
+            "window": window,
+            "negatives": negatives,
+            "shared": SHARED_NEGATIVES,
+        }
+        self._pass = self._batch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self._tokens) // self._words)
+
+    def __iter__(self) -> Iterator[tuple[ContextBatch, dict[str, Tensor]]]:
+        while True:
+            first = self._batch * self._words
+            batch = draw_batch(
+                self._tokens, self._bounds, first, min(len(self._tokens), first + self._words), self._sampler,
+                stream_key(self._seed, self._pass), **self._options,
+            )  # fmt: skip
+            self._batch += 1
+            ends_pass = self._batch == len(self)
+            if ends_pass:
+                self._pass, self._batch = self._pass + 1, 0
+            yield batch, {self.task: torch.zeros(1)}
+            if ends_pass:
+                return
+
+    def close(self) -> None:
+        """Let go of the text, mapped or in memory."""
+        self._tokens = self._tokens[:0].copy()
+        self._bounds = self._bounds[:1].copy()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the text the next batch begins."""
+        return {"pass": self._pass, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._pass, self._batch = state["pass"], state["batch"]
+
+
 def similarity_batches(
     path: str | Path,
     vocabulary: Vocabulary,
@@ -70,7 +144,6 @@ def similarity_batches(
     InputError for a line of another form, a score out of range, and where no pair is left.
     """
     types, scores = [], []
-    id_of = vocabulary.id_or(-1)
     may_be_heading = True
     for number, line in numbered_lines(Path(path)):
         fields = _fields(line)
@@ -86,7 +159,7 @@ def similarity_batches(
             raise InputError(
                 f"{path}, line {number}: score {score:g} is outside 0 to {highest:g}; set highest"
             )
-        pair = [_lookup(word, id_of) for word in fields[:2]]
+        pair = [_lookup(word, vocabulary) for word in fields[:2]]
         if min(pair) >= 0:
             types.append(pair)
             scores.append(score / highest)
@@ -105,14 +178,13 @@ def analogy_batches(
     where no analogy is left.
     """
     types = []
-    id_of = vocabulary.id_or(-1)
     for number, line in numbered_lines(Path(path)):
         words = line.split()
         if not words or words[0].startswith(":"):
             continue
         if len(words) != 4:
             raise InputError(f"{path}, line {number}: expected four words, found {line.strip()!r}")
-        row = [_lookup(word, id_of) for word in words]
+        row = [_lookup(word, vocabulary) for word in words]
         if min(row) >= 0:
             types.append(row)
     _check_any(types, path, "analogy")
@@ -136,9 +208,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _lookup(word: str, id_of) -> int:  # type: ignore[no-untyped-def]
-    found: int = id_of(word)
-    return found if found >= 0 else id_of(word.lower())
+def _lookup(word: str, vocabulary: Vocabulary) -> int:
+    found = vocabulary.get(word, -1)
+    return found if found >= 0 else vocabulary.get(word.lower(), -1)
 
 
 def _check_any(types: list[list[int]], path: str | Path, what: str) -> None:

@@ -1,0 +1,261 @@
+"""python -m bench.words: Word2Vec against gensim's, quality beside speed, and append records.
+
+Each seed is a round: gensim and ours take turns on the same file, with 2 workers each, for skip-gram and CBOW. Words a
+second are raw words times epochs over the time of training alone, as gensim counts them; the time of reading and of
+the vocabulary stands beside it. Quality is Spearman's correlation with WordSim-353 and SimLex-999, gensim's own files
+by gensim's own evaluate_word_pairs. Both corpora are small, so these scores are low and differ much between seeds.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sysconfig
+import tempfile
+import time
+import tokenize
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import ledger
+from bench.environment import describe
+from bench.interleaved import Timings
+from bench.load import DISTURBED_SHARE, CpuLoad
+from mt2st_fast import Word2Vec
+from mt2st_fast.environment import version
+
+WORKERS = 2
+SETTINGS: dict[str, Any] = {
+    "vector_size": 100, "window": 5, "negative": 5, "sample": 1e-3, "min_count": 5, "epochs": 5, "workers": WORKERS,
+}  # fmt: skip
+PAIRS = {"WordSim-353": "wordsim353.tsv", "SimLex-999": "simlex999.txt"}
+MODES = {"cbow": 0, "skipgram": 1}
+REQUIRED_RATIO, ALLOWED_LOSS = 2.0, 0.02
+console = Console(width=150)
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+
+
+class Run(NamedTuple):
+    """One training of one peer."""
+
+    prepare_seconds: float
+    train_seconds: float
+    quality: dict[str, float]
+
+
+def main(
+    treebank: Annotated[
+        Path | None, typer.Option(help="A CoNLL-U file, repeated to --words; without: only the library.")
+    ] = None,
+    words: Annotated[int, typer.Option(min=1000, help="Words of the repeated treebank.")] = 5_000_000,
+    seeds: Annotated[int, typer.Option(min=1, help="Rounds on the treebank.")] = 3,
+    library_seeds: Annotated[int, typer.Option(min=0, help="Rounds on the standard library's text.")] = 5,
+    records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+) -> None:
+    """Measure, print and append records."""
+    if version("gensim") == "not installed":
+        console.print("gensim is not installed: pip install 'mt2st-fast[words]'")
+        raise typer.Exit(2)
+    torch.set_num_threads(WORKERS)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = []
+        if treebank is not None:
+            texts.append(("treebank", repeated(list(treebank_sentences(treebank)), words), seeds))
+        if library_seeds:
+            texts.append(("standard library", list(library_sentences()), library_seeds))
+        for name, sentences, rounds in texts:
+            path = Path(folder) / f"{name}.txt"
+            path.write_text("".join(" ".join(s) + "\n" for s in sentences), "utf-8")
+            n_words = sum(map(len, sentences))
+            for mode in MODES:
+                measure(name, path, n_words, mode, rounds, records)
+
+
+def measure(name: str, path: Path, n_words: int, mode: str, rounds: int, records: Path) -> None:
+    """One corpus and mode: the peers take turns, a round a seed."""
+    peers = {"gensim": train_gensim, "ours": train_ours}
+    Word2Vec(
+        [["warm", "up"] * 600] * 40, sg=MODES[mode], workers=WORKERS
+    )  # compiles, or loads from the cache
+    runs: dict[str, list[Run]] = {peer: [] for peer in peers}
+    load = CpuLoad()
+    for seed in range(1, rounds + 1):
+        for peer, train in peers.items():
+            runs[peer].append(train(path, mode, seed, n_words))
+            last = runs[peer][-1]
+            console.print(f"{name} {mode} seed {seed} {peer}: {last.train_seconds:.1f} s {last.quality}")
+    timings = Timings(
+        {peer: np.array([run.train_seconds for run in made]) * 1e6 for peer, made in runs.items()},
+        load.others_share(),
+    )
+    _report(name, n_words, mode, runs, timings, records)
+
+
+def train_gensim(path: Path, mode: str, seed: int, n_words: int) -> Run:
+    """gensim's fastest way: it reads the file in C."""
+    from gensim.models import Word2Vec as Gensim
+
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Gensim(sg=MODES[mode], seed=seed, **SETTINGS)
+        model.build_vocab(corpus_file=str(path))
+        prepared = time.perf_counter()
+        model.train(
+            corpus_file=str(path),
+            total_words=model.corpus_total_words,
+            total_examples=model.corpus_count,
+            epochs=SETTINGS["epochs"],
+        )
+    return Run(prepared - started, time.perf_counter() - prepared, quality(model.wv))
+
+
+def train_ours(path: Path, mode: str, seed: int, n_words: int) -> Run:
+    """The same from the same file; training begins with the first epoch."""
+    clock: list[float] = []
+
+    class Stopwatch:
+        def on_train_begin(self, model: Word2Vec) -> None:
+            clock.append(time.perf_counter())
+
+    started = time.perf_counter()
+    model = Word2Vec(corpus_file=path, sg=MODES[mode], seed=seed, callbacks=[Stopwatch()], **SETTINGS)
+    ended = time.perf_counter()
+    return Run(clock[0] - started, ended - clock[0], quality(model.wv))
+
+
+def quality(vectors: Any) -> dict[str, float]:
+    """Spearman's correlation with human judgements of similarity."""
+    from gensim.test.utils import datapath
+
+    return {
+        name: round(float(vectors.evaluate_word_pairs(datapath(file))[1][0]), 4)
+        for name, file in PAIRS.items()
+    }
+
+
+def _report(
+    name: str, n_words: int, mode: str, runs: dict[str, list[Run]], timings: Timings, records: Path
+) -> None:
+    epochs = SETTINGS["epochs"]
+    speed = {peer: n_words * epochs / (timings.median_us(peer) / 1e6) for peer in runs}
+    median = {
+        peer: {task: float(np.median([run.quality[task] for run in made])) for task in PAIRS}
+        for peer, made in runs.items()
+    }
+    shape = f"{n_words} words, {epochs} epochs, " + " ".join(f"{k}={v}" for k, v in SETTINGS.items())
+    ratio = timings.ratio("gensim", "ours")
+    table = Table(title=f"{name}, {mode}: {n_words:,} words, {timings.rounds} seeds", title_justify="left")
+    for heading in ("", "words/s", "gensim / ours", "prepare s", *PAIRS):
+        table.add_column(heading, justify="right" if heading else "left")
+    environment = describe()
+    environment["versions"]["gensim"] = version("gensim")
+    made = []
+    for peer in runs:
+        prepare_seconds = float(np.median([run.prepare_seconds for run in runs[peer]]))
+        cells = f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]" if peer == "ours" else ""
+        scores = [f"{median[peer][task]:.3f}" for task in PAIRS]
+        table.add_row(peer, f"{speed[peer]:,.0f}", cells, f"{prepare_seconds:.2f}", *scores)
+        made.append(
+            ledger.make_record(
+                environment,
+                "words",
+                f"{name}, {mode}",
+                shape,
+                peer,
+                "train",
+                timings,
+                "gensim / ours" if peer == "ours" else None,
+                ratio if peer == "ours" else None,
+                words_per_second=round(speed[peer]),
+                prepare_seconds=round(prepare_seconds, 3),
+                quality={task: [run.quality[task] for run in runs[peer]] for task in PAIRS},
+                quality_median=median[peer],
+            )
+        )
+    console.print(table)
+    fast = ratio.of_medians >= REQUIRED_RATIO
+    good = all(median["ours"][task] >= median["gensim"][task] - ALLOWED_LOSS for task in PAIRS)
+    console.print(
+        f"required: {REQUIRED_RATIO:g} times gensim: {'met' if fast else 'missed'}; "
+        f"no score lower by more than {ALLOWED_LOSS}: {'met' if good else 'missed'}"
+    )
+    if (timings.others_cpu_share or 0) > DISTURBED_SHARE:
+        console.print(
+            f"[yellow]disturbed: others used {timings.others_cpu_share:.0%} of the processors[/yellow]"
+        )
+    ledger.append(made, records)
+
+
+# --- texts -----------------------------------------------------------------------------------------------
+
+
+def treebank_sentences(path: Path) -> Iterator[list[str]]:
+    """The words of a CoNLL-U file, lower-cased."""
+    sentence: list[str] = []
+    for line in path.read_text("utf-8").splitlines():
+        fields = line.split("\t")
+        if len(fields) == 10 and fields[0].isdigit():
+            sentence.append(fields[1].lower().replace(" ", "_"))
+        elif not line and sentence:
+            yield sentence
+            sentence = []
+
+
+def repeated(sentences: list[list[str]], n_words: int) -> list[list[str]]:
+    """The sentences over and over, up to n_words."""
+    whole: list[list[str]] = []
+    done = 0
+    while done < n_words:
+        for sentence in sentences:
+            whole.append(sentence)
+            done += len(sentence)
+            if done >= n_words:
+                break
+    return whole
+
+
+def library_sentences() -> Iterator[list[str]]:
+    """Docstrings and blocks of comments of the running interpreter's standard library, lower-cased words."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
+        try:
+            source = path.read_text("utf-8")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                texts = [*_docstrings(source), *_comments(source)]
+        except (SyntaxError, ValueError, tokenize.TokenError):  # files that test the compiler
+            continue
+        yield from (words for text in texts if len(words := _WORD.findall(text.lower())) > 1)
+
+
+def _docstrings(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def _comments(source: str) -> Iterator[str]:
+    block, last_line = "", -1
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            if token.start[0] != last_line + 1:
+                yield block
+                block = ""
+            block, last_line = f"{block} {token.string}", token.start[0]
+    yield block
+
+
+if __name__ == "__main__":
+    typer.run(main)

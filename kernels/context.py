@@ -1,0 +1,369 @@
+"""Context prediction: word vectors that predict their neighbours among negatives, with word2vec's draws.
+
+A batch is what was drawn: kept words, their windows, negatives that a tile of positions shares. `reference_loss` is
+the loss in plain torch, in any floating type, and the oracle; `context_gradients` makes loss and gradients of the
+rows that the batch touches in one pass; `ContextTraining` takes whole rounds of steps inside Numba.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MODES = ("skipgram", "cbow")
+TILE = 16  # positions that share their negatives
+LEAST_SHARED = 8
+
+
+class WordSampler(NamedTuple):
+    """Which words are kept and which are drawn as negatives; made by `word_sampler`."""
+
+    keep: np.ndarray  # uint32 (V,): probability times 2^32
+    accept: np.ndarray  # uint32 (V,) and alias int32 (V,): Walker's table
+    alias: np.ndarray
+
+
+class ContextBatch(NamedTuple):
+    """N kept words in tiles of TILE: window i is words[low[i]:high[i]] but for i itself."""
+
+    words: np.ndarray  # int32 (N,)
+    low: np.ndarray  # int32 (N,)
+    high: np.ndarray  # int32 (N,)
+    drawn: np.ndarray  # int32 (tiles, M)
+    mode: str  # "skipgram" or "cbow"
+    window: int
+    negatives: float  # a pair
+
+    @property
+    def pairs(self) -> int:
+        """Positive pairs: (word, neighbour) in skip-gram, words with a neighbour in CBOW."""
+        around = self.high - self.low - 1
+        return int((np.minimum(around, 1) if self.mode == "cbow" else around).sum())
+
+
+class ContextGradients(NamedTuple):
+    """Mean loss over the positive pairs, and its gradients: row input_rows[u] of the input table has d_inputs[u]."""
+
+    loss: float
+    input_rows: Tensor  # int64 (U,)
+    d_inputs: Tensor  # (U, D)
+    output_rows: Tensor
+    d_outputs: Tensor
+
+
+class Workspace(NamedTuple):
+    """Memory of P shards of N words; rows are what they touch."""
+
+    slot_of: np.ndarray  # (P, V): the row of a word among those of the shard, -1 between calls
+    words: np.ndarray  # (P, N) kept words, their rows, and where their windows begin and end
+    slots: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    drawn: np.ndarray  # (P, tiles * M): negatives, then their rows
+    rows: np.ndarray  # (P, U): the words of the rows
+    visits: np.ndarray  # (P, U): how often each comes
+    counts: np.ndarray  # (P, 2): rows of the input and of the output table; the first of rows
+    mark: np.ndarray  # (P, U): the last tile that drew the row
+    factors: np.ndarray  # (V,): what the changes of a row are multiplied with, 0 between calls
+    x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
+    y: np.ndarray
+    tile_rows: np.ndarray  # of one tile: see numba_context.py
+    band: np.ndarray
+    z: np.ndarray
+    share: np.ndarray
+    h_t: np.ndarray
+
+
+def word_sampler(counts: np.ndarray, sample: float = 1e-3, power: float = 0.75) -> WordSampler:
+    """word2vec's subsampling (0 = none) and negative distribution for words seen counts (V,) times."""
+    from .numba_draw import alias_table
+
+    V = len(counts)
+    keep = np.ones(V)
+    if sample > 0:
+        threshold = sample * counts.sum()
+        keep = (np.sqrt(counts / threshold) + 1) * (threshold / counts)
+    shares = counts.astype(np.float64) ** power
+    accept, alias = np.empty(V, np.uint32), np.empty(V, np.int32)
+    alias_table(shares / shares.sum(), accept, alias)
+    return WordSampler(np.minimum(keep * 2.0**32, 2.0**32 - 1).astype(np.uint32), accept, alias)
+
+
+def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, shared: int) -> Workspace:
+    """Memory for training or for gradients; nothing in it needs to be set between calls."""
+    from .numba_simd import WIDTH
+
+    P, N, M = shards, shard_words, shared
+    ld = -(-D // WIDTH) * WIDTH
+    n_drawn = -(-N // TILE) * M
+    n_inputs, n_outputs = min(N, V), min(N + n_drawn, V)
+    ldb = -(-(TILE + 2 * window) // WIDTH) * WIDTH
+
+    def integers(*shape: int) -> np.ndarray:
+        return np.empty(shape, np.int32)
+
+    def floats(*shape: int) -> np.ndarray:
+        return np.empty(shape, np.float32)
+
+    return Workspace(
+        slot_of=np.full((P, V), -1, np.int32),
+        words=integers(P, N),
+        slots=integers(P, N),
+        low=integers(P, N),
+        high=integers(P, N),
+        drawn=integers(P, n_drawn),
+        rows=integers(P, n_outputs),
+        visits=integers(P, n_outputs),
+        counts=np.zeros((P, 2), np.int64),
+        mark=integers(P, n_outputs),
+        factors=np.zeros(V, np.float32),
+        x=floats(P, n_inputs, ld),
+        y=floats(P, n_outputs, ld),
+        tile_rows=floats(P, 3 * TILE + 2 * M + 2 * window, ld),
+        band=floats(P, TILE + 1, ldb),
+        z=floats(P, M, TILE),
+        share=floats(P, M, TILE),
+        h_t=floats(P, ld, TILE),
+    )
+
+
+def stream_key(seed: int, epoch: int) -> Any:
+    """The key of an epoch's draws."""
+    from .numba_draw import hashed
+
+    return np.uint64(hashed(np.uint64(seed), np.uint64(epoch)))
+
+
+def draw_batch(
+    tokens: np.ndarray,
+    bounds: np.ndarray,
+    first: int,
+    last: int,
+    sampler: WordSampler,
+    key: Any,
+    *,
+    mode: str = "skipgram",
+    window: int = 5,
+    negatives: float = 5,
+    shared: int = 16,
+) -> ContextBatch:
+    """The batch of tokens[first:last]: int32, negative = not in the vocabulary; sentence u begins at bounds[u].
+
+    Raises ValueError for an unknown mode or a `shared` (M) that is no multiple of 8.
+    """
+    from .numba_draw import draw_negatives, draw_positions
+
+    check_options(mode, window, negatives, shared)
+    words, low, high = (np.empty(max(0, last - first), np.int32) for _ in range(3))
+    n = draw_positions(tokens, bounds, first, last, sampler.keep, key, window, words, low, high)
+    drawn = np.empty((-(-n // TILE), shared), np.int32)
+    draw_negatives(key, first, sampler.accept, sampler.alias, drawn.reshape(-1), drawn.size)
+    return ContextBatch(words[:n], low[:n], high[:n], drawn, mode, window, negatives)
+
+
+def check_options(mode: str, window: int, negatives: float, shared: int) -> None:
+    """Raise ValueError for options that the kernel does not take."""
+    if mode not in MODES:
+        raise ValueError(f"the mode of context prediction is skipgram or cbow, not {mode!r}")
+    if window < 1 or negatives <= 0:
+        raise ValueError(f"window ({window}) and negatives ({negatives}) must be positive")
+    if shared < LEAST_SHARED or shared % LEAST_SHARED:
+        raise ValueError(f"shared negatives come in multiples of {LEAST_SHARED}, not {shared}")
+
+
+def reference_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch) -> Tensor:
+    """The mean loss over the positive pairs, differentiable in both tables (V, D)."""
+    total = inputs.new_zeros(())
+    words = torch.from_numpy(batch.words).long()
+    cbow = batch.mode == "cbow"
+    for k, drawn in enumerate(batch.drawn):
+        noise = outputs[torch.from_numpy(drawn).long()]
+        for i in range(k * TILE, min(len(words), (k + 1) * TILE)):
+            around = [j for j in range(batch.low[i], batch.high[i]) if j != i]
+            if not around:
+                continue
+            h = inputs[words[around]].mean(0) if cbow else inputs[words[i]]
+            positives = words[i : i + 1] if cbow else words[around]
+            others = (positives[None] != torch.from_numpy(drawn)[:, None]).sum(1)
+            total = total + F.softplus(-(outputs[positives] @ h)).sum()
+            total = total + (others * (batch.negatives / len(drawn)) * F.softplus(noise @ h)).sum()
+    return total / max(1, batch.pairs)
+
+
+def context_gradients(
+    inputs: Tensor,
+    outputs: Tensor,
+    batch: ContextBatch,
+    *,
+    workspace: Workspace | None = None,
+    splits: int | None = None,
+) -> ContextGradients:
+    """Loss and gradients of the rows that a batch touches, for tables (V, D) of float32; nothing is updated.
+
+    A workspace with at least as many shards as splits and the words of the batch saves the O(V) of making one. The same
+    splits give the same bits. Raises ValueError for tables that do not fit each other.
+    """
+    from . import numba_context
+
+    if inputs.shape != outputs.shape or inputs.dtype != torch.float32 or outputs.dtype != torch.float32:
+        raise ValueError(
+            f"both tables are float32 (V, D), not {inputs.dtype} {tuple(inputs.shape)} and "
+            f"{outputs.dtype} {tuple(outputs.shape)}"
+        )
+    V, D = inputs.shape
+    N, M = len(batch.words), batch.drawn.shape[1]
+    splits = splits or (2 if N >= SPLIT_WORDS else 1)
+    w = workspace or make_workspace(V, D, splits, max(1, N), batch.window, M)
+    w.words[0, :N] = batch.words
+    w.drawn[0, : batch.drawn.size] = batch.drawn.reshape(-1)
+    d_x = np.empty((splits, *w.x.shape[1:]), np.float32)
+    d_y = np.empty((splits, *w.y.shape[1:]), np.float32)
+    loss, n_inputs, n_outputs = numba_context.gradients(
+        MODES.index(batch.mode), batch.low, batch.high, N, float(batch.negatives), batch.window,
+        np.float32(1 / max(1, batch.pairs)), inputs.detach().contiguous().numpy(),
+        outputs.detach().contiguous().numpy(), d_x, d_y, w, parallel=splits > 1,
+    )  # fmt: skip
+    rows = torch.from_numpy(w.rows[0].astype(np.int64))
+    return ContextGradients(
+        loss / max(1, batch.pairs),
+        rows[:n_inputs],
+        torch.from_numpy(d_x[0, :n_inputs, :D]),
+        rows[:n_outputs],
+        torch.from_numpy(d_y[0, :n_outputs, :D]),
+    )
+
+
+def context_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch) -> Tensor:
+    """The mean loss () over the positive pairs as an autograd op, its gradients dense in both tables (V, D) float32.
+
+    For tables of the batch's own words; `local_words` makes such a batch of one over a vocabulary.
+    """
+    loss: Tensor = _ContextLoss.apply(inputs, outputs, batch)
+    return loss
+
+
+def local_words(batch: ContextBatch) -> tuple[Tensor, int, ContextBatch]:
+    """(types, n, batch) over the words of a batch alone: local id i is word types[i], the first n have windows."""
+    kept, kept_ids = np.unique(batch.words, return_inverse=True)
+    others = np.setdiff1d(batch.drawn, kept)
+    types = np.concatenate([kept, others])
+    order = np.argsort(types, kind="stable")
+    drawn = order[np.searchsorted(types, batch.drawn, sorter=order)].astype(np.int32)
+    local = batch._replace(words=kept_ids.astype(np.int32).reshape(-1), drawn=drawn)
+    return torch.from_numpy(types.astype(np.int64)), len(kept), local
+
+
+class _ContextLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, outputs: Tensor, batch: ContextBatch) -> Tensor:  # type: ignore[override]
+        found = context_gradients(inputs, outputs, batch)
+        d_inputs = torch.zeros_like(inputs).index_copy_(0, found.input_rows, found.d_inputs)
+        d_outputs = torch.zeros_like(outputs).index_copy_(0, found.output_rows, found.d_outputs)
+        ctx.save_for_backward(d_inputs, d_outputs)
+        return inputs.new_tensor(found.loss)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError("context_loss has no second derivative (create_graph=True was asked for)")
+        d_inputs, d_outputs = ctx.saved_tensors
+        return upstream * d_inputs, upstream * d_outputs, None
+
+
+SPLIT_WORDS = 1024  # below, a second thread costs more than it saves
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """How ContextTraining steps.
+
+    shared   negatives that a tile of 16 words draws, a multiple of 8
+    shards   parts of the corpus that are read side by side; on no more threads than that
+    shard_words   raw words of a shard in a round; shards see each other's steps between rounds
+    pull     how fast a row is taken to approach its optimum, per visit and rate: P shards that visit a row often
+             move it P times too far together, and their changes are shrunk by (1 - e^-Pk) / (P (1 - e^-k)),
+             k = pull * rate * visits / P
+    true_mean   CBOW: the gradient of the mean; word2vec's own step omits the division by the window's size
+    """
+
+    mode: str = "cbow"
+    window: int = 5
+    negatives: float = 5
+    shared: int = 8
+    shards: int = 2
+    shard_words: int = 8192
+    pull: float = 4.0
+    true_mean: bool = False
+
+
+class ContextTraining:
+    """Trains two tables in place over a stream of tokens; what it does next is a function of its arguments alone."""
+
+    def __init__(
+        self, inputs: np.ndarray, outputs: np.ndarray, sampler: WordSampler, options: ContextOptions
+    ):
+        check_options(options.mode, options.window, options.negatives, options.shared)
+        self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
+        V, D = inputs.shape
+        o = options
+        self._workspace = make_workspace(V, D, o.shards, o.shard_words, o.window, o.shared)
+
+    def rounds(self, n_words: int) -> int:
+        """Rounds of an epoch over n_words."""
+        of_a_shard = -(-n_words // self.options.shards)
+        return -(-of_a_shard // self.options.shard_words)
+
+    def words_after(self, rounds: int, n_words: int) -> int:
+        """Raw words read after that many rounds of an epoch."""
+        return min(n_words, rounds * self.options.shards * self.options.shard_words)
+
+    def run(
+        self,
+        tokens: np.ndarray,
+        bounds: np.ndarray,
+        key: Any,
+        rounds: tuple[int, int],
+        rate: float,
+        rate_fall: float,
+        least_rate: float,
+    ) -> tuple[float, int]:
+        """Rounds [first, last) of an epoch over tokens int32 (T,) in sentences bounds.
+
+        Returns (loss sum, positive pairs) of an eighth of the tiles. The rate of a round is at least least_rate, else
+        rate - rate_fall times the epoch's words before it.
+        """
+        from . import numba_context
+        from .numba_jit import thread_count
+
+        o, n_words, parts = self.options, len(tokens), range(self.options.shards)
+        tables, w = (self.inputs, self.outputs), self._workspace
+        mode, negatives = MODES.index(o.mode), float(o.negatives)
+
+        def shard(p: int) -> tuple[float, int]:
+            first = min(p * n_words // o.shards + r * o.shard_words, (p + 1) * n_words // o.shards)
+            last = min(first + o.shard_words, (p + 1) * n_words // o.shards)
+            return numba_context.train_shard(
+                tokens, bounds, first, last, key, *self.sampler, mode, o.window, negatives, not o.true_mean,
+                np.float32(-step), *tables, w, p, parallel=False,
+            )  # fmt: skip
+
+        def merge(p: int) -> None:
+            numba_context.merge_part(*tables, w, step, float(o.pull), p, parallel=False)
+
+        loss, pairs = 0.0, 0
+        threads = min(thread_count(), o.shards)
+        with ThreadPoolExecutor(threads) as pool:
+            in_parallel = pool.map if threads > 1 else map
+            for r in range(*rounds):
+                step = float(max(least_rate, rate - rate_fall * r * o.shard_words * o.shards))
+                for shard_loss, shard_pairs in in_parallel(shard, parts):
+                    loss, pairs = loss + shard_loss, pairs + shard_pairs
+                for _ in in_parallel(merge, parts):
+                    pass
+        return loss, pairs

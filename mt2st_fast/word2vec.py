@@ -1,0 +1,231 @@
+"""Word2Vec with gensim's arguments and gensim's vectors at the end: skip-gram and CBOW, the same bits every time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mt2st_fast.data.stream import TokenStream, is_token_file
+from mt2st_fast.errors import InputError
+from mt2st_fast.kernels.context import ContextOptions, ContextTraining, stream_key, word_sampler
+
+# A round is at most that many words of a worker, and a corpus has at least so many rounds.
+MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 32768, 512, 25
+# By experiment: what quality needs at two workers, and what stays stable at eight.
+SHARED = 16
+PULL = {"skipgram": 2.0, "cbow": 0.5}
+CHUNKS = 20  # an epoch returns to Python as often: for Ctrl-C
+
+
+class _Text(NamedTuple):
+    """Tokens int32 (T,), -1 = not in the vocabulary; sentence bounds int64; words and counts by falling count."""
+
+    tokens: np.ndarray
+    bounds: np.ndarray
+    words: list[str]
+    counts: np.ndarray
+
+
+class Word2Vec:
+    """Word vectors from text, trained when made if there is text.
+
+        model = Word2Vec(corpus_file="text.txt", sg=1)      # a sentence a line, words between blanks; or a
+                                                            # token file of `mt2st-fast prepare`, which stays mapped
+        model.wv.most_similar("king")                       # gensim's KeyedVectors
+
+    Arguments are gensim's. `workers` parts of the corpus are read side by side: the same seed and workers give the
+    same bits on any number of threads. `words` are sorted by falling count, `vectors` (V, vector_size) float32 are
+    theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with on_train_begin(model),
+    on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
+    """
+
+    def __init__(
+        self,
+        sentences: Iterable[Sequence[str]] | None = None,
+        corpus_file: str | Path | None = None,
+        *,
+        vector_size: int = 100,
+        alpha: float = 0.025,
+        window: int = 5,
+        min_count: int = 5,
+        sample: float = 1e-3,
+        seed: int = 1,
+        workers: int = 2,
+        min_alpha: float = 1e-4,
+        sg: int = 0,
+        negative: int = 5,
+        ns_exponent: float = 0.75,
+        epochs: int = 5,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        _check(
+            vector_size=vector_size, window=window, min_count=min_count, workers=workers, negative=negative,
+            epochs=epochs,
+        )  # fmt: skip
+        if sample < 0 or not alpha >= min_alpha >= 0:
+            raise InputError(
+                f"sample ({sample}) must not be negative, nor alpha ({alpha}) below min_alpha ({min_alpha})"
+            )
+        self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
+        self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
+        self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, sg
+        self.words: list[str] = []
+        self.losses: list[float] = []
+        self.epochs_done = 0
+        if sentences is not None or corpus_file is not None:
+            text = _read(sentences, corpus_file)
+            self.build_vocab(text.words, text.counts)
+            self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
+
+    def build_vocab(self, words: Sequence[str], counts: np.ndarray) -> None:
+        """Take words seen counts (V,) times, those of at least min_count, and make fresh tables."""
+        counts = np.asarray(counts, np.int64)
+        order = np.argsort(-counts, kind="stable")
+        order = order[counts[order] >= self.min_count]
+        if not len(order):
+            raise InputError(f"no word comes {self.min_count} times: give more text or a smaller min_count")
+        self.words, self.counts = [words[i] for i in order], counts[order]
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        generator = np.random.Generator(np.random.PCG64(self.seed))
+        vectors = generator.random((len(self.words), self.vector_size), np.float32)
+        self.vectors: np.ndarray = (vectors - np.float32(0.5)) / np.float32(self.vector_size)
+        self.output_vectors: np.ndarray = np.zeros_like(self.vectors)
+
+    def train(
+        self,
+        sentences: Iterable[Sequence[str]] | None = None,
+        corpus_file: str | Path | None = None,
+        *,
+        epochs: int | None = None,
+        start_alpha: float | None = None,
+        end_alpha: float | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        """Train on, on this text and with the words already known; the first text also makes the vocabulary."""
+        text = _read(sentences, corpus_file)
+        if not self.words:
+            self.build_vocab(text.words, text.counts)
+        start = self.alpha if start_alpha is None else start_alpha
+        end = self.min_alpha if end_alpha is None else end_alpha
+        self._fit(self._known(text), self.epochs if epochs is None else epochs, start, end, callbacks)
+
+    @property
+    def wv(self) -> Any:
+        """The vectors as gensim's KeyedVectors; changes to them are not seen here."""
+        try:
+            from gensim.models import KeyedVectors
+        except ImportError:
+            raise InputError(
+                ".wv needs gensim: pip install 'mt2st-fast[words]', or use .words and .vectors"
+            ) from None
+        if not self.words:
+            raise InputError("the model has no words yet: call train with sentences or a corpus_file")
+        keyed = KeyedVectors(self.vector_size, count=len(self.words))
+        keyed.index_to_key = list(self.words)
+        keyed.key_to_index = dict(self._ids)
+        keyed.vectors = self.vectors.copy()
+        keyed.expandos = {"count": self.counts.copy()}
+        return keyed
+
+    def _known(self, text: _Text) -> _Text:
+        """The text in ids of the model's words."""
+        ids = np.array([*(self._ids.get(word, -1) for word in text.words), -1], np.int32)
+        # A token file of this vocabulary stays mapped.
+        same = np.array_equal(ids[:-1], np.arange(len(ids) - 1))
+        tokens = text.tokens if same else ids[text.tokens]
+        if not (tokens >= 0).any():
+            raise InputError("the text has none of the model's words")
+        return _Text(tokens, text.bounds, self.words, self.counts)
+
+    def _fit(
+        self, text: _Text, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
+    ) -> None:
+        n_words = len(text.tokens)
+        mode = "skipgram" if self.sg else "cbow"
+        round_words = n_words // (self.workers * LEAST_ROUNDS)
+        options = ContextOptions(
+            mode=mode,
+            window=self.window,
+            negatives=self.negative,
+            shared=SHARED,
+            pull=PULL[mode],
+            shards=self.workers,
+            shard_words=int(np.clip(round_words, LEAST_ROUND_WORDS, MOST_ROUND_WORDS)),
+        )
+        sampler = word_sampler(self.counts, self.sample, self.ns_exponent)
+        training = ContextTraining(self.vectors, self.output_vectors, sampler, options)
+        rounds = training.rounds(n_words)
+        fall = (alpha - min_alpha) / (n_words * max(1, epochs))
+        _tell(callbacks, "on_train_begin", self)
+        for epoch in range(epochs):
+            _tell(callbacks, "on_epoch_begin", self)
+            key = stream_key(self.seed, self.epochs_done)
+            loss, pairs = 0.0, 0
+            cuts = [rounds * i // CHUNKS for i in range(CHUNKS + 1)]
+            for first, last in pairwise(cuts):
+                if first < last:
+                    rate = alpha - fall * epoch * n_words
+                    some_loss, some_pairs = training.run(
+                        text.tokens, text.bounds, key, (first, last), rate, fall, min_alpha
+                    )
+                    loss, pairs = loss + some_loss, pairs + some_pairs
+            self.losses.append(loss / max(1, pairs))
+            self.epochs_done += 1
+            _tell(callbacks, "on_epoch_end", self)
+        _tell(callbacks, "on_train_end", self)
+
+
+def _check(**least_one: int) -> None:
+    for name, value in least_one.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def _tell(callbacks: Sequence[Any], event: str, model: Word2Vec) -> None:
+    for callback in callbacks:
+        getattr(callback, event, lambda _: None)(model)
+
+
+def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | None) -> _Text:
+    """Every word with its count, in one pass."""
+    if (sentences is None) == (corpus_file is None):
+        raise InputError("give either sentences or a corpus_file")
+    if corpus_file is not None and is_token_file(Path(corpus_file)):
+        return _mapped(TokenStream.open(corpus_file))
+    sentences = _lines(Path(corpus_file)) if corpus_file is not None else sentences
+    assert sentences is not None
+    if isinstance(sentences, str):
+        raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
+    ids: dict[str, int] = defaultdict(count().__next__)
+    tokens: list[np.ndarray] = []
+    lengths: list[int] = []
+    try:
+        for words in sentences:
+            if isinstance(words, str):
+                raise InputError("a sentence is a list of words, not a string: split it")
+            tokens.append(np.fromiter(map(ids.__getitem__, words), np.int32, len(words)))
+            lengths.append(len(words))
+    except OSError as error:
+        raise InputError(f"cannot read {corpus_file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{corpus_file} is not UTF-8 text") from None
+    if not ids:
+        raise InputError("the text has no words")
+    bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    all_tokens = np.concatenate(tokens)
+    return _Text(all_tokens, bounds, list(ids), np.bincount(all_tokens, minlength=len(ids)))
+
+
+def _mapped(stream: TokenStream) -> _Text:
+    return _Text(stream.tokens, stream.bounds, stream.vocabulary.words, stream.vocabulary.counts)
+
+
+def _lines(path: Path) -> Iterable[list[str]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield line.split()
