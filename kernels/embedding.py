@@ -52,7 +52,7 @@ def embedding_bag(
     module = _serving(table, backend)
     if table.device.type == "cpu":
         _check_range(module, ids, len(table))
-    scales = module.mean_scales(ids, starts) if mode == "mean" else None
+    scales = module.mean_scales(ids, starts, len(table)) if mode == "mean" else None
     return _EmbeddingBag.apply(table, ids, starts, scales, module, sparse)
 
 
@@ -153,7 +153,7 @@ def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool)
         raise RuntimeError(
             "embedding_bag with sparse=True cannot be compiled: its gradient is of another length in every batch"
         )
-    scales = reference_embedding.mean_scales(ids, starts) if mode == "mean" else None
+    scales = reference_embedding.mean_scales(ids, starts, len(table)) if mode == "mean" else None
     return reference_embedding.pool(table, ids, starts, scales)
 
 

@@ -35,7 +35,7 @@ def warm_up() -> None:
     first_outside(ids, 2)
     is_ascending(ids.long())
     unique_ids(ids, 2)
-    scales, (rows, sums) = mean_scales(ids, starts), row_gradient(gradient, ids, starts, None, 2)
+    scales, (rows, sums) = mean_scales(ids, starts, 2), row_gradient(gradient, ids, starts, None, 2)
     for n_splits in (1, 2):
         _sum_bags(table, ids.numpy(), starts.numpy(), _NO_SCALES, scales.numpy(), gradient, n_splits)
         _update_rows(rule, table, rows, sums, state, n_splits)
@@ -47,8 +47,9 @@ def first_outside(ids: Tensor, V: int) -> int:
     return int(numba_bags.first_outside(ids.numpy(), V))
 
 
-def mean_scales(ids: Tensor, starts: Tensor) -> Tensor:
+def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
     """(B,) 1 over the ids of every bag that are not NONE, 0 for a bag without any."""
+    del V  # ids of a CPU have been looked through
     return torch.from_numpy(numba_bags.mean_scales(ids.numpy(), starts.numpy()))
 
 

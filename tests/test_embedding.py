@@ -191,7 +191,7 @@ def test_three_steps_are_those_of_the_oracle(name, D, splits):
     fuse_update(fused, FusedUpdate(lambda: rule, fused_state))
     for seed in range(3):
         _, ids, starts, upstream = batch(D, seed)
-        scales = reference_embedding.mean_scales(ids, starts).double()
+        scales = reference_embedding.mean_scales(ids, starts, V).double()
         reference_embedding.update_from_bags(rule, exact, ids, starts, scales, upstream.double(), exact_state)
         ours.grad = None
         embedding_bag(ours, ids, starts, sparse=True).backward(upstream)
