@@ -267,15 +267,17 @@ def _mean_square(gradient, D):
 def _adam(row, gradient, D, first, second, steps, lr, beta1, beta2, eps):
     """Adam of one row, its bias corrections by the steps of that row: a rare row's first step is a first step."""
     # As in torch: the powers in float64, or beta2^n of a young row would lose its digits.
-    correction1 = 1.0 - np.float64(beta1) ** np.float64(steps)
-    correction2 = np.sqrt(1.0 - np.float64(beta2) ** np.float64(steps))
+    correction1 = 1.0 - beta1 ** np.float64(steps)
+    correction2 = np.sqrt(1.0 - beta2 ** np.float64(steps))
     step, inverse = np.float32(np.float64(lr) / correction1), np.float32(1.0 / correction2)
     values = numba.carray(pointer_to_float32(row), (D,))
     g = numba.carray(pointer_to_float32(gradient), (D,))
     m, v = numba.carray(pointer_to_float32(first), (D,)), numba.carray(pointer_to_float32(second), (D,))
+    old1, new1 = np.float32(beta1), np.float32(1.0 - beta1)
+    old2, new2 = np.float32(beta2), np.float32(1.0 - beta2)
     for d in range(D):
-        m[d] = beta1 * m[d] + (ONE - beta1) * g[d]
-        v[d] = beta2 * v[d] + (ONE - beta2) * g[d] * g[d]
+        m[d] = old1 * m[d] + new1 * g[d]
+        v[d] = old2 * v[d] + new2 * g[d] * g[d]
         values[d] -= step * m[d] / (np.sqrt(v[d]) * inverse + eps)
 
 

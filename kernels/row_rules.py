@@ -42,8 +42,8 @@ RULE_RECORD = np.dtype(
     [
         ("kind", np.int64),
         ("lr", np.float32),
-        ("beta1", np.float32),
-        ("beta2", np.float32),
+        ("beta1", np.float64),  # 1 - beta2 in float32 would be off in the fifth digit
+        ("beta2", np.float64),
         ("eps", np.float32),
     ]
 )

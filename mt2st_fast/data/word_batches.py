@@ -105,7 +105,7 @@ class ContextBatches:
             first = self._batch * self._words
             batch = draw_batch(
                 self._tokens, self._bounds, first, min(len(self._tokens), first + self._words), self._sampler,
-                stream_key(self._seed, self._pass), shared=SHARED_NEGATIVES, **self._options,
+                stream_key(self._seed, self._pass), **self._options,
             )  # fmt: skip
             self._batch += 1
             ends_pass = self._batch == len(self)
