@@ -77,6 +77,7 @@ def interleave(
     candidates: Mapping[str, Candidate],
     *,
     rounds: int,
+    burst_us: float = BURST_US,
     limit_seconds: float | None = None,
     device: torch.device | None = None,
 ) -> Timings:
@@ -89,7 +90,7 @@ def interleave(
         raise ValueError("interleave needs at least one candidate and one round")
     burst = _cuda_burst_us if device is not None and device.type == "cuda" else _burst_us
     warm_up_us = [_round(candidates, 1, burst) for _ in range(WARM_UP_ROUNDS)]
-    calls = int(np.clip(BURST_US / np.min(warm_up_us[-1]), 1, MOST_CALLS))
+    calls = int(np.clip(burst_us / np.min(warm_up_us[-1]), 1, MOST_CALLS))
     rows_us = []
     started = time.perf_counter()
     load = CpuLoad()

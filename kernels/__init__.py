@@ -10,6 +10,7 @@ from .embedding import (
     embedding_bag,
     fuse_update,
     unique_ids,
+    update_all_rows,
     update_rows,
     warm_up_embedding,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "multitask_loss",
     "table_path",
     "unique_ids",
+    "update_all_rows",
     "update_rows",
     "warm_up",
     "warm_up_embedding",

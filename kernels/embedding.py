@@ -105,6 +105,28 @@ def update_rows(
     module.update_rows(rule, table.detach(), rows, values.contiguous(), state)
 
 
+def update_all_rows(
+    rule: RowRule, parameter: Tensor, gradient: Tensor, state: RowState, backend: str = "auto"
+) -> None:
+    """Step all rows of a parameter by its dense gradient; a row is what the first axis counts."""
+    n_rows = parameter.shape[0] if parameter.dim() else 1
+    values = parameter.detach().contiguous()
+    _serving(parameter, backend).update_rows(
+        rule,
+        values.view(n_rows, -1),
+        _all_rows(n_rows, parameter.device),
+        gradient.reshape(n_rows, -1).contiguous(),
+        state,
+    )
+    if not parameter.is_contiguous():
+        parameter.detach().copy_(values)
+
+
+@lru_cache(maxsize=64)
+def _all_rows(n_rows: int, device: torch.device) -> Tensor:
+    return torch.arange(n_rows, device=device)
+
+
 # --- autograd --------------------------------------------------------------------------------------------
 
 

@@ -17,12 +17,12 @@ class _TypeEmbedding(nn.Module):
     """A table (V, D) and, for each word type, the rows whose mean is its vector.
 
     `rows_of_type` is (T, M), padded with `padding_row`: the word's own row and those of its hashed
-    subwords, so that a word unseen in training still has a vector. None means that type t is row t + 1,
-    and row 0 the padding. With `sparse` the table's gradient is a sparse tensor of the rows in the batch: a step with
-    LazyAdam, RowwiseAdagrad or SGD of this package then costs what the batch costs, whatever V.
+    subwords, so that a word unseen in training still has a vector. None means that type t is row t. With
+    `sparse` the table's gradient is a sparse tensor of the rows in the batch: a step with LazyAdam, RowwiseAdagrad or
+    SGD of this package then costs what the batch costs, whatever V.
     """
 
-    rows_of_type: Tensor
+    rows_of_type: Tensor | None
 
     def __init__(
         self,
@@ -36,29 +36,19 @@ class _TypeEmbedding(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if rows_of_type is None:
-            rows_of_type = torch.arange(1, num_types + 1).unsqueeze(1)
-            num_rows, padding_row = num_types + 1, 0
-        elif num_rows is None:
-            raise ValueError("num_rows must say how long the table is that rows_of_type points into")
-        if rows_of_type.dim() != 2 or len(rows_of_type) != num_types:
-            raise ValueError(
-                f"rows_of_type must be (T, M) = ({num_types}, M), not {tuple(rows_of_type.shape)}"
-            )
-        if int(rows_of_type.min()) < 0 or int(rows_of_type.max()) >= num_rows:
-            raise ValueError(f"rows_of_type points outside the table's {num_rows} rows")
-        self.padding_row, self.dim, self.num_types = padding_row, dim, num_types
+        if rows_of_type is not None:
+            if num_rows is None:
+                raise ValueError("num_rows must say how long the table is that rows_of_type points into")
+            rows_of_type = _with_none(rows_of_type, num_types, num_rows, padding_row)
+        self.dim, self.num_types = dim, num_types
         self.sparse, self.backend = sparse, backend
-        self.table = nn.Parameter(torch.empty(num_rows, dim))
+        self.table = nn.Parameter(torch.empty(num_types if num_rows is None else num_rows, dim))
         # Mean pooling divides by the bag: this scale keeps the features of a window near unit variance.
         nn.init.normal_(self.table, std=0.5)
-        with torch.no_grad():
-            self.table[padding_row].zero_()
-        rows = rows_of_type.to(torch.int32)
-        # One more type at the end, without rows: id -1 (outside the sentence) indexes it.
-        outside = torch.full((1, rows.shape[1]), NO_ROW, dtype=torch.int32)
-        rows = torch.cat([rows.masked_fill(rows == padding_row, NO_ROW), outside])
-        self.register_buffer("rows_of_type", rows, persistent=False)
+        if rows_of_type is not None:
+            with torch.no_grad():
+                self.table[padding_row].zero_()
+        self.register_buffer("rows_of_type", rows_of_type, persistent=False)
 
     def pool(self, types: Tensor) -> Tensor:
         """(..., D) vectors of word types (...), -1 = none (a zero vector)."""
@@ -80,6 +70,8 @@ class _TypeEmbedding(nn.Module):
 
         The mean of a type is made once, however often the batch holds it.
         """
+        if self.rows_of_type is None:
+            return self.table, types
         if self.rows_of_type.shape[1] == 1:
             self._check_range(types)
             return self.table, self.rows_of_type[:, 0][types.long()]
@@ -116,6 +108,17 @@ class _TypeEmbedding(nn.Module):
     def vectors(self) -> Tensor:
         """(T, D) the vector of every word type."""
         return self.pool(torch.arange(self.num_types, device=self.table.device))
+
+
+def _with_none(rows_of_type: Tensor, num_types: int, num_rows: int, padding_row: int) -> Tensor:
+    """(T + 1, M) int32: the rows of each type, none where it was padded; the last, which -1 indexes, has none."""
+    if rows_of_type.dim() != 2 or len(rows_of_type) != num_types:
+        raise ValueError(f"rows_of_type must be (T, M) = ({num_types}, M), not {tuple(rows_of_type.shape)}")
+    if int(rows_of_type.min()) < 0 or int(rows_of_type.max()) >= num_rows:
+        raise ValueError(f"rows_of_type points outside the table's {num_rows} rows")
+    rows = rows_of_type.to(torch.int32)
+    outside = torch.full((1, rows.shape[1]), NO_ROW, dtype=torch.int32)
+    return torch.cat([rows.masked_fill(rows == padding_row, NO_ROW), outside])
 
 
 class WindowEncoder(_TypeEmbedding):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import FusedUpdate, RowRule, RowState, fuse_update, update_rows
+from mt2st_fast.kernels import FusedUpdate, RowRule, RowState, fuse_update, update_all_rows, update_rows
 from mt2st_fast.kernels import row_rules as rules
 
 ROW_STATE = "row"  # (V,) a number for every row; its presence marks a state that only touched rows change
@@ -104,6 +104,10 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
 class _DenseRowwiseAdagrad(torch.optim.Optimizer):
     """Row-wise Adagrad of dense parameters: a row is what the first axis counts."""
 
+    def rule(self, group: dict[str, Any]) -> RowRule:
+        """Row-wise Adagrad at the group's rate."""
+        return RowRule(rules.ADAGRAD, float(group["lr"]), eps=group["eps"])
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of all parameters with a gradient."""
@@ -112,15 +116,10 @@ class _DenseRowwiseAdagrad(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                gradient = parameter.grad.float()
                 state = self.state[parameter]
                 if DENSE_STATE not in state:
-                    state[DENSE_STATE] = torch.zeros(parameter.shape[:1], device=parameter.device)
-                sums = state[DENSE_STATE].reshape(*parameter.shape[:1], *[1] * (gradient.dim() - 1))
-                other_axes = tuple(range(1, gradient.dim()))
-                sums += gradient.square().mean(other_axes, keepdim=True) if other_axes else gradient.square()
-                # Multiplied, not divided: the rate may be a tensor on the device.
-                parameter.addcdiv_(-group["lr"] * gradient, sums.sqrt() + group["eps"])
+                    state[DENSE_STATE] = torch.zeros(parameter.shape[:1] or 1, device=parameter.device)
+                update_all_rows(self.rule(group), parameter, parameter.grad, RowState(state[DENSE_STATE]))
 
 
 class RowwiseAdagrad(RowSparseOptimizer, _DenseRowwiseAdagrad):
@@ -137,7 +136,7 @@ class RowwiseAdagrad(RowSparseOptimizer, _DenseRowwiseAdagrad):
 
     def rule(self, group: dict[str, Any]) -> RowRule:
         """Row-wise Adagrad at the group's rate."""
-        return RowRule(rules.ADAGRAD, float(group["lr"]), eps=group["eps"])
+        return _DenseRowwiseAdagrad.rule(self, group)
 
     def row_state(self, table: Tensor) -> RowState:
         """A sum a row."""

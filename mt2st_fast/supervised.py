@@ -184,7 +184,7 @@ def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncod
     """A row-sparse table of small random vectors, as fastText begins with."""
     encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
     with torch.no_grad():
-        encoder.table[1:].uniform_(-1.0 / dim, 1.0 / dim)
+        encoder.table.uniform_(-1.0 / dim, 1.0 / dim)
     return encoder
 
 
