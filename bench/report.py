@@ -15,6 +15,7 @@ from bench.picture import draw, draw_scaling
 from bench.scaling import AXES, PEERS, points
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, step_cases
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
+from bench.word_report import word_sections
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
@@ -27,6 +28,11 @@ PEERS_OF = {
     ),
 }  # fmt: skip
 SKIPPED = "–"
+REPRODUCE = {
+    "cpu": "`python -m bench.measure all`, `python -m bench.bags --polarity DIR`, "
+    "`python -m bench.words --treebank FILE`",
+    "cuda": "`bench/gpu.sh`",
+}
 INTRODUCTION = """# Results
 
 Made by `python -m bench.report` from `bench/records/`; nothing here is estimated. Times are medians in
@@ -91,6 +97,7 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
     if kind == "cpu":
         lines += ["**Heads, forward**", "", *_heads_table(found, "forward", kind), ""]
         lines += ["**Training step**", "", *_step_table(found), ""]
+        lines += word_sections(found)
     else:
         lines += ["**Heads, device time with a cold cache, µs**", "", *_cold_table(found), ""]
         lines += ["**Heads, peak memory, MB**", "", *_peak_table(found), ""]
@@ -99,7 +106,7 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
     if pictured and any(record["suite"] == "scaling" for record in found):
         lines += [f"![time and memory against S, K and N]({SCALING_PICTURE[kind].name})", ""]
     lines += [*_scaling_table(found, kind), ""]
-    command = "`python -m bench.measure all`" if kind == "cpu" else "`bench/gpu.sh`"
+    command = REPRODUCE[kind]
     lines += [f"Reproduce: {command}, then `python -m bench.report`.", ""]
     return "\n".join(lines)
 

@@ -1,0 +1,125 @@
+"""The tables of bench.bags and bench.words in bench/RESULTS.md: speed, what is required of it, quality beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.ledger import Record
+from bench.verdicts import MISSING, is_disturbed
+
+# (case, direction, candidate): least ratio to its peer. A pass and a step leave the reading of a file out.
+REQUIRED = {
+    ("documents", "a pass", "ours, one head"): 3.0,
+    ("documents", "a pass", "ours, five heads"): 12.0,
+    ("five heads on bags", "step", "ours"): 4.0,
+}
+MOST_LONGER = 1.3  # a step on a table of ten million rows over one on ten thousand
+POLARITY_OF_FASTTEXT = 0.5
+WORDS_OVER_GENSIM, ALLOWED_LOSS = 2.0, 0.02
+
+
+def word_sections(found: Sequence[Record]) -> list[str]:
+    """Markdown lines; a heading with "not yet measured" where nothing was."""
+    lines = ["**Bags of words**", "", *_bags(found), ""]
+    return [*lines, "**Word2Vec against gensim**", "", *_words(found), ""]
+
+
+def _bags(found: Sequence[Record]) -> list[str]:
+    records = [record for record in found if record["suite"] == "bags"]
+    if not records:
+        return [f"{MISSING.capitalize()}."]
+    timed = [record for record in records if "p50" in record]
+    lines = [
+        "| case | of | | median | ratio to its peer | accuracy | required |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for record in timed:
+        accuracy = f"{record['accuracy']:.4f}" if "accuracy" in record else ""
+        lines.append(
+            f"| {record['case']}: {record['shape']} | {record['direction']} | {record['peer']} | "
+            f"{_duration(record['p50'])} | {_ratio(record)} | {accuracy} | {_bag_verdict(record)} |"
+        )
+    return [*lines, "", *_values(records)]
+
+
+def _bag_verdict(record: Record) -> str:
+    least = REQUIRED.get((record["case"], record["direction"], record["peer"]))
+    if record["case"] == "length of the table" and record["ratio"] is not None:
+        return f"≤ {MOST_LONGER:g}, {_met(record, record['ratio']['of_medians'] <= MOST_LONGER)}"
+    if least is None or record["ratio"] is None:
+        return ""
+    return f"≥ {least:g}, {_met(record, record['ratio']['of_medians'] >= least)}"
+
+
+def _values(records: Sequence[Record]) -> list[str]:
+    lines = [
+        f"- {record['case']}, {record['shape']}: {record['peer']} needs {record['value'] / 1e6:,.1f} MB at the peak "
+        "beside the table and the batch"
+        for record in records
+        if record["unit"] == "bytes"
+    ]
+    polarity = {r["peer"]: r for r in records if r["case"] == "sentence polarity"}
+    for peer, record in polarity.items():
+        epochs, rate = record["setting"]
+        lines.append(
+            f"- sentence polarity, {record['shape']} test accuracy: {peer} takes {record['value']:.3f} s "
+            f"({epochs} epochs, lr {rate}; {record['accuracy']:.4f}, its best {record['best']:.4f}; medians of 5 seeds)"
+        )
+    if {"ours", "fasttext"} <= set(polarity):
+        share = polarity["ours"]["value"] / polarity["fasttext"]["value"]
+        better = polarity["ours"]["accuracy"] >= polarity["fasttext"]["accuracy"]
+        met = "met" if share <= POLARITY_OF_FASTTEXT and better else "missed"
+        lines.append(
+            f"- sentence polarity: {share:.2f} of fastText's time, required ≤ {POLARITY_OF_FASTTEXT:g}: {met}"
+        )
+    return lines
+
+
+def _words(found: Sequence[Record]) -> list[str]:
+    records = [record for record in found if record["suite"] == "words"]
+    if not records:
+        return [f"{MISSING.capitalize()}."]
+    tasks = list(records[0]["quality_median"])
+    lines = [
+        f"| text | | words/s | gensim / ours | {' | '.join(tasks)} | required |",
+        f"|---|---|---:|---:|{'---:|' * len(tasks)}---|",
+    ]
+    theirs = {record["case"]: record for record in records if record["peer"] == "gensim"}
+    for record in records:
+        scores = " | ".join(f"{record['quality_median'][task]:.3f}" for task in tasks)
+        lines.append(
+            f"| {record['case']}: {record['shape'].split(',')[0]} | {record['peer']} | "
+            f"{record['words_per_second']:,} | {_ratio(record)} | {scores} | "
+            f"{_words_verdict(record, theirs.get(record['case']))} |"
+        )
+    return lines
+
+
+def _words_verdict(record: Record, theirs: Record | None) -> str:
+    if record["peer"] != "ours" or theirs is None:
+        return ""
+    fast = record["ratio"]["of_medians"] >= WORDS_OVER_GENSIM
+    worse = [
+        task
+        for task, score in record["quality_median"].items()
+        if score < theirs["quality_median"][task] - ALLOWED_LOSS
+    ]
+    quality = f"quality missed ({', '.join(worse)})" if worse else "quality met"
+    return f"≥ {WORDS_OVER_GENSIM:g}, {_met(record, fast)}; {quality}"
+
+
+def _met(record: Record, met: bool) -> str:
+    if is_disturbed(record):
+        return f"{'met' if met else 'missed'} (disturbed by {record['others_cpu_share']:.0%})"
+    return "met" if met else "missed"
+
+
+def _ratio(record: Record) -> str:
+    ratio = record["ratio"]
+    if ratio is None:
+        return ""
+    return f"{ratio['of_medians']:.2f} [{ratio['p25']:.2f} to {ratio['p75']:.2f}]"
+
+
+def _duration(us: float) -> str:
+    return f"{us / 1e6:.3f} s" if us >= 1e5 else f"{us:,.0f} µs"
