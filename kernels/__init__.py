@@ -4,6 +4,15 @@ Imports nothing from the rest of the package.
 """
 
 from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
+from .context import (
+    ContextBatch,
+    ContextGradients,
+    ContextOptions,
+    ContextTraining,
+    context_gradients,
+    draw_batch,
+    word_sampler,
+)
 from .layout import HeadLayout, HeadSpec, Kind
 from .op import MultitaskLoss, multitask_loss, warm_up
 
@@ -12,6 +21,10 @@ __all__ = [
     "PLANS",
     "RULES",
     "Choice",
+    "ContextBatch",
+    "ContextGradients",
+    "ContextOptions",
+    "ContextTraining",
     "HeadLayout",
     "HeadSpec",
     "Kind",
@@ -19,7 +32,10 @@ __all__ = [
     "Shape",
     "choose_backend",
     "choose_plan",
+    "context_gradients",
+    "draw_batch",
     "multitask_loss",
     "table_path",
     "warm_up",
+    "word_sampler",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor
 MODES = ("skipgram", "cbow")
 TILE = 16  # positions that share their negatives
 LEAST_SHARED = 8
+SPLIT_WORDS = 1024  # words of a batch; below, a second thread costs more than it saves
 
 
 class WordSampler(NamedTuple):
@@ -237,9 +238,6 @@ def context_gradients(
         rows[:n_outputs],
         torch.from_numpy(d_y[0, :n_outputs, :D]),
     )
-
-
-SPLIT_WORDS = 1024  # below, a second thread costs more than it saves
 
 
 @dataclass(frozen=True)
