@@ -4,6 +4,15 @@ Imports nothing from the rest of the package.
 """
 
 from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
+from .context import (
+    ContextBatch,
+    ContextGradients,
+    ContextOptions,
+    ContextTraining,
+    context_gradients,
+    draw_batch,
+    word_sampler,
+)
 from .embedding import (
     FusedUpdate,
     choose_embedding_backend,
@@ -23,6 +32,10 @@ __all__ = [
     "PLANS",
     "RULES",
     "Choice",
+    "ContextBatch",
+    "ContextGradients",
+    "ContextOptions",
+    "ContextTraining",
     "FusedUpdate",
     "HeadLayout",
     "HeadSpec",
@@ -34,6 +47,8 @@ __all__ = [
     "choose_backend",
     "choose_embedding_backend",
     "choose_plan",
+    "context_gradients",
+    "draw_batch",
     "embedding_bag",
     "fuse_update",
     "multitask_loss",
@@ -43,4 +58,5 @@ __all__ = [
     "update_rows",
     "warm_up",
     "warm_up_embedding",
+    "word_sampler",
 ]

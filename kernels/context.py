@@ -19,6 +19,7 @@ from torch import Tensor
 MODES = ("skipgram", "cbow")
 TILE = 16  # positions that share their negatives
 LEAST_SHARED = 8
+SPLIT_WORDS = 1024  # words of a batch; below, a second thread costs more than it saves
 
 
 class WordSampler(NamedTuple):
@@ -274,9 +275,6 @@ class _ContextLoss(torch.autograd.Function):
             raise RuntimeError("context_loss has no second derivative (create_graph=True was asked for)")
         d_inputs, d_outputs = ctx.saved_tensors
         return upstream * d_inputs, upstream * d_outputs, None
-
-
-SPLIT_WORDS = 1024  # below, a second thread costs more than it saves
 
 
 @dataclass(frozen=True)

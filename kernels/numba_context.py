@@ -28,13 +28,13 @@ from .numba_draw import draw_negatives, draw_positions, number_rows
 from .numba_gemm import (
     BLOCK_ROWS,
     PANEL,
-    _multiply,
     add_by_column,
     add_by_column_1,
     copy_floats,
     multiply_by_row,
     multiply_by_row_1,
     transpose_block,
+    weighted_rows,
 )
 from .numba_jit import Kernel, helper
 from .numba_loss_pass import exp32, softplus_and_sigmoid
@@ -50,8 +50,8 @@ NO_PAIR = f32(128.0)
 # --- rows ------------------------------------------------------------------------------------------------
 
 # Sums of up to 8 vectors a row stay in registers while the rows run.
-_combine = [_multiply(1, n, by_row=False, accumulate=False) for n in range(1, 9)]
-_add_combined = [_multiply(1, n, by_row=False, accumulate=True) for n in range(1, 9)]
+_combine = [weighted_rows(n, accumulate=False) for n in range(1, 9)]
+_add_combined = [weighted_rows(n, accumulate=True) for n in range(1, 9)]
 (_combine_1, _combine_2, _combine_3, _combine_4, _combine_5, _combine_6, _combine_7, _combine_8) = _combine
 (_add_1, _add_2, _add_3, _add_4, _add_5, _add_6, _add_7, _add_8) = _add_combined
 

@@ -120,6 +120,11 @@ add_by_column = _multiply(BLOCK_ROWS, 2, by_row=False, accumulate=True)
 add_by_column_1 = _multiply(BLOCK_ROWS, 1, by_row=False, accumulate=True)
 
 
+def weighted_rows(vectors: int, *, accumulate: bool) -> Any:
+    """c (vectors * WIDTH,) = or += sum_k a[k lda] b[k]: rows of b, summed in registers with weights."""
+    return _multiply(1, vectors, by_row=False, accumulate=accumulate)
+
+
 def _build_transpose(builder: Any, source: Any, lds: Any, target: Any, ldt: Any) -> None:
     pointer_s, pointer_t = _pointer(builder, source), _pointer(builder, target)
     rows = [
