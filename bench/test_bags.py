@@ -49,23 +49,19 @@ def test_every_peer_takes_steps(make):
         step()
 
 
-def record(peer, ratio=None, **more):
-    ratio = None if ratio is None else {"of": "", "of_medians": ratio, "p25": ratio, "p75": ratio}
-    shape = {
+def record(peer, ratio=None, others_cpu_share=0.0):
+    return {
         "suite": "bags",
         "case": "documents",
         "shape": "N",
         "direction": "a pass",
         "unit": "microseconds",
-    }
-    return {
-        **shape,
         "peer": peer,
         "p50": 2e6,
-        "ratio": ratio,
+        "ratio": None if ratio is None else {"of": "", "of_medians": ratio, "p25": ratio, "p75": ratio},
         "accuracy": 0.5,
-        "others_cpu_share": 0.0,
-        **more,
+        "others_cpu_share": others_cpu_share,
+        "device": {"kind": "cpu"},
     }
 
 
