@@ -273,11 +273,16 @@ def _adam(row, gradient, D, first, second, steps, lr, beta1, beta2, eps):
     values = numba.carray(pointer_to_float32(row), (D,))
     g = numba.carray(pointer_to_float32(gradient), (D,))
     m, v = numba.carray(pointer_to_float32(first), (D,)), numba.carray(pointer_to_float32(second), (D,))
+    # In memory, or (new2 * g) * g and new2 * (g * g) are the compiler's to choose between: it chose otherwise where the
+    # kernel was loaded from Numba's cache, and a resumed run ended with other bits.
+    squares = np.empty(D, np.float32)
+    for d in range(D):
+        squares[d] = g[d] * g[d]
     old1, new1 = np.float32(beta1), np.float32(1.0 - beta1)
     old2, new2 = np.float32(beta2), np.float32(1.0 - beta2)
     for d in range(D):
         m[d] = old1 * m[d] + new1 * g[d]
-        v[d] = old2 * v[d] + new2 * g[d] * g[d]
+        v[d] = old2 * v[d] + new2 * squares[d]
         values[d] -= step * m[d] / (np.sqrt(v[d]) * inverse + eps)
 
 
