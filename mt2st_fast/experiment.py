@@ -258,6 +258,7 @@ def start_from_vectors(
         )
     own = np.flatnonzero(splits.vocabulary.counts >= config.min_count)
     table_td, coverage = initial_table(vectors, [splits.vocabulary.words[t] for t in own], seed=config.seed)
+    assert encoder.rows_of_type is not None  # make_encoder gives it
     with torch.no_grad():
         encoder.table[encoder.rows_of_type[own, 0]] = torch.from_numpy(table_td)
     return coverage
