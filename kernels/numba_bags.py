@@ -19,11 +19,11 @@ from .numba_simd import WIDTH, load, splat, store, sum_of
 from .row_rules import ADAGRAD, NONE, SGD
 
 FLOAT_BYTES = 4
-BLOCK = 4 * WIDTH  # columns that are summed in registers at a time
 # A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
 SHORT_SUM = 16
 DIGIT_BITS = 11
 ZERO, ONE = np.float32(0), np.float32(1)
+HASH, LOW_HALF = np.uint64(2_654_435_769), np.uint64(0xFFFFFFFF)  # 2^32 over the golden ratio
 
 
 # --- sums of rows ----------------------------------------------------------------------------------------
@@ -32,45 +32,103 @@ ZERO, ONE = np.float32(0), np.float32(1)
 @helper
 def sum_rows(source, D, rows, first, last, scales, target):
     """target (D,) = the sum over i in [first, last) of scales[rows[i]] * source[rows[i]]; no scales: of 1 each."""
-    scaled = len(scales) > 0
-    column = 0
-    while column + BLOCK <= D:
-        to = target + FLOAT_BYTES * column
-        for begin in range(first, max(last, first + 1), SHORT_SUM):
-            a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
-            for i in range(begin, min(last, begin + SHORT_SUM)):
-                row = np.int64(rows[i])
-                if row != NONE:
-                    at = source + FLOAT_BYTES * (row * D + column)
-                    scale = scales[row] if scaled else ONE
-                    a = a + load(at) * scale
-                    b = b + load(at + FLOAT_BYTES * WIDTH) * scale
-                    c = c + load(at + FLOAT_BYTES * 2 * WIDTH) * scale
-                    d = d + load(at + FLOAT_BYTES * 3 * WIDTH) * scale
-            if begin > first:
-                a, b = a + load(to), b + load(to + FLOAT_BYTES * WIDTH)
-                c, d = c + load(to + FLOAT_BYTES * 2 * WIDTH), d + load(to + FLOAT_BYTES * 3 * WIDTH)
-            store(a, to)
-            store(b, to + FLOAT_BYTES * WIDTH)
-            store(c, to + FLOAT_BYTES * 2 * WIDTH)
-            store(d, to + FLOAT_BYTES * 3 * WIDTH)
-        column += BLOCK
-    while column < D and D >= WIDTH:
-        # The last vector may reach back over columns that are done: they come out the same.
-        column = min(column, D - WIDTH)
-        to = target + FLOAT_BYTES * column
-        for begin in range(first, max(last, first + 1), SHORT_SUM):
-            a = splat(ZERO)
-            for i in range(begin, min(last, begin + SHORT_SUM)):
-                row = np.int64(rows[i])
-                if row != NONE:
-                    a = a + load(source + FLOAT_BYTES * (row * D + column)) * (scales[row] if scaled else ONE)
-            if begin > first:
-                a = a + load(to)
-            store(a, to)
-        column += WIDTH
     if D < WIDTH:
         _sum_narrow_rows(source, D, rows, first, last, scales, target)
+        return
+    column = 0
+    while column < D:
+        if D - column > 4 * WIDTH:
+            _sum_eight_vectors(source, D, column, rows, first, last, scales, target)
+            column += 8 * WIDTH
+        elif D - column > WIDTH:
+            _sum_four_vectors(source, D, column, rows, first, last, scales, target)
+            column += 4 * WIDTH
+        else:
+            _sum_vector(source, D, D - WIDTH, rows, first, last, scales, target)
+            column += WIDTH
+
+
+@helper
+def _place(D, column):
+    """The byte offset of a vector of columns. Behind the end the last vector is meant: it comes out the same again."""
+    return FLOAT_BYTES * min(column, D - WIDTH)
+
+
+@helper
+def _sum_eight_vectors(source, D, column, rows, first, last, scales, target):
+    """sum_rows of 8 vectors from `column` on, held in registers."""
+    scaled = len(scales) > 0
+    at_a, at_b = _place(D, column), _place(D, column + WIDTH)
+    at_c, at_d = _place(D, column + 2 * WIDTH), _place(D, column + 3 * WIDTH)
+    at_e, at_f = _place(D, column + 4 * WIDTH), _place(D, column + 5 * WIDTH)
+    at_g, at_h = _place(D, column + 6 * WIDTH), _place(D, column + 7 * WIDTH)
+    for begin in range(first, max(last, first + 1), SHORT_SUM):
+        a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        e, f, g, h = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        for i in range(begin, min(last, begin + SHORT_SUM)):
+            row = np.int64(rows[i])
+            if row != NONE:
+                at = source + FLOAT_BYTES * row * D
+                scale = scales[row] if scaled else ONE
+                a, b = a + load(at + at_a) * scale, b + load(at + at_b) * scale
+                c, d = c + load(at + at_c) * scale, d + load(at + at_d) * scale
+                e, f = e + load(at + at_e) * scale, f + load(at + at_f) * scale
+                g, h = g + load(at + at_g) * scale, h + load(at + at_h) * scale
+        if begin > first:
+            # All loads before the first store: the last vectors may lie over one another.
+            a, b = a + load(target + at_a), b + load(target + at_b)
+            c, d = c + load(target + at_c), d + load(target + at_d)
+            e, f = e + load(target + at_e), f + load(target + at_f)
+            g, h = g + load(target + at_g), h + load(target + at_h)
+        store(a, target + at_a)
+        store(b, target + at_b)
+        store(c, target + at_c)
+        store(d, target + at_d)
+        store(e, target + at_e)
+        store(f, target + at_f)
+        store(g, target + at_g)
+        store(h, target + at_h)
+
+
+@helper
+def _sum_four_vectors(source, D, column, rows, first, last, scales, target):
+    """sum_rows of 4 vectors from `column` on, held in registers."""
+    scaled = len(scales) > 0
+    at_a, at_b = _place(D, column), _place(D, column + WIDTH)
+    at_c, at_d = _place(D, column + 2 * WIDTH), _place(D, column + 3 * WIDTH)
+    for begin in range(first, max(last, first + 1), SHORT_SUM):
+        a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        for i in range(begin, min(last, begin + SHORT_SUM)):
+            row = np.int64(rows[i])
+            if row != NONE:
+                at = source + FLOAT_BYTES * row * D
+                scale = scales[row] if scaled else ONE
+                a, b = a + load(at + at_a) * scale, b + load(at + at_b) * scale
+                c, d = c + load(at + at_c) * scale, d + load(at + at_d) * scale
+        if begin > first:
+            a, b = a + load(target + at_a), b + load(target + at_b)
+            c, d = c + load(target + at_c), d + load(target + at_d)
+        store(a, target + at_a)
+        store(b, target + at_b)
+        store(c, target + at_c)
+        store(d, target + at_d)
+
+
+@helper
+def _sum_vector(source, D, column, rows, first, last, scales, target):
+    """sum_rows of the vector at `column`."""
+    scaled = len(scales) > 0
+    to = target + FLOAT_BYTES * column
+    for begin in range(first, max(last, first + 1), SHORT_SUM):
+        total = splat(ZERO)
+        for i in range(begin, min(last, begin + SHORT_SUM)):
+            row = np.int64(rows[i])
+            if row != NONE:
+                scale = scales[row] if scaled else ONE
+                total = total + load(source + FLOAT_BYTES * (row * D + column)) * scale
+        if begin > first:
+            total = total + load(to)
+        store(total, to)
 
 
 @helper
@@ -166,31 +224,38 @@ def bag_of_positions(starts):
 
 
 @helper
+def _part_of(row, parts):
+    """Which of the parts an id belongs to: a hash by multiplication, as a remainder takes longer than a sort's pass."""
+    return np.int64(((np.uint64(row) * HASH & LOW_HALF) * np.uint64(parts)) >> np.uint64(32))
+
+
+@helper
 def group_ids(ids, largest, part, parts):
     """(order, unique, starts): positions of the ids by id, ids ascending, positions ascending within one.
 
     unique (U,) are the ids, NONE left out; order[starts[u] : starts[u + 1]] the positions of unique[u]. With
-    parts > 1 only ids of id % parts == part. A radix sort: no array as long as the table.
+    parts > 1 only the ids of one part. A radix sort: no array as long as the table.
     """
-    keys = np.empty(len(ids), np.uint64)
+    keys = np.empty(len(ids) + 1, np.uint64)
     n = 0
     for i in range(len(ids)):
         row = np.int64(ids[i])
-        if row != NONE and (parts == 1 or row % parts == part):
-            keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(i)
-            n += 1
+        # Written in any case and kept or not: which it is could not be predicted.
+        keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(i)
+        n += np.int64((row != NONE) & (_part_of(row, parts) == part))
     keys = _sorted(keys[:n], largest)
-    order, unique, starts = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n + 1, np.int64)
-    U = 0
+    order, unique, starts = np.empty(n, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, np.int64)
+    U, before = 0, np.int32(NONE)
     for i in range(n):
         row = np.int32(keys[i] >> np.uint64(32))
-        order[i] = np.int32(keys[i] & np.uint64(0xFFFFFFFF))
-        if U == 0 or unique[U - 1] != row:
-            unique[U] = row
-            starts[U] = i
-            U += 1
+        order[i] = np.int32(keys[i] & LOW_HALF)
+        # Written in any case, and over again where the row is a new one.
+        starts[U] = i
+        U += np.int64(row != before)
+        unique[U] = row
+        before = row
     starts[U] = n
-    return order, unique[:U], starts[: U + 1]
+    return order, unique[1 : U + 1], starts[: U + 1]
 
 
 @helper
