@@ -46,12 +46,10 @@ def embedding_bag(
     none), for starts that are not ascending from 0 to the number of ids, and for an unknown mode; TypeError
     for ids that are not integers; RuntimeError for an explicit backend that cannot serve the table.
     """
-    ids, starts = _checked(table, ids, starts, mode)
     if torch.compiler.is_compiling():
-        return _traced(table, ids, starts, mode, sparse)
-    module = _serving(table, backend)
-    if table.device.type == "cpu":
-        _check_range(module, ids, len(table))
+        return _traced(table, *_in_kernel_types(table, ids, starts, mode), mode, sparse)
+    module = serving(table, backend)
+    ids, starts = checked_bags(table, ids, starts, mode, module)
     scales = module.mean_scales(ids, starts, len(table)) if mode == "mean" else None
     return _EmbeddingBag.apply(table, ids, starts, scales, module, sparse)
 
@@ -98,7 +96,7 @@ def update_rows(
 ) -> None:
     """Step the rows that a row-sparse gradient (a sparse tensor (V, D)) holds; the rest of the table is not touched."""
     rows, values = gradient._indices()[0], gradient._values()
-    module = _serving(table, backend)
+    module = serving(table, backend)
     # Autograd drops the mark of a coalesced gradient on its way into .grad.
     if not (gradient.is_coalesced() or module.is_ascending(rows)):
         rows, values = module.sum_repeated(rows, values.contiguous(), len(table))
@@ -111,7 +109,7 @@ def update_all_rows(
     """Step all rows of a parameter by its dense gradient; a row is what the first axis counts."""
     n_rows = parameter.shape[0] if parameter.dim() else 1
     values = parameter.detach().contiguous()
-    _serving(parameter, backend).update_rows(
+    serving(parameter, backend).update_rows(
         rule,
         values.view(n_rows, -1),
         _all_rows(n_rows, parameter.device),
@@ -182,7 +180,17 @@ def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool)
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _checked(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
+def checked_bags(
+    table: Tensor, ids: Tensor, starts: Tensor | None, mode: str, module: ModuleType
+) -> tuple[Tensor, Tensor]:
+    """`_in_kernel_types`, and on a CPU ids that lie in the table. Raises ValueError for others."""
+    ids, starts = _in_kernel_types(table, ids, starts, mode)
+    if table.device.type == "cpu":
+        _check_range(module, ids, len(table))
+    return ids, starts
+
+
+def _in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
     """ids as int32 (total,) and starts as int64 (B + 1,), both contiguous."""
     if mode not in ("mean", "sum"):
         raise ValueError(f"mode must be mean or sum, not {mode}")
@@ -229,7 +237,8 @@ def _check_range(module: ModuleType, ids: Tensor, V: int) -> None:
 # --- backends --------------------------------------------------------------------------------------------
 
 
-def _serving(table: Tensor, backend: str) -> ModuleType:
+def serving(table: Tensor, backend: str = "auto") -> ModuleType:
+    """The backend's module for a table. Raises as `choose_embedding_backend` does."""
     return _module(_choose(table, backend).name)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .numba_jit import Kernel, helper, pointer_to_float32
 from .numba_simd import WIDTH, load, splat, store, sum_of
-from .row_rules import ADAGRAD, NONE, SGD
+from .row_rules import ADAGRAD, ADAM, NONE, SGD
 
 FLOAT_BYTES = 4
 # A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
@@ -390,19 +390,85 @@ def _update_from_bags(rule, table, V, ids, starts, scales, gradient, D, per_row,
     """
     bags = bag_of_positions(starts)
     for p in numba.prange(n_splits):
-        _update_part(rule[0], table, V, ids, bags, scales, gradient, D, per_row, first, second, p, n_splits)
+        update_part(rule[0], table, V, ids, bags, scales, gradient, D, per_row, first, second, p, n_splits)
 
 
 @helper
-def _update_part(rule, table, V, ids, bags, scales, gradient, D, per_row, first, second, part, parts):
+def update_part(rule, table, V, ids, bags, scales, gradient, D, per_row, first, second, part, parts):
+    """A step of the rows that are of this part."""
     order, unique, begins = group_ids(ids, V - 1, part, parts)
     bags_of_rows = bags[order]
+    if WIDTH <= D <= 8 * WIDTH and rule["kind"] != ADAM:
+        lanes = _new_lanes(D)
+        for u in range(len(unique)):
+            _update_in_registers(
+                rule, table, np.int64(unique[u]), bags_of_rows, begins[u], begins[u + 1], scales, gradient, D,
+                per_row, lanes,
+            )  # fmt: skip
+        return
     sums = np.empty((1, D + WIDTH), np.float32)
     for u in range(len(unique)):
         _update_by_sum(
             rule, table, np.int64(unique[u]), bags_of_rows, begins[u], begins[u + 1], scales, gradient, D,
             per_row, first, second, sums,
         )  # fmt: skip
+
+
+@helper
+def _new_lanes(D):
+    """(8 * WIDTH,) 1 where 8 vectors that end with column D hold a column for the first time, else 0."""
+    lanes = np.zeros(8 * WIDTH, np.float32)
+    for v in range(8):
+        for lane in range(WIDTH):
+            if v * WIDTH <= min(v * WIDTH, D - WIDTH) + lane < D and v * WIDTH < D:
+                lanes[v * WIDTH + lane] = ONE
+    return lanes
+
+
+@helper
+def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, D, per_row, lanes):
+    """_update_by_sum for SGD and Adagrad of rows that 8 vectors hold: their sum is never written down."""
+    scaled = len(scales) > 0
+    at_a, at_b, at_c, at_d = _place(D, 0), _place(D, WIDTH), _place(D, 2 * WIDTH), _place(D, 3 * WIDTH)
+    at_e, at_f = _place(D, 4 * WIDTH), _place(D, 5 * WIDTH)
+    at_g, at_h = _place(D, 6 * WIDTH), _place(D, 7 * WIDTH)
+    sum_a, sum_b, sum_c, sum_d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    sum_e, sum_f, sum_g, sum_h = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    for begin in range(first, last, SHORT_SUM):
+        a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        e, f, g, h = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        for i in range(begin, min(last, begin + SHORT_SUM)):
+            bag = np.int64(bags[i])
+            at = gradient + FLOAT_BYTES * bag * D
+            scale = scales[bag] if scaled else ONE
+            a, b = a + load(at + at_a) * scale, b + load(at + at_b) * scale
+            c, d = c + load(at + at_c) * scale, d + load(at + at_d) * scale
+            e, f = e + load(at + at_e) * scale, f + load(at + at_f) * scale
+            g, h = g + load(at + at_g) * scale, h + load(at + at_h) * scale
+        sum_a, sum_b, sum_c, sum_d = sum_a + a, sum_b + b, sum_c + c, sum_d + d
+        sum_e, sum_f, sum_g, sum_h = sum_e + e, sum_f + f, sum_g + g, sum_h + h
+    step = rule["lr"]
+    if rule["kind"] == ADAGRAD:
+        new = lanes.ctypes.data
+        vector = FLOAT_BYTES * WIDTH
+        square = sum_a * sum_a + sum_b * sum_b * load(new + vector)
+        square = square + sum_c * sum_c * load(new + 2 * vector) + sum_d * sum_d * load(new + 3 * vector)
+        square = square + sum_e * sum_e * load(new + 4 * vector) + sum_f * sum_f * load(new + 5 * vector)
+        square = square + sum_g * sum_g * load(new + 6 * vector) + sum_h * sum_h * load(new + 7 * vector)
+        per_row[row] += sum_of(square) / np.float32(D)
+        step = step / (np.sqrt(per_row[row]) + rule["eps"])
+    at = table + FLOAT_BYTES * row * D
+    # All loads before the first store: the last vectors may lie over one another.
+    a, b, c, d = load(at + at_a), load(at + at_b), load(at + at_c), load(at + at_d)
+    e, f, g, h = load(at + at_e), load(at + at_f), load(at + at_g), load(at + at_h)
+    store(a - sum_a * step, at + at_a)
+    store(b - sum_b * step, at + at_b)
+    store(c - sum_c * step, at + at_c)
+    store(d - sum_d * step, at + at_d)
+    store(e - sum_e * step, at + at_e)
+    store(f - sum_f * step, at + at_f)
+    store(g - sum_g * step, at + at_g)
+    store(h - sum_h * step, at + at_h)
 
 
 @helper

@@ -77,7 +77,7 @@ def _values_of(target, C, total_rows, row_ids, first, rows):
 
 
 @helper
-def _loss_tile(
+def loss_tile(
     z, bias, heads, columns, column_weights, targets, total_rows, row_ids, first, rows, scale, need_gradient,
     loss_k, correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
 ):  # fmt: skip
@@ -112,13 +112,24 @@ def _loss_tile(
 
 
 @helper
-def _pack(weight, D, heads, columns, for_features_too):
-    """(panels for logits (panels, D * PANEL), panels for features (panels * S, PANEL)) of the heads' rows."""
+def columns_of(heads):
+    """(K + 1,) where every head's outputs begin, and the last end, among those of these heads."""
+    columns = np.zeros(len(heads) + 1, np.int64)
+    for k in range(len(heads)):
+        columns[k + 1] = columns[k] + heads[k]["size"]
+    return columns
+
+
+@helper
+def pack_heads(weights, D, heads, columns, for_features_too):
+    """(panels for logits (panels, D * PANEL), panels for features (panels * S, PANEL)) of the heads' rows.
+
+    weights (K,) are the addresses of every head's rows (C, D).
+    """
     S = columns[-1]
     rows = scratch(S, D)
     for k in range(len(heads)):
-        source = weight + FLOAT_BYTES * heads[k]["offset"] * D
-        copy_floats(source, rows[columns[k]].ctypes.data, heads[k]["size"] * D)
+        copy_floats(weights[k], rows[columns[k]].ctypes.data, heads[k]["size"] * D)
     for_logits = scratch(-(-S // PANEL), D * PANEL)
     for panel in range(len(for_logits)):
         pack_for_logits(rows, panel * PANEL, min(PANEL, S - panel * PANEL), for_logits[panel])
@@ -150,7 +161,7 @@ def _run_split(
         rows = min(tile_rows, last_row - first)
         load_rows(h, features, D, row_ids, first, rows)
         logits(h_address, ldh, rows, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
-        _loss_tile(
+        loss_tile(
             z, bias, heads, columns, column_weights, targets, total_rows, row_ids, first, rows, scale,
             need_gradient, loss_k, correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
         )  # fmt: skip
@@ -187,11 +198,10 @@ def _tile_pass(
     d_bias = numba.carray(pointer_to_float32(d_bias_address), (n_outputs if d_bias_address else 0,))
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
-    columns = np.zeros(K + 1, np.int64)
-    for k in range(K):
-        columns[k + 1] = columns[k] + heads[k]["size"]
+    columns = columns_of(heads)
     S = columns[K]
-    for_logits, for_features = _pack(weight, D, heads, columns, d_features != 0)
+    weights = weight + FLOAT_BYTES * D * heads["offset"]
+    for_logits, for_features = pack_heads(weights, D, heads, columns, d_features != 0)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)
     bias_gradient_ps = np.zeros((n_splits, S), np.float32)

@@ -1,0 +1,94 @@
+"""A whole training step of heads over bags of table rows in one kernel call: forward, backward and optimizers.
+
+What `embedding_bag`, `multitask_loss`, their backward passes and the optimizer's step do one after another, without a
+gradient of the table and without autograd. On a CPU, for rules whose state is at most a number a row.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .embedding import Mode, checked_bags, choose_embedding_backend, serving
+from .layout import HeadLayout
+from .row_rules import ADAM, RowRule, RowState
+
+
+class Trained(NamedTuple):
+    """A parameter, the rule by which its rows move, and the rule's state; a row is what the first axis counts."""
+
+    parameter: Tensor
+    rule: RowRule
+    state: RowState
+
+
+class TrainedHead(NamedTuple):
+    """A linear head's weight (C, D) and its bias (C,), if it has one."""
+
+    weight: Trained
+    bias: Trained | None
+
+
+class BagStep(NamedTuple):
+    """What a step leaves beside the moved parameters: losses (K,) float32 and rows classified right (K,) int64."""
+
+    losses: Tensor
+    correct: Tensor
+
+
+def bag_step_obstacle(table: Trained, heads: Sequence[TrainedHead], backend: str = "auto") -> str | None:
+    """Why `bag_step` cannot train these, or None. Raises as `choose_embedding_backend` does."""
+    parts = [table, *(part for head in heads for part in head if part is not None)]
+    for part in parts:
+        if part.parameter.device.type != "cpu":
+            return "its kernel is for a CPU"
+        if part.parameter.dtype is not torch.float32 or not part.parameter.is_contiguous():
+            return "its kernel is for contiguous float32 parameters"
+        if part.rule.kind == ADAM:
+            return "its kernel knows SGD and row-wise Adagrad"
+    chosen = choose_embedding_backend(table.parameter.device, backend)
+    return None if chosen.name == "numba" else f"the backend is {chosen.name}: {chosen.reason}"
+
+
+def bag_step(
+    table: Trained,
+    heads: Sequence[TrainedHead],
+    ids: Tensor,
+    starts: Tensor,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    mode: Mode = "mean",
+) -> BagStep:
+    """Train the table (V, D) and K heads on B bags, in place; all of `bag_step_obstacle`'s obstacles are the caller's.
+
+    ids int32 (total,) and starts int64 (B + 1,) are as in `embedding_bag`; targets, task_weights (K,) and layout as in
+    `multitask_loss`. A head without a target or with weight 0 stays as it is.
+
+    Raises ValueError, with nothing moved, for an id outside [-1, V), for starts that do not ascend from 0 to the number
+    of ids, and for a class target that is neither in [0, C) nor ignore_index.
+    """
+    ids, starts = checked_bags(table.parameter, ids, starts, mode, serving(table.parameter))
+    if targets[0].shape[0] != len(starts) - 1:
+        raise ValueError(f"targets are of {targets[0].shape[0]} rows, there are {len(starts) - 1} bags")
+    found: tuple[Tensor, Tensor] = _kernels().step(
+        table, heads, ids, starts, targets, task_weights, layout, mean=mode == "mean"
+    )
+    return BagStep(*found)
+
+
+def warm_up_bag_step() -> None:
+    """Do before a clock starts what the first `bag_step` would do."""
+    _kernels().warm_up()
+
+
+@lru_cache
+def _kernels() -> ModuleType:
+    """Numba takes seconds to import: only what is used pays."""
+    return importlib.import_module(".numba_bag_step", __package__)

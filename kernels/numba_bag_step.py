@@ -1,0 +1,256 @@
+"""A whole training step of heads over bags of table rows: one kernel from the ids to the moved rows.
+
+Two parallel parts. In the first a thread takes tiles of bags: pools their rows into cache, makes all heads' logits,
+losses and gradients there, and leaves the gradient of the bags (B, D). In the second a thread takes rows of the table
+and heads of its own: it sums each one's gradient and moves it. Nothing is computed twice, no gradient of the table is
+ever held, and Python is left once a step. On the same number of threads the same call gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from .bag_step import Trained, TrainedHead
+from .layout import HeadLayout, HeadSpec, Kind
+from .numba_bags import bag_of_positions, share, sum_rows, update_part, update_row
+from .numba_embedding import PARALLEL_FLOATS
+from .numba_gemm import BLOCK_ROWS, PANEL
+from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
+from .numba_loss_pass import LANES
+from .numba_plan import NO_ROWS_LEFT_OUT, Batch, survey_batch
+from .numba_simd import WIDTH
+from .numba_stages import (
+    FLOAT_BYTES,
+    SKEW,
+    add_weight_gradient,
+    feature_gradient,
+    logits,
+    round_up,
+    scratch,
+    store_rows,
+)
+from .numba_tile import columns_of, loss_tile, pack_heads, tile_rows
+from .row_rules import NONE, RULE_RECORD, SGD, RowRule, RowState
+
+ONE = np.float32(1)
+NO_SCALES = np.zeros(0, np.float32)
+# What the axes of addresses (K, 2, 2) count.
+WEIGHT, BIAS = 0, 1
+PARAMETER, STATE = 0, 1
+
+
+@helper
+def _pool_bags(h, table, D, ids, starts, mean, bag_scales, first, bags):
+    """Sums or means of the bags first.. into h (bags, ld), zero up to a whole vector; bag_scales (B,) what they took."""
+    target = h.ctypes.data
+    for i in range(bags):
+        bag = first + i
+        to = target + FLOAT_BYTES * i * h.shape[1]
+        sum_rows(table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, to)
+        if mean:
+            count = 0
+            for j in range(starts[bag], starts[bag + 1]):
+                count += np.int64(ids[j] != NONE)
+            bag_scales[bag] = ONE / np.float32(max(count, 1))
+            for d in range(D):
+                h[i, d] *= bag_scales[bag]
+    for i in range(bags, round_up(bags, WIDTH)):
+        h[i, :] = 0.0
+
+
+@helper
+def _run_bags(
+    table, D, ids, starts, mean, bag_scales, first_bag, last_bag, for_logits, for_features, bias, heads, columns,
+    column_weights, targets, scale, tile_bags, d_features, d_weight, loss_k, correct_k, bias_gradient_s,
+):  # fmt: skip
+    """Losses of bags first_bag..last_bag, and the gradients of the heads and of every row in a bag, by one thread."""
+    S, B = columns[-1], len(starts) - 1
+    h = scratch(round_up(tile_bags, WIDTH), round_up(D, WIDTH) + SKEW)
+    z = scratch(round_up(S, PANEL), round_up(tile_bags, WIDTH) + SKEW)
+    product = scratch(WIDTH, PANEL)
+    ldh, ldz = h.shape[1], z.shape[1]
+    h_address, z_address = h.ctypes.data, z.ctypes.data
+    lanes = scratch(LANES, round_up(tile_bags, WIDTH))
+    gathered = np.empty(tile_bags, np.int64)
+    tile_bias_gradient = np.zeros(S, np.float32)
+    h[:, D:] = 0.0
+    for first in range(first_bag, last_bag, tile_bags):
+        bags = min(tile_bags, last_bag - first)
+        _pool_bags(h, table, D, ids, starts, mean, bag_scales, first, bags)
+        logits(h_address, ldh, bags, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
+        loss_tile(
+            z, bias, heads, columns, column_weights, targets, B, NO_ROWS_LEFT_OUT, first, bags, scale, True, loss_k,
+            correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
+        )  # fmt: skip
+        add_weight_gradient(
+            z_address, ldz, h_address, ldh, bags, S, D, d_weight.ctypes.data, d_weight.shape[1]
+        )
+        feature_gradient(z_address, ldz, bags, S, D, for_features.ctypes.data, h_address, ldh, False)
+        if mean:
+            for i in range(bags):
+                for d in range(D):
+                    h[i, d] *= bag_scales[first + i]
+        store_rows(h, d_features, D, NO_ROWS_LEFT_OUT, first, bags, False)
+
+
+@helper
+def _update_rows_of(rule, address, C, D, gradient, ldg):
+    """A step of one parameter (C, D) by its gradient (C, ldg); address (2,) is its own and its state's."""
+    state = numba.carray(pointer_to_float32(address[STATE]), (C if address[STATE] else 0,))
+    for c in range(C):
+        update_row(rule, address[PARAMETER], c, gradient + FLOAT_BYTES * c * ldg, D, state, 0, 0)
+
+
+@helper
+def _update_head(rules, addresses, C, D, column, d_weight_ps, d_bias_ps, S_blocks):
+    """A step of one head by the sums of the splits' gradients; rules (2,) and addresses (2, 2): of weight and bias."""
+    for p in range(1, len(d_bias_ps)):
+        for s in range(column, column + C):
+            for d in range(D):
+                d_weight_ps[s, d] += d_weight_ps[p * S_blocks + s, d]
+            d_bias_ps[0, s] += d_bias_ps[p, s]
+    d_weight, d_bias = d_weight_ps[column].ctypes.data, d_bias_ps[0, column:].ctypes.data
+    _update_rows_of(rules[WEIGHT], addresses[WEIGHT], C, D, d_weight, d_weight_ps.shape[1])
+    if addresses[BIAS, PARAMETER]:
+        _update_rows_of(rules[BIAS], addresses[BIAS], C, 1, d_bias, 1)
+
+
+@helper
+def _biases(heads, addresses, S):
+    """(S,) the biases of these heads in the places of the layout; 0 without one."""
+    bias_s = np.zeros(S, np.float32)
+    for k in range(len(heads)):
+        a, C, address = heads[k]["offset"], heads[k]["size"], addresses[heads[k]["index"], BIAS, PARAMETER]
+        if address:
+            bias_s[a : a + C] = numba.carray(pointer_to_float32(address), (C,))
+    return bias_s
+
+
+def _step_on_bags(  # type: ignore[no-untyped-def]
+    rules, table, V, D, per_row, ids, starts, mean, heads, addresses, column_weights, targets, mean_scale, scale,
+    tile_bags, n_splits, losses_address, correct_address,
+):  # fmt: skip
+    """One step of a table (V, D) and of heads (records of a layout) on B bags; losses and hits of the heads.
+
+    rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout. addresses (K, 2, 2): their
+    weights and biases, and the states (C,) of those; 0 = there is none. per_row (V,) is the table's state. The rest is
+    as in tile_pass.
+    """
+    K, B = len(heads), len(starts) - 1
+    losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
+    correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
+    columns = columns_of(heads)
+    S = columns[K]
+    bias_s = _biases(heads, addresses, len(column_weights))
+    weights = addresses[:, WEIGHT, PARAMETER][heads["index"]]
+    for_logits, for_features = pack_heads(weights, D, heads, columns, True)
+    loss_pk = np.zeros((n_splits, K))
+    correct_pk = np.zeros((n_splits, K), np.int64)
+    d_bias_ps = np.zeros((n_splits, S), np.float32)
+    S_blocks = round_up(S, BLOCK_ROWS)
+    d_weight_ps = scratch(n_splits * S_blocks, round_up(D, WIDTH) + SKEW)
+    d_features = np.empty((B, D), np.float32)
+    bag_scales = np.ones(B, np.float32)
+    for p in numba.prange(n_splits):
+        d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks]
+        d_weight_s[:] = 0.0
+        first, last = share(starts, p, n_splits)
+        _run_bags(
+            table, D, ids, starts, mean, bag_scales, first, last, for_logits, for_features, bias_s, heads, columns,
+            column_weights, targets, scale, tile_bags, d_features.ctypes.data, d_weight_s, loss_pk[p], correct_pk[p],
+            d_bias_ps[p],
+        )  # fmt: skip
+    bags = bag_of_positions(starts)
+    for p in numba.prange(n_splits):
+        update_part(
+            rules[0], table, V, ids, bags, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0, p, n_splits
+        )
+        for k in range(p, K, n_splits):
+            index = heads[k]["index"]
+            _update_head(
+                rules[1 + 2 * index : 3 + 2 * index], addresses[index], heads[k]["size"], D, columns[k], d_weight_ps,
+                d_bias_ps, S_blocks,
+            )  # fmt: skip
+    for k in range(K):
+        index = heads[k]["index"]
+        losses[index] = loss_pk[:, k].sum() * mean_scale[index]
+        correct[index] = correct_pk[:, k].sum()
+
+
+step_on_bags = Kernel(_step_on_bags)
+
+
+# --- the host --------------------------------------------------------------------------------------------
+
+
+def step(
+    table: Trained,
+    heads: Sequence[TrainedHead],
+    ids: Tensor,
+    starts: Tensor,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    *,
+    mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """(losses (K,), correct (K,)) of kernels/bag_step.py's `bag_step`, whose ids and starts have been checked."""
+    batch = survey_batch(targets, task_weights, layout, skip_zero_weights=True)
+    losses, correct = torch.zeros(len(heads)), torch.zeros(len(heads), dtype=torch.int64)
+    if len(batch.computed()):
+        n_splits = thread_count() if ids.numel() * table.parameter.shape[1] >= PARALLEL_FLOATS else 1
+        _step(table, heads, ids, starts, batch, losses, correct, mean, n_splits)
+    return losses, correct
+
+
+def _step(
+    table: Trained,
+    heads: Sequence[TrainedHead],
+    ids: Tensor,
+    starts: Tensor,
+    batch: Batch,
+    losses: Tensor,
+    correct: Tensor,
+    mean: bool,
+    n_splits: int,
+) -> None:
+    V, D = table.parameter.shape
+    computed, parts = batch.computed(), [part for head in heads for part in head]
+    rules = [table.rule, *(table.rule if part is None else part.rule for part in parts)]
+    addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
+    per_row = NO_SCALES if table.state.per_row is None else table.state.per_row.numpy()
+    tile_bags = tile_rows(len(starts) - 1, sum(computed["size"].tolist()) + D, n_splits)
+    step_on_bags(
+        np.array([tuple(rule) for rule in rules], RULE_RECORD), table.parameter.data_ptr(), V, D, per_row,
+        ids.numpy(), starts.numpy(), mean, computed, addresses, batch.table.column_weights, batch.addresses,
+        batch.scale, batch.gradient_scale, tile_bags, n_splits, losses.data_ptr(), correct.data_ptr(),
+        parallel=n_splits > 1,
+    )  # fmt: skip
+
+
+def _addresses(part: Trained | None) -> tuple[int, int]:
+    """Of a parameter and of its state, 0 where there is none."""
+    if part is None:
+        return 0, 0
+    return part.parameter.data_ptr(), 0 if part.state.per_row is None else part.state.per_row.data_ptr()
+
+
+@lru_cache
+def warm_up() -> None:
+    """Compile the serial and the parallel kernel, or load them from Numba's cache: they serve every layout."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
+    rule, n_bags = RowRule(SGD, 0.0), 2
+    table = Trained(torch.zeros(2, 2), rule, RowState())
+    heads = [TrainedHead(Trained(torch.zeros(3, 2), rule, RowState()), None)]
+    ids, starts = torch.zeros(n_bags, dtype=torch.int32), torch.arange(n_bags + 1)
+    batch = survey_batch([torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1), layout, skip_zero_weights=True)
+    for n_splits in (1, 2):
+        _step(
+            table, heads, ids, starts, batch, torch.zeros(1), torch.zeros(1, dtype=torch.int64), True, n_splits
+        )
