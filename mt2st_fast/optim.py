@@ -7,6 +7,7 @@ gradient is made; that rules out gradient clipping, accumulation and loss scalin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -21,16 +22,16 @@ ROW_STATE = "row"  # (V,) a number for every row; its presence marks a state tha
 DENSE_STATE = "sum"
 
 
-class RowSparseOptimizer(torch.optim.Optimizer):
+class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     """Steps row-sparse parameters by a rule, and leaves the dense ones to the optimizer behind it in the bases."""
 
+    @abstractmethod
     def rule(self, group: dict[str, Any]) -> RowRule:
         """The rule by which rows of this group move."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row_state(self, table: Tensor) -> RowState:
         """What the rule remembers of a table, made at its first step."""
-        raise NotImplementedError
 
     def fuse(self, tables: Iterable[Tensor]) -> None:
         """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.
@@ -101,12 +102,12 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
         return RowState()
 
 
+def _adagrad_rule(group: dict[str, Any]) -> RowRule:
+    return RowRule(rules.ADAGRAD, float(group["lr"]), eps=group["eps"])
+
+
 class _DenseRowwiseAdagrad(torch.optim.Optimizer):
     """Row-wise Adagrad of dense parameters: a row is what the first axis counts."""
-
-    def rule(self, group: dict[str, Any]) -> RowRule:
-        """Row-wise Adagrad at the group's rate."""
-        return RowRule(rules.ADAGRAD, float(group["lr"]), eps=group["eps"])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -119,7 +120,7 @@ class _DenseRowwiseAdagrad(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if DENSE_STATE not in state:
                     state[DENSE_STATE] = torch.zeros(parameter.shape[:1] or 1, device=parameter.device)
-                update_all_rows(self.rule(group), parameter, parameter.grad, RowState(state[DENSE_STATE]))
+                update_all_rows(_adagrad_rule(group), parameter, parameter.grad, RowState(state[DENSE_STATE]))
 
 
 class RowwiseAdagrad(RowSparseOptimizer, _DenseRowwiseAdagrad):
@@ -136,7 +137,7 @@ class RowwiseAdagrad(RowSparseOptimizer, _DenseRowwiseAdagrad):
 
     def rule(self, group: dict[str, Any]) -> RowRule:
         """Row-wise Adagrad at the group's rate."""
-        return _DenseRowwiseAdagrad.rule(self, group)
+        return _adagrad_rule(group)
 
     def row_state(self, table: Tensor) -> RowState:
         """A sum a row."""

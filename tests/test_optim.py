@@ -17,6 +17,7 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
+from mt2st_fast.optim import RowSparseOptimizer
 from mt2st_fast.optimizer_upkeep import clip_gradients, row_sparse_tables
 
 T = 50
@@ -98,6 +99,14 @@ def test_rowwise_adagrad_of_dense_parameters_of_any_shape():
         g = p.grad.reshape(p.shape[0] if p.dim() else 1, -1)
         expected = old - (0.5 * g / g.square().mean(1, keepdim=True).sqrt()).reshape(p.shape)
         torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["rule", "row_state"])
+def test_an_optimizer_of_rows_needs_both_its_rule_and_its_state(missing):
+    given = {name: lambda self, of: None for name in ("rule", "row_state") if name != missing}
+    unfinished = type("Unfinished", (RowSparseOptimizer, torch.optim.SGD), given)
+    with pytest.raises(TypeError, match=f"abstract.*{missing}"):
+        unfinished([torch.zeros(1)])
 
 
 def test_a_closure_is_evaluated_once():
