@@ -199,8 +199,8 @@ class MultiTaskHeads(nn.Module):
         k, K = self._active.index(name), len(self._active)
         weight = self._weights(weights, target.device)[k]
         loss = self._module(name)(vectors_of, inputs, target)
-        out = MultitaskLoss(weight * loss, loss.detach().reshape(1), torch.zeros(1, dtype=torch.int64))
-        return _spread(MultitaskLoss(out.total, out.losses, out.correct.to(loss.device)), [k], K)
+        correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
+        return _spread(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
 
     def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
         """Compile, before a clock starts, what the first step on features of `dtype` would compile."""
