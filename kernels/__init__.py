@@ -3,6 +3,7 @@
 Imports nothing from the rest of the package.
 """
 
+from .bag_step import BagStep, Trained, TrainedHead, bag_step, bag_step_obstacle, warm_up_bag_step
 from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
 from .context import (
     ContextBatch,
@@ -31,6 +32,7 @@ __all__ = [
     "BACKENDS",
     "PLANS",
     "RULES",
+    "BagStep",
     "Choice",
     "ContextBatch",
     "ContextGradients",
@@ -44,6 +46,10 @@ __all__ = [
     "RowRule",
     "RowState",
     "Shape",
+    "Trained",
+    "TrainedHead",
+    "bag_step",
+    "bag_step_obstacle",
     "choose_backend",
     "choose_embedding_backend",
     "choose_plan",
@@ -57,6 +63,7 @@ __all__ = [
     "update_all_rows",
     "update_rows",
     "warm_up",
+    "warm_up_bag_step",
     "warm_up_embedding",
     "word_sampler",
 ]

@@ -24,9 +24,8 @@ from .numba_gemm import BLOCK_ROWS, PANEL
 from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from .numba_loss_pass import LANES
 from .numba_plan import NO_ROWS_LEFT_OUT, Batch, survey_batch
-from .numba_simd import WIDTH
+from .numba_simd import FLOAT_BYTES, WIDTH
 from .numba_stages import (
-    FLOAT_BYTES,
     SKEW,
     add_weight_gradient,
     feature_gradient,
@@ -47,7 +46,7 @@ PARAMETER, STATE = 0, 1
 
 @helper
 def _pool_bags(h, table, D, ids, starts, mean, bag_scales, first, bags):
-    """Sums or means of the bags first.. into h (bags, ld), zero up to a whole vector; bag_scales (B,) what they took."""
+    """Sums or means of the bags first.. into h (bags, ld), zero up to a whole vector; their scales to bag_scales."""
     target = h.ctypes.data
     for i in range(bags):
         bag = first + i
@@ -249,8 +248,18 @@ def warm_up() -> None:
     table = Trained(torch.zeros(2, 2), rule, RowState())
     heads = [TrainedHead(Trained(torch.zeros(3, 2), rule, RowState()), None)]
     ids, starts = torch.zeros(n_bags, dtype=torch.int32), torch.arange(n_bags + 1)
-    batch = survey_batch([torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1), layout, skip_zero_weights=True)
+    batch = survey_batch(
+        [torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1), layout, skip_zero_weights=True
+    )
     for n_splits in (1, 2):
         _step(
-            table, heads, ids, starts, batch, torch.zeros(1), torch.zeros(1, dtype=torch.int64), True, n_splits
+            table,
+            heads,
+            ids,
+            starts,
+            batch,
+            torch.zeros(1),
+            torch.zeros(1, dtype=torch.int64),
+            True,
+            n_splits,
         )

@@ -15,10 +15,9 @@ import numba
 import numpy as np
 
 from .numba_jit import Kernel, helper, pointer_to_float32
-from .numba_simd import WIDTH, load, splat, store, sum_of
+from .numba_simd import FLOAT_BYTES, WIDTH, load, splat, store, sum_of
 from .row_rules import ADAGRAD, ADAM, NONE, SGD
 
-FLOAT_BYTES = 4
 # A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
 SHORT_SUM = 16
 DIGIT_BITS = 11

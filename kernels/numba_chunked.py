@@ -31,9 +31,8 @@ from .numba_plan import (
     residual_like,
     survey_batch,
 )
-from .numba_simd import WIDTH, load, select, splat, store, sum_of
+from .numba_simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
 from .numba_stages import (
-    FLOAT_BYTES,
     OUTPUTS,
     SKEW,
     add_weight_gradient,

@@ -38,10 +38,9 @@ from .numba_gemm import (
 )
 from .numba_jit import Kernel, helper
 from .numba_loss_pass import exp32, softplus_and_sigmoid
-from .numba_simd import WIDTH, absolute, load, prefetch, select, splat, store, sum_of
+from .numba_simd import FLOAT_BYTES, WIDTH, absolute, load, prefetch, select, splat, store, sum_of
 
 f32 = np.float32
-FLOAT_BYTES = 4
 ZERO, ONE = f32(0), f32(1)
 SKIPGRAM, CBOW = 0, 1
 # A score that is no pair: its loss and its gradient are exactly 0.

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .numba_simd import WIDTH, broadcast, load_vector, store_vector
+from .numba_simd import FLOAT_BYTES, WIDTH, broadcast, load_vector, store_vector
 
 # Rows of a block. Two vectors a row: 16 accumulators hide the latency of two multiply-adds a cycle and fit
 # 32 registers; AVX2 has 16. Never more than WIDTH: scratch has room for whole vectors of rows, not beyond.
@@ -149,7 +149,7 @@ def transpose_block(typing_context, source, lds, target, ldt):  # type: ignore[n
 
 
 def _build_copy(builder: Any, source: Any, target: Any, count: Any) -> None:
-    size = ir.Constant(_I64, 4)
+    size = _i64(FLOAT_BYTES)
     cgutils.raw_memcpy(builder, _pointer(builder, target), _pointer(builder, source), count, size)
 
 

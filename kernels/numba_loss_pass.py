@@ -19,6 +19,7 @@ import numpy as np
 from .layout import Kind
 from .numba_jit import Kernel, elementwise, helper, pointer_to_float32, pointer_to_int64
 from .numba_simd import (
+    FLOAT_BYTES,
     WIDTH,
     absolute,
     exponent_of,
@@ -35,7 +36,6 @@ from .numba_simd import (
 SOFTMAX, BINARY, SQUARED, HUBER = (int(kind) for kind in Kind)
 
 f32 = np.float32
-FLOAT_BYTES = 4
 ZERO, ONE, TWO, HALF, INFINITY = f32(0), f32(1), f32(2), f32(0.5), f32(np.inf)
 LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693145752), f32(1.42860677e-6)
 LN2 = f32(0.693147181)

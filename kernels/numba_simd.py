@@ -22,6 +22,7 @@ from numba.extending import intrinsic, models, register_model
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 
+FLOAT_BYTES = 4
 # float32 numbers in a vector register.
 WIDTH: int = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4
 

@@ -29,9 +29,8 @@ from .numba_gemm import (
     transpose_block,
 )
 from .numba_jit import helper, pointer_to_float32
-from .numba_simd import WIDTH
+from .numba_simd import FLOAT_BYTES, WIDTH
 
-FLOAT_BYTES = 4
 ZERO = np.float32(0)
 LINE = 16  # float32 numbers in a cache line
 # Longer sums of products are cut: parts stay in cache, and short sums lose less to rounding.

@@ -34,9 +34,8 @@ from .numba_plan import (
     residual_like,
     survey_batch,
 )
-from .numba_simd import WIDTH
+from .numba_simd import FLOAT_BYTES, WIDTH
 from .numba_stages import (
-    FLOAT_BYTES,
     SKEW,
     add_weight_gradient,
     feature_gradient,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss, warm_up
 from mt2st_fast.tasks import Task
 from mt2st_fast.word_tasks import VectorsOf, WordTask
+
+
+class HeadBatch(NamedTuple):
+    """A batch's targets as the kernels read them, of the active tasks that have one."""
+
+    layout: HeadLayout  # of these K' tasks, with their names
+    targets: list[Tensor]  # (N,) or (N, C)
+    weights: Tensor  # (K',)
+    places: list[int] | None  # theirs among the active tasks; None: they are all of them
 
 
 class MultiTaskHeads(nn.Module):
@@ -151,31 +160,47 @@ class MultiTaskHeads(nn.Module):
         missing from this batch.
         Raises ValueError for a target of an unknown task, and what `multitask_loss` raises.
         """
-        self._check_known(targets)
-        present = tuple(name for name in self._active if name in targets and name in self.tasks)
-        if not present:
-            raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
-        weights_k = self._weights(weights, features.device)
-        layout = self._layout(present)
-        linears = [self.linear(name) for name in present]
-        flat_targets = [
-            _flat_target(name, targets[name], head, features.shape[:-1])
-            for name, head in zip(present, layout.heads, strict=True)
-        ]
-        positions = [self._active.index(name) for name in present]
-        everyone = len(present) == len(self._active)
+        batch = self.batch(targets, features.shape[:-1], weights, features.device)
+        linears = [self.linear(name) for name in batch.layout.names]
         out = multitask_loss(
             features.flatten(0, -2) if features.dim() > 2 else features,
             _packed([linear.weight for linear in linears]),
             _packed([linear.bias for linear in linears]) if linears[0].bias is not None else None,
-            flat_targets,
-            # Indexing with a list would copy it to the device, which a CUDA graph cannot capture.
-            weights_k if everyone else torch.stack([weights_k[k] for k in positions]),
-            layout,
+            batch.targets,
+            batch.weights,
+            batch.layout,
             backend=self.backend,
             plan=self.plan,
         )
-        return out if everyone else _spread(out, positions, len(self._active))
+        return out if batch.places is None else _spread(out, batch.places, len(self._active))
+
+    def batch(
+        self,
+        targets: Mapping[str, Tensor],
+        rows: torch.Size,
+        weights: Tensor | Mapping[str, float] | None,
+        device: torch.device,
+    ) -> HeadBatch:
+        """What `forward` hands to the kernels beside features of shape (*rows, D) and parameters; raises as it does."""
+        self._check_known(targets)
+        present = tuple(name for name in self._active if name in targets and name in self.tasks)
+        if not present:
+            raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
+        weights_k = self._weights(weights, device)
+        layout = self._layout(present)
+        flat_targets = [
+            _flat_target(name, targets[name], head, rows)
+            for name, head in zip(present, layout.heads, strict=True)
+        ]
+        if len(present) == len(self._active):
+            return HeadBatch(layout, flat_targets, weights_k, None)
+        places = [self._active.index(name) for name in present]
+        # Indexing with a list would copy it to the device, which a CUDA graph cannot capture.
+        return HeadBatch(layout, flat_targets, torch.stack([weights_k[k] for k in places]), places)
+
+    def over_active(self, values: Tensor, batch: HeadBatch) -> Tensor:
+        """(K,) values over the active tasks from those of the tasks in a batch; 0 for a task that is not."""
+        return values if batch.places is None else _spread_values(values, batch.places, len(self._active))
 
     def is_word_task(self, name: str) -> bool:
         """Whether a task's loss comes from word vectors, and not from features."""
@@ -199,8 +224,8 @@ class MultiTaskHeads(nn.Module):
         k, K = self._active.index(name), len(self._active)
         weight = self._weights(weights, target.device)[k]
         loss = self._module(name)(vectors_of, inputs, target)
-        out = MultitaskLoss(weight * loss, loss.detach().reshape(1), torch.zeros(1, dtype=torch.int64))
-        return _spread(MultitaskLoss(out.total, out.losses, out.correct.to(loss.device)), [k], K)
+        correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
+        return _spread(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
 
     def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
         """Compile, before a clock starts, what the first step on features of `dtype` would compile."""
@@ -254,16 +279,18 @@ def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) ->
     return target.flatten(0, len(rows) - 1) if len(rows) > 1 else target
 
 
-def _spread(out: MultitaskLoss, positions: list[int], K: int) -> MultitaskLoss:
+def _spread(out: MultitaskLoss, places: list[int], K: int) -> MultitaskLoss:
     """Values of the tasks that are present, zeros for the absent ones."""
+    return MultitaskLoss(
+        out.total, _spread_values(out.losses, places, K), _spread_values(out.correct, places, K)
+    )
 
-    def spread(values: Tensor) -> Tensor:
-        of_task = [values.new_zeros(())] * K
-        for position, value in zip(positions, values.unbind(), strict=True):
-            of_task[position] = value
-        return torch.stack(of_task)
 
-    return MultitaskLoss(out.total, spread(out.losses), spread(out.correct))
+def _spread_values(values: Tensor, places: list[int], K: int) -> Tensor:
+    of_task = [values.new_zeros(())] * K
+    for place, value in zip(places, values.unbind(), strict=True):
+        of_task[place] = value
+    return torch.stack(of_task)
 
 
 def _module_name(task: str) -> str:

@@ -7,6 +7,7 @@ gradient is made; that rules out gradient clipping, accumulation and loss scalin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -14,23 +15,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import FusedUpdate, RowRule, RowState, fuse_update, update_all_rows, update_rows
+from mt2st_fast.kernels import (
+    FusedUpdate,
+    RowRule,
+    RowState,
+    Trained,
+    fuse_update,
+    update_all_rows,
+    update_rows,
+)
 from mt2st_fast.kernels import row_rules as rules
 
 ROW_STATE = "row"  # (V,) a number for every row; its presence marks a state that only touched rows change
 DENSE_STATE = "sum"
 
 
-class RowSparseOptimizer(torch.optim.Optimizer):
+class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     """Steps row-sparse parameters by a rule, and leaves the dense ones to the optimizer behind it in the bases."""
 
+    @abstractmethod
     def rule(self, group: dict[str, Any]) -> RowRule:
         """The rule by which rows of this group move."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row_state(self, table: Tensor) -> RowState:
         """What the rule remembers of a table, made at its first step."""
-        raise NotImplementedError
+
+    def dense_state(self, parameter: Tensor) -> RowState | None:
+        """What the rule remembers of a dense parameter, made at its first step; None where another rule moves it."""
+        del parameter
+        return None
+
+    def trained(self, parameter: Tensor, group: dict[str, Any], *, row_sparse: bool) -> Trained | None:
+        """A parameter with rule and state, for a kernel that steps it itself; None where no row rule moves it."""
+        state = self.row_state(parameter) if row_sparse else self.dense_state(parameter)
+        return None if state is None else Trained(parameter.detach(), self.rule(group), state)
 
     def fuse(self, tables: Iterable[Tensor]) -> None:
         """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.
@@ -100,13 +119,24 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
         del table
         return RowState()
 
+    def dense_state(self, parameter: Tensor) -> RowState:
+        """None."""
+        del parameter
+        return RowState()
+
+
+def _adagrad_rule(group: dict[str, Any]) -> RowRule:
+    return RowRule(rules.ADAGRAD, float(group["lr"]), eps=group["eps"])
+
+
+def _adagrad_sums(state: dict[str, Tensor], parameter: Tensor) -> RowState:
+    if DENSE_STATE not in state:
+        state[DENSE_STATE] = torch.zeros(parameter.shape[:1] or 1, device=parameter.device)
+    return RowState(state[DENSE_STATE])
+
 
 class _DenseRowwiseAdagrad(torch.optim.Optimizer):
     """Row-wise Adagrad of dense parameters: a row is what the first axis counts."""
-
-    def rule(self, group: dict[str, Any]) -> RowRule:
-        """Row-wise Adagrad at the group's rate."""
-        return RowRule(rules.ADAGRAD, float(group["lr"]), eps=group["eps"])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -116,10 +146,8 @@ class _DenseRowwiseAdagrad(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
-                if DENSE_STATE not in state:
-                    state[DENSE_STATE] = torch.zeros(parameter.shape[:1] or 1, device=parameter.device)
-                update_all_rows(self.rule(group), parameter, parameter.grad, RowState(state[DENSE_STATE]))
+                sums = _adagrad_sums(self.state[parameter], parameter)
+                update_all_rows(_adagrad_rule(group), parameter, parameter.grad, sums)
 
 
 class RowwiseAdagrad(RowSparseOptimizer, _DenseRowwiseAdagrad):
@@ -136,11 +164,15 @@ class RowwiseAdagrad(RowSparseOptimizer, _DenseRowwiseAdagrad):
 
     def rule(self, group: dict[str, Any]) -> RowRule:
         """Row-wise Adagrad at the group's rate."""
-        return _DenseRowwiseAdagrad.rule(self, group)
+        return _adagrad_rule(group)
 
     def row_state(self, table: Tensor) -> RowState:
         """A sum a row."""
         return RowState(self._state_of(table, **{ROW_STATE: (len(table),)})[ROW_STATE])
+
+    def dense_state(self, parameter: Tensor) -> RowState:
+        """A sum a row."""
+        return _adagrad_sums(self.state[parameter], parameter)
 
 
 class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.bag_training import BagTraining
 from mt2st_fast.callbacks import Callback
 from mt2st_fast.checkpoint import Checkpoint, save_checkpoint
 from mt2st_fast.errors import InputError
@@ -68,7 +69,8 @@ class Trainer:
     records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
     CUDA graph and replay it; a step that cannot be captured runs eagerly and `history.phases` says why. What
     Python does in the encoder, a replay does not do again. fuse_backward: the backward pass itself steps the
-    rows of row-sparse tables, whose gradient is never made.
+    rows of row-sparse tables, whose gradient is never made; on a CPU the whole step of a BagEncoder is one kernel
+    call where SGD or RowwiseAdagrad steps it (`BagTraining.obstacle` says what stands against it).
 
     Raises ValueError for an option out of range, for graph=True without a CUDA device, and for fuse_backward where
     something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
@@ -87,6 +89,7 @@ class Trainer:
     _learning_rate: float  # of the first group
     _graphed_steps: GraphedSteps | None
     _fused_tables: list[nn.Parameter]  # whose rows the backward pass steps
+    _bag_training: BagTraining | None  # takes this phase's steps, where they can be one kernel call
     _phase_parameters: list[nn.Parameter]  # all of them; which are trained may change by a callback
 
     def __init__(
@@ -250,7 +253,9 @@ class Trainer:
 
     def _train_step(self, micro_steps: list[list[Batch]]) -> None:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
-        if self._graphed_steps is None:
+        if self._bag_training is not None and self._bag_training.fits(wanted):
+            losses = self._bag_training(*wanted[0][0], self._weights_k)
+        elif self._graphed_steps is None:
             losses = self._eager_step(wanted)
         else:
             losses = self._graphed_steps(wanted)
@@ -366,6 +371,7 @@ class Trainer:
             self._record()
             self._phase_active = active
             self._begin_graphs()
+            self._begin_bag_training()
             verdict = None if self._graphed_steps is None else self._graphed_steps.verdict
             self.history.phases.append(PhaseRecord(self.step, active, verdict))
             self._each(lambda callback: callback.on_phase(self, self.history.phases[-1]))
@@ -429,6 +435,13 @@ class Trainer:
             self._fuse()
         self._learning_rate = self._optimizer.param_groups[0]["initial_lr"]
         self._begin_graphs()
+        self._begin_bag_training()
+
+    def _begin_bag_training(self) -> None:
+        """Decide, at the start of a run or a phase, whether its steps are one kernel call each."""
+        parts = self.encoder, self.heads, self._optimizer
+        possible = self.fuse_backward and BagTraining.obstacle(*parts) is None
+        self._bag_training = BagTraining(*parts) if possible else None
 
     def _fuse(self) -> None:
         if not isinstance(self._optimizer, RowSparseOptimizer):

@@ -7,6 +7,7 @@ them beside the main task; there they are computed on detached copies and teach 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,12 @@ from mt2st_fast.kernels.context import ContextBatch, context_loss, local_words
 VectorsOf = Callable[[Tensor], Tensor]  # word types (...) to their vectors (..., D)
 
 
-class WordTask(nn.Module):
+class WordTask(nn.Module, ABC):
     """A task whose loss is a function of word vectors."""
 
+    @abstractmethod
     def forward(self, vectors_of: VectorsOf, inputs: Any, target: Tensor) -> Tensor:
         """The mean loss () float32 of a batch."""
-        raise NotImplementedError
 
 
 class WordSimilarity(WordTask):

@@ -1,4 +1,4 @@
-"""What the tests of heads, trainer, switch and checkpoint share: a small problem that can be learnt."""
+"""What tests share: a small problem that can be learnt, and each plan of the fused op made to work at small sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from mt2st_fast import Classification, MultiLabel, MultiTaskHeads, Regression
+from mt2st_fast.kernels import numba_chunked, numba_packed, numba_tile
+from tests.loss_problems import PLAN
 
 # Plans that somebody tuned on this machine must not decide what the tests run.
 os.environ["MT2ST_PLANS"] = str(Path(__file__).with_name("no-such-table.json"))
@@ -58,3 +60,20 @@ def toy() -> SimpleNamespace:
     return SimpleNamespace(
         tasks=TASKS, encoder=make_encoder, heads=make_heads, batches=make_batches, features=F_IN
     )
+
+
+@pytest.fixture(params=["tile", "tile-parallel", "packed", "chunked"])
+def plan(request, monkeypatch):
+    """Runs a test by every plan, each made to do at this size what it does at its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    name = request.param.removesuffix("-parallel")
+    monkeypatch.setitem(PLAN, "forced", name)
+    monkeypatch.setattr(numba_tile, "TILE_FLOATS", 0)  # the fewest rows a tile
+    if request.param == "tile-parallel":
+        monkeypatch.setattr(numba_tile, "PARALLEL_PRODUCTS", 0)
+    monkeypatch.setattr(numba_packed, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(numba_chunked, "WIDE_HEAD", 3)
+    monkeypatch.setattr(numba_chunked, "MOST_ROWS", 48)
+    yield name
+    torch.set_num_threads(before)

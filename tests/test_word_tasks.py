@@ -16,6 +16,7 @@ from mt2st_fast import (
     Trainer,
     WordAnalogy,
     WordSimilarity,
+    WordTask,
 )
 from mt2st_fast.data import ContextBatches, Vocabulary, analogy_batches, similarity_batches
 from mt2st_fast.kernels.context import reference_loss
@@ -71,6 +72,14 @@ def test_the_same_answer_in_another_row_is_not_wrong():
 def test_other_shapes_are_refused(task, count):
     with pytest.raises(ValueError, match=rf"inputs must be \(B, {count}\) word types, not \(3, 3\)"):
         task(lambda t: t, torch.zeros(3, 3, dtype=torch.int64), torch.zeros(3))
+
+
+def test_a_task_without_a_loss_cannot_be_made():
+    class Unfinished(WordTask):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract.*forward"):
+        Unfinished()
 
 
 def test_their_gradient_reaches_the_table_and_only_their_rows():

@@ -1,0 +1,119 @@
+"""Training steps of a bag encoder and its heads as one kernel call each, where model and optimizer allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.encoders import BagEncoder
+from mt2st_fast.heads import MultiTaskHeads
+from mt2st_fast.kernels import Trained, TrainedHead, bag_step, bag_step_obstacle, warm_up_bag_step
+from mt2st_fast.optim import RowSparseOptimizer
+from mt2st_fast.sources import Batch
+
+
+class BagTraining:
+    """Steps table and heads as encoder, heads, backward pass and optimizer would, up to rounding.
+
+    Made for one phase: its active tasks, and parameters that stay where they are. Raises ValueError with the reason
+    where the kernel cannot do all that a step would do (see `obstacle`).
+    """
+
+    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
+        reason = self.obstacle(encoder, heads, optimizer)
+        if reason is not None:
+            raise ValueError(f"a step cannot be one kernel call: {reason}")
+        assert isinstance(encoder, BagEncoder)
+        assert isinstance(optimizer, RowSparseOptimizer)
+        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        self._group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._parameters = _parameters(encoder, heads)
+        warm_up_bag_step()
+
+    @staticmethod
+    def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
+        """What stands against one kernel call a step, or None."""
+        if type(encoder) is not BagEncoder or type(heads) is not MultiTaskHeads:
+            return "it is for a BagEncoder and MultiTaskHeads as they are"
+        if not isinstance(optimizer, RowSparseOptimizer):
+            return f"it steps by a row rule, and {type(optimizer).__name__} has none"
+        if heads.backend not in ("auto", "numba") or heads.plan != "auto":
+            return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
+        if encoder.dropout.p > 0:
+            return "the encoder has dropout"
+        if encoder.rows_of_type is not None:
+            return "the encoder's types are made of several rows"
+        if any(_has_hooks(module) for module in (*encoder.modules(), *heads.modules())):
+            return "a module has hooks"
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            return "the optimizer has hooks"
+        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        parameters = _parameters(encoder, heads)
+        if any(id(p) not in group_of or not p.requires_grad for p in parameters):
+            return "a parameter is frozen"
+        if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+            return "a parameter has hooks"
+        table = optimizer.trained(encoder.table, group_of[id(encoder.table)], row_sparse=True)
+        dense = [optimizer.trained(p, group_of[id(p)], row_sparse=False) for p in parameters[1:]]
+        if any(part is None for part in dense):
+            return f"{type(optimizer).__name__} steps dense parameters by another rule"
+        return bag_step_obstacle(table, [TrainedHead(part, None) for part in dense], encoder.backend)
+
+    def fits(self, micro_steps: Sequence[Sequence[Batch]]) -> bool:
+        """Whether this step can be taken: one batch, of tasks with heads, and no parameter frozen meanwhile."""
+        if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
+            return False
+        _, targets = micro_steps[0][0]
+        return all(p.requires_grad for p in self._parameters) and not any(
+            self._heads.is_word_task(name) for name in targets
+        )
+
+    def __call__(
+        self, inputs: tuple[Tensor, Tensor], targets: Mapping[str, Tensor], weights: Tensor
+    ) -> Tensor:
+        """One step on a batch of B bags; the losses (K,) of the active tasks, 0 where one has no target here.
+
+        Raises what `bag_step` and the heads raise, with nothing moved.
+        """
+        ids, starts = inputs
+        batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
+        found = bag_step(
+            self._trained(self._encoder.table, row_sparse=True),
+            [self._trained_head(name) for name in batch.layout.names],
+            ids,
+            starts,
+            batch.targets,
+            batch.weights,
+            batch.layout,
+            self._encoder.mode,
+        )
+        return self._heads.over_active(found.losses, batch)
+
+    def _trained_head(self, task: str) -> TrainedHead:
+        linear = self._heads.linear(task)
+        bias = None if linear.bias is None else self._trained(linear.bias, row_sparse=False)
+        return TrainedHead(self._trained(linear.weight, row_sparse=False), bias)
+
+    def _trained(self, parameter: nn.Parameter, *, row_sparse: bool) -> Trained:
+        trained = self._optimizer.trained(parameter, self._group_of[id(parameter)], row_sparse=row_sparse)
+        assert trained is not None  # or there was an obstacle
+        return trained
+
+
+def _parameters(encoder: BagEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
+    """The table, then those of the active heads."""
+    linears = [heads.linear(name) for name in heads.active if not heads.is_word_task(name)]
+    return [encoder.table, *(p for linear in linears for p in linear.parameters())]
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
