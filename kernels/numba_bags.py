@@ -214,6 +214,18 @@ def mean_scales(ids, starts):
 
 
 @helper
+def take_bags(ids, bounds, bags):
+    """(ids (total,), starts (len(bags) + 1,)) of some bags; bag b is ids[bounds[b]:bounds[b + 1]]."""
+    starts = np.zeros(len(bags) + 1, np.int64)
+    for i in range(len(bags)):
+        starts[i + 1] = starts[i] + bounds[bags[i] + 1] - bounds[bags[i]]
+    taken = np.empty(starts[-1], np.int32)
+    for i in range(len(bags)):
+        taken[starts[i] : starts[i + 1]] = ids[bounds[bags[i]] : bounds[bags[i] + 1]]
+    return taken, starts
+
+
+@helper
 def bag_of_positions(starts):
     """(total,) the bag that every position lies in."""
     bags = np.empty(starts[-1], np.int32)

@@ -82,6 +82,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.bag_training": None,
     "mt2st_fast.word2vec": None,
     "mt2st_fast.word_tasks": None,
+    "mt2st_fast.data.batches": {"take_bags"},
     "mt2st_fast.data.word_batches": {
         "ContextBatch",
         "check_options",

@@ -9,6 +9,7 @@ from torch import Tensor
 from mt2st_fast.data.corpus import Corpus, check_main
 from mt2st_fast.data.sampler import Sampler, check_active
 from mt2st_fast.errors import InputError
+from mt2st_fast.kernels import take_bags
 
 OUTSIDE = -1  # the "type id" of a window position beyond the sentence
 
@@ -54,17 +55,11 @@ class BagInputs:
             raise InputError(
                 "bags need labels per document, this corpus has them per token; use TokenBatches"
             )
-        self._tokens = corpus.tokens
-        self._starts = corpus.bounds[:-1]
-        self._lengths = np.diff(corpus.bounds)
+        self._tokens, self._bounds = corpus.tokens, corpus.bounds
 
     def __call__(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Type ids, int32 (total,), and the offsets of the documents in them, int64 (B + 1,)."""
-        lengths = self._lengths[rows]
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        positions = np.arange(offsets[-1]) + np.repeat(self._starts[rows] - offsets[:-1], lengths)
-        return torch.from_numpy(self._tokens[positions]), torch.from_numpy(offsets)
+        return take_bags(self._tokens, self._bounds, rows)
 
 
 class TrainingBatches:
