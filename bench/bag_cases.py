@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, RowwiseAdagrad
+from mt2st_fast.bag_training import BagTraining
 from mt2st_fast.supervised import SupervisedModel, train_supervised
 
 FAMILIES = ("topic", "tone", "source", "reader", "length")
@@ -109,15 +110,9 @@ def bags_of(words: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def our_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, fused: bool = True) -> Step:
     """Forward, backward and row-wise Adagrad of all heads over a batch of bags."""
-    encoder = BagEncoder(V, dim, sparse=True)
-    tasks = {FAMILIES[k]: Classification(CLASSES) for k in range(labels.shape[1])}
-    heads = MultiTaskHeads(dim, tasks, FAMILIES[0])
-    optimizer = RowwiseAdagrad([*encoder.parameters(), *heads.parameters()], lr=0.1)
+    encoder, heads, optimizer, inputs, targets, weights = _our_parts(V, dim, words, labels)
     if fused:
         optimizer.fuse([encoder.table])
-    inputs = bags_of(words)
-    targets = {name: torch.from_numpy(labels[:, k].copy()) for k, name in enumerate(tasks)}
-    weights = torch.ones(len(tasks))
 
     def step() -> None:
         heads(encoder(inputs), targets, weights).total.backward()
@@ -125,6 +120,23 @@ def our_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, fused: 
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def _our_parts(V: int, dim: int, words: np.ndarray, labels: np.ndarray) -> tuple[Any, ...]:
+    """(encoder, heads, optimizer, inputs, targets, weights) of K heads, K the columns of labels."""
+    encoder = BagEncoder(V, dim, sparse=True)
+    tasks = {FAMILIES[k]: Classification(CLASSES) for k in range(labels.shape[1])}
+    heads = MultiTaskHeads(dim, tasks, FAMILIES[0])
+    optimizer = RowwiseAdagrad([*encoder.parameters(), *heads.parameters()], lr=0.1)
+    targets = {name: torch.from_numpy(labels[:, k].copy()) for k, name in enumerate(tasks)}
+    return encoder, heads, optimizer, bags_of(words), targets, torch.ones(len(tasks))
+
+
+def our_kernel_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray) -> Step:
+    """The same as one kernel call, as the Trainer does it with fuse_backward."""
+    encoder, heads, optimizer, inputs, targets, weights = _our_parts(V, dim, words, labels)
+    training = BagTraining(encoder, heads, optimizer)
+    return lambda: training(inputs, targets, weights)
 
 
 def torch_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, sparse: bool) -> Step:
