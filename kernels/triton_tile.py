@@ -1,7 +1,7 @@
 """The tile plan on a GPU: one kernel reads a tile of features and leaves its losses and gradients.
 
 For few outputs (S <= 64). A program takes every n_programs-th tile of rows: logits of all heads by one
-product, each head's loss and logit gradient dz on chip (the formulas are `triton_loss_pass`'s), then the
+product, each head's loss and logit gradient dz on chip (the formulas are `triton_loss_rows`'s), then the
 features' gradient, written once, and the tile's part of the weight gradient:
 
     d_features = dz_scaled @ W,   dz_scaled = dz * task_weight / denominator
@@ -446,7 +446,7 @@ def padded_outputs(S: int) -> int:
 def choose_tiles(S: int, D: int, itemsize: int) -> Tiles:
     """Blocks for S outputs and D features of `itemsize` bytes.
 
-    A table, see `triton_loss_pass.choose_blocks`. 32 rows: with 64 Triton 3.7 takes Blackwell's tensor
+    A table, see `triton_loss_blocks.choose_blocks`. 32 rows: with 64 Triton 3.7 takes Blackwell's tensor
     memory, and its compiler fails. float32 products run without matrix units and need the registers.
     """
     outputs, block = padded_outputs(S), max(16, triton.next_power_of_2(D))
