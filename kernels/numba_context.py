@@ -48,61 +48,25 @@ NO_PAIR = f32(128.0)
 
 # --- rows ------------------------------------------------------------------------------------------------
 
-# Sums of up to 8 vectors a row stay in registers while the rows run.
-_combine = [weighted_rows(n, accumulate=False) for n in range(1, 9)]
-_add_combined = [weighted_rows(n, accumulate=True) for n in range(1, 9)]
-(_combine_1, _combine_2, _combine_3, _combine_4, _combine_5, _combine_6, _combine_7, _combine_8) = _combine
-(_add_1, _add_2, _add_3, _add_4, _add_5, _add_6, _add_7, _add_8) = _add_combined
+# Sums of so many vectors stay in registers while the rows run.
+VECTORS = 8
+_combine, _add_combined = weighted_rows(VECTORS, accumulate=False), weighted_rows(VECTORS, accumulate=True)
 
 
 @helper
 def combine(a, lda, b, ldb, c, width, depth):
     """c (width,) = sum_k a[k lda] b[k]: rows of b, weighted; width is in whole vectors, depth >= 1."""
-    d = 0
-    while width - d >= 8 * WIDTH:
-        _combine_8(a, lda, b + FLOAT_BYTES * d, ldb, c + FLOAT_BYTES * d, ldb, depth)
-        d += 8 * WIDTH
-    n = (width - d) // WIDTH
-    b_d, c_d = b + FLOAT_BYTES * d, c + FLOAT_BYTES * d
-    if n == 7:
-        _combine_7(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 6:
-        _combine_6(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 5:
-        _combine_5(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 4:
-        _combine_4(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 3:
-        _combine_3(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 2:
-        _combine_2(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 1:
-        _combine_1(a, lda, b_d, ldb, c_d, ldb, depth)
+    for d in range(0, width, VECTORS * WIDTH):
+        n = min(VECTORS, (width - d) // WIDTH)
+        _combine(a, lda, b + FLOAT_BYTES * d, ldb, c + FLOAT_BYTES * d, n, depth)
 
 
 @helper
 def add_combined(a, lda, b, ldb, c, width, depth):
     """c (width,) += sum_k a[k lda] b[k]."""
-    d = 0
-    while width - d >= 8 * WIDTH:
-        _add_8(a, lda, b + FLOAT_BYTES * d, ldb, c + FLOAT_BYTES * d, ldb, depth)
-        d += 8 * WIDTH
-    n = (width - d) // WIDTH
-    b_d, c_d = b + FLOAT_BYTES * d, c + FLOAT_BYTES * d
-    if n == 7:
-        _add_7(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 6:
-        _add_6(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 5:
-        _add_5(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 4:
-        _add_4(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 3:
-        _add_3(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 2:
-        _add_2(a, lda, b_d, ldb, c_d, ldb, depth)
-    elif n == 1:
-        _add_1(a, lda, b_d, ldb, c_d, ldb, depth)
+    for d in range(0, width, VECTORS * WIDTH):
+        n = min(VECTORS, (width - d) // WIDTH)
+        _add_combined(a, lda, b + FLOAT_BYTES * d, ldb, c + FLOAT_BYTES * d, n, depth)
 
 
 @helper
@@ -259,6 +223,20 @@ def _shares(mode, slots, low, high, first, last, start, stop, drawn, each, share
 
 
 @helper
+def _add_window(band, first, last, start, stop, window, source, target, slots, width):
+    """Row slots[j] of target += sum_i band[i - first, j - start] source[i - first] for every j within a window."""
+    ldb = band.shape[1]
+    for j in range(start, stop):
+        from_i, to_i = max(first, j - window), min(last, j + window + 1)
+        if from_i < to_i:
+            add_combined(
+                band.ctypes.data + FLOAT_BYTES * ((from_i - first) * ldb + j - start), ldb,
+                source + FLOAT_BYTES * (from_i - first) * width, width,
+                target + FLOAT_BYTES * np.int64(slots[j]) * width, width, to_i - from_i,
+            )  # fmt: skip
+
+
+@helper
 def _tile(
     mode, x, y, to_x, to_y, slots, low, high, first, last, drawn, each, step, window, spread, D, want_loss, mark,
     stamp, rows, band, z, share, h_t,
@@ -350,13 +328,7 @@ def _tile(
     if mode == SKIPGRAM:
         for i in range(first, last):
             _add_row(d_h + (i - first) * row_bytes, to_x_at + np.int64(slots[i]) * row_bytes, ld)
-        for j in range(start, stop):
-            from_i, to_i = max(first, j - window), min(last, j + window + 1)
-            if from_i < to_i:
-                add_combined(
-                    band_at + FLOAT_BYTES * ((from_i - first) * ldb + j - start), ldb,
-                    h + (from_i - first) * row_bytes, ld, to_y_at + np.int64(slots[j]) * row_bytes, ld, to_i - from_i,
-                )  # fmt: skip
+        _add_window(band, first, last, start, stop, window, h, to_y_at, slots, ld)
     else:
         for i in range(count):
             at_y = to_y_at + np.int64(slots[first + i]) * row_bytes
@@ -368,14 +340,7 @@ def _tile(
                 for j in range(low[first + i] - start, high[first + i] - start):
                     row[j] = ONE
                 row[first + i - start] = ZERO
-        for j in range(start, stop):
-            from_i, to_i = max(first, j - window), min(last, j + window + 1)
-            if from_i < to_i:
-                add_combined(
-                    band_at + FLOAT_BYTES * ((from_i - first) * ldb + j - start), ldb,
-                    d_h + (from_i - first) * row_bytes, ld, to_x_at + np.int64(slots[j]) * row_bytes, ld,
-                    to_i - from_i,
-                )  # fmt: skip
+        _add_window(band, first, last, start, stop, window, d_h, to_x_at, slots, ld)
     return loss
 
 
