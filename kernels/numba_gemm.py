@@ -53,8 +53,8 @@ def _of_addresses(count: int, build: Callable[..., None]) -> Any:
     return types.void(*([types.int64] * count)), codegen
 
 
-def _multiply(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Any:
-    """c (rows, vectors * WIDTH) = or += a b; arguments a, lda, b, ldb, c, ldc, depth >= 1."""
+def _product(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Callable[..., None]:
+    """Code of c (rows, vectors * WIDTH) = or += a b; arguments a, lda, b, ldb, c, ldc, depth >= 1."""
 
     def build(builder: Any, a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any, depth: Any) -> None:
         pointer_a, pointer_b, pointer_c = (_pointer(builder, address) for address in (a, b, c))
@@ -101,6 +101,13 @@ def _multiply(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Any
                 total = builder.fadd(load_vector(builder, target), total)
             store_vector(builder, total, target)
 
+    return build
+
+
+def _multiply(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Any:
+    """The product as an intrinsic."""
+    build = _product(rows, vectors, by_row=by_row, accumulate=accumulate)
+
     @intrinsic
     def multiply(typing_context, a, lda, b, ldb, c, ldc, depth):  # type: ignore[no-untyped-def]
         return _of_addresses(7, build)
@@ -120,9 +127,29 @@ add_by_column = _multiply(BLOCK_ROWS, 2, by_row=False, accumulate=True)
 add_by_column_1 = _multiply(BLOCK_ROWS, 1, by_row=False, accumulate=True)
 
 
-def weighted_rows(vectors: int, *, accumulate: bool) -> Any:
-    """c (vectors * WIDTH,) = or += sum_k a[k lda] b[k]: rows of b, summed in registers with weights."""
-    return _multiply(1, vectors, by_row=False, accumulate=accumulate)
+def weighted_rows(most: int, *, accumulate: bool) -> Any:
+    """c (n * WIDTH,) = or += sum_k a[k lda] b[k]: rows of b, summed with weights in registers.
+
+    Arguments a, lda, b, ldb, c, n in 1..most, depth >= 1.
+    """
+    builds = {n: _product(1, n, by_row=False, accumulate=accumulate) for n in range(1, most + 1)}
+
+    def build(builder: Any, a: Any, lda: Any, b: Any, ldb: Any, c: Any, n: Any, depth: Any) -> None:
+        done = builder.function.append_basic_block("summed")
+        by_n = builder.switch(n, done)
+        for vectors, build_sum in builds.items():
+            case = builder.function.append_basic_block(f"vectors_{vectors}")
+            by_n.add_case(_i64(vectors), case)
+            builder.position_at_end(case)
+            build_sum(builder, a, lda, b, ldb, c, ldb, depth)
+            builder.branch(done)
+        builder.position_at_end(done)
+
+    @intrinsic
+    def weighted(typing_context, a, lda, b, ldb, c, n, depth):  # type: ignore[no-untyped-def]
+        return _of_addresses(7, build)
+
+    return weighted
 
 
 def _build_transpose(builder: Any, source: Any, lds: Any, target: Any, ldt: Any) -> None:

@@ -1,7 +1,7 @@
 """The one place for Numba's decorators and flags.
 
-Numba's cache looks at the file of a kernel, not at the files of what it calls: after a change here remove
-kernels/__pycache__. What a kernel calls otherwise stands in its own file.
+Numba's cache looks at the file of a kernel, not at the files of what it calls: after a change here, or in what
+kernels of other files call, remove kernels/__pycache__.
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ from .layout import HeadLayout
 from .protocol import Forward, Needs, Residual
 from .triton_denominators import count_parts, mean_scale
 from .triton_heads import head_tables, pack_targets
-from .triton_loss_pass import NARROW, LossParts, finalize, padded_width, rows_per_program, run_loss_pass
+from .triton_loss_blocks import NARROW, padded_width, rows_per_program
+from .triton_loss_pass import run_loss_pass
+from .triton_loss_sums import LossParts, finalize
 from .triton_packed import mm_float32
 from .triton_tile import RESIDUAL_IS_GRADIENT, backward, residual_like, warm_up
 

@@ -1,29 +1,14 @@
 """The segmented loss pass on a GPU: logits of all heads (N, S) to losses and, in place, to their gradient.
 
-Head k owns the columns from its offset on, C of them. The formulas are torch.nn.functional's, unscaled (the
-gradient of the sum over rows):
-
-    SOFTMAX  loss_n = (1-e) w_y (lse - z_y) + e/C sum_c w_c (lse - z_c),     lse = log sum_c exp z_c
-             dz_c   = (1-e) w_y (p_c - [c = y]) + e/C (p_c sum_c w_c - w_c),  p = softmax z
-    BINARY   loss   = (1-y) z + l (log1p exp(-|z|) + max(-z, 0)),             l = 1 + (q-1) y
-             dz     = l sigmoid(z) - q y
-    SQUARED  loss   = (z-y)^2                                                 dz = 2 (z-y)
-    HUBER    loss   = (z-y)^2 / 2 where |z-y| <= d, else d (|z-y| - d/2)      dz = z-y clamped to [-d, d]
-
-with smoothing e, class weights w, positive weights q. A mean divides by the sum of w_y over valid rows
-(SOFTMAX) or by the number of targets that are not NaN. A class index outside [0, C) that is not the
-ignore_index makes the task's loss NaN, adds no gradient and touches no memory: raising would have to wait
-for the device.
-
-Sums are float32 in a fixed order: partial sums of a block of rows, then one kernel that adds the blocks in
-float64 (the bias gradient in float32). No atomics, so two calls give the same bits.
+Head k owns the columns from its offset on, C of them; `triton_loss_rows` has the formulas. Sums are float32 in a
+fixed order: partial sums of a block of rows here, then `triton_loss_sums` adds the blocks. No atomics, so two calls
+give the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -32,7 +17,6 @@ from torch import Tensor
 
 from .layout import HeadLayout
 from .triton_heads import (
-    BINARY,
     DELTA,
     IGNORE,
     INDEX,
@@ -46,181 +30,13 @@ from .triton_heads import (
     TARGET,
     WEIGHT_SUM,
     PackedTargets,
-    dense_elements,
     head_tables,
-    launch_options,
     on_device_of,
     pack_targets,
 )
-
-
-@triton.jit
-def _load_logits(p_rows, p_bias, o_c, m_rows, m_c, m_load, HAS_BIAS: tl.constexpr, ALIGNED: tl.constexpr):
-    """(BLOCK_N, BLOCK_C) float32 logits with their bias; 0 where masked by m_rows or m_c."""
-    b_z = tl.load(p_rows[:, None] + o_c[None, :], mask=m_rows[:, None] & m_load[None, :], other=0.0)
-    b_z = b_z.to(tl.float32)
-    if ALIGNED:
-        # What lies between the head's end and the next multiple of 16 may be anything, NaN included.
-        b_z = tl.where(m_c[None, :], b_z, 0.0)
-    if HAS_BIAS:
-        b_z += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
-    return b_z
-
-
-@triton.jit
-def _store_gradient(
-    p_rows, p_bias_part, b_dz, o_c, m_n, m_c, m_load, i_trip, NEED_BIAS_GRADIENT: tl.constexpr
-):
-    """Overwrite a block of logits with its gradient, 0 outside m_c; add its column sums to the program's."""
-    if NEED_BIAS_GRADIENT:
-        b_before = tl.load(p_bias_part + o_c, mask=m_c & (i_trip > 0), other=0.0)
-        tl.store(p_bias_part + o_c, b_before + tl.sum(b_dz, axis=0), mask=m_c)
-    p_dz = p_rows[:, None] + o_c[None, :]
-    tl.store(p_dz, b_dz.to(p_rows.dtype.element_ty), mask=m_n[:, None] & m_load[None, :])
-
-
-@triton.jit
-def _softmax_rows(
-    p_rows,
-    p_bias,
-    p_weights,
-    p_targets,
-    p_bias_part,
-    m_n,
-    m_active,
-    i_trip,
-    C,
-    C_load,
-    ignore_index,
-    smoothing,
-    weight_sum,
-    HAS_BIAS: tl.constexpr,
-    NEED_GRADIENT: tl.constexpr,
-    NEED_BIAS_GRADIENT: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """(loss, denominator, correct) of a block of rows; pointers are already moved to the head.
-
-    p_targets (BLOCK_N,) points at the rows' classes. A row that is not in m_active is not read; its gradient is 0.
-    """
-    b_y = tl.load(p_targets, mask=m_active, other=0)
-    m_used = m_active & (b_y != ignore_index)
-    m_valid = m_used & (b_y >= 0) & (b_y < C)
-    b_y = tl.where(m_valid, b_y, 0).to(tl.int32)
-    b_target_w = tl.load(p_weights + b_y, mask=m_valid, other=0.0)
-    b_target_z = tl.load(p_rows + b_y, mask=m_valid, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_target_z += tl.load(p_bias + b_y, mask=m_valid, other=0.0).to(tl.float32)
-
-    # Every lane keeps a running maximum and sum of its own columns: nothing crosses threads in the loop.
-    b_lane_max = tl.full((BLOCK_N, BLOCK_C), float("-inf"), tl.float32)
-    b_lane_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    b_lane_gap = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)  # w_c (z_y - z_c)
-    b_lane_first = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)  # the first column of the lane's maximum
-    # Rows without a label are common (an auxiliary task that few rows carry): no sweep where all are.
-    C_used = tl.where(tl.max(m_valid.to(tl.int32), axis=0) > 0, C, 0)
-    for o_first in range(0, C_used, BLOCK_C):
-        o_c = o_first + tl.arange(0, BLOCK_C)
-        m_c = o_c < C
-        b_z = _load_logits(p_rows, p_bias, o_c, m_valid, m_c, o_c < C_load, HAS_BIAS, ALIGNED)
-        if smoothing > 0.0:
-            b_w = tl.load(p_weights + o_c, mask=m_c, other=0.0)
-            b_lane_gap += b_w[None, :] * (b_target_z[:, None] - b_z)
-        b_z = tl.where(m_c[None, :], b_z, float("-inf"))
-        # One exponential serves both cases. Two of -inf give 1 rather than NaN; the sum that this spoils
-        # is multiplied by exp(-inf) when a finite logit comes.
-        b_decay = tl.where(b_z == b_lane_max, 1.0, tl.exp(-tl.abs(b_z - b_lane_max)))
-        m_new = b_z > b_lane_max
-        b_lane_sum = tl.where(m_new, b_lane_sum * b_decay + 1.0, b_lane_sum + b_decay)
-        b_lane_max = tl.where(m_new, b_z, b_lane_max)
-        b_lane_first = tl.where(m_new, o_c[None, :], b_lane_first)
-
-    b_max = tl.max(b_lane_max, axis=1)
-    b_sum = tl.sum(b_lane_sum * tl.exp(b_lane_max - b_max[:, None]), axis=1)
-    b_nll = b_max - b_target_z + tl.log(b_sum)
-    b_loss = (1.0 - smoothing) * b_target_w * b_nll
-    if smoothing > 0.0:
-        b_loss += smoothing / C * (weight_sum * b_nll + tl.sum(b_lane_gap, axis=1))
-    b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
-    loss = tl.sum(b_loss, axis=0)
-    denominator = tl.sum(b_target_w, axis=0)
-    # The first maximum of the row counts, as torch.argmax has it.
-    b_first = tl.min(tl.where(b_lane_max == b_max[:, None], b_lane_first, C), axis=1)
-    correct = tl.sum((m_valid & (b_first == b_y)).to(tl.float32), axis=0)
-
-    if NEED_GRADIENT:
-        # A target's logit was read by another thread than the one that overwrites it.
-        tl.debug_barrier()
-        b_pull = (1.0 - smoothing) * b_target_w
-        spread = smoothing / C
-        b_scale = (b_pull + spread * weight_sum) / b_sum
-        for o_first in range(0, C, BLOCK_C):
-            o_c = o_first + tl.arange(0, BLOCK_C)
-            m_c = o_c < C
-            b_z = _load_logits(p_rows, p_bias, o_c, m_valid, m_c, o_c < C_load, HAS_BIAS, ALIGNED)
-            b_w = tl.load(p_weights + o_c, mask=m_c, other=0.0)
-            m_hit = o_c[None, :] == b_y[:, None]
-            b_p = tl.exp(b_z - b_max[:, None])
-            b_dz = b_p * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0) - spread * b_w[None, :]
-            b_dz = tl.where(m_valid[:, None] & m_c[None, :], b_dz, 0.0)
-            _store_gradient(
-                p_rows, p_bias_part, b_dz, o_c, m_n, m_c, o_c < C_load, i_trip, NEED_BIAS_GRADIENT
-            )
-    return loss, denominator, correct
-
-
-@triton.jit
-def _dense_rows(
-    p_rows,
-    p_bias,
-    p_weights,
-    p_targets,
-    p_bias_part,
-    m_n,
-    m_active,
-    i_trip,
-    C,
-    C_load,
-    kind,
-    delta,
-    HAS_BIAS: tl.constexpr,
-    NEED_GRADIENT: tl.constexpr,
-    NEED_BIAS_GRADIENT: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """(loss, denominator, correct) of a block of rows; p_targets (BLOCK_N,) points at each row's first.
-
-    A row that is not in m_active is not read; its gradient is 0.
-    """
-    b_loss = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    b_count = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
-    b_wrong = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
-    for o_first in range(0, C, BLOCK_C):
-        o_c = o_first + tl.arange(0, BLOCK_C)
-        m_c = o_c < C
-        b_z = _load_logits(p_rows, p_bias, o_c, m_active, m_c, o_c < C_load, HAS_BIAS, ALIGNED)
-        m_inside = m_active[:, None] & m_c[None, :]
-        b_y = tl.load(p_targets[:, None] + o_c[None, :], mask=m_inside, other=float("nan"))
-        m_valid = b_y == b_y
-        b_y = tl.where(m_valid, b_y, 0.0)
-        b_q = tl.load(p_weights + o_c, mask=m_c, other=0.0)[None, :]
-        b_element, b_dz, b_element_wrong = dense_elements(b_z, b_y, b_q, m_valid, kind, delta)
-        b_loss += b_element
-        b_count += m_valid.to(tl.int32)
-        b_wrong |= b_element_wrong
-        if NEED_GRADIENT:
-            _store_gradient(
-                p_rows, p_bias_part, b_dz, o_c, m_n, m_c, o_c < C_load, i_trip, NEED_BIAS_GRADIENT
-            )
-    b_row_count = tl.sum(b_count, axis=1)
-    m_right = (b_row_count > 0) & (tl.max(b_wrong, axis=1) == 0) & (kind == BINARY)
-    loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)
-    count = tl.sum(b_row_count, axis=0).to(tl.float32)
-    return loss, count, tl.sum(m_right.to(tl.float32), axis=0)
+from .triton_loss_blocks import Blocks, choose_blocks, head_group, head_groups, rows_per_program
+from .triton_loss_rows import dense_rows, softmax_rows
+from .triton_loss_sums import LossParts, SegmentLoss, finalize
 
 
 # Sizes stay unspecialized: they differ between the last batch, phases and layouts; what a divisible row
@@ -291,7 +107,7 @@ def segment_loss_kernel(
         m_active = o_n < N_active
         p_rows = p_logits + o_n * row_stride + offset
         if kind == SOFTMAX:
-            block_loss, block_denominator, block_correct = _softmax_rows(
+            block_loss, block_denominator, block_correct = softmax_rows(
                 p_rows,
                 p_bias + offset,
                 p_weights + offset,
@@ -313,7 +129,7 @@ def segment_loss_kernel(
                 BLOCK_C,
             )
         else:
-            block_loss, block_denominator, block_correct = _dense_rows(
+            block_loss, block_denominator, block_correct = dense_rows(
                 p_rows,
                 p_bias + offset,
                 p_weights + offset,
@@ -343,173 +159,6 @@ def segment_loss_kernel(
     tl.store(p_part, loss)
     tl.store(p_part + 1, denominator)
     tl.store(p_part + 2, correct)
-
-
-@triton.jit(do_not_specialize=["S", "K", "n_blocks"])
-def finalize_kernel(
-    p_parts,  # (n_blocks, K, 3) float32
-    p_bias_parts,  # (n_blocks, S) float32
-    p_losses,  # (K,) float32
-    p_scale,  # (K,) float32
-    p_correct,  # (K,) int64
-    p_bias_gradient,  # (S,) float32
-    S,
-    K,
-    n_blocks,
-    BLOCK_P: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    """The first K programs sum one task each, the others BLOCK_S columns of the bias gradient each."""
-    i = tl.program_id(0)
-    if i < K:
-        b_loss = tl.zeros((BLOCK_P,), tl.float64)
-        b_denominator = tl.zeros((BLOCK_P,), tl.float64)
-        b_correct = tl.zeros((BLOCK_P,), tl.float64)
-        for o_first in range(0, n_blocks, BLOCK_P):
-            o_p = o_first + tl.arange(0, BLOCK_P)
-            m_p = o_p < n_blocks
-            p_part = p_parts + (o_p.to(tl.int64) * K + i) * 3
-            b_loss += tl.load(p_part, mask=m_p, other=0.0).to(tl.float64)
-            b_denominator += tl.load(p_part + 1, mask=m_p, other=0.0).to(tl.float64)
-            b_correct += tl.load(p_part + 2, mask=m_p, other=0.0).to(tl.float64)
-        loss = tl.sum(b_loss, axis=0)
-        denominator = tl.sum(b_denominator, axis=0)
-        m_any = denominator > 0.0
-        # loss * 0 keeps the NaN of a task whose only targets are out of range.
-        tl.store(p_losses + i, tl.where(m_any, loss / tl.where(m_any, denominator, 1.0), loss * 0.0))
-        tl.store(p_scale + i, tl.where(m_any, 1.0 / tl.where(m_any, denominator, 1.0), 0.0))
-        tl.store(p_correct + i, tl.sum(b_correct, axis=0).to(tl.int64))
-    else:
-        o_s = (i - K) * BLOCK_S + tl.arange(0, BLOCK_S)
-        m_s = o_s < S
-        b_total = tl.zeros((BLOCK_R, BLOCK_S), tl.float32)
-        for o_first in range(0, n_blocks, BLOCK_R):
-            o_r = o_first + tl.arange(0, BLOCK_R)
-            p_block = p_bias_parts + o_r.to(tl.int64)[:, None] * S + o_s[None, :]
-            b_total += tl.load(p_block, mask=(o_r < n_blocks)[:, None] & m_s[None, :], other=0.0)
-        tl.store(p_bias_gradient + o_s, tl.sum(b_total, axis=0), mask=m_s)
-
-
-class Blocks(NamedTuple):
-    """Rows and columns that one program of the loss pass holds at a time, its warps and registers."""
-
-    rows: int
-    columns: int
-    warps: int
-    registers: int  # a thread may use on NVIDIA
-    aligned: bool = False  # the head lies so that accesses may be wide: see `segment_loss_kernel`
-
-    @property
-    def options(self) -> dict[str, int]:
-        """What the compiler is told. AMD's knows no limit of registers."""
-        return launch_options(self.warps, self.registers)
-
-
-FINALIZE_BLOCKS = {"BLOCK_P": 256, "BLOCK_R": 64, "BLOCK_S": 32}
-FINALIZE_WARPS = 4
-# Elements to whose multiples a row of logits is padded and an aligned head begins: 32 bytes of 16-bit ones.
-ALIGNMENT = 16
-# Heads of more outputs than this are swept in wide blocks of their own launch.
-NARROW = 128
-
-
-def choose_blocks(largest: int, aligned: bool = False) -> Blocks:
-    """Blocks for heads of at most `largest` outputs.
-
-    A table, not an autotuner: that needs a driver to choose and stalls inside a graph capture. Every thread
-    holds 1 or 2 logits: more rows a thread spill mask registers on gfx942 (with 4 logits), and cost a Hopper
-    multiprocessor a third of its warps. Threads of aligned heads hold 4 of a row side by side: 8 bytes or
-    more an access. Left alone, ptxas spills a few scalars to win another warp: the limits stop that.
-    """
-    if aligned:
-        return Blocks(1, 512, 4, 96, aligned=True)
-    if largest <= 16:
-        return Blocks(8, 16, 4, 64)
-    if largest <= 32:
-        return Blocks(8, 32, 4, 72)
-    return Blocks(4, 64, 4, 80) if largest <= 64 else Blocks(8, 64, 8, 80)
-
-
-class Group(NamedTuple):
-    """Heads that one launch computes: their rows of the tables, and its blocks."""
-
-    integers: Tensor  # (n_heads, N_INTEGERS) int64
-    floats: Tensor  # (n_heads, N_FLOATS) float32
-    blocks: Blocks
-
-
-def _group(layout: HeadLayout, members: Sequence[int], blocks: Blocks, device: torch.device) -> Group:
-    tables = head_tables(layout, device)
-    # Cached for later calls, so never an inference tensor.
-    with torch.inference_mode(False):
-        rows = torch.tensor(members, device=device)
-        return Group(tables.integers[rows], tables.floats[rows], blocks)
-
-
-def is_aligned(layout: HeadLayout, k: int, row_stride: int) -> bool:
-    """Whether head k begins at a multiple of ALIGNMENT and owns its columns up to the next multiple."""
-    first = layout.offsets[k]
-    if first % ALIGNMENT or row_stride % ALIGNMENT:
-        return False
-    return k == len(layout) - 1 or layout.heads[k].size % ALIGNMENT == 0
-
-
-@lru_cache(maxsize=256)
-def head_groups(layout: HeadLayout, row_stride: int, device: torch.device) -> tuple[Group, ...]:
-    """Narrow heads together, wide ones by whether they are aligned: at most three launches."""
-    narrow: list[int] = []
-    aligned: list[int] = []
-    ragged: list[int] = []
-    for k, head in enumerate(layout.heads):
-        if head.size <= NARROW:
-            narrow.append(k)
-        else:
-            (aligned if is_aligned(layout, k, row_stride) else ragged).append(k)
-    return tuple(
-        _group(layout, members, choose_blocks(max(layout.heads[k].size for k in members), wide), device)
-        for members, wide in ((narrow, False), (aligned, True), (ragged, False))
-        if members
-    )
-
-
-def padded_width(layout: HeadLayout) -> int:
-    """Elements of a row of a logits buffer: the layout's outputs and what pads them to wide accesses.
-
-    Narrow heads alone gain nothing from padding.
-    """
-    S = layout.width
-    if max(head.size for head in layout.heads) <= NARROW:
-        return S
-    return triton.cdiv(S, ALIGNMENT) * ALIGNMENT
-
-
-def rows_per_program(N: int, K: int) -> int:
-    """Rows that one program takes, a block after the other: a multiple of 8, as few as fill a large GPU.
-
-    8 to 64 rows keep the (n_blocks, S) partial bias gradients, written and read, at 2 to 12 % of what moves
-    16-bit logits in and out.
-    """
-    return min(64, max(8, N * K // 2048)) // 8 * 8
-
-
-class LossParts(NamedTuple):
-    """Sums of blocks of rows, for `finalize`."""
-
-    sums: Tensor  # (n_blocks, K, 3) float32: loss, denominator, correct
-    bias: Tensor | None  # (n_blocks, S) float32
-
-
-class SegmentLoss(NamedTuple):
-    """losses (K,) float32, scale (K,) float32, correct (K,) int64, bias_gradient (S,) float32 or None.
-
-    scale is 1 / denominator: what the unscaled gradients of a head still have to be multiplied by.
-    """
-
-    losses: Tensor
-    scale: Tensor
-    correct: Tensor
-    bias_gradient: Tensor | None
 
 
 def segment_loss(
@@ -592,7 +241,7 @@ def run_loss_pass(
     tables = head_tables(layout, logits.device)
     groups = head_groups(layout, logits.stride(0), logits.device)
     if blocks is not None:
-        groups = (_group(layout, range(K), blocks, logits.device),)
+        groups = (head_group(layout, range(K), blocks, logits.device),)
     classes, dense = targets
     # An argument that a variant never reads still needs a pointer of the same type.
     with on_device_of(logits):
@@ -629,38 +278,8 @@ def run_loss_pass(
     return bias_parts
 
 
-def finalize(parts: LossParts, layout: HeadLayout) -> SegmentLoss:
-    """Mean losses, scales, correct counts and the bias gradient from the sums of blocks."""
-    sums, bias_parts = parts
-    n_blocks, K, _ = sums.shape
-    S = layout.width
-    if bias_parts is not None and len(bias_parts) != n_blocks:
-        raise ValueError(f"{len(bias_parts)} blocks of bias gradients for {n_blocks} blocks of sums")
-    losses, scale = (torch.empty(K, dtype=torch.float32, device=sums.device) for _ in range(2))
-    correct = torch.empty(K, dtype=torch.int64, device=sums.device)
-    bias_gradient = None
-    if bias_parts is not None:
-        bias_gradient = torch.empty(S, dtype=torch.float32, device=sums.device)
-    n_bias = 0 if bias_parts is None else triton.cdiv(S, FINALIZE_BLOCKS["BLOCK_S"])
-    with on_device_of(sums):
-        finalize_kernel[(K + n_bias,)](
-            sums,
-            sums if bias_parts is None else bias_parts,
-            losses,
-            scale,
-            correct,
-            losses if bias_gradient is None else bias_gradient,
-            S,
-            K,
-            n_blocks,
-            **FINALIZE_BLOCKS,
-            num_warps=FINALIZE_WARPS,
-        )
-    return SegmentLoss(losses, scale, correct, bias_gradient)
-
-
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What `segment_loss` launches: (name, kernel, signature, constexprs, options) for each variant."""
+    """What `run_loss_pass` launches: (name, kernel, signature, constexprs, options) for each variant."""
     wide, ragged = choose_blocks(1000, aligned=True), choose_blocks(1000)
     cases = [
         *((dtype, choose_blocks(C), "") for dtype in ("fp32", "bf16", "fp16") for C in (16, 64)),
@@ -694,13 +313,6 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         }
         name = " ".join([dtype, f"{blocks.rows}x{blocks.columns}", *(["aligned"] * blocks.aligned), without])
         variants.append((name.rstrip(), segment_loss_kernel, signature, constexprs, blocks.options))
-    signature = {
-        **dict.fromkeys(("p_parts", "p_bias_parts", "p_losses", "p_scale"), "*fp32"),
-        "p_correct": "*i64",
-        "p_bias_gradient": "*fp32",
-        **dict.fromkeys(("S", "K", "n_blocks"), "i32"),
-    }
-    variants.append(("sums", finalize_kernel, signature, FINALIZE_BLOCKS, {"num_warps": FINALIZE_WARPS}))
     return variants
 
 

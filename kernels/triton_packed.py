@@ -10,7 +10,8 @@ from torch import Tensor
 from .layout import HeadLayout
 from .protocol import Forward, Needs, Residual
 from .triton_heads import head_tables
-from .triton_loss_pass import padded_width, segment_loss
+from .triton_loss_blocks import padded_width
+from .triton_loss_pass import segment_loss
 
 RESIDUAL_IS_GRADIENT = False
 

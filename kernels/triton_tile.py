@@ -1,18 +1,18 @@
 """The tile plan on a GPU: one kernel reads a tile of features and leaves its losses and gradients.
 
 For few outputs (S <= 64). A program takes every n_programs-th tile of rows: logits of all heads by one
-product, each head's loss and logit gradient dz on chip (the formulas are `triton_loss_pass`'s), then the
-features' gradient, written once, and the tile's part of the weight gradient:
+product, each head's loss and logit gradient dz on chip (`triton_tile_heads`), then the features' gradient,
+written once, and the tile's part of the weight gradient:
 
     d_features = dz_scaled @ W,   dz_scaled = dz * task_weight / denominator
     d_weight   = task_weight / denominator * (dz.T @ features)
 
 so denominators are counted first, by a small kernel over the targets. Where one block holds all D features,
-a program keeps the sum of its tiles' weight gradients on chip, and a last kernel adds the programs' sums in
-a fixed order: the features are read once. Where it does not, the kernel leaves dz (N, S), and a GEMM makes
-the weight gradient: to add up partial sums in memory for every tile would move more than the features do.
-No atomics: the same bits every call. Nothing waits for the device and no size depends on its data, so a CUDA
-graph can capture it.
+a program keeps the sum of its tiles' weight gradients on chip, and a last kernel (`triton_tile_sums`) adds
+the programs' sums in a fixed order: the features are read once. Where it does not, the kernel leaves dz
+(N, S), and a GEMM makes the weight gradient: to add up partial sums in memory for every tile would move more
+than the features do. No atomics: the same bits every call. Nothing waits for the device and no size depends
+on its data, so a CUDA graph can capture it.
 
 Rounding: dz is rounded to the features' dtype unscaled for d_weight and scaled relative to the largest
 scale for d_features (1/N is subnormal in float16); the scales themselves enter in float32.
@@ -33,137 +33,19 @@ from .layout import HeadLayout, HeadSpec, Kind
 from .protocol import Forward, Needs, Residual
 from .triton_denominators import MAX_PARTS, count_parts, mean_scale
 from .triton_heads import (
-    BINARY,
-    DELTA,
-    IGNORE,
-    KIND,
     N_FLOATS,
     N_INTEGERS,
     OFFSET,
     SIZE,
-    SMOOTHING,
-    SOFTMAX,
-    TARGET,
-    WEIGHT_SUM,
-    dense_elements,
     head_tables,
     launch_options,
     on_device_of,
     pack_targets,
 )
 from .triton_packed import mm_float32
+from .triton_tile_heads import MIXED, ONLY_DENSE, ONLY_SOFTMAX, tile_head
+from .triton_tile_sums import TileParts, add_parts
 from .triton_upstream import times_upstream
-
-# What HEAD_KINDS says of a layout, so that a variant holds only the code that it runs.
-ONLY_SOFTMAX: tl.constexpr = tl.constexpr(0)
-ONLY_DENSE: tl.constexpr = tl.constexpr(1)
-MIXED: tl.constexpr = tl.constexpr(2)
-
-
-@triton.jit
-def _softmax_head(
-    b_z, b_dz, p_rows, p_weights, p_integers, p_floats, o_n, m_rows, o_s, BLOCK_S: tl.constexpr
-):
-    """(b_dz with the head's columns filled in, loss, correct) of a tile; p_rows: the tile's classes."""
-    offset = tl.load(p_integers + OFFSET).to(tl.int32)
-    C = tl.load(p_integers + SIZE).to(tl.int32)
-    smoothing = tl.load(p_floats + SMOOTHING)
-    weight_sum = tl.load(p_floats + WEIGHT_SUM)
-    m_k = (o_s >= offset) & (o_s < offset + C)
-    b_y = tl.load(p_rows + o_n, mask=m_rows, other=0)
-    m_used = m_rows & (b_y != tl.load(p_integers + IGNORE))
-    m_valid = m_used & (b_y >= 0) & (b_y < C)
-    loss = 0.0
-    correct = 0.0
-    # An auxiliary task that few rows carry has nothing in most tiles.
-    if tl.max(m_used.to(tl.int32), axis=0) > 0:
-        b_hit = tl.where(m_valid, b_y.to(tl.int32) + offset, -1)  # the target's column, if there is one
-        b_target_w = tl.load(p_weights + b_hit, mask=m_valid, other=0.0)
-        m_hit = o_s[None, :] == b_hit[:, None]
-        b_own = tl.where(m_k[None, :], b_z, float("-inf"))
-        b_max = tl.max(b_own, axis=1)
-        # The first maximum counts, as torch.argmax has it.
-        b_first = tl.min(tl.where(b_own == b_max[:, None], o_s[None, :], BLOCK_S), axis=1)
-        b_e = tl.exp(b_own - b_max[:, None])
-        b_sum = tl.sum(b_e, axis=1)
-        b_target_z = tl.sum(tl.where(m_hit, b_z, 0.0), axis=1)
-        b_nll = b_max - b_target_z + tl.log(b_sum)
-        b_pull = (1.0 - smoothing) * b_target_w
-        b_loss = b_pull * b_nll
-        spread = smoothing / C
-        b_scale = (b_pull + spread * weight_sum) / b_sum
-        b_own_dz = b_e * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0)
-        if smoothing > 0.0:
-            b_w = tl.load(p_weights + o_s, mask=m_k, other=0.0)
-            b_gap = tl.where(m_k[None, :], b_w[None, :] * (b_target_z[:, None] - b_z), 0.0)
-            b_loss += spread * (weight_sum * b_nll + tl.sum(b_gap, axis=1))
-            b_own_dz -= spread * b_w[None, :]
-        b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
-        loss = tl.sum(b_loss, axis=0)
-        correct = tl.sum((m_valid & (b_first == b_hit)).to(tl.float32), axis=0)
-        b_dz = tl.where(m_valid[:, None] & m_k[None, :], b_own_dz, b_dz)
-    return b_dz, loss, correct
-
-
-@triton.jit
-def _dense_head(b_z, b_dz, p_rows, n_dense, p_weights, p_integers, p_floats, o_n, m_rows, o_s):
-    """(b_dz with the head's columns filled in, loss, correct) of a tile; p_rows: the tile's first target."""
-    offset = tl.load(p_integers + OFFSET).to(tl.int32)
-    C = tl.load(p_integers + SIZE).to(tl.int32)
-    kind = tl.load(p_integers + KIND)
-    m_k = (o_s >= offset) & (o_s < offset + C)
-    p_y = p_rows + o_n[:, None] * n_dense + (o_s - offset)[None, :]
-    b_y = tl.load(p_y, mask=m_rows[:, None] & m_k[None, :], other=float("nan"))
-    m_valid = b_y == b_y
-    b_y = tl.where(m_valid, b_y, 0.0)
-    b_q = tl.load(p_weights + o_s, mask=m_k, other=0.0)[None, :]
-    delta = tl.load(p_floats + DELTA)
-    b_loss, b_own_dz, b_wrong = dense_elements(b_z, b_y, b_q, m_valid, kind, delta)
-    m_right = (tl.max(m_valid.to(tl.int32), axis=1) > 0) & (tl.max(b_wrong, axis=1) == 0) & (kind == BINARY)
-    loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)
-    return tl.where(m_valid, b_own_dz, b_dz), loss, tl.sum(m_right.to(tl.float32), axis=0)
-
-
-@triton.jit
-def _head(
-    b_z,
-    b_dz,
-    p_classes,
-    p_dense,
-    p_weights,
-    p_integers,
-    p_floats,
-    first,
-    o_n,
-    m_rows,
-    o_s,
-    class_stride,
-    n_dense,
-    HEAD_KINDS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    """One head of either sort; p_integers and p_floats point at its rows."""
-    target = tl.load(p_integers + TARGET)
-    p_y = p_classes + target * class_stride + first
-    p_t = p_dense + first * n_dense + target
-    if HEAD_KINDS == ONLY_SOFTMAX:
-        b_dz, loss, correct = _softmax_head(
-            b_z, b_dz, p_y, p_weights, p_integers, p_floats, o_n, m_rows, o_s, BLOCK_S
-        )
-    elif HEAD_KINDS == ONLY_DENSE:
-        b_dz, loss, correct = _dense_head(
-            b_z, b_dz, p_t, n_dense, p_weights, p_integers, p_floats, o_n, m_rows, o_s
-        )
-    else:
-        if tl.load(p_integers + KIND) == SOFTMAX:
-            b_dz, loss, correct = _softmax_head(
-                b_z, b_dz, p_y, p_weights, p_integers, p_floats, o_n, m_rows, o_s, BLOCK_S
-            )
-        else:
-            b_dz, loss, correct = _dense_head(
-                b_z, b_dz, p_t, n_dense, p_weights, p_integers, p_floats, o_n, m_rows, o_s
-            )
-    return b_dz, loss, correct
 
 
 @triton.jit
@@ -269,7 +151,7 @@ def tile_kernel(
             n_active = n_rows
             if SKIP_ZERO_WEIGHTS:
                 n_active = tl.where(tl.load(p_task_weights + k) != 0.0, n_rows, 0)
-            b_dz, loss, correct = _head(
+            b_dz, loss, correct = tile_head(
                 b_z,
                 b_dz,
                 p_classes,
@@ -325,77 +207,6 @@ def tile_kernel(
     tl.store(p_sum + 1, b_corrects, mask=o_k < K)
 
 
-@triton.jit
-def _denominator(p_counts, k, n_parts, MAX_PARTS: tl.constexpr):
-    o_p = tl.arange(0, MAX_PARTS)
-    b_part = tl.load(p_counts + k * n_parts + o_p, mask=o_p < n_parts, other=0.0)
-    return tl.sum(b_part.to(tl.float64), axis=0)
-
-
-@triton.jit(do_not_specialize=["S", "K", "n_parts", "n_programs", "n_columns"])
-def tile_sums_kernel(
-    p_counts,  # (K, n_parts) float32
-    p_sums,  # (n_programs, K, 2) float32: loss, correct
-    p_weight_parts,  # (n_programs, S, D) float32
-    p_bias_parts,  # (n_programs, S) float32
-    p_task_weights,  # (K,) float32
-    p_head_of_column,  # (S,) int64
-    p_losses,  # (K,) float32
-    p_correct,  # (K,) int64
-    p_d_weight,  # (S, D) float32
-    p_d_bias,  # (S,) float32
-    S,
-    K,
-    n_parts,
-    n_programs,
-    n_columns,  # S where d_weight is wanted, else 0
-    D: tl.constexpr,
-    MAX_PARTS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):
-    """The first K programs sum a task each, the next ones BLOCK_E weights of a column, the last a bias each."""
-    i = tl.program_id(0)
-    n_weight = n_columns * tl.cdiv(D, BLOCK_E)
-    if i < K:
-        b_loss = tl.zeros((BLOCK_R,), tl.float64)
-        b_correct = tl.zeros((BLOCK_R,), tl.float64)
-        for o_first in range(0, n_programs, BLOCK_R):
-            o_r = o_first + tl.arange(0, BLOCK_R)
-            p_sum = p_sums + (o_r * K + i) * 2
-            b_loss += tl.load(p_sum, mask=o_r < n_programs, other=0.0).to(tl.float64)
-            b_correct += tl.load(p_sum + 1, mask=o_r < n_programs, other=0.0).to(tl.float64)
-        loss = tl.sum(b_loss, axis=0)
-        denominator = _denominator(p_counts, i, n_parts, MAX_PARTS)
-        m_any = denominator > 0.0
-        # loss * 0 keeps the NaN of a task whose only targets are out of range.
-        tl.store(p_losses + i, tl.where(m_any, loss / tl.where(m_any, denominator, 1.0), loss * 0.0))
-        tl.store(p_correct + i, tl.sum(b_correct, axis=0).to(tl.int64))
-    else:
-        is_weight = i - K < n_weight
-        i_s = tl.where(is_weight, (i - K) // tl.cdiv(D, BLOCK_E), i - K - n_weight)
-        k = tl.load(p_head_of_column + i_s)
-        denominator = _denominator(p_counts, k, n_parts, MAX_PARTS)
-        m_any = denominator > 0.0
-        weight = tl.load(p_task_weights + k).to(tl.float64)
-        scale = tl.where(m_any, weight / tl.where(m_any, denominator, 1.0), 0.0).to(tl.float32)
-        b_total = tl.zeros((BLOCK_R, BLOCK_E), tl.float32)
-        if is_weight:
-            o_e = (i - K) % tl.cdiv(D, BLOCK_E) * BLOCK_E + tl.arange(0, BLOCK_E)
-            p_column = p_weight_parts + i_s.to(tl.int64) * D + o_e
-            for o_first in range(0, n_programs, BLOCK_R):
-                o_r = o_first + tl.arange(0, BLOCK_R)
-                m = (o_r < n_programs)[:, None] & (o_e < D)[None, :]
-                b_total += tl.load(p_column[None, :] + o_r.to(tl.int64)[:, None] * S * D, mask=m, other=0.0)
-            tl.store(p_d_weight + i_s.to(tl.int64) * D + o_e, scale * tl.sum(b_total, axis=0), mask=o_e < D)
-        else:
-            b_bias = tl.zeros((BLOCK_R,), tl.float32)
-            for o_first in range(0, n_programs, BLOCK_R):
-                o_r = o_first + tl.arange(0, BLOCK_R)
-                b_bias += tl.load(p_bias_parts + o_r * S + i_s, mask=o_r < n_programs, other=0.0)
-            tl.store(p_d_bias + i_s, scale * tl.sum(b_bias, axis=0))
-
-
 class Tiles(NamedTuple):
     """Rows, outputs and features of a block, stages of the loops over features, warps and registers."""
 
@@ -418,8 +229,6 @@ MAX_HEADS = 64
 # Features that one block holds.
 MAX_ONE_BLOCK = 128
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SUM_BLOCKS = {"BLOCK_R": 64, "BLOCK_E": 64}
-SUM_WARPS = 4
 # Programs where there is no GPU to ask: the interpreter.
 INTERPRETED_PROGRAMS = 3
 
@@ -446,7 +255,7 @@ def padded_outputs(S: int) -> int:
 def choose_tiles(S: int, D: int, itemsize: int) -> Tiles:
     """Blocks for S outputs and D features of `itemsize` bytes.
 
-    A table, see `triton_loss_pass.choose_blocks`. 32 rows: with 64 Triton 3.7 takes Blackwell's tensor
+    A table, see `triton_loss_blocks.choose_blocks`. 32 rows: with 64 Triton 3.7 takes Blackwell's tensor
     memory, and its compiler fails. float32 products run without matrix units and need the registers.
     """
     outputs, block = padded_outputs(S), max(16, triton.next_power_of_2(D))
@@ -499,20 +308,22 @@ def forward(
     n_programs = min(_max_programs(device), triton.cdiv(N, tiles.rows))
     task_weights = task_weights.contiguous()
 
-    def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+    def fresh(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=device)
 
     residual = residual_like(features, weight, bias, layout, needs)
     d_features, d_weight, d_bias = residual
     features = features.contiguous()
-    sums = fresh(n_programs, K, 2)
     one_block = tiles.features >= D
-    weight_parts = fresh(n_programs, S, D) if needs[1] and one_block else sums
-    d_logits = features.new_empty(N, tiles.outputs) if needs[1] and not one_block else sums
-    bias_parts = fresh(n_programs, S) if needs[2] else sums
-    losses, correct = fresh(K), fresh(K, dtype=torch.int64)
-    with on_device_of(features):
-        if N:
+    parts = TileParts(
+        fresh(n_programs, K, 2),
+        fresh(n_programs, S, D) if needs[1] and one_block else None,
+        fresh(n_programs, S) if needs[2] else None,
+    )
+    d_logits = features.new_empty(N, tiles.outputs) if needs[1] and not one_block else None
+    if N:
+        # An argument that a variant never reads still needs a pointer.
+        with on_device_of(features):
             tile_kernel[(n_programs,)](
                 features,
                 weight.to(features.dtype).contiguous(),
@@ -524,11 +335,11 @@ def forward(
                 tables.column_weights,
                 task_weights,
                 counts,
-                sums,
+                parts.sums,
                 d_features,
-                weight_parts,
-                d_logits,
-                bias_parts,
+                parts.sums if parts.weight is None else parts.weight,
+                parts.sums if d_logits is None else d_logits,
+                parts.sums if parts.bias is None else parts.bias,
                 N,
                 S,
                 K,
@@ -538,29 +349,8 @@ def forward(
                 **_constexprs(layout, D, tiles, bias is not None, needs, skip_zero_weights),
                 **tiles.options,
             )
-        n_weight = S * triton.cdiv(D, SUM_BLOCKS["BLOCK_E"]) if needs[1] and one_block else 0
-        tile_sums_kernel[(K + n_weight + (S if needs[2] else 0),)](
-            counts,
-            sums,
-            weight_parts,
-            bias_parts,
-            task_weights,
-            tables.head_of_column,
-            losses,
-            correct,
-            d_weight,
-            d_bias,
-            S,
-            K,
-            counts.shape[1],
-            n_programs,
-            S if n_weight else 0,
-            D=D,
-            MAX_PARTS=MAX_PARTS,
-            **SUM_BLOCKS,
-            num_warps=SUM_WARPS,
-        )
-    if needs[1] and not one_block:
+    losses, correct = add_parts(parts, counts, task_weights, layout, D, d_weight, d_bias)
+    if d_logits is not None:
         column_scale = (task_weights * mean_scale(counts))[tables.head_of_column]
         d_weight = mm_float32(d_logits[:, :S].t(), features).mul_(column_scale[:, None])
     return Forward(losses, correct, (d_features, d_weight, d_bias))
@@ -649,7 +439,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         ("bf16", 64, 768, [Kind.BINARY], nothing),
         ("bf16", 32, 100, mixed, every),
     ]
-    variants: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
+    variants = []
     for dtype, S, D, kinds, needs in cases:
         layout = HeadLayout(tuple(HeadSpec(kind, S // len(kinds)) for kind in kinds))
         tiles = choose_tiles(S, D, 4 if dtype == "fp32" else 2)
@@ -666,14 +456,6 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         name = f"{dtype} S<={S} D={D} {'+'.join(kind.name.lower() for kind in kinds)} {wanted}"
         constexprs = _constexprs(layout, D, tiles, True, needs, True)
         variants.append((name, tile_kernel, signature, constexprs, tiles.options))
-    signature = {
-        **dict.fromkeys(("p_counts", "p_sums", "p_weight_parts", "p_bias_parts", "p_task_weights"), "*fp32"),
-        **dict.fromkeys(("p_head_of_column", "p_correct"), "*i64"),
-        **dict.fromkeys(("p_losses", "p_d_weight", "p_d_bias"), "*fp32"),
-        **dict.fromkeys(("S", "K", "n_parts", "n_programs", "n_columns"), "i32"),
-    }
-    constexprs = {"D": 768, "MAX_PARTS": MAX_PARTS, **SUM_BLOCKS}
-    variants.append(("tile sums", tile_sums_kernel, signature, constexprs, {"num_warps": SUM_WARPS}))
     return variants
 
 

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels import triton_chunked as chunked
+from mt2st_fast.kernels import triton_loss_blocks as loss_blocks
 from mt2st_fast.kernels import triton_loss_pass as loss_pass
+from mt2st_fast.kernels import triton_loss_sums as loss_sums
 from mt2st_fast.kernels import triton_packed as packed
 from mt2st_fast.kernels import triton_tile as tile
 
@@ -55,8 +57,8 @@ GROUPS = (
     HeadSpec(Kind.HUBER, 130),
 )
 CHUNKED = (MIXED[2], HeadSpec(Kind.SOFTMAX, 135, label_smoothing=0.1), MIXED[3], MIXED[0])
-SMALL_BLOCKS = loss_pass.Blocks(4, 16, 4, 80)
-SMALL_ALIGNED = loss_pass.Blocks(2, 32, 4, 80, aligned=True)
+SMALL_BLOCKS = loss_blocks.Blocks(4, 16, 4, 80)
+SMALL_ALIGNED = loss_blocks.Blocks(2, 32, 4, 80, aligned=True)
 
 # name: (heads, N, dtype, bias, blocks, magnitude of the logits, tasks without any valid row)
 CASES = {
@@ -151,7 +153,7 @@ def by_torch(
 
 def in_padded_rows(logits: Tensor, layout: HeadLayout) -> Tensor:
     """The logits as the first columns of a longer row, as the plans hold them; the rest is NaN."""
-    width = loss_pass.padded_width(layout) if layout.heads != ALIGNED else 128
+    width = loss_blocks.padded_width(layout) if layout.heads != ALIGNED else 128
     buffer = logits.new_full((len(logits), width), float("nan"))
     buffer[:, : layout.width] = logits
     return buffer[:, : layout.width]
@@ -259,7 +261,7 @@ def run_many_blocks(store: dict[str, np.ndarray]) -> None:
     layout, n_blocks = HeadLayout((HeadSpec(Kind.SOFTMAX, 40), HeadSpec(Kind.BINARY, 30))), 601
     sums, bias = torch.rand(n_blocks, len(layout), 3), torch.randn(n_blocks, layout.width)
     sums[..., 2] = sums[..., 2].mul(9).round()
-    ours = loss_pass.finalize(loss_pass.LossParts(sums, bias), layout)
+    ours = loss_sums.finalize(loss_sums.LossParts(sums, bias), layout)
     loss, denominator, correct = sums.double().sum(dim=0).unbind(dim=1)
     truth = (loss / denominator, 1 / denominator, correct, bias.double().sum(dim=0))
     for name, value, true in zip(ours._fields, ours, truth, strict=True):
