@@ -140,13 +140,13 @@ def _copy_row(source, target, width):
 
 
 @helper
-def _add_row(source, target, width):
+def add_row(source, target, width):
     for d in range(0, FLOAT_BYTES * width, FLOAT_BYTES * WIDTH):
         store(load(target + d) + load(source + d), target + d)
 
 
 @helper
-def _zero_row(target, width):
+def zero_row(target, width):
     for d in range(0, FLOAT_BYTES * width, FLOAT_BYTES * WIDTH):
         store(splat(ZERO), target + d)
 
@@ -260,12 +260,13 @@ def _shares(mode, slots, low, high, first, last, start, stop, drawn, each, share
 
 
 @helper
-def _tile(
-    mode, x, y, to_x, to_y, slots, low, high, first, last, drawn, each, step, window, spread, D, want_loss, mark,
-    stamp, rows, band, z, share, h_t,
+def context_tile(
+    mode, x, y, to_x, to_y, x_slots, slots, low, high, first, last, drawn, each, step, window, spread, D, want_loss,
+    mark, stamp, rows, band, z, share, h_t,
 ):  # fmt: skip
     """One tile: step times its gradients are added to to_x and to_y; returns its loss if wanted.
 
+    Position i is row x_slots[i] of x and to_x, and row slots[i] of y and to_y.
     rows is scratch for rows of ld columns, band and z, share, h_t for what their names say.
     """
     ld = x.shape[1]
@@ -288,9 +289,9 @@ def _tile(
     _gather(y, drawn, 0, M, negative, ld)
     _shares(mode, slots, low, high, first, last, start, stop, drawn, each, share, mark, stamp)
     for i in range(count, TILE):
-        _zero_row(h + i * row_bytes, ld)
+        zero_row(h + i * row_bytes, ld)
     if mode == SKIPGRAM:
-        _gather(x, slots, first, last, h, ld)
+        _gather(x, x_slots, first, last, h, ld)
         _gather(y, slots, start, stop, around, ld)
         band[:] = NO_PAIR
         for i in range(first, last):
@@ -313,7 +314,7 @@ def _tile(
                 d_h + (i - first) * row_bytes, ld, high[i] - low[i],
             )  # fmt: skip
     else:
-        _gather(x, slots, start, stop, around, ld)
+        _gather(x, x_slots, start, stop, around, ld)
         band[:] = ZERO
         scores = band[TILE]
         scores[:] = NO_PAIR
@@ -321,7 +322,7 @@ def _tile(
             pairs = high[i] - low[i] - 1
             at = h + (i - first) * row_bytes
             if pairs == 0:
-                _zero_row(at, ld)
+                zero_row(at, ld)
                 continue
             row = band[i - first]
             for j in range(low[i] - start, high[i] - start):
@@ -343,14 +344,14 @@ def _tile(
     _negative_scores(h, negative, h_t.ctypes.data, z.ctypes.data, M, D, ld)
     loss += _negative(z, share, TILE * M, step, want_loss)
     for i in range(count, TILE):
-        _zero_row(d_h + i * row_bytes, ld)
+        zero_row(d_h + i * row_bytes, ld)
     _negative_gradients(h, negative, z.ctypes.data, d_h, d_negative, M, ld)
 
     for m in range(M):
-        _add_row(d_negative + m * row_bytes, to_y_at + np.int64(drawn[m]) * row_bytes, ld)
+        add_row(d_negative + m * row_bytes, to_y_at + np.int64(drawn[m]) * row_bytes, ld)
     if mode == SKIPGRAM:
         for i in range(first, last):
-            _add_row(d_h + (i - first) * row_bytes, to_x_at + np.int64(slots[i]) * row_bytes, ld)
+            add_row(d_h + (i - first) * row_bytes, to_x_at + np.int64(x_slots[i]) * row_bytes, ld)
         for j in range(start, stop):
             from_i, to_i = max(first, j - window), min(last, j + window + 1)
             if from_i < to_i:
@@ -374,7 +375,7 @@ def _tile(
             if from_i < to_i:
                 add_combined(
                     band_at + FLOAT_BYTES * ((from_i - first) * ldb + j - start), ldb,
-                    d_h + (from_i - first) * row_bytes, ld, to_x_at + np.int64(slots[j]) * row_bytes, ld,
+                    d_h + (from_i - first) * row_bytes, ld, to_x_at + np.int64(x_slots[j]) * row_bytes, ld,
                     to_i - from_i,
                 )  # fmt: skip
     return loss
@@ -393,7 +394,7 @@ def _prefetch_row(table, rows, u, n, D):
 
 
 @helper
-def _copy_in(table, rows, n, copies):
+def copy_in(table, rows, n, copies):
     """Rows of table (V, D) into copies (n, ld), zero behind D."""
     D, ld = table.shape[1], copies.shape[1]
     source, target = table.ctypes.data, copies.ctypes.data
@@ -405,7 +406,7 @@ def _copy_in(table, rows, n, copies):
 
 
 @helper
-def _to_changes(table, rows, n, copies):
+def to_changes(table, rows, n, copies):
     """Copies become what has changed in them."""
     D, ld = table.shape[1], copies.shape[1]
     source, target = table.ctypes.data, copies.ctypes.data
@@ -419,7 +420,7 @@ def _to_changes(table, rows, n, copies):
 
 
 @helper
-def _add_changes(table, rows, n, changes, factors, part, parts):
+def add_changes(table, rows, n, changes, factors, part, parts):
     """Add changes, times factors, to the rows of one part of the table."""
     D, ld = table.shape[1], changes.shape[1]
     source, target = changes.ctypes.data, table.ctypes.data
@@ -435,27 +436,41 @@ def _add_changes(table, rows, n, changes, factors, part, parts):
 
 
 @helper
-def _merge(inputs, outputs, rows, visits, counts, x, y, factors, step, pull, part):
-    """Add the changes of all shards to the rows of one part of both tables."""
+def set_factors(rows, visits, counts, factors, step, pull, part):
+    """factors of one part of a table's rows: what the changes of the shards q, rows[q, :counts[q]], are shrunk by."""
     P = len(rows)
     for q in range(P):
-        for u in range(counts[q, 1]):
+        for u in range(counts[q]):
             row = rows[q, u]
             if row % P == part:
                 factors[row] -= f32(visits[q, u])
     for q in range(P):
-        for u in range(counts[q, 1]):
+        for u in range(counts[q]):
             row = rows[q, u]
             if row % P == part and factors[row] < ZERO:
                 k = -step * pull / P * np.float64(factors[row])
                 factors[row] = f32(math.expm1(-P * k) / (P * math.expm1(-k))) if k > 1e-9 else ONE
+
+
+@helper
+def clear_factors(rows, counts, factors, part):
+    """Zero again, for the next round."""
+    P = len(rows)
     for q in range(P):
-        _add_changes(inputs, rows[q], counts[q, 0], x[q], factors, part, P)
-        _add_changes(outputs, rows[q], counts[q, 1], y[q], factors, part, P)
-    for q in range(P):
-        for u in range(counts[q, 1]):
+        for u in range(counts[q]):
             if rows[q, u] % P == part:
                 factors[rows[q, u]] = ZERO
+
+
+@helper
+def _merge(inputs, outputs, rows, visits, counts, x, y, factors, step, pull, part):
+    """Add the changes of all shards to the rows of one part of both tables."""
+    P = len(rows)
+    set_factors(rows, visits, counts[:, 1], factors, step, pull, part)
+    for q in range(P):
+        add_changes(inputs, rows[q], counts[q, 0], x[q], factors, part, P)
+        add_changes(outputs, rows[q], counts[q, 1], y[q], factors, part, P)
+    clear_factors(rows, counts[:, 1], factors, part)
 
 
 AHEAD = 4  # rows that are asked for before they are needed
@@ -481,26 +496,26 @@ def _go_over_shard(
         slot_of[rows[u]] = -1
         mark[u] = -1
     counts[0], counts[1] = n_inputs, n_outputs
-    _copy_in(inputs, rows, n_inputs, x)
-    _copy_in(outputs, rows, n_outputs, y)
+    copy_in(inputs, rows, n_inputs, x)
+    copy_in(outputs, rows, n_outputs, y)
     loss, pairs = 0.0, 0
     each = f32(negatives / M)
     for k in range(n_tiles):
         begin, end = k * TILE, min(n, (k + 1) * TILE)
         watch = k % LOSS_EVERY == 0
-        loss += _tile(
-            mode, x, y, x, y, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each, step, window, spread, D,
-            watch, mark, k, tile_rows, band, z, share, h_t,
+        loss += context_tile(
+            mode, x, y, x, y, slots, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each, step, window,
+            spread, D, watch, mark, k, tile_rows, band, z, share, h_t,
         )  # fmt: skip
         if watch:
-            pairs += _pairs(mode, low, high, begin, end)
-    _to_changes(inputs, rows, n_inputs, x)
-    _to_changes(outputs, rows, n_outputs, y)
+            pairs += pairs_of(mode, low, high, begin, end)
+    to_changes(inputs, rows, n_inputs, x)
+    to_changes(outputs, rows, n_outputs, y)
     return loss, pairs
 
 
 @helper
-def _pairs(mode, low, high, first, last):
+def pairs_of(mode, low, high, first, last):
     """Positive pairs of positions first..last."""
     pairs = 0
     for i in range(first, last):
@@ -551,8 +566,8 @@ def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_
     for u in range(n_outputs):
         w.slot_of[0, rows[u]] = -1
     x, y = w.x[0], w.y[0]
-    _copy_in(inputs, rows, n_inputs, x)
-    _copy_in(outputs, rows, n_outputs, y)
+    copy_in(inputs, rows, n_inputs, x)
+    copy_in(outputs, rows, n_outputs, y)
     losses = np.zeros(P)
     D, each = inputs.shape[1], f32(negatives / M)
     for p in numba.prange(P):
@@ -561,8 +576,8 @@ def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_
         w.mark[p, :n_outputs] = -1
         loss = 0.0
         for k in range(p * n_tiles // P, (p + 1) * n_tiles // P):
-            loss += _tile(
-                mode, x, y, d_x[p], d_y[p], slots, low, high, k * TILE, min(n, (k + 1) * TILE),
+            loss += context_tile(
+                mode, x, y, d_x[p], d_y[p], slots, slots, low, high, k * TILE, min(n, (k + 1) * TILE),
                 drawn[k * M : (k + 1) * M], each, scale, window, False, D, True, w.mark[p], k, w.tile_rows[p],
                 w.band[p], w.z[p], w.share[p], w.h_t[p],
             )  # fmt: skip

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from mt2st_fast.data import character_ngrams as ngrams
 from mt2st_fast.data import labelled_text
 from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hashes
 from mt2st_fast.data.labelled_text import BagFeatures
@@ -104,7 +105,7 @@ def test_a_word_is_hashed_once(monkeypatch):
 
     documents = [["a", "b", "a"], ["b"], ["a", "c"]]
     features = BagFeatures.learn(documents, 1, 1, 100, minn=2, maxn=3)
-    monkeypatch.setattr(labelled_text, "ngram_hashes", noted)
+    monkeypatch.setattr(ngrams, "ngram_hashes", noted)
     features.bags(documents)
     assert sorted(asked) == ["a", "b", "c"]
 

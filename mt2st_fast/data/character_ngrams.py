@@ -55,6 +55,22 @@ def ngram_hashes(words: Sequence[str], minn: int, maxn: int) -> tuple[np.ndarray
     return hashes, bounds[np.concatenate(([0], ends))]
 
 
+def subword_ids(
+    words: Sequence[str], own: np.ndarray, first_bucket: int, buckets: int, minn: int, maxn: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32 (total,), bounds int64 (T + 1,)): of each of T words its own id, and those of its n-grams.
+
+    own is (T,), -1 = none; n-grams have the ids from `first_bucket` on, and there are none while `maxn` is 0.
+    """
+    known = own >= 0
+    known_bounds = np.concatenate(([0], np.cumsum(known)))
+    if not maxn:
+        return own[known].astype(np.int32), known_bounds
+    hashes, bounds = ngram_hashes(words, minn, maxn)
+    ids = (first_bucket + (hashes % np.uint32(buckets)).astype(np.int64)).astype(np.int32)
+    return np.insert(ids, bounds[:-1][known], own[known]), bounds + known_bounds
+
+
 def _hash_on(hashes: np.ndarray, values: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> None:
     """Take one more character into each hash, in place: bytes begins[i] to begins[i] + sizes[i] of values int8."""
     for byte in range(int(sizes.max(initial=0))):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hashes
+from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
 from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.vocabulary import Vocabulary
@@ -140,12 +140,7 @@ class BagFeatures:
     def _ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 (total,), bounds int64 (T + 1,)): each word's own, if known, and those of its n-grams."""
         own = np.fromiter((self.vocabulary.get(word, -1) for word in words), np.int32, len(words))
-        known = own >= 0
-        if not self.maxn:
-            return own[known], _bounds(known)
-        hashes, ngram_bounds = ngram_hashes(words, self.minn, self.maxn)
-        ids = np.insert(self._bucket_ids(hashes), ngram_bounds[:-1][known], own[known])
-        return ids, ngram_bounds + _bounds(known)
+        return subword_ids(words, own, len(self.vocabulary), self.buckets, self.minn, self.maxn)
 
     def _word_ngrams(
         self, hashes: np.ndarray, document: np.ndarray
@@ -156,11 +151,8 @@ class BagFeatures:
             # The n-gram that begins at every word, where its document goes on that long.
             gram = gram[:-1] * HASH_FACTOR + hashes[n - 1 :]
             inside = document[: len(gram)] == document[n - 1 :]
-            yield self._bucket_ids(gram[inside]), document[: len(gram)][inside]
-
-    def _bucket_ids(self, hashes: np.ndarray) -> np.ndarray:
-        buckets = hashes % hashes.dtype.type(self.buckets)
-        return len(self.vocabulary) + buckets.astype(np.int32)
+            buckets = (gram[inside] % np.uint64(self.buckets)).astype(np.int32)
+            yield len(self.vocabulary) + buckets, document[: len(gram)][inside]
 
 
 def _bounds(lengths: np.ndarray) -> np.ndarray:
