@@ -81,6 +81,29 @@ class Workspace(NamedTuple):
     h_t: np.ndarray
 
 
+class Subwords(NamedTuple):
+    """The rows of an input table whose mean is word v: ids[bounds[v]:bounds[v + 1]], one at least."""
+
+    ids: np.ndarray  # int32
+    bounds: np.ndarray  # int64 (V + 1,)
+
+
+class SubwordWorkspace(NamedTuple):
+    """What training with subwords needs beside a Workspace: P shards of N words that have U rows in all."""
+
+    slot_of: np.ndarray  # (P, R): the number of a row among those of the shard, -1 between calls
+    begins: np.ndarray  # (P, N + 1): where in slots the rows of each of the shard's words begin
+    slots: np.ndarray  # (P, .)
+    rows: np.ndarray  # (P, U)
+    visits: np.ndarray  # (P, U): how often a word of the row comes
+    counts: np.ndarray  # (P,): rows
+    factors: np.ndarray  # (R,): as in Workspace
+    x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
+    vectors: np.ndarray  # (P, TILE + 2 window, ld): those of a tile's positions, and how they change
+    changes: np.ndarray
+    x_slots: np.ndarray  # (N,): where in them a position stands
+
+
 def word_sampler(counts: np.ndarray, sample: float = 1e-3, power: float = 0.75) -> WordSampler:
     """word2vec's subsampling (0 = none) and negative distribution for words seen counts (V,) times."""
     from .numba_draw import alias_table
@@ -131,6 +154,32 @@ def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, s
         z=floats(P, M, TILE),
         share=floats(P, M, TILE),
         h_t=floats(P, ld, TILE),
+    )
+
+
+def make_subword_workspace(
+    R: int, subwords: Subwords, D: int, shards: int, shard_words: int, window: int
+) -> SubwordWorkspace:
+    """Memory for training with subwords; of x only what a shard uses is ever touched."""
+    from .numba_simd import WIDTH
+
+    P, N = shards, shard_words
+    ld, span = -(-D // WIDTH) * WIDTH, TILE + 2 * window
+    sizes = np.sort(np.diff(subwords.bounds))
+    n_slots = int(sizes[-N:].sum())
+    n_rows = min(n_slots, R)
+    return SubwordWorkspace(
+        slot_of=np.full((P, R), -1, np.int32),
+        begins=np.empty((P, N + 1), np.int64),
+        slots=np.empty((P, n_slots), np.int32),
+        rows=np.empty((P, n_rows), np.int32),
+        visits=np.empty((P, n_rows), np.int32),
+        counts=np.zeros(P, np.int64),
+        factors=np.zeros(R, np.float32),
+        x=np.empty((P, n_rows, ld), np.float32),
+        vectors=np.empty((P, span, ld), np.float32),
+        changes=np.empty((P, span, ld), np.float32),
+        x_slots=np.arange(N) % span,
     )
 
 
@@ -301,16 +350,29 @@ class ContextOptions:
 
 
 class ContextTraining:
-    """Trains two tables in place over a stream of tokens; what it does next is a function of its arguments alone."""
+    """Trains two tables in place over a stream of tokens; what it does next is a function of its arguments alone.
+
+    inputs and outputs are (V, D); with subwords inputs are (R, D), the rows that the words are means of.
+    """
 
     def __init__(
-        self, inputs: np.ndarray, outputs: np.ndarray, sampler: WordSampler, options: ContextOptions
+        self,
+        inputs: np.ndarray,
+        outputs: np.ndarray,
+        sampler: WordSampler,
+        options: ContextOptions,
+        subwords: Subwords | None = None,
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
-        V, D = inputs.shape
+        self.subwords = subwords
+        V, D = outputs.shape
         o = options
         self._workspace = make_workspace(V, D, o.shards, o.shard_words, o.window, o.shared)
+        if subwords is not None:
+            self._subword_workspace = make_subword_workspace(
+                len(inputs), subwords, D, o.shards, o.shard_words, o.window
+            )
 
     def rounds(self, n_words: int) -> int:
         """Rounds of an epoch over n_words."""
@@ -336,23 +398,30 @@ class ContextTraining:
         Returns (loss sum, positive pairs) of an eighth of the tiles. The rate of a round is at least least_rate, else
         rate - rate_fall times the epoch's words before it.
         """
-        from . import numba_context
+        from . import numba_context, numba_subword_context
         from .numba_jit import thread_count
 
         o, n_words, parts = self.options, len(tokens), range(self.options.shards)
         tables, w = (self.inputs, self.outputs), self._workspace
         mode, negatives = MODES.index(o.mode), float(o.negatives)
+        kernels: Any = numba_context
+        rows_of_words: tuple[np.ndarray, ...] = ()
+        workspaces: tuple[Any, ...] = (w,)
+        if self.subwords is not None:
+            kernels, rows_of_words = numba_subword_context, tuple(self.subwords)
+            workspaces = (w, self._subword_workspace)
 
         def shard(p: int) -> tuple[float, int]:
             first = min(p * n_words // o.shards + r * o.shard_words, (p + 1) * n_words // o.shards)
             last = min(first + o.shard_words, (p + 1) * n_words // o.shards)
-            return numba_context.train_shard(
+            result: tuple[float, int] = kernels.train_shard(
                 tokens, bounds, first, last, key, *self.sampler, mode, o.window, negatives, not o.true_mean,
-                np.float32(-step), *tables, w, p, parallel=False,
+                np.float32(-step), *rows_of_words, *tables, *workspaces, p, parallel=False,
             )  # fmt: skip
+            return result
 
         def merge(p: int) -> None:
-            numba_context.merge_part(*tables, w, step, float(o.pull), p, parallel=False)
+            kernels.merge_part(*tables, *workspaces, step, float(o.pull), p, parallel=False)
 
         loss, pairs = 0.0, 0
         threads = min(thread_count(), o.shards)

@@ -41,7 +41,7 @@ def _prefetch_row(table, rows, u, n, D):
 
 
 @helper
-def _copy_in(table, rows, n, copies):
+def copy_in(table, rows, n, copies):
     """Rows of table (V, D) into copies (n, ld), zero behind D."""
     D, ld = table.shape[1], copies.shape[1]
     source, target = table.ctypes.data, copies.ctypes.data
@@ -53,7 +53,7 @@ def _copy_in(table, rows, n, copies):
 
 
 @helper
-def _to_changes(table, rows, n, copies):
+def to_changes(table, rows, n, copies):
     """Copies become what has changed in them."""
     D, ld = table.shape[1], copies.shape[1]
     source, target = table.ctypes.data, copies.ctypes.data
@@ -67,7 +67,7 @@ def _to_changes(table, rows, n, copies):
 
 
 @helper
-def _add_changes(table, rows, n, changes, factors, part, parts):
+def add_changes(table, rows, n, changes, factors, part, parts):
     """Add changes, times factors, to the rows of one part of the table."""
     D, ld = table.shape[1], changes.shape[1]
     source, target = changes.ctypes.data, table.ctypes.data
@@ -83,27 +83,41 @@ def _add_changes(table, rows, n, changes, factors, part, parts):
 
 
 @helper
-def _merge(inputs, outputs, rows, visits, counts, x, y, factors, step, pull, part):
-    """Add the changes of all shards to the rows of one part of both tables."""
+def set_factors(rows, visits, counts, factors, step, pull, part):
+    """factors of one part of a table's rows: what the changes of the shards q, rows[q, :counts[q]], are shrunk by."""
     P = len(rows)
     for q in range(P):
-        for u in range(counts[q, 1]):
+        for u in range(counts[q]):
             row = rows[q, u]
             if row % P == part:
                 factors[row] -= f32(visits[q, u])
     for q in range(P):
-        for u in range(counts[q, 1]):
+        for u in range(counts[q]):
             row = rows[q, u]
             if row % P == part and factors[row] < ZERO:
                 k = -step * pull / P * np.float64(factors[row])
                 factors[row] = f32(math.expm1(-P * k) / (P * math.expm1(-k))) if k > 1e-9 else ONE
+
+
+@helper
+def clear_factors(rows, counts, factors, part):
+    """Zero again, for the next round."""
+    P = len(rows)
     for q in range(P):
-        _add_changes(inputs, rows[q], counts[q, 0], x[q], factors, part, P)
-        _add_changes(outputs, rows[q], counts[q, 1], y[q], factors, part, P)
-    for q in range(P):
-        for u in range(counts[q, 1]):
+        for u in range(counts[q]):
             if rows[q, u] % P == part:
                 factors[rows[q, u]] = ZERO
+
+
+@helper
+def _merge(inputs, outputs, rows, visits, counts, x, y, factors, step, pull, part):
+    """Add the changes of all shards to the rows of one part of both tables."""
+    P = len(rows)
+    set_factors(rows, visits, counts[:, 1], factors, step, pull, part)
+    for q in range(P):
+        add_changes(inputs, rows[q], counts[q, 0], x[q], factors, part, P)
+        add_changes(outputs, rows[q], counts[q, 1], y[q], factors, part, P)
+    clear_factors(rows, counts[:, 1], factors, part)
 
 
 @helper
@@ -124,26 +138,26 @@ def _go_over_shard(
         slot_of[rows[u]] = -1
         mark[u] = -1
     counts[0], counts[1] = n_inputs, n_outputs
-    _copy_in(inputs, rows, n_inputs, x)
-    _copy_in(outputs, rows, n_outputs, y)
+    copy_in(inputs, rows, n_inputs, x)
+    copy_in(outputs, rows, n_outputs, y)
     loss, pairs = 0.0, 0
     each = f32(negatives / M)
     for k in range(n_tiles):
         begin, end = k * TILE, min(n, (k + 1) * TILE)
         watch = k % LOSS_EVERY == 0
         loss += tile_step(
-            mode, x, y, x, y, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each, step, window, spread, D,
-            watch, mark, k, tile_rows, band, z, share, h_t,
+            mode, x, y, x, y, slots, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each, step, window,
+            spread, D, watch, mark, k, tile_rows, band, z, share, h_t,
         )  # fmt: skip
         if watch:
-            pairs += _pairs(mode, low, high, begin, end)
-    _to_changes(inputs, rows, n_inputs, x)
-    _to_changes(outputs, rows, n_outputs, y)
+            pairs += pairs_of(mode, low, high, begin, end)
+    to_changes(inputs, rows, n_inputs, x)
+    to_changes(outputs, rows, n_outputs, y)
     return loss, pairs
 
 
 @helper
-def _pairs(mode, low, high, first, last):
+def pairs_of(mode, low, high, first, last):
     """Positive pairs of positions first..last."""
     pairs = 0
     for i in range(first, last):
@@ -194,8 +208,8 @@ def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_
     for u in range(n_outputs):
         w.slot_of[0, rows[u]] = -1
     x, y = w.x[0], w.y[0]
-    _copy_in(inputs, rows, n_inputs, x)
-    _copy_in(outputs, rows, n_outputs, y)
+    copy_in(inputs, rows, n_inputs, x)
+    copy_in(outputs, rows, n_outputs, y)
     losses = np.zeros(P)
     D, each = inputs.shape[1], f32(negatives / M)
     for p in numba.prange(P):
@@ -205,7 +219,7 @@ def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_
         loss = 0.0
         for k in range(p * n_tiles // P, (p + 1) * n_tiles // P):
             loss += tile_step(
-                mode, x, y, d_x[p], d_y[p], slots, low, high, k * TILE, min(n, (k + 1) * TILE),
+                mode, x, y, d_x[p], d_y[p], slots, slots, low, high, k * TILE, min(n, (k + 1) * TILE),
                 drawn[k * M : (k + 1) * M], each, scale, window, False, D, True, w.mark[p], k, w.tile_rows[p],
                 w.band[p], w.z[p], w.share[p], w.h_t[p],
             )  # fmt: skip

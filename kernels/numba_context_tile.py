@@ -149,11 +149,12 @@ def _add_window(band, first, last, start, stop, window, source, target, slots, w
 
 @helper
 def tile_step(
-    mode, x, y, to_x, to_y, slots, low, high, first, last, drawn, each, step, window, spread, D, want_loss, mark,
-    stamp, rows, band, z, share, h_t,
+    mode, x, y, to_x, to_y, x_slots, slots, low, high, first, last, drawn, each, step, window, spread, D, want_loss,
+    mark, stamp, rows, band, z, share, h_t,
 ):  # fmt: skip
     """One tile: step times its gradients are added to to_x and to_y; returns its loss if wanted.
 
+    Position i is row x_slots[i] of x and to_x, and row slots[i] of y and to_y.
     rows is scratch for rows of ld columns, band and z, share, h_t for what their names say.
     """
     ld = x.shape[1]
@@ -178,7 +179,7 @@ def tile_step(
     for i in range(count, TILE):
         zero_row(h + i * row_bytes, ld)
     if mode == SKIPGRAM:
-        gather(x, slots, first, last, h, ld)
+        gather(x, x_slots, first, last, h, ld)
         gather(y, slots, start, stop, around, ld)
         band[:] = NO_PAIR
         for i in range(first, last):
@@ -201,7 +202,7 @@ def tile_step(
                 d_h + (i - first) * row_bytes, ld, high[i] - low[i],
             )  # fmt: skip
     else:
-        gather(x, slots, start, stop, around, ld)
+        gather(x, x_slots, start, stop, around, ld)
         band[:] = ZERO
         scores = band[TILE]
         scores[:] = NO_PAIR
@@ -238,7 +239,7 @@ def tile_step(
         add_row(d_negative + m * row_bytes, to_y_at + np.int64(drawn[m]) * row_bytes, ld)
     if mode == SKIPGRAM:
         for i in range(first, last):
-            add_row(d_h + (i - first) * row_bytes, to_x_at + np.int64(slots[i]) * row_bytes, ld)
+            add_row(d_h + (i - first) * row_bytes, to_x_at + np.int64(x_slots[i]) * row_bytes, ld)
         _add_window(band, first, last, start, stop, window, h, to_y_at, slots, ld)
     else:
         for i in range(count):
@@ -251,5 +252,5 @@ def tile_step(
                 for j in range(low[first + i] - start, high[first + i] - start):
                     row[j] = ONE
                 row[first + i - start] = ZERO
-        _add_window(band, first, last, start, stop, window, d_h, to_x_at, slots, ld)
+        _add_window(band, first, last, start, stop, window, d_h, to_x_at, x_slots, ld)
     return loss

@@ -18,6 +18,7 @@ from mt2st_fast.schedules import (
     SquaringDecay,
     Switch,
 )
+from mt2st_fast.subword_vectors import SubwordVectors
 from mt2st_fast.supervised import SupervisedModel, train_supervised
 from mt2st_fast.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.trainer import NonFiniteLossError, Trainer
@@ -54,6 +55,7 @@ __all__ = [
     "SingleTask",
     "SquaringDecay",
     "StepRecord",
+    "SubwordVectors",
     "SupervisedModel",
     "Switch",
     "TokenStream",

@@ -82,9 +82,11 @@ class _TypeEmbedding(nn.Module):
             return means, torch.arange(len(means), device=means.device)
         unique, ids = unique_ids(types, self.num_types, self.backend)
         self._check_range(unique)
-        rows = self.rows_of_type[unique.long()]
-        means = embedding_bag(self.table, rows, mode="mean", sparse=self.sparse, backend=self.backend)
-        return means, ids
+        return self.mean_of_rows(self.rows_of_type[unique.long()]), ids
+
+    def mean_of_rows(self, rows: Tensor) -> Tensor:
+        """(n, D) the mean of n times M rows of the table, -1 = none; for words that are no type, too."""
+        return embedding_bag(self.table, rows, mode="mean", sparse=self.sparse, backend=self.backend)
 
     def _is_sparse(self, source: Tensor) -> bool:
         # Every mean is in the batch: its gradient is dense.

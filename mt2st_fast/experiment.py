@@ -13,7 +13,15 @@ import numpy as np
 import torch
 
 from mt2st_fast.callbacks import Callback
-from mt2st_fast.data import BagBatches, Splits, TargetColumn, TokenBatches, evaluation_batches, subword_rows
+from mt2st_fast.data import (
+    BagBatches,
+    Splits,
+    SubwordTable,
+    TargetColumn,
+    TokenBatches,
+    evaluation_batches,
+    subword_rows,
+)
 from mt2st_fast.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.errors import InputError
 from mt2st_fast.heads import MultiTaskHeads
@@ -28,6 +36,7 @@ from mt2st_fast.schedules import (
     SquaringDecay,
     Switch,
 )
+from mt2st_fast.subword_vectors import SubwordVectors
 from mt2st_fast.tasks import Classification, MultiLabel, Regression, Task
 from mt2st_fast.trainer import Trainer
 from mt2st_fast.vectors import Coverage, WordVectors, initial_table
@@ -136,13 +145,14 @@ def _options_as_input() -> Iterator[None]:
 
 @dataclass
 class Experiment:
-    """A run that is ready to start: `run` trains, and `test` measures the result.
+    """A run that is ready to start: `run` trains, `test` measures the result, `vectors` are those of any word.
 
     `coverage` says how many words the vectors of `config.init` have, where that is given.
     """
 
     config: Config
     splits: Splits
+    vectors: SubwordVectors
     trainer: Trainer
     train: TokenBatches | BagBatches
     backend: Choice
@@ -162,7 +172,14 @@ class Experiment:
             )
         torch.manual_seed(config.seed)
         with _options_as_input():
-            encoder = make_encoder(config, splits)
+            table = subword_rows(
+                splits.vocabulary.words,
+                splits.vocabulary.counts,
+                min_count=config.min_count,
+                buckets=config.buckets,
+            )
+            encoder = make_encoder(config, splits, table)
+            vectors = SubwordVectors(splits.vocabulary, table, encoder)
             coverage = start_from_vectors(encoder, config, splits)
             tasks = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
@@ -182,7 +199,7 @@ class Experiment:
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
             backend = choose_backend(trainer.device, dtype, config.backend)
             train = make_batches(config, splits)
-        return cls(config, splits, trainer, train, backend, coverage)
+        return cls(config, splits, vectors, trainer, train, backend, coverage)
 
     @property
     def total_steps(self) -> int:
@@ -223,11 +240,8 @@ def make_task(column: TargetColumn) -> Task:
     return MultiLabel(column.size) if column.kind == "labels" else Regression(column.size)
 
 
-def make_encoder(config: Config, splits: Splits) -> WindowEncoder | BagEncoder:
+def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:
     """A window encoder for labels on tokens, a bag encoder for labels on documents."""
-    table = subword_rows(
-        splits.vocabulary.words, splits.vocabulary.counts, min_count=config.min_count, buckets=config.buckets
-    )
     options: dict[str, Any] = {
         "rows_of_type": torch.from_numpy(table.rows),
         "num_rows": table.num_rows,

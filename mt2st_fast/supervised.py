@@ -55,7 +55,7 @@ class SupervisedModel:
 
     @property
     def words(self) -> list[str]:
-        """The words that have a vector, the most frequent first."""
+        """The words that have a vector of their own, the most frequent first."""
         return self.features.vocabulary.words
 
     @property
@@ -99,9 +99,21 @@ class SupervisedModel:
         return metrics
 
     @torch.no_grad()
+    def vector(self, word: str) -> np.ndarray:
+        """(dim,) float32 of any string: the mean of its own vector, if training saw it, and of its n-grams' vectors.
+
+        Zeros for a word that has neither: unseen, and training was without n-grams (`maxn=0`).
+        """
+        _, ids = self.features.subwords(word)
+        return self._bags(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
+
     def get_word_vector(self, word: str) -> np.ndarray:
-        """(dim,) float32, zeros for a word that training did not see."""
-        return self._document(word)[0].cpu().numpy()
+        """fastText's name of `vector`."""
+        return self.vector(word)
+
+    def get_subwords(self, word: str) -> tuple[list[str], np.ndarray]:
+        """The word itself, if training saw it, and its character n-grams; and their rows in the table, int32."""
+        return self.features.subwords(word)
 
     @torch.no_grad()
     def get_sentence_vector(self, text: str) -> np.ndarray:
@@ -109,7 +121,10 @@ class SupervisedModel:
         return self._document(text)[0].cpu().numpy()
 
     def _document(self, text: str) -> Tensor:
-        ids, bounds = self.features.bags([text.split()])
+        return self._bags(*self.features.bags([text.split()]))
+
+    def _bags(self, ids: np.ndarray, bounds: np.ndarray) -> Tensor:
+        """(N, dim) features of N bags."""
         device = self.trainer.device
         self.trainer.encoder.eval()
         features: Tensor = self.trainer.encoder(
@@ -132,6 +147,8 @@ def train_supervised(
     min_count: int = 1,
     word_ngrams: int = 1,
     bucket: int = 200_000,
+    minn: int = 0,
+    maxn: int = 0,
     label: str = "__label__",
     main: str | None = None,
     schedule: Schedule | None = None,
@@ -146,9 +163,11 @@ def train_supervised(
     path: UTF-8 text, a document a line, .gz too. main: the family to get right, the first in the file by default;
     the others are auxiliary tasks, which `schedule` (MultiTask() by default) may let go. lr: of row-wise
     Adagrad, falling linearly to 0. word_ngrams: up to so many words in a row get a vector, hashed into `bucket`
-    rows. epoch, dim, min_count: as in fastText. Other options go to the Trainer.
+    rows. minn, maxn: the character n-grams of that many characters of `<word>` stand in the bag beside the word, hashed
+    into the same rows, so that a word that training never saw has a vector too; none while maxn is 0. epoch, dim,
+    min_count: as in fastText. Other options go to the Trainer.
 
-    Raises InputError for a file or a family that cannot be used.
+    Raises InputError for a file or a family that cannot be used, ValueError for an option out of range.
     """
     for name, value in (
         ("dim", dim),
@@ -158,12 +177,14 @@ def train_supervised(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if not 0 <= minn <= maxn:
+        raise ValueError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
     text = read_labelled_text(Path(path), label)
     main = text.families[0] if main is None else main
     if main not in text.families:
         raise InputError(f"{path}: has no label family {main}; there are {', '.join(text.families)}")
     targets = target_columns(text, [main, *(family for family in text.families if family != main)])
-    features = BagFeatures.learn(text.documents, min_count, word_ngrams, bucket)
+    features = BagFeatures.learn(text.documents, min_count, word_ngrams, bucket, minn, maxn)
     corpus = bag_corpus(text, features, targets)
     torch.manual_seed(seed)
     encoder = make_bag_encoder(features.size, dim, dropout)

@@ -1,4 +1,7 @@
-"""Word2Vec with gensim's arguments and gensim's vectors at the end: skip-gram and CBOW, the same bits every time."""
+"""Word2Vec with gensim's arguments and gensim's vectors at the end: skip-gram and CBOW, the same bits every time.
+
+With max_n it is gensim's FastText: a word is the mean of a row of its own and the rows of its character n-grams.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context import ContextOptions, ContextTraining, stream_key, word_sampler
+from mt2st_fast.kernels.context import ContextOptions, ContextTraining, Subwords, stream_key, word_sampler
 
 # A round is at most that many words of a worker, and a corpus has at least so many rounds.
 MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 50
@@ -22,6 +26,7 @@ SHARED = {"skipgram": 64, "cbow": 16}
 # Two workers are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
 PULL = {"skipgram": 2.0, "cbow": 0.5}
 STABLE_WORKERS = 2
+WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
 CHUNKS = 20  # an epoch returns to Python as often: for Ctrl-C
 
 
@@ -45,6 +50,10 @@ class Word2Vec:
     same bits on any number of threads. `words` are sorted by falling count, `vectors` (V, vector_size) float32 are
     theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with on_train_begin(model),
     on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
+
+    min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to
+    max_n characters of `<word>`, hashed into `bucket` rows; none while max_n is 0. `vector("unseenword")` then has a
+    vector, too.
     """
 
     def __init__(
@@ -64,12 +73,17 @@ class Word2Vec:
         negative: int = 5,
         ns_exponent: float = 0.75,
         epochs: int = 5,
+        min_n: int = 0,
+        max_n: int = 0,
+        bucket: int = 2_000_000,
         callbacks: Sequence[Any] = (),
     ) -> None:
         _check(
             vector_size=vector_size, window=window, min_count=min_count, workers=workers, negative=negative,
-            epochs=epochs,
+            epochs=epochs, bucket=bucket,
         )  # fmt: skip
+        if not 0 <= min_n <= max_n:
+            raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
         if sample < 0 or not alpha >= min_alpha >= 0:
             raise InputError(
                 f"sample ({sample}) must not be negative, nor alpha ({alpha}) below min_alpha ({min_alpha})"
@@ -77,6 +91,7 @@ class Word2Vec:
         self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, sg
+        self.min_n, self.max_n, self.bucket = min_n, max_n, bucket
         self.words: list[str] = []
         self.losses: list[float] = []
         self.epochs_done = 0
@@ -95,9 +110,46 @@ class Word2Vec:
         self.words, self.counts = [words[i] for i in order], counts[order]
         self._ids = {word: i for i, word in enumerate(self.words)}
         generator = np.random.Generator(np.random.PCG64(self.seed))
-        vectors = generator.random((len(self.words), self.vector_size), np.float32)
-        self.vectors: np.ndarray = (vectors - np.float32(0.5)) / np.float32(self.vector_size)
-        self.output_vectors: np.ndarray = np.zeros_like(self.vectors)
+        rows = len(self.words) + (self.bucket if self.max_n else 0)
+        self.input_rows: np.ndarray = generator.random((rows, self.vector_size), np.float32)
+        self.input_rows -= np.float32(0.5)
+        self.input_rows /= np.float32(self.vector_size)
+        self.output_vectors: np.ndarray = np.zeros((len(self.words), self.vector_size), np.float32)
+        self._subwords = self._rows_of(self.words) if self.max_n else None
+        self.vectors: np.ndarray = self._means()
+
+    def vector(self, word: str) -> np.ndarray:
+        """(vector_size,) float32: of a word that is not in `words` the mean of its character n-grams' rows.
+
+        Raises KeyError for a word that has neither, InputError before there is any text.
+        """
+        self._check_trained()
+        if word in self._ids:
+            return self.vectors[self._ids[word]]
+        rows = self._rows_of([word]).ids if self.max_n else np.empty(0, np.int32)
+        if not len(rows):
+            raise KeyError(f"{word!r} is not among the words, and has no character n-grams")
+        return self.input_rows[rows].mean(0)
+
+    def _check_trained(self) -> None:
+        if not self.words:
+            raise InputError("the model has no words yet: call train with sentences or a corpus_file")
+
+    def _rows_of(self, words: Sequence[str]) -> Subwords:
+        own = np.fromiter((self._ids.get(word, -1) for word in words), np.int32, len(words))
+        return Subwords(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
+
+    def _means(self) -> np.ndarray:
+        """(V, vector_size) the vectors of the words as the input rows are now; without subwords those themselves."""
+        if self._subwords is None:
+            return self.input_rows
+        ids, bounds = self._subwords
+        means = np.empty_like(self.output_vectors)
+        for first in range(0, len(means), WORDS_AT_ONCE):
+            block = bounds[first : first + WORDS_AT_ONCE + 1]
+            sums = np.add.reduceat(self.input_rows[ids[block[0] : block[-1]]], block[:-1] - block[0])
+            means[first : first + WORDS_AT_ONCE] = sums / np.diff(block)[:, None]
+        return means
 
     def train(
         self,
@@ -126,8 +178,7 @@ class Word2Vec:
             raise InputError(
                 ".wv needs gensim: pip install 'mt2st-fast[words]', or use .words and .vectors"
             ) from None
-        if not self.words:
-            raise InputError("the model has no words yet: call train with sentences or a corpus_file")
+        self._check_trained()
         keyed = KeyedVectors(self.vector_size, count=len(self.words))
         keyed.index_to_key = list(self.words)
         keyed.key_to_index = dict(self._ids)
@@ -156,12 +207,13 @@ class Word2Vec:
             window=self.window,
             negatives=self.negative,
             shared=SHARED[mode],
-            pull=PULL[mode] if self.workers > STABLE_WORKERS else 0.0,
+            # A part of many words is visited much more often than a word.
+            pull=PULL[mode] if self.workers > STABLE_WORKERS or self.max_n else 0.0,
             shards=self.workers,
             shard_words=int(np.clip(round_words, LEAST_ROUND_WORDS, MOST_ROUND_WORDS)),
         )
         sampler = word_sampler(self.counts, self.sample, self.ns_exponent)
-        training = ContextTraining(self.vectors, self.output_vectors, sampler, options)
+        training = ContextTraining(self.input_rows, self.output_vectors, sampler, options, self._subwords)
         rounds = training.rounds(n_words)
         fall = (alpha - min_alpha) / (n_words * max(1, epochs))
         _tell(callbacks, "on_train_begin", self)
@@ -179,6 +231,7 @@ class Word2Vec:
                     loss, pairs = loss + some_loss, pairs + some_pairs
             self.losses.append(loss / max(1, pairs))
             self.epochs_done += 1
+            self.vectors = self._means()
             _tell(callbacks, "on_epoch_end", self)
         _tell(callbacks, "on_train_end", self)
 

@@ -10,6 +10,7 @@ from mt2st_fast.kernels import context
 from mt2st_fast.kernels.context import (
     ContextOptions,
     ContextTraining,
+    Subwords,
     context_gradients,
     draw_batch,
     make_workspace,
@@ -224,6 +225,103 @@ def test_many_shards_stay_stable(mode, shards):
     training = ContextTraining(
         inputs, outputs, word_sampler(counts, 0), ContextOptions(mode=mode, shards=shards, shard_words=1000)
     )
+    rounds = (0, training.rounds(len(tokens)))
+    before, after = (
+        loss / pairs
+        for loss, pairs in (
+            training.run(tokens, bounds, stream_key(1, i), rounds, 0.025, 0.0, 0.0) for i in range(2)
+        )
+    )
+    assert after < 1.01 * before
+
+
+# --- training with subwords ------------------------------------------------------------------------------
+
+
+def make_subwords(V: int, buckets: int, most: int, seed: int = 0) -> Subwords:
+    """Word v has row v and up to `most` of the others, some of them twice."""
+    generator = np.random.default_rng(seed)
+    of_words = [[v, *(V + generator.integers(0, buckets, v % (most + 1)))] for v in range(V)]
+    bounds = np.concatenate(([0], np.cumsum([len(rows) for rows in of_words])))
+    return Subwords(np.concatenate(of_words).astype(np.int32), bounds.astype(np.int64))
+
+
+def means_of(table: torch.Tensor, subwords: Subwords) -> torch.Tensor:
+    bags = (torch.from_numpy(subwords.ids).long(), torch.from_numpy(subwords.bounds[:-1]))
+    return torch.nn.functional.embedding_bag(bags[0], table, bags[1], mode="mean")
+
+
+def train_subwords(mode: str, shards: int = 2, threads: int = 2, rounds=((0, 6),), subwords=None, **options):
+    """Both tables after some rounds over a small stream."""
+    torch.set_num_threads(threads)
+    tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
+    subwords = subwords or make_subwords(80, 30, 7)
+    inputs, outputs = make_tables(int(subwords.ids.max()) + 1, 37)
+    inputs, outputs = inputs.numpy().copy(), outputs[:80].numpy().copy()
+    settings = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16, **options)
+    training = ContextTraining(inputs, outputs, word_sampler(counts), settings, subwords)
+    for workspace in (training._workspace, training._subword_workspace):
+        for array in workspace:
+            if array.dtype == np.float32 and array.ndim > 1:
+                array.fill(np.nan)
+    losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
+    assert all(np.isfinite(loss) for loss, _ in losses)
+    return inputs, outputs
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_with_subwords_is_the_same_bits_on_any_number_of_threads_and_resumes(mode):
+    first = train_subwords(mode)
+    resumed = train_subwords(mode, rounds=((0, 1), (1, 4), (4, 6)))
+    for again in (*(train_subwords(mode) for _ in range(9)), train_subwords(mode, threads=1), resumed):
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_words_of_one_row_each_train_as_words_do(mode, shards):
+    own = Subwords(np.arange(80, dtype=np.int32), np.arange(81))
+    with_subwords = train_subwords(mode, shards, subwords=own, pull=0.0)
+    torch.set_num_threads(2)
+    tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
+    tables = [table.numpy().copy() for table in make_tables(80, 37)]
+    options = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16, pull=0.0)
+    ContextTraining(*tables, word_sampler(counts), options).run(
+        tokens, bounds, stream_key(5, 0), (0, 6), 0.05, 1e-6, 1e-4
+    )
+    for ours_td, plain_td in zip(with_subwords, tables, strict=True):
+        assert np.abs(ours_td - plain_td).max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tile_of_training_moves_every_row_of_a_word_by_the_gradient_of_its_vector(mode):
+    tokens, bounds, counts = make_stream(80, [context.TILE])
+    sampler, key, subwords = word_sampler(counts, 0), stream_key(2, 0), make_subwords(80, 30, 7)
+    inputs, outputs = make_tables(110, 37)
+    outputs = outputs[:80].clone()
+    batch = draw_batch(tokens, bounds, 0, len(tokens), sampler, key, mode=mode)
+    truth = by_torch(means_of(inputs.double(), subwords), outputs, batch, torch.float64)
+    step = torch.zeros(110, 37, dtype=torch.float64)
+    owners = np.repeat(np.arange(80), np.diff(subwords.bounds))
+    step.index_add_(0, torch.from_numpy(subwords.ids).long(), truth["d_inputs"][owners])
+    moved = [table.numpy().copy() for table in (inputs, outputs)]
+    options = ContextOptions(mode=mode, shards=1, shared=16, true_mean=True)
+    training = ContextTraining(*moved, sampler, options, subwords)
+    training.run(tokens, bounds, key, (0, 1), 0.5, 0.0, 0.0)
+    for before, after, gradient in zip((inputs, outputs), moved, (step, truth["d_outputs"]), strict=True):
+        expected = before.double() - 0.5 * batch.pairs * gradient
+        assert torch.from_numpy(after).double().sub(expected).norm() <= 2e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shards", [1, 2, 8])
+def test_rows_of_all_words_stay_stable(mode, shards):
+    """Rows that most words have are moved by most positions of every shard."""
+    tokens, bounds, counts = make_stream(20, [40_000])
+    subwords = make_subwords(20, 4, 3)
+    inputs, outputs = (table.numpy().copy() for table in make_tables(24, 16))
+    options = ContextOptions(mode=mode, shards=shards, shard_words=1000)
+    training = ContextTraining(inputs, outputs[:20].copy(), word_sampler(counts, 0), options, subwords)
     rounds = (0, training.rounds(len(tokens)))
     before, after = (
         loss / pairs

@@ -13,6 +13,8 @@ from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, targe
 from mt2st_fast.supervised import train_supervised
 
 WORDS = {"sport": "goal match team", "food": "soup bread salt"}
+STEMS = {"sport": ["kick", "sprint", "wrestl", "jump"], "food": ["grill", "roast", "stew", "simmer"]}
+ENDINGS = ["", "s", "ed", "ing", "er"]
 TONES = {"good": "great fine", "bad": "poor dull"}
 
 
@@ -100,6 +102,59 @@ def test_unseen_words_have_a_zero_vector(tmp_path):
     )
 
 
+def write_inflected(path, left_out, n=600, seed=0):
+    """Documents about sport or food, of stems in several forms, but for the forms left out."""
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(n):
+        topic = rng.choice(list(STEMS))
+        words = [rng.choice(STEMS[topic]) + rng.choice(ENDINGS) for _ in range(8)]
+        words = [word for word in words if word not in left_out] + ["the", "was"]
+        lines.append(f"__label__{topic} " + " ".join(words))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def cosine(a, b):
+    return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def test_an_unseen_form_of_a_word_is_near_to_its_stem_and_is_classified(tmp_path):
+    unseen = {stem + "ing": (stem, topic) for topic, stems in STEMS.items() for stem in stems[:2]}
+    train = write_inflected(tmp_path / "train.txt", unseen)
+    model = train_supervised(train, dim=16, epoch=10, minn=3, maxn=5, bucket=20_000, batch_size=32)
+    others = {topic: [w for w in model.words if w.startswith(tuple(STEMS[topic]))] for topic in STEMS}
+    for word, (stem, topic) in unseen.items():
+        assert word not in model.words
+        assert model.predict(word).labels == (topic,)
+        vector = model.vector(word)
+        assert np.isfinite(vector).all()
+        to_stem = cosine(vector, model.vector(stem))
+        strangers = [w for other in STEMS if other != topic for w in others[other]]
+        assert to_stem > 0.5 + max(cosine(vector, model.vector(w)) for w in strangers)
+    without = train_supervised(train, dim=16, epoch=1, bucket=20_000, batch_size=32)
+    assert not without.vector("kicking").any()
+
+
+@pytest.mark.parametrize("word", ["goal", "goalkeeper", "über", "日本", "", "two words"])
+def test_a_vector_is_the_mean_of_the_rows_of_the_subwords(tmp_path, word):
+    model = train_supervised(write(tmp_path / "train.txt"), dim=10, epoch=1, minn=2, maxn=3, bucket=300)
+    table = model.trainer.encoder.table.detach().numpy()
+    parts, ids = model.get_subwords(word)
+    assert len(parts) == len(ids)
+    expected = table[ids].mean(0) if len(ids) else np.zeros(10)
+    np.testing.assert_allclose(model.vector(word), expected, atol=1e-6)
+    assert model.get_word_vector(word).tolist() == model.vector(word).tolist()
+
+
+def test_a_sentence_holds_the_ngrams_of_its_words(tmp_path):
+    model = train_supervised(write(tmp_path / "train.txt"), dim=10, epoch=1, minn=2, maxn=3, bucket=300)
+    table = model.trainer.encoder.table.detach().numpy()
+    rows = np.concatenate([model.get_subwords(word)[1] for word in ("goal", "unseen")])
+    np.testing.assert_allclose(model.get_sentence_vector("goal unseen"), table[rows].mean(0), atol=1e-6)
+    assert not model.get_sentence_vector(" ").any()
+
+
 def test_auxiliary_families_may_retire(tmp_path):
     model = train_supervised(
         write(tmp_path / "train.txt"), dim=10, epoch=4, main="tone", schedule=Switch(at=0.5), batch_size=32
@@ -148,6 +203,13 @@ def test_files_that_cannot_be_used(tmp_path, content, options, message):
 def test_options_out_of_range_are_named(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
         train_supervised(write(tmp_path / "train.txt", n=3), **{name: 0})
+
+
+@pytest.mark.parametrize(("minn", "maxn"), [(3, 2), (0, -1), (-1, 3), (3, 0)])
+def test_ngram_lengths_out_of_range_are_named(tmp_path, minn, maxn):
+    with pytest.raises(ValueError, match=rf"minn \({minn}\) and maxn \({maxn}\) must be") as caught:
+        train_supervised(write(tmp_path / "train.txt", n=3), minn=minn, maxn=maxn)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_family_is_named(tmp_path):

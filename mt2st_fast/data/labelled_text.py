@@ -8,13 +8,15 @@ has two label families, `topic` and `tone`, and so two tasks. A label without a 
 from __future__ import annotations
 
 import zlib
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 
+from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
 from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.vocabulary import Vocabulary
@@ -23,6 +25,8 @@ from mt2st_fast.errors import InputError
 DEFAULT_FAMILY = "label"
 # Of a word's hash in that of an n-gram: odd, so that no bit of the word before is lost.
 HASH_FACTOR = np.uint64(116_049_371)
+# Put in order together: what that needs in memory beside the bags does not grow with the corpus.
+DOCUMENTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -64,18 +68,27 @@ def _split_label(label: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class BagFeatures:
-    """What stands in a document's bag: its known words, and its word n-grams hashed into buckets.
+    """What stands in a document's bag: known words, character n-grams of every word, and word n-grams.
 
-    Ids: words in the vocabulary's order, then the buckets.
+    Ids: words in the vocabulary's order, then the buckets that both kinds of n-grams are hashed into. A word has
+    character n-grams of `minn` to `maxn` characters, none where `maxn` is 0.
     """
 
     vocabulary: Vocabulary
     word_ngrams: int
     buckets: int
+    minn: int = 0
+    maxn: int = 0
 
     @classmethod
     def learn(
-        cls, documents: Sequence[Sequence[str]], min_count: int, word_ngrams: int, buckets: int
+        cls,
+        documents: Sequence[Sequence[str]],
+        min_count: int,
+        word_ngrams: int,
+        buckets: int,
+        minn: int = 0,
+        maxn: int = 0,
     ) -> BagFeatures:
         """From training documents: words seen at least `min_count` times. Raises InputError where none is."""
         counts = Counter(word for words in documents for word in words)
@@ -83,39 +96,76 @@ class BagFeatures:
         if not kept:
             raise InputError(f"no word is there {min_count} times; lower min_count")
         vocabulary = Vocabulary.from_counts(list(kept), list(kept.values()))
-        return cls(vocabulary, word_ngrams, buckets if word_ngrams > 1 else 0)
+        return cls(vocabulary, word_ngrams, buckets if word_ngrams > 1 or maxn else 0, minn, maxn)
 
     @property
     def size(self) -> int:
         """Ids there are."""
         return len(self.vocabulary) + self.buckets
 
+    def subwords(self, word: str) -> tuple[list[str], np.ndarray]:
+        """The word, if known, and its character n-grams; and their ids int32."""
+        ids, _ = self._ids_of([word])
+        known = [word] if word in self.vocabulary else []
+        return known + (character_ngrams(word, self.minn, self.maxn) if self.maxn else []), ids
+
     def bags(self, documents: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 (total,), bounds int64 (n_documents + 1,)): of every document its words, then its n-grams."""
-        id_of = self.vocabulary.get
-        words = np.fromiter((id_of(word, -1) for doc in documents for word in doc), np.int64)
-        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
-        document = np.repeat(np.arange(len(documents)), lengths)
-        ids, owners = [words], [document]
-        if self.buckets:
-            hashes = np.fromiter((_hash(word) for doc in documents for word in doc), np.uint64, len(words))
-            gram = hashes
-            for n in range(2, self.word_ngrams + 1):
-                # The n-gram that begins at every word, where its document goes on that long.
-                gram = gram[:-1] * HASH_FACTOR + hashes[n - 1 :]
-                inside = document[: len(gram)] == document[n - 1 :]
-                ids.append((len(self.vocabulary) + gram[inside] % np.uint64(self.buckets)).astype(np.int64))
-                owners.append(document[: len(gram)][inside])
-        return _in_bags(np.concatenate(ids), np.concatenate(owners), len(documents))
+        """(ids int32 (total,), bounds int64 (n_documents + 1,)): of every document its words, then its n-grams.
+
+        A word is looked up and hashed once, however often it stands in the documents.
+        """
+        number_of: dict[str, int] = defaultdict(count().__next__)
+        numbers = np.fromiter(map(number_of.__getitem__, chain.from_iterable(documents)), np.int64)
+        words = list(number_of)
+        ids, id_bounds = self._ids_of(words)
+        hashes = np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
+        bounds = _bounds(np.fromiter(map(len, documents), np.int64, len(documents)))
+        parts, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+        for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
+            of_block = bounds[first : first + DOCUMENTS_AT_ONCE + 1]
+            n_documents = len(of_block) - 1
+            tokens = numbers[of_block[0] : of_block[-1]]
+            document = np.repeat(np.arange(n_documents), np.diff(of_block))
+            per_token = np.diff(id_bounds)[tokens]
+            found, owners = [ids[_ranges(id_bounds[tokens], per_token)]], [np.repeat(document, per_token)]
+            if self.word_ngrams > 1:
+                for grams, gram_owners in self._word_ngrams(hashes[tokens], document):
+                    found.append(grams)
+                    owners.append(gram_owners)
+            owner = np.concatenate(owners)
+            parts.append(np.concatenate(found)[np.argsort(owner, kind="stable")])
+            sizes.append(np.bincount(owner, minlength=n_documents))
+        return np.concatenate(parts), _bounds(np.concatenate(sizes))
+
+    def _ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32 (total,), bounds int64 (T + 1,)): each word's own, if known, and those of its n-grams."""
+        own = np.fromiter((self.vocabulary.get(word, -1) for word in words), np.int32, len(words))
+        return subword_ids(words, own, len(self.vocabulary), self.buckets, self.minn, self.maxn)
+
+    def _word_ngrams(
+        self, hashes: np.ndarray, document: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each length n the ids of the n-grams, and the documents that they stand in."""
+        gram = hashes
+        for n in range(2, self.word_ngrams + 1):
+            # The n-gram that begins at every word, where its document goes on that long.
+            gram = gram[:-1] * HASH_FACTOR + hashes[n - 1 :]
+            inside = document[: len(gram)] == document[n - 1 :]
+            buckets = (gram[inside] % np.uint64(self.buckets)).astype(np.int32)
+            yield len(self.vocabulary) + buckets, document[: len(gram)][inside]
 
 
-def _in_bags(ids: np.ndarray, documents: np.ndarray, n_documents: int) -> tuple[np.ndarray, np.ndarray]:
-    known = ids >= 0
-    ids, documents = ids[known], documents[known]
-    order = np.argsort(documents, kind="stable")
-    bounds = np.zeros(n_documents + 1, np.int64)
-    np.cumsum(np.bincount(documents, minlength=n_documents), out=bounds[1:])
-    return ids[order].astype(np.int32), bounds
+def _bounds(lengths: np.ndarray) -> np.ndarray:
+    """int64 (n + 1,): where each of n ranges begins, and where the last one ends."""
+    bounds = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=bounds[1:])
+    return bounds
+
+
+def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """lengths[i] numbers from begins[i] on, one range after the other."""
+    bounds = _bounds(lengths)
+    return np.arange(bounds[-1]) + np.repeat(begins - bounds[:-1], lengths)
 
 
 def _hash(word: str) -> int:

@@ -10,17 +10,55 @@ import numpy as np
 PADDING_ROW = 0
 
 
+@dataclass(frozen=True)
+class HashedParts:
+    """Which parts of a word are hashed into how many rows; see `subword_rows`."""
+
+    buckets: int
+    max_prefix: int
+    max_suffix: int
+    shape: bool
+    min_n: int
+    max_n: int
+
+    def buckets_of(self, word: str) -> list[int]:
+        """The bucket of each part of a word."""
+        return [_stable_hash(part) % self.buckets for part in self._names(word)] if self.buckets else []
+
+    def _names(self, word: str) -> list[str]:
+        """Names of the parts; case is left to the shape, so that `The` and `the` share their affixes."""
+        lower = word.lower()
+        parts = [f"p{lower[:n]}" for n in range(1, min(self.max_prefix, len(lower)) + 1)]
+        parts += [f"s{lower[-n:]}" for n in range(1, min(self.max_suffix, len(lower)) + 1)]
+        if self.shape:
+            parts.append(f"h{word_shape(word)}")
+        if self.max_n >= self.min_n:
+            marked = f"<{lower}>"
+            parts += [
+                f"n{marked[i : i + n]}"
+                for n in range(self.min_n, self.max_n + 1)
+                for i in range(len(marked) - n + 1)
+            ]
+        return parts
+
+
 @dataclass(frozen=True, eq=False)
 class SubwordTable:
     """Which rows of an embedding table a type is made of.
 
     `rows` is int32 (T, M): the row ids of type t, filled up with `padding_row`. The embedding table has
-    `num_rows` rows: padding, one per frequent type, <unk>, then the hashed buckets.
+    `num_rows` rows: padding, one per frequent type, <unk> (`unk_row`), then the hashed buckets.
     """
 
     rows: np.ndarray
     num_rows: int
+    unk_row: int
+    parts: HashedParts
     padding_row: int = PADDING_ROW
+
+    def rows_of_unknown(self, word: str) -> list[int]:
+        """The rows that a word which is no type is made of: <unk> and its hashed parts."""
+        return [self.unk_row, *(self.unk_row + 1 + bucket for bucket in self.parts.buckets_of(word))]
 
 
 def subword_rows(
@@ -46,22 +84,14 @@ def subword_rows(
         raise ValueError("min_count and buckets must not be negative, and counts must be one per word")
     has_row = np.asarray(counts) >= min_count
     unk_row = 1 + int(has_row.sum())
-    own_row = np.where(has_row, np.cumsum(has_row), unk_row)
-    hashed_rows = [
-        [
-            unk_row + 1 + _stable_hash(part) % buckets
-            for part in _parts(word, max_prefix, max_suffix, shape, min_n, max_n)
-        ]
-        if buckets
-        else []
-        for word in vocabulary_words
-    ]
-    width = 1 + max(map(len, hashed_rows), default=0)
-    rows = np.full((len(vocabulary_words), width), PADDING_ROW, dtype=np.int32)
-    rows[:, 0] = own_row
-    for type_rows, hashed in zip(rows, hashed_rows, strict=True):
-        type_rows[1 : 1 + len(hashed)] = hashed
-    return SubwordTable(rows, num_rows=unk_row + 1 + buckets)
+    parts = HashedParts(buckets, max_prefix, max_suffix, shape, min_n, max_n)
+    hashed = [parts.buckets_of(word) for word in vocabulary_words]
+    rows = np.full((len(vocabulary_words), 1 + max(map(len, hashed), default=0)), PADDING_ROW, dtype=np.int32)
+    rows[:, 0] = np.where(has_row, np.cumsum(has_row), unk_row)
+    for type_rows, type_buckets in zip(rows[:, 1:], hashed, strict=True):
+        type_rows[: len(type_buckets)] = type_buckets
+        type_rows[: len(type_buckets)] += unk_row + 1
+    return SubwordTable(rows, unk_row + 1 + buckets, unk_row, parts)
 
 
 def word_shape(word: str) -> str:
@@ -73,21 +103,6 @@ def _sign(character: str) -> str:
     if character.isalpha():
         return "X" if character.isupper() else "x"
     return "d" if character.isdigit() else character
-
-
-def _parts(word: str, max_prefix: int, max_suffix: int, shape: bool, min_n: int, max_n: int) -> list[str]:
-    """Names of the hashed parts; case is left to the shape, so that `The` and `the` share their affixes."""
-    lower = word.lower()
-    parts = [f"p{lower[:n]}" for n in range(1, min(max_prefix, len(lower)) + 1)]
-    parts += [f"s{lower[-n:]}" for n in range(1, min(max_suffix, len(lower)) + 1)]
-    if shape:
-        parts.append(f"h{word_shape(word)}")
-    if max_n >= min_n:
-        marked = f"<{lower}>"
-        parts += [
-            f"n{marked[i : i + n]}" for n in range(min_n, max_n + 1) for i in range(len(marked) - n + 1)
-        ]
-    return parts
 
 
 def _stable_hash(part: str) -> int:
