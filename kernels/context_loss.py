@@ -33,8 +33,8 @@ class LocalBatch(NamedTuple):
 
     def drawn_batch(self) -> ContextBatch:
         """As the Numba kernel takes it; of a batch on a CPU."""
-        arrays = (tensor.numpy() for tensor in (self.words, self.low, self.high, self.drawn))
-        return ContextBatch(*arrays, self.mode, self.window, self.negatives)
+        words, low, high, drawn = (t.numpy() for t in (self.words, self.low, self.high, self.drawn))
+        return ContextBatch(words, low, high, drawn, self.mode, self.window, self.negatives)
 
 
 def local_words(batch: ContextBatch) -> LocalBatch:

@@ -88,7 +88,9 @@ class ContextPrediction(WordTask):
         del target
         vectors = vectors_of(inputs.types[: inputs.n_kept]).float()
         if vectors.shape[1] != self.table.shape[1]:
-            raise ValueError(f"vectors of {vectors.shape[1]} numbers, output vectors of {self.table.shape[1]}")
+            raise ValueError(
+                f"vectors of {vectors.shape[1]} numbers, output vectors of {self.table.shape[1]}"
+            )
         types = inputs.types.unsqueeze(1)
         outputs = embedding_bag(self.table, types, mode="sum", sparse=True, backend=self.backend)
         return context_loss(vectors, outputs.float(), inputs, self.backend)
