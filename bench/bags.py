@@ -1,4 +1,4 @@
-"""python -m bench.bags [documents|polarity|steps|rows|memory|all]: row-sparse embeddings against their peers.
+"""python -m bench.bags [documents|polarity|steps|rows|memory|gpu|all]: row-sparse embeddings against their peers.
 
 All ratios come from one run, interleaved, with the same threads for everybody, and quality stands beside speed.
 
@@ -9,6 +9,7 @@ steps       a step of five heads on such bags against nn.EmbeddingBag, sparse an
 polarity    the sentences of --polarity DIR: seconds of training to fastText's own best test accuracy
 rows        the same batch on a table of 10 thousand and of 10 million rows
 memory      what training needs at its peak beside table and batch
+gpu         with --device cuda: passes over the documents beside a CPU's, updates beside their bytes (bags_gpu.py)
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from bench.bag_cases import (
     run_ours,
     torch_step,
 )
+from bench.bags_gpu import measure_gpu
+from bench.device import find
 from bench.environment import describe
 from bench.interleaved import Candidate, Timings, interleave
 from bench.load import DISTURBED_SHARE, CpuLoad
@@ -67,6 +70,7 @@ class Suite(StrEnum):
     polarity = "polarity"
     rows = "rows"
     memory = "memory"
+    gpu = "gpu"
     all = "all"
 
 
@@ -76,9 +80,13 @@ def main(
     polarity: Annotated[
         Path | None, typer.Option(help="The folder of rt-polarity.pos and rt-polarity.neg.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Of the suite gpu: cuda.")] = "cuda",
     records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
 ) -> None:
     """Measure, print and append records."""
+    if suite is Suite.gpu:
+        _measure_gpu(device, rounds, records)
+        return
     environment = describe()
 
     def wanted(one: Suite) -> bool:
@@ -100,6 +108,15 @@ def main(
                 console.print(f"skipped polarity: {reason}")
             else:
                 ledger.append(measure_polarity(environment, polarity, Path(folder)), records)
+
+
+def _measure_gpu(name: str, rounds: int, records: Path) -> None:
+    try:
+        device = find(name)
+    except ValueError as error:
+        console.print(str(error))
+        raise typer.Exit(0 if name == "cuda" else 2) from None
+    ledger.append(measure_gpu(describe(device), device, rounds), records)
 
 
 # --- steps -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from bench.picture import draw, draw_scaling
 from bench.scaling import AXES, PEERS, points
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, step_cases
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
-from bench.word_report import word_sections
+from bench.word_report import gpu_word_section, word_sections
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
@@ -102,6 +102,7 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
         lines += ["**Heads, device time with a cold cache, µs**", "", *_cold_table(found), ""]
         lines += ["**Heads, peak memory, MB**", "", *_peak_table(found), ""]
         lines += ["**Training step**", "", *_gpu_step_table(found), ""]
+        lines += gpu_word_section(found)
     lines += ["**Scaling: time in µs, peak memory in MB**", ""]
     if pictured and any(record["suite"] == "scaling" for record in found):
         lines += [f"![time and memory against S, K and N]({SCALING_PICTURE[kind].name})", ""]

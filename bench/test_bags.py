@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from bench.accuracy import InaccurateError
 from bench.bag_cases import CLASSES, FAMILIES, Documents, bags_of, our_step, run_ours, torch_step
-from bench.word_report import word_sections
+from bench.bags_gpu import CPU, Sizes, Update, UpdateCase, make_pass, measure_gpu
+from bench.environment import describe
+from bench.word_report import gpu_word_section, word_sections
 from mt2st_fast import BagEncoder
+from mt2st_fast.kernels import reference_embedding, row_rules
 
 N, L, V, DIM = 400, 20, 5_000, 8
 
@@ -81,3 +85,86 @@ def test_labels_are_spread():
     labels = Documents.make(N, L, V).labels
     assert labels.shape == (N, len(FAMILIES))
     assert np.bincount(labels.ravel(), minlength=CLASSES).min() > N / CLASSES
+
+
+# --- on a GPU: the same path at a tiny size --------------------------------------------------------------
+
+TINY = Sizes(
+    documents=80,
+    L=20,
+    V=V,
+    dim=DIM,
+    cpu_batch=20,
+    batches=(40,),
+    updates=(
+        UpdateCase("rows", V=300, D=DIM, U=50),
+        UpdateCase("rows, Adam", V=300, D=DIM, U=50, kind=row_rules.ADAM),
+        UpdateCase("bags", V=V, D=DIM, B=30, L=20),
+        UpdateCase("bags on a long table", V=60_000, D=DIM, B=30, L=20),
+    ),
+)
+
+
+@pytest.fixture
+def short_copies(monkeypatch):
+    monkeypatch.setattr("bench.floors.COPY_BYTES", {"cpu": 1 << 16})
+
+
+def test_passes_and_updates_are_measured_and_reported(short_copies):
+    threads = torch.get_num_threads()
+    cpu = torch.device("cpu")
+    made = list(measure_gpu(describe(cpu), cpu, rounds=1, sizes=TINY))
+    assert torch.get_num_threads() == threads
+    passes = [record for record in made if record["direction"] == "a pass"]
+    assert [record["peer"] for record in passes] == [CPU, "ours, B=40"] * 2
+    for record in passes:
+        assert record["tokens_per_second"] == pytest.approx(80 * 20 / record["p50"] * 1e6, rel=1e-2)
+    updates = [record for record in made if record["direction"] == "update"]
+    assert [record["case"] for record in updates] == [case.name for case in TINY.updates]
+    for record in updates:
+        assert record["ratio"]["of_medians"] == pytest.approx(record["p50"] / record["floor_us"], rel=1e-1)
+    text = "\n".join(gpu_word_section(made))
+    assert text.count("≥ 20, ") == 2
+    assert text.count("≤ 2, ") == len(TINY.updates)
+
+
+def test_bytes_of_updates_are_those_of_gradient_rows_and_state():
+    rows = UpdateCase("", V=9, D=10, U=4)
+    assert rows.floor_bytes(4) == 4 * (8 + 40) + 2 * 4 * (40 + 4)
+    assert rows._replace(kind=row_rules.ADAM).floor_bytes(4) - rows.floor_bytes(4) == 2 * 4 * 80
+    bags = UpdateCase("", V=9, D=10, B=3, L=5, dtype=torch.bfloat16)
+    assert bags.floor_bytes(7) == 4 * 15 + 8 * 4 + 4 * 3 + 3 * 20 + 2 * 7 * (20 + 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", TINY.updates, ids=lambda case: case.name)
+def test_an_update_that_does_nothing_is_not_measured(case, dtype):
+    update = Update(case, torch.device("cpu"))
+    update.check()
+    if dtype is torch.bfloat16:
+        # What a GPU has kernels for, and a CPU the oracle alone.
+        update.case, update.kernels = case._replace(dtype=dtype), reference_embedding
+        update.table = update.table.to(dtype)
+        update.check()
+
+    class Idle:
+        update_rows = update_from_bags = staticmethod(lambda *_: None)
+
+    update.kernels = Idle
+    with pytest.raises(InaccurateError, match=case.name):
+        update.check()
+
+
+def test_a_pass_moves_the_table_as_a_cpus_own_steps_do():
+    documents = Documents.make(40, 20, V)
+    made = make_pass(documents, TINY, 5, 40, torch.device("cpu"))
+    torch.manual_seed(0)
+    step = our_step(V, DIM, documents.words, documents.labels)
+    made.run()
+    step()
+    table = next(cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "table"))
+    torch.testing.assert_close(made.table, table.table)
+
+
+def test_a_gpu_without_records_is_not_estimated():
+    assert gpu_word_section([]).count("Not yet measured.") == 2

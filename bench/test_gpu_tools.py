@@ -3,6 +3,7 @@
 # ruff: noqa: N802 (the names of NVML)
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,10 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
         [sys.executable, "-m", "bench.profile_gpu"],
         [sys.executable, "-m", "bench.power"],
         [sys.executable, "-m", "bench.measure", "heads", "--device", "cuda"],
+        [sys.executable, "-m", "bench.bags", "gpu", "--device", "cuda"],
         ["bash", str(Path("bench") / "gpu.sh")],
     ],
-    ids=["profile", "power", "measure", "gpu.sh"],
+    ids=["profile", "power", "measure", "bags", "gpu.sh"],
 )
 def test_without_a_gpu_there_is_one_line(command):
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
@@ -38,6 +40,16 @@ def test_without_a_gpu_there_is_one_line(command):
     assert run.stderr == ""
     assert len(run.stdout.splitlines()) == 1
     assert run.stdout.startswith("no GPU")
+
+
+def test_the_stages_of_a_gpu_machine_fit_its_budget():
+    script = (ROOT / "bench" / "gpu.sh").read_text("utf-8")
+    limits = [
+        int(limit) for limit in re.findall(r"^ *stage \d+ (?:\w+|\"[^\"]+\") (\d+) ", script, re.MULTILINE)
+    ]
+    budget = int(re.search(r"BUDGET_SECONDS:-(\d+)", script)[1])
+    assert len(limits) == script.count("\nstage ") + script.count(" stage 1 ")
+    assert sum(limits) <= budget
 
 
 def profile_of(*names, microseconds=2.0):

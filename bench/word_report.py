@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bench.ledger import Record
 from bench.verdicts import MISSING, is_disturbed
@@ -16,6 +16,50 @@ REQUIRED = {
 MOST_LONGER = 1.3  # a step on a table of ten million rows over one on ten thousand
 POLARITY_OF_FASTTEXT = 0.5
 WORDS_OVER_GENSIM, ALLOWED_LOSS = 2.0, 0.02
+
+
+GPU_OVER_CPU = 20.0  # tokens/s of a pass over those of a CPU with two threads
+UPDATE_OF_FLOOR = 2.0  # time of an update over that of a copy of its bytes
+
+
+def gpu_word_section(found: Sequence[Record]) -> list[str]:
+    """Markdown lines on bags of words on a GPU."""
+    lines = ["**Bags of words: passes over documents**", ""]
+    lines += _gpu_table(
+        found, "a pass", "million tokens/s", lambda r: f"{r['tokens_per_second'] / 1e6:,.1f}", _pass_verdict
+    )
+    lines += ["", "**Updates of rows, and a copy of their bytes**", ""]
+    lines += _gpu_table(found, "update", "floor, µs", lambda r: f"{r['floor_us']:,.1f}", _update_verdict)
+    return [*lines, ""]
+
+
+def _gpu_table(
+    found: Sequence[Record],
+    direction: str,
+    heading: str,
+    shown: Callable[[Record], str],
+    verdict: Callable[[Record, float], str],
+) -> list[str]:
+    records = [r for r in found if (r["suite"], r["direction"]) == ("bags", direction)]
+    if not records:
+        return [f"{MISSING.capitalize()}."]
+    lines = [f"| case | | median | {heading} | ratio | of | required |", "|---|---|---:|---:|---:|---|---|"]
+    for record in records:
+        ratio = record["ratio"]
+        lines.append(
+            f"| {record['case']}: {record['shape']} | {record['peer']} | {_duration(record['p50'])} | "
+            f"{shown(record)} | {_ratio(record)} | {ratio['of'] if ratio else ''} | "
+            f"{verdict(record, ratio['of_medians']) if ratio else ''} |"
+        )
+    return lines
+
+
+def _pass_verdict(record: Record, ratio: float) -> str:
+    return f"≥ {GPU_OVER_CPU:g}, {_met(record, ratio >= GPU_OVER_CPU)}"
+
+
+def _update_verdict(record: Record, ratio: float) -> str:
+    return f"≤ {UPDATE_OF_FLOOR:g}, {_met(record, ratio <= UPDATE_OF_FLOOR)}"
 
 
 def word_sections(found: Sequence[Record]) -> list[str]:

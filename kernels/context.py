@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .context_loss import LocalBatch
 
 MODES = ("skipgram", "cbow")
 TILE = 16  # positions that share their negatives
@@ -227,23 +230,30 @@ def check_options(mode: str, window: int, negatives: float, shared: int) -> None
         raise ValueError(f"shared negatives come in multiples of {LEAST_SHARED}, not {shared}")
 
 
-def reference_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch) -> Tensor:
-    """The mean loss over the positive pairs, differentiable in both tables (V, D)."""
-    total = inputs.new_zeros(())
-    words = torch.from_numpy(batch.words).long()
-    cbow = batch.mode == "cbow"
-    for k, drawn in enumerate(batch.drawn):
-        noise = outputs[torch.from_numpy(drawn).long()]
-        for i in range(k * TILE, min(len(words), (k + 1) * TILE)):
-            around = [j for j in range(batch.low[i], batch.high[i]) if j != i]
-            if not around:
-                continue
-            h = inputs[words[around]].mean(0) if cbow else inputs[words[i]]
-            positives = words[i : i + 1] if cbow else words[around]
-            others = (positives[None] != torch.from_numpy(drawn)[:, None]).sum(1)
-            total = total + F.softplus(-(outputs[positives] @ h)).sum()
-            total = total + (others * (batch.negatives / len(drawn)) * F.softplus(noise @ h)).sum()
-    return total / max(1, batch.pairs)
+def reference_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch | LocalBatch) -> Tensor:
+    """The mean loss over the positive pairs, differentiable in both tables (V, D), on their device."""
+    words, low, high, drawn = (
+        torch.as_tensor(ids, device=inputs.device).long()
+        for ids in (batch.words, batch.low, batch.high, batch.drawn)
+    )
+    N, M = len(words), drawn.shape[1]
+    if not N:
+        return 0 * (inputs.sum() + outputs.sum())
+    i = torch.arange(N, device=inputs.device).unsqueeze(1)
+    j = i + torch.arange(-batch.window, batch.window + 1, device=inputs.device)
+    in_window = (low.unsqueeze(1) <= j) & (j < high.unsqueeze(1)) & (j != i)
+    neighbours = words[j.clamp(0, N - 1)]  # (N, 2 window + 1)
+    if batch.mode == "cbow":
+        share = in_window.to(inputs.dtype) / in_window.sum(1, keepdim=True).clamp_min(1)
+        h = (share.unsqueeze(2) * inputs[neighbours]).sum(1)
+        positives, is_pair = words.unsqueeze(1), in_window.any(1, keepdim=True)
+    else:
+        h, positives, is_pair = inputs[words], neighbours, in_window
+    noise = drawn.repeat_interleave(TILE, 0)[:N]
+    others = (is_pair.unsqueeze(2) & (positives.unsqueeze(2) != noise.unsqueeze(1))).sum(1)  # (N, M)
+    positive = is_pair * F.softplus(-(outputs[positives] * h.unsqueeze(1)).sum(2))
+    negative = others * F.softplus((outputs[noise] * h.unsqueeze(1)).sum(2))
+    return (positive.sum() + batch.negatives / M * negative.sum()) / is_pair.sum().clamp_min(1)
 
 
 def context_gradients(
@@ -256,17 +266,20 @@ def context_gradients(
 ) -> ContextGradients:
     """Loss and gradients of the rows that a batch touches, for tables (V, D) of float32; nothing is updated.
 
+    Of the inputs the rows after the last kept word may be missing.
+
     A workspace with at least as many shards as splits and the words of the batch saves the O(V) of making one. The same
     splits give the same bits. Raises ValueError for tables that do not fit each other.
     """
     from . import numba_context
 
-    if inputs.shape != outputs.shape or inputs.dtype != torch.float32 or outputs.dtype != torch.float32:
+    fit = inputs.shape[1:] == outputs.shape[1:] and len(inputs) <= len(outputs)
+    if not fit or inputs.dtype != torch.float32 or outputs.dtype != torch.float32:
         raise ValueError(
             f"both tables are float32 (V, D), not {inputs.dtype} {tuple(inputs.shape)} and "
             f"{outputs.dtype} {tuple(outputs.shape)}"
         )
-    V, D = inputs.shape
+    V, D = outputs.shape
     N, M = len(batch.words), batch.drawn.shape[1]
     splits = splits or (2 if N >= SPLIT_WORDS else 1)
     w = workspace or make_workspace(V, D, splits, max(1, N), batch.window, M)
@@ -287,43 +300,6 @@ def context_gradients(
         rows[:n_outputs],
         torch.from_numpy(d_y[0, :n_outputs, :D]),
     )
-
-
-def context_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch) -> Tensor:
-    """The mean loss () over the positive pairs as an autograd op, its gradients dense in both tables (V, D) float32.
-
-    For tables of the batch's own words; `local_words` makes such a batch of one over a vocabulary.
-    """
-    loss: Tensor = _ContextLoss.apply(inputs, outputs, batch)
-    return loss
-
-
-def local_words(batch: ContextBatch) -> tuple[Tensor, int, ContextBatch]:
-    """(types, n, batch) over the words of a batch alone: local id i is word types[i], the first n have windows."""
-    kept, kept_ids = np.unique(batch.words, return_inverse=True)
-    others = np.setdiff1d(batch.drawn, kept)
-    types = np.concatenate([kept, others])
-    order = np.argsort(types, kind="stable")
-    drawn = order[np.searchsorted(types, batch.drawn, sorter=order)].astype(np.int32)
-    local = batch._replace(words=kept_ids.astype(np.int32).reshape(-1), drawn=drawn)
-    return torch.from_numpy(types.astype(np.int64)), len(kept), local
-
-
-class _ContextLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, outputs: Tensor, batch: ContextBatch) -> Tensor:  # type: ignore[override]
-        found = context_gradients(inputs, outputs, batch)
-        d_inputs = torch.zeros_like(inputs).index_copy_(0, found.input_rows, found.d_inputs)
-        d_outputs = torch.zeros_like(outputs).index_copy_(0, found.output_rows, found.d_outputs)
-        ctx.save_for_backward(d_inputs, d_outputs)
-        return inputs.new_tensor(found.loss)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        if torch.is_grad_enabled():
-            raise RuntimeError("context_loss has no second derivative (create_graph=True was asked for)")
-        d_inputs, d_outputs = ctx.saved_tensors
-        return upstream * d_inputs, upstream * d_outputs, None
 
 
 @dataclass(frozen=True)

@@ -92,22 +92,25 @@ def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor
 def _row_gradient(
     gradient: Tensor, ids: Tensor, starts: Tensor | None, scales: Tensor | None, V: int
 ) -> tuple[Tensor, Tensor]:
-    B, D = gradient.shape
     if not len(ids):
-        return ids.long(), gradient.new_empty(0, D)
+        return ids.long(), gradient.new_empty(0, gradient.shape[1])
     found = _segments(ids, starts, V)
-    pieces = _pieces(found, gradient, scales, V)
+    pieces = _pieces(found.keys, found.bags, gradient, scales, V)
     # The one wait: the results are this long.
     U = int(found.n_rows)
-    sums = gradient.new_empty(U, D)
-    blocks = bags.choose_blocks(D, bags.SHARED_COLUMNS)
-    if sums.numel():
-        with on_device_of(gradient):
-            bags.row_gradient_kernel[(U, triton.cdiv(D, blocks.columns))](
-                gradient, found.begins, found.bags, pieces if scales is None else scales, pieces, sums, B,
-                D=D, HAS_SCALES=scales is not None, PIECE=bags.PIECE, **blocks.constexprs, **blocks.options,
-            )  # fmt: skip
-    return found.rows[:U].long(), sums
+    return found.rows[:U].long(), _sum_segments(gradient, found.begins, found.bags, scales, pieces, U)
+
+
+def sum_by_row(gradient: Tensor, rows: Tensor, n_rows: int) -> Tensor:
+    """(n_rows, D): row u is the sum of gradient[i] (M, D) over the i with rows[i] = u (M,) int32; never waits."""
+    (M, D), device = gradient.shape, gradient.device
+    if not M or not D:
+        return gradient.new_zeros(n_rows, D)
+    keys, order, _ = _sorted_keys(rows, None, n_rows)
+    positions = order.to(torch.int32)
+    begins = torch.searchsorted(keys, torch.arange(n_rows + 1, dtype=torch.int32, device=device))
+    pieces = _pieces(keys, positions, gradient, None, n_rows)
+    return _sum_segments(gradient, begins, positions, None, pieces, n_rows)
 
 
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
@@ -131,7 +134,7 @@ def update_from_bags(
     """
     if len(ids) and gradient.numel():
         found = _segments(ids, starts, len(table))
-        pieces = _pieces(found, gradient, scales, len(table))
+        pieces = _pieces(found.keys, found.bags, gradient, scales, len(table))
         _update(rule, table, found.rows, gradient, state, found, scales, pieces)
 
 
@@ -199,40 +202,65 @@ class _Segments(NamedTuple):
 def _segments(ids: Tensor, starts: Tensor | None, V: int, need_inverse: bool = False) -> _Segments:
     """Without starts every position is a bag of its own. Of at least one id."""
     total, device = len(ids), ids.device
-    B = total if starts is None else len(starts) - 1
-    grid = (triton.cdiv(total, bags.POSITIONS["BLOCK"]),)
 
     def fresh(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    keys, bag_of_position = fresh(total), fresh(total)
-    with on_device_of(ids):
-        bags.key_kernel[grid](
-            ids, ids if starts is None else starts, keys, bag_of_position, B, total, V, (B + 1).bit_length(),
-            HAS_STARTS=starts is not None, **bags.POSITIONS, num_warps=bags.WARPS,
-        )  # fmt: skip
-    keys, order = torch.sort(keys, stable=True)
+    keys, order, bag_of_position = _sorted_keys(ids, starts, V)
     later = (keys[1:] != keys[:-1]).cumsum(0, dtype=torch.int32)
     found = _Segments(
         keys, fresh(1), fresh(total), fresh(total + 1, dtype=torch.int64), fresh(total), fresh(total)
     )
     with on_device_of(ids):
-        bags.segment_kernel[grid](
+        bags.segment_kernel[_grid_of_positions(total)](
             keys, order, later, bag_of_position, found.rows, found.begins, found.n_rows, found.bags, found.inverse,
             total, V, NEED_INVERSE=need_inverse, **bags.POSITIONS, num_warps=bags.WARPS,
         )  # fmt: skip
     return found
 
 
-def _pieces(found: _Segments, gradient: Tensor, scales: Tensor | None, V: int) -> Tensor:
+def _sorted_keys(ids: Tensor, starts: Tensor | None, V: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(keys (total,) ascending, where each stood, the bag of every position before the sort); V for no row."""
+    total = len(ids)
+    B = total if starts is None else len(starts) - 1
+    keys, bag_of_position = (torch.empty(total, dtype=torch.int32, device=ids.device) for _ in range(2))
+    with on_device_of(ids):
+        bags.key_kernel[_grid_of_positions(total)](
+            ids, ids if starts is None else starts, keys, bag_of_position, B, total, V, (B + 1).bit_length(),
+            HAS_STARTS=starts is not None, **bags.POSITIONS, num_warps=bags.WARPS,
+        )  # fmt: skip
+    return *torch.sort(keys, stable=True), bag_of_position
+
+
+def _grid_of_positions(total: int) -> tuple[int]:
+    return (triton.cdiv(total, bags.POSITIONS["BLOCK"]),)
+
+
+def _pieces(keys: Tensor, bag_of: Tensor, gradient: Tensor, scales: Tensor | None, V: int) -> Tensor:
     """(total // PIECE, D) float32, the sums of the pieces of sorted positions that lie in one segment each."""
-    (B, D), n_pieces = gradient.shape, len(found.keys) // bags.PIECE
+    (B, D), n_pieces = gradient.shape, len(keys) // bags.PIECE
     pieces = torch.empty(n_pieces, D, dtype=torch.float32, device=gradient.device)
     blocks = bags.choose_blocks(D, bags.SHARED_COLUMNS)
     if pieces.numel():
         with on_device_of(gradient):
             bags.piece_kernel[(n_pieces, triton.cdiv(D, blocks.columns))](
-                gradient, found.keys, found.bags, pieces if scales is None else scales, pieces, B, V,
+                gradient, keys, bag_of, pieces if scales is None else scales, pieces, B, V,
                 D=D, HAS_SCALES=scales is not None, PIECE=bags.PIECE, **blocks.constexprs, **blocks.options,
             )  # fmt: skip
     return pieces
+
+
+def _sum_segments(
+    gradient: Tensor, begins: Tensor, bag_of: Tensor, scales: Tensor | None, pieces: Tensor, n_rows: int
+) -> Tensor:
+    """(n_rows, D) the sum of every segment of sorted positions; begins are (n_rows + 1,) or longer."""
+    B, D = gradient.shape
+    sums = gradient.new_empty(n_rows, D)
+    blocks = bags.choose_blocks(D, bags.SHARED_COLUMNS)
+    if sums.numel():
+        with on_device_of(gradient):
+            bags.row_gradient_kernel[(n_rows, triton.cdiv(D, blocks.columns))](
+                gradient, begins, bag_of, pieces if scales is None else scales, pieces, sums, B,
+                D=D, HAS_SCALES=scales is not None, PIECE=bags.PIECE, **blocks.constexprs, **blocks.options,
+            )  # fmt: skip
+    return sums

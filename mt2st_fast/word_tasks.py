@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import embedding_bag
-from mt2st_fast.kernels.context import ContextBatch, context_loss, local_words
+from mt2st_fast.kernels.context_loss import LocalBatch, context_loss
 
 VectorsOf = Callable[[Tensor], Tensor]  # word types (...) to their vectors (..., D)
 
@@ -73,31 +73,28 @@ class ContextPrediction(WordTask):
     """Words predict their neighbours among negatives (word2vec: skip-gram or CBOW, see `context_batches`).
 
     The input vectors are the encoder's own, subwords included; the output vectors are a table (T, D) of this task,
-    row-sparse and gone with it. inputs: a `ContextBatch` of word types; target is not read. On a CPU.
+    row-sparse and gone with it. inputs: a `LocalBatch` of word types; target is not read.
     """
 
     sparse = True
 
-    def __init__(self, num_types: int, dim: int) -> None:
+    def __init__(self, num_types: int, dim: int, *, backend: str = "auto") -> None:
         super().__init__()
+        self.backend = backend
         # Zeros, as in word2vec: the first steps move the output vectors and not the words.
         self.table = nn.Parameter(torch.zeros(num_types, dim))
 
-    def forward(self, vectors_of: VectorsOf, inputs: ContextBatch, target: Tensor) -> Tensor:
-        """() float32. Raises ValueError for vectors of another width, RuntimeError where the table is not on a CPU."""
+    def forward(self, vectors_of: VectorsOf, inputs: LocalBatch, target: Tensor) -> Tensor:
+        """() float32. Raises ValueError for vectors of another width."""
         del target
-        if self.table.device.type != "cpu":
-            raise RuntimeError(
-                f"ContextPrediction computes on a CPU, this table is on {self.table.device}: train with device='cpu'"
+        vectors = vectors_of(inputs.types[: inputs.n_kept]).float()
+        if vectors.shape[1] != self.table.shape[1]:
+            raise ValueError(
+                f"vectors of {vectors.shape[1]} numbers, output vectors of {self.table.shape[1]}"
             )
-        types, n_kept, local = local_words(inputs)
-        kept = vectors_of(types[:n_kept]).float()
-        if kept.shape[1] != self.table.shape[1]:
-            raise ValueError(f"vectors of {kept.shape[1]} numbers, output vectors of {self.table.shape[1]}")
-        # Words that were only drawn as negatives have no input vector to learn.
-        vectors = torch.cat([kept, kept.new_zeros(len(types) - n_kept, kept.shape[1])])
-        outputs = embedding_bag(self.table, types.unsqueeze(1), mode="sum", sparse=True)
-        return context_loss(vectors, outputs, local)
+        types = inputs.types.unsqueeze(1)
+        outputs = embedding_bag(self.table, types, mode="sum", sparse=True, backend=self.backend)
+        return context_loss(vectors, outputs.float(), inputs, self.backend)
 
 
 def _check_words(inputs: Tensor, count: int) -> None:

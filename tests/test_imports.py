@@ -84,9 +84,10 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.word_tasks": None,
     "mt2st_fast.data.batches": {"take_bags"},
     "mt2st_fast.data.word_batches": {
-        "ContextBatch",
+        "LocalBatch",
         "check_options",
         "draw_batch",
+        "local_words",
         "stream_key",
         "word_sampler",
     },

@@ -9,14 +9,17 @@ import math
 import warnings
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bench.accuracy import FACTOR, relative_error
 from mt2st_fast import (
+    BagEncoder,
     Callback,
     Classification,
+    ContextPrediction,
     HeadLayout,
     HeadSpec,
     Kind,
@@ -28,6 +31,7 @@ from mt2st_fast import (
     WindowEncoder,
     multitask_loss,
 )
+from mt2st_fast.data import ContextBatches
 from mt2st_fast.graphs import WARM_UP_STEPS
 from mt2st_fast.kernels import (
     FusedUpdate,
@@ -42,6 +46,8 @@ from mt2st_fast.kernels import (
     unique_ids,
     update_rows,
 )
+from mt2st_fast.kernels.context_loss import context_loss
+from mt2st_fast.sources import to_device
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU: torch sees no CUDA device here", allow_module_level=True)
@@ -362,7 +368,7 @@ def test_bags_and_their_gradient_are_as_accurate_as_torch(D, dtype, mode):
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("D", COLUMNS)
 @pytest.mark.parametrize("rule", RULES)
 def test_three_steps_of_rows_are_as_accurate_as_torch(rule, D, dtype, fused):
@@ -477,6 +483,93 @@ def test_unique_ids_and_back_on_the_gpu():
     assert torch.equal(unique, ids[known].unique())
     assert torch.equal(unique[inverse[known].long()], ids[known])
     assert (inverse[~known] == row_rules.NONE).all()
+
+
+# --- context prediction --------------------------------------------------------------------------------
+
+
+def context_batches(types, words, **options):
+    """Zipf words in sentences of 1 to 30, as batches of `words` tokens."""
+    generator = np.random.default_rng(0)
+    shares = 1 / np.arange(1, types + 1)
+    tokens = generator.choice(types, 4 * words, p=shares / shares.sum()).astype(np.int32)
+    ends = np.cumsum(generator.integers(1, 31, len(tokens))).clip(max=len(tokens))
+    bounds = np.unique(np.concatenate([[0], ends])).astype(np.int64)
+    counts = np.maximum(1, np.bincount(tokens, minlength=types))
+    return ContextBatches(tokens, bounds, counts, words=words, sample=0, **options)
+
+
+class Context:
+    """Vectors of the words of a batch, on the GPU."""
+
+    def __init__(self, mode, D, words=1500, window=5):
+        batch, _ = next(iter(context_batches(3000, words, mode=mode, window=window)))
+        self.batch = to_device(batch, DEVICE)
+        generator = torch.Generator().manual_seed(D)
+        self.vectors = [
+            (torch.randn(n, D, generator=generator) / D**0.5).to(DEVICE)
+            for n in (batch.n_kept, len(batch.types))
+        ]
+
+    def outcome(self, backend, dtype=torch.float32):
+        leaves = [vectors.to(dtype).clone().requires_grad_() for vectors in self.vectors]
+        loss = context_loss(*leaves, self.batch, backend)
+        (2 * loss).backward()
+        return {"loss": loss.detach(), "d_inputs": leaves[0].grad, "d_outputs": leaves[1].grad}
+
+
+@pytest.mark.parametrize("words", [7, 1500, 20_000])
+@pytest.mark.parametrize(("D", "window"), [(5, 2), (100, 5), (300, 12)])
+@pytest.mark.parametrize("mode", ["skipgram", "cbow"])
+def test_context_loss_is_as_accurate_as_torch(mode, D, window, words):
+    problem = Context(mode, D, words, window)
+    with poisoned_memory():
+        ours = problem.outcome(BACKEND)
+    truth = problem.outcome("reference", torch.float64)
+    assert_as_accurate_as_torch(ours, problem.outcome("reference"), truth, torch.float32)
+
+
+@pytest.mark.parametrize("mode", ["skipgram", "cbow"])
+def test_twenty_runs_of_context_loss_give_the_same_bits(mode):
+    problem = Context(mode, 100)
+    first = problem.outcome(BACKEND)
+    for _ in range(19):
+        again = problem.outcome(BACKEND)
+        for key, value in first.items():
+            assert torch.equal(value, again[key]), key
+
+
+@pytest.mark.parametrize("mode", ["skipgram", "cbow"])
+def test_context_loss_never_waits_for_the_device(mode):
+    problem = Context(mode, 100)
+    problem.outcome(BACKEND)
+    with no_waiting():
+        problem.outcome(BACKEND)
+
+
+@pytest.mark.parametrize("fuse_backward", [False, True])
+def test_context_prediction_trains_as_the_oracle_does(fuse_backward):
+    def losses(backend):
+        torch.manual_seed(0)
+        encoder = BagEncoder(50, 16, sparse=True, backend=backend)
+        tasks = {"tone": Classification(2), "context": ContextPrediction(50, 16, backend=backend)}
+        trainer = Trainer(
+            encoder,
+            MultiTaskHeads(16, tasks, "tone"),
+            schedule=Switch(at=0.9),
+            lr=0.02,
+            device=DEVICE,
+            fuse_backward=fuse_backward,
+        )
+        words = torch.arange(96).remainder(50)
+        bags = [((words, torch.arange(0, 97, 3)), {"tone": (words[::3] > 20).long()})] * 8
+        trainer.fit({"tone": bags, "context": context_batches(50, 500, window=2)}, epochs=5)
+        assert [phase.active for phase in trainer.history.phases] == [("tone", "context"), ("tone",)]
+        return [record.losses["context"] for record in trainer.history.steps if "context" in record.losses]
+
+    ours, truth = losses(BACKEND), losses("reference")
+    assert ours[-1] < ours[0]
+    assert ours == pytest.approx(truth, rel=1e-3)
 
 
 # --- the trainer with CUDA graphs ----------------------------------------------------------------------

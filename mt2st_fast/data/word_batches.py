@@ -14,7 +14,8 @@ from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.sampler import RowStream
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context import ContextBatch, check_options, draw_batch, stream_key, word_sampler
+from mt2st_fast.kernels.context import check_options, draw_batch, stream_key, word_sampler
+from mt2st_fast.kernels.context_loss import LocalBatch, local_words
 
 # Negatives that 16 positions share.
 SHARED_NEGATIVES = 16
@@ -60,7 +61,7 @@ class WordBatches:
 
 
 class ContextBatches:
-    """Batches (ContextBatch, {task: nothing}) over a stream of tokens, from its beginning to its end and again.
+    """Batches (LocalBatch, {task: nothing}) over a stream of tokens, from its beginning to its end and again.
 
     A batch is `words` consecutive tokens: the frequent ones are thinned out, windows and negatives drawn, anew in
     every pass (word2vec's draws; kernels/context.py).
@@ -100,7 +101,7 @@ class ContextBatches:
     def __len__(self) -> int:
         return -(-len(self._tokens) // self._words)
 
-    def __iter__(self) -> Iterator[tuple[ContextBatch, dict[str, Tensor]]]:
+    def __iter__(self) -> Iterator[tuple[LocalBatch, dict[str, Tensor]]]:
         while True:
             first = self._batch * self._words
             batch = draw_batch(
@@ -111,7 +112,7 @@ class ContextBatches:
             ends_pass = self._batch == len(self)
             if ends_pass:
                 self._pass, self._batch = self._pass + 1, 0
-            yield batch, {self.task: torch.zeros(1)}
+            yield local_words(batch), {self.task: torch.zeros(1)}
             if ends_pass:
                 return
 

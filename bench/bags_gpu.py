@@ -1,0 +1,352 @@
+"""Bags of words on a GPU: passes over documents beside our own on a CPU, and updates of rows beside their bytes.
+
+A pass is every document once, by fused steps over batches that lie on the device already; the CPU's is with THREADS
+threads, in the same run and by the same rule of turns. An update's floor is the time that a copy of its bytes would
+take at the bandwidth measured just before: every input read once, every row and its state read and written.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from bench import ledger
+from bench.accuracy import InaccurateError, relative_error
+from bench.bag_cases import CLASSES, FAMILIES, Documents, bags_of
+from bench.device import synchronize
+from bench.floors import copy_bytes_per_second
+from bench.interleaved import Candidate, Timings, interleave
+from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, RowwiseAdagrad
+from mt2st_fast.kernels import RowRule, RowState, choose_embedding_backend, row_rules
+from mt2st_fast.kernels import reference_embedding as oracle
+
+console = Console(width=150)
+
+THREADS = 2
+CPU = f"ours on a CPU, {THREADS} threads"
+HEADS = {"one head": 1, "five heads": len(FAMILIES)}
+# Of what a step moves; a wrong step is off by 1, rounding by far less.
+ALLOWED_ERROR = 1e-3
+
+
+class UpdateCase(NamedTuple):
+    """An update of U rows of a table (V, D) by their gradients, or of the rows in B bags of L ids."""
+
+    name: str
+    V: int
+    D: int
+    U: int = 0
+    B: int = 0
+    L: int = 0
+    kind: int = row_rules.ADAGRAD
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> str:
+        """What is updated by what."""
+        rows = f"U={self.U}" if self.U else f"B={self.B} L={self.L}"
+        rule = ("SGD", "Adagrad", "Adam")[self.kind]
+        return f"{rows} V={self.V} D={self.D} {str(self.dtype).removeprefix('torch.')} {rule}"
+
+    def floor_bytes(self, n_rows: int) -> int:
+        """Bytes that must move where n_rows rows are touched."""
+        item = self.dtype.itemsize
+        gradient = n_rows * (8 + self.D * item)
+        if self.B:
+            ids, starts, scales = 4 * self.B * self.L, 8 * (self.B + 1), 4 * self.B
+            gradient = ids + starts + scales + self.B * self.D * item
+        per_row, moments = (0, 0) if self.kind == row_rules.SGD else (4, 0)
+        if self.kind == row_rules.ADAM:
+            moments = 2 * 4 * self.D
+        return gradient + 2 * n_rows * (self.D * item + per_row + moments)
+
+
+class Sizes(NamedTuple):
+    """How much of everything."""
+
+    documents: int
+    L: int
+    V: int
+    dim: int
+    cpu_batch: int
+    batches: tuple[int, ...]  # divisors of the documents: every batch of a pass is whole
+    updates: tuple[UpdateCase, ...]
+
+
+ADAM, BF16 = row_rules.ADAM, torch.bfloat16
+# The long tables are many times as large as a cache, and a row is seldom touched twice.
+FULL = Sizes(
+    documents=50_000,
+    L=40,
+    V=50_000,
+    dim=100,
+    cpu_batch=500,
+    batches=(5_000, 12_500),
+    updates=(
+        UpdateCase("rows of a long table", V=4_000_000, D=128, U=1_000_000),
+        UpdateCase("rows of a long table, bfloat16", V=4_000_000, D=128, U=1_000_000, dtype=BF16),
+        UpdateCase("rows of a long table, Adam", V=4_000_000, D=128, U=1_000_000, kind=ADAM),
+        UpdateCase("bags on a long table", V=4_000_000, D=128, B=32_768, L=40),
+        UpdateCase("bags of documents", V=50_000, D=100, B=12_500, L=40),
+    ),
+)
+
+
+def measure_gpu(
+    environment: ledger.Record, device: torch.device, rounds: int, sizes: Sizes = FULL
+) -> Iterator[ledger.Record]:
+    """Every record as soon as it is measured.
+
+    Raises InaccurateError where a step of this device is not that of a CPU, or of the oracle; RuntimeError where the
+    CPU's kernels cannot run.
+    """
+    on_cpu = choose_embedding_backend(torch.device("cpu"))
+    if on_cpu.name != "numba":
+        raise RuntimeError(f"there is no figure of a CPU's kernels here: {on_cpu.reason}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        _check_steps(sizes, device)
+        for case, n_heads in HEADS.items():
+            yield from measure_passes(environment, device, case, n_heads, rounds, sizes)
+        yield from measure_updates(environment, device, sizes)
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- passes ----------------------------------------------------------------------------------------------
+
+
+class Pass(NamedTuple):
+    """A model's pass over all documents, and its table."""
+
+    run: Callable[[], None]
+    table: Tensor
+
+
+def make_pass(documents: Documents, sizes: Sizes, n_heads: int, batch: int, device: torch.device) -> Pass:
+    """Forward, backward and row-wise Adagrad over batches that lie on the device; the same start every time."""
+    torch.manual_seed(0)
+    encoder = BagEncoder(sizes.V, sizes.dim, sparse=True).to(device)
+    tasks = {name: Classification(CLASSES) for name in FAMILIES[:n_heads]}
+    heads = MultiTaskHeads(sizes.dim, tasks, FAMILIES[0]).to(device)
+    optimizer = RowwiseAdagrad([*encoder.parameters(), *heads.parameters()], lr=0.1)
+    optimizer.fuse([encoder.table])
+    weights = torch.ones(n_heads, device=device)
+    batches = []
+    for first in range(0, len(documents.words), batch):
+        ids, starts = bags_of(documents.words[first : first + batch])
+        labels = torch.from_numpy(documents.labels[first : first + batch]).to(device)
+        targets = {name: labels[:, k].contiguous() for k, name in enumerate(tasks)}
+        batches.append(((ids.to(device), starts.to(device)), targets))
+
+    def run() -> None:
+        for inputs, targets in batches:
+            heads(encoder(inputs), targets, weights).total.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return Pass(run, encoder.table)
+
+
+def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A replay of `run`, which must stay alive, as one CUDA graph."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        run()
+    synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    return graph.replay
+
+
+def measure_passes(
+    environment: ledger.Record, device: torch.device, case: str, n_heads: int, rounds: int, sizes: Sizes
+) -> list[ledger.Record]:
+    """Tokens/s of passes with each size of batch, with and without a CUDA graph, and of a CPU's."""
+    documents = Documents.make(sizes.documents, sizes.L, sizes.V)
+    passes = {CPU: make_pass(documents, sizes, n_heads, sizes.cpu_batch, torch.device("cpu"))}
+    for batch in sizes.batches:
+        passes[f"ours, B={batch}"] = make_pass(documents, sizes, n_heads, batch, device)
+    runs = {name: made.run for name, made in passes.items()}
+    for batch in sizes.batches if device.type == "cuda" else ():
+        try:
+            runs[f"ours, B={batch}, graph"] = captured(passes[f"ours, B={batch}"].run, device)
+        except Exception as error:  # whatever breaks a capture: the other passes are still worth measuring
+            console.print(f"[yellow]skipped B={batch}, graph: {type(error).__name__}: {error}[/yellow]")
+    timings = interleave(
+        {name: Candidate(run) for name, run in runs.items()}, rounds=rounds, burst_us=1.0, device=device
+    )
+    tokens = sizes.documents * sizes.L
+    shape = f"{sizes.documents} documents, L={sizes.L} V={sizes.V} D={sizes.dim}"
+    more = {name: {"tokens_per_second": round(tokens / timings.median_us(name) * 1e6)} for name in runs}
+    return _report(environment, case, shape, "a pass", timings, CPU, more)
+
+
+def _check_steps(sizes: Sizes, device: torch.device) -> None:
+    """Two batches move the table of this device as they move that of a CPU."""
+    documents = Documents.make(2 * sizes.cpu_batch, sizes.L, sizes.V)
+    moves = []
+    for place in (device, torch.device("cpu")):
+        made = make_pass(documents, sizes, len(FAMILIES), sizes.cpu_batch, place)
+        before = made.table.detach().double().cpu().clone()
+        made.run()
+        moves.append(made.table.detach().double().cpu() - before)
+    _hold("a pass", *moves)
+
+
+def _hold(name: str, ours: Tensor, truth: Tensor) -> None:
+    error = relative_error(ours, truth)
+    if not error <= ALLOWED_ERROR:  # NaN must fail
+        raise InaccurateError(f"{name}: the table's change is off by {error:.3g}")
+
+
+# --- updates ---------------------------------------------------------------------------------------------
+
+
+class Update:
+    """One case on a device: the kernels, a table, its state, and what moves them."""
+
+    def __init__(self, case: UpdateCase, device: torch.device) -> None:
+        self.case = case
+        self.rule = RowRule(case.kind, 0.1, eps=1e-8)
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=device).to(case.dtype)
+
+        self.table = normal(case.V, case.D)
+        self.state, self.kernels = _state(case, self.table), _kernels_for(self.table)
+        if case.B:
+            ids = _ids(case, generator, device)
+            starts = torch.arange(0, case.B * case.L + 1, case.L, device=device)
+            scales = torch.full((case.B,), 1 / case.L, device=device)
+            self.moved_by: tuple[Tensor, ...] = (ids, starts, scales, normal(case.B, case.D))
+            self.n_rows = len(ids.unique())
+        else:
+            rows = torch.randperm(case.V, generator=generator, device=device)[: case.U].sort().values
+            self.moved_by = (rows, normal(case.U, case.D))
+            self.n_rows = case.U
+
+    def run(self) -> None:
+        """One update."""
+        self._move(self.kernels, self.table, self.moved_by, self.state)
+
+    def check(self) -> None:
+        """One update of copies against the oracle's in float64. Raises InaccurateError."""
+        truth, ours = self.table.double(), self.table.clone()
+        exact = tuple(t.double() if t.is_floating_point() else t for t in self.moved_by)
+        self._move(oracle, truth, exact, _state(self.case, truth))
+        self._move(self.kernels, ours, self.moved_by, _state(self.case, ours))
+        if self.case.dtype is torch.float32:
+            _hold(self.case.name, ours.double() - self.table.double(), truth - self.table.double())
+        # A shorter type holds the change to a rounding of the whole.
+        elif not relative_error(ours, truth) <= torch.finfo(self.case.dtype).eps:
+            raise InaccurateError(f"{self.case.name}: the table is off by more than a rounding")
+
+    def _move(
+        self, kernels: ModuleType, table: Tensor, moved_by: tuple[Tensor, ...], state: RowState
+    ) -> None:
+        update = kernels.update_from_bags if self.case.B else kernels.update_rows
+        update(self.rule, table, *moved_by, state)
+
+
+def _ids(case: UpdateCase, generator: torch.Generator, device: torch.device) -> Tensor:
+    """int32 (B L,): Zipf where the table is short enough to hold a text's words, else any row alike."""
+    total = case.B * case.L
+    if case.V > FULL.V:
+        ids = torch.randint(case.V, (total,), generator=generator, device=device)
+    else:
+        words = Documents.make(case.B, case.L, case.V).words
+        ids = torch.from_numpy(words.ravel()).to(device)
+    return ids.to(torch.int32)
+
+
+def _state(case: UpdateCase, table: Tensor) -> RowState:
+    """Zeros, in float64 for a table of the oracle's."""
+    dtype = torch.promote_types(table.dtype, torch.float32)
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=table.device)
+
+    if case.kind == row_rules.SGD:
+        return RowState()
+    if case.kind == row_rules.ADAGRAD:
+        return RowState(zeros(case.V))
+    return RowState(zeros(case.V), zeros(case.V, case.D), zeros(case.V, case.D))
+
+
+def _kernels_for(table: Tensor) -> ModuleType:
+    """The protocol's functions on the table's device. Raises RuntimeError where they cannot serve it."""
+    name = choose_embedding_backend(table.device).name
+    kernels = importlib.import_module(f"mt2st_fast.kernels.{name}_embedding")
+    if reason := kernels.obstacle(table):
+        raise RuntimeError(f"{name}: {reason}")
+    return kernels
+
+
+def measure_updates(
+    environment: ledger.Record, device: torch.device, sizes: Sizes, rounds: int = 30
+) -> Iterator[ledger.Record]:
+    """Time of every update over that of a copy of its bytes."""
+    bytes_per_second = copy_bytes_per_second(device)
+    for case in sizes.updates:
+        small = case._replace(V=min(case.V, 5_000), U=min(case.U, 2_000), B=min(case.B, 200))
+        Update(small, device).check()
+        update = Update(case, device)
+        floor_bytes = case.floor_bytes(update.n_rows)
+        floor_us = floor_bytes / bytes_per_second * 1e6
+        timings = interleave({"ours": Candidate(update.run)}, rounds=rounds, limit_seconds=2.0, device=device)
+        times = {"ours": timings.rounds_us["ours"], "bytes": np.full(timings.rounds, floor_us)}
+        fields = {"floor_us": round(floor_us, 2), "floor_bytes": floor_bytes}
+        made = _report(
+            environment, case.name, case.shape, "update", Timings(times, timings.others_cpu_share), "bytes",
+            {"ours": fields},
+        )  # fmt: skip
+        yield from (record for record in made if record["peer"] != "bytes")
+
+
+# --- records ---------------------------------------------------------------------------------------------
+
+
+def _report(
+    environment: ledger.Record,
+    case: str,
+    shape: str,
+    direction: str,
+    timings: Timings,
+    peer: str,
+    more: Mapping[str, dict[str, Any]],
+) -> list[ledger.Record]:
+    """Print and make records: a pass is how often faster than its peer, an update how often its floor."""
+    is_pass = direction == "a pass"
+    heading = ("µs, median", f"{peer} / ours" if is_pass else f"ours / {peer}", "million tokens/s")
+    table = Table(title=f"{case}: {shape}, {timings.rounds} rounds", title_justify="left")
+    for title in ("", *heading):
+        table.add_column(title)
+    made = []
+    for name in timings.rounds_us:
+        pair = (peer, name) if is_pass else (name, peer)
+        ratio = None if name == peer else timings.ratio(*pair)
+        shown = "" if ratio is None else f"{ratio.of_medians:.2f}"
+        fields = more.get(name, {})
+        speed = f"{fields['tokens_per_second'] / 1e6:,.1f}" if "tokens_per_second" in fields else ""
+        table.add_row(name, f"{timings.median_us(name):,.1f}", shown, speed)
+        made.append(
+            ledger.make_record(
+                environment, "bags", case, shape, name, direction, timings,
+                " / ".join(pair) if ratio else None, ratio, **fields,
+            )
+        )  # fmt: skip
+    console.print(table)
+    return made
