@@ -15,12 +15,14 @@ import numba
 import numpy as np
 
 from .numba_jit import Kernel, helper, pointer_to_float32
-from .numba_simd import FLOAT_BYTES, WIDTH, load, splat, store, sum_of
+from .numba_simd import FLOAT_BYTES, WIDTH, load, prefetch, splat, store, sum_of
 from .row_rules import ADAGRAD, ADAM, NONE, SGD
 
 # A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
 SHORT_SUM = 16
 DIGIT_BITS = 11
+AHEAD, BAGS_AHEAD = 4, 16  # rows and bags that are asked for before they are needed
+LINE_BYTES = 64
 ZERO, ONE = np.float32(0), np.float32(1)
 HASH, LOW_HALF = np.uint64(2_654_435_769), np.uint64(0xFFFFFFFF)  # 2^32 over the golden ratio
 
@@ -220,7 +222,12 @@ def take_bags(ids, bounds, bags):
     for i in range(len(bags)):
         starts[i + 1] = starts[i] + bounds[bags[i] + 1] - bounds[bags[i]]
     taken = np.empty(starts[-1], np.int32)
+    source = ids.ctypes.data
     for i in range(len(bags)):
+        if i + BAGS_AHEAD < len(bags):
+            next_bag = bags[i + BAGS_AHEAD]
+            for position in range(bounds[next_bag], bounds[next_bag + 1], LINE_BYTES // ids.itemsize):
+                prefetch(source + ids.itemsize * position)
         taken[starts[i] : starts[i + 1]] = ids[bounds[bags[i]] : bounds[bags[i] + 1]]
     return taken, starts
 
@@ -412,6 +419,7 @@ def update_part(rule, table, V, ids, bags, scales, gradient, D, per_row, first, 
     if WIDTH <= D <= 8 * WIDTH and rule["kind"] != ADAM:
         lanes = _new_lanes(D)
         for u in range(len(unique)):
+            _ask_for(table, unique, u + AHEAD, D)
             _update_in_registers(
                 rule, table, np.int64(unique[u]), bags_of_rows, begins[u], begins[u + 1], scales, gradient, D,
                 per_row, lanes,
@@ -423,6 +431,15 @@ def update_part(rule, table, V, ids, bags, scales, gradient, D, per_row, first, 
             rule, table, np.int64(unique[u]), bags_of_rows, begins[u], begins[u + 1], scales, gradient, D,
             per_row, first, second, sums,
         )  # fmt: skip
+
+
+@helper
+def _ask_for(table, rows, u, D):
+    """Have row rows[u], if there is one, on its way into cache."""
+    if u < len(rows):
+        row = table + FLOAT_BYTES * np.int64(rows[u]) * D
+        for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
+            prefetch(row + line)
 
 
 @helper
