@@ -226,7 +226,7 @@ def _step(
     per_row = NO_SCALES if table.state.per_row is None else table.state.per_row.numpy()
     tile_bags = tile_rows(len(starts) - 1, sum(computed["size"].tolist()) + D, n_splits)
     step_on_bags(
-        np.array([tuple(rule) for rule in rules], RULE_RECORD), table.parameter.data_ptr(), V, D, per_row,
+        np.array(rules, RULE_RECORD), table.parameter.data_ptr(), V, D, per_row,
         ids.numpy(), starts.numpy(), mean, computed, addresses, batch.table.column_weights, batch.addresses,
         batch.scale, batch.gradient_scale, tile_bags, n_splits, losses.data_ptr(), correct.data_ptr(),
         parallel=n_splits > 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,11 @@ class BagTraining:
         assert isinstance(encoder, BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._parameters = _parameters(encoder, heads)
+        self._first_trained = _trained(self._parameters, optimizer)
+        group_of = _groups(optimizer)
+        self._groups = [group_of[id(p)] for p in self._parameters]
+        self._place_of = {id(p): i for i, p in enumerate(self._parameters)}
         warm_up_bag_step()
 
     @staticmethod
@@ -49,17 +53,18 @@ class BagTraining:
             return "a module has hooks"
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             return "the optimizer has hooks"
-        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        group_of = _groups(optimizer)
         parameters = _parameters(encoder, heads)
         if any(id(p) not in group_of or not p.requires_grad for p in parameters):
             return "a parameter is frozen"
         if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
             return "a parameter has hooks"
-        table = optimizer.trained(encoder.table, group_of[id(encoder.table)], row_sparse=True)
-        dense = [optimizer.trained(p, group_of[id(p)], row_sparse=False) for p in parameters[1:]]
-        if any(part is None for part in dense):
+        trained = _trained(parameters, optimizer)
+        if any(part is None for part in trained):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        return bag_step_obstacle(table, [TrainedHead(part, None) for part in dense], encoder.backend)
+        return bag_step_obstacle(
+            trained[0], [TrainedHead(part, None) for part in trained[1:]], encoder.backend
+        )
 
     def fits(self, micro_steps: Sequence[Sequence[Batch]]) -> bool:
         """Whether this step can be taken: one batch, of tasks with heads, and no parameter frozen meanwhile."""
@@ -79,9 +84,15 @@ class BagTraining:
         """
         ids, starts = inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
+        # Rates may fall at every step; all else stays for the phase.
+        rules = {id(group): self._optimizer.rule(group) for group in self._optimizer.param_groups}
+        trained = [
+            part._replace(rule=rules[id(group)])
+            for part, group in zip(self._first_trained, self._groups, strict=True)
+        ]
         found = bag_step(
-            self._trained(self._encoder.table, row_sparse=True),
-            [self._trained_head(name) for name in batch.layout.names],
+            trained[0],
+            [self._head(name, trained) for name in batch.layout.names],
             ids,
             starts,
             batch.targets,
@@ -91,15 +102,24 @@ class BagTraining:
         )
         return self._heads.over_active(found.losses, batch)
 
-    def _trained_head(self, task: str) -> TrainedHead:
+    def _head(self, task: str, trained: Sequence[Trained]) -> TrainedHead:
         linear = self._heads.linear(task)
-        bias = None if linear.bias is None else self._trained(linear.bias, row_sparse=False)
-        return TrainedHead(self._trained(linear.weight, row_sparse=False), bias)
+        bias = None if linear.bias is None else trained[self._place_of[id(linear.bias)]]
+        return TrainedHead(trained[self._place_of[id(linear.weight)]], bias)
 
-    def _trained(self, parameter: nn.Parameter, *, row_sparse: bool) -> Trained:
-        trained = self._optimizer.trained(parameter, self._group_of[id(parameter)], row_sparse=row_sparse)
-        assert trained is not None  # or there was an obstacle
-        return trained
+
+def _groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """The group of every parameter, by its id()."""
+    return {id(p): group for group in optimizer.param_groups for p in group["params"]}
+
+
+def _trained(parameters: Sequence[nn.Parameter], optimizer: RowSparseOptimizer) -> list[Trained]:
+    """Table and dense parameters with rule and state; None for one that no row rule moves."""
+    group_of = _groups(optimizer)
+    return [
+        optimizer.trained(p, group_of[id(p)], row_sparse=i == 0)  # type: ignore[misc]
+        for i, p in enumerate(parameters)
+    ]
 
 
 def _parameters(encoder: BagEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
