@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.data import BagBatches, TargetColumn, evaluation_batches
-from mt2st_fast.data.labelled_text import BagFeatures, bag_corpus, read_labelled_text, target_columns
+from mt2st_fast.data.labelled_text import (
+    BagFeatures,
+    Documents,
+    bag_corpus,
+    read_labelled_text,
+    target_columns,
+)
 from mt2st_fast.encoders import BagEncoder
 from mt2st_fast.errors import InputError
 from mt2st_fast.heads import MultiTaskHeads
@@ -121,7 +127,7 @@ class SupervisedModel:
         return self._document(text)[0].cpu().numpy()
 
     def _document(self, text: str) -> Tensor:
-        return self._bags(*self.features.bags([text.split()]))
+        return self._bags(*self.features.bags(Documents.of([text.split()])))
 
     def _bags(self, ids: np.ndarray, bounds: np.ndarray) -> Tensor:
         """(N, dim) features of N bags."""

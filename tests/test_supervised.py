@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mt2st_fast import InputError, MultiTask, Switch
-from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
+from mt2st_fast.data.labelled_text import BagFeatures, Documents, read_labelled_text, target_columns
 from mt2st_fast.supervised import train_supervised
 
 WORDS = {"sport": "goal match team", "food": "soup bread salt"}
@@ -35,8 +35,14 @@ def test_labels_by_family_anywhere_in_the_line(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("a __label__x b __label__topic__sport\n\n__label__topic__a__b c\n", encoding="utf-8")
     text = read_labelled_text(path)
-    assert text.documents == [["a", "b"], ["c"]]
-    assert text.labels == [{"label": ["x"], "topic": ["sport"]}, {"topic": ["a__b"]}]
+    assert text.documents.words == ["a", "b", "c"]
+    assert text.documents.tokens.tolist() == [0, 1, 2]
+    assert text.documents.bounds.tolist() == [0, 2, 3]
+    found = {
+        family: [(of.names[v], d) for v, d in zip(of.values, of.documents, strict=True)]
+        for family, of in text.labels.items()
+    }
+    assert found == {"label": [("x", 0)], "topic": [("sport", 0), ("a__b", 1)]}
     assert text.families == ("label", "topic")
 
 
@@ -52,8 +58,8 @@ def test_a_family_with_two_labels_on_a_line_is_multi_label(tmp_path):
 
 def test_bags_hold_known_words_and_the_ngrams_of_their_own_document():
     documents = [["b", "a", "b"], [], ["b", "a"], ["rare", "b"]]
-    features = BagFeatures.learn(documents, min_count=2, word_ngrams=2, buckets=1000)
-    ids, bounds = features.bags(documents)
+    features = BagFeatures.learn(Documents.of(documents), min_count=2, word_ngrams=2, buckets=1000)
+    ids, bounds = features.bags(Documents.of(documents))
     bags = [ids[first:last].tolist() for first, last in itertools.pairwise(bounds)]
     assert features.vocabulary.words == ["b", "a"]
     assert [bag[:n] for bag, n in zip(bags, (3, 0, 2, 1), strict=True)] == [[0, 1, 0], [], [0, 1], [0]]
@@ -66,8 +72,8 @@ def test_bags_hold_known_words_and_the_ngrams_of_their_own_document():
 
 def test_trigrams_do_not_cross_documents():
     documents = [["x", "y", "z"], ["x", "y"], ["z"]]
-    features = BagFeatures.learn(documents, min_count=1, word_ngrams=3, buckets=10**6)
-    _, bounds = features.bags(documents)
+    features = BagFeatures.learn(Documents.of(documents), min_count=1, word_ngrams=3, buckets=10**6)
+    _, bounds = features.bags(Documents.of(documents))
     assert np.diff(bounds).tolist() == [3 + 2 + 1, 2 + 1, 1]
 
 

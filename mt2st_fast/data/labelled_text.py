@@ -8,17 +8,18 @@ has two label families, `topic` and `tone`, and so two tasks. A label without a 
 from __future__ import annotations
 
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
+from mt2st_fast.data.block_words import END
 from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
-from mt2st_fast.data.readers.files import numbered_lines
+from mt2st_fast.data.preparation import read_words
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 
@@ -29,36 +30,85 @@ HASH_FACTOR = np.uint64(116_049_371)
 DOCUMENTS_AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
-class LabelledText:
-    """Documents as words, and for each the labels by family."""
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Documents as numbers of their different words: document d is tokens[bounds[d]:bounds[d + 1]]."""
 
-    documents: list[list[str]]
-    labels: list[dict[str, list[str]]]
+    words: list[str]
+    tokens: np.ndarray  # int32 (T,), into words
+    bounds: np.ndarray  # int64 (n_documents + 1,)
+
+    @classmethod
+    def of(cls, documents: Iterable[Sequence[str]]) -> Documents:
+        """From lists of words."""
+        number_of: dict[str, int] = defaultdict(count().__next__)
+        numbers = [
+            np.fromiter(map(number_of.__getitem__, words), np.int32, len(words)) for words in documents
+        ]
+        tokens = np.concatenate([np.empty(0, np.int32), *numbers])
+        return cls(list(number_of), tokens, _bounds(np.array([len(n) for n in numbers], np.int64)))
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A family's labels: label values[m], into the sorted names, stands in document documents[m]."""
+
+    names: tuple[str, ...]
+    values: np.ndarray  # int64 (M,)
+    documents: np.ndarray  # int64 (M,)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledText:
+    """Documents, and their labels by family, in the order of the families' first appearance."""
+
+    documents: Documents
+    labels: dict[str, Labels]
 
     @property
     def families(self) -> tuple[str, ...]:
         """Label families, in the order of their first appearance."""
-        return tuple(dict.fromkeys(family for labels in self.labels for family in labels))
+        return tuple(self.labels)
 
 
 def read_labelled_text(path: Path, prefix: str = "__label__") -> LabelledText:
-    """Every line that is not blank. Raises InputError for a file without any label."""
-    documents, labels = [], []
-    for _, line in numbered_lines(path):
-        words = line.split()
-        if not words:
-            continue
-        documents.append([word for word in words if not word.startswith(prefix)])
-        of_line: dict[str, list[str]] = {}
-        for word in words:
-            if word.startswith(prefix):
-                family, value = _split_label(word.removeprefix(prefix))
-                of_line.setdefault(family, []).append(value)
-        labels.append(of_line)
-    if not any(labels):
+    """Every line that is not blank. Raises InputError for a file without any label, and as `read_words` does."""
+    ids, words = read_words(path)
+    line = np.cumsum(ids == END)
+    line, ids = line[ids != END], ids[ids != END]
+    document = np.cumsum(np.diff(line, prepend=line[:1]) > 0)  # lines without a word are none
+    n_documents = int(document[-1]) + 1 if len(document) else 0
+    of_word = np.array([word.startswith(prefix) and i != END for i, word in enumerate(words)])
+    is_label = of_word[ids]
+    if not is_label.any():
         raise InputError(f"{path}: no line has a label; write them as {prefix}sport or {prefix}topic__sport")
-    return LabelledText(documents, labels)
+    new_id = np.cumsum(~of_word) - 2  # without the labels, and the mark of the ends before them all
+    documents = Documents(
+        [word for word, label in zip(words[1:], of_word[1:], strict=True) if not label],
+        new_id[ids[~is_label]].astype(np.int32),
+        _bounds(np.bincount(document[~is_label], minlength=n_documents)),
+    )
+    split = {int(i): _split_label(words[i].removeprefix(prefix)) for i in np.flatnonzero(of_word)}
+    return LabelledText(documents, _labels_by_family(split, ids[is_label], document[is_label]))
+
+
+def _labels_by_family(
+    split: dict[int, tuple[str, str]], ids: np.ndarray, documents: np.ndarray
+) -> dict[str, Labels]:
+    """Of labels ids (M,) in documents (M,); split tells the family and the value of an id, in order of appearance."""
+    labels = {}
+    for family in dict.fromkeys(family for family, _ in split.values()):
+        value_of = {i: value for i, (its_family, value) in split.items() if its_family == family}
+        names = tuple(sorted(set(value_of.values())))
+        place_of = {name: place for place, name in enumerate(names)}
+        place = np.full(max(split) + 1, -1)
+        place[list(value_of)] = [place_of[value] for value in value_of.values()]
+        mine = place[ids] >= 0
+        labels[family] = Labels(names, place[ids][mine], documents[mine])
+    return labels
 
 
 def _split_label(label: str) -> tuple[str, str]:
@@ -83,7 +133,7 @@ class BagFeatures:
     @classmethod
     def learn(
         cls,
-        documents: Sequence[Sequence[str]],
+        documents: Documents,
         min_count: int,
         word_ngrams: int,
         buckets: int,
@@ -91,11 +141,11 @@ class BagFeatures:
         maxn: int = 0,
     ) -> BagFeatures:
         """From training documents: words seen at least `min_count` times. Raises InputError where none is."""
-        counts = Counter(word for words in documents for word in words)
-        kept = {word: count for word, count in counts.items() if count >= min_count}
-        if not kept:
+        counts = np.bincount(documents.tokens, minlength=len(documents.words))
+        kept = np.flatnonzero(counts >= min_count)
+        if not len(kept):
             raise InputError(f"no word is there {min_count} times; lower min_count")
-        vocabulary = Vocabulary.from_counts(list(kept), list(kept.values()))
+        vocabulary = Vocabulary.from_counts([documents.words[i] for i in kept], counts[kept].tolist())
         return cls(vocabulary, word_ngrams, buckets if word_ngrams > 1 or maxn else 0, minn, maxn)
 
     @property
@@ -109,31 +159,27 @@ class BagFeatures:
         known = [word] if word in self.vocabulary else []
         return known + (character_ngrams(word, self.minn, self.maxn) if self.maxn else []), ids
 
-    def bags(self, documents: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    def bags(self, documents: Documents) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 (total,), bounds int64 (n_documents + 1,)): of every document its words, then its n-grams.
 
         A word is looked up and hashed once, however often it stands in the documents.
         """
-        number_of: dict[str, int] = defaultdict(count().__next__)
-        numbers = np.fromiter(map(number_of.__getitem__, chain.from_iterable(documents)), np.int64)
-        words = list(number_of)
+        words, bounds = documents.words, documents.bounds
         ids, id_bounds = self._ids_of(words)
         hashes = np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
-        bounds = _bounds(np.fromiter(map(len, documents), np.int64, len(documents)))
         parts, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
         for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
             of_block = bounds[first : first + DOCUMENTS_AT_ONCE + 1]
             n_documents = len(of_block) - 1
-            tokens = numbers[of_block[0] : of_block[-1]]
+            tokens = documents.tokens[of_block[0] : of_block[-1]]
             document = np.repeat(np.arange(n_documents), np.diff(of_block))
             per_token = np.diff(id_bounds)[tokens]
-            found, owners = [ids[_ranges(id_bounds[tokens], per_token)]], [np.repeat(document, per_token)]
+            found, owner = ids[_ranges(id_bounds[tokens], per_token)], np.repeat(document, per_token)
             if self.word_ngrams > 1:
-                for grams, gram_owners in self._word_ngrams(hashes[tokens], document):
-                    found.append(grams)
-                    owners.append(gram_owners)
-            owner = np.concatenate(owners)
-            parts.append(np.concatenate(found)[np.argsort(owner, kind="stable")])
+                grams, gram_owners = zip(*self._word_ngrams(hashes[tokens], document), strict=True)
+                owner = np.concatenate([owner, *gram_owners])
+                found = np.concatenate([found, *grams])[np.argsort(owner, kind="stable")]
+            parts.append(found)
             sizes.append(np.bincount(owner, minlength=n_documents))
         return np.concatenate(parts), _bounds(np.concatenate(sizes))
 
@@ -175,25 +221,21 @@ def _hash(word: str) -> int:
 
 def target_columns(text: LabelledText, families: Sequence[str] | None = None) -> dict[str, TargetColumn]:
     """A column a family: classes where no document has two labels of it, else any of its labels."""
-    columns = {}
-    for family in text.families if families is None else families:
-        values = [labels.get(family, []) for labels in text.labels]
-        names = tuple(sorted({value for of_document in values for value in of_document}))
-        columns[family] = _column(values, names)
-    return columns
+    wanted = text.families if families is None else families
+    return {family: _column(text.labels[family], len(text.documents)) for family in wanted}
 
 
-def _column(values: list[list[str]], names: tuple[str, ...]) -> TargetColumn:
-    index_of = {name: i for i, name in enumerate(names)}
-    if all(len(set(of_document)) <= 1 for of_document in values):
-        classes = [index_of[v[0]] if v else MISSING for v in values]
-        return TargetColumn("classes", names, np.array(classes, np.int64))
-    labels = np.full((len(values), len(names)), np.nan, np.float32)
-    for row, of_document in zip(labels, values, strict=True):
-        if of_document:
-            row[:] = 0.0
-            row[[index_of[value] for value in of_document]] = 1.0
-    return TargetColumn("labels", names, labels)
+def _column(labels: Labels, n_documents: int) -> TargetColumn:
+    C = len(labels.names)
+    documents, values = np.divmod(np.unique(labels.documents * C + labels.values), C)
+    if len(np.unique(documents)) == len(documents):
+        classes = np.full(n_documents, MISSING, np.int64)
+        classes[documents] = values
+        return TargetColumn("classes", labels.names, classes)
+    marks = np.full((n_documents, C), np.nan, np.float32)
+    marks[documents] = 0.0
+    marks[documents, values] = 1.0
+    return TargetColumn("labels", labels.names, marks)
 
 
 def bag_corpus(text: LabelledText, features: BagFeatures, targets: dict[str, TargetColumn]) -> Corpus:
