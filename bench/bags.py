@@ -56,7 +56,7 @@ MEMORY_ROWS = 2_000_000
 # In training a step follows its like: after a stranger that walks a whole table, nothing of one's own is in cache.
 STEP_BURST_US = 50_000
 FASTTEXT = {"dim": DIM, "lr": 0.5, "minCount": 1}
-OURS = {"dim": DIM, "batch_size": BATCH}
+OURS = {"dim": DIM, "batch_size": 1024, "lr": 0.1}
 # fastText's own best: the best median over its seeds of this grid.
 POLARITY_EPOCHS, POLARITY_RATES = (3, 5, 10, 25), (0.1, 0.25, 0.5, 1.0)
 POLARITY_SEEDS = 5
@@ -307,7 +307,7 @@ def measure_polarity(environment: ledger.Record, source: Path, folder: Path) -> 
     target = max(median(r.accuracy for r in runs) for runs in theirs.values())
     ours = _grid(
         lambda epoch, lr, seed: run_ours(
-            train, test, epoch, dim=DIM, lr=lr, word_ngrams=2, bucket=200_000, seed=seed, batch_size=64
+            train, test, epoch, dim=DIM, lr=lr, word_ngrams=2, bucket=200_000, seed=seed, batch_size=128
         ),
         (1, 2, 3),
         (0.1, 0.2, 0.3),

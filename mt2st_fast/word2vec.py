@@ -6,7 +6,7 @@ With max_n it is gensim's FastText: a word is the mean of a row of its own and t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,11 @@ import numpy as np
 
 from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.stream import TokenStream, is_token_file
+from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context import ContextOptions, ContextTraining, Subwords, stream_key, word_sampler
+from mt2st_fast.schedules import Moment, Schedule, Switch
+from mt2st_fast.table_tasks import TableTasks, check_kinds
 
 # A round is at most that many words of a worker, and a corpus has at least so many rounds.
 MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 50
@@ -54,6 +57,10 @@ class Word2Vec:
     min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to
     max_n characters of `<word>`, hashed into `bucket` rows; none while max_n is 0. `vector("unseenword")` then has a
     vector, too.
+
+    tasks: files of auxiliary tasks on the same vectors, {"similarity": pairs with scores, "analogy": questions-words}
+    (see mt2st_fast.data.word_batches); they take turns with the text until the schedule lets them go, by default at
+    0.6 of the training. `task_losses` are theirs, a number a turn. Do not judge vectors by what they were taught.
     """
 
     def __init__(
@@ -76,8 +83,12 @@ class Word2Vec:
         min_n: int = 0,
         max_n: int = 0,
         bucket: int = 2_000_000,
+        tasks: Mapping[str, str | Path] | None = None,
+        schedule: Schedule | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
+        self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
+        check_kinds(self.tasks)
         _check(
             vector_size=vector_size, window=window, min_count=min_count, workers=workers, negative=negative,
             epochs=epochs, bucket=bucket,
@@ -94,6 +105,7 @@ class Word2Vec:
         self.min_n, self.max_n, self.bucket = min_n, max_n, bucket
         self.words: list[str] = []
         self.losses: list[float] = []
+        self.task_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
         self.epochs_done = 0
         if sentences is not None or corpus_file is not None:
             text = _read(sentences, corpus_file)
@@ -215,6 +227,7 @@ class Word2Vec:
         sampler = word_sampler(self.counts, self.sample, self.ns_exponent)
         training = ContextTraining(self.input_rows, self.output_vectors, sampler, options, self._subwords)
         rounds = training.rounds(n_words)
+        auxiliary = self._auxiliary()
         fall = (alpha - min_alpha) / (n_words * max(1, epochs))
         _tell(callbacks, "on_train_begin", self)
         for epoch in range(epochs):
@@ -222,7 +235,10 @@ class Word2Vec:
             key = stream_key(self.seed, self.epochs_done)
             loss, pairs = 0.0, 0
             cuts = [rounds * i // CHUNKS for i in range(CHUNKS + 1)]
-            for first, last in pairwise(cuts):
+            for chunk, (first, last) in enumerate(pairwise(cuts)):
+                done = epoch + chunk / CHUNKS
+                moment = Moment(epoch * CHUNKS + chunk, CHUNKS, epochs * CHUNKS)
+                auxiliary.take_turn(moment, max(min_alpha, alpha - fall * done * n_words))
                 if first < last:
                     rate = alpha - fall * epoch * n_words
                     some_loss, some_pairs = training.run(
@@ -233,7 +249,21 @@ class Word2Vec:
             self.epochs_done += 1
             self.vectors = self._means()
             _tell(callbacks, "on_epoch_end", self)
+        auxiliary.close()
+        for name, losses in auxiliary.losses.items():
+            self.task_losses[name] += losses
         _tell(callbacks, "on_train_end", self)
+
+    def _auxiliary(self) -> TableTasks:
+        vocabulary = Vocabulary(self.words, self.counts)
+        return TableTasks(
+            self.tasks,
+            vocabulary,
+            self.input_rows,
+            self._subwords,
+            self.schedule,
+            seed=self.seed + self.epochs_done,
+        )
 
 
 def _check(**least_one: int) -> None:

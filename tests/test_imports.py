@@ -80,6 +80,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.encoders": None,
     "mt2st_fast.optim": None,
     "mt2st_fast.bag_training": None,
+    "mt2st_fast.table_tasks": None,
     "mt2st_fast.word2vec": None,
     "mt2st_fast.word_tasks": None,
     "mt2st_fast.data.batches": {"take_bags"},
