@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .bag_step import Trained, TrainedHead
 from .layout import HeadLayout, HeadSpec, Kind
-from .numba_bags import bag_of_positions, share, sum_rows, update_part, update_row
+from .numba_bags import share, sum_rows, update_part, update_row
 from .numba_embedding import PARALLEL_FLOATS
 from .numba_gemm import BLOCK_ROWS, PANEL
 from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
@@ -165,10 +165,9 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
             column_weights, targets, scale, tile_bags, d_features.ctypes.data, d_weight_s, loss_pk[p], correct_pk[p],
             d_bias_ps[p],
         )  # fmt: skip
-    bags = bag_of_positions(starts)
     for p in numba.prange(n_splits):
         update_part(
-            rules[0], table, V, ids, bags, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0, p, n_splits
+            rules[0], table, V, ids, starts, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0, p, n_splits
         )
         for k in range(p, K, n_splits):
             index = heads[k]["index"]

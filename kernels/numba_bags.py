@@ -233,15 +233,6 @@ def take_bags(ids, bounds, bags):
 
 
 @helper
-def bag_of_positions(starts):
-    """(total,) the bag that every position lies in."""
-    bags = np.empty(starts[-1], np.int32)
-    for bag in range(len(starts) - 1):
-        bags[starts[bag] : starts[bag + 1]] = bag
-    return bags
-
-
-@helper
 def _part_of(row, parts):
     """Which of the parts an id belongs to: a hash by multiplication, as a remainder takes longer than a sort's pass."""
     return np.int64(((np.uint64(row) * HASH & LOW_HALF) * np.uint64(parts)) >> np.uint64(32))
@@ -254,26 +245,33 @@ def group_ids(ids, largest, part, parts):
     unique (U,) are the ids, NONE left out; order[starts[u] : starts[u + 1]] the positions of unique[u]. With
     parts > 1 only the ids of one part. A radix sort: no array as long as the table.
     """
+    return group_bags(ids, np.arange(len(ids) + 1), largest, part, parts)
+
+
+@helper
+def group_bags(ids, bounds, largest, part, parts):
+    """group_ids with the bag of a position in place of the position; bounds (B + 1,) are of the bags."""
     keys = np.empty(len(ids) + 1, np.uint64)
     n = 0
-    for i in range(len(ids)):
-        row = np.int64(ids[i])
-        # Written in any case and kept or not: which it is could not be predicted.
-        keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(i)
-        n += np.int64((row != NONE) & (_part_of(row, parts) == part))
+    for bag in range(len(bounds) - 1):
+        for i in range(bounds[bag], bounds[bag + 1]):
+            row = np.int64(ids[i])
+            # Written in any case and kept or not: which it is could not be predicted.
+            keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(bag)
+            n += np.int64((row != NONE) & (_part_of(row, parts) == part))
     keys = _sorted(keys[:n], largest)
-    order, unique, starts = np.empty(n, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, np.int64)
+    bags, unique, starts = np.empty(n, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, np.int64)
     U, before = 0, np.int32(NONE)
     for i in range(n):
         row = np.int32(keys[i] >> np.uint64(32))
-        order[i] = np.int32(keys[i] & LOW_HALF)
-        # Written in any case, and over again where the row is a new one.
+        bags[i] = np.int32(keys[i] & LOW_HALF)
+        # Written in any case, and over again unless the row is a new one.
         starts[U] = i
-        U += np.int64(row != before)
         unique[U] = row
+        U += np.int64(row != before)
         before = row
     starts[U] = n
-    return order, unique[1 : U + 1], starts[: U + 1]
+    return bags, unique[:U], starts[: U + 1]
 
 
 @helper
@@ -406,29 +404,27 @@ def _update_from_bags(rule, table, V, ids, starts, scales, gradient, D, per_row,
 
     scales (B,) are of the bags, or empty. Every split has rows of its own, so none waits for another.
     """
-    bags = bag_of_positions(starts)
     for p in numba.prange(n_splits):
-        update_part(rule[0], table, V, ids, bags, scales, gradient, D, per_row, first, second, p, n_splits)
+        update_part(rule[0], table, V, ids, starts, scales, gradient, D, per_row, first, second, p, n_splits)
 
 
 @helper
-def update_part(rule, table, V, ids, bags, scales, gradient, D, per_row, first, second, part, parts):
+def update_part(rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, part, parts):
     """A step of the rows that are of this part."""
-    order, unique, begins = group_ids(ids, V - 1, part, parts)
-    bags_of_rows = bags[order]
+    bags, unique, begins = group_bags(ids, starts, V - 1, part, parts)
     if WIDTH <= D <= 8 * WIDTH and rule["kind"] != ADAM:
         lanes = _new_lanes(D)
         for u in range(len(unique)):
             _ask_for(table, unique, u + AHEAD, D)
             _update_in_registers(
-                rule, table, np.int64(unique[u]), bags_of_rows, begins[u], begins[u + 1], scales, gradient, D,
+                rule, table, np.int64(unique[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
                 per_row, lanes,
             )  # fmt: skip
         return
     sums = np.empty((1, D + WIDTH), np.float32)
     for u in range(len(unique)):
         _update_by_sum(
-            rule, table, np.int64(unique[u]), bags_of_rows, begins[u], begins[u + 1], scales, gradient, D,
+            rule, table, np.int64(unique[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
             per_row, first, second, sums,
         )  # fmt: skip
 

@@ -71,11 +71,10 @@ def row_gradient(
     gradient: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None, V: int
 ) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
-    bags = numba_bags.bag_of_positions(starts.numpy())
-    order, unique, begins = numba_bags.group_ids(ids.numpy(), V - 1, 0, 1)
+    bags, unique, begins = numba_bags.group_bags(ids.numpy(), starts.numpy(), V - 1, 0, 1)
     sums = torch.empty(len(unique), gradient.shape[1])
-    n_splits = _splits(len(order) * gradient.shape[1])
-    _sum_bags(gradient, bags[order], begins, _scales(scales), _NO_SCALES, sums, n_splits)
+    n_splits = _splits(len(bags) * gradient.shape[1])
+    _sum_bags(gradient, bags, begins, _scales(scales), _NO_SCALES, sums, n_splits)
     return torch.from_numpy(unique.astype(np.int64)), sums
 
 
