@@ -22,7 +22,7 @@ from mt2st_fast.schedules import Moment, Schedule, Switch
 from mt2st_fast.table_tasks import TableTasks, check_kinds
 
 # A round is at most that many words of a worker, and a corpus has at least so many rounds.
-MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 50
+MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 25
 # By experiment (bench/words.py). Skip-gram needs 30 negatives a word, CBOW 5: with 16 for a tile skip-gram is more than
 # twice as fast, but loses 0.03 on WordSim-353.
 SHARED = {"skipgram": 64, "cbow": 16}
