@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .embedding import Mode, checked_bags, choose_embedding_backend, serving
-from .layout import HeadLayout
+from .layout import HeadLayout, Kind
 from .row_rules import ADAM, RowRule, RowState
 
 
@@ -72,15 +72,36 @@ def bag_step(
     `multitask_loss`. A head without a target or with weight 0 stays as it is.
 
     Raises ValueError, with nothing moved, for an id outside [-1, V), for starts that do not ascend from 0 to the number
-    of ids, and for a class target that is neither in [0, C) nor ignore_index.
+    of ids, for a shape that does not fit the layout, and for a class target that is neither in [0, C) nor ignore_index.
     """
     ids, starts = checked_bags(table.parameter, ids, starts, mode, serving(table.parameter))
-    if targets[0].shape[0] != len(starts) - 1:
-        raise ValueError(f"targets are of {targets[0].shape[0]} rows, there are {len(starts) - 1} bags")
+    _check_heads(table, heads, targets, task_weights, layout, B=len(starts) - 1)
     found: tuple[Tensor, Tensor] = _kernels().step(
         table, heads, ids, starts, targets, task_weights, layout, mean=mode == "mean"
     )
     return BagStep(*found)
+
+
+def _check_heads(
+    table: Trained,
+    heads: Sequence[TrainedHead],
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    B: int,
+) -> None:
+    """The kernel reads addresses: no shape may lie."""
+    K, D = len(layout), table.parameter.shape[1]
+    if not len(heads) == len(targets) == len(task_weights) == K:
+        raise ValueError(
+            f"layout has {K} heads; heads, targets and weights are {len(heads)}, {len(targets)}, {len(task_weights)}"
+        )
+    for name, spec, head, target in zip(layout.names, layout.heads, heads, targets, strict=True):
+        if target.shape != ((B,) if spec.kind is Kind.SOFTMAX else (B, spec.size)):
+            raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {B} bags")
+        if head.weight.parameter.shape != (spec.size, D):
+            shape = tuple(head.weight.parameter.shape)
+            raise ValueError(f"the weight of {name} is {shape}, not ({spec.size}, {D})")
 
 
 def warm_up_bag_step() -> None:

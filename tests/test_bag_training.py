@@ -22,7 +22,17 @@ from mt2st_fast import (
 )
 from mt2st_fast.bag_training import BagTraining
 from mt2st_fast.callbacks import Callback
-from mt2st_fast.kernels import Kind
+from mt2st_fast.kernels import (
+    HeadLayout,
+    HeadSpec,
+    Kind,
+    RowRule,
+    RowState,
+    Trained,
+    TrainedHead,
+    bag_step,
+    row_rules,
+)
 
 TASKS = {
     "topic": Classification(7, label_smoothing=0.1),
@@ -200,6 +210,26 @@ def test_bad_batches_are_refused_with_nothing_moved(spoil, message):
     with pytest.raises(ValueError, match=message):
         training((ids, starts), targets, torch.ones(1))
     assert all(torch.equal(a, b) for a, b in zip(parameters(encoder, heads), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("B", "C", "n_weights", "message"),
+    [
+        (19, 3, 1, r"targets of task 0 are \(19,\), there are 20 bags"),
+        (20, 4, 1, r"the weight of task 0 is \(4, 5\), not \(3, 5\)"),
+        (20, 3, 2, "layout has 1 heads; heads, targets and weights are 1, 1, 2"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(B, C, n_weights, message):
+    rule = RowRule(row_rules.SGD, 0.1)
+    table = Trained(torch.zeros(7, 5), rule, RowState())
+    head = TrainedHead(Trained(torch.zeros(C, 5), rule, RowState()), None)
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
+    with pytest.raises(ValueError, match=message):
+        bag_step(
+            table, [head], torch.zeros(20, dtype=torch.int32), torch.arange(21), [torch.zeros(B, dtype=torch.int64)],
+            torch.ones(n_weights), layout,
+        )  # fmt: skip
 
 
 def dropout(encoder, heads):

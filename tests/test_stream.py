@@ -298,7 +298,13 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mt2st_fast", "prepare", "x.txt", "--out", "out/t", "--processes", "2"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
