@@ -45,6 +45,8 @@ class BagTraining:
             return f"it steps by a row rule, and {type(optimizer).__name__} has none"
         if heads.backend not in ("auto", "numba") or heads.plan != "auto":
             return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
+        if not encoder.sparse:
+            return "the encoder's table is not row-sparse"
         if encoder.dropout.p > 0:
             return "the encoder has dropout"
         if encoder.rows_of_type is not None:

@@ -49,7 +49,8 @@ class TableTasks:
         self._schedule, self._subwords = schedule, subwords
         self._table = nn.Parameter(torch.from_numpy(input_rows))
         self._optimizer = LazyAdam([self._table])
-        self._optimizer.fuse([self._table])
+        if files:  # or a text alone would pay for Adam's two moments, each as long as the table
+            self._optimizer.fuse([self._table])
         self._batches = {name: KINDS[name][0](path, vocabulary, seed=seed) for name, path in files.items()}
         self._modules = {name: KINDS[name][1]() for name in files}
         self._streams = {name: _endless(batches) for name, batches in self._batches.items()}

@@ -440,8 +440,9 @@ class Trainer:
     def _begin_bag_training(self) -> None:
         """Decide, at the start of a run or a phase, whether its steps are one kernel call each."""
         parts = self.encoder, self.heads, self._optimizer
-        possible = self.fuse_backward and BagTraining.obstacle(*parts) is None
-        self._bag_training = BagTraining(*parts) if possible else None
+        # The kernel knows no autocast.
+        wanted = self.fuse_backward and self.precision == "float32"
+        self._bag_training = BagTraining(*parts) if wanted and BagTraining.obstacle(*parts) is None else None
 
     def _fuse(self) -> None:
         if not isinstance(self._optimizer, RowSparseOptimizer):

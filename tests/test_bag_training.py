@@ -275,6 +275,43 @@ def test_the_environment_can_ask_for_another_backend(monkeypatch):
     assert "reference" in BagTraining.obstacle(*model())
 
 
+def test_a_dense_table_is_an_obstacle():
+    encoder, heads, optimizer = model()
+    encoder.sparse = False
+    assert "not row-sparse" in BagTraining.obstacle(encoder, heads, optimizer)
+
+
+def test_another_precision_is_honoured():
+    encoder, heads, _ = model()
+    trainer = Trainer(
+        encoder, heads, optimizer=lambda p: RowwiseAdagrad(p, lr=0.1), fuse_backward=True, precision="bfloat16",
+        device="cpu",
+    )  # fmt: skip
+    trainer.fit([batch(50, ("topic",))], epochs=1)
+    assert trainer._bag_training is None
+
+
+@pytest.mark.parametrize("B", [37, 700])
+def test_hits_are_those_of_the_heads(B):
+    tasks = ("topic", "tone", "tags")
+    encoder, heads, _ = model(tasks=tasks)
+    (ids, starts), targets = batch(B, tasks)
+    weights = torch.ones(3)
+    expected = heads(encoder((ids, starts)), targets, weights).correct
+    rule = RowRule(row_rules.SGD, 0.1)
+
+    def trained(parameter):
+        return Trained(parameter.detach(), rule, RowState())
+
+    of_heads = [TrainedHead(trained(heads.linear(t).weight), trained(heads.linear(t).bias)) for t in tasks]
+    layout = HeadLayout(tuple(TASKS[t].head for t in tasks), tasks)
+    found = bag_step(
+        trained(encoder.table), of_heads, ids, starts, [targets[t] for t in tasks], weights, layout
+    )
+    assert found.correct.tolist() == expected.tolist()
+    assert min(found.correct.tolist()) > 0
+
+
 def test_encoders_of_several_rows_a_type_take_the_other_way():
     rows = torch.randint(1, 50, (V, 3))
     encoder = BagEncoder(V, 8, rows_of_type=rows, num_rows=50, sparse=True)

@@ -77,3 +77,8 @@ def test_what_cannot_be_used_is_named(pairs, tmp_path):
     strange.write_text("sun\tmoon\t5\n", encoding="utf-8")
     with pytest.raises(InputError, match="no pair has all of its words"):
         Word2Vec(sentences(), tasks={"similarity": strange}, **SMALL)
+
+
+def test_a_text_alone_has_no_moments(monkeypatch):
+    monkeypatch.setattr("mt2st_fast.optim.LazyAdam.row_state", lambda *_: pytest.fail("moments were made"))
+    Word2Vec(sentences(), **SMALL)
