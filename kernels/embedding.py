@@ -60,7 +60,7 @@ def take_bags(ids: np.ndarray, bounds: np.ndarray, bags: np.ndarray) -> tuple[Te
 
     Bag b is ids[bounds[b]:bounds[b + 1]]; ids are int32, bounds and bags int64. Bags out of range are not refused.
     """
-    taken, starts = importlib.import_module(".numba_bags", __package__).take_bags(ids, bounds, bags)
+    taken, starts = importlib.import_module(".numba_bag_ids", __package__).take_bags(ids, bounds, bags)
     return torch.from_numpy(taken), torch.from_numpy(starts)
 
 

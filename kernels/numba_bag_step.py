@@ -18,12 +18,13 @@ from torch import Tensor
 
 from .bag_step import Trained, TrainedHead
 from .layout import HeadLayout, HeadSpec, Kind
-from .numba_bags import share, sum_rows, update_part, update_row
 from .numba_embedding import PARALLEL_FLOATS
 from .numba_gemm import BLOCK_ROWS, PANEL
 from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from .numba_loss_pass import LANES
 from .numba_plan import NO_ROWS_LEFT_OUT, Batch, survey_batch
+from .numba_row_sums import share, sum_rows
+from .numba_row_updates import update_part, update_row
 from .numba_simd import FLOAT_BYTES, WIDTH
 from .numba_stages import (
     SKEW,

@@ -1,4 +1,4 @@
-"""Bags of table rows on a CPU: the protocol of kernels/embedding.py over the kernels of numba_bags."""
+"""Bags of table rows on a CPU: the protocol of kernels/embedding.py over the Numba kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import numba_bags
+from . import numba_bag_ids, numba_row_sums, numba_row_updates
 from .numba_jit import thread_count
 from .row_rules import ADAGRAD, RULE_RECORD, RowRule, RowState
 
@@ -44,18 +44,18 @@ def warm_up() -> None:
 
 def first_outside(ids: Tensor, V: int) -> int:
     """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
-    return int(numba_bags.first_outside(ids.numpy(), V))
+    return int(numba_bag_ids.first_outside(ids.numpy(), V))
 
 
 def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
     """(B,) 1 over the ids of every bag that are not NONE, 0 for a bag without any."""
     del V  # ids of a CPU have been looked through
-    return torch.from_numpy(numba_bags.mean_scales(ids.numpy(), starts.numpy()))
+    return torch.from_numpy(numba_bag_ids.mean_scales(ids.numpy(), starts.numpy()))
 
 
 def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """(unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
-    unique, inverse = numba_bags.unique_and_inverse(ids.numpy(), V - 1)
+    unique, inverse = numba_bag_ids.unique_and_inverse(ids.numpy(), V - 1)
     return torch.from_numpy(unique), torch.from_numpy(inverse)
 
 
@@ -71,7 +71,7 @@ def row_gradient(
     gradient: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None, V: int
 ) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
-    bags, unique, begins = numba_bags.group_bags(ids.numpy(), starts.numpy(), V - 1, 0, 1)
+    bags, unique, begins = numba_bag_ids.group_bags(ids.numpy(), starts.numpy(), V - 1, 0, 1)
     sums = torch.empty(len(unique), gradient.shape[1])
     n_splits = _splits(len(bags) * gradient.shape[1])
     _sum_bags(gradient, bags, begins, _scales(scales), _NO_SCALES, sums, n_splits)
@@ -80,7 +80,7 @@ def row_gradient(
 
 def is_ascending(rows: Tensor) -> bool:
     """Whether the rows (U,) ascend, and so each is there once."""
-    return bool(numba_bags.is_ascending(rows.numpy()))
+    return bool(numba_bag_ids.is_ascending(rows.numpy()))
 
 
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, st
 def _update_rows(
     rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState, n_splits: int
 ) -> None:
-    numba_bags.update_rows(
+    numba_row_updates.update_rows(
         _record(rule), table.data_ptr(), rows.numpy(), gradient.data_ptr(), table.shape[1],
         *_state(state), n_splits, parallel=n_splits > 1,
     )  # fmt: skip
@@ -128,7 +128,7 @@ def _update_from_bags(
     n_splits: int,
 ) -> None:
     V, D = table.shape
-    numba_bags.update_from_bags(
+    numba_row_updates.update_from_bags(
         _record(rule), table.data_ptr(), V, ids.numpy(), starts.numpy(), _scales(scales), gradient.data_ptr(), D,
         *_state(state), n_splits, parallel=n_splits > 1,
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _sum_bags(
     n_splits: int,
 ) -> None:
     D = source.shape[1]
-    numba_bags.sum_bags(
+    numba_row_sums.sum_bags(
         source.data_ptr(), D, ids, starts, scales, bag_scales, target.data_ptr(), n_splits,
         parallel=n_splits > 1,
     )  # fmt: skip
