@@ -27,6 +27,7 @@ from .embedding import (
 )
 from .layout import HeadLayout, HeadSpec, Kind
 from .op import MultitaskLoss, multitask_loss, warm_up
+from .prepared_bags import PreparedBags, prepare_bags
 from .row_rules import RowRule, RowState
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "HeadSpec",
     "Kind",
     "MultitaskLoss",
+    "PreparedBags",
     "RowRule",
     "RowState",
     "Shape",
@@ -59,6 +61,7 @@ __all__ = [
     "embedding_bag",
     "fuse_update",
     "multitask_loss",
+    "prepare_bags",
     "table_path",
     "take_bags",
     "unique_ids",

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .embedding import Mode, checked_bags, choose_embedding_backend, serving
+from .embedding import choose_embedding_backend
 from .layout import HeadLayout, Kind
+from .prepared_bags import PreparedBags
 from .row_rules import ADAM, RowRule, RowState
 
 
@@ -59,26 +60,25 @@ def bag_step_obstacle(table: Trained, heads: Sequence[TrainedHead], backend: str
 def bag_step(
     table: Trained,
     heads: Sequence[TrainedHead],
-    ids: Tensor,
-    starts: Tensor,
+    bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     layout: HeadLayout,
-    mode: Mode = "mean",
 ) -> BagStep:
     """Train the table (V, D) and K heads on B bags, in place; all of `bag_step_obstacle`'s obstacles are the caller's.
 
-    ids int32 (total,) and starts int64 (B + 1,) are as in `embedding_bag`; targets, task_weights (K,) and layout as in
-    `multitask_loss`. A head without a target or with weight 0 stays as it is.
+    bags come from `prepare_bags`, and may come again; targets, task_weights (K,) and layout are as in `multitask_loss`.
+    A head without a target or with weight 0 stays as it is.
 
-    Raises ValueError, with nothing moved, for an id outside [-1, V), for starts that do not ascend from 0 to the number
-    of ids, for a shape that does not fit the layout, and for a class target that is neither in [0, C) nor ignore_index.
+    Raises ValueError, with nothing moved, for bags of another table's rows, for a shape that does not fit the layout,
+    and for a class target that is neither in [0, C) nor ignore_index.
     """
-    ids, starts = checked_bags(table.parameter, ids, starts, mode, serving(table.parameter))
-    _check_heads(table, heads, targets, task_weights, layout, B=len(starts) - 1)
-    found: tuple[Tensor, Tensor] = _kernels().step(
-        table, heads, ids, starts, targets, task_weights, layout, mean=mode == "mean"
-    )
+    if bags.n_rows != len(table.parameter):
+        raise ValueError(
+            f"the bags were prepared for {bags.n_rows:,} rows, the table has {len(table.parameter):,}"
+        )
+    _check_heads(table, heads, targets, task_weights, layout, B=len(bags.scales))
+    found: tuple[Tensor, Tensor] = _kernels().step(table, heads, bags, targets, task_weights, layout)
     return BagStep(*found)
 
 

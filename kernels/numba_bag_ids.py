@@ -5,15 +5,17 @@ Grouping is a radix sort of the batch, so it costs what the batch costs, however
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
-from .numba_jit import helper
+from .numba_jit import Kernel, helper
 from .numba_simd import prefetch
 from .row_rules import NONE
 
 DIGIT_BITS = 11
 BAGS_AHEAD = 16  # bags that are asked for before they are needed
 LINE_BYTES = 64
+BLOCK, SHARED_OUT = 16, 64
 ONE = np.float32(1)
 HASH, LOW_HALF = np.uint64(2_654_435_769), np.uint64(0xFFFFFFFF)  # 2^32 over the golden ratio
 
@@ -72,8 +74,14 @@ def take_bags(ids, bounds, bags):
 
 @helper
 def _part_of(row, parts):
-    """Which of the parts an id belongs to: a hash by multiplication, as a remainder takes longer than a sort's pass."""
-    return np.int64(((np.uint64(row) * HASH & LOW_HALF) * np.uint64(parts)) >> np.uint64(32))
+    """Which of the parts an id belongs to: a hash by multiplication, as a remainder takes longer than a sort's pass.
+
+    Ids of a block stay together, or two threads would write to the same cache lines: BLOCK rows of float32 fill whole
+    lines whatever their length, and so do BLOCK numbers of state. The first ids do not: they are the most frequent
+    ones, and a few of them may be half of a batch.
+    """
+    block = row // BLOCK if row >= SHARED_OUT else -1 - row
+    return np.int64(((np.uint64(block) * HASH & LOW_HALF) * np.uint64(parts)) >> np.uint64(32))
 
 
 @helper
@@ -146,3 +154,46 @@ def unique_and_inverse(ids, largest):
         for i in range(starts[u], starts[u + 1]):
             inverse[order[i]] = u
     return unique, inverse
+
+
+# --- a batch by row --------------------------------------------------------------------------------------
+
+
+def _transposed(ids, starts, largest, n_parts):  # type: ignore[no-untyped-def]
+    """(rows (U,), begins (U + 1,), bags (total,), parts (n_parts + 1,)): bags[begins[u] : begins[u + 1]] hold rows[u].
+
+    Part p are the rows parts[p] to parts[p + 1], ascending; every part is about as much work.
+    """
+    ends = np.zeros(n_parts + 1, np.int64)
+    for p in numba.prange(n_parts):
+        ends[p + 1] = _count_of_part(ids, p, n_parts)
+    for p in range(n_parts):
+        ends[p + 1] += ends[p]
+    # Of every part as many places as it has ids: how many different ones, nobody knows yet.
+    bags, sparse_rows = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.int32)
+    sparse_begins, counts = np.empty(ends[-1], np.int64), np.zeros(n_parts, np.int64)
+    for p in numba.prange(n_parts):
+        of_part, unique, begins = group_bags(ids, starts, largest, p, n_parts)
+        bags[ends[p] : ends[p + 1]] = of_part
+        counts[p] = len(unique)
+        sparse_rows[ends[p] : ends[p] + counts[p]] = unique
+        sparse_begins[ends[p] : ends[p] + counts[p]] = begins[:-1] + ends[p]
+    parts = np.zeros(n_parts + 1, np.int64)
+    parts[1:] = np.cumsum(counts)
+    rows, begins = np.empty(parts[-1], np.int32), np.empty(parts[-1] + 1, np.int64)
+    for p in range(n_parts):
+        rows[parts[p] : parts[p + 1]] = sparse_rows[ends[p] : ends[p] + counts[p]]
+        begins[parts[p] : parts[p + 1]] = sparse_begins[ends[p] : ends[p] + counts[p]]
+    begins[-1] = ends[-1]
+    return rows, begins, bags, parts
+
+
+transposed = Kernel(_transposed)
+
+
+@helper
+def _count_of_part(ids, part, n_parts):
+    n = 0
+    for i in range(len(ids)):
+        n += np.int64((ids[i] != NONE) & (_part_of(np.int64(ids[i]), n_parts) == part))
+    return n

@@ -1,9 +1,9 @@
 """A whole training step of heads over bags of table rows: one kernel from the ids to the moved rows.
 
-Two parallel parts. In the first a thread takes tiles of bags: pools their rows into cache, makes all heads' logits,
-losses and gradients there, and leaves the gradient of the bags (B, D). In the second a thread takes rows of the table
-and heads of its own: it sums each one's gradient and moves it. Nothing is computed twice, no gradient of the table is
-ever held, and Python is left once a step. On the same number of threads the same call gives the same bits.
+First a thread takes tiles of bags: pools their rows into cache, makes all heads' logits, losses and gradients there,
+and leaves the gradient of the bags (B, D). Then it takes rows of the table of its own, sums each one's gradient and
+moves it, and heads of its own. Nothing is computed twice, no gradient of the table is ever held, and Python is left
+once a step. The same call on the same number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from torch import Tensor
 
 from .bag_step import Trained, TrainedHead
 from .layout import HeadLayout, HeadSpec, Kind
-from .numba_embedding import PARALLEL_FLOATS
-from .numba_gemm import BLOCK_ROWS, PANEL
-from .numba_jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
+from .numba_gemm import BLOCK_ROWS
+from .numba_jit import PARALLEL_FLOATS, Kernel, helper, pointer_to_float32, pointer_to_int64
 from .numba_loss_pass import LANES
-from .numba_plan import NO_ROWS_LEFT_OUT, Batch, survey_batch
+from .numba_plan import NO_ROWS_LEFT_OUT, survey_batch
 from .numba_row_sums import share, sum_rows
-from .numba_row_updates import update_part, update_row
+from .numba_row_updates import ask_for_row, update_from_transposed, update_row
 from .numba_simd import FLOAT_BYTES, WIDTH
 from .numba_stages import (
     SKEW,
@@ -34,55 +33,53 @@ from .numba_stages import (
     round_up,
     scratch,
     store_rows,
+    tile_buffers,
 )
 from .numba_tile import columns_of, loss_tile, pack_heads, tile_rows
+from .prepared_bags import PreparedBags, prepare_bags
 from .row_rules import NONE, RULE_RECORD, SGD, RowRule, RowState
 
-ONE = np.float32(1)
+ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
+AHEAD = 8  # ids whose rows are asked for before they are needed
 # What the axes of addresses (K, 2, 2) count.
 WEIGHT, BIAS = 0, 1
 PARAMETER, STATE = 0, 1
 
 
 @helper
-def _pool_bags(h, table, D, ids, starts, mean, bag_scales, first, bags):
-    """Sums or means of the bags first.. into h (bags, ld), zero up to a whole vector; their scales to bag_scales."""
+def _pool_bags(h, table, D, ids, starts, scales, first, bags):
+    """Sums of the bags first.. times their scales into h (bags, ld), zero up to a whole vector."""
     target = h.ctypes.data
     for i in range(bags):
         bag = first + i
-        to = target + FLOAT_BYTES * i * h.shape[1]
-        sum_rows(table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, to)
-        if mean:
-            count = 0
-            for j in range(starts[bag], starts[bag + 1]):
-                count += np.int64(ids[j] != NONE)
-            bag_scales[bag] = ONE / np.float32(max(count, 1))
-            for d in range(D):
-                h[i, d] *= bag_scales[bag]
+        for j in range(starts[bag] + AHEAD, min(starts[bag + 1] + AHEAD, len(ids))):
+            if ids[j] != NONE:
+                ask_for_row(table, np.int64(ids[j]), D)
+        sum_rows(
+            table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, target + FLOAT_BYTES * i * h.shape[1]
+        )
+        for d in range(D):
+            h[i, d] *= scales[bag]
     for i in range(bags, round_up(bags, WIDTH)):
-        h[i, :] = 0.0
+        h[i, :] = ZERO
 
 
 @helper
 def _run_bags(
-    table, D, ids, starts, mean, bag_scales, first_bag, last_bag, for_logits, for_features, bias, heads, columns,
-    column_weights, targets, scale, tile_bags, d_features, d_weight, loss_k, correct_k, bias_gradient_s,
+    table, D, ids, starts, scales, first_bag, last_bag, for_logits, for_features, bias, heads, columns, column_weights,
+    targets, scale, tile_bags, d_features, d_weight, loss_k, correct_k, bias_gradient_s,
 ):  # fmt: skip
     """Losses of bags first_bag..last_bag, and the gradients of the heads and of every row in a bag, by one thread."""
     S, B = columns[-1], len(starts) - 1
-    h = scratch(round_up(tile_bags, WIDTH), round_up(D, WIDTH) + SKEW)
-    z = scratch(round_up(S, PANEL), round_up(tile_bags, WIDTH) + SKEW)
-    product = scratch(WIDTH, PANEL)
-    ldh, ldz = h.shape[1], z.shape[1]
-    h_address, z_address = h.ctypes.data, z.ctypes.data
+    h, z, product = tile_buffers(tile_bags, D, S)
+    h_address, ldh, z_address, ldz = h.ctypes.data, h.shape[1], z.ctypes.data, z.shape[1]
     lanes = scratch(LANES, round_up(tile_bags, WIDTH))
     gathered = np.empty(tile_bags, np.int64)
     tile_bias_gradient = np.zeros(S, np.float32)
-    h[:, D:] = 0.0
     for first in range(first_bag, last_bag, tile_bags):
         bags = min(tile_bags, last_bag - first)
-        _pool_bags(h, table, D, ids, starts, mean, bag_scales, first, bags)
+        _pool_bags(h, table, D, ids, starts, scales, first, bags)
         logits(h_address, ldh, bags, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
         loss_tile(
             z, bias, heads, columns, column_weights, targets, B, NO_ROWS_LEFT_OUT, first, bags, scale, True, loss_k,
@@ -92,10 +89,9 @@ def _run_bags(
             z_address, ldz, h_address, ldh, bags, S, D, d_weight.ctypes.data, d_weight.shape[1]
         )
         feature_gradient(z_address, ldz, bags, S, D, for_features.ctypes.data, h_address, ldh, False)
-        if mean:
-            for i in range(bags):
-                for d in range(D):
-                    h[i, d] *= bag_scales[first + i]
+        for i in range(bags):
+            for d in range(D):
+                h[i, d] *= scales[first + i]
         store_rows(h, d_features, D, NO_ROWS_LEFT_OUT, first, bags, False)
 
 
@@ -133,16 +129,16 @@ def _biases(heads, addresses, S):
 
 
 def _step_on_bags(  # type: ignore[no-untyped-def]
-    rules, table, V, D, per_row, ids, starts, mean, heads, addresses, column_weights, targets, mean_scale, scale,
-    tile_bags, n_splits, losses_address, correct_address,
+    rules, table, D, per_row, scales, ids, starts, rows, begins, bags, parts, heads, addresses, column_weights, targets,
+    mean_scale, scale, tile_bags, losses_address, correct_address,
 ):  # fmt: skip
     """One step of a table (V, D) and of heads (records of a layout) on B bags; losses and hits of the heads.
 
     rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout. addresses (K, 2, 2): their
-    weights and biases, and the states (C,) of those; 0 = there is none. per_row (V,) is the table's state. The rest is
-    as in tile_pass.
+    weights and biases, and the states (C,) of those; 0 = there is none. per_row (V,) is the table's state. scales to
+    parts are the fields of PreparedBags. The rest is as in tile_pass.
     """
-    K, B = len(heads), len(starts) - 1
+    K, B, n_splits = len(heads), len(starts) - 1, len(parts) - 1
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
@@ -156,20 +152,20 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     S_blocks = round_up(S, BLOCK_ROWS)
     d_weight_ps = scratch(n_splits * S_blocks, round_up(D, WIDTH) + SKEW)
     d_features = np.empty((B, D), np.float32)
-    bag_scales = np.ones(B, np.float32)
     for p in numba.prange(n_splits):
         d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks]
-        d_weight_s[:] = 0.0
+        d_weight_s[:] = ZERO
         first, last = share(starts, p, n_splits)
         _run_bags(
-            table, D, ids, starts, mean, bag_scales, first, last, for_logits, for_features, bias_s, heads, columns,
+            table, D, ids, starts, scales, first, last, for_logits, for_features, bias_s, heads, columns,
             column_weights, targets, scale, tile_bags, d_features.ctypes.data, d_weight_s, loss_pk[p], correct_pk[p],
             d_bias_ps[p],
         )  # fmt: skip
     for p in numba.prange(n_splits):
-        update_part(
-            rules[0], table, V, ids, starts, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0, p, n_splits
-        )
+        update_from_transposed(
+            rules[0], table, rows, begins, bags, parts[p], parts[p + 1], NO_SCALES, d_features.ctypes.data, D, per_row,
+            0, 0,
+        )  # fmt: skip
         for k in range(p, K, n_splits):
             index = heads[k]["index"]
             _update_head(
@@ -191,46 +187,29 @@ step_on_bags = Kernel(_step_on_bags)
 def step(
     table: Trained,
     heads: Sequence[TrainedHead],
-    ids: Tensor,
-    starts: Tensor,
+    bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     layout: HeadLayout,
-    *,
-    mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(losses (K,), correct (K,)) of kernels/bag_step.py's `bag_step`, whose ids and starts have been checked."""
+    """(losses (K,), correct (K,)) of kernels/bag_step.py's `bag_step`."""
     batch = survey_batch(targets, task_weights, layout, skip_zero_weights=True)
     losses, correct = torch.zeros(len(heads)), torch.zeros(len(heads), dtype=torch.int64)
-    if len(batch.computed()):
-        n_splits = thread_count() if ids.numel() * table.parameter.shape[1] >= PARALLEL_FLOATS else 1
-        _step(table, heads, ids, starts, batch, losses, correct, mean, n_splits)
-    return losses, correct
-
-
-def _step(
-    table: Trained,
-    heads: Sequence[TrainedHead],
-    ids: Tensor,
-    starts: Tensor,
-    batch: Batch,
-    losses: Tensor,
-    correct: Tensor,
-    mean: bool,
-    n_splits: int,
-) -> None:
-    V, D = table.parameter.shape
-    computed, parts = batch.computed(), [part for head in heads for part in head]
+    computed = batch.computed()
+    if not len(computed):
+        return losses, correct
+    D, n_splits = table.parameter.shape[1], len(bags.parts) - 1
+    parts = [part for head in heads for part in head]
     rules = [table.rule, *(table.rule if part is None else part.rule for part in parts)]
     addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
     per_row = NO_SCALES if table.state.per_row is None else table.state.per_row.numpy()
-    tile_bags = tile_rows(len(starts) - 1, sum(computed["size"].tolist()) + D, n_splits)
     step_on_bags(
-        np.array(rules, RULE_RECORD), table.parameter.data_ptr(), V, D, per_row,
-        ids.numpy(), starts.numpy(), mean, computed, addresses, batch.table.column_weights, batch.addresses,
-        batch.scale, batch.gradient_scale, tile_bags, n_splits, losses.data_ptr(), correct.data_ptr(),
+        np.array(rules, RULE_RECORD), table.parameter.data_ptr(), D, per_row, *bags[1:], computed, addresses,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale,
+        tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(), correct.data_ptr(),
         parallel=n_splits > 1,
     )  # fmt: skip
+    return losses, correct
 
 
 def _addresses(part: Trained | None) -> tuple[int, int]:
@@ -244,22 +223,10 @@ def _addresses(part: Trained | None) -> tuple[int, int]:
 def warm_up() -> None:
     """Compile the serial and the parallel kernel, or load them from Numba's cache: they serve every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    rule, n_bags = RowRule(SGD, 0.0), 2
-    table = Trained(torch.zeros(2, 2), rule, RowState())
+    rule = RowRule(SGD, 0.0)
     heads = [TrainedHead(Trained(torch.zeros(3, 2), rule, RowState()), None)]
-    ids, starts = torch.zeros(n_bags, dtype=torch.int32), torch.arange(n_bags + 1)
-    batch = survey_batch(
-        [torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1), layout, skip_zero_weights=True
-    )
-    for n_splits in (1, 2):
-        _step(
-            table,
-            heads,
-            ids,
-            starts,
-            batch,
-            torch.zeros(1),
-            torch.zeros(1, dtype=torch.int64),
-            True,
-            n_splits,
-        )
+    for n_bags in (2, PARALLEL_FLOATS // 2):
+        table = Trained(torch.zeros(2, 2), rule, RowState())
+        ids, starts = torch.zeros(n_bags, dtype=torch.int32), torch.arange(n_bags + 1)
+        targets = [torch.zeros(n_bags, dtype=torch.int64)]
+        step(table, heads, prepare_bags(table.parameter, ids, starts), targets, torch.ones(1), layout)

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from . import numba_bag_ids, numba_row_sums, numba_row_updates
-from .numba_jit import thread_count
+from .numba_jit import PARALLEL_FLOATS, thread_count
 from .row_rules import ADAGRAD, RULE_RECORD, RowRule, RowState
 
-# Below this many float32 numbers that are read the start of a parallel region costs more than it saves.
-PARALLEL_FLOATS = 1 << 18
 _NO_SCALES = np.zeros(0, np.float32)
 _NO_NUMBERS = torch.zeros(0)
 

@@ -30,6 +30,8 @@ def helper(function: Callable) -> Any:
     return numba.njit(cache=True, fastmath=_REORDERED, error_model="numpy")(function)
 
 
+# Below this many float32 numbers that are read the start of a parallel region costs more than it saves.
+PARALLEL_FLOATS = 1 << 18
 MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from .numba_bag_ids import LINE_BYTES, group_bags
 from .numba_jit import Kernel, helper, pointer_to_float32
 from .numba_row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
-from .numba_simd import FLOAT_BYTES, WIDTH, load, prefetch, splat, store, sum_of
+from .numba_simd import FLOAT_BYTES, WIDTH, load, prefetch, prefetch_to_write, splat, store, sum_of
 from .row_rules import ADAGRAD, ADAM, SGD
 
-AHEAD = 4  # rows that are asked for before they are needed
+AHEAD = 16  # rows that are asked for before they are needed
 
 
 @helper
@@ -110,37 +110,48 @@ def _update_from_bags(rule, table, V, ids, starts, scales, gradient, D, per_row,
     scales (B,) are of the bags, or empty. Every split has rows of its own, so none waits for another.
     """
     for p in numba.prange(n_splits):
-        update_part(rule[0], table, V, ids, starts, scales, gradient, D, per_row, first, second, p, n_splits)
+        bags, rows, begins = group_bags(ids, starts, V - 1, p, n_splits)
+        update_from_transposed(
+            rule[0], table, rows, begins, bags, 0, len(rows), scales, gradient, D, per_row, first, second
+        )
 
 
 @helper
-def update_part(rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, part, parts):
-    """A step of the rows that are of this part."""
-    bags, unique, begins = group_bags(ids, starts, V - 1, part, parts)
+def update_from_transposed(
+    rule, table, rows, begins, bags, first_row, last_row, scales, gradient, D, per_row, first, second
+):  # fmt: skip
+    """A step of rows[first_row:last_row] by the gradient of their bags, bags[begins[u] : begins[u + 1]] for u."""
     if WIDTH <= D <= 8 * WIDTH and rule["kind"] != ADAM:
         lanes = _new_lanes(D)
-        for u in range(len(unique)):
-            _ask_for(table, unique, u + AHEAD, D)
+        for u in range(first_row, last_row):
+            if u + AHEAD < last_row:
+                _ask_to_write_row(table, np.int64(rows[u + AHEAD]), D)
             _update_in_registers(
-                rule, table, np.int64(unique[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
-                per_row, lanes,
+                rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D, per_row, lanes
             )  # fmt: skip
         return
     sums = np.empty((1, D + WIDTH), np.float32)
-    for u in range(len(unique)):
+    for u in range(first_row, last_row):
         _update_by_sum(
-            rule, table, np.int64(unique[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
+            rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
             per_row, first, second, sums,
         )  # fmt: skip
 
 
 @helper
-def _ask_for(table, rows, u, D):
-    """Have row rows[u], if there is one, on its way into cache."""
-    if u < len(rows):
-        row = table + FLOAT_BYTES * np.int64(rows[u]) * D
-        for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
-            prefetch(row + line)
+def ask_for_row(table, row, D):
+    """Have a row that will be read on its way into cache."""
+    at = table + FLOAT_BYTES * row * D
+    for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
+        prefetch(at + line)
+
+
+@helper
+def _ask_to_write_row(table, row, D):
+    """ask_for_row of a row that will be written."""
+    at = table + FLOAT_BYTES * row * D
+    for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
+        prefetch_to_write(at + line)
 
 
 @helper

@@ -147,17 +147,26 @@ def store(typing_context, vector, address):  # type: ignore[no-untyped-def]
     )
 
 
-@intrinsic
-def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of an address that is about to be read and written; any address is allowed."""
-
+def _prefetch(to_write: bool) -> Callable:
     def build(builder: Any, at: Any) -> None:
         pointer = builder.inttoptr(at, ir.IntType(8).as_pointer())
         declared = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
         called = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
-        builder.call(called, [pointer, *(ir.Constant(_I32, value) for value in (0, 3, 1))])
+        builder.call(called, [pointer, *(ir.Constant(_I32, value) for value in (int(to_write), 3, 1))])
 
-    return _operation(types.void, (types.int64,), build)
+    return build
+
+
+@intrinsic
+def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of an address that is about to be read; any address is allowed."""
+    return _operation(types.void, (types.int64,), _prefetch(to_write=False))
+
+
+@intrinsic
+def prefetch_to_write(typing_context, address):  # type: ignore[no-untyped-def]
+    """prefetch of a line that is about to be written: other cores' copies are called in, too."""
+    return _operation(types.void, (types.int64,), _prefetch(to_write=True))
 
 
 @intrinsic

@@ -54,6 +54,15 @@ def round_up(n, step):
 
 
 @helper
+def tile_buffers(rows, D, S):
+    """Scratch of a tile: (h for its rows, z for its logits, product for the stage `logits`); h is zero behind D."""
+    h = scratch(round_up(rows, WIDTH), round_up(D, WIDTH) + SKEW)
+    z = scratch(round_up(S, PANEL), round_up(rows, WIDTH) + SKEW)
+    h[:, D:] = ZERO
+    return h, z, scratch(WIDTH, PANEL)
+
+
+@helper
 def pack_for_logits(weight, first, n_outputs, packed):
     """Rows first.. of weight (S, D) as one panel: packed (D * PANEL,), zero behind n_outputs."""
     D = weight.shape[1]

@@ -46,6 +46,7 @@ from .numba_stages import (
     round_up,
     scratch,
     store_rows,
+    tile_buffers,
 )
 from .protocol import Forward, Needs
 
@@ -147,15 +148,12 @@ def _run_split(
 ):  # fmt: skip
     """Rows first_row..last_row, tile by tile, by one thread."""
     S = columns[-1]
-    h = scratch(round_up(tile_rows, WIDTH), round_up(D, WIDTH) + SKEW)
-    z = scratch(round_up(S, PANEL), round_up(tile_rows, WIDTH) + SKEW)
-    product = scratch(WIDTH, PANEL)
+    h, z, product = tile_buffers(tile_rows, D, S)
     ldh, ldz = h.shape[1], z.shape[1]
     h_address, z_address = h.ctypes.data, z.ctypes.data
     lanes = scratch(LANES, round_up(tile_rows, WIDTH))
     gathered = np.empty(tile_rows, np.int64)
     tile_bias_gradient = np.zeros(S, np.float32)
-    h[:, D:] = 0.0
     for first in range(first_row, last_row, tile_rows):
         rows = min(tile_rows, last_row - first)
         load_rows(h, features, D, row_ids, first, rows)

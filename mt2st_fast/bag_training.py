@@ -7,10 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mt2st_fast.encoders import BagEncoder
 from mt2st_fast.heads import MultiTaskHeads
-from mt2st_fast.kernels import Trained, TrainedHead, bag_step, bag_step_obstacle, warm_up_bag_step
+from mt2st_fast.kernels import (
+    PreparedBags,
+    Trained,
+    TrainedHead,
+    bag_step,
+    bag_step_obstacle,
+    prepare_bags,
+    warm_up_bag_step,
+)
 from mt2st_fast.optim import RowSparseOptimizer
 from mt2st_fast.sources import Batch
 
@@ -18,11 +27,19 @@ from mt2st_fast.sources import Batch
 class BagTraining:
     """Steps table and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase: its active tasks, and parameters that stay where they are. Raises ValueError with the reason
-    where the kernel cannot do all that a step would do (see `obstacle`).
+    Made for one phase: its active tasks, and parameters that stay where they are. With `fixed_batches` the same tensors
+    come again every epoch: what a step wants to know about their ids is worked out once, and kept as long as they are.
+
+    Raises ValueError with the reason where the kernel cannot do all that a step would do (see `obstacle`).
     """
 
-    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: MultiTaskHeads,
+        optimizer: torch.optim.Optimizer,
+        fixed_batches: bool = False,
+    ) -> None:
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
             raise ValueError(f"a step cannot be one kernel call: {reason}")
@@ -34,6 +51,7 @@ class BagTraining:
         group_of = _groups(optimizer)
         self._groups = [group_of[id(p)] for p in self._parameters]
         self._place_of = {id(p): i for i, p in enumerate(self._parameters)}
+        self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if fixed_batches else None
         warm_up_bag_step()
 
     @staticmethod
@@ -84,7 +102,7 @@ class BagTraining:
 
         Raises what `bag_step` and the heads raise, with nothing moved.
         """
-        ids, starts = inputs
+        _, starts = inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
         # Rates may fall at every step; all else stays for the phase.
         rules = {id(group): self._optimizer.rule(group) for group in self._optimizer.param_groups}
@@ -95,14 +113,19 @@ class BagTraining:
         found = bag_step(
             trained[0],
             [self._head(name, trained) for name in batch.layout.names],
-            ids,
-            starts,
+            self._prepared(*inputs),
             batch.targets,
             batch.weights,
             batch.layout,
-            self._encoder.mode,
         )
         return self._heads.over_active(found.losses, batch)
+
+    def _prepared(self, ids: Tensor, starts: Tensor) -> PreparedBags:
+        kept: PreparedBags | None = None if self._kept is None else self._kept.get(ids)
+        bags = kept or prepare_bags(self._encoder.table, ids, starts, self._encoder.mode)
+        if self._kept is not None and kept is None:
+            self._kept[ids] = bags
+        return bags
 
     def _head(self, task: str, trained: Sequence[Trained]) -> TrainedHead:
         linear = self._heads.linear(task)

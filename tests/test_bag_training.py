@@ -31,6 +31,7 @@ from mt2st_fast.kernels import (
     Trained,
     TrainedHead,
     bag_step,
+    prepare_bags,
     row_rules,
 )
 
@@ -225,11 +226,20 @@ def test_shapes_that_do_not_fit_are_refused(B, C, n_weights, message):
     table = Trained(torch.zeros(7, 5), rule, RowState())
     head = TrainedHead(Trained(torch.zeros(C, 5), rule, RowState()), None)
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
+    bags = prepare_bags(table.parameter, torch.zeros(20, dtype=torch.int32), torch.arange(21))
+    targets = [torch.zeros(B, dtype=torch.int64)]
     with pytest.raises(ValueError, match=message):
-        bag_step(
-            table, [head], torch.zeros(20, dtype=torch.int32), torch.arange(21), [torch.zeros(B, dtype=torch.int64)],
-            torch.ones(n_weights), layout,
-        )  # fmt: skip
+        bag_step(table, [head], bags, targets, torch.ones(n_weights), layout)
+
+
+def test_bags_of_another_table_are_refused():
+    rule = RowRule(row_rules.SGD, 0.1)
+    bags = prepare_bags(torch.zeros(8, 5), torch.full((20,), 7), torch.arange(21))
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
+    head = TrainedHead(Trained(torch.zeros(3, 5), rule, RowState()), None)
+    table = Trained(torch.zeros(7, 5), rule, RowState())
+    with pytest.raises(ValueError, match="prepared for 8 rows, the table has 7"):
+        bag_step(table, [head], bags, [torch.zeros(20, dtype=torch.int64)], torch.ones(1), layout)
 
 
 def dropout(encoder, heads):
@@ -305,9 +315,8 @@ def test_hits_are_those_of_the_heads(B):
 
     of_heads = [TrainedHead(trained(heads.linear(t).weight), trained(heads.linear(t).bias)) for t in tasks]
     layout = HeadLayout(tuple(TASKS[t].head for t in tasks), tasks)
-    found = bag_step(
-        trained(encoder.table), of_heads, ids, starts, [targets[t] for t in tasks], weights, layout
-    )
+    bags = prepare_bags(encoder.table, ids, starts)
+    found = bag_step(trained(encoder.table), of_heads, bags, [targets[t] for t in tasks], weights, layout)
     assert found.correct.tolist() == expected.tolist()
     assert min(found.correct.tolist()) > 0
 
