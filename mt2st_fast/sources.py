@@ -130,6 +130,11 @@ class Source:
         """Optimizer steps in one pass over the main task's loader."""
         return -(-len(self.loaders[self.main].loader) // self.accumulate)
 
+    @property
+    def fixed_batches(self) -> bool:
+        """Whether the same tensors are the same batch throughout a phase, as the loaders say of themselves."""
+        return all(getattr(loader.loader, "fixed_batches", False) for loader in self.loaders.values())
+
     def next_step(self) -> list[list[Batch]]:
         """The batches of one optimizer step: `accumulate` micro-steps, each one batch a loader."""
         return [[loader.next() for loader in self.loaders.values()] for _ in range(self.accumulate)]

@@ -29,6 +29,7 @@ from mt2st_fast.tasks import Classification, MultiLabel
 from mt2st_fast.trainer import Trainer
 
 EVALUATION_ROWS = 4096
+MOST_KEPT_IDS = 50_000_000  # of batches that are kept in memory, in which they take about 1 GB
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,10 @@ def train_supervised(
     } | trainer_options
     options.setdefault("optimizer", lambda parameters: RowwiseAdagrad(parameters, lr=lr))
     trainer = Trainer(encoder, heads, schedule=schedule or MultiTask(), **options)
-    trainer.fit(BagBatches(corpus, batch_size, main, seed=seed), epochs=epoch)
+    batches = BagBatches(
+        corpus, batch_size, main, seed=seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
+    )
+    trainer.fit(batches, epochs=epoch)
     return SupervisedModel(features, targets, trainer, label)
 
 

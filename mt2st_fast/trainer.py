@@ -442,7 +442,9 @@ class Trainer:
         parts = self.encoder, self.heads, self._optimizer
         # The kernel knows no autocast.
         wanted = self.fuse_backward and self.precision == "float32"
-        self._bag_training = BagTraining(*parts) if wanted and BagTraining.obstacle(*parts) is None else None
+        self._bag_training = None
+        if wanted and BagTraining.obstacle(*parts) is None:
+            self._bag_training = BagTraining(*parts, fixed_batches=self._source.fixed_batches)
 
     def _fuse(self) -> None:
         if not isinstance(self._optimizer, RowSparseOptimizer):

@@ -30,6 +30,10 @@ class RowStream:
         self.seek(self.pass_number + 1, 0)
         return np.concatenate([piece, self.draw(count - len(piece))])
 
+    def draw_pass(self) -> np.ndarray:
+        """All rows in the order of the current pass, from its start."""
+        return self._current_order()
+
     def _current_order(self) -> np.ndarray:
         if self._order is None:
             seeds = np.random.SeedSequence((*self._seed, self.pass_number))
@@ -48,6 +52,8 @@ class Sampler:
     A single-task phase draws rows with a main label only. An epoch is ceil(N / batch_size) batches in every
     phase, so that strategies compare step by step.
     """
+
+    fixed = False
 
     def __init__(self, labelled: np.ndarray, batch_size: int, share: float = 0.5, seed: int = 1):
         if batch_size < 1:
@@ -72,7 +78,7 @@ class Sampler:
             "main_rows": int(labelled.sum()),
             "batch_size": self.batch_size,
         }
-        self._identity |= {"share": share, "seed": seed}
+        self._identity |= {"share": share, "seed": seed, "fixed": self.fixed}
         row_sets = {"all": np.arange(N), "main": np.flatnonzero(labelled), "other": np.flatnonzero(~labelled)}
         self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
 
@@ -111,6 +117,61 @@ class Sampler:
         self.position, self.single_task = state["position"], state["single_task"]
         for name, stream in self._streams.items():
             stream.seek(*state["streams"][name])
+
+
+class FixedSampler(Sampler):
+    """A Sampler that puts a phase's batches together once: only their order is another one in every pass over them.
+
+    Batches are of equal size to within a row. Where main labels are rare every batch has its share of them, and the
+    batches of a pass hold every other row once.
+    """
+
+    fixed = True
+
+    def __init__(self, labelled: np.ndarray, batch_size: int, share: float = 0.5, seed: int = 1):
+        super().__init__(labelled, batch_size, share, seed)
+        rows = {name: stream.draw_pass() for name, stream in self._streams.items()}
+        self._batches = {
+            "multi_task": self._multi_task_batches(**rows),
+            "single_task": _split(rows["main"], self.batch_size),
+        }
+        first = len(self._streams)
+        self._streams = {
+            phase: RowStream(np.arange(len(batches)), seed, first + i)
+            for i, (phase, batches) in enumerate(self._batches.items())
+        }
+
+    def next_number(self) -> int:
+        """The number of the next batch among those of the phase."""
+        self.position = (self.position + 1) % self.steps_per_epoch
+        return int(self._streams[self._phase].draw(1)[0])
+
+    def rows_of(self, number: int) -> np.ndarray:
+        """The rows of a batch, int64 (B,)."""
+        return self._batches[self._phase][number]
+
+    def next_rows(self) -> np.ndarray:
+        """The rows of the next batch, int64 (B,)."""
+        return self.rows_of(self.next_number())
+
+    @property
+    def _phase(self) -> str:
+        return "single_task" if self.single_task else "multi_task"
+
+    def _multi_task_batches(self, all: np.ndarray, main: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
+        n_other = self.batch_size - self._n_main
+        if not self.main_is_rare:
+            return _split(all, self.batch_size)
+        if not n_other:
+            return _split(main, self.batch_size)
+        others = _split(other, n_other)
+        mains = np.resize(main, (len(others), self._n_main))  # over and over again
+        return [np.concatenate(rows) for rows in zip(mains, others, strict=True)]
+
+
+def _split(rows: np.ndarray, most: int) -> list[np.ndarray]:
+    """Into as few parts of at most `most` rows as there can be, as equal as they can be."""
+    return np.array_split(rows, -(-len(rows) // most))
 
 
 def check_active(active: Sequence[str], tasks: Sequence[str], main: str) -> tuple[str, ...]:
