@@ -191,6 +191,40 @@ def _transposed(ids, starts, largest, n_parts):  # type: ignore[no-untyped-def]
 transposed = Kernel(_transposed)
 
 
+def _split_by_part(ids, starts, n_parts):  # type: ignore[no-untyped-def]
+    """(ids (total,), starts (n_parts, B + 1)): for every part the bags, with the ids of that part alone, in order."""
+    B = len(starts) - 1
+    ends = np.zeros(n_parts + 1, np.int64)
+    for p in numba.prange(n_parts):
+        ends[p + 1] = _count_of_part(ids, p, n_parts)
+    for p in range(n_parts):
+        ends[p + 1] += ends[p]
+    of_parts, starts_of_parts = np.empty(ends[-1], np.int32), np.empty((n_parts, B + 1), np.int64)
+    for p in numba.prange(n_parts):
+        part_ids, part_starts = _ids_of_part(ids, starts, p, n_parts, ends[p + 1] - ends[p])
+        of_parts[ends[p] : ends[p + 1]] = part_ids
+        starts_of_parts[p] = part_starts + ends[p]
+    return of_parts, starts_of_parts
+
+
+split_by_part = Kernel(_split_by_part)
+
+
+@helper
+def _ids_of_part(ids, starts, part, n_parts, n):
+    """(ids (n,), starts (B + 1,)) of every bag's ids that are of the part."""
+    # One more place: an id of another part is written, too, and written over by the next.
+    kept, kept_starts = np.empty(n + 1, np.int32), np.empty(len(starts), np.int64)
+    n = 0
+    for bag in range(len(starts) - 1):
+        kept_starts[bag] = n
+        for i in range(starts[bag], starts[bag + 1]):
+            kept[n] = ids[i]
+            n += np.int64((ids[i] != NONE) & (_part_of(np.int64(ids[i]), n_parts) == part))
+    kept_starts[-1] = n
+    return kept[:n], kept_starts
+
+
 @helper
 def _count_of_part(ids, part, n_parts):
     n = 0

@@ -1,9 +1,10 @@
 """A whole training step of heads over bags of table rows: one kernel from the ids to the moved rows.
 
-First a thread takes tiles of bags: pools their rows into cache, makes all heads' logits, losses and gradients there,
-and leaves the gradient of the bags (B, D). Then it takes rows of the table of its own, sums each one's gradient and
-moves it, and heads of its own. Nothing is computed twice, no gradient of the table is ever held, and Python is left
-once a step. The same call on the same number of threads gives the same bits.
+A thread takes tiles of bags: pools their rows into cache (where threads pool the rows that they move, all threads have
+done so for all bags before), makes all heads' logits, losses and gradients there, and leaves the gradient of the bags
+(B, D). Then it takes rows of the table of its own, sums each one's gradient and moves it, and heads of its own. Nothing
+is computed twice, no gradient of the table is ever held, and Python is left once a step. The same call on the same
+number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -48,30 +49,54 @@ PARAMETER, STATE = 0, 1
 
 
 @helper
-def _pool_bags(h, table, D, ids, starts, scales, first, bags):
-    """Sums of the bags first.. times their scales into h (bags, ld), zero up to a whole vector."""
-    target = h.ctypes.data
+def _pool_rows(table, D, ids, starts, first, last, target, ld):
+    """target (.., ld) = the sums of the rows in the bags first..last."""
+    for bag in range(first, last):
+        for i in range(starts[bag] + AHEAD, min(starts[bag + 1] + AHEAD, len(ids))):
+            if ids[i] != NONE:
+                ask_for_row(table, np.int64(ids[i]), D)
+        at = target + FLOAT_BYTES * (bag - first) * ld
+        sum_rows(table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, at)
+
+
+@helper
+def _share_of_bags(starts, p, n_splits):
+    """The bags (first, last) of split p: about as much work in each."""
+    if len(starts) == 1:
+        return share(starts[0], p, n_splits)
+    B = starts.shape[1] - 1
+    return p * B // n_splits, (p + 1) * B // n_splits
+
+
+@helper
+def _load_bags(h, table, D, ids, starts, pooled, scales, first, bags):
+    """Sums of the bags first.. times their scales into h (bags, ld), zero up to a whole vector.
+
+    From the table, or from what every thread has summed of them: pooled (n_pools, B, D), if there are several pools.
+    """
+    if len(starts) == 1:
+        _pool_rows(table, D, ids, starts[0], first, first + bags, h.ctypes.data, h.shape[1])
+    else:
+        for i in range(bags):
+            for d in range(D):
+                h[i, d] = pooled[0, first + i, d]
+            for p in range(1, len(pooled)):
+                for d in range(D):
+                    h[i, d] += pooled[p, first + i, d]
     for i in range(bags):
-        bag = first + i
-        for j in range(starts[bag] + AHEAD, min(starts[bag + 1] + AHEAD, len(ids))):
-            if ids[j] != NONE:
-                ask_for_row(table, np.int64(ids[j]), D)
-        sum_rows(
-            table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, target + FLOAT_BYTES * i * h.shape[1]
-        )
         for d in range(D):
-            h[i, d] *= scales[bag]
+            h[i, d] *= scales[first + i]
     for i in range(bags, round_up(bags, WIDTH)):
         h[i, :] = ZERO
 
 
 @helper
 def _run_bags(
-    table, D, ids, starts, scales, first_bag, last_bag, for_logits, for_features, bias, heads, columns, column_weights,
-    targets, scale, tile_bags, d_features, d_weight, loss_k, correct_k, bias_gradient_s,
+    table, D, ids, starts, pooled, scales, first_bag, last_bag, for_logits, for_features, bias, heads, columns,
+    column_weights, targets, scale, tile_bags, d_features, d_weight, loss_k, correct_k, bias_gradient_s,
 ):  # fmt: skip
     """Losses of bags first_bag..last_bag, and the gradients of the heads and of every row in a bag, by one thread."""
-    S, B = columns[-1], len(starts) - 1
+    S, B = columns[-1], len(scales)
     h, z, product = tile_buffers(tile_bags, D, S)
     h_address, ldh, z_address, ldz = h.ctypes.data, h.shape[1], z.ctypes.data, z.shape[1]
     lanes = scratch(LANES, round_up(tile_bags, WIDTH))
@@ -79,7 +104,7 @@ def _run_bags(
     tile_bias_gradient = np.zeros(S, np.float32)
     for first in range(first_bag, last_bag, tile_bags):
         bags = min(tile_bags, last_bag - first)
-        _pool_bags(h, table, D, ids, starts, scales, first, bags)
+        _load_bags(h, table, D, ids, starts, pooled, scales, first, bags)
         logits(h_address, ldh, bags, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
         loss_tile(
             z, bias, heads, columns, column_weights, targets, B, NO_ROWS_LEFT_OUT, first, bags, scale, True, loss_k,
@@ -138,7 +163,7 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     weights and biases, and the states (C,) of those; 0 = there is none. per_row (V,) is the table's state. scales to
     parts are the fields of PreparedBags. The rest is as in tile_pass.
     """
-    K, B, n_splits = len(heads), len(starts) - 1, len(parts) - 1
+    K, B, n_splits, n_pools = len(heads), len(scales), len(parts) - 1, len(starts)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
@@ -152,12 +177,16 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     S_blocks = round_up(S, BLOCK_ROWS)
     d_weight_ps = scratch(n_splits * S_blocks, round_up(D, WIDTH) + SKEW)
     d_features = np.empty((B, D), np.float32)
+    pooled = np.empty((n_pools if n_pools > 1 else 0, B, D), np.float32)
+    if n_pools > 1:
+        for p in numba.prange(n_pools):
+            _pool_rows(table, D, ids, starts[p], 0, B, pooled[p].ctypes.data, D)
     for p in numba.prange(n_splits):
         d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks]
         d_weight_s[:] = ZERO
-        first, last = share(starts, p, n_splits)
+        first, last = _share_of_bags(starts, p, n_splits)
         _run_bags(
-            table, D, ids, starts, scales, first, last, for_logits, for_features, bias_s, heads, columns,
+            table, D, ids, starts, pooled, scales, first, last, for_logits, for_features, bias_s, heads, columns,
             column_weights, targets, scale, tile_bags, d_features.ctypes.data, d_weight_s, loss_pk[p], correct_pk[p],
             d_bias_ps[p],
         )  # fmt: skip

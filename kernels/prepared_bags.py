@@ -15,14 +15,20 @@ from torch import Tensor
 from .embedding import Mode, checked_bags, serving
 from .numba_jit import PARALLEL_FLOATS, thread_count
 
+# A thread that pools only rows that it moves itself never waits for another's cache, but leaves a sum of its own for
+# every bag. That pays where it has so many ids a bag to sum.
+LEAST_IDS = 8
+
 
 class PreparedBags(NamedTuple):
     """A checked batch of B bags and U different rows: what `bag_step` takes."""
 
     n_rows: int  # of the tables that it fits
     scales: np.ndarray  # (B,) float32, what the sum of a bag's rows is multiplied by
-    ids: np.ndarray  # (total,) int32, by bag: of bag b ids[starts[b] : starts[b + 1]]
-    starts: np.ndarray  # (B + 1,) int64
+    ids: (
+        np.ndarray
+    )  # (total,) int32, by bag: pool p sums for bag b the rows ids[starts[p, b] : starts[p, b + 1]]
+    starts: np.ndarray  # (n_pools, B + 1) int64; one pool for all threads, or one of its own for every part
     rows: np.ndarray  # (U,) int32, by row: rows[u] stands in the bags bags[begins[u] : begins[u + 1]]
     begins: np.ndarray  # (U + 1,) int64
     bags: np.ndarray  # int32, as many as there are ids that stand for a row
@@ -42,6 +48,7 @@ def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean"
     by_bag, B = (ids.numpy(), starts.numpy()), len(starts) - 1
     scales = kernels.mean_scales(*by_bag) if mode == "mean" else np.ones(B, np.float32)
     n_parts = thread_count() if ids.numel() * D >= PARALLEL_FLOATS else 1
-    return PreparedBags(
-        V, scales, *by_bag, *kernels.transposed(*by_bag, V - 1, n_parts, parallel=n_parts > 1)
-    )
+    by_row = kernels.transposed(*by_bag, V - 1, n_parts, parallel=n_parts > 1)
+    if n_parts == 1 or len(ids) < LEAST_IDS * B * n_parts:
+        return PreparedBags(V, scales, by_bag[0], by_bag[1][None], *by_row)
+    return PreparedBags(V, scales, *kernels.split_by_part(*by_bag, n_parts, parallel=True), *by_row)

@@ -99,19 +99,21 @@ def stepped_by_torch(encoder, heads, inputs, targets, weights, optimizer, dtype)
 @pytest.mark.parametrize("make", [SGD, RowwiseAdagrad])
 @pytest.mark.parametrize("mode", ["mean", "sum"])
 @pytest.mark.parametrize(
-    ("dim", "B", "tasks"),
+    ("dim", "B", "tasks", "most_words"),
     [
-        (3, 40, ("topic",)),
-        (16, 1, ("topic", "tone")),
-        (100, 37, ("tone", "topic", "tags", "stars")),
-        (100, 700, ("topic", "tone", "stars")),  # in parallel
-        (128, 65, ("tags",)),
-        (300, 50, ("topic", "tone")),
+        (3, 40, ("topic",), 30),
+        (16, 1, ("topic", "tone"), 30),
+        (100, 37, ("tone", "topic", "tags", "stars"), 30),
+        (100, 700, ("topic", "tone", "stars"), 20),  # in parallel
+        (100, 333, ("topic", "tone", "stars"), 100),  # in parallel, and threads pool rows of their own
+        (128, 65, ("tags",), 30),
+        (300, 50, ("topic", "tone"), 30),
+        (300, 150, ("topic",), 80),
     ],
 )
-def test_a_step_is_as_exact_as_that_of_torch(make, mode, dim, B, tasks):
+def test_a_step_is_as_exact_as_that_of_torch(make, mode, dim, B, tasks, most_words):
     encoder, heads, optimizer = model(dim, mode, tasks=tasks, make=make, bias="stars" in tasks)
-    inputs, targets = batch(B, tasks)
+    inputs, targets = batch(B, tasks, most_words=most_words)
     weights = torch.linspace(1.0, 0.3, len(tasks))
     exact_losses, exact = stepped_by_torch(encoder, heads, inputs, targets, weights, optimizer, torch.float64)
     _, of_torch = stepped_by_torch(encoder, heads, inputs, targets, weights, optimizer, torch.float32)
@@ -142,26 +144,27 @@ def test_steps_add_up_as_without_the_kernel():
         assert fused == pytest.approx(plain, rel=1e-5)
 
 
-def test_the_same_steps_give_the_same_bits():
+@pytest.mark.parametrize("most_words", [20, 100])
+def test_the_same_steps_give_the_same_bits(most_words):
     found = []
     for _ in range(2):
         encoder, heads, optimizer = model(tasks=("topic", "tone"))
         training = BagTraining(encoder, heads, optimizer)
         for seed in range(3):
-            training(*batch(600, ("topic", "tone"), seed), torch.ones(2))
+            training(*batch(600, ("topic", "tone"), seed, most_words), torch.ones(2))
         found.append(parameters(encoder, heads))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_the_table_moves_the_same_on_any_number_of_threads():
-    """The gradient of a bag depends on its own tile only where the tiles are the same: so with tiles of one thread."""
+    """Where threads do not pool rows of their own."""
     threads = torch.get_num_threads()
     found = []
     try:
         for n_threads in (1, 2):
             torch.set_num_threads(n_threads)
             encoder, heads, optimizer = model()
-            BagTraining(encoder, heads, optimizer)(*batch(600, ("topic",)), torch.ones(1))
+            BagTraining(encoder, heads, optimizer)(*batch(600, ("topic",), most_words=20), torch.ones(1))
             found.append(encoder.table.detach().clone())
     finally:
         torch.set_num_threads(threads)
@@ -211,6 +214,41 @@ def test_bad_batches_are_refused_with_nothing_moved(spoil, message):
     with pytest.raises(ValueError, match=message):
         training((ids, starts), targets, torch.ones(1))
     assert all(torch.equal(a, b) for a, b in zip(parameters(encoder, heads), before, strict=True))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize(("B", "most_words"), [(37, 30), (900, 20), (300, 100)])
+def test_prepared_bags_hold_every_id_by_bag_and_by_row(n_threads, B, most_words):
+    (ids, starts), _ = batch(B, (), most_words=most_words)
+    expected = [sorted(bag[bag >= 0].tolist()) for bag in torch.tensor_split(ids, starts[1:-1])]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(n_threads)
+        bags = prepare_bags(torch.zeros(V, 100), ids, starts)
+    finally:
+        torch.set_num_threads(threads)
+    n_parts = n_threads if len(ids) * 100 >= 1 << 18 else 1
+    assert len(bags.parts) == n_parts + 1
+    assert len(bags.starts) == (n_parts if len(ids) >= 8 * B * n_parts else 1)
+    by_bag, by_row = [[] for _ in range(B)], [[] for _ in range(B)]
+    for starts_of_pool in bags.starts:
+        for bag in range(B):
+            of_bag = bags.ids[starts_of_pool[bag] : starts_of_pool[bag + 1]]
+            by_bag[bag] += of_bag[of_bag >= 0].tolist()
+    for u, row in enumerate(bags.rows.tolist()):
+        for bag in bags.bags[bags.begins[u] : bags.begins[u + 1]].tolist():
+            by_row[bag].append(row)
+    assert [sorted(bag) for bag in by_bag] == [sorted(bag) for bag in by_row] == expected
+    assert len(set(bags.rows.tolist())) == len(bags.rows) == bags.parts[-1]
+    of_part = {
+        row: p for p in range(n_parts) for row in bags.rows[bags.parts[p] : bags.parts[p + 1]].tolist()
+    }
+    blocks = {(row // 16, p) for row, p in of_part.items() if row >= 64}
+    assert len(blocks) == len({block for block, _ in blocks})
+    if len(bags.starts) > 1:
+        for p, starts_of_pool in enumerate(bags.starts):
+            pool = bags.ids[starts_of_pool[0] : starts_of_pool[-1]]
+            assert {of_part[row] for row in pool.tolist()} == {p}
 
 
 @pytest.mark.parametrize(
