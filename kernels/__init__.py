@@ -3,7 +3,7 @@
 Imports nothing from the rest of the package.
 """
 
-from .bag_step import BagStep, Trained, TrainedHead, bag_step, bag_step_obstacle, warm_up_bag_step
+from .bag_step import BagModel, BagStep, Trained, TrainedHead, bag_step, bag_step_obstacle, warm_up_bag_step
 from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
 from .context import (
     ContextBatch,
@@ -34,6 +34,7 @@ __all__ = [
     "BACKENDS",
     "PLANS",
     "RULES",
+    "BagModel",
     "BagStep",
     "Choice",
     "ContextBatch",

@@ -12,6 +12,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,11 +23,11 @@ from .row_rules import ADAM, RowRule, RowState
 
 
 class Trained(NamedTuple):
-    """A parameter, the rule by which its rows move, and the rule's state; a row is what the first axis counts."""
+    """A parameter whose first axis counts rows, what its rule remembers of them, and which of a step's rules it is."""
 
     parameter: Tensor
-    rule: RowRule
     state: RowState
+    rule: int
 
 
 class TrainedHead(NamedTuple):
@@ -36,6 +37,30 @@ class TrainedHead(NamedTuple):
     bias: Trained | None
 
 
+class BagModel:
+    """A table (V, D) and K linear heads on it, as `bag_step` trains them: where they and their states lie.
+
+    Parameters and states have to stay where they are for as long as it is used.
+
+    Raises ValueError for heads whose shapes do not fit the layout.
+    """
+
+    def __init__(self, table: Trained, heads: Sequence[TrainedHead], layout: HeadLayout) -> None:
+        D = table.parameter.shape[1]
+        if len(heads) != len(layout):
+            raise ValueError(f"layout has {len(layout)} heads, not {len(heads)}")
+        for name, spec, head in zip(layout.names, layout.heads, heads, strict=True):
+            if head.weight.parameter.shape != (spec.size, D):
+                shape = tuple(head.weight.parameter.shape)
+                raise ValueError(f"the weight of {name} is {shape}, not ({spec.size}, {D})")
+        self.table, self.heads, self.layout = table, tuple(heads), layout
+        parts = [part for head in heads for part in head]
+        # (K, 2, 2): of weight and bias the address, and that of the state; 0 = there is none.
+        self.addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
+        # (1 + 2 K,): of the table, then of every head's weight and bias.
+        self.rules = np.array([table.rule, *(table.rule if part is None else part.rule for part in parts)])
+
+
 class BagStep(NamedTuple):
     """What a step leaves beside the moved parameters: losses (K,) float32 and rows classified right (K,) int64."""
 
@@ -43,65 +68,66 @@ class BagStep(NamedTuple):
     correct: Tensor
 
 
-def bag_step_obstacle(table: Trained, heads: Sequence[TrainedHead], backend: str = "auto") -> str | None:
-    """Why `bag_step` cannot train these, or None. Raises as `choose_embedding_backend` does."""
-    parts = [table, *(part for head in heads for part in head if part is not None)]
-    for part in parts:
-        if part.parameter.device.type != "cpu":
+def bag_step_obstacle(
+    table: Tensor, others: Sequence[Tensor], rules: Sequence[RowRule], backend: str = "auto"
+) -> str | None:
+    """Why `bag_step` cannot train a table and the heads' parameters by these rules, or None.
+
+    Raises as `choose_embedding_backend` does.
+    """
+    for parameter in (table, *others):
+        if parameter.device.type != "cpu":
             return "its kernel is for a CPU"
-        if part.parameter.dtype is not torch.float32 or not part.parameter.is_contiguous():
+        if parameter.dtype is not torch.float32 or not parameter.is_contiguous():
             return "its kernel is for contiguous float32 parameters"
-        if part.rule.kind == ADAM:
-            return "its kernel knows SGD and row-wise Adagrad"
-    chosen = choose_embedding_backend(table.parameter.device, backend)
+    if any(rule.kind == ADAM for rule in rules):
+        return "its kernel knows SGD and row-wise Adagrad"
+    chosen = choose_embedding_backend(table.device, backend)
     return None if chosen.name == "numba" else f"the backend is {chosen.name}: {chosen.reason}"
 
 
 def bag_step(
-    table: Trained,
-    heads: Sequence[TrainedHead],
+    model: BagModel,
+    rules: Sequence[RowRule],
     bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
-    layout: HeadLayout,
 ) -> BagStep:
-    """Train the table (V, D) and K heads on B bags, in place; all of `bag_step_obstacle`'s obstacles are the caller's.
+    """Train table and heads on B bags, in place; all of `bag_step_obstacle`'s obstacles are the caller's.
 
-    bags come from `prepare_bags`, and may come again; targets, task_weights (K,) and layout are as in `multitask_loss`.
-    A head without a target or with weight 0 stays as it is.
+    bags come from `prepare_bags`, and may come again; rules are those that the model's parameters name, at the rates of
+    this step; targets and task_weights (K,) are as in `multitask_loss`. A head without a target or with weight 0 stays
+    as it is.
 
-    Raises ValueError, with nothing moved, for bags of another table's rows, for a shape that does not fit the layout,
+    Raises ValueError, with nothing moved, for bags of another table's rows, for targets that do not fit bags or heads,
     and for a class target that is neither in [0, C) nor ignore_index.
     """
-    if bags.n_rows != len(table.parameter):
-        raise ValueError(
-            f"the bags were prepared for {bags.n_rows:,} rows, the table has {len(table.parameter):,}"
-        )
-    _check_heads(table, heads, targets, task_weights, layout, B=len(bags.scales))
-    found: tuple[Tensor, Tensor] = _kernels().step(table, heads, bags, targets, task_weights, layout)
+    _check_batch(model, bags, targets, task_weights)
+    found: tuple[Tensor, Tensor] = _kernels().step(model, rules, bags, targets, task_weights)
     return BagStep(*found)
 
 
-def _check_heads(
-    table: Trained,
-    heads: Sequence[TrainedHead],
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    B: int,
+def _check_batch(
+    model: BagModel, bags: PreparedBags, targets: Sequence[Tensor], task_weights: Tensor
 ) -> None:
     """The kernel reads addresses: no shape may lie."""
-    K, D = len(layout), table.parameter.shape[1]
-    if not len(heads) == len(targets) == len(task_weights) == K:
+    layout, V, B = model.layout, len(model.table.parameter), len(bags.scales)
+    if bags.n_rows != V:
+        raise ValueError(f"the bags were prepared for {bags.n_rows:,} rows, the table has {V:,}")
+    if not len(targets) == len(task_weights) == len(layout):
         raise ValueError(
-            f"layout has {K} heads; heads, targets and weights are {len(heads)}, {len(targets)}, {len(task_weights)}"
+            f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
         )
-    for name, spec, head, target in zip(layout.names, layout.heads, heads, targets, strict=True):
+    for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
         if target.shape != ((B,) if spec.kind is Kind.SOFTMAX else (B, spec.size)):
             raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {B} bags")
-        if head.weight.parameter.shape != (spec.size, D):
-            shape = tuple(head.weight.parameter.shape)
-            raise ValueError(f"the weight of {name} is {shape}, not ({spec.size}, {D})")
+
+
+def _addresses(part: Trained | None) -> tuple[int, int]:
+    """Of a parameter and of its state, 0 where there is none."""
+    if part is None:
+        return 0, 0
+    return part.parameter.data_ptr(), 0 if part.state.per_row is None else part.state.per_row.data_ptr()
 
 
 def warm_up_bag_step() -> None:

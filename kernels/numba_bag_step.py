@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bag_step import Trained, TrainedHead
+from .bag_step import BagModel, Trained, TrainedHead
 from .layout import HeadLayout, HeadSpec, Kind
 from .numba_gemm import BLOCK_ROWS
 from .numba_jit import PARALLEL_FLOATS, Kernel, helper, pointer_to_float32, pointer_to_int64
@@ -214,48 +214,36 @@ step_on_bags = Kernel(_step_on_bags)
 
 
 def step(
-    table: Trained,
-    heads: Sequence[TrainedHead],
+    model: BagModel,
+    rules: Sequence[RowRule],
     bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
-    layout: HeadLayout,
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of kernels/bag_step.py's `bag_step`."""
-    batch = survey_batch(targets, task_weights, layout, skip_zero_weights=True)
-    losses, correct = torch.zeros(len(heads)), torch.zeros(len(heads), dtype=torch.int64)
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    losses, correct = torch.zeros(len(model.heads)), torch.zeros(len(model.heads), dtype=torch.int64)
     computed = batch.computed()
     if not len(computed):
         return losses, correct
-    D, n_splits = table.parameter.shape[1], len(bags.parts) - 1
-    parts = [part for head in heads for part in head]
-    rules = [table.rule, *(table.rule if part is None else part.rule for part in parts)]
-    addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
-    per_row = NO_SCALES if table.state.per_row is None else table.state.per_row.numpy()
+    table, state = model.table.parameter, model.table.state.per_row
+    D, n_splits = table.shape[1], len(bags.parts) - 1
     step_on_bags(
-        np.array(rules, RULE_RECORD), table.parameter.data_ptr(), D, per_row, *bags[1:], computed, addresses,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale,
-        tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(), correct.data_ptr(),
-        parallel=n_splits > 1,
+        np.array(rules, RULE_RECORD)[model.rules], table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
+        *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
+        batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(),
+        correct.data_ptr(), parallel=n_splits > 1,
     )  # fmt: skip
     return losses, correct
-
-
-def _addresses(part: Trained | None) -> tuple[int, int]:
-    """Of a parameter and of its state, 0 where there is none."""
-    if part is None:
-        return 0, 0
-    return part.parameter.data_ptr(), 0 if part.state.per_row is None else part.state.per_row.data_ptr()
 
 
 @lru_cache
 def warm_up() -> None:
     """Compile the serial and the parallel kernel, or load them from Numba's cache: they serve every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    rule = RowRule(SGD, 0.0)
-    heads = [TrainedHead(Trained(torch.zeros(3, 2), rule, RowState()), None)]
+    heads = [TrainedHead(Trained(torch.zeros(3, 2), RowState(), 0), None)]
+    model = BagModel(Trained(torch.zeros(2, 2), RowState(), 0), heads, layout)
     for n_bags in (2, PARALLEL_FLOATS // 2):
-        table = Trained(torch.zeros(2, 2), rule, RowState())
         ids, starts = torch.zeros(n_bags, dtype=torch.int32), torch.arange(n_bags + 1)
-        targets = [torch.zeros(n_bags, dtype=torch.int64)]
-        step(table, heads, prepare_bags(table.parameter, ids, starts), targets, torch.ones(1), layout)
+        bags = prepare_bags(model.table.parameter, ids, starts)
+        step(model, [RowRule(SGD, 0.0)], bags, [torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mt2st_fast.encoders import BagEncoder
 from mt2st_fast.heads import MultiTaskHeads
 from mt2st_fast.kernels import (
+    BagModel,
+    HeadLayout,
     PreparedBags,
     Trained,
     TrainedHead,
@@ -46,11 +47,8 @@ class BagTraining:
         assert isinstance(encoder, BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._parameters = _parameters(encoder, heads)
-        self._first_trained = _trained(self._parameters, optimizer)
-        group_of = _groups(optimizer)
-        self._groups = [group_of[id(p)] for p in self._parameters]
-        self._place_of = {id(p): i for i, p in enumerate(self._parameters)}
+        self._trained = _trained(encoder, heads, optimizer)
+        self._models: dict[tuple[str, ...], BagModel] = {}  # by the tasks of a batch
         self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if fixed_batches else None
         warm_up_bag_step()
 
@@ -73,25 +71,23 @@ class BagTraining:
             return "a module has hooks"
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             return "the optimizer has hooks"
-        group_of = _groups(optimizer)
+        group_of = _group_of(optimizer)
         parameters = _parameters(encoder, heads)
         if any(id(p) not in group_of or not p.requires_grad for p in parameters):
             return "a parameter is frozen"
         if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
             return "a parameter has hooks"
-        trained = _trained(parameters, optimizer)
-        if any(part is None for part in trained):
+        if any(optimizer.dense_state(p) is None for p in parameters[1:]):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        return bag_step_obstacle(
-            trained[0], [TrainedHead(part, None) for part in trained[1:]], encoder.backend
-        )
+        rules = [optimizer.rule(group) for group in optimizer.param_groups]
+        return bag_step_obstacle(parameters[0], parameters[1:], rules, encoder.backend)
 
     def fits(self, micro_steps: Sequence[Sequence[Batch]]) -> bool:
         """Whether this step can be taken: one batch, of tasks with heads, and no parameter frozen meanwhile."""
         if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
             return False
         _, targets = micro_steps[0][0]
-        return all(p.requires_grad for p in self._parameters) and not any(
+        return all(p.requires_grad for p in self._trained) and not any(
             self._heads.is_word_task(name) for name in targets
         )
 
@@ -105,20 +101,25 @@ class BagTraining:
         _, starts = inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
         # Rates may fall at every step; all else stays for the phase.
-        rules = {id(group): self._optimizer.rule(group) for group in self._optimizer.param_groups}
-        trained = [
-            part._replace(rule=rules[id(group)])
-            for part, group in zip(self._first_trained, self._groups, strict=True)
-        ]
-        found = bag_step(
-            trained[0],
-            [self._head(name, trained) for name in batch.layout.names],
-            self._prepared(*inputs),
-            batch.targets,
-            batch.weights,
-            batch.layout,
-        )
+        rules = [self._optimizer.rule(group) for group in self._optimizer.param_groups]
+        bags = self._prepared(*inputs)
+        found = bag_step(self._model(batch.layout), rules, bags, batch.targets, batch.weights)
         return self._heads.over_active(found.losses, batch)
+
+    def _model(self, layout: HeadLayout) -> BagModel:
+        """Table and heads of the tasks in a batch."""
+        model = self._models.get(layout.names)
+        if model is None:
+            linears = [self._heads.linear(name) for name in layout.names]
+            heads = [
+                TrainedHead(
+                    self._trained[linear.weight], None if linear.bias is None else self._trained[linear.bias]
+                )
+                for linear in linears
+            ]
+            model = BagModel(self._trained[self._encoder.table], heads, layout)
+            self._models[layout.names] = model
+        return model
 
     def _prepared(self, ids: Tensor, starts: Tensor) -> PreparedBags:
         kept: PreparedBags | None = None if self._kept is None else self._kept.get(ids)
@@ -127,24 +128,23 @@ class BagTraining:
             self._kept[ids] = bags
         return bags
 
-    def _head(self, task: str, trained: Sequence[Trained]) -> TrainedHead:
-        linear = self._heads.linear(task)
-        bias = None if linear.bias is None else trained[self._place_of[id(linear.bias)]]
-        return TrainedHead(trained[self._place_of[id(linear.weight)]], bias)
+
+def _group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
+    """The number of every parameter's group, by the parameter's id()."""
+    return {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
-def _groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """The group of every parameter, by its id()."""
-    return {id(p): group for group in optimizer.param_groups for p in group["params"]}
-
-
-def _trained(parameters: Sequence[nn.Parameter], optimizer: RowSparseOptimizer) -> list[Trained]:
-    """Table and dense parameters with rule and state; None for one that no row rule moves."""
-    group_of = _groups(optimizer)
-    return [
-        optimizer.trained(p, group_of[id(p)], row_sparse=i == 0)  # type: ignore[misc]
-        for i, p in enumerate(parameters)
-    ]
+def _trained(
+    encoder: BagEncoder, heads: MultiTaskHeads, optimizer: RowSparseOptimizer
+) -> dict[nn.Parameter, Trained]:
+    """Table and dense parameters with what their rules remember."""
+    group_of, trained = _group_of(optimizer), {}
+    for parameter in _parameters(encoder, heads):
+        row_sparse = parameter is encoder.table
+        state = optimizer.row_state(parameter) if row_sparse else optimizer.dense_state(parameter)
+        assert state is not None
+        trained[parameter] = Trained(parameter.detach(), state, group_of[id(parameter)])
+    return trained
 
 
 def _parameters(encoder: BagEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:

@@ -19,7 +19,6 @@ from mt2st_fast.kernels import (
     FusedUpdate,
     RowRule,
     RowState,
-    Trained,
     fuse_update,
     update_all_rows,
     update_rows,
@@ -45,11 +44,6 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """What the rule remembers of a dense parameter, made at its first step; None where another rule moves it."""
         del parameter
         return None
-
-    def trained(self, parameter: Tensor, group: dict[str, Any], *, row_sparse: bool) -> Trained | None:
-        """A parameter with rule and state, for a kernel that steps it itself; None where no row rule moves it."""
-        state = self.row_state(parameter) if row_sparse else self.dense_state(parameter)
-        return None if state is None else Trained(parameter.detach(), self.rule(group), state)
 
     def fuse(self, tables: Iterable[Tensor]) -> None:
         """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.

@@ -23,6 +23,7 @@ from mt2st_fast import (
 from mt2st_fast.bag_training import BagTraining
 from mt2st_fast.callbacks import Callback
 from mt2st_fast.kernels import (
+    BagModel,
     HeadLayout,
     HeadSpec,
     Kind,
@@ -252,32 +253,31 @@ def test_prepared_bags_hold_every_id_by_bag_and_by_row(n_threads, B, most_words)
 
 
 @pytest.mark.parametrize(
-    ("B", "C", "n_weights", "message"),
+    ("B", "V", "n_weights", "message"),
     [
-        (19, 3, 1, r"targets of task 0 are \(19,\), there are 20 bags"),
-        (20, 4, 1, r"the weight of task 0 is \(4, 5\), not \(3, 5\)"),
-        (20, 3, 2, "layout has 1 heads; heads, targets and weights are 1, 1, 2"),
+        (19, 7, 1, r"targets of task 0 are \(19,\), there are 20 bags"),
+        (20, 7, 2, "there are 1 heads; targets and weights are 1, 2"),
+        (20, 8, 1, "prepared for 8 rows, the table has 7"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(B, C, n_weights, message):
-    rule = RowRule(row_rules.SGD, 0.1)
-    table = Trained(torch.zeros(7, 5), rule, RowState())
-    head = TrainedHead(Trained(torch.zeros(C, 5), rule, RowState()), None)
-    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    bags = prepare_bags(table.parameter, torch.zeros(20, dtype=torch.int32), torch.arange(21))
+def test_batches_that_do_not_fit_are_refused(B, V, n_weights, message):
+    bags = prepare_bags(torch.zeros(V, 5), torch.zeros(20, dtype=torch.int32), torch.arange(21))
     targets = [torch.zeros(B, dtype=torch.int64)]
     with pytest.raises(ValueError, match=message):
-        bag_step(table, [head], bags, targets, torch.ones(n_weights), layout)
+        bag_step(small_model(C=3), [RowRule(row_rules.SGD, 0.1)], bags, targets, torch.ones(n_weights))
 
 
-def test_bags_of_another_table_are_refused():
-    rule = RowRule(row_rules.SGD, 0.1)
-    bags = prepare_bags(torch.zeros(8, 5), torch.full((20,), 7), torch.arange(21))
-    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    head = TrainedHead(Trained(torch.zeros(3, 5), rule, RowState()), None)
-    table = Trained(torch.zeros(7, 5), rule, RowState())
-    with pytest.raises(ValueError, match="prepared for 8 rows, the table has 7"):
-        bag_step(table, [head], bags, [torch.zeros(20, dtype=torch.int64)], torch.ones(1), layout)
+def small_model(C, n_heads=1):
+    table = Trained(torch.zeros(7, 5), RowState(), rule=0)
+    head = TrainedHead(Trained(torch.zeros(C, 5), RowState(), rule=0), None)
+    return BagModel(table, [head] * n_heads, HeadLayout((HeadSpec(Kind.SOFTMAX, 3),)))
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"the weight of task 0 is \(4, 5\), not \(3, 5\)"):
+        small_model(C=4)
+    with pytest.raises(ValueError, match="layout has 1 heads, not 2"):
+        small_model(C=3, n_heads=2)
 
 
 def dropout(encoder, heads):
@@ -346,15 +346,15 @@ def test_hits_are_those_of_the_heads(B):
     (ids, starts), targets = batch(B, tasks)
     weights = torch.ones(3)
     expected = heads(encoder((ids, starts)), targets, weights).correct
-    rule = RowRule(row_rules.SGD, 0.1)
 
     def trained(parameter):
-        return Trained(parameter.detach(), rule, RowState())
+        return Trained(parameter.detach(), RowState(), rule=0)
 
     of_heads = [TrainedHead(trained(heads.linear(t).weight), trained(heads.linear(t).bias)) for t in tasks]
     layout = HeadLayout(tuple(TASKS[t].head for t in tasks), tasks)
+    model_ = BagModel(trained(encoder.table), of_heads, layout)
     bags = prepare_bags(encoder.table, ids, starts)
-    found = bag_step(trained(encoder.table), of_heads, bags, [targets[t] for t in tasks], weights, layout)
+    found = bag_step(model_, [RowRule(row_rules.SGD, 0.1)], bags, [targets[t] for t in tasks], weights)
     assert found.correct.tolist() == expected.tolist()
     assert min(found.correct.tolist()) > 0
 
