@@ -7,7 +7,7 @@ rows that the batch touches in one pass; `ContextTraining` takes whole rounds of
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -375,38 +375,33 @@ class ContextTraining:
         rate - rate_fall times the epoch's words before it.
         """
         from . import numba_context, numba_subword_context
+        from .numba_barrier import abandon, new_barrier
         from .numba_jit import thread_count
 
-        o, n_words, parts = self.options, len(tokens), range(self.options.shards)
-        tables, w = (self.inputs, self.outputs), self._workspace
-        mode, negatives = MODES.index(o.mode), float(o.negatives)
+        o, mode = self.options, MODES.index(self.options.mode)
         kernels: Any = numba_context
         rows_of_words: tuple[np.ndarray, ...] = ()
-        workspaces: tuple[Any, ...] = (w,)
+        workspaces: tuple[Any, ...] = (self._workspace,)
         if self.subwords is not None:
             kernels, rows_of_words = numba_subword_context, tuple(self.subwords)
-            workspaces = (w, self._subword_workspace)
+            workspaces = (self._workspace, self._subword_workspace)
+        n_threads = min(thread_count(), o.shards)
+        barrier, found = new_barrier(), np.zeros((o.shards, 2))
+        rates = np.array([rate, rate_fall, least_rate])
 
-        def shard(p: int) -> tuple[float, int]:
-            first = min(p * n_words // o.shards + r * o.shard_words, (p + 1) * n_words // o.shards)
-            last = min(first + o.shard_words, (p + 1) * n_words // o.shards)
-            result: tuple[float, int] = kernels.train_shard(
-                tokens, bounds, first, last, key, *self.sampler, mode, o.window, negatives, not o.true_mean,
-                np.float32(-step), *rows_of_words, *tables, *workspaces, p, parallel=False,
+        def train(thread: int) -> None:
+            kernels.train_rounds(
+                tokens, bounds, key, *self.sampler, mode, o.window, float(o.negatives), not o.true_mean, rates,
+                float(o.pull), o.shard_words, *rounds, *rows_of_words, self.inputs, self.outputs, *workspaces, thread,
+                barrier, n_threads, found, parallel=False,
             )  # fmt: skip
-            return result
 
-        def merge(p: int) -> None:
-            kernels.merge_part(*tables, *workspaces, step, float(o.pull), p, parallel=False)
-
-        loss, pairs = 0.0, 0
-        threads = min(thread_count(), o.shards)
-        with ThreadPoolExecutor(threads) as pool:
-            in_parallel = pool.map if threads > 1 else map
-            for r in range(*rounds):
-                step = float(max(least_rate, rate - rate_fall * r * o.shard_words * o.shards))
-                for shard_loss, shard_pairs in in_parallel(shard, parts):
-                    loss, pairs = loss + shard_loss, pairs + shard_pairs
-                for _ in in_parallel(merge, parts):
-                    pass
-        return loss, pairs
+        with ThreadPoolExecutor(n_threads) as pool:
+            try:
+                threads = [pool.submit(train, thread) for thread in range(n_threads)]
+                wait(threads, return_when=FIRST_EXCEPTION)
+            finally:
+                abandon(barrier)  # nobody waits for one who failed
+        for thread in threads:
+            thread.result()
+        return float(found[:, 0].sum()), int(found[:, 1].sum())

@@ -5,7 +5,8 @@ Skip-gram and CBOW with negatives that a tile of positions shares: `numba_contex
 Training: a shard is what one thread does in a round. It copies the rows that its words and negatives need, goes over
 its tiles, each of which moves the copies at once, and leaves the rows' changes. When all shards of the round have
 done so, their changes are added to the tables in the order of shards. So a thread sees its own steps at once and
-those of others after the round, nobody waits within a round, and the same call gives the same bits.
+those of others after the round, nobody waits within a round, and the same call gives the same bits. Threads meet at
+barriers of their own (numba_barrier.py) and come back to Python after many rounds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numba
 import numpy as np
 
 from .context import TILE
+from .numba_barrier import wait
 from .numba_context_tile import CBOW, tile_step
 from .numba_draw import draw_negatives, draw_positions, number_rows
 from .numba_gemm import copy_floats
@@ -166,29 +168,50 @@ def pairs_of(mode, low, high, first, last):
     return pairs
 
 
-def _train_shard(
-    tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, inputs, outputs, w, p,
+@helper
+def shard_words_of(n_words, shard, shards, shard_words, r):
+    """The words (first, last) of a shard in round r of an epoch over n_words."""
+    end = (shard + 1) * n_words // shards
+    first = min(shard * n_words // shards + r * shard_words, end)
+    return first, min(first + shard_words, end)
+
+
+@helper
+def rate_of(rates, n_words_before):
+    """The rate after so many words of an epoch; rates (3,): at its start, its fall with every word, the least."""
+    return max(rates[2], rates[0] - rates[1] * n_words_before)
+
+
+def _train_rounds(
+    tokens, bounds, key, keep, accept, alias, mode, window, negatives, spread, rates, pull, shard_words, first_round,
+    last_round, inputs, outputs, w, thread, barrier, n_threads, found,
 ):  # fmt: skip
-    """Shard p takes words first..last by steps of -step; its changes stay in w, a Workspace of kernels/context.py.
+    """Rounds of an epoch, as one of n_threads which all call this: shards thread, thread + n_threads, ...
 
-    Returns (loss, positive pairs) of some of its tiles.
+    w is a Workspace of kernels/context.py. found (P, 2) += the loss and the positive pairs of some tiles of each shard.
     """
-    return _go_over_shard(
-        tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, inputs, outputs,
-        w.slot_of[p], w.words[p], w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p], w.visits[p], w.counts[p],
-        w.x[p], w.y[p], w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p],
-    )  # fmt: skip
+    P, n_words = len(w.words), len(tokens)
+    for r in range(first_round, last_round):
+        rate = rate_of(rates, r * shard_words * P)
+        for p in range(thread, P, n_threads):
+            first, last = shard_words_of(n_words, p, P, shard_words, r)
+            loss, pairs = _go_over_shard(
+                tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, f32(-rate),
+                inputs, outputs, w.slot_of[p], w.words[p], w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p],
+                w.visits[p], w.counts[p], w.x[p], w.y[p], w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p],
+                w.h_t[p],
+            )  # fmt: skip
+            found[p, 0] += loss
+            found[p, 1] += pairs
+        if not wait(barrier, n_threads):
+            return
+        for p in range(thread, P, n_threads):
+            _merge(inputs, outputs, w.rows, w.visits, w.counts, w.x, w.y, w.factors, rate, pull, p)
+        if not wait(barrier, n_threads):
+            return
 
 
-def _merge_part(inputs, outputs, w, rate, pull, part):
-    """Add the changes of all shards to the rows of one part of both tables; the parts are disjoint."""
-    _merge(inputs, outputs, w.rows, w.visits, w.counts, w.x, w.y, w.factors, rate, pull, part)
-
-
-# Called from threads of Python, which sleep while they wait: those of a parallel kernel spin, and on a machine that is
-# shared with other work a round of two parallel regions then took up to ten times as long.
-train_shard = Kernel(_train_shard)
-merge_part = Kernel(_merge_part)
+train_rounds = Kernel(_train_rounds)
 
 
 # --- gradients of a batch --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from .context import TILE
+from .numba_barrier import wait
 from .numba_context import (
     LOSS_EVERY,
     ONE,
@@ -20,7 +21,9 @@ from .numba_context import (
     copy_in,
     f32,
     pairs_of,
+    rate_of,
     set_factors,
+    shard_words_of,
     to_changes,
 )
 from .numba_context_rows import add_row, zero_row
@@ -85,7 +88,8 @@ def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
             add_row(change, target + np.int64(part_slots[k]) * row_bytes, ld)
 
 
-def _train_shard(
+@helper
+def _go_over_shard(
     tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, ids, id_bounds,
     inputs, outputs, w, s, p,
 ):  # fmt: skip
@@ -140,7 +144,8 @@ def _train_shard(
     return loss, pairs
 
 
-def _merge_part(inputs, outputs, w, s, rate, pull, part):
+@helper
+def _merge(inputs, outputs, w, s, rate, pull, part):
     """Add the changes of all shards to the rows of one part of both tables; the parts are disjoint."""
     P = len(w.rows)
     set_factors(s.rows, s.visits, s.counts, s.factors, rate, pull, part)
@@ -152,5 +157,28 @@ def _merge_part(inputs, outputs, w, s, rate, pull, part):
     clear_factors(w.rows, w.counts[:, 1], w.factors, part)
 
 
-train_shard = Kernel(_train_shard)
-merge_part = Kernel(_merge_part)
+def _train_rounds(
+    tokens, bounds, key, keep, accept, alias, mode, window, negatives, spread, rates, pull, shard_words, first_round,
+    last_round, ids, id_bounds, inputs, outputs, w, s, thread, barrier, n_threads, found,
+):  # fmt: skip
+    """train_rounds of numba_context.py where word v is the mean of the rows ids[id_bounds[v] : id_bounds[v + 1]]."""
+    P, n_words = len(w.words), len(tokens)
+    for r in range(first_round, last_round):
+        rate = rate_of(rates, r * shard_words * P)
+        for p in range(thread, P, n_threads):
+            first, last = shard_words_of(n_words, p, P, shard_words, r)
+            loss, pairs = _go_over_shard(
+                tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, f32(-rate),
+                ids, id_bounds, inputs, outputs, w, s, p,
+            )  # fmt: skip
+            found[p, 0] += loss
+            found[p, 1] += pairs
+        if not wait(barrier, n_threads):
+            return
+        for p in range(thread, P, n_threads):
+            _merge(inputs, outputs, w, s, rate, pull, p)
+        if not wait(barrier, n_threads):
+            return
+
+
+train_rounds = Kernel(_train_rounds)

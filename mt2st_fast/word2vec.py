@@ -22,15 +22,16 @@ from mt2st_fast.schedules import Moment, Schedule, Switch
 from mt2st_fast.table_tasks import TableTasks, check_kinds
 
 # A round is at most that many words of a worker, and a corpus has at least so many rounds.
-MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 25
+MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 200
 # By experiment (bench/words.py). Skip-gram needs 30 negatives a word, CBOW 5: with 16 for a tile skip-gram is more than
-# twice as fast, but loses 0.03 on WordSim-353.
-SHARED = {"skipgram": 64, "cbow": 16}
+# twice as fast, but loses 0.03 on WordSim-353; CBOW loses nothing with 8 where rounds are short.
+SHARED = {"skipgram": 64, "cbow": 8}
 # Two workers are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
 PULL = {"skipgram": 2.0, "cbow": 0.5}
 STABLE_WORKERS = 2
 WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
-CHUNKS = 20  # an epoch returns to Python as often: for Ctrl-C
+# An epoch returns to Python so often at most, and after so many words at least: for Ctrl-C, and for tasks' turns.
+MOST_CHUNKS, LEAST_CHUNK_WORDS = 20, 200_000
 
 
 class _Text(NamedTuple):
@@ -228,16 +229,17 @@ class Word2Vec:
         training = ContextTraining(self.input_rows, self.output_vectors, sampler, options, self._subwords)
         rounds = training.rounds(n_words)
         auxiliary = self._auxiliary()
+        chunks = MOST_CHUNKS if self.tasks else min(MOST_CHUNKS, -(-n_words // LEAST_CHUNK_WORDS))
         fall = (alpha - min_alpha) / (n_words * max(1, epochs))
         _tell(callbacks, "on_train_begin", self)
         for epoch in range(epochs):
             _tell(callbacks, "on_epoch_begin", self)
             key = stream_key(self.seed, self.epochs_done)
             loss, pairs = 0.0, 0
-            cuts = [rounds * i // CHUNKS for i in range(CHUNKS + 1)]
+            cuts = [rounds * i // chunks for i in range(chunks + 1)]
             for chunk, (first, last) in enumerate(pairwise(cuts)):
-                done = epoch + chunk / CHUNKS
-                moment = Moment(epoch * CHUNKS + chunk, CHUNKS, epochs * CHUNKS)
+                done = epoch + chunk / chunks
+                moment = Moment(epoch * chunks + chunk, chunks, epochs * chunks)
                 auxiliary.take_turn(moment, max(min_alpha, alpha - fall * done * n_words))
                 if first < last:
                     rate = alpha - fall * epoch * n_words
