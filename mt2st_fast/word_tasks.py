@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import embedding_bag
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, embedding_bag, multitask_loss
 from mt2st_fast.kernels.context_loss import LocalBatch, context_loss
 
 VectorsOf = Callable[[Tensor], Tensor]  # word types (...) to their vectors (..., D)
@@ -45,28 +45,35 @@ class WordSimilarity(WordTask):
 class WordAnalogy(WordTask):
     """a is to b as c is to d: b - a + c is nearest, by cosine, to its own d among those of the batch.
 
-    inputs: word types (B, 4), a b c d; target is not read and may be any (B,). Softmax cross-entropy over the batch
-    at a temperature (cosines lie too close together for a softmax as they are). A d that is also the answer of
-    another row is no wrong answer there.
+    inputs: word types (B, 4), a b c d; target is not read and may be any (B,). Softmax cross-entropy over the different
+    answers of the batch at a temperature (cosines lie too close together for a softmax as they are), by the kernels of
+    the heads, whose classes the answers are.
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float = 0.1, *, backend: str = "auto") -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
-        self.temperature = temperature
+        self.temperature, self.backend = temperature, backend
 
     def forward(self, vectors_of: VectorsOf, inputs: Tensor, target: Tensor) -> Tensor:
         """() float32. Raises ValueError where inputs are not (B, 4)."""
         del target
         _check_words(inputs, 4)
         a, b, c, d = F.normalize(vectors_of(inputs).float(), dim=2).unbind(1)
-        cosines = F.normalize(b - a + c, dim=1) @ d.T
-        answers = inputs[:, 3]
-        same = answers.unsqueeze(1) == answers.unsqueeze(0)
-        same.fill_diagonal_(fill_value=False)
-        logits = (cosines / self.temperature).masked_fill(same, float("-inf"))
-        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        answers, B = inputs[:, 3], len(inputs)
+        # An answer that stands in n rows is a class n times: less log n, they are one together.
+        log_repeats = (answers.unsqueeze(1) == answers.unsqueeze(0)).sum(1).log()
+        out = multitask_loss(
+            F.normalize(b - a + c, dim=1) / self.temperature,
+            d,
+            -log_repeats,
+            [torch.arange(B, device=inputs.device)],
+            torch.ones(1, device=inputs.device),
+            HeadLayout((HeadSpec(Kind.SOFTMAX, B),)),
+            backend=self.backend,
+        )
+        return out.total - log_repeats.mean()
 
 
 class ContextPrediction(WordTask):

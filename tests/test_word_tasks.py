@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mt2st_fast import (
     BagEncoder,
@@ -60,6 +61,34 @@ def test_analogy_is_cross_entropy_over_the_answers_of_the_batch():
         cosines = torch.stack([unit[d] @ query / query.norm() for d in rows[:, 3].tolist()]) / 0.5
         terms.append(torch.logsumexp(cosines, 0) - cosines[i])
     assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+
+def analogy_by_torch(table, rows, temperature):
+    """The loss over the different answers, as the formula has it."""
+    unit = F.normalize(table, dim=1)
+    a, b, c = (unit[rows[:, i]] for i in range(3))
+    answers, own = torch.unique(rows[:, 3], return_inverse=True)
+    return F.cross_entropy(F.normalize(b - a + c, dim=1) @ unit[answers].T / temperature, own)
+
+
+@pytest.mark.parametrize("B", [1, 7, 300])
+def test_analogy_and_its_gradient_are_as_exact_as_torchs(B):
+    generator = torch.Generator().manual_seed(B)
+    rows = torch.randint(0, 40, (B, 4), generator=generator)  # so many rows have one answer
+    table = torch.randn(40, 20, generator=generator, dtype=torch.float64)
+    found = {}
+    for name, dtype in (("exact", torch.float64), ("torch", torch.float32), ("ours", torch.float32)):
+        leaf = table.detach().to(dtype, copy=True).requires_grad_()
+        if name == "ours":
+            loss = WordAnalogy(0.2)(lambda types, leaf=leaf: leaf[types], rows, torch.zeros(B))
+        else:
+            loss = analogy_by_torch(leaf, rows, 0.2)
+        loss.backward()
+        found[name] = (loss.detach().double(), leaf.grad.double())
+    for ours, of_torch, exact in zip(found["ours"], found["torch"], found["exact"], strict=True):
+        assert (ours - exact).abs().max() <= 2 * (
+            of_torch - exact
+        ).abs().max() + 1e-6 * exact.abs().max() + 1e-7
 
 
 def test_the_same_answer_in_another_row_is_not_wrong():
