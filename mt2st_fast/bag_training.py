@@ -136,9 +136,10 @@ def _group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
 
 def _trained(
     encoder: BagEncoder, heads: MultiTaskHeads, optimizer: RowSparseOptimizer
-) -> dict[nn.Parameter, Trained]:
+) -> dict[Tensor, Trained]:
     """Table and dense parameters with what their rules remember."""
-    group_of, trained = _group_of(optimizer), {}
+    group_of = _group_of(optimizer)
+    trained: dict[Tensor, Trained] = {}
     for parameter in _parameters(encoder, heads):
         row_sparse = parameter is encoder.table
         state = optimizer.row_state(parameter) if row_sparse else optimizer.dense_state(parameter)
