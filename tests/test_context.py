@@ -18,6 +18,7 @@ from mt2st_fast.kernels.context import (
     stream_key,
     word_sampler,
 )
+from mt2st_fast.kernels.numba_context import rate_of, shard_words_of
 
 MARGIN = 2e-6  # a few float32 roundings: sums in another order
 MODES = ("skipgram", "cbow")
@@ -186,6 +187,25 @@ def train(
     losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
     assert all(np.isfinite(loss) for loss, _ in losses)
     return inputs, outputs
+
+
+@pytest.mark.parametrize(
+    ("n_words", "shards", "shard_words"), [(1, 2, 10), (100, 2, 25), (101, 3, 7), (999, 4, 512)]
+)
+def test_an_epoch_reads_every_word_once(n_words, shards, shard_words):
+    tables = [np.zeros((3, 8), np.float32) for _ in range(2)]
+    options = ContextOptions(shards=shards, shard_words=shard_words)
+    training = ContextTraining(*tables, word_sampler(np.ones(3)), options)
+    read = []
+    for r in range(training.rounds(n_words)):
+        for shard in range(shards):
+            read += range(*shard_words_of(n_words, shard, shards, shard_words, r))
+    assert sorted(read) == list(range(n_words))
+
+
+def test_the_rate_falls_to_the_least():
+    rates = np.array([0.5, 0.01, 0.1])
+    assert [rate_of(rates, n) for n in (0, 10, 40, 1000)] == pytest.approx([0.5, 0.4, 0.1, 0.1])
 
 
 @pytest.mark.parametrize("mode", MODES)
