@@ -3,17 +3,11 @@
 Imports nothing from the rest of the package.
 """
 
-from .bag_step import BagModel, BagStep, Trained, TrainedHead, bag_step, bag_step_obstacle, warm_up_bag_step
+from .bag_model import BagModel, Trained, TrainedHead
+from .bag_step import BagStep, bag_step, bag_step_obstacle, warm_up_bag_step
 from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
-from .context import (
-    ContextBatch,
-    ContextGradients,
-    ContextOptions,
-    ContextTraining,
-    context_gradients,
-    draw_batch,
-    word_sampler,
-)
+from .context import ContextGradients, ContextOptions, ContextTraining, context_gradients
+from .context_batch import ContextBatch, draw_batch, word_sampler
 from .embedding import (
     FusedUpdate,
     choose_embedding_backend,

@@ -1,60 +1,19 @@
 """The loss of context prediction as an autograd op over the words of a batch alone, on every backend.
 
-Where a batch is drawn, on a CPU, `local_words` numbers its words anew: their number is data, which a GPU would have to
-be waited for. The result is tensors that can move to any device; their vectors are all that the op reads.
+The vectors of the words of a `LocalBatch` are all that the op reads.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .choice import choose_backend
-from .context import ContextBatch, context_gradients, reference_loss
-
-
-class LocalBatch(NamedTuple):
-    """N kept words in tiles of TILE as a ContextBatch has them, but word u is the type types[u]."""
-
-    types: Tensor  # int64 (U,); the first n_kept have windows, the others are only drawn
-    n_kept: int
-    words: Tensor  # int32 (N,), each of the first n_kept at least once
-    low: Tensor  # int32 (N,)
-    high: Tensor  # int32 (N,)
-    drawn: Tensor  # int32 (tiles, M)
-    per_pair: Tensor  # float32 (): 1 over the positive pairs
-    mode: str
-    window: int
-    negatives: float
-
-    def drawn_batch(self) -> ContextBatch:
-        """As the Numba kernel takes it; of a batch on a CPU."""
-        words, low, high, drawn = (t.numpy() for t in (self.words, self.low, self.high, self.drawn))
-        return ContextBatch(words, low, high, drawn, self.mode, self.window, self.negatives)
-
-
-def local_words(batch: ContextBatch) -> LocalBatch:
-    """The batch over its own words alone."""
-    kept, kept_ids = np.unique(batch.words, return_inverse=True)
-    types = np.concatenate([kept, np.setdiff1d(batch.drawn, kept)])
-    order = np.argsort(types, kind="stable")
-    drawn = order[np.searchsorted(types, batch.drawn, sorter=order)]
-    return LocalBatch(
-        torch.from_numpy(types.astype(np.int64)),
-        len(kept),
-        torch.from_numpy(kept_ids.astype(np.int32).reshape(-1)),
-        torch.from_numpy(batch.low),
-        torch.from_numpy(batch.high),
-        torch.from_numpy(drawn.astype(np.int32)),
-        torch.tensor(1 / max(1, batch.pairs)),
-        batch.mode,
-        batch.window,
-        batch.negatives,
-    )
+from .context import context_gradients
+from .context_batch import LocalBatch, reference_loss
 
 
 def context_loss(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str = "auto") -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bag_step import BagModel, Trained, TrainedHead
+from .bag_model import BagModel, Trained, TrainedHead
 from .layout import HeadLayout, HeadSpec, Kind
 from .numba_gemm import BLOCK_ROWS
 from .numba_jit import PARALLEL_FLOATS, Kernel, helper, pointer_to_float32, pointer_to_int64

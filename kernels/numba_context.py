@@ -16,7 +16,7 @@ import math
 import numba
 import numpy as np
 
-from .context import TILE
+from .context_batch import TILE
 from .numba_barrier import wait
 from .numba_context_tile import CBOW, tile_step
 from .numba_draw import draw_negatives, draw_positions, number_rows
@@ -188,7 +188,7 @@ def _train_rounds(
 ):  # fmt: skip
     """Rounds of an epoch, as one of n_threads which all call this: shards thread, thread + n_threads, ...
 
-    w is a Workspace of kernels/context.py. found (P, 2) += the loss and the positive pairs of some tiles of each shard.
+    w is a Workspace. found (P, 2) += the loss and the positive pairs of some tiles of each shard.
     """
     P, n_words = len(w.words), len(tokens)
     for r in range(first_round, last_round):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .context import TILE
+from .context_batch import TILE
 from .numba_context_rows import add_combined, add_row, combine, copy_row, dots, gather, zero_row
 from .numba_gemm import (
     BLOCK_ROWS,

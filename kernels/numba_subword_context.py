@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .context import TILE
+from .context_batch import TILE
 from .numba_barrier import wait
 from .numba_context import (
     LOSS_EVERY,
@@ -93,7 +93,7 @@ def _go_over_shard(
     tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, ids, id_bounds,
     inputs, outputs, w, s, p,
 ):  # fmt: skip
-    """Shard p takes words first..last by steps of -step; its changes stay in w and s, the workspaces of context.py.
+    """Shard p takes words first..last by steps of -step; its changes stay in the workspaces w and s.
 
     Returns (loss, positive pairs) of some of its tiles.
     """

@@ -22,12 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .context import TILE as _TILE
+from .context_batch import TILE as _TILE
 from .triton_embedding import sum_by_row
 from .triton_heads import log1p, on_device_of
 
 if TYPE_CHECKING:
-    from .context_loss import LocalBatch
+    from .context_batch import LocalBatch
 
 TILE: tl.constexpr = tl.constexpr(_TILE)
 

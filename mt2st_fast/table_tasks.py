@@ -13,7 +13,7 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.data.word_batches import WordBatches, analogy_batches, similarity_batches
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import embedding_bag, take_bags
-from mt2st_fast.kernels.context import Subwords
+from mt2st_fast.kernels.context_workspace import Subwords
 from mt2st_fast.optim import LazyAdam
 from mt2st_fast.schedules import Moment, Schedule
 from mt2st_fast.word_tasks import WordAnalogy, WordSimilarity, WordTask

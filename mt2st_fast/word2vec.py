@@ -17,7 +17,9 @@ from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context import ContextOptions, ContextTraining, Subwords, stream_key, word_sampler
+from mt2st_fast.kernels.context import ContextOptions, ContextTraining
+from mt2st_fast.kernels.context_batch import stream_key, word_sampler
+from mt2st_fast.kernels.context_workspace import Subwords
 from mt2st_fast.schedules import Moment, Schedule, Switch
 from mt2st_fast.table_tasks import TableTasks, check_kinds
 

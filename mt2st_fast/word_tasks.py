@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, embedding_bag, multitask_loss
-from mt2st_fast.kernels.context_loss import LocalBatch, context_loss
+from mt2st_fast.kernels.context_batch import LocalBatch
+from mt2st_fast.kernels.context_loss import context_loss
 
 VectorsOf = Callable[[Tensor], Tensor]  # word types (...) to their vectors (..., D)
 

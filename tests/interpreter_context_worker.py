@@ -16,8 +16,15 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.kernels import triton_bags, triton_embedding
-from mt2st_fast.kernels.context import ContextBatch, draw_batch, stream_key, word_sampler
-from mt2st_fast.kernels.context_loss import LocalBatch, context_loss, local_words
+from mt2st_fast.kernels.context_batch import (
+    ContextBatch,
+    LocalBatch,
+    draw_batch,
+    local_words,
+    stream_key,
+    word_sampler,
+)
+from mt2st_fast.kernels.context_loss import context_loss
 
 RESULTS = ("loss", "d_inputs", "d_outputs")
 # (V, D, lengths of sentences, options): ragged columns and tiles, one tile, words that are their own negatives,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mt2st_fast.kernels import numba_context
-from mt2st_fast.kernels.context import ContextOptions, ContextTraining, stream_key, word_sampler
+from mt2st_fast.kernels.context import ContextOptions, ContextTraining
+from mt2st_fast.kernels.context_batch import stream_key, word_sampler
 from mt2st_fast.kernels.numba_barrier import abandon, new_barrier, wait
 
 

@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mt2st_fast.kernels import context
-from mt2st_fast.kernels.context import (
-    ContextOptions,
-    ContextTraining,
-    Subwords,
-    context_gradients,
-    draw_batch,
-    make_workspace,
-    reference_loss,
-    stream_key,
-    word_sampler,
-)
+from mt2st_fast.kernels import context_batch
+from mt2st_fast.kernels.context import ContextOptions, ContextTraining, context_gradients
+from mt2st_fast.kernels.context_batch import draw_batch, reference_loss, stream_key, word_sampler
+from mt2st_fast.kernels.context_workspace import Subwords, make_workspace
 from mt2st_fast.kernels.numba_context import rate_of, shard_words_of
 
 MARGIN = 2e-6  # a few float32 roundings: sums in another order
@@ -223,7 +215,7 @@ def test_training_resumes_between_rounds(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_tile_of_training_is_one_step_down_the_gradient(mode):
-    tokens, bounds, counts = make_stream(80, [context.TILE])
+    tokens, bounds, counts = make_stream(80, [context_batch.TILE])
     sampler, key = word_sampler(counts, 0), stream_key(2, 0)
     inputs, outputs = make_tables(80, 37)
     batch = draw_batch(tokens, bounds, 0, len(tokens), sampler, key, mode=mode)
@@ -315,7 +307,7 @@ def test_words_of_one_row_each_train_as_words_do(mode, shards):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_tile_of_training_moves_every_row_of_a_word_by_the_gradient_of_its_vector(mode):
-    tokens, bounds, counts = make_stream(80, [context.TILE])
+    tokens, bounds, counts = make_stream(80, [context_batch.TILE])
     sampler, key, subwords = word_sampler(counts, 0), stream_key(2, 0), make_subwords(80, 30, 7)
     inputs, outputs = make_tables(110, 37)
     outputs = outputs[:80].clone()

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from mt2st_fast.kernels import triton_context
-from mt2st_fast.kernels.context import TILE
+from mt2st_fast.kernels.context_batch import TILE
 
 WORKER = Path(__file__).with_name("interpreter_context_worker.py")
 MODES = ("skipgram", "cbow")

@@ -14,8 +14,14 @@ from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.sampler import RowStream
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context import check_options, draw_batch, stream_key, word_sampler
-from mt2st_fast.kernels.context_loss import LocalBatch, local_words
+from mt2st_fast.kernels.context_batch import (
+    LocalBatch,
+    check_options,
+    draw_batch,
+    local_words,
+    stream_key,
+    word_sampler,
+)
 
 # Negatives that 16 positions share.
 SHARED_NEGATIVES = 16
@@ -64,7 +70,7 @@ class ContextBatches:
     """Batches (LocalBatch, {task: nothing}) over a stream of tokens, from its beginning to its end and again.
 
     A batch is `words` consecutive tokens: the frequent ones are thinned out, windows and negatives drawn, anew in
-    every pass (word2vec's draws; kernels/context.py).
+    every pass (word2vec's draws; kernels/context_batch.py).
     """
 
     def __init__(
