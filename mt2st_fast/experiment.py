@@ -65,7 +65,7 @@ class Config:
     epochs: float | None = None
     batch_size: int = 512
     main_share: float = 0.5
-    lr: float = 4e-3
+    lr: float = 1e-2
     lr_decay: str = "linear"
     weight_decay: float = 0.0
     clip_norm: float | None = None
