@@ -6,7 +6,7 @@ rounds of steps inside Numba.
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -149,7 +149,7 @@ class ContextTraining:
         rate - rate_fall times the epoch's words before it.
         """
         from . import numba_context, numba_subword_context
-        from .numba_barrier import abandon, new_barrier
+        from .numba_barrier import fail, new_barrier, stop
         from .numba_jit import thread_count
 
         o, mode = self.options, MODES.index(self.options.mode)
@@ -170,12 +170,16 @@ class ContextTraining:
                 barrier, n_threads, found, parallel=False,
             )  # fmt: skip
 
+        threads: list[Future[None]] = []
         with ThreadPoolExecutor(n_threads) as pool:
             try:
-                threads = [pool.submit(train, thread) for thread in range(n_threads)]
-                wait(threads, return_when=FIRST_EXCEPTION)
-            finally:
-                abandon(barrier)  # nobody waits for one who failed
+                threads += (pool.submit(train, thread) for thread in range(n_threads))
+                finished, _ = wait(threads, return_when=FIRST_EXCEPTION)
+            except BaseException:  # Ctrl-C: at a meeting of all threads, if all have begun
+                (stop if len(threads) == n_threads else fail)(barrier)
+                raise
+            if any(thread.exception() for thread in finished):
+                fail(barrier)
         for thread in threads:
             thread.result()
         return float(found[:, 0].sum()), int(found[:, 1].sum())

@@ -243,7 +243,8 @@ def warm_up() -> None:
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
     heads = [TrainedHead(Trained(torch.zeros(3, 2), RowState(), 0), None)]
     model = BagModel(Trained(torch.zeros(2, 2), RowState(), 0), heads, layout)
-    for n_bags in (2, PARALLEL_FLOATS // 2):
-        ids, starts = torch.zeros(n_bags, dtype=torch.int32), torch.arange(n_bags + 1)
+    # In serial; in parallel; and with pools of their own for the threads.
+    for n_bags, n_ids in ((2, 1), (PARALLEL_FLOATS // 2, 1), (16, PARALLEL_FLOATS // 32)):
+        ids, starts = torch.zeros(n_bags * n_ids, dtype=torch.int32), torch.arange(n_bags + 1) * n_ids
         bags = prepare_bags(model.table.parameter, ids, starts)
         step(model, [RowRule(SGD, 0.0)], bags, [torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1))

@@ -17,18 +17,23 @@ from numba.extending import intrinsic
 from .numba_jit import helper
 
 SPINS = 2000  # a few microseconds
-ARRIVED, TURN, ABANDONED = 0, 1, 2
+ARRIVED, TURN, STOP, STOPPED, FAILED = range(5)
 _I64, _BYTES = ir.IntType(64), 8
 
 
 def new_barrier() -> np.ndarray:
-    """int64 (3,): who has arrived, how often all have, and whether nobody is to wait any more."""
-    return np.zeros(3, np.int64)
+    """int64 (5,): who has arrived, how often all have, who asked to stop, whether all do, and whether one failed."""
+    return np.zeros(5, np.int64)
 
 
-def abandon(barrier: np.ndarray) -> None:
+def stop(barrier: np.ndarray) -> None:
+    """Have all threads stop at the same meeting, the next one."""
+    barrier[STOP] = 1
+
+
+def fail(barrier: np.ndarray) -> None:
     """Let everybody go who waits or will: a thread that was to come will not."""
-    barrier[ABANDONED] = 1
+    barrier[FAILED] = 1
 
 
 @intrinsic
@@ -67,19 +72,20 @@ def _yield(typing_context):  # type: ignore[no-untyped-def]
 
 @helper
 def wait(barrier, n_threads):
-    """Wait until n_threads have called this. Returns whether they have; not, if the barrier was abandoned."""
+    """Wait until n_threads have called this. Returns whether to go on, the same to all unless one has failed."""
     arrived = barrier.ctypes.data
-    turn, abandoned = arrived + 8 * TURN, arrived + 8 * ABANDONED
+    turn, failed, stopped = arrived + _BYTES * TURN, arrived + _BYTES * FAILED, arrived + _BYTES * STOPPED
     my_turn = _read(turn)
     if _add(arrived, 1) == n_threads - 1:
         _add(arrived, -n_threads)
+        # One thread looks, for all.
+        _add(stopped, _read(arrived + _BYTES * STOP))
         _add(turn, 1)
-        return True
     spins = 0
     while _read(turn) == my_turn:
-        if _read(abandoned):
+        if _read(failed):
             return False
         spins += 1
         if spins > SPINS:
             _yield()
-    return True
+    return _read(stopped) == 0

@@ -45,7 +45,8 @@ def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean"
     ids, starts = checked_bags(table, ids, starts, mode, serving(table))
     kernels = importlib.import_module(".numba_bag_ids", __package__)
     V, D = table.shape
-    by_bag, B = (ids.numpy(), starts.numpy()), len(starts) - 1
+    # Not of the tensor itself: who keeps the result by a weak reference to it would keep it alive.
+    by_bag, B = (ids.detach().numpy(), starts.numpy()), len(starts) - 1
     scales = kernels.mean_scales(*by_bag) if mode == "mean" else np.ones(B, np.float32)
     n_parts = thread_count() if ids.numel() * D >= PARALLEL_FLOATS else 1
     by_row = kernels.transposed(*by_bag, V - 1, n_parts, parallel=n_parts > 1)

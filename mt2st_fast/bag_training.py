@@ -14,6 +14,7 @@ from mt2st_fast.kernels import (
     BagModel,
     HeadLayout,
     PreparedBags,
+    RowState,
     Trained,
     TrainedHead,
     bag_step,
@@ -28,7 +29,7 @@ from mt2st_fast.sources import Batch
 class BagTraining:
     """Steps table and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
-    Made for one phase: its active tasks, and parameters that stay where they are. With `fixed_batches` the same tensors
+    Made for one phase and its active tasks. With `fixed_batches` the same tensors
     come again every epoch: what a step wants to know about their ids is worked out once, and kept as long as they are.
 
     Raises ValueError with the reason where the kernel cannot do all that a step would do (see `obstacle`).
@@ -87,6 +88,8 @@ class BagTraining:
         if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
             return False
         _, targets = micro_steps[0][0]
+        if self._lies_elsewhere():
+            self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
         return all(p.requires_grad for p in self._trained) and not any(
             self._heads.is_word_task(name) for name in targets
         )
@@ -121,6 +124,18 @@ class BagTraining:
             self._models[layout.names] = model
         return model
 
+    def _lies_elsewhere(self) -> bool:
+        """Whether somebody has put other memory into a parameter, or loaded another state."""
+        for parameter, trained in self._trained.items():
+            state = _state_of(parameter, self._encoder, self._optimizer)
+            assert state is not None
+            if (
+                parameter.data_ptr() != trained.parameter.data_ptr()
+                or state.per_row is not trained.state.per_row
+            ):
+                return True
+        return False
+
     def _prepared(self, ids: Tensor, starts: Tensor) -> PreparedBags:
         kept: PreparedBags | None = None if self._kept is None else self._kept.get(ids)
         bags = kept or prepare_bags(self._encoder.table, ids, starts, self._encoder.mode)
@@ -141,11 +156,15 @@ def _trained(
     group_of = _group_of(optimizer)
     trained: dict[Tensor, Trained] = {}
     for parameter in _parameters(encoder, heads):
-        row_sparse = parameter is encoder.table
-        state = optimizer.row_state(parameter) if row_sparse else optimizer.dense_state(parameter)
+        state = _state_of(parameter, encoder, optimizer)
         assert state is not None
         trained[parameter] = Trained(parameter.detach(), state, group_of[id(parameter)])
     return trained
+
+
+def _state_of(parameter: Tensor, encoder: BagEncoder, optimizer: RowSparseOptimizer) -> RowState | None:
+    """What the optimizer remembers of the table or of a dense parameter."""
+    return optimizer.row_state(parameter) if parameter is encoder.table else optimizer.dense_state(parameter)
 
 
 def _parameters(encoder: BagEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:

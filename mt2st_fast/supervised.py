@@ -208,6 +208,7 @@ def train_supervised(
         corpus, batch_size, main, seed=seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
     )
     trainer.fit(batches, epochs=epoch)
+    batches.close()
     return SupervisedModel(features, targets, trainer, label)
 
 

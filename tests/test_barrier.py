@@ -10,7 +10,7 @@ import pytest
 from mt2st_fast.kernels import numba_context
 from mt2st_fast.kernels.context import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context_batch import stream_key, word_sampler
-from mt2st_fast.kernels.numba_barrier import abandon, new_barrier, wait
+from mt2st_fast.kernels.numba_barrier import fail, new_barrier, stop, wait
 
 
 @numba.njit(nogil=True)
@@ -45,8 +45,26 @@ def test_who_waits_for_nobody_is_let_go():
         waiting = pool.submit(wait_once, barrier, 2)
         time.sleep(0.05)
         assert not waiting.done()
-        abandon(barrier)
+        fail(barrier)
         assert waiting.result(timeout=60) is False
+
+
+@numba.njit(nogil=True)
+def meet_until_stopped(met, thread, n_threads, barrier):
+    while wait(barrier, n_threads):
+        met[thread] += 1
+
+
+def test_all_stop_at_the_same_meeting():
+    barrier, met = new_barrier(), np.zeros(3, np.int64)
+    with ThreadPoolExecutor(3) as pool:
+        threads = [pool.submit(meet_until_stopped, met, t, 3, barrier) for t in range(3)]
+        while not met.all():
+            time.sleep(0.01)
+        stop(barrier)
+        for thread in threads:
+            thread.result(timeout=60)
+    assert met.min() == met.max() > 0
 
 
 def test_a_thread_that_fails_stops_the_others(monkeypatch):

@@ -1,5 +1,7 @@
 """Batches that are put together once a phase, and what training keeps about them."""
 
+import copy
+import gc
 import json
 from itertools import chain, islice
 
@@ -9,6 +11,7 @@ import torch
 
 from mt2st_fast import BagEncoder, Classification, MultiTask, MultiTaskHeads, RowwiseAdagrad, Switch, Trainer
 from mt2st_fast import bag_training as bag_training_module
+from mt2st_fast.callbacks import Callback
 from mt2st_fast.data import MISSING, BagBatches, Corpus, TargetColumn
 from mt2st_fast.errors import InputError
 
@@ -69,6 +72,23 @@ def test_rare_main_labels_fill_their_share_of_each_batch():
         if label == MISSING
     ]
     assert sorted(others) == sorted(set(range(N)) - {3, 10, 40})
+
+
+@pytest.mark.parametrize(("batch_size", "share", "n_labelled"), [(5, 0.5, 27), (4, 0.34, 19), (8, 0.5, 3)])
+def test_no_row_is_left_out(batch_size, share, n_labelled):
+    """A share of a batch is rounded: there may be more labelled rows than the others' batches have places for."""
+    batches = fixed(range(n_labelled), batch_size, share=share)
+    taken = islice(chain.from_iterable(batches for _ in range(9)), 40)
+    assert set(chain.from_iterable(map(documents, taken))) == set(range(N))
+
+
+def test_closed_batches_are_let_go_and_made_again():
+    batches = fixed(batch_size=N)
+    first = next(iter(batches))[0][0]
+    batches.close()
+    again = next(iter(batches))[0][0]
+    assert again is not first
+    assert torch.equal(again, first)
 
 
 def test_a_share_of_everything_draws_labelled_documents_alone():
@@ -156,6 +176,46 @@ def test_what_is_kept_changes_no_bit(schedule, monkeypatch):
     # After the switch there are 4 batches of the 30 labelled documents.
     assert n_kept == (8 if isinstance(schedule, MultiTask) else 8 + 4)
     assert len(prepared) - n_kept == 4 * 8
+
+
+def test_what_is_kept_goes_with_its_batch():
+    encoder, heads = BagEncoder(N, 16, sparse=True), MultiTaskHeads(16, TASKS, "main")
+    optimizer = RowwiseAdagrad([*encoder.parameters(), *heads.parameters()], lr=0.1)
+    training = bag_training_module.BagTraining(encoder, heads, optimizer, fixed_batches=True)
+    batches = fixed()
+    for inputs, targets in batches:
+        training(inputs, targets, torch.ones(2))
+    assert len(training._kept) == 8
+    del inputs, targets
+    batches.close()
+    gc.collect()
+    assert len(training._kept) == 0
+
+
+class Reloads(Callback):
+    """Puts the optimizer's state of the second step back after the third."""
+
+    def on_step(self, trainer):
+        optimizer = trainer._optimizer
+        if trainer.step == 2:
+            self.state = copy.deepcopy(optimizer.state_dict())
+        if trainer.step == 3:
+            optimizer.load_state_dict(self.state)
+
+
+def test_a_state_loaded_between_steps_is_the_one_that_counts():
+    sums = {}
+    for fuse in (False, True):
+        torch.manual_seed(0)
+        encoder, heads = BagEncoder(N, 16, sparse=True), MultiTaskHeads(16, TASKS, "main")
+        trainer = Trainer(
+            encoder, heads, schedule=MultiTask(), optimizer=lambda p: RowwiseAdagrad(p, lr=0.1), fuse_backward=fuse,
+            device="cpu", callbacks=[Reloads()],
+        )  # fmt: skip
+        trainer.fit(fixed(), epochs=1)
+        assert (trainer._bag_training is not None) == fuse
+        sums[fuse] = trainer._optimizer.dense_state(heads.linear("aux").weight).per_row
+    torch.testing.assert_close(sums[True], sums[False], rtol=1e-4, atol=1e-9)
 
 
 def test_loaders_that_promise_nothing_are_looked_at_every_time(monkeypatch):

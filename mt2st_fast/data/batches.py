@@ -98,7 +98,7 @@ class TrainingBatches:
 
     @property
     def batch_size(self) -> int:
-        """B, rows of every batch."""
+        """B, rows of every batch; the most that a fixed batch has."""
         return self.sampler.batch_size
 
     @property
@@ -141,6 +141,10 @@ class TrainingBatches:
     def _batch(self, rows: np.ndarray) -> Batch:
         return self._inputs(rows), _targets(self._columns, torch.from_numpy(rows))
 
+    def close(self) -> None:
+        """Let go of the batches that are kept."""
+        self._kept = {}
+
     def state_dict(self) -> dict:
         """Phase and positions, in JSON's types: what follows the batch that was handed out last."""
         return {"active": list(self.active), "sampler": self.sampler.state_dict()}
@@ -179,8 +183,8 @@ class BagBatches(TrainingBatches):
     """Training batches of documents: inputs are (type ids int32 (total,), offsets int64 (B + 1,)).
 
     `tasks` limits the tasks (all of the corpus by default); `share` is the Sampler's. `fixed_batches` need about five
-    times the corpus's memory and make a fused step a third cheaper. Raises InputError where the corpus has no label
-    of the main task.
+    times the memory of the rows in a pass and make a fused step a third cheaper. Raises InputError where the corpus has
+    no label of the main task.
     """
 
     def __init__(

@@ -122,8 +122,9 @@ class Sampler:
 class FixedSampler(Sampler):
     """A Sampler that puts a phase's batches together once: only their order is another one in every pass over them.
 
-    Batches are of equal size to within a row. Where main labels are rare every batch has its share of them, and the
-    batches of a pass hold every other row once.
+    Batches have at most batch_size rows and are of equal size to within a row: with few main labels those of a
+    single-task phase may be much smaller than batch_size. Where main labels are rare a batch of a multi-task phase has
+    its share of them; the batches of a pass hold every row with one at least once, and every other row once.
     """
 
     fixed = True
@@ -164,14 +165,19 @@ class FixedSampler(Sampler):
             return _split(all, self.batch_size)
         if not n_other:
             return _split(main, self.batch_size)
-        others = _split(other, n_other)
-        mains = np.resize(main, (len(others), self._n_main))  # over and over again
+        n_batches = max(_parts(other, n_other), _parts(main, self._n_main))
+        others = np.array_split(other, n_batches)
+        mains = np.resize(main, (n_batches, self._n_main))  # over and over again
         return [np.concatenate(rows) for rows in zip(mains, others, strict=True)]
 
 
 def _split(rows: np.ndarray, most: int) -> list[np.ndarray]:
     """Into as few parts of at most `most` rows as there can be, as equal as they can be."""
-    return np.array_split(rows, -(-len(rows) // most))
+    return np.array_split(rows, _parts(rows, most))
+
+
+def _parts(rows: np.ndarray, most: int) -> int:
+    return -(-len(rows) // most)
 
 
 def check_active(active: Sequence[str], tasks: Sequence[str], main: str) -> tuple[str, ...]:
