@@ -154,10 +154,10 @@ def _our_parts(V: int, dim: int, words: np.ndarray, labels: np.ndarray) -> tuple
     return encoder, heads, optimizer, bags_of(words), targets, torch.ones(len(tasks))
 
 
-def our_kernel_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray) -> Step:
-    """The same as one kernel call, as the Trainer does it with fuse_backward."""
+def our_kernel_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, fixed: bool = False) -> Step:
+    """The same as one kernel call, as the Trainer does it with fuse_backward, and with batches that come again."""
     encoder, heads, optimizer, inputs, targets, weights = _our_parts(V, dim, words, labels)
-    training = BagTraining(encoder, heads, optimizer)
+    training = BagTraining(encoder, heads, optimizer, fixed_batches=fixed)
     return lambda: training(inputs, targets, weights)
 
 

@@ -130,6 +130,7 @@ def measure_steps(environment: ledger.Record) -> list[ledger.Record]:
         "EmbeddingBag, sparse": torch_step(V, DIM, documents.words, documents.labels, sparse=True),
         "EmbeddingBag, dense": torch_step(V, DIM, documents.words, documents.labels, sparse=False),
         "ours": our_kernel_step(V, DIM, documents.words, documents.labels),
+        "ours, fixed batch": our_kernel_step(V, DIM, documents.words, documents.labels, fixed=True),
         "ours, fused backward": our_step(V, DIM, documents.words, documents.labels),
         "ours, not fused": our_step(V, DIM, documents.words, documents.labels, fused=False),
     }
