@@ -97,7 +97,7 @@ def group_ids(ids, largest, part, parts):
 @helper
 def group_bags(ids, bounds, largest, part, parts):
     """group_ids with the bag of a position in place of the position; bounds (B + 1,) are of the bags."""
-    keys = np.empty(len(ids) + 1, np.uint64)
+    keys = np.empty(bounds[-1] - bounds[0] + 1, np.uint64)
     n = 0
     for bag in range(len(bounds) - 1):
         for i in range(bounds[bag], bounds[bag + 1]):
@@ -156,39 +156,7 @@ def unique_and_inverse(ids, largest):
     return unique, inverse
 
 
-# --- a batch by row --------------------------------------------------------------------------------------
-
-
-def _transposed(ids, starts, largest, n_parts):  # type: ignore[no-untyped-def]
-    """(rows (U,), begins (U + 1,), bags (total,), parts (n_parts + 1,)): bags[begins[u] : begins[u + 1]] hold rows[u].
-
-    Part p are the rows parts[p] to parts[p + 1], ascending; every part is about as much work.
-    """
-    ends = np.zeros(n_parts + 1, np.int64)
-    for p in numba.prange(n_parts):
-        ends[p + 1] = _count_of_part(ids, p, n_parts)
-    for p in range(n_parts):
-        ends[p + 1] += ends[p]
-    # Of every part as many places as it has ids: how many different ones, nobody knows yet.
-    bags, sparse_rows = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.int32)
-    sparse_begins, counts = np.empty(ends[-1], np.int64), np.zeros(n_parts, np.int64)
-    for p in numba.prange(n_parts):
-        of_part, unique, begins = group_bags(ids, starts, largest, p, n_parts)
-        bags[ends[p] : ends[p + 1]] = of_part
-        counts[p] = len(unique)
-        sparse_rows[ends[p] : ends[p] + counts[p]] = unique
-        sparse_begins[ends[p] : ends[p] + counts[p]] = begins[:-1] + ends[p]
-    parts = np.zeros(n_parts + 1, np.int64)
-    parts[1:] = np.cumsum(counts)
-    rows, begins = np.empty(parts[-1], np.int32), np.empty(parts[-1] + 1, np.int64)
-    for p in range(n_parts):
-        rows[parts[p] : parts[p + 1]] = sparse_rows[ends[p] : ends[p] + counts[p]]
-        begins[parts[p] : parts[p + 1]] = sparse_begins[ends[p] : ends[p] + counts[p]]
-    begins[-1] = ends[-1]
-    return rows, begins, bags, parts
-
-
-transposed = Kernel(_transposed)
+# --- a batch by part and by row --------------------------------------------------------------------------
 
 
 def _split_by_part(ids, starts, n_parts):  # type: ignore[no-untyped-def]
@@ -231,3 +199,37 @@ def _count_of_part(ids, part, n_parts):
     for i in range(len(ids)):
         n += np.int64((ids[i] != NONE) & (_part_of(np.int64(ids[i]), n_parts) == part))
     return n
+
+
+def _transposed(ids, starts, largest):  # type: ignore[no-untyped-def]
+    """(rows (U,), begins (U + 1,), bags (total,), parts (n_parts + 1,)): bags[begins[u] : begins[u + 1]] hold rows[u].
+
+    ids and starts (n_parts, B + 1) are of parts that have rows of their own, as `split_by_part` makes them, or of one
+    part whose ids may be NONE. Part p are the rows parts[p] to parts[p + 1], ascending.
+    """
+    n_parts, n = len(starts), starts[-1, -1]
+    # Of every part as many places as it has ids: how many different ones, nobody knows yet.
+    bags, sparse_rows, sparse_begins = (
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n + n_parts, np.int64),
+    )
+    counts = np.zeros(n_parts, np.int64)
+    for p in numba.prange(n_parts):
+        first = starts[p, 0]
+        of_part, unique, begins = group_bags(ids, starts[p], largest, 0, 1)
+        counts[p] = len(unique)
+        bags[first : first + len(of_part)] = of_part
+        sparse_rows[first : first + counts[p]] = unique
+        sparse_begins[first + p : first + p + counts[p] + 1] = begins + first
+    parts = np.zeros(n_parts + 1, np.int64)
+    parts[1:] = np.cumsum(counts)
+    rows, begins = np.empty(parts[-1], np.int32), np.empty(parts[-1] + 1, np.int64)
+    for p in range(n_parts):
+        first = starts[p, 0]
+        rows[parts[p] : parts[p + 1]] = sparse_rows[first : first + counts[p]]
+        begins[parts[p] : parts[p + 1] + 1] = sparse_begins[first + p : first + p + counts[p] + 1]
+    return rows, begins, bags[: begins[-1]], parts
+
+
+transposed = Kernel(_transposed)

@@ -49,7 +49,7 @@ def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean"
     by_bag, B = (ids.detach().numpy(), starts.numpy()), len(starts) - 1
     scales = kernels.mean_scales(*by_bag) if mode == "mean" else np.ones(B, np.float32)
     n_parts = thread_count() if ids.numel() * D >= PARALLEL_FLOATS else 1
-    by_row = kernels.transposed(*by_bag, V - 1, n_parts, parallel=n_parts > 1)
-    if n_parts == 1 or len(ids) < LEAST_IDS * B * n_parts:
-        return PreparedBags(V, scales, by_bag[0], by_bag[1][None], *by_row)
-    return PreparedBags(V, scales, *kernels.split_by_part(*by_bag, n_parts, parallel=True), *by_row)
+    one_pool = by_bag[0], by_bag[1][None]
+    by_part = kernels.split_by_part(*by_bag, n_parts, parallel=True) if n_parts > 1 else one_pool
+    pools = by_part if len(ids) >= LEAST_IDS * B * n_parts else one_pool
+    return PreparedBags(V, scales, *pools, *kernels.transposed(*by_part, V - 1, parallel=n_parts > 1))
