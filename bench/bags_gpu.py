@@ -7,7 +7,6 @@ take at the bandwidth measured just before: every input read once, every row and
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -25,8 +24,9 @@ from bench.device import synchronize
 from bench.floors import copy_bytes_per_second
 from bench.interleaved import Candidate, Timings, interleave
 from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, RowwiseAdagrad
-from mt2st_fast.kernels import RowRule, RowState, choose_embedding_backend, row_rules
-from mt2st_fast.kernels import reference_embedding as oracle
+from mt2st_fast.kernels import ROOMS, RowRule, RowState, choose_embedding_backend
+from mt2st_fast.kernels.bags import reference as oracle
+from mt2st_fast.kernels.bags import rules as row_rules
 
 console = Console(width=150)
 
@@ -289,7 +289,7 @@ def _state(case: UpdateCase, table: Tensor) -> RowState:
 def _kernels_for(table: Tensor) -> ModuleType:
     """The protocol's functions on the table's device. Raises RuntimeError where they cannot serve it."""
     name = choose_embedding_backend(table.device).name
-    kernels = importlib.import_module(f"mt2st_fast.kernels.{name}_embedding")
+    kernels = ROOMS["bags"].load(name, "bags")
     if reason := kernels.obstacle(table):
         raise RuntimeError(f"{name}: {reason}")
     return kernels

@@ -77,8 +77,7 @@ workers=()
 if "$PYTHON" -c 'import xdist' 2>/dev/null; then
     workers=(-n 6)
 fi
-stage 2 "tests on the GPU" 140 "$PYTHON" -m pytest -q -W default --tb=short --durations=5 "${workers[@]}" tests/test_on_gpu.py \
-    tests/test_words_on_gpu.py tests/test_trainer_on_gpu.py
+stage 2 "tests on the GPU" 140 "$PYTHON" -m pytest -q -W default --tb=short --durations=5 "${workers[@]}" tests/on_gpu
 stage 4 "ceilings" 15 "$PYTHON" -m bench.measure floors --device cuda --records "$records"
 stage 4 heads 115 "$PYTHON" -m bench.measure heads --device cuda --rounds 30 --limit-seconds 5 \
     --total-seconds 90 --records "$records"

@@ -21,7 +21,8 @@ from bench.cases import Direction, HeadInputs
 from bench.device import synchronize
 from bench.interleaved import Candidate
 from mt2st_fast import Classification, MultiTaskHeads
-from mt2st_fast.kernels import choose_backend, multitask_loss, reference
+from mt2st_fast.kernels import choose_backend, multitask_loss
+from mt2st_fast.kernels.heads import reference
 
 TRUTH_BYTES = 4 << 30  # of float64 logits at a time
 

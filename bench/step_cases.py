@@ -15,11 +15,18 @@ from torch import Tensor, nn
 from bench.accuracy import check_as_accurate_as_torch
 from bench.cases import DeviceKind
 from bench.environment import ROOT
-from mt2st_fast import Classification, MultiTask, MultiTaskHeads, SingleTask, Switch, Trainer
+from mt2st_fast import (
+    Classification,
+    MultiTask,
+    MultiTaskHeads,
+    SingleTask,
+    Switch,
+    Trainer,
+)
 from mt2st_fast.data import open_data
-from mt2st_fast.experiment import Config, Experiment
-from mt2st_fast.schedules import Schedule
-from mt2st_fast.sources import Batch, Source
+from mt2st_fast.runs.experiment import Config, Experiment
+from mt2st_fast.training.schedules import Schedule
+from mt2st_fast.training.sources import Batch, Source
 
 EWT = ROOT.parent / "shared" / "data" / "ud_english_ewt"
 EWT_AUXILIARY = (

@@ -12,7 +12,8 @@ from bench.bags_gpu import CPU, Sizes, Update, UpdateCase, make_pass, measure_gp
 from bench.environment import describe
 from bench.word_report import gpu_word_section, word_sections
 from mt2st_fast import BagEncoder
-from mt2st_fast.kernels import reference_embedding, row_rules
+from mt2st_fast.kernels.bags import reference as reference_embedding
+from mt2st_fast.kernels.bags import rules as row_rules
 
 N, L, V, DIM = 400, 20, 5_000, 8
 

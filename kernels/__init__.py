@@ -3,12 +3,7 @@
 Imports nothing from the rest of the package.
 """
 
-from .bag_model import BagModel, Trained, TrainedHead
-from .bag_step import BagStep, bag_step, bag_step_obstacle, warm_up_bag_step
-from .choice import BACKENDS, PLANS, RULES, Choice, Shape, choose_backend, choose_plan, table_path
-from .context import ContextGradients, ContextOptions, ContextTraining, context_gradients
-from .context_batch import ContextBatch, draw_batch, word_sampler
-from .embedding import (
+from .bags.op import (
     FusedUpdate,
     choose_embedding_backend,
     embedding_bag,
@@ -19,14 +14,26 @@ from .embedding import (
     update_rows,
     warm_up_embedding,
 )
-from .layout import HeadLayout, HeadSpec, Kind
-from .op import MultitaskLoss, multitask_loss, warm_up
-from .prepared_bags import PreparedBags, prepare_bags
-from .row_rules import RowRule, RowState
+from .bags.prepared import PreparedBags, prepare_bags
+from .bags.rules import RowRule, RowState
+from .context.batch import ContextBatch, draw_batch, word_sampler
+from .context.training import ContextGradients, ContextOptions, ContextTraining, context_gradients
+from .heads.layout import HeadLayout, HeadSpec, Kind
+from .heads.op import MultitaskLoss, multitask_loss, warm_up
+from .heads.plans import (
+    PLANS,
+    RULES,
+    Shape,
+    choose_plan,
+    table_path,
+)
+from .machine.registry import ROOMS, Choice, choose_backend
+from .step.model import BagModel, Trained, TrainedHead
+from .step.op import BagStep, bag_step, bag_step_obstacle, warm_up_bag_step
 
 __all__ = [
-    "BACKENDS",
     "PLANS",
+    "ROOMS",
     "RULES",
     "BagModel",
     "BagStep",

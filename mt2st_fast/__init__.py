@@ -1,14 +1,24 @@
 """Train on many tasks, finish on one: fused multi-task losses and a phase-aware trainer (MT2ST)."""
 
-from mt2st_fast.callbacks import Callback
 from mt2st_fast.data import TokenStream
-from mt2st_fast.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.errors import InputError
-from mt2st_fast.heads import MultiTaskHeads
-from mt2st_fast.history import Evaluation, History, PhaseRecord, StepRecord
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, choose_backend, choose_plan, multitask_loss
-from mt2st_fast.optim import SGD, LazyAdam, RowwiseAdagrad
-from mt2st_fast.schedules import (
+from mt2st_fast.kernels import (
+    HeadLayout,
+    HeadSpec,
+    Kind,
+    choose_backend,
+    choose_plan,
+    multitask_loss,
+)
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.subword_vectors import SubwordVectors
+from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
+from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
+from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
+from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.training.schedules import (
     Diminish,
     DiminishThenSwitch,
     Moment,
@@ -18,13 +28,10 @@ from mt2st_fast.schedules import (
     SquaringDecay,
     Switch,
 )
-from mt2st_fast.subword_vectors import SubwordVectors
-from mt2st_fast.supervised import SupervisedModel, train_supervised
-from mt2st_fast.tasks import Classification, MultiLabel, Regression
-from mt2st_fast.trainer import NonFiniteLossError, Trainer
-from mt2st_fast.vectors import WordVectors
-from mt2st_fast.word2vec import Word2Vec
-from mt2st_fast.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
+from mt2st_fast.training.trainer import NonFiniteLossError, Trainer
+from mt2st_fast.words.supervised import SupervisedModel, train_supervised
+from mt2st_fast.words.vectors import WordVectors
+from mt2st_fast.words.word2vec import Word2Vec
 
 __version__ = "0.1.0"
 

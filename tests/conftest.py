@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from mt2st_fast import Classification, MultiLabel, MultiTaskHeads, Regression
-from mt2st_fast.kernels import numba_chunked, numba_packed, numba_tile
-from tests.loss_problems import PLAN
+from mt2st_fast.kernels.heads.on_numba import chunked as numba_chunked
+from mt2st_fast.kernels.heads.on_numba import packed as numba_packed
+from mt2st_fast.kernels.heads.on_numba import tile as numba_tile
+from tests.kernels.heads.loss_problems import PLAN
 
 # Plans that somebody tuned on this machine must not decide what the tests run.
 os.environ["MT2ST_PLANS"] = str(Path(__file__).with_name("no-such-table.json"))

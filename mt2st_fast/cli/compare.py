@@ -14,12 +14,12 @@ from rich.table import Table
 from mt2st_fast.cli.options import OutOption, make_writable, takes_config
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
-from mt2st_fast.comparison import compare_runs, render, summarise_seed, table_rows
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.experiment import STRATEGIES, Config, Experiment
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.plots import plot_comparison
+from mt2st_fast.runs.comparison import compare_runs, render, summarise_seed, table_rows
+from mt2st_fast.runs.experiment import STRATEGIES, Config, Experiment
+from mt2st_fast.runs.plots import plot_comparison
 
 
 @takes_config(without=("strategy",))

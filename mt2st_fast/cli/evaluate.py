@@ -11,16 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.cli.options import make_writable
-from mt2st_fast.vectors import WordVectors
-from mt2st_fast.word_evaluation import (
-    EVALUATION_FILES,
-    analogy_rows,
-    pair_rows,
-    write_evaluation,
-)
-from mt2st_fast.word_evaluation import (
-    evaluate as measure,
-)
+from mt2st_fast.words.evaluation import EVALUATION_FILES, analogy_rows, pair_rows, write_evaluation
+from mt2st_fast.words.evaluation import evaluate as measure
+from mt2st_fast.words.vectors import WordVectors
 
 
 def evaluate(

@@ -24,7 +24,7 @@ def kernels(
     Exits with code 1 if a kernel spills registers to memory.
     """
     try:
-        from mt2st_fast.kernels.ahead_of_time import compile_all
+        from mt2st_fast.kernels.machine.ahead_of_time import compile_all
     except ImportError as error:
         raise InputError(f"Triton cannot be imported ({error}); install triton, on Linux") from error
     try:

@@ -13,7 +13,7 @@ import typer
 
 from mt2st_fast.data import READERS
 from mt2st_fast.errors import InputError
-from mt2st_fast.experiment import STRATEGIES, Config
+from mt2st_fast.runs.experiment import STRATEGIES, Config
 
 
 def _option(annotation: Any, panel: str, text: str, *names: str, **limits: Any) -> Any:

@@ -7,9 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt2st_fast.callbacks import Callback
-from mt2st_fast.history import Evaluation, PhaseRecord, StepRecord
-from mt2st_fast.trainer import Trainer
+from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
+from mt2st_fast.training.trainer import Trainer
 
 MOST_TASKS_SHOWN = 4
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mt2st_fast.data import Splits, open_data
-from mt2st_fast.experiment import Config
+from mt2st_fast.runs.experiment import Config
 
 
 def read_data(config: Config) -> Splits:

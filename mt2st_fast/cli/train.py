@@ -17,10 +17,10 @@ from mt2st_fast.cli.options import OutOption, make_writable, takes_config
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.errors import InputError
-from mt2st_fast.experiment import Config, Experiment
 from mt2st_fast.files import write_atomically
-from mt2st_fast.report import RUN_FILES, write_run
-from mt2st_fast.trainer import Trainer
+from mt2st_fast.runs.experiment import Config, Experiment
+from mt2st_fast.runs.report import RUN_FILES, write_run
+from mt2st_fast.training.trainer import Trainer
 
 CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"

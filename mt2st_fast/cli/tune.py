@@ -24,8 +24,8 @@ def tune(
     Takes about two minutes on two cores. MT2ST_PLANS names another file than the one in the user's cache; remove
     the file to choose by the built-in rules again.
     """
-    from mt2st_fast.kernels.tuning import GRID, Trial, save
-    from mt2st_fast.kernels.tuning import tune as time_plans
+    from mt2st_fast.kernels.heads.tuning import GRID, Trial, save
+    from mt2st_fast.kernels.heads.tuning import tune as time_plans
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype} is unknown; there are {', '.join(DTYPES)}")

@@ -14,7 +14,7 @@ from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.sampler import RowStream
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context_batch import (
+from mt2st_fast.kernels.context.batch import (
     LocalBatch,
     check_options,
     draw_batch,

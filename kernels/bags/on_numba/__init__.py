@@ -1,0 +1,7 @@
+"""On a CPU, compiled by Numba."""
+
+import torch
+
+from ...machine.registry import Backend
+
+BACKEND = Backend("numba", package="numba", devices=("cpu",), dtypes=(torch.float32,))

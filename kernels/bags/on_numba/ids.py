@@ -1,0 +1,235 @@
+"""Ids of bags on a CPU: whether they lie in a table, bags taken from many, and ids grouped by row.
+
+Grouping is a radix sort of the batch, so it costs what the batch costs, however long the table.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...machine.jit import Kernel, helper
+from ...machine.simd import prefetch
+from ..rules import NONE
+
+DIGIT_BITS = 11
+BAGS_AHEAD = 16  # bags that are asked for before they are needed
+LINE_BYTES = 64
+BLOCK, SHARED_OUT = 16, 64
+ONE = np.float32(1)
+HASH, LOW_HALF = np.uint64(2_654_435_769), np.uint64(0xFFFFFFFF)  # 2^32 over the golden ratio
+
+
+@helper
+def first_outside(ids, V):
+    """The position of the first id that is neither NONE nor in [0, V), or -1."""
+    outside = 0
+    for i in range(len(ids)):
+        outside += np.int64(ids[i] >= V or ids[i] < NONE)
+    if outside:
+        for i in range(len(ids)):
+            if ids[i] >= V or ids[i] < NONE:
+                return i
+    return -1
+
+
+@helper
+def is_ascending(rows):
+    """Whether every row is larger than the one before."""
+    steps = 0
+    for i in range(1, len(rows)):
+        steps += np.int64(rows[i] > rows[i - 1])
+    return steps >= len(rows) - 1
+
+
+@helper
+def mean_scales(ids, starts):
+    """(B,) 1 over the ids of every bag that are not NONE; 0 for a bag without any."""
+    scales = np.zeros(len(starts) - 1, np.float32)
+    for bag in range(len(scales)):
+        count = 0
+        for i in range(starts[bag], starts[bag + 1]):
+            count += np.int64(ids[i] != NONE)
+        if count:
+            scales[bag] = ONE / np.float32(count)
+    return scales
+
+
+@helper
+def take_bags(ids, bounds, bags):
+    """(ids (total,), starts (len(bags) + 1,)) of some bags; bag b is ids[bounds[b]:bounds[b + 1]]."""
+    starts = np.zeros(len(bags) + 1, np.int64)
+    for i in range(len(bags)):
+        starts[i + 1] = starts[i] + bounds[bags[i] + 1] - bounds[bags[i]]
+    taken = np.empty(starts[-1], np.int32)
+    source = ids.ctypes.data
+    for i in range(len(bags)):
+        if i + BAGS_AHEAD < len(bags):
+            next_bag = bags[i + BAGS_AHEAD]
+            for position in range(bounds[next_bag], bounds[next_bag + 1], LINE_BYTES // ids.itemsize):
+                prefetch(source + ids.itemsize * position)
+        taken[starts[i] : starts[i + 1]] = ids[bounds[bags[i]] : bounds[bags[i] + 1]]
+    return taken, starts
+
+
+@helper
+def _part_of(row, parts):
+    """Which of the parts an id belongs to: a hash by multiplication, as a remainder takes longer than a sort's pass.
+
+    Ids of a block stay together, or two threads would write to the same cache lines: BLOCK rows of float32 fill whole
+    lines whatever their length, and so do BLOCK numbers of state. The first ids do not: they are the most frequent
+    ones, and a few of them may be half of a batch.
+    """
+    block = row // BLOCK if row >= SHARED_OUT else -1 - row
+    return np.int64(((np.uint64(block) * HASH & LOW_HALF) * np.uint64(parts)) >> np.uint64(32))
+
+
+@helper
+def group_ids(ids, largest, part, parts):
+    """(order, unique, starts): positions of the ids by id, ids ascending, positions ascending within one.
+
+    unique (U,) are the ids, NONE left out; order[starts[u] : starts[u + 1]] the positions of unique[u]. With
+    parts > 1 only the ids of one part. A radix sort: no array as long as the table.
+    """
+    return group_bags(ids, np.arange(len(ids) + 1), largest, part, parts)
+
+
+@helper
+def group_bags(ids, bounds, largest, part, parts):
+    """group_ids with the bag of a position in place of the position; bounds (B + 1,) are of the bags."""
+    keys = np.empty(bounds[-1] - bounds[0] + 1, np.uint64)
+    n = 0
+    for bag in range(len(bounds) - 1):
+        for i in range(bounds[bag], bounds[bag + 1]):
+            row = np.int64(ids[i])
+            # Written in any case and kept or not: which it is could not be predicted.
+            keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(bag)
+            n += np.int64((row != NONE) & (_part_of(row, parts) == part))
+    keys = _sorted(keys[:n], largest)
+    bags, unique, starts = np.empty(n, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, np.int64)
+    U, before = 0, np.int32(NONE)
+    for i in range(n):
+        row = np.int32(keys[i] >> np.uint64(32))
+        bags[i] = np.int32(keys[i] & LOW_HALF)
+        # Written in any case, and over again unless the row is a new one.
+        starts[U] = i
+        unique[U] = row
+        U += np.int64(row != before)
+        before = row
+    starts[U] = n
+    return bags, unique[:U], starts[: U + 1]
+
+
+@helper
+def _sorted(keys, largest):
+    """Keys by their upper halves, stable, by digits from the lowest on."""
+    bits = 1
+    while (largest >> bits) > 0:
+        bits += 1
+    passes = -(-bits // DIGIT_BITS)
+    digit = -(-bits // passes)
+    buckets = 1 << digit
+    other = np.empty_like(keys)
+    for k in range(passes):
+        shift, mask = np.uint64(32 + k * digit), np.uint64(buckets - 1)
+        ends = np.zeros(buckets + 1, np.int64)
+        for i in range(len(keys)):
+            ends[np.int64((keys[i] >> shift) & mask) + 1] += 1
+        for b in range(buckets):
+            ends[b + 1] += ends[b]
+        for i in range(len(keys)):
+            b = np.int64((keys[i] >> shift) & mask)
+            other[ends[b]] = keys[i]
+            ends[b] += 1
+        keys, other = other, keys
+    return keys
+
+
+@helper
+def unique_and_inverse(ids, largest):
+    """(unique (U,), inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
+    order, unique, starts = group_ids(ids, largest, 0, 1)
+    inverse = np.full(len(ids), np.int32(NONE))
+    for u in range(len(unique)):
+        for i in range(starts[u], starts[u + 1]):
+            inverse[order[i]] = u
+    return unique, inverse
+
+
+# --- a batch by part and by row --------------------------------------------------------------------------
+
+
+def _split_by_part(ids, starts, n_parts):  # type: ignore[no-untyped-def]
+    """(ids (total,), starts (n_parts, B + 1)): for every part the bags, with the ids of that part alone, in order."""
+    B = len(starts) - 1
+    ends = np.zeros(n_parts + 1, np.int64)
+    for p in numba.prange(n_parts):
+        ends[p + 1] = _count_of_part(ids, p, n_parts)
+    for p in range(n_parts):
+        ends[p + 1] += ends[p]
+    of_parts, starts_of_parts = np.empty(ends[-1], np.int32), np.empty((n_parts, B + 1), np.int64)
+    for p in numba.prange(n_parts):
+        part_ids, part_starts = _ids_of_part(ids, starts, p, n_parts, ends[p + 1] - ends[p])
+        of_parts[ends[p] : ends[p + 1]] = part_ids
+        starts_of_parts[p] = part_starts + ends[p]
+    return of_parts, starts_of_parts
+
+
+split_by_part = Kernel(_split_by_part)
+
+
+@helper
+def _ids_of_part(ids, starts, part, n_parts, n):
+    """(ids (n,), starts (B + 1,)) of every bag's ids that are of the part."""
+    # One more place: an id of another part is written, too, and written over by the next.
+    kept, kept_starts = np.empty(n + 1, np.int32), np.empty(len(starts), np.int64)
+    n = 0
+    for bag in range(len(starts) - 1):
+        kept_starts[bag] = n
+        for i in range(starts[bag], starts[bag + 1]):
+            kept[n] = ids[i]
+            n += np.int64((ids[i] != NONE) & (_part_of(np.int64(ids[i]), n_parts) == part))
+    kept_starts[-1] = n
+    return kept[:n], kept_starts
+
+
+@helper
+def _count_of_part(ids, part, n_parts):
+    n = 0
+    for i in range(len(ids)):
+        n += np.int64((ids[i] != NONE) & (_part_of(np.int64(ids[i]), n_parts) == part))
+    return n
+
+
+def _transposed(ids, starts, largest):  # type: ignore[no-untyped-def]
+    """(rows (U,), begins (U + 1,), bags (total,), parts (n_parts + 1,)): bags[begins[u] : begins[u + 1]] hold rows[u].
+
+    ids and starts (n_parts, B + 1) are of parts that have rows of their own, as `split_by_part` makes them, or of one
+    part whose ids may be NONE. Part p are the rows parts[p] to parts[p + 1], ascending.
+    """
+    n_parts, n = len(starts), starts[-1, -1]
+    # Of every part as many places as it has ids: how many different ones, nobody knows yet.
+    bags, sparse_rows, sparse_begins = (
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n + n_parts, np.int64),
+    )
+    counts = np.zeros(n_parts, np.int64)
+    for p in numba.prange(n_parts):
+        first = starts[p, 0]
+        of_part, unique, begins = group_bags(ids, starts[p], largest, 0, 1)
+        counts[p] = len(unique)
+        bags[first : first + len(of_part)] = of_part
+        sparse_rows[first : first + counts[p]] = unique
+        sparse_begins[first + p : first + p + counts[p] + 1] = begins + first
+    parts = np.zeros(n_parts + 1, np.int64)
+    parts[1:] = np.cumsum(counts)
+    rows, begins = np.empty(parts[-1], np.int32), np.empty(parts[-1] + 1, np.int64)
+    for p in range(n_parts):
+        first = starts[p, 0]
+        rows[parts[p] : parts[p + 1]] = sparse_rows[first : first + counts[p]]
+        begins[parts[p] : parts[p + 1] + 1] = sparse_begins[first + p : first + p + counts[p] + 1]
+    return rows, begins, bags[: begins[-1]], parts
+
+
+transposed = Kernel(_transposed)

@@ -1,0 +1,233 @@
+"""Row-sparse optimizer steps on a CPU: of rows by their gradients, and of all rows in bags by the bags' gradients.
+
+Every row that the batch touches is summed in the order of positions, whatever the number of threads, and updated once.
+Rows that it does not touch cost nothing. Addresses are of float32, contiguous.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...machine.jit import Kernel, helper, pointer_to_float32
+from ...machine.simd import (
+    FLOAT_BYTES,
+    WIDTH,
+    load,
+    prefetch,
+    prefetch_to_write,
+    splat,
+    store,
+    sum_of,
+)
+from ..rules import ADAGRAD, ADAM, SGD
+from .ids import LINE_BYTES, group_bags
+from .row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
+
+AHEAD = 16  # rows that are asked for before they are needed
+
+
+@helper
+def _move(row, gradient, D, step):
+    """row (D,) -= step * gradient."""
+    d = 0
+    while d + WIDTH <= D:
+        at = row + FLOAT_BYTES * d
+        store(load(at) - load(gradient + FLOAT_BYTES * d) * step, at)
+        d += WIDTH
+    values = numba.carray(pointer_to_float32(row), (D,))
+    g = numba.carray(pointer_to_float32(gradient), (D,))
+    while d < D:
+        values[d] -= step * g[d]
+        d += 1
+
+
+@helper
+def _mean_square(gradient, D):
+    total = splat(ZERO)
+    d = 0
+    while d + WIDTH <= D:
+        g = load(gradient + FLOAT_BYTES * d)
+        total = total + g * g
+        d += WIDTH
+    square = sum_of(total)
+    rest = numba.carray(pointer_to_float32(gradient), (D,))
+    while d < D:
+        square += rest[d] * rest[d]
+        d += 1
+    return square / np.float32(D)
+
+
+@helper
+def _adam(row, gradient, D, first, second, steps, lr, beta1, beta2, eps):
+    """Adam of one row, its bias corrections by the steps of that row: a rare row's first step is a first step."""
+    # As in torch: the powers in float64, or beta2^n of a young row would lose its digits.
+    correction1 = 1.0 - beta1 ** np.float64(steps)
+    correction2 = np.sqrt(1.0 - beta2 ** np.float64(steps))
+    step, inverse = np.float32(np.float64(lr) / correction1), np.float32(1.0 / correction2)
+    values = numba.carray(pointer_to_float32(row), (D,))
+    g = numba.carray(pointer_to_float32(gradient), (D,))
+    m, v = numba.carray(pointer_to_float32(first), (D,)), numba.carray(pointer_to_float32(second), (D,))
+    # In memory, or (new2 * g) * g and new2 * (g * g) are the compiler's to choose between: it chose otherwise where the
+    # kernel was loaded from Numba's cache, and a resumed run ended with other bits.
+    squares = np.empty(D, np.float32)
+    for d in range(D):
+        squares[d] = g[d] * g[d]
+    old1, new1 = np.float32(beta1), np.float32(1.0 - beta1)
+    old2, new2 = np.float32(beta2), np.float32(1.0 - beta2)
+    for d in range(D):
+        m[d] = old1 * m[d] + new1 * g[d]
+        v[d] = old2 * v[d] + new2 * squares[d]
+        values[d] -= step * m[d] / (np.sqrt(v[d]) * inverse + eps)
+
+
+@helper
+def update_row(rule, table, row, gradient, D, per_row, first, second):
+    """One step of a row of the table (V, D) by its gradient (D,); rule is a record of row_rules.RULE_RECORD.
+
+    per_row (V,) are Adagrad's sums or Adam's steps, first and second (V, D) the addresses of Adam's moments.
+    """
+    kind, lr, eps = rule["kind"], rule["lr"], rule["eps"]
+    offset = FLOAT_BYTES * row * D
+    if kind == SGD:
+        _move(table + offset, gradient, D, lr)
+    elif kind == ADAGRAD:
+        per_row[row] += _mean_square(gradient, D)
+        _move(table + offset, gradient, D, lr / (np.sqrt(per_row[row]) + eps))
+    else:
+        per_row[row] += ONE
+        _adam(
+            table + offset, gradient, D, first + offset, second + offset, per_row[row], lr, rule["beta1"],
+            rule["beta2"], eps,
+        )  # fmt: skip
+
+
+def _update_rows(rule, table, rows, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
+    """A step of the rows (U,), each there once, by their gradients (U, D); rule (1,)."""
+    for p in numba.prange(n_splits):
+        for u in range(p * len(rows) // n_splits, (p + 1) * len(rows) // n_splits):
+            at = gradient + FLOAT_BYTES * u * D
+            update_row(rule[0], table, np.int64(rows[u]), at, D, per_row, first, second)
+
+
+update_rows = Kernel(_update_rows)
+
+
+def _update_from_bags(rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
+    """A step of all rows in the bags by the gradient of the bags (B, D), which is never spread over the rows.
+
+    scales (B,) are of the bags, or empty. Every split has rows of its own, so none waits for another.
+    """
+    for p in numba.prange(n_splits):
+        bags, rows, begins = group_bags(ids, starts, V - 1, p, n_splits)
+        update_from_transposed(
+            rule[0], table, rows, begins, bags, 0, len(rows), scales, gradient, D, per_row, first, second
+        )
+
+
+@helper
+def update_from_transposed(
+    rule, table, rows, begins, bags, first_row, last_row, scales, gradient, D, per_row, first, second
+):  # fmt: skip
+    """A step of rows[first_row:last_row] by the gradient of their bags, bags[begins[u] : begins[u + 1]] for u."""
+    if WIDTH <= D <= 8 * WIDTH and rule["kind"] != ADAM:
+        lanes = _new_lanes(D)
+        for u in range(first_row, last_row):
+            if u + AHEAD < last_row:
+                _ask_to_write_row(table, np.int64(rows[u + AHEAD]), D)
+            _update_in_registers(
+                rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D, per_row, lanes
+            )  # fmt: skip
+        return
+    sums = np.empty((1, D + WIDTH), np.float32)
+    for u in range(first_row, last_row):
+        _update_by_sum(
+            rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
+            per_row, first, second, sums,
+        )  # fmt: skip
+
+
+@helper
+def ask_for_row(table, row, D):
+    """Have a row that will be read on its way into cache."""
+    at = table + FLOAT_BYTES * row * D
+    for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
+        prefetch(at + line)
+
+
+@helper
+def _ask_to_write_row(table, row, D):
+    """ask_for_row of a row that will be written."""
+    at = table + FLOAT_BYTES * row * D
+    for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
+        prefetch_to_write(at + line)
+
+
+@helper
+def _new_lanes(D):
+    """(8 * WIDTH,) 1 where 8 vectors that end with column D hold a column for the first time, else 0."""
+    lanes = np.zeros(8 * WIDTH, np.float32)
+    for v in range(8):
+        for lane in range(WIDTH):
+            if v * WIDTH <= min(v * WIDTH, D - WIDTH) + lane < D and v * WIDTH < D:
+                lanes[v * WIDTH + lane] = ONE
+    return lanes
+
+
+@helper
+def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, D, per_row, lanes):
+    """_update_by_sum for SGD and Adagrad of rows that 8 vectors hold: their sum is never written down."""
+    scaled = len(scales) > 0
+    at_a, at_b, at_c, at_d = place(D, 0), place(D, WIDTH), place(D, 2 * WIDTH), place(D, 3 * WIDTH)
+    at_e, at_f = place(D, 4 * WIDTH), place(D, 5 * WIDTH)
+    at_g, at_h = place(D, 6 * WIDTH), place(D, 7 * WIDTH)
+    sum_a, sum_b, sum_c, sum_d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    sum_e, sum_f, sum_g, sum_h = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    for begin in range(first, last, SHORT_SUM):
+        a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        e, f, g, h = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        for i in range(begin, min(last, begin + SHORT_SUM)):
+            bag = np.int64(bags[i])
+            at = gradient + FLOAT_BYTES * bag * D
+            scale = scales[bag] if scaled else ONE
+            a, b = a + load(at + at_a) * scale, b + load(at + at_b) * scale
+            c, d = c + load(at + at_c) * scale, d + load(at + at_d) * scale
+            e, f = e + load(at + at_e) * scale, f + load(at + at_f) * scale
+            g, h = g + load(at + at_g) * scale, h + load(at + at_h) * scale
+        sum_a, sum_b, sum_c, sum_d = sum_a + a, sum_b + b, sum_c + c, sum_d + d
+        sum_e, sum_f, sum_g, sum_h = sum_e + e, sum_f + f, sum_g + g, sum_h + h
+    step = rule["lr"]
+    if rule["kind"] == ADAGRAD:
+        new = lanes.ctypes.data
+        vector = FLOAT_BYTES * WIDTH
+        square = sum_a * sum_a + sum_b * sum_b * load(new + vector)
+        square = square + sum_c * sum_c * load(new + 2 * vector) + sum_d * sum_d * load(new + 3 * vector)
+        square = square + sum_e * sum_e * load(new + 4 * vector) + sum_f * sum_f * load(new + 5 * vector)
+        square = square + sum_g * sum_g * load(new + 6 * vector) + sum_h * sum_h * load(new + 7 * vector)
+        per_row[row] += sum_of(square) / np.float32(D)
+        step = step / (np.sqrt(per_row[row]) + rule["eps"])
+    at = table + FLOAT_BYTES * row * D
+    # All loads before the first store: the last vectors may lie over one another.
+    a, b, c, d = load(at + at_a), load(at + at_b), load(at + at_c), load(at + at_d)
+    e, f, g, h = load(at + at_e), load(at + at_f), load(at + at_g), load(at + at_h)
+    store(a - sum_a * step, at + at_a)
+    store(b - sum_b * step, at + at_b)
+    store(c - sum_c * step, at + at_c)
+    store(d - sum_d * step, at + at_d)
+    store(e - sum_e * step, at + at_e)
+    store(f - sum_f * step, at + at_f)
+    store(g - sum_g * step, at + at_g)
+    store(h - sum_h * step, at + at_h)
+
+
+@helper
+def _update_by_sum(
+    rule, table, row, bags, first_bag, last_bag, scales, gradient, D, per_row, first, second, sums
+):
+    # The address is taken where `sums` is an argument: it outlives the call.
+    total = sums.ctypes.data
+    sum_rows(gradient, D, bags, first_bag, last_bag, scales, total)
+    update_row(rule, table, row, total, D, per_row, first, second)
+
+
+update_from_bags = Kernel(_update_from_bags)

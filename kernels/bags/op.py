@@ -1,0 +1,252 @@
+"""Bags of table rows as an autograd op, and steps of row-sparse optimizers, on every backend.
+
+A step costs what the batch costs: the forward pass reads the rows in the bags, the gradient holds each of them once
+(a row-sparse tensor), an optimizer updates them alone. With `fuse_update` the backward pass itself updates the rows,
+and no gradient is made at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..machine.registry import Choice, Room
+from . import reference as reference_embedding
+from .rules import NONE, RowRule, RowState
+
+ROOM = Room("bags", __package__)
+
+Mode = Literal["mean", "sum"]
+
+# Of a parameter whose rows the backward pass updates itself.
+_FUSED_ATTRIBUTE = "_mt2st_fast_fused_update"
+
+
+def embedding_bag(
+    table: Tensor,
+    ids: Tensor,
+    starts: Tensor | None = None,
+    *,
+    mode: Mode = "mean",
+    sparse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """(B, D) the mean or sum of the rows in every bag; zeros for an empty one.
+
+    table is (V, D). ids are integers: (B, L), a bag a row, or (total,) with starts (B + 1,), where every bag begins
+    and the last one ends. An id of -1 stands for no row and does not count in a mean. With `sparse` the table's
+    gradient is a coalesced sparse tensor of the rows in the batch, else dense.
+
+    Raises ValueError for an id outside [-1, V) (on a GPU looking would wait for the device: such an id counts as
+    none), for starts that are not ascending from 0 to the number of ids, and for an unknown mode; TypeError
+    for ids that are not integers; RuntimeError for an explicit backend that cannot serve the table.
+    """
+    if torch.compiler.is_compiling():
+        return _traced(table, *_in_kernel_types(table, ids, starts, mode), mode, sparse)
+    module = serving(table, backend)
+    ids, starts = checked_bags(table, ids, starts, mode, module)
+    scales = module.mean_scales(ids, starts, len(table)) if mode == "mean" else None
+    return _EmbeddingBag.apply(table, ids, starts, scales, module, sparse)
+
+
+def take_bags(ids: np.ndarray, bounds: np.ndarray, bags: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(ids int32 (total,), starts int64 (B + 1,)) of B bags (B,), one after another.
+
+    Bag b is ids[bounds[b]:bounds[b + 1]]; ids are int32, bounds and bags int64. Bags out of range are not refused.
+    """
+    taken, starts = ROOM.load("numba", "ids").take_bags(ids, bounds, bags)
+    return torch.from_numpy(taken), torch.from_numpy(starts)
+
+
+def unique_ids(ids: Tensor, V: int, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """(unique (U,), inverse) of ids in [-1, V), int32: unique ascends without -1; unique[inverse] = ids, -1 stays."""
+    module = ROOM.load(choose_embedding_backend(ids.device, backend).name, "bags")
+    return module.unique_ids(ids.to(torch.int32).contiguous(), V)
+
+
+def choose_embedding_backend(device: torch.device, requested: str = "auto") -> Choice:
+    """Who computes bags of a float32 table on this device, and why.
+
+    Raises as `choose_backend` does. "auto" takes plain torch where there is no kernel.
+    """
+    return ROOM.choose(device.type, torch.float32, requested)
+
+
+def warm_up_embedding(device: torch.device, backend: str = "auto") -> None:
+    """Do before a clock starts what the first `embedding_bag` and `update_rows` on this device would do."""
+    ROOM.load(choose_embedding_backend(device, backend).name, "bags").warm_up()
+
+
+# --- optimizer steps -------------------------------------------------------------------------------------
+
+
+class FusedUpdate(NamedTuple):
+    """How a backward pass updates a table: the rule of the moment, and its state, which is updated in place."""
+
+    rule: Callable[[], RowRule]
+    state: RowState
+
+
+def fuse_update(table: Tensor, update: FusedUpdate | None) -> None:
+    """From now on the backward pass of `embedding_bag` with `sparse` steps this table's rows and leaves no gradient.
+
+    None: makes gradients again. Ruled out: clipping, accumulation, and a second backward pass of one graph.
+    """
+    setattr(table, _FUSED_ATTRIBUTE, update)
+
+
+def update_rows(
+    rule: RowRule, table: Tensor, gradient: Tensor, state: RowState, backend: str = "auto"
+) -> None:
+    """Step the rows that a row-sparse gradient (a sparse tensor (V, D)) holds; the rest of the table is not touched."""
+    rows, values = gradient._indices()[0], gradient._values()
+    module = serving(table, backend)
+    # Autograd drops the mark of a coalesced gradient on its way into .grad.
+    if not (gradient.is_coalesced() or module.is_ascending(rows)):
+        rows, values = module.sum_repeated(rows, values.contiguous(), len(table))
+    module.update_rows(rule, table.detach(), rows, values.contiguous(), state)
+
+
+def update_all_rows(
+    rule: RowRule, parameter: Tensor, gradient: Tensor, state: RowState, backend: str = "auto"
+) -> None:
+    """Step all rows of a parameter by its dense gradient; a row is what the first axis counts."""
+    n_rows = parameter.shape[0] if parameter.dim() else 1
+    values = parameter.detach().contiguous()
+    serving(parameter, backend).update_rows(
+        rule,
+        values.view(n_rows, -1),
+        _all_rows(n_rows, parameter.device),
+        gradient.reshape(n_rows, -1).contiguous(),
+        state,
+    )
+    if not parameter.is_contiguous():
+        parameter.detach().copy_(values)
+
+
+@lru_cache(maxsize=64)
+def _all_rows(n_rows: int, device: torch.device) -> Tensor:
+    return torch.arange(n_rows, device=device)
+
+
+# --- autograd --------------------------------------------------------------------------------------------
+
+
+class _EmbeddingBag(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        table: Tensor,
+        ids: Tensor,
+        starts: Tensor,
+        scales: Tensor | None,
+        module: ModuleType,
+        sparse: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(ids, starts, scales)
+        ctx.table, ctx.module, ctx.sparse = table, module, sparse
+        return module.pool(table.detach().contiguous(), ids, starts, scales)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError("embedding_bag has no second derivative (create_graph=True was asked for)")
+        ids, starts, scales = ctx.saved_tensors
+        table, gradient = ctx.table, gradient.contiguous()
+        return _table_gradient(ctx, table, ids, starts, scales, gradient), None, None, None, None, None
+
+
+def _table_gradient(
+    ctx: Any, table: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None, gradient: Tensor
+) -> Tensor | None:
+    fused: FusedUpdate | None = getattr(table, _FUSED_ATTRIBUTE, None) if ctx.sparse else None
+    if fused is not None:
+        ctx.module.update_from_bags(fused.rule(), table.detach(), ids, starts, scales, gradient, fused.state)
+        return None
+    rows, values = ctx.module.row_gradient(gradient, ids, starts, scales, len(table))
+    if ctx.sparse:
+        return torch.sparse_coo_tensor(
+            rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
+        )
+    return torch.zeros_like(table).index_copy_(0, rows, values)
+
+
+def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool) -> Tensor:
+    """What torch.compile makes its own kernels of."""
+    if sparse:
+        raise RuntimeError(
+            "embedding_bag with sparse=True cannot be compiled: its gradient is of another length in every batch"
+        )
+    scales = reference_embedding.mean_scales(ids, starts, len(table)) if mode == "mean" else None
+    return reference_embedding.pool(table, ids, starts, scales)
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def checked_bags(
+    table: Tensor, ids: Tensor, starts: Tensor | None, mode: str, module: ModuleType
+) -> tuple[Tensor, Tensor]:
+    """`_in_kernel_types`, and on a CPU ids that lie in the table. Raises ValueError for others."""
+    ids, starts = _in_kernel_types(table, ids, starts, mode)
+    if table.device.type == "cpu":
+        _check_range(module, ids, len(table))
+    return ids, starts
+
+
+def _in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
+    """ids as int32 (total,) and starts as int64 (B + 1,), both contiguous."""
+    if mode not in ("mean", "sum"):
+        raise ValueError(f"mode must be mean or sum, not {mode}")
+    if table.dim() != 2:
+        raise ValueError(f"table must be (V, D), not {tuple(table.shape)}")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise TypeError(f"ids must be integers, not {ids.dtype}")
+    if starts is None:
+        if ids.dim() != 2:
+            raise ValueError(f"ids without starts must be (B, L), not {tuple(ids.shape)}")
+        B, L = ids.shape
+        starts = torch.arange(0, (B + 1) * L, L, device=ids.device) if L else ids.new_zeros(B + 1).long()
+        ids = ids.flatten()
+    elif ids.dim() != 1 or starts.dim() != 1 or len(starts) == 0:
+        raise ValueError(
+            f"ids and starts must be (total,) and (B + 1,), not {tuple(ids.shape)} and {tuple(starts.shape)}"
+        )
+    elif starts.device.type == "cpu" and not torch.compiler.is_compiling():
+        bounds = starts.numpy()  # whose small operations cost a fraction of torch's
+        if bounds[0] != 0 or bounds[-1] != len(ids) or (bounds[1:] < bounds[:-1]).any():
+            raise ValueError(f"starts must ascend from 0 to the number of ids, {len(ids)}")
+    # int64 ids that int32 would wrap around must not become other rows.
+    if (
+        ids.dtype == torch.int64
+        and ids.device.type == "cpu"
+        and len(ids)
+        and not torch.compiler.is_compiling()
+    ):
+        largest = int(ids.abs().max())
+        if largest > torch.iinfo(torch.int32).max:
+            raise ValueError(f"ids hold {largest}, and the table has {len(table):,} rows")
+    return ids.to(torch.int32).contiguous(), starts.to(torch.int64).contiguous()
+
+
+def _check_range(module: ModuleType, ids: Tensor, V: int) -> None:
+    position = module.first_outside(ids, V)
+    if position >= 0:
+        raise ValueError(
+            f"id {int(ids[position])} at position {position} lies outside the table's {V:,} rows "
+            f"({NONE} stands for no row)"
+        )
+
+
+# --- backends --------------------------------------------------------------------------------------------
+
+
+def serving(table: Tensor, backend: str = "auto") -> ModuleType:
+    """The backend's module for a table. Raises as `choose_embedding_backend` does."""
+    return ROOM.load(ROOM.choose(table.device.type, table.dtype, backend).name, "bags")

@@ -1,0 +1,170 @@
+"""Batches of context prediction: what word2vec draws, and the loss of it.
+
+A batch is what was drawn: kept words, their windows, negatives that a tile of positions shares. `reference_loss` is
+the loss in plain torch, in any floating type, and the oracle. A `LocalBatch` is the same over the batch's own words: it
+is made on a CPU, as how many they are is data, which a GPU would have to be waited for, and moves to any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MODES = ("skipgram", "cbow")
+TILE = 16  # positions that share their negatives
+LEAST_SHARED = 8
+
+
+class WordSampler(NamedTuple):
+    """Which words are kept and which are drawn as negatives; made by `word_sampler`."""
+
+    keep: np.ndarray  # uint32 (V,): probability times 2^32
+    accept: np.ndarray  # uint32 (V,) and alias int32 (V,): Walker's table
+    alias: np.ndarray
+
+
+class ContextBatch(NamedTuple):
+    """N kept words in tiles of TILE: window i is words[low[i]:high[i]] but for i itself."""
+
+    words: np.ndarray  # int32 (N,)
+    low: np.ndarray  # int32 (N,)
+    high: np.ndarray  # int32 (N,)
+    drawn: np.ndarray  # int32 (tiles, M)
+    mode: str  # "skipgram" or "cbow"
+    window: int
+    negatives: float  # a pair
+
+    @property
+    def pairs(self) -> int:
+        """Positive pairs: (word, neighbour) in skip-gram, words with a neighbour in CBOW."""
+        around = self.high - self.low - 1
+        return int((np.minimum(around, 1) if self.mode == "cbow" else around).sum())
+
+
+class LocalBatch(NamedTuple):
+    """N kept words in tiles of TILE as a ContextBatch has them, but word u is the type types[u]."""
+
+    types: Tensor  # int64 (U,); the first n_kept have windows, the others are only drawn
+    n_kept: int
+    words: Tensor  # int32 (N,), each of the first n_kept at least once
+    low: Tensor  # int32 (N,)
+    high: Tensor  # int32 (N,)
+    drawn: Tensor  # int32 (tiles, M)
+    per_pair: Tensor  # float32 (): 1 over the positive pairs
+    mode: str
+    window: int
+    negatives: float
+
+    def drawn_batch(self) -> ContextBatch:
+        """As the Numba kernel takes it; of a batch on a CPU."""
+        words, low, high, drawn = (t.numpy() for t in (self.words, self.low, self.high, self.drawn))
+        return ContextBatch(words, low, high, drawn, self.mode, self.window, self.negatives)
+
+
+def word_sampler(counts: np.ndarray, sample: float = 1e-3, power: float = 0.75) -> WordSampler:
+    """word2vec's subsampling (0 = none) and negative distribution for words seen counts (V,) times."""
+    from .on_numba.draw import alias_table
+
+    V = len(counts)
+    keep = np.ones(V)
+    if sample > 0:
+        threshold = sample * counts.sum()
+        keep = (np.sqrt(counts / threshold) + 1) * (threshold / counts)
+    shares = counts.astype(np.float64) ** power
+    accept, alias = np.empty(V, np.uint32), np.empty(V, np.int32)
+    alias_table(shares / shares.sum(), accept, alias)
+    return WordSampler(np.minimum(keep * 2.0**32, 2.0**32 - 1).astype(np.uint32), accept, alias)
+
+
+def stream_key(seed: int, epoch: int) -> Any:
+    """The key of an epoch's draws."""
+    from .on_numba.draw import hashed
+
+    return np.uint64(hashed(np.uint64(seed), np.uint64(epoch)))
+
+
+def draw_batch(
+    tokens: np.ndarray,
+    bounds: np.ndarray,
+    first: int,
+    last: int,
+    sampler: WordSampler,
+    key: Any,
+    *,
+    mode: str = "skipgram",
+    window: int = 5,
+    negatives: float = 5,
+    shared: int = 16,
+) -> ContextBatch:
+    """The batch of tokens[first:last]: int32, negative = not in the vocabulary; sentence u begins at bounds[u].
+
+    Raises ValueError for an unknown mode or a `shared` (M) that is no multiple of 8.
+    """
+    from .on_numba.draw import draw_negatives, draw_positions
+
+    check_options(mode, window, negatives, shared)
+    words, low, high = (np.empty(max(0, last - first), np.int32) for _ in range(3))
+    n = draw_positions(tokens, bounds, first, last, sampler.keep, key, window, words, low, high)
+    drawn = np.empty((-(-n // TILE), shared), np.int32)
+    draw_negatives(key, first, sampler.accept, sampler.alias, drawn.reshape(-1), drawn.size)
+    return ContextBatch(words[:n], low[:n], high[:n], drawn, mode, window, negatives)
+
+
+def check_options(mode: str, window: int, negatives: float, shared: int) -> None:
+    """Raise ValueError for options that the kernel does not take."""
+    if mode not in MODES:
+        raise ValueError(f"the mode of context prediction is skipgram or cbow, not {mode!r}")
+    if window < 1 or negatives <= 0:
+        raise ValueError(f"window ({window}) and negatives ({negatives}) must be positive")
+    if shared < LEAST_SHARED or shared % LEAST_SHARED:
+        raise ValueError(f"shared negatives come in multiples of {LEAST_SHARED}, not {shared}")
+
+
+def local_words(batch: ContextBatch) -> LocalBatch:
+    """The batch over its own words alone."""
+    kept, kept_ids = np.unique(batch.words, return_inverse=True)
+    types = np.concatenate([kept, np.setdiff1d(batch.drawn, kept)])
+    order = np.argsort(types, kind="stable")
+    drawn = order[np.searchsorted(types, batch.drawn, sorter=order)]
+    return LocalBatch(
+        torch.from_numpy(types.astype(np.int64)),
+        len(kept),
+        torch.from_numpy(kept_ids.astype(np.int32).reshape(-1)),
+        torch.from_numpy(batch.low),
+        torch.from_numpy(batch.high),
+        torch.from_numpy(drawn.astype(np.int32)),
+        torch.tensor(1 / max(1, batch.pairs)),
+        batch.mode,
+        batch.window,
+        batch.negatives,
+    )
+
+
+def reference_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch | LocalBatch) -> Tensor:
+    """The mean loss over the positive pairs, differentiable in both tables (V, D), on their device."""
+    words, low, high, drawn = (
+        torch.as_tensor(ids, device=inputs.device).long()
+        for ids in (batch.words, batch.low, batch.high, batch.drawn)
+    )
+    N, M = len(words), drawn.shape[1]
+    if not N:
+        return 0 * (inputs.sum() + outputs.sum())
+    i = torch.arange(N, device=inputs.device).unsqueeze(1)
+    j = i + torch.arange(-batch.window, batch.window + 1, device=inputs.device)
+    in_window = (low.unsqueeze(1) <= j) & (j < high.unsqueeze(1)) & (j != i)
+    neighbours = words[j.clamp(0, N - 1)]  # (N, 2 window + 1)
+    if batch.mode == "cbow":
+        share = in_window.to(inputs.dtype) / in_window.sum(1, keepdim=True).clamp_min(1)
+        h = (share.unsqueeze(2) * inputs[neighbours]).sum(1)
+        positives, is_pair = words.unsqueeze(1), in_window.any(1, keepdim=True)
+    else:
+        h, positives, is_pair = inputs[words], neighbours, in_window
+    noise = drawn.repeat_interleave(TILE, 0)[:N]
+    others = (is_pair.unsqueeze(2) & (positives.unsqueeze(2) != noise.unsqueeze(1))).sum(1)  # (N, M)
+    positive = is_pair * F.softplus(-(outputs[positives] * h.unsqueeze(1)).sum(2))
+    negative = others * F.softplus((outputs[noise] * h.unsqueeze(1)).sum(2))
+    return (positive.sum() + batch.negatives / M * negative.sum()) / is_pair.sum().clamp_min(1)

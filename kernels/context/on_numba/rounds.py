@@ -1,0 +1,256 @@
+"""Context prediction (word2vec) on a CPU: shards that train two tables, and the gradients of a batch.
+
+Skip-gram and CBOW with negatives that a tile of positions shares: `numba_context_tile` has the formulas.
+
+Training: a shard is what one thread does in a round. It copies the rows that its words and negatives need, goes over
+its tiles, each of which moves the copies at once, and leaves the rows' changes. When all shards of the round have
+done so, their changes are added to the tables in the order of shards. So a thread sees its own steps at once and
+those of others after the round, nobody waits within a round, and the same call gives the same bits. Threads meet at
+barriers of their own (numba_barrier.py) and come back to Python after many rounds.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from ...machine.barrier import wait
+from ...machine.gemm import copy_floats
+from ...machine.jit import Kernel, helper
+from ...machine.simd import FLOAT_BYTES, WIDTH, load, prefetch, store
+from ..batch import TILE
+from .draw import draw_negatives, draw_positions, number_rows
+from .tile import CBOW, tile_step
+
+f32 = np.float32
+ZERO, ONE = f32(0), f32(1)
+AHEAD = 4  # rows that are asked for before they are needed
+LINE_BYTES = 64
+LOSS_EVERY = 8  # tiles: the loss is for watching only
+
+# --- a shard ---------------------------------------------------------------------------------------------
+
+
+@helper
+def _prefetch_row(table, rows, u, n, D):
+    """Ask for row rows[u] of a table with D columns."""
+    if u < n:
+        row = table + FLOAT_BYTES * np.int64(rows[u]) * D
+        for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
+            prefetch(row + line)
+
+
+@helper
+def copy_in(table, rows, n, copies):
+    """Rows of table (V, D) into copies (n, ld), zero behind D."""
+    D, ld = table.shape[1], copies.shape[1]
+    source, target = table.ctypes.data, copies.ctypes.data
+    for u in range(n):
+        _prefetch_row(source, rows, u + AHEAD, n, D)
+        copy_floats(source + FLOAT_BYTES * np.int64(rows[u]) * D, target + FLOAT_BYTES * u * ld, D)
+        for d in range(D, ld):
+            copies[u, d] = ZERO
+
+
+@helper
+def to_changes(table, rows, n, copies):
+    """Copies become what has changed in them."""
+    D, ld = table.shape[1], copies.shape[1]
+    source, target = table.ctypes.data, copies.ctypes.data
+    for u in range(n):
+        _prefetch_row(source, rows, u + AHEAD, n, D)
+        row, copy = source + FLOAT_BYTES * np.int64(rows[u]) * D, target + FLOAT_BYTES * u * ld
+        for d in range(0, FLOAT_BYTES * (D // WIDTH * WIDTH), FLOAT_BYTES * WIDTH):
+            store(load(copy + d) - load(row + d), copy + d)
+        for d in range(D // WIDTH * WIDTH, D):
+            copies[u, d] -= table[rows[u], d]
+
+
+@helper
+def add_changes(table, rows, n, changes, factors, part, parts):
+    """Add changes, times factors, to the rows of one part of the table."""
+    D, ld = table.shape[1], changes.shape[1]
+    source, target = changes.ctypes.data, table.ctypes.data
+    for u in range(n):
+        row = np.int64(rows[u])
+        if row % parts != part:
+            continue
+        at, change, factor = target + FLOAT_BYTES * row * D, source + FLOAT_BYTES * u * ld, factors[row]
+        for d in range(0, FLOAT_BYTES * (D // WIDTH * WIDTH), FLOAT_BYTES * WIDTH):
+            store(load(at + d) + load(change + d) * factor, at + d)
+        for d in range(D // WIDTH * WIDTH, D):
+            table[row, d] += changes[u, d] * factor
+
+
+@helper
+def set_factors(rows, visits, counts, factors, step, pull, part):
+    """factors of one part of a table's rows: what the changes of the shards q, rows[q, :counts[q]], are shrunk by."""
+    P = len(rows)
+    for q in range(P):
+        for u in range(counts[q]):
+            row = rows[q, u]
+            if row % P == part:
+                factors[row] -= f32(visits[q, u])
+    for q in range(P):
+        for u in range(counts[q]):
+            row = rows[q, u]
+            if row % P == part and factors[row] < ZERO:
+                k = -step * pull / P * np.float64(factors[row])
+                factors[row] = f32(math.expm1(-P * k) / (P * math.expm1(-k))) if k > 1e-9 else ONE
+
+
+@helper
+def clear_factors(rows, counts, factors, part):
+    """Zero again, for the next round."""
+    P = len(rows)
+    for q in range(P):
+        for u in range(counts[q]):
+            if rows[q, u] % P == part:
+                factors[rows[q, u]] = ZERO
+
+
+@helper
+def _merge(inputs, outputs, rows, visits, counts, x, y, factors, step, pull, part):
+    """Add the changes of all shards to the rows of one part of both tables."""
+    P = len(rows)
+    set_factors(rows, visits, counts[:, 1], factors, step, pull, part)
+    for q in range(P):
+        add_changes(inputs, rows[q], counts[q, 0], x[q], factors, part, P)
+        add_changes(outputs, rows[q], counts[q, 1], y[q], factors, part, P)
+    clear_factors(rows, counts[:, 1], factors, part)
+
+
+@helper
+def _go_over_shard(
+    tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, inputs, outputs,
+    slot_of, words, slots, low, high, drawn, rows, visits, counts, x, y, mark, tile_rows, band, z, share, h_t,
+):  # fmt: skip
+    """Words first..last: afterwards rows[:counts[0]] are the input rows and rows[:counts[1]] the output rows touched,
+    and x and y their changes. Returns (loss, positive pairs) of every LOSS_EVERY-th tile."""
+    M = len(z)
+    D = inputs.shape[1]
+    n = draw_positions(tokens, bounds, first, last, keep, key, window, words, low, high)
+    n_tiles = -(-n // TILE)
+    n_inputs = number_rows(words, n, slot_of, slots, rows, visits, 0)
+    draw_negatives(key, first, accept, alias, drawn, n_tiles * M)
+    n_outputs = number_rows(drawn, n_tiles * M, slot_of, drawn, rows, visits, n_inputs)
+    for u in range(n_outputs):
+        slot_of[rows[u]] = -1
+        mark[u] = -1
+    counts[0], counts[1] = n_inputs, n_outputs
+    copy_in(inputs, rows, n_inputs, x)
+    copy_in(outputs, rows, n_outputs, y)
+    loss, pairs = 0.0, 0
+    each = f32(negatives / M)
+    for k in range(n_tiles):
+        begin, end = k * TILE, min(n, (k + 1) * TILE)
+        watch = k % LOSS_EVERY == 0
+        loss += tile_step(
+            mode, x, y, x, y, slots, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each, step, window,
+            spread, D, watch, mark, k, tile_rows, band, z, share, h_t,
+        )  # fmt: skip
+        if watch:
+            pairs += pairs_of(mode, low, high, begin, end)
+    to_changes(inputs, rows, n_inputs, x)
+    to_changes(outputs, rows, n_outputs, y)
+    return loss, pairs
+
+
+@helper
+def pairs_of(mode, low, high, first, last):
+    """Positive pairs of positions first..last."""
+    pairs = 0
+    for i in range(first, last):
+        around = high[i] - low[i] - 1
+        pairs += min(around, 1) if mode == CBOW else around
+    return pairs
+
+
+@helper
+def shard_words_of(n_words, shard, shards, shard_words, r):
+    """The words (first, last) of a shard in round r of an epoch over n_words."""
+    end = (shard + 1) * n_words // shards
+    first = min(shard * n_words // shards + r * shard_words, end)
+    return first, min(first + shard_words, end)
+
+
+@helper
+def rate_of(rates, n_words_before):
+    """The rate after so many words of an epoch; rates (3,): at its start, its fall with every word, the least."""
+    return max(rates[2], rates[0] - rates[1] * n_words_before)
+
+
+def _train_rounds(
+    tokens, bounds, key, keep, accept, alias, mode, window, negatives, spread, rates, pull, shard_words, first_round,
+    last_round, inputs, outputs, w, thread, barrier, n_threads, found,
+):  # fmt: skip
+    """Rounds of an epoch, as one of n_threads which all call this: shards thread, thread + n_threads, ...
+
+    w is a Workspace. found (P, 2) += the loss and the positive pairs of some tiles of each shard.
+    """
+    P, n_words = len(w.words), len(tokens)
+    for r in range(first_round, last_round):
+        rate = rate_of(rates, r * shard_words * P)
+        for p in range(thread, P, n_threads):
+            first, last = shard_words_of(n_words, p, P, shard_words, r)
+            loss, pairs = _go_over_shard(
+                tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, f32(-rate),
+                inputs, outputs, w.slot_of[p], w.words[p], w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p],
+                w.visits[p], w.counts[p], w.x[p], w.y[p], w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p],
+                w.h_t[p],
+            )  # fmt: skip
+            found[p, 0] += loss
+            found[p, 1] += pairs
+        if not wait(barrier, n_threads):
+            return
+        for p in range(thread, P, n_threads):
+            _merge(inputs, outputs, w.rows, w.visits, w.counts, w.x, w.y, w.factors, rate, pull, p)
+        if not wait(barrier, n_threads):
+            return
+
+
+train_rounds = Kernel(_train_rounds)
+
+
+# --- gradients of a batch --------------------------------------------------------------------------------
+
+
+def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_x, d_y, w):
+    """Loss of a batch; d_x[0] and d_y[0] become scale times its gradients.
+
+    The n words and the drawn negatives stand in shard 0 of the workspace w, the gradients' rows afterwards in
+    w.rows[0]. Returns (loss, input rows, output rows).
+    """
+    P, M = len(d_x), w.z.shape[1]
+    n_tiles = -(-n // TILE)
+    rows, slots, drawn = w.rows[0], w.slots[0], w.drawn[0]
+    n_inputs = number_rows(w.words[0], n, w.slot_of[0], slots, rows, w.visits[0], 0)
+    n_outputs = number_rows(drawn, n_tiles * M, w.slot_of[0], drawn, rows, w.visits[0], n_inputs)
+    for u in range(n_outputs):
+        w.slot_of[0, rows[u]] = -1
+    x, y = w.x[0], w.y[0]
+    copy_in(inputs, rows, n_inputs, x)
+    copy_in(outputs, rows, n_outputs, y)
+    losses = np.zeros(P)
+    D, each = inputs.shape[1], f32(negatives / M)
+    for p in numba.prange(P):
+        d_x[p, :n_inputs] = ZERO
+        d_y[p, :n_outputs] = ZERO
+        w.mark[p, :n_outputs] = -1
+        loss = 0.0
+        for k in range(p * n_tiles // P, (p + 1) * n_tiles // P):
+            loss += tile_step(
+                mode, x, y, d_x[p], d_y[p], slots, slots, low, high, k * TILE, min(n, (k + 1) * TILE),
+                drawn[k * M : (k + 1) * M], each, scale, window, False, D, True, w.mark[p], k, w.tile_rows[p],
+                w.band[p], w.z[p], w.share[p], w.h_t[p],
+            )  # fmt: skip
+        losses[p] = loss
+    for p in range(1, P):
+        d_x[0, :n_inputs] += d_x[p, :n_inputs]
+        d_y[0, :n_outputs] += d_y[p, :n_outputs]
+    return losses.sum(), n_inputs, n_outputs
+
+
+gradients = Kernel(_gradients)

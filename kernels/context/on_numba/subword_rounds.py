@@ -1,0 +1,184 @@
+"""Context prediction with subwords on a CPU: a word's input vector is the mean of rows that it shares with others.
+
+    x_v = mean of r_u, u in ids[bounds[v]:bounds[v + 1]]        r are the rows of the input table (R, D)
+
+The rest is as in numba_context.py. A shard copies all rows of its words. Before a tile, the vectors of its positions
+are made from the copies; after it, what each of them has moved is added to each of its rows whole, as fastText does.
+So a tile sees what the tiles before it taught the parts of its words.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...machine.barrier import wait
+from ...machine.jit import Kernel, helper
+from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
+from ..batch import TILE
+from .draw import draw_negatives, draw_positions, number_rows
+from .rounds import (
+    LOSS_EVERY,
+    ONE,
+    add_changes,
+    clear_factors,
+    copy_in,
+    f32,
+    pairs_of,
+    rate_of,
+    set_factors,
+    shard_words_of,
+    to_changes,
+)
+from .rows import add_row, zero_row
+from .tile import CBOW, tile_step
+
+
+@helper
+def _number_parts(words, visits, n_words, ids, bounds, slot_of, begins, slots, rows, row_visits):
+    """Number the rows of each word (n_words,): slots[begins[u]:begins[u + 1]], from 0 on. Returns how many there are.
+
+    visits are how often each word came; row_visits become how often a word of each row did.
+    """
+    n_rows = at = 0
+    for u in range(n_words):
+        begins[u] = at
+        for k in range(bounds[words[u]], bounds[words[u] + 1]):
+            slot = slot_of[ids[k]]
+            if slot < 0:
+                slot = n_rows
+                slot_of[ids[k]] = slot
+                rows[slot] = ids[k]
+                row_visits[slot] = 0
+                n_rows += 1
+            row_visits[slot] += visits[u]
+            slots[at] = slot
+            at += 1
+    begins[n_words] = at
+    for u in range(n_rows):
+        slot_of[rows[u]] = -1
+    return n_rows
+
+
+@helper
+def _make_vectors(copies, part_slots, begins, slots, x_slots, first, last, vectors, changes):
+    """The means of the rows of positions first..last into vectors (., ld); changes (., ld) become zero there."""
+    ld = copies.shape[1]
+    source, row_bytes = copies.ctypes.data, FLOAT_BYTES * ld
+    for i in range(first, last):
+        begin, end = begins[slots[i]], begins[slots[i] + 1]
+        at = x_slots[i] * row_bytes
+        zero_row(changes.ctypes.data + at, ld)
+        at += vectors.ctypes.data
+        zero_row(at, ld)
+        for k in range(begin, end):
+            add_row(source + np.int64(part_slots[k]) * row_bytes, at, ld)
+        share = ONE / f32(end - begin)
+        for d in range(0, row_bytes, FLOAT_BYTES * WIDTH):
+            store(load(at + d) * share, at + d)
+
+
+@helper
+def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
+    """Add what the vectors of positions first..last have moved to each of their rows."""
+    ld = copies.shape[1]
+    target, row_bytes = copies.ctypes.data, FLOAT_BYTES * ld
+    for i in range(first, last):
+        change = changes.ctypes.data + x_slots[i] * row_bytes
+        for k in range(begins[slots[i]], begins[slots[i] + 1]):
+            add_row(change, target + np.int64(part_slots[k]) * row_bytes, ld)
+
+
+@helper
+def _go_over_shard(
+    tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, ids, id_bounds,
+    inputs, outputs, w, s, p,
+):  # fmt: skip
+    """Shard p takes words first..last by steps of -step; its changes stay in the workspaces w and s.
+
+    Returns (loss, positive pairs) of some of its tiles.
+    """
+    M, D = w.z.shape[1], inputs.shape[1]
+    slots, low, high, drawn, rows, visits = (
+        w.slots[p],
+        w.low[p],
+        w.high[p],
+        w.drawn[p],
+        w.rows[p],
+        w.visits[p],
+    )
+    copies, part_slots, begins, y = s.x[p], s.slots[p], s.begins[p], w.y[p]
+    vectors, changes, x_slots = s.vectors[p], s.changes[p], s.x_slots
+    n = draw_positions(tokens, bounds, first, last, keep, key, window, w.words[p], low, high)
+    n_tiles = -(-n // TILE)
+    n_words = number_rows(w.words[p], n, w.slot_of[p], slots, rows, visits, 0)
+    n_parts = _number_parts(
+        rows, visits, n_words, ids, id_bounds, s.slot_of[p], begins, part_slots, s.rows[p], s.visits[p]
+    )
+    draw_negatives(key, first, accept, alias, drawn, n_tiles * M)
+    n_outputs = number_rows(drawn, n_tiles * M, w.slot_of[p], drawn, rows, visits, n_words)
+    for u in range(n_outputs):
+        w.slot_of[p, rows[u]] = -1
+        w.mark[p, u] = -1
+    s.counts[p], w.counts[p, 1] = n_parts, n_outputs
+    copy_in(inputs, s.rows[p], n_parts, copies)
+    copy_in(outputs, rows, n_outputs, y)
+    loss, pairs = 0.0, 0
+    each = f32(negatives / M)
+    for k in range(n_tiles):
+        begin, end = k * TILE, min(n, (k + 1) * TILE)
+        start, stop = begin, end
+        if mode == CBOW:
+            for i in range(begin, end):
+                start, stop = min(start, low[i]), max(stop, high[i])
+        _make_vectors(copies, part_slots, begins, slots, x_slots, start, stop, vectors, changes)
+        watch = k % LOSS_EVERY == 0
+        loss += tile_step(
+            mode, vectors, y, changes, y, x_slots, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each,
+            step, window, spread, D, watch, w.mark[p], k, w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p],
+        )  # fmt: skip
+        _hand_on(changes, part_slots, begins, slots, x_slots, start, stop, copies)
+        if watch:
+            pairs += pairs_of(mode, low, high, begin, end)
+    to_changes(inputs, s.rows[p], n_parts, copies)
+    to_changes(outputs, rows, n_outputs, y)
+    return loss, pairs
+
+
+@helper
+def _merge(inputs, outputs, w, s, rate, pull, part):
+    """Add the changes of all shards to the rows of one part of both tables; the parts are disjoint."""
+    P = len(w.rows)
+    set_factors(s.rows, s.visits, s.counts, s.factors, rate, pull, part)
+    set_factors(w.rows, w.visits, w.counts[:, 1], w.factors, rate, pull, part)
+    for q in range(P):
+        add_changes(inputs, s.rows[q], s.counts[q], s.x[q], s.factors, part, P)
+        add_changes(outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, part, P)
+    clear_factors(s.rows, s.counts, s.factors, part)
+    clear_factors(w.rows, w.counts[:, 1], w.factors, part)
+
+
+def _train_rounds(
+    tokens, bounds, key, keep, accept, alias, mode, window, negatives, spread, rates, pull, shard_words, first_round,
+    last_round, ids, id_bounds, inputs, outputs, w, s, thread, barrier, n_threads, found,
+):  # fmt: skip
+    """train_rounds of numba_context.py where word v is the mean of the rows ids[id_bounds[v] : id_bounds[v + 1]]."""
+    P, n_words = len(w.words), len(tokens)
+    for r in range(first_round, last_round):
+        rate = rate_of(rates, r * shard_words * P)
+        for p in range(thread, P, n_threads):
+            first, last = shard_words_of(n_words, p, P, shard_words, r)
+            loss, pairs = _go_over_shard(
+                tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, f32(-rate),
+                ids, id_bounds, inputs, outputs, w, s, p,
+            )  # fmt: skip
+            found[p, 0] += loss
+            found[p, 1] += pairs
+        if not wait(barrier, n_threads):
+            return
+        for p in range(thread, P, n_threads):
+            _merge(inputs, outputs, w, s, rate, pull, p)
+        if not wait(barrier, n_threads):
+            return
+
+
+train_rounds = Kernel(_train_rounds)

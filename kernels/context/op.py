@@ -1,0 +1,70 @@
+"""The loss of context prediction as an autograd op over the words of a batch alone, on every backend.
+
+The vectors of the words of a `LocalBatch` are all that the op reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..machine.registry import Room
+from .batch import LocalBatch, reference_loss
+from .training import context_gradients
+
+ROOM = Room("context", __package__)
+
+
+def context_loss(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str = "auto") -> Tensor:
+    """The mean loss () over the positive pairs; its gradients are dense in both arguments.
+
+    inputs (n_kept, D) and outputs (U, D) are the vectors of the batch's words, float32 (float64 by the reference).
+    Raises ValueError for tables of another shape or dtype, and what `choose_backend` raises.
+    """
+    chosen = ROOM.choose(inputs.device.type, inputs.dtype, backend).name
+    _check(inputs, outputs, batch, chosen)
+    if chosen == "reference":
+        return reference_loss(inputs, outputs, batch)
+    loss: Tensor = _ContextLoss.apply(inputs, outputs, batch, chosen)
+    return loss
+
+
+class _ContextLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str
+    ) -> Tensor:
+        compute = _by_numba
+        if backend == "triton":
+            compute = ROOM.load("triton", "context").loss_and_gradients
+        loss, *gradients = compute(inputs.detach().contiguous(), outputs.detach().contiguous(), batch)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError("context_loss has no second derivative (create_graph=True was asked for)")
+        d_inputs, d_outputs = ctx.saved_tensors
+        return upstream * d_inputs, upstream * d_outputs, None, None
+
+
+def _by_numba(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss (), its gradients (n_kept, D) and (U, D))."""
+    found = context_gradients(inputs, outputs, batch.drawn_batch())
+    d_inputs = torch.zeros_like(inputs).index_copy_(0, found.input_rows, found.d_inputs)
+    d_outputs = torch.zeros_like(outputs).index_copy_(0, found.output_rows, found.d_outputs)
+    return inputs.new_tensor(found.loss), d_inputs, d_outputs
+
+
+def _check(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str) -> None:
+    U, D = len(batch.types), inputs.shape[-1]
+    if inputs.shape != (batch.n_kept, D) or outputs.shape != (U, D):
+        raise ValueError(
+            f"vectors must be ({batch.n_kept}, D) and ({U}, D), not {tuple(inputs.shape)} and {tuple(outputs.shape)}"
+        )
+    allowed = (torch.float32, torch.float64) if backend == "reference" else (torch.float32,)
+    if inputs.dtype not in allowed or outputs.dtype != inputs.dtype:
+        raise ValueError(f"vectors must be float32, not {inputs.dtype} and {outputs.dtype}")

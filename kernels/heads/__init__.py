@@ -1,0 +1,1 @@
+"""The fused loss of all heads: losses and gradients in one pass."""

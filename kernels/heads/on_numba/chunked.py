@@ -1,0 +1,378 @@
+"""The chunked plan on a CPU: vocabulary-sized softmax heads, by chunks of rows whose logits all threads share.
+
+A tile's logits would not fit a cache, nor would a weight gradient for every thread. So threads divide the
+outputs, not the rows: each owns a range of classes, their logits z (classes, rows) and their rows of the weight
+gradient, and streams over them three times a chunk: logits and maximum; exponentials and sum; gradients. Between the
+passes the threads' maxima and sums are put together in the order of threads. The chunk's logits are the only large
+buffer and are used again; other heads of the layout take the tile plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...machine.elementary import ONE, ZERO, exp32, log32
+from ...machine.gemm import PANEL
+from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
+from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
+from ..layout import HeadLayout, HeadSpec, Kind
+from ..protocol import Forward, Needs
+from .loss_pass import INFINITY
+from .passes import (
+    NO_ROWS_LEFT_OUT,
+    RESIDUAL_IS_GRADIENT,
+    Batch,
+    Outputs,
+    backward,
+    kernel_tensor,
+    passes,
+    residual_like,
+    survey_batch,
+)
+from .stages import (
+    OUTPUTS,
+    SKEW,
+    add_weight_gradient,
+    feature_gradient,
+    load_rows,
+    logits,
+    pack_for_features,
+    pack_for_logits,
+    round_up,
+    scratch,
+    store_rows,
+)
+from .tile import run_passes
+
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like", "warm_up"]
+
+f32 = np.float32
+VECTOR_BYTES = FLOAT_BYTES * WIDTH
+
+# Heads wider than this take this plan, the others of the layout the tile plan.
+WIDE_HEAD = 1024
+# What the logits of a chunk may take, unless that is less than one vector of rows.
+LOGITS_BYTES = 64 << 20
+MOST_ROWS = 128
+
+# Rows of the lanes: what a thread, or the chunk, knows of every row.
+PEAK, BEST, TARGET_LOGIT, TOTAL, SMOOTH, LABEL, FACTOR, PULL = range(8)
+N_LANES = 8
+
+
+@helper
+def _label_rows(target, total_rows, row_ids, first, rows, ignore_index, lanes):
+    """The chunk's targets as float32, -1 = none, also behind the last row."""
+    y = numba.carray(pointer_to_int64(target), (total_rows,))
+    for i in range(rows):
+        label = y[row_ids[first + i] if len(row_ids) else first + i]
+        lanes[LABEL, i] = f32(label) if label != ignore_index else -ONE
+    lanes[LABEL, rows:] = -ONE
+
+
+@helper
+def _logits_and_peaks(h, rows, D, weight, first_class, last_class, bias, z, packed, product, lanes, joint):
+    """Logits of a thread's classes; its maximum, argmax and target logit of every row into its lanes."""
+    ldz, labels = z.shape[1], joint[LABEL].ctypes.data
+    for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
+        store(splat(-INFINITY), lanes[PEAK].ctypes.data + i)
+        store(splat(ZERO), lanes[BEST].ctypes.data + i)
+        store(splat(ZERO), lanes[TARGET_LOGIT].ctypes.data + i)
+    for first in range(first_class, last_class, PANEL):
+        n_outputs = min(PANEL, last_class - first)
+        panel = z[first].ctypes.data
+        pack_for_logits(weight, first, n_outputs, packed)
+        logits(h.ctypes.data, h.shape[1], rows, D, PANEL, packed.ctypes.data, product.ctypes.data, panel, ldz)
+        for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
+            peak = load(lanes[PEAK].ctypes.data + i)
+            best = load(lanes[BEST].ctypes.data + i)
+            target_logit = load(lanes[TARGET_LOGIT].ctypes.data + i)
+            label = load(labels + i)
+            for c in range(n_outputs):
+                v = load(panel + FLOAT_BYTES * c * ldz + i) + bias[first + c]
+                higher = v > peak
+                best = select(higher, f32(first + c), best)
+                peak = select(higher, v, peak)
+                target_logit = select(label == f32(first + c), v, target_logit)
+            store(peak, lanes[PEAK].ctypes.data + i)
+            store(best, lanes[BEST].ctypes.data + i)
+            store(target_logit, lanes[TARGET_LOGIT].ctypes.data + i)
+
+
+@helper
+def _join_peaks(lanes_p, lanes):
+    """The first maximum over the threads' classes, and the target's logit, which one of them has."""
+    for i in range(lanes.shape[1]):
+        peak, best, target_logit = lanes_p[0, PEAK, i], lanes_p[0, BEST, i], lanes_p[0, TARGET_LOGIT, i]
+        for p in range(1, len(lanes_p)):
+            if lanes_p[p, PEAK, i] > peak:
+                peak, best = lanes_p[p, PEAK, i], lanes_p[p, BEST, i]
+            target_logit += lanes_p[p, TARGET_LOGIT, i]
+        lanes[PEAK, i], lanes[BEST, i], lanes[TARGET_LOGIT, i] = peak, best, target_logit
+
+
+@helper
+def _exponentials(z, rows, first_class, last_class, bias, weights, smooth, need_gradient, joint, lanes):
+    """Logits of a thread's classes become exp(z - peak); their sums of every row into its lanes."""
+    peaks = joint[PEAK].ctypes.data
+    for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
+        store(splat(ZERO), lanes[TOTAL].ctypes.data + i)
+        store(splat(ZERO), lanes[SMOOTH].ctypes.data + i)
+    for first in range(first_class, last_class, PANEL):
+        last = min(first + PANEL, last_class)
+        for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
+            peak = load(peaks + i)
+            total = load(lanes[TOTAL].ctypes.data + i)
+            smooth_logit = load(lanes[SMOOTH].ctypes.data + i)
+            for c in range(first, last):
+                at = z[c].ctypes.data + i
+                v = load(at) + bias[c] - peak
+                e = exp32(v)
+                if need_gradient:
+                    store(e, at)
+                total = total + e
+                if smooth:
+                    smooth_logit = smooth_logit + v * weights[c]
+            store(total, lanes[TOTAL].ctypes.data + i)
+            store(smooth_logit, lanes[SMOOTH].ctypes.data + i)
+
+
+@helper
+def _losses(lanes_p, lanes, rows, head, weights, scale):
+    """(loss sum, rows classified right) of a chunk; leaves factor and pull of every row for the gradients."""
+    keep = ONE - f32(head["smoothing"])
+    spread = f32(head["smoothing"]) / f32(head["size"])
+    weight_sum = f32(head["weight_sum"])
+    for i in range(lanes.shape[1]):
+        total, smooth_logit = ZERO, ZERO
+        for p in range(len(lanes_p)):
+            total += lanes_p[p, TOTAL, i]
+            smooth_logit += lanes_p[p, SMOOTH, i]
+        lanes[TOTAL, i], lanes[SMOOTH, i] = total, smooth_logit
+        label = lanes[LABEL, i]
+        lanes[PULL, i] = keep * weights[np.int64(label)] if label >= ZERO else ZERO
+    loss = splat(ZERO)
+    right = splat(ZERO)
+    for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
+        label, pull = load(lanes[LABEL].ctypes.data + i), load(lanes[PULL].ctypes.data + i)
+        total = load(lanes[TOTAL].ctypes.data + i)
+        log_total = log32(total)
+        distance = load(lanes[TARGET_LOGIT].ctypes.data + i) - load(lanes[PEAK].ctypes.data + i)
+        smooth = weight_sum * log_total - load(lanes[SMOOTH].ctypes.data + i)
+        known = label >= ZERO
+        # A select, not a product: a row that is ignored may hold anything, NaN included.
+        loss = loss + select(known, pull * (log_total - distance) + spread * smooth, ZERO)
+        right = right + select(known & (label == load(lanes[BEST].ctypes.data + i)), ONE, ZERO)
+        store((pull + spread * weight_sum) / total * scale, lanes[FACTOR].ctypes.data + i)
+        store(pull * scale, lanes[PULL].ctypes.data + i)
+    return np.float64(sum_of(loss)), np.int64(sum_of(right))
+
+
+@helper
+def _scale_gradients(z, rows, first, last, weights, shift, lanes, d_bias):
+    """exp(z - peak) of classes first..last becomes the gradient of the logits; d_bias += its sums."""
+    for c in range(first, last):
+        row = z[c].ctypes.data
+        shift_c = shift * weights[c]
+        column = splat(ZERO)
+        for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
+            label = load(lanes[LABEL].ctypes.data + i)
+            d = load(row + i) * load(lanes[FACTOR].ctypes.data + i) - shift_c
+            d = select(label == f32(c), d - load(lanes[PULL].ctypes.data + i), d)
+            d = select(label >= ZERO, d, ZERO)
+            store(d, row + i)
+            column = column + d
+        d_bias[c] += sum_of(column)
+
+
+@helper
+def _gradients(
+    h, z, rows, D, weight, first_class, last_class, weights, shift, lanes, d_features, packed, d_weight,
+    d_weight_block, add, d_bias,
+):  # fmt: skip
+    """A thread's rows of d_weight and d_bias, and its share of the feature gradient (rows, ldh)."""
+    ldz, ldh, ldw = z.shape[1], h.shape[1], d_weight_block.shape[1]
+    if first_class >= last_class:
+        d_features[:rows] = ZERO  # fewer panels than threads
+    for first in range(first_class, last_class, OUTPUTS):
+        last = min(first + OUTPUTS, last_class)
+        block = z[first].ctypes.data
+        _scale_gradients(z, rows, first, last, weights, shift, lanes, d_bias)
+        if d_weight:
+            d_weight_block[:] = ZERO
+            add_weight_gradient(
+                block, ldz, h.ctypes.data, ldh, rows, last - first, D, d_weight_block.ctypes.data, ldw
+            )
+            for c in range(first, last):
+                row = numba.carray(pointer_to_float32(d_weight + FLOAT_BYTES * c * D), (D,))
+                if add:
+                    row += d_weight_block[c - first, :D]
+                else:
+                    row[:] = d_weight_block[c - first, :D]
+        if len(d_features):
+            pack_for_features(weight, first, last - first, packed)
+            feature_gradient(
+                block,
+                ldz,
+                rows,
+                last - first,
+                D,
+                packed.ctypes.data,
+                d_features.ctypes.data,
+                ldh,
+                first > first_class,
+            )
+
+
+def _wide_head(
+    features, D, row_ids, total_rows, weight_address, bias, head, weights, target, scale, chunk_rows, n_splits,
+    need_gradient, d_features, add, d_weight, d_bias,
+):  # fmt: skip
+    """(loss sum, rows classified right) of one softmax head.
+
+    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (C, D); 0 = not wanted.
+    bias, weights and d_bias are (C,), target the address of (total_rows,) int64. row_ids are the rows to
+    compute, empty = all. d_features is written, or added to with `add`; d_weight is written, d_bias added to.
+    """
+    C = head["size"]
+    weight = numba.carray(pointer_to_float32(weight_address), (C, D))
+    n_rows = len(row_ids) if len(row_ids) else total_rows
+    padded_rows = round_up(chunk_rows, WIDTH)
+    ldz = padded_rows + SKEW
+    h = scratch(padded_rows, round_up(D, WIDTH) + SKEW)
+    ldh = h.shape[1]
+    h[:, D:] = ZERO
+    z = scratch(round_up(C, PANEL), ldz)
+    lanes = scratch(N_LANES, padded_rows)
+    lanes_p = scratch(n_splits * N_LANES, padded_rows).reshape((n_splits, N_LANES, padded_rows))
+    d_features_p = scratch(n_splits * padded_rows if d_features else 0, ldh)
+    packed_p = scratch(n_splits, max(PANEL, OUTPUTS) * round_up(D, PANEL))
+    product_p = scratch(n_splits * WIDTH, PANEL)
+    d_weight_block_p = scratch(n_splits * round_up(OUTPUTS, PANEL), ldh)
+    n_panels = -(-C // PANEL)
+    smooth = head["smoothing"] > 0.0
+    shift = f32(head["smoothing"]) / f32(C) * scale
+    loss, right = 0.0, 0
+    for first in range(0, n_rows, chunk_rows):
+        rows = min(chunk_rows, n_rows - first)
+        load_rows(h, features, D, row_ids, first, rows)
+        _label_rows(target, total_rows, row_ids, first, rows, head["ignore_index"], lanes)
+        for p in numba.prange(n_splits):
+            first_class, last_class = p * n_panels // n_splits * PANEL, (p + 1) * n_panels // n_splits * PANEL
+            _logits_and_peaks(
+                h, rows, D, weight, first_class, min(C, last_class), bias, z, packed_p[p],
+                product_p[p * WIDTH : (p + 1) * WIDTH], lanes_p[p], lanes,
+            )  # fmt: skip
+        _join_peaks(lanes_p, lanes)
+        for p in numba.prange(n_splits):
+            first_class, last_class = p * n_panels // n_splits * PANEL, (p + 1) * n_panels // n_splits * PANEL
+            _exponentials(
+                z, rows, first_class, min(C, last_class), bias, weights, smooth, need_gradient, lanes, lanes_p[p],
+            )  # fmt: skip
+        chunk_loss, chunk_right = _losses(lanes_p, lanes, rows, head, weights, scale)
+        loss += chunk_loss
+        right += chunk_right
+        if not need_gradient:
+            continue
+        for p in numba.prange(n_splits):
+            first_class, last_class = p * n_panels // n_splits * PANEL, (p + 1) * n_panels // n_splits * PANEL
+            d_features_of_p = d_features_p[p * padded_rows :] if d_features else d_features_p
+            _gradients(
+                h, z, rows, D, weight, first_class, min(C, last_class), weights, shift, lanes, d_features_of_p,
+                packed_p[p], d_weight,
+                d_weight_block_p[p * round_up(OUTPUTS, PANEL) : (p + 1) * round_up(OUTPUTS, PANEL)], first > 0, d_bias,
+            )  # fmt: skip
+        if d_features:
+            for p in range(1, n_splits):
+                d_features_p[:rows] += d_features_p[p * padded_rows : p * padded_rows + rows]
+            store_rows(d_features_p, d_features, D, row_ids, first, rows, add)
+    return loss, right
+
+
+wide_head = Kernel(_wide_head)
+
+
+# --- the plan --------------------------------------------------------------------------------------------
+
+
+def forward(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    needs: Needs,
+    skip_zero_weights: bool = True,
+) -> Forward:
+    """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
+
+    Takes LOGITS_BYTES of memory beside inputs and gradients, whatever N. bfloat16 and float16 are computed in
+    float32. Raises ValueError for a class target outside [0, C) that is not ignore_index.
+    """
+    batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
+    outputs = Outputs(features, weight, batch, needs)
+    heads = batch.computed()
+    wide = (heads["kind"] == int(Kind.SOFTMAX)) & (heads["size"] > WIDE_HEAD)
+    features32, weight32 = kernel_tensor(features), kernel_tensor(weight)
+    if not wide.all():
+        run_passes(batch, heads[~wide], features32, weight32, bias, outputs)
+    if wide.any():
+        for of_heads, rows in passes(batch, heads[wide]):
+            for head in of_heads:
+                _run_head(batch, head, rows, features32, weight32, bias, outputs, thread_count())
+    return outputs.forward()
+
+
+def chunk_rows(n_rows: int, size: int) -> int:
+    """Rows whose logits are held at a time: even chunks within LOGITS_BYTES, in whole vectors."""
+    most = min(MOST_ROWS, max(WIDTH, LOGITS_BYTES // (FLOAT_BYTES * size) // WIDTH * WIDTH))
+    n_chunks = -(-n_rows // most)
+    return -(-n_rows // (n_chunks * WIDTH)) * WIDTH
+
+
+def _run_head(
+    batch: Batch,
+    head: np.void,
+    rows: np.ndarray,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: Outputs,
+    n_splits: int,
+) -> None:
+    table, D = batch.table, features.shape[1]
+    k = int(head["index"])
+    of_head = slice(int(head["offset"]), int(head["offset"] + head["size"]))
+    bias_s = table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
+    d_bias_c = (
+        outputs.d_bias.numpy()[of_head] if outputs.d_bias.numel() else np.empty(head["size"], np.float32)
+    )
+    d_bias_c[:] = 0.0
+    if len(rows):
+        outputs.zero_features()
+    size = int(head["size"])
+    loss_sum, correct = wide_head(
+        features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head], head,
+        table.column_weights[of_head], batch.addresses[k], batch.gradient_scale[k],
+        chunk_rows(len(rows) or batch.n_rows, size), n_splits, outputs.wanted, outputs.d_features.data_ptr(),
+        outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,
+    )  # fmt: skip
+    outputs.features_written = True
+    outputs.losses[k] = loss_sum * float(batch.scale[k])
+    outputs.correct[k] = correct
+
+
+def warm_up() -> None:
+    """Compile the kernels' serial and parallel variants, or load them from Numba's cache: they serve every layout."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
+    features, weight, bias = torch.zeros(2, 2), torch.zeros(3, 2), torch.zeros(3)
+    batch = survey_batch((torch.zeros(2, dtype=torch.int64),), torch.ones(1), layout, skip_zero_weights=True)
+    for n_splits in (1, 2):
+        outputs = Outputs(features, weight, batch, (True, True, True))
+        _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs, n_splits)

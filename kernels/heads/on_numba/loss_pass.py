@@ -1,0 +1,292 @@
+"""The Numba loss pass: all heads' logits become their gradients, tile by tile, and losses are summed.
+
+Logits are kept transposed, z (S, rows): a vector holds WIDTH rows of one output, so heads of 2 classes
+vectorise as well as heads of 2,000, and maximum, sum and argmax of WIDTH rows stay in registers while the classes
+run. Tiles are read and written in whole vectors: behind its last row z has room up to the next multiple of WIDTH.
+
+For a softmax head with weights w, smoothing e and target y (torch.nn.functional.cross_entropy):
+    loss_n = (1-e) w_y (lse - z_y) + e/C (sum_c w_c lse - sum_c w_c z_c),   lse = log sum_c exp z_c
+    dz_c   = [(1-e) w_y + e/C sum_c w_c] p_c - (1-e) w_y [c = y] - e/C w_c
+For a binary head with positive weights q (binary_cross_entropy_with_logits), l = 1 + (q-1) y:
+    loss = (1-y) z + l (log1p exp(-|z|) + max(-z, 0)),   dz = (1-y) - l + l sigmoid(z)
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...machine.elementary import HALF, ONE, TWO, ZERO, exp32, f32, log32, softplus_and_sigmoid
+from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64
+from ...machine.simd import (
+    FLOAT_BYTES,
+    WIDTH,
+    absolute,
+    load,
+    select,
+    splat,
+    store,
+    sum_of,
+)
+from ..layout import Kind
+
+SOFTMAX, BINARY, SQUARED, HUBER = (int(kind) for kind in Kind)
+
+INFINITY = f32(np.inf)
+LANES = 3  # rows of scratch that a tile needs
+
+
+@helper
+def _label_lanes(y, rows, ignore_index, label):
+    """The targets as float32 (whole up to 2^24) into label, -1 = no target; returns whether all have one."""
+    padded = -(-rows // WIDTH) * WIDTH
+    known = 0
+    for i in range(rows):
+        has_target = y[i] != ignore_index
+        label[i] = f32(y[i]) if has_target else -ONE
+        known += np.int64(has_target)
+    for i in range(rows, padded):
+        label[i] = -ONE
+    return known == padded
+
+
+@helper
+def softmax_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
+    """One softmax head on one tile: logits without bias become their gradients times `scale`.
+
+    z is the address of (C, rows) float32 with row stride ldz; bias, weights, bias_gradient (C,); y (rows,) the
+    targets; lanes (LANES, at least rows rounded up to WIDTH) anything. Returns (loss sum, rows classified right).
+    """
+    smoothing = f32(head["smoothing"])
+    keep = ONE - smoothing
+    spread = smoothing / f32(C)
+    weight_sum = f32(head["weight_sum"])
+    label_lane, factor_lane, pull_lane = lanes[0].ctypes.data, lanes[1].ctypes.data, lanes[2].ctypes.data
+    all_known = _label_lanes(y, rows, head["ignore_index"], lanes[0])
+    if head["weighted"]:
+        for i in range(rows):
+            lanes[2, i] = weights[y[i]] if lanes[0, i] >= ZERO else ZERO
+    loss = splat(ZERO)
+    right = splat(ZERO)
+    for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+        label = load(label_lane + i)
+        known = label >= ZERO
+        peak = splat(-INFINITY)
+        best = splat(ZERO)
+        target_logit = splat(ZERO)
+        for c in range(C):
+            v = load(z + FLOAT_BYTES * c * ldz + i) + bias[c]
+            higher = v > peak
+            best = select(higher, f32(c), best)
+            peak = select(higher, v, peak)
+            target_logit = select(label == f32(c), v, target_logit)
+        right = right + select(known & (best == label), ONE, ZERO)
+
+        smooth_logit = splat(ZERO)
+        if spread > ZERO:
+            for c in range(C):
+                smooth_logit = smooth_logit + weights[c] * (
+                    load(z + FLOAT_BYTES * c * ldz + i) + bias[c] - peak
+                )
+        total = splat(ZERO)
+        for c in range(C):
+            at = z + FLOAT_BYTES * c * ldz + i
+            e = exp32(load(at) + bias[c] - peak)
+            if need_gradient:
+                store(e, at)
+            total = total + e
+
+        log_total = log32(total)
+        target_weight = load(pull_lane + i) if head["weighted"] else select(known, ONE, ZERO)
+        nll = target_weight * (log_total - (target_logit - peak))
+        smooth = weight_sum * log_total - smooth_logit
+        # A select, not a product: a row that is ignored may hold anything, NaN included.
+        loss = loss + select(known, keep * nll + spread * smooth, ZERO)
+        # dz = f e - pull [c = y] - spread w scale with f = (pull + spread sum w) scale / total.
+        pull = keep * target_weight
+        store((pull + spread * weight_sum) / total * scale, factor_lane + i)
+        store(pull * scale, pull_lane + i)
+    if not need_gradient:
+        return np.float64(sum_of(loss)), np.int64(sum_of(right))
+
+    for c in range(C):
+        row = z + FLOAT_BYTES * c * ldz
+        shift = spread * weights[c] * scale
+        column = splat(ZERO)
+        for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+            label = load(label_lane + i)
+            d = load(row + i) * load(factor_lane + i) - shift
+            # The target's part comes off before the column is summed: afterwards it would cancel against the sum.
+            d = select(label == f32(c), d - load(pull_lane + i), d)
+            if not all_known:
+                d = select(label >= ZERO, d, ZERO)
+            store(d, row + i)
+            column = column + d
+        bias_gradient[c] = sum_of(column)
+    return np.float64(sum_of(loss)), np.int64(sum_of(right))
+
+
+@helper
+def two_class_tile(z, ldz, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
+    """`softmax_tile` for C = 2: a function of z_1 - z_0 alone, one exponential a row."""
+    smoothing = f32(head["smoothing"])
+    keep, spread = ONE - smoothing, smoothing * HALF
+    weight0, weight1 = weights[0], weights[1]
+    shift = bias[1] - bias[0]
+    label_lane = lanes[0].ctypes.data
+    _label_lanes(y, rows, head["ignore_index"], lanes[0])
+    loss = splat(ZERO)
+    right = splat(ZERO)
+    column0 = splat(ZERO)
+    column1 = splat(ZERO)
+    for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+        at0, at1 = z + i, z + FLOAT_BYTES * ldz + i
+        label = load(label_lane + i)
+        known = label >= ZERO
+        difference = load(at1) - load(at0) + shift
+        positive = difference > ZERO
+        u = exp32(ZERO - absolute(difference))
+        tail, inverse = softplus_and_sigmoid(u)
+        nll0 = tail + select(positive, difference, ZERO)
+        nll1 = tail - select(positive, ZERO, difference)
+        pull1 = select(label == ONE, keep * weight1, ZERO)
+        pull0 = select(label == ZERO, keep * weight0, ZERO)
+        # A select, not pull0 * nll0 + pull1 * nll1: a class masked out by a bias of -inf has an infinite nll.
+        value = select(label == ONE, pull1 * nll1, pull0 * nll0)
+        if spread > ZERO:
+            value = value + spread * (weight0 * nll0 + weight1 * nll1)
+        # A select, not a product: a row that is ignored may hold anything, NaN included.
+        loss = loss + select(known, value, ZERO)
+        right = right + select(label == select(positive, ONE, ZERO), ONE, ZERO)
+        if need_gradient:
+            p1 = select(positive, inverse, u * inverse)
+            p0 = select(positive, u * inverse, inverse)
+            mass = pull0 + pull1 + spread * (weight0 + weight1)
+            d0 = select(known, (mass * p0 - pull0 - spread * weight0) * scale, ZERO)
+            d1 = select(known, (mass * p1 - pull1 - spread * weight1) * scale, ZERO)
+            store(d0, at0)
+            store(d1, at1)
+            column0 = column0 + d0
+            column1 = column1 + d1
+    bias_gradient[0] = sum_of(column0)
+    bias_gradient[1] = sum_of(column1)
+    return np.float64(sum_of(loss)), np.int64(sum_of(right))
+
+
+@helper
+def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
+    """One binary, squared or Huber head on a tile, as `softmax_tile`; y is (rows, C), NaN = missing."""
+    kind = head["kind"]
+    delta = f32(head["delta"])
+    target_lane, seen_lane, wrong_lane = lanes[0].ctypes.data, lanes[1].ctypes.data, lanes[2].ctypes.data
+    lanes[0, rows : -(-rows // WIDTH) * WIDTH] = np.nan
+    lanes[1:, : -(-rows // WIDTH) * WIDTH] = ZERO
+    loss = splat(ZERO)
+    for c in range(C):
+        for i in range(rows):
+            lanes[0, i] = y[i, c]
+        row = z + FLOAT_BYTES * c * ldz
+        w = weights[c]
+        column = splat(ZERO)
+        for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+            target = load(target_lane + i)
+            known = target == target
+            v = load(row + i) + bias[c]
+            if kind == BINARY:
+                u = exp32(ZERO - absolute(v))
+                tail, inverse = softplus_and_sigmoid(u)
+                factor = ONE + (w - ONE) * target
+                value = (ONE - target) * v + factor * (tail + select(v < ZERO, ZERO - v, ZERO))
+                sigmoid = select(v >= ZERO, inverse, u * inverse)
+                d = (ONE - target) - factor + factor * sigmoid
+                hit = select(v > ZERO, ONE, ZERO) == select(target > HALF, ONE, ZERO)
+                store(select(known, ONE, load(seen_lane + i)), seen_lane + i)
+                store(
+                    select(known & (select(hit, ZERO, ONE) > ZERO), ONE, load(wrong_lane + i)), wrong_lane + i
+                )
+            elif kind == SQUARED:
+                error = v - target
+                value = error * error
+                d = TWO * error
+            else:
+                error = v - target
+                size = absolute(error)
+                near = size < delta
+                value = select(near, HALF * error * error, delta * (size - HALF * delta))
+                d = select(near, error, select(error > ZERO, delta, -delta))
+            loss = loss + select(known, value, ZERO)
+            if need_gradient:
+                d = select(known, d * scale, ZERO)
+                store(d, row + i)
+                column = column + d
+        bias_gradient[c] = sum_of(column)
+    right = splat(ZERO)
+    for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
+        right = right + select((load(seen_lane + i) > ZERO) & (load(wrong_lane + i) == ZERO), ONE, ZERO)
+    return np.float64(sum_of(loss)), np.int64(sum_of(right))
+
+
+def _segment_loss(
+    logits, bias, first_row, n_rows, tile_rows, heads, column_weights, targets, total_rows, scale, need_gradient
+):  # fmt: skip
+    """Rows first_row.. of the batch, logits (S, at least n_rows): loss sums (K,), correct (K,), bias gradient (S,).
+
+    The logits become their gradients times scale (K,). Every tile of rows leaves partial sums, which are
+    added in the order of tiles whoever computed them.
+    """
+    K, S = len(heads), len(bias)
+    n_tiles = -(-n_rows // tile_rows)
+    loss_tk = np.zeros((n_tiles, K))
+    correct_tk = np.zeros((n_tiles, K), np.int64)
+    bias_gradient_ts = np.zeros((n_tiles, S), np.float32)
+    for t in numba.prange(n_tiles):
+        first = t * tile_rows
+        rows = min(tile_rows, n_rows - first)
+        lanes = np.empty((LANES, tile_rows), np.float32)
+        ldz = logits.shape[1]
+        for k in range(K):
+            head = heads[k]
+            a = head["offset"]
+            C = head["size"]
+            b = a + C
+            z = logits.ctypes.data + FLOAT_BYTES * (a * ldz + first)
+            bias_c, weights_c, gradient_c = bias[a:b], column_weights[a:b], bias_gradient_ts[t, a:b]
+            y = numba.carray(pointer_to_int64(targets[k]), (total_rows,))[first_row + first :]
+            if head["kind"] == SOFTMAX and head["size"] == 2:
+                loss, hits = two_class_tile(
+                    z, ldz, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                )
+            elif head["kind"] == SOFTMAX:
+                loss, hits = softmax_tile(
+                    z, ldz, C, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
+                )
+            else:
+                values = numba.carray(pointer_to_float32(targets[k]), (total_rows, C))[first_row + first :]
+                loss, hits = elementwise_tile(
+                    z,
+                    ldz,
+                    C,
+                    rows,
+                    bias_c,
+                    values,
+                    head,
+                    weights_c,
+                    need_gradient,
+                    scale[k],
+                    gradient_c,
+                    lanes,
+                )
+            loss_tk[t, k], correct_tk[t, k] = loss, hits
+    loss_sums = np.zeros(K)
+    correct = np.zeros(K, np.int64)
+    bias_gradient = np.zeros(S, np.float32)
+    for t in range(n_tiles):
+        for k in range(K):
+            loss_sums[k] += loss_tk[t, k]
+            correct[k] += correct_tk[t, k]
+        for s in range(S):
+            bias_gradient[s] += bias_gradient_ts[t, s]
+    return loss_sums, correct, bias_gradient
+
+
+segment_loss = Kernel(_segment_loss)

@@ -1,0 +1,223 @@
+"""What the plans on a CPU share: the layout as arrays, the batch as passes of heads over rows, the backward pass.
+
+Every plan makes its gradients in the forward pass, where logits are in cache. They wait, in float32, as the
+residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..layout import HeadLayout, Kind
+from ..protocol import Forward, Needs, Residual
+from .targets import ALL_ROWS, LABELLED_ROWS, SKIPPED, labelled_rows, survey
+
+HEAD_RECORD = np.dtype(
+    [
+        ("index", np.int64),  # k, its place in the layout
+        ("kind", np.int64),
+        ("offset", np.int64),
+        ("size", np.int64),
+        ("ignore_index", np.int64),
+        ("smoothing", np.float64),
+        ("delta", np.float64),
+        ("weight_sum", np.float64),
+        ("weighted", np.bool_),
+    ]
+)
+
+# A head's unlabelled rows are left out where they are at least half and cost more than another pass:
+# gathering a labelled row and adding to its feature gradient costs about what this many logits cost,
+COMPACTED_ROW_LOGITS = 4
+# and the pass itself this many.
+COMPACTED_PASS_LOGITS = 1 << 12
+
+
+class HeadTable(NamedTuple):
+    """A layout as the arrays that kernels read."""
+
+    records: np.ndarray  # (K,) of HEAD_RECORD
+    column_weights: np.ndarray  # (S,) float32
+    no_bias: np.ndarray  # (S,) float32 zeros
+    widest: int
+
+
+@lru_cache(maxsize=256)
+def head_table(layout: HeadLayout) -> HeadTable:
+    """The arrays of a layout, made once."""
+    records = np.array(
+        [
+            (k, head.kind, first, head.size, head.ignore_index, head.label_smoothing, head.delta,
+             sum(head.column_weights), head.class_weights is not None)
+            for k, (first, _, head) in enumerate(layout)
+        ],
+        HEAD_RECORD,
+    )  # fmt: skip
+    columns = np.array([w for head in layout.heads for w in head.column_weights], np.float32)
+    return HeadTable(records, columns, np.zeros_like(columns), max(head.size for head in layout.heads))
+
+
+class Batch(NamedTuple):
+    """A call's targets, surveyed."""
+
+    n_rows: int
+    table: HeadTable
+    targets: list[Tensor]  # in the kernels' dtypes; holds the memory that `addresses` name
+    addresses: np.ndarray  # (K,) int64
+    scale: np.ndarray  # (K,) float64, 1 / denominator of each mean, 0 without a valid row
+    gradient_scale: np.ndarray  # (K,) float32, the same times the task weight
+    way: np.ndarray  # (K,) int64, how each head is computed
+    all_rows_only: bool  # every head is computed, over all rows
+
+    def computed(self) -> np.ndarray:
+        """(K',) records of the heads that are not skipped."""
+        return self.table.records if self.all_rows_only else self.table.records[self.way != SKIPPED]
+
+
+class Pass(NamedTuple):
+    """Heads that are computed over the same rows."""
+
+    heads: np.ndarray  # (K',) records
+    rows: np.ndarray  # (rows,) int64 ascending, empty = all rows
+
+
+NO_ROWS_LEFT_OUT = np.zeros(0, np.int64)
+
+
+def survey_batch(
+    targets: Sequence[Tensor], task_weights: Tensor, layout: HeadLayout, skip_zero_weights: bool
+) -> Batch:
+    """Look at the targets once, before anything is computed.
+
+    A head is skipped if it has no target, or a weight of 0 and `skip_zero_weights`. Raises ValueError for a class
+    target outside [0, C) that is not ignore_index.
+    """
+    table = head_table(layout)
+    held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
+    addresses = np.array([target.data_ptr() for target in held], np.int64)
+    n_rows = targets[0].shape[0]
+    weights = kernel_tensor(task_weights)
+    scale, gradient_scale, way, counts, outside = survey(
+        table.records, table.column_weights, addresses, n_rows, weights.data_ptr(), skip_zero_weights,
+        COMPACTED_PASS_LOGITS, COMPACTED_ROW_LOGITS,
+    )  # fmt: skip
+    if outside[0] >= 0:
+        _refuse_outside(layout, *outside.tolist())
+    all_rows_only = counts[ALL_ROWS] == len(held)
+    return Batch(n_rows, table, held, addresses, scale, gradient_scale, way, all_rows_only)
+
+
+def passes(batch: Batch, heads: np.ndarray) -> Iterator[Pass]:
+    """Heads (records) by the rows they need: first those of all rows, then each whose unlabelled rows are left out."""
+    if batch.all_rows_only:
+        yield Pass(heads, NO_ROWS_LEFT_OUT)
+        return
+    way = batch.way[heads["index"]]
+    if (way == ALL_ROWS).any():
+        yield Pass(heads[way == ALL_ROWS], NO_ROWS_LEFT_OUT)
+    for head in heads[way == LABELLED_ROWS]:
+        rows = labelled_rows(head, batch.addresses[head["index"]], batch.n_rows)
+        yield Pass(np.array([head]), rows)
+
+
+def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
+    dtype = torch.int64 if kind is Kind.SOFTMAX else torch.float32
+    return target if target.dtype is dtype and target.is_contiguous() else target.to(dtype).contiguous()
+
+
+def _refuse_outside(layout: HeadLayout, k: int, target: int) -> None:
+    head = layout.heads[k]
+    raise ValueError(
+        f"targets of {layout.names[k]}: {target} lies outside [0, {head.size}) "
+        f"and is not ignore_index {head.ignore_index}"
+    )
+
+
+def kernel_tensor(tensor: Tensor) -> Tensor:
+    """The values as contiguous float32, what kernels read; the tensor itself if it is that."""
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+class Outputs:
+    """Where the passes of one call leave their results."""
+
+    def __init__(self, features: Tensor, weight: Tensor, batch: Batch, needs: Needs) -> None:
+        K = len(batch.scale)
+        # What no pass computes stays 0.
+        make = torch.empty if batch.all_rows_only else torch.zeros
+        self.losses, self.correct = make(K), make(K, dtype=torch.int64)
+        self.d_features = torch.empty(features.shape if needs[0] else 0)
+        self.d_weight = make(weight.shape if needs[1] else 0)
+        self.d_bias = make(weight.shape[0] if needs[2] else 0)
+        self.wanted = needs[0] or needs[1] or needs[2]
+        self.features_written = False  # whether another pass has to add to d_features
+
+    def zero_features(self) -> None:
+        """Begin d_features where no pass writes every row of it."""
+        if not self.features_written:
+            self.d_features.zero_()
+            self.features_written = True
+
+    def forward(self) -> Forward:
+        """Everything, once all passes are done."""
+        self.zero_features()
+        return Forward(self.losses, self.correct, (self.d_features, self.d_weight, self.d_bias))
+
+
+# --- the backward pass -----------------------------------------------------------------------------------
+
+# The residual is the gradient: once it is handed out, a second backward pass must make it anew.
+RESIDUAL_IS_GRADIENT = True
+
+
+def residual_like(
+    features: Tensor, weight: Tensor, bias: Tensor | None, layout: HeadLayout, needs: Needs
+) -> Residual:
+    """Empty tensors of the shapes and dtypes of the residual."""
+    wanted = zip((features, weight, bias), needs, strict=True)
+    d_features, d_weight, d_bias = (
+        torch.empty(t.shape if need else 0, dtype=torch.float32, device=features.device)  # type: ignore[union-attr]
+        for t, need in wanted
+    )
+    return d_features, d_weight, d_bias
+
+
+def backward(
+    residual: Residual,
+    grad_total: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    task_weights: Tensor,
+    layout: HeadLayout,
+    needs: Needs,
+    *,
+    own: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(d_features, d_weight, d_bias), each None where `needs` is False.
+
+    With `own` the residual is nobody else's and may be handed out or overwritten.
+    """
+    upstream = grad_total.item()
+    like = (features, weight, bias)
+    d_features, d_weight, d_bias = (
+        _scaled(residual[i], upstream, own, like[i]) if needs[i] else None  # type: ignore[arg-type]
+        for i in range(3)
+    )
+    return d_features, d_weight, d_bias
+
+
+def _scaled(gradient: Tensor, upstream: float, own: bool, like: Tensor) -> Tensor:
+    if not own:
+        return (gradient * upstream).to(like.dtype)
+    if upstream != 1.0:
+        gradient.mul_(upstream)
+    return gradient if gradient.dtype is like.dtype else gradient.to(like.dtype)

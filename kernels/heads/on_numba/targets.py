@@ -1,0 +1,98 @@
+"""What targets say before any logit is made: how many are valid, what a mean divides by, which rows to compute."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
+from ..layout import Kind
+
+SOFTMAX = int(Kind.SOFTMAX)
+
+
+# How a head is computed.
+SKIPPED, ALL_ROWS, LABELLED_ROWS = range(3)
+
+
+@helper
+def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weights, pass_logits, row_logits):
+    """(scale, gradient_scale, way, counts, outside) of K heads.
+
+    scale (K,) is 1/denominator of each mean, 0 without any valid row; gradient_scale (K,) float32 the same times
+    the task weight; way (K,) SKIPPED, ALL_ROWS or LABELLED_ROWS, counts (3,) how many go which way; outside the
+    first target outside [0, C) as [task, target], or [-1, 0].
+
+    A head goes over its labelled rows alone if they are at most half and the others cost more, in logits, than a
+    pass of its own (pass_logits, and row_logits for every row of it). task_weights is the address of (K,) float32.
+    """
+    K = len(heads)
+    task_weights_k = numba.carray(pointer_to_float32(task_weights), (K,))
+    scale = np.zeros(K)
+    gradient_scale = np.zeros(K, np.float32)
+    way = np.zeros(K, np.int64)
+    counts = np.zeros(3, np.int64)
+    outside = np.array([-1, 0])
+    for k in range(K):
+        head = heads[k]
+        C, ignore_index = head["size"], head["ignore_index"]
+        if head["kind"] != SOFTMAX:
+            values = numba.carray(pointer_to_float32(targets[k]), (n_rows * C,))
+            valid = 0
+            for i in range(n_rows * C):
+                valid += np.int64(not np.isnan(values[i]))
+            denominator = np.float64(valid)
+            labelled = -(-valid // C)  # at least
+        else:
+            y = numba.carray(pointer_to_int64(targets[k]), (n_rows,))
+            valid = 0
+            bad = 0
+            for i in range(n_rows):
+                known = y[i] != ignore_index
+                valid += np.int64(known)
+                bad += np.int64(known and (y[i] < 0 or y[i] >= C))
+            if bad:
+                for i in range(n_rows):
+                    if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
+                        outside[:] = k, y[i]
+                        return scale, gradient_scale, way, counts, outside
+            denominator = np.float64(valid)
+            labelled = valid
+            if head["weighted"]:
+                denominator = 0.0
+                for i in range(n_rows):
+                    weight = column_weights[head["offset"] + y[i]] if y[i] != ignore_index else np.float32(0)
+                    denominator += np.float64(weight)
+        if denominator > 0.0:
+            scale[k] = 1.0 / denominator
+            gradient_scale[k] = scale[k] * task_weights_k[k]
+        if valid == 0 or (skip_zero_weights and task_weights_k[k] == 0.0):
+            way[k] = SKIPPED
+        elif 2 * labelled <= n_rows and (n_rows - labelled) * C > pass_logits + labelled * row_logits:
+            way[k] = LABELLED_ROWS
+        else:
+            way[k] = ALL_ROWS
+        counts[way[k]] += 1
+    return scale, gradient_scale, way, counts, outside
+
+
+@helper
+def labelled_rows(head, target, n_rows):
+    """(rows with a target,) int64, ascending."""
+    C = head["size"]
+    rows = np.empty(n_rows, np.int64)
+    count = 0
+    if head["kind"] == SOFTMAX:
+        y = numba.carray(pointer_to_int64(target), (n_rows,))
+        for i in range(n_rows):
+            rows[count] = i
+            count += np.int64(y[i] != head["ignore_index"])
+    else:
+        values = numba.carray(pointer_to_float32(target), (n_rows, C))
+        for i in range(n_rows):
+            rows[count] = i
+            known = False
+            for c in range(C):
+                known |= not np.isnan(values[i, c])
+            count += np.int64(known)
+    return rows[:count].copy()

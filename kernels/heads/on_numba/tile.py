@@ -1,0 +1,325 @@
+"""The tile plan on a CPU: one kernel makes logits, losses and all gradients of a tile of rows while it is in cache.
+
+A thread takes every tile of its range through four stages: logits of all heads, transposed into z (S, rows);
+the loss pass, which turns z into its gradient; the tile's share of the weight gradient, summed in the
+thread's own (S, D); and the tile's feature gradient, written once. The threads' sums are added in the order
+of threads, so the same call gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
+from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
+from ...machine.simd import FLOAT_BYTES, WIDTH
+from ..layout import HeadLayout, HeadSpec, Kind
+from ..protocol import Forward, Needs
+from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
+from .passes import (
+    NO_ROWS_LEFT_OUT,
+    RESIDUAL_IS_GRADIENT,
+    Batch,
+    Outputs,
+    backward,
+    kernel_tensor,
+    passes,
+    residual_like,
+    survey_batch,
+)
+from .stages import (
+    SKEW,
+    add_weight_gradient,
+    feature_gradient,
+    load_rows,
+    logits,
+    pack_for_features,
+    pack_for_logits,
+    round_up,
+    scratch,
+    store_rows,
+    tile_buffers,
+)
+
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like", "warm_up"]
+
+
+@helper
+def _classes_of(target, total_rows, row_ids, first, rows, gathered):
+    """The tile's class targets (rows,)."""
+    y = numba.carray(pointer_to_int64(target), (total_rows,))
+    if len(row_ids) == 0:
+        return y[first : first + rows]
+    for i in range(rows):
+        gathered[i] = y[row_ids[first + i]]
+    return gathered[:rows]
+
+
+@helper
+def _values_of(target, C, total_rows, row_ids, first, rows):
+    """The tile's float targets (rows, C)."""
+    y = numba.carray(pointer_to_float32(target), (total_rows, C))
+    if len(row_ids) == 0:
+        return y[first : first + rows]
+    gathered = np.empty((rows, C), np.float32)
+    for i in range(rows):
+        gathered[i] = y[row_ids[first + i]]
+    return gathered
+
+
+@helper
+def loss_tile(
+    z, bias, heads, columns, column_weights, targets, total_rows, row_ids, first, rows, scale, need_gradient,
+    loss_k, correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
+):  # fmt: skip
+    """Turn z (S, rows) into its gradient; add the tile's losses, hits and bias gradient."""
+    ldz = z.shape[1]
+    for k in range(len(heads)):
+        head = heads[k]
+        target, scale_k = targets[head["index"]], scale[head["index"]]
+        C, a, first_column = head["size"], head["offset"], columns[k]
+        z_c = z.ctypes.data + FLOAT_BYTES * first_column * ldz
+        bias_c, weights_c = bias[a : a + C], column_weights[a : a + C]
+        gradient_c = tile_bias_gradient[:C]
+        if head["kind"] == SOFTMAX:
+            y = _classes_of(target, total_rows, row_ids, first, rows, gathered)
+            if C == 2:
+                loss, hits = two_class_tile(
+                    z_c, ldz, rows, bias_c, y, head, weights_c, need_gradient, scale_k, gradient_c, lanes
+                )
+            else:
+                loss, hits = softmax_tile(
+                    z_c, ldz, C, rows, bias_c, y, head, weights_c, need_gradient, scale_k, gradient_c, lanes
+                )
+        else:
+            values = _values_of(target, C, total_rows, row_ids, first, rows)
+            loss, hits = elementwise_tile(
+                z_c, ldz, C, rows, bias_c, values, head, weights_c, need_gradient, scale_k, gradient_c, lanes
+            )
+        loss_k[k] += loss
+        correct_k[k] += hits
+        for c in range(C):
+            bias_gradient_s[first_column + c] += gradient_c[c]
+
+
+@helper
+def columns_of(heads):
+    """(K + 1,) where every head's outputs begin, and the last end, among those of these heads."""
+    columns = np.zeros(len(heads) + 1, np.int64)
+    for k in range(len(heads)):
+        columns[k + 1] = columns[k] + heads[k]["size"]
+    return columns
+
+
+@helper
+def pack_heads(weights, D, heads, columns, for_features_too):
+    """(panels for logits (panels, D * PANEL), panels for features (panels * S, PANEL)) of the heads' rows.
+
+    weights (K,) are the addresses of every head's rows (C, D).
+    """
+    S = columns[-1]
+    rows = scratch(S, D)
+    for k in range(len(heads)):
+        copy_floats(weights[k], rows[columns[k]].ctypes.data, heads[k]["size"] * D)
+    for_logits = scratch(-(-S // PANEL), D * PANEL)
+    for panel in range(len(for_logits)):
+        pack_for_logits(rows, panel * PANEL, min(PANEL, S - panel * PANEL), for_logits[panel])
+    if not for_features_too:
+        return for_logits, for_logits
+    for_features = scratch(-(-D // PANEL), S * PANEL)
+    pack_for_features(rows, 0, S, for_features.reshape(for_features.size))
+    return for_logits, for_features
+
+
+@helper
+def _run_split(
+    features, D, row_ids, first_row, last_row, total_rows, for_logits, for_features, bias, heads, columns,
+    column_weights, targets, scale, tile_rows, need_gradient, d_features, add, d_weight, loss_k, correct_k,
+    bias_gradient_s,
+):  # fmt: skip
+    """Rows first_row..last_row, tile by tile, by one thread."""
+    S = columns[-1]
+    h, z, product = tile_buffers(tile_rows, D, S)
+    ldh, ldz = h.shape[1], z.shape[1]
+    h_address, z_address = h.ctypes.data, z.ctypes.data
+    lanes = scratch(LANES, round_up(tile_rows, WIDTH))
+    gathered = np.empty(tile_rows, np.int64)
+    tile_bias_gradient = np.zeros(S, np.float32)
+    for first in range(first_row, last_row, tile_rows):
+        rows = min(tile_rows, last_row - first)
+        load_rows(h, features, D, row_ids, first, rows)
+        logits(h_address, ldh, rows, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
+        loss_tile(
+            z, bias, heads, columns, column_weights, targets, total_rows, row_ids, first, rows, scale,
+            need_gradient, loss_k, correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
+        )  # fmt: skip
+        if len(d_weight):
+            add_weight_gradient(
+                z_address, ldz, h_address, ldh, rows, S, D, d_weight.ctypes.data, d_weight.shape[1]
+            )
+        if d_features:
+            whole = rows % BLOCK_ROWS == 0 and D % WIDTH == 0 and len(row_ids) == 0 and not add
+            if whole:
+                target = d_features + FLOAT_BYTES * first * D
+                feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, target, D, False)
+            else:
+                # The features of the tile are used up: their gradient takes their place on its way.
+                feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, h_address, ldh, False)
+                store_rows(h, d_features, D, row_ids, first, rows, add)
+
+
+def _tile_pass(
+    features, D, row_ids, total_rows, weight, bias, heads, column_weights, targets, mean_scale, scale, tile_rows,
+    n_splits, need_gradient, losses_address, correct_address, d_features, add, d_weight_address, d_bias_address,
+):  # fmt: skip
+    """Losses, correct counts and gradients of some heads (records of a layout), written into those of all.
+
+    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (S, D), losses (K,),
+    d_bias (S,), and of int64: correct (K,); a gradient of address 0 is not wanted. targets, mean_scale and scale
+    (K,) and bias (S,) are of all heads, too. row_ids are the rows to compute, empty = all. d_features is written,
+    or added to with `add`; the others in the places of the heads.
+    """
+    K = len(heads)
+    n_rows = len(row_ids) if len(row_ids) else total_rows
+    n_weights, n_outputs = len(bias) * D, len(bias)
+    d_weight = numba.carray(pointer_to_float32(d_weight_address), (n_weights if d_weight_address else 0,))
+    d_bias = numba.carray(pointer_to_float32(d_bias_address), (n_outputs if d_bias_address else 0,))
+    losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
+    correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
+    columns = columns_of(heads)
+    S = columns[K]
+    weights = weight + FLOAT_BYTES * D * heads["offset"]
+    for_logits, for_features = pack_heads(weights, D, heads, columns, d_features != 0)
+    loss_pk = np.zeros((n_splits, K))
+    correct_pk = np.zeros((n_splits, K), np.int64)
+    bias_gradient_ps = np.zeros((n_splits, S), np.float32)
+    S_blocks = round_up(S, BLOCK_ROWS)
+    ldw = round_up(D, WIDTH) + SKEW
+    d_weight_ps = scratch(n_splits * S_blocks if len(d_weight) else 0, ldw)
+    n_tiles = -(-n_rows // tile_rows)
+    for p in numba.prange(n_splits):
+        d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks] if len(d_weight) else d_weight_ps
+        d_weight_s[:] = 0.0
+        _run_split(
+            features, D, row_ids, p * n_tiles // n_splits * tile_rows,
+            min(n_rows, (p + 1) * n_tiles // n_splits * tile_rows), total_rows, for_logits, for_features, bias, heads,
+            columns, column_weights, targets, scale, tile_rows, need_gradient, d_features, add, d_weight_s,
+            loss_pk[p], correct_pk[p], bias_gradient_ps[p],
+        )  # fmt: skip
+    for k in range(K):
+        for c in range(heads[k]["size"]):
+            row, s = heads[k]["offset"] + c, columns[k] + c
+            if len(d_bias):
+                d_bias[row] = 0.0
+                for p in range(n_splits):
+                    d_bias[row] += bias_gradient_ps[p, s]
+            if len(d_weight):
+                for d in range(D):
+                    total = d_weight_ps[s, d]
+                    for p in range(1, n_splits):
+                        total += d_weight_ps[p * S_blocks + s, d]
+                    d_weight[row * D + d] = total
+        index = heads[k]["index"]
+        losses[index] = loss_pk[:, k].sum() * mean_scale[index]
+        correct[index] = correct_pk[:, k].sum()
+
+
+tile_pass = Kernel(_tile_pass)
+
+
+# --- the plan --------------------------------------------------------------------------------------------
+
+# What a thread holds of a tile, features and logits, stays within about half of a 1 MiB cache.
+TILE_FLOATS = 1 << 17
+LEAST_ROWS, MOST_ROWS = 32, 192
+# Below this many multiply-adds the start of a parallel region costs more than it saves.
+PARALLEL_PRODUCTS = 1 << 20
+
+
+def forward(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    needs: Needs,
+    skip_zero_weights: bool = True,
+) -> Forward:
+    """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
+
+    bfloat16 and float16 are computed in float32. Raises ValueError for a class target outside [0, C) that is not
+    ignore_index.
+    """
+    batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
+    outputs = Outputs(features, weight, batch, needs)
+    run_passes(batch, batch.computed(), kernel_tensor(features), kernel_tensor(weight), bias, outputs)
+    return outputs.forward()
+
+
+def run_passes(
+    batch: Batch, heads: np.ndarray, features: Tensor, weight: Tensor, bias: Tensor | None, outputs: Outputs
+) -> None:
+    """Compute heads (records) by the tile kernel and add them to the outputs."""
+    D = features.shape[1]
+    bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
+    for of_heads, rows in passes(batch, heads):
+        n_rows, S = len(rows) or batch.n_rows, sum(of_heads["size"].tolist())
+        n_splits = thread_count() if n_rows * S * D >= PARALLEL_PRODUCTS else 1
+        rows_a_tile = tile_rows(n_rows, S + D, n_splits)
+        _run_pass(batch, of_heads, rows, features, weight, bias_s, outputs, rows_a_tile, n_splits)
+
+
+def _run_pass(
+    batch: Batch,
+    heads: np.ndarray,
+    rows: np.ndarray,
+    features: Tensor,
+    weight: Tensor,
+    bias_s: np.ndarray,
+    outputs: Outputs,
+    rows_a_tile: int,
+    n_splits: int,
+) -> None:
+    if len(rows):
+        outputs.zero_features()
+    tile_pass(
+        features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias_s, heads,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, rows_a_tile, n_splits,
+        outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), outputs.d_features.data_ptr(),
+        outputs.features_written, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(), parallel=n_splits > 1,
+    )  # fmt: skip
+    outputs.features_written = True
+
+
+def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
+    """Rows of a tile: as many as fit the cache, in tiles that share out evenly among the threads."""
+    most = max(LEAST_ROWS, min(MOST_ROWS, TILE_FLOATS // floats_a_row))
+    n_tiles = -(-n_rows // (most * n_splits)) * n_splits
+    return max(WIDTH, -(-n_rows // (n_tiles * WIDTH)) * WIDTH)
+
+
+def warm_up() -> None:
+    """Compile the kernel's serial and parallel variants, or load them from Numba's cache: they serve every layout."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
+    features, weight, bias = torch.zeros(2, 2), torch.zeros(4, 2), torch.zeros(4)
+    targets = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1))
+    batch = survey_batch(targets, torch.ones(2), layout, skip_zero_weights=True)
+    for n_splits in (1, 2):
+        outputs = Outputs(features, weight, batch, (True, True, True))
+        _run_pass(
+            batch,
+            batch.computed(),
+            NO_ROWS_LEFT_OUT,
+            features,
+            weight,
+            bias.numpy(),
+            outputs,
+            WIDTH,
+            n_splits,
+        )

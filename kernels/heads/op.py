@@ -1,0 +1,382 @@
+"""The fused op: weighted multi-task loss and its gradients for all heads at once.
+
+Checks the arguments, chooses backend and plan, and ties the backend's forward and backward pass into
+autograd. In eager mode that is an autograd.Function; under torch.compile it is a pair of custom ops with
+fake kernels (the dispatcher would cost eager mode 40 microseconds a call).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..heads.plans import (
+    RULES,
+    Shape,
+    check_plan,
+    choose_plan,
+)
+from ..machine.registry import Room
+from . import reference
+from .layout import HeadLayout, Kind
+from .protocol import Forward, Needs
+
+log = logging.getLogger("mt2st_fast")
+
+ROOM = Room("heads", __package__)
+
+
+class MultitaskLoss(NamedTuple):
+    """What the fused op returns."""
+
+    total: Tensor  # () float32, sum over k of task_weights[k] * losses[k]; the only output with a gradient
+    losses: Tensor  # (K,) float32
+    correct: Tensor  # (K,) int64
+
+
+def multitask_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+    *,
+    backend: str = "auto",
+    plan: str = "auto",
+) -> MultitaskLoss:
+    """Weighted multi-task loss of K linear heads over shared features.
+
+    features (N, D), weight (S, D) and bias (S,) hold the heads' rows one after another as `layout` says;
+    targets are K tensors, integers (N,) for a softmax head and floats (N, C) for the others; task_weights
+    is (K,) float32 on the features' device. losses[k] is the mean over the valid rows of task k (valid
+    elements for float targets), and 0 where there are none. A head of weight exactly 0 is not computed at all: its
+    loss and correct count are 0, unless task_weights wants a gradient. total = sum_k task_weights[k] losses[k]; its
+    gradient flows to features, weight, bias and task_weights.
+
+    Under autocast the features are taken in the autocast dtype and the weight may stay float32.
+
+    Raises ValueError or TypeError naming the argument that does not fit; ValueError for a class target
+    outside [0, C) (on a GPU its task's loss is NaN instead: looking would wait for the device);
+    RuntimeError for an explicit backend that cannot run, and for a second derivative.
+    """
+    _check(features, weight, bias, targets, task_weights, layout)
+    # As in torch's own linear, autocast leaves float64 alone.
+    if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
+        features = features.to(torch.get_autocast_dtype(features.device.type))
+    chosen = _chosen_backend(features.device, features.dtype, backend)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
+    if chosen == "reference":
+        check_plan(plan)
+        with torch.autocast(features.device.type, enabled=False):
+            total, losses, correct = reference.multitask_loss(
+                features,
+                weight.to(features.dtype),
+                None if bias is None else bias.to(features.dtype),
+                targets,
+                task_weights,
+                layout,
+                skip_zero_weights,
+            )
+        return MultitaskLoss(total, losses.detach(), correct)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
+            'use backend="reference" under torch.func, or loss.backward() without it'
+        )
+    # autograd's needs_input_grad says yes under no_grad, too.
+    recording = torch.is_grad_enabled()
+    needs = (
+        recording and features.requires_grad,
+        recording and weight.requires_grad,
+        recording and bias is not None and bias.requires_grad,
+    )
+    if torch.compiler.is_compiling():
+        total, losses, correct, *_ = _forward_op(
+            features,
+            weight,
+            bias,
+            list(targets),
+            task_weights,
+            layout.key,
+            chosen,
+            plan,
+            list(needs),
+            skip_zero_weights,
+        )
+        return MultitaskLoss(total, losses, correct)
+    return MultitaskLoss(
+        *_FusedLoss.apply(
+            features,
+            weight,
+            bias,
+            task_weights,
+            targets,
+            layout,
+            _implementation(chosen, plan, features, layout),
+            needs,
+            skip_zero_weights,
+        )
+    )
+
+
+def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) -> str:
+    choice = ROOM.choose(device.type, dtype, requested)
+    if choice.name == "reference" and requested == "auto":
+        _log_once(choice.reason)
+    return choice.name
+
+
+# As torch.compiler.assume_constant_result does, which would load all of Dynamo: Dynamo must not trace into the choice.
+_chosen_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _implementation(backend: str, requested_plan: str, features: Tensor, layout: HeadLayout) -> ModuleType:
+    """The module that computes heads of this shape."""
+    N, D = features.shape
+    shape = Shape(N, D, layout.width, layout.widest, features.element_size())
+    # A size that torch.compile keeps symbolic cannot key a cache.
+    choose = _cached_plan if isinstance(N, int) else choose_plan
+    return ROOM.load(backend, choose(backend, shape, requested_plan, features.device).name)
+
+
+_cached_plan = lru_cache(maxsize=4096)(choose_plan)
+
+
+def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
+    """Do before a clock starts what `multitask_loss` would do in its first call on this device and dtype."""
+    by = ROOM.choose(device.type, dtype, backend)
+    if by.name != "reference":
+        for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
+            ROOM.load(by.name, plan).warm_up()
+
+
+@lru_cache
+def _log_once(reason: str) -> None:
+    log.warning("the heads are computed in plain torch: %s", reason)
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        task_weights: Tensor,
+        targets: Sequence[Tensor],
+        layout: HeadLayout,
+        module: ModuleType,
+        needs: Needs,
+        skip_zero_weights: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        result: Forward = module.forward(
+            features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights
+        )
+        ctx.save_for_backward(features, weight, bias, task_weights, result.losses)
+        ctx.targets, ctx.layout, ctx.module, ctx.needs = targets, layout, module, needs
+        ctx.skip_zero_weights = skip_zero_weights
+        ctx.residual = result.residual
+        ctx.mark_non_differentiable(result.losses, result.correct)
+        ctx.set_materialize_grads(False)
+        return torch.dot(task_weights, result.losses), result.losses, result.correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_total is None:
+            return (None,) * 9
+        _refuse_second_derivative()
+        features, weight, bias, task_weights, losses = ctx.saved_tensors
+        gradients: tuple[Tensor | None, ...] = (None, None, None)
+        if any(ctx.needs):
+            device_type = features.device.type
+            if torch.is_autocast_enabled(device_type):
+                # backward() inside an autocast region would round the GEMMs of the gradients.
+                with torch.autocast(device_type, enabled=False):
+                    gradients = _gradients(ctx, grad_total, features, weight, bias, task_weights)
+            else:
+                gradients = _gradients(ctx, grad_total, features, weight, bias, task_weights)
+        d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
+        return *gradients, d_task_weights, None, None, None, None, None
+
+
+def _gradients(
+    ctx: Any, grad_total: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, task_weights: Tensor
+) -> tuple[Tensor | None, ...]:
+    module, layout, needs = ctx.module, ctx.layout, ctx.needs
+    residual = ctx.residual
+    if residual is None:
+        # Only a graph that was retained comes here again after its gradients were handed out.
+        again = module.forward(
+            features, weight, bias, ctx.targets, task_weights, layout, needs, ctx.skip_zero_weights
+        )
+        residual = again.residual
+    if module.RESIDUAL_IS_GRADIENT:
+        ctx.residual = None
+    return module.backward(
+        residual, grad_total, features, weight, bias, task_weights, layout, needs, own=True
+    )
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "multitask_loss has no second derivative (create_graph=True was asked for); "
+            'use backend="reference" for one'
+        )
+
+
+# --- under torch.compile -------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mt2st_fast::multitask_forward", mutates_args=())
+def _forward_op(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: list[Tensor],
+    task_weights: Tensor,
+    layout_key: str,
+    backend: str,
+    plan: str,
+    needs: list[bool],
+    skip_zero_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(total, losses, correct, and the three tensors of the backend's residual)."""
+    layout = HeadLayout.from_key(layout_key)
+    module = _implementation(backend, plan, features, layout)
+    result: Forward = module.forward(
+        features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights
+    )
+    return torch.dot(task_weights, result.losses), result.losses, result.correct, *result.residual
+
+
+@_forward_op.register_fake
+def _(features, weight, bias, targets, task_weights, layout_key, backend, plan, needs, skip_zero_weights):  # type: ignore[no-untyped-def]
+    layout = HeadLayout.from_key(layout_key)
+    K = len(layout)
+    as_float32 = {"dtype": torch.float32, "device": features.device}
+    return (
+        torch.empty((), **as_float32),
+        torch.empty(K, **as_float32),
+        torch.empty(K, dtype=torch.int64, device=features.device),
+        *_implementation(backend, plan, features, layout).residual_like(
+            features, weight, bias, layout, _triple(needs)
+        ),
+    )
+
+
+@torch.library.custom_op("mt2st_fast::multitask_backward", mutates_args=())
+def _backward_op(
+    residual: list[Tensor],
+    grad_total: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    task_weights: Tensor,
+    layout_key: str,
+    backend: str,
+    plan: str,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(d_features, d_weight, d_bias), empty where not needed."""
+    layout = HeadLayout.from_key(layout_key)
+    module = _implementation(backend, plan, features, layout)
+    gradients = module.backward(
+        tuple(residual), grad_total, features, weight, bias, task_weights, layout, _triple(needs), own=False
+    )
+    d_features, d_weight, d_bias = (features.new_empty(0) if g is None else g for g in gradients)
+    return d_features, d_weight, d_bias
+
+
+@_backward_op.register_fake
+def _(residual, grad_total, features, weight, bias, task_weights, layout_key, backend, plan, needs):  # type: ignore[no-untyped-def]
+    wanted = zip((features, weight, bias), needs, strict=True)
+    d_features, d_weight, d_bias = (
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else features.new_empty(0)
+        for t, need in wanted
+    )
+    return d_features, d_weight, d_bias
+
+
+def _triple(needs: Sequence[bool]) -> Needs:
+    d_features, d_weight, d_bias = needs
+    return d_features, d_weight, d_bias
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, weight, bias, targets, task_weights, *ctx.how, _ = inputs
+    ctx.needs = ctx.how[-1]
+    _, losses, correct, *residual = output
+    ctx.n_targets = len(targets)
+    ctx.mark_non_differentiable(losses, correct, *residual)
+    ctx.save_for_backward(features, weight, bias, task_weights, losses, *residual)
+
+
+def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
+    features, weight, bias, task_weights, losses, *residual = ctx.saved_tensors
+    gradients: list[Tensor | None] = [None, None, None]
+    if any(ctx.needs):
+        made = _backward_op(residual, grad_total, features, weight, bias, task_weights, *ctx.how)
+        gradients = [g if need else None for g, need in zip(made, ctx.needs, strict=True)]
+    d_task_weights = grad_total * losses if ctx.needs_input_grad[4] else None
+    return *gradients, [None] * ctx.n_targets, d_task_weights, None, None, None, None, None
+
+
+_forward_op.register_autograd(_backward_of_op, setup_context=_keep_for_backward)
+
+
+# --- checks --------------------------------------------------------------------------------------------
+
+
+def _check(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    layout: HeadLayout,
+) -> None:
+    K, S = len(layout), layout.width
+    if features.dim() != 2:
+        raise ValueError(f"features must be (N, D), not {tuple(features.shape)}")
+    if not features.is_floating_point():
+        raise TypeError(f"features must be floating point, not {features.dtype}")
+    N, D = features.shape
+    if weight.shape != (S, D):
+        raise ValueError(f"weight must be (S, D) = ({S}, {D}), not {tuple(weight.shape)}")
+    if bias is not None and bias.shape != (S,):
+        raise ValueError(f"bias must be (S,) = ({S},), not {tuple(bias.shape)}")
+    for argument, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{argument} must be floating point, not {tensor.dtype}")
+    if task_weights.shape != (K,):
+        raise ValueError(f"task_weights must be (K,) = ({K},), not {tuple(task_weights.shape)}")
+    if task_weights.dtype != torch.float32 and features.dtype != torch.float64:
+        raise TypeError(f"task_weights must be float32, not {task_weights.dtype}")
+    if len(targets) != K:
+        raise ValueError(f"targets: {len(targets)} given for {K} heads ({', '.join(layout.names)})")
+    for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
+        if head.kind is Kind.SOFTMAX:
+            if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+                raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
+            if target.shape != (N,):
+                raise ValueError(f"targets of {name} must be (N,) = ({N},), not {tuple(target.shape)}")
+        elif not target.is_floating_point():
+            raise TypeError(f"targets of {name} must be floating point, not {target.dtype}")
+        elif target.shape != (N, head.size):
+            raise ValueError(
+                f"targets of {name} must be (N, C) = ({N}, {head.size}), not {tuple(target.shape)}"
+            )
+        if target.device != features.device:
+            raise ValueError(f"targets of {name} are on {target.device}, features on {features.device}")
+    for argument, tensor in (("weight", weight), ("bias", bias), ("task_weights", task_weights)):
+        if tensor is not None and tensor.device != features.device:
+            raise ValueError(f"{argument} is on {tensor.device}, features are on {features.device}")

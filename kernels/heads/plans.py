@@ -1,0 +1,166 @@
+"""How a backend computes heads of a shape: rules, and what was tuned on this device; each choice says why."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..machine.registry import (
+    Choice,
+)
+
+PLANS = ("tile", "packed", "chunked")
+
+
+class Shape(NamedTuple):
+    """What a plan is chosen by."""
+
+    N: int
+    D: int
+    S: int
+    widest: int  # outputs of the widest head
+    itemsize: int  # bytes of a feature
+
+
+class Rule(NamedTuple):
+    """A plan, what it is for, and why: the first rule that fits a shape decides."""
+
+    plan: str
+    when: str
+    fits: Callable[[Shape], bool]
+    reason: str
+
+
+# On a CPU a head wider than this is computed by chunks of rows whose logits all threads share.
+NUMBA_WIDE_HEAD = 4096
+# Logits of more bytes than this are made in chunks on a GPU.
+TRITON_LOGITS_BYTES = 4 << 30
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "numba": (
+        Rule(
+            "chunked",
+            f"a head of more than {NUMBA_WIDE_HEAD:,} outputs",
+            lambda shape: shape.widest > NUMBA_WIDE_HEAD,
+            "threads share its logits and its weight gradient: one for each thread would not fit a cache",
+        ),
+        Rule(
+            "tile",
+            "any other",
+            lambda shape: True,
+            "logits, losses and gradients of a tile of rows are made while it is in cache",
+        ),
+    ),
+    "triton": (
+        Rule(
+            "chunked",
+            f"logits of more than {TRITON_LOGITS_BYTES >> 30} GiB",
+            lambda shape: shape.N * shape.S * shape.itemsize > TRITON_LOGITS_BYTES,
+            "one buffer of logits is used again for every chunk of rows",
+        ),
+        Rule(
+            "packed",
+            "any other",
+            lambda shape: True,
+            "one GEMM for all heads' logits, one segmented loss kernel, one GEMM a gradient",
+        ),
+    ),
+}
+
+
+def check_plan(requested: str) -> None:
+    """Raises ValueError for an unknown plan."""
+    if requested not in ("auto", *PLANS):
+        raise ValueError(f"plan={requested} is unknown; there are auto, {', '.join(PLANS)}")
+
+
+def choose_plan(
+    backend: str, shape: Shape, requested: str = "auto", device: torch.device | None = None
+) -> Choice:
+    """How `backend` ("numba" or "triton") computes heads of this shape.
+
+    `requested` wins over the table that `mt2st-fast tune` made for this device, which wins over RULES. Raises
+    ValueError for an unknown plan.
+    """
+    check_plan(requested)
+    if requested != "auto":
+        return Choice(requested, f"asked for by plan={requested}")
+    tuned = tuned_plan(backend, shape, device)
+    if tuned is not None:
+        return tuned
+    rule = next(rule for rule in RULES[backend] if rule.fits(shape))
+    return Choice(rule.plan, rule.reason)
+
+
+# --- what the autotuner found --------------------------------------------------------------------------------
+
+TABLE_VARIABLE = "MT2ST_PLANS"
+# A shape takes the plan of the nearest tuned one if N, D, S and widest are together no further than this many
+# doublings away.
+FARTHEST_DOUBLINGS = 4.0
+
+
+def table_path() -> Path:
+    """Where the tuned tables lie: $MT2ST_PLANS, or plans.json in the user's cache."""
+    if chosen := os.environ.get(TABLE_VARIABLE):
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "mt2st-fast" / "plans.json"
+
+
+@lru_cache(maxsize=1)
+def tuned_tables() -> dict[str, list[dict[str, Any]]]:
+    """The tuned rows of each device, read once; empty where nothing was tuned.
+
+    Raises ValueError for a file that is no such table.
+    """
+    path = table_path()
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            key: [{**row, "shape": Shape(**row["shape"])} for row in rows] for key, rows in tables.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no table of plans ({error}); remove it or run mt2st-fast tune"
+        ) from error
+
+
+def device_key(backend: str, device: torch.device | None) -> str:
+    """What a tuned table is filed under: the backend and the name of the processor it ran on."""
+    if device is not None and device.type == "cuda":
+        return f"{backend} {torch.cuda.get_device_name(device)}"
+    return f"{backend} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+
+
+def tuned_plan(backend: str, shape: Shape, device: torch.device | None = None) -> Choice | None:
+    """The plan of the nearest tuned shape of this device, or None."""
+    tables = tuned_tables()
+    if not tables:
+        return None
+    rows = [
+        row for row in tables.get(device_key(backend, device), ()) if row["shape"].itemsize == shape.itemsize
+    ]
+    if not rows:
+        return None
+    nearest = min(rows, key=lambda row: _doublings(row["shape"], shape))
+    if _doublings(nearest["shape"], shape) > FARTHEST_DOUBLINGS:
+        return None
+    times = ", ".join(f"{plan} {ms:.3g} ms" for plan, ms in nearest["ms"].items())
+    at = nearest["shape"]
+    return Choice(nearest["plan"], f"tuned on this device at N={at.N} D={at.D} S={at.S}: {times}")
+
+
+def _doublings(a: Shape, b: Shape) -> float:
+    sizes = zip(a[:4], b[:4], strict=True)
+    return sum(abs(math.log2(max(x, 1) / max(y, 1))) for x, y in sizes)

@@ -1,0 +1,143 @@
+"""The autotuner: time every plan on shapes of a grid, and keep the fastest of each as a table for this device.
+
+Opt-in, and never inside a training step: `choose_plan` reads the table that `tune` has written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from ..heads.plans import (
+    PLANS,
+    Shape,
+    device_key,
+    table_path,
+    tuned_tables,
+)
+from ..machine.registry import (
+    choose_backend,
+)
+from .layout import HeadLayout, HeadSpec, Kind
+from .op import multitask_loss
+
+
+class Trial(NamedTuple):
+    """Softmax heads of `sizes` classes over (N, D) features."""
+
+    N: int
+    D: int
+    sizes: tuple[int, ...]
+
+
+GRID = tuple(
+    Trial(N, D, sizes)
+    for N in (512, 4096, 32768)
+    for D in (64, 256, 1024)
+    for sizes in ((2,) * 8, (10, 5, 5), (17, 50, 50, 30, 4, 4, 2, 2), (17, 2000), (17, 20000))
+)
+# Trials of more multiply-adds than this take too long to time: half a second on two cores, a millisecond on a GPU.
+MOST_PRODUCTS = {"cpu": 3e10, "cuda": 1e13}
+# Every plan is timed at least so often, and more often while a trial has taken less than this.
+LEAST_ROUNDS, MOST_ROUNDS, TRIAL_SECONDS = 5, 100, 0.3
+
+
+def tune(
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    grid: tuple[Trial, ...] = GRID,
+    progress: Callable[[Trial, dict[str, float]], None] = lambda trial, ms: None,
+) -> list[dict[str, Any]]:
+    """Time all plans on the trials that this device can bear; returns rows of {shape, plan, ms by plan}.
+
+    `progress` hears of every trial. Raises RuntimeError where no kernels run on this device and dtype.
+    """
+    backend = choose_backend(device, dtype)
+    if backend.name == "reference":
+        raise RuntimeError(f"nothing to tune: {backend.reason}")
+    rows = []
+    for trial in grid:
+        if trial.N * trial.D * sum(trial.sizes) > MOST_PRODUCTS[device.type]:
+            continue
+        ms = _time_plans(trial, device, dtype)
+        shape = Shape(trial.N, trial.D, sum(trial.sizes), max(trial.sizes), dtype.itemsize)
+        fastest = min(ms, key=ms.__getitem__)
+        rows.append({"shape": shape._asdict(), "plan": fastest, "ms": ms})
+        progress(trial, ms)
+    return rows
+
+
+def save(rows: list[dict[str, Any]], device: torch.device, dtype: torch.dtype) -> str:
+    """Write rows as this device's table for this dtype, beside those of others; returns the file's path.
+
+    The file is replaced whole or not at all.
+    """
+    path = table_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        tables = {}
+    key = device_key(choose_backend(device, dtype).name, device)
+    others = [row for row in tables.get(key, ()) if row["shape"]["itemsize"] != dtype.itemsize]
+    tables[key] = others + rows
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(tables, file, indent=1)
+    os.replace(file.name, path)
+    tuned_tables.cache_clear()
+    return str(path)
+
+
+def _time_plans(trial: Trial, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Median milliseconds of forward and backward by plan; a plan that cannot serve the shape is left out."""
+    runs = dict(_runs(trial, device, dtype))
+    times: dict[str, list[float]] = {plan: [] for plan in runs}
+    for plan, run in list(runs.items()):
+        try:
+            run()
+        except (RuntimeError, ValueError):
+            del runs[plan], times[plan]
+    trial_started = time.perf_counter()
+    for done in range(MOST_ROUNDS):
+        if done >= LEAST_ROUNDS and time.perf_counter() - trial_started > TRIAL_SECONDS:
+            break
+        for plan, run in runs.items():
+            _wait(device)
+            started = time.perf_counter()
+            run()
+            _wait(device)
+            times[plan].append(1e3 * (time.perf_counter() - started))
+    return {plan: round(statistics.median(ms), 4) for plan, ms in times.items()}
+
+
+def _runs(trial: Trial, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    generator = torch.Generator().manual_seed(0)
+    layout = HeadLayout(tuple(HeadSpec(Kind.SOFTMAX, size) for size in trial.sizes))
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+    features, weight, bias = randn(trial.N, trial.D), randn(layout.width, trial.D), randn(layout.width)
+    targets = [torch.randint(size, (trial.N,), generator=generator).to(device) for size in trial.sizes]
+    task_weights = torch.ones(len(layout), device=device)
+    for plan in PLANS:
+
+        def run(plan: str = plan) -> None:
+            features.grad = weight.grad = bias.grad = None
+            out = multitask_loss(features, weight, bias, targets, task_weights, layout, plan=plan)
+            out.total.backward()
+
+        yield plan, run
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

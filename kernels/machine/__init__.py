@@ -1,0 +1,1 @@
+"""What kernels of every op are made with: vectors, GEMMs, compilation, threads, launches; and who computes."""

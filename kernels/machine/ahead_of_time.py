@@ -1,0 +1,125 @@
+"""Compile every Triton kernel of the package for GPUs that need not be there, and read what they use."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
+AMD_TARGET = re.compile(r"gfx[0-9a-f]{3,4}")
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One variant for one target.
+
+    registers: per thread (vector registers on AMD). spills: bytes stored for want of registers on NVIDIA,
+    spilled registers on AMD. shared_bytes: shared memory of one program.
+    """
+
+    kernel: str
+    variant: str
+    target: str
+    registers: int
+    spills: int
+    shared_bytes: int
+
+
+def compile_all(targets: list[str]) -> list[CompiledKernel]:
+    """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...).
+
+    A module whose NVIDIA_ONLY is true is left out for AMD. Needs no driver and no device. Raises ValueError
+    for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the interpreter has nothing to
+    compile) or where a kernel does not compile.
+    """
+    parsed = [(target, _gpu_target(target)) for target in targets]
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 interprets kernels and cannot compile them: unset it")
+    package = importlib.import_module(__package__.rpartition(".")[0])
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    modules = [
+        importlib.import_module(name) for name in sorted(i.name for i in found) if ".on_triton." in name
+    ]
+    return [
+        _compile(variant, target, gpu)
+        for target, gpu in parsed
+        for module in modules
+        if gpu.backend == "cuda" or not getattr(module, "NVIDIA_ONLY", False)
+        for variant in getattr(module, "VARIANTS", ())
+    ]
+
+
+def _gpu_target(target: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    nvidia = NVIDIA_TARGET.fullmatch(target)
+    if nvidia:
+        return GPUTarget("cuda", int(nvidia[1]), 32)
+    if AMD_TARGET.fullmatch(target):
+        # CDNA and GCN (gfx9) run wavefronts of 64, RDNA (gfx10 and later) of 32.
+        return GPUTarget("hip", target, 64 if target.startswith("gfx9") else 32)
+    raise ValueError(f"target {target!r} is neither sm_NN (NVIDIA, like sm_90) nor gfxNNN (AMD, like gfx942)")
+
+
+def _compile(variant: tuple[str, Any, dict, dict, dict], target: str, gpu: Any) -> CompiledKernel:
+    import triton
+    from triton.compiler import ASTSource
+
+    name, kernel, signature, constexprs, options = variant
+    signature = {arg: signature.get(arg, "constexpr") for arg in kernel.arg_names}
+    # As in a launch with torch's tensors, whose memory is aligned.
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
+    }
+    source = ASTSource(kernel, signature, constexprs, aligned)
+    try:
+        compiled = triton.compile(source, target=gpu, options=options)
+    except Exception as error:
+        raise RuntimeError(f"{kernel.__name__} ({name}) does not compile for {target}: {error}") from error
+    read = _nvidia_usage if gpu.backend == "cuda" else _amd_usage
+    registers, spills = read(compiled.asm, gpu)
+    return CompiledKernel(kernel.__name__, name, target, registers, spills, compiled.metadata.shared)
+
+
+def _nvidia_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
+    """(registers, spilled bytes) that the ptxas of Triton's own compilation reports."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    architecture = _find(r"\.target\s+(sm_\w+)", asm["ptx"])
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder, "kernel.ptx")
+        ptx.write_text(asm["ptx"])
+        command = [
+            get_ptxas(gpu.arch).path,
+            "-v",
+            f"--gpu-name={architecture}",
+            "-o",
+            f"{ptx}.cubin",
+            str(ptx),
+        ]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return int(_find(r"Used (\d+) registers", report)), int(_find(r"(\d+) bytes spill stores", report))
+
+
+def _amd_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
+    """(vector registers, spilled registers) from the metadata of the assembly."""
+    del gpu
+    text = asm["amdgcn"]
+    spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text)) + int(
+        _find(r"\.sgpr_spill_count:\s*(\d+)", text)
+    )
+    return int(_find(r"\.vgpr_count:\s*(\d+)", text)), spills
+
+
+def _find(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"the compiler's output has no {pattern!r}")
+    return found[1]

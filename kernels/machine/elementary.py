@@ -1,0 +1,56 @@
+"""Elementary functions on vectors of float32: exponential, logarithm, softplus with sigmoid."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import elementwise
+from .simd import exponent_of, mantissa_of, power_of_two, select, truncate
+
+f32 = np.float32
+ZERO, ONE, TWO, HALF = f32(0), f32(1), f32(2), f32(0.5)
+LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693145752), f32(1.42860677e-6)
+LN2 = f32(0.693147181)
+# exp of less is 0: it could not be seen beside the maximum's 1, and times 1/N it would become subnormal,
+# which slows a GEMM down several times.
+EXP_UNDERFLOW = f32(-64.0)
+SQRT2 = f32(1.41421356)
+LARGEST = f32(3.4e38)
+E2, E3, E4, E5, E6 = f32(0.5), f32(0.166666667), f32(0.0416666667), f32(0.00833333333), f32(0.00138888889)
+A3, A5, A7, A9, A11, A13 = f32(1 / 3), f32(0.2), f32(1 / 7), f32(1 / 9), f32(1 / 11), f32(1 / 13)
+
+
+@elementwise
+def exp32(x):
+    """exp(x) for vectors of x <= 0, as 2^n times a polynomial."""
+    n = truncate(x * LOG2_E - HALF)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = ONE + r * (ONE + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
+    return select(x < EXP_UNDERFLOW, ZERO, p * power_of_two(n))
+
+
+@elementwise
+def log32(x):
+    """log(x) for vectors of normal x > 0: exponent, and the atanh series of a mantissa in [sqrt(1/2), sqrt(2))."""
+    mantissa = mantissa_of(x)
+    large = mantissa > SQRT2
+    m = select(large, mantissa * HALF, mantissa)
+    n = exponent_of(x) + select(large, ONE, ZERO)
+    t = (m - ONE) / (m + ONE)
+    q = t * t
+    log_m = TWO * t * (ONE + q * (A3 + q * (A5 + q * (A7 + q * A9))))
+    # The bit tricks know no NaN or infinity; a diverged row must stay visible.
+    return select(x < LARGEST, n * LN2 + log_m, x)
+
+
+@elementwise
+def softplus_and_sigmoid(u):
+    """(log(1 + u), 1 / (1 + u)) for vectors of u in [0, 1], by one division.
+
+    The logarithm is the atanh series of u / (2 + u).
+    """
+    reciprocal = ONE / ((ONE + u) * (TWO + u))
+    t = u * reciprocal * (ONE + u)
+    q = t * t
+    series = ONE + q * (A3 + q * (A5 + q * (A7 + q * (A9 + q * (A11 + q * A13)))))
+    return TWO * t * series, reciprocal * (TWO + u)

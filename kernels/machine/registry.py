@@ -1,0 +1,129 @@
+"""Who computes an op, and why: each backend says what it serves, and every choice carries its reason.
+
+An op lives in a room (`heads`, `bags`, ...); its backends are the folders `on_<name>` in that room. Such a folder has a
+`BACKEND` in its `__init__`, which must import nothing that takes time: the kernels are loaded when they are chosen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import pkgutil
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from types import ModuleType
+
+import torch
+
+BACKEND_VARIABLE = "MT2ST_BACKEND"
+REFERENCE = "reference"  # plain torch: serves every device and dtype
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend of a room can serve.
+
+    package: what must be installed. devices: the types of devices that it computes on. dtypes: of the tensors that it
+    takes. interpreted_by: an environment variable that, where it is "1", lets it run on any device.
+    """
+
+    name: str
+    package: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    interpreted_by: str | None = None
+
+    def obstacle(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """Why it cannot serve these tensors, or None."""
+        interpreted = self.interpreted_by is not None and os.environ.get(self.interpreted_by) == "1"
+        if device_type not in self.devices and not interpreted:
+            return f"it computes on {', '.join(self.devices)}, the tensors are on {device_type}"
+        if dtype not in self.dtypes:
+            return f"it has no kernel for {dtype}"
+        if importlib.util.find_spec(self.package) is None:
+            return f"the package {self.package} is not installed"
+        return None
+
+
+class Room:
+    """The backends of one op. Making a room enters it in `ROOMS`."""
+
+    def __init__(self, op: str, package: str) -> None:
+        self.op, self._package = op, package
+        ROOMS[op] = self
+
+    @cached_property
+    def backends(self) -> dict[str, Backend]:
+        """By name, those that are folders in the room; REFERENCE is not among them."""
+        path = importlib.import_module(self._package).__path__
+        folders = [info.name for info in pkgutil.iter_modules(path) if info.name.startswith("on_")]
+        found = [importlib.import_module(f"{self._package}.{folder}").BACKEND for folder in sorted(folders)]
+        return {backend.name: backend for backend in found}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What may be asked for beside "auto"."""
+        return (REFERENCE, *self.backends)
+
+    def choose(self, device_type: str, dtype: torch.dtype, requested: str = "auto") -> Choice:
+        """The backend for tensors of this type of device and dtype.
+
+        `requested` wins over the environment variable MT2ST_BACKEND, which wins over "auto". Only "auto" falls
+        back. Raises ValueError for an unknown name and RuntimeError for a backend that was asked for and
+        cannot run here.
+        """
+        asked_by = "backend="
+        if requested == "auto":
+            asked_by = f"{BACKEND_VARIABLE}="
+            requested = os.environ.get(BACKEND_VARIABLE, "auto") or "auto"
+        return _choose(self, device_type, dtype, requested, asked_by)
+
+    def load(self, backend: str, part: str) -> ModuleType:
+        """A module of a backend; of REFERENCE the one that the room itself holds. Slow to import, so loaded once."""
+        return _load(f"{self._package}.{REFERENCE if backend == REFERENCE else f'on_{backend}.{part}'}")
+
+
+ROOMS: dict[str, Room] = {}
+
+
+@lru_cache(maxsize=256)
+def _choose(room: Room, device_type: str, dtype: torch.dtype, requested: str, asked_by: str) -> Choice:
+    if requested not in ("auto", *room.names):
+        raise ValueError(f"{asked_by}{requested} is unknown; there are auto, {', '.join(room.names)}")
+    if requested == REFERENCE:
+        return Choice(REFERENCE, f"asked for by {asked_by}{REFERENCE}")
+    if requested != "auto":
+        obstacle = room.backends[requested].obstacle(device_type, dtype)
+        if obstacle:
+            raise RuntimeError(f"{asked_by}{requested} cannot be honoured: {obstacle}")
+        return Choice(requested, f"asked for by {asked_by}{requested}")
+    at_home = [backend for backend in room.backends.values() if device_type in backend.devices]
+    obstacles = {backend.name: backend.obstacle(device_type, dtype) for backend in at_home}
+    able = [name for name, obstacle in obstacles.items() if obstacle is None]
+    if able:
+        return Choice(able[0], f"tensors are on {device_type}")
+    why = "; ".join(f"{name} cannot run: {obstacle}" for name, obstacle in obstacles.items())
+    return Choice(REFERENCE, why or f"no kernels of {room.op} compute on {device_type}")
+
+
+@lru_cache
+def _load(module: str) -> ModuleType:
+    return importlib.import_module(module)
+
+
+def choose_backend(
+    device: torch.device, dtype: torch.dtype, requested: str = "auto", op: str = "heads"
+) -> Choice:
+    """Who computes an op on tensors of this device and dtype, and why; raises as `Room.choose` does."""
+    return ROOMS[op].choose(device.type, dtype, requested)

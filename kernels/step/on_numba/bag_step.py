@@ -1,0 +1,250 @@
+"""A whole training step of heads over bags of table rows: one kernel from the ids to the moved rows.
+
+A thread takes tiles of bags: pools their rows into cache (where threads pool the rows that they move, all threads have
+done so for all bags before), makes all heads' logits, losses and gradients there, and leaves the gradient of the bags
+(B, D). Then it takes rows of the table of its own, sums each one's gradient and moves it, and heads of its own. Nothing
+is computed twice, no gradient of the table is ever held, and Python is left once a step. The same call on the same
+number of threads gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...bags.on_numba.row_sums import share, sum_rows
+from ...bags.on_numba.row_updates import ask_for_row, update_from_transposed, update_row
+from ...bags.prepared import PreparedBags, prepare_bags
+from ...bags.rules import NONE, RULE_RECORD, SGD, RowRule, RowState
+from ...heads.layout import HeadLayout, HeadSpec, Kind
+from ...heads.on_numba.loss_pass import LANES
+from ...heads.on_numba.passes import NO_ROWS_LEFT_OUT, survey_batch
+from ...heads.on_numba.stages import (
+    SKEW,
+    add_weight_gradient,
+    feature_gradient,
+    logits,
+    round_up,
+    scratch,
+    store_rows,
+    tile_buffers,
+)
+from ...heads.on_numba.tile import columns_of, loss_tile, pack_heads, tile_rows
+from ...machine.gemm import BLOCK_ROWS
+from ...machine.jit import PARALLEL_FLOATS, Kernel, helper, pointer_to_float32, pointer_to_int64
+from ...machine.simd import FLOAT_BYTES, WIDTH
+from ..model import BagModel, Trained, TrainedHead
+
+ZERO = np.float32(0)
+NO_SCALES = np.zeros(0, np.float32)
+AHEAD = 8  # ids whose rows are asked for before they are needed
+# What the axes of addresses (K, 2, 2) count.
+WEIGHT, BIAS = 0, 1
+PARAMETER, STATE = 0, 1
+
+
+@helper
+def _pool_rows(table, D, ids, starts, first, last, target, ld):
+    """target (.., ld) = the sums of the rows in the bags first..last."""
+    for bag in range(first, last):
+        for i in range(starts[bag] + AHEAD, min(starts[bag + 1] + AHEAD, len(ids))):
+            if ids[i] != NONE:
+                ask_for_row(table, np.int64(ids[i]), D)
+        at = target + FLOAT_BYTES * (bag - first) * ld
+        sum_rows(table, D, ids, starts[bag], starts[bag + 1], NO_SCALES, at)
+
+
+@helper
+def _share_of_bags(starts, p, n_splits):
+    """The bags (first, last) of split p: about as much work in each."""
+    if len(starts) == 1:
+        return share(starts[0], p, n_splits)
+    B = starts.shape[1] - 1
+    return p * B // n_splits, (p + 1) * B // n_splits
+
+
+@helper
+def _load_bags(h, table, D, ids, starts, pooled, scales, first, bags):
+    """Sums of the bags first.. times their scales into h (bags, ld), zero up to a whole vector.
+
+    From the table, or from what every thread has summed of them: pooled (n_pools, B, D), if there are several pools.
+    """
+    if len(starts) == 1:
+        _pool_rows(table, D, ids, starts[0], first, first + bags, h.ctypes.data, h.shape[1])
+    else:
+        for i in range(bags):
+            for d in range(D):
+                h[i, d] = pooled[0, first + i, d]
+            for p in range(1, len(pooled)):
+                for d in range(D):
+                    h[i, d] += pooled[p, first + i, d]
+    for i in range(bags):
+        for d in range(D):
+            h[i, d] *= scales[first + i]
+    for i in range(bags, round_up(bags, WIDTH)):
+        h[i, :] = ZERO
+
+
+@helper
+def _run_bags(
+    table, D, ids, starts, pooled, scales, first_bag, last_bag, for_logits, for_features, bias, heads, columns,
+    column_weights, targets, scale, tile_bags, d_features, d_weight, loss_k, correct_k, bias_gradient_s,
+):  # fmt: skip
+    """Losses of bags first_bag..last_bag, and the gradients of the heads and of every row in a bag, by one thread."""
+    S, B = columns[-1], len(scales)
+    h, z, product = tile_buffers(tile_bags, D, S)
+    h_address, ldh, z_address, ldz = h.ctypes.data, h.shape[1], z.ctypes.data, z.shape[1]
+    lanes = scratch(LANES, round_up(tile_bags, WIDTH))
+    gathered = np.empty(tile_bags, np.int64)
+    tile_bias_gradient = np.zeros(S, np.float32)
+    for first in range(first_bag, last_bag, tile_bags):
+        bags = min(tile_bags, last_bag - first)
+        _load_bags(h, table, D, ids, starts, pooled, scales, first, bags)
+        logits(h_address, ldh, bags, D, S, for_logits.ctypes.data, product.ctypes.data, z_address, ldz)
+        loss_tile(
+            z, bias, heads, columns, column_weights, targets, B, NO_ROWS_LEFT_OUT, first, bags, scale, True, loss_k,
+            correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
+        )  # fmt: skip
+        add_weight_gradient(
+            z_address, ldz, h_address, ldh, bags, S, D, d_weight.ctypes.data, d_weight.shape[1]
+        )
+        feature_gradient(z_address, ldz, bags, S, D, for_features.ctypes.data, h_address, ldh, False)
+        for i in range(bags):
+            for d in range(D):
+                h[i, d] *= scales[first + i]
+        store_rows(h, d_features, D, NO_ROWS_LEFT_OUT, first, bags, False)
+
+
+@helper
+def _update_rows_of(rule, address, C, D, gradient, ldg):
+    """A step of one parameter (C, D) by its gradient (C, ldg); address (2,) is its own and its state's."""
+    state = numba.carray(pointer_to_float32(address[STATE]), (C if address[STATE] else 0,))
+    for c in range(C):
+        update_row(rule, address[PARAMETER], c, gradient + FLOAT_BYTES * c * ldg, D, state, 0, 0)
+
+
+@helper
+def _update_head(rules, addresses, C, D, column, d_weight_ps, d_bias_ps, S_blocks):
+    """A step of one head by the sums of the splits' gradients; rules (2,) and addresses (2, 2): of weight and bias."""
+    for p in range(1, len(d_bias_ps)):
+        for s in range(column, column + C):
+            for d in range(D):
+                d_weight_ps[s, d] += d_weight_ps[p * S_blocks + s, d]
+            d_bias_ps[0, s] += d_bias_ps[p, s]
+    d_weight, d_bias = d_weight_ps[column].ctypes.data, d_bias_ps[0, column:].ctypes.data
+    _update_rows_of(rules[WEIGHT], addresses[WEIGHT], C, D, d_weight, d_weight_ps.shape[1])
+    if addresses[BIAS, PARAMETER]:
+        _update_rows_of(rules[BIAS], addresses[BIAS], C, 1, d_bias, 1)
+
+
+@helper
+def _biases(heads, addresses, S):
+    """(S,) the biases of these heads in the places of the layout; 0 without one."""
+    bias_s = np.zeros(S, np.float32)
+    for k in range(len(heads)):
+        a, C, address = heads[k]["offset"], heads[k]["size"], addresses[heads[k]["index"], BIAS, PARAMETER]
+        if address:
+            bias_s[a : a + C] = numba.carray(pointer_to_float32(address), (C,))
+    return bias_s
+
+
+def _step_on_bags(  # type: ignore[no-untyped-def]
+    rules, table, D, per_row, scales, ids, starts, rows, begins, bags, parts, heads, addresses, column_weights, targets,
+    mean_scale, scale, tile_bags, losses_address, correct_address,
+):  # fmt: skip
+    """One step of a table (V, D) and of heads (records of a layout) on B bags; losses and hits of the heads.
+
+    rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout. addresses (K, 2, 2): their
+    weights and biases, and the states (C,) of those; 0 = there is none. per_row (V,) is the table's state. scales to
+    parts are the fields of PreparedBags. The rest is as in tile_pass.
+    """
+    K, B, n_splits, n_pools = len(heads), len(scales), len(parts) - 1, len(starts)
+    losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
+    correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
+    columns = columns_of(heads)
+    S = columns[K]
+    bias_s = _biases(heads, addresses, len(column_weights))
+    weights = addresses[:, WEIGHT, PARAMETER][heads["index"]]
+    for_logits, for_features = pack_heads(weights, D, heads, columns, True)
+    loss_pk = np.zeros((n_splits, K))
+    correct_pk = np.zeros((n_splits, K), np.int64)
+    d_bias_ps = np.zeros((n_splits, S), np.float32)
+    S_blocks = round_up(S, BLOCK_ROWS)
+    d_weight_ps = scratch(n_splits * S_blocks, round_up(D, WIDTH) + SKEW)
+    d_features = np.empty((B, D), np.float32)
+    pooled = np.empty((n_pools if n_pools > 1 else 0, B, D), np.float32)
+    if n_pools > 1:
+        for p in numba.prange(n_pools):
+            _pool_rows(table, D, ids, starts[p], 0, B, pooled[p].ctypes.data, D)
+    for p in numba.prange(n_splits):
+        d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks]
+        d_weight_s[:] = ZERO
+        first, last = _share_of_bags(starts, p, n_splits)
+        _run_bags(
+            table, D, ids, starts, pooled, scales, first, last, for_logits, for_features, bias_s, heads, columns,
+            column_weights, targets, scale, tile_bags, d_features.ctypes.data, d_weight_s, loss_pk[p], correct_pk[p],
+            d_bias_ps[p],
+        )  # fmt: skip
+    for p in numba.prange(n_splits):
+        update_from_transposed(
+            rules[0], table, rows, begins, bags, parts[p], parts[p + 1], NO_SCALES, d_features.ctypes.data, D, per_row,
+            0, 0,
+        )  # fmt: skip
+        for k in range(p, K, n_splits):
+            index = heads[k]["index"]
+            _update_head(
+                rules[1 + 2 * index : 3 + 2 * index], addresses[index], heads[k]["size"], D, columns[k], d_weight_ps,
+                d_bias_ps, S_blocks,
+            )  # fmt: skip
+    for k in range(K):
+        index = heads[k]["index"]
+        losses[index] = loss_pk[:, k].sum() * mean_scale[index]
+        correct[index] = correct_pk[:, k].sum()
+
+
+step_on_bags = Kernel(_step_on_bags)
+
+
+# --- the host --------------------------------------------------------------------------------------------
+
+
+def step(
+    model: BagModel,
+    rules: Sequence[RowRule],
+    bags: PreparedBags,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(losses (K,), correct (K,)) of kernels/bag_step.py's `bag_step`."""
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    losses, correct = torch.zeros(len(model.heads)), torch.zeros(len(model.heads), dtype=torch.int64)
+    computed = batch.computed()
+    if not len(computed):
+        return losses, correct
+    table, state = model.table.parameter, model.table.state.per_row
+    D, n_splits = table.shape[1], len(bags.parts) - 1
+    step_on_bags(
+        np.array(rules, RULE_RECORD)[model.rules], table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
+        *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
+        batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(),
+        correct.data_ptr(), parallel=n_splits > 1,
+    )  # fmt: skip
+    return losses, correct
+
+
+@lru_cache
+def warm_up() -> None:
+    """Compile the serial and the parallel kernel, or load them from Numba's cache: they serve every layout."""
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
+    heads = [TrainedHead(Trained(torch.zeros(3, 2), RowState(), 0), None)]
+    model = BagModel(Trained(torch.zeros(2, 2), RowState(), 0), heads, layout)
+    # In serial; in parallel; and with pools of their own for the threads.
+    for n_bags, n_ids in ((2, 1), (PARALLEL_FLOATS // 2, 1), (16, PARALLEL_FLOATS // 32)):
+        ids, starts = torch.zeros(n_bags * n_ids, dtype=torch.int32), torch.arange(n_bags + 1) * n_ids
+        bags = prepare_bags(model.table.parameter, ids, starts)
+        step(model, [RowRule(SGD, 0.0)], bags, [torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1))

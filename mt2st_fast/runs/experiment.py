@@ -1,0 +1,276 @@
+"""One training run from a configuration and a corpus: what `train` does once and `compare` many times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.data import (BagBatches, Splits, SubwordTable, TargetColumn, TokenBatches, evaluation_batches, subword_rows,)
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.history import History
+from mt2st_fast.kernels import Choice, choose_backend
+from mt2st_fast.training.schedules import (Diminish, DiminishThenSwitch, MultiTask, Schedule, SingleTask, SquaringDecay, Switch,)
+from mt2st_fast.model.subword_vectors import SubwordVectors
+from mt2st_fast.model.tasks import Classification, MultiLabel, Regression, Task
+from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run, JSON-able; `data`, `main` and `aux` are for the record.
+
+    epochs count passes over all rows, None takes what makes about 2,500 steps, between 1 and 10; a step is
+    a batch of `batch_size` rows whatever the strategy.
+    eta None lets Diminish retire the auxiliary tasks where Switch would.
+    """
+
+    data: str = "stdlib"
+    main: str | None = None
+    aux: tuple[str, ...] | None = None
+    label_fraction: float | None = None
+    strategy: str = "switch"
+    switch_at: float = 0.6
+    aux_weight: float = 1.0
+    eta: float | None = None
+    nu: float = 1.0
+    alpha: float = 0.95
+    floor: float = 1e-3
+    epochs: float | None = None
+    batch_size: int = 512
+    main_share: float = 0.5
+    lr: float = 1e-2
+    lr_decay: str = "linear"
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    precision: str = "float32"
+    dim: int = 64
+    window: int = 2
+    hidden: int = 128
+    dropout: float = 0.3
+    min_count: int = 2
+    init: str | None = None
+    buckets: int = 20_000
+    evaluations: int = 20
+    seed: int = 1
+    device: str = "auto"
+    backend: str = "auto"
+
+    def resolved(self, splits: Splits) -> Config:
+        """This configuration with what the corpus decides filled in: main and auxiliary tasks, epochs."""
+        steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
+        by_size = min(10.0, max(1.0, round(2500 / steps_per_epoch, 1)))
+        epochs = by_size if self.epochs is None else self.epochs
+        if not (math.isfinite(epochs) and epochs > 0):
+            raise InputError(f"epochs must be positive, not {epochs}")
+        # What was asked for stays as it was asked: a csv task carries its kind (rating:regression).
+        main = splits.main if self.main is None else self.main
+        return replace(self, main=main, aux=splits.auxiliary if self.aux is None else self.aux, epochs=epochs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON writes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Config:
+        """The configuration that `to_json` wrote."""
+        return cls(**{**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])})
+
+
+def _diminish(config: Config) -> Diminish:
+    eta = config.eta
+    if eta is None:
+        assert config.epochs is not None
+        if not 0.0 < config.floor < config.aux_weight or config.switch_at <= 0.0:
+            raise InputError(
+                f"diminish needs 0 < floor ({config.floor}) < aux-weight ({config.aux_weight}) and a positive "
+                f"switch-at ({config.switch_at}) to find its decay; set those, or give eta"
+            )
+        # Solve aux_weight * exp(-eta t^nu) = floor for t = switch_at * epochs.
+        eta = math.log(config.aux_weight / config.floor) / (config.switch_at * config.epochs) ** config.nu
+    return Diminish(eta=eta, gamma=config.aux_weight, nu=config.nu, floor=config.floor)
+
+
+def _switch(config: Config) -> Switch:
+    return Switch(at=config.switch_at, weights=config.aux_weight)
+
+
+STRATEGIES: dict[str, Callable[[Config], Schedule]] = {
+    "stl": lambda config: SingleTask(),
+    "mtl": lambda config: MultiTask(weights=config.aux_weight),
+    "diminish": _diminish,
+    "switch": _switch,
+    "diminish-switch": lambda config: DiminishThenSwitch(diminish=_diminish(config), switch=_switch(config)),
+    "squaring": lambda config: SquaringDecay(alpha=config.alpha, floor=config.floor),
+}
+
+
+@contextmanager
+def _options_as_input() -> Iterator[None]:
+    """A value that the library refuses while a run is set up is the user's: one line, no traceback."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+@dataclass
+class Experiment:
+    """A run that is ready to start: `run` trains, `test` measures the result, `vectors` are those of any word.
+
+    `coverage` says how many words the vectors of `config.init` have, where that is given.
+    """
+
+    config: Config
+    splits: Splits
+    vectors: SubwordVectors
+    trainer: Trainer
+    train: TokenBatches | BagBatches
+    backend: Choice
+    coverage: Coverage | None = None
+
+    @classmethod
+    def prepare(cls, config: Config, splits: Splits, callbacks: Sequence[Callback] = ()) -> Experiment:
+        """Encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
+        if config.strategy not in STRATEGIES:
+            raise InputError(f"unknown strategy {config.strategy}; there are {', '.join(STRATEGIES)}")
+        if splits.main is None:
+            raise InputError(f"{splits.name} has no labels to train a main task on; use a reader that has")
+        config = config.resolved(splits)
+        if not splits.dev.targets[splits.main].labelled().any():
+            raise InputError(
+                f"no development row has a label of the main task {splits.main}; label some rows"
+            )
+        torch.manual_seed(config.seed)
+        with _options_as_input():
+            table = subword_rows(
+                splits.vocabulary.words,
+                splits.vocabulary.counts,
+                min_count=config.min_count,
+                buckets=config.buckets,
+            )
+            encoder = make_encoder(config, splits, table)
+            vectors = SubwordVectors(splits.vocabulary, table, encoder)
+            coverage = start_from_vectors(encoder, config, splits)
+            tasks = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
+            heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
+            trainer = Trainer(
+                encoder,
+                heads,
+                schedule=STRATEGIES[config.strategy](config),
+                lr=config.lr,
+                lr_decay=config.lr_decay,  # type: ignore[arg-type]
+                weight_decay=config.weight_decay,
+                clip_norm=config.clip_norm,
+                accumulate=config.accumulate,
+                precision=config.precision,  # type: ignore[arg-type]
+                device=config.device,
+                callbacks=callbacks,
+            )
+            dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
+            backend = choose_backend(trainer.device, dtype, config.backend)
+            train = make_batches(config, splits)
+        return cls(config, splits, vectors, trainer, train, backend, coverage)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        assert self.config.epochs is not None
+        return math.ceil(self.config.epochs * -(-len(self.train) // self.config.accumulate))
+
+    def run(self, checkpoint: Path | None = None, resume: bool = False) -> History:
+        """Train to the end, or to where a callback asks to stop."""
+        return self.trainer.fit(
+            self.train,
+            val=self._held_out(self.splits.dev),
+            epochs=self.config.epochs,  # type: ignore[arg-type]
+            evaluate_every=self._evaluate_every(),
+            checkpoint=checkpoint,
+            resume=resume,
+        )
+
+    def _evaluate_every(self) -> int:
+        """Steps between evaluations: on a record where possible, or a record would cover a few steps only."""
+        every = max(1, self.total_steps // self.config.evaluations)
+        log_every = self.trainer.log_every
+        return every if every < log_every else round(every / log_every) * log_every
+
+    def test(self) -> dict[str, float]:
+        """The test metric of every task with the weights as they are now."""
+        return self.trainer.evaluate(self._held_out(self.splits.test), self.splits.tasks)
+
+    def _held_out(self, corpus: Any) -> Any:
+        window = self.config.window if corpus.level == "token" else None
+        return evaluation_batches(corpus, 4096, window, self.splits.tasks)
+
+
+def make_task(column: TargetColumn) -> Task:
+    """The task that a target column is for."""
+    if column.kind == "classes":
+        return Classification(column.size)
+    return MultiLabel(column.size) if column.kind == "labels" else Regression(column.size)
+
+
+def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:
+    """A window encoder for labels on tokens, a bag encoder for labels on documents."""
+    options: dict[str, Any] = {
+        "rows_of_type": torch.from_numpy(table.rows),
+        "num_rows": table.num_rows,
+        "padding_row": table.padding_row,
+        "dropout": config.dropout,
+        "sparse": True,
+    }
+    types = len(splits.vocabulary)
+    if splits.train.level == "token":
+        return WindowEncoder(types, config.dim, window=config.window, hidden=config.hidden, **options)
+    return BagEncoder(types, config.dim, **options)
+
+
+def start_from_vectors(
+    encoder: WindowEncoder | BagEncoder, config: Config, splits: Splits
+) -> Coverage | None:
+    """Put the vectors of `config.init` into the words' own rows; rare words share the row of unknown ones.
+
+    Raises InputError where the file cannot be used or its vectors have another length than `config.dim`.
+    """
+    if config.init is None:
+        return None
+    vectors = WordVectors.read(config.init)
+    if vectors.dim != config.dim:
+        raise InputError(
+            f"--init {config.init} has vectors of {vectors.dim} numbers, but --dim is {config.dim}; "
+            f"give --dim {vectors.dim}"
+        )
+    own = np.flatnonzero(splits.vocabulary.counts >= config.min_count)
+    table_td, coverage = initial_table(vectors, [splits.vocabulary.words[t] for t in own], seed=config.seed)
+    assert encoder.rows_of_type is not None  # make_encoder gives it
+    with torch.no_grad():
+        encoder.table[encoder.rows_of_type[own, 0]] = torch.from_numpy(table_td)
+    return coverage
+
+
+def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:
+    """Training batches of the kind that the encoder reads."""
+    assert splits.main is not None
+    options: dict[str, Any] = {
+        "main": splits.main,
+        "share": config.main_share,
+        "seed": config.seed,
+        "tasks": splits.tasks,
+    }
+    if splits.train.level == "token":
+        return TokenBatches(splits.train, config.batch_size, config.window, **options)
+    return BagBatches(splits.train, config.batch_size, **options)

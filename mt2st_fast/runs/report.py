@@ -1,0 +1,167 @@
+"""What a run leaves behind: report.json, report.md, curves.png, history.jsonl and vectors.txt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.environment import environment
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.files import json_text, write_atomically
+from mt2st_fast.training.history import History
+from mt2st_fast.runs.plots import plot_curves
+from mt2st_fast.words.vectors import WordVectors, telling_neighbours
+
+RUN_FILES = ("report.json", "report.md", "curves.png", "history.jsonl", "vectors.txt")
+
+
+def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """Write every file of a finished run into `folder` and return the report."""
+    history = experiment.trainer.history
+    vocabulary = experiment.splits.vocabulary
+    table_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
+    vectors = WordVectors(vocabulary.words, table_td, vocabulary.counts).select(
+        np.flatnonzero(vocabulary.counts)
+    )
+    report = {
+        **make_report(experiment, experiment.test()),
+        "vectors": {"count": vectors.write(folder / "vectors.txt"), "dimension": vectors.dim},
+        "neighbours": telling_neighbours(vectors),
+    }
+    history.write_jsonl(folder / "history.jsonl")
+    plot_curves(history, report["main"]["metric"], folder / "curves.png")
+    write_atomically(folder / "report.json", json_text(report, indent=2).encode())
+    write_atomically(folder / "report.md", render(report).encode())
+    return report
+
+
+def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
+    """The report of a finished run as JSON-able values; metrics that could not be measured are None."""
+    trainer, history, config, splits = (
+        experiment.trainer,
+        experiment.trainer.history,
+        experiment.config,
+        experiment.splits,
+    )
+    tasks = trainer.heads.tasks
+    main = trainer.heads.main
+    best = history.best
+    return {
+        "environment": environment(trainer.device),
+        "data": {
+            "name": splits.name,
+            "rows": {name: corpus.n_rows for name, corpus in splits.parts.items()},
+            "tokens": {name: len(corpus.tokens) for name, corpus in splits.parts.items()},
+            "main_labels": int(splits.train.targets[main].labelled().sum()),
+            "vocabulary": len(splits.vocabulary),
+            "notes": list(splits.notes),
+        },
+        "config": config.to_json(),
+        "init": asdict(experiment.coverage) if experiment.coverage else None,
+        "strategy": config.strategy,
+        "schedule": repr(trainer.schedule),
+        "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
+        "main": {
+            "task": main,
+            "metric": tasks[main].metric,
+            "best": _number(best.metrics[main]) if best else None,
+            "best_step": best.step if best else None,
+            "test": _number(test[main]),
+        },
+        "tasks": {
+            name: {
+                "kind": type(task).__name__,
+                "outputs": task.head.size,
+                "metric": task.metric,
+                "last_dev": _last_dev(history, name),
+                "test": _number(test[name]) if _retired_at(history, name) != 0 else None,
+                "retired_at_step": _retired_at(history, name),
+            }
+            for name, task in tasks.items()
+        },
+        "steps": trainer.step,
+        "epochs": trainer.epoch,
+        "train_seconds": history.train_seconds,
+        "tokens_per_second": _tokens_per_second(experiment),
+        "phases": [
+            {
+                "first_step": phase.first_step,
+                "active": list(phase.active),
+                "graph": phase.graph,
+                "step_ms_median": history.step_ms_median(phase),
+            }
+            for phase in history.phases
+        ],
+    }
+
+
+def _tokens_per_second(experiment: Experiment) -> float:
+    """Tokens that training steps read a second: a row is a token, or a document of the mean length."""
+    corpus, config, history = experiment.splits.train, experiment.config, experiment.trainer.history
+    tokens_per_row = len(corpus.tokens) / corpus.n_rows
+    rows = experiment.trainer.step * min(config.batch_size, corpus.n_rows) * config.accumulate
+    return rows * tokens_per_row / history.train_seconds if history.train_seconds else 0.0
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _last_dev(history: History, task: str) -> float | None:
+    """The development metric when the task was last active."""
+    values = [e.metrics[task] for e in history.evaluations if task in e.metrics]
+    return _number(values[-1]) if values else None
+
+
+def _retired_at(history: History, task: str) -> int | None:
+    return next((phase.first_step for phase in history.phases if task not in phase.active), None)
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    main, data = report["main"], report["data"]
+    lines = [
+        f"# {main['task']} on {data['name']}, strategy {report['strategy']}",
+        "",
+        f"{main['metric']} of the main task **{main['task']}**: best on development "
+        f"{_shown(main['best'])} (step {main['best_step']}), on test {_shown(main['test'])}.",
+        "",
+        f"{report['steps']:,} steps, {report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, "
+        f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "
+        f"{report['backend']['reason']}.",
+        "",
+        "![losses, task weights and quality over steps](curves.png)",
+        "",
+        "| task | kind | outputs | metric | development, when last active | test, at the end | retired at step |",
+        "|---|---|---:|---|---:|---:|---:|",
+        *(
+            f"| {name} | {task['kind']} | {task['outputs']} | {task['metric']} | {_shown(task['last_dev'])} "
+            f"| {_shown(task['test'])} | {task['retired_at_step'] if task['retired_at_step'] is not None else '–'} |"
+            for name, task in report["tasks"].items()
+        ),
+        "",
+        "| phase from step | active tasks | median step, ms |",
+        "|---:|---|---:|",
+        *(
+            f"| {phase['first_step']} | {', '.join(phase['active'])} | {_shown(phase['step_ms_median'], 2)} |"
+            for phase in report["phases"]
+        ),
+        "",
+        "| word | nearest neighbours |",
+        "|---|---|",
+        *(f"| {word} | {', '.join(near)} |" for word, near in report["neighbours"].items()),
+        "",
+        f"Training: {data['rows']['train']:,} rows, {data['main_labels']:,} of them with a label of the main task; "
+        f"{data['vocabulary']:,} word types. " + " ".join(data["notes"]),
+        "",
+        "Environment: " + ", ".join(f"{key} {value}" for key, value in report["environment"].items()) + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

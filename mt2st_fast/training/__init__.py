@@ -1,0 +1,1 @@
+"""How it is trained: runs, schedules and phases, optimizers, history, checkpoints."""

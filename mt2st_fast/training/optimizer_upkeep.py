@@ -1,0 +1,90 @@
+"""What training does to an optimizer beside stepping: let parameters and faded moments go, set the rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.training.optim import ROW_STATE
+
+# A moment this small moves no float32 parameter. From here, decaying by 0.9 a step, it takes more than
+# FADE_STEPS steps to become subnormal.
+FADED = 1e-25
+FADE_STEPS = 250
+
+
+def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Take parameters, and their state, out of an optimizer; a group that is left empty goes too."""
+    gone = {id(parameter) for parameter in parameters}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    for parameter in [p for p in optimizer.state if id(p) in gone]:
+        del optimizer.state[parameter]
+
+
+def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Hold the learning rate of AdamW on the device, so that its step can be captured as a CUDA graph."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        group["capturable"] = True
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's learning rate, in place where it is a tensor: a captured step reads that tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def rate_as_set(group: dict[str, Any], expected: float) -> float:
+    """A group's learning rate as a number: `expected`, unless someone else has set another."""
+    rate = float(group["lr"])
+    # float32 holds 0.002 as 0.0020000001.
+    return (
+        expected if isinstance(group["lr"], Tensor) and math.isclose(rate, expected, rel_tol=1e-6) else rate
+    )
+
+
+@torch.no_grad()
+def drop_faded_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Set moments under FADED to 0, as they would soon be subnormal; call every FADE_STEPS steps on a CPU.
+
+    After a switch the embedding rows that only auxiliary rows used get no gradient any more. Their first
+    moments decay into the subnormal numbers, on which a CPU computes many times slower: the step took 1.8
+    times as long from 700 steps after the switch on.
+    """
+    for state in optimizer.state.values():
+        if ROW_STATE in state:  # moves with the rows of a batch only, and so fades no more than they are used
+            continue
+        for moment in state.values():
+            if isinstance(moment, Tensor) and moment.dim() > 0 and moment.is_floating_point():
+                moment.masked_fill_(moment.abs() < FADED, 0.0)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Scale all gradients so that their 2-norm together is at most `most`; row-sparse ones by their rows."""
+    values = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad._values())
+        else:
+            values.append(parameter.grad)
+    if values:
+        # As torch.nn.utils.clip_grad_norm_, which knows no sparse gradient.
+        scale = (most / (nn.utils.get_total_norm(values) + 1e-6)).clamp_max(1.0)
+        torch._foreach_mul_(values, scale)
+
+
+def row_sparse_tables(module: nn.Module) -> list[nn.Parameter]:
+    """The embedding tables whose gradients are sparse: of this package's encoders and of torch's own layers."""
+    sparse = [part for part in module.modules() if getattr(part, "sparse", False) is True]
+    return [part.table if hasattr(part, "table") else part.weight for part in sparse]  # type: ignore[misc]

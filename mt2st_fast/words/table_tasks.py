@@ -1,0 +1,110 @@
+"""Auxiliary tasks beside Word2Vec's text: pairs and analogies move the same vectors until the schedule ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.data.word_batches import WordBatches, analogy_batches, similarity_batches
+from mt2st_fast.errors import InputError
+from mt2st_fast.kernels import embedding_bag, take_bags
+from mt2st_fast.kernels.context.workspace import Subwords
+from mt2st_fast.model.word_tasks import WordAnalogy, WordSimilarity, WordTask
+from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.schedules import Moment, Schedule
+
+MAIN = "context"  # the text's own task
+LEAST_STEPS = 5  # a turn: files of pairs are short beside a text
+KINDS: dict[str, tuple[Callable[..., WordBatches], type[WordTask]]] = {
+    "similarity": (similarity_batches, WordSimilarity),
+    "analogy": (analogy_batches, WordAnalogy),
+}
+
+
+class TableTasks:
+    """Turns of auxiliary tasks on the input rows (R, D), in place, by lazy Adam at the rate of the text times a weight.
+
+    Adam, as the gradient of a cosine is large while vectors are short, which Adagrad would never forget; and as Adam
+    does not see the scale of a loss, a task's weight is a factor of its rate.
+
+    files: a file by kind of task ("similarity", "analogy"). `losses` are the means of every turn, by task. Raises
+    InputError for another kind, for a file that cannot be used, and for a schedule that does not know the tasks.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, str | Path],
+        vocabulary: Vocabulary,
+        input_rows: np.ndarray,
+        subwords: Subwords | None,
+        schedule: Schedule,
+        seed: int,
+    ) -> None:
+        check_kinds(files)
+        self._schedule, self._subwords = schedule, subwords
+        self._table = nn.Parameter(torch.from_numpy(input_rows))
+        self._optimizer = LazyAdam([self._table])
+        if files:  # or a text alone would pay for Adam's two moments, each as long as the table
+            self._optimizer.fuse([self._table])
+        self._batches = {name: KINDS[name][0](path, vocabulary, seed=seed) for name, path in files.items()}
+        self._modules = {name: KINDS[name][1]() for name in files}
+        self._streams = {name: _endless(batches) for name, batches in self._batches.items()}
+        self.losses: dict[str, list[float]] = {name: [] for name in files}
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The tasks that have not retired."""
+        return tuple(self._batches)
+
+    def take_turn(self, moment: Moment, rate: float) -> None:
+        """What is due of every active task at one of an epoch's moments: a share of its rows, LEAST_STEPS at least."""
+        if not self._batches:
+            return
+        weights = self._schedule.task_weights(moment, MAIN, list(self.losses))
+        for name in [name for name in self._batches if name not in weights]:
+            self._batches.pop(name).close()
+            del self._streams[name]
+        for name, batches in self._batches.items():
+            self._optimizer.param_groups[0]["lr"] = rate * weights[name]
+            steps = max(LEAST_STEPS, -(-len(batches) // moment.steps_per_epoch))
+            losses = [self._step(name) for _ in range(steps)]
+            self.losses[name].append(sum(losses) / len(losses))
+
+    def close(self) -> None:
+        """Let go of the files' words."""
+        for batches in self._batches.values():
+            batches.close()
+
+    def _step(self, name: str) -> float:
+        types, target = next(self._streams[name])
+        loss = self._modules[name](self._vectors_of, types, target)
+        loss.backward()
+        return float(loss.detach())
+
+    def _vectors_of(self, types: Tensor) -> Tensor:
+        """(..., D) of word types (...)."""
+        flat = types.flatten()
+        if self._subwords is None:
+            vectors = embedding_bag(self._table, flat.unsqueeze(1), mode="sum", sparse=True)
+        else:
+            ids, starts = take_bags(*self._subwords, flat.numpy())
+            vectors = embedding_bag(self._table, ids, starts, mode="mean", sparse=True)
+        return vectors.view(*types.shape, -1)
+
+
+def check_kinds(files: Mapping[str, str | Path]) -> None:
+    """Raises InputError for a kind of task that there is not."""
+    unknown = [name for name in files if name not in KINDS]
+    if unknown:
+        raise InputError(f"tasks has {unknown[0]!r}; there are {', '.join(KINDS)}, each with its file")
+
+
+def _endless(batches: WordBatches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        for types, targets in batches:
+            yield types, targets[batches.task]

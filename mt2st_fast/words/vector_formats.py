@@ -1,0 +1,311 @@
+"""The file formats of word vectors, written and read in blocks.
+
+- word2vec text (.txt, .vec): a line `T D`, then a line a word: the word and D numbers with a space between.
+  Nine significant digits, which give every float32 back bit for bit.
+- GloVe text: the same without the first line; read only.
+- word2vec binary (.bin): a line `T D`, then for each word: the word, a space, D little-endian float32, a line
+  feed.
+- safetensors: `vectors` (T, D) float32, `words` (bytes of a JSON list in UTF-8) as uint8, and, where they are
+  known, `counts` (T,) int64.
+
+Writers return how many words they wrote: one that is empty or holds white space cannot stand in the word2vec
+formats and is left out. Readers return (words, vectors, counts or None).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import reading
+
+Table = tuple[list[str], np.ndarray, np.ndarray | None]
+Writer = Callable[[BinaryIO, Sequence[str], np.ndarray, np.ndarray | None], int]
+Reader = Callable[[Path], Table]
+Rows = TypeVar("Rows", list[int], range)
+
+_BLOCK_BYTES = 1 << 20
+_LONGEST_WORD_BYTES = 1 << 16
+
+
+def fits_word2vec(word: str) -> bool:
+    """Whether a word can stand in the word2vec formats: not empty, no white space, encodable as UTF-8."""
+    return bool(word) and word.split() == [word] and not any("\ud800" <= sign <= "\udfff" for sign in word)
+
+
+def write_text(
+    file: BinaryIO, words: Sequence[str], vectors_td: np.ndarray, counts: np.ndarray | None
+) -> int:
+    """word2vec text; it has no place for counts."""
+    D = vectors_td.shape[1]
+    line = "%s" + " %.9g" * D
+    kept = _rows_that_fit(words)
+    file.write(f"{len(kept)} {D}\n".encode())
+    for rows in _blocks(kept, D):
+        # tolist gives Python floats, which % formats three times faster than numpy's.
+        lines = [
+            f"{line % (words[t], *row)}\n" for t, row in zip(rows, vectors_td[rows].tolist(), strict=True)
+        ]
+        file.write("".join(lines).encode())
+    return len(kept)
+
+
+def write_binary(
+    file: BinaryIO, words: Sequence[str], vectors_td: np.ndarray, counts: np.ndarray | None
+) -> int:
+    """word2vec binary; it has no place for counts."""
+    D = vectors_td.shape[1]
+    kept = _rows_that_fit(words)
+    file.write(f"{len(kept)} {D}\n".encode())
+    for rows in _blocks(kept, D):
+        block = vectors_td[rows].astype("<f4", copy=False)
+        entries = [
+            b"%b %b\n" % (words[t].encode(), row.tobytes()) for t, row in zip(rows, block, strict=True)
+        ]
+        file.write(b"".join(entries))
+    return len(kept)
+
+
+def write_safetensors(
+    file: BinaryIO, words: Sequence[str], vectors_td: np.ndarray, counts: np.ndarray | None
+) -> int:
+    """safetensors, by hand: the library's own writer holds a second copy of every tensor."""
+    T, D = vectors_td.shape
+    encoded = json.dumps(list(words)).encode()
+    tensors: list[tuple[str, str, list[int], int]] = []
+    if counts is not None:
+        tensors.append(("counts", "I64", [T], 8 * T))
+    tensors += [("vectors", "F32", [T, D], 4 * T * D), ("words", "U8", [len(encoded)], len(encoded))]
+    header: dict[str, dict] = {"__metadata__": {"format": "mt2st_fast.words.vectors"}}
+    end = 0
+    for name, dtype, shape, size in tensors:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the tensors to begin at a multiple of 8
+    file.write(len(text).to_bytes(8, "little") + text)
+    if counts is not None:
+        file.write(counts.astype("<i8").tobytes())
+    for rows in _blocks(range(T), D):
+        file.write(vectors_td[rows.start : rows.stop].astype("<f4", copy=False).tobytes())
+    file.write(encoded)
+    return T
+
+
+def _rows_that_fit(words: Sequence[str]) -> list[int]:
+    return [t for t, word in enumerate(words) if fits_word2vec(word)]
+
+
+def _blocks(rows: Rows, D: int) -> Iterator[Rows]:
+    """The rows of a table cut into pieces of about a mebibyte."""
+    size = max(1, _BLOCK_BYTES // (4 * D))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def read_text(path: Path) -> Table:
+    """word2vec text, or GloVe text where the first line is no `T D`."""
+    with reading(path) as file:
+        first = file.readline()
+        sizes = _sizes(first)
+        if sizes is None:
+            T, D, lines = None, len(first.split()) - 1, [first]
+        else:
+            (T, D), lines = sizes, []
+        if not first:
+            raise InputError(f"{path}: the file is empty")
+        if D < 1:
+            raise InputError(
+                f"{path}:1: is neither `WORDS NUMBERS` nor a word and its numbers; give a file of vectors"
+            )
+        table = _GrowingTable(path, T, D)
+        number = 1 if lines else 2
+        while lines := lines + file.readlines(_BLOCK_BYTES):
+            _read_lines(path, number, lines, D, table)
+            number += len(lines)
+            lines = []
+    return table.words, table.finished(), None
+
+
+class _GrowingTable:
+    """Words and their rows; where T is not known beforehand, the table grows in place."""
+
+    def __init__(self, path: Path, T: int | None, D: int) -> None:
+        self._path, self._expected = path, T
+        self.words: list[str] = []
+        self._rows_td = _empty_table(path, 1024 if T is None else T, D)
+
+    def add(self, words: list[str], rows: np.ndarray, line: int) -> None:
+        """Append rows (n, D); `line` is where the first of them stands."""
+        start, end = len(self.words), len(self.words) + len(words)
+        if self._expected is not None and end > self._expected:
+            raise InputError(
+                f"{self._path}:{line + self._expected - start}: there are more words than the "
+                f"{self._expected} of the first line; correct that line"
+            )
+        if end > len(self._rows_td):
+            self._rows_td.resize((max(end, 2 * len(self._rows_td)), self._rows_td.shape[1]), refcheck=False)
+        self._rows_td[start:end] = rows
+        self.words += words
+
+    def finished(self) -> np.ndarray:
+        """The table of all words."""
+        if self._expected is not None and len(self.words) < self._expected:
+            raise InputError(
+                f"{self._path}: ends after {len(self.words)} of {self._expected} words; copy the file again"
+            )
+        self._rows_td.resize((len(self.words), self._rows_td.shape[1]), refcheck=False)
+        return self._rows_td
+
+
+def _read_lines(path: Path, number: int, lines: list[bytes], D: int, table: _GrowingTable) -> None:
+    """Add the words of some lines, the first of which is line `number`."""
+    stripped = [line.rstrip() for line in lines]
+    split = [line.partition(b" ") for line in stripped]
+    rows = _parse_all([numbers for _, _, numbers in split], D)
+    if rows is not None:
+        words = [word for word, _, _ in split]
+        table.add([_decoded(path, number + i, word) for i, word in enumerate(words)], rows, number)
+    else:  # somewhere a word holds spaces, a line is empty, or something is wrong
+        for i, line in enumerate(stripped, start=number):
+            if line:
+                word, row = _parse_line(path, i, line, D)
+                table.add([_decoded(path, i, word)], row, i)
+
+
+def _parse_all(numbers: list[bytes], D: int) -> np.ndarray | None:
+    """(n, D) of n lines of numbers; None where not every line is D finite numbers with single spaces."""
+    if any(line.count(b" ") != D - 1 for line in numbers):
+        return None
+    try:
+        with warnings.catch_warnings():  # numpy warns where it stops at something that is no number
+            warnings.simplefilter("error")
+            # Each line holds at most D numbers, so the size shows whether each holds just D.
+            rows = np.fromstring(b" ".join(numbers).decode("ascii"), dtype=np.float32, sep=" ")
+    except (ValueError, DeprecationWarning, RuntimeWarning):
+        return None
+    return rows.reshape(-1, D) if rows.size == D * len(numbers) and np.isfinite(rows).all() else None
+
+
+def _parse_line(path: Path, number: int, line: bytes, D: int) -> tuple[bytes, np.ndarray]:
+    word, *fields = (b"", *line.split()) if line.startswith(b" ") else line.rsplit(None, D)
+    if len(fields) != D:
+        raise InputError(
+            f"{path}:{number}: has {len(fields)} numbers, not {D}; the file is damaged, or no word vectors"
+        )
+    try:
+        row = np.array([float(field) for field in fields], dtype=np.float64)
+    except ValueError:
+        raise InputError(
+            f"{path}:{number}: is not a word and {D} numbers; the file is damaged, or no word vectors"
+        ) from None
+    if not (np.abs(row) <= np.finfo(np.float32).max).all():
+        raise InputError(f"{path}:{number}: holds a number that is not finite in float32; leave the word out")
+    return word, row.astype(np.float32)
+
+
+def _decoded(path: Path, number: int, word: bytes) -> str:
+    try:
+        return word.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}:{number}: the word is not UTF-8; convert the file to UTF-8") from None
+
+
+def read_binary(path: Path) -> Table:
+    """word2vec binary, with a line feed after each vector (word2vec) or without (gensim)."""
+    with reading(path) as file:
+        sizes = _sizes(file.readline(100))
+        if sizes is None:
+            raise InputError(
+                f"{path}: does not begin with `WORDS NUMBERS`; is it word2vec binary? Name text files .txt"
+            )
+        T, D = sizes
+        vectors_td = _empty_table(path, T, D)
+        words: list[str] = []
+        held, place = b"", 0
+        for t in range(T):
+            space = held.find(b" ", place)
+            while space < 0 or len(held) < space + 1 + 4 * D:
+                more = file.read(max(_BLOCK_BYTES, 4 * D))
+                if not more or (space < 0 and len(held) - place > _LONGEST_WORD_BYTES):
+                    raise InputError(f"{path}: is cut off or damaged at word {t + 1} of {T}; copy it again")
+                held, place = held[place:] + more, 0
+                space = held.find(b" ")
+            try:
+                words.append(held[place:space].lstrip(b"\n").decode())
+            except UnicodeDecodeError:
+                raise InputError(f"{path}: word {t + 1} is not UTF-8; the file is damaged") from None
+            vectors_td[t] = np.frombuffer(held, "<f4", D, space + 1)
+            place = space + 1 + 4 * D
+        if (held[place:] + file.read(2)).strip(b"\n"):
+            raise InputError(f"{path}: goes on after its {T} words; copy the file again")
+    return words, vectors_td, None
+
+
+def read_safetensors(path: Path) -> Table:
+    """What `write_safetensors` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; check the path")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+            if not {"vectors", "words"} <= names:
+                raise InputError(
+                    f"{path}: holds {', '.join(sorted(names)) or 'nothing'}, not `vectors` and `words`; "
+                    "write it with WordVectors.write"
+                )
+            words = json.loads(file.get_tensor("words").tobytes())
+            vectors_td = file.get_tensor("vectors")
+            counts = file.get_tensor("counts") if "counts" in names else None
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no whole safetensors file ({error}); copy it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if vectors_td.dtype != np.float32 or not (
+        isinstance(words, list) and all(isinstance(w, str) for w in words)
+    ):
+        raise InputError(f"{path}: `vectors` must be float32 and `words` a JSON list of strings")
+    return words, vectors_td, counts
+
+
+def _sizes(line: bytes) -> tuple[int, int] | None:
+    """(T, D) of a first line `T D`, None for another."""
+    fields = line.split()
+    if len(fields) == 2 and all(field.isdigit() and len(field) < 16 for field in fields) and int(fields[1]):
+        return int(fields[0]), int(fields[1])
+    return None
+
+
+def _empty_table(path: Path, T: int, D: int) -> np.ndarray:
+    """An uninitialized (T, D) float32. Raises InputError where so much cannot be had."""
+    # A damaged first line must not claim the machine: a word takes two bytes for each number, or more.
+    if path.suffix != ".gz" and T > 1024 and path.stat().st_size < T * D * 2:
+        raise InputError(
+            f"{path}: is too short for the {T} words of {D} numbers that its first line promises; copy it again"
+        )
+    try:
+        return np.empty((T, D), dtype=np.float32)
+    except (MemoryError, ValueError):
+        raise InputError(f"{path}: {T} words of {D} numbers do not fit into memory") from None
+
+
+WRITERS: dict[str, Writer] = {
+    ".txt": write_text,
+    ".vec": write_text,
+    ".bin": write_binary,
+    ".safetensors": write_safetensors,
+}
+READERS: dict[str, Reader] = {
+    ".txt": read_text,
+    ".vec": read_text,
+    ".bin": read_binary,
+    ".safetensors": read_safetensors,
+}

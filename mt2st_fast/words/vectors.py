@@ -1,0 +1,201 @@
+"""Word vectors: a table with a word for each row, for files, for gensim and to start training from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import writing_atomically
+from mt2st_fast.words import vector_formats
+
+
+@dataclass(frozen=True, eq=False)
+class WordVectors:
+    """T words and their vectors (T, D) in float32; frequent words first where the file or `counts` say so.
+
+    `counts` is int64 (T,) or None. `index_of` is the row of each word. The array is shared with the caller, and
+    read-only here. Raises ValueError for parts that do not fit together or a word that stands twice.
+    """
+
+    words: Sequence[str]
+    vectors: np.ndarray
+    counts: np.ndarray | None = None
+    index_of: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        vectors = np.asarray(self.vectors, dtype=np.float32).view()
+        words = tuple(self.words)
+        index_of = {word: t for t, word in enumerate(words)}
+        if vectors.ndim != 2 or len(vectors) != len(words) or vectors.shape[1] < 1:
+            raise ValueError(f"{len(words)} words need vectors ({len(words)}, D), not {vectors.shape}")
+        if len(index_of) != len(words):
+            twice = next(word for t, word in enumerate(words) if index_of[word] != t)
+            raise ValueError(f"the word {twice!r} stands twice")
+        vectors.flags.writeable = False
+        counts = None if self.counts is None else np.asarray(self.counts, dtype=np.int64)
+        if counts is not None and counts.shape != (len(words),):
+            raise ValueError(f"{len(words)} words but counts of shape {counts.shape}")
+        for name, value in (
+            ("words", words),
+            ("vectors", vectors),
+            ("counts", counts),
+            ("index_of", index_of),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return self.vectors.shape[1]
+
+    def select(self, rows: np.ndarray | Sequence[int]) -> WordVectors:
+        """The words of some rows, in that order; their vectors are copied."""
+        rows = np.asarray(rows, dtype=np.int64)
+        counts = None if self.counts is None else self.counts[rows]
+        return WordVectors([self.words[t] for t in rows], self.vectors[rows], counts)
+
+    def by_frequency(self) -> np.ndarray:
+        """The rows, most frequent word first; without counts the order of the file is taken for that."""
+        return np.arange(len(self)) if self.counts is None else np.argsort(-self.counts, kind="stable")
+
+    def write(self, path: str | Path) -> int:
+        """Write the file whole or not at all, in the format of its suffix, and return how many words it holds.
+
+        `.txt` and `.vec` are word2vec text, `.bin` word2vec binary, `.safetensors` also holds counts. A word that
+        is empty or holds white space cannot stand in the word2vec formats and is left out of them. Raises
+        InputError for another suffix.
+        """
+        path = Path(path)
+        if path.suffix not in vector_formats.WRITERS:
+            raise InputError(
+                f"{path}: vectors are written as {', '.join(vector_formats.WRITERS)}; name it so"
+            )
+        with writing_atomically(path) as file:
+            return vector_formats.WRITERS[path.suffix](file, self.words, self.vectors, self.counts)
+
+    @classmethod
+    def read(cls, path: str | Path) -> WordVectors:
+        """Read what `write`, word2vec, gensim, fastText (.vec) or GloVe wrote, the text and binary formats also as
+        .gz. Raises InputError, which names the place, for a file that is missing, damaged or in no known format.
+        """
+        path = Path(path)
+        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+        if suffix not in vector_formats.READERS or (path.suffix == ".gz" and suffix == ".safetensors"):
+            raise InputError(
+                f"{path}: vectors are read from .txt, .vec and .bin (also with .gz) and .safetensors; rename the file"
+            )
+        words, vectors_td, counts = vector_formats.READERS[suffix](path)
+        if not words:
+            raise InputError(f"{path}: holds no words")
+        finite = np.isfinite(vectors_td.max(axis=1)) & np.isfinite(vectors_td.min(axis=1))
+        if not finite.all():
+            raise InputError(
+                f"{path}: the vector of {words[int(finite.argmin())]!r} is not finite; leave it out"
+            )
+        try:
+            return cls(words, vectors_td, counts)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; the file is damaged") from None
+
+    def to_keyed_vectors(self) -> Any:
+        """A gensim.models.KeyedVectors that shares this table. Raises InputError where gensim is missing."""
+        try:
+            from gensim.models import KeyedVectors
+        except ImportError:
+            raise InputError("this needs gensim, which is not installed: pip install gensim") from None
+        keyed = KeyedVectors(self.dim)
+        keyed.index_to_key = list(self.words)
+        keyed.key_to_index = dict(self.index_of)
+        keyed.vectors = self.vectors
+        if self.counts is not None:
+            keyed.expandos["count"] = self.counts.copy()
+        return keyed
+
+    def nearest(self, queries: Sequence[str], neighbours: int = 5) -> dict[str, list[tuple[str, float]]]:
+        """For each query that is here, the other words of highest cosine, and the cosines."""
+        unit_td = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
+        nearest = {}
+        for query in queries:
+            if query not in self.index_of:
+                continue
+            cosines = unit_td @ unit_td[self.index_of[query]]
+            cosines[self.index_of[query]] = -np.inf
+            first = np.argsort(-cosines, kind="stable")[: min(neighbours, len(self) - 1)]
+            nearest[query] = [(self.words[t], float(cosines[t])) for t in first]
+        return nearest
+
+
+def frequent_words(vectors: WordVectors, limit: int) -> np.ndarray:
+    """Rows of the most frequent words that consist of letters, at most `limit`; never words of count 0."""
+    counts = vectors.counts
+    rows = [
+        t for t in vectors.by_frequency() if vectors.words[t].isalpha() and (counts is None or counts[t] > 0)
+    ]
+    return np.asarray(rows[:limit], dtype=np.int64)
+
+
+def telling_neighbours(vectors: WordVectors, queries: int = 5, neighbours: int = 5) -> dict[str, list[str]]:
+    """For some frequent words their nearest neighbours.
+
+    Looks at the 5,000 most frequent words: a rare word's vector says little. The very first are function words,
+    whose neighbours tell little: longer ones are taken.
+    """
+    frequent = vectors.select(frequent_words(vectors, 5000))
+    chosen = [word for word in frequent.words if len(word) > 3][:queries]
+    return {word: [other for other, _ in near] for word, near in frequent.nearest(chosen, neighbours).items()}
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many words of a vocabulary a file of vectors has: as they are, or in lower case."""
+
+    words: int
+    exact: int
+    lowered: int
+
+    @property
+    def share(self) -> float:
+        """Found words over all words."""
+        return (self.exact + self.lowered) / max(1, self.words)
+
+    def __str__(self) -> str:
+        lowered = f", {self.lowered:,} of them in lower case" if self.lowered else ""
+        return f"{self.exact + self.lowered:,} of {self.words:,} words found ({self.share:.1%}{lowered})"
+
+
+def initial_table(
+    vectors: WordVectors, words: Sequence[str], *, seed: int = 0
+) -> tuple[np.ndarray, Coverage]:
+    """A float32 table (T, D) to start training T words from, and how many of them the vectors have.
+
+    A word takes its own vector, else that of its lower case; the others are drawn from a normal distribution with
+    the standard deviation of all numbers of the file, so that no row stands out by its length.
+    """
+    found = np.fromiter((vectors.index_of.get(word, -1) for word in words), np.int64, len(words))
+    exact = int((found >= 0).sum())
+    for t in np.flatnonzero(found < 0).tolist():
+        found[t] = vectors.index_of.get(words[t].lower(), -1)
+    known = found >= 0
+    drawn = np.random.default_rng(seed).standard_normal((len(words), vectors.dim), dtype=np.float32)
+    drawn *= standard_deviation(vectors.vectors)
+    drawn[known] = vectors.vectors[found[known]]
+    return drawn, Coverage(len(words), exact, int(known.sum()) - exact)
+
+
+def standard_deviation(vectors_td: np.ndarray) -> np.float32:
+    """Of all numbers, in float64 and a block of rows at a time: no second copy of the table."""
+    step = max(1, (1 << 17) // vectors_td.shape[1])
+    total = squares = 0.0
+    for start in range(0, len(vectors_td), step):
+        block = vectors_td[start : start + step].astype(np.float64)
+        total, squares = total + float(block.sum()), squares + float(np.square(block).sum())
+    mean = total / vectors_td.size
+    return np.float32(np.sqrt(max(0.0, squares / vectors_td.size - mean * mean)))

@@ -1,0 +1,344 @@
+"""Context prediction on a CPU: as accurate as torch, drawn as word2vec draws, the same bits every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mt2st_fast.kernels.context import batch as context_batch
+from mt2st_fast.kernels.context.batch import draw_batch, reference_loss, stream_key, word_sampler
+from mt2st_fast.kernels.context.on_numba.rounds import rate_of, shard_words_of
+from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining, context_gradients
+from mt2st_fast.kernels.context.workspace import Subwords, make_workspace
+
+MARGIN = 2e-6  # a few float32 roundings: sums in another order
+MODES = ("skipgram", "cbow")
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_stream(V: int, lengths: list[int], seed: int = 0):
+    """Tokens with frequent and rare words and some that are not in the vocabulary, in sentences of lengths."""
+    generator = np.random.default_rng(seed)
+    shares = 1 / np.arange(1, V + 1)
+    tokens = generator.choice(V, sum(lengths), p=shares / shares.sum()).astype(np.int32)
+    tokens[generator.random(len(tokens)) < 0.05] = -1
+    bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    counts = np.maximum(1, np.bincount(tokens[tokens >= 0], minlength=V))
+    return tokens, bounds, counts
+
+
+def make_tables(V: int, D: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(V, D, generator=generator) / 3, torch.randn(V, D, generator=generator) / 3
+
+
+def make_batch(V: int, lengths: list[int], mode: str, **options):
+    tokens, bounds, counts = make_stream(V, lengths)
+    sampler = word_sampler(counts, options.pop("sample", 0))
+    return draw_batch(tokens, bounds, 0, len(tokens), sampler, stream_key(3, 0), mode=mode, **options)
+
+
+def by_torch(inputs, outputs, batch, dtype):
+    tables = [t.to(dtype).clone().requires_grad_() for t in (inputs, outputs)]
+    loss = reference_loss(*tables, batch)
+    gradients = torch.autograd.grad(loss, tables) if batch.pairs else [torch.zeros_like(t) for t in tables]
+    return {"loss": loss.detach(), "d_inputs": gradients[0], "d_outputs": gradients[1]}
+
+
+def ours(inputs, outputs, batch, **options):
+    made = context_gradients(inputs, outputs, batch, **options)
+    d_inputs, d_outputs = torch.zeros_like(inputs), torch.zeros_like(outputs)
+    d_inputs[made.input_rows] = made.d_inputs
+    d_outputs[made.output_rows] = made.d_outputs
+    return {"loss": torch.tensor(made.loss), "d_inputs": d_inputs, "d_outputs": d_outputs}
+
+
+def poisoned(V: int, D: int, batch, splits: int):
+    """A workspace in which every number that may be set is NaN or nonsense."""
+    w = make_workspace(V, D, splits, max(1, len(batch.words)), batch.window, batch.drawn.shape[1])
+    for name, array in w._asdict().items():
+        if name not in ("slot_of", "factors"):
+            array.fill(np.nan if array.dtype == np.float32 else 7)
+    return w
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(
+    ("V", "D", "lengths", "options"),
+    [
+        (60, 37, [1, 1, 9, 2, 70, 16, 3], {}),
+        (3, 100, [40, 7], {}),
+        (50, 16, [64], {"window": 1, "shared": 8}),
+        (500, 300, [200, 33], {"window": 7, "shared": 24}),
+        (20, 5, [1, 1, 1], {}),
+        (200, 129, [150], {"sample": 1e-2, "window": 10}),
+    ],
+)
+def test_as_accurate_as_torch(mode, splits, V, D, lengths, options):
+    batch = make_batch(V, lengths, mode, **options)
+    inputs, outputs = make_tables(V, D)
+    truth = by_torch(inputs, outputs, batch, torch.float64)
+    torch_32 = by_torch(inputs, outputs, batch, torch.float32)
+    w = poisoned(V, D, batch, splits)
+    result = ours(inputs, outputs, batch, workspace=w, splits=splits)
+    for name, value in result.items():
+        scale = truth[name].norm().clamp_min(1e-30)
+        error = (value.double() - truth[name]).norm() / scale
+        torch_error = (torch_32[name].double() - truth[name]).norm() / scale
+        assert error <= 1.5 * torch_error + MARGIN, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_scores_keep_their_loss(mode):
+    batch = make_batch(40, [60], mode)
+    inputs, outputs = (30 * table for table in make_tables(40, 20))
+    truth = by_torch(inputs, outputs, batch, torch.float64)
+    result = ours(inputs, outputs, batch)
+    assert float(result["loss"]) == pytest.approx(float(truth["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_gradients_are_the_same_bits_every_time(mode, splits):
+    batch = make_batch(300, [1500], mode)
+    inputs, outputs = make_tables(300, 37)
+    first = ours(inputs, outputs, batch, splits=splits)
+    for _ in range(19):
+        again = ours(inputs, outputs, batch, splits=splits)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_gradients_of_a_bad_table_are_refused():
+    batch = make_batch(10, [9], "cbow")
+    with pytest.raises(ValueError, match="both tables are float32"):
+        context_gradients(torch.zeros(10, 4), torch.zeros(10, 5), batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"mode": "glove"}, "skipgram or cbow"), ({"shared": 5}, "multiples of 8")]
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_batch(10, [9], options.pop("mode", "cbow"), **options)
+
+
+# --- draws -----------------------------------------------------------------------------------------------
+
+
+def test_windows_end_at_sentences_and_are_uniform():
+    batch = make_batch(50, [1, 2, 40_000, 1], "skipgram", window=4)
+    inside = slice(100, -100)
+    reach = np.arange(len(batch.words))[inside] - batch.low[inside]
+    assert np.bincount(reach, minlength=5)[1:] / len(reach) == pytest.approx(np.full(4, 0.25), abs=0.02)
+    tokens, bounds, _ = make_stream(50, [1, 2, 40_000, 1])
+    sentence = np.repeat(np.arange(4), np.diff(bounds))[tokens >= 0]
+    assert (sentence[batch.low] == sentence).all()
+    assert (sentence[batch.high - 1] == sentence).all()
+
+
+def test_words_are_kept_as_often_as_word2vec_keeps_them():
+    tokens, bounds, counts = make_stream(30, [200_000])
+    batch = draw_batch(tokens, bounds, 0, len(tokens), word_sampler(counts, 1e-2), stream_key(1, 0))
+    kept = np.bincount(batch.words, minlength=30) / counts
+    threshold = 1e-2 * counts.sum()
+    expected = np.minimum(1, (np.sqrt(counts / threshold) + 1) * threshold / counts)
+    assert kept == pytest.approx(expected, abs=0.03)
+
+
+def test_negatives_follow_their_shares():
+    batch = make_batch(20, [60_000], "cbow")
+    _, _, counts = make_stream(20, [60_000])
+    shares = counts**0.75 / (counts**0.75).sum()
+    drawn = np.bincount(batch.drawn.ravel(), minlength=20) / batch.drawn.size
+    assert drawn == pytest.approx(shares, abs=0.01)
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def train(
+    mode: str, shards: int = 2, threads: int = 2, rounds: tuple[tuple[int, int], ...] = ((0, 6),), D=37
+):
+    """Tables after some rounds over a small stream."""
+    torch.set_num_threads(threads)
+    tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
+    inputs, outputs = (table.numpy().copy() for table in make_tables(80, D))
+    options = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16)
+    training = ContextTraining(inputs, outputs, word_sampler(counts), options)
+    for name in ("x", "y", "tile_rows", "band", "z", "share", "h_t"):
+        getattr(training._workspace, name).fill(np.nan)
+    losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
+    assert all(np.isfinite(loss) for loss, _ in losses)
+    return inputs, outputs
+
+
+@pytest.mark.parametrize(
+    ("n_words", "shards", "shard_words"), [(1, 2, 10), (100, 2, 25), (101, 3, 7), (999, 4, 512)]
+)
+def test_an_epoch_reads_every_word_once(n_words, shards, shard_words):
+    tables = [np.zeros((3, 8), np.float32) for _ in range(2)]
+    options = ContextOptions(shards=shards, shard_words=shard_words)
+    training = ContextTraining(*tables, word_sampler(np.ones(3)), options)
+    read = []
+    for r in range(training.rounds(n_words)):
+        for shard in range(shards):
+            read += range(*shard_words_of(n_words, shard, shards, shard_words, r))
+    assert sorted(read) == list(range(n_words))
+
+
+def test_the_rate_falls_to_the_least():
+    rates = np.array([0.5, 0.01, 0.1])
+    assert [rate_of(rates, n) for n in (0, 10, 40, 1000)] == pytest.approx([0.5, 0.4, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_is_the_same_bits_on_any_number_of_threads(mode):
+    first = train(mode)
+    for again in (*(train(mode) for _ in range(19)), train(mode, threads=1)):
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_resumes_between_rounds(mode):
+    whole, parts = train(mode), train(mode, rounds=((0, 1), (1, 4), (4, 6)))
+    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tile_of_training_is_one_step_down_the_gradient(mode):
+    tokens, bounds, counts = make_stream(80, [context_batch.TILE])
+    sampler, key = word_sampler(counts, 0), stream_key(2, 0)
+    inputs, outputs = make_tables(80, 37)
+    batch = draw_batch(tokens, bounds, 0, len(tokens), sampler, key, mode=mode)
+    truth = by_torch(inputs, outputs, batch, torch.float64)
+    moved = [table.numpy().copy() for table in (inputs, outputs)]
+    options = ContextOptions(mode=mode, shards=1, shared=16, true_mean=True)
+    ContextTraining(*moved, sampler, options).run(tokens, bounds, key, (0, 1), 0.5, 0.0, 0.0)
+    for before, after, name in zip((inputs, outputs), moved, ("d_inputs", "d_outputs"), strict=True):
+        expected = before.double() - 0.5 * batch.pairs * truth[name]
+        assert torch.from_numpy(after).double().sub(expected).norm() <= 2e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shards", [1, 2, 8])
+def test_many_shards_stay_stable(mode, shards):
+    """Eight shards that all move the same few words would overshoot eight times."""
+    tokens, bounds, counts = make_stream(20, [40_000])
+    inputs, outputs = (table.numpy().copy() for table in make_tables(20, 16))
+    training = ContextTraining(
+        inputs, outputs, word_sampler(counts, 0), ContextOptions(mode=mode, shards=shards, shard_words=1000)
+    )
+    rounds = (0, training.rounds(len(tokens)))
+    before, after = (
+        loss / pairs
+        for loss, pairs in (
+            training.run(tokens, bounds, stream_key(1, i), rounds, 0.025, 0.0, 0.0) for i in range(2)
+        )
+    )
+    assert after < 1.01 * before
+
+
+# --- training with subwords ------------------------------------------------------------------------------
+
+
+def make_subwords(V: int, buckets: int, most: int, seed: int = 0) -> Subwords:
+    """Word v has row v and up to `most` of the others, some of them twice."""
+    generator = np.random.default_rng(seed)
+    of_words = [[v, *(V + generator.integers(0, buckets, v % (most + 1)))] for v in range(V)]
+    bounds = np.concatenate(([0], np.cumsum([len(rows) for rows in of_words])))
+    return Subwords(np.concatenate(of_words).astype(np.int32), bounds.astype(np.int64))
+
+
+def means_of(table: torch.Tensor, subwords: Subwords) -> torch.Tensor:
+    bags = (torch.from_numpy(subwords.ids).long(), torch.from_numpy(subwords.bounds[:-1]))
+    return torch.nn.functional.embedding_bag(bags[0], table, bags[1], mode="mean")
+
+
+def train_subwords(mode: str, shards: int = 2, threads: int = 2, rounds=((0, 6),), subwords=None, **options):
+    """Both tables after some rounds over a small stream."""
+    torch.set_num_threads(threads)
+    tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
+    subwords = subwords or make_subwords(80, 30, 7)
+    inputs, outputs = make_tables(int(subwords.ids.max()) + 1, 37)
+    inputs, outputs = inputs.numpy().copy(), outputs[:80].numpy().copy()
+    settings = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16, **options)
+    training = ContextTraining(inputs, outputs, word_sampler(counts), settings, subwords)
+    for workspace in (training._workspace, training._subword_workspace):
+        for array in workspace:
+            if array.dtype == np.float32 and array.ndim > 1:
+                array.fill(np.nan)
+    losses = [training.run(tokens, bounds, stream_key(5, 0), part, 0.05, 1e-6, 1e-4) for part in rounds]
+    assert all(np.isfinite(loss) for loss, _ in losses)
+    return inputs, outputs
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_with_subwords_is_the_same_bits_on_any_number_of_threads_and_resumes(mode):
+    first = train_subwords(mode)
+    resumed = train_subwords(mode, rounds=((0, 1), (1, 4), (4, 6)))
+    for again in (*(train_subwords(mode) for _ in range(9)), train_subwords(mode, threads=1), resumed):
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_words_of_one_row_each_train_as_words_do(mode, shards):
+    own = Subwords(np.arange(80, dtype=np.int32), np.arange(81))
+    with_subwords = train_subwords(mode, shards, subwords=own, pull=0.0)
+    torch.set_num_threads(2)
+    tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])
+    tables = [table.numpy().copy() for table in make_tables(80, 37)]
+    options = ContextOptions(mode=mode, shards=shards, shard_words=200, shared=16, pull=0.0)
+    ContextTraining(*tables, word_sampler(counts), options).run(
+        tokens, bounds, stream_key(5, 0), (0, 6), 0.05, 1e-6, 1e-4
+    )
+    for ours_td, plain_td in zip(with_subwords, tables, strict=True):
+        assert np.abs(ours_td - plain_td).max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tile_of_training_moves_every_row_of_a_word_by_the_gradient_of_its_vector(mode):
+    tokens, bounds, counts = make_stream(80, [context_batch.TILE])
+    sampler, key, subwords = word_sampler(counts, 0), stream_key(2, 0), make_subwords(80, 30, 7)
+    inputs, outputs = make_tables(110, 37)
+    outputs = outputs[:80].clone()
+    batch = draw_batch(tokens, bounds, 0, len(tokens), sampler, key, mode=mode)
+    truth = by_torch(means_of(inputs.double(), subwords), outputs, batch, torch.float64)
+    step = torch.zeros(110, 37, dtype=torch.float64)
+    owners = np.repeat(np.arange(80), np.diff(subwords.bounds))
+    step.index_add_(0, torch.from_numpy(subwords.ids).long(), truth["d_inputs"][owners])
+    moved = [table.numpy().copy() for table in (inputs, outputs)]
+    options = ContextOptions(mode=mode, shards=1, shared=16, true_mean=True)
+    training = ContextTraining(*moved, sampler, options, subwords)
+    training.run(tokens, bounds, key, (0, 1), 0.5, 0.0, 0.0)
+    for before, after, gradient in zip((inputs, outputs), moved, (step, truth["d_outputs"]), strict=True):
+        expected = before.double() - 0.5 * batch.pairs * gradient
+        assert torch.from_numpy(after).double().sub(expected).norm() <= 2e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shards", [1, 2, 8])
+def test_rows_of_all_words_stay_stable(mode, shards):
+    """Rows that most words have are moved by most positions of every shard."""
+    tokens, bounds, counts = make_stream(20, [40_000])
+    subwords = make_subwords(20, 4, 3)
+    inputs, outputs = (table.numpy().copy() for table in make_tables(24, 16))
+    options = ContextOptions(mode=mode, shards=shards, shard_words=1000)
+    training = ContextTraining(inputs, outputs[:20].copy(), word_sampler(counts, 0), options, subwords)
+    rounds = (0, training.rounds(len(tokens)))
+    before, after = (
+        loss / pairs
+        for loss, pairs in (
+            training.run(tokens, bounds, stream_key(1, i), rounds, 0.025, 0.0, 0.0) for i in range(2)
+        )
+    )
+    assert after < 1.01 * before

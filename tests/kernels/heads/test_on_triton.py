@@ -1,0 +1,226 @@
+"""The Triton loss pass and plans in the interpreter: as accurate as torch, the same bits, no stray writes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
+from mt2st_fast.kernels.heads.on_triton import chunked as triton_chunked
+from mt2st_fast.kernels.heads.on_triton import tile as triton_tile
+
+WORKER = Path(__file__).with_name("interpreter_worker.py")
+CASES = (
+    "mixed-5",
+    "mixed-33",
+    "mixed-33-no-bias",
+    "mixed-33-float16",
+    "wide-33",
+    "wide-33-float16",
+    "wide-17-large-logits",
+    "wide-one-block",
+    "aligned-9",
+    "aligned-9-float16",
+    "groups-9",
+    "nothing-valid",
+    "no-rows",
+)
+RESULTS = ("losses", "scale", "correct", "logit_gradient", "bias_gradient")
+PLANS = (
+    "packed",
+    "packed-float16",
+    "tile",
+    "tile-float16",
+    "tile-no-bias",
+    "tile-one-block",
+    "tile-one-block-float16",
+    "tile-softmax",
+    "tile-dense",
+    "tile-64",
+    "tile-no-rows",
+    "chunked",
+    "chunked-float16",
+    "chunked-no-bias",
+    "chunked-narrow",
+    "chunked-no-rows",
+)
+
+# What our largest error may exceed torch's by, relative to the largest true value: a few roundings of a
+# float32 sum in another order. float16 gradients may differ by one rounding of the largest value.
+MARGIN = {"float32": 2e-6, "float16": 2.0**-11}
+
+
+def run_worker(group: str, folder: Path) -> dict[str, np.ndarray]:
+    out = folder / f"{group}.npz"
+    worker = subprocess.run(
+        [sys.executable, str(WORKER), group, str(out)], capture_output=True, text=True, check=False
+    )
+    assert worker.returncode == 0, worker.stderr[-4000:]
+    with np.load(out) as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the worker stores of the loss pass, computed once."""
+    return run_worker("loss-pass", tmp_path_factory.mktemp("interpreter"))
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the worker stores of the plans, computed once."""
+    folder = tmp_path_factory.mktemp("interpreter")
+    groups = sorted({plan.split("-")[0] for plan in PLANS})
+    return {key: value for group in groups for key, value in run_worker(group, folder).items()}
+
+
+def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, margin: float) -> None:
+    ours, torch_value, truth = (computed[f"{name}/{kind}"] for kind in ("ours", "torch", "truth"))
+    assert ours.shape == truth.shape
+    error, allowed = np.abs(ours - truth), np.abs(torch_value - truth).max(initial=0.0)
+    allowed += margin * np.abs(truth).max(initial=0.0)
+    # Written so that a NaN of ours fails.
+    assert not error.size or error.max() <= allowed, f"error {error.max():.3g} > {allowed:.3g}"
+
+
+@pytest.mark.parametrize("result", RESULTS)
+@pytest.mark.parametrize("case", CASES)
+def test_loss_pass_is_as_accurate_as_torch(computed, case, result):
+    stored_in_half = case.endswith("float16") and result == "logit_gradient"
+    margin = MARGIN["float16" if stored_in_half else "float32"]
+    assert_as_accurate_as_torch(computed, f"{case}/{result}", 0.0 if result == "correct" else margin)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_calls_give_the_same_bits_and_no_nan(computed, case):
+    assert computed[f"{case}/same-bits"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_gradient_logits_stay_and_losses_agree(computed, case):
+    assert computed[f"{case}/forward-only"]
+
+
+def test_tasks_without_valid_rows_have_loss_and_gradient_zero(computed):
+    losses, scale = computed["nothing-valid/losses/ours"], computed["nothing-valid/scale/ours"]
+    assert (losses[[0, 2, 3, 5]] == 0).all()
+    assert (scale[[0, 2, 3, 5]] == 0).all()
+    assert (losses[[1, 4]] > 0).all()
+    assert (computed["nothing-valid/logit_gradient/ours"][:, :3] == 0).all()
+
+
+def test_class_outside_the_head_makes_its_loss_nan_and_no_other(computed):
+    losses = computed["outside/losses"]
+    assert np.isnan(losses).tolist() == [True, True, False]
+    gradient = computed["outside/gradient"]
+    assert (gradient[1, :3] == 0).all(), "the row with a class outside"
+    assert (gradient[0, :3] != 0).all()
+    assert (gradient[:, 3:7] == 0).all()
+
+
+def test_logits_of_minus_infinity_mask_classes_out(computed):
+    np.testing.assert_allclose(computed["infinite/ours"][0], computed["infinite/truth"], rtol=1e-6)
+    assert (computed["infinite/gradient"][:, :35] == 0).all()
+    assert np.isfinite(computed["infinite/gradient"]).all()
+
+
+def test_task_of_weight_zero_is_skipped_and_no_other_changes(computed):
+    assert computed["skip/kept"]
+    assert (computed["skip/skipped"] == 0).all()
+
+
+def test_bias_gradient_can_be_left_out(computed):
+    assert computed["skip/no-bias-gradient"]
+
+
+@pytest.mark.parametrize("result", ["losses", "scale", "correct", "bias_gradient"])
+def test_more_blocks_of_rows_than_one_trip_adds(computed, result):
+    ours, truth = (computed[f"many-blocks/{result}/{kind}"] for kind in ("ours", "truth"))
+    np.testing.assert_allclose(
+        ours, truth, rtol=0.0 if result == "correct" else 1e-6, atol=1e-4 * (result == "bias_gradient")
+    )
+
+
+@pytest.mark.parametrize("result", ["losses", "correct", "d_features", "d_weight", "d_bias"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_plan_is_as_accurate_as_torch(plans, plan, result):
+    if result == "d_bias" and plan.endswith("no-bias"):
+        assert f"{plan}/d_bias/ours" not in plans
+        return
+    half = plan.endswith("float16") and result not in ("losses", "correct")
+    margin = 0.0 if result == "correct" else MARGIN["float16" if half else "float32"]
+    assert_as_accurate_as_torch(plans, f"{plan}/{result}", margin)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plan_twice_gives_the_same_bits_in_the_parameters_dtypes(plans, plan):
+    assert plans[f"{plan}/same-bits"]
+    assert plans[f"{plan}/dtypes"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plan_writes_to_no_argument_it_does_not_own(plans, plan):
+    assert plans[f"{plan}/writes-to-no-argument"]
+    assert plans[f"{plan}/upstream-1"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_residual_is_what_residual_like_says(plans, plan):
+    assert plans[f"{plan}/residual-like"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_gradients_nobody_needs_are_none_and_change_no_other(plans, plan):
+    assert plans[f"{plan}/needs"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_skipping_a_task_of_weight_zero_changes_no_gradient(plans, plan):
+    assert plans[f"{plan}/skip"]
+
+
+@pytest.mark.parametrize("plan", sorted({plan.split("-")[0] for plan in PLANS} - {"packed"}))
+def test_plan_has_finite_gradients_where_classes_lie_outside(plans, plan):
+    assert np.isnan(plans[f"{plan}-outside/losses"]).tolist() == [True, True, False]
+    d_weight = plans[f"{plan}-outside/d_weight"]
+    assert np.isfinite(d_weight).all()
+    assert (d_weight[3:7] == 0).all()
+    assert (d_weight[:3] != 0).all()
+    assert np.isfinite(plans[f"{plan}-outside/d_features"]).all()
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "width", "budget_bytes", "expected"),
+    [
+        (16_384, 131_072, 4 << 30, 16_384),
+        (16_385, 131_072, 4 << 30, 8_320),
+        (40_000, 131_072, 4 << 30, 13_440),
+        (40_000, 131_072, 1 << 20, 4_096),
+        (100, 131_072, 1 << 20, 100),
+        (0, 131_072, 4 << 30, 1),
+    ],
+)
+def test_chunks_are_even_within_the_budget_and_never_slivers(n_rows, width, budget_bytes, expected):
+    assert triton_chunked.chunk_rows(n_rows, width, 2, budget_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype", "reason"),
+    [
+        ([64], torch.float64, "no kernel for torch.float64"),
+        ([60, 5], torch.float32, "65 outputs"),
+        ([1] * 64, torch.bfloat16, None),
+        ([64], torch.bfloat16, None),
+    ],
+)
+def test_tile_plan_says_why_it_cannot_serve_a_layout(heads, dtype, reason):
+    layout = HeadLayout(tuple(HeadSpec(Kind.BINARY, size) for size in heads))
+    found = triton_tile.supports(layout, 768, dtype)
+    assert found is None if reason is None else reason in found

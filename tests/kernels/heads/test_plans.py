@@ -1,0 +1,114 @@
+"""Which plan computes: asked for, tuned on this device, or by the rules; always with a reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mt2st_fast.cli import main
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, Shape, choose_plan, multitask_loss
+from mt2st_fast.kernels.heads import plans as choices
+from mt2st_fast.kernels.heads import tuning
+
+CPU = torch.device("cpu")
+SMALL, WIDE = Shape(512, 64, 20, 10, 4), Shape(512, 64, 20017, 20000, 4)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Writes a tuned table for this device and makes it the one that counts."""
+    path = tmp_path / "plans.json"
+    monkeypatch.setenv(choices.TABLE_VARIABLE, str(path))
+    choices.tuned_tables.cache_clear()
+
+    def write(*rows):
+        tables = {choices.device_key("numba", CPU): [dict(row, shape=row["shape"]._asdict()) for row in rows]}
+        path.write_text(json.dumps(tables), encoding="utf-8")
+        choices.tuned_tables.cache_clear()
+        return path
+
+    yield write
+    choices.tuned_tables.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("backend", "shape", "plan"),
+    [
+        ("numba", SMALL, "tile"),
+        ("numba", WIDE, "chunked"),
+        ("triton", Shape(8192, 4096, 152000, 151936, 2), "packed"),
+        ("triton", Shape(32768, 4096, 152000, 151936, 2), "chunked"),
+    ],
+)
+def test_rules_choose_by_shape_and_say_why(backend, shape, plan):
+    choice = choose_plan(backend, shape)
+    assert choice.name == plan
+    assert len(choice.reason) > 20
+
+
+def test_a_plan_that_is_asked_for_wins(table):
+    table({"shape": SMALL, "plan": "chunked", "ms": {"chunked": 1.0}})
+    assert choose_plan("numba", SMALL, "packed", CPU) == choices.Choice("packed", "asked for by plan=packed")
+
+
+def test_a_tuned_shape_wins_over_the_rules_near_it_and_not_far_from_it(table):
+    table(
+        {"shape": SMALL, "plan": "packed", "ms": {"packed": 0.5, "tile": 0.7}},
+        {"shape": WIDE, "plan": "tile", "ms": {"tile": 3.0}},
+    )
+    near = choose_plan("numba", SMALL._replace(N=700), "auto", CPU)
+    assert near == choices.Choice(
+        "packed", "tuned on this device at N=512 D=64 S=20: packed 0.5 ms, tile 0.7 ms"
+    )
+    assert choose_plan("numba", WIDE._replace(D=80), "auto", CPU).name == "tile"
+    assert choose_plan("numba", SMALL._replace(N=1 << 20), "auto", CPU).name == "tile"
+    assert choose_plan("numba", SMALL._replace(itemsize=2), "auto", CPU).name == "tile"  # tuned in float32
+    assert choose_plan("triton", SMALL, "auto", CPU).name == "packed"  # another backend's table
+
+
+def test_a_broken_table_is_named(table, monkeypatch):
+    path = table()
+    path.write_text("{not json", encoding="utf-8")
+    choices.tuned_tables.cache_clear()
+    with pytest.raises(
+        ValueError, match=r"plans\.json is no table of plans .*; remove it or run mt2st-fast tune"
+    ):
+        choose_plan("numba", SMALL, "auto", CPU)
+
+
+def test_tuning_writes_a_table_that_is_used_and_keeps_other_rows(table, monkeypatch, capsys):
+    path = table({"shape": SMALL._replace(itemsize=2), "plan": "packed", "ms": {"packed": 1.0}})
+    monkeypatch.setattr(tuning, "GRID", (tuning.Trial(64, 16, (5, 3)), tuning.Trial(64, 16, (4000,))))
+    monkeypatch.setitem(tuning.MOST_PRODUCTS, "cpu", 64 * 16 * 100.0)
+    with pytest.raises(SystemExit) as left:
+        main(["tune", "--device", "cpu"])
+    assert left.value.code == 0
+    assert "N=64 D=16 S=8: tile" in capsys.readouterr().out
+    (rows,) = json.loads(path.read_text(encoding="utf-8")).values()
+    assert [row["shape"]["itemsize"] for row in rows] == [2, 4]  # the trial that is too large was left out
+    tuned = rows[1]
+    assert set(tuned["ms"]) == set(choices.PLANS)
+    assert tuned["plan"] == min(tuned["ms"], key=tuned["ms"].get)
+    choice = choose_plan("numba", Shape(64, 16, 8, 5, 4), "auto", CPU)
+    assert choice.name == tuned["plan"]
+    assert "tuned on this device" in choice.reason
+    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 5), HeadSpec(Kind.SOFTMAX, 3)))
+    targets = [torch.zeros(64, dtype=torch.int64)] * 2
+    out = multitask_loss(torch.randn(64, 16), torch.randn(8, 16), None, targets, torch.ones(2), layout)
+    assert out.total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "gpu"], "--device gpu is unknown; there are auto, cpu, cuda, cuda:N"),
+        (["--dtype", "float8"], "--dtype float8 is unknown; there are float32, bfloat16, float16"),
+    ],
+)
+def test_bad_options_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""Every Triton kernel compiles without a GPU, without spills and within the shared memory of its target."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+import mt2st_fast.kernels as kernels_package
+from mt2st_fast.kernels.machine.ahead_of_time import CompiledKernel, compile_all
+
+# Bytes that one program may use: NVIDIA's CUDA C programming guide, table of technical specifications per
+# compute capability; 64 KiB of LDS on CDNA3.
+SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+
+# Defined in kernels/*/on_triton; a kernel that no VARIANTS names is never compiled before a GPU runs it.
+KERNELS = {
+    name
+    for source in Path(kernels_package.__file__).parent.rglob("on_triton/*.py")
+    for name in re.findall(r"^def (\w+_kernel)\(", source.read_text(), re.MULTILINE)
+}
+NVIDIA_ONLY = {"tile_kernel", "tile_sums_kernel"}
+
+
+def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
+    assert {kernel.target for kernel in kernels} == set(targets)
+    for target in targets:
+        expected = KERNELS - NVIDIA_ONLY if target.startswith("gfx") else KERNELS
+        assert {kernel.kernel for kernel in kernels if kernel.target == target} == expected
+    assert [kernel for kernel in kernels if kernel.spills] == []
+    assert [kernel for kernel in kernels if kernel.shared_bytes > SHARED_LIMIT[kernel.target]] == []
+    assert all(0 < kernel.registers <= 512 for kernel in kernels)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_compiles_without_spills(target):
+    check(compile_all([target]), [target])
+
+
+@pytest.mark.long
+def test_compiles_for_every_target():
+    check(compile_all(list(SHARED_LIMIT)), list(SHARED_LIMIT))
+
+
+@pytest.mark.parametrize("target", ["cuda", "sm90", "gfx", "sm_90x", ""])
+def test_unknown_target_is_named(target):
+    with pytest.raises(ValueError, match=rf"'{target}'.*sm_NN"):
+        compile_all([target])
+
+
+def test_interpreter_is_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        compile_all(["sm_90"])

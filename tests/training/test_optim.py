@@ -1,0 +1,275 @@
+"""Row-sparse training: the rows of the batch move as the dense optimizer would move them, and nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import mt2st_fast
+from mt2st_fast import (
+    BagEncoder,
+    Classification,
+    LazyAdam,
+    MultiTaskHeads,
+    RowwiseAdagrad,
+    Switch,
+    Trainer,
+    WindowEncoder,
+)
+from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optimizer_upkeep import clip_gradients, row_sparse_tables
+
+T = 50
+
+
+def bags(n_batches=6, rows=40, seed=0, types=T):
+    """Bags of words whose label is decided by their words."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(n_batches):
+        starts = torch.tensor([0, *torch.randint(1, 6, (rows,), generator=generator)]).cumsum(0)
+        words = torch.randint(0, types, (int(starts[-1]),), generator=generator)
+        sums = torch.zeros(rows).index_add_(
+            0, torch.repeat_interleave(torch.arange(rows), starts.diff()), (words % 5 - 2.0)
+        )
+        batches.append(((words.int(), starts), {"tone": (sums > 0).long(), "size": starts.diff() % 3}))
+    return batches
+
+
+def model(sparse, seed=0, **options):
+    torch.manual_seed(seed)
+    encoder = BagEncoder(T, 12, sparse=sparse, **options)
+    heads = MultiTaskHeads(12, {"tone": Classification(2), "size": Classification(3)}, "tone")
+    return encoder, heads
+
+
+def one_step(optimizer_class, sparse, batch, **options):
+    encoder, heads = model(sparse)
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    optimizer = optimizer_class(parameters, **options)
+    inputs, targets = batch
+    heads(encoder(inputs), targets).total.backward()
+    optimizer.step()
+    return encoder, heads
+
+
+@pytest.mark.parametrize(
+    ("ours", "dense", "options"),
+    [
+        (mt2st_fast.SGD, torch.optim.SGD, {"lr": 0.3}),
+        (LazyAdam, torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.0}),
+    ],
+)
+def test_a_first_step_is_the_dense_optimizers_step(ours, dense, options):
+    (batch,) = bags(1)
+    found, truth = one_step(ours, True, batch, **options), one_step(dense, False, batch, **options)
+    for mine, theirs in zip(found, truth, strict=True):
+        for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_rowwise_adagrad_by_hand():
+    table = nn.Parameter(torch.zeros(3, 2))
+    bias = nn.Parameter(torch.zeros(2))
+    optimizer = RowwiseAdagrad([table, bias], lr=0.5)
+    for _ in range(2):
+        table.grad = torch.sparse_coo_tensor(
+            torch.tensor([[1]]), torch.tensor([[3.0, 4.0]]), (3, 2), check_invariants=True
+        )
+        bias.grad = torch.tensor([2.0, 0.0])
+        optimizer.step()
+    # mean(g^2) = 12.5 a step: 0.5 g (1 / sqrt(12.5) + 1 / sqrt(25)); the bias has rows of one number.
+    row = -0.5 * torch.tensor([3.0, 4.0]) * (12.5**-0.5 + 0.2)
+    torch.testing.assert_close(table.detach(), torch.stack([torch.zeros(2), row, torch.zeros(2)]))
+    torch.testing.assert_close(bias.detach(), torch.tensor([-0.5 * (1 + 2**-0.5), 0.0]))
+    assert optimizer.state[table]["row"].shape == (3,)
+
+
+def test_rowwise_adagrad_of_dense_parameters_of_any_shape():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (5,), (), (2, 3, 4)]
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    parameters.append(nn.Parameter(torch.randn(4, 3, generator=generator).T))  # not contiguous
+    before = [p.detach().clone() for p in parameters]
+    for p in parameters:
+        p.grad = torch.randn(p.shape, generator=generator)
+    RowwiseAdagrad(parameters, lr=0.5).step()
+    for p, old in zip(parameters, before, strict=True):
+        g = p.grad.reshape(p.shape[0] if p.dim() else 1, -1)
+        expected = old - (0.5 * g / g.square().mean(1, keepdim=True).sqrt()).reshape(p.shape)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["rule", "row_state"])
+def test_an_optimizer_of_rows_needs_both_its_rule_and_its_state(missing):
+    given = {name: lambda self, of: None for name in ("rule", "row_state") if name != missing}
+    unfinished = type("Unfinished", (RowSparseOptimizer, torch.optim.SGD), given)
+    with pytest.raises(TypeError, match=f"abstract.*{missing}"):
+        unfinished([torch.zeros(1)])
+
+
+def test_a_closure_is_evaluated_once():
+    table = nn.Parameter(torch.ones(3, 2))
+    optimizer = mt2st_fast.SGD([table], lr=0.5)
+    calls = []
+
+    def closure():
+        calls.append(1)
+        loss = nn.functional.embedding(torch.tensor([1]), table, sparse=True).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 2.0
+    assert len(calls) == 1
+    assert table.tolist() == [[1, 1], [0.5, 0.5], [1, 1]]
+
+
+def test_clipping_counts_row_sparse_gradients():
+    weight, table = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4, 1))
+    weight.grad = torch.tensor([0.0, 4.0])
+    repeated = torch.sparse_coo_tensor(
+        torch.tensor([[2, 2]]), torch.tensor([[1.0], [2.0]]), (4, 1), check_invariants=True
+    )
+    table.grad = repeated
+    clip_gradients([weight, table], 1.0)
+    torch.testing.assert_close(weight.grad, torch.tensor([0.0, 0.8]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(table.grad.to_dense()[2], torch.tensor([0.6]), rtol=1e-5, atol=0)
+
+
+def test_row_sparse_tables_are_found():
+    encoder = nn.ModuleList(
+        [BagEncoder(T, 4, sparse=True), BagEncoder(T, 4), nn.Embedding(T, 4, sparse=True)]
+    )
+    assert [id(t) for t in row_sparse_tables(encoder)] == [id(encoder[0].table), id(encoder[2].weight)]
+
+
+# --- in the trainer --------------------------------------------------------------------------------------
+
+
+def test_the_trainer_learns_from_row_sparse_tables():
+    encoder, heads = model(sparse=True)
+    trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, device="cpu")
+    history = trainer.fit(bags(), val=bags(2, seed=9), epochs=20)
+    assert history.evaluations[-1].metrics["tone"] > 0.9
+    assert isinstance(trainer._optimizer, LazyAdam)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_row_sparse_and_dense_training_agree_where_every_row_is_in_the_batch(clip_norm):
+    """With untouched rows lazy Adam differs by design."""
+    batches = bags(4, rows=400, types=T)
+    results = []
+    for sparse in (True, False):
+        encoder, heads = model(sparse)
+        Trainer(encoder, heads, lr=0.01, clip_norm=clip_norm, accumulate=2, device="cpu").fit(
+            batches, epochs=2
+        )
+        results.append(encoder.table.detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [LazyAdam, RowwiseAdagrad, mt2st_fast.SGD])
+def test_fused_training_is_unfused_training(make):
+    results = []
+    for fuse in (False, True):
+        encoder, heads = model(sparse=True)
+        trainer = Trainer(
+            encoder,
+            heads,
+            optimizer=lambda p: make(p, lr=0.05),
+            lr_decay="linear",
+            fuse_backward=fuse,
+            device="cpu",
+        )
+        trainer.fit(bags(), epochs=3)
+        results.append(encoder.table.detach().clone())
+        # Afterwards the table is an ordinary parameter again.
+        encoder(bags(1)[0][0]).sum().backward()
+        assert encoder.table.grad is not None
+    if make is LazyAdam:  # the others' steps are one kernel call, which adds up in another order
+        assert torch.equal(*results)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    path = tmp_path / "last.safetensors"
+
+    def train(epochs, resume=False, stop_at=None):
+        encoder, heads = model(sparse=True)
+        trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, fuse_backward=True, device="cpu")
+        if stop_at is not None:
+            trainer.callbacks.append(StopAt(stop_at))
+        trainer.fit(bags(), epochs=epochs, checkpoint=path, resume=resume)
+        return encoder.table.detach().clone()
+
+    whole = train(4)
+    path.unlink()
+    train(4, stop_at=9)
+    assert torch.equal(train(4, resume=True), whole)
+
+
+class StopAt(mt2st_fast.Callback):
+    def __init__(self, step):
+        self.at = step
+
+    def on_step(self, trainer):
+        if trainer.step == self.at:
+            trainer.stop_requested = True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_norm": 1.0}, "clip_norm needs"),
+        ({"accumulate": 2}, "accumulate needs"),
+        ({"precision": "float16"}, "float16 needs"),
+    ],
+)
+def test_fusion_is_refused_where_the_gradient_is_needed(options, message):
+    encoder, heads = model(sparse=True)
+    with pytest.raises(ValueError, match=message.replace(" needs", "")):
+        Trainer(encoder, heads, fuse_backward=True, device="cpu", **options)
+
+
+def test_fusion_needs_a_row_sparse_table_and_a_row_optimizer():
+    encoder, heads = model(sparse=False)
+    with pytest.raises(ValueError, match="give the encoder sparse=True"):
+        Trainer(encoder, heads, fuse_backward=True, device="cpu")
+    encoder, heads = model(sparse=True)
+    trainer = Trainer(
+        encoder, heads, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), fuse_backward=True, device="cpu"
+    )
+    with pytest.raises(ValueError, match="needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not SGD"):
+        trainer.fit(bags(1), epochs=1)
+
+
+# --- encoders --------------------------------------------------------------------------------------------
+
+
+def test_subword_means_are_made_once_and_get_the_same_gradient():
+    """Against every position's rows pooled on their own."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(1, 30, (T, 4), generator=generator)
+    rows[::3, 2:] = 0  # padding
+    encoder = WindowEncoder(T, 7, window=1, hidden=None, rows_of_type=rows, num_rows=30, sparse=True)
+    windows = torch.randint(-1, T, (20, 3), generator=generator)
+    upstream = torch.randn(20, 21, generator=generator)
+    features = encoder(windows)
+    features.backward(upstream)
+
+    table = encoder.table.detach().double().requires_grad_()
+    known = (rows != 0).double().unsqueeze(2)
+    vectors = (table[rows] * known).sum(1) / known.sum(1)
+    vectors = torch.cat([vectors, torch.zeros(1, 7, dtype=torch.float64)])
+    expected = vectors[windows].flatten(1)
+    expected.backward(upstream.double())
+    torch.testing.assert_close(features.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(encoder.table.grad.to_dense().double(), table.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [T, -2])
+def test_a_word_type_outside_the_vocabulary_is_named(wrong):
+    encoder, _ = model(sparse=True)
+    with pytest.raises(ValueError, match=f"id {wrong} "):
+        encoder((torch.tensor([0, wrong]), torch.tensor([0, 2])))

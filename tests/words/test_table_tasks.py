@@ -1,0 +1,131 @@
+"""Auxiliary tasks beside Word2Vec's text: what they teach, when they end, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mt2st_fast import InputError, MultiTask, SingleTask, Switch, Word2Vec
+from mt2st_fast.data import Vocabulary
+from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.words.table_tasks import TableTasks
+
+SMALL = {"vector_size": 20, "min_count": 2, "window": 3, "epochs": 5, "sample": 0.0}
+
+
+def sentences() -> list[list[str]]:
+    """Sentences of words of one topic each."""
+    generator = np.random.default_rng(0)
+    topics = [[f"{name}{i}" for i in range(12)] for name in ("sea", "sky")]
+    return [list(generator.choice(topics[i % 2], 8)) for i in range(800)]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """sea0 and sky0 are said to be the same, sea1 and sea2 to have nothing in common."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text(
+        "word 1\tword 2\tscore\nsea0\tsky0\t10\nsea1\tsea2\t0\nsea0\tunknown\t5\n", encoding="utf-8"
+    )
+    return path
+
+
+def cosine(model: Word2Vec, a: str, b: str) -> float:
+    x, y = model.vector(a), model.vector(b)
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+@pytest.mark.parametrize("sg", [0, 1])
+@pytest.mark.parametrize("subwords", [{}, {"min_n": 2, "max_n": 3, "bucket": 500}])
+def test_pairs_come_as_close_as_people_say(pairs, sg, subwords):
+    plain = Word2Vec(sentences(), sg=sg, **SMALL, **subwords)
+    taught = Word2Vec(
+        sentences(), sg=sg, tasks={"similarity": pairs}, schedule=MultiTask(), **SMALL, **subwords
+    )
+    for a, b, said in (("sea0", "sky0", 1.0), ("sea1", "sea2", 0.0)):
+        assert abs(cosine(taught, a, b) - said) < 0.7 * abs(cosine(plain, a, b) - said)
+    # The text is still learned.
+    assert taught.losses[-1] < taught.losses[0]
+
+
+def test_analogies_train_too(tmp_path):
+    path = tmp_path / "analogies.txt"
+    path.write_text(
+        ": first\n" + "\n".join(f"sea{i} sky{i} sea{i + 1} sky{i + 1}" for i in range(11)), encoding="utf-8"
+    )
+    model = Word2Vec(sentences(), tasks={"analogy": path}, schedule=MultiTask(), **SMALL)
+    losses = model.task_losses["analogy"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("schedule", "turns"), [(None, 60), (Switch(at=0.25), 25), (SingleTask(), 0)])
+def test_tasks_retire_by_the_schedule(pairs, schedule, turns):
+    model = Word2Vec(sentences(), tasks={"similarity": pairs}, schedule=schedule, **SMALL)
+    assert len(model.task_losses["similarity"]) == turns
+    if not turns:
+        assert np.array_equal(model.vectors, Word2Vec(sentences(), **SMALL).vectors)
+
+
+class Weighed(Schedule):
+    """The auxiliary tasks at one weight, until they retire."""
+
+    def __init__(self, weight: float, until: int = 10) -> None:
+        self.weight, self.until = weight, until
+
+    def task_weights(self, moment, main, auxiliary):
+        return {main: 1.0} | (dict.fromkeys(auxiliary, self.weight) if moment.step < self.until else {})
+
+
+def table_tasks(pairs, schedule):
+    words = ["sea0", "sky0", "sea1", "sea2"]
+    rows = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    return TableTasks(
+        {"similarity": pairs}, Vocabulary(words, np.ones(4, np.int64)), rows, None, schedule, seed=1
+    ), rows
+
+
+def test_a_weight_is_a_factor_of_the_rate(pairs):
+    tables = []
+    for weight, rate in ((1.0, 0.02), (0.5, 0.04), (0.5, 0.02)):
+        tasks, rows = table_tasks(pairs, Weighed(weight))
+        tasks.take_turn(Moment(0, 10, 10), rate)
+        tables.append(rows)
+    assert np.array_equal(tables[0], tables[1])
+    assert not np.allclose(tables[0], tables[2])
+
+
+def test_a_task_that_retires_closes_its_file(pairs, monkeypatch):
+    closed = []
+    monkeypatch.setattr(
+        "mt2st_fast.data.word_batches.WordBatches.close", lambda self: closed.append(self.task)
+    )
+    tasks, rows = table_tasks(pairs, Weighed(1.0, until=1))
+    tasks.take_turn(Moment(0, 10, 10), 0.02)
+    assert (tasks.active, closed) == (("similarity",), [])
+    before = rows.copy()
+    tasks.take_turn(Moment(1, 10, 10), 0.02)
+    assert (tasks.active, closed) == ((), ["similarity"])
+    assert np.array_equal(rows, before)
+
+
+def test_the_same_bits_every_time(pairs):
+    models = [Word2Vec(sentences(), tasks={"similarity": pairs}, **SMALL) for _ in range(2)]
+    assert np.array_equal(models[0].vectors, models[1].vectors)
+
+
+def test_what_cannot_be_used_is_named(pairs, tmp_path):
+    with pytest.raises(InputError, match="tasks has 'syntax'; there are similarity, analogy"):
+        Word2Vec(sentences(), tasks={"syntax": pairs}, **SMALL)
+    with pytest.raises(InputError, match="nowhere"):
+        Word2Vec(sentences(), tasks={"similarity": tmp_path / "nowhere"}, **SMALL)
+    strange = tmp_path / "strange.tsv"
+    strange.write_text("sun\tmoon\t5\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no pair has all of its words"):
+        Word2Vec(sentences(), tasks={"similarity": strange}, **SMALL)
+
+
+def test_a_text_alone_has_no_moments(monkeypatch):
+    monkeypatch.setattr(
+        "mt2st_fast.training.optim.LazyAdam.row_state", lambda *_: pytest.fail("moments were made")
+    )
+    Word2Vec(sentences(), **SMALL)

@@ -1,0 +1,197 @@
+"""Word2Vec: gensim's arguments and vectors, bad input named in one line."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from mt2st_fast import InputError, Word2Vec
+from mt2st_fast.data import TokenStream, prepare
+from mt2st_fast.words.word2vec import _mapped
+
+SMALL = {"vector_size": 20, "min_count": 2, "window": 3}
+
+
+def two_topics(n: int = 1500, seed: int = 0) -> list[list[str]]:
+    """Sentences of words of one topic each."""
+    generator = np.random.default_rng(seed)
+    topics = [[f"{name}{i}" for i in range(12)] for name in ("sea", "sky")]
+    return [list(generator.choice(topics[i % 2], 8)) for i in range(n)]
+
+
+@pytest.mark.parametrize("sg", [0, 1])
+def test_words_of_a_topic_come_close(sg):
+    model = Word2Vec(two_topics(), sg=sg, sample=0, epochs=10, alpha=0.05, **SMALL)
+    unit = model.vectors / np.linalg.norm(model.vectors, axis=1, keepdims=True)
+    sea = np.array([word.startswith("sea") for word in model.words])
+    cosine = unit @ unit.T
+    assert cosine[sea][:, sea].mean() > cosine[sea][:, ~sea].mean() + 0.3
+    assert model.losses[-1] < model.losses[0]
+
+
+def test_wv_is_gensims_keyed_vectors():
+    gensim = pytest.importorskip("gensim")
+    model = Word2Vec(two_topics(100), **SMALL)
+    assert isinstance(model.wv, gensim.models.KeyedVectors)
+    assert model.wv.index_to_key == model.words
+    assert np.array_equal(model.wv[model.words[3]], model.vectors[3])
+    assert model.wv.get_vecattr(model.words[0], "count") == model.counts[0]
+    assert len(model.wv.most_similar(model.words[0], topn=3)) == 3
+
+
+def test_a_file_and_a_list_train_alike(tmp_path):
+    sentences = two_topics(50)
+    path = tmp_path / "text.txt"
+    path.write_text("".join(" ".join(s) + "\n" for s in sentences), encoding="utf-8")
+    a, b = Word2Vec(sentences, **SMALL), Word2Vec(corpus_file=path, **SMALL)
+    assert a.words == b.words
+    assert np.array_equal(a.vectors, b.vectors)
+    assert not np.array_equal(a.vectors, Word2Vec(sentences, seed=2, **SMALL).vectors)
+
+
+def test_epochs_one_by_one_give_the_same_as_gensims_train():
+    sentences = two_topics(50)
+    model = Word2Vec(epochs=1, **SMALL)
+    model.train(sentences, start_alpha=0.025, end_alpha=0.0125)
+    model.train(sentences, start_alpha=0.0125, end_alpha=0.0001)
+    assert model.epochs_done == 2
+    assert np.isfinite(model.vectors).all()
+
+
+def test_rare_words_are_left_out_and_unknown_ones_skipped():
+    model = Word2Vec([["a", "b", "a", "b", "rare"]] * 1 + [["a", "b"]] * 5, vector_size=4, min_count=2)
+    assert model.words == ["a", "b"]
+    model.train([["a", "new", "b"]])
+
+
+def test_callbacks_hear_of_epochs():
+    heard = []
+
+    class Listener:
+        def on_epoch_end(self, model):
+            heard.append(model.epochs_done)
+
+    Word2Vec(two_topics(20), epochs=3, callbacks=[Listener()], **SMALL)
+    assert heard == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sentences": []}, "no words"),
+        ({"sentences": [["once"]]}, "smaller min_count"),
+        ({"sentences": "a string"}, "not one string"),
+        ({"sentences": ["a string"]}, "split it"),
+        ({"corpus_file": "no-such-file.txt"}, "cannot read no-such-file.txt"),
+        ({"sentences": [["a"]], "corpus_file": "x"}, "either sentences or"),
+        ({"window": 0}, "window is 0"),
+        ({"negative": 0}, "negative is 0"),
+        ({"alpha": 0.0}, "min_alpha"),
+        ({"min_n": 3, "max_n": 2}, r"min_n \(3\) and max_n \(2\) must be"),
+        ({"min_n": -1, "max_n": 2}, r"min_n \(-1\)"),
+        ({"max_n": -1}, r"max_n \(-1\)"),
+        ({"max_n": 3, "bucket": 0}, "bucket is 0"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Word2Vec(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_wv_names_its_fix(monkeypatch):
+    model = Word2Vec(vector_size=4)
+    monkeypatch.setitem(sys.modules, "gensim.models", None)
+    with pytest.raises(InputError, match="pip install"):
+        _ = model.wv
+    monkeypatch.undo()
+    pytest.importorskip("gensim")
+    with pytest.raises(InputError, match="call train"):
+        _ = model.wv
+
+
+STEMS = {"sea": ["sail", "swim", "anchor", "float"], "sky": ["glid", "hover", "thunder", "drizzl"]}
+ENDINGS = ["", "s", "ed", "ing", "er"]
+UNSEEN = {stem + "ing": (stem, topic) for topic, stems in STEMS.items() for stem in stems[:2]}
+SUBWORDS = {"min_n": 3, "max_n": 5, "bucket": 5000}
+
+
+def inflected(n: int = 1500, seed: int = 0) -> list[list[str]]:
+    """Sentences of stems of one topic each, in several forms, but for those of UNSEEN."""
+    generator = np.random.default_rng(seed)
+    forms = [
+        [stem + ending for stem in stems for ending in ENDINGS if stem + ending not in UNSEEN]
+        for stems in STEMS.values()
+    ]
+    return [list(generator.choice(forms[i % 2], 8)) for i in range(n)]
+
+
+@pytest.mark.parametrize("sg", [0, 1])
+def test_an_unseen_form_of_a_word_is_near_to_its_stem(sg):
+    model = Word2Vec(inflected(), sg=sg, sample=0, epochs=5, **SMALL, **SUBWORDS)
+
+    def cosine(one: str, other: str) -> float:
+        a, b = model.vector(one), model.vector(other)
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    for word, (stem, topic) in UNSEEN.items():
+        assert word not in model.words
+        strangers = [other for names in STEMS if names != topic for other in STEMS[names]]
+        assert cosine(word, stem) > 0.3 + max(cosine(word, other) for other in strangers)
+    assert model.losses[-1] < model.losses[0]
+
+
+def test_a_word_is_the_mean_of_its_own_row_and_those_that_gensim_gives_its_ngrams():
+    fasttext = pytest.importorskip("gensim.models.fasttext")
+    model = Word2Vec(inflected(200), epochs=1, **SMALL, **SUBWORDS)
+    V = len(model.words)
+    assert model.input_rows.shape == (V + 5000, 20)
+    assert model.output_vectors.shape == model.vectors.shape == (V, 20)
+    for word in ("sails", "sailing", "été", "日本"):
+        buckets = fasttext.ft_ngram_hashes(word, 3, 5, 5000)
+        rows = [V + bucket for bucket in buckets]
+        rows += [model.words.index(word)] if word in model.words else []
+        np.testing.assert_allclose(model.vector(word), model.input_rows[rows].mean(0), atol=1e-6)
+    assert np.array_equal(model.wv["sails"], model.vector("sails"))
+
+
+def test_means_of_blocks_of_words_are_those_of_all(monkeypatch):
+    model = Word2Vec(inflected(200), epochs=1, **SMALL, **SUBWORDS)
+    monkeypatch.setattr("mt2st_fast.words.word2vec.WORDS_AT_ONCE", 7)
+    np.testing.assert_array_equal(model._means(), model.vectors)
+
+
+def test_subwords_train_the_same_bits_every_time_and_epochs_one_by_one():
+    sentences = inflected(200)
+    first, second = (Word2Vec(sentences, epochs=2, **SMALL, **SUBWORDS) for _ in range(2))
+    assert np.array_equal(first.input_rows, second.input_rows)
+    before = first.vectors.copy()
+    first.train(sentences, epochs=1)
+    assert not np.array_equal(first.vectors, before)
+    assert np.isfinite(first.input_rows).all()
+
+
+def test_without_subwords_only_known_words_have_a_vector():
+    model = Word2Vec(two_topics(100), epochs=1, **SMALL)
+    assert np.array_equal(model.vector(model.words[2]), model.vectors[2])
+    with pytest.raises(KeyError, match="'unseen' is not among the words, and has no character n-grams"):
+        model.vector("unseen")
+    with pytest.raises(KeyError, match="has no character n-grams"):
+        Word2Vec(inflected(50), epochs=1, **SMALL, **SUBWORDS).vector("")
+    with pytest.raises(InputError, match="call train"):
+        Word2Vec(**SMALL, **SUBWORDS).vector("before")
+
+
+def test_a_token_file_trains_as_its_text_does_and_stays_mapped(tmp_path):
+    text, file = tmp_path / "text.txt", tmp_path / "text.tokens"
+    text.write_text("\n".join(" ".join(sentence) for sentence in two_topics(300)) + "\n", encoding="utf-8")
+    prepare(text, file, min_count=2)
+    mapped, read = Word2Vec(corpus_file=file, **SMALL), Word2Vec(corpus_file=text, **SMALL)
+    stream = TokenStream.open(file)
+    assert np.array_equal(mapped._known(_mapped(stream)).tokens, stream.tokens)
+    assert mapped._known(_mapped(stream)).tokens is stream.tokens
+    assert sorted(mapped.words) == sorted(read.words)
+    # Words of one count may stand in another order, and so draw other negatives.
+    assert mapped.losses == pytest.approx(read.losses, rel=0.02)
