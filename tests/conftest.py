@@ -12,7 +12,6 @@ from torch import nn
 
 from mt2st_fast import Classification, MultiLabel, MultiTaskHeads, Regression
 from mt2st_fast.kernels.heads.on_numba import chunked as numba_chunked
-from mt2st_fast.kernels.heads.on_numba import packed as numba_packed
 from mt2st_fast.kernels.heads.on_numba import tile as numba_tile
 from tests.kernels.heads.loss_problems import PLAN
 
@@ -64,7 +63,7 @@ def toy() -> SimpleNamespace:
     )
 
 
-@pytest.fixture(params=["tile", "tile-parallel", "packed", "chunked"])
+@pytest.fixture(params=["tile", "tile-parallel", "chunked"])
 def plan(request, monkeypatch):
     """Runs a test by every plan, each made to do at this size what it does at its own."""
     before = torch.get_num_threads()
@@ -74,7 +73,6 @@ def plan(request, monkeypatch):
     monkeypatch.setattr(numba_tile, "TILE_FLOATS", 0)  # the fewest rows a tile
     if request.param == "tile-parallel":
         monkeypatch.setattr(numba_tile, "PARALLEL_PRODUCTS", 0)
-    monkeypatch.setattr(numba_packed, "CHUNK_BYTES", 1 << 12)
     monkeypatch.setattr(numba_chunked, "WIDE_HEAD", 3)
     monkeypatch.setattr(numba_chunked, "MOST_ROWS", 48)
     yield name

@@ -27,7 +27,9 @@ def first_outside(ids: Tensor, V: int) -> int:
 def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
     """(B,) 1 over the ids of every bag that are in [0, V), 0 for a bag without any."""
     bags, known = _bags(starts, len(ids)), (ids > NONE) & (ids < V)
-    counts = torch.zeros(len(starts) - 1, device=ids.device).index_add_(0, bags, known.float())
+    counts = torch.zeros(len(starts) - 1, dtype=torch.float32, device=ids.device).index_add_(
+        0, bags, known.float()
+    )
     return torch.where(counts > 0, 1.0 / counts.clamp_min(1.0), 0.0)
 
 

@@ -137,7 +137,7 @@ def local_words(batch: ContextBatch) -> LocalBatch:
         torch.from_numpy(batch.low),
         torch.from_numpy(batch.high),
         torch.from_numpy(drawn.astype(np.int32)),
-        torch.tensor(1 / max(1, batch.pairs)),
+        torch.tensor(1 / max(1, batch.pairs), dtype=torch.float32),
         batch.mode,
         batch.window,
         batch.negatives,

@@ -74,7 +74,7 @@ def multitask_loss(
     # A learned weight of 0 needs the loss it would scale: that is its gradient.
     skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
-        check_plan(plan)
+        check_plan(plan, chosen)
         with torch.autocast(features.device.type, enabled=False):
             total, losses, correct = reference.multitask_loss(
                 features,
@@ -350,6 +350,8 @@ def _check(
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, not {features.dtype}")
     N, D = features.shape
+    if D == 0:
+        raise ValueError("features must have at least one column: with D = 0 there is nothing to weigh")
     if weight.shape != (S, D):
         raise ValueError(f"weight must be (S, D) = ({S}, {D}), not {tuple(weight.shape)}")
     if bias is not None and bias.shape != (S,):

@@ -17,7 +17,7 @@ from ..machine.registry import (
     Choice,
 )
 
-PLANS = ("tile", "packed", "chunked")
+PLANS = ("tile", "packed", "chunked")  # of any backend
 
 
 class Shape(NamedTuple):
@@ -39,8 +39,10 @@ class Rule(NamedTuple):
     reason: str
 
 
-# On a CPU a head wider than this is computed by chunks of rows whose logits all threads share.
+# On a CPU a head of more outputs, or with a larger weight gradient, is computed by chunks of rows whose logits all
+# threads share: at D = 1024 that wins from 2,000 classes on, at D = 256 it does not (mt2st-fast tune, 2 cores).
 NUMBA_WIDE_HEAD = 4096
+NUMBA_WIDE_GRADIENT = 1 << 20  # float32 numbers
 # Logits of more bytes than this are made in chunks on a GPU.
 TRITON_LOGITS_BYTES = 4 << 30
 
@@ -48,8 +50,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "numba": (
         Rule(
             "chunked",
-            f"a head of more than {NUMBA_WIDE_HEAD:,} outputs",
-            lambda shape: shape.widest > NUMBA_WIDE_HEAD,
+            f"a head of more than {NUMBA_WIDE_HEAD:,} outputs, or {NUMBA_WIDE_GRADIENT:,} weights",
+            lambda shape: shape.widest > NUMBA_WIDE_HEAD or shape.widest * shape.D > NUMBA_WIDE_GRADIENT,
             "threads share its logits and its weight gradient: one for each thread would not fit a cache",
         ),
         Rule(
@@ -76,10 +78,17 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def check_plan(requested: str) -> None:
-    """Raises ValueError for an unknown plan."""
+# What may be asked for; the rules of a backend need not choose every plan that it has.
+PLANS_OF = {"numba": ("tile", "chunked"), "triton": PLANS}
+
+
+def check_plan(requested: str, backend: str) -> None:
+    """Raises ValueError for a plan that nobody knows, or that this backend does not have."""
     if requested not in ("auto", *PLANS):
         raise ValueError(f"plan={requested} is unknown; there are auto, {', '.join(PLANS)}")
+    has = PLANS_OF.get(backend, PLANS)
+    if requested not in ("auto", *has):
+        raise ValueError(f"plan={requested} is none of backend {backend}, which has {', '.join(has)}")
 
 
 def choose_plan(
@@ -90,7 +99,7 @@ def choose_plan(
     `requested` wins over the table that `mt2st-fast tune` made for this device, which wins over RULES. Raises
     ValueError for an unknown plan.
     """
-    check_plan(requested)
+    check_plan(requested, backend)
     if requested != "auto":
         return Choice(requested, f"asked for by plan={requested}")
     tuned = tuned_plan(backend, shape, device)
@@ -148,8 +157,11 @@ def tuned_plan(backend: str, shape: Shape, device: torch.device | None = None) -
     tables = tuned_tables()
     if not tables:
         return None
+    # A table may be older than the plans that there are.
     rows = [
-        row for row in tables.get(device_key(backend, device), ()) if row["shape"].itemsize == shape.itemsize
+        row
+        for row in tables.get(device_key(backend, device), ())
+        if row["shape"].itemsize == shape.itemsize and row["plan"] in PLANS_OF[backend]
     ]
     if not rows:
         return None

@@ -15,18 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..heads.plans import (
-    PLANS,
+from .layout import HeadLayout, HeadSpec, Kind
+from .op import ROOM, multitask_loss
+from .plans import (
+    PLANS_OF,
     Shape,
     device_key,
     table_path,
     tuned_tables,
 )
-from ..machine.registry import (
-    choose_backend,
-)
-from .layout import HeadLayout, HeadSpec, Kind
-from .op import multitask_loss
 
 
 class Trial(NamedTuple):
@@ -60,7 +57,7 @@ def tune(
 
     `progress` hears of every trial. Raises RuntimeError where no kernels run on this device and dtype.
     """
-    backend = choose_backend(device, dtype)
+    backend = ROOM.choose(device.type, dtype)
     if backend.name == "reference":
         raise RuntimeError(f"nothing to tune: {backend.reason}")
     rows = []
@@ -86,7 +83,7 @@ def save(rows: list[dict[str, Any]], device: torch.device, dtype: torch.dtype) -
         tables = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         tables = {}
-    key = device_key(choose_backend(device, dtype).name, device)
+    key = device_key(ROOM.choose(device.type, dtype).name, device)
     others = [row for row in tables.get(key, ()) if row["shape"]["itemsize"] != dtype.itemsize]
     tables[key] = others + rows
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
@@ -127,8 +124,9 @@ def _runs(trial: Trial, device: torch.device, dtype: torch.dtype) -> Iterator[tu
 
     features, weight, bias = randn(trial.N, trial.D), randn(layout.width, trial.D), randn(layout.width)
     targets = [torch.randint(size, (trial.N,), generator=generator).to(device) for size in trial.sizes]
-    task_weights = torch.ones(len(layout), device=device)
-    for plan in PLANS:
+    task_weights = torch.ones(len(layout), dtype=torch.float32, device=device)
+    backend = ROOM.choose(device.type, dtype).name
+    for plan in PLANS_OF[backend]:
 
         def run(plan: str = plan) -> None:
             features.grad = weight.grad = bias.grad = None

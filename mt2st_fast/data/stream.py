@@ -3,12 +3,13 @@
 The file, all numbers little-endian:
 
     0    8 bytes   b"MT2STTOK"
-    8    uint32    version, 1
-    12   uint32    CRC-32 of the vocabulary's bytes
+    8    uint32    version, 2
+    12   uint32    CRC-32 of everything behind the header
     16   int64     n tokens
     24   int64     m sentences
     32   int64     b bytes of vocabulary
-    40   24 bytes  zero
+    40   uint32    CRC-32 of the 40 bytes before
+    44   20 bytes  zero
     64   int32     n word ids; zero bytes up to a multiple of 8
     ..   int64     m + 1 bounds: sentence i is tokens[bounds[i] : bounds[i + 1]]; none is empty
     ..   b bytes   JSON in UTF-8: {"words": [...], "counts": [...]}, most frequent word first
@@ -20,12 +21,11 @@ the words on either side of a dropped one become neighbours.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 import tempfile
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -36,8 +36,10 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import writing_atomically
 
-_MAGIC, _VERSION = b"MT2STTOK", 1
-_HEADER = struct.Struct("<8sIIqqq24x")
+_MAGIC, _VERSION = b"MT2STTOK", 2
+_HEADER = struct.Struct("<8sIIqqqI20x")
+_CHECKED_BYTES = 40  # of the header, by its own checksum
+_BLOCK = 1 << 20  # numbers that are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,8 @@ class TokenStream:
     def open(cls, path: str | Path) -> TokenStream:
         """Map a file that `prepare` wrote; tokens and bounds stay on disk until they are touched.
 
-        Raises InputError for a file that is missing, cut off, or something else.
+        All of it is looked through once, at the speed of reading. Raises InputError for a file that is missing,
+        cut off, damaged anywhere, or something else.
         """
         path = Path(path)
         try:
@@ -69,14 +72,23 @@ class TokenStream:
             # "c": writable for the kernels, which are compiled for such arrays; the file is never written to.
             tokens = np.memmap(path, "<i4", "c", _HEADER.size, (n,))
             bounds = np.memmap(path, "<i8", "c", bounds_at, (m + 1,))
+            padding = bytes(bounds_at - _HEADER.size - 4 * n)
+            vocabulary = _read_vocabulary(encoded)
+            # A checksum finds what happened to the file, not what its writer did: kernels read by these numbers.
+            sound = (
+                vocabulary is not None
+                and _checksum(tokens, padding, bounds, encoded) == checksum
+                and vocabulary.counts.sum() == n
+                and _lies_within(tokens, len(vocabulary))
+                and _ascends(bounds, n)
+            )
         except FileNotFoundError:
             raise InputError(f"{path}: there is no such file; write it with mt2st-fast prepare") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-        if zlib.crc32(encoded) != checksum or bounds[0] != 0 or bounds[-1] != n:
+        if vocabulary is None or not sound:
             raise InputError(f"{path}: the token file is damaged; write it again with mt2st-fast prepare")
-        content = json.loads(encoded)
-        return cls(tokens, bounds, Vocabulary(content["words"], content["counts"]))
+        return cls(tokens, bounds, vocabulary)
 
     @classmethod
     def from_sentences(
@@ -135,13 +147,15 @@ def write_stream(path: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], voc
     """
     text = json.dumps({"words": vocabulary.words, "counts": vocabulary.counts.tolist()}, ensure_ascii=False)
     encoded = text.encode()
-    n, m, last = 0, 0, 0
+    n, m, last, checksum = 0, 0, 0, 0
     # The bounds stand behind the tokens: they wait in a file of their own, not in memory.
     with writing_atomically(path) as file, tempfile.TemporaryFile(dir=path.parent) as waiting:
         file.write(bytes(_HEADER.size))
         waiting.write(struct.pack("<q", 0))
         for ids, ends in parts:
-            file.write(ids.astype("<i4", copy=False).tobytes())
+            of_part = ids.astype("<i4", copy=False).tobytes()
+            checksum = zlib.crc32(of_part, checksum)
+            file.write(of_part)
             bounds = ends.astype("<i8") + n
             bounds = bounds[np.diff(bounds, prepend=last) > 0]
             waiting.write(bounds.tobytes())
@@ -150,27 +164,74 @@ def write_stream(path: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], voc
             raise ValueError(
                 f"{n} ids up to the end {last} are not the {vocabulary.counts.sum()} of the vocabulary"
             )
-        file.write(bytes(_aligned(_HEADER.size + 4 * n) - _HEADER.size - 4 * n))
         waiting.seek(0)
-        shutil.copyfileobj(waiting, file, 1 << 20)
-        file.write(encoded)
-        _write_header(file, n, m, encoded)
+        rest = (bytes(_aligned(_HEADER.size + 4 * n) - _HEADER.size - 4 * n), *_blocks_of(waiting), encoded)
+        for block in rest:
+            checksum = zlib.crc32(block, checksum)
+            file.write(block)
+        _write_header(file, n, m, encoded, checksum)
     return m
 
 
-def _write_header(file: BinaryIO, n: int, m: int, encoded: bytes) -> None:
+def _blocks_of(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(_BLOCK):
+        yield block
+
+
+def _checksum(*parts: np.ndarray | bytes) -> int:
+    """CRC-32 of parts that follow one another."""
+    value = 0
+    for part in parts:
+        for first in range(0, len(part), _BLOCK):
+            value = zlib.crc32(part[first : first + _BLOCK], value)
+    return value
+
+
+def _lies_within(tokens: np.ndarray, n_words: int) -> bool:
+    blocks = (tokens[first : first + _BLOCK] for first in range(0, len(tokens), _BLOCK))
+    return all(block.min() >= 0 and block.max() < n_words for block in blocks)
+
+
+def _ascends(bounds: np.ndarray, n_tokens: int) -> bool:
+    """Whether the bounds rise from 0 to n_tokens, at every step."""
+    # Neighbouring blocks share a bound.
+    blocks = (bounds[first : first + _BLOCK + 1] for first in range(0, len(bounds) - 1, _BLOCK))
+    return bool(bounds[0] == 0 and bounds[-1] == n_tokens and all((np.diff(b) > 0).all() for b in blocks))
+
+
+def _read_vocabulary(encoded: bytes) -> Vocabulary | None:
+    """None where these bytes are no vocabulary."""
+    try:
+        content = json.loads(encoded)
+        words, counts = content["words"], content["counts"]
+        if not all(isinstance(word, str) for word in words) or not all(
+            type(n) is int and n > 0 for n in counts
+        ):
+            return None
+        return Vocabulary(words, counts)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _write_header(file: BinaryIO, n: int, m: int, encoded: bytes, checksum: int) -> None:
+    fields = (_MAGIC, _VERSION, checksum, n, m, len(encoded))
+    of_header = zlib.crc32(_HEADER.pack(*fields, 0)[:_CHECKED_BYTES])
     file.seek(0)
-    file.write(_HEADER.pack(_MAGIC, _VERSION, zlib.crc32(encoded), n, m, len(encoded)))
+    file.write(_HEADER.pack(*fields, of_header))
 
 
 def _read_header(path: Path, header: bytes, size: int) -> tuple[int, int, int, int]:
     """(n, m, b, CRC) where they fit the size of the file."""
     if not header.startswith(_MAGIC) or len(header) < _HEADER.size:
         raise InputError(f"{path}: is no token file; write one with mt2st-fast prepare CORPUS --out FILE")
-    _, version, checksum, n, m, b = _HEADER.unpack(header)
+    _, version, checksum, n, m, b, of_header = _HEADER.unpack(header)
     if version != _VERSION:
         raise InputError(
             f"{path}: is a token file of version {version}, not {_VERSION}; write it again with mt2st-fast prepare"
+        )
+    if zlib.crc32(header[:_CHECKED_BYTES]) != of_header or any(header[_CHECKED_BYTES + 4 :]):
+        raise InputError(
+            f"{path}: the token file's header is damaged; write it again with mt2st-fast prepare"
         )
     expected = _aligned(_HEADER.size + 4 * n) + 8 * (m + 1) + b
     if min(n, m) < 1 or b < 0 or size != expected:

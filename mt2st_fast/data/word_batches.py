@@ -118,7 +118,7 @@ class ContextBatches:
             ends_pass = self._batch == len(self)
             if ends_pass:
                 self._pass, self._batch = self._pass + 1, 0
-            yield local_words(batch), {self.task: torch.zeros(1)}
+            yield local_words(batch), {self.task: torch.zeros(1, dtype=torch.float32)}
             if ends_pass:
                 return
 

@@ -256,7 +256,9 @@ class MultiTaskHeads(nn.Module):
             return weights
         by_name = weights or {}
         self._check_known(by_name)
-        return torch.tensor([float(by_name.get(name, 1.0)) for name in self._active], device=device)
+        return torch.tensor(
+            [float(by_name.get(name, 1.0)) for name in self._active], dtype=torch.float32, device=device
+        )
 
     def _check_known(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.names]

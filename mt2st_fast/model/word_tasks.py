@@ -64,13 +64,13 @@ class WordAnalogy(WordTask):
         a, b, c, d = F.normalize(vectors_of(inputs).float(), dim=2).unbind(1)
         answers, B = inputs[:, 3], len(inputs)
         # An answer that stands in n rows is a class n times: less log n, they are one together.
-        log_repeats = (answers.unsqueeze(1) == answers.unsqueeze(0)).sum(1).log()
+        log_repeats = (answers.unsqueeze(1) == answers.unsqueeze(0)).sum(1).float().log()
         out = multitask_loss(
             F.normalize(b - a + c, dim=1) / self.temperature,
             d,
             -log_repeats,
             [torch.arange(B, device=inputs.device)],
-            torch.ones(1, device=inputs.device),
+            torch.ones(1, dtype=torch.float32, device=inputs.device),
             HeadLayout((HeadSpec(Kind.SOFTMAX, B),)),
             backend=self.backend,
         )

@@ -408,7 +408,7 @@ class CudaCapturer:
         self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with self._capturing(graph):
-            held = torch.zeros(1, device=self._device)
+            held = torch.zeros(1, dtype=torch.float32, device=self._device)
         self._anchor = (graph, held)
 
     def _give_up_pool(self) -> None:

@@ -125,7 +125,9 @@ def _adagrad_rule(group: dict[str, Any]) -> RowRule:
 
 def _adagrad_sums(state: dict[str, Tensor], parameter: Tensor) -> RowState:
     if DENSE_STATE not in state:
-        state[DENSE_STATE] = torch.zeros(parameter.shape[:1] or 1, device=parameter.device)
+        state[DENSE_STATE] = torch.zeros(
+            parameter.shape[:1] or 1, dtype=torch.float32, device=parameter.device
+        )
     return RowState(state[DENSE_STATE])
 
 

@@ -401,7 +401,7 @@ class Trainer:
     def _begin(self, source: Source, steps_per_epoch: int, total_steps: int, resume: Path | None) -> None:
         self._source = source
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
-        self._weights_k, self._weight_values = torch.empty(0, device=self.device), []
+        self._weights_k, self._weight_values = torch.empty(0, dtype=torch.float32, device=self.device), []
         self._phase_active = ()
         self._unread_losses = []
         self._interval_seconds = 0.0
@@ -469,7 +469,9 @@ class Trainer:
         self.history = History.from_json(stored.state["history"])
         self._phase_active = tuple(stored.state["phase_active"])
         # A run that is stopped between two records goes on to the very record it would have made.
-        self._unread_losses = [torch.tensor(k, device=self.device) for k in stored.state["unread_losses"]]
+        self._unread_losses = [
+            torch.tensor(k, dtype=torch.float32, device=self.device) for k in stored.state["unread_losses"]
+        ]
         self._interval_seconds = stored.state["interval_seconds"]
         self._weight_values = stored.state["weights"]
         self._weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=self.device)

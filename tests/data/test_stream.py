@@ -143,12 +143,14 @@ def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("b a b\n\nc\n")
     prepare([tmp_path / "x.txt"], tmp_path / "t", min_count=1)
     content = (tmp_path / "t").read_bytes()
-    magic, version, checksum, n, m, size = struct.unpack_from("<8sIIqqq", content)
-    assert (magic, version, n, m) == (b"MT2STTOK", 1, 4, 2)
+    magic, version, checksum, n, m, size, of_header = struct.unpack_from("<8sIIqqqI", content)
+    assert (magic, version, n, m) == (b"MT2STTOK", 2, 4, 2)
     assert struct.unpack_from("<4i", content, 64) == (0, 1, 0, 2)
     assert struct.unpack_from("<3q", content, 80) == (0, 3, 4)
     assert json.loads(content[104:]) == {"words": ["b", "a", "c"], "counts": [2, 1, 1]}
-    assert (size, checksum) == (len(content) - 104, zlib.crc32(content[104:]))
+    assert (size, checksum) == (len(content) - 104, zlib.crc32(content[64:]))
+    assert of_header == zlib.crc32(content[:40])
+    assert content[44:64] == bytes(20)
 
 
 # What cannot be used
@@ -181,6 +183,71 @@ def test_damaged_files_are_named(corpus: Path, tmp_path: Path) -> None:
     ]:
         path.write_bytes(content)
         assert name in refused(path)
+
+
+def test_no_byte_may_change_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    (tmp_path / "x.txt").write_text("a b c d e f g h\na c\n" * 40)
+    prepare([tmp_path / "x.txt"], path, min_count=1)
+    whole, chance = path.read_bytes(), random.Random(3)
+    for _ in range(350):
+        at, cut = chance.randrange(len(whole)), chance.random() < 0.1
+        path.write_bytes(
+            whole[:at]
+            if cut
+            else whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1 :]
+        )
+        refused(path)
+    path.write_bytes(whole)
+    assert len(TokenStream.open(path).tokens) == 400
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "value"),
+    [
+        (64 + 8, "<i", 8),
+        (64 + 8, "<i", -1),
+        (64 + 8, "<i", 2**30),
+        (-16, "<q", 2**40),
+        (-16, "<q", 0),
+        (-8, "<q", 7),
+    ],
+)
+def test_numbers_that_kernels_would_read_by_are_checked_whoever_wrote_them(
+    at, number, value, tmp_path: Path
+) -> None:
+    path = tmp_path / "t"
+    (tmp_path / "x.txt").write_text("a b c d\ne f g h\na b\n")
+    prepare([tmp_path / "x.txt"], path, min_count=1)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(number, content, at if at > 0 else 64 + 4 * 10 + 8 * 4 + at, value)
+    seal(path, content)
+    assert "damaged" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        "no JSON", "[]", '{"words": ["a", "b"]}', '{"words": ["a", "b"], "counts": [2]}', '{"words": 3, "counts": [3]}',
+        '{"words": ["a", "a"], "counts": [2, 1]}', '{"words": ["a", 5], "counts": [2, 1]}',
+        '{"words": ["a", "b"], "counts": [4, -1]}', '{"words": ["a", "b"], "counts": [2.5, 0.5]}',
+        '{"words": ["a", "b"], "counts": [2, 2]}',
+    ],
+)  # fmt: skip
+def test_a_vocabulary_that_is_none_is_named(vocabulary, tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    (tmp_path / "x.txt").write_text("a b a\n")
+    prepare([tmp_path / "x.txt"], path, min_count=1)
+    content = path.read_bytes()[: 64 + 16 + 16] + vocabulary.encode()
+    seal(path, bytearray(content[:32] + struct.pack("<q", len(vocabulary)) + content[40:]))
+    assert "damaged" in refused(path)
+
+
+def seal(path: Path, content: bytearray) -> None:
+    """Write a token file with the checksums that belong to its content."""
+    struct.pack_into("<I", content, 12, zlib.crc32(content[64:]))
+    struct.pack_into("<I", content, 40, zlib.crc32(content[:40]))
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from . import row_sums as numba_row_sums
 from . import row_updates as numba_row_updates
 
 _NO_SCALES = np.zeros(0, np.float32)
-_NO_NUMBERS = torch.zeros(0)
+_NO_NUMBERS = torch.zeros(0, dtype=torch.float32)
 
 
 def obstacle(table: Tensor) -> str | None:
@@ -30,8 +30,13 @@ def obstacle(table: Tensor) -> str | None:
 @lru_cache
 def warm_up() -> None:
     """Compile the kernels' serial and parallel variants, or load them from Numba's cache: they serve every table."""
-    table, gradient, ids = torch.zeros(2, 2), torch.zeros(1, 2), torch.zeros(2, dtype=torch.int32)
-    starts, rule, state = torch.tensor([0, 2]), RowRule(ADAGRAD, 0.0), RowState(torch.zeros(2))
+    table, gradient = torch.zeros(2, 2, dtype=torch.float32), torch.zeros(1, 2, dtype=torch.float32)
+    ids = torch.zeros(2, dtype=torch.int32)
+    starts, rule, state = (
+        torch.arange(0, 4, 2),
+        RowRule(ADAGRAD, 0.0),
+        RowState(torch.zeros(2, dtype=torch.float32)),
+    )
     first_outside(ids, 2)
     is_ascending(ids.long())
     unique_ids(ids, 2)
@@ -62,7 +67,7 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 def pool(table: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None) -> Tensor:
     """(B, D) the sum of every bag's rows, times scales (B,)."""
     D = table.shape[1]
-    out = torch.empty(len(starts) - 1, D)
+    out = torch.empty(len(starts) - 1, D, dtype=torch.float32)
     _sum_bags(table, ids.numpy(), starts.numpy(), _NO_SCALES, _scales(scales), out, _splits(len(ids) * D))
     return out
 
@@ -72,7 +77,7 @@ def row_gradient(
 ) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     bags, unique, begins = numba_bag_ids.group_bags(ids.numpy(), starts.numpy(), V - 1, 0, 1)
-    sums = torch.empty(len(unique), gradient.shape[1])
+    sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32)
     n_splits = _splits(len(bags) * gradient.shape[1])
     _sum_bags(gradient, bags, begins, _scales(scales), _NO_SCALES, sums, n_splits)
     return torch.from_numpy(unique.astype(np.int64)), sums

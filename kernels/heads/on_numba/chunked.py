@@ -29,6 +29,8 @@ from .passes import (
     Batch,
     Outputs,
     backward,
+    float_zeros,
+    kernel_array,
     kernel_tensor,
     passes,
     residual_like,
@@ -349,7 +351,7 @@ def _run_head(
     table, D = batch.table, features.shape[1]
     k = int(head["index"])
     of_head = slice(int(head["offset"]), int(head["offset"] + head["size"]))
-    bias_s = table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
+    bias_s = table.no_bias if bias is None else kernel_array(bias)
     d_bias_c = (
         outputs.d_bias.numpy()[of_head] if outputs.d_bias.numel() else np.empty(head["size"], np.float32)
     )
@@ -371,8 +373,8 @@ def _run_head(
 def warm_up() -> None:
     """Compile the kernels' serial and parallel variants, or load them from Numba's cache: they serve every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    features, weight, bias = torch.zeros(2, 2), torch.zeros(3, 2), torch.zeros(3)
-    batch = survey_batch((torch.zeros(2, dtype=torch.int64),), torch.ones(1), layout, skip_zero_weights=True)
+    features, weight, bias = float_zeros(2, 2), float_zeros(3, 2), float_zeros(3)
+    batch = survey_batch((torch.zeros(2, dtype=torch.int64),), float_zeros(1), layout, skip_zero_weights=True)
     for n_splits in (1, 2):
         outputs = Outputs(features, weight, batch, (True, True, True))
         _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs, n_splits)

@@ -1,4 +1,4 @@
-"""The Numba loss pass: all heads' logits become their gradients, tile by tile, and losses are summed.
+"""The loss of one head on one tile of rows: its logits become their gradients, and its losses are summed.
 
 Logits are kept transposed, z (S, rows): a vector holds WIDTH rows of one output, so heads of 2 classes
 vectorise as well as heads of 2,000, and maximum, sum and argmax of WIDTH rows stay in registers while the classes
@@ -13,11 +13,10 @@ For a binary head with positive weights q (binary_cross_entropy_with_logits), l 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from ...machine.elementary import HALF, ONE, TWO, ZERO, exp32, f32, log32, softplus_and_sigmoid
-from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64
+from ...machine.jit import helper
 from ...machine.simd import (
     FLOAT_BYTES,
     WIDTH,
@@ -224,69 +223,3 @@ def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, sca
     for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
         right = right + select((load(seen_lane + i) > ZERO) & (load(wrong_lane + i) == ZERO), ONE, ZERO)
     return np.float64(sum_of(loss)), np.int64(sum_of(right))
-
-
-def _segment_loss(
-    logits, bias, first_row, n_rows, tile_rows, heads, column_weights, targets, total_rows, scale, need_gradient
-):  # fmt: skip
-    """Rows first_row.. of the batch, logits (S, at least n_rows): loss sums (K,), correct (K,), bias gradient (S,).
-
-    The logits become their gradients times scale (K,). Every tile of rows leaves partial sums, which are
-    added in the order of tiles whoever computed them.
-    """
-    K, S = len(heads), len(bias)
-    n_tiles = -(-n_rows // tile_rows)
-    loss_tk = np.zeros((n_tiles, K))
-    correct_tk = np.zeros((n_tiles, K), np.int64)
-    bias_gradient_ts = np.zeros((n_tiles, S), np.float32)
-    for t in numba.prange(n_tiles):
-        first = t * tile_rows
-        rows = min(tile_rows, n_rows - first)
-        lanes = np.empty((LANES, tile_rows), np.float32)
-        ldz = logits.shape[1]
-        for k in range(K):
-            head = heads[k]
-            a = head["offset"]
-            C = head["size"]
-            b = a + C
-            z = logits.ctypes.data + FLOAT_BYTES * (a * ldz + first)
-            bias_c, weights_c, gradient_c = bias[a:b], column_weights[a:b], bias_gradient_ts[t, a:b]
-            y = numba.carray(pointer_to_int64(targets[k]), (total_rows,))[first_row + first :]
-            if head["kind"] == SOFTMAX and head["size"] == 2:
-                loss, hits = two_class_tile(
-                    z, ldz, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
-                )
-            elif head["kind"] == SOFTMAX:
-                loss, hits = softmax_tile(
-                    z, ldz, C, rows, bias_c, y, head, weights_c, need_gradient, scale[k], gradient_c, lanes
-                )
-            else:
-                values = numba.carray(pointer_to_float32(targets[k]), (total_rows, C))[first_row + first :]
-                loss, hits = elementwise_tile(
-                    z,
-                    ldz,
-                    C,
-                    rows,
-                    bias_c,
-                    values,
-                    head,
-                    weights_c,
-                    need_gradient,
-                    scale[k],
-                    gradient_c,
-                    lanes,
-                )
-            loss_tk[t, k], correct_tk[t, k] = loss, hits
-    loss_sums = np.zeros(K)
-    correct = np.zeros(K, np.int64)
-    bias_gradient = np.zeros(S, np.float32)
-    for t in range(n_tiles):
-        for k in range(K):
-            loss_sums[k] += loss_tk[t, k]
-            correct[k] += correct_tk[t, k]
-        for s in range(S):
-            bias_gradient[s] += bias_gradient_ts[t, s]
-    return loss_sums, correct, bias_gradient
-
-
-segment_loss = Kernel(_segment_loss)

@@ -146,6 +146,16 @@ def kernel_tensor(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32).contiguous()
 
 
+def kernel_array(tensor: Tensor) -> np.ndarray:
+    """`kernel_tensor` as an array. Not by `numpy()`: that pins a parameter's storage, which FSDP2 has to resize."""
+    return np.from_dlpack(kernel_tensor(tensor).detach())
+
+
+def float_zeros(*shape: int) -> Tensor:
+    """Zeros that kernels can read, whatever torch's default dtype."""
+    return torch.zeros(shape, dtype=torch.float32)
+
+
 class Outputs:
     """Where the passes of one call leave their results."""
 
@@ -153,10 +163,10 @@ class Outputs:
         K = len(batch.scale)
         # What no pass computes stays 0.
         make = torch.empty if batch.all_rows_only else torch.zeros
-        self.losses, self.correct = make(K), make(K, dtype=torch.int64)
-        self.d_features = torch.empty(features.shape if needs[0] else 0)
-        self.d_weight = make(weight.shape if needs[1] else 0)
-        self.d_bias = make(weight.shape[0] if needs[2] else 0)
+        self.losses, self.correct = make(K, dtype=torch.float32), make(K, dtype=torch.int64)
+        self.d_features = torch.empty(features.shape if needs[0] else 0, dtype=torch.float32)
+        self.d_weight = make(weight.shape if needs[1] else 0, dtype=torch.float32)
+        self.d_bias = make(weight.shape[0] if needs[2] else 0, dtype=torch.float32)
         self.wanted = needs[0] or needs[1] or needs[2]
         self.features_written = False  # whether another pass has to add to d_features
 

@@ -27,6 +27,8 @@ from .passes import (
     Batch,
     Outputs,
     backward,
+    float_zeros,
+    kernel_array,
     kernel_tensor,
     passes,
     residual_like,
@@ -267,7 +269,7 @@ def run_passes(
 ) -> None:
     """Compute heads (records) by the tile kernel and add them to the outputs."""
     D = features.shape[1]
-    bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias).detach().numpy()
+    bias_s = batch.table.no_bias if bias is None else kernel_array(bias)
     for of_heads, rows in passes(batch, heads):
         n_rows, S = len(rows) or batch.n_rows, sum(of_heads["size"].tolist())
         n_splits = thread_count() if n_rows * S * D >= PARALLEL_PRODUCTS else 1
@@ -307,9 +309,9 @@ def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
 def warm_up() -> None:
     """Compile the kernel's serial and parallel variants, or load them from Numba's cache: they serve every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
-    features, weight, bias = torch.zeros(2, 2), torch.zeros(4, 2), torch.zeros(4)
-    targets = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1))
-    batch = survey_batch(targets, torch.ones(2), layout, skip_zero_weights=True)
+    features, weight, bias = float_zeros(2, 2), float_zeros(4, 2), float_zeros(4)
+    targets = (torch.zeros(2, dtype=torch.int64), float_zeros(2, 1))
+    batch = survey_batch(targets, float_zeros(2), layout, skip_zero_weights=True)
     for n_splits in (1, 2):
         outputs = Outputs(features, weight, batch, (True, True, True))
         _run_pass(
@@ -318,7 +320,7 @@ def warm_up() -> None:
             NO_ROWS_LEFT_OUT,
             features,
             weight,
-            bias.numpy(),
+            kernel_array(bias),
             outputs,
             WIDTH,
             n_splits,

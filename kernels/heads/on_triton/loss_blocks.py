@@ -67,7 +67,7 @@ def head_group(layout: HeadLayout, members: Sequence[int], blocks: Blocks, devic
     tables = head_tables(layout, device)
     # Cached for later calls, so never an inference tensor.
     with torch.inference_mode(False):
-        rows = torch.tensor(members, device=device)
+        rows = torch.tensor(members, dtype=torch.int64, device=device)
         return Group(tables.integers[rows], tables.floats[rows], blocks)
 
 

@@ -222,7 +222,10 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of kernels/bag_step.py's `bag_step`."""
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
-    losses, correct = torch.zeros(len(model.heads)), torch.zeros(len(model.heads), dtype=torch.int64)
+    losses, correct = (
+        torch.zeros(len(model.heads), dtype=torch.float32),
+        torch.zeros(len(model.heads), dtype=torch.int64),
+    )
     computed = batch.computed()
     if not len(computed):
         return losses, correct
@@ -241,10 +244,16 @@ def step(
 def warm_up() -> None:
     """Compile the serial and the parallel kernel, or load them from Numba's cache: they serve every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    heads = [TrainedHead(Trained(torch.zeros(3, 2), RowState(), 0), None)]
-    model = BagModel(Trained(torch.zeros(2, 2), RowState(), 0), heads, layout)
+    heads = [TrainedHead(Trained(torch.zeros(3, 2, dtype=torch.float32), RowState(), 0), None)]
+    model = BagModel(Trained(torch.zeros(2, 2, dtype=torch.float32), RowState(), 0), heads, layout)
     # In serial; in parallel; and with pools of their own for the threads.
     for n_bags, n_ids in ((2, 1), (PARALLEL_FLOATS // 2, 1), (16, PARALLEL_FLOATS // 32)):
         ids, starts = torch.zeros(n_bags * n_ids, dtype=torch.int32), torch.arange(n_bags + 1) * n_ids
         bags = prepare_bags(model.table.parameter, ids, starts)
-        step(model, [RowRule(SGD, 0.0)], bags, [torch.zeros(n_bags, dtype=torch.int64)], torch.ones(1))
+        step(
+            model,
+            [RowRule(SGD, 0.0)],
+            bags,
+            [torch.zeros(n_bags, dtype=torch.int64)],
+            torch.ones(1, dtype=torch.float32),
+        )

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mt2st_fast.kernels.heads.on_numba import chunked as numba_chunked
-from mt2st_fast.kernels.heads.on_numba import packed as numba_packed
 from mt2st_fast.kernels.heads.on_numba import tile as numba_tile
 from mt2st_fast.kernels.machine import simd as numba_simd
 from tests.kernels.heads.loss_problems import (
@@ -53,7 +52,7 @@ def test_fresh_scratch_memory_is_never_read():
     program = textwrap.dedent("""
         import sys
         import loss_problems as problems
-        for plan in ("tile", "packed", "chunked"):
+        for plan in ("tile", "chunked"):
             for case in ("mixed", "softmax-all-options", "softmax-wide"):
                 for N in (5, 123):
                     problems.PLAN["forced"] = plan
@@ -84,7 +83,7 @@ def test_narrower_vectors_are_as_accurate_as_torch(width, tmp_path):
     program = """
         import loss_problems as problems
         from mt2st_fast.kernels.heads.on_numba import chunked as numba_chunked
-        for plan in ("tile", "packed", "chunked"):
+        for plan in ("tile", "chunked"):
             numba_chunked.WIDE_HEAD = 3
             problems.PLAN["forced"] = plan
             for N in (5, 123):
@@ -144,38 +143,6 @@ def test_twenty_runs_give_the_same_bits(dtype):
         assert all(torch.equal(a, b) for a, b in zip(bits(problem), first, strict=True))
 
 
-@pytest.mark.parametrize("case", ["mixed", "softmax-wide"])
-def test_threads_do_not_change_the_packed_plans_own_bits(case, threads):
-    problem = make_problem(HEADS[case], 1507)
-    results = []
-    for count in (1, 2):
-        threads(count)
-        total, losses, correct, _, _, d_bias, d_task_weights = bits(problem, plan="packed")
-        # Features' and weight's gradients are torch's own GEMMs, which split the work by threads.
-        results.append((total, losses, correct, d_bias, d_task_weights))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.parametrize("case", HEADS)
-def test_serial_and_parallel_loss_pass_agree(case, threads, monkeypatch):
-    threads(2)
-    problem = make_problem(HEADS[case], 507)
-    results = []
-    kernel = numba_packed.segment_loss
-    for parallel in (False, True):
-        used = []
-
-        def forced(*args, parallel=parallel, used=used):
-            used.append(kernel.parallel if parallel else kernel.serial)
-            return used[-1](*args)
-
-        monkeypatch.setattr(numba_packed, "segment_loss", lambda *args, forced=forced, **_: forced(*args))
-        results.append(bits(problem, plan="packed"))
-        assert len(set(used)) == 1
-        assert len(used[0].overloads) > 0
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
 @pytest.mark.parametrize("case", ["mixed", "softmax-all-options", "binary"])
 def test_every_split_of_the_rows_leaves_the_feature_gradient_alone(case, threads, monkeypatch):
     """A row's own results do not depend on who computed it; sums over rows do, in their last bits."""
@@ -190,7 +157,7 @@ def test_every_split_of_the_rows_leaves_the_feature_gradient_alone(case, threads
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("kernel", [numba_packed.segment_loss, numba_tile.tile_pass, numba_chunked.wide_head])
+@pytest.mark.parametrize("kernel", [numba_tile.tile_pass, numba_chunked.wide_head])
 def test_serial_and_parallel_kernels_are_cached_apart(kernel):
     """Numba's cache tells functions apart by name, not by flags: one would be loaded for the other."""
     assert kernel.serial._cache._impl.filename_base != kernel.parallel._cache._impl.filename_base

@@ -38,6 +38,8 @@ def table(tmp_path, monkeypatch):
     [
         ("numba", SMALL, "tile"),
         ("numba", WIDE, "chunked"),
+        ("numba", Shape(4096, 1024, 2017, 2000, 4), "chunked"),
+        ("numba", Shape(4096, 256, 2017, 2000, 4), "tile"),
         ("triton", Shape(8192, 4096, 152000, 151936, 2), "packed"),
         ("triton", Shape(32768, 4096, 152000, 151936, 2), "chunked"),
     ],
@@ -50,22 +52,32 @@ def test_rules_choose_by_shape_and_say_why(backend, shape, plan):
 
 def test_a_plan_that_is_asked_for_wins(table):
     table({"shape": SMALL, "plan": "chunked", "ms": {"chunked": 1.0}})
-    assert choose_plan("numba", SMALL, "packed", CPU) == choices.Choice("packed", "asked for by plan=packed")
+    assert choose_plan("numba", SMALL, "tile", CPU) == choices.Choice("tile", "asked for by plan=tile")
 
 
 def test_a_tuned_shape_wins_over_the_rules_near_it_and_not_far_from_it(table):
     table(
-        {"shape": SMALL, "plan": "packed", "ms": {"packed": 0.5, "tile": 0.7}},
+        {"shape": SMALL, "plan": "chunked", "ms": {"chunked": 0.5, "tile": 0.7}},
         {"shape": WIDE, "plan": "tile", "ms": {"tile": 3.0}},
     )
     near = choose_plan("numba", SMALL._replace(N=700), "auto", CPU)
     assert near == choices.Choice(
-        "packed", "tuned on this device at N=512 D=64 S=20: packed 0.5 ms, tile 0.7 ms"
+        "chunked", "tuned on this device at N=512 D=64 S=20: chunked 0.5 ms, tile 0.7 ms"
     )
     assert choose_plan("numba", WIDE._replace(D=80), "auto", CPU).name == "tile"
     assert choose_plan("numba", SMALL._replace(N=1 << 20), "auto", CPU).name == "tile"
     assert choose_plan("numba", SMALL._replace(itemsize=2), "auto", CPU).name == "tile"  # tuned in float32
     assert choose_plan("triton", SMALL, "auto", CPU).name == "packed"  # another backend's table
+
+
+def test_a_table_that_names_a_plan_of_another_time_is_passed_over(table):
+    table({"shape": SMALL, "plan": "packed", "ms": {"packed": 0.1}})
+    assert choose_plan("numba", SMALL, "auto", CPU).name == "tile"
+
+
+def test_a_plan_that_a_backend_does_not_have_is_refused_by_name():
+    with pytest.raises(ValueError, match="plan=packed is none of backend numba, which has tile, chunked"):
+        choose_plan("numba", SMALL, "packed", CPU)
 
 
 def test_a_broken_table_is_named(table, monkeypatch):
@@ -79,7 +91,7 @@ def test_a_broken_table_is_named(table, monkeypatch):
 
 
 def test_tuning_writes_a_table_that_is_used_and_keeps_other_rows(table, monkeypatch, capsys):
-    path = table({"shape": SMALL._replace(itemsize=2), "plan": "packed", "ms": {"packed": 1.0}})
+    path = table({"shape": SMALL._replace(itemsize=2), "plan": "tile", "ms": {"tile": 1.0}})
     monkeypatch.setattr(tuning, "GRID", (tuning.Trial(64, 16, (5, 3)), tuning.Trial(64, 16, (4000,))))
     monkeypatch.setitem(tuning.MOST_PRODUCTS, "cpu", 64 * 16 * 100.0)
     with pytest.raises(SystemExit) as left:
@@ -89,7 +101,7 @@ def test_tuning_writes_a_table_that_is_used_and_keeps_other_rows(table, monkeypa
     (rows,) = json.loads(path.read_text(encoding="utf-8")).values()
     assert [row["shape"]["itemsize"] for row in rows] == [2, 4]  # the trial that is too large was left out
     tuned = rows[1]
-    assert set(tuned["ms"]) == set(choices.PLANS)
+    assert set(tuned["ms"]) == set(choices.PLANS_OF["numba"])
     assert tuned["plan"] == min(tuned["ms"], key=tuned["ms"].get)
     choice = choose_plan("numba", Shape(64, 16, 8, 5, 4), "auto", CPU)
     assert choice.name == tuned["plan"]
