@@ -15,7 +15,8 @@ from .bags.op import (
     warm_up_embedding,
 )
 from .bags.prepared import PreparedBags, prepare_bags
-from .bags.rules import RowRule, RowState
+from .bags.rules import RULES as ROW_RULES
+from .bags.rules import RowRule, RowRuleKind, RowState
 from .context.batch import ContextBatch, draw_batch, word_sampler
 from .context.training import ContextGradients, ContextOptions, ContextTraining, context_gradients
 from .heads.layout import HeadLayout, HeadSpec, Kind
@@ -34,6 +35,7 @@ from .step.op import BagStep, bag_step, bag_step_obstacle, warm_up_bag_step
 __all__ = [
     "PLANS",
     "ROOMS",
+    "ROW_RULES",
     "RULES",
     "BagModel",
     "BagStep",
@@ -49,6 +51,7 @@ __all__ = [
     "MultitaskLoss",
     "PreparedBags",
     "RowRule",
+    "RowRuleKind",
     "RowState",
     "Shape",
     "Trained",

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,7 +17,9 @@ from torch import Tensor
 
 from ..machine.registry import Choice, Room
 from . import reference as reference_embedding
-from .rules import NONE, RowRule, RowState
+from .batch import NONE, Bags
+from .protocol import BagKernels
+from .rules import RowRule, RowState
 
 ROOM = Room("bags", __package__)
 
@@ -60,13 +61,14 @@ def take_bags(ids: np.ndarray, bounds: np.ndarray, bags: np.ndarray) -> tuple[Te
 
     Bag b is ids[bounds[b]:bounds[b + 1]]; ids are int32, bounds and bags int64. Bags out of range are not refused.
     """
+    # By name: ids of text lie on a CPU, whoever pools them.
     taken, starts = ROOM.load("numba", "ids").take_bags(ids, bounds, bags)
     return torch.from_numpy(taken), torch.from_numpy(starts)
 
 
 def unique_ids(ids: Tensor, V: int, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """(unique (U,), inverse) of ids in [-1, V), int32: unique ascends without -1; unique[inverse] = ids, -1 stays."""
-    module = ROOM.load(choose_embedding_backend(ids.device, backend).name, "bags")
+    module = _loaded(choose_embedding_backend(ids.device, backend))
     return module.unique_ids(ids.to(torch.int32).contiguous(), V)
 
 
@@ -80,7 +82,7 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
 
 def warm_up_embedding(device: torch.device, backend: str = "auto") -> None:
     """Do before a clock starts what the first `embedding_bag` and `update_rows` on this device would do."""
-    ROOM.load(choose_embedding_backend(device, backend).name, "bags").warm_up()
+    _loaded(choose_embedding_backend(device, backend)).warm_up()
 
 
 # --- optimizer steps -------------------------------------------------------------------------------------
@@ -146,30 +148,28 @@ class _EmbeddingBag(torch.autograd.Function):
         ids: Tensor,
         starts: Tensor,
         scales: Tensor | None,
-        module: ModuleType,
+        module: BagKernels,
         sparse: bool,
     ) -> Tensor:
         ctx.save_for_backward(ids, starts, scales)
         ctx.table, ctx.module, ctx.sparse = table, module, sparse
-        return module.pool(table.detach().contiguous(), ids, starts, scales)
+        return module.pool(table.detach().contiguous(), Bags(ids, starts, scales))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():
             raise RuntimeError("embedding_bag has no second derivative (create_graph=True was asked for)")
-        ids, starts, scales = ctx.saved_tensors
-        table, gradient = ctx.table, gradient.contiguous()
-        return _table_gradient(ctx, table, ids, starts, scales, gradient), None, None, None, None, None
+        return _table_gradient(ctx, Bags(*ctx.saved_tensors), gradient.contiguous()), None, None, None, None, None
 
 
-def _table_gradient(
-    ctx: Any, table: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None, gradient: Tensor
-) -> Tensor | None:
+def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
+    """None where the rows are stepped instead."""
+    table, module = ctx.table, cast(BagKernels, ctx.module)
     fused: FusedUpdate | None = getattr(table, _FUSED_ATTRIBUTE, None) if ctx.sparse else None
     if fused is not None:
-        ctx.module.update_from_bags(fused.rule(), table.detach(), ids, starts, scales, gradient, fused.state)
+        module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
         return None
-    rows, values = ctx.module.row_gradient(gradient, ids, starts, scales, len(table))
+    rows, values = module.row_gradient(gradient, bags, len(table))
     if ctx.sparse:
         return torch.sparse_coo_tensor(
             rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
@@ -184,14 +184,14 @@ def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool)
             "embedding_bag with sparse=True cannot be compiled: its gradient is of another length in every batch"
         )
     scales = reference_embedding.mean_scales(ids, starts, len(table)) if mode == "mean" else None
-    return reference_embedding.pool(table, ids, starts, scales)
+    return reference_embedding.pool(table, Bags(ids, starts, scales))
 
 
 # --- checks ----------------------------------------------------------------------------------------------
 
 
 def checked_bags(
-    table: Tensor, ids: Tensor, starts: Tensor | None, mode: str, module: ModuleType
+    table: Tensor, ids: Tensor, starts: Tensor | None, mode: str, module: BagKernels
 ) -> tuple[Tensor, Tensor]:
     """`_in_kernel_types`, and on a CPU ids that lie in the table. Raises ValueError for others."""
     ids, starts = _in_kernel_types(table, ids, starts, mode)
@@ -235,7 +235,7 @@ def _in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: st
     return ids.to(torch.int32).contiguous(), starts.to(torch.int64).contiguous()
 
 
-def _check_range(module: ModuleType, ids: Tensor, V: int) -> None:
+def _check_range(module: BagKernels, ids: Tensor, V: int) -> None:
     position = module.first_outside(ids, V)
     if position >= 0:
         raise ValueError(
@@ -247,6 +247,10 @@ def _check_range(module: ModuleType, ids: Tensor, V: int) -> None:
 # --- backends --------------------------------------------------------------------------------------------
 
 
-def serving(table: Tensor, backend: str = "auto") -> ModuleType:
+def serving(table: Tensor, backend: str = "auto") -> BagKernels:
     """The backend's module for a table. Raises as `choose_embedding_backend` does."""
-    return ROOM.load(ROOM.choose(table.device.type, table.dtype, backend).name, "bags")
+    return _loaded(ROOM.choose(table.device.type, table.dtype, backend))
+
+
+def _loaded(choice: Choice) -> BagKernels:
+    return cast(BagKernels, ROOM.load(choice.name, "bags"))

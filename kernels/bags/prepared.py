@@ -41,6 +41,7 @@ def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean"
     Raises ValueError for an id outside [-1, V), and for starts that do not ascend from 0 to the number of ids.
     """
     ids, starts = checked_bags(table, ids, starts, mode, serving(table))
+    # By name: what is prepared here is what that backend's `bag_step` takes.
     kernels = ROOM.load("numba", "ids")
     from ..machine.jit import PARALLEL_FLOATS, thread_count
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rules import ADAGRAD, NONE, SGD, RowRule, RowState
-
-
-def obstacle(table: Tensor) -> str | None:
-    """None: plain torch serves every table."""
-    del table
-    return None
+from .batch import NONE, Bags
+from .rules import RowRule, RowState
 
 
 def warm_up() -> None:
@@ -26,7 +21,7 @@ def first_outside(ids: Tensor, V: int) -> int:
 
 def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
     """(B,) 1 over the ids of every bag that are in [0, V), 0 for a bag without any."""
-    bags, known = _bags(starts, len(ids)), (ids > NONE) & (ids < V)
+    bags, known = _bag_of_position(starts, len(ids)), (ids > NONE) & (ids < V)
     counts = torch.zeros(len(starts) - 1, dtype=torch.float32, device=ids.device).index_add_(
         0, bags, known.float()
     )
@@ -41,25 +36,25 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
     return unique[none:].to(torch.int32), (inverse - none).to(torch.int32)
 
 
-def pool(table: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None) -> Tensor:
-    """(B, D) the sum of every bag's rows, times scales (B,)."""
+def pool(table: Tensor, bags: Bags) -> Tensor:
+    """(B, D) the sum of every bag's rows, times its scale."""
+    ids, starts, scales = bags
     # Not by a mask of the known: its length would be data, which torch.compile cannot trace.
     rows = table[ids.long().clamp_min(0)] * (ids != NONE).to(table.dtype).unsqueeze(1)
-    out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(0, _bags(starts, len(ids)), rows)
+    out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(0, _bag_of_position(starts, len(ids)), rows)
     return out if scales is None else out * scales.to(out.dtype).unsqueeze(1)
 
 
-def row_gradient(
-    gradient: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None, V: int
-) -> tuple[Tensor, Tensor]:
+def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     del V
+    ids, starts, scales = bags
     known = ids != NONE
     if scales is not None:
         gradient = gradient * scales.to(gradient.dtype).unsqueeze(1)
     rows, inverse = torch.unique(ids[known].long(), return_inverse=True)
     sums = gradient.new_zeros(len(rows), gradient.shape[1])
-    return rows, sums.index_add_(0, inverse, gradient[_bags(starts, len(ids))[known]])
+    return rows, sums.index_add_(0, inverse, gradient[_bag_of_position(starts, len(ids))[known]])
 
 
 def is_ascending(rows: Tensor) -> bool:
@@ -69,7 +64,7 @@ def is_ascending(rows: Tensor) -> bool:
 
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """(rows ascending, gradients) with the gradients of equal rows added up; rows (M,), gradient (M, D)."""
-    return row_gradient(gradient, rows, torch.arange(len(rows) + 1, device=rows.device), None, V)
+    return row_gradient(gradient, Bags(rows, torch.arange(len(rows) + 1, device=rows.device), None), V)
 
 
 @torch.no_grad()
@@ -78,41 +73,20 @@ def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, st
     rows = rows.long()
     # States are float32; float64 is for the oracle.
     g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    if rule.kind == SGD:
-        step = rule.lr * g
-    elif rule.kind == ADAGRAD:
-        assert state.per_row is not None
-        state.per_row[rows] += g.square().mean(1)
-        step = rule.lr * g / (state.per_row[rows].sqrt() + rule.eps).unsqueeze(1)
-    else:
-        assert state.per_row is not None
-        assert state.first is not None
-        assert state.second is not None
-        state.per_row[rows] += 1.0
-        n = state.per_row[rows].double().unsqueeze(1)
-        state.first[rows] = rule.beta1 * state.first[rows] + (1.0 - rule.beta1) * g
-        state.second[rows] = rule.beta2 * state.second[rows] + (1.0 - rule.beta2) * g.square()
-        first = state.first[rows] / (1.0 - rule.beta1**n)
-        second = state.second[rows] / (1.0 - rule.beta2**n)
-        step = rule.lr * first / (second.sqrt() + rule.eps)
-    table[rows] = (table[rows] - step).to(table.dtype)
+    w, after = rule.kind.oracle(rule, table[rows], g, RowState(*(None if s is None else s[rows] for s in state)))
+    for kept, value in zip(state, after, strict=True):
+        if kept is not None:
+            kept[rows] = value.to(kept.dtype)
+    table[rows] = w.to(table.dtype)
 
 
-def update_from_bags(
-    rule: RowRule,
-    table: Tensor,
-    ids: Tensor,
-    starts: Tensor,
-    scales: Tensor | None,
-    gradient: Tensor,
-    state: RowState,
-) -> None:
+def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
     """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
-    rows, sums = row_gradient(gradient, ids, starts, scales, len(table))
+    rows, sums = row_gradient(gradient, bags, len(table))
     update_rows(rule, table, rows, sums, state)
 
 
-def _bags(starts: Tensor, total: int) -> Tensor:
+def _bag_of_position(starts: Tensor, total: int) -> Tensor:
     """(total,) the bag that every position lies in."""
     lengths = starts.diff()
     bags = torch.arange(len(lengths), device=starts.device)

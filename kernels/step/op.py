@@ -1,26 +1,27 @@
 """A whole training step of heads over bags of table rows in one kernel call: forward, backward and optimizers.
 
 What `embedding_bag`, `multitask_loss`, their backward passes and the optimizer's step do one after another, without a
-gradient of the table and without autograd. On a CPU, for rules whose state is at most a number a row.
+gradient of the table and without autograd. For rules that say that they can (`RowRuleKind.one_call_obstacle`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..bags.op import choose_embedding_backend
 from ..bags.prepared import PreparedBags
-from ..bags.rules import ADAM, RowRule
+from ..bags.rules import RowRule
 from ..heads.layout import Kind
 from ..machine.registry import Room
 from .model import BagModel
 
 ROOM = Room("step", __package__)
+CPU = torch.device("cpu")
 
 
 class BagStep(NamedTuple):
@@ -37,15 +38,19 @@ def bag_step_obstacle(
 
     Raises as `choose_embedding_backend` does.
     """
-    for parameter in (table, *others):
-        if parameter.device.type != "cpu":
-            return "its kernel is for a CPU"
-        if parameter.dtype is not torch.float32 or not parameter.is_contiguous():
-            return "its kernel is for contiguous float32 parameters"
-    if any(rule.kind == ADAM for rule in rules):
-        return "its kernel knows SGD and row-wise Adagrad"
+    for rule in rules:
+        if rule.kind.one_call_obstacle is not None:
+            return rule.kind.one_call_obstacle
     chosen = choose_embedding_backend(table.device, backend)
-    return None if chosen.name == "numba" else f"the backend is {chosen.name}: {chosen.reason}"
+    if chosen.name not in ROOM.backends:
+        return f"the backend is {chosen.name}: {chosen.reason}"
+    for parameter in (table, *others):
+        obstacle = ROOM.backends[chosen.name].obstacle(parameter.device.type, parameter.dtype)
+        if obstacle is not None:
+            return obstacle
+        if not parameter.is_contiguous():
+            return "its kernel is for contiguous parameters"
+    return None
 
 
 def bag_step(
@@ -65,8 +70,8 @@ def bag_step(
     and for a class target that is neither in [0, C) nor ignore_index.
     """
     _check_batch(model, bags, targets, task_weights)
-    found: tuple[Tensor, Tensor] = _kernels().step(model, rules, bags, targets, task_weights)
-    return BagStep(*found)
+    kernels = _kernels(model.table.parameter.device.type, model.table.parameter.dtype)
+    return BagStep(*kernels.step(model, rules, bags, targets, task_weights))
 
 
 def _check_batch(
@@ -85,10 +90,34 @@ def _check_batch(
             raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {B} bags")
 
 
-def warm_up_bag_step() -> None:
-    """Do before a clock starts what the first `bag_step` would do."""
-    _kernels().warm_up()
+def warm_up_bag_step(device: torch.device = CPU) -> None:
+    """Do before a clock starts what the first `bag_step` of a float32 table on this device would do."""
+    _kernels(device.type, torch.float32).warm_up()
 
 
-def _kernels() -> ModuleType:
-    return ROOM.load("numba", "bag_step")
+class StepKernels(Protocol):
+    """What a backend's module `on_<name>/bag_step.py` has to offer."""
+
+    def warm_up(self) -> None:
+        """Do what a first step would do before it computes."""
+
+    def step(
+        self,
+        model: BagModel,
+        rules: Sequence[RowRule],
+        bags: PreparedBags,
+        targets: Sequence[Tensor],
+        task_weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(losses (K,), correct (K,)) as `bag_step` returns them, and the parameters moved."""
+
+
+@lru_cache
+def _kernels(device_type: str, dtype: torch.dtype) -> StepKernels:
+    """Of the first backend that serves such tensors: there is no reference to fall back to."""
+    obstacles = {name: backend.obstacle(device_type, dtype) for name, backend in ROOM.backends.items()}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            return cast(StepKernels, ROOM.load(name, "bag_step"))
+    why = "; ".join(f"{name}: {obstacle}" for name, obstacle in obstacles.items())
+    raise RuntimeError(f"no backend can take a step in one call: {why}")

@@ -131,7 +131,7 @@ class BagTraining:
             assert state is not None
             if (
                 parameter.data_ptr() != trained.parameter.data_ptr()
-                or state.per_row is not trained.state.per_row
+                or any(a is not b for a, b in zip(state, trained.state, strict=True))
             ):
                 return True
         return False

@@ -18,6 +18,7 @@ from torch import Tensor
 from mt2st_fast.kernels import (
     FusedUpdate,
     RowRule,
+    RowRuleKind,
     RowState,
     fuse_update,
     update_all_rows,
@@ -25,20 +26,27 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.kernels.bags import rules
 
-ROW_STATE = "row"  # (V,) a number for every row; its presence marks a state that only touched rows change
-DENSE_STATE = "sum"
+ROW_STATE = "row_"  # begins the names of what only the rows of a batch change
 
 
 class RowSparseOptimizer(torch.optim.Optimizer, ABC):
-    """Steps row-sparse parameters by a rule, and leaves the dense ones to the optimizer behind it in the bases."""
+    """Steps row-sparse parameters by a rule, and leaves the dense ones to the optimizer behind it in the bases.
 
+    A class says which rule by `kind`; its groups hold the rule's numbers by their names, unless it has its own `rule`.
+    """
+
+    @property
     @abstractmethod
+    def kind(self) -> RowRuleKind:
+        """The kind of rule by which rows move; a class attribute will do."""
+
     def rule(self, group: dict[str, Any]) -> RowRule:
-        """The rule by which rows of this group move."""
+        """The rule of the moment by which rows of this group move."""
+        return RowRule(self.kind, float(group["lr"]), **{name: group[name] for name in self.kind.numbers})
 
-    @abstractmethod
     def row_state(self, table: Tensor) -> RowState:
-        """What the rule remembers of a table, made at its first step."""
+        """What the rule remembers of a table (V, D), made at its first step."""
+        return self._state_of(table, ROW_STATE, *table.shape)
 
     def dense_state(self, parameter: Tensor) -> RowState | None:
         """What the rule remembers of a dense parameter, made at its first step; None where another rule moves it."""
@@ -80,13 +88,16 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
                 table.grad = gradient
         return loss
 
-    def _state_of(self, table: Tensor, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
-        """The table's state, zeros of these shapes in float32 at first."""
-        state: dict[str, Tensor] = self.state[table]
-        for name, shape in shapes.items():
-            if name not in state:
-                state[name] = torch.zeros(shape, dtype=torch.float32, device=table.device)
-        return state
+    def _state_of(self, parameter: Tensor, prefix: str, n_rows: int, n_columns: int) -> RowState:
+        """What the rule remembers of a parameter, zeros in float32 at first, under the kind's names."""
+        state: dict[str, Tensor] = self.state[parameter]
+
+        def kept(name: str, shape: tuple[int, ...]) -> Tensor:
+            if prefix + name not in state:
+                state[prefix + name] = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
+            return state[prefix + name]
+
+        return self.kind.new_state(kept, n_rows, n_columns)
 
 
 def unfuse(tables: Iterable[Tensor]) -> None:
@@ -96,43 +107,24 @@ def unfuse(tables: Iterable[Tensor]) -> None:
 
 
 class SGD(RowSparseOptimizer, torch.optim.SGD):
-    """Stochastic gradient descent, w -= lr g; no momentum on rows, as a row would have to move without a gradient.
+    """Stochastic gradient descent, w -= lr g; no momentum on rows, as a row would have to move without a gradient."""
 
-    Raises ValueError for momentum or weight decay.
-    """
+    kind = rules.SGD
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, lr=lr)
 
-    def rule(self, group: dict[str, Any]) -> RowRule:
-        """SGD at the group's rate."""
-        return RowRule(rules.SGD, float(group["lr"]))
-
-    def row_state(self, table: Tensor) -> RowState:
-        """None."""
-        del table
-        return RowState()
-
     def dense_state(self, parameter: Tensor) -> RowState:
-        """None."""
+        """None: torch's SGD and the rule are the same."""
         del parameter
         return RowState()
 
 
-def _adagrad_rule(group: dict[str, Any]) -> RowRule:
-    return RowRule(rules.ADAGRAD, float(group["lr"]), eps=group["eps"])
+class _AllRows(torch.optim.Optimizer):
+    """Dense parameters by the rule of the row-sparse ones: a row is what the first axis counts."""
 
-
-def _adagrad_sums(state: dict[str, Tensor], parameter: Tensor) -> RowState:
-    if DENSE_STATE not in state:
-        state[DENSE_STATE] = torch.zeros(
-            parameter.shape[:1] or 1, dtype=torch.float32, device=parameter.device
-        )
-    return RowState(state[DENSE_STATE])
-
-
-class _DenseRowwiseAdagrad(torch.optim.Optimizer):
-    """Row-wise Adagrad of dense parameters: a row is what the first axis counts."""
+    rule: Callable[[dict[str, Any]], RowRule]
+    dense_state: Callable[[Tensor], RowState]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -140,35 +132,52 @@ class _DenseRowwiseAdagrad(torch.optim.Optimizer):
         del closure
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                sums = _adagrad_sums(self.state[parameter], parameter)
-                update_all_rows(_adagrad_rule(group), parameter, parameter.grad, sums)
+                if parameter.grad is not None:
+                    update_all_rows(
+                        self.rule(group), parameter, parameter.grad, self.dense_state(parameter)
+                    )
 
 
-class RowwiseAdagrad(RowSparseOptimizer, _DenseRowwiseAdagrad):
+class RuleOptimizer(RowSparseOptimizer, _AllRows):
+    """Steps row-sparse and dense parameters by one rule of `ROW_RULES`; see `optimizer_by_rule`.
+
+    Raises ValueError for a rate that is not positive, and for a number that the rule does not know.
+    """
+
+    def __init__(self, params: Any, lr: float = 0.1, **numbers: float) -> None:
+        if not lr > 0:
+            raise ValueError(f"lr must be positive, not {lr}")
+        rule = RowRule(self.kind, lr, **numbers)
+        super().__init__(params, {"lr": lr, **dict(zip(self.kind.numbers, rule.numbers, strict=True))})
+
+    def dense_state(self, parameter: Tensor) -> RowState:
+        """As of a table whose rows the first axis counts."""
+        n_rows = parameter.shape[0] if parameter.dim() else 1
+        return self._state_of(parameter, "", n_rows, parameter.numel() // max(n_rows, 1))
+
+
+def optimizer_by_rule(name: str) -> type[RuleOptimizer]:
+    """The optimizer class of a row rule: of its arguments (params, lr, and the rule's numbers by their names).
+
+    Raises ValueError for an unknown rule.
+    """
+    kind = rules.rule_kind(name)
+    return type(f"By{name.title()}", (RuleOptimizer,), {"kind": kind, "__doc__": f"Steps by the rule {name}."})
+
+
+class RowwiseAdagrad(RuleOptimizer):
     """Adagrad with one sum a row: s += mean(g^2), w -= lr g / (sqrt(s) + eps).
 
     The state is a number a row, 1/D of the table. Rare rows keep a high rate, frequent ones settle. (Duchi et al.
     2011, with the sum taken by row as in Gupta et al. 2014.)
     """
 
+    kind = rules.ADAGRAD
+
     def __init__(self, params: Any, lr: float = 0.1, *, eps: float = 1e-10) -> None:
         if not lr > 0 or not eps > 0:
             raise ValueError(f"lr and eps must be positive, not {lr} and {eps}")
-        super().__init__(params, {"lr": lr, "eps": eps})
-
-    def rule(self, group: dict[str, Any]) -> RowRule:
-        """Row-wise Adagrad at the group's rate."""
-        return _adagrad_rule(group)
-
-    def row_state(self, table: Tensor) -> RowState:
-        """A sum a row."""
-        return RowState(self._state_of(table, **{ROW_STATE: (len(table),)})[ROW_STATE])
-
-    def dense_state(self, parameter: Tensor) -> RowState:
-        """A sum a row."""
-        return _adagrad_sums(self.state[parameter], parameter)
+        super().__init__(params, lr, eps=eps)
 
 
 class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
@@ -178,14 +187,15 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
     table is two more tables; `RowwiseAdagrad` needs a number a row.
     """
 
+    kind = rules.ADAM
+
     def rule(self, group: dict[str, Any]) -> RowRule:
         """Adam at the group's rate and betas."""
         beta1, beta2 = group["betas"]
-        return RowRule(rules.ADAM, float(group["lr"]), beta1, beta2, group["eps"])
+        return RowRule(self.kind, float(group["lr"]), beta1=beta1, beta2=beta2, eps=group["eps"])
 
     def row_state(self, table: Tensor) -> RowState:
         """Steps a row, and both moments."""
-        shape = tuple(table.shape)
         # AdamW looks for `step` in every parameter's state when it is loaded.
-        state = self._state_of(table, step=(), **{ROW_STATE: shape[:1]}, exp_avg=shape, exp_avg_sq=shape)
-        return RowState(state[ROW_STATE], state["exp_avg"], state["exp_avg_sq"])
+        self.state[table].setdefault("step", torch.zeros((), dtype=torch.float32, device=table.device))
+        return super().row_state(table)

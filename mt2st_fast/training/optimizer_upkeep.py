@@ -60,7 +60,8 @@ def drop_faded_moments(optimizer: torch.optim.Optimizer) -> None:
     times as long from 700 steps after the switch on.
     """
     for state in optimizer.state.values():
-        if ROW_STATE in state:  # moves with the rows of a batch only, and so fades no more than they are used
+        # These move with the rows of a batch only, and so fade no more than they are used.
+        if any(name.startswith(ROW_STATE) for name in state):
             continue
         for moment in state.values():
             if isinstance(moment, Tensor) and moment.dim() > 0 and moment.is_floating_point():

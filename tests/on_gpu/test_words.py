@@ -83,7 +83,7 @@ class Bags:
         lengths[::7], lengths[11] = 0, 1500
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         ids = (V * torch.rand(int(starts[-1]), generator=generator) ** 4).int()
-        ids[::10], ids[::13] = 17, row_rules.NONE
+        ids[::10], ids[::13] = 17, NONE
         upstream = torch.randn(len(lengths), D, generator=generator).to(dtype)
         return ids.to(DEVICE), starts.to(DEVICE), upstream.to(DEVICE)
 
@@ -138,7 +138,7 @@ def test_three_steps_of_rows_are_as_accurate_as_torch(rule, D, dtype, fused):
     assert_as_accurate_as_torch(ours, problem.stepped(RULES[rule], "reference", False), truth, dtype)
     touched = torch.cat([ids for ids, _, _ in problem.batches]).unique()
     untouched = torch.ones(V, dtype=torch.bool, device=DEVICE)
-    untouched[touched[touched != row_rules.NONE].long()] = False
+    untouched[touched[touched != NONE].long()] = False
     assert untouched.any()
     assert torch.equal(ours.pop("table")[untouched], problem.table[untouched])
     assert not any(value[untouched].any() for value in ours.values())
@@ -213,7 +213,7 @@ def test_ids_outside_the_table_count_as_none_and_read_nothing():
     expected = problem.stepped(RULES["adam"], BACKEND, True), problem.bags_and_gradient(BACKEND)
     wrong = torch.tensor([V, -2, 2**31 - 1, -(2**31)], dtype=torch.int32, device=DEVICE)
     for ids, _, _ in problem.batches:
-        none = ids == row_rules.NONE
+        none = ids == NONE
         ids[none] = wrong.repeat(len(ids))[: int(none.sum())]
     found = problem.stepped(RULES["adam"], BACKEND, True), problem.bags_and_gradient(BACKEND)
     for ours, truth in zip(found, expected, strict=True):
@@ -238,10 +238,10 @@ def test_rows_past_two_billion_elements_are_read_and_stepped():
 def test_unique_ids_and_back_on_the_gpu():
     ids = Bags(1, torch.float32).batches[0][0]
     unique, inverse = unique_ids(ids, V, BACKEND)
-    known = ids != row_rules.NONE
+    known = ids != NONE
     assert torch.equal(unique, ids[known].unique())
     assert torch.equal(unique[inverse[known].long()], ids[known])
-    assert (inverse[~known] == row_rules.NONE).all()
+    assert (inverse[~known] == NONE).all()
 
 
 # --- context prediction --------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
-from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.kernels import ROW_RULES
+from mt2st_fast.training.optim import RowSparseOptimizer, optimizer_by_rule
 from mt2st_fast.training.optimizer_upkeep import clip_gradients, row_sparse_tables
 
 T = 50
@@ -83,7 +84,7 @@ def test_rowwise_adagrad_by_hand():
     row = -0.5 * torch.tensor([3.0, 4.0]) * (12.5**-0.5 + 0.2)
     torch.testing.assert_close(table.detach(), torch.stack([torch.zeros(2), row, torch.zeros(2)]))
     torch.testing.assert_close(bias.detach(), torch.tensor([-0.5 * (1 + 2**-0.5), 0.0]))
-    assert optimizer.state[table]["row"].shape == (3,)
+    assert optimizer.state[table]["row_sum"].shape == (3,)
 
 
 def test_rowwise_adagrad_of_dense_parameters_of_any_shape():
@@ -101,12 +102,42 @@ def test_rowwise_adagrad_of_dense_parameters_of_any_shape():
         torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("missing", ["rule", "row_state"])
-def test_an_optimizer_of_rows_needs_both_its_rule_and_its_state(missing):
-    given = {name: lambda self, of: None for name in ("rule", "row_state") if name != missing}
-    unfinished = type("Unfinished", (RowSparseOptimizer, torch.optim.SGD), given)
-    with pytest.raises(TypeError, match=f"abstract.*{missing}"):
+def test_an_optimizer_of_rows_needs_its_rule():
+    unfinished = type("Unfinished", (RowSparseOptimizer, torch.optim.SGD), {})
+    with pytest.raises(TypeError, match="abstract.*kind"):
         unfinished([torch.zeros(1)])
+
+
+def test_every_rule_is_an_optimizer_of_tables_and_dense_parameters_whose_state_can_be_kept():
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(4, 3, generator=generator) for _ in range(4)]
+
+    def steps(optimizer, parameter, some, sparse):
+        for gradient in some:
+            parameter.grad = gradient.to_sparse(1) if sparse else gradient.clone()
+            optimizer.step()
+
+    for name in ROW_RULES:
+        table, dense = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3))
+        by_rows, by_all = (optimizer_by_rule(name)([p], lr=0.1) for p in (table, dense))
+        steps(by_rows, table, gradients[:2], sparse=True)
+        steps(by_all, dense, gradients, sparse=False)
+        # Half way, another one takes over what was kept.
+        heir = nn.Parameter(table.detach().clone())
+        inherited = optimizer_by_rule(name)([heir], lr=0.3)
+        inherited.load_state_dict(by_rows.state_dict())
+        steps(inherited, heir, gradients[2:], sparse=True)
+        assert torch.equal(heir, dense), name
+        assert not torch.equal(heir, torch.ones(4, 3))
+
+
+def test_an_optimizer_by_a_rule_refuses_what_the_rule_does_not_know():
+    with pytest.raises(ValueError, match="there is no row rule lion"):
+        optimizer_by_rule("lion")
+    with pytest.raises(ValueError, match="sgd has no momentum"):
+        optimizer_by_rule("sgd")([torch.zeros(1)], momentum=0.9)
+    with pytest.raises(ValueError, match="lr must be positive, not 0"):
+        optimizer_by_rule("sgd")([torch.zeros(1)], lr=0)
 
 
 def test_a_closure_is_evaluated_once():

@@ -1,15 +1,17 @@
-"""Bags of table rows on a CPU: the protocol of kernels/embedding.py over the Numba kernels."""
+"""Bags of table rows on a CPU: `BagKernels` over the Numba kernels."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...machine.jit import PARALLEL_FLOATS, thread_count
-from ..rules import ADAGRAD, RULE_RECORD, RowRule, RowState
+from ..batch import Bags
+from ..rules import ADAGRAD, RowRule, RowState, packed
 from . import ids as numba_bag_ids
 from . import row_sums as numba_row_sums
 from . import row_updates as numba_row_updates
@@ -18,33 +20,21 @@ _NO_SCALES = np.zeros(0, np.float32)
 _NO_NUMBERS = torch.zeros(0, dtype=torch.float32)
 
 
-def obstacle(table: Tensor) -> str | None:
-    """Why these kernels cannot serve a table, or None."""
-    if table.device.type != "cpu":
-        return f"it computes on cpu, the table is on {table.device.type}"
-    if table.dtype != torch.float32:
-        return f"it has no kernel for tables of {table.dtype} on a CPU"
-    return None
-
-
 @lru_cache
 def warm_up() -> None:
     """Compile the kernels' serial and parallel variants, or load them from Numba's cache: they serve every table."""
     table, gradient = torch.zeros(2, 2, dtype=torch.float32), torch.zeros(1, 2, dtype=torch.float32)
-    ids = torch.zeros(2, dtype=torch.int32)
-    starts, rule, state = (
-        torch.arange(0, 4, 2),
-        RowRule(ADAGRAD, 0.0),
-        RowState(torch.zeros(2, dtype=torch.float32)),
-    )
-    first_outside(ids, 2)
-    is_ascending(ids.long())
-    unique_ids(ids, 2)
-    scales, (rows, sums) = mean_scales(ids, starts, 2), row_gradient(gradient, ids, starts, None, 2)
+    bags = Bags(torch.zeros(2, dtype=torch.int32), torch.arange(0, 4, 2), None)
+    rule, state = RowRule(ADAGRAD, 0.0), RowState(torch.zeros(2, dtype=torch.float32))
+    first_outside(bags.ids, 2)
+    is_ascending(bags.ids.long())
+    unique_ids(bags.ids, 2)
+    bags = bags._replace(scales=mean_scales(bags.ids, bags.starts, 2))
+    rows, sums = row_gradient(gradient, bags, 2)
     for n_splits in (1, 2):
-        _sum_bags(table, ids.numpy(), starts.numpy(), _NO_SCALES, scales.numpy(), gradient, n_splits)
+        _sum_bags(_Sum(table, bags.ids.numpy(), bags.starts.numpy(), bag_scales=_scales(bags)), gradient, n_splits)
         _update_rows(rule, table, rows, sums, state, n_splits)
-        _update_from_bags(rule, table, ids, starts, None, gradient, state, n_splits)
+        _update_from_bags(rule, table, bags, gradient, state, n_splits)
 
 
 def first_outside(ids: Tensor, V: int) -> int:
@@ -64,22 +54,21 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(unique), torch.from_numpy(inverse)
 
 
-def pool(table: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None) -> Tensor:
-    """(B, D) the sum of every bag's rows, times scales (B,)."""
+def pool(table: Tensor, bags: Bags) -> Tensor:
+    """(B, D) the sum of every bag's rows, times its scale."""
     D = table.shape[1]
-    out = torch.empty(len(starts) - 1, D, dtype=torch.float32)
-    _sum_bags(table, ids.numpy(), starts.numpy(), _NO_SCALES, _scales(scales), out, _splits(len(ids) * D))
+    out = torch.empty(len(bags.starts) - 1, D, dtype=torch.float32)
+    what = _Sum(table, bags.ids.numpy(), bags.starts.numpy(), bag_scales=_scales(bags))
+    _sum_bags(what, out, _splits(len(bags.ids) * D))
     return out
 
 
-def row_gradient(
-    gradient: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None, V: int
-) -> tuple[Tensor, Tensor]:
+def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
-    bags, unique, begins = numba_bag_ids.group_bags(ids.numpy(), starts.numpy(), V - 1, 0, 1)
+    by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.starts.numpy(), V - 1, 0, 1)
     sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32)
-    n_splits = _splits(len(bags) * gradient.shape[1])
-    _sum_bags(gradient, bags, begins, _scales(scales), _NO_SCALES, sums, n_splits)
+    what = _Sum(gradient, by_row, begins, scales=_scales(bags))
+    _sum_bags(what, sums, _splits(len(by_row) * gradient.shape[1]))
     return torch.from_numpy(unique.astype(np.int64)), sums
 
 
@@ -91,7 +80,7 @@ def is_ascending(rows: Tensor) -> bool:
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """(rows ascending, gradients) with the gradients of equal rows added up; rows (M,), gradient (M, D)."""
     ids = rows.to(torch.int32)
-    return row_gradient(gradient, ids, torch.arange(len(ids) + 1), None, V)
+    return row_gradient(gradient, Bags(ids, torch.arange(len(ids) + 1), None), V)
 
 
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
@@ -103,68 +92,48 @@ def _update_rows(
     rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState, n_splits: int
 ) -> None:
     numba_row_updates.update_rows(
-        _record(rule), table.data_ptr(), rows.numpy(), gradient.data_ptr(), table.shape[1],
+        packed((rule,)), table.data_ptr(), rows.numpy(), gradient.data_ptr(), table.shape[1],
         *_state(state), n_splits, parallel=n_splits > 1,
     )  # fmt: skip
 
 
-def update_from_bags(
-    rule: RowRule,
-    table: Tensor,
-    ids: Tensor,
-    starts: Tensor,
-    scales: Tensor | None,
-    gradient: Tensor,
-    state: RowState,
-) -> None:
+def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
     """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
-    n_splits = _splits(ids.numel() * table.shape[1])
-    _update_from_bags(rule, table, ids, starts, scales, gradient, state, n_splits)
+    _update_from_bags(rule, table, bags, gradient, state, _splits(bags.ids.numel() * table.shape[1]))
 
 
 def _update_from_bags(
-    rule: RowRule,
-    table: Tensor,
-    ids: Tensor,
-    starts: Tensor,
-    scales: Tensor | None,
-    gradient: Tensor,
-    state: RowState,
-    n_splits: int,
+    rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState, n_splits: int
 ) -> None:
     V, D = table.shape
     numba_row_updates.update_from_bags(
-        _record(rule), table.data_ptr(), V, ids.numpy(), starts.numpy(), _scales(scales), gradient.data_ptr(), D,
-        *_state(state), n_splits, parallel=n_splits > 1,
+        packed((rule,)), table.data_ptr(), V, bags.ids.numpy(), bags.starts.numpy(), _scales(bags),
+        gradient.data_ptr(), D, *_state(state), n_splits, parallel=n_splits > 1,
     )  # fmt: skip
 
 
-def _sum_bags(
-    source: Tensor,
-    ids: np.ndarray,
-    starts: np.ndarray,
-    scales: np.ndarray,
-    bag_scales: np.ndarray,
-    target: Tensor,
-    n_splits: int,
-) -> None:
-    D = source.shape[1]
+class _Sum(NamedTuple):
+    """Sums of rows of a source (.., D): of bags ids[starts[b]:starts[b + 1]], with scales of rows and of bags."""
+
+    source: Tensor
+    ids: np.ndarray
+    starts: np.ndarray
+    scales: np.ndarray = _NO_SCALES
+    bag_scales: np.ndarray = _NO_SCALES
+
+
+def _sum_bags(what: _Sum, target: Tensor, n_splits: int) -> None:
     numba_row_sums.sum_bags(
-        source.data_ptr(), D, ids, starts, scales, bag_scales, target.data_ptr(), n_splits,
-        parallel=n_splits > 1,
-    )  # fmt: skip
+        what.source.data_ptr(), what.source.shape[1], *what[1:], target.data_ptr(), n_splits, parallel=n_splits > 1
+    )
 
 
 def _splits(floats: int) -> int:
     return thread_count() if floats >= PARALLEL_FLOATS else 1
 
 
-def _scales(scales: Tensor | None) -> np.ndarray:
-    return _NO_SCALES if scales is None else scales.numpy()
-
-
-def _record(rule: RowRule) -> np.ndarray:
-    return np.array([tuple(rule)], RULE_RECORD)
+def _scales(bags: Bags) -> np.ndarray:
+    return _NO_SCALES if bags.scales is None else bags.scales.numpy()
 
 
 def _state(state: RowState) -> tuple[np.ndarray, int, int]:

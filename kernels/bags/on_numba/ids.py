@@ -10,7 +10,7 @@ import numpy as np
 
 from ...machine.jit import Kernel, helper
 from ...machine.simd import prefetch
-from ..rules import NONE
+from ..batch import NONE
 
 DIGIT_BITS = 11
 BAGS_AHEAD = 16  # bags that are asked for before they are needed

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...machine.jit import Kernel, helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, splat, store
-from ..rules import NONE
+from ..batch import NONE
 
 # A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
 SHORT_SUM = 16

@@ -20,9 +20,9 @@ from ...machine.simd import (
     store,
     sum_of,
 )
-from ..rules import ADAGRAD, ADAM, SGD
 from .ids import LINE_BYTES, group_bags
 from .row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
+from .rules import move_row, row_step
 
 AHEAD = 16  # rows that are asked for before they are needed
 
@@ -59,46 +59,25 @@ def _mean_square(gradient, D):
 
 
 @helper
-def _adam(row, gradient, D, first, second, steps, lr, beta1, beta2, eps):
-    """Adam of one row, its bias corrections by the steps of that row: a rare row's first step is a first step."""
-    # As in torch: the powers in float64, or beta2^n of a young row would lose its digits.
-    correction1 = 1.0 - beta1 ** np.float64(steps)
-    correction2 = np.sqrt(1.0 - beta2 ** np.float64(steps))
-    step, inverse = np.float32(np.float64(lr) / correction1), np.float32(1.0 / correction2)
-    values = numba.carray(pointer_to_float32(row), (D,))
-    g = numba.carray(pointer_to_float32(gradient), (D,))
-    m, v = numba.carray(pointer_to_float32(first), (D,)), numba.carray(pointer_to_float32(second), (D,))
-    # In memory, or (new2 * g) * g and new2 * (g * g) are the compiler's to choose between: it chose otherwise where the
-    # kernel was loaded from Numba's cache, and a resumed run ended with other bits.
-    squares = np.empty(D, np.float32)
-    for d in range(D):
-        squares[d] = g[d] * g[d]
-    old1, new1 = np.float32(beta1), np.float32(1.0 - beta1)
-    old2, new2 = np.float32(beta2), np.float32(1.0 - beta2)
-    for d in range(D):
-        m[d] = old1 * m[d] + new1 * g[d]
-        v[d] = old2 * v[d] + new2 * squares[d]
-        values[d] -= step * m[d] / (np.sqrt(v[d]) * inverse + eps)
+def _values(address, D):
+    """(D,) float32 at an address; none at 0."""
+    return numba.carray(pointer_to_float32(address), (D if address else 0,))
 
 
 @helper
 def update_row(rule, table, row, gradient, D, per_row, first, second):
-    """One step of a row of the table (V, D) by its gradient (D,); rule is a record of row_rules.RULE_RECORD.
+    """One step of a row of the table (V, D) by its gradient (D,); rule is a record of rules.RULE_RECORD.
 
-    per_row (V,) are Adagrad's sums or Adam's steps, first and second (V, D) the addresses of Adam's moments.
+    per_row (V,), first and second (addresses of (V, D), or 0) are what the rule remembers.
     """
-    kind, lr, eps = rule["kind"], rule["lr"], rule["eps"]
     offset = FLOAT_BYTES * row * D
-    if kind == SGD:
-        _move(table + offset, gradient, D, lr)
-    elif kind == ADAGRAD:
-        per_row[row] += _mean_square(gradient, D)
-        _move(table + offset, gradient, D, lr / (np.sqrt(per_row[row]) + eps))
+    if rule["by_step"]:
+        mean_square = _mean_square(gradient, D) if rule["uses_mean_square"] else ZERO
+        _move(table + offset, gradient, D, row_step(rule, mean_square, per_row, row))
     else:
-        per_row[row] += ONE
-        _adam(
-            table + offset, gradient, D, first + offset, second + offset, per_row[row], lr, rule["beta1"],
-            rule["beta2"], eps,
+        move_row(
+            rule, _values(table + offset, D), _values(gradient, D), per_row, row,
+            _values(first + offset if first else 0, D), _values(second + offset if second else 0, D),
         )  # fmt: skip
 
 
@@ -130,7 +109,7 @@ def update_from_transposed(
     rule, table, rows, begins, bags, first_row, last_row, scales, gradient, D, per_row, first, second
 ):  # fmt: skip
     """A step of rows[first_row:last_row] by the gradient of their bags, bags[begins[u] : begins[u + 1]] for u."""
-    if WIDTH <= D <= 8 * WIDTH and rule["kind"] != ADAM:
+    if WIDTH <= D <= 8 * WIDTH and rule["by_step"]:
         lanes = _new_lanes(D)
         for u in range(first_row, last_row):
             if u + AHEAD < last_row:
@@ -176,7 +155,7 @@ def _new_lanes(D):
 
 @helper
 def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, D, per_row, lanes):
-    """_update_by_sum for SGD and Adagrad of rows that 8 vectors hold: their sum is never written down."""
+    """_update_by_sum for rules by a step, of rows that 8 vectors hold: their sum is never written down."""
     scaled = len(scales) > 0
     at_a, at_b, at_c, at_d = place(D, 0), place(D, WIDTH), place(D, 2 * WIDTH), place(D, 3 * WIDTH)
     at_e, at_f = place(D, 4 * WIDTH), place(D, 5 * WIDTH)
@@ -196,16 +175,16 @@ def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, 
             g, h = g + load(at + at_g) * scale, h + load(at + at_h) * scale
         sum_a, sum_b, sum_c, sum_d = sum_a + a, sum_b + b, sum_c + c, sum_d + d
         sum_e, sum_f, sum_g, sum_h = sum_e + e, sum_f + f, sum_g + g, sum_h + h
-    step = rule["lr"]
-    if rule["kind"] == ADAGRAD:
+    mean_square = ZERO
+    if rule["uses_mean_square"]:
         new = lanes.ctypes.data
         vector = FLOAT_BYTES * WIDTH
         square = sum_a * sum_a + sum_b * sum_b * load(new + vector)
         square = square + sum_c * sum_c * load(new + 2 * vector) + sum_d * sum_d * load(new + 3 * vector)
         square = square + sum_e * sum_e * load(new + 4 * vector) + sum_f * sum_f * load(new + 5 * vector)
         square = square + sum_g * sum_g * load(new + 6 * vector) + sum_h * sum_h * load(new + 7 * vector)
-        per_row[row] += sum_of(square) / np.float32(D)
-        step = step / (np.sqrt(per_row[row]) + rule["eps"])
+        mean_square = sum_of(square) / np.float32(D)
+    step = row_step(rule, mean_square, per_row, row)
     at = table + FLOAT_BYTES * row * D
     # All loads before the first store: the last vectors may lie over one another.
     a, b, c, d = load(at + at_a), load(at + at_b), load(at + at_c), load(at + at_d)

@@ -1,4 +1,4 @@
-"""Bags of table rows on a GPU: the protocol of kernels/embedding.py over the kernels of triton_bags.
+"""Bags of table rows on a GPU: `BagKernels` over the Triton kernels.
 
 Nothing waits for the device but what its result is made of: `row_gradient`, `sum_repeated` and `unique_ids`, whose
 results are as long as the batch has unique rows, and `is_ascending` and `first_outside`, which answer in Python. A step
@@ -7,8 +7,6 @@ by `update_from_bags` does not wait and no size in it depends on data: a CUDA gr
 
 from __future__ import annotations
 
-import math
-import os
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,28 +15,18 @@ import triton
 from torch import Tensor
 
 from ...machine.launch import on_device_of
-from ...machine.registry import (
-    KERNEL_DTYPES,
-)
+from ..batch import Bags
 from ..reference import first_outside as first_outside
 from ..reference import is_ascending as is_ascending
-from ..rules import ADAM, RowRule, RowState
-from . import rows as bags
+from ..rules import MOST_NUMBERS, RowRule, RowState
+from . import blocks as sizes
+from . import segments, sums, updates
+from .rules import functions_of
 
 # One-warp programs that a multiprocessor holds at a time; more rows than that wait for their turn in a loop.
 PROGRAMS_PER_MULTIPROCESSOR = 32
 # Programs where there is no GPU to ask: the interpreter.
 INTERPRETED_PROGRAMS = 3
-
-
-def obstacle(table: Tensor) -> str | None:
-    """Why these kernels cannot serve a table, or None."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if table.device.type != "cuda" and not interpreted:
-        return f"it computes on cuda, the table is on {table.device.type}"
-    if table.dtype not in KERNEL_DTYPES:
-        return f"it has no kernel for tables of {table.dtype}"
-    return None
 
 
 def warm_up() -> None:
@@ -51,8 +39,8 @@ def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
     scales = torch.empty(B, dtype=torch.float32, device=ids.device)
     if B:
         with on_device_of(ids):
-            bags.mean_scale_kernel[(triton.cdiv(B, bags.SCALE_BLOCKS["BLOCK_B"]),)](
-                ids, starts, scales, B, len(ids), V, **bags.SCALE_BLOCKS, num_warps=bags.WARPS
+            sums.mean_scale_kernel[(triton.cdiv(B, sizes.SCALE_BLOCKS["BLOCK_B"]),)](
+                ids, starts, scales, B, len(ids), V, **sizes.SCALE_BLOCKS, num_warps=sizes.WARPS
             )
     return scales
 
@@ -65,25 +53,24 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
     return found.rows[: int(found.n_rows)], found.inverse
 
 
-def pool(table: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None) -> Tensor:
-    """(B, D) the sum of every bag's rows, times scales (B,), in the table's dtype."""
+def pool(table: Tensor, bags: Bags) -> Tensor:
+    """(B, D) the sum of every bag's rows, times its scale, in the table's dtype."""
+    ids, starts, scales = bags
     (V, D), B = table.shape, len(starts) - 1
     out = table.new_empty(B, D)
-    blocks = bags.choose_blocks(D, bags.SHARED_COLUMNS)
+    blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
     if out.numel():
         with on_device_of(table):
-            bags.pool_kernel[(B, triton.cdiv(D, blocks.columns))](
+            sums.pool_kernel[(B, triton.cdiv(D, blocks.columns))](
                 table, ids, starts, starts if scales is None else scales, out, len(ids), V,
                 D=D, HAS_SCALES=scales is not None, **blocks.constexprs, **blocks.options,
             )  # fmt: skip
     return out
 
 
-def row_gradient(
-    gradient: Tensor, ids: Tensor, starts: Tensor, scales: Tensor | None, V: int
-) -> tuple[Tensor, Tensor]:
+def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
-    return _row_gradient(gradient, ids, starts, scales, V)
+    return _row_gradient(gradient, *bags, V)
 
 
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
@@ -121,23 +108,15 @@ def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, st
         _update(rule, table, rows, gradient, state, None, None, None)
 
 
-def update_from_bags(
-    rule: RowRule,
-    table: Tensor,
-    ids: Tensor,
-    starts: Tensor,
-    scales: Tensor | None,
-    gradient: Tensor,
-    state: RowState,
-) -> None:
+def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
     """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one.
 
     The gradient of a row is not rounded to the table's dtype in between.
     """
-    if len(ids) and gradient.numel():
-        found = _segments(ids, starts, len(table))
-        pieces = _pieces(found.keys, found.bags, gradient, scales, len(table))
-        _update(rule, table, found.rows, gradient, state, found, scales, pieces)
+    if len(bags.ids) and gradient.numel():
+        found = _segments(bags.ids, bags.starts, len(table))
+        pieces = _pieces(found.keys, found.bags, gradient, bags.scales, len(table))
+        _update(rule, table, found.rows, gradient, state, found, bags.scales, pieces)
 
 
 def _update(
@@ -156,28 +135,23 @@ def _update(
             f"a table whose rows are stepped must be contiguous, not of strides {table.stride()}"
         )
     V, D = table.shape
-    blocks = bags.choose_blocks(D, bags.WHOLE_COLUMNS)
+    blocks = sizes.choose_blocks(D, sizes.WHOLE_COLUMNS)
     # An argument that a variant never reads still needs a pointer.
     nothing = table
     per_row, first, second = (nothing if tensor is None else tensor for tensor in state)
-    beta1, beta2 = (rule.beta1, rule.beta2) if rule.kind == ADAM else (0.0, 0.0)
+    numbers = rule.kind.kernel_numbers(rule.numbers)
     with on_device_of(table):
-        bags.update_kernel[(min(len(rows), _max_programs(table.device)),)](
+        updates.update_kernel[(min(len(rows), _max_programs(table.device)),)](
             table, per_row, first, second, rows, gradient,
             nothing if found is None else found.n_rows,
             nothing if found is None else found.begins,
             nothing if found is None else found.bags,
             nothing if scales is None else scales,
             nothing if pieces is None else pieces,
-            len(rows), len(gradient), V,
-            rule.lr, rule.eps, beta1, beta2, 1.0 - beta1, 1.0 - beta2, _log(beta1), _log(beta2),
-            D=D, KIND=rule.kind, FROM_BAGS=found is not None, HAS_SCALES=scales is not None, PIECE=bags.PIECE,
-            **blocks.constexprs, **blocks.options,
+            len(rows), len(gradient), V, rule.lr, *numbers, *[0.0] * (MOST_NUMBERS - len(numbers)),
+            D=D, FROM_BAGS=found is not None, HAS_SCALES=scales is not None, PIECE=sizes.PIECE,
+            **functions_of(rule.kind).constexprs, **blocks.constexprs, **blocks.options,
         )  # fmt: skip
-
-
-def _log(beta: float) -> float:
-    return math.log(beta) if beta else -math.inf
 
 
 @lru_cache
@@ -214,9 +188,9 @@ def _segments(ids: Tensor, starts: Tensor | None, V: int, need_inverse: bool = F
         keys, fresh(1), fresh(total), fresh(total + 1, dtype=torch.int64), fresh(total), fresh(total)
     )
     with on_device_of(ids):
-        bags.segment_kernel[_grid_of_positions(total)](
+        segments.segment_kernel[_grid_of_positions(total)](
             keys, order, later, bag_of_position, found.rows, found.begins, found.n_rows, found.bags, found.inverse,
-            total, V, NEED_INVERSE=need_inverse, **bags.POSITIONS, num_warps=bags.WARPS,
+            total, V, NEED_INVERSE=need_inverse, **sizes.POSITIONS, num_warps=sizes.WARPS,
         )  # fmt: skip
     return found
 
@@ -227,27 +201,27 @@ def _sorted_keys(ids: Tensor, starts: Tensor | None, V: int) -> tuple[Tensor, Te
     B = total if starts is None else len(starts) - 1
     keys, bag_of_position = (torch.empty(total, dtype=torch.int32, device=ids.device) for _ in range(2))
     with on_device_of(ids):
-        bags.key_kernel[_grid_of_positions(total)](
+        segments.key_kernel[_grid_of_positions(total)](
             ids, ids if starts is None else starts, keys, bag_of_position, B, total, V, (B + 1).bit_length(),
-            HAS_STARTS=starts is not None, **bags.POSITIONS, num_warps=bags.WARPS,
+            HAS_STARTS=starts is not None, **sizes.POSITIONS, num_warps=sizes.WARPS,
         )  # fmt: skip
     return *torch.sort(keys, stable=True), bag_of_position
 
 
 def _grid_of_positions(total: int) -> tuple[int]:
-    return (triton.cdiv(total, bags.POSITIONS["BLOCK"]),)
+    return (triton.cdiv(total, sizes.POSITIONS["BLOCK"]),)
 
 
 def _pieces(keys: Tensor, bag_of: Tensor, gradient: Tensor, scales: Tensor | None, V: int) -> Tensor:
     """(total // PIECE, D) float32, the sums of the pieces of sorted positions that lie in one segment each."""
-    (B, D), n_pieces = gradient.shape, len(keys) // bags.PIECE
+    (B, D), n_pieces = gradient.shape, len(keys) // sizes.PIECE
     pieces = torch.empty(n_pieces, D, dtype=torch.float32, device=gradient.device)
-    blocks = bags.choose_blocks(D, bags.SHARED_COLUMNS)
+    blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
     if pieces.numel():
         with on_device_of(gradient):
-            bags.piece_kernel[(n_pieces, triton.cdiv(D, blocks.columns))](
+            sums.piece_kernel[(n_pieces, triton.cdiv(D, blocks.columns))](
                 gradient, keys, bag_of, pieces if scales is None else scales, pieces, B, V,
-                D=D, HAS_SCALES=scales is not None, PIECE=bags.PIECE, **blocks.constexprs, **blocks.options,
+                D=D, HAS_SCALES=scales is not None, PIECE=sizes.PIECE, **blocks.constexprs, **blocks.options,
             )  # fmt: skip
     return pieces
 
@@ -257,12 +231,12 @@ def _sum_segments(
 ) -> Tensor:
     """(n_rows, D) the sum of every segment of sorted positions; begins are (n_rows + 1,) or longer."""
     B, D = gradient.shape
-    sums = gradient.new_empty(n_rows, D)
-    blocks = bags.choose_blocks(D, bags.SHARED_COLUMNS)
-    if sums.numel():
+    out = gradient.new_empty(n_rows, D)
+    blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
+    if out.numel():
         with on_device_of(gradient):
-            bags.row_gradient_kernel[(n_rows, triton.cdiv(D, blocks.columns))](
-                gradient, begins, bag_of, pieces if scales is None else scales, pieces, sums, B,
-                D=D, HAS_SCALES=scales is not None, PIECE=bags.PIECE, **blocks.constexprs, **blocks.options,
+            sums.row_gradient_kernel[(n_rows, triton.cdiv(D, blocks.columns))](
+                gradient, begins, bag_of, pieces if scales is None else scales, pieces, out, B,
+                D=D, HAS_SCALES=scales is not None, PIECE=sizes.PIECE, **blocks.constexprs, **blocks.options,
             )  # fmt: skip
-    return sums
+    return out

@@ -20,7 +20,8 @@ from torch import Tensor
 from ...bags.on_numba.row_sums import share, sum_rows
 from ...bags.on_numba.row_updates import ask_for_row, update_from_transposed, update_row
 from ...bags.prepared import PreparedBags, prepare_bags
-from ...bags.rules import NONE, RULE_RECORD, SGD, RowRule, RowState
+from ...bags.batch import NONE
+from ...bags.rules import SGD, RowRule, RowState, packed
 from ...heads.layout import HeadLayout, HeadSpec, Kind
 from ...heads.on_numba.loss_pass import LANES
 from ...heads.on_numba.passes import NO_ROWS_LEFT_OUT, survey_batch
@@ -232,7 +233,7 @@ def step(
     table, state = model.table.parameter, model.table.state.per_row
     D, n_splits = table.shape[1], len(bags.parts) - 1
     step_on_bags(
-        np.array(rules, RULE_RECORD)[model.rules], table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
+        packed(rules)[model.rules], table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
         *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
         batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(),
         correct.data_ptr(), parallel=n_splits > 1,

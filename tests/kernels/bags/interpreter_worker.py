@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.kernels import (
+    ROW_RULES,
     FusedUpdate,
     RowRule,
     RowState,
@@ -26,9 +27,13 @@ from mt2st_fast.kernels import (
     update_rows,
 )
 from mt2st_fast.kernels.bags import reference as reference_embedding
+from mt2st_fast.kernels.bags.batch import NONE, Bags
 from mt2st_fast.kernels.bags.on_triton import bags as triton_embedding
-from mt2st_fast.kernels.bags.on_triton import rows as triton_bags
-from mt2st_fast.kernels.bags.rules import ADAGRAD, ADAM, NONE, SGD
+from mt2st_fast.kernels.bags.on_triton import blocks as triton_blocks
+from mt2st_fast.kernels.bags.on_triton import sums as triton_sums
+from mt2st_fast.kernels.bags.on_triton import updates as triton_updates
+from mt2st_fast.kernels.bags.on_triton.rules import functions_of
+from mt2st_fast.kernels.bags.rules import SGD
 
 V = 23
 HOT = 9
@@ -57,11 +62,7 @@ CASES = {
     "100-blocks": Case(100, mode="sum", columns=32, rules=False),
     "5-hot": Case(5, lengths=(300, 0, 211, 150), piece=128, rules=False),
 }
-RULES = {
-    "sgd": RowRule(SGD, 0.1),
-    "adagrad": RowRule(ADAGRAD, 0.1),
-    "adam": RowRule(ADAM, 0.1, eps=1e-8),
-}
+RULES = {name: RowRule(kind, 0.1) for name, kind in ROW_RULES.items()}
 N_STEPS = 3
 
 
@@ -133,12 +134,7 @@ def run_case(name: str, store: dict[str, np.ndarray]) -> None:
 
 
 def state_for(rule: RowRule, table: Tensor, dtype: torch.dtype = torch.float32) -> RowState:
-    if rule.kind == SGD:
-        return RowState()
-    per_row = torch.zeros(len(table), dtype=dtype)
-    if rule.kind == ADAGRAD:
-        return RowState(per_row)
-    return RowState(per_row, torch.zeros_like(table, dtype=dtype), torch.zeros_like(table, dtype=dtype))
+    return rule.kind.new_state(lambda _, shape: torch.zeros(shape, dtype=dtype), *table.shape)
 
 
 class Stepped:
@@ -178,7 +174,7 @@ class Stepped:
                 )
                 scales = 1.0 / counts.clamp_min(1.0)
             reference_embedding.update_from_bags(
-                self.rule, self.table, ids, starts, scales, upstream.to(self.table.dtype), self.state
+                self.rule, self.table, Bags(ids, starts, scales), upstream.to(self.table.dtype), self.state
             )
         return self
 
@@ -242,12 +238,11 @@ def everything(case: Case, batch: Batch) -> list[Tensor]:
     table = make_table(case)
     scales = triton_embedding.mean_scales(batch.ids, batch.starts, V)
     state = state_for(RULES["adam"], table)
-    bags = triton_embedding.pool(table, batch.ids, batch.starts, scales)
-    gradients = triton_embedding.row_gradient(batch.upstream, batch.ids, batch.starts, scales, V)
-    triton_embedding.update_from_bags(
-        RULES["adam"], table, batch.ids, batch.starts, scales, batch.upstream, state
-    )
-    return [scales, bags, *gradients, *unique_ids(batch.ids, V, "triton"), table, *state]
+    bags = Bags(batch.ids, batch.starts, scales)
+    pooled = triton_embedding.pool(table, bags)
+    gradients = triton_embedding.row_gradient(batch.upstream, bags, V)
+    triton_embedding.update_from_bags(RULES["adam"], table, bags, batch.upstream, state)
+    return [scales, pooled, *gradients, *unique_ids(batch.ids, V, "triton"), table, *state]
 
 
 def run_edges(store: dict[str, np.ndarray]) -> None:
@@ -315,18 +310,18 @@ def run_long_table(store: dict[str, np.ndarray]) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True
     memory[row] = torch.randn(D)
     expected = memory[row] - 0.5
-    bags, blocks = torch.empty(1, D, dtype=torch.float16), triton_bags.choose_blocks(D, 1024)
+    bags, blocks = torch.empty(1, D, dtype=torch.float16), triton_blocks.choose_blocks(D, 1024)
     ids, starts = torch.tensor([row], dtype=torch.int32), torch.tensor([0, 1])
     # The interpreter copies what an argument shows: a view of one row.
     table, nothing = memory[:1], torch.zeros(1)
-    triton_bags.pool_kernel[(1, 1)](
+    triton_sums.pool_kernel[(1, 1)](
         table, ids, starts, nothing, bags, 1, len(memory), D=D, HAS_SCALES=False, **blocks.constexprs
     )
     store["long-table/pool"] = all_equal((bags[0], memory[row]))
-    triton_bags.update_kernel[(1,)](
+    triton_updates.update_kernel[(1,)](
         table, nothing, nothing, nothing, ids, torch.ones(1, D), nothing, nothing, nothing, nothing, nothing,
         1, 1, len(memory), 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
-        D=D, KIND=SGD, FROM_BAGS=False, HAS_SCALES=False, PIECE=8, **blocks.constexprs,
+        D=D, **functions_of(SGD).constexprs, FROM_BAGS=False, HAS_SCALES=False, PIECE=8, **blocks.constexprs,
     )  # fmt: skip
     store["long-table/update"] = all_equal((memory[row], expected))
 
@@ -335,14 +330,14 @@ def main(out: str) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}
-    shared, whole = triton_bags.SHARED_COLUMNS, triton_bags.WHOLE_COLUMNS
+    shared, whole = triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS
     for name, case in CASES.items():
-        triton_bags.PIECE = case.piece
-        triton_bags.SHARED_COLUMNS, triton_bags.WHOLE_COLUMNS = case.columns or shared, case.columns or whole
+        triton_blocks.PIECE = case.piece
+        triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = case.columns or shared, case.columns or whole
         run_case(name, store)
         for rule in RULES if case.rules else ():
             run_rule(name, rule, store)
-    triton_bags.PIECE, triton_bags.SHARED_COLUMNS, triton_bags.WHOLE_COLUMNS = 4, 16, 16
+    triton_blocks.PIECE, triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = 4, 16, 16
     run_repeated(store)
     run_edges(store)
     run_unique(store)

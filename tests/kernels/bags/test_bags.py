@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mt2st_fast.kernels import (
+    ROW_RULES,
     FusedUpdate,
     RowRule,
     RowState,
@@ -16,8 +17,9 @@ from mt2st_fast.kernels import (
     update_rows,
 )
 from mt2st_fast.kernels.bags import reference as reference_embedding
-from mt2st_fast.kernels.bags import rules as row_rules
+from mt2st_fast.kernels.bags.batch import NONE, Bags
 from mt2st_fast.kernels.bags.on_numba import bags as numba_embedding
+from mt2st_fast.kernels.bags.rules import ADAM, RowRuleKind, rule_kind
 
 V = 211
 LENGTHS = [0, 5, 1, 130, 0, 33, 64, 7, 0]
@@ -38,7 +40,7 @@ def batch(D, seed=0):
     starts = torch.tensor([0, *LENGTHS]).cumsum(0)
     # Zipf-like: some rows often, most never; every tenth id is none.
     ids = (V * torch.rand(sum(LENGTHS), generator=generator) ** 3).int()
-    ids[::10] = row_rules.NONE
+    ids[::10] = NONE
     upstream = torch.randn(len(LENGTHS), D, generator=generator)
     return table, ids, starts, upstream
 
@@ -47,7 +49,7 @@ def by_torch(table, ids, starts, upstream, mode):
     """Bags and gradient of torch's own embedding_bag, in the table's dtype; NONE is a row of zeros at the end."""
     table = table.clone().requires_grad_()
     longer = torch.cat([table, table.new_zeros(1, table.shape[1])])
-    rows = torch.where(ids == row_rules.NONE, V, ids).long()
+    rows = torch.where(ids == NONE, V, ids).long()
     bags = torch.nn.functional.embedding_bag(rows, longer, starts[:-1], mode=mode, padding_idx=V)
     bags.backward(upstream.to(table.dtype))
     return bags.detach(), table.grad
@@ -94,7 +96,7 @@ def test_the_gradient_holds_each_row_of_the_batch_once():
     table.requires_grad_()
     embedding_bag(table, ids, starts, sparse=True).backward(upstream)
     rows = table.grad._indices()[0]
-    assert rows.tolist() == sorted({i for i in ids.tolist() if i != row_rules.NONE})
+    assert rows.tolist() == sorted({i for i in ids.tolist() if i != NONE})
 
 
 @pytest.mark.parametrize("D", [37, 100])
@@ -163,20 +165,11 @@ def test_ids_of_any_size_are_sorted(largest):
 
 # --- steps of rows ---------------------------------------------------------------------------------------
 
-RULES = {
-    "sgd": RowRule(row_rules.SGD, 0.1),
-    "adagrad": RowRule(row_rules.ADAGRAD, 0.1),
-    "adam": RowRule(row_rules.ADAM, 0.1, eps=1e-8),
-}
+RULES = {name: RowRule(kind, 0.1) for name, kind in ROW_RULES.items()}
 
 
 def state_for(rule, table, dtype=torch.float32):
-    if rule.kind == row_rules.SGD:
-        return RowState()
-    per_row = torch.zeros(len(table), dtype=dtype)
-    if rule.kind == row_rules.ADAGRAD:
-        return RowState(per_row)
-    return RowState(per_row, torch.zeros_like(table, dtype=dtype), torch.zeros_like(table, dtype=dtype))
+    return rule.kind.new_state(lambda _, shape: torch.zeros(shape, dtype=dtype), *table.shape)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -192,13 +185,15 @@ def test_three_steps_are_those_of_the_oracle(name, D, splits):
     for seed in range(3):
         _, ids, starts, upstream = batch(D, seed)
         scales = reference_embedding.mean_scales(ids, starts, V).double()
-        reference_embedding.update_from_bags(rule, exact, ids, starts, scales, upstream.double(), exact_state)
+        bags = Bags(ids, starts, scales)
+        reference_embedding.update_from_bags(rule, exact, bags, upstream.double(), exact_state)
         ours.grad = None
         embedding_bag(ours, ids, starts, sparse=True).backward(upstream)
         update_rows(rule, ours, ours.grad, state)
         embedding_bag(fused, ids, starts, sparse=True).backward(upstream)
     assert fused.grad is None
-    if name != "adagrad":  # whose squares are added up in another order where a row stays in registers
+    # Squares are added up in another order where a row stays in registers.
+    if not rule.kind.uses_mean_square:
         assert torch.equal(ours, fused)
     assert error(fused, exact) < 3e-6 * max(1.0, exact.abs().max().item())
     # float32 keeps 7 digits; a step is at most about lr, and there were three.
@@ -216,7 +211,7 @@ def test_a_step_touches_only_the_rows_of_the_batch(name):
     embedding_bag(table, ids, starts, sparse=True).backward(upstream)
     update_rows(rule, table, table.grad, state)
     untouched = torch.ones(V, dtype=torch.bool)
-    untouched[ids[ids != row_rules.NONE].long()] = False
+    untouched[ids[ids != NONE].long()] = False
     assert untouched.any()
     assert torch.equal(table[untouched], before[untouched])
     for kept in state:
@@ -233,6 +228,48 @@ def test_repeated_rows_of_a_gradient_are_added_up_before_a_step():
     update_rows(RULES["adagrad"], once, repeated.coalesce(), state_for(RULES["adagrad"], table))
     torch.testing.assert_close(together, once)
     assert (together[3] != 0).all()
+
+
+def test_the_oracles_rules_are_torchs_in_float64():
+    """Adam of a row at every step of it, and SGD."""
+    generator = torch.Generator().manual_seed(0)
+    for name, dense in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)):
+        table = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+        theirs, rule = table.clone().requires_grad_(), RULES[name]
+        optimizer, state = dense([theirs], lr=0.1), state_for(rule, table, torch.float64)
+        for _ in range(4):
+            theirs.grad = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+            optimizer.step()
+            reference_embedding.update_rows(rule, table, torch.arange(7), theirs.grad, state)
+        torch.testing.assert_close(table, theirs.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_rule_says_what_it_does_not_know():
+    with pytest.raises(ValueError, match="adam has no momentum; its numbers are beta1, beta2, eps"):
+        RowRule(ADAM, 0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"there is no row rule lion; there are .*adagrad.*sgd"):
+        rule_kind("lion")
+
+
+def test_a_rule_that_no_kernel_was_made_for_is_refused_and_moves_nothing():
+    stranger = RowRule(RowRuleKind("stranger", lambda rule, w, g, state: (w - g, state)), 0.1)
+    table, gradient = torch.zeros(4, 3), torch.ones(1, 3)
+    with pytest.raises(ValueError, match="the row rule stranger is none of"):
+        numba_embedding.update_rows(stranger, table, torch.tensor([1]), gradient, RowState())
+    assert (table == 0).all()
+    # The oracle takes whatever says how.
+    reference_embedding.update_rows(stranger, table, torch.tensor([1]), gradient, RowState())
+    assert (table[1] == -1).all()
+
+
+def test_a_rule_that_kernels_could_not_take_is_refused_when_it_is_made():
+    oracle = ROW_RULES["sgd"].oracle
+    with pytest.raises(ValueError, match="kernels take 7 numbers"):
+        RowRuleKind("many", oracle, numbers={f"n{i}": 0.0 for i in range(8)})
+    with pytest.raises(ValueError, match="kernels take 2 tables"):
+        RowRuleKind("long", oracle, tables=("a", "b", "c"))
+    with pytest.raises(ValueError, match="it needs numba_move and triton_move"):
+        RowRuleKind("half", oracle, tables=("a",))
 
 
 # --- what is refused -------------------------------------------------------------------------------------

@@ -12,14 +12,17 @@ import torch
 
 pytest.importorskip("triton")
 
-from mt2st_fast.kernels import choose_embedding_backend
+from mt2st_fast.kernels import ROW_RULES, choose_embedding_backend
 from mt2st_fast.kernels.bags.on_triton import bags as triton_embedding
-from mt2st_fast.kernels.bags.on_triton import rows as triton_bags
+from mt2st_fast.kernels.bags.on_triton import blocks as triton_blocks
 
 WORKER = Path(__file__).with_name("interpreter_worker.py")
 CASES = ("1", "5-float16", "37-blocks", "37-blocks-float16", "100", "100-blocks", "5-hot")
 STEPPED = ("1", "5-float16", "37-blocks", "100")
-RULES = {"sgd": (), "adagrad": ("per_row",), "adam": ("per_row", "first", "second")}
+RULES = {
+    name: [*(["per_row"] if kind.per_row else []), *("first", "second")[: len(kind.tables)]]
+    for name, kind in ROW_RULES.items()
+}
 
 # What our largest error may exceed torch's by, relative to the largest true value: a few roundings of a float32
 # sum in another order; one rounding of the largest value to float16.
@@ -123,14 +126,14 @@ def test_a_strided_table_is_not_stepped():
 
     table = torch.zeros(4, 6)[:, ::2]
     with pytest.raises(ValueError, match="must be contiguous"):
-        triton_embedding.update_rows(RowRule(0, 0.1), table, torch.tensor([1]), torch.zeros(1, 3), RowState())
+        triton_embedding.update_rows(RowRule(ROW_RULES["sgd"], 0.1), table, torch.tensor([1]), torch.zeros(1, 3), RowState())
 
 
 @pytest.mark.parametrize("D", [1, 16, 37, 100, 128, 300, 1024, 5000])
-@pytest.mark.parametrize("most", [triton_bags.SHARED_COLUMNS, triton_bags.WHOLE_COLUMNS])
+@pytest.mark.parametrize("most", [triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS])
 def test_every_thread_of_a_block_has_columns(D, most):
     """A grid of columns within CUDA's limit, and no more than 16 sums a thread."""
-    blocks = triton_bags.choose_blocks(D, most)
+    blocks = triton_blocks.choose_blocks(D, most)
     assert blocks.columns >= min(D, most)
     assert blocks.columns & (blocks.columns - 1) == 0
     assert blocks.warps == 1 or blocks.columns == 128 * blocks.warps

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.kernels.bags.on_triton import bags as triton_embedding
-from mt2st_fast.kernels.bags.on_triton import rows as triton_bags
+from mt2st_fast.kernels.bags.on_triton import blocks as triton_blocks
 from mt2st_fast.kernels.context.batch import (
     ContextBatch,
     LocalBatch,
@@ -128,7 +128,7 @@ def run_sums(store: dict[str, np.ndarray]) -> None:
 def main(out: str) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
-    triton_bags.PIECE, triton_bags.SHARED_COLUMNS = 4, 16
+    triton_blocks.PIECE, triton_blocks.SHARED_COLUMNS = 4, 16
     store: dict[str, np.ndarray] = {}
     for mode in ("skipgram", "cbow"):
         for name in CASES:

@@ -1,0 +1,60 @@
+"""The row rules as Triton compiles them: functions that a kernel takes as compile-time arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..rules import RowRuleKind
+
+
+@triton.jit
+def _constant_rate(lr, numbers, mean_square, remembered):
+    return lr, 1.0, remembered
+
+
+@triton.jit
+def _by_step(w, g, first, second, step, scale, numbers):
+    return w - step * g, first, second
+
+
+class RuleFunctions(NamedTuple):
+    """What `update_kernel` is told of a rule."""
+
+    row: Any
+    move: Any
+    kind: RowRuleKind
+
+    @property
+    def constexprs(self) -> dict[str, Any]:
+        """The compile-time arguments."""
+        return {
+            "ROW": self.row,
+            "MOVE": self.move,
+            "USES_MEAN_SQUARE": self.kind.uses_mean_square,
+            "PER_ROW": self.kind.per_row is not None,
+            "TABLES": len(self.kind.tables),
+        }
+
+
+@lru_cache
+def functions_of(kind: RowRuleKind) -> RuleFunctions:
+    """Of one rule. Raises ValueError for one that has a form for the CPU alone."""
+    if kind.numba_step is not None and kind.triton_row is None:
+        raise ValueError(f"the row rule {kind.name} has no triton_row: it steps on a CPU alone")
+    if kind.numba_move is not None and kind.triton_move is None:
+        raise ValueError(f"the row rule {kind.name} has no triton_move: it steps on a CPU alone")
+    row = _constant_rate if kind.triton_row is None else _compiled(kind.triton_row)
+    return RuleFunctions(row, _by_step if kind.triton_move is None else _compiled(kind.triton_move), kind)
+
+
+def _compiled(function: Callable) -> Any:
+    """Of a copy that sees `tl`: the rule's own module imports no Triton."""
+    copy = FunctionType(function.__code__, {**function.__globals__, "tl": tl}, function.__name__)
+    copy.__qualname__ = function.__qualname__
+    return triton.jit(copy)

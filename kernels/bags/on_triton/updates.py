@@ -1,0 +1,151 @@
+"""Row-sparse optimizer steps on a GPU: every touched row once, by any of the rules (see sums.py for segments)."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import triton
+import triton.language as tl
+
+from ..rules import MOST_NUMBERS, RULES
+from . import blocks
+from .rules import RuleFunctions, functions_of
+from .sums import SEGMENTS, Variant, sum_segment, variant
+
+NUMBERS = tuple(f"number{i}" for i in range(MOST_NUMBERS))
+
+
+@triton.jit
+def _gradient(
+    p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_d, D,
+    FROM_BAGS: tl.constexpr, HAS_SCALES: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_D,) float32, the columns o_d of the gradient of row u; 0 past D."""
+    if FROM_BAGS:
+        b_g = sum_segment(
+            p_gradient, p_bags, p_scales, p_pieces, tl.load(p_begins + i_u), tl.load(p_begins + i_u + 1), B, o_d, D,
+            HAS_SCALES, PIECE, ROWS, BLOCK_D,
+        )  # fmt: skip
+    else:
+        b_g = tl.load(p_gradient + i_u * D + o_d, mask=o_d < D, other=0.0).to(tl.float32)
+    return b_g
+
+
+@triton.jit
+def _move(p_w, p_m, p_v, b_g, o_d, D, step, scale, numbers, MOVE: tl.constexpr, TABLES: tl.constexpr):
+    """The columns o_d of one row by their gradient, and those of its TABLES tables; pointers are at the row."""
+    m_d = o_d < D
+    b_w = tl.load(p_w + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_m, b_v = b_g, b_g
+    if TABLES > 0:
+        b_m = tl.load(p_m + o_d, mask=m_d, other=0.0)
+    if TABLES > 1:
+        b_v = tl.load(p_v + o_d, mask=m_d, other=0.0)
+    # Threads may hold the same element, and any number of them the row's own: all have read before one writes.
+    tl.debug_barrier()
+    b_w, b_m, b_v = MOVE(b_w, b_g, b_m, b_v, step, scale, numbers)
+    if TABLES > 0:
+        tl.store(p_m + o_d, b_m, mask=m_d)
+    if TABLES > 1:
+        tl.store(p_v + o_d, b_v, mask=m_d)
+    tl.store(p_w + o_d, b_w.to(p_w.dtype.element_ty), mask=m_d)
+
+
+@triton.jit(do_not_specialize=["n_rows", "B", "V"])
+def update_kernel(
+    p_table,  # (V, D)
+    p_per_row,  # (V,) float32: what the rule remembers of a row
+    p_first,  # (V, D) float32: its tables
+    p_second,  # (V, D) float32
+    p_rows,  # (U,) integers, each there once
+    p_gradient,  # FROM_BAGS: (B, D) of the bags; else (U, D) of the rows
+    p_count,  # (1,) int32: U, FROM_BAGS
+    p_begins,  # (U + 1,) int64, FROM_BAGS
+    p_bags,  # (total,) int32 in the order of the keys, FROM_BAGS
+    p_scales,  # (B,) float32
+    p_pieces,  # (total // PIECE, D) float32, FROM_BAGS
+    n_rows,  # U, not FROM_BAGS
+    B,
+    V,
+    lr,
+    number0,  # those of the rule, 0 where it has none
+    number1,
+    number2,
+    number3,
+    number4,
+    number5,
+    number6,
+    D: tl.constexpr,
+    ROW: tl.constexpr,  # the rule's functions
+    MOVE: tl.constexpr,
+    USES_MEAN_SQUARE: tl.constexpr,
+    PER_ROW: tl.constexpr,  # whether it remembers a number a row
+    TABLES: tl.constexpr,  # how many tables it keeps
+    FROM_BAGS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: every num_programs-th row from its own on, its columns BLOCK_D at a time."""
+    numbers = (number0, number1, number2, number3, number4, number5, number6)
+    if FROM_BAGS:
+        n_rows = tl.load(p_count)
+    for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
+        i_u = tl.zeros((), tl.int64) + i
+        row = tl.load(p_rows + i_u).to(tl.int64)
+        if (row >= 0) & (row < V):
+            o_d = tl.arange(0, BLOCK_D)
+            b_g = _gradient(
+                p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_d, D,
+                FROM_BAGS, HAS_SCALES, PIECE, ROWS, BLOCK_D,
+            )  # fmt: skip
+            mean_square = 0.0
+            if USES_MEAN_SQUARE:
+                square = tl.sum(b_g * b_g, axis=0)
+                for o_first in range(BLOCK_D, D, BLOCK_D):
+                    b_more = _gradient(
+                        p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_first + o_d, D,
+                        FROM_BAGS, HAS_SCALES, PIECE, ROWS, BLOCK_D,
+                    )  # fmt: skip
+                    square += tl.sum(b_more * b_more, axis=0)
+                mean_square = square / D
+            remembered = 0.0
+            if PER_ROW:
+                remembered = tl.load(p_per_row + row)
+            step, scale, remembered = ROW(lr, numbers, mean_square, remembered)
+            p_w, p_m, p_v = p_table + row * D, p_first + row * D, p_second + row * D
+            _move(p_w, p_m, p_v, b_g, o_d, D, step, scale, numbers, MOVE, TABLES)
+            for o_first in range(BLOCK_D, D, BLOCK_D):
+                b_g = _gradient(
+                    p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_first + o_d, D,
+                    FROM_BAGS, HAS_SCALES, PIECE, ROWS, BLOCK_D,
+                )  # fmt: skip
+                _move(p_w, p_m, p_v, b_g, o_first + o_d, D, step, scale, numbers, MOVE, TABLES)
+            if PER_ROW:
+                tl.store(p_per_row + row, remembered)
+
+
+def _variants() -> list[Variant]:
+    variants = []
+    from_bags = [("fp32", 37), ("fp32", 128), ("bf16", 128), ("fp32", 1024), ("bf16", 1500)]
+    from_rows = [("fp16", 128), ("fp32", 1024)]
+    for sizes, is_from_bags in ((from_bags, True), (from_rows, False)):
+        for (dtype, D), kind in product(sizes, RULES.values()):
+            chosen = blocks.choose_blocks(D, blocks.WHOLE_COLUMNS)
+            pointers = {
+                **dict.fromkeys(("p_table", "p_gradient"), f"*{dtype}"),
+                **dict.fromkeys(("p_per_row", "p_first", "p_second"), "*fp32"),
+                "p_rows": "*i32" if is_from_bags else "*i64",
+                "p_count": "*i32",
+                **SEGMENTS,
+                **dict.fromkeys(("lr", *NUMBERS), "fp32"),
+            }
+            constexprs = {"D": D, "FROM_BAGS": is_from_bags, "HAS_SCALES": is_from_bags}
+            constexprs |= {"PIECE": blocks.PIECE, **chosen.constexprs, **functions_of(kind).constexprs}
+            name = f"{dtype} D={D} {kind.name} from {'bags' if is_from_bags else 'rows'}"
+            variants.append(variant(name, update_kernel, pointers, "n_rows B V", constexprs, chosen.options))
+    return variants
+
+
+VARIANTS = _variants()

@@ -1,0 +1,81 @@
+"""The rules of row-sparse optimizers, each in a file of its own with a `RULE`: a new file is a new rule."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from .adagrad import RULE as ADAGRAD
+from .adam import RULE as ADAM
+from .record import MOST_NUMBERS, RowRule, RowRuleKind, RowState
+from .sgd import RULE as SGD
+
+__all__ = [
+    "ADAGRAD",
+    "ADAM",
+    "MOST_NUMBERS",
+    "RULES",
+    "RULE_RECORD",
+    "SGD",
+    "RowRule",
+    "RowRuleKind",
+    "RowState",
+    "code_of",
+    "packed",
+    "rule_kind",
+]
+
+
+def _found() -> dict[str, RowRuleKind]:
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "record")
+    kinds = [importlib.import_module(f"{__name__}.{name}").RULE for name in names]
+    return {kind.name: kind for kind in kinds}
+
+
+RULES = _found()  # by name
+
+# A rule as compiled kernels read it.
+RULE_RECORD = np.dtype(
+    [
+        ("kind", np.int64),  # its place among RULES
+        ("by_step", np.int64),  # 1: w -= step * g; 0: by elements
+        ("uses_mean_square", np.int64),
+        ("lr", np.float32),
+        ("numbers", np.float64, (MOST_NUMBERS,)),  # 1 - beta2 in float32 would be off in the fifth digit
+    ]
+)
+
+
+def rule_kind(name: str) -> RowRuleKind:
+    """The rule of this name. Raises ValueError for an unknown one."""
+    if name not in RULES:
+        raise ValueError(f"there is no row rule {name}; there are {', '.join(RULES)}")
+    return RULES[name]
+
+
+def code_of(kind: RowRuleKind) -> int:
+    """The number that compiled kernels know a rule by. Raises ValueError for one that is not among RULES."""
+    if RULES.get(kind.name) is not kind:
+        raise ValueError(f"the row rule {kind.name} is none of {', '.join(RULES)}, which kernels were made for")
+    return list(RULES).index(kind.name)
+
+
+@lru_cache(maxsize=64)
+def _packed(rules: tuple[RowRule, ...]) -> np.ndarray:
+    records = np.zeros(len(rules), RULE_RECORD)
+    for record, rule in zip(records, rules, strict=True):
+        numbers = rule.kind.kernel_numbers(rule.numbers)
+        record["kind"], record["lr"] = code_of(rule.kind), rule.lr
+        record["by_step"] = rule.kind.numba_move is None
+        record["uses_mean_square"] = rule.kind.uses_mean_square
+        record["numbers"][: len(numbers)] = numbers
+    return records
+
+
+def packed(rules: Sequence[RowRule]) -> np.ndarray:
+    """(len(rules),) RULE_RECORD. Not to be written to: equal rules share it. Raises as `code_of` does."""
+    return _packed(tuple(rules))

@@ -1,0 +1,86 @@
+"""Adam of rows, whose bias corrections count the row's own steps n: a rare row's first step is a first step.
+
+    n += 1;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+    w -= lr (m / (1 - beta1^n)) / (sqrt(v / (1 - beta2^n)) + eps)
+
+Kingma and Ba 2015, algorithm 1, of every row by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from .record import RowRule, RowRuleKind, RowState
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+
+def _oracle(rule: RowRule, w: Tensor, g: Tensor, state: RowState) -> tuple[Tensor, RowState]:
+    assert state.per_row is not None
+    assert state.first is not None
+    assert state.second is not None
+    beta1, beta2, eps = rule.numbers
+    steps = state.per_row + 1.0
+    n = steps.double().unsqueeze(1)
+    first = beta1 * state.first + (1.0 - beta1) * g
+    second = beta2 * state.second + (1.0 - beta2) * g.square()
+    root = (second / (1.0 - beta2**n)).sqrt()
+    return w - rule.lr * (first / (1.0 - beta1**n)) / (root + eps), RowState(steps, first, second)
+
+
+def _derived(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
+    """With 1 - beta, which float32 would lose the digits of, and log(beta), as a GPU raises to a power by exp."""
+    logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
+    return beta1, beta2, eps, 1.0 - beta1, 1.0 - beta2, *logs
+
+
+def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, second: Any) -> None:
+    beta1, beta2, eps = rule["numbers"][0], rule["numbers"][1], np.float32(rule["numbers"][2])
+    per_row[row] += np.float32(1)
+    # As in torch: the powers in float64, or beta2^n of a young row would lose its digits.
+    correction1 = 1.0 - beta1 ** np.float64(per_row[row])
+    correction2 = np.sqrt(1.0 - beta2 ** np.float64(per_row[row]))
+    step, inverse = np.float32(np.float64(rule["lr"]) / correction1), np.float32(1.0 / correction2)
+    # In memory, or (new2 * g) * g and new2 * (g * g) are the compiler's to choose between: it chose otherwise where the
+    # kernel was loaded from Numba's cache, and a resumed run ended with other bits.
+    squares = np.empty(len(w), np.float32)
+    for d in range(len(w)):
+        squares[d] = g[d] * g[d]
+    old1, new1 = np.float32(beta1), np.float32(1.0 - beta1)
+    old2, new2 = np.float32(beta2), np.float32(1.0 - beta2)
+    for d in range(len(w)):
+        first[d] = old1 * first[d] + new1 * g[d]
+        second[d] = old2 * second[d] + new2 * squares[d]
+        w[d] -= step * first[d] / (np.sqrt(second[d]) * inverse + eps)
+
+
+def _triton_row(lr: Any, numbers: Any, mean_square: Any, remembered: Any) -> Any:
+    remembered += 1.0
+    # beta^n of a young row is close to 1.
+    n = remembered.to(tl.float64)
+    step = lr / (1.0 - tl.exp(n * numbers[5])).to(tl.float32)
+    return step, 1.0 / tl.sqrt((1.0 - tl.exp(n * numbers[6])).to(tl.float32)), remembered
+
+
+def _triton_move(w: Any, g: Any, first: Any, second: Any, step: Any, scale: Any, numbers: Any) -> Any:
+    first = numbers[0] * first + numbers[3] * g
+    second = numbers[1] * second + numbers[4] * g * g
+    return w - step * first / (tl.sqrt(second) * scale + numbers[2]), first, second
+
+
+RULE = RowRuleKind(
+    "adam",
+    _oracle,
+    numbers={"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    per_row="steps",
+    tables=("exp_avg", "exp_avg_sq"),
+    numba_move=_numba_move,
+    triton_row=_triton_row,
+    triton_move=_triton_move,
+    derived=_derived,
+)

@@ -1,0 +1,102 @@
+"""What a rule of a row-sparse optimizer says of itself, and a rule with its numbers as kernels take it.
+
+A rule moves a row w (D,) of a table by its gradient g (D,), and nothing else. It remembers at most one number a row and
+two tables (V, D), in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+MOST_NUMBERS = 7  # that kernels take of a rule, beside its rate
+MOST_TABLES = 2
+
+
+class RowState(NamedTuple):
+    """What a rule remembers of a table (V, D), in float32; updated in place. None: the rule does not keep it."""
+
+    per_row: Tensor | None = None  # (V,)
+    first: Tensor | None = None  # (V, D)
+    second: Tensor | None = None  # (V, D)
+
+
+@dataclass(frozen=True, eq=False)
+class RowRuleKind:
+    """One rule: its formula for the oracle, Numba and Triton, and what it keeps.
+
+    A rule is of one of two forms. By a step: w -= step * g, where step is a number a row that may depend on mean(g^2)
+    and the number that is remembered; `numba_step` or, as it stands, the rate. By elements: `numba_move`. Functions of
+    the kernels are plain Python, which a backend compiles when it is loaded; they may use `np` (Numba) and `tl`
+    (Triton), and no other name of their module.
+
+    Raises ValueError for more numbers or tables than kernels take, and for both forms at once.
+    """
+
+    name: str
+    # (rule, w (U, D), g (U, D), state of these rows (U,), (U, D)) -> (w, state), in plain torch.
+    oracle: Callable[[RowRule, Tensor, Tensor, RowState], tuple[Tensor, RowState]]
+    numbers: Mapping[str, float] = field(default_factory=dict)  # beside the rate: what they are without being given
+    per_row: str | None = None  # the name of the number a row
+    tables: tuple[str, ...] = ()  # the names of the tables (V, D)
+    uses_mean_square: bool = False  # else kernels pass 0
+    # (rule record, mean(g^2), per_row (V,), row) -> step, float32; it updates per_row[row].
+    numba_step: Callable[..., Any] | None = None
+    # (rule record, w (D,), g (D,), per_row (V,), row, first (D,), second (D,)), all float32; updates them all in place.
+    numba_move: Callable[..., None] | None = None
+    # (lr, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row; without it (lr, 1, remembered).
+    triton_row: Callable[..., Any] | None = None
+    # (w, g, first, second, step, scale, numbers) -> (w, first, second): columns of a row; without it w - step * g.
+    triton_move: Callable[..., Any] | None = None
+    # The numbers, in their order -> what kernels take in their place; for what float32 could not tell from them.
+    derived: Callable[..., tuple[float, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.kernel_numbers(tuple(self.numbers.values()))) > MOST_NUMBERS:
+            raise ValueError(f"kernels take {MOST_NUMBERS} numbers of a rule, {self.name} has more")
+        if len(self.tables) > MOST_TABLES:
+            raise ValueError(f"kernels take {MOST_TABLES} tables of a rule, {self.name} has {self.tables}")
+        if self.numba_step is not None and self.numba_move is not None:
+            raise ValueError(f"{self.name} moves a row by a step or by elements, not by both")
+        if self.tables and (self.numba_move is None or self.triton_move is None):
+            raise ValueError(f"{self.name} keeps tables: it needs numba_move and triton_move")
+
+    @property
+    def one_call_obstacle(self) -> str | None:
+        """Why a training step in one kernel call cannot move rows by this rule, or None."""
+        if self.tables:
+            return f"its kernel keeps at most a number a row, and {self.name} keeps {' and '.join(self.tables)}"
+        return None
+
+    def kernel_numbers(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        """What kernels take for these numbers."""
+        return numbers if self.derived is None else self.derived(*numbers)
+
+    def new_state(self, make: Callable[[str, tuple[int, ...]], Tensor], V: int, D: int) -> RowState:
+        """What the rule remembers of a table (V, D), each part as make(name, shape) gives it."""
+        per_row = None if self.per_row is None else make(self.per_row, (V,))
+        return RowState(per_row, *(make(name, (V, D)) for name in self.tables))
+
+
+@dataclass(frozen=True, init=False, slots=True)
+class RowRule:
+    """A rule with its rate and its numbers, those not given being what the kind says.
+
+    Raises ValueError for a number that the kind does not know.
+    """
+
+    kind: RowRuleKind
+    lr: float
+    numbers: tuple[float, ...]  # in the order of the kind's
+
+    def __init__(self, kind: RowRuleKind, lr: float, **numbers: float) -> None:
+        unknown = numbers.keys() - kind.numbers.keys()
+        if unknown:
+            known = ", ".join(kind.numbers) or "none beside lr"
+            raise ValueError(f"{kind.name} has no {', '.join(sorted(unknown))}; its numbers are {known}")
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "lr", lr)
+        object.__setattr__(self, "numbers", tuple({**kind.numbers, **numbers}.values()))

@@ -1,0 +1,14 @@
+"""Stochastic gradient descent: w -= lr g. Nothing is remembered."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .record import RowRule, RowRuleKind, RowState
+
+
+def _oracle(rule: RowRule, w: Tensor, g: Tensor, state: RowState) -> tuple[Tensor, RowState]:
+    return w - rule.lr * g, state
+
+
+RULE = RowRuleKind("sgd", _oracle)
