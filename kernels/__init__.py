@@ -12,7 +12,6 @@ from .bags.op import (
     unique_ids,
     update_all_rows,
     update_rows,
-    warm_up_embedding,
 )
 from .bags.prepared import PreparedBags, prepare_bags
 from .bags.rules import RowRule, RowState
@@ -29,7 +28,7 @@ from .heads.plans import (
 )
 from .machine.registry import ROOMS, Choice, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
-from .step.op import BagStep, bag_step, bag_step_obstacle, warm_up_bag_step
+from .step.op import BagStep, bag_step, bag_step_obstacle
 
 __all__ = [
     "PLANS",
@@ -70,7 +69,5 @@ __all__ = [
     "update_all_rows",
     "update_rows",
     "warm_up",
-    "warm_up_bag_step",
-    "warm_up_embedding",
     "word_sampler",
 ]

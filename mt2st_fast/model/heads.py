@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss, warm_up
+from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss
 from mt2st_fast.model.tasks import Task
 from mt2st_fast.model.word_tasks import VectorsOf, WordTask
 
@@ -226,10 +226,6 @@ class MultiTaskHeads(nn.Module):
         loss = self._module(name)(vectors_of, inputs, target)
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
         return _spread(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
-
-    def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
-        """Compile, before a clock starts, what the first step on features of `dtype` would compile."""
-        warm_up(self.linear(self.main).weight.device, dtype, self.backend)
 
     def logits(self, features: Tensor, task: str) -> Tensor:
         """(..., C) outputs of one task, active or retired."""

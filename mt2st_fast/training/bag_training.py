@@ -18,7 +18,6 @@ from mt2st_fast.kernels import (
     bag_step,
     bag_step_obstacle,
     prepare_bags,
-    warm_up_bag_step,
 )
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -51,7 +50,6 @@ class BagTraining:
         self._trained = _trained(encoder, heads, optimizer)
         self._models: dict[tuple[str, ...], BagModel] = {}  # by the tasks of a batch
         self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if fixed_batches else None
-        warm_up_bag_step()
 
     @staticmethod
     def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:

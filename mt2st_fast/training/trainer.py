@@ -8,11 +8,12 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.training.bag_training import BagTraining
@@ -43,14 +44,6 @@ from mt2st_fast.training.sources import Batch, Source, to_device
 
 Precision = Literal["float32", "bfloat16", "float16"]
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@runtime_checkable
-class Warmable(Protocol):
-    """A module that would compile something in its first step."""
-
-    def warm_up(self) -> None:
-        """Compile it now."""
 
 
 class NonFiniteLossError(InputError):
@@ -247,9 +240,10 @@ class Trainer:
     # --- one step ---------------------------------------------------------------------------------------
 
     def _timed_step(self, source: Source) -> None:
-        started = time.perf_counter()
+        # What a first call compiles is no part of a step.
+        started, compiled = time.perf_counter(), compile_seconds()
         self._train_step(source.next_step())
-        self._interval_seconds += time.perf_counter() - started
+        self._interval_seconds += time.perf_counter() - started - (compile_seconds() - compiled)
 
     def _train_step(self, micro_steps: list[list[Batch]]) -> None:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
@@ -408,10 +402,6 @@ class Trainer:
         self.stop_requested = False
         self.step, self.history = 0, History(self.heads.main)
         stored = Checkpoint(resume) if resume is not None else None
-        self.heads.warm_up(AUTOCAST.get(self.precision, torch.float32))
-        for part in self.encoder.modules():
-            if isinstance(part, Warmable):
-                part.warm_up()
         self.heads.set_active(self.heads.names if stored is None else self._stored_active(stored))
         self._optimizer = self._make_optimizer(self._trainable())
         for group in self._optimizer.param_groups:

@@ -397,10 +397,6 @@ def residual_like(
 RESIDUAL_IS_GRADIENT = True
 
 
-def warm_up() -> None:
-    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
-
-
 def backward(
     residual: Residual,
     grad_total: Tensor,
