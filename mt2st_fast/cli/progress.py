@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mt2st_fast.compiling import on_compile
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
 from mt2st_fast.training.trainer import Trainer
@@ -31,8 +33,12 @@ class TrainingProgress(Callback):
         )
         self._bar = self._progress.add_task(label, total=total_steps, state="")
         self._losses, self._quality = "", ""
+        self._compiled = 0
+        self._watching = ExitStack()
 
     def __enter__(self) -> TrainingProgress:
+        if self._console.is_terminal:  # elsewhere the log says it, in one line
+            self._watching.enter_context(on_compile(self._compiling))
         self._progress.start()
         return self
 
@@ -40,6 +46,12 @@ class TrainingProgress(Callback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        self._watching.close()
+
+    def _compiling(self, kernel: str) -> None:
+        self._compiled += 1
+        state = f"compiling kernels for this machine, once: {kernel.strip('_')} ({self._compiled})"
+        self._progress.update(self._bar, state=state)
 
     def on_phase(self, trainer: Trainer, phase: PhaseRecord) -> None:
         """A line that stays, for every change of the active tasks."""

@@ -68,7 +68,10 @@ def take_bags(ids, bounds, bags):
             next_bag = bags[i + BAGS_AHEAD]
             for position in range(bounds[next_bag], bounds[next_bag + 1], LINE_BYTES // ids.itemsize):
                 prefetch(source + ids.itemsize * position)
-        taken[starts[i] : starts[i + 1]] = ids[bounds[bags[i]] : bounds[bags[i] + 1]]
+        # Not by slices: an assignment of arrays compiles Numba's message about shapes, too, which takes seconds.
+        begin, shift = starts[i], bounds[bags[i]] - starts[i]
+        for position in range(begin, starts[i + 1]):
+            taken[position] = ids[position + shift]
     return taken, starts
 
 

@@ -54,7 +54,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
             if bad:
                 for i in range(n_rows):
                     if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
-                        outside[:] = k, y[i]
+                        outside[0], outside[1] = k, y[i]
                         return scale, gradient_scale, way, counts, outside
             denominator = np.float64(valid)
             labelled = valid
