@@ -183,6 +183,7 @@ class MultiTaskHeads(nn.Module):
     ) -> HeadBatch:
         """What `forward` hands to the kernels beside features of shape (*rows, D) and parameters; raises as it does."""
         self._check_known(targets)
+        self.check_together(name for name in self._active if name in targets)
         present = tuple(name for name in self._active if name in targets and name in self.tasks)
         if not present:
             raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
@@ -197,6 +198,17 @@ class MultiTaskHeads(nn.Module):
         places = [self._active.index(name) for name in present]
         # Indexing with a list would copy it to the device, which a CUDA graph cannot capture.
         return HeadBatch(layout, flat_targets, torch.stack([weights_k[k] for k in places]), places)
+
+    def check_together(self, names: Iterable[str]) -> None:
+        """Raises ValueError where one batch holds the targets of a task on words and of another task."""
+        present = list(names)
+        words = next((name for name in present if self.is_word_task(name)), None)
+        if words is not None and len(present) > 1:
+            other = next(name for name in present if name != words)
+            raise ValueError(
+                f"one batch has targets of {words} and of {other}: a task on words reads inputs of its own; give each "
+                f"its loader, as in {{{other!r}: ..., {words!r}: ...}}"
+            )
 
     def over_active(self, values: Tensor, batch: HeadBatch) -> Tensor:
         """(K,) values over the active tasks from those of the tasks in a batch; 0 for a task that is not."""
