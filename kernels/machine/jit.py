@@ -20,9 +20,9 @@ from numba.extending import intrinsic
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def elementwise(function: Callable) -> Any:
+def elementwise(function: Callable, *, cache: bool = True) -> Any:
     """Arithmetic on vectors or scalars, inlined into kernels: no reordering, so range reduction stays exact."""
-    return numba.njit(cache=True, fastmath={"contract"}, inline="never", error_model="numpy")(function)
+    return numba.njit(cache=cache, fastmath={"contract"}, inline="never", error_model="numpy")(function)
 
 
 def helper(function: Callable) -> Any:
