@@ -17,7 +17,8 @@ from .bags.prepared import PreparedBags, prepare_bags
 from .bags.rules import RowRule, RowState
 from .context.batch import ContextBatch, draw_batch, word_sampler
 from .context.training import ContextGradients, ContextOptions, ContextTraining, context_gradients
-from .heads.layout import HeadLayout, HeadSpec, Kind
+from .heads.kind import HeadSpec, Kind, task_of_column
+from .heads.layout import HeadLayout
 from .heads.op import MultitaskLoss, multitask_loss, warm_up
 from .heads.plans import (
     PLANS,
@@ -65,6 +66,7 @@ __all__ = [
     "prepare_bags",
     "table_path",
     "take_bags",
+    "task_of_column",
     "unique_ids",
     "update_all_rows",
     "update_rows",

@@ -96,7 +96,8 @@ FROM_KERNELS: dict[str, set[str] | None] = {
         "stream_key",
         "word_sampler",
     },
-    "mt2st_fast.model.tasks": {"HeadSpec", "Kind"},
+    "mt2st_fast.model.tasks": {"HeadSpec", "Classification", "MultiLabel", "Regression", "task_of_column"},
+    "mt2st_fast.training.evaluation": {"HeadSpec"},
     "mt2st_fast.runs.experiment": CHOICES,
     "mt2st_fast.runs.report": CHOICES,
 }

@@ -24,7 +24,7 @@ from ..heads.plans import (
 )
 from ..machine.registry import Room
 from . import reference
-from .layout import HeadLayout, Kind
+from .layout import HeadLayout
 from .protocol import Forward, Needs
 
 log = logging.getLogger("mt2st_fast")
@@ -369,7 +369,7 @@ def _check(
     if len(targets) != K:
         raise ValueError(f"targets: {len(targets)} given for {K} heads ({', '.join(layout.names)})")
     for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
-        if head.kind is Kind.SOFTMAX:
+        if head.kind.takes_classes:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
                 raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
             if target.shape != (N,):

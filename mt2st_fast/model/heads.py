@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss
+from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, multitask_loss
 from mt2st_fast.model.tasks import Task
 from mt2st_fast.model.word_tasks import VectorsOf, WordTask
 
@@ -280,7 +280,7 @@ def _packed(parts: list[Tensor]) -> Tensor:
 
 
 def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
-    wanted = rows if head.kind is Kind.SOFTMAX else (*rows, head.size)
+    wanted = rows if head.kind.takes_classes else (*rows, head.size)
     if wanted == (*rows, 1) and target.shape == rows:
         target = target.unsqueeze(-1)
     # Checked before flattening: (T, N) would pass for (N, T).

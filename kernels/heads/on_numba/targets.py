@@ -6,9 +6,9 @@ import numba
 import numpy as np
 
 from ...machine.jit import entry, pointer_to_float32, pointer_to_int64
-from ..layout import Kind
+from ..kind import Kind
 
-SOFTMAX = int(Kind.SOFTMAX)
+SOFTMAX = Kind.SOFTMAX.code
 
 
 # How a head is computed.

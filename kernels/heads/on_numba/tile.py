@@ -18,7 +18,8 @@ from torch import Tensor
 from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ..layout import HeadLayout, HeadSpec, Kind
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
 from ..protocol import Forward, Needs
 from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .passes import (
