@@ -21,7 +21,7 @@ import numpy as np
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
 from mt2st_fast.data.readers import python_source
 from mt2st_fast.data.readers.assembly import bounds_of
-from mt2st_fast.data.readers.request import Progress, ReadRequest, choose_tasks
+from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, choose_tasks
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
@@ -82,11 +82,13 @@ def read(request: ReadRequest) -> Splits:
 
     Files are the groups, and go to train, dev or test (80/10/10) by a hash of the module's name.
     """
-    request.only_classes("stdlib")
     main, auxiliary = choose_tasks(request, _TASKS, _DEFAULT_MAIN, _TASKS, "stdlib")
     root = Path(sysconfig.get_path("stdlib"))
     source = _load_or_read(root, source_paths(root), request.progress)
     return make_splits(source, main.name, [task.name for task in auxiliary])
+
+
+READER = Reader("stdlib", read, path="", label_fraction=DEFAULT_LABEL_FRACTION)
 
 
 def source_paths(root: Path) -> list[Path]:
