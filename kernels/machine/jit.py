@@ -38,6 +38,11 @@ def entry(function: Callable) -> Any:
     return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy")(function))
 
 
+def exact_entry(function: Callable) -> Any:
+    """An entry whose arithmetic is done as it is written."""
+    return _kept(numba.njit(function))
+
+
 def _kept(dispatcher: Any) -> Any:
     cache = kernel_cache(dispatcher.py_func)
     if cache is not None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.sources import Batch, to_device
 
@@ -76,12 +77,11 @@ def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, Task
     parts.encoder.eval()  # dropout would draw random numbers that training then misses
     try:
         with torch.no_grad(), parts.autocast():
-            features = parts.encoder(inputs)
+            features, mask = features_and_mask(parts.encoder(inputs))
     finally:
         parts.encoder.train(was_training)
-    gradients = {
-        name: _gradient_on(features, name, targets[name], parts) for name in heads.active if name in targets
-    }
+    present = [name for name in heads.active if name in targets]
+    gradients = {name: _gradient_on(features, mask, name, targets[name], parts) for name in present}
     main = gradients[heads.main]
     return {
         name: TaskGradient(
@@ -91,10 +91,12 @@ def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, Task
     }
 
 
-def _gradient_on(features: Tensor, name: str, target: Tensor, parts: StepParts) -> Tensor:
+def _gradient_on(
+    features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
+) -> Tensor:
     """(N * D,) float32 of one task's own loss."""
     leaf = features.detach().requires_grad_()
     with torch.enable_grad(), parts.autocast():
-        total = parts.heads(leaf, {name: target}, dict.fromkeys(parts.heads.active, 1.0)).total
+        total = parts.heads(leaf, {name: target}, mask=mask).total
         (gradient,) = torch.autograd.grad(total, leaf)
     return gradient.float().flatten()

@@ -10,10 +10,9 @@ no number of threads changes what is drawn.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from ...machine.jit import entry, helper
+from ...machine.jit import entry, exact_entry, helper
 
 _U64 = np.uint64
 _GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = (
@@ -25,7 +24,7 @@ _30, _27, _31, _32 = _U64(30), _U64(27), _U64(31), _U64(32)
 _LOW = _U64(0xFFFFFFFF)
 
 
-@numba.njit(cache=True)
+@exact_entry
 def hashed(key, place):
     """64 random bits (splitmix64) of a place in the stream of a key, both uint64."""
     z = key + _GOLDEN * (place + _U64(1))
@@ -99,7 +98,7 @@ def number_rows(words, n, slot_of, slots, rows, visits, n_rows):
     return n_rows
 
 
-@numba.njit(cache=True)
+@exact_entry
 def alias_table(shares, accept, alias):
     """Fill Walker's table for shares float64 (V,) that sum to 1 (A. J. Walker, 1977)."""
     V = len(shares)

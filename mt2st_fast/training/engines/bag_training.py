@@ -62,6 +62,8 @@ class BagTraining:
             return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
         if not encoder.sparse:
             return "the encoder's table is not row-sparse"
+        if any(heads.is_open_task(name) for name in heads.active):
+            return "an active task is a loss of its own"
         if encoder.dropout.p > 0:
             return "the encoder has dropout"
         if encoder.rows_of_type is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultitaskLoss
+from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
 from mt2st_fast.training.sources import Batch, to_device
@@ -70,4 +71,5 @@ class EagerSteps:
         name = next(iter(targets))
         if heads.is_word_task(name):  # and so the only one: heads refuse it beside others
             return heads.word_loss(name, encoder.pool, inputs, targets[name], weights_k)  # type: ignore[arg-type]
-        return heads(encoder(inputs), targets, weights_k)  # type: ignore[no-any-return]
+        features, mask = features_and_mask(encoder(inputs))
+        return heads(features, targets, weights_k, mask=mask)  # type: ignore[no-any-return]
