@@ -24,7 +24,7 @@ from ..heads.plans import (
 )
 from ..machine.registry import Room
 from . import reference
-from .layout import HeadLayout, Kind
+from .layout import HeadLayout
 from .protocol import Forward, Needs
 
 log = logging.getLogger("mt2st_fast")
@@ -151,9 +151,12 @@ _cached_plan = lru_cache(maxsize=4096)(choose_plan)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
-    """Do before a clock starts what `multitask_loss` would do in its first call on this device and dtype."""
+    """Compile all that `multitask_loss` may use on this device and dtype, where a first call must not do that.
+
+    Triton compiles for the sizes of a layout, so by that layout's first call.
+    """
     by = ROOM.choose(device.type, dtype, backend)
-    if by.name != "reference":
+    if by.name == "numba":
         for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
             ROOM.load(by.name, plan).warm_up()
 
@@ -366,7 +369,7 @@ def _check(
     if len(targets) != K:
         raise ValueError(f"targets: {len(targets)} given for {K} heads ({', '.join(layout.names)})")
     for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
-        if head.kind is Kind.SOFTMAX:
+        if head.kind.takes_classes:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
                 raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
             if target.shape != (N,):

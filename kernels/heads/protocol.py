@@ -4,7 +4,6 @@ forward(features, weight, bias, targets, task_weights, layout, needs, skip_zero_
 backward(residual, grad_total, features, weight, bias, task_weights, layout, needs, *, own) -> gradients
 residual_like(features, weight, bias, layout, needs) -> Residual of empty tensors
 RESIDUAL_IS_GRADIENT: whether backward hands the residual out, so that it serves only once
-warm_up(): compile, or load compiled code, before a clock starts
 """
 
 from __future__ import annotations

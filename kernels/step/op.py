@@ -16,7 +16,6 @@ from torch import Tensor
 from ..bags.op import choose_embedding_backend
 from ..bags.prepared import PreparedBags
 from ..bags.rules import ADAM, RowRule
-from ..heads.layout import Kind
 from ..machine.registry import Room
 from .model import BagModel
 
@@ -81,13 +80,8 @@ def _check_batch(
             f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
         )
     for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
-        if target.shape != ((B,) if spec.kind is Kind.SOFTMAX else (B, spec.size)):
+        if target.shape != ((B,) if spec.kind.takes_classes else (B, spec.size)):
             raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {B} bags")
-
-
-def warm_up_bag_step() -> None:
-    """Do before a clock starts what the first `bag_step` would do."""
-    _kernels().warm_up()
 
 
 def _kernels() -> ModuleType:

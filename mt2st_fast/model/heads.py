@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss, warm_up
+from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, multitask_loss
 from mt2st_fast.model.tasks import Task
 from mt2st_fast.model.word_tasks import VectorsOf, WordTask
 
@@ -183,6 +183,7 @@ class MultiTaskHeads(nn.Module):
     ) -> HeadBatch:
         """What `forward` hands to the kernels beside features of shape (*rows, D) and parameters; raises as it does."""
         self._check_known(targets)
+        self.check_together(name for name in self._active if name in targets)
         present = tuple(name for name in self._active if name in targets and name in self.tasks)
         if not present:
             raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
@@ -197,6 +198,17 @@ class MultiTaskHeads(nn.Module):
         places = [self._active.index(name) for name in present]
         # Indexing with a list would copy it to the device, which a CUDA graph cannot capture.
         return HeadBatch(layout, flat_targets, torch.stack([weights_k[k] for k in places]), places)
+
+    def check_together(self, names: Iterable[str]) -> None:
+        """Raises ValueError where one batch holds the targets of a task on words and of another task."""
+        present = list(names)
+        words = next((name for name in present if self.is_word_task(name)), None)
+        if words is not None and len(present) > 1:
+            other = next(name for name in present if name != words)
+            raise ValueError(
+                f"one batch has targets of {words} and of {other}: a task on words reads inputs of its own; give each "
+                f"its loader, as in {{{other!r}: ..., {words!r}: ...}}"
+            )
 
     def over_active(self, values: Tensor, batch: HeadBatch) -> Tensor:
         """(K,) values over the active tasks from those of the tasks in a batch; 0 for a task that is not."""
@@ -226,10 +238,6 @@ class MultiTaskHeads(nn.Module):
         loss = self._module(name)(vectors_of, inputs, target)
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
         return _spread(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
-
-    def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
-        """Compile, before a clock starts, what the first step on features of `dtype` would compile."""
-        warm_up(self.linear(self.main).weight.device, dtype, self.backend)
 
     def logits(self, features: Tensor, task: str) -> Tensor:
         """(..., C) outputs of one task, active or retired."""
@@ -272,7 +280,7 @@ def _packed(parts: list[Tensor]) -> Tensor:
 
 
 def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
-    wanted = rows if head.kind is Kind.SOFTMAX else (*rows, head.size)
+    wanted = rows if head.kind.takes_classes else (*rows, head.size)
     if wanted == (*rows, 1) and target.shape == rows:
         target = target.unsqueeze(-1)
     # Checked before flattening: (T, N) would pass for (N, T).

@@ -21,7 +21,7 @@ from mt2st_fast.training.history import History
 from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.training.schedules import (Diminish, DiminishThenSwitch, MultiTask, Schedule, SingleTask, SquaringDecay, Switch,)
 from mt2st_fast.model.subword_vectors import SubwordVectors
-from mt2st_fast.model.tasks import Classification, MultiLabel, Regression, Task
+from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
@@ -219,9 +219,8 @@ class Experiment:
 
 def make_task(column: TargetColumn) -> Task:
     """The task that a target column is for."""
-    if column.kind == "classes":
-        return Classification(column.size)
-    return MultiLabel(column.size) if column.kind == "labels" else Regression(column.size)
+    task: Task = task_of_column(column.kind, column.size)
+    return task
 
 
 def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:

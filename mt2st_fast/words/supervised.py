@@ -22,7 +22,7 @@ from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.tasks import Classification, MultiLabel
+from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
 from mt2st_fast.training.history import History
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
@@ -228,7 +228,8 @@ def _zero(heads: MultiTaskHeads) -> None:
 
 
 def _task(column: TargetColumn) -> Classification | MultiLabel:
-    return Classification(column.size) if column.kind == "classes" else MultiLabel(column.size)
+    task: Classification | MultiLabel = task_of_column(column.kind, column.size)
+    return task
 
 
 def _as_trained(found: TargetColumn, trained: TargetColumn) -> TargetColumn:

@@ -27,7 +27,7 @@ if not torch.cuda.is_available():
 
 PLANS = ("auto", *choice.PLANS)
 
-SOFTMAX, BINARY, SQUARED, HUBER = Kind
+SOFTMAX, BINARY, SQUARED, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER
 MIXED = (
     HeadSpec(SOFTMAX, 17, label_smoothing=0.1),
     HeadSpec(BINARY, 6, pos_weight=(1.0, 2.0, 0.5, 9.0, 1.0, 1.0)),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import helper
+from ...machine.jit import entry, helper
 
 _U64 = np.uint64
 _GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = (
@@ -34,7 +34,7 @@ def hashed(key, place):
     return z ^ (z >> _31)
 
 
-@helper
+@entry
 def draw_positions(tokens, bounds, first, last, keep, key, window, words, low, high):
     """The kept words of tokens[first:last] and their windows; returns how many.
 
@@ -68,7 +68,7 @@ def draw_positions(tokens, bounds, first, last, keep, key, window, words, low, h
     return n
 
 
-@helper
+@entry
 def draw_negatives(key, first, accept, alias, drawn, n):
     """n words into drawn (n,) for the shard that begins at token `first`: accept uint32 (V,), alias int32 (V,)."""
     own_key = hashed(key, _U64(first) ^ _U64(1 << 63))

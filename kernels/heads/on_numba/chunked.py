@@ -20,7 +20,8 @@ from ...machine.elementary import ONE, ZERO, exp32, log32
 from ...machine.gemm import PANEL
 from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
-from ..layout import HeadLayout, HeadSpec, Kind
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
 from ..protocol import Forward, Needs
 from .loss_pass import INFINITY
 from .passes import (
@@ -320,7 +321,7 @@ def forward(
     batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
     outputs = Outputs(features, weight, batch, needs)
     heads = batch.computed()
-    wide = (heads["kind"] == int(Kind.SOFTMAX)) & (heads["size"] > WIDE_HEAD)
+    wide = (heads["kind"] == Kind.SOFTMAX.code) & (heads["size"] > WIDE_HEAD)
     features32, weight32 = kernel_tensor(features), kernel_tensor(weight)
     if not wide.all():
         run_passes(batch, heads[~wide], features32, weight32, bias, outputs)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layout import HeadLayout, Kind
+from ..kind import MAX_NUMBERS, Kind
+from ..layout import HeadLayout
 from ..protocol import Forward, Needs, Residual
 from .targets import ALL_ROWS, LABELLED_ROWS, SKIPPED, labelled_rows, survey
 
@@ -26,9 +27,10 @@ HEAD_RECORD = np.dtype(
         ("size", np.int64),
         ("ignore_index", np.int64),
         ("smoothing", np.float64),
-        ("delta", np.float64),
         ("weight_sum", np.float64),
         ("weighted", np.bool_),
+        ("counted", np.bool_),  # whether a row can be right
+        *((f"number{i}", np.float32) for i in range(MAX_NUMBERS)),  # of the options
     ]
 )
 
@@ -51,14 +53,24 @@ class HeadTable(NamedTuple):
 @lru_cache(maxsize=256)
 def head_table(layout: HeadLayout) -> HeadTable:
     """The arrays of a layout, made once."""
-    records = np.array(
-        [
-            (k, head.kind, first, head.size, head.ignore_index, head.label_smoothing, head.delta,
-             sum(head.column_weights), head.class_weights is not None)
-            for k, (first, _, head) in enumerate(layout)
-        ],
-        HEAD_RECORD,
-    )  # fmt: skip
+    records = np.zeros(len(layout), HEAD_RECORD)
+    for k, (first, _, head) in enumerate(layout):
+        record, options = records[k], head.options
+        record["index"], record["kind"], record["offset"], record["size"] = (
+            k,
+            head.kind.code,
+            first,
+            head.size,
+        )
+        record["weight_sum"], record["weighted"] = (
+            sum(head.column_weights),
+            options.column_weights is not None,
+        )
+        record["counted"] = head.kind.hit is not None
+        if head.kind is Kind.SOFTMAX:
+            record["ignore_index"], record["smoothing"] = head.ignore_index, head.label_smoothing
+        for i, number in enumerate(options.numbers):
+            record[f"number{i}"] = number
     columns = np.array([w for head in layout.heads for w in head.column_weights], np.float32)
     return HeadTable(records, columns, np.zeros_like(columns), max(head.size for head in layout.heads))
 
@@ -127,7 +139,7 @@ def passes(batch: Batch, heads: np.ndarray) -> Iterator[Pass]:
 
 
 def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
-    dtype = torch.int64 if kind is Kind.SOFTMAX else torch.float32
+    dtype = torch.int64 if kind.takes_classes else torch.float32
     return target if target.dtype is dtype and target.is_contiguous() else target.to(dtype).contiguous()
 
 

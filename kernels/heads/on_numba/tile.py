@@ -18,7 +18,8 @@ from torch import Tensor
 from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ..layout import HeadLayout, HeadSpec, Kind
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
 from ..protocol import Forward, Needs
 from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .passes import (
@@ -70,7 +71,8 @@ def _values_of(target, C, total_rows, row_ids, first, rows):
         return y[first : first + rows]
     gathered = np.empty((rows, C), np.float32)
     for i in range(rows):
-        gathered[i] = y[row_ids[first + i]]
+        for c in range(C):
+            gathered[i, c] = y[row_ids[first + i], c]
     return gathered
 
 

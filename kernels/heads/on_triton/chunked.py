@@ -31,9 +31,9 @@ from .tables import (
     head_tables,
     pack_targets,
 )
-from .tile import RESIDUAL_IS_GRADIENT, backward, residual_like, warm_up
+from .tile import RESIDUAL_IS_GRADIENT, backward, residual_like
 
-__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like", "warm_up"]
+__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like"]
 
 # Bytes of a chunk's logits: 16,384 rows of 131,072 16-bit outputs.
 BUDGET_BYTES = 4 << 30

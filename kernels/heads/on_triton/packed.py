@@ -68,10 +68,6 @@ def residual_like(
     )
 
 
-def warm_up() -> None:
-    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
-
-
 def backward(
     residual: Residual,
     grad_total: Tensor,

@@ -30,7 +30,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...machine.launch import launch_options, on_device_of
-from ..layout import HeadLayout, HeadSpec, Kind
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
 from ..protocol import Forward, Needs, Residual
 from .denominators import MAX_PARTS, count_parts, mean_scale
 from .packed import mm_float32
@@ -359,7 +360,7 @@ def _constexprs(
     layout: HeadLayout, D: int, tiles: Tiles, has_bias: bool, needs: Needs, skip_zero_weights: bool
 ) -> dict[str, Any]:
     """The compile-time arguments of `tile_kernel`."""
-    n_softmax = sum(head.kind is Kind.SOFTMAX for head in layout.heads)
+    n_softmax = sum(head.kind.takes_classes for head in layout.heads)
     kinds = ONLY_DENSE if n_softmax == 0 else ONLY_SOFTMAX if n_softmax == len(layout) else MIXED
     return {
         "D": D,
@@ -395,10 +396,6 @@ def residual_like(
 
 # The residual is the gradient: once it is handed out, a second backward pass must make it anew.
 RESIDUAL_IS_GRADIENT = True
-
-
-def warm_up() -> None:
-    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
 
 
 def backward(

@@ -1,6 +1,6 @@
 """The losses of a tile of rows of every head on a GPU, and their gradients, from logits on chip.
 
-The formulas are `triton_loss_rows`'s.
+The formulas are those of `loss_rows`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .elements import dense_elements
 from .tables import (
-    BINARY,
-    DELTA,
     IGNORE,
     KIND,
     OFFSET,
@@ -19,7 +18,7 @@ from .tables import (
     SOFTMAX,
     TARGET,
     WEIGHT_SUM,
-    dense_elements,
+    load_options,
 )
 
 # What HEAD_KINDS says of a layout, so that a variant holds only the code that it runs.
@@ -84,10 +83,10 @@ def _dense_head(b_z, b_dz, p_rows, n_dense, p_weights, p_integers, p_floats, o_n
     b_y = tl.load(p_y, mask=m_rows[:, None] & m_k[None, :], other=float("nan"))
     m_valid = b_y == b_y
     b_y = tl.where(m_valid, b_y, 0.0)
-    b_q = tl.load(p_weights + o_s, mask=m_k, other=0.0)[None, :]
-    delta = tl.load(p_floats + DELTA)
-    b_loss, b_own_dz, b_wrong = dense_elements(b_z, b_y, b_q, m_valid, kind, delta)
-    m_right = (tl.max(m_valid.to(tl.int32), axis=1) > 0) & (tl.max(b_wrong, axis=1) == 0) & (kind == BINARY)
+    b_w = tl.load(p_weights + o_s, mask=m_k, other=0.0)[None, :]
+    options = load_options(p_floats)
+    b_loss, b_own_dz, b_wrong = dense_elements(b_z, b_y, b_w, m_valid, kind, options)
+    m_right = (tl.max(m_valid.to(tl.int32), axis=1) > 0) & (tl.max(b_wrong, axis=1) == 0)
     loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)
     return tl.where(m_valid, b_own_dz, b_dz), loss, tl.sum(m_right.to(tl.float32), axis=0)
 
