@@ -32,7 +32,7 @@ class Workspace(NamedTuple):
     h_t: np.ndarray
 
 
-class Subwords(NamedTuple):
+class WordRows(NamedTuple):
     """The rows of an input table whose mean is word v: ids[bounds[v]:bounds[v + 1]], one at least."""
 
     ids: np.ndarray  # int32
@@ -94,7 +94,7 @@ def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, s
 
 
 def make_subword_workspace(
-    R: int, subwords: Subwords, D: int, shards: int, shard_words: int, window: int
+    R: int, subwords: WordRows, D: int, shards: int, shard_words: int, window: int
 ) -> SubwordWorkspace:
     """Memory for training with subwords; of x only what a shard uses is ever touched."""
     from ..machine.simd import WIDTH

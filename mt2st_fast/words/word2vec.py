@@ -19,7 +19,7 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
-from mt2st_fast.kernels.context.workspace import Subwords
+from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.training.schedules import Moment, Schedule, Switch
 from mt2st_fast.words.table_tasks import TableTasks, check_kinds
 
@@ -143,9 +143,9 @@ class Word2Vec:
         if not self.words:
             raise InputError("the model has no words yet: call train with sentences or a corpus_file")
 
-    def _rows_of(self, words: Sequence[str]) -> Subwords:
+    def _rows_of(self, words: Sequence[str]) -> WordRows:
         own = self.vocabulary.lookup(words)
-        return Subwords(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
+        return WordRows(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
 
     def _means(self) -> np.ndarray:
         """(V, vector_size) the vectors of the words as the input rows are now; without subwords those themselves."""
