@@ -10,7 +10,16 @@ import numpy as np
 
 from .batch import MODES, WordSampler, check_options
 from .room import load_numba
-from .workspace import WordRows, make_subword_workspace, make_workspace
+from .workspace import (
+    Place,
+    Steps,
+    Stream,
+    SubwordParts,
+    Tables,
+    WordRows,
+    make_subword_workspace,
+    make_workspace,
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,7 @@ class ContextTraining:
         backend: str = "auto",
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
-        part = "rounds" if subwords is None else "subword_rounds"
-        self._kernels: Any = load_numba(part, "ContextTraining", backend)
+        self._kernels: Any = load_numba("training", "ContextTraining", backend)
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
         self.subwords = subwords
         V, D = outputs.shape
@@ -89,21 +97,22 @@ class ContextTraining:
         from ..machine.barrier import fail, new_barrier, stop
         from ..machine.jit import thread_count
 
-        o, mode = self.options, MODES.index(self.options.mode)
-        rows_of_words: tuple[np.ndarray, ...] = ()
-        workspaces: tuple[Any, ...] = (self._workspace,)
+        o = self.options
+        stream = Stream(tokens, bounds, key)
+        steps = Steps(
+            MODES.index(o.mode), o.window, float(o.negatives), not o.true_mean, float(o.pull), o.shard_words
+        )
+        tables, parts = Tables(self.inputs, self.outputs), None
         if self.subwords is not None:
-            rows_of_words = tuple(self.subwords)
-            workspaces = (self._workspace, self._subword_workspace)
+            parts = SubwordParts(self.subwords, self._subword_workspace)
         n_threads = min(thread_count(), o.shards)
         barrier, found = new_barrier(), np.zeros((o.shards, 2))
         rates = np.array([rate, rate_fall, least_rate])
 
         def train(thread: int) -> None:
             self._kernels.train_rounds(
-                tokens, bounds, key, *self.sampler, mode, o.window, float(o.negatives), not o.true_mean, rates,
-                float(o.pull), o.shard_words, *rounds, *rows_of_words, self.inputs, self.outputs, *workspaces, thread,
-                barrier, n_threads, found, parallel=False,
+                stream, self.sampler, steps, rates, rounds, tables, parts, self._workspace,
+                Place(thread, n_threads, barrier), found, parallel=False,
             )  # fmt: skip
 
         threads: list[Future[None]] = []
