@@ -16,7 +16,8 @@ from .bags.op import (
 from .bags.prepared import PreparedBags, prepare_bags
 from .bags.rules import RowRule, RowState
 from .context.batch import ContextBatch, draw_batch, word_sampler
-from .context.training import ContextGradients, ContextOptions, ContextTraining, context_gradients
+from .context.gradients import ContextGradients, context_gradients
+from .context.training import ContextOptions, ContextTraining
 from .heads.kind import HeadSpec, Kind, task_of_column
 from .heads.layout import HeadLayout
 from .heads.op import MultitaskLoss, multitask_loss, warm_up

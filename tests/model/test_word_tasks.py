@@ -20,7 +20,7 @@ from mt2st_fast import (
     WordTask,
 )
 from mt2st_fast.data import ContextBatches, Vocabulary, analogy_batches, similarity_batches
-from mt2st_fast.kernels.context.batch import reference_loss
+from mt2st_fast.kernels.context.reference import reference_loss
 
 WORDS = ["king", "queen", "man", "woman", "paris", "france", "rome", "italy"]
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
 from mt2st_fast.data.readers import python_source
-from mt2st_fast.data.readers.assembly import bounds_of
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, choose_tasks
+from mt2st_fast.data.tokens import Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
@@ -255,15 +255,12 @@ def _read_in_worker(paths: list[str]) -> list[dict | None]:
 
 
 def _join(modules: list[str], sources: Sequence[dict]) -> SourceFiles:
-    id_of: dict[str, int] = {}
-    token_ids = [
-        id_of.setdefault(word, len(id_of)) for source in sources for word in _split(source["tokens"])
-    ]
+    tokens = Tokens.of(_split(source["tokens"]) for source in sources)
     unit_lengths = [length for source in sources for length in source["unit_lengths"]]
     return SourceFiles(
         modules=modules,
-        words=list(id_of),
-        tokens=np.array(token_ids, dtype=np.int32),
+        words=tokens.vocabulary.words,
+        tokens=tokens.ids,
         unit_lengths=np.array(unit_lengths, dtype=np.int32),
         units_per_file=np.array([len(source["unit_lengths"]) for source in sources], dtype=np.int32),
         labels={
