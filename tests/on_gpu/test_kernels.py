@@ -25,7 +25,7 @@ from tests.on_gpu.helpers import (
 if not torch.cuda.is_available():
     pytest.skip("no GPU: torch sees no CUDA device here", allow_module_level=True)
 
-PLANS = ("auto", *choice.PLANS)
+PLANS = ("auto", *choice.PLANS_OF[BACKEND])
 
 SOFTMAX, BINARY, SQUARED, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER
 MIXED = (

@@ -9,8 +9,6 @@ buffer and are used again; other heads of the layout take the tile plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numba
 import numpy as np
 import torch
@@ -20,9 +18,9 @@ from ...machine.elementary import ONE, ZERO, exp32, log32
 from ...machine.gemm import PANEL
 from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
+from ..call import Forward, HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from ..protocol import Forward, Needs
 from .loss_pass import INFINITY
 from .passes import (
     NO_ROWS_LEFT_OUT,
@@ -303,32 +301,23 @@ wide_head = Kernel(_wide_head)
 # --- the plan --------------------------------------------------------------------------------------------
 
 
-def forward(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    skip_zero_weights: bool = True,
-) -> Forward:
+def forward(call: HeadsCall) -> Forward:
     """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
 
     Takes LOGITS_BYTES of memory beside inputs and gradients, whatever N. bfloat16 and float16 are computed in
     float32. Raises ValueError for a class target outside [0, C) that is not ignore_index.
     """
-    batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
-    outputs = Outputs(features, weight, batch, needs)
+    batch = survey_batch(call.targets, call.task_weights, call.layout, call.skip_zero_weights)
+    outputs = Outputs(call.features, call.weight, batch, call.needs)
     heads = batch.computed()
     wide = (heads["kind"] == Kind.SOFTMAX.code) & (heads["size"] > WIDE_HEAD)
-    features32, weight32 = kernel_tensor(features), kernel_tensor(weight)
+    features, weight = kernel_tensor(call.features), kernel_tensor(call.weight)
     if not wide.all():
-        run_passes(batch, heads[~wide], features32, weight32, bias, outputs)
+        run_passes(batch, heads[~wide], features, weight, call.bias, outputs)
     if wide.any():
         for of_heads, rows in passes(batch, heads[wide]):
             for head in of_heads:
-                _run_head(batch, head, rows, features32, weight32, bias, outputs, thread_count())
+                _run_head(batch, head, rows, features, weight, call.bias, outputs, thread_count())
     return outputs.forward()
 
 

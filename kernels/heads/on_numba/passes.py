@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..call import Forward, Gradients, HeadsCall, Needs, Residual
 from ..kind import MAX_NUMBERS, Kind
 from ..layout import HeadLayout
-from ..protocol import Forward, Needs, Residual
 from .targets import ALL_ROWS, LABELLED_ROWS, SKIPPED, labelled_rows, survey
 
 HEAD_RECORD = np.dtype(
@@ -200,38 +200,24 @@ class Outputs:
 RESIDUAL_IS_GRADIENT = True
 
 
-def residual_like(
-    features: Tensor, weight: Tensor, bias: Tensor | None, layout: HeadLayout, needs: Needs
-) -> Residual:
+def residual_like(call: HeadsCall) -> Residual:
     """Empty tensors of the shapes and dtypes of the residual."""
-    wanted = zip((features, weight, bias), needs, strict=True)
+    device = call.features.device
     d_features, d_weight, d_bias = (
-        torch.empty(t.shape if need else 0, dtype=torch.float32, device=features.device)  # type: ignore[union-attr]
-        for t, need in wanted
+        torch.empty(t.shape if need else 0, dtype=torch.float32, device=device)  # type: ignore[union-attr]
+        for t, need in zip(call[:3], call.needs, strict=True)
     )
     return d_features, d_weight, d_bias
 
 
-def backward(
-    residual: Residual,
-    grad_total: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    *,
-    own: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(d_features, d_weight, d_bias), each None where `needs` is False.
+def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
+    """(d_features, d_weight, d_bias), each None where it is not needed.
 
     With `own` the residual is nobody else's and may be handed out or overwritten.
     """
-    upstream = grad_total.item()
-    like = (features, weight, bias)
+    upstream, needs = grad_total.item(), call.needs
     d_features, d_weight, d_bias = (
-        _scaled(residual[i], upstream, own, like[i]) if needs[i] else None  # type: ignore[arg-type]
+        _scaled(residual[i], upstream, own, call[i]) if needs[i] else None  # type: ignore[arg-type]
         for i in range(3)
     )
     return d_features, d_weight, d_bias

@@ -8,8 +8,6 @@ of threads, so the same call gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numba
 import numpy as np
 import torch
@@ -18,9 +16,9 @@ from torch import Tensor
 from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from ...machine.simd import FLOAT_BYTES, WIDTH
+from ..call import Forward, HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from ..protocol import Forward, Needs
 from .loss_pass import LANES, SOFTMAX, elementwise_tile, softmax_tile, two_class_tile
 from .passes import (
     NO_ROWS_LEFT_OUT,
@@ -245,24 +243,16 @@ LEAST_ROWS, MOST_ROWS = 32, 192
 PARALLEL_PRODUCTS = 1 << 20
 
 
-def forward(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    skip_zero_weights: bool = True,
-) -> Forward:
+def forward(call: HeadsCall) -> Forward:
     """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
 
     bfloat16 and float16 are computed in float32. Raises ValueError for a class target outside [0, C) that is not
     ignore_index.
     """
-    batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
-    outputs = Outputs(features, weight, batch, needs)
-    run_passes(batch, batch.computed(), kernel_tensor(features), kernel_tensor(weight), bias, outputs)
+    batch = survey_batch(call.targets, call.task_weights, call.layout, call.skip_zero_weights)
+    outputs = Outputs(call.features, call.weight, batch, call.needs)
+    features, weight = kernel_tensor(call.features), kernel_tensor(call.weight)
+    run_passes(batch, batch.computed(), features, weight, call.bias, outputs)
     return outputs.forward()
 
 
