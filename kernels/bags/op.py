@@ -78,11 +78,6 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
     return ROOM.choose(device.type, torch.float32, requested)
 
 
-def warm_up_embedding(device: torch.device, backend: str = "auto") -> None:
-    """Do before a clock starts what the first `embedding_bag` and `update_rows` on this device would do."""
-    ROOM.load(choose_embedding_backend(device, backend).name, "bags").warm_up()
-
-
 # --- optimizer steps -------------------------------------------------------------------------------------
 
 

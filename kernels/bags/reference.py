@@ -14,10 +14,6 @@ def obstacle(table: Tensor) -> str | None:
     return None
 
 
-def warm_up() -> None:
-    """Nothing: plain torch compiles nothing."""
-
-
 def first_outside(ids: Tensor, V: int) -> int:
     """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
     outside = ((ids < NONE) | (ids >= V)).nonzero()

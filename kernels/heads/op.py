@@ -150,7 +150,10 @@ _cached_plan = lru_cache(maxsize=4096)(choose_plan)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
-    """Do before a clock starts what `multitask_loss` would do in its first call on this device and dtype."""
+    """Compile all that `multitask_loss` may use on this device and dtype, where a first call must not do that.
+
+    Triton compiles for the sizes of a layout, so by that layout's first call.
+    """
     by = ROOM.choose(device.type, dtype, backend)
     if by.name != "reference":
         for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):

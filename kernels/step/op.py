@@ -84,10 +84,5 @@ def _check_batch(
             raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {B} bags")
 
 
-def warm_up_bag_step() -> None:
-    """Do before a clock starts what the first `bag_step` would do."""
-    _kernels().warm_up()
-
-
 def _kernels() -> ModuleType:
     return ROOM.load("numba", "bag_step")

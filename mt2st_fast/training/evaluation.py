@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadSpec
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.sources import to_device
 
 
@@ -30,22 +30,26 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     try:
         for inputs, targets in batches:
-            features = encoder(to_device(inputs, device))
+            features, mask = features_and_mask(encoder(to_device(inputs, device)))
             for task in tasks:
                 if task in targets:
-                    logits = heads.logits(features, task).flatten(0, -2)
-                    target = to_device(targets[task], device)
-                    found = _sums(heads.tasks[task].head, logits, target)
+                    found = _sums(heads, task, features, to_device(targets[task], device), mask)
                     sums[task] = sums[task] + found if task in sums else found
     finally:
         encoder.train(was_training)
-    return {
-        task: heads.tasks[task].head.kind.metric.value(*sums[task].tolist()) if task in sums else float("nan")
-        for task in tasks
-    }
+    return {task: _value(heads, task, sums[task]) if task in sums else float("nan") for task in tasks}
 
 
-def _sums(head: HeadSpec, logits: Tensor, target: Tensor) -> Tensor:
-    """(n,) float64 sums from which the metric is made; logits (N, C), target of the kind's shape but for the axes."""
+def _value(heads: MultiTaskHeads, task: str, sums: Tensor) -> float:
+    if heads.is_open_task(task):
+        return heads.open_task(task).value(sums)
+    return heads.tasks[task].head.kind.metric.value(*sums.tolist())
+
+
+def _sums(heads: MultiTaskHeads, task: str, features: Tensor, target: Any, mask: Tensor | None) -> Tensor:
+    """(n,) float64 sums from which a task's metric is made."""
+    if heads.is_open_task(task):
+        return heads.open_task(task).sums(features, target, mask)
+    logits, head = heads.logits(features, task).flatten(0, -2), heads.tasks[task].head
     target = target.reshape(head.target_shape(len(logits)))
     return torch.stack([part.double() for part in head.kind.metric.sums(logits, target, head)])

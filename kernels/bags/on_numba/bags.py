@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...machine.jit import PARALLEL_FLOATS, thread_count
-from ..rules import ADAGRAD, RULE_RECORD, RowRule, RowState
+from ..rules import RULE_RECORD, RowRule, RowState
 from . import ids as numba_bag_ids
 from . import row_sums as numba_row_sums
 from . import row_updates as numba_row_updates
@@ -25,26 +23,6 @@ def obstacle(table: Tensor) -> str | None:
     if table.dtype != torch.float32:
         return f"it has no kernel for tables of {table.dtype} on a CPU"
     return None
-
-
-@lru_cache
-def warm_up() -> None:
-    """Compile the kernels' serial and parallel variants, or load them from Numba's cache: they serve every table."""
-    table, gradient = torch.zeros(2, 2, dtype=torch.float32), torch.zeros(1, 2, dtype=torch.float32)
-    ids = torch.zeros(2, dtype=torch.int32)
-    starts, rule, state = (
-        torch.arange(0, 4, 2),
-        RowRule(ADAGRAD, 0.0),
-        RowState(torch.zeros(2, dtype=torch.float32)),
-    )
-    first_outside(ids, 2)
-    is_ascending(ids.long())
-    unique_ids(ids, 2)
-    scales, (rows, sums) = mean_scales(ids, starts, 2), row_gradient(gradient, ids, starts, None, 2)
-    for n_splits in (1, 2):
-        _sum_bags(table, ids.numpy(), starts.numpy(), _NO_SCALES, scales.numpy(), gradient, n_splits)
-        _update_rows(rule, table, rows, sums, state, n_splits)
-        _update_from_bags(rule, table, ids, starts, None, gradient, state, n_splits)
 
 
 def first_outside(ids: Tensor, V: int) -> int:

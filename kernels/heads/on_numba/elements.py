@@ -31,7 +31,7 @@ def _compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
     """The function with these globals beside its own, under a name of its own, compiled into its callers."""
     copy = FunctionType(function.__code__, {**function.__globals__, **names}, name)
     copy.__qualname__ = name
-    return elementwise(copy, cache=False)
+    return elementwise(copy)
 
 
 @elementwise

@@ -69,7 +69,8 @@ def _values_of(target, C, total_rows, row_ids, first, rows):
         return y[first : first + rows]
     gathered = np.empty((rows, C), np.float32)
     for i in range(rows):
-        gathered[i] = y[row_ids[first + i]]
+        for c in range(C):
+            gathered[i, c] = y[row_ids[first + i], c]
     return gathered
 
 
