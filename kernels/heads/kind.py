@@ -221,8 +221,8 @@ def elementwise_kind(
     loss: the oracle, from logits, targets and column weights (n,) and the head's options to losses (n,), in plain
     torch and not by `element`.
     element(z, y, weight, options) -> (loss, d loss/d z), in the words of `elements` and float literals only, and
-    without annotations, since it is compiled by Numba and Triton: z and y are blocks, weight is the output's column weight, options the tuple
-    `Options.numbers`, filled up with 0. y may be NaN: what comes of that is thrown away.
+    without annotations, since it is compiled by Numba and Triton: z and y are blocks, weight is the output's column
+    weight, options the tuple `Options.numbers`, filled up with 0. y may be NaN: what comes of that is thrown away.
     hit(z, y) -> 1.0 where an output is right, else 0.0; without it no row counts as right.
     """
 
