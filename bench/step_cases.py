@@ -24,7 +24,8 @@ from mt2st_fast import (
     Trainer,
 )
 from mt2st_fast.data import open_data
-from mt2st_fast.runs.experiment import Config, Experiment
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.sources import Batch
 

@@ -21,11 +21,11 @@ class TrainingProgress(Callback):
     def __init__(self, total_steps: int, label: str = "train") -> None:
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
@@ -55,7 +55,9 @@ class TrainingProgress(Callback):
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
         """A line that stays, for every change of the active tasks."""
         if self._console.is_terminal:
-            self._progress.console.print(f"step {phase.first_step}: training {', '.join(phase.active)}")
+            self._progress.console.print(
+                f"step {phase.first_step}: training {', '.join(phase.active)}", markup=False
+            )
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
         """Loss × weight of the first tasks."""

@@ -17,7 +17,7 @@ from gensim.models import KeyedVectors
 
 from mt2st_fast.cli import main
 from mt2st_fast.data import TokenStream
-from mt2st_fast.runs.experiment import STRATEGIES
+from mt2st_fast.training.schedules import strategies
 from mt2st_fast.words.vectors import WordVectors
 
 WORDS = {
@@ -88,7 +88,7 @@ def run(*arguments: str) -> None:
     assert stop.value.code == 0
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", strategies())
 def test_train_writes_every_file(strategy: str, treebank: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(
@@ -255,7 +255,7 @@ def test_kernels_compiles_ahead_of_time(capsys: pytest.CaptureFixture[str]) -> N
         (["train", "--data", "TREEBANK", "--main", "mood"], ["mood", "upos"]),
         (["train", "--data", "TREEBANK", "--aux", "xpos,mood"], ["mood", "xpos"]),
         (["train", "--data", "TREEBANK", "--main", "upos", "--aux", "upos"], ["upos", "auxiliary"]),
-        (["train", "--data", "TREEBANK", "--strategy", "magic"], ["magic", *STRATEGIES]),
+        (["train", "--data", "TREEBANK", "--strategy", "magic"], ["magic", *strategies()]),
         (["train", "--data", "TREEBANK", "--backend", "cuda"], ["cuda", "numba", "triton"]),
         (["train", "--data", "TREEBANK", "--backend", "triton"], ["triton", "cpu"]),
         (["train", "--data", "TREEBANK", "--device", "tpu9"], ["tpu9"]),
