@@ -24,9 +24,10 @@ from mt2st_fast import (
     Trainer,
 )
 from mt2st_fast.data import open_data
-from mt2st_fast.runs.experiment import Config, Experiment
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.training.schedules import Schedule
-from mt2st_fast.training.sources import Batch, Source
+from mt2st_fast.training.sources import Batch
 
 EWT = ROOT.parent / "shared" / "data" / "ud_english_ewt"
 EWT_AUXILIARY = (
@@ -132,10 +133,7 @@ def step_cases(kind: DeviceKind) -> tuple[StepCase, ...]:
 
 
 def trainer_step(model: StepModel, schedule: Schedule, *, graph: bool = False) -> tuple[Trainer, Step]:
-    """A Trainer, and the body of its training loop as a function.
-
-    `fit` is a loop of its own, and two loops cannot take turns: so this calls what `fit` calls.
-    """
+    """A Trainer, and the body of its training loop as a function: two loops of `fit` cannot take turns."""
     encoder, heads = copy.deepcopy(model.encoder), copy.deepcopy(model.heads)
     trainer = Trainer(
         encoder,
@@ -145,16 +143,8 @@ def trainer_step(model: StepModel, schedule: Schedule, *, graph: bool = False) -
         device=model.device.type,
         graph=graph,
     )
-    source = Source(model.batches, heads.main, tuple(heads.tasks))
-    trainer._begin(source, source.steps_per_epoch, ENDLESS_STEPS, None)
-    encoder.train()
-
-    def step() -> None:
-        trainer._enter_phase_if_due(trainer._moment())
-        trainer._train_step(source.next_step())
-        trainer._unread_losses.clear()  # `fit` reads them where it logs
-
-    return trainer, step
+    run = trainer.begin(model.batches, epochs=ENDLESS_STEPS)
+    return trainer, run.step
 
 
 def graphed_step(model: StepModel, schedule: Schedule, steps: int = 8) -> tuple[Trainer, Step]:

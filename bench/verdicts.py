@@ -38,8 +38,7 @@ class Verdict(NamedTuple):
     @classmethod
     def of(cls, case: str, required: str, measured: str, met: bool, records: Iterable[Record]) -> Verdict:
         """A disturbed measurement decides nothing."""
-        disturbed = any(is_disturbed(record) for record in records)
-        return cls(case, required, measured, "undecided (disturbed)" if disturbed else _yes(met))
+        return cls(case, required, measured, decided(met, records))
 
     @classmethod
     def missing(cls, case: str, required: str, why: str = MISSING) -> Verdict:
@@ -47,7 +46,10 @@ class Verdict(NamedTuple):
         return cls(case, required, MISSING, why)
 
 
-def _yes(met: bool) -> str:
+def decided(met: bool, records: Iterable[Record]) -> str:
+    """Whether a requirement is met, from the records that say so: a disturbed measurement decides nothing."""
+    if any(is_disturbed(record) for record in records):
+        return "undecided (disturbed)"
     return "met" if met else "missed"
 
 
@@ -223,7 +225,7 @@ def _peak(
         return [Verdict.missing(case, title)]
     peak = record["peak_extra_bytes"]
     # Other work on the machine does not change how much memory a process uses.
-    return [Verdict(case, title, f"{peak / 1e6:,.0f} MB", _yes(meets(peak)))]
+    return [Verdict(case, title, f"{peak / 1e6:,.0f} MB", decided(meets(peak), []))]
 
 
 def _after_switch(found: Sequence[Record], cases: Iterable[str], peers: Iterable[str]) -> list[Verdict]:

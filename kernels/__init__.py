@@ -12,14 +12,15 @@ from .bags.op import (
     unique_ids,
     update_all_rows,
     update_rows,
-    warm_up_embedding,
 )
 from .bags.prepared import PreparedBags, prepare_bags
 from .bags.rules import RULES as ROW_RULES
 from .bags.rules import RowRule, RowRuleKind, RowState
 from .context.batch import ContextBatch, draw_batch, word_sampler
-from .context.training import ContextGradients, ContextOptions, ContextTraining, context_gradients
-from .heads.layout import HeadLayout, HeadSpec, Kind
+from .context.gradients import ContextGradients, context_gradients
+from .context.training import ContextOptions, ContextTraining
+from .heads.kind import HeadSpec, Kind, task_of_column
+from .heads.layout import HeadLayout
 from .heads.op import MultitaskLoss, multitask_loss, warm_up
 from .heads.plans import (
     PLANS,
@@ -30,7 +31,7 @@ from .heads.plans import (
 )
 from .machine.registry import ROOMS, Choice, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
-from .step.op import BagStep, bag_step, bag_step_obstacle, warm_up_bag_step
+from .step.op import BagStep, bag_step, bag_step_obstacle
 
 __all__ = [
     "PLANS",
@@ -69,11 +70,10 @@ __all__ = [
     "prepare_bags",
     "table_path",
     "take_bags",
+    "task_of_column",
     "unique_ids",
     "update_all_rows",
     "update_rows",
     "warm_up",
-    "warm_up_bag_step",
-    "warm_up_embedding",
     "word_sampler",
 ]

@@ -12,6 +12,7 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
@@ -55,6 +56,7 @@ __all__ = [
     "MultiTask",
     "MultiTaskHeads",
     "NonFiniteLossError",
+    "OpenTask",
     "PhaseRecord",
     "Regression",
     "RowwiseAdagrad",

@@ -80,11 +80,6 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
     return ROOM.choose(device.type, torch.float32, requested)
 
 
-def warm_up_embedding(device: torch.device, backend: str = "auto") -> None:
-    """Do before a clock starts what the first `embedding_bag` and `update_rows` on this device would do."""
-    _loaded(choose_embedding_backend(device, backend)).warm_up()
-
-
 # --- optimizer steps -------------------------------------------------------------------------------------
 
 
@@ -159,7 +154,14 @@ class _EmbeddingBag(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():
             raise RuntimeError("embedding_bag has no second derivative (create_graph=True was asked for)")
-        return _table_gradient(ctx, Bags(*ctx.saved_tensors), gradient.contiguous()), None, None, None, None, None
+        return (
+            _table_gradient(ctx, Bags(*ctx.saved_tensors), gradient.contiguous()),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:

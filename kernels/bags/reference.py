@@ -9,10 +9,6 @@ from .batch import NONE, Bags
 from .rules import RowRule, RowState
 
 
-def warm_up() -> None:
-    """Nothing: plain torch compiles nothing."""
-
-
 def first_outside(ids: Tensor, V: int) -> int:
     """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
     outside = ((ids < NONE) | (ids >= V)).nonzero()
@@ -41,7 +37,9 @@ def pool(table: Tensor, bags: Bags) -> Tensor:
     ids, starts, scales = bags
     # Not by a mask of the known: its length would be data, which torch.compile cannot trace.
     rows = table[ids.long().clamp_min(0)] * (ids != NONE).to(table.dtype).unsqueeze(1)
-    out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(0, _bag_of_position(starts, len(ids)), rows)
+    out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(
+        0, _bag_of_position(starts, len(ids)), rows
+    )
     return out if scales is None else out * scales.to(out.dtype).unsqueeze(1)
 
 
@@ -73,7 +71,9 @@ def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, st
     rows = rows.long()
     # States are float32; float64 is for the oracle.
     g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    w, after = rule.kind.oracle(rule, table[rows], g, RowState(*(None if s is None else s[rows] for s in state)))
+    w, after = rule.kind.oracle(
+        rule, table[rows], g, RowState(*(None if s is None else s[rows] for s in state))
+    )
     for kept, value in zip(state, after, strict=True):
         if kept is not None:
             kept[rows] = value.to(kept.dtype)

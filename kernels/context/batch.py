@@ -1,8 +1,8 @@
-"""Batches of context prediction: what word2vec draws, and the loss of it.
+"""Batches of context prediction: what word2vec draws.
 
-A batch is what was drawn: kept words, their windows, negatives that a tile of positions shares. `reference_loss` is
-the loss in plain torch, in any floating type, and the oracle. A `LocalBatch` is the same over the batch's own words: it
-is made on a CPU, as how many they are is data, which a GPU would have to be waited for, and moves to any device.
+A batch is what was drawn: kept words, their windows, negatives that a tile of positions shares. A `LocalBatch` is the
+same over the batch's own words: it is made on a CPU, as how many they are is data, which a GPU would have to be waited
+for, and moves to any device.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 MODES = ("skipgram", "cbow")
@@ -142,29 +141,3 @@ def local_words(batch: ContextBatch) -> LocalBatch:
         batch.window,
         batch.negatives,
     )
-
-
-def reference_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch | LocalBatch) -> Tensor:
-    """The mean loss over the positive pairs, differentiable in both tables (V, D), on their device."""
-    words, low, high, drawn = (
-        torch.as_tensor(ids, device=inputs.device).long()
-        for ids in (batch.words, batch.low, batch.high, batch.drawn)
-    )
-    N, M = len(words), drawn.shape[1]
-    if not N:
-        return 0 * (inputs.sum() + outputs.sum())
-    i = torch.arange(N, device=inputs.device).unsqueeze(1)
-    j = i + torch.arange(-batch.window, batch.window + 1, device=inputs.device)
-    in_window = (low.unsqueeze(1) <= j) & (j < high.unsqueeze(1)) & (j != i)
-    neighbours = words[j.clamp(0, N - 1)]  # (N, 2 window + 1)
-    if batch.mode == "cbow":
-        share = in_window.to(inputs.dtype) / in_window.sum(1, keepdim=True).clamp_min(1)
-        h = (share.unsqueeze(2) * inputs[neighbours]).sum(1)
-        positives, is_pair = words.unsqueeze(1), in_window.any(1, keepdim=True)
-    else:
-        h, positives, is_pair = inputs[words], neighbours, in_window
-    noise = drawn.repeat_interleave(TILE, 0)[:N]
-    others = (is_pair.unsqueeze(2) & (positives.unsqueeze(2) != noise.unsqueeze(1))).sum(1)  # (N, M)
-    positive = is_pair * F.softplus(-(outputs[positives] * h.unsqueeze(1)).sum(2))
-    negative = others * F.softplus((outputs[noise] * h.unsqueeze(1)).sum(2))
-    return (positive.sum() + batch.negatives / M * negative.sum()) / is_pair.sum().clamp_min(1)

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..machine.registry import Room
-from .batch import LocalBatch, reference_loss
-from .training import context_gradients
-
-ROOM = Room("context", __package__)
+from .batch import LocalBatch
+from .reference import reference_loss
+from .room import ROOM
 
 
 def context_loss(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str = "auto") -> Tensor:
@@ -36,9 +34,7 @@ class _ContextLoss(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str
     ) -> Tensor:
-        compute = _by_numba
-        if backend == "triton":
-            compute = ROOM.load("triton", "context").loss_and_gradients
+        compute = ROOM.load(backend, "context").loss_and_gradients
         loss, *gradients = compute(inputs.detach().contiguous(), outputs.detach().contiguous(), batch)
         ctx.save_for_backward(*gradients)
         return loss
@@ -49,14 +45,6 @@ class _ContextLoss(torch.autograd.Function):
             raise RuntimeError("context_loss has no second derivative (create_graph=True was asked for)")
         d_inputs, d_outputs = ctx.saved_tensors
         return upstream * d_inputs, upstream * d_outputs, None, None
-
-
-def _by_numba(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss (), its gradients (n_kept, D) and (U, D))."""
-    found = context_gradients(inputs, outputs, batch.drawn_batch())
-    d_inputs = torch.zeros_like(inputs).index_copy_(0, found.input_rows, found.d_inputs)
-    d_outputs = torch.zeros_like(outputs).index_copy_(0, found.output_rows, found.d_outputs)
-    return inputs.new_tensor(found.loss), d_inputs, d_outputs
 
 
 def _check(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str) -> None:

@@ -25,14 +25,48 @@ class Workspace(NamedTuple):
     factors: np.ndarray  # (V,): what the changes of a row are multiplied with, 0 between calls
     x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
     y: np.ndarray
-    tile_rows: np.ndarray  # of one tile: see numba_context_tile.py
+    tile_rows: np.ndarray  # of one tile: see on_numba/tile.py
     band: np.ndarray
     z: np.ndarray
     share: np.ndarray
     h_t: np.ndarray
 
 
-class Subwords(NamedTuple):
+class Stream(NamedTuple):
+    """A text and the key of an epoch's draws."""
+
+    tokens: np.ndarray  # int32 (T,), negative = not in the vocabulary
+    bounds: np.ndarray  # int64: sentence u begins at bounds[u]
+    key: np.uint64
+
+
+class Steps(NamedTuple):
+    """How training steps, as numbers; see ContextOptions."""
+
+    mode: int
+    window: int
+    negatives: float
+    spread: bool  # CBOW: word2vec's own step
+    pull: float
+    shard_words: int
+
+
+class Tables(NamedTuple):
+    """What is trained, float32: inputs (V, D), or (R, D) with subwords, and outputs (V, D)."""
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+class Place(NamedTuple):
+    """Which of the threads that train side by side this is, and where they meet."""
+
+    thread: int
+    n_threads: int
+    barrier: np.ndarray
+
+
+class WordRows(NamedTuple):
     """The rows of an input table whose mean is word v: ids[bounds[v]:bounds[v + 1]], one at least."""
 
     ids: np.ndarray  # int32
@@ -53,6 +87,13 @@ class SubwordWorkspace(NamedTuple):
     vectors: np.ndarray  # (P, TILE + 2 window, ld): those of a tile's positions, and how they change
     changes: np.ndarray
     x_slots: np.ndarray  # (N,): where in them a position stands
+
+
+class SubwordParts(NamedTuple):
+    """What the kernels are given more with subwords than without."""
+
+    of_words: WordRows
+    w: SubwordWorkspace
 
 
 def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, shared: int) -> Workspace:
@@ -94,7 +135,7 @@ def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, s
 
 
 def make_subword_workspace(
-    R: int, subwords: Subwords, D: int, shards: int, shard_words: int, window: int
+    R: int, subwords: WordRows, D: int, shards: int, shard_words: int, window: int
 ) -> SubwordWorkspace:
     """Memory for training with subwords; of x only what a shard uses is ever touched."""
     from ..machine.simd import WIDTH

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ from ..heads.plans import (
 )
 from ..machine.registry import Room
 from . import reference
-from .layout import HeadLayout, Kind
-from .protocol import Forward, Needs
+from .call import Gradients, HeadsCall, Needs, Plan
+from .layout import HeadLayout
 
 log = logging.getLogger("mt2st_fast")
 
@@ -138,20 +137,23 @@ def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) ->
 _chosen_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _implementation(backend: str, requested_plan: str, features: Tensor, layout: HeadLayout) -> ModuleType:
-    """The module that computes heads of this shape."""
+def _implementation(backend: str, requested_plan: str, features: Tensor, layout: HeadLayout) -> Plan:
+    """The plan that computes heads of this shape."""
     N, D = features.shape
     shape = Shape(N, D, layout.width, layout.widest, features.element_size())
     # A size that torch.compile keeps symbolic cannot key a cache.
     choose = _cached_plan if isinstance(N, int) else choose_plan
-    return ROOM.load(backend, choose(backend, shape, requested_plan, features.device).name)
+    return cast(Plan, ROOM.load(backend, choose(backend, shape, requested_plan, features.device).name))
 
 
 _cached_plan = lru_cache(maxsize=4096)(choose_plan)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
-    """Do before a clock starts what `multitask_loss` would do in its first call on this device and dtype."""
+    """Compile all that `multitask_loss` may use on this device and dtype, where a first call must not do that.
+
+    Triton compiles for the sizes of a layout, so by that layout's first call.
+    """
     by = ROOM.choose(device.type, dtype, backend)
     if by.name != "reference":
         for plan in dict.fromkeys(rule.plan for rule in RULES[by.name]):
@@ -173,17 +175,16 @@ class _FusedLoss(torch.autograd.Function):
         task_weights: Tensor,
         targets: Sequence[Tensor],
         layout: HeadLayout,
-        module: ModuleType,
+        plan: Plan,
         needs: Needs,
         skip_zero_weights: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result: Forward = module.forward(
-            features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights
+        result = plan.forward(
+            HeadsCall(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights)
         )
         ctx.save_for_backward(features, weight, bias, task_weights, result.losses)
-        ctx.targets, ctx.layout, ctx.module, ctx.needs = targets, layout, module, needs
-        ctx.skip_zero_weights = skip_zero_weights
-        ctx.residual = result.residual
+        ctx.targets, ctx.layout, ctx.needs, ctx.skip_zero_weights = targets, layout, needs, skip_zero_weights
+        ctx.plan, ctx.residual = plan, result.residual
         ctx.mark_non_differentiable(result.losses, result.correct)
         ctx.set_materialize_grads(False)
         return torch.dot(task_weights, result.losses), result.losses, result.correct
@@ -194,35 +195,38 @@ class _FusedLoss(torch.autograd.Function):
             return (None,) * 9
         _refuse_second_derivative()
         features, weight, bias, task_weights, losses = ctx.saved_tensors
-        gradients: tuple[Tensor | None, ...] = (None, None, None)
+        gradients: Gradients = (None, None, None)
         if any(ctx.needs):
+            call = HeadsCall(
+                features,
+                weight,
+                bias,
+                ctx.targets,
+                task_weights,
+                ctx.layout,
+                ctx.needs,
+                ctx.skip_zero_weights,
+            )
             device_type = features.device.type
             if torch.is_autocast_enabled(device_type):
                 # backward() inside an autocast region would round the GEMMs of the gradients.
                 with torch.autocast(device_type, enabled=False):
-                    gradients = _gradients(ctx, grad_total, features, weight, bias, task_weights)
+                    gradients = _gradients(ctx, call, grad_total)
             else:
-                gradients = _gradients(ctx, grad_total, features, weight, bias, task_weights)
+                gradients = _gradients(ctx, call, grad_total)
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
         return *gradients, d_task_weights, None, None, None, None, None
 
 
-def _gradients(
-    ctx: Any, grad_total: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, task_weights: Tensor
-) -> tuple[Tensor | None, ...]:
-    module, layout, needs = ctx.module, ctx.layout, ctx.needs
+def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
+    plan: Plan = ctx.plan
     residual = ctx.residual
     if residual is None:
         # Only a graph that was retained comes here again after its gradients were handed out.
-        again = module.forward(
-            features, weight, bias, ctx.targets, task_weights, layout, needs, ctx.skip_zero_weights
-        )
-        residual = again.residual
-    if module.RESIDUAL_IS_GRADIENT:
+        residual = plan.forward(call).residual
+    if plan.RESIDUAL_IS_GRADIENT:
         ctx.residual = None
-    return module.backward(
-        residual, grad_total, features, weight, bias, task_weights, layout, needs, own=True
-    )
+    return plan.backward(call, residual, grad_total, own=True)
 
 
 def _refuse_second_derivative() -> None:
@@ -251,9 +255,8 @@ def _forward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(total, losses, correct, and the three tensors of the backend's residual)."""
     layout = HeadLayout.from_key(layout_key)
-    module = _implementation(backend, plan, features, layout)
-    result: Forward = module.forward(
-        features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights
+    result = _implementation(backend, plan, features, layout).forward(
+        HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights)
     )
     return torch.dot(task_weights, result.losses), result.losses, result.correct, *result.residual
 
@@ -268,7 +271,7 @@ def _(features, weight, bias, targets, task_weights, layout_key, backend, plan, 
         torch.empty(K, **as_float32),
         torch.empty(K, dtype=torch.int64, device=features.device),
         *_implementation(backend, plan, features, layout).residual_like(
-            features, weight, bias, layout, _triple(needs)
+            HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs))
         ),
     )
 
@@ -288,9 +291,10 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d_features, d_weight, d_bias), empty where not needed."""
     layout = HeadLayout.from_key(layout_key)
-    module = _implementation(backend, plan, features, layout)
-    gradients = module.backward(
-        tuple(residual), grad_total, features, weight, bias, task_weights, layout, _triple(needs), own=False
+    call = HeadsCall(features, weight, bias, (), task_weights, layout, _triple(needs))
+    first, second, third = residual
+    gradients = _implementation(backend, plan, features, layout).backward(
+        call, (first, second, third), grad_total, own=False
     )
     d_features, d_weight, d_bias = (features.new_empty(0) if g is None else g for g in gradients)
     return d_features, d_weight, d_bias
@@ -366,7 +370,7 @@ def _check(
     if len(targets) != K:
         raise ValueError(f"targets: {len(targets)} given for {K} heads ({', '.join(layout.names)})")
     for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
-        if head.kind is Kind.SOFTMAX:
+        if head.kind.takes_classes:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
                 raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
             if target.shape != (N,):

@@ -78,8 +78,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-# What may be asked for; the rules of a backend need not choose every plan that it has.
-PLANS_OF = {"numba": ("tile", "chunked"), "triton": PLANS}
+# What may be asked for.
+PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("packed", "chunked")}
 
 
 def check_plan(requested: str, backend: str) -> None:

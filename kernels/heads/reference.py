@@ -1,4 +1,4 @@
-"""The oracle: the multi-task loss in plain torch, one linear layer and one torch loss a head.
+"""The oracle: the multi-task loss in plain torch, one linear layer and the loss of its kind a head.
 
 Runs in every floating dtype, float64 included, on every device, with gradients of any order. Tests and
 benchmarks measure the kernels against it.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import HeadLayout, HeadSpec, Kind
+from .layout import HeadLayout, HeadSpec
 
 
 def multitask_loss(
@@ -47,40 +47,11 @@ def head_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
 
     Computed in float32, or in float64 where the logits are.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if head.kind is Kind.SOFTMAX:
-        return _softmax_loss(logits, target.long(), head)
-    target = target.to(logits.dtype)
-    valid = ~torch.isnan(target)
-    logits, target = logits[valid], target[valid]
-    if head.kind is Kind.BINARY:
-        positive = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
-        positive = positive.expand(valid.shape)[valid]
-        total = F.binary_cross_entropy_with_logits(logits, target, pos_weight=positive, reduction="sum")
-    elif head.kind is Kind.SQUARED:
-        total = F.mse_loss(logits, target, reduction="sum")
-    else:
-        total = F.huber_loss(logits, target, reduction="sum", delta=head.delta)
-    return total / max(target.numel(), 1)
-
-
-def _softmax_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
-    valid = target != head.ignore_index
-    weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
-    denominator = weights[target[valid]].sum()
-    total = F.cross_entropy(
-        logits,
-        target,
-        weight=weights,
-        ignore_index=head.ignore_index,
-        label_smoothing=head.label_smoothing,
-        reduction="sum",
-    )
-    return torch.where(denominator > 0, total / denominator.clamp_min(1e-30), total * 0)
+    return head.kind.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, head)
 
 
 def _check_classes(name: str, target: Tensor, head: HeadSpec) -> None:
-    if head.kind is not Kind.SOFTMAX:
+    if not head.kind.takes_classes:
         return
     outside = target[(target != head.ignore_index) & ((target < 0) | (target >= head.size))]
     if outside.numel():
@@ -89,10 +60,4 @@ def _check_classes(name: str, target: Tensor, head: HeadSpec) -> None:
 
 def head_correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
     """Rows () int64 that one head gets right: first maximum, or every valid label on its side of 0."""
-    if head.kind is Kind.SOFTMAX:
-        return ((logits.argmax(dim=1) == target) & (target != head.ignore_index)).sum()
-    if head.kind is Kind.BINARY:
-        valid = ~torch.isnan(target)
-        right = (logits > 0) == (target > 0.5)
-        return ((right | ~valid).all(dim=1) & valid.any(dim=1)).sum()
-    return torch.zeros((), dtype=torch.int64, device=logits.device)
+    return head.kind.correct(logits, target, head)

@@ -120,7 +120,9 @@ def _runs(trial: Trial, device: torch.device, dtype: torch.dtype) -> Iterator[tu
     layout = HeadLayout(tuple(HeadSpec(Kind.SOFTMAX, size) for size in trial.sizes))
 
     def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float32).to(device, dtype).requires_grad_()
+        return (
+            torch.randn(*shape, generator=generator, dtype=torch.float32).to(device, dtype).requires_grad_()
+        )
 
     features, weight, bias = randn(trial.N, trial.D), randn(layout.width, trial.D), randn(layout.width)
     targets = [torch.randint(size, (trial.N,), generator=generator).to(device) for size in trial.sizes]

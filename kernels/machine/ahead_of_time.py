@@ -35,7 +35,7 @@ class CompiledKernel:
 def compile_all(targets: list[str]) -> list[CompiledKernel]:
     """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...).
 
-    A module whose NVIDIA_ONLY is true is left out for AMD. Needs no driver and no device. Raises ValueError
+    Needs no driver and no device. Raises ValueError
     for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the interpreter has nothing to
     compile) or where a kernel does not compile.
     """
@@ -51,7 +51,6 @@ def compile_all(targets: list[str]) -> list[CompiledKernel]:
         _compile(variant, target, gpu)
         for target, gpu in parsed
         for module in modules
-        if gpu.backend == "cuda" or not getattr(module, "NVIDIA_ONLY", False)
         for variant in getattr(module, "VARIANTS", ())
     ]
 

@@ -14,6 +14,7 @@ LN2 = f32(0.693147181)
 # exp of less is 0: it could not be seen beside the maximum's 1, and times 1/N it would become subnormal,
 # which slows a GEMM down several times.
 EXP_UNDERFLOW = f32(-64.0)
+EXP_OVERFLOW, INFINITY = f32(88.0), f32(np.inf)
 SQRT2 = f32(1.41421356)
 LARGEST = f32(3.4e38)
 E2, E3, E4, E5, E6 = f32(0.5), f32(0.166666667), f32(0.0416666667), f32(0.00833333333), f32(0.00138888889)
@@ -27,6 +28,16 @@ def exp32(x):
     r = (x - n * LN2_HIGH) - n * LN2_LOW
     p = ONE + r * (ONE + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
     return select(x < EXP_UNDERFLOW, ZERO, p * power_of_two(n))
+
+
+@elementwise
+def exp_of_any(x):
+    """exp(x) for vectors of any x: infinite from 88 on, where float32 ends."""
+    n = truncate(x * LOG2_E + select(x < ZERO, -HALF, HALF))
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = ONE + r * (ONE + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
+    inside = select(x < EXP_UNDERFLOW, ZERO, p * power_of_two(n))
+    return select(x >= EXP_OVERFLOW, INFINITY, inside)
 
 
 @elementwise

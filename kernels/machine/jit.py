@@ -1,7 +1,7 @@
 """The one place for Numba's decorators and flags.
 
-Numba's cache looks at the file of a kernel, not at the files of what it calls: after a change here, or in what
-kernels of other files call, remove kernels/__pycache__.
+A kernel that Python calls is an `entry` or a `Kernel`: its machine code is kept (cache.py), with all that was compiled
+into it. A `helper` is called by kernels alone, and kept with them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from typing import Any
 
 import numba
 import torch
-from numba.core import types
+from numba.core import event, types
 from numba.extending import intrinsic
+
+from .cache import kernel_cache
+from .compiling import clock
 
 # Sums may be reordered (that is what lets them vectorise; the order is fixed at compile time, so the same
 # call still gives the same bits). NaN and infinity keep their meaning: a diverged loss has to be seen.
@@ -22,12 +25,49 @@ _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
 def elementwise(function: Callable) -> Any:
     """Arithmetic on vectors or scalars, inlined into kernels: no reordering, so range reduction stays exact."""
-    return numba.njit(cache=True, fastmath={"contract"}, inline="never", error_model="numpy")(function)
+    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy")(function)
 
 
 def helper(function: Callable) -> Any:
     """A serial loop that kernels call."""
-    return numba.njit(cache=True, fastmath=_REORDERED, error_model="numpy")(function)
+    return numba.njit(fastmath=_REORDERED, error_model="numpy")(function)
+
+
+def entry(function: Callable) -> Any:
+    """A serial loop that Python calls, and kernels may."""
+    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy")(function))
+
+
+def exact_entry(function: Callable) -> Any:
+    """An entry whose arithmetic is done as it is written."""
+    return _kept(numba.njit(function))
+
+
+def _kept(dispatcher: Any) -> Any:
+    cache = kernel_cache(dispatcher.py_func)
+    if cache is not None:
+        dispatcher._cache = cache  # what its enable_caching() does with Numba's own
+    return dispatcher
+
+
+class _OnTheClock(event.Listener):
+    """Times what Numba compiles for this package; a user's own functions are none of its business."""
+
+    def on_start(self, event: Any) -> None:
+        if _is_ours(event):
+            clock.start(event.data["dispatcher"].py_func.__name__)
+
+    def on_end(self, event: Any) -> None:
+        if _is_ours(event):
+            clock.stop()
+
+
+def _is_ours(event: Any) -> bool:
+    return event.data["dispatcher"].py_func.__module__.startswith(_PACKAGE)
+
+
+_PACKAGE = __name__.rpartition(".machine.")[0]
+event.register("numba:compile", _OnTheClock())
 
 
 # Below this many float32 numbers that are read the start of a parallel region costs more than it saves.
@@ -41,12 +81,13 @@ def thread_count() -> int:
 
 
 class Kernel:
-    """One Python function compiled twice: serial for small work, parallel over its outer prange."""
+    """One Python function in two variants, each compiled when it is first called: serial for small work, parallel over
+    its outer prange."""
 
     def __init__(self, function: Callable) -> None:
-        options: Any = {"cache": True, "fastmath": _REORDERED, "error_model": "numpy", "nogil": True}
-        self.serial = numba.njit(**options)(_renamed(function, "serial"))
-        self.parallel = numba.njit(parallel=True, **options)(_renamed(function, "parallel"))
+        options: Any = {"fastmath": _REORDERED, "error_model": "numpy", "nogil": True}
+        self.serial = _kept(numba.njit(**options)(_renamed(function, "serial")))
+        self.parallel = _kept(numba.njit(parallel=True, **options)(_renamed(function, "parallel")))
 
     def __call__(self, *args: Any, parallel: bool) -> Any:
         threads = thread_count()

@@ -1,6 +1,6 @@
 """Vectors of float32 for Numba kernels: what fills one register, with Python's operators.
 
-    v = load(address) + bias          # a vector; a float32 is broadcast
+    v = load(address) + bias          # a vector; a number is broadcast
     peak = select(v > peak, v, peak)  # a comparison gives a mask
 
 Numba vectorises loops over arrays, but then every intermediate array is stored and loaded again. Written with
@@ -68,15 +68,18 @@ def broadcast(builder: Any, scalar: Any) -> Any:
 
 
 def _as_vector(builder: Any, value: Any, numba_type: Any) -> Any:
-    return value if numba_type is vector_type else broadcast(builder, value)
+    if numba_type is vector_type:
+        return value
+    # A literal is a float64 to Numba.
+    return broadcast(builder, builder.fptrunc(value, _F32) if numba_type == types.float64 else value)
 
 
 # --- operators -------------------------------------------------------------------------------------------
 
 
 def _binary(symbol: Callable, result: Any, build: Callable[[Any, Any, Any], Any]) -> None:
-    """Teach Numba `symbol` between two vectors, or a vector and a float32."""
-    numbers = (vector_type, types.float32)
+    """Teach Numba `symbol` between two vectors, or a vector and a number, which is rounded to float32."""
+    numbers = (vector_type, types.float32, types.float64)
 
     @infer_global(symbol)
     class _Typing(AbstractTemplate):
@@ -89,7 +92,7 @@ def _binary(symbol: Callable, result: Any, build: Callable[[Any, Any, Any], Any]
         x, y = (_as_vector(builder, value, kind) for value, kind in zip(args, sig.args, strict=True))
         return build(builder, x, y)
 
-    for left, right in ((0, 0), (0, 1), (1, 0)):
+    for left, right in ((0, 0), (0, 1), (1, 0), (0, 2), (2, 0)):
         lower_builtin(symbol, numbers[left], numbers[right])(lower)
 
 
@@ -177,7 +180,7 @@ def splat(typing_context, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def select(typing_context, mask, yes, no):  # type: ignore[no-untyped-def]
-    """Lane by lane: yes where the mask is set, else no; vectors or float32 numbers."""
+    """Lane by lane: yes where the mask is set, else no; vectors or numbers."""
 
     def build(builder: Any, m: Any, x: Any, y: Any) -> Any:
         return builder.select(m, _as_vector(builder, x, yes), _as_vector(builder, y, no))

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..bags.op import choose_embedding_backend
 from ..bags.prepared import PreparedBags
 from ..bags.rules import RowRule
-from ..heads.layout import Kind
 from ..machine.registry import Room
 from .model import BagModel
 
@@ -86,20 +85,12 @@ def _check_batch(
             f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
         )
     for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
-        if target.shape != ((B,) if spec.kind is Kind.SOFTMAX else (B, spec.size)):
+        if target.shape != ((B,) if spec.kind.takes_classes else (B, spec.size)):
             raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {B} bags")
-
-
-def warm_up_bag_step(device: torch.device = CPU) -> None:
-    """Do before a clock starts what the first `bag_step` of a float32 table on this device would do."""
-    _kernels(device.type, torch.float32).warm_up()
 
 
 class StepKernels(Protocol):
     """What a backend's module `on_<name>/bag_step.py` has to offer."""
-
-    def warm_up(self) -> None:
-        """Do what a first step would do before it computes."""
 
     def step(
         self,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.cli.options import OutOption, make_writable, takes_config
@@ -18,8 +19,10 @@ from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.runs.comparison import compare_runs, render, summarise_seed, table_rows
-from mt2st_fast.runs.experiment import STRATEGIES, Config, Experiment
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.plots import plot_comparison
+from mt2st_fast.training.schedules import strategies as strategies_by_name
 
 
 @takes_config(without=("strategy",))
@@ -44,22 +47,20 @@ def compare(
     of rows and in which main labels --label-fraction keeps; the strategies share each seed's data.
     """
     names = [name.strip() for name in strategies.split(",") if name.strip()]
-    unknown = [name for name in names if name not in STRATEGIES]
-    if unknown or not names:
-        raise InputError(
-            f"unknown strategy {', '.join(unknown) or 'none'}; there are {', '.join(STRATEGIES)}"
-        )
+    if not names:
+        raise InputError(f"--strategies names none; there are {', '.join(strategies_by_name())}")
+    configs = {name: config.for_strategy(name) for name in names}
+    config.check_strategy_options(tuple(names))
     folder = make_writable(out)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     # Seeds outside, strategies inside: a machine that slows down slows all of them down.
     for seed in range(config.seed, config.seed + seeds):
-        seeded = replace(config, seed=seed)
-        splits = read_data(seeded)
+        splits = read_data(replace(config, seed=seed))
         for name in names if seed == config.seed else ():
             # What cannot run is found before anything has run.
-            Experiment.prepare(replace(seeded, strategy=name), splits)
+            Experiment.prepare(replace(configs[name], seed=seed), splits)
         for name in names:
-            experiment = Experiment.prepare(replace(seeded, strategy=name), splits)
+            experiment = Experiment.prepare(replace(configs[name], seed=seed), splits)
             progress = TrainingProgress(experiment.total_steps, f"{name}, seed {seed}")
             experiment.trainer.callbacks.append(progress)
             with progress:
@@ -86,7 +87,7 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # all columns fit into 80
-        title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
+        title=f"{escape(comparison['main'])}: target {comparison['metric']} {comparison['target']:.4f} on development, "
         f"medians of {comparison['n_seeds']} seeds",
     )
     table.add_column("strategy", no_wrap=True)
@@ -104,4 +105,4 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     for row in table_rows(comparison):
         table.add_row(*row)
     console.print(table)
-    console.print(f"Written to {folder}: compare.md, compare.json, compare.png")
+    console.print(f"Written to {escape(str(folder))}: compare.md, compare.json, compare.png")

@@ -67,7 +67,7 @@ def evaluate(
     if result["unknown_queries"]:
         console.print(f"Without a vector: {escape(', '.join(result['unknown_queries']))}")
     if folder is not None:
-        console.print(f"Written to {folder}: {', '.join(EVALUATION_FILES)}")
+        console.print(f"Written to {escape(str(folder))}: {', '.join(EVALUATION_FILES)}")
 
 
 def _print(console: Console, columns: tuple[str, ...], rows: list[list[str]]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mt2st_fast.cli.options import make_writable
@@ -45,7 +46,8 @@ def prepare(
         )
     seconds = time.perf_counter() - start
     Console().print(
-        f"{out}: {done.words_kept:,} tokens in {done.sentences:,} sentences, {done.types_kept:,} word types; "
+        f"{escape(str(out))}: {done.words_kept:,} tokens in {done.sentences:,} sentences, "
+        f"{done.types_kept:,} word types; "
         f"{done.types_read - done.types_kept:,} rarer types ({done.words_read - done.words_kept:,} tokens) left out. "
         f"{done.files:,} files, {done.bytes_read / 1e6:,.1f} MB, {done.bytes_read / 1e6 / seconds:,.1f} MB/s."
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.compiling import on_compile
+from mt2st_fast.training.callbacks import Callback, Training
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
-from mt2st_fast.training.trainer import Trainer
 
 MOST_TASKS_SHOWN = 4
 
@@ -20,19 +21,23 @@ class TrainingProgress(Callback):
     def __init__(self, total_steps: int, label: str = "train") -> None:
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
         self._bar = self._progress.add_task(label, total=total_steps, state="")
         self._losses, self._quality = "", ""
+        self._compiled = 0
+        self._watching = ExitStack()
 
     def __enter__(self) -> TrainingProgress:
+        if self._console.is_terminal:  # elsewhere the log says it, in one line
+            self._watching.enter_context(on_compile(self._compiling))
         self._progress.start()
         return self
 
@@ -40,13 +45,21 @@ class TrainingProgress(Callback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        self._watching.close()
 
-    def on_phase(self, trainer: Trainer, phase: PhaseRecord) -> None:
+    def _compiling(self, kernel: str) -> None:
+        self._compiled += 1
+        state = f"compiling kernels for this machine, once: {kernel.strip('_')} ({self._compiled})"
+        self._progress.update(self._bar, state=state)
+
+    def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
         """A line that stays, for every change of the active tasks."""
         if self._console.is_terminal:
-            self._progress.console.print(f"step {phase.first_step}: training {', '.join(phase.active)}")
+            self._progress.console.print(
+                f"step {phase.first_step}: training {', '.join(phase.active)}", markup=False
+            )
 
-    def on_record(self, trainer: Trainer, record: StepRecord) -> None:
+    def on_record(self, trainer: Training, record: StepRecord) -> None:
         """Loss × weight of the first tasks."""
         shown = list(record.losses.items())[:MOST_TASKS_SHOWN]
         parts = [f"{task} {loss:.3f}×{record.weights[task]:.2g}" for task, loss in shown]
@@ -54,11 +67,11 @@ class TrainingProgress(Callback):
         self._losses = "  ".join(parts) + (f"  +{more}" if more > 0 else "")
         self._update(trainer)
 
-    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         """The main task's development quality."""
         self._quality = f"dev {evaluation.metrics[trainer.heads.main]:.4f}"
         self._update(trainer)
 
-    def _update(self, trainer: Trainer) -> None:
+    def _update(self, trainer: Training) -> None:
         state = f"{self._quality}  {self._losses}"
         self._progress.update(self._bar, completed=trainer.step, state=state)

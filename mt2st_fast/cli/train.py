@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.cli.options import OutOption, make_writable, takes_config
@@ -18,8 +19,9 @@ from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
-from mt2st_fast.runs.experiment import Config, Experiment
-from mt2st_fast.runs.report import RUN_FILES, write_run
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.report import RUN_FILES, engine_of, shown, write_run
 from mt2st_fast.training.trainer import Trainer
 
 CONFIG_FILE = "config.json"
@@ -60,7 +62,7 @@ def train(
     if trainer.step < experiment.total_steps:
         console.print(
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
-            f"Go on with: mt2st-fast train --resume --out {out}"
+            f"Go on with: mt2st-fast train --resume --out {escape(str(out))}"
         )
         raise typer.Exit(130)
     report = write_run(experiment, folder)
@@ -102,50 +104,47 @@ def _announce(console: Console, experiment: Experiment) -> None:
     splits, config = experiment.splits, experiment.config
     labelled = int(splits.train.targets[splits.main].labelled().sum())  # type: ignore[index]
     console.print(
-        f"[bold]{splits.main}[/] on {splits.name}: {splits.train.n_rows:,} training rows, "
+        f"[bold]{escape(str(splits.main))}[/] on {escape(splits.name)}: {splits.train.n_rows:,} training rows, "
         f"{labelled:,} with a main label; "
-        f"auxiliary tasks {', '.join(splits.auxiliary) or 'none'}"
+        f"auxiliary tasks {escape(', '.join(splits.auxiliary)) or 'none'}"
     )
     console.print(
         f"strategy {config.strategy}, {experiment.total_steps:,} steps; "
-        f"backend {experiment.backend.name} ({experiment.backend.reason})"
+        f"backend {experiment.backend.name} ({escape(experiment.backend.reason)})"
     )
     if experiment.coverage is not None:
-        console.print(f"vectors from {config.init}: {experiment.coverage}")
+        console.print(f"vectors from {escape(str(config.init))}: {experiment.coverage}")
 
 
 def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     main = report["main"]
     tasks = Table("task", "outputs", "metric", "dev, last active", "test, at the end", "retired at step")
     for name, task in report["tasks"].items():
-        retired = task["retired_at_step"]
         tasks.add_row(
-            f"[bold]{name}[/]" if name == main["task"] else name,
+            f"[bold]{escape(name)}[/]" if name == main["task"] else escape(name),
             str(task["outputs"]),
             task["metric"],
-            _shown(task["last_dev"]),
-            _shown(task["test"]),
-            "–" if retired is None else str(retired),
+            shown(task["last_dev"]),
+            shown(task["test"]),
+            shown(task["retired_at_step"], 0),
         )
-    phases = Table("phase from step", "active tasks", "step, ms (median)")
+    phases = Table("phase from step", "active tasks", "step, ms (median)", "steps taken by")
     for phase in report["phases"]:
         phases.add_row(
-            str(phase["first_step"]), ", ".join(phase["active"]), _shown(phase["step_ms_median"], 2)
+            str(phase["first_step"]),
+            escape(", ".join(phase["active"])),
+            shown(phase["step_ms_median"], 2),
+            escape(engine_of(phase)),
         )
     words = Table("word", "nearest neighbours")
     for word, near in report["neighbours"].items():
-        words.add_row(word, ", ".join(near))
+        words.add_row(escape(word), escape(", ".join(near)))
     for table in (tasks, phases, words):
         console.print(table)
     console.print(
-        f"[bold]{main['task']}[/]: {main['metric']} {_shown(main['best'])} on development at best "
-        f"(step {main['best_step']}), {_shown(main['test'])} on test. "
+        f"[bold]{escape(main['task'])}[/]: {main['metric']} {shown(main['best'])} on development at best "
+        f"(step {main['best_step']}), {shown(main['test'])} on test. "
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s."
     )
-    console.print(
-        f"Written to {folder}: report.md, report.json, curves.png, history.jsonl, vectors.txt, checkpoint/"
-    )
-
-
-def _shown(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    written = "report.md, report.json, curves.png, history.jsonl, vectors.txt, checkpoint/"
+    console.print(f"Written to {escape(str(folder))}: {written}")

@@ -7,6 +7,7 @@ from mt2st_fast.data.readers import READERS, open_data
 from mt2st_fast.data.sampler import Sampler
 from mt2st_fast.data.stream import TokenStream
 from mt2st_fast.data.subwords import SubwordTable, subword_rows
+from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.data.word_batches import ContextBatches, WordBatches, analogy_batches, similarity_batches
 
@@ -24,6 +25,7 @@ __all__ = [
     "TargetColumn",
     "TokenBatches",
     "TokenStream",
+    "Tokens",
     "Vocabulary",
     "WordBatches",
     "analogy_batches",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mt2st_fast.data.tokens import check_bounds
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 
@@ -96,9 +97,9 @@ class Corpus:
             raise ValueError(f"tokens are int32 (T,), not {self.tokens.dtype} {self.tokens.shape}")
         if self.tokens.size and self.tokens.min() < 0:
             raise ValueError("a token has a negative type id")
-        _check_bounds("bounds", self.bounds, len(self.tokens))
+        check_bounds("bounds", self.bounds, len(self.tokens))
         if self.groups is not None:
-            _check_bounds("groups", self.groups, self.n_units)
+            check_bounds("groups", self.groups, self.n_units)
         for task, column in self.targets.items():
             if len(column) != self.n_rows:
                 raise ValueError(f"task {task} has {len(column)} targets for {self.n_rows} rows")
@@ -209,10 +210,3 @@ def hide_labels(corpus: Corpus, task: str, fraction: float, seed: int) -> Corpus
     kept = shuffled[: max(1, round(fraction * len(shuffled)))]
     hidden = column.hide(~np.isin(group_of_row, kept))
     return replace(corpus, targets={**corpus.targets, task: hidden})
-
-
-def _check_bounds(name: str, bounds: np.ndarray, end: int) -> None:
-    if bounds.ndim != 1 or bounds.dtype != np.int64 or not len(bounds):
-        raise ValueError(f"{name} are int64 (n + 1,), not {bounds.dtype} {bounds.shape}")
-    if bounds[0] != 0 or bounds[-1] != end or (np.diff(bounds) < 0).any():
-        raise ValueError(f"{name} must rise from 0 to {end}")

@@ -8,10 +8,8 @@ has two label families, `topic` and `tone`, and so two tasks. A label without a 
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from mt2st_fast.data.block_words import END
 from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
 from mt2st_fast.data.preparation import read_words
+from mt2st_fast.data.tokens import Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 
@@ -28,28 +27,6 @@ DEFAULT_FAMILY = "label"
 HASH_FACTOR = np.uint64(116_049_371)
 # Put in order together: what that needs in memory beside the bags does not grow with the corpus.
 DOCUMENTS_AT_ONCE = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """Documents as numbers of their different words: document d is tokens[bounds[d]:bounds[d + 1]]."""
-
-    words: list[str]
-    tokens: np.ndarray  # int32 (T,), into words
-    bounds: np.ndarray  # int64 (n_documents + 1,)
-
-    @classmethod
-    def of(cls, documents: Iterable[Sequence[str]]) -> Documents:
-        """From lists of words."""
-        number_of: dict[str, int] = defaultdict(count().__next__)
-        numbers = [
-            np.fromiter(map(number_of.__getitem__, words), np.int32, len(words)) for words in documents
-        ]
-        tokens = np.concatenate([np.empty(0, np.int32), *numbers])
-        return cls(list(number_of), tokens, _bounds(np.array([len(n) for n in numbers], np.int64)))
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +42,7 @@ class Labels:
 class LabelledText:
     """Documents, and their labels by family, in the order of the families' first appearance."""
 
-    documents: Documents
+    documents: Tokens
     labels: dict[str, Labels]
 
     @property
@@ -86,10 +63,10 @@ def read_labelled_text(path: Path, prefix: str = "__label__") -> LabelledText:
     if not is_label.any():
         raise InputError(f"{path}: no line has a label; write them as {prefix}sport or {prefix}topic__sport")
     new_id = np.cumsum(~of_word) - 2  # without the labels, and the mark of the ends before them all
-    documents = Documents(
+    documents = Tokens.numbered(
         [word for word, label in zip(words[1:], of_word[1:], strict=True) if not label],
         new_id[ids[~is_label]].astype(np.int32),
-        _bounds(np.bincount(document[~is_label], minlength=n_documents)),
+        bounds_of(np.bincount(document[~is_label], minlength=n_documents)),
     )
     split = {int(i): _split_label(words[i].removeprefix(prefix)) for i in np.flatnonzero(of_word)}
     return LabelledText(documents, _labels_by_family(split, ids[is_label], document[is_label]))
@@ -133,7 +110,7 @@ class BagFeatures:
     @classmethod
     def learn(
         cls,
-        documents: Documents,
+        documents: Tokens,
         min_count: int,
         word_ngrams: int,
         buckets: int,
@@ -141,11 +118,9 @@ class BagFeatures:
         maxn: int = 0,
     ) -> BagFeatures:
         """From training documents: words seen at least `min_count` times. Raises InputError where none is."""
-        counts = np.bincount(documents.tokens, minlength=len(documents.words))
-        kept = np.flatnonzero(counts >= min_count)
-        if not len(kept):
-            raise InputError(f"no word is there {min_count} times; lower min_count")
-        vocabulary = Vocabulary.from_counts([documents.words[i] for i in kept], counts[kept].tolist())
+        vocabulary = documents.vocabulary.frequent(min_count)
+        if not len(vocabulary):
+            raise InputError("the text has no words beside its labels")
         return cls(vocabulary, word_ngrams, buckets if word_ngrams > 1 or maxn else 0, minn, maxn)
 
     @property
@@ -159,19 +134,19 @@ class BagFeatures:
         known = [word] if word in self.vocabulary else []
         return known + (character_ngrams(word, self.minn, self.maxn) if self.maxn else []), ids
 
-    def bags(self, documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    def bags(self, documents: Tokens) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 (total,), bounds int64 (n_documents + 1,)): of every document its words, then its n-grams.
 
         A word is looked up and hashed once, however often it stands in the documents.
         """
-        words, bounds = documents.words, documents.bounds
+        words, bounds = documents.vocabulary.words, documents.bounds
         ids, id_bounds = self._ids_of(words)
         hashes = np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
         parts, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-        for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        for first in range(0, documents.n_units, DOCUMENTS_AT_ONCE):
             of_block = bounds[first : first + DOCUMENTS_AT_ONCE + 1]
             n_documents = len(of_block) - 1
-            tokens = documents.tokens[of_block[0] : of_block[-1]]
+            tokens = documents.ids[of_block[0] : of_block[-1]]
             document = np.repeat(np.arange(n_documents), np.diff(of_block))
             per_token = np.diff(id_bounds)[tokens]
             found, owner = ids[_ranges(id_bounds[tokens], per_token)], np.repeat(document, per_token)
@@ -181,11 +156,11 @@ class BagFeatures:
                 found = np.concatenate([found, *grams])[np.argsort(owner, kind="stable")]
             parts.append(found)
             sizes.append(np.bincount(owner, minlength=n_documents))
-        return np.concatenate(parts), _bounds(np.concatenate(sizes))
+        return np.concatenate(parts), bounds_of(np.concatenate(sizes))
 
     def _ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 (total,), bounds int64 (T + 1,)): each word's own, if known, and those of its n-grams."""
-        own = np.fromiter((self.vocabulary.get(word, -1) for word in words), np.int32, len(words))
+        own = self.vocabulary.lookup(words)
         return subword_ids(words, own, len(self.vocabulary), self.buckets, self.minn, self.maxn)
 
     def _word_ngrams(
@@ -201,16 +176,9 @@ class BagFeatures:
             yield len(self.vocabulary) + buckets, document[: len(gram)][inside]
 
 
-def _bounds(lengths: np.ndarray) -> np.ndarray:
-    """int64 (n + 1,): where each of n ranges begins, and where the last one ends."""
-    bounds = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=bounds[1:])
-    return bounds
-
-
 def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """lengths[i] numbers from begins[i] on, one range after the other."""
-    bounds = _bounds(lengths)
+    bounds = bounds_of(lengths)
     return np.arange(bounds[-1]) + np.repeat(begins - bounds[:-1], lengths)
 
 
@@ -222,7 +190,7 @@ def _hash(word: str) -> int:
 def target_columns(text: LabelledText, families: Sequence[str] | None = None) -> dict[str, TargetColumn]:
     """A column a family: classes where no document has two labels of it, else any of its labels."""
     wanted = text.families if families is None else families
-    return {family: _column(text.labels[family], len(text.documents)) for family in wanted}
+    return {family: _column(text.labels[family], text.documents.n_units) for family in wanted}
 
 
 def _column(labels: Labels, n_documents: int) -> TargetColumn:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
@@ -24,7 +25,8 @@ from typing import Any, cast
 import numpy as np
 
 from mt2st_fast.data import block_words
-from mt2st_fast.data.stream import frequent_enough, write_stream
+from mt2st_fast.data.stream import write_stream
+from mt2st_fast.data.tokens import MISSING_WORD
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
@@ -34,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 BLOCK_BYTES = 8 << 20
 _LONGEST_WORD_BYTES = 1 << 20
-_DROPPED, _END = -1, -2
+_DROPPED, _END = MISSING_WORD, -2
 _BREAK = re.compile(rb"[ \n\r\t]")
 
 
@@ -89,7 +91,7 @@ def prepare(
                 waiting.write(seen.add(worker, encoded, new_words).tobytes())
                 if progress is not None:
                     progress("read", block.done, total)
-        vocabulary = frequent_enough(seen.counts(), min_count, ", ".join(map(str, paths)))
+        vocabulary = seen.vocabulary(min_count, ", ".join(map(str, paths)))
         size = waiting.tell()
         waiting.seek(0)
 
@@ -160,17 +162,16 @@ class _SeenWords:
         """Every word in the order of the common ids; the first is the mark of the ends."""
         return list(self._id_of)
 
-    def counts(self) -> dict[str, int]:
-        """How often each word was read."""
-        counted = dict(zip(self._id_of, self._counts.tolist(), strict=True))
-        del counted[next(iter(self._id_of))]  # the mark of the ends
-        return counted
+    def vocabulary(self, min_count: int, where: str) -> Vocabulary:
+        """Of the words read at least `min_count` times. Raises InputError where there are none."""
+        if not self.total:
+            raise InputError(f"{where}: there are no words; give text")
+        words = islice(self._id_of, 1, None)  # behind the mark of the ends
+        return Vocabulary.from_counts(words, self._counts[1:], min_count=min_count, where=where)
 
     def ids_in(self, vocabulary: Vocabulary) -> np.ndarray:
         """For each common id that of the vocabulary, _DROPPED or _END."""
-        ids = np.fromiter(
-            (vocabulary.get(word, _DROPPED) for word in self._id_of), np.int32, len(self._id_of)
-        )
+        ids = vocabulary.lookup(self._id_of)
         ids[block_words.END] = _END
         return ids
 

@@ -20,18 +20,16 @@ the words on either side of a dropped one become neighbours.
 
 from __future__ import annotations
 
-import json
 import struct
 import tempfile
 import zlib
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import writing_atomically
@@ -42,18 +40,8 @@ _CHECKED_BYTES = 40  # of the header, by its own checksum
 _BLOCK = 1 << 20  # numbers that are looked at together
 
 
-@dataclass(frozen=True, eq=False)
-class TokenStream:
-    """n tokens in m sentences: `tokens` int32 (n,), ids of `vocabulary`; `bounds` int64 (m + 1,)."""
-
-    tokens: np.ndarray
-    bounds: np.ndarray
-    vocabulary: Vocabulary
-
-    @property
-    def n_sentences(self) -> int:
-        """m, the number of sentences."""
-        return len(self.bounds) - 1
+class TokenStream(Tokens):
+    """Tokens in sentences, mapped from a file or made from sentences; every word is in the vocabulary."""
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStream:
@@ -73,22 +61,23 @@ class TokenStream:
             tokens = np.memmap(path, "<i4", "c", _HEADER.size, (n,))
             bounds = np.memmap(path, "<i8", "c", bounds_at, (m + 1,))
             padding = bytes(bounds_at - _HEADER.size - 4 * n)
-            vocabulary = _read_vocabulary(encoded)
-            # A checksum finds what happened to the file, not what its writer did: kernels read by these numbers.
-            sound = (
-                vocabulary is not None
-                and _checksum(tokens, padding, bounds, encoded) == checksum
-                and vocabulary.counts.sum() == n
-                and _lies_within(tokens, len(vocabulary))
-                and _ascends(bounds, n)
-            )
+            if _checksum(tokens, padding, bounds, encoded) != checksum:
+                raise ValueError("the checksum differs")
+            # It finds what happened to the file, not what its writer did: `Tokens` looks at every number.
+            stream = cls(tokens, bounds, Vocabulary.from_json(encoded))
+            if stream.vocabulary.counts.min() < 1 or not _all_in_sentences(stream):
+                raise ValueError("a sentence is empty, or the counts are not those of the tokens")
+            return stream
+        except InputError:  # a ValueError, too
+            raise
         except FileNotFoundError:
             raise InputError(f"{path}: there is no such file; write it with mt2st-fast prepare") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-        if vocabulary is None or not sound:
-            raise InputError(f"{path}: the token file is damaged; write it again with mt2st-fast prepare")
-        return cls(tokens, bounds, vocabulary)
+        except ValueError:
+            raise InputError(
+                f"{path}: the token file is damaged; write it again with mt2st-fast prepare"
+            ) from None
 
     @classmethod
     def from_sentences(
@@ -98,23 +87,13 @@ class TokenStream:
 
         Words rarer than `min_count` are dropped. Raises InputError where no word is left.
         """
-        id_of: dict[str, int] = {}
-        ids, ends = array("i"), array("q")
-        for sentence in sentences:
-            words = sentence.split() if isinstance(sentence, str) else sentence
-            ids.extend(id_of.setdefault(word.lower() if lower else word, len(id_of)) for word in words)
-            ends.append(len(ids))
-        found = np.frombuffer(ids, dtype=np.int32) if ids else np.zeros(0, dtype=np.int32)
-        counts = np.bincount(found, minlength=len(id_of))
-        vocabulary = frequent_enough(
-            dict(zip(id_of, counts.tolist(), strict=True)), min_count, "the sentences"
-        )
-        new_id = np.fromiter((vocabulary.get(word, -1) for word in id_of), np.int32, len(id_of))
-        renamed = new_id[found]
-        kept = renamed >= 0
-        # Where each sentence ends after the drop; one that has become empty adds no bound.
-        kept_before = np.concatenate([[0], np.cumsum(kept)])
-        return cls(renamed[kept], np.unique(np.append(kept_before[np.array(ends, np.int64)], 0)), vocabulary)
+        lists = (sentence.split() if isinstance(sentence, str) else sentence for sentence in sentences)
+        text = Tokens.of(lists, lower=lower)
+        if not len(text.ids):
+            raise InputError("the sentences: there are no words; give text")
+        kept = text.in_vocabulary(text.vocabulary.frequent(min_count, "the sentences"))
+        found = kept.without_missing()
+        return cls(found.ids, found.bounds, found.vocabulary)
 
 
 def is_token_file(path: Path) -> bool:
@@ -126,27 +105,13 @@ def is_token_file(path: Path) -> bool:
         return False
 
 
-def frequent_enough(count_of: dict[str, int], min_count: int, where: str) -> Vocabulary:
-    """The vocabulary of the words that occur `min_count` times. Raises InputError where there are none."""
-    kept = {word: count for word, count in count_of.items() if count >= min_count}
-    if not count_of:
-        raise InputError(f"{where}: there are no words; give text")
-    if not kept:
-        raise InputError(
-            f"{where}: no word occurs {min_count} times (the most frequent occurs {max(count_of.values())} times); "
-            "give more text or a lower min-count"
-        )
-    return Vocabulary.from_counts(list(kept), list(kept.values()))
-
-
 def write_stream(path: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], vocabulary: Vocabulary) -> int:
     """Write the file whole or not at all from consecutive parts of the text and return the number of sentences.
 
     A part is its word ids and where in it sentences end (positions from 0 to its length, ascending); a sentence may
     run over several parts, and one without words is left out.
     """
-    text = json.dumps({"words": vocabulary.words, "counts": vocabulary.counts.tolist()}, ensure_ascii=False)
-    encoded = text.encode()
+    encoded = vocabulary.to_json().encode()
     n, m, last, checksum = 0, 0, 0, 0
     # The bounds stand behind the tokens: they wait in a file of their own, not in memory.
     with writing_atomically(path) as file, tempfile.TemporaryFile(dir=path.parent) as waiting:
@@ -183,34 +148,15 @@ def _checksum(*parts: np.ndarray | bytes) -> int:
     value = 0
     for part in parts:
         for first in range(0, len(part), _BLOCK):
-            value = zlib.crc32(part[first : first + _BLOCK], value)
+            value = zlib.crc32(part[first : first + _BLOCK], value)  # type: ignore[arg-type]
     return value
 
 
-def _lies_within(tokens: np.ndarray, n_words: int) -> bool:
-    blocks = (tokens[first : first + _BLOCK] for first in range(0, len(tokens), _BLOCK))
-    return all(block.min() >= 0 and block.max() < n_words for block in blocks)
-
-
-def _ascends(bounds: np.ndarray, n_tokens: int) -> bool:
-    """Whether the bounds rise from 0 to n_tokens, at every step."""
-    # Neighbouring blocks share a bound.
-    blocks = (bounds[first : first + _BLOCK + 1] for first in range(0, len(bounds) - 1, _BLOCK))
-    return bool(bounds[0] == 0 and bounds[-1] == n_tokens and all((np.diff(b) > 0).all() for b in blocks))
-
-
-def _read_vocabulary(encoded: bytes) -> Vocabulary | None:
-    """None where these bytes are no vocabulary."""
-    try:
-        content = json.loads(encoded)
-        words, counts = content["words"], content["counts"]
-        if not all(isinstance(word, str) for word in words) or not all(
-            type(n) is int and n > 0 for n in counts
-        ):
-            return None
-        return Vocabulary(words, counts)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
+def _all_in_sentences(stream: TokenStream) -> bool:
+    """Whether no token is missing, no sentence empty, and the counts are of so many tokens."""
+    blocks = (stream.ids[first : first + _BLOCK] for first in range(0, len(stream.ids), _BLOCK))
+    whole = stream.vocabulary.counts.sum() == len(stream.ids) and all(block.min() >= 0 for block in blocks)
+    return bool(whole and (np.diff(stream.bounds) > 0).all())
 
 
 def _write_header(file: BinaryIO, n: int, m: int, encoded: bytes, checksum: int) -> None:

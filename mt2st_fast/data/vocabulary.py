@@ -38,12 +38,34 @@ class Vocabulary:
         return cls.from_counts(list(count_of), list(count_of.values()))
 
     @classmethod
-    def from_counts(cls, words: Sequence[str], counts: np.ndarray | Sequence[int]) -> "Vocabulary":
-        """Put types with known training counts, given in any order, into id order."""
-        pairs = sorted(
-            zip(words, np.asarray(counts).tolist(), strict=True), key=lambda pair: (-pair[1], pair[0])
-        )
-        return cls([word for word, _ in pairs], [count for _, count in pairs])
+    def from_counts(
+        cls,
+        words: Iterable[str],
+        counts: np.ndarray | Sequence[int],
+        *,
+        min_count: int = 0,
+        where: str = "the text",
+    ) -> "Vocabulary":
+        """Put the types seen at least `min_count` times, given in any order, into id order.
+
+        Raises InputError, about `where`, if there are types but none so frequent.
+        """
+        words, counts = list(words), np.asarray(counts, dtype=np.int64)
+        if len(words) != len(counts):
+            raise ValueError(f"{len(words)} words but {len(counts)} counts")
+        kept = np.flatnonzero(counts >= min_count).tolist()
+        if words and not kept:
+            raise InputError(
+                f"{where}: no word occurs {min_count} times (the most frequent occurs {counts.max()} times); "
+                "give more text or a smaller min_count"
+            )
+        by_name = np.array(sorted(kept, key=words.__getitem__), dtype=np.int64)
+        order = by_name[np.argsort(-counts[by_name], kind="stable")]
+        return cls([words[i] for i in order], counts[order])
+
+    def frequent(self, min_count: int, where: str = "the text") -> "Vocabulary":
+        """The types seen at least `min_count` times. Raises as `from_counts` does."""
+        return self.from_counts(self.words, self.counts, min_count=min_count, where=where)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -55,6 +77,11 @@ class Vocabulary:
         """The id of a word, `default` for one that is no type of this vocabulary."""
         return self._id_of.get(word, default)
 
+    def lookup(self, words: Iterable[str]) -> np.ndarray:
+        """Ids of words, int32 (T,), -1 for a word that is no type of this vocabulary."""
+        get = self._id_of.get
+        return np.fromiter((get(word, -1) for word in words), dtype=np.int32)
+
     def ids_of(self, words: Iterable[str]) -> np.ndarray:
         """Ids of words, int32 (T,). Raises InputError for a word that is no type of this vocabulary."""
         id_of = self._id_of
@@ -65,20 +92,35 @@ class Vocabulary:
                 f"the word {missing.args[0]!r} is not in the vocabulary of {len(self)} types"
             ) from None
 
+    def to_json(self) -> str:
+        """What `from_json` reads."""
+        return json.dumps({"words": self.words, "counts": self.counts.tolist()}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, encoded: bytes) -> "Vocabulary":
+        """From JSON in UTF-8. Raises ValueError for anything but different words, each with its count."""
+        try:
+            content = json.loads(encoded)
+            words, counts = content["words"], content["counts"]
+            # numpy would take "3", 1.5 and True for counts.
+            if all(isinstance(word, str) for word in words) and all(
+                type(n) is int and n >= 0 for n in counts
+            ):
+                return cls(words, counts)
+        except (KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"the vocabulary is damaged ({type(error).__name__})") from None
+        raise ValueError("the vocabulary is damaged: words are strings, counts are not negative")
+
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as JSON."""
-        Path(path).write_text(
-            json.dumps({"words": self.words, "counts": self.counts.tolist()}, ensure_ascii=False),
-            encoding="utf-8",
-        )
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
         """Read what `save` wrote. Raises InputError where the file is missing or is no vocabulary."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(content["words"], content["counts"])
+            return cls.from_json(Path(path).read_bytes())
         except OSError as error:
             raise InputError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             raise InputError(f"{path}: is not a vocabulary written by Vocabulary.save") from None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import embedding_bag, unique_ids, warm_up_embedding
+from mt2st_fast.kernels import embedding_bag, unique_ids
 
 NO_ROW = -1
 
@@ -101,10 +101,6 @@ class _TypeEmbedding(nn.Module):
                 raise ValueError(
                     f"inputs hold the word type {wrong}; there are {self.num_types:,}, and -1 for none"
                 )
-
-    def warm_up(self) -> None:
-        """Compile, before a clock starts, what the first step would compile."""
-        warm_up_embedding(self.table.device, self.backend)
 
     @torch.no_grad()
     def vectors(self) -> Tensor:

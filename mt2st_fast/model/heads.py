@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, MultitaskLoss, multitask_loss, warm_up
+from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, multitask_loss
+from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.tasks import Task
 from mt2st_fast.model.word_tasks import VectorsOf, WordTask
 
@@ -28,7 +29,8 @@ class MultiTaskHeads(nn.Module):
 
     Every head is a torch.nn.Linear of its own under `linears`, so an optimizer, DDP and a state
     dict can name its parameters. All tasks are active at first; `set_active` retires the others. A WordTask has no
-    head: it is a module of its own under `word_tasks`, with a loss on the encoder's table (`word_loss`).
+    head: it is a module of its own under `word_tasks`, with a loss on the encoder's table (`word_loss`). Nor has an
+    OpenTask: it is a module under `open_tasks`, with a loss of its own on the same features.
 
     Raises ValueError for a main task that is not among `tasks`, or is a WordTask.
     """
@@ -36,7 +38,7 @@ class MultiTaskHeads(nn.Module):
     def __init__(
         self,
         in_features: int,
-        tasks: Mapping[str, Task | WordTask],
+        tasks: Mapping[str, Task | OpenTask | WordTask],
         main: str,
         *,
         bias: bool = True,
@@ -48,16 +50,19 @@ class MultiTaskHeads(nn.Module):
             raise ValueError(f"main task {main} is not among the tasks: {', '.join(tasks)}")
         self.main = main
         if isinstance(tasks[main], WordTask):
-            raise ValueError(f"the main task {main} needs a head; {type(tasks[main]).__name__} has none")
+            raise ValueError(f"the main task {main} needs features; {type(tasks[main]).__name__} is on words")
         # What kinds of tasks there are, in one order: the main task first.
         ordered = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
         self.tasks: dict[str, Task] = {
-            n: task for n, task in ordered.items() if not isinstance(task, WordTask)
+            n: task for n, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
         }
         self.backend, self.plan = backend, plan
         _check_module_names(ordered)
         self.word_tasks = nn.ModuleDict(
             {_module_name(name): task for name, task in ordered.items() if isinstance(task, WordTask)}
+        )
+        self.open_tasks = nn.ModuleDict(
+            {_module_name(name): task for name, task in ordered.items() if isinstance(task, OpenTask)}
         )
         self.names = tuple(ordered)
         self.linears = nn.ModuleDict(
@@ -69,7 +74,8 @@ class MultiTaskHeads(nn.Module):
         self._active = self.names
         self._frozen_by_retirement: dict[str, list[nn.Parameter]] = {}
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
-        self._layout(tuple(self.tasks))
+        if self.tasks:
+            self._layout(tuple(self.tasks))
 
     @classmethod
     def from_modules(
@@ -115,8 +121,16 @@ class MultiTaskHeads(nn.Module):
         """The layer of one task. Raises ValueError for an unknown one, or one without a head."""
         self._check_known([task])
         if task not in self.tasks:
-            raise ValueError(f"task {task} has no head: its loss is on words")
+            raise ValueError(
+                f"task {task} has no head: {type(self._module(task)).__name__} is a loss of its own"
+            )
         return self.linears[_module_name(task)]  # type: ignore[return-value]
+
+    def open_task(self, task: str) -> OpenTask:
+        """The module of a task that is a loss of its own. Raises ValueError for another."""
+        if not self.is_open_task(task):
+            raise ValueError(f"task {task} is no OpenTask; there are {', '.join(self.open_tasks) or 'none'}")
+        return self.open_tasks[_module_name(task)]  # type: ignore[return-value]
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -144,22 +158,42 @@ class MultiTaskHeads(nn.Module):
                     parameter.requires_grad_(False)
                     parameter.grad = None
         self._active = tuple(name for name in self.names if name in wanted)
-        self._layout(tuple(name for name in self._active if name in self.tasks))
+        if with_heads := tuple(name for name in self._active if name in self.tasks):
+            self._layout(with_heads)
 
     def forward(
         self,
         features: Tensor,
         targets: Mapping[str, Tensor],
         weights: Tensor | Mapping[str, float] | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> MultitaskLoss:
         """Weighted loss of the active tasks that have a target here.
 
         features are (N, D) or (N, T, D); targets of a classification (N,) or (N, T), of the others with a
         last axis C (which may be left out where C = 1). weights are (K,) over `active`, or by name (1 where
         a name is missing). The result's `losses` and `correct` are (K,) over `active`: 0 for a task that is
-        missing from this batch.
+        missing from this batch. mask, (N,) or (N, T), says to an OpenTask what is real in the features.
         Raises ValueError for a target of an unknown task, and what `multitask_loss` raises.
         """
+        open_present = [name for name in self._active if name in targets and self.is_open_task(name)]
+        if not open_present:
+            return self._fused_loss(features, targets, weights)
+        weights_k = self._weights(weights, features.device)
+        parts = [self._open_loss(name, features, targets[name], mask, weights_k) for name in open_present]
+        row_wise = {name: target for name, target in targets.items() if name not in open_present}
+        if any(name in self.tasks for name in row_wise if name in self._active):
+            parts.insert(0, self._fused_loss(features, row_wise, weights_k))
+        return MultitaskLoss(*(torch.stack(same).sum(0) for same in zip(*parts, strict=True)))
+
+    def _fused_loss(
+        self,
+        features: Tensor,
+        targets: Mapping[str, Tensor],
+        weights: Tensor | Mapping[str, float] | None,
+    ) -> MultitaskLoss:
+        """Of the tasks with a head."""
         batch = self.batch(targets, features.shape[:-1], weights, features.device)
         linears = [self.linear(name) for name in batch.layout.names]
         out = multitask_loss(
@@ -174,6 +208,18 @@ class MultiTaskHeads(nn.Module):
         )
         return out if batch.places is None else _spread(out, batch.places, len(self._active))
 
+    def _open_loss(
+        self, name: str, features: Tensor, target: Any, mask: Tensor | None, weights_k: Tensor
+    ) -> MultitaskLoss:
+        """Weighted loss of one active OpenTask, the result that of `forward` with every other task missing."""
+        k, K = self._active.index(name), len(self._active)
+        loss = self._module(name).loss(features, target, mask)  # type: ignore[operator]
+        if loss.dim() != 0:
+            raise ValueError(f"the loss of {name} must be a number (), not {tuple(loss.shape)}")
+        correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
+        weighted = weights_k[k] * loss.float()
+        return _spread(MultitaskLoss(weighted, loss.detach().float().reshape(1), correct), [k], K)
+
     def batch(
         self,
         targets: Mapping[str, Tensor],
@@ -183,6 +229,7 @@ class MultiTaskHeads(nn.Module):
     ) -> HeadBatch:
         """What `forward` hands to the kernels beside features of shape (*rows, D) and parameters; raises as it does."""
         self._check_known(targets)
+        self.check_together(name for name in self._active if name in targets)
         present = tuple(name for name in self._active if name in targets and name in self.tasks)
         if not present:
             raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
@@ -198,13 +245,28 @@ class MultiTaskHeads(nn.Module):
         # Indexing with a list would copy it to the device, which a CUDA graph cannot capture.
         return HeadBatch(layout, flat_targets, torch.stack([weights_k[k] for k in places]), places)
 
+    def check_together(self, names: Iterable[str]) -> None:
+        """Raises ValueError where one batch holds the targets of a task on words and of another task."""
+        present = list(names)
+        words = next((name for name in present if self.is_word_task(name)), None)
+        if words is not None and len(present) > 1:
+            other = next(name for name in present if name != words)
+            raise ValueError(
+                f"one batch has targets of {words} and of {other}: a task on words reads inputs of its own; give each "
+                f"its loader, as in {{{other!r}: ..., {words!r}: ...}}"
+            )
+
     def over_active(self, values: Tensor, batch: HeadBatch) -> Tensor:
         """(K,) values over the active tasks from those of the tasks in a batch; 0 for a task that is not."""
         return values if batch.places is None else _spread_values(values, batch.places, len(self._active))
 
     def is_word_task(self, name: str) -> bool:
         """Whether a task's loss comes from word vectors, and not from features."""
-        return name in self.names and name not in self.tasks
+        return _module_name(name) in self.word_tasks and name in self.names
+
+    def is_open_task(self, name: str) -> bool:
+        """Whether a task is a loss of its own on the features, and has no fused head."""
+        return _module_name(name) in self.open_tasks and name in self.names
 
     def word_loss(
         self,
@@ -227,10 +289,6 @@ class MultiTaskHeads(nn.Module):
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
         return _spread(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
 
-    def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
-        """Compile, before a clock starts, what the first step on features of `dtype` would compile."""
-        warm_up(self.linear(self.main).weight.device, dtype, self.backend)
-
     def logits(self, features: Tensor, task: str) -> Tensor:
         """(..., C) outputs of one task, active or retired."""
         linear = self.linear(task)
@@ -238,7 +296,10 @@ class MultiTaskHeads(nn.Module):
 
     def _module(self, name: str) -> nn.Module:
         """What holds a task's parameters."""
-        return self.word_tasks[_module_name(name)] if self.is_word_task(name) else self.linear(name)
+        place = _module_name(name)
+        if place in self.word_tasks:
+            return self.word_tasks[place]
+        return self.open_tasks[place] if place in self.open_tasks else self.linear(name)
 
     def _layout(self, names: tuple[str, ...]) -> HeadLayout:
         # A dict, not lru_cache: torch.compile traces what is found here and cannot make a layout.
@@ -272,7 +333,7 @@ def _packed(parts: list[Tensor]) -> Tensor:
 
 
 def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
-    wanted = rows if head.kind is Kind.SOFTMAX else (*rows, head.size)
+    wanted = rows if head.kind.takes_classes else (*rows, head.size)
     if wanted == (*rows, 1) and target.shape == rows:
         target = target.unsqueeze(-1)
     # Checked before flattening: (T, N) would pass for (N, T).

@@ -1,77 +1,27 @@
-"""What a task is: the number of its outputs and the loss that trains them."""
+"""What a task on features is: the head that trains it, and the metric that judges it.
+
+The tasks of the kinds that there are live with their kinds; a task of one's own needs no more than `Task` says.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Protocol
 
-from mt2st_fast.kernels import HeadSpec, Kind
+from mt2st_fast.kernels import HeadSpec, task_of_column
+from mt2st_fast.kernels.heads.kinds.binary import MultiLabel
+from mt2st_fast.kernels.heads.kinds.softmax import Classification
+from mt2st_fast.kernels.heads.kinds.squared import Regression
+
+__all__ = ["Classification", "MultiLabel", "Regression", "Task", "task_of_column"]
 
 
-@dataclass(frozen=True)
-class Classification:
-    """One of C classes: softmax cross-entropy on integer targets (N,).
+class Task(Protocol):
+    """A task whose loss is a fused head."""
 
-    Options as in torch.nn.functional.cross_entropy. Raises ValueError for one out of range.
-    """
-
-    classes: int
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] | None = None
-    ignore_index: int = -100
-    metric = "accuracy"
-
-    def __post_init__(self) -> None:
-        _ = self.head
+    @property
+    def metric(self) -> str:
+        """The name of its metric, as it stands in reports."""
 
     @property
     def head(self) -> HeadSpec:
-        """The head as the kernels know it."""
-        return HeadSpec(
-            Kind.SOFTMAX,
-            self.classes,
-            label_smoothing=self.label_smoothing,
-            class_weights=self.class_weights,
-            ignore_index=self.ignore_index,
-        )
-
-
-@dataclass(frozen=True)
-class MultiLabel:
-    """Any of C labels: binary cross-entropy on float targets (N, C) in [0, 1], NaN = missing.
-
-    pos_weight as in torch.nn.functional.binary_cross_entropy_with_logits.
-    """
-
-    labels: int
-    pos_weight: tuple[float, ...] | None = None
-    metric = "micro_f1"
-
-    def __post_init__(self) -> None:
-        _ = self.head
-
-    @property
-    def head(self) -> HeadSpec:
-        """The head as the kernels know it."""
-        return HeadSpec(Kind.BINARY, self.labels, pos_weight=self.pos_weight)
-
-
-@dataclass(frozen=True)
-class Regression:
-    """C values: squared error on float targets (N, C), or Huber loss where `huber_delta` is given; NaN = missing."""
-
-    outputs: int = 1
-    huber_delta: float | None = None
-    metric = "r2"
-
-    def __post_init__(self) -> None:
-        _ = self.head
-
-    @property
-    def head(self) -> HeadSpec:
-        """The head as the kernels know it."""
-        if self.huber_delta is None:
-            return HeadSpec(Kind.SQUARED, self.outputs)
-        return HeadSpec(Kind.HUBER, self.outputs, delta=self.huber_delta)
-
-
-Task = Classification | MultiLabel | Regression
+        """The head as the kernels know it: kind, number of outputs, options."""

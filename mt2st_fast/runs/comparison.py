@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from mt2st_fast.runs.markdown import markdown_table
 from mt2st_fast.training.history import History
 
 
@@ -86,10 +87,20 @@ def render(comparison: dict[str, Any]) -> str:
         f"{comparison['target']:.4f}. Seconds are training steps only, on {comparison['environment']['processor']}, "
         f"{comparison['environment']['threads']} threads.",
         "",
-        "| strategy | best development | test | steps | seconds | steps to target | seconds to target "
-        "| time to target vs stl | vs mtl |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        *("| " + " | ".join(row) + " |" for row in table_rows(comparison)),
+        *markdown_table(
+            (
+                "strategy",
+                "best development:",
+                "test:",
+                "steps:",
+                "seconds:",
+                "steps to target:",
+                "seconds to target:",
+                "time to target vs stl:",
+                "vs mtl:",
+            ),
+            table_rows(comparison),
+        ),
         "",
         "![time to target](compare.png)",
         "",

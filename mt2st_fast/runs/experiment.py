@@ -3,117 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mt2st_fast.training.callbacks import Callback
-from mt2st_fast.data import (BagBatches, Splits, SubwordTable, TargetColumn, TokenBatches, evaluation_batches, subword_rows,)
-from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.data import (
+    BagBatches,
+    Splits,
+    SubwordTable,
+    TargetColumn,
+    TokenBatches,
+    evaluation_batches,
+    subword_rows,
+)
 from mt2st_fast.errors import InputError
-from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.history import History
 from mt2st_fast.kernels import Choice, choose_backend
-from mt2st_fast.training.schedules import (Diminish, DiminishThenSwitch, MultiTask, Schedule, SingleTask, SquaringDecay, Switch,)
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.subword_vectors import SubwordVectors
-from mt2st_fast.model.tasks import Classification, MultiLabel, Regression, Task
+from mt2st_fast.model.tasks import Task, task_of_column
+from mt2st_fast.runs.config import Config
+from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.history import History
+from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides a run, JSON-able; `data`, `main` and `aux` are for the record.
-
-    epochs count passes over all rows, None takes what makes about 2,500 steps, between 1 and 10; a step is
-    a batch of `batch_size` rows whatever the strategy.
-    eta None lets Diminish retire the auxiliary tasks where Switch would.
-    """
-
-    data: str = "stdlib"
-    main: str | None = None
-    aux: tuple[str, ...] | None = None
-    label_fraction: float | None = None
-    strategy: str = "switch"
-    switch_at: float = 0.6
-    aux_weight: float = 1.0
-    eta: float | None = None
-    nu: float = 1.0
-    alpha: float = 0.95
-    floor: float = 1e-3
-    epochs: float | None = None
-    batch_size: int = 512
-    main_share: float = 0.5
-    lr: float = 1e-2
-    lr_decay: str = "linear"
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    accumulate: int = 1
-    precision: str = "float32"
-    dim: int = 64
-    window: int = 2
-    hidden: int = 128
-    dropout: float = 0.3
-    min_count: int = 2
-    init: str | None = None
-    buckets: int = 20_000
-    evaluations: int = 20
-    seed: int = 1
-    device: str = "auto"
-    backend: str = "auto"
-
-    def resolved(self, splits: Splits) -> Config:
-        """This configuration with what the corpus decides filled in: main and auxiliary tasks, epochs."""
-        steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
-        by_size = min(10.0, max(1.0, round(2500 / steps_per_epoch, 1)))
-        epochs = by_size if self.epochs is None else self.epochs
-        if not (math.isfinite(epochs) and epochs > 0):
-            raise InputError(f"epochs must be positive, not {epochs}")
-        # What was asked for stays as it was asked: a csv task carries its kind (rating:regression).
-        main = splits.main if self.main is None else self.main
-        return replace(self, main=main, aux=splits.auxiliary if self.aux is None else self.aux, epochs=epochs)
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON writes it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Config:
-        """The configuration that `to_json` wrote."""
-        return cls(**{**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])})
-
-
-def _diminish(config: Config) -> Diminish:
-    eta = config.eta
-    if eta is None:
-        assert config.epochs is not None
-        if not 0.0 < config.floor < config.aux_weight or config.switch_at <= 0.0:
-            raise InputError(
-                f"diminish needs 0 < floor ({config.floor}) < aux-weight ({config.aux_weight}) and a positive "
-                f"switch-at ({config.switch_at}) to find its decay; set those, or give eta"
-            )
-        # Solve aux_weight * exp(-eta t^nu) = floor for t = switch_at * epochs.
-        eta = math.log(config.aux_weight / config.floor) / (config.switch_at * config.epochs) ** config.nu
-    return Diminish(eta=eta, gamma=config.aux_weight, nu=config.nu, floor=config.floor)
-
-
-def _switch(config: Config) -> Switch:
-    return Switch(at=config.switch_at, weights=config.aux_weight)
-
-
-STRATEGIES: dict[str, Callable[[Config], Schedule]] = {
-    "stl": lambda config: SingleTask(),
-    "mtl": lambda config: MultiTask(weights=config.aux_weight),
-    "diminish": _diminish,
-    "switch": _switch,
-    "diminish-switch": lambda config: DiminishThenSwitch(diminish=_diminish(config), switch=_switch(config)),
-    "squaring": lambda config: SquaringDecay(alpha=config.alpha, floor=config.floor),
-}
 
 
 @contextmanager
@@ -145,8 +64,7 @@ class Experiment:
     @classmethod
     def prepare(cls, config: Config, splits: Splits, callbacks: Sequence[Callback] = ()) -> Experiment:
         """Encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
-        if config.strategy not in STRATEGIES:
-            raise InputError(f"unknown strategy {config.strategy}; there are {', '.join(STRATEGIES)}")
+        config.check_strategy_options((find_strategy(config.strategy).name,))
         if splits.main is None:
             raise InputError(f"{splits.name} has no labels to train a main task on; use a reader that has")
         config = config.resolved(splits)
@@ -170,7 +88,7 @@ class Experiment:
             trainer = Trainer(
                 encoder,
                 heads,
-                schedule=STRATEGIES[config.strategy](config),
+                schedule=config.schedule(),
                 lr=config.lr,
                 lr_decay=config.lr_decay,  # type: ignore[arg-type]
                 weight_decay=config.weight_decay,
@@ -179,6 +97,8 @@ class Experiment:
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
                 callbacks=callbacks,
+                graph=config.graph,
+                fuse_backward=config.fuse_backward,
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
             backend = choose_backend(trainer.device, dtype, config.backend)
@@ -219,9 +139,8 @@ class Experiment:
 
 def make_task(column: TargetColumn) -> Task:
     """The task that a target column is for."""
-    if column.kind == "classes":
-        return Classification(column.size)
-    return MultiLabel(column.size) if column.kind == "labels" else Regression(column.size)
+    task: Task = task_of_column(column.kind, column.size)
+    return task
 
 
 def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:

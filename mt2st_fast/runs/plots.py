@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.files import write_atomically
 from mt2st_fast.training.history import History
+
+if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` need not wait for
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Figures are drawn without pyplot: no window, no global state, safe in any thread.
 
 
 def plot_curves(history: History, metric: str, path: Path) -> None:
     """Losses, task weights and main-task quality over steps, every phase border marked."""
-    figure = Figure(figsize=(8, 8.5), layout="constrained")
+    figure = _figure(figsize=(8, 8.5), layout="constrained")
     losses, weights, quality = figure.subplots(3, 1, sharex=True)
     tasks = list(dict.fromkeys(task for record in history.steps for task in record.losses))
     for index, task in enumerate(tasks):
@@ -52,6 +53,12 @@ def plot_curves(history: History, metric: str, path: Path) -> None:
     _save(figure, path)
 
 
+def _figure(**options: Any) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
 def _save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
@@ -66,7 +73,7 @@ def _mark_phases(axes: Axes, history: History) -> None:
 def plot_comparison(comparison: dict[str, Any], path: Path) -> None:
     """Seconds and steps to the target quality by strategy, every seed a dot on its bar."""
     names = list(comparison["strategies"])
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = _figure(figsize=(9, 4), layout="constrained")
     for axes, key, label in zip(
         figure.subplots(1, 2), ("seconds_to_target", "steps_to_target"), ("seconds", "steps"), strict=True
     ):

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.environment import environment
-from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.training.history import History
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.markdown import markdown_table
 from mt2st_fast.runs.plots import plot_curves
+from mt2st_fast.training.history import History
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 RUN_FILES = ("report.json", "report.md", "curves.png", "history.jsonl", "vectors.txt")
@@ -20,6 +21,7 @@ RUN_FILES = ("report.json", "report.md", "curves.png", "history.jsonl", "vectors
 
 def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Write every file of a finished run into `folder` and return the report."""
+
     history = experiment.trainer.history
     vocabulary = experiment.splits.vocabulary
     table_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
@@ -90,6 +92,8 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             {
                 "first_step": phase.first_step,
                 "active": list(phase.active),
+                "engine": phase.engine,
+                "passed_over": phase.passed_over,
                 "graph": phase.graph,
                 "step_ms_median": history.step_ms_median(phase),
             }
@@ -127,7 +131,7 @@ def render(report: dict[str, Any]) -> str:
         f"# {main['task']} on {data['name']}, strategy {report['strategy']}",
         "",
         f"{main['metric']} of the main task **{main['task']}**: best on development "
-        f"{_shown(main['best'])} (step {main['best_step']}), on test {_shown(main['test'])}.",
+        f"{shown(main['best'])} (step {main['best_step']}), on test {shown(main['test'])}.",
         "",
         f"{report['steps']:,} steps, {report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, "
         f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "
@@ -135,24 +139,47 @@ def render(report: dict[str, Any]) -> str:
         "",
         "![losses, task weights and quality over steps](curves.png)",
         "",
-        "| task | kind | outputs | metric | development, when last active | test, at the end | retired at step |",
-        "|---|---|---:|---|---:|---:|---:|",
-        *(
-            f"| {name} | {task['kind']} | {task['outputs']} | {task['metric']} | {_shown(task['last_dev'])} "
-            f"| {_shown(task['test'])} | {task['retired_at_step'] if task['retired_at_step'] is not None else '–'} |"
-            for name, task in report["tasks"].items()
+        *markdown_table(
+            (
+                "task",
+                "kind",
+                "outputs:",
+                "metric",
+                "development, when last active:",
+                "test, at the end:",
+                "retired at step:",
+            ),
+            [
+                (
+                    name,
+                    task["kind"],
+                    task["outputs"],
+                    task["metric"],
+                    shown(task["last_dev"]),
+                    shown(task["test"]),
+                    shown(task["retired_at_step"], 0),
+                )
+                for name, task in report["tasks"].items()
+            ],
         ),
         "",
-        "| phase from step | active tasks | median step, ms |",
-        "|---:|---|---:|",
-        *(
-            f"| {phase['first_step']} | {', '.join(phase['active'])} | {_shown(phase['step_ms_median'], 2)} |"
-            for phase in report["phases"]
+        *markdown_table(
+            ("phase from step:", "active tasks", "median step, ms:", "steps taken by"),
+            [
+                (
+                    phase["first_step"],
+                    ", ".join(phase["active"]),
+                    shown(phase["step_ms_median"], 2),
+                    engine_of(phase),
+                )
+                for phase in report["phases"]
+            ],
         ),
         "",
-        "| word | nearest neighbours |",
-        "|---|---|",
-        *(f"| {word} | {', '.join(near)} |" for word, near in report["neighbours"].items()),
+        *markdown_table(
+            ("word", "nearest neighbours"),
+            [(word, ", ".join(near)) for word, near in report["neighbours"].items()],
+        ),
         "",
         f"Training: {data['rows']['train']:,} rows, {data['main_labels']:,} of them with a label of the main task; "
         f"{data['vocabulary']:,} word types. " + " ".join(data["notes"]),
@@ -163,5 +190,12 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: float | None, digits: int = 4) -> str:
+def shown(value: float | None, digits: int = 4) -> str:
+    """A number for people, a dash for none."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def engine_of(phase: dict[str, Any]) -> str:
+    """What took a phase's steps, and why the ones before it in the order did not."""
+    passed_over = "; ".join(f"not {name}: {reason}" for name, reason in phase["passed_over"].items())
+    return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])

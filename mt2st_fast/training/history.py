@@ -42,12 +42,17 @@ class Evaluation:
 class PhaseRecord:
     """A stretch of training with one set of active tasks, main task first.
 
-    graph: with `Trainer(graph=True)`, "captured" or "not captured: ..." with the reason; None without.
+    engine: what took its steps. passed_over: why the engines before that one in the order did not, by their names; for
+    the engine itself, why it left some steps to the last one. graph: with `Trainer(graph=True)`, "captured" or
+    "not captured: ..." with the reason; None without.
     """
 
     first_step: int
     active: tuple[str, ...]
-    graph: str | None = field(default=None, compare=False)  # how it was computed, not what
+    # How it was computed, not what:
+    engine: str = field(default="", compare=False)
+    passed_over: dict[str, str] = field(default_factory=dict, compare=False)
+    graph: str | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -93,16 +98,21 @@ class History:
             main=stored["main"],
             steps=[StepRecord(**record) for record in stored["steps"]],
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
-            phases=[
-                PhaseRecord(p["first_step"], tuple(p["active"]), p.get("graph")) for p in stored["phases"]
-            ],
+            phases=[PhaseRecord(**{**phase, "active": tuple(phase["active"])}) for phase in stored["phases"]],
         )
 
     def write_jsonl(self, path: Path) -> None:
         """One JSON object a line: {"kind": "step" | "evaluation" | "phase", ...} in the order of steps."""
         lines = [
             *(
-                {"kind": "phase", "step": p.first_step, "active": p.active, "graph": p.graph}
+                {
+                    "kind": "phase",
+                    "step": p.first_step,
+                    "active": p.active,
+                    "engine": p.engine,
+                    "passed_over": p.passed_over,
+                    "graph": p.graph,
+                }
                 for p in self.phases
             ),
             *({"kind": "step", **asdict(record)} for record in self.steps),

@@ -133,9 +133,7 @@ class _AllRows(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update_all_rows(
-                        self.rule(group), parameter, parameter.grad, self.dense_state(parameter)
-                    )
+                    update_all_rows(self.rule(group), parameter, parameter.grad, self.dense_state(parameter))
 
 
 class RuleOptimizer(RowSparseOptimizer, _AllRows):
@@ -162,7 +160,9 @@ def optimizer_by_rule(name: str) -> type[RuleOptimizer]:
     Raises ValueError for an unknown rule.
     """
     kind = rules.rule_kind(name)
-    return type(f"By{name.title()}", (RuleOptimizer,), {"kind": kind, "__doc__": f"Steps by the rule {name}."})
+    return type(
+        f"By{name.title()}", (RuleOptimizer,), {"kind": kind, "__doc__": f"Steps by the rule {name}."}
+    )
 
 
 class RowwiseAdagrad(RuleOptimizer):

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from mt2st_fast.data import BagBatches, TargetColumn, evaluation_batches
 from mt2st_fast.data.labelled_text import (
     BagFeatures,
-    Documents,
     bag_corpus,
     read_labelled_text,
     target_columns,
 )
+from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.tasks import Classification, MultiLabel
+from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
 from mt2st_fast.training.history import History
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
@@ -128,7 +128,7 @@ class SupervisedModel:
         return self._document(text)[0].cpu().numpy()
 
     def _document(self, text: str) -> Tensor:
-        return self._bags(*self.features.bags(Documents.of([text.split()])))
+        return self._bags(*self.features.bags(Tokens.of([text.split()])))
 
     def _bags(self, ids: np.ndarray, bounds: np.ndarray) -> Tensor:
         """(N, dim) features of N bags."""
@@ -228,7 +228,8 @@ def _zero(heads: MultiTaskHeads) -> None:
 
 
 def _task(column: TargetColumn) -> Classification | MultiLabel:
-    return Classification(column.size) if column.kind == "classes" else MultiLabel(column.size)
+    task: Classification | MultiLabel = task_of_column(column.kind, column.size)
+    return task
 
 
 def _as_trained(found: TargetColumn, trained: TargetColumn) -> TargetColumn:

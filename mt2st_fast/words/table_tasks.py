@@ -13,7 +13,7 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.data.word_batches import WordBatches, analogy_batches, similarity_batches
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import embedding_bag, take_bags
-from mt2st_fast.kernels.context.workspace import Subwords
+from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.model.word_tasks import WordAnalogy, WordSimilarity, WordTask
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.schedules import Moment, Schedule
@@ -41,7 +41,7 @@ class TableTasks:
         files: Mapping[str, str | Path],
         vocabulary: Vocabulary,
         input_rows: np.ndarray,
-        subwords: Subwords | None,
+        subwords: WordRows | None,
         schedule: Schedule,
         seed: int,
     ) -> None:

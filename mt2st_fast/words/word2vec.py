@@ -5,21 +5,21 @@ With max_n it is gensim's FastText: a word is the mean of a row of its own and t
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.stream import TokenStream, is_token_file
+from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
-from mt2st_fast.kernels.context.workspace import Subwords
+from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.training.schedules import Moment, Schedule, Switch
 from mt2st_fast.words.table_tasks import TableTasks, check_kinds
 
@@ -36,15 +36,6 @@ WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
 MOST_CHUNKS, LEAST_CHUNK_WORDS = 20, 200_000
 
 
-class _Text(NamedTuple):
-    """Tokens int32 (T,), -1 = not in the vocabulary; sentence bounds int64; words and counts by falling count."""
-
-    tokens: np.ndarray
-    bounds: np.ndarray
-    words: list[str]
-    counts: np.ndarray
-
-
 class Word2Vec:
     """Word vectors from text, trained when made if there is text.
 
@@ -53,7 +44,8 @@ class Word2Vec:
         model.wv.most_similar("king")                       # gensim's KeyedVectors
 
     Arguments are gensim's. `workers` parts of the corpus are read side by side: the same seed and workers give the
-    same bits on any number of threads. `words` are sorted by falling count, `vectors` (V, vector_size) float32 are
+    same bits on any number of threads. `words` are sorted by falling count, those of one
+    count alphabetically (gensim leaves these in any order); `vectors` (V, vector_size) float32 are
     theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with on_train_begin(model),
     on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
 
@@ -112,18 +104,18 @@ class Word2Vec:
         self.epochs_done = 0
         if sentences is not None or corpus_file is not None:
             text = _read(sentences, corpus_file)
-            self.build_vocab(text.words, text.counts)
+            self.build_vocab(text.vocabulary.words, text.vocabulary.counts)
             self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
 
     def build_vocab(self, words: Sequence[str], counts: np.ndarray) -> None:
-        """Take words seen counts (V,) times, those of at least min_count, and make fresh tables."""
-        counts = np.asarray(counts, np.int64)
-        order = np.argsort(-counts, kind="stable")
-        order = order[counts[order] >= self.min_count]
-        if not len(order):
-            raise InputError(f"no word comes {self.min_count} times: give more text or a smaller min_count")
-        self.words, self.counts = [words[i] for i in order], counts[order]
-        self._ids = {word: i for i, word in enumerate(self.words)}
+        """Take words seen counts (V,) times, those of at least min_count, and make fresh tables.
+
+        Words of one count stand in alphabetical order. Raises InputError where none is so frequent.
+        """
+        self.vocabulary = Vocabulary.from_counts(words, counts, min_count=self.min_count)
+        if not len(self.vocabulary):
+            raise InputError("the text has no words")
+        self.words, self.counts = self.vocabulary.words, self.vocabulary.counts
         generator = np.random.Generator(np.random.PCG64(self.seed))
         rows = len(self.words) + (self.bucket if self.max_n else 0)
         self.input_rows: np.ndarray = generator.random((rows, self.vector_size), np.float32)
@@ -139,8 +131,9 @@ class Word2Vec:
         Raises KeyError for a word that has neither, InputError before there is any text.
         """
         self._check_trained()
-        if word in self._ids:
-            return self.vectors[self._ids[word]]
+        own = self.vocabulary.get(word, -1)
+        if own >= 0:
+            return self.vectors[own]
         rows = self._rows_of([word]).ids if self.max_n else np.empty(0, np.int32)
         if not len(rows):
             raise KeyError(f"{word!r} is not among the words, and has no character n-grams")
@@ -150,9 +143,9 @@ class Word2Vec:
         if not self.words:
             raise InputError("the model has no words yet: call train with sentences or a corpus_file")
 
-    def _rows_of(self, words: Sequence[str]) -> Subwords:
-        own = np.fromiter((self._ids.get(word, -1) for word in words), np.int32, len(words))
-        return Subwords(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
+    def _rows_of(self, words: Sequence[str]) -> WordRows:
+        own = self.vocabulary.lookup(words)
+        return WordRows(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
 
     def _means(self) -> np.ndarray:
         """(V, vector_size) the vectors of the words as the input rows are now; without subwords those themselves."""
@@ -179,7 +172,7 @@ class Word2Vec:
         """Train on, on this text and with the words already known; the first text also makes the vocabulary."""
         text = _read(sentences, corpus_file)
         if not self.words:
-            self.build_vocab(text.words, text.counts)
+            self.build_vocab(text.vocabulary.words, text.vocabulary.counts)
         start = self.alpha if start_alpha is None else start_alpha
         end = self.min_alpha if end_alpha is None else end_alpha
         self._fit(self._known(text), self.epochs if epochs is None else epochs, start, end, callbacks)
@@ -196,25 +189,22 @@ class Word2Vec:
         self._check_trained()
         keyed = KeyedVectors(self.vector_size, count=len(self.words))
         keyed.index_to_key = list(self.words)
-        keyed.key_to_index = dict(self._ids)
+        keyed.key_to_index = {word: i for i, word in enumerate(self.words)}
         keyed.vectors = self.vectors.copy()
         keyed.expandos = {"count": self.counts.copy()}
         return keyed
 
-    def _known(self, text: _Text) -> _Text:
-        """The text in ids of the model's words."""
-        ids = np.array([*(self._ids.get(word, -1) for word in text.words), -1], np.int32)
-        # A token file of this vocabulary stays mapped.
-        same = np.array_equal(ids[:-1], np.arange(len(ids) - 1))
-        tokens = text.tokens if same else ids[text.tokens]
-        if not (tokens >= 0).any():
+    def _known(self, text: Tokens) -> Tokens:
+        """The text in ids of the model's words; a token file of this vocabulary stays mapped."""
+        known = text.in_vocabulary(self.vocabulary)
+        if not (known.ids >= 0).any():
             raise InputError("the text has none of the model's words")
-        return _Text(tokens, text.bounds, self.words, self.counts)
+        return known
 
     def _fit(
-        self, text: _Text, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
+        self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
-        n_words = len(text.tokens)
+        n_words = len(text.ids)
         mode = "skipgram" if self.sg else "cbow"
         round_words = n_words // (self.workers * LEAST_ROUNDS)
         options = ContextOptions(
@@ -246,7 +236,7 @@ class Word2Vec:
                 if first < last:
                     rate = alpha - fall * epoch * n_words
                     some_loss, some_pairs = training.run(
-                        text.tokens, text.bounds, key, (first, last), rate, fall, min_alpha
+                        text.ids, text.bounds, key, (first, last), rate, fall, min_alpha
                     )
                     loss, pairs = loss + some_loss, pairs + some_pairs
             self.losses.append(loss / max(1, pairs))
@@ -259,10 +249,9 @@ class Word2Vec:
         _tell(callbacks, "on_train_end", self)
 
     def _auxiliary(self) -> TableTasks:
-        vocabulary = Vocabulary(self.words, self.counts)
         return TableTasks(
             self.tasks,
-            vocabulary,
+            self.vocabulary,
             self.input_rows,
             self._subwords,
             self.schedule,
@@ -281,38 +270,25 @@ def _tell(callbacks: Sequence[Any], event: str, model: Word2Vec) -> None:
         getattr(callback, event, lambda _: None)(model)
 
 
-def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | None) -> _Text:
-    """Every word with its count, in one pass."""
+def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | None) -> Tokens:
+    """The text in ids of its own words."""
     if (sentences is None) == (corpus_file is None):
         raise InputError("give either sentences or a corpus_file")
     if corpus_file is not None and is_token_file(Path(corpus_file)):
-        return _mapped(TokenStream.open(corpus_file))
+        return TokenStream.open(corpus_file)
     sentences = _lines(Path(corpus_file)) if corpus_file is not None else sentences
     assert sentences is not None
     if isinstance(sentences, str):
         raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
-    ids: dict[str, int] = defaultdict(count().__next__)
-    tokens: list[np.ndarray] = []
-    lengths: list[int] = []
     try:
-        for words in sentences:
-            if isinstance(words, str):
-                raise InputError("a sentence is a list of words, not a string: split it")
-            tokens.append(np.fromiter(map(ids.__getitem__, words), np.int32, len(words)))
-            lengths.append(len(words))
+        text = Tokens.of(sentences)
     except OSError as error:
         raise InputError(f"cannot read {corpus_file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"{corpus_file} is not UTF-8 text") from None
-    if not ids:
+    if not len(text.ids):
         raise InputError("the text has no words")
-    bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    all_tokens = np.concatenate(tokens)
-    return _Text(all_tokens, bounds, list(ids), np.bincount(all_tokens, minlength=len(ids)))
-
-
-def _mapped(stream: TokenStream) -> _Text:
-    return _Text(stream.tokens, stream.bounds, stream.vocabulary.words, stream.vocabulary.counts)
+    return text
 
 
 def _lines(path: Path) -> Iterable[list[str]]:

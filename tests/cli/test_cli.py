@@ -17,7 +17,7 @@ from gensim.models import KeyedVectors
 
 from mt2st_fast.cli import main
 from mt2st_fast.data import TokenStream
-from mt2st_fast.runs.experiment import STRATEGIES
+from mt2st_fast.training.schedules import strategies
 from mt2st_fast.words.vectors import WordVectors
 
 WORDS = {
@@ -88,7 +88,7 @@ def run(*arguments: str) -> None:
     assert stop.value.code == 0
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", strategies())
 def test_train_writes_every_file(strategy: str, treebank: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(
@@ -255,7 +255,7 @@ def test_kernels_compiles_ahead_of_time(capsys: pytest.CaptureFixture[str]) -> N
         (["train", "--data", "TREEBANK", "--main", "mood"], ["mood", "upos"]),
         (["train", "--data", "TREEBANK", "--aux", "xpos,mood"], ["mood", "xpos"]),
         (["train", "--data", "TREEBANK", "--main", "upos", "--aux", "upos"], ["upos", "auxiliary"]),
-        (["train", "--data", "TREEBANK", "--strategy", "magic"], ["magic", *STRATEGIES]),
+        (["train", "--data", "TREEBANK", "--strategy", "magic"], ["magic", *strategies()]),
         (["train", "--data", "TREEBANK", "--backend", "cuda"], ["cuda", "numba", "triton"]),
         (["train", "--data", "TREEBANK", "--backend", "triton"], ["triton", "cpu"]),
         (["train", "--data", "TREEBANK", "--device", "tpu9"], ["tpu9"]),
@@ -313,7 +313,7 @@ def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixtu
         "2",
     )
     tokens = TokenStream.open(tmp_path / "new" / "t")
-    assert [tokens.vocabulary.words[t] for t in tokens.tokens] == ["the", "saw", "the", "dog", "dog", "saw"]
+    assert [tokens.vocabulary.words[t] for t in tokens.ids] == ["the", "saw", "the", "dog", "dog", "saw"]
     assert tokens.bounds.tolist() == [0, 4, 6]
     shown = " ".join(capsys.readouterr().out.split())
     assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out" in shown

@@ -10,13 +10,14 @@ import pytest
 from mt2st_fast.data import character_ngrams as ngrams
 from mt2st_fast.data import labelled_text
 from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hashes
-from mt2st_fast.data.labelled_text import BagFeatures, Documents
+from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.tokens import Tokens
 
 WORDS = ["walking", "naïve", "日本語", "x😀y", "a", "é", "", "<", "walk", "\udce9t"]
 
 
 def bags_of(features, documents):
-    ids, bounds = features.bags(Documents.of(documents))
+    ids, bounds = features.bags(Tokens.of(documents))
     assert ids.dtype == np.int32
     return [ids[first:last].tolist() for first, last in itertools.pairwise(bounds)]
 
@@ -54,7 +55,7 @@ def test_no_words_have_no_ngrams():
 
 
 def test_subwords_are_those_of_fasttext():
-    features = BagFeatures.learn(Documents.of([["né", "né", "a"]]), 1, 1, 1000, minn=1, maxn=3)
+    features = BagFeatures.learn(Tokens.of([["né", "né", "a"]]), 1, 1, 1000, minn=1, maxn=3)
     parts, ids = features.subwords("né")
     assert parts == ["né", "<n", "<né", "n", "né", "né>", "é", "é>"]
     buckets = [655, 143, 553, 165, 737, 777, 781]
@@ -66,7 +67,7 @@ def test_subwords_are_those_of_fasttext():
 
 def test_bags_hold_the_ngrams_of_unknown_words_too():
     documents = [["b", "rare", "b"], [], ["rare"], ["b"]]
-    features = BagFeatures.learn(Documents.of([["b", "b"], ["c"]]), 2, 1, 1000, minn=2, maxn=3)
+    features = BagFeatures.learn(Tokens.of([["b", "b"], ["c"]]), 2, 1, 1000, minn=2, maxn=3)
     b, rare = features.subwords("b")[1].tolist(), features.subwords("rare")[1].tolist()
     assert (b[0], len(b), len(rare)) == (0, 4, 9)
     assert min(b[1:] + rare) >= 1
@@ -76,8 +77,8 @@ def test_bags_hold_the_ngrams_of_unknown_words_too():
 
 def test_word_ngrams_stand_behind_the_character_ngrams():
     documents = [["walking", "on", "walking"], ["on", "new", "walking"]]
-    words = BagFeatures.learn(Documents.of(documents), 1, 2, 1000)
-    both = BagFeatures.learn(Documents.of(documents), 1, 2, 1000, minn=3, maxn=4)
+    words = BagFeatures.learn(Tokens.of(documents), 1, 2, 1000)
+    both = BagFeatures.learn(Tokens.of(documents), 1, 2, 1000, minn=3, maxn=4)
     assert both.vocabulary.words == words.vocabulary.words
     for document, of_words, of_both in zip(
         documents, bags_of(words, documents), bags_of(both, documents), strict=True
@@ -88,7 +89,7 @@ def test_word_ngrams_stand_behind_the_character_ngrams():
 
 def test_blocks_of_documents_change_nothing(monkeypatch):
     documents = [[WORDS[(i * j) % 5] for j in range(i % 4)] for i in range(23)]
-    features = BagFeatures.learn(Documents.of(documents), 2, 3, 1000, minn=2, maxn=4)
+    features = BagFeatures.learn(Tokens.of(documents), 2, 3, 1000, minn=2, maxn=4)
     at_once = bags_of(features, documents)
     monkeypatch.setattr(labelled_text, "DOCUMENTS_AT_ONCE", 4)
     assert bags_of(features, documents) == at_once
@@ -104,11 +105,11 @@ def test_a_word_is_hashed_once(monkeypatch):
         return ngram_hashes(words, minn, maxn)
 
     documents = [["a", "b", "a"], ["b"], ["a", "c"]]
-    features = BagFeatures.learn(Documents.of(documents), 1, 1, 100, minn=2, maxn=3)
+    features = BagFeatures.learn(Tokens.of(documents), 1, 1, 100, minn=2, maxn=3)
     monkeypatch.setattr(ngrams, "ngram_hashes", noted)
-    features.bags(Documents.of(documents))
+    features.bags(Tokens.of(documents))
     assert sorted(asked) == ["a", "b", "c"]
 
 
 def test_without_ngrams_there_are_no_buckets():
-    assert BagFeatures.learn(Documents.of([["a"]]), 1, 1, 1000).size == 1
+    assert BagFeatures.learn(Tokens.of([["a"]]), 1, 1, 1000).size == 1

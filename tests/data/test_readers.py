@@ -1,12 +1,13 @@
 """The readers of files: what they read, how they split, and what they say about bad input."""
 
 import gzip
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mt2st_fast.data import MISSING, open_data
+from mt2st_fast.data import MISSING, open_data, readers
 from mt2st_fast.errors import InputError
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -310,7 +311,8 @@ def test_text_has_no_tasks_and_says_so(write):
     assert (splits.main, splits.tasks, splits.train.targets) == (None, (), {})
     assert splits.train.n_units == 8
     message = message_of(f"text:{path}", main="upos")
-    assert "has no labels for task 'upos'; readers with labels are stdlib, conllu:PATH" in message
+    able = "stdlib, columns:PATH, conllu:PATH, csv:PATH"
+    assert f"has no labels for task 'upos'; readers with labels are {able}" in message
 
 
 # open_data
@@ -319,7 +321,7 @@ def test_text_has_no_tasks_and_says_so(write):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("xml:x", "no reader 'xml'; the readers are stdlib, conllu:PATH, columns:PATH, csv:PATH, text:PATH"),
+        ("xml:x", "no reader 'xml'; the readers are stdlib, columns:PATH, conllu:PATH, csv:PATH, text:PATH"),
         ("data.csv", "no reader 'data.csv'"),
         ("", "no reader ''"),
         ("csv:", "the reader csv needs a path"),
@@ -380,3 +382,55 @@ def test_conll2000_has_its_published_size():
     assert splits.train.n_rows + splits.dev.n_rows == 211_727
     assert splits.test.n_rows == 47_377
     assert splits.tasks == ("col2", "col1")
+
+
+# A reader is one file
+
+
+LINES_READER = """
+import json
+
+from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
+from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.request import Reader
+
+
+def read(request):
+    found = {}
+    for part, path in find_splits(request.path, (".jsonl",)).items():
+        rows = [json.loads(line) for _, line in numbered_lines(path)]
+        cells = {"label": [[row["label"]] for row in rows]}
+        found[part] = Section([row["text"].split() for row in rows], cells)
+    return assemble("lines", complete_splits(found, "lines"), {"label": "classes"}, "document", "label", ())
+
+
+READER = Reader(NAME, read, path="a JSON object a line")
+"""
+
+
+@pytest.fixture
+def with_reader(tmp_path, monkeypatch):
+    """Put a reader of that name into the folder of readers."""
+
+    def add(name):
+        (tmp_path / "json_lines.py").write_text(LINES_READER.replace("NAME", repr(name)))
+        monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(tmp_path)])
+
+    yield add
+    sys.modules.pop("mt2st_fast.data.readers.json_lines", None)
+    vars(readers).pop("json_lines", None)
+
+
+def test_a_file_with_a_reader_is_all_that_a_reader_needs(with_reader, write, monkeypatch):
+    with_reader("jsonl")
+    monkeypatch.setattr(readers, "READERS", readers._find_readers())
+    lines = '{"text": "a b", "label": "x"}\n{"text": "c", "label": "y"}\n' * 5
+    splits = open_data(f"jsonl:{write(**{'x.jsonl': lines}) / 'x.jsonl'}")
+    assert (splits.main, splits.train.n_rows) == ("label", 8)
+    assert "csv:PATH, jsonl:PATH, text:PATH" in message_of("xml:x")
+
+
+def test_two_readers_of_one_name_are_refused(with_reader):
+    with_reader("csv")
+    with pytest.raises(ValueError, match="two readers are named csv"):
+        readers._find_readers()

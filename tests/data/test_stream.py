@@ -38,7 +38,7 @@ def some_text(lines: int, seed: int = 0) -> str:
 
 
 def sentences_of(tokens: TokenStream) -> list[list[str]]:
-    words = [tokens.vocabulary.words[t] for t in tokens.tokens]
+    words = [tokens.vocabulary.words[t] for t in tokens.ids]
     return [words[a:b] for a, b in zip(tokens.bounds[:-1], tokens.bounds[1:], strict=True)]
 
 
@@ -92,9 +92,9 @@ def test_the_file_holds_the_sentences(
         counts.total(),
         sum(map(len, expected(text_of(corpus), 1))),
     )
-    assert isinstance(tokens.tokens, np.memmap)
+    assert isinstance(tokens.ids, np.memmap)
     assert isinstance(tokens.bounds, np.memmap)
-    assert (tokens.tokens.dtype, tokens.bounds.dtype) == (np.int32, np.int64)
+    assert (tokens.ids.dtype, tokens.bounds.dtype) == (np.int32, np.int64)
 
 
 def test_every_number_of_processes_and_size_of_blocks_writes_the_same(
@@ -115,11 +115,11 @@ def test_memory_and_file_agree(corpus: Path, tmp_path: Path) -> None:
     text = text_of(corpus)
     for sentences in (text.split("\n"), (line.split() for line in text.split("\n"))):
         held = TokenStream.from_sentences(sentences, min_count=3, lower=True)
-        assert np.array_equal(held.tokens, read.tokens)
+        assert np.array_equal(held.ids, read.ids)
         assert np.array_equal(held.bounds, read.bounds)
-        assert held.tokens.dtype == np.int32
+        assert held.ids.dtype == np.int32
         assert held.bounds.dtype == np.int64
-        assert held.n_sentences == read.n_sentences
+        assert held.n_units == read.n_units
         assert held.vocabulary.words == read.vocabulary.words
         assert np.array_equal(held.vocabulary.counts, read.vocabulary.counts)
     assert "The" not in read.vocabulary
@@ -199,7 +199,7 @@ def test_no_byte_may_change_unseen(tmp_path: Path) -> None:
         )
         refused(path)
     path.write_bytes(whole)
-    assert len(TokenStream.open(path).tokens) == 400
+    assert len(TokenStream.open(path).ids) == 400
 
 
 @pytest.mark.parametrize(
@@ -398,9 +398,9 @@ def test_real_sentences(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("\n".join(lines), encoding="utf-8")
     prepare([tmp_path / "x.txt"], tmp_path / "t", min_count=5, processes=2)
     tokens = TokenStream.open(tmp_path / "t")
-    assert tokens.n_sentences > 10_000
+    assert tokens.n_units > 10_000
     assert sentences_of(tokens) == expected("\n".join(lines), 5)
-    assert set(np.bincount(tokens.tokens)) == set(tokens.vocabulary.counts)
+    assert set(np.bincount(tokens.ids)) == set(tokens.vocabulary.counts)
 
 
 def test_write_stream_is_checked(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from mt2st_fast import BagEncoder, SubwordVectors, WindowEncoder
 from mt2st_fast.data import Vocabulary, open_data, subword_rows
-from mt2st_fast.runs.experiment import Config, Experiment
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
 
 STEMS = {"sport": ["kick", "sprint", "wrestl", "jump"], "food": ["grill", "roast", "stew", "simmer"]}
 ENDINGS = ["", "s", "ed", "ing", "er"]

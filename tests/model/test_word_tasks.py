@@ -20,7 +20,7 @@ from mt2st_fast import (
     WordTask,
 )
 from mt2st_fast.data import ContextBatches, Vocabulary, analogy_batches, similarity_batches
-from mt2st_fast.kernels.context.batch import reference_loss
+from mt2st_fast.kernels.context.reference import reference_loss
 
 WORDS = ["king", "queen", "man", "woman", "paris", "france", "rome", "italy"]
 
@@ -246,7 +246,7 @@ def test_context_prediction_trains_the_encoders_vectors_and_retires():
     assert losses[-1] < 0.6 * losses[0]
     table = heads.word_tasks["context"].table
     assert not table.requires_grad
-    assert all(table is not p for group in trainer._optimizer.param_groups for p in group["params"])
+    assert all(table is not p for group in trainer.run.optimizer.param_groups for p in group["params"])
 
 
 # --- in the trainer --------------------------------------------------------------------------------------

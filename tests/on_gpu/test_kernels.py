@@ -25,9 +25,9 @@ from tests.on_gpu.helpers import (
 if not torch.cuda.is_available():
     pytest.skip("no GPU: torch sees no CUDA device here", allow_module_level=True)
 
-PLANS = ("auto", *choice.PLANS)
+PLANS = ("auto", *choice.PLANS_OF[BACKEND])
 
-SOFTMAX, BINARY, SQUARED, HUBER = Kind
+SOFTMAX, BINARY, SQUARED, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER
 MIXED = (
     HeadSpec(SOFTMAX, 17, label_smoothing=0.1),
     HeadSpec(BINARY, 6, pos_weight=(1.0, 2.0, 0.5, 9.0, 1.0, 1.0)),

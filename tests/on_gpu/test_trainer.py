@@ -21,7 +21,7 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
-from mt2st_fast.training.graphs import WARM_UP_STEPS
+from mt2st_fast.training.engines.graphed_steps import WARM_UP_STEPS
 from tests.on_gpu.helpers import DEVICE, RATE
 
 if not torch.cuda.is_available():

@@ -33,8 +33,8 @@ from mt2st_fast.kernels import (
     prepare_bags,
 )
 from mt2st_fast.kernels.bags import rules as row_rules
-from mt2st_fast.training.bag_training import BagTraining
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.engines.bag_training import BagTraining
 
 TASKS = {
     "topic": Classification(7, label_smoothing=0.1),
@@ -137,7 +137,7 @@ def test_steps_add_up_as_without_the_kernel():
             lr_decay="linear", fuse_backward=fuse, device="cpu",
         )  # fmt: skip
         trainer.fit([batch(50, ("topic", "tone"), seed) for seed in range(4)], epochs=4)
-        assert (trainer._bag_training is not None) == fuse
+        assert (trainer.history.phases[-1].engine == "one kernel call") == fuse
         found.append((parameters(encoder, heads), [record.losses for record in trainer.history.steps]))
     for plain, fused in zip(*(parameters for parameters, _ in found), strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-6)
@@ -336,7 +336,7 @@ def test_another_precision_is_honoured():
         device="cpu",
     )  # fmt: skip
     trainer.fit([batch(50, ("topic",))], epochs=1)
-    assert trainer._bag_training is None
+    assert trainer.history.phases[-1].engine == "eager"
 
 
 @pytest.mark.parametrize("B", [37, 700])

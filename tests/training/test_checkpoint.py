@@ -117,7 +117,7 @@ def everything(trainer):
     """Every parameter and all of the optimizer's state."""
     tensors = {f"encoder.{k}": v for k, v in trainer.encoder.state_dict().items()}
     tensors |= {f"heads.{k}": v for k, v in trainer.heads.state_dict().items()}
-    for i, values in trainer._optimizer.state_dict()["state"].items():
+    for i, values in trainer.run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
     return {key: value.clone() for key, value in tensors.items()}
 

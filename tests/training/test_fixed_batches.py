@@ -20,8 +20,8 @@ from mt2st_fast import (
 )
 from mt2st_fast.data import MISSING, BagBatches, Corpus, TargetColumn
 from mt2st_fast.errors import InputError
-from mt2st_fast.training import bag_training as bag_training_module
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.engines import bag_training as bag_training_module
 
 N = 60
 TASKS = {"main": Classification(2), "aux": Classification(N)}
@@ -204,7 +204,7 @@ class Reloads(Callback):
     """Puts the optimizer's state of the second step back after the third."""
 
     def on_step(self, trainer):
-        optimizer = trainer._optimizer
+        optimizer = trainer.run.optimizer
         if trainer.step == 2:
             self.state = copy.deepcopy(optimizer.state_dict())
         if trainer.step == 3:
@@ -221,8 +221,8 @@ def test_a_state_loaded_between_steps_is_the_one_that_counts():
             device="cpu", callbacks=[Reloads()],
         )  # fmt: skip
         trainer.fit(fixed(), epochs=1)
-        assert (trainer._bag_training is not None) == fuse
-        sums[fuse] = trainer._optimizer.dense_state(heads.linear("aux").weight).per_row
+        assert (trainer.history.phases[-1].engine == "one kernel call") == fuse
+        sums[fuse] = trainer.run.optimizer.dense_state(heads.linear("aux").weight).per_row
     torch.testing.assert_close(sums[True], sums[False], rtol=1e-4, atol=1e-9)
 
 

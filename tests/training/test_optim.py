@@ -183,7 +183,7 @@ def test_the_trainer_learns_from_row_sparse_tables():
     trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), lr=0.05, device="cpu")
     history = trainer.fit(bags(), val=bags(2, seed=9), epochs=20)
     assert history.evaluations[-1].metrics["tone"] > 0.9
-    assert isinstance(trainer._optimizer, LazyAdam)
+    assert isinstance(trainer.run.optimizer, LazyAdam)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])

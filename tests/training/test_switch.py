@@ -66,16 +66,16 @@ def test_what_has_retired_is_never_touched_again(toy, optimizer):
     )
     initial = [p.detach().clone() for p in retired(trainer)]
     trainer.fit(toy.batches(5), epochs=4)
-    kept = {id(p) for group in trainer._optimizer.param_groups for p in group["params"]}
+    kept = {id(p) for group in trainer.run.optimizer.param_groups for p in group["params"]}
     for before, parameter in zip(initial, retired(trainer), strict=True):
         assert not torch.equal(parameter, before)  # it did learn before the switch
         assert torch.equal(parameter, at_switch[id(parameter)])
         assert parameter.grad is None
         assert not parameter.requires_grad
         assert id(parameter) not in kept
-        assert parameter not in trainer._optimizer.state
-    assert len(trainer._optimizer.state) == len(kept) == 6  # encoder and main head
-    assert all(group["params"] for group in trainer._optimizer.param_groups)
+        assert parameter not in trainer.run.optimizer.state
+    assert len(trainer.run.optimizer.state) == len(kept) == 6  # encoder and main head
+    assert all(group["params"] for group in trainer.run.optimizer.param_groups)
 
 
 def test_tasks_may_retire_one_after_the_other(toy):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mt2st_fast import InputError, MultiTask, Switch
-from mt2st_fast.data.labelled_text import BagFeatures, Documents, read_labelled_text, target_columns
+from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
+from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.words.supervised import train_supervised
 
 WORDS = {"sport": "goal match team", "food": "soup bread salt"}
@@ -35,8 +36,8 @@ def test_labels_by_family_anywhere_in_the_line(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("a __label__x b __label__topic__sport\n\n__label__topic__a__b c\n", encoding="utf-8")
     text = read_labelled_text(path)
-    assert text.documents.words == ["a", "b", "c"]
-    assert text.documents.tokens.tolist() == [0, 1, 2]
+    assert text.documents.vocabulary.words == ["a", "b", "c"]
+    assert text.documents.ids.tolist() == [0, 1, 2]
     assert text.documents.bounds.tolist() == [0, 2, 3]
     found = {
         family: [(of.names[v], d) for v, d in zip(of.values, of.documents, strict=True)]
@@ -58,8 +59,8 @@ def test_a_family_with_two_labels_on_a_line_is_multi_label(tmp_path):
 
 def test_bags_hold_known_words_and_the_ngrams_of_their_own_document():
     documents = [["b", "a", "b"], [], ["b", "a"], ["rare", "b"]]
-    features = BagFeatures.learn(Documents.of(documents), min_count=2, word_ngrams=2, buckets=1000)
-    ids, bounds = features.bags(Documents.of(documents))
+    features = BagFeatures.learn(Tokens.of(documents), min_count=2, word_ngrams=2, buckets=1000)
+    ids, bounds = features.bags(Tokens.of(documents))
     bags = [ids[first:last].tolist() for first, last in itertools.pairwise(bounds)]
     assert features.vocabulary.words == ["b", "a"]
     assert [bag[:n] for bag, n in zip(bags, (3, 0, 2, 1), strict=True)] == [[0, 1, 0], [], [0, 1], [0]]
@@ -72,8 +73,8 @@ def test_bags_hold_known_words_and_the_ngrams_of_their_own_document():
 
 def test_trigrams_do_not_cross_documents():
     documents = [["x", "y", "z"], ["x", "y"], ["z"]]
-    features = BagFeatures.learn(Documents.of(documents), min_count=1, word_ngrams=3, buckets=10**6)
-    _, bounds = features.bags(Documents.of(documents))
+    features = BagFeatures.learn(Tokens.of(documents), min_count=1, word_ngrams=3, buckets=10**6)
+    _, bounds = features.bags(Tokens.of(documents))
     assert np.diff(bounds).tolist() == [3 + 2 + 1, 2 + 1, 1]
 
 
@@ -195,7 +196,7 @@ def test_multi_label_families_train_and_test(tmp_path):
         ("no label here\n", {}, "no line has a label; write them as __label__sport"),
         ("", {}, "the file is empty"),
         ("__label__a x\n", {"main": "topic"}, "has no label family topic; there are label"),
-        ("__label__a x\n", {"min_count": 2}, "no word is there 2 times; lower min_count"),
+        ("__label__a x\n", {"min_count": 2}, "no word occurs 2 times"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, content, options, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,30 +10,13 @@ from torch import Tensor
 
 from ...machine.jit import PARALLEL_FLOATS, thread_count
 from ..batch import Bags
-from ..rules import ADAGRAD, RowRule, RowState, packed
+from ..rules import RowRule, RowState, packed
 from . import ids as numba_bag_ids
 from . import row_sums as numba_row_sums
 from . import row_updates as numba_row_updates
 
 _NO_SCALES = np.zeros(0, np.float32)
 _NO_NUMBERS = torch.zeros(0, dtype=torch.float32)
-
-
-@lru_cache
-def warm_up() -> None:
-    """Compile the kernels' serial and parallel variants, or load them from Numba's cache: they serve every table."""
-    table, gradient = torch.zeros(2, 2, dtype=torch.float32), torch.zeros(1, 2, dtype=torch.float32)
-    bags = Bags(torch.zeros(2, dtype=torch.int32), torch.arange(0, 4, 2), None)
-    rule, state = RowRule(ADAGRAD, 0.0), RowState(torch.zeros(2, dtype=torch.float32))
-    first_outside(bags.ids, 2)
-    is_ascending(bags.ids.long())
-    unique_ids(bags.ids, 2)
-    bags = bags._replace(scales=mean_scales(bags.ids, bags.starts, 2))
-    rows, sums = row_gradient(gradient, bags, 2)
-    for n_splits in (1, 2):
-        _sum_bags(_Sum(table, bags.ids.numpy(), bags.starts.numpy(), bag_scales=_scales(bags)), gradient, n_splits)
-        _update_rows(rule, table, rows, sums, state, n_splits)
-        _update_from_bags(rule, table, bags, gradient, state, n_splits)
 
 
 def first_outside(ids: Tensor, V: int) -> int:
@@ -124,7 +106,12 @@ class _Sum(NamedTuple):
 
 def _sum_bags(what: _Sum, target: Tensor, n_splits: int) -> None:
     numba_row_sums.sum_bags(
-        what.source.data_ptr(), what.source.shape[1], *what[1:], target.data_ptr(), n_splits, parallel=n_splits > 1
+        what.source.data_ptr(),
+        what.source.shape[1],
+        *what[1:],
+        target.data_ptr(),
+        n_splits,
+        parallel=n_splits > 1,
     )
 
 

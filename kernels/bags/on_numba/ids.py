@@ -8,7 +8,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import Kernel, helper
+from ...machine.jit import Kernel, entry, helper
 from ...machine.simd import prefetch
 from ..batch import NONE
 
@@ -20,7 +20,7 @@ ONE = np.float32(1)
 HASH, LOW_HALF = np.uint64(2_654_435_769), np.uint64(0xFFFFFFFF)  # 2^32 over the golden ratio
 
 
-@helper
+@entry
 def first_outside(ids, V):
     """The position of the first id that is neither NONE nor in [0, V), or -1."""
     outside = 0
@@ -33,7 +33,7 @@ def first_outside(ids, V):
     return -1
 
 
-@helper
+@entry
 def is_ascending(rows):
     """Whether every row is larger than the one before."""
     steps = 0
@@ -42,7 +42,7 @@ def is_ascending(rows):
     return steps >= len(rows) - 1
 
 
-@helper
+@entry
 def mean_scales(ids, starts):
     """(B,) 1 over the ids of every bag that are not NONE; 0 for a bag without any."""
     scales = np.zeros(len(starts) - 1, np.float32)
@@ -55,7 +55,7 @@ def mean_scales(ids, starts):
     return scales
 
 
-@helper
+@entry
 def take_bags(ids, bounds, bags):
     """(ids (total,), starts (len(bags) + 1,)) of some bags; bag b is ids[bounds[b]:bounds[b + 1]]."""
     starts = np.zeros(len(bags) + 1, np.int64)
@@ -68,7 +68,10 @@ def take_bags(ids, bounds, bags):
             next_bag = bags[i + BAGS_AHEAD]
             for position in range(bounds[next_bag], bounds[next_bag + 1], LINE_BYTES // ids.itemsize):
                 prefetch(source + ids.itemsize * position)
-        taken[starts[i] : starts[i + 1]] = ids[bounds[bags[i]] : bounds[bags[i] + 1]]
+        # Not by slices: an assignment of arrays compiles Numba's message about shapes, too, which takes seconds.
+        begin, shift = starts[i], bounds[bags[i]] - starts[i]
+        for position in range(begin, starts[i + 1]):
+            taken[position] = ids[position + shift]
     return taken, starts
 
 
@@ -94,7 +97,7 @@ def group_ids(ids, largest, part, parts):
     return group_bags(ids, np.arange(len(ids) + 1), largest, part, parts)
 
 
-@helper
+@entry
 def group_bags(ids, bounds, largest, part, parts):
     """group_ids with the bag of a position in place of the position; bounds (B + 1,) are of the bags."""
     keys = np.empty(bounds[-1] - bounds[0] + 1, np.uint64)
@@ -145,7 +148,7 @@ def _sorted(keys, largest):
     return keys
 
 
-@helper
+@entry
 def unique_and_inverse(ids, largest):
     """(unique (U,), inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
     order, unique, starts = group_ids(ids, largest, 0, 1)

@@ -134,7 +134,8 @@ def _sum_narrow_rows(source, D, rows, first, last, scales, target):
             for d in range(D):
                 sums[d] += np.float64(values[d] * scale)
     total = numba.carray(pointer_to_float32(target), (D,))
-    total[:] = sums
+    for d in range(D):  # an assignment of arrays compiles Numba's message about shapes, too: seconds
+        total[d] = sums[d]
 
 
 @helper

@@ -29,10 +29,6 @@ PROGRAMS_PER_MULTIPROCESSOR = 32
 INTERPRETED_PROGRAMS = 3
 
 
-def warm_up() -> None:
-    """Nothing: a Triton kernel is compiled for the columns of a table, so by that table's first call."""
-
-
 def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
     """(B,) 1 over the ids of every bag that are in [0, V), 0 for a bag without any."""
     B = len(starts) - 1

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..rules import MOST_NUMBERS, RULES
 from . import blocks
-from .rules import RuleFunctions, functions_of
+from .rules import functions_of
 from .sums import SEGMENTS, Variant, sum_segment, variant
 
 NUMBERS = tuple(f"number{i}" for i in range(MOST_NUMBERS))

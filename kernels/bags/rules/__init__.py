@@ -60,7 +60,9 @@ def rule_kind(name: str) -> RowRuleKind:
 def code_of(kind: RowRuleKind) -> int:
     """The number that compiled kernels know a rule by. Raises ValueError for one that is not among RULES."""
     if RULES.get(kind.name) is not kind:
-        raise ValueError(f"the row rule {kind.name} is none of {', '.join(RULES)}, which kernels were made for")
+        raise ValueError(
+            f"the row rule {kind.name} is none of {', '.join(RULES)}, which kernels were made for"
+        )
     return list(RULES).index(kind.name)
 
 

@@ -39,7 +39,9 @@ class RowRuleKind:
     name: str
     # (rule, w (U, D), g (U, D), state of these rows (U,), (U, D)) -> (w, state), in plain torch.
     oracle: Callable[[RowRule, Tensor, Tensor, RowState], tuple[Tensor, RowState]]
-    numbers: Mapping[str, float] = field(default_factory=dict)  # beside the rate: what they are without being given
+    numbers: Mapping[str, float] = field(
+        default_factory=dict
+    )  # beside the rate: what they are without being given
     per_row: str | None = None  # the name of the number a row
     tables: tuple[str, ...] = ()  # the names of the tables (V, D)
     uses_mean_square: bool = False  # else kernels pass 0
@@ -47,7 +49,7 @@ class RowRuleKind:
     numba_step: Callable[..., Any] | None = None
     # (rule record, w (D,), g (D,), per_row (V,), row, first (D,), second (D,)), all float32; updates them all in place.
     numba_move: Callable[..., None] | None = None
-    # (lr, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row; without it (lr, 1, remembered).
+    # (lr, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row; else (lr, 1, remembered).
     triton_row: Callable[..., Any] | None = None
     # (w, g, first, second, step, scale, numbers) -> (w, first, second): columns of a row; without it w - step * g.
     triton_move: Callable[..., Any] | None = None
@@ -68,7 +70,9 @@ class RowRuleKind:
     def one_call_obstacle(self) -> str | None:
         """Why a training step in one kernel call cannot move rows by this rule, or None."""
         if self.tables:
-            return f"its kernel keeps at most a number a row, and {self.name} keeps {' and '.join(self.tables)}"
+            return (
+                f"its kernel keeps at most a number a row, and {self.name} keeps {' and '.join(self.tables)}"
+            )
         return None
 
     def kernel_numbers(self, numbers: tuple[float, ...]) -> tuple[float, ...]:

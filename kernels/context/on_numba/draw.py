@@ -10,10 +10,9 @@ no number of threads changes what is drawn.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from ...machine.jit import helper
+from ...machine.jit import entry, exact_entry, helper
 
 _U64 = np.uint64
 _GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = (
@@ -25,7 +24,7 @@ _30, _27, _31, _32 = _U64(30), _U64(27), _U64(31), _U64(32)
 _LOW = _U64(0xFFFFFFFF)
 
 
-@numba.njit(cache=True)
+@exact_entry
 def hashed(key, place):
     """64 random bits (splitmix64) of a place in the stream of a key, both uint64."""
     z = key + _GOLDEN * (place + _U64(1))
@@ -34,7 +33,7 @@ def hashed(key, place):
     return z ^ (z >> _31)
 
 
-@helper
+@entry
 def draw_positions(tokens, bounds, first, last, keep, key, window, words, low, high):
     """The kept words of tokens[first:last] and their windows; returns how many.
 
@@ -68,7 +67,7 @@ def draw_positions(tokens, bounds, first, last, keep, key, window, words, low, h
     return n
 
 
-@helper
+@entry
 def draw_negatives(key, first, accept, alias, drawn, n):
     """n words into drawn (n,) for the shard that begins at token `first`: accept uint32 (V,), alias int32 (V,)."""
     own_key = hashed(key, _U64(first) ^ _U64(1 << 63))
@@ -99,7 +98,7 @@ def number_rows(words, n, slot_of, slots, rows, visits, n_rows):
     return n_rows
 
 
-@numba.njit(cache=True)
+@exact_entry
 def alias_table(shares, accept, alias):
     """Fill Walker's table for shares float64 (V,) that sum to 1 (A. J. Walker, 1977)."""
     V = len(shares)

@@ -1,12 +1,12 @@
 """Context prediction (word2vec) on a CPU: shards that train two tables, and the gradients of a batch.
 
-Skip-gram and CBOW with negatives that a tile of positions shares: `numba_context_tile` has the formulas.
+Skip-gram and CBOW with negatives that a tile of positions shares: tile.py has the formulas.
 
 Training: a shard is what one thread does in a round. It copies the rows that its words and negatives need, goes over
 its tiles, each of which moves the copies at once, and leaves the rows' changes. When all shards of the round have
 done so, their changes are added to the tables in the order of shards. So a thread sees its own steps at once and
 those of others after the round, nobody waits within a round, and the same call gives the same bits. Threads meet at
-barriers of their own (numba_barrier.py) and come back to Python after many rounds.
+barriers of their own (machine/barrier.py) and come back to Python after many rounds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import math
 import numba
 import numpy as np
 
-from ...machine.barrier import wait
 from ...machine.gemm import copy_floats
 from ...machine.jit import Kernel, helper
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, prefetch, store
 from ..batch import TILE
 from .draw import draw_negatives, draw_positions, number_rows
-from .tile import CBOW, tile_step
+from .tile import CBOW, Scratch, TileOptions, Vectors, Windows, tile_step
 
 f32 = np.float32
 ZERO, ONE = f32(0), f32(1)
@@ -112,50 +111,59 @@ def clear_factors(rows, counts, factors, part):
 
 
 @helper
-def _merge(inputs, outputs, rows, visits, counts, x, y, factors, step, pull, part):
+def merge(tables, w, rate, pull, part):
     """Add the changes of all shards to the rows of one part of both tables."""
-    P = len(rows)
-    set_factors(rows, visits, counts[:, 1], factors, step, pull, part)
+    P = len(w.rows)
+    set_factors(w.rows, w.visits, w.counts[:, 1], w.factors, rate, pull, part)
     for q in range(P):
-        add_changes(inputs, rows[q], counts[q, 0], x[q], factors, part, P)
-        add_changes(outputs, rows[q], counts[q, 1], y[q], factors, part, P)
-    clear_factors(rows, counts[:, 1], factors, part)
+        add_changes(tables.inputs, w.rows[q], w.counts[q, 0], w.x[q], w.factors, part, P)
+        add_changes(tables.outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, part, P)
+    clear_factors(w.rows, w.counts[:, 1], w.factors, part)
 
 
 @helper
-def _go_over_shard(
-    tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, inputs, outputs,
-    slot_of, words, slots, low, high, drawn, rows, visits, counts, x, y, mark, tile_rows, band, z, share, h_t,
-):  # fmt: skip
-    """Words first..last: afterwards rows[:counts[0]] are the input rows and rows[:counts[1]] the output rows touched,
-    and x and y their changes. Returns (loss, positive pairs) of every LOSS_EVERY-th tile."""
-    M = len(z)
-    D = inputs.shape[1]
-    n = draw_positions(tokens, bounds, first, last, keep, key, window, words, low, high)
+def go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p):
+    """Shard p takes words first..last: afterwards w.rows[p, :counts[0]] are the input rows and rows[:counts[1]] the
+    output rows touched, and x and y their changes. Returns (loss, positive pairs) of every LOSS_EVERY-th tile."""
+    M, D = w.z.shape[1], tables.inputs.shape[1]
+    slots, low, high, drawn, rows = w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p]
+    x, y, how = w.x[p], w.y[p], tile_options(steps, rate, M, D)
+    n = draw_positions(
+        stream.tokens, stream.bounds, first, last, sampler.keep, stream.key, steps.window, w.words[p], low, high
+    )  # fmt: skip
     n_tiles = -(-n // TILE)
-    n_inputs = number_rows(words, n, slot_of, slots, rows, visits, 0)
-    draw_negatives(key, first, accept, alias, drawn, n_tiles * M)
-    n_outputs = number_rows(drawn, n_tiles * M, slot_of, drawn, rows, visits, n_inputs)
+    n_inputs = number_rows(w.words[p], n, w.slot_of[p], slots, rows, w.visits[p], 0)
+    draw_negatives(stream.key, first, sampler.accept, sampler.alias, drawn, n_tiles * M)
+    n_outputs = number_rows(drawn, n_tiles * M, w.slot_of[p], drawn, rows, w.visits[p], n_inputs)
     for u in range(n_outputs):
-        slot_of[rows[u]] = -1
-        mark[u] = -1
-    counts[0], counts[1] = n_inputs, n_outputs
-    copy_in(inputs, rows, n_inputs, x)
-    copy_in(outputs, rows, n_outputs, y)
+        w.slot_of[p, rows[u]] = -1
+        w.mark[p, u] = -1
+    w.counts[p, 0], w.counts[p, 1] = n_inputs, n_outputs
+    copy_in(tables.inputs, rows, n_inputs, x)
+    copy_in(tables.outputs, rows, n_outputs, y)
     loss, pairs = 0.0, 0
-    each = f32(negatives / M)
+    vectors, windows, scratch = Vectors(x, y, x, y), Windows(slots, slots, low, high), scratch_of(w, p)
     for k in range(n_tiles):
         begin, end = k * TILE, min(n, (k + 1) * TILE)
         watch = k % LOSS_EVERY == 0
-        loss += tile_step(
-            mode, x, y, x, y, slots, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each, step, window,
-            spread, D, watch, mark, k, tile_rows, band, z, share, h_t,
-        )  # fmt: skip
+        loss += tile_step(vectors, windows, begin, end, drawn[k * M : (k + 1) * M], how, watch, k, scratch)
         if watch:
-            pairs += pairs_of(mode, low, high, begin, end)
-    to_changes(inputs, rows, n_inputs, x)
-    to_changes(outputs, rows, n_outputs, y)
+            pairs += pairs_of(steps.mode, low, high, begin, end)
+    to_changes(tables.inputs, rows, n_inputs, x)
+    to_changes(tables.outputs, rows, n_outputs, y)
     return loss, pairs
+
+
+@helper
+def tile_options(steps, rate, M, D):
+    """Of a tile with M negatives and D columns, at a rate."""
+    return TileOptions(steps.mode, f32(steps.negatives / M), f32(-rate), steps.window, steps.spread, D)
+
+
+@helper
+def scratch_of(w, p):
+    """The tile's scratch of shard p."""
+    return Scratch(w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p])
 
 
 @helper
@@ -182,38 +190,6 @@ def rate_of(rates, n_words_before):
     return max(rates[2], rates[0] - rates[1] * n_words_before)
 
 
-def _train_rounds(
-    tokens, bounds, key, keep, accept, alias, mode, window, negatives, spread, rates, pull, shard_words, first_round,
-    last_round, inputs, outputs, w, thread, barrier, n_threads, found,
-):  # fmt: skip
-    """Rounds of an epoch, as one of n_threads which all call this: shards thread, thread + n_threads, ...
-
-    w is a Workspace. found (P, 2) += the loss and the positive pairs of some tiles of each shard.
-    """
-    P, n_words = len(w.words), len(tokens)
-    for r in range(first_round, last_round):
-        rate = rate_of(rates, r * shard_words * P)
-        for p in range(thread, P, n_threads):
-            first, last = shard_words_of(n_words, p, P, shard_words, r)
-            loss, pairs = _go_over_shard(
-                tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, f32(-rate),
-                inputs, outputs, w.slot_of[p], w.words[p], w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p],
-                w.visits[p], w.counts[p], w.x[p], w.y[p], w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p],
-                w.h_t[p],
-            )  # fmt: skip
-            found[p, 0] += loss
-            found[p, 1] += pairs
-        if not wait(barrier, n_threads):
-            return
-        for p in range(thread, P, n_threads):
-            _merge(inputs, outputs, w.rows, w.visits, w.counts, w.x, w.y, w.factors, rate, pull, p)
-        if not wait(barrier, n_threads):
-            return
-
-
-train_rounds = Kernel(_train_rounds)
-
-
 # --- gradients of a batch --------------------------------------------------------------------------------
 
 
@@ -234,18 +210,19 @@ def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_
     copy_in(inputs, rows, n_inputs, x)
     copy_in(outputs, rows, n_outputs, y)
     losses = np.zeros(P)
-    D, each = inputs.shape[1], f32(negatives / M)
+    how = TileOptions(mode, f32(negatives / M), scale, window, False, inputs.shape[1])
+    windows = Windows(slots, slots, low, high)
     for p in numba.prange(P):
         d_x[p, :n_inputs] = ZERO
         d_y[p, :n_outputs] = ZERO
         w.mark[p, :n_outputs] = -1
         loss = 0.0
         for k in range(p * n_tiles // P, (p + 1) * n_tiles // P):
+            vectors, scratch = Vectors(x, y, d_x[p], d_y[p]), scratch_of(w, p)
+            first, last = k * TILE, min(n, (k + 1) * TILE)
             loss += tile_step(
-                mode, x, y, d_x[p], d_y[p], slots, slots, low, high, k * TILE, min(n, (k + 1) * TILE),
-                drawn[k * M : (k + 1) * M], each, scale, window, False, D, True, w.mark[p], k, w.tile_rows[p],
-                w.band[p], w.z[p], w.share[p], w.h_t[p],
-            )  # fmt: skip
+                vectors, windows, first, last, drawn[k * M : (k + 1) * M], how, True, k, scratch
+            )
         losses[p] = loss
     for p in range(1, P):
         d_x[0, :n_inputs] += d_x[p, :n_inputs]

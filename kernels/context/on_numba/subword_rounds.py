@@ -2,7 +2,7 @@
 
     x_v = mean of r_u, u in ids[bounds[v]:bounds[v + 1]]        r are the rows of the input table (R, D)
 
-The rest is as in numba_context.py. A shard copies all rows of its words. Before a tile, the vectors of its positions
+The rest is as in rounds.py. A shard copies all rows of its words. Before a tile, the vectors of its positions
 are made from the copies; after it, what each of them has moved is added to each of its rows whole, as fastText does.
 So a tile sees what the tiles before it taught the parts of its words.
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...machine.barrier import wait
-from ...machine.jit import Kernel, helper
+from ...machine.jit import helper
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, store
 from ..batch import TILE
 from .draw import draw_negatives, draw_positions, number_rows
@@ -24,21 +23,22 @@ from .rounds import (
     copy_in,
     f32,
     pairs_of,
-    rate_of,
+    scratch_of,
     set_factors,
-    shard_words_of,
+    tile_options,
     to_changes,
 )
 from .rows import add_row, zero_row
-from .tile import CBOW, tile_step
+from .tile import CBOW, Vectors, Windows, tile_step
 
 
 @helper
-def _number_parts(words, visits, n_words, ids, bounds, slot_of, begins, slots, rows, row_visits):
+def _number_parts(words, visits, n_words, of_words, slot_of, begins, slots, rows, row_visits):
     """Number the rows of each word (n_words,): slots[begins[u]:begins[u + 1]], from 0 on. Returns how many there are.
 
     visits are how often each word came; row_visits become how often a word of each row did.
     """
+    ids, bounds = of_words
     n_rows = at = 0
     for u in range(n_words):
         begins[u] = at
@@ -89,15 +89,12 @@ def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
 
 
 @helper
-def _go_over_shard(
-    tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, step, ids, id_bounds,
-    inputs, outputs, w, s, p,
-):  # fmt: skip
-    """Shard p takes words first..last by steps of -step; its changes stay in the workspaces w and s.
+def go_over_subword_shard(stream, first, last, sampler, steps, rate, tables, parts, w, p):
+    """Shard p takes words first..last; its changes stay in the workspaces w and parts.w.
 
     Returns (loss, positive pairs) of some of its tiles.
     """
-    M, D = w.z.shape[1], inputs.shape[1]
+    s, M, D = parts.w, w.z.shape[1], tables.inputs.shape[1]
     slots, low, high, drawn, rows, visits = (
         w.slots[p],
         w.low[p],
@@ -107,78 +104,55 @@ def _go_over_shard(
         w.visits[p],
     )
     copies, part_slots, begins, y = s.x[p], s.slots[p], s.begins[p], w.y[p]
-    vectors, changes, x_slots = s.vectors[p], s.changes[p], s.x_slots
-    n = draw_positions(tokens, bounds, first, last, keep, key, window, w.words[p], low, high)
+    taught, changes, x_slots = s.vectors[p], s.changes[p], s.x_slots
+    n = draw_positions(
+        stream.tokens, stream.bounds, first, last, sampler.keep, stream.key, steps.window, w.words[p], low, high
+    )  # fmt: skip
     n_tiles = -(-n // TILE)
     n_words = number_rows(w.words[p], n, w.slot_of[p], slots, rows, visits, 0)
     n_parts = _number_parts(
-        rows, visits, n_words, ids, id_bounds, s.slot_of[p], begins, part_slots, s.rows[p], s.visits[p]
+        rows, visits, n_words, parts.of_words, s.slot_of[p], begins, part_slots, s.rows[p], s.visits[p]
     )
-    draw_negatives(key, first, accept, alias, drawn, n_tiles * M)
+    draw_negatives(stream.key, first, sampler.accept, sampler.alias, drawn, n_tiles * M)
     n_outputs = number_rows(drawn, n_tiles * M, w.slot_of[p], drawn, rows, visits, n_words)
     for u in range(n_outputs):
         w.slot_of[p, rows[u]] = -1
         w.mark[p, u] = -1
     s.counts[p], w.counts[p, 1] = n_parts, n_outputs
-    copy_in(inputs, s.rows[p], n_parts, copies)
-    copy_in(outputs, rows, n_outputs, y)
+    copy_in(tables.inputs, s.rows[p], n_parts, copies)
+    copy_in(tables.outputs, rows, n_outputs, y)
     loss, pairs = 0.0, 0
-    each = f32(negatives / M)
+    how = tile_options(steps, rate, M, D)
+    vectors, windows, scratch = (
+        Vectors(taught, y, changes, y),
+        Windows(x_slots, slots, low, high),
+        scratch_of(w, p),
+    )
     for k in range(n_tiles):
         begin, end = k * TILE, min(n, (k + 1) * TILE)
         start, stop = begin, end
-        if mode == CBOW:
+        if steps.mode == CBOW:
             for i in range(begin, end):
                 start, stop = min(start, low[i]), max(stop, high[i])
-        _make_vectors(copies, part_slots, begins, slots, x_slots, start, stop, vectors, changes)
+        _make_vectors(copies, part_slots, begins, slots, x_slots, start, stop, taught, changes)
         watch = k % LOSS_EVERY == 0
-        loss += tile_step(
-            mode, vectors, y, changes, y, x_slots, slots, low, high, begin, end, drawn[k * M : (k + 1) * M], each,
-            step, window, spread, D, watch, w.mark[p], k, w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p],
-        )  # fmt: skip
+        loss += tile_step(vectors, windows, begin, end, drawn[k * M : (k + 1) * M], how, watch, k, scratch)
         _hand_on(changes, part_slots, begins, slots, x_slots, start, stop, copies)
         if watch:
-            pairs += pairs_of(mode, low, high, begin, end)
-    to_changes(inputs, s.rows[p], n_parts, copies)
-    to_changes(outputs, rows, n_outputs, y)
+            pairs += pairs_of(steps.mode, low, high, begin, end)
+    to_changes(tables.inputs, s.rows[p], n_parts, copies)
+    to_changes(tables.outputs, rows, n_outputs, y)
     return loss, pairs
 
 
 @helper
-def _merge(inputs, outputs, w, s, rate, pull, part):
+def merge_subwords(tables, parts, w, rate, pull, part):
     """Add the changes of all shards to the rows of one part of both tables; the parts are disjoint."""
-    P = len(w.rows)
+    P, s = len(w.rows), parts.w
     set_factors(s.rows, s.visits, s.counts, s.factors, rate, pull, part)
     set_factors(w.rows, w.visits, w.counts[:, 1], w.factors, rate, pull, part)
     for q in range(P):
-        add_changes(inputs, s.rows[q], s.counts[q], s.x[q], s.factors, part, P)
-        add_changes(outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, part, P)
+        add_changes(tables.inputs, s.rows[q], s.counts[q], s.x[q], s.factors, part, P)
+        add_changes(tables.outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, part, P)
     clear_factors(s.rows, s.counts, s.factors, part)
     clear_factors(w.rows, w.counts[:, 1], w.factors, part)
-
-
-def _train_rounds(
-    tokens, bounds, key, keep, accept, alias, mode, window, negatives, spread, rates, pull, shard_words, first_round,
-    last_round, ids, id_bounds, inputs, outputs, w, s, thread, barrier, n_threads, found,
-):  # fmt: skip
-    """train_rounds of numba_context.py where word v is the mean of the rows ids[id_bounds[v] : id_bounds[v + 1]]."""
-    P, n_words = len(w.words), len(tokens)
-    for r in range(first_round, last_round):
-        rate = rate_of(rates, r * shard_words * P)
-        for p in range(thread, P, n_threads):
-            first, last = shard_words_of(n_words, p, P, shard_words, r)
-            loss, pairs = _go_over_shard(
-                tokens, bounds, first, last, key, keep, accept, alias, mode, window, negatives, spread, f32(-rate),
-                ids, id_bounds, inputs, outputs, w, s, p,
-            )  # fmt: skip
-            found[p, 0] += loss
-            found[p, 1] += pairs
-        if not wait(barrier, n_threads):
-            return
-        for p in range(thread, P, n_threads):
-            _merge(inputs, outputs, w, s, rate, pull, p)
-        if not wait(barrier, n_threads):
-            return
-
-
-train_rounds = Kernel(_train_rounds)

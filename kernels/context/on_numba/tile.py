@@ -13,6 +13,8 @@ and the output table, gathered with whole vectors of columns, the last ones zero
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ...machine.elementary import exp32, softplus_and_sigmoid
@@ -35,6 +37,46 @@ ZERO, ONE = f32(0), f32(1)
 SKIPGRAM, CBOW = 0, 1
 # A score that is no pair: its loss and its gradient are exactly 0.
 NO_PAIR = f32(128.0)
+
+
+class Vectors(NamedTuple):
+    """Rows of ld columns, and where what is taught to them is added."""
+
+    x: np.ndarray
+    y: np.ndarray
+    to_x: np.ndarray
+    to_y: np.ndarray
+
+
+class Windows(NamedTuple):
+    """Position i is row x_slots[i] of x and to_x, and row slots[i] of y and to_y; its window is low[i]..high[i]."""
+
+    x_slots: np.ndarray
+    slots: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class TileOptions(NamedTuple):
+    """The same for all tiles of a call."""
+
+    mode: int
+    each: np.float32  # what a negative that is drawn counts
+    step: np.float32  # what gradients are multiplied with
+    window: int
+    spread: bool  # CBOW: every word of a window is taught whole, as word2vec does
+    D: int
+
+
+class Scratch(NamedTuple):
+    """mark (U,) is the last tile that drew a row; rows of ld columns; the others for what their names say."""
+
+    mark: np.ndarray
+    rows: np.ndarray
+    band: np.ndarray
+    z: np.ndarray
+    share: np.ndarray
+    h_t: np.ndarray
 
 
 @helper
@@ -109,8 +151,10 @@ def _negative_gradients(h, negative, z, d_h, d_negative, M, ld):
 
 
 @helper
-def _shares(mode, slots, low, high, first, last, start, stop, drawn, each, share, mark, stamp):
+def _shares(mode, windows, first, last, start, stop, drawn, each, scratch, stamp):
     """share (M, TILE): `each` times the positive pairs of a position whose output word is not the negative."""
+    _, slots, low, high = windows
+    share, mark = scratch.share, scratch.mark
     M = len(drawn)
     for i in range(TILE):
         pairs = high[first + i] - low[first + i] - 1 if first + i < last else 0
@@ -148,15 +192,13 @@ def _add_window(band, first, last, start, stop, window, source, target, slots, w
 
 
 @helper
-def tile_step(
-    mode, x, y, to_x, to_y, x_slots, slots, low, high, first, last, drawn, each, step, window, spread, D, want_loss,
-    mark, stamp, rows, band, z, share, h_t,
-):  # fmt: skip
-    """One tile: step times its gradients are added to to_x and to_y; returns its loss if wanted.
-
-    Position i is row x_slots[i] of x and to_x, and row slots[i] of y and to_y.
-    rows is scratch for rows of ld columns, band and z, share, h_t for what their names say.
-    """
+def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scratch):
+    """One tile of the positions first..last: step times its gradients are added to to_x and to_y; returns its loss if
+    wanted. stamp is a number that no other tile marks with, drawn (M,) are its negatives' rows of y."""
+    x, y, to_x, to_y = vectors
+    x_slots, slots, low, high = windows
+    mode, each, step, window, spread, D = how
+    _, rows, band, z, share, h_t = scratch
     ld = x.shape[1]
     M = len(drawn)
     h = rows.ctypes.data
@@ -175,7 +217,7 @@ def tile_step(
     loss = ZERO
 
     gather(y, drawn, 0, M, negative, ld)
-    _shares(mode, slots, low, high, first, last, start, stop, drawn, each, share, mark, stamp)
+    _shares(mode, windows, first, last, start, stop, drawn, each, scratch, stamp)
     for i in range(count, TILE):
         zero_row(h + i * row_bytes, ld)
     if mode == SKIPGRAM:

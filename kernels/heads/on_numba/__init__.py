@@ -1,5 +1,14 @@
 """On a CPU, compiled by Numba."""
 
+from typing import TYPE_CHECKING
+
 from ...machine.registry import KERNEL_DTYPES, Backend
 
 BACKEND = Backend("numba", package="numba", devices=("cpu",), dtypes=KERNEL_DTYPES)
+
+if TYPE_CHECKING:
+    # The types of every plan are checked against what the op calls.
+    from ..call import Plan
+    from . import chunked, tile
+
+    PLANS: tuple[Plan, ...] = (chunked, tile)

@@ -9,8 +9,6 @@ buffer and are used again; other heads of the layout take the tile plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numba
 import numpy as np
 import torch
@@ -20,8 +18,9 @@ from ...machine.elementary import ONE, ZERO, exp32, log32
 from ...machine.gemm import PANEL
 from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
-from ..layout import HeadLayout, HeadSpec, Kind
-from ..protocol import Forward, Needs
+from ..call import Forward, HeadsCall
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
 from .loss_pass import INFINITY
 from .passes import (
     NO_ROWS_LEFT_OUT,
@@ -30,7 +29,6 @@ from .passes import (
     Outputs,
     backward,
     float_zeros,
-    kernel_array,
     kernel_tensor,
     passes,
     residual_like,
@@ -232,17 +230,18 @@ def _gradients(
 
 
 def _wide_head(
-    features, D, row_ids, total_rows, weight_address, bias, head, weights, target, scale, chunk_rows, n_splits,
+    features, D, row_ids, total_rows, weight_address, bias_address, head, weights, target, scale, chunk_rows, n_splits,
     need_gradient, d_features, add, d_weight, d_bias,
 ):  # fmt: skip
     """(loss sum, rows classified right) of one softmax head.
 
-    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (C, D); 0 = not wanted.
-    bias, weights and d_bias are (C,), target the address of (total_rows,) int64. row_ids are the rows to
+    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (C, D), bias (C,); 0 = not
+    wanted. weights and d_bias are (C,), target the address of (total_rows,) int64. row_ids are the rows to
     compute, empty = all. d_features is written, or added to with `add`; d_weight is written, d_bias added to.
     """
     C = head["size"]
     weight = numba.carray(pointer_to_float32(weight_address), (C, D))
+    bias = numba.carray(pointer_to_float32(bias_address), (C,))
     n_rows = len(row_ids) if len(row_ids) else total_rows
     padded_rows = round_up(chunk_rows, WIDTH)
     ldz = padded_rows + SKEW
@@ -302,32 +301,23 @@ wide_head = Kernel(_wide_head)
 # --- the plan --------------------------------------------------------------------------------------------
 
 
-def forward(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    skip_zero_weights: bool = True,
-) -> Forward:
+def forward(call: HeadsCall) -> Forward:
     """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
 
     Takes LOGITS_BYTES of memory beside inputs and gradients, whatever N. bfloat16 and float16 are computed in
     float32. Raises ValueError for a class target outside [0, C) that is not ignore_index.
     """
-    batch = survey_batch(targets, task_weights, layout, skip_zero_weights)
-    outputs = Outputs(features, weight, batch, needs)
+    batch = survey_batch(call.targets, call.task_weights, call.layout, call.skip_zero_weights)
+    outputs = Outputs(call.features, call.weight, batch, call.needs)
     heads = batch.computed()
-    wide = (heads["kind"] == int(Kind.SOFTMAX)) & (heads["size"] > WIDE_HEAD)
-    features32, weight32 = kernel_tensor(features), kernel_tensor(weight)
+    wide = (heads["kind"] == Kind.SOFTMAX.code) & (heads["size"] > WIDE_HEAD)
+    features, weight = kernel_tensor(call.features), kernel_tensor(call.weight)
     if not wide.all():
-        run_passes(batch, heads[~wide], features32, weight32, bias, outputs)
+        run_passes(batch, heads[~wide], features, weight, call.bias, outputs)
     if wide.any():
         for of_heads, rows in passes(batch, heads[wide]):
             for head in of_heads:
-                _run_head(batch, head, rows, features32, weight32, bias, outputs, thread_count())
+                _run_head(batch, head, rows, features, weight, call.bias, outputs, thread_count())
     return outputs.forward()
 
 
@@ -351,16 +341,18 @@ def _run_head(
     table, D = batch.table, features.shape[1]
     k = int(head["index"])
     of_head = slice(int(head["offset"]), int(head["offset"] + head["size"]))
-    bias_s = table.no_bias if bias is None else kernel_array(bias)
+    bias_s = table.no_bias if bias is None else kernel_tensor(bias)
     d_bias_c = (
-        outputs.d_bias.numpy()[of_head] if outputs.d_bias.numel() else np.empty(head["size"], np.float32)
+        np.from_dlpack(outputs.d_bias)[of_head]
+        if outputs.d_bias.numel()
+        else np.empty(head["size"], np.float32)
     )
     d_bias_c[:] = 0.0
     if len(rows):
         outputs.zero_features()
     size = int(head["size"])
     loss_sum, correct = wide_head(
-        features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head], head,
+        features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head].data_ptr(), head,
         table.column_weights[of_head], batch.addresses[k], batch.gradient_scale[k],
         chunk_rows(len(rows) or batch.n_rows, size), n_splits, outputs.wanted, outputs.d_features.data_ptr(),
         outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,

@@ -7,15 +7,14 @@ run. Tiles are read and written in whole vectors: behind its last row z has room
 For a softmax head with weights w, smoothing e and target y (torch.nn.functional.cross_entropy):
     loss_n = (1-e) w_y (lse - z_y) + e/C (sum_c w_c lse - sum_c w_c z_c),   lse = log sum_c exp z_c
     dz_c   = [(1-e) w_y + e/C sum_c w_c] p_c - (1-e) w_y [c = y] - e/C w_c
-For a binary head with positive weights q (binary_cross_entropy_with_logits), l = 1 + (q-1) y:
-    loss = (1-y) z + l (log1p exp(-|z|) + max(-z, 0)),   dz = (1-y) - l + l sigmoid(z)
+Elementwise heads have their formulas in `kinds`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ...machine.elementary import HALF, ONE, TWO, ZERO, exp32, f32, log32, softplus_and_sigmoid
+from ...machine.elementary import HALF, ONE, ZERO, exp32, f32, log32, softplus_and_sigmoid
 from ...machine.jit import helper
 from ...machine.simd import (
     FLOAT_BYTES,
@@ -27,9 +26,10 @@ from ...machine.simd import (
     store,
     sum_of,
 )
-from ..layout import Kind
+from ..kind import Kind
+from .elements import element_of
 
-SOFTMAX, BINARY, SQUARED, HUBER = (int(kind) for kind in Kind)
+SOFTMAX = Kind.SOFTMAX.code
 
 INFINITY = f32(np.inf)
 LANES = 3  # rows of scratch that a tile needs
@@ -174,9 +174,9 @@ def two_class_tile(z, ldz, rows, bias, y, head, weights, need_gradient, scale, b
 
 @helper
 def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
-    """One binary, squared or Huber head on a tile, as `softmax_tile`; y is (rows, C), NaN = missing."""
-    kind = head["kind"]
-    delta = f32(head["delta"])
+    """One head of an elementwise kind on a tile, as `softmax_tile`; y is (rows, C), NaN = missing."""
+    kind, counted = head["kind"], head["counted"]
+    options = (f32(head["number0"]), f32(head["number1"]), f32(head["number2"]), f32(head["number3"]))
     target_lane, seen_lane, wrong_lane = lanes[0].ctypes.data, lanes[1].ctypes.data, lanes[2].ctypes.data
     lanes[0, rows : -(-rows // WIDTH) * WIDTH] = np.nan
     lanes[1:, : -(-rows // WIDTH) * WIDTH] = ZERO
@@ -190,29 +190,10 @@ def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, sca
         for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
             target = load(target_lane + i)
             known = target == target
-            v = load(row + i) + bias[c]
-            if kind == BINARY:
-                u = exp32(ZERO - absolute(v))
-                tail, inverse = softplus_and_sigmoid(u)
-                factor = ONE + (w - ONE) * target
-                value = (ONE - target) * v + factor * (tail + select(v < ZERO, ZERO - v, ZERO))
-                sigmoid = select(v >= ZERO, inverse, u * inverse)
-                d = (ONE - target) - factor + factor * sigmoid
-                hit = select(v > ZERO, ONE, ZERO) == select(target > HALF, ONE, ZERO)
+            value, d, hit = element_of(kind, load(row + i) + bias[c], target, w, options)
+            if counted:
                 store(select(known, ONE, load(seen_lane + i)), seen_lane + i)
-                store(
-                    select(known & (select(hit, ZERO, ONE) > ZERO), ONE, load(wrong_lane + i)), wrong_lane + i
-                )
-            elif kind == SQUARED:
-                error = v - target
-                value = error * error
-                d = TWO * error
-            else:
-                error = v - target
-                size = absolute(error)
-                near = size < delta
-                value = select(near, HALF * error * error, delta * (size - HALF * delta))
-                d = select(near, error, select(error > ZERO, delta, -delta))
+                store(select(known & (hit < HALF), ONE, load(wrong_lane + i)), wrong_lane + i)
             loss = loss + select(known, value, ZERO)
             if need_gradient:
                 d = select(known, d * scale, ZERO)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layout import HeadLayout, Kind
-from ..protocol import Forward, Needs, Residual
+from ..call import Forward, Gradients, HeadsCall, Needs, Residual
+from ..kind import MAX_NUMBERS, Kind
+from ..layout import HeadLayout
 from .targets import ALL_ROWS, LABELLED_ROWS, SKIPPED, labelled_rows, survey
 
 HEAD_RECORD = np.dtype(
@@ -26,9 +27,10 @@ HEAD_RECORD = np.dtype(
         ("size", np.int64),
         ("ignore_index", np.int64),
         ("smoothing", np.float64),
-        ("delta", np.float64),
         ("weight_sum", np.float64),
         ("weighted", np.bool_),
+        ("counted", np.bool_),  # whether a row can be right
+        *((f"number{i}", np.float32) for i in range(MAX_NUMBERS)),  # of the options
     ]
 )
 
@@ -44,23 +46,38 @@ class HeadTable(NamedTuple):
 
     records: np.ndarray  # (K,) of HEAD_RECORD
     column_weights: np.ndarray  # (S,) float32
-    no_bias: np.ndarray  # (S,) float32 zeros
+    no_bias: Tensor  # (S,) float32 zeros
     widest: int
 
 
 @lru_cache(maxsize=256)
 def head_table(layout: HeadLayout) -> HeadTable:
     """The arrays of a layout, made once."""
-    records = np.array(
-        [
-            (k, head.kind, first, head.size, head.ignore_index, head.label_smoothing, head.delta,
-             sum(head.column_weights), head.class_weights is not None)
-            for k, (first, _, head) in enumerate(layout)
-        ],
-        HEAD_RECORD,
-    )  # fmt: skip
+    records = np.zeros(len(layout), HEAD_RECORD)
+    for k, (first, _, head) in enumerate(layout):
+        record, options = records[k], head.options
+        record["index"], record["kind"], record["offset"], record["size"] = (
+            k,
+            head.kind.code,
+            first,
+            head.size,
+        )
+        record["weight_sum"], record["weighted"] = (
+            sum(head.column_weights),
+            options.column_weights is not None,
+        )
+        record["counted"] = head.kind.hit is not None
+        if head.kind is Kind.SOFTMAX:
+            record["ignore_index"], record["smoothing"] = head.ignore_index, head.label_smoothing
+        for i, number in enumerate(options.numbers):
+            record[f"number{i}"] = number
     columns = np.array([w for head in layout.heads for w in head.column_weights], np.float32)
-    return HeadTable(records, columns, np.zeros_like(columns), max(head.size for head in layout.heads))
+    return HeadTable(
+        records,
+        columns,
+        torch.zeros(len(columns), dtype=torch.float32),
+        max(head.size for head in layout.heads),
+    )
 
 
 class Batch(NamedTuple):
@@ -127,7 +144,7 @@ def passes(batch: Batch, heads: np.ndarray) -> Iterator[Pass]:
 
 
 def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
-    dtype = torch.int64 if kind is Kind.SOFTMAX else torch.float32
+    dtype = torch.int64 if kind.takes_classes else torch.float32
     return target if target.dtype is dtype and target.is_contiguous() else target.to(dtype).contiguous()
 
 
@@ -140,15 +157,13 @@ def _refuse_outside(layout: HeadLayout, k: int, target: int) -> None:
 
 
 def kernel_tensor(tensor: Tensor) -> Tensor:
-    """The values as contiguous float32, what kernels read; the tensor itself if it is that."""
+    """The values as contiguous float32, what kernels read; the tensor itself if it is that.
+
+    Kernels get its address, not its array: `numpy()` pins a parameter's storage, which FSDP2 has to resize.
+    """
     if tensor.dtype is torch.float32 and tensor.is_contiguous():
         return tensor
     return tensor.detach().to(torch.float32).contiguous()
-
-
-def kernel_array(tensor: Tensor) -> np.ndarray:
-    """`kernel_tensor` as an array. Not by `numpy()`: that pins a parameter's storage, which FSDP2 has to resize."""
-    return np.from_dlpack(kernel_tensor(tensor).detach())
 
 
 def float_zeros(*shape: int) -> Tensor:
@@ -188,38 +203,24 @@ class Outputs:
 RESIDUAL_IS_GRADIENT = True
 
 
-def residual_like(
-    features: Tensor, weight: Tensor, bias: Tensor | None, layout: HeadLayout, needs: Needs
-) -> Residual:
+def residual_like(call: HeadsCall) -> Residual:
     """Empty tensors of the shapes and dtypes of the residual."""
-    wanted = zip((features, weight, bias), needs, strict=True)
+    device = call.features.device
     d_features, d_weight, d_bias = (
-        torch.empty(t.shape if need else 0, dtype=torch.float32, device=features.device)  # type: ignore[union-attr]
-        for t, need in wanted
+        torch.empty(t.shape if need else 0, dtype=torch.float32, device=device)  # type: ignore[union-attr]
+        for t, need in zip(call[:3], call.needs, strict=True)
     )
     return d_features, d_weight, d_bias
 
 
-def backward(
-    residual: Residual,
-    grad_total: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    *,
-    own: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(d_features, d_weight, d_bias), each None where `needs` is False.
+def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
+    """(d_features, d_weight, d_bias), each None where it is not needed.
 
     With `own` the residual is nobody else's and may be handed out or overwritten.
     """
-    upstream = grad_total.item()
-    like = (features, weight, bias)
+    upstream, needs = grad_total.item(), call.needs
     d_features, d_weight, d_bias = (
-        _scaled(residual[i], upstream, own, like[i]) if needs[i] else None  # type: ignore[arg-type]
+        _scaled(residual[i], upstream, own, call[i]) if needs[i] else None  # type: ignore[arg-type]
         for i in range(3)
     )
     return d_features, d_weight, d_bias

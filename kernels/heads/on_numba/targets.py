@@ -5,17 +5,17 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
-from ..layout import Kind
+from ...machine.jit import entry, pointer_to_float32, pointer_to_int64
+from ..kind import Kind
 
-SOFTMAX = int(Kind.SOFTMAX)
+SOFTMAX = Kind.SOFTMAX.code
 
 
 # How a head is computed.
 SKIPPED, ALL_ROWS, LABELLED_ROWS = range(3)
 
 
-@helper
+@entry
 def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weights, pass_logits, row_logits):
     """(scale, gradient_scale, way, counts, outside) of K heads.
 
@@ -54,7 +54,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
             if bad:
                 for i in range(n_rows):
                     if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
-                        outside[:] = k, y[i]
+                        outside[0], outside[1] = k, y[i]
                         return scale, gradient_scale, way, counts, outside
             denominator = np.float64(valid)
             labelled = valid
@@ -76,7 +76,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
     return scale, gradient_scale, way, counts, outside
 
 
-@helper
+@entry
 def labelled_rows(head, target, n_rows):
     """(rows with a target,) int64, ascending."""
     C = head["size"]

@@ -5,35 +5,30 @@ gradients' GEMMs and overwritten by the next chunk's. Denominators are counted b
 gradient comes out scaled; the weight gradient is added up over the chunks in float32 and scaled at the end.
 
 Every wide head has a buffer of its own width, in which it begins aligned; narrow heads beside it are a run of
-their own: through the tile plan where that serves them, else in chunks like a wide one. Each run adds its
-part to the features' gradient.
+their own. Each run adds its part to the features' gradient.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..call import Forward, Gradients, HeadsCall, Residual
 from ..layout import HeadLayout
-from ..protocol import Forward, Needs, Residual
-from . import tile as triton_tile
 from .denominators import count_parts, mean_scale
 from .loss_blocks import NARROW, padded_width, rows_per_program
 from .loss_pass import run_loss_pass
-from .loss_sums import LossParts, finalize
+from .loss_sums import LossParts, SegmentLoss, finalize
 from .packed import mm_float32
 from .tables import (
     head_tables,
     pack_targets,
 )
-from .tile import RESIDUAL_IS_GRADIENT, backward, residual_like, warm_up
-
-__all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like", "warm_up"]
+from .upstream import times_upstream
 
 # Bytes of a chunk's logits: 16,384 rows of 131,072 16-bit outputs.
 BUDGET_BYTES = 4 << 30
@@ -79,58 +74,40 @@ def split_runs(layout: HeadLayout) -> tuple[Run, ...]:
     )
 
 
-def forward(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    skip_zero_weights: bool = True,
-    budget_bytes: int = BUDGET_BYTES,
-    least_rows: int | None = None,
-) -> Forward:
-    """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
+def forward(call: HeadsCall, budget_bytes: int = BUDGET_BYTES, least_rows: int | None = None) -> Forward:
+    """Losses of all heads, and as residual the gradients of the total that are needed.
 
-    With `skip_zero_weights` a task of weight 0 has loss 0 and gradient 0 (its GEMMs run: the host does not
-    know its weight). `budget_bytes` bounds a chunk's logits as `chunk_rows` says; `least_rows` overrides
-    what that chooses. The first call of a layout on a device copies its tables there: make it before a
-    graph capture. Raises what `segment_loss` raises.
+    A task of weight 0 that is skipped has loss 0 and gradient 0 (its GEMMs run: the host does not know its weight).
+    `budget_bytes` bounds a chunk's logits as `chunk_rows` says; `least_rows` overrides what that chooses. The first
+    call of a layout on a device copies its tables there: make it before a graph capture. Raises what `segment_loss`
+    raises.
     """
-    d_features, d_weight, d_bias = residual_like(features, weight, bias, layout, needs)
-    losses, correct = [], []
+    layout = call.layout
+    gradients = residual_like(call)
+    parts = []
     for i, run in enumerate(split_runs(layout)):
         heads, rows = slice(run.first, run.last), _rows_of(layout, run)
-        of_run = (
-            features,
-            weight[rows],
-            None if bias is None else bias[rows],
-            targets[heads],
-            task_weights[heads],
+        of_run = call._replace(
+            weight=call.weight[rows],
+            bias=None if call.bias is None else call.bias[rows],
+            targets=call.targets[heads],
+            task_weights=call.task_weights[heads],
+            layout=run.layout,
         )
-        if triton_tile.supports(run.layout, features.shape[1], features.dtype) is None:
-            result = triton_tile.forward(*of_run, run.layout, needs, skip_zero_weights)
-            part = result.residual
-            if needs[0]:
-                d_features = part[0] if i == 0 else d_features.add_(part[0])
-            for whole, own, need in zip((d_weight, d_bias), part[1:], needs[1:], strict=True):
-                if need:
-                    whole[rows] = own
-        else:
-            B = least_rows or chunk_rows(
-                features.shape[0], padded_width(run.layout), features.element_size(), budget_bytes
-            )
-            result = _run_in_chunks(
-                *of_run, run.layout, needs, skip_zero_weights, B,
-                (d_features, d_weight[rows] if needs[1] else d_weight, d_bias[rows] if needs[2] else d_bias),
-                adds=i > 0,
-            )  # fmt: skip
-        losses.append(result.losses)
-        correct.append(result.correct)
-    if len(losses) == 1:
-        return Forward(losses[0], correct[0], (d_features, d_weight, d_bias))
-    return Forward(torch.cat(losses), torch.cat(correct), (d_features, d_weight, d_bias))
+        B = least_rows or chunk_rows(
+            call.features.shape[0], padded_width(run.layout), call.features.element_size(), budget_bytes
+        )
+        d_features, d_weight, d_bias = gradients
+        own = (
+            d_features,
+            d_weight[rows] if call.needs[1] else d_weight,
+            d_bias[rows] if call.needs[2] else d_bias,
+        )
+        parts.append(_run_in_chunks(of_run, B, own, adds=i > 0))
+    if len(parts) == 1:
+        return Forward(parts[0].losses, parts[0].correct, gradients)
+    losses, correct = torch.cat([part.losses for part in parts]), torch.cat([part.correct for part in parts])
+    return Forward(losses, correct, gradients)
 
 
 def _rows_of(layout: HeadLayout, run: Run) -> slice:
@@ -138,26 +115,14 @@ def _rows_of(layout: HeadLayout, run: Run) -> slice:
     return slice(first, first + run.layout.width)
 
 
-def _run_in_chunks(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    skip_zero_weights: bool,
-    B: int,
-    gradients: Residual,
-    *,
-    adds: bool,
-) -> Forward:
+def _run_in_chunks(call: HeadsCall, B: int, gradients: Residual, *, adds: bool) -> SegmentLoss:
     """Losses of a run's heads; its gradients go to `gradients`, those of the features added if `adds`."""
+    features, weight, layout, needs = call.features, call.weight, call.layout, call.needs
     (N, _), S, K = features.shape, layout.width, len(layout)
     d_features, d_weight, d_bias = gradients
-    packed_targets = pack_targets(targets, layout, N, features.device)
-    skip_by = task_weights if skip_zero_weights else None
-    scale = task_weights * mean_scale(count_parts(packed_targets, layout, N, skip_by))
+    packed_targets = pack_targets(call.targets, layout, N, features.device)
+    skip_by = call.task_weights if call.skip_zero_weights else None
+    scale = call.task_weights * mean_scale(count_parts(packed_targets, layout, N, skip_by))
     column_scale = scale[head_tables(layout, features.device).head_of_column]
     own_weight = weight.to(features.dtype)
     scaled_weight, largest = (
@@ -177,7 +142,7 @@ def _run_in_chunks(
         dz = torch.mm(chunk, own_weight.t(), out=buffer[: len(chunk), :S])
         bias_parts = run_loss_pass(
             dz,
-            bias,
+            call.bias,
             packed_targets,
             layout,
             sums,
@@ -197,8 +162,7 @@ def _run_in_chunks(
         d_weight.mul_(column_scale[:, None])
     if needs[2]:
         d_bias.mul_(column_scale)
-    result = finalize(LossParts(sums, None), layout)
-    return Forward(result.losses, result.correct, gradients)
+    return finalize(LossParts(sums, None), layout)
 
 
 def _scaled_weight(weight: Tensor, column_scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -235,3 +199,37 @@ def _add_weight(d_weight: Tensor, dz: Tensor, chunk: Tensor) -> None:
         d_weight.addmm_(dz.t(), chunk)
     else:
         d_weight.add_(mm_float32(dz.t(), chunk))
+
+
+# The residual is the gradient: once it is handed out, a second backward pass must make it anew.
+RESIDUAL_IS_GRADIENT = True
+
+
+def residual_like(call: HeadsCall) -> Residual:
+    """Empty tensors of the shapes and dtypes of the residual.
+
+    Gradients of float16 features wait in float32: a loss scale has to come before the rounding.
+    """
+    features, needs = call.features, call.needs
+    dtype = torch.float32 if features.dtype is torch.float16 else features.dtype
+    return (
+        features.new_empty(features.shape if needs[0] else 0, dtype=dtype),
+        features.new_empty(call.weight.shape if needs[1] else 0, dtype=torch.float32),
+        features.new_empty(call.layout.width if needs[2] else 0, dtype=torch.float32),
+    )
+
+
+def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
+    """(d_features, d_weight, d_bias), each None where it is not needed.
+
+    With `own` the residual is nobody else's and may be handed out or overwritten.
+    """
+    d_features, d_weight, d_bias = (
+        times_upstream(gradient, grad_total, t.dtype, own) if need else None  # type: ignore[union-attr]
+        for gradient, t, need in zip(residual, call[:3], call.needs, strict=True)
+    )
+    return d_features, d_weight, d_bias
+
+
+def warm_up() -> None:
+    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""

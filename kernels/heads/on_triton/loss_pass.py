@@ -21,7 +21,6 @@ from .loss_blocks import Blocks, choose_blocks, head_group, head_groups, rows_pe
 from .loss_rows import dense_rows, softmax_rows
 from .loss_sums import LossParts, SegmentLoss, finalize
 from .tables import (
-    DELTA,
     IGNORE,
     INDEX,
     KIND,
@@ -83,7 +82,7 @@ def segment_loss_kernel(
     i_head = tl.program_id(0) % n_heads
     i_n = (tl.program_id(0) // n_heads).to(tl.int64)
     i_k = tl.load(p_integers + i_head * N_INTEGERS + INDEX)
-    kind = tl.load(p_integers + i_head * N_INTEGERS + KIND)
+    kind = tl.load(p_integers + i_head * N_INTEGERS + KIND).to(tl.int32)
     offset = tl.load(p_integers + i_head * N_INTEGERS + OFFSET)
     C = tl.load(p_integers + i_head * N_INTEGERS + SIZE).to(tl.int32)
     target = tl.load(p_integers + i_head * N_INTEGERS + TARGET)
@@ -141,7 +140,7 @@ def segment_loss_kernel(
                 C,
                 C_load,
                 kind,
-                tl.load(p_floats + i_head * N_FLOATS + DELTA),
+                p_floats + i_head * N_FLOATS,
                 HAS_BIAS,
                 NEED_GRADIENT,
                 NEED_BIAS_GRADIENT,

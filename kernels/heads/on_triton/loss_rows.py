@@ -5,15 +5,11 @@ rows):
 
     SOFTMAX  loss_n = (1-e) w_y (lse - z_y) + e/C sum_c w_c (lse - z_c),     lse = log sum_c exp z_c
              dz_c   = (1-e) w_y (p_c - [c = y]) + e/C (p_c sum_c w_c - w_c),  p = softmax z
-    BINARY   loss   = (1-y) z + l (log1p exp(-|z|) + max(-z, 0)),             l = 1 + (q-1) y
-             dz     = l sigmoid(z) - q y
-    SQUARED  loss   = (z-y)^2                                                 dz = 2 (z-y)
-    HUBER    loss   = (z-y)^2 / 2 where |z-y| <= d, else d (|z-y| - d/2)      dz = z-y clamped to [-d, d]
 
-with smoothing e, class weights w, positive weights q. A mean divides by the sum of w_y over valid rows
-(SOFTMAX) or by the number of targets that are not NaN. A class index outside [0, C) that is not the
-ignore_index makes the task's loss NaN, adds no gradient and touches no memory: raising would have to wait
-for the device.
+with smoothing e and class weights w; elementwise heads have theirs in `kinds`. A mean divides by the sum of
+w_y over valid rows (SOFTMAX) or by the number of targets that are not NaN. A class index outside [0, C) that
+is not the ignore_index makes the task's loss NaN, adds no gradient and touches no memory: raising would have
+to wait for the device.
 """
 
 from __future__ import annotations
@@ -21,10 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tables import (
-    BINARY,
-    dense_elements,
-)
+from .elements import dense_elements
+from .tables import load_options
 
 
 @triton.jit
@@ -157,7 +151,7 @@ def dense_rows(
     C,
     C_load,
     kind,
-    delta,
+    p_floats,
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     NEED_BIAS_GRADIENT: tl.constexpr,
@@ -167,8 +161,9 @@ def dense_rows(
 ):
     """(loss, denominator, correct) of a block of rows; p_targets (BLOCK_N,) points at each row's first.
 
-    A row that is not in m_active is not read; its gradient is 0.
+    p_floats points at the head's numbers. A row that is not in m_active is not read; its gradient is 0.
     """
+    options = load_options(p_floats)
     b_loss = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     b_count = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
     b_wrong = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
@@ -180,8 +175,8 @@ def dense_rows(
         b_y = tl.load(p_targets[:, None] + o_c[None, :], mask=m_inside, other=float("nan"))
         m_valid = b_y == b_y
         b_y = tl.where(m_valid, b_y, 0.0)
-        b_q = tl.load(p_weights + o_c, mask=m_c, other=0.0)[None, :]
-        b_element, b_dz, b_element_wrong = dense_elements(b_z, b_y, b_q, m_valid, kind, delta)
+        b_w = tl.load(p_weights + o_c, mask=m_c, other=0.0)[None, :]
+        b_element, b_dz, b_element_wrong = dense_elements(b_z, b_y, b_w, m_valid, kind, options)
         b_loss += b_element
         b_count += m_valid.to(tl.int32)
         b_wrong |= b_element_wrong
@@ -190,7 +185,7 @@ def dense_rows(
                 p_rows, p_bias_part, b_dz, o_c, m_n, m_c, o_c < C_load, i_trip, NEED_BIAS_GRADIENT
             )
     b_row_count = tl.sum(b_count, axis=1)
-    m_right = (b_row_count > 0) & (tl.max(b_wrong, axis=1) == 0) & (kind == BINARY)
+    m_right = (b_row_count > 0) & (tl.max(b_wrong, axis=1) == 0)
     loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)
     count = tl.sum(b_row_count, axis=0).to(tl.float32)
     return loss, count, tl.sum(m_right.to(tl.float32), axis=0)

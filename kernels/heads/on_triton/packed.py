@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..layout import HeadLayout
-from ..protocol import Forward, Needs, Residual
+from ..call import Forward, Gradients, HeadsCall, Residual
 from .loss_blocks import padded_width
 from .loss_pass import segment_loss
 from .tables import (
@@ -18,34 +15,26 @@ from .tables import (
 RESIDUAL_IS_GRADIENT = False
 
 
-def forward(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    skip_zero_weights: bool = True,
-) -> Forward:
+def forward(call: HeadsCall) -> Forward:
     """Losses of all heads; the residual is (scale (K,), unscaled logit gradient, bias gradient (S,)).
 
     The logit gradient is the first S columns of a buffer (N, `padded_width`). Task weights enter in the
     backward pass; with `skip_zero_weights` a task of weight 0 has loss 0 and is not computed. Raises what
     `segment_loss` raises.
     """
+    features, layout, needs = call.features, call.layout, call.needs
     S = layout.width
     buffer = features.new_empty(features.shape[0], padded_width(layout))
-    logits = torch.mm(features, weight.to(features.dtype).t(), out=buffer[:, :S])
+    logits = torch.mm(features, call.weight.to(features.dtype).t(), out=buffer[:, :S])
     need_gradient = any(needs)
     result = segment_loss(
         logits,
-        bias,
-        targets,
+        call.bias,
+        call.targets,
         layout,
         need_gradient=need_gradient,
         need_bias_gradient=needs[2],
-        skip_by=task_weights if skip_zero_weights else None,
+        skip_by=call.task_weights if call.skip_zero_weights else None,
     )
     nothing = features.new_empty(0)
     if not need_gradient:
@@ -54,10 +43,9 @@ def forward(
     return Forward(result.losses, result.correct, (result.scale, buffer, bias_gradient))
 
 
-def residual_like(
-    features: Tensor, weight: Tensor, bias: Tensor | None, layout: HeadLayout, needs: Needs
-) -> Residual:
+def residual_like(call: HeadsCall) -> Residual:
     """Empty tensors of the shapes and dtypes of the residual."""
+    features, layout, needs = call.features, call.layout, call.needs
     nothing = features.new_empty(0)
     if not any(needs):
         return nothing, nothing.clone(), nothing.clone()
@@ -72,50 +60,33 @@ def warm_up() -> None:
     """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
 
 
-def backward(
-    residual: Residual,
-    grad_total: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    task_weights: Tensor,
-    layout: HeadLayout,
-    needs: Needs,
-    *,
-    own: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(d_features, d_weight, d_bias), each None where `needs` is False; the residual is left as it is."""
+def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
+    """(d_features, d_weight, d_bias), each None where it is not needed; the residual is left as it is."""
+    del own
     scale, buffer, bias_gradient = residual
     # The upstream gradient is a scalar on the device: folded in here, it costs nothing per row.
-    scale_k = grad_total * task_weights * scale
-    column_scale = scale_k[head_tables(layout, scale_k.device).head_of_column]
-    bias_dtype = None if bias is None else bias.dtype
-    logit_gradient = buffer[:, : layout.width]
-    return packed_backward(features, weight, logit_gradient, bias_gradient, column_scale, needs, bias_dtype)
+    scale_k = grad_total * call.task_weights * scale
+    column_scale = scale_k[head_tables(call.layout, scale_k.device).head_of_column]
+    return _gradients(call, buffer[:, : call.layout.width], bias_gradient, column_scale)
 
 
-def packed_backward(
-    features: Tensor,
-    weight: Tensor,
-    logit_gradient: Tensor,
-    bias_gradient: Tensor,
-    column_scale: Tensor,
-    needs: tuple[bool, bool, bool],
-    bias_dtype: torch.dtype | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of features (N, D), weight (S, D) and bias (S,), each None where `needs` says so.
+def _gradients(
+    call: HeadsCall, logit_gradient: Tensor, bias_gradient: Tensor, column_scale: Tensor
+) -> Gradients:
+    """Gradients of features (N, D), weight (S, D) and bias (S,), each None where it is not needed.
 
     column_scale (S,) float32 is what each column's task still has to be multiplied by: task weight,
     upstream gradient, 1/denominator. No argument is written to.
     """
-    need_features, need_weight, need_bias = needs
+    features, weight, bias = call.features, call.weight, call.bias
+    need_features, need_weight, need_bias = call.needs
     d_features = d_weight = d_bias = None
     if need_features:
         d_features = feature_gradient(logit_gradient, weight, column_scale, features.dtype)
     if need_weight:
         d_weight = mm_float32(logit_gradient.t(), features).mul_(column_scale[:, None]).to(weight.dtype)
-    if need_bias:
-        d_bias = (column_scale * bias_gradient).to(bias_dtype)
+    if need_bias and bias is not None:
+        d_bias = (column_scale * bias_gradient).to(bias.dtype)
     return d_features, d_weight, d_bias
 
 

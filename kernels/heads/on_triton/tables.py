@@ -1,4 +1,4 @@
-"""What every Triton kernel of the package reads about heads and targets, and the formulas that they share."""
+"""What every Triton kernel of the package reads about heads and targets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.triton_elementary import log1p
-from ..layout import HeadLayout, Kind
+from ..kind import MAX_NUMBERS, Kind
+from ..layout import HeadLayout
 
-SOFTMAX: tl.constexpr = tl.constexpr(int(Kind.SOFTMAX))
-BINARY: tl.constexpr = tl.constexpr(int(Kind.BINARY))
-SQUARED: tl.constexpr = tl.constexpr(int(Kind.SQUARED))
+SOFTMAX: tl.constexpr = tl.constexpr(Kind.SOFTMAX.code)
 
 # Columns of the two tables that describe a head to a kernel.
 KIND: tl.constexpr = tl.constexpr(0)
@@ -27,35 +25,16 @@ IGNORE: tl.constexpr = tl.constexpr(4)
 INDEX: tl.constexpr = tl.constexpr(5)
 N_INTEGERS: tl.constexpr = tl.constexpr(6)
 SMOOTHING: tl.constexpr = tl.constexpr(0)
-DELTA: tl.constexpr = tl.constexpr(1)
-WEIGHT_SUM: tl.constexpr = tl.constexpr(2)
-N_FLOATS: tl.constexpr = tl.constexpr(3)
+WEIGHT_SUM: tl.constexpr = tl.constexpr(1)
+NUMBERS: tl.constexpr = tl.constexpr(2)  # the first of MAX_NUMBERS numbers of the head's options
+N_FLOATS: tl.constexpr = tl.constexpr(2 + MAX_NUMBERS)
 
 
 @triton.jit
-def dense_elements(b_z, b_y, b_q, m_valid, kind, delta):
-    """(loss, gradient, 1 where a label is wrong) of each float target: BINARY, SQUARED or HUBER.
-
-    b_y is finite; b_q holds pos_weight (BINARY). Loss and gradient are 0 where not m_valid.
-    """
-    if kind == BINARY:
-        b_l = 1.0 + (b_q - 1.0) * b_y
-        b_u = tl.exp(-tl.abs(b_z))
-        b_loss = (1.0 - b_y) * b_z + b_l * (log1p(b_u) + tl.maximum(-b_z, 0.0))
-        b_dz = b_l * (tl.where(b_z >= 0.0, 1.0, b_u) / (1.0 + b_u)) - b_q * b_y
-        b_wrong = (((b_z > 0.0) != (b_y > 0.5)) & m_valid).to(tl.int32)
-    else:
-        b_error = b_z - b_y
-        b_size = tl.abs(b_error)
-        b_wrong = tl.zeros_like(b_error).to(tl.int32)
-        if kind == SQUARED:
-            b_loss = b_error * b_error
-            b_dz = 2.0 * b_error
-        else:
-            m_far = b_size > delta
-            b_loss = tl.where(m_far, delta * (b_size - 0.5 * delta), 0.5 * b_error * b_error)
-            b_dz = tl.where(m_far, tl.where(b_error > 0.0, delta, -delta), b_error)
-    return tl.where(m_valid, b_loss, 0.0), tl.where(m_valid, b_dz, 0.0), b_wrong
+def load_options(p_floats):
+    """A head's numbers, as its element function gets them; p_floats points at the head's row."""
+    p_number = p_floats + NUMBERS
+    return tl.load(p_number), tl.load(p_number + 1), tl.load(p_number + 2), tl.load(p_number + 3)
 
 
 class HeadTables(NamedTuple):
@@ -76,11 +55,15 @@ def head_tables(layout: HeadLayout, device: torch.device) -> HeadTables:
     head_of_column: list[int] = []
     n_classes = n_dense = 0
     for k, (first, last, head) in enumerate(layout):
-        target = n_classes if head.kind is Kind.SOFTMAX else n_dense
-        n_classes += head.kind is Kind.SOFTMAX
-        n_dense += 0 if head.kind is Kind.SOFTMAX else last - first
-        integers.append([int(head.kind), first, head.size, target, head.ignore_index, k])
-        floats.append([head.label_smoothing, head.delta, sum(head.column_weights)])
+        softmax = head.kind is Kind.SOFTMAX
+        target = n_classes if head.kind.takes_classes else n_dense
+        n_classes += head.kind.takes_classes
+        n_dense += 0 if head.kind.takes_classes else last - first
+        ignore_index, smoothing = (head.ignore_index, head.label_smoothing) if softmax else (0, 0.0)
+        numbers = head.options.numbers
+        integers.append([head.kind.code, first, head.size, target, ignore_index, k])
+        filled = [*numbers, *[0.0] * (MAX_NUMBERS - len(numbers))]
+        floats.append([smoothing, sum(head.column_weights), *filled])
         column_weights.extend(head.column_weights)
         head_of_column.extend([k] * head.size)
     # Cached for later calls, so never an inference tensor.
@@ -106,15 +89,15 @@ def pack_targets(
     """The targets of `layout` in its order. Raises ValueError for a shape, dtype or device that does not fit."""
     classes, dense = [], []
     for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
-        expected = (N,) if head.kind is Kind.SOFTMAX else (N, head.size)
+        expected = head.target_shape(N)
         if target.shape != expected or target.device != device:
             raise ValueError(
                 f"the target of {name} must be {expected} on {device}, "
                 f"not {tuple(target.shape)} on {target.device}"
             )
-        if target.is_floating_point() is (head.kind is Kind.SOFTMAX):
+        if target.is_floating_point() is head.kind.takes_classes:
             raise ValueError(f"the target of {name} is {target.dtype}, which {head.kind.name} cannot take")
-        if head.kind is Kind.SOFTMAX:
+        if head.kind.takes_classes:
             classes.append(target.to(torch.int64))
         else:
             dense.append(target.to(torch.float32))

@@ -10,19 +10,17 @@ number of threads gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...bags.batch import NONE
 from ...bags.on_numba.row_sums import share, sum_rows
 from ...bags.on_numba.row_updates import ask_for_row, update_from_transposed, update_row
-from ...bags.prepared import PreparedBags, prepare_bags
-from ...bags.batch import NONE
-from ...bags.rules import SGD, RowRule, RowState, packed
-from ...heads.layout import HeadLayout, HeadSpec, Kind
+from ...bags.prepared import PreparedBags
+from ...bags.rules import RowRule, packed
 from ...heads.on_numba.loss_pass import LANES
 from ...heads.on_numba.passes import NO_ROWS_LEFT_OUT, survey_batch
 from ...heads.on_numba.stages import (
@@ -37,9 +35,9 @@ from ...heads.on_numba.stages import (
 )
 from ...heads.on_numba.tile import columns_of, loss_tile, pack_heads, tile_rows
 from ...machine.gemm import BLOCK_ROWS
-from ...machine.jit import PARALLEL_FLOATS, Kernel, helper, pointer_to_float32, pointer_to_int64
+from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ..model import BagModel, Trained, TrainedHead
+from ..model import BagModel
 
 ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
@@ -239,22 +237,3 @@ def step(
         correct.data_ptr(), parallel=n_splits > 1,
     )  # fmt: skip
     return losses, correct
-
-
-@lru_cache
-def warm_up() -> None:
-    """Compile the serial and the parallel kernel, or load them from Numba's cache: they serve every layout."""
-    layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
-    heads = [TrainedHead(Trained(torch.zeros(3, 2, dtype=torch.float32), RowState(), 0), None)]
-    model = BagModel(Trained(torch.zeros(2, 2, dtype=torch.float32), RowState(), 0), heads, layout)
-    # In serial; in parallel; and with pools of their own for the threads.
-    for n_bags, n_ids in ((2, 1), (PARALLEL_FLOATS // 2, 1), (16, PARALLEL_FLOATS // 32)):
-        ids, starts = torch.zeros(n_bags * n_ids, dtype=torch.int32), torch.arange(n_bags + 1) * n_ids
-        bags = prepare_bags(model.table.parameter, ids, starts)
-        step(
-            model,
-            [RowRule(SGD, 0.0)],
-            bags,
-            [torch.zeros(n_bags, dtype=torch.int64)],
-            torch.ones(1, dtype=torch.float32),
-        )

@@ -1,31 +1,34 @@
-"""The readers by name, and `open_data`, which turns `stdlib` or `KIND:PATH` into Splits."""
+"""The readers by name, and `open_data`, which turns `stdlib` or `KIND:PATH` into Splits.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+A reader is a module in this folder that has a `READER` (see `Reader`); nothing else needs to know of it.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
-from mt2st_fast.data.readers import columns, conllu, delimited, plain, stdlib
-from mt2st_fast.data.readers.request import Progress, ReadRequest, make_request
+from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
 from mt2st_fast.errors import InputError
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How one kind of corpus is read, and the fraction of main labels it keeps unless told otherwise."""
+def _find_readers() -> dict[str, Reader]:
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    found = [module.READER for module in modules if hasattr(module, "READER")]
+    names = [reader.name for reader in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two readers are named {', '.join(sorted(twice))}; name one of them otherwise")
+    return {reader.name: reader for reader in sorted(found, key=_place)}
 
-    read: Callable[[ReadRequest], Splits]
-    needs_path: bool = True
-    label_fraction: float = 1.0
+
+def _place(reader: Reader) -> tuple[bool, str]:
+    return reader.needs_path, reader.name
 
 
-READERS = {
-    "stdlib": Reader(stdlib.read, needs_path=False, label_fraction=stdlib.DEFAULT_LABEL_FRACTION),
-    "conllu": Reader(conllu.read),
-    "columns": Reader(columns.read),
-    "csv": Reader(delimited.read),
-    "text": Reader(plain.read),
-}
+# By name, those without a path first.
+READERS: dict[str, Reader] = _find_readers()
 
 
 def open_data(
@@ -36,14 +39,13 @@ def open_data(
     seed: int = 1,
     progress: Progress | None = None,
 ) -> Splits:
-    """Read a corpus: `stdlib`, `conllu:PATH`, `columns:PATH`, `csv:PATH` or `text:PATH`.
+    """Read a corpus: `stdlib` or KIND:PATH, such as `csv:PATH`; READERS has the kinds and what their paths are.
 
     main            main task; None for the reader's default. csv takes a kind: `rating:regression`,
                     `tags:multilabel`
     auxiliary       auxiliary tasks; None for the reader's default, () for none
     label_fraction  part of the training units (stdlib: files) that keep their main labels, in (0, 1]; None
-                    for the
-                    reader's default (stdlib: 0.05, the others: all). Development and test labels are never
+                    for the reader's default (stdlib: 0.05, the others: all). Development and test labels are never
                     hidden
     seed            decides which units keep their labels; the splits themselves never depend on it
     progress        called with (files done, files in all) while stdlib is read
@@ -52,7 +54,9 @@ def open_data(
     """
     kind, path = _parse_spec(spec)
     reader = READERS[kind]
-    splits = reader.read(make_request(path, main, auxiliary, progress))
+    request = make_request(path, main, auxiliary, progress)
+    _check_kinds(spec, reader, request)
+    splits = reader.read(request)
     if splits.main is None:
         return splits
     check_main(splits.train, splits.main)
@@ -67,11 +71,26 @@ def open_data(
 
 def _parse_spec(spec: str) -> tuple[str, Path]:
     kind, separator, path = spec.partition(":")
-    known = ", ".join(f"{name}:PATH" if reader.needs_path else name for name, reader in READERS.items())
     if kind not in READERS:
-        raise InputError(f"data {spec!r}: there is no reader {kind!r}; the readers are {known}")
+        raise InputError(f"data {spec!r}: there is no reader {kind!r}; the readers are {_specs(READERS)}")
     if READERS[kind].needs_path and not path:
         raise InputError(f"data {spec!r}: the reader {kind} needs a path, as in {kind}:PATH")
     if not READERS[kind].needs_path and separator:
         raise InputError(f"data {spec!r}: the reader {kind} takes no path; write {kind} alone")
     return kind, Path(path).expanduser()
+
+
+def _check_kinds(spec: str, reader: Reader, request: ReadRequest) -> None:
+    for task in request.requested:
+        if not reader.kinds:
+            able = _specs(name for name, other in READERS.items() if other.kinds)
+            raise InputError(f"{spec} has no labels for task {task.name!r}; readers with labels are {able}")
+        if task.kind not in reader.kinds:
+            able = _specs(name for name, other in READERS.items() if task.kind in other.kinds)
+            raise InputError(
+                f"task {task.name!r}: {reader.name} has {' and '.join(reader.kinds)} only; other kinds are for {able}"
+            )
+
+
+def _specs(names: Iterable[str]) -> str:
+    return ", ".join(READERS[name].spec for name in names)

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
+from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 
@@ -66,8 +68,9 @@ def assemble(
     The classes of a task are those of all splits: one that training text lacks can never be predicted, and
     counts as wrong where the test text has it, as it should.
     """
-    words = {part: [word for unit in section.units for word in unit] for part, section in sections.items()}
+    words = {part: chain.from_iterable(section.units) for part, section in sections.items()}
     vocabulary = Vocabulary.build(*(words[part] for part in ("train", "dev", "test")))
+    tokens = {part: Tokens.of(section.units, vocabulary) for part, section in sections.items()}
     cells = {
         part: {task: [cell for unit in units for cell in unit] for task, units in section.cells.items()}
         for part, section in sections.items()
@@ -77,8 +80,8 @@ def assemble(
     }
     corpora = {
         part: Corpus(
-            tokens=vocabulary.ids_of(words[part]),
-            bounds=bounds_of([len(unit) for unit in section.units]),
+            tokens=tokens[part].ids,
+            bounds=tokens[part].bounds,
             targets={task: encode(kind, names[task], cells[part][task]) for task, kind in kinds.items()},
             level=level,
         )
@@ -87,11 +90,6 @@ def assemble(
     return Splits(
         **corpora, vocabulary=vocabulary, name=name, main=main, auxiliary=tuple(auxiliary), notes=tuple(notes)
     )
-
-
-def bounds_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Bounds int64 (n + 1,) of n pieces of the given lengths."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
 def class_names(kind: str, task: str, columns: Sequence[list]) -> tuple[str, ...]:

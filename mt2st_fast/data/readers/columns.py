@@ -5,7 +5,7 @@ from pathlib import Path
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
-from mt2st_fast.data.readers.request import ReadRequest, choose_tasks
+from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
 _HEADER = "# columns:"
@@ -18,7 +18,6 @@ def read(request: ReadRequest) -> Splits:
     A row is a token, a unit is a sentence. By default the last column is the main task, all others are
     auxiliary.
     """
-    request.only_classes("columns")
     where = str(request.path)
     tables = {part: _Table(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
     existing = tables["train"].tasks
@@ -32,6 +31,9 @@ def read(request: ReadRequest) -> Splits:
     sections = complete_splits({part: table.section(tasks) for part, table in tables.items()}, where)
     kinds = dict.fromkeys(tasks, "classes")
     return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:])
+
+
+READER = Reader("columns", read, path="a file with a word and its labels a line, or a folder of such")
 
 
 class _Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
-from mt2st_fast.data.readers.request import ReadRequest, choose_tasks
+from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
 _COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
@@ -22,7 +22,6 @@ def read(request: ReadRequest) -> Splits:
     so); "_" in another column means not annotated, so there is no label. Multiword ranges and empty nodes
     are left out.
     """
-    request.only_classes("conllu")
     rows_of = {part: _read_sentences(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
     existing = _existing_tasks(
         [row for sentences in rows_of.values() for sentence in sentences for row in sentence]
@@ -39,6 +38,9 @@ def read(request: ReadRequest) -> Splits:
         main.name,
         tasks[1:],
     )
+
+
+READER = Reader("conllu", read, path="a treebank of Universal Dependencies, or a folder with its splits")
 
 
 def _read_sentences(path: Path) -> list[list[list[str]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
-from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, choose_tasks
+from mt2st_fast.data.readers.request import Reader, ReadRequest, TaskRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
 _TEXT_COLUMNS = ("text", "sentence", "review", "content")
@@ -44,6 +44,14 @@ def read(request: ReadRequest) -> Splits:
     kinds = {task.name: task.kind for task in requests}
     names = [task.name for task in auxiliary]
     return assemble(f"csv:{where}", sections, kinds, "document", main.name, names, notes)
+
+
+READER = Reader(
+    "csv",
+    read,
+    path="a table with a header and a column of text, or a folder of such",
+    kinds=("classes", "labels", "values"),
+)
 
 
 def _notes(train: "_Table", left_out: Sequence[str]) -> list[str]:

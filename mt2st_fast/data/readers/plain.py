@@ -6,22 +6,20 @@ from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.delimited import tokenize_text
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
-from mt2st_fast.data.readers.request import ReadRequest
+from mt2st_fast.data.readers.request import Reader, ReadRequest
 from mt2st_fast.errors import InputError
 
 _EXTENSIONS = (".txt", ".text")
 
 
 def read(request: ReadRequest) -> Splits:
-    """A corpus without tasks. Raises InputError where a task was asked for."""
-    if request.requested:
-        raise InputError(
-            f"text:{request.path} has no labels for task {request.requested[0].name!r}; "
-            "readers with labels are stdlib, conllu:PATH, columns:PATH and csv:PATH"
-        )
+    """A corpus without tasks."""
     found = {part: _read_section(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
     sections = complete_splits(found, str(request.path))
     return assemble(f"text:{request.path}", sections, {}, "token", None, ())
+
+
+READER = Reader("text", read, path="a text with a sentence or document a line, or a folder of such", kinds=())
 
 
 def _read_section(path: Path) -> Section:

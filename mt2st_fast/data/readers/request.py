@@ -1,9 +1,10 @@
-"""What the user asked a reader for: main and auxiliary tasks by name and kind."""
+"""What a reader is, and what the user asked it for: main and auxiliary tasks by name and kind."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mt2st_fast.data.corpus import Splits
 from mt2st_fast.errors import InputError
 
 _KIND_OF_SUFFIX = {
@@ -41,13 +42,33 @@ class ReadRequest:
         """All tasks asked for by name, main task first."""
         return (() if self.main is None else (self.main,)) + (self.auxiliary or ())
 
-    def only_classes(self, reader: str) -> None:
-        """Raise InputError where a task was asked for as regression or multilabel."""
-        for task in self.requested:
-            if task.kind != "classes":
-                raise InputError(
-                    f"task {task.name!r}: {reader} has classes only; other kinds are for csv:PATH"
-                )
+
+@dataclass(frozen=True)
+class Reader:
+    """How one kind of corpus is read; a module of `mt2st_fast.data.readers` has one as its `READER`.
+
+    name            of the kind, as in `name:PATH`
+    read            from a request to Splits; raises InputError for what cannot be used
+    path            what PATH is, in a few words; "" for a reader that takes none
+    kinds           of the tasks that it can read ("classes", "labels", "values"); () for text without labels
+    label_fraction  part of the training units or groups that keep their main labels unless told otherwise
+    """
+
+    name: str
+    read: Callable[[ReadRequest], Splits]
+    path: str
+    kinds: tuple[str, ...] = ("classes",)
+    label_fraction: float = 1.0
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether a path stands behind the name."""
+        return bool(self.path)
+
+    @property
+    def spec(self) -> str:
+        """How it is asked for, `name` or `name:PATH`."""
+        return f"{self.name}:PATH" if self.needs_path else self.name
 
 
 def parse_task(text: str) -> TaskRequest:

@@ -20,8 +20,8 @@ import numpy as np
 
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
 from mt2st_fast.data.readers import python_source
-from mt2st_fast.data.readers.assembly import bounds_of
-from mt2st_fast.data.readers.request import Progress, ReadRequest, choose_tasks
+from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, choose_tasks
+from mt2st_fast.data.tokens import Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
@@ -82,11 +82,13 @@ def read(request: ReadRequest) -> Splits:
 
     Files are the groups, and go to train, dev or test (80/10/10) by a hash of the module's name.
     """
-    request.only_classes("stdlib")
     main, auxiliary = choose_tasks(request, _TASKS, _DEFAULT_MAIN, _TASKS, "stdlib")
     root = Path(sysconfig.get_path("stdlib"))
     source = _load_or_read(root, source_paths(root), request.progress)
     return make_splits(source, main.name, [task.name for task in auxiliary])
+
+
+READER = Reader("stdlib", read, path="", label_fraction=DEFAULT_LABEL_FRACTION)
 
 
 def source_paths(root: Path) -> list[Path]:
@@ -253,15 +255,12 @@ def _read_in_worker(paths: list[str]) -> list[dict | None]:
 
 
 def _join(modules: list[str], sources: Sequence[dict]) -> SourceFiles:
-    id_of: dict[str, int] = {}
-    token_ids = [
-        id_of.setdefault(word, len(id_of)) for source in sources for word in _split(source["tokens"])
-    ]
+    tokens = Tokens.of(_split(source["tokens"]) for source in sources)
     unit_lengths = [length for source in sources for length in source["unit_lengths"]]
     return SourceFiles(
         modules=modules,
-        words=list(id_of),
-        tokens=np.array(token_ids, dtype=np.int32),
+        words=tokens.vocabulary.words,
+        tokens=tokens.ids,
         unit_lengths=np.array(unit_lengths, dtype=np.int32),
         units_per_file=np.array([len(source["unit_lengths"]) for source in sources], dtype=np.int32),
         labels={

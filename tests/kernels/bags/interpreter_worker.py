@@ -333,7 +333,10 @@ def main(out: str) -> None:
     shared, whole = triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS
     for name, case in CASES.items():
         triton_blocks.PIECE = case.piece
-        triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = case.columns or shared, case.columns or whole
+        triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = (
+            case.columns or shared,
+            case.columns or whole,
+        )
         run_case(name, store)
         for rule in RULES if case.rules else ():
             run_rule(name, rule, store)

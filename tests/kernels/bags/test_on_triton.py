@@ -126,7 +126,9 @@ def test_a_strided_table_is_not_stepped():
 
     table = torch.zeros(4, 6)[:, ::2]
     with pytest.raises(ValueError, match="must be contiguous"):
-        triton_embedding.update_rows(RowRule(ROW_RULES["sgd"], 0.1), table, torch.tensor([1]), torch.zeros(1, 3), RowState())
+        triton_embedding.update_rows(
+            RowRule(ROW_RULES["sgd"], 0.1), table, torch.tensor([1]), torch.zeros(1, 3), RowState()
+        )
 
 
 @pytest.mark.parametrize("D", [1, 16, 37, 100, 128, 300, 1024, 5000])

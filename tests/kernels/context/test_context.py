@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from mt2st_fast.kernels.context import batch as context_batch
-from mt2st_fast.kernels.context.batch import draw_batch, reference_loss, stream_key, word_sampler
+from mt2st_fast.kernels.context.batch import draw_batch, stream_key, word_sampler
+from mt2st_fast.kernels.context.gradients import context_gradients
 from mt2st_fast.kernels.context.on_numba.rounds import rate_of, shard_words_of
-from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining, context_gradients
-from mt2st_fast.kernels.context.workspace import Subwords, make_workspace
+from mt2st_fast.kernels.context.reference import reference_loss
+from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
+from mt2st_fast.kernels.context.workspace import WordRows, make_workspace
 
 MARGIN = 2e-6  # a few float32 roundings: sums in another order
 MODES = ("skipgram", "cbow")
@@ -121,6 +123,16 @@ def test_gradients_of_a_bad_table_are_refused():
     batch = make_batch(10, [9], "cbow")
     with pytest.raises(ValueError, match="both tables are float32"):
         context_gradients(torch.zeros(10, 4), torch.zeros(10, 5), batch)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_what_only_numba_computes_is_refused_to_others_by_name(backend, monkeypatch):
+    batch, tables = make_batch(10, [9], "cbow"), make_tables(10, 8)
+    with pytest.raises(RuntimeError, match=f"backend={backend}"):
+        context_gradients(*tables, batch, backend=backend)
+    monkeypatch.setenv("MT2ST_BACKEND", backend)
+    with pytest.raises(RuntimeError, match=f"MT2ST_BACKEND={backend}"):
+        ContextTraining(*(table.numpy() for table in tables), word_sampler(np.ones(10)), ContextOptions())
 
 
 @pytest.mark.parametrize(
@@ -250,15 +262,15 @@ def test_many_shards_stay_stable(mode, shards):
 # --- training with subwords ------------------------------------------------------------------------------
 
 
-def make_subwords(V: int, buckets: int, most: int, seed: int = 0) -> Subwords:
+def make_subwords(V: int, buckets: int, most: int, seed: int = 0) -> WordRows:
     """Word v has row v and up to `most` of the others, some of them twice."""
     generator = np.random.default_rng(seed)
     of_words = [[v, *(V + generator.integers(0, buckets, v % (most + 1)))] for v in range(V)]
     bounds = np.concatenate(([0], np.cumsum([len(rows) for rows in of_words])))
-    return Subwords(np.concatenate(of_words).astype(np.int32), bounds.astype(np.int64))
+    return WordRows(np.concatenate(of_words).astype(np.int32), bounds.astype(np.int64))
 
 
-def means_of(table: torch.Tensor, subwords: Subwords) -> torch.Tensor:
+def means_of(table: torch.Tensor, subwords: WordRows) -> torch.Tensor:
     bags = (torch.from_numpy(subwords.ids).long(), torch.from_numpy(subwords.bounds[:-1]))
     return torch.nn.functional.embedding_bag(bags[0], table, bags[1], mode="mean")
 
@@ -292,7 +304,7 @@ def test_training_with_subwords_is_the_same_bits_on_any_number_of_threads_and_re
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shards", [1, 3])
 def test_words_of_one_row_each_train_as_words_do(mode, shards):
-    own = Subwords(np.arange(80, dtype=np.int32), np.arange(81))
+    own = WordRows(np.arange(80, dtype=np.int32), np.arange(81))
     with_subwords = train_subwords(mode, shards, subwords=own, pull=0.0)
     torch.set_num_threads(2)
     tokens, bounds, counts = make_stream(80, [700, 1, 3, 1200, 500])

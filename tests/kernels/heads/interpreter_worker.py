@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
-from mt2st_fast.kernels.heads.on_triton import chunked, loss_blocks, loss_pass, loss_sums, packed, tile
+from mt2st_fast.kernels.heads.call import HeadsCall
+from mt2st_fast.kernels.heads.on_triton import chunked, loss_blocks, loss_pass, loss_sums, packed
 
 MIXED = (
     HeadSpec(Kind.SOFTMAX, 3),
@@ -285,25 +286,12 @@ class Plan(NamedTuple):
 PLANS = {
     "packed": Plan(packed, MIXED, 33, 12, empty=(4,)),
     "packed-float16": Plan(packed, MIXED, 33, 12, torch.float16, empty=(4,)),
-    # Several tiles a program, several blocks of features, one of them ragged.
-    "tile": Plan(tile, MIXED, 100, 37, empty=(4,), options={"tiles": tile.Tiles(16, 32, 16, 2, 4)}),
-    "tile-float16": Plan(
-        tile, MIXED, 100, 37, torch.float16, empty=(4,), options={"tiles": tile.Tiles(16, 32, 16, 2, 4)}
-    ),
-    "tile-no-bias": Plan(tile, MIXED, 33, 12, bias=False),
-    "tile-one-block": Plan(tile, MIXED, 70, 24, options={"tiles": tile.Tiles(16, 32, 32, 1, 4)}),
-    "tile-one-block-float16": Plan(
-        tile, MIXED, 70, 24, torch.float16, options={"tiles": tile.Tiles(16, 32, 32, 1, 4)}
-    ),
-    "tile-softmax": Plan(tile, (MIXED[0], MIXED[2]), 21, 20),
-    "tile-dense": Plan(tile, (MIXED[1], MIXED[3], MIXED[5]), 21, 20),
-    "tile-64": Plan(tile, (WIDE[0], WIDE[2]), 21, 16),
-    "tile-no-rows": Plan(tile, MIXED, 0, 12),
-    # One wide head in chunks of 16 rows between narrow ones, which go through the tile plan.
+    "packed-no-bias": Plan(packed, MIXED, 33, 12, bias=False),
+    "packed-one-kind": Plan(packed, (MIXED[1], MIXED[3], MIXED[5]), 21, 20),
+    # One wide head in chunks of 16 rows between narrow ones.
     "chunked": Plan(chunked, CHUNKED, 24, 12, options={"least_rows": 16}),
     "chunked-float16": Plan(chunked, CHUNKED, 24, 12, torch.float16, options={"least_rows": 16}),
     "chunked-no-bias": Plan(chunked, CHUNKED[1:], 21, 12, bias=False),
-    # Narrow heads that the tile plan does not serve.
     "chunked-narrow": Plan(chunked, WIDE, 24, 12, options={"least_rows": 16}),
     "chunked-no-rows": Plan(chunked, CHUNKED, 0, 12),
 }
@@ -326,12 +314,12 @@ def run_plan(name: str, store: dict[str, np.ndarray]) -> None:
     every = (True, True, has_bias)
 
     def forward(needs: tuple[bool, bool, bool], skip: bool = False) -> Any:
-        return module.forward(
-            features, weight, bias, targets, weights, layout, needs, skip_zero_weights=skip, **options
-        )
+        call = HeadsCall(features, weight, bias, targets, weights, layout, needs, skip)
+        return module.forward(call, **options)
 
     def backward(residual: Any, needs: tuple[bool, bool, bool], own: bool, g: Tensor = upstream) -> Any:
-        return module.backward(residual, g, features, weight, bias, weights, layout, needs, own=own)
+        call = HeadsCall(features, weight, bias, (), weights, layout, needs)
+        return module.backward(call, residual, g, own=own)
 
     def same(a: Any, b: Any) -> bool:
         return all(x is y if x is None or y is None else torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -340,7 +328,7 @@ def run_plan(name: str, store: dict[str, np.ndarray]) -> None:
     arguments = [t for t in (features, weight, bias, weights, upstream, *once.residual) if t is not None]
     before = [tensor.clone() for tensor in arguments]
     gradients = backward(once.residual, every, own=False)
-    like = module.residual_like(features, weight, bias, layout, every)
+    like = module.residual_like(HeadsCall(features, weight, bias, (), weights, layout, every))
     store[f"{name}/writes-to-no-argument"] = np.array(same(before, arguments))
     store[f"{name}/residual-like"] = np.array(
         all(a.shape == b.shape and a.dtype is b.dtype for a, b in zip(once.residual, like, strict=True))
@@ -420,10 +408,9 @@ def run_plan_outside(name: str, module: ModuleType, store: dict[str, np.ndarray]
     targets = [torch.tensor([0, 3, 1, -100, 2]), torch.tensor([-1] * 5), torch.tensor([0, 1, 1, 0, 1])]
     features, weight = torch.randn(5, 8), torch.randn(9, 8)
     every, weights = (True, True, False), torch.ones(3)
-    result = module.forward(features, weight, None, targets, weights, layout, every)
-    d_features, d_weight, _ = module.backward(
-        result.residual, torch.ones(()), features, weight, None, weights, layout, every, own=True
-    )
+    call = HeadsCall(features, weight, None, targets, weights, layout, every)
+    result = module.forward(call)
+    d_features, d_weight, _ = module.backward(call, result.residual, torch.ones(()), own=True)
     store[f"{name}-outside/losses"] = result.losses.numpy()
     store[f"{name}-outside/d_weight"] = d_weight.numpy()
     store[f"{name}-outside/d_features"] = d_features.numpy()
@@ -443,9 +430,8 @@ def main(group: str, out: str) -> None:
     for name in PLANS:
         if name.split("-")[0] == group:
             run_plan(name, store)
-    for name, module in (("tile", tile), ("chunked", chunked)):
-        if name == group:
-            run_plan_outside(name, module, store)
+    if group == "chunked":
+        run_plan_outside(group, chunked, store)
     np.savez(out, **store)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, multitask_loss
 from mt2st_fast.kernels.heads import reference
 
-SOFTMAX, BINARY, SQUARED, HUBER = Kind
+SOFTMAX, BINARY, SQUARED, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 D = 33
 MARGIN = 2e-6  # a few float32 roundings: sums in another order, logits and bias added in two steps

@@ -51,8 +51,8 @@ def test_gradients_that_nobody_needs_are_not_computed(wanted, needs, monkeypatch
     seen = []
     forward = numba_tile.forward
 
-    def spy(*args):
-        seen.append((args[6], forward(*args)))
+    def spy(heads_call):
+        seen.append((heads_call.needs, forward(heads_call)))
         return seen[-1][1]
 
     monkeypatch.setattr(numba_tile, "forward", spy)
@@ -72,9 +72,9 @@ def test_logit_gradient_is_made_only_where_one_flows(how, monkeypatch):
     seen = []
     forward = numba_tile.forward
 
-    def spy(*args):
-        seen.append(args[6])
-        return forward(*args)
+    def spy(heads_call):
+        seen.append(heads_call.needs)
+        return forward(heads_call)
 
     monkeypatch.setattr(numba_tile, "forward", spy)
     mode = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(how, torch.enable_grad)

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("triton")
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.heads.on_triton import chunked as triton_chunked
-from mt2st_fast.kernels.heads.on_triton import tile as triton_tile
 
 WORKER = Path(__file__).with_name("interpreter_worker.py")
 CASES = (
@@ -36,15 +33,8 @@ RESULTS = ("losses", "scale", "correct", "logit_gradient", "bias_gradient")
 PLANS = (
     "packed",
     "packed-float16",
-    "tile",
-    "tile-float16",
-    "tile-no-bias",
-    "tile-one-block",
-    "tile-one-block-float16",
-    "tile-softmax",
-    "tile-dense",
-    "tile-64",
-    "tile-no-rows",
+    "packed-no-bias",
+    "packed-one-kind",
     "chunked",
     "chunked-float16",
     "chunked-no-bias",
@@ -209,18 +199,3 @@ def test_plan_has_finite_gradients_where_classes_lie_outside(plans, plan):
 )
 def test_chunks_are_even_within_the_budget_and_never_slivers(n_rows, width, budget_bytes, expected):
     assert triton_chunked.chunk_rows(n_rows, width, 2, budget_bytes) == expected
-
-
-@pytest.mark.parametrize(
-    ("heads", "dtype", "reason"),
-    [
-        ([64], torch.float64, "no kernel for torch.float64"),
-        ([60, 5], torch.float32, "65 outputs"),
-        ([1] * 64, torch.bfloat16, None),
-        ([64], torch.bfloat16, None),
-    ],
-)
-def test_tile_plan_says_why_it_cannot_serve_a_layout(heads, dtype, reason):
-    layout = HeadLayout(tuple(HeadSpec(Kind.BINARY, size) for size in heads))
-    found = triton_tile.supports(layout, 768, dtype)
-    assert found is None if reason is None else reason in found

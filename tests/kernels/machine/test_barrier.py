@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
-from mt2st_fast.kernels.context.on_numba import rounds as numba_context
+from mt2st_fast.kernels.context.on_numba import training as numba_context
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.machine.barrier import fail, new_barrier, stop, wait
 
@@ -75,7 +75,7 @@ def test_a_thread_that_fails_stops_the_others(monkeypatch):
     kernel = numba_context.train_rounds
 
     def failing(*args, parallel):
-        if args[-4] == 1:
+        if args[-2].thread == 1:
             raise MemoryError("no memory for thread 1")
         return kernel(*args, parallel=parallel)
 

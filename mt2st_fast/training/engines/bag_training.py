@@ -18,7 +18,6 @@ from mt2st_fast.kernels import (
     bag_step,
     bag_step_obstacle,
     prepare_bags,
-    warm_up_bag_step,
 )
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -51,7 +50,6 @@ class BagTraining:
         self._trained = _trained(encoder, heads, optimizer)
         self._models: dict[tuple[str, ...], BagModel] = {}  # by the tasks of a batch
         self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if fixed_batches else None
-        warm_up_bag_step()
 
     @staticmethod
     def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
@@ -64,6 +62,8 @@ class BagTraining:
             return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
         if not encoder.sparse:
             return "the encoder's table is not row-sparse"
+        if any(heads.is_open_task(name) for name in heads.active):
+            return "an active task is a loss of its own"
         if encoder.dropout.p > 0:
             return "the encoder has dropout"
         if encoder.rows_of_type is not None:
@@ -83,16 +83,16 @@ class BagTraining:
         rules = [optimizer.rule(group) for group in optimizer.param_groups]
         return bag_step_obstacle(parameters[0], parameters[1:], rules, encoder.backend)
 
-    def fits(self, micro_steps: Sequence[Sequence[Batch]]) -> bool:
-        """Whether this step can be taken: one batch, of tasks with heads, and no parameter frozen meanwhile."""
+    def declines(self, micro_steps: Sequence[Sequence[Batch]]) -> str | None:
+        """Why this step cannot be taken, or None: one batch, of tasks with heads, and no parameter frozen meanwhile."""
         if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
-            return False
+            return "a step is made of several batches"
         _, targets = micro_steps[0][0]
         if self._lies_elsewhere():
             self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
-        return all(p.requires_grad for p in self._trained) and not any(
-            self._heads.is_word_task(name) for name in targets
-        )
+        if any(self._heads.is_word_task(name) for name in targets):
+            return "a task on words has no head"
+        return None if all(p.requires_grad for p in self._trained) else "a parameter is frozen"
 
     def __call__(
         self, inputs: tuple[Tensor, Tensor], targets: Mapping[str, Tensor], weights: Tensor
@@ -129,9 +129,8 @@ class BagTraining:
         for parameter, trained in self._trained.items():
             state = _state_of(parameter, self._encoder, self._optimizer)
             assert state is not None
-            if (
-                parameter.data_ptr() != trained.parameter.data_ptr()
-                or any(a is not b for a, b in zip(state, trained.state, strict=True))
+            if parameter.data_ptr() != trained.parameter.data_ptr() or any(
+                a is not b for a, b in zip(state, trained.state, strict=True)
             ):
                 return True
         return False

@@ -1,0 +1,50 @@
+"""Loss and gradients of the rows that a batch of context prediction touches, in one pass on a CPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .batch import ContextBatch
+from .room import load_numba
+from .workspace import Workspace
+
+
+class ContextGradients(NamedTuple):
+    """Mean loss over the positive pairs, and its gradients: row input_rows[u] of the input table has d_inputs[u]."""
+
+    loss: float
+    input_rows: Tensor  # int64 (U,)
+    d_inputs: Tensor  # (U, D)
+    output_rows: Tensor
+    d_outputs: Tensor
+
+
+def context_gradients(
+    inputs: Tensor,
+    outputs: Tensor,
+    batch: ContextBatch,
+    *,
+    workspace: Workspace | None = None,
+    splits: int | None = None,
+    backend: str = "auto",
+) -> ContextGradients:
+    """Loss and gradients of the rows that a batch touches, for tables (V, D) of float32; nothing is updated.
+
+    Of the inputs the rows after the last kept word may be missing.
+
+    A workspace with at least as many shards as splits and the words of the batch saves the O(V) of making one. The same
+    splits give the same bits. Raises ValueError for tables that do not fit each other, RuntimeError for tables
+    that are not on a CPU and for a backend that is asked for and is not Numba.
+    """
+    fit = inputs.shape[1:] == outputs.shape[1:] and len(inputs) <= len(outputs)
+    if not fit or inputs.dtype != torch.float32 or outputs.dtype != torch.float32:
+        raise ValueError(
+            f"both tables are float32 (V, D), not {inputs.dtype} {tuple(inputs.shape)} and "
+            f"{outputs.dtype} {tuple(outputs.shape)}"
+        )
+    numba_context = load_numba("context", "context_gradients", backend, inputs.device.type)
+    made: ContextGradients = numba_context.touched_rows(inputs, outputs, batch, workspace, splits)
+    return made

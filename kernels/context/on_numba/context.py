@@ -1,0 +1,54 @@
+"""Loss and gradients of one batch of context prediction on a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import MODES, ContextBatch
+from ..gradients import ContextGradients
+from ..workspace import Workspace, make_workspace
+from .rounds import gradients
+
+if TYPE_CHECKING:
+    from ..batch import LocalBatch
+
+SPLIT_WORDS = 1024  # words of a batch; below, a second thread costs more than it saves
+
+
+def touched_rows(
+    inputs: Tensor, outputs: Tensor, batch: ContextBatch, workspace: Workspace | None, splits: int | None
+) -> ContextGradients:
+    """The rows of both tables that a batch touches, and their gradients: see `context_gradients`."""
+    V, D = outputs.shape
+    N, M = len(batch.words), batch.drawn.shape[1]
+    splits = splits or (2 if N >= SPLIT_WORDS else 1)
+    w = workspace or make_workspace(V, D, splits, max(1, N), batch.window, M)
+    w.words[0, :N] = batch.words
+    w.drawn[0, : batch.drawn.size] = batch.drawn.reshape(-1)
+    d_x = np.empty((splits, *w.x.shape[1:]), np.float32)
+    d_y = np.empty((splits, *w.y.shape[1:]), np.float32)
+    loss, n_inputs, n_outputs = gradients(
+        MODES.index(batch.mode), batch.low, batch.high, N, float(batch.negatives), batch.window,
+        np.float32(1 / max(1, batch.pairs)), inputs.detach().contiguous().numpy(),
+        outputs.detach().contiguous().numpy(), d_x, d_y, w, parallel=splits > 1,
+    )  # fmt: skip
+    rows = torch.from_numpy(w.rows[0].astype(np.int64))
+    return ContextGradients(
+        loss / max(1, batch.pairs),
+        rows[:n_inputs],
+        torch.from_numpy(d_x[0, :n_inputs, :D]),
+        rows[:n_outputs],
+        torch.from_numpy(d_y[0, :n_outputs, :D]),
+    )
+
+
+def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss (), its gradients (n_kept, D) and (U, D))."""
+    found = touched_rows(inputs, outputs, batch.drawn_batch(), None, None)
+    d_inputs = torch.zeros_like(inputs).index_copy_(0, found.input_rows, found.d_inputs)
+    d_outputs = torch.zeros_like(outputs).index_copy_(0, found.output_rows, found.d_outputs)
+    return inputs.new_tensor(found.loss), d_inputs, d_outputs

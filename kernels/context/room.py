@@ -1,0 +1,22 @@
+"""The room's backends, and what only one of them computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..machine.registry import Room
+
+ROOM = Room("context", __package__)
+
+
+def load_numba(part: str, what: str, backend: str, device_type: str = "cpu") -> Any:
+    """A module of the Numba backend, for `what` no other backend has.
+
+    Raises RuntimeError where another one is asked for, by `backend` or the environment, and what `Room.choose` raises.
+    """
+    chosen = ROOM.choose(device_type, torch.float32, backend)
+    if chosen.name != "numba":
+        raise RuntimeError(f"{what} is computed by numba alone, not by {chosen.name} ({chosen.reason})")
+    return ROOM.load("numba", part)

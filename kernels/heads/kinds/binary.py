@@ -1,0 +1,98 @@
+"""Any of C labels: binary cross-entropy per label.
+
+With positive weights q (binary_cross_entropy_with_logits) and l = 1 + (q-1) y:
+    loss = (1-y) z + l (log1p exp(-|z|) + max(-z, 0)),   dz = l sigmoid(z) - q y
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..elements import absolute, exp_of_negative, log1p_and_reciprocal, where
+from ..kind import HeadSpec, Metric, Options, as_weights, check_weights, elementwise_kind
+
+
+@dataclass(frozen=True)
+class BinaryOptions(Options):
+    """pos_weight: C values, as in torch.nn.functional.binary_cross_entropy_with_logits."""
+
+    pos_weight: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pos_weight", as_weights("pos_weight", self.pos_weight))
+
+    def check(self, size: int) -> None:
+        """Raises ValueError where there is not one weight for each label."""
+        check_weights("pos_weight", self.pos_weight, size)
+
+    @property
+    def column_weights(self) -> tuple[float, ...] | None:
+        """(C,) pos_weight."""
+        return self.pos_weight
+
+
+def _loss(z: Tensor, y: Tensor, weights: Tensor, options: BinaryOptions) -> Tensor:
+    del options  # pos_weight is what the column weights are
+    return F.binary_cross_entropy_with_logits(z, y, pos_weight=weights, reduction="none")
+
+
+def _element(z, y, weight, options):
+    u = exp_of_negative(0.0 - absolute(z))
+    tail, inverse = log1p_and_reciprocal(u)
+    factor = 1.0 + (weight - 1.0) * y
+    loss = (1.0 - y) * z + factor * (tail + where(z < 0.0, 0.0 - z, 0.0))
+    sigmoid = where(z >= 0.0, inverse, u * inverse)
+    return loss, factor * sigmoid - weight * y
+
+
+def _hit(z, y):
+    return where(where(z > 0.0, 1.0, 0.0) == where(y > 0.5, 1.0, 0.0), 1.0, 0.0)
+
+
+def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+    predicted, true, valid = logits > 0, target > 0.5, ~torch.isnan(target)
+    return (
+        (predicted & true & valid).sum(),
+        (predicted & ~true & valid).sum(),
+        (~predicted & true & valid).sum(),
+    )
+
+
+def _micro_f1(hits: float, false_alarms: float, misses: float) -> float:
+    any_positive = hits + false_alarms + misses
+    return 2 * hits / (2 * hits + false_alarms + misses) if any_positive else float("nan")
+
+
+@dataclass(frozen=True)
+class MultiLabel:
+    """Any of C labels: binary cross-entropy on float targets (N, C) in [0, 1], NaN = missing.
+
+    pos_weight as in torch.nn.functional.binary_cross_entropy_with_logits.
+    """
+
+    labels: int
+    pos_weight: tuple[float, ...] | None = None
+    metric = "micro_f1"
+
+    def __post_init__(self) -> None:
+        _ = self.head
+
+    @property
+    def head(self) -> HeadSpec:
+        """The head as the kernels know it."""
+        return HeadSpec(BINARY, self.labels, pos_weight=self.pos_weight)
+
+
+BINARY = elementwise_kind(
+    "BINARY",
+    loss=_loss,
+    element=_element,
+    hit=_hit,
+    metric=Metric("micro_f1", _sums, _micro_f1),
+    options=BinaryOptions,
+    task_of_column={"labels": MultiLabel},
+)

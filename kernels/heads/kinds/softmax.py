@@ -1,0 +1,102 @@
+"""One of C classes: softmax cross-entropy on integer targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_weights
+
+
+@dataclass(frozen=True)
+class SoftmaxOptions(Options):
+    """As in torch.nn.functional.cross_entropy; class_weights are C values."""
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    ignore_index: int = -100
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must lie in [0, 1], not {self.label_smoothing}")
+        object.__setattr__(self, "class_weights", as_weights("class_weights", self.class_weights))
+
+    def check(self, size: int) -> None:
+        """Raises ValueError where there is not one weight for each class."""
+        check_weights("class_weights", self.class_weights, size)
+
+    @property
+    def column_weights(self) -> tuple[float, ...] | None:
+        """(C,) class_weights."""
+        return self.class_weights
+
+
+def _loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+    target = target.long()
+    valid = target != head.ignore_index
+    weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
+    denominator = weights[target[valid]].sum()
+    total = F.cross_entropy(
+        logits,
+        target,
+        weight=weights,
+        ignore_index=head.ignore_index,
+        label_smoothing=head.label_smoothing,
+        reduction="sum",
+    )
+    return torch.where(denominator > 0, total / denominator.clamp_min(1e-30), total * 0)
+
+
+def _correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+    """By the first maximum."""
+    return ((logits.argmax(dim=1) == target) & (target != head.ignore_index)).sum()
+
+
+def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+    return _correct(logits, target, head), (target != head.ignore_index).sum()
+
+
+def _accuracy(right: float, valid: float) -> float:
+    return right / valid if valid else float("nan")
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One of C classes: softmax cross-entropy on integer targets (N,).
+
+    Options as in torch.nn.functional.cross_entropy. Raises ValueError for one out of range.
+    """
+
+    classes: int
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    ignore_index: int = -100
+    metric = "accuracy"
+
+    def __post_init__(self) -> None:
+        _ = self.head
+
+    @property
+    def head(self) -> HeadSpec:
+        """The head as the kernels know it."""
+        return HeadSpec(
+            SOFTMAX,
+            self.classes,
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+            ignore_index=self.ignore_index,
+        )
+
+
+SOFTMAX = Kind(
+    "SOFTMAX",
+    "classes",
+    loss=_loss,
+    correct=_correct,
+    metric=Metric("accuracy", _sums, _accuracy),
+    options=SoftmaxOptions,
+    task_of_column={"classes": Classification},
+)

@@ -1,0 +1,125 @@
+"""Where compiled CPU kernels are kept: a folder of their own for every state of the sources that they were made from.
+
+Numba's own cache looks at the file of a kernel, not at the files of what it calls. This one lies under a digest of all
+sources that Numba compiles here and of the compiler's versions: a change anywhere makes older machine code unreachable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from .compiling import clock
+
+log = logging.getLogger("mt2st_fast")
+
+FOLDER_VARIABLE = "NUMBA_CACHE_DIR"
+SOURCES = Path(__file__).resolve().parents[1]
+UNUSED_SECONDS = 30 * 86400  # after which the folder of other sources goes
+_STAMP = "used"
+
+
+@lru_cache
+def digest() -> str:
+    """Of every source that a kernel on a CPU may be made from, and of what compiles it."""
+    state = hashlib.sha256()
+    for package in ("numba", "llvmlite"):
+        try:
+            state.update(f"{package} {version(package)}\n".encode())
+        except PackageNotFoundError:
+            state.update(f"{package} of unknown version\n".encode())
+    for source in sorted(SOURCES.rglob("*.py")):
+        if "on_triton" not in source.parts:
+            state.update(f"{source.relative_to(SOURCES)}\n".encode())
+            state.update(source.read_bytes())
+    return state.hexdigest()[:20]
+
+
+@lru_cache
+def folder() -> Path | None:
+    """The folder of this state of the sources, made if need be; None, said once, where none can be written."""
+    root = _root()
+    place = root / digest()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+        (place / _STAMP).touch()
+    except OSError as error:
+        log.warning(
+            "compiled kernels cannot be kept in %s (%s), so every run compiles them again: set %s to a folder "
+            "that can be written", root, error.strerror or error, FOLDER_VARIABLE,
+        )  # fmt: skip
+        return None
+    _remove_unused(root, place)
+    return place
+
+
+def _root() -> Path:
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen) / "mt2st-fast"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(caches) / "mt2st-fast" / "numba"
+
+
+def _remove_unused(root: Path, current: Path) -> None:
+    """Let go of folders of other sources that nobody has used for long."""
+    for stamp in root.glob(f"*/{_STAMP}"):
+        try:
+            if stamp.parent != current and time.time() - stamp.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(stamp.parent, ignore_errors=True)
+        except OSError:  # another process was faster
+            continue
+
+
+class _Locator(_CacheLocator):
+    """A kernel's place in `folder`."""
+
+    def __init__(self, function: Callable, place: Path) -> None:
+        self._place = place
+        self._name = f"{function.__module__}-{function.__code__.co_firstlineno}"
+
+    def get_cache_path(self) -> str:
+        return str(self._place)
+
+    def get_source_stamp(self) -> str:
+        return digest()
+
+    def get_disambiguator(self) -> str:
+        return self._name
+
+    @classmethod
+    def from_function(cls, py_func: Callable, py_file: str) -> _Locator | None:
+        del py_file
+        place = folder()
+        return None if place is None else cls(py_func, place)
+
+
+class _Storage(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _KernelCache(FunctionCache):
+    _impl_class = _Storage
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        clock.start(None)
+        try:
+            return super().load_overload(sig, target_context)
+        finally:
+            clock.stop()
+
+
+def kernel_cache(function: Callable) -> Any:
+    """What Numba keeps a function's machine code by; None where there is no folder for it."""
+    return None if folder() is None else _KernelCache(function)

@@ -1,0 +1,120 @@
+"""Everything that decides a run; each field says here what it means to a user, and within which limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from mt2st_fast.data import READERS, Splits
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
+
+MOST_STEPS_BY_DEFAULT = 2500
+
+
+def _option(default: Any, panel: str, help: str, **limits: float) -> Any:
+    """A field with what the command line shows of it: `limits` are min and max, both inclusive."""
+    return field(default=default, metadata={"panel": panel, "help": help, "limits": limits})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run, JSON-able; `data`, `main` and `aux` are for the record.
+
+    epochs count passes over all rows, None takes what makes about 2,500 steps, between 1 and 10; a step is
+    a batch of `batch_size` rows whatever the strategy. strategy_options: values of the strategy's own options, by name;
+    what is not given has the default that the strategy declares.
+    """
+
+    data: str = _option(
+        "stdlib", "Data", f"stdlib, or KIND:PATH with KIND one of {', '.join(list(READERS)[1:])}"
+    )
+    main: str | None = _option(None, "Data", "the task to get right; the reader's default otherwise")
+    aux: tuple[str, ...] | None = _option(
+        None, "Data", "auxiliary tasks, separated by commas; the reader's default otherwise"
+    )
+    label_fraction: float | None = _option(
+        None, "Data", "keep main labels in this fraction of the training units"
+    )
+    strategy: str = _option("switch", "Strategy", f"one of {', '.join(strategies())}")
+    strategy_options: Mapping[str, float] = field(default_factory=dict)
+    epochs: float | None = _option(
+        None, "Training", f"passes over all rows; about {MOST_STEPS_BY_DEFAULT:,} steps by default"
+    )
+    batch_size: int = _option(512, "Training", "rows a batch", min=1)
+    main_share: float = _option(0.5, "Training", "share of a batch with a main label, where those are rare")
+    lr: float = _option(1e-2, "Training", "learning rate of AdamW")
+    lr_decay: str = _option("linear", "Training", "linear (to 0 at the end) or none")
+    weight_decay: float = _option(0.0, "Training", "decoupled weight decay", min=0.0)
+    clip_norm: float | None = _option(None, "Training", "largest norm of all gradients together")
+    accumulate: int = _option(1, "Training", "batches a step", min=1)
+    precision: str = _option("float32", "Training", "float32, bfloat16 or float16 (autocast)")
+    dim: int = _option(64, "Model", "length of a word vector", min=1)
+    window: int = _option(2, "Model", "words on each side that a token's label is read from", min=0)
+    hidden: int = _option(128, "Model", "width of the hidden layer over the window, 0 for none", min=0)
+    dropout: float = _option(0.3, "Model", "dropout on word vectors", min=0.0, max=0.99)
+    min_count: int = _option(2, "Model", "a rarer word shares the row of unknown words", min=1)
+    init: str | None = _option(
+        None, "Model", "word vectors to start from: .txt, .vec, .bin, .safetensors, GloVe text, .gz"
+    )
+    buckets: int = _option(
+        20_000, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0
+    )
+    evaluations: int = _option(20, "Training", "evaluations in a run", min=1)
+    seed: int = _option(1, "Training", "seed of everything random", min=0)
+    device: str = _option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...")
+    backend: str = _option("auto", "Machine", "auto, numba, triton or reference")
+    graph: bool = _option(
+        False,
+        "Machine",
+        "replay each phase's step as a CUDA graph; the report says what could not be captured",
+    )
+    fuse_backward: bool = _option(
+        False, "Machine", "the backward pass steps the word vectors' rows; their gradient is never made"
+    )
+
+    def resolved(self, splits: Splits) -> Config:
+        """This configuration with what the corpus decides filled in: main and auxiliary tasks, epochs."""
+        steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
+        by_size = min(10.0, max(1.0, round(MOST_STEPS_BY_DEFAULT / steps_per_epoch, 1)))
+        epochs = by_size if self.epochs is None else self.epochs
+        if not (math.isfinite(epochs) and epochs > 0):
+            raise InputError(f"epochs must be positive, not {epochs}")
+        # What was asked for stays as it was asked: a csv task carries its kind (rating:regression).
+        main = splits.main if self.main is None else self.main
+        return replace(self, main=main, aux=splits.auxiliary if self.aux is None else self.aux, epochs=epochs)
+
+    def schedule(self) -> Schedule:
+        """What the strategy and its options make, once `epochs` is known. Raises InputError for what does not fit."""
+        if self.epochs is None:
+            raise InputError("epochs must be known before the schedule: call resolved(splits) first")
+        return find_strategy(self.strategy).make(self.strategy_options, RunFacts(self.epochs))
+
+    def for_strategy(self, name: str) -> Config:
+        """This configuration for another strategy, with those of the options that it takes."""
+        taken = {option.name for option in find_strategy(name).options}
+        options = {key: value for key, value in self.strategy_options.items() if key in taken}
+        return replace(self, strategy=name, strategy_options=options)
+
+    def check_strategy_options(self, names: tuple[str, ...]) -> None:
+        """Raises InputError for an option that none of these strategies takes, naming who does."""
+        known = strategy_options()
+        for key in self.strategy_options:
+            if key not in known:
+                raise InputError(f"there is no strategy with an option {key}; there are {', '.join(known)}")
+            option, taken_by = known[key]
+            if not set(taken_by) & set(names):
+                raise InputError(
+                    f"{option.flag} is not for {', '.join(names)}: {', '.join(taken_by)} takes it; leave it out"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON writes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Config:
+        """The configuration that `to_json` wrote."""
+        return cls(**{**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])})

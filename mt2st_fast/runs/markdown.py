@@ -1,0 +1,24 @@
+"""Tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table. A column whose name ends in ":" is set to the right, and shown without it.
+
+    A cell may hold any text: a bar or a line break in it does not break the table. Raises ValueError for a row that has
+    another number of cells than there are columns.
+    """
+    names = [column.removesuffix(":") for column in columns]
+    lines = [_row(names), "|" + "|".join("---:" if c.endswith(":") else "---" for c in columns) + "|"]
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns: {row}")
+        lines.append(_row(row))
+    return lines
+
+
+def _row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells) + " |"

@@ -1,0 +1,109 @@
+"""Steps as CUDA graphs: one capture of the eager step for every shape of batch, replayed from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.training.engines.capturer import Capturer
+from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.graphed_steps import GraphedSteps
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+
+
+class CudaGraphSteps:
+    """Replays of the eager step where a replay gives what the step gives; `verdict` says which steps those are."""
+
+    name = "cuda graph"
+
+    def __init__(
+        self, parts: StepParts, eager_step: Callable[[Any], Tensor], make_capturer: Callable[[], Capturer]
+    ) -> None:
+        self._parts = parts
+        self._parameters: list[nn.Parameter] = []
+        self._obstacle: str | None = None
+        self._steps: GraphedSteps | None = None
+        if parts.graph:
+            self._steps = GraphedSteps(
+                eager_step, parts.device, make_capturer(), self._fingerprint, self._after_failed_capture
+            )
+
+    @property
+    def verdict(self) -> str | None:
+        """How the phase runs: "captured", "captured, except where ..." or "not captured: ..."; None: not asked for."""
+        return None if self._steps is None else self._steps.verdict
+
+    def enter_phase(self) -> None:
+        """Let go of the graphs so far, and look again whether steps can be captured."""
+        if self._steps is None:
+            return
+        parts = self._parts
+        self._parameters = [*dict.fromkeys(p for module in parts.modules for p in module.parameters())]
+        self._obstacle = optimizer_obstacle(
+            parts.optimizer, lr_changes=parts.lr_changes, loss_scaling=parts.scaler.is_enabled()
+        )
+        if row_sparse_tables(parts.encoder):
+            self._obstacle = (
+                "a row-sparse gradient has a length of its own in every batch: give the encoder sparse=False"
+            )
+        self._steps.enter_phase(self._obstacle)
+
+    def obstacle(self) -> str | None:
+        """Why no step of this phase can be captured, or None."""
+        return "not asked for (graph=False)" if self._steps is None else self._obstacle
+
+    def declines(self, micro_steps: Any) -> str | None:
+        """None: what cannot be captured it runs as the eager engine would, and `verdict` says so."""
+        del micro_steps
+        return None
+
+    def __call__(self, micro_steps: Any) -> Tensor:
+        """The losses (K,) of one step."""
+        assert self._steps is not None
+        return self._steps(micro_steps)
+
+    def _fingerprint(self) -> Hashable:
+        """What a captured step has frozen, beside the shapes of its inputs."""
+        return (
+            self._parts.encoder.training,
+            tuple([p.requires_grad for p in self._parameters]),
+            optimizer_constants(self._parts.optimizer),
+        )
+
+    def _after_failed_capture(self) -> None:
+        """Forget what the broken-off step has left: gradients that were never computed, a scaler half-way."""
+        self._parts.optimizer.zero_grad(set_to_none=True)
+        if self._parts.scaler.is_enabled():
+            self._parts.scaler._per_optimizer_states.clear()
+
+
+def optimizer_obstacle(
+    optimizer: torch.optim.Optimizer, *, lr_changes: bool, loss_scaling: bool
+) -> str | None:
+    """Why a step with this optimizer cannot be captured, or None.
+
+    A graph repeats the numbers that it was captured with: what changes from step to step has to be on the
+    device. SGD without a changing learning rate has nothing that changes.
+    """
+    name, groups = type(optimizer).__name__, optimizer.param_groups
+    if type(optimizer) is not torch.optim.SGD and not all(group.get("capturable") for group in groups):
+        advice = (
+            "build it with capturable=True" if "capturable" in groups[0] else "take AdamW(capturable=True)"
+        )
+        return f"the optimizer {name} is not capturable: {advice}"
+    if lr_changes and not all(isinstance(group["lr"], Tensor) for group in groups):
+        return f"lr_decay changes the learning rate, which {name} holds as a number: give it lr=tensor on the device"
+    if loss_scaling and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return f"float16 loss scaling waits for the device with this {name}: build it with fused=True"
+    return None
+
+
+def optimizer_constants(optimizer: torch.optim.Optimizer) -> Hashable:
+    """The numbers that a capture of `optimizer.step()` would freeze."""
+    return tuple(
+        (len(group["params"]), *(value for value in group.values() if isinstance(value, int | float | tuple)))
+        for group in optimizer.param_groups
+    )

@@ -1,0 +1,85 @@
+"""What every way of taking a training step offers, and what they all work on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.learnt_weights import learnt_weights, penalty
+
+Precision = Literal["float32", "bfloat16", "float16"]
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class StepParts:
+    """What the steps of a run move and read. Only `weights_k`, a value of each active task, changes its tensor."""
+
+    encoder: nn.Module
+    heads: MultiTaskHeads
+    learnt: nn.Module | None  # the schedule, where it learns its weights
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    weights_k: Tensor  # (K,) float32 on the device
+    device: torch.device
+    precision: Precision
+    clip_norm: float | None
+    lr_changes: bool  # whether the learning rate is another in every step
+    graph: bool
+    fuse_backward: bool
+    fixed_batches: bool  # whether the same tensors are the same batch throughout a phase
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Everything that has parameters."""
+        learnt = () if self.learnt is None else (self.learnt,)
+        return self.encoder, self.heads, *learnt
+
+    def weights(self) -> Tensor:
+        """(K,) what the active tasks weigh; with gradient where that is learnt."""
+        return self.weights_k if self.learnt is None else learnt_weights(self.learnt, self.heads.active)
+
+    def penalty(self) -> Tensor | None:
+        """() what learnt weights add to the total loss, or None."""
+        return None if self.learnt is None else penalty(self.learnt, self.heads.active)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that take part, each once: an encoder may hold the heads as well."""
+        parameters = [p for module in self.modules for p in module.parameters()]
+        return [p for p in dict.fromkeys(parameters) if p.requires_grad]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The region in which losses are computed."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, AUTOCAST[self.precision])
+
+
+class Engine(Protocol):
+    """One way to take a step: forward, backward and the optimizer's step on a list of micro-steps.
+
+    A micro-step is a list of batches, one from each loader, without the labels of retired tasks.
+    """
+
+    name: str
+
+    def enter_phase(self) -> None:
+        """The active tasks, and with them parameters and optimizer, are others now; called before its first step."""
+        ...
+
+    def obstacle(self) -> str | None:
+        """Why it cannot take the steps of this phase, or None."""
+        ...
+
+    def declines(self, micro_steps: Any) -> str | None:
+        """Why it cannot take this one step of a phase that it takes, or None."""
+        ...
+
+    def __call__(self, micro_steps: Any) -> Tensor:
+        """Take the step; the losses (K,) of the active tasks, on the device."""
+        ...

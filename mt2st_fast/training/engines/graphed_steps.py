@@ -1,0 +1,135 @@
+"""Steps as replays of captured ones: which step is captured, replayed or run eagerly, and why.
+
+A step is a function from micro-steps (batches in any nesting) to the losses (K,). Whatever cannot be replayed exactly
+runs eagerly and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.training.engines.capturer import Capturer, Step
+from mt2st_fast.training.engines.static_inputs import StaticInputs, UncapturableError, signature
+
+log = logging.getLogger("mt2st_fast")
+
+WARM_UP_STEPS = 3  # eager steps of a signature before its capture; lazy state is made in them
+MOST_GRAPHS = 8  # a phase's; each holds its inputs, and the driver's copy of its kernels
+MOST_SIGNATURES = 256  # counted in a phase; batches of ever new shapes are not worth counting
+
+
+class _Graph(NamedTuple):
+    inputs: StaticInputs
+    replay: Step
+
+
+class GraphedSteps:
+    """Runs the steps of one phase after another, as replays where that gives what the eager step gives.
+
+    step: the eager step. fingerprint: what a graph depends on beside the inputs (numbers of the optimizer,
+    frozen parameters); where it changes, another graph is made. after_failure: puts back what a capture that
+    was broken off has touched.
+    `verdict` says how the phase runs: "captured", "captured, except where ..." or "not captured: ...".
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any], Tensor],
+        device: torch.device,
+        capturer: Capturer,
+        fingerprint: Callable[[], Hashable],
+        after_failure: Callable[[], None],
+    ) -> None:
+        self._step, self._device, self._capturer = step, device, capturer
+        self._fingerprint, self._after_failure = fingerprint, after_failure
+        self._logged: set[str] = set()
+        self.enter_phase(None)
+
+    def enter_phase(self, obstacle: str | None) -> None:
+        """Let go of all graphs; with an `obstacle` every step of the phase is eager."""
+        self._capturer.release()
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: Counter[Hashable] = Counter()
+        self._declined: set[Hashable] = set()
+        self._reasons: list[str] = []
+        self._obstacle = obstacle
+        self.verdict = f"not captured: no batch shape has come more than {WARM_UP_STEPS} times"
+        if obstacle is not None:
+            self._give_reason(obstacle)
+
+    def __call__(self, micro_steps: Any) -> Tensor:
+        """Losses (K,) of one step."""
+        if self._obstacle is not None:
+            return self._step(micro_steps)
+        try:
+            key = (signature(micro_steps), self._fingerprint())
+        except UncapturableError as error:
+            self._give_reason(str(error))
+            return self._step(micro_steps)
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.inputs.copy_from(micro_steps)
+            return graph.replay()
+        if key in self._declined or not self._has_room(key):
+            return self._step(micro_steps)
+        self._seen[key] += 1
+        if self._seen[key] > WARM_UP_STEPS:
+            return self._captured(key, micro_steps)
+        if self._seen[key] < WARM_UP_STEPS:
+            return self._capturer.warm_up(lambda: self._step(micro_steps))
+        losses, obstacle = self._capturer.probe(lambda: self._step(micro_steps))
+        if obstacle is not None:
+            self._decline(key, obstacle)
+        return losses
+
+    def _has_room(self, key: Hashable) -> bool:
+        if len(self._graphs) >= MOST_GRAPHS:
+            self._give_reason(f"a phase holds {MOST_GRAPHS} graphs at most")
+            return False
+        return key in self._seen or len(self._seen) < MOST_SIGNATURES
+
+    def _captured(self, key: Hashable, micro_steps: Any) -> Tensor:
+        inputs = StaticInputs(micro_steps, self._device)
+        inputs.copy_from(micro_steps)
+        try:
+            replay = self._capturer.capture(lambda: self._step(inputs.value))
+        # Any error: an encoder is the user's code. If it is no matter of capturing, the eager step raises it.
+        except Exception as error:
+            # Random numbers go on from a fresh state, which the graphs so far do not share: make them again.
+            self._capturer.release()
+            self._graphs.clear()
+            self._after_failure()
+            self._decline(key, f"{type(error).__name__}: {_first_line(error)}")
+            return self._step(micro_steps)
+        self._graphs[key] = _Graph(inputs, replay)
+        self._update_verdict()
+        return replay()
+
+    def _decline(self, key: Hashable, reason: str) -> None:
+        self._declined.add(key)
+        self._give_reason(reason)
+
+    def _give_reason(self, reason: str) -> None:
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+            self._update_verdict()
+        if reason not in self._logged:
+            self._logged.add(reason)
+            log.warning("a training step is not captured as a CUDA graph: %s", reason)
+
+    def _update_verdict(self) -> None:
+        why = "; ".join(self._reasons)
+        if not self._graphs:
+            self.verdict = f"not captured: {why}"
+        else:
+            self.verdict = f"captured, except where: {why}" if why else "captured"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -1,0 +1,102 @@
+"""What a schedule may see of training, beside the moment: losses, gradients, and weights that are learnt.
+
+All of it is optional. A schedule of any class may have
+
+    observe(observation)                    called where losses are read, every `log_every` steps
+    wants_gradients = True                  observations then hold `gradients`
+    state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit
+
+Weights that are learnt: see `learnt_weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.model.open_tasks import features_and_mask
+from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.sources import Batch, to_device
+
+
+@dataclass(frozen=True)
+class TaskGradient:
+    """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none)."""
+
+    norm: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Mean losses by active task over the steps since the observation before, up to and including `step`.
+
+    gradients: of the unweighted losses, on the last step's batch with the encoder in evaluation mode; None where the
+    schedule does not want them, where a phase has just ended, and for batches without the main task.
+    """
+
+    step: int
+    losses: Mapping[str, float]
+    gradients: Mapping[str, TaskGradient] | None = None
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A schedule that sees losses."""
+
+    def observe(self, observation: Observation) -> None:
+        """Take note."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A schedule that remembers something from step to step."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What it remembers, JSON-able."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> object:
+        """Remember what `state_dict` gave."""
+        ...
+
+
+def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, TaskGradient] | None:
+    """Of all tasks with a head in the first batch that has the main task's targets; None where there is none."""
+    heads = parts.heads
+    found = next(((inputs, targets) for inputs, targets in batches if heads.main in targets), None)
+    if found is None:
+        return None
+    inputs, targets = (to_device(part, parts.device) for part in found)
+    was_training = parts.encoder.training
+    parts.encoder.eval()  # dropout would draw random numbers that training then misses
+    try:
+        with torch.no_grad(), parts.autocast():
+            features, mask = features_and_mask(parts.encoder(inputs))
+    finally:
+        parts.encoder.train(was_training)
+    present = [name for name in heads.active if name in targets]
+    gradients = {name: _gradient_on(features, mask, name, targets[name], parts) for name in present}
+    main = gradients[heads.main]
+    return {
+        name: TaskGradient(
+            float(gradient.norm()), float(nn.functional.cosine_similarity(gradient, main, dim=0))
+        )
+        for name, gradient in gradients.items()
+    }
+
+
+def _gradient_on(
+    features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
+) -> Tensor:
+    """(N * D,) float32 of one task's own loss."""
+    leaf = features.detach().requires_grad_()
+    with torch.enable_grad(), parts.autocast():
+        total = parts.heads(leaf, {name: target}, mask=mask).total
+        (gradient,) = torch.autograd.grad(total, leaf)
+    return gradient.float().flatten()

@@ -1,0 +1,374 @@
+"""One training run: its source, optimizer, phase, weights and history, and the step that moves them on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.compiling import compile_seconds
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
+from mt2st_fast.training.engines import Engine, StepParts, make_engines
+from mt2st_fast.training.engines.capturer import Capturer
+from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
+from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
+from mt2st_fast.training.learnt_weights import learnt_schedule
+from mt2st_fast.training.observations import (
+    Observation,
+    Observing,
+    Stateful,
+    task_gradients,
+)
+from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
+from mt2st_fast.training.optimizer_upkeep import (
+    FADE_STEPS,
+    drop_faded_moments,
+    put_on_device,
+    rate_as_set,
+    row_sparse_tables,
+    set_rate,
+)
+from mt2st_fast.training.phases import enter_phase
+from mt2st_fast.training.run_options import NonFiniteLossError, RunListener, RunOptions, description
+from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.sources import Batch, Source
+
+
+class Run:
+    """Training of an encoder and its heads on one source of batches, a step at a time.
+
+    `Trainer.begin` makes one. steps_done: optimizer steps so far. history: what happened; losses are in it once
+    `record` has read them.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: MultiTaskHeads,
+        options: RunOptions,
+        source: Source,
+        total_steps: int,
+        make_capturer: Callable[[], Capturer],
+        listener: RunListener,
+        resume: Checkpoint | None = None,
+    ) -> None:
+        self.encoder, self.heads, self.source = encoder, heads, source
+        self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
+        self.steps_done, self.history = 0, History(heads.main)
+        self._options, self._listener = options, listener
+        self._phase_active: tuple[str, ...] = ()  # the tasks that losses and weights (K,) are of
+        self._weight_values: list[float] = []
+        self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
+        self._interval_seconds = 0.0  # spent in steps since the last record
+        self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
+        self._learnt = learnt_schedule(options.schedule)
+        heads.set_active(heads.names if resume is None else self._stored_active(resume))
+        self._parts = self._make_parts()
+        self._engines = make_engines(self._parts, make_capturer)
+        self._engine: Engine = self._engines[-1]
+        if resume is not None:
+            self._restore(resume)
+        if options.graph and options.own_optimizer:
+            put_on_device(self._parts.optimizer, options.device)
+        # After restoring, which puts other tensors into the optimizer's state.
+        self._fused_tables = row_sparse_tables(encoder) if options.fuse_backward else []
+        if self._fused_tables:
+            self._fuse()
+        self._learning_rate: float = self._parts.optimizer.param_groups[0]["initial_lr"]
+        if self._phase_active:
+            self._choose_engine()
+
+    # --- what moves it on -------------------------------------------------------------------------------
+
+    @property
+    def moment(self) -> Moment:
+        """The step at hand, counted from 0."""
+        return Moment(self.steps_done, self.steps_per_epoch, self.total_steps)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What steps the parameters."""
+        return self._parts.optimizer
+
+    def step(self) -> Tensor:
+        """One optimizer step on the source's next batches, entering a phase first where one is due.
+
+        Returns the losses (K,) of the active tasks, on the device: nothing here waits for it.
+        """
+        self._enter_phase_if_due()
+        # What a first call compiles is no part of a step.
+        started, compiled = time.perf_counter(), compile_seconds()
+        losses = self._take_step(self.source.next_step())
+        self._interval_seconds += time.perf_counter() - started - (compile_seconds() - compiled)
+        return losses
+
+    def record(self, *, after_step: bool = True) -> None:
+        """Read the losses since the last record: the one place that waits for the device.
+
+        Raises NonFiniteLossError naming task and step.
+        """
+        if not self._unread_losses:
+            return
+        started = time.perf_counter()
+        losses_mk = torch.stack(self._unread_losses).double().cpu()
+        self._interval_seconds += time.perf_counter() - started
+        steps = len(losses_mk)
+        self._check_finite(losses_mk)
+        self._read_learnt_weights()
+        means = dict(zip(self._phase_active, losses_mk.mean(0).tolist(), strict=True))
+        weights = dict(zip(self._phase_active, self._weight_values, strict=True))
+        record = StepRecord(
+            step=self.steps_done,
+            epoch=self.steps_done / self.steps_per_epoch,
+            total=sum(weights[name] * means[name] for name in means),
+            losses=means,
+            weights=weights,
+            learning_rate=rate_as_set(self.optimizer.param_groups[0], self._learning_rate),
+            step_ms=1e3 * self._interval_seconds / steps,
+            train_seconds=self.history.train_seconds + self._interval_seconds,
+        )
+        self._unread_losses, self._interval_seconds = [], 0.0
+        self.history.steps.append(record)
+        self._observe(means, after_step)
+        self._listener.on_record(record)
+
+    def note_evaluation(self, metrics: dict[str, float]) -> Evaluation:
+        """Enter what was measured on held-out batches after the steps so far."""
+        epoch = self.steps_done / self.steps_per_epoch
+        evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
+        self.history.evaluations.append(evaluation)
+        return evaluation
+
+    def close(self) -> None:
+        """Have the backward pass make gradients again, as before the run."""
+        unfuse(self._fused_tables)
+
+    # --- one step ---------------------------------------------------------------------------------------
+
+    def _take_step(self, micro_steps: list[list[Batch]]) -> Tensor:
+        wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
+        engine = self._engine
+        if (reason := engine.declines(wanted)) is not None:
+            self._note_decline(engine, reason)
+            engine = self._engines[-1]
+        losses = engine(wanted)
+        self._note_graph()
+        self._unread_losses.append(losses)
+        self._last_step = wanted if getattr(self._options.schedule, "wants_gradients", False) else None
+        self.steps_done += 1
+        if self._options.device.type == "cpu" and self.steps_done % FADE_STEPS == 0:
+            drop_faded_moments(self.optimizer)
+        return losses
+
+    def _with_active_targets(self, batch: Batch) -> Batch:
+        """A batch without the labels of retired tasks."""
+        inputs, targets = batch
+        wanted = {name: targets[name] for name in self.heads.active if name in targets}
+        if not wanted:
+            raise InputError(
+                f"a batch at step {self.steps_done} has no target of an active task "
+                f"({', '.join(self.heads.active)}); it has {', '.join(targets) or 'none'}"
+            )
+        self.heads.check_together(wanted)
+        return inputs, wanted
+
+    # --- phases -----------------------------------------------------------------------------------------
+
+    def _enter_phase_if_due(self) -> None:
+        moment = self.moment
+        main, *auxiliary = self.heads.names
+        weights = self._options.schedule.task_weights(moment, main, auxiliary)
+        active = tuple(name for name in self.heads.active if name in weights)
+        if active != self._phase_active:
+            enter_phase(active, self.heads, self.optimizer, self.source)
+            self.record(after_step=False)
+            self._phase_active = active
+            self.history.phases.append(PhaseRecord(self.steps_done, active))
+            self._choose_engine()
+            self._listener.on_phase(self.history.phases[-1])
+        self._set_weights([weights[name] for name in active])
+        self._set_learning_rate(moment)
+
+    def _choose_engine(self) -> None:
+        """The first engine that nothing stands against takes the phase; the record of the phase says why."""
+        passed_over: dict[str, str] = {}
+        for engine in self._engines:
+            engine.enter_phase()
+        for engine in self._engines:
+            obstacle = engine.obstacle()
+            if obstacle is None:
+                break
+            passed_over[engine.name] = obstacle
+        self._engine = engine
+        self._note(engine=engine.name, passed_over=passed_over)
+        self._note_graph()
+
+    def _note_decline(self, engine: Engine, reason: str) -> None:
+        passed_over = self.history.phases[-1].passed_over
+        if engine.name not in passed_over:
+            self._note(passed_over={**passed_over, engine.name: f"in some steps: {reason}"})
+
+    def _note_graph(self) -> None:
+        for engine in self._engines:
+            if isinstance(engine, CudaGraphSteps) and self.history.phases[-1].graph != engine.verdict:
+                self._note(graph=engine.verdict)
+
+    def _note(self, **known: Any) -> None:
+        self.history.phases[-1] = replace(self.history.phases[-1], **known)
+
+    def _set_weights(self, values: list[float]) -> None:
+        if self._learnt is not None or values == self._weight_values:
+            return
+        fresh = torch.tensor(values, dtype=torch.float32)
+        if len(values) == len(self._weight_values):
+            self._parts.weights_k.copy_(fresh, non_blocking=True)
+        else:
+            self._parts.weights_k = fresh.to(self._options.device)
+        self._weight_values = values
+
+    def _set_learning_rate(self, moment: Moment) -> None:
+        if self._options.lr_decay == "none":
+            return
+        remaining = 1.0 - moment.step / moment.total_steps
+        for group in self.optimizer.param_groups:
+            set_rate(group, group["initial_lr"] * remaining)
+        self._learning_rate = self.optimizer.param_groups[0]["initial_lr"] * remaining
+
+    # --- what the schedule sees -------------------------------------------------------------------------
+
+    def _observe(self, losses: dict[str, float], after_step: bool) -> None:
+        schedule, gradients = self._options.schedule, None
+        if not isinstance(schedule, Observing):
+            return
+        if after_step and self._last_step is not None:
+            gradients = task_gradients(
+                self._parts, [batch for batches in self._last_step for batch in batches]
+            )
+        schedule.observe(Observation(self.steps_done, losses, gradients))
+
+    def _read_learnt_weights(self) -> None:
+        if self._learnt is not None:
+            with torch.no_grad():
+                self._weight_values = self._parts.weights().tolist()
+
+    # --- begin, save, resume ----------------------------------------------------------------------------
+
+    def _make_parts(self) -> StepParts:
+        options = self._options
+        modules = self._modules().values()
+        trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+        # An encoder may hold the heads as well: they are trained once.
+        optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+        return StepParts(
+            encoder=self.encoder,
+            heads=self.heads,
+            learnt=self._learnt,
+            optimizer=optimizer,
+            scaler=torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16"),
+            weights_k=torch.empty(0, dtype=torch.float32, device=options.device),
+            device=options.device,
+            precision=options.precision,
+            clip_norm=options.clip_norm,
+            lr_changes=options.lr_decay != "none",
+            graph=options.graph,
+            fuse_backward=options.fuse_backward,
+            fixed_batches=self.source.fixed_batches,
+        )
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """What has parameters, by the names that a checkpoint gives it."""
+        learnt = {} if self._learnt is None else {"schedule": self._learnt}
+        return {"encoder": self.encoder, "heads": self.heads, **learnt}
+
+    def _fuse(self) -> None:
+        if not isinstance(self.optimizer, RowSparseOptimizer):
+            raise ValueError(
+                "fuse_backward needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not "
+                f"{type(self.optimizer).__name__}"
+            )
+        self.optimizer.fuse(table for table in self._fused_tables if table.requires_grad)
+
+    def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
+        run = self._description()
+        for key, value in stored.state["run"].items():
+            if run[key] != value:
+                raise InputError(f"the checkpoint was made with {key} {value}, this run has {run[key]}")
+        return tuple(stored.state["active"])
+
+    def _restore(self, stored: Checkpoint) -> None:
+        state, device = stored.state, self._options.device
+        stored.restore_modules(self._modules())
+        stored.restore_optimizer(self.optimizer)
+        self._parts.scaler.load_state_dict(state["scaler"])
+        self.steps_done = state["step"]
+        self.history = History.from_json(state["history"])
+        self._phase_active = tuple(state["phase_active"])
+        # A run that is stopped between two records goes on to the very record it would have made.
+        self._unread_losses = [
+            torch.tensor(k, dtype=torch.float32, device=device) for k in state["unread_losses"]
+        ]
+        self._interval_seconds = state["interval_seconds"]
+        self._weight_values = state["weights"]
+        self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
+        if self._phase_active:
+            self.source.enter_phase(self._phase_active)
+        self.source.restore(state["source"])
+        if self._remembers(self._options.schedule):
+            self._options.schedule.load_state_dict(state["schedule"])  # type: ignore[attr-defined]
+        stored.restore_random_states()
+
+    def save(self, path: Path) -> None:
+        """Write all that a resumed run goes on from. Raises NonFiniteLossError rather than keep a broken state."""
+        if self._unread_losses:
+            self._check_finite(torch.stack(self._unread_losses))
+        self._read_learnt_weights()
+        schedule = self._options.schedule
+        state = {
+            "run": self._description(),
+            "step": self.steps_done,
+            "active": self.heads.active,
+            "phase_active": self._phase_active,
+            "scaler": self._parts.scaler.state_dict(),
+            "history": self.history.to_json(),
+            "source": self.source.state(),
+            "weights": self._weight_values,
+            "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],
+            "interval_seconds": self._interval_seconds,
+            "schedule": dict(schedule.state_dict()) if self._remembers(schedule) else None,  # type: ignore[attr-defined]
+        }
+        save_checkpoint(path, self._modules(), self.optimizer, state)
+
+    def _remembers(self, schedule: Schedule) -> bool:
+        """Whether a schedule has a state that is not tensors: a module's stands among the modules."""
+        return self._learnt is None and isinstance(schedule, Stateful)
+
+    def _description(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its resumption."""
+        return {
+            "tasks": ", ".join(self.heads.names),
+            "schedule": description(self._options.schedule),
+            "steps": self.total_steps,
+            "steps an epoch": self.steps_per_epoch,
+            "accumulate": self._options.accumulate,
+            "precision": self._options.precision,
+        }
+
+    def _check_finite(self, losses_mk: Tensor) -> None:
+        """Raises NonFiniteLossError if one of the last M steps' losses is not a number to go on with."""
+        if torch.isfinite(losses_mk).all():
+            return
+        first_step = self.steps_done - len(losses_mk)
+        m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
+        raise NonFiniteLossError(
+            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m}: "
+            f"lower lr ({self._options.lr}), set clip_norm, or look for bad values in its inputs and targets"
+        )

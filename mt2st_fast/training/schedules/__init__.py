@@ -1,0 +1,39 @@
+"""Which tasks are active at a step, and what they weigh: a family of schedules a file.
+
+A new one is one file here: a class with `task_weights`, and a `STRATEGY` that makes it known to the command line.
+"""
+
+from mt2st_fast.training.schedules.base import Moment, PerTask, Schedule, Unit
+from mt2st_fast.training.schedules.diminish import Diminish
+from mt2st_fast.training.schedules.diminish_then_switch import DiminishThenSwitch
+from mt2st_fast.training.schedules.multi_task import MultiTask
+from mt2st_fast.training.schedules.single_task import SingleTask
+from mt2st_fast.training.schedules.squaring_decay import SquaringDecay
+from mt2st_fast.training.schedules.strategy import (
+    RunFacts,
+    Strategy,
+    StrategyOption,
+    find_strategy,
+    strategies,
+    strategy_options,
+)
+from mt2st_fast.training.schedules.switch import Switch
+
+__all__ = [
+    "Diminish",
+    "DiminishThenSwitch",
+    "Moment",
+    "MultiTask",
+    "PerTask",
+    "RunFacts",
+    "Schedule",
+    "SingleTask",
+    "SquaringDecay",
+    "Strategy",
+    "StrategyOption",
+    "Switch",
+    "Unit",
+    "find_strategy",
+    "strategies",
+    "strategy_options",
+]

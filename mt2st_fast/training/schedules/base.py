@@ -1,0 +1,84 @@
+"""What every schedule is built on: the moment, the protocol, per-task values and their checks.
+
+A schedule is a pure function of the moment, so a resumed run needs nothing but the step number; one that sees losses
+and remembers them says so (see `training/observations.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol
+
+PerTask = float | Mapping[str, float]
+Unit = Literal["epoch", "step"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a run, counted from 0."""
+
+    step: int
+    steps_per_epoch: int
+    total_steps: int
+
+    def time(self, unit: Unit) -> float:
+        """t in fractions of an epoch, or in steps."""
+        return self.step / self.steps_per_epoch if unit == "epoch" else float(self.step)
+
+
+class Schedule(Protocol):
+    """Anything with `task_weights` can be a schedule."""
+
+    def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
+        """Weight by active task, main task first; a task that is left out has retired for good."""
+        ...
+
+
+class AuxiliaryWeights:
+    """A schedule that keeps the main task at weight 1 and says what an auxiliary task weighs."""
+
+    def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
+        """Weight by active task, main task first; a retired task is left out."""
+        self._check_tasks(auxiliary)
+        result = {main: 1.0}
+        for task in auxiliary:
+            weight = self.auxiliary_weight(moment, task)
+            if weight is not None:
+                result[task] = weight
+        return result
+
+    def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
+        """Weight of one auxiliary task, None once it has retired."""
+        raise TypeError(f"{type(self).__name__} must say what an auxiliary task weighs")
+
+    def _check_tasks(self, auxiliary: Sequence[str]) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, AuxiliaryWeights):
+                value._check_tasks(auxiliary)
+            unknown = [t for t in value if t not in auxiliary] if isinstance(value, Mapping) else []
+            if unknown:
+                raise ValueError(
+                    f"{field.name} names {unknown[0]}, which is no auxiliary task; there are {', '.join(auxiliary)}"
+                )
+
+
+def value_of(value: PerTask, task: str, default: float) -> float:
+    """A task's own value; `default` for a task that a mapping does not name."""
+    return float(value.get(task, default)) if isinstance(value, Mapping) else float(value)
+
+
+def check(name: str, value: PerTask | None, low: float, high: float = math.inf) -> None:
+    """Raises ValueError, naming the field, for a value that is not finite or not within [low, high]."""
+    values = value.values() if isinstance(value, Mapping) else [] if value is None else [value]
+    for v in values:
+        if not (math.isfinite(v) and low <= v <= high):
+            raise ValueError(f"{name} must lie in [{low}, {high}], not {v}")
+
+
+def check_unit(unit: str) -> None:
+    """Raises ValueError for what is no unit of time."""
+    if unit not in ("epoch", "step"):
+        raise ValueError(f"unit must be epoch or step, not {unit}")

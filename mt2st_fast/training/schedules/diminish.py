@@ -1,0 +1,78 @@
+"""Diminish (MT2ST, arXiv 2406.18038): auxiliary weights decay exponentially."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.schedules.base import (
+    AuxiliaryWeights,
+    Moment,
+    PerTask,
+    Unit,
+    check,
+    check_unit,
+    value_of,
+)
+from mt2st_fast.training.schedules.strategy import (
+    AUX_WEIGHT,
+    FLOOR,
+    SWITCH_AT,
+    RunFacts,
+    Strategy,
+    StrategyOption,
+    required,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diminish(AuxiliaryWeights):
+    """weight = gamma * exp(-eta * t^nu); under `floor` the task retires (arXiv 2406.18038, Diminish)."""
+
+    eta: PerTask
+    gamma: PerTask = 1.0
+    nu: PerTask = 1.0
+    floor: PerTask = 1e-3
+    unit: Unit = "epoch"
+
+    def __post_init__(self) -> None:
+        for name in ("eta", "gamma", "floor"):
+            check(name, getattr(self, name), 0.0)
+        check("nu", self.nu, 0.0, 10.0)
+        check_unit(self.unit)
+
+    def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
+        """The decayed weight; t = 0 gives gamma."""
+        eta = value_of(self.eta, task, 0.0)
+        t = moment.time(self.unit)
+        exponent = eta * min(t, 1e30) ** value_of(self.nu, task, 1.0) if t > 0 else 0.0
+        weight = value_of(self.gamma, task, 1.0) * math.exp(-exponent)
+        return weight if weight >= value_of(self.floor, task, 1e-3) else None
+
+
+def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
+    """eta None: the weight falls under the floor where Switch would retire the task."""
+    gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
+    eta = values["eta"]
+    if eta is None:
+        switch_at = required(values, "switch_at")
+        if not 0.0 < floor < gamma or switch_at <= 0.0:
+            raise InputError(
+                f"diminish needs 0 < floor ({floor}) < aux-weight ({gamma}) and a positive "
+                f"switch-at ({switch_at}) to find its decay; set those, or give eta"
+            )
+        # Solve gamma * exp(-eta t^nu) = floor for t = switch_at * epochs.
+        eta = math.log(gamma / floor) / (switch_at * facts.epochs) ** nu
+    return Diminish(eta=eta, gamma=gamma, nu=nu, floor=floor)
+
+
+OPTIONS = (
+    StrategyOption("eta", "decay an epoch; by default the floor falls on --switch-at", None),
+    StrategyOption("nu", "exponent of time", 1.0, low=0.0),
+    AUX_WEIGHT,
+    FLOOR,
+    SWITCH_AT,
+)
+STRATEGY = Strategy("diminish", "weights decay exponentially, down to the floor", build, OPTIONS)

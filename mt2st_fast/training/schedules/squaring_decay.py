@@ -1,0 +1,44 @@
+"""Squaring decay: what the published code of MT2ST (arXiv 2406.18038) does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mt2st_fast.training.schedules.base import (
+    AuxiliaryWeights,
+    Moment,
+    PerTask,
+    Unit,
+    check,
+    check_unit,
+    value_of,
+)
+from mt2st_fast.training.schedules.strategy import FLOOR, Strategy, StrategyOption, required
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaringDecay(AuxiliaryWeights):
+    """weight = alpha^(2^t): the weight is squared every unit of time; under `floor` the task retires."""
+
+    alpha: PerTask = 0.95
+    floor: PerTask = 1e-3
+    unit: Unit = "epoch"
+
+    def __post_init__(self) -> None:
+        check("alpha", self.alpha, 0.0, 1.0)
+        check("floor", self.floor, 0.0)
+        check_unit(self.unit)
+
+    def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
+        """The decayed weight; t = 0 gives alpha."""
+        # 2^1024 overflows a float; alpha^(2^64) is 0 long before, or 1 for alpha = 1.
+        weight = value_of(self.alpha, task, 0.95) ** (2.0 ** min(moment.time(self.unit), 64.0))
+        return weight if weight >= value_of(self.floor, task, 1e-3) else None
+
+
+STRATEGY = Strategy(
+    "squaring",
+    "the weight is squared every epoch, down to the floor",
+    lambda values, facts: SquaringDecay(alpha=required(values, "alpha"), floor=required(values, "floor")),
+    (StrategyOption("alpha", "the weight that is squared every epoch", 0.95, low=0.0, high=1.0), FLOOR),
+)

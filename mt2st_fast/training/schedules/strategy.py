@@ -1,0 +1,124 @@
+"""A schedule as the command line knows it: its name, its options, and how they become a schedule.
+
+A file in this package that has a `STRATEGY` is found by `strategies()`: nothing else need name it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.schedules.base import Schedule
+
+
+@dataclass(frozen=True)
+class StrategyOption:
+    """A number that a strategy takes, `--name` on the command line; `low` and `high` are its inclusive limits.
+
+    default None: the strategy finds a value itself where none is given, and `help` says which.
+    """
+
+    name: str
+    help: str
+    default: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def flag(self) -> str:
+        """What a user writes."""
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a strategy may know of the run that it is built for."""
+
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """name: what `--strategy` takes. build: the schedule from all options' values, by name, and the run's facts.
+
+    `build` raises InputError for values that do not go together.
+    """
+
+    name: str
+    help: str
+    build: Callable[[Mapping[str, float | None], RunFacts], Schedule]
+    options: tuple[StrategyOption, ...] = ()
+
+    def make(self, given: Mapping[str, float], facts: RunFacts) -> Schedule:
+        """The schedule for the options that were given. Raises InputError for one that this strategy does not take."""
+        known = {option.name: option for option in self.options}
+        for name in given:
+            if name not in known:
+                flags = ", ".join(option.flag for option in self.options) or "no option"
+                raise InputError(
+                    f"strategy {self.name} takes no --{name.replace('_', '-')}; it takes {flags}"
+                )
+        return self.build({name: given.get(name, option.default) for name, option in known.items()}, facts)
+
+
+def required(values: Mapping[str, float | None], name: str) -> float:
+    """The value of an option that has a default. Raises InputError where there is none all the same."""
+    value = values[name]
+    if value is None:
+        raise InputError(f"--{name.replace('_', '-')} needs a value")
+    return value
+
+
+# Options that several strategies share, in one place each.
+AUX_WEIGHT = StrategyOption("aux_weight", "weight of an auxiliary task at first", 1.0, low=0.0)
+SWITCH_AT = StrategyOption(
+    "switch_at", "fraction of the run at which auxiliary tasks retire", 0.6, low=0.0, high=1.0
+)
+FLOOR = StrategyOption("floor", "an auxiliary task whose weight falls under this retires", 1e-3, low=0.0)
+
+
+@cache
+def strategies() -> dict[str, Strategy]:
+    """All strategies by name. Raises ValueError where two files claim a name or mean two things by one option."""
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    modules = [
+        importlib.import_module(f"{package.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(package.__path__)
+    ]
+    return _by_name([module.STRATEGY for module in modules if hasattr(module, "STRATEGY")])
+
+
+def _by_name(found: list[Strategy]) -> dict[str, Strategy]:
+    by_name: dict[str, Strategy] = {}
+    options: dict[str, StrategyOption] = {}
+    for strategy in found:
+        if strategy.name in by_name:
+            raise ValueError(f"two schedules call themselves {strategy.name}")
+        by_name[strategy.name] = strategy
+        for option in strategy.options:
+            if options.setdefault(option.name, option) != option:
+                raise ValueError(f"{strategy.name} declares {option.flag} otherwise than another strategy")
+    return by_name
+
+
+def find_strategy(name: str) -> Strategy:
+    """Raises InputError, with all names, for one that there is not."""
+    found = strategies()
+    if name not in found:
+        raise InputError(f"unknown strategy {name}; there are {', '.join(found)}")
+    return found[name]
+
+
+def strategy_options() -> dict[str, tuple[StrategyOption, tuple[str, ...]]]:
+    """Every option by name, with the names of the strategies that take it."""
+    taken_by: dict[str, tuple[str, ...]] = {}
+    options: dict[str, StrategyOption] = {}
+    for strategy in strategies().values():
+        for option in strategy.options:
+            options[option.name] = option
+            taken_by[option.name] = (*taken_by.get(option.name, ()), strategy.name)
+    return {name: (option, taken_by[name]) for name, option in options.items()}

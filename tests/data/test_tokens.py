@@ -1,0 +1,82 @@
+"""The container of text: what it holds, what it refuses, and how it is renumbered."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mt2st_fast.data import Tokens, Vocabulary
+from mt2st_fast.errors import InputError
+
+TEXT = [["b", "a", "b"], [], ["c"]]
+
+
+def test_words_are_numbered_by_falling_count_then_alphabetically() -> None:
+    text = Tokens.of(TEXT)
+    assert text.vocabulary.words == ["b", "a", "c"]
+    assert text.vocabulary.counts.tolist() == [2, 1, 1]
+    assert (text.ids.tolist(), text.bounds.tolist(), text.n_units) == ([0, 1, 0, 2], [0, 3, 3, 4], 3)
+    assert (text.ids.dtype, text.bounds.dtype) == (np.int32, np.int64)
+    assert Tokens.of([["A", "a"]], lower=True).vocabulary.words == ["a"]
+    assert Tokens.of([]).n_units == 0
+
+
+def test_words_outside_a_vocabulary_are_missing_and_may_be_dropped() -> None:
+    vocabulary = Vocabulary(["a", "b"], [5, 1])
+    text = Tokens.of(TEXT, vocabulary)
+    assert text.ids.tolist() == Tokens.of(TEXT).in_vocabulary(vocabulary).ids.tolist() == [1, 0, 1, -1]
+    kept = text.without_missing()
+    assert (kept.ids.tolist(), kept.bounds.tolist()) == ([1, 0, 1], [0, 3])
+    assert text.in_vocabulary(Vocabulary(["b"], [1])).ids.tolist() == [0, -1, 0, -1]
+
+
+def test_the_same_ids_are_not_copied() -> None:
+    text = Tokens.of(TEXT)
+    assert text.in_vocabulary(Vocabulary(["b", "a", "c", "d"], [1, 1, 1, 1])).ids is text.ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "bounds"),
+    [
+        ([0, 3], [0, 2]),
+        ([0, -2], [0, 2]),
+        ([0, 1], [0, 1]),
+        ([0, 1], [1, 2]),
+        ([0, 1], [0, 2, 1, 2]),
+        ([0, 1], []),
+    ],
+)
+def test_numbers_that_kernels_must_not_see_are_refused(ids: list[int], bounds: list[int]) -> None:
+    vocabulary = Vocabulary(["a", "b", "c"], [1, 1, 1])
+    with pytest.raises(ValueError, match=r"outside the vocabulary|bounds"):
+        Tokens(np.array(ids, np.int32), np.array(bounds, np.int64), vocabulary)
+    with pytest.raises(ValueError, match="int32"):
+        Tokens(np.array([0], np.int64), np.array([0, 1]), vocabulary)
+
+
+@pytest.mark.parametrize(("sentences", "message"), [(["a b"], "split it"), ([["a", 3]], "not 3")])
+def test_what_is_no_list_of_words_is_named(sentences: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Tokens.of(sentences)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1],
+        {"words": ["a"]},
+        {"words": ["a"], "counts": [1, 2]},
+        {"words": ["a", "a"], "counts": [1, 2]},
+        {"words": ["a"], "counts": [-1]},
+        {"words": ["a"], "counts": [1.5]},
+        {"words": [1], "counts": [1]},
+        {"words": "a", "counts": 1},
+        {"words": ["a"], "counts": [1 << 70]},
+    ],
+)
+def test_a_damaged_vocabulary_is_named(content: object, tmp_path) -> None:
+    (tmp_path / "v.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"v\.json: is not a vocabulary"):
+        Vocabulary.load(tmp_path / "v.json")

@@ -1,0 +1,166 @@
+"""Compiled kernels are kept for the sources that they were made from, need not be kept, and say when they compile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import mt2st_fast.kernels.machine as machine_package
+from mt2st_fast.compiling import compile_seconds, on_compile
+from mt2st_fast.kernels.machine import cache, compiling
+
+MACHINE = Path(machine_package.__file__).parent
+
+HELPER = """
+from ..machine.jit import helper
+
+@helper
+def factor(x):
+    return {factor} * x
+"""
+KERNEL = """
+from ..machine.jit import Kernel, entry
+from .helper import factor
+
+@entry
+def scaled(x):
+    return factor(x)
+
+def _total(values):
+    total = 0.0
+    for value in values:
+        total += factor(value)
+    return total
+
+total = Kernel(_total)
+"""
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A small package with this one's machine room and a kernel of its own; runs programs in it."""
+    package = tmp_path / "house"
+    shutil.copytree(MACHINE, package / "machine", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "room").mkdir()
+    for folder in (package, package / "room"):
+        (folder / "__init__.py").touch()
+    (package / "room" / "kernel.py").write_text(KERNEL)
+
+    def run(factor: float, cache_folder: Path) -> str:
+        (package / "room" / "helper.py").write_text(HELPER.format(factor=factor))
+        program = textwrap.dedent("""
+            import numpy as np
+            from house.machine.compiling import clock
+            from house.room.kernel import scaled, total
+            print(scaled(2.0), total(np.ones(3), parallel=False), len(heard))
+        """)
+        heard = (
+            "from house.machine.compiling import clock\nheard = []\nclock._listeners.append(heard.append)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", heard + program],
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(cache_folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip() + done.stderr
+
+    return run
+
+
+def test_a_changed_helper_is_compiled_anew_and_an_unchanged_one_is_not(house, tmp_path):
+    kept = tmp_path / "kept"
+    assert house(3.0, kept) == "6.0 9.0 2"
+    assert house(3.0, kept) == "6.0 9.0 0"  # loaded
+    # The kernel's own file is as it was: Numba's cache would hand out what it knows.
+    assert house(5.0, kept) == "10.0 15.0 2"
+    assert house(3.0, kept) == "6.0 9.0 0"  # the older folder is still there
+
+
+def test_without_a_folder_it_computes_and_says_so_once(house, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("a file where a folder should be")
+    said = house(3.0, taken)
+    assert said.startswith("6.0 9.0 2")
+    assert said.count("compiled kernels cannot be kept in") == 1
+    assert "set NUMBA_CACHE_DIR to a folder that can be written" in said
+
+
+def test_folders_that_nobody_used_for_long_go(tmp_path):
+    now, long_ago = time.time(), time.time() - cache.UNUSED_SECONDS - 60
+    for name, when in (("current", long_ago), ("recent", now), ("old", long_ago)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / cache._STAMP).touch()
+        os.utime(tmp_path / name / cache._STAMP, (when, when))
+    (tmp_path / "other").mkdir()  # not one of ours
+    cache._remove_unused(tmp_path, tmp_path / "current")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "other", "recent"]
+
+
+def test_the_clock_counts_what_is_outermost_and_tells_who_listens(caplog):
+    clock = compiling.CompileClock()
+    heard = []
+    with clock.listening(heard.append):
+        clock.start("outer")
+        clock.start("helper")
+        time.sleep(0.02)
+        clock.stop()
+        clock.stop()
+    assert heard == ["outer"]
+    assert 0.02 <= clock.seconds < 0.2
+    clock.start(None)  # loaded from where it was kept: nothing to say
+    clock.stop()
+    assert caplog.messages == []
+    for _ in range(2):
+        clock.start("outer")
+        clock.stop()
+    assert len(caplog.messages) == 1
+    assert "compiling kernels for this machine, once" in caplog.messages[0]
+
+
+def test_the_package_has_one_clock():
+    before, heard = compile_seconds(), []
+    with on_compile(heard.append):
+        compiling.clock.start("kernel")
+        compiling.clock.stop()
+    assert heard == ["kernel"]
+    assert compile_seconds() > before
+
+
+STARTS = {
+    "import": "import mt2st_fast",
+    "help": "from mt2st_fast.cli import main; main(['--help'])",
+    "info": "from mt2st_fast.cli import main; main(['info'])",
+    "prepare": "from mt2st_fast.cli import main; main('prepare text.txt --out t.tokens --min-count 1'.split())",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_starting_loads_no_compiler(start, tmp_path):
+    (tmp_path / "text.txt").write_text("a b a\n" * 10)
+    program = f"""
+        import sys
+        try:
+            {STARTS[start]}
+        except SystemExit as left:
+            assert left.code == 0
+        print([name for name in ("numba", "triton", "torch._dynamo", "torch._inductor") if name in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

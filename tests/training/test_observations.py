@@ -1,0 +1,179 @@
+"""Schedules that see losses and gradients, or learn their weights: written by a user, resumed bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import Callback, Trainer
+from mt2st_fast.training.observations import Observation
+
+
+class DynamicAverage:
+    """Weights by how much slower a task's loss falls than before (Liu et al. 2019, section 3.3)."""
+
+    def __init__(self, temperature: float = 2.0) -> None:
+        self.temperature, self.losses = temperature, []
+
+    def task_weights(self, moment, main, auxiliary):
+        names = [main, *auxiliary]
+        if len(self.losses) < 2:
+            return dict.fromkeys(names, 1.0)
+        before, now = self.losses[-2:]
+        raw = torch.tensor([now[name] / before[name] for name in names], dtype=torch.float64)
+        shares = torch.softmax(raw / self.temperature, dim=0) * len(names)
+        return dict(zip(names, shares.tolist(), strict=True))
+
+    def observe(self, observation):
+        self.losses.append(dict(observation.losses))
+
+    def state_dict(self):
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state):
+        self.losses = list(state["losses"])
+
+
+class LetGoOfOpponents:
+    """A task retires once its gradient points away from the main task's in two observations."""
+
+    wants_gradients = True
+
+    def __init__(self, least_cosine: float) -> None:
+        self.least_cosine, self.against, self.seen = least_cosine, {}, []
+
+    def task_weights(self, moment, main, auxiliary):
+        return {main: 1.0} | {name: 1.0 for name in auxiliary if self.against.get(name, 0) < 2}
+
+    def observe(self, observation):
+        self.seen.append(observation)
+        for name, gradient in (observation.gradients or {}).items():
+            self.against[name] = self.against.get(name, 0) + (gradient.cosine < self.least_cosine)
+
+    def state_dict(self):
+        return {"against": self.against}
+
+    def load_state_dict(self, state):
+        self.against = dict(state["against"])
+
+
+class Uncertainty(nn.Module):
+    """exp(-s_k) L_k + s_k / 2, with s_k learnt (Kendall et al. 2018, equation 10)."""
+
+    def __init__(self, names) -> None:
+        super().__init__()
+        self.s = nn.ParameterDict({name.replace(".", "_"): nn.Parameter(torch.zeros(())) for name in names})
+
+    def _of(self, active):
+        return torch.stack([self.s[name.replace(".", "_")] for name in active])
+
+    def task_weights(self, moment, main, auxiliary):
+        names = [main, *auxiliary] if moment.step < 16 else [main]
+        return dict.fromkeys(names, 1.0)
+
+    def weights(self, active):
+        return torch.exp(-self._of(active))
+
+    def penalty(self, active):
+        return self._of(active).sum() / 2
+
+
+SCHEDULES = {
+    "losses": DynamicAverage,
+    "gradients": lambda: LetGoOfOpponents(2.0),  # everybody is an opponent: they go at the third record
+    "learnt": lambda: Uncertainty(("tag", "feats.Number", "score")),
+}
+
+
+def make(toy, schedule, *callbacks):
+    torch.manual_seed(5)
+    return Trainer(
+        toy.encoder(dropout=0.2),
+        toy.heads(),
+        schedule=schedule,
+        log_every=4,
+        callbacks=callbacks,
+        device="cpu",
+    )
+
+
+def state_of(trainer):
+    modules = [trainer.encoder, trainer.heads]
+    modules += [trainer.schedule] if isinstance(trainer.schedule, nn.Module) else []
+    return [value.clone() for module in modules for value in module.state_dict().values()]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("stop", [3, 9, 17])
+def test_a_resumed_run_ends_with_the_same_bits(toy, name, stop, tmp_path):
+    class Stop(Callback):
+        def on_step(self, trainer):
+            trainer.stop_requested = trainer.step == stop
+
+    whole = make(toy, SCHEDULES[name]())
+    history = whole.fit(toy.batches(6), epochs=4)
+    path = tmp_path / "checkpoint"
+    make(toy, SCHEDULES[name](), Stop()).fit(toy.batches(6), epochs=4, checkpoint=path)
+    resumed = make(toy, SCHEDULES[name]())
+    assert resumed.fit(toy.batches(6), epochs=4, checkpoint=path, resume=True) == history
+    assert all(torch.equal(a, b) for a, b in zip(state_of(resumed), state_of(whole), strict=True))
+
+
+def test_weights_follow_the_losses(toy):
+    trainer = make(toy, DynamicAverage())
+    history = trainer.fit(toy.batches(6), epochs=4)
+    seen = trainer.schedule.losses
+    assert [record.losses for record in history.steps] == seen
+    assert history.steps[0].weights == {"tag": 1.0, "feats.Number": 1.0, "score": 1.0}
+    later = history.steps[-1].weights
+    assert len(set(later.values())) == 3
+    assert sum(later.values()) == pytest.approx(3.0)
+
+
+def test_gradients_are_those_of_the_tasks_alone(toy):
+    trainer = make(toy, LetGoOfOpponents(-2.0))
+    trainer.fit(toy.batches(4), epochs=2)
+    observations: list[Observation] = trainer.schedule.seen
+    assert [o.step for o in observations] == [4, 8]
+    found = observations[-1].gradients
+    assert found["tag"].cosine == pytest.approx(1.0, abs=1e-5)
+    inputs, targets = toy.batches(4)[-1]
+    trainer.encoder.eval()
+    features = trainer.encoder(inputs).detach().requires_grad_()
+    loss = nn.functional.cross_entropy(trainer.heads.logits(features, "tag"), targets["tag"])
+    (gradient,) = torch.autograd.grad(loss, features)
+    assert found["tag"].norm == pytest.approx(float(gradient.norm()), rel=1e-4)
+
+
+def test_tasks_retire_by_what_was_seen(toy):
+    history = make(toy, LetGoOfOpponents(2.0)).fit(toy.batches(6), epochs=4)
+    assert [(phase.first_step, len(phase.active)) for phase in history.phases] == [(0, 3), (6, 1)]
+
+
+def test_learnt_weights_move_and_stand_in_the_history(toy):
+    trainer = make(toy, Uncertainty(("tag", "feats.Number", "score")))
+    history = trainer.fit(toy.batches(6), epochs=4)
+    weights = history.steps[2].weights
+    assert all(value != 1.0 for value in weights.values())
+    # The main task alone is weighted after the switch; the others' numbers rest.
+    assert set(history.steps[-1].weights) == {"tag"}
+    assert history.phases[0].engine == "eager"
+
+
+def test_a_module_without_weights_is_no_schedule(toy):
+    class Nothing(nn.Module):
+        def task_weights(self, moment, main, auxiliary):
+            return {main: 1.0}
+
+    with pytest.raises(TypeError, match="the schedule Nothing is a module, and so needs weights"):
+        make(toy, Nothing()).fit(toy.batches(2), epochs=1)
+
+
+def test_engines_say_who_took_a_phase_and_why(toy):
+    phase = make(toy, DynamicAverage()).fit(toy.batches(2), epochs=1).phases[0]
+    assert phase.engine == "eager"
+    assert phase.passed_over == {
+        "one kernel call": "not asked for (fuse_backward=False)",
+        "cuda graph": "not asked for (graph=False)",
+    }
