@@ -26,7 +26,9 @@ from bench.interleaved import Candidate, Timings, interleave
 from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, RowwiseAdagrad
 from mt2st_fast.kernels import ROOMS, RowRule, RowState, choose_embedding_backend
 from mt2st_fast.kernels.bags import reference as oracle
-from mt2st_fast.kernels.bags import rules as row_rules
+from mt2st_fast.kernels.bags.batch import Bags
+from mt2st_fast.kernels.bags.rules import ADAGRAD, ADAM, RowRuleKind
+from mt2st_fast.kernels.machine.registry import REFERENCE
 
 console = Console(width=150)
 
@@ -46,14 +48,14 @@ class UpdateCase(NamedTuple):
     U: int = 0
     B: int = 0
     L: int = 0
-    kind: int = row_rules.ADAGRAD
+    kind: RowRuleKind = ADAGRAD
     dtype: torch.dtype = torch.float32
 
     @property
     def shape(self) -> str:
         """What is updated by what."""
         rows = f"U={self.U}" if self.U else f"B={self.B} L={self.L}"
-        rule = ("SGD", "Adagrad", "Adam")[self.kind]
+        rule = {"sgd": "SGD"}.get(self.kind.name, self.kind.name.capitalize())
         return f"{rows} V={self.V} D={self.D} {str(self.dtype).removeprefix('torch.')} {rule}"
 
     def floor_bytes(self, n_rows: int) -> int:
@@ -63,10 +65,8 @@ class UpdateCase(NamedTuple):
         if self.B:
             ids, starts, scales = 4 * self.B * self.L, 8 * (self.B + 1), 4 * self.B
             gradient = ids + starts + scales + self.B * self.D * item
-        per_row, moments = (0, 0) if self.kind == row_rules.SGD else (4, 0)
-        if self.kind == row_rules.ADAM:
-            moments = 2 * 4 * self.D
-        return gradient + 2 * n_rows * (self.D * item + per_row + moments)
+        kept = 4 * (self.kind.per_row is not None) + 4 * self.D * len(self.kind.tables)
+        return gradient + 2 * n_rows * (self.D * item + kept)
 
 
 class Sizes(NamedTuple):
@@ -81,7 +81,7 @@ class Sizes(NamedTuple):
     updates: tuple[UpdateCase, ...]
 
 
-ADAM, BF16 = row_rules.ADAM, torch.bfloat16
+BF16 = torch.bfloat16
 # The long tables are many times as large as a cache, and a row is seldom touched twice.
 FULL = Sizes(
     documents=50_000,
@@ -219,7 +219,7 @@ class Update:
 
     def __init__(self, case: UpdateCase, device: torch.device) -> None:
         self.case = case
-        self.rule = RowRule(case.kind, 0.1, eps=1e-8)
+        self.rule = RowRule(case.kind, 0.1)
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -231,7 +231,7 @@ class Update:
             ids = _ids(case, generator, device)
             starts = torch.arange(0, case.B * case.L + 1, case.L, device=device)
             scales = torch.full((case.B,), 1 / case.L, device=device)
-            self.moved_by: tuple[Tensor, ...] = (ids, starts, scales, normal(case.B, case.D))
+            self.moved_by: tuple[Any, Tensor] = (Bags(ids, starts, scales), normal(case.B, case.D))
             self.n_rows = len(ids.unique())
         else:
             rows = torch.randperm(case.V, generator=generator, device=device)[: case.U].sort().values
@@ -245,7 +245,8 @@ class Update:
     def check(self) -> None:
         """One update of copies against the oracle's in float64. Raises InaccurateError."""
         truth, ours = self.table.double(), self.table.clone()
-        exact = tuple(t.double() if t.is_floating_point() else t for t in self.moved_by)
+        by, gradient = self.moved_by
+        exact = (by._replace(scales=by.scales.double()) if self.case.B else by), gradient.double()
         self._move(oracle, truth, exact, _state(self.case, truth))
         self._move(self.kernels, ours, self.moved_by, _state(self.case, ours))
         if self.case.dtype is torch.float32:
@@ -255,7 +256,7 @@ class Update:
             raise InaccurateError(f"{self.case.name}: the table is off by more than a rounding")
 
     def _move(
-        self, kernels: ModuleType, table: Tensor, moved_by: tuple[Tensor, ...], state: RowState
+        self, kernels: ModuleType, table: Tensor, moved_by: tuple[Any, Tensor], state: RowState
     ) -> None:
         update = kernels.update_from_bags if self.case.B else kernels.update_rows
         update(self.rule, table, *moved_by, state)
@@ -276,23 +277,21 @@ def _state(case: UpdateCase, table: Tensor) -> RowState:
     """Zeros, in float64 for a table of the oracle's."""
     dtype = torch.promote_types(table.dtype, torch.float32)
 
-    def zeros(*shape: int) -> Tensor:
+    def zeros(name: str, shape: tuple[int, ...]) -> Tensor:
+        del name
         return torch.zeros(shape, dtype=dtype, device=table.device)
 
-    if case.kind == row_rules.SGD:
-        return RowState()
-    if case.kind == row_rules.ADAGRAD:
-        return RowState(zeros(case.V))
-    return RowState(zeros(case.V), zeros(case.V, case.D), zeros(case.V, case.D))
+    return case.kind.new_state(zeros, case.V, case.D)
 
 
 def _kernels_for(table: Tensor) -> ModuleType:
     """The protocol's functions on the table's device. Raises RuntimeError where they cannot serve it."""
+    room = ROOMS["bags"]
     name = choose_embedding_backend(table.device).name
-    kernels = ROOMS["bags"].load(name, "bags")
-    if reason := kernels.obstacle(table):
+    reason = None if name == REFERENCE else room.backends[name].obstacle(table.device.type, table.dtype)
+    if reason:
         raise RuntimeError(f"{name}: {reason}")
-    return kernels
+    return room.load(name, "bags")
 
 
 def measure_updates(

@@ -13,7 +13,7 @@ from bench.environment import describe
 from bench.word_report import gpu_word_section, word_sections
 from mt2st_fast import BagEncoder
 from mt2st_fast.kernels.bags import reference as reference_embedding
-from mt2st_fast.kernels.bags import rules as row_rules
+from mt2st_fast.kernels.bags.rules import ADAM
 
 N, L, V, DIM = 400, 20, 5_000, 8
 
@@ -99,7 +99,7 @@ TINY = Sizes(
     batches=(40,),
     updates=(
         UpdateCase("rows", V=300, D=DIM, U=50),
-        UpdateCase("rows, Adam", V=300, D=DIM, U=50, kind=row_rules.ADAM),
+        UpdateCase("rows, Adam", V=300, D=DIM, U=50, kind=ADAM),
         UpdateCase("bags", V=V, D=DIM, B=30, L=20),
         UpdateCase("bags on a long table", V=60_000, D=DIM, B=30, L=20),
     ),
@@ -132,7 +132,7 @@ def test_passes_and_updates_are_measured_and_reported(short_copies):
 def test_bytes_of_updates_are_those_of_gradient_rows_and_state():
     rows = UpdateCase("", V=9, D=10, U=4)
     assert rows.floor_bytes(4) == 4 * (8 + 40) + 2 * 4 * (40 + 4)
-    assert rows._replace(kind=row_rules.ADAM).floor_bytes(4) - rows.floor_bytes(4) == 2 * 4 * 80
+    assert rows._replace(kind=ADAM).floor_bytes(4) - rows.floor_bytes(4) == 2 * 4 * 80
     bags = UpdateCase("", V=9, D=10, B=3, L=5, dtype=torch.bfloat16)
     assert bags.floor_bytes(7) == 4 * 15 + 8 * 4 + 4 * 3 + 3 * 20 + 2 * 7 * (20 + 4)
 

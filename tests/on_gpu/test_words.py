@@ -19,6 +19,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.data import ContextBatches
 from mt2st_fast.kernels import (
+    ROW_RULES,
     FusedUpdate,
     RowRule,
     RowState,
@@ -28,7 +29,8 @@ from mt2st_fast.kernels import (
     unique_ids,
     update_rows,
 )
-from mt2st_fast.kernels.bags import rules as row_rules
+from mt2st_fast.kernels.bags.batch import NONE
+from mt2st_fast.kernels.bags.rules import SGD
 from mt2st_fast.kernels.context.op import context_loss
 from mt2st_fast.training.sources import to_device
 from tests.on_gpu.helpers import (
@@ -46,11 +48,7 @@ if not torch.cuda.is_available():
 # --- row-sparse embeddings -----------------------------------------------------------------------------
 
 V = 5003
-RULES = {
-    "sgd": RowRule(row_rules.SGD, 0.1),
-    "adagrad": RowRule(row_rules.ADAGRAD, 0.1),
-    "adam": RowRule(row_rules.ADAM, 0.1, eps=1e-8),
-}
+RULES = {name: RowRule(kind, 0.1) for name, kind in ROW_RULES.items()}
 # One thread a column and many; one block of columns, two, and more than a program holds.
 COLUMNS = (1, 37, 128, 300, 1500)
 
@@ -58,14 +56,7 @@ COLUMNS = (1, 37, 128, 300, 1500)
 def state_for(rule, table):
     dtype = torch.float64 if table.dtype is torch.float64 else torch.float32
 
-    def zeros(shape):
-        return torch.zeros(shape, dtype=dtype, device=DEVICE)
-
-    if rule.kind == row_rules.SGD:
-        return RowState()
-    if rule.kind == row_rules.ADAGRAD:
-        return RowState(zeros(len(table)))
-    return RowState(zeros(len(table)), zeros(table.shape), zeros(table.shape))
+    return rule.kind.new_state(lambda _, shape: torch.zeros(shape, dtype=dtype, device=DEVICE), *table.shape)
 
 
 class Bags:
@@ -228,7 +219,7 @@ def test_rows_past_two_billion_elements_are_read_and_stepped():
     last = table[-3:].clone()
     ids = torch.arange(rows - 3, rows, device=DEVICE).unsqueeze(1)
     table.requires_grad_()
-    fuse_update(table, FusedUpdate(lambda: RowRule(row_rules.SGD, 0.5), RowState()))
+    fuse_update(table, FusedUpdate(lambda: RowRule(SGD, 0.5), RowState()))
     bags = embedding_bag(table, ids, mode="sum", sparse=True, backend=BACKEND)
     bags.backward(torch.ones_like(bags))
     assert torch.equal(bags.detach(), last)

@@ -32,7 +32,7 @@ from mt2st_fast.kernels import (
     bag_step,
     prepare_bags,
 )
-from mt2st_fast.kernels.bags import rules as row_rules
+from mt2st_fast.kernels.bags.rules import SGD as SGD_RULE
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.engines.bag_training import BagTraining
 
@@ -264,7 +264,7 @@ def test_batches_that_do_not_fit_are_refused(B, V, n_weights, message):
     bags = prepare_bags(torch.zeros(V, 5), torch.zeros(20, dtype=torch.int32), torch.arange(21))
     targets = [torch.zeros(B, dtype=torch.int64)]
     with pytest.raises(ValueError, match=message):
-        bag_step(small_model(C=3), [RowRule(row_rules.SGD, 0.1)], bags, targets, torch.ones(n_weights))
+        bag_step(small_model(C=3), [RowRule(SGD_RULE, 0.1)], bags, targets, torch.ones(n_weights))
 
 
 def small_model(C, n_heads=1):
@@ -354,7 +354,7 @@ def test_hits_are_those_of_the_heads(B):
     layout = HeadLayout(tuple(TASKS[t].head for t in tasks), tasks)
     model_ = BagModel(trained(encoder.table), of_heads, layout)
     bags = prepare_bags(encoder.table, ids, starts)
-    found = bag_step(model_, [RowRule(row_rules.SGD, 0.1)], bags, [targets[t] for t in tasks], weights)
+    found = bag_step(model_, [RowRule(SGD_RULE, 0.1)], bags, [targets[t] for t in tasks], weights)
     assert found.correct.tolist() == expected.tolist()
     assert min(found.correct.tolist()) > 0
 

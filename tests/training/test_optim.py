@@ -104,7 +104,7 @@ def test_rowwise_adagrad_of_dense_parameters_of_any_shape():
 
 def test_an_optimizer_of_rows_needs_its_rule():
     unfinished = type("Unfinished", (RowSparseOptimizer, torch.optim.SGD), {})
-    with pytest.raises(TypeError, match="abstract.*kind"):
+    with pytest.raises(TypeError, match=r"abstract.*kind"):
         unfinished([torch.zeros(1)])
 
 

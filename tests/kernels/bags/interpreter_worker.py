@@ -282,7 +282,9 @@ def run_edges(store: dict[str, np.ndarray]) -> None:
             and torch.equal(table, make_table(case))
             and not any(tensor.any() for tensor in state)
         )
-    no_bags = triton_embedding.pool(make_table(case), batch.ids[:0], torch.zeros(1, dtype=torch.int64), None)
+    no_bags = triton_embedding.pool(
+        make_table(case), Bags(batch.ids[:0], torch.zeros(1, dtype=torch.int64), None)
+    )
     store["no-bags"] = np.array(no_bags.shape == (0, 5))
 
 
