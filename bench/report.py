@@ -14,8 +14,9 @@ from bench.ledger import Record
 from bench.picture import draw, draw_scaling
 from bench.scaling import AXES, PEERS, points
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, step_cases
-from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, gpu_verdicts, is_disturbed
+from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decide, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, word_sections
+from mt2st_fast.runs.markdown import markdown_table
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
@@ -134,9 +135,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
-    return ["| case | required | measured | |", "|---|---|---|---|"] + [
-        f"| {' | '.join(verdict)} |" for verdict in verdicts
-    ]
+    return markdown_table(("case", "required", "measured", ""), verdicts)
 
 
 def _floors_table(found: Sequence[Record]) -> list[str]:
@@ -173,14 +172,7 @@ def _required(case: HeadCase, ours: Record | None) -> str:
         return "none"
     if ours is None or ours["ratio"] is None:
         return f"{case.floor:g}"
-    return f"{case.floor:g}, {_verdict(ours, ours['ratio']['of_medians'] >= case.floor)}"
-
-
-def _verdict(record: Record, met: bool) -> str:
-    """A disturbed measurement decides nothing."""
-    if is_disturbed(record):
-        return "undecided (disturbed)"
-    return "met" if met else "missed"
+    return f"{case.floor:g}, {decide(ours['ratio']['of_medians'] >= case.floor, [ours])}"
 
 
 def _cold_table(found: Sequence[Record]) -> list[str]:
@@ -220,7 +212,7 @@ def _step_table(found: Sequence[Record]) -> list[str]:
                 _time(records, "eager single"),
                 _ratio(records.get("eager multi")),
                 _ratio(after, digits=3),
-                MISSING if after is None else _verdict(after, after["ratio"]["of_medians"] <= SWITCHED_LIMIT),
+                MISSING if after is None else decide(after["ratio"]["of_medians"] <= SWITCHED_LIMIT, [after]),
                 _rounds(records),
             ]
         )
@@ -288,8 +280,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table's lines; one line where nothing in it has been measured."""
     if all(cell == MISSING for row in rows for cell in row[1:]):
         return [f"{MISSING.capitalize()}: {'; '.join(row[0].split(':')[0] for row in rows)}."]
-    rule = ["---", *["---:"] * (len(heading) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+    return markdown_table([heading[0], *(f"{name}:" for name in heading[1:])], rows)
 
 
 # --- plots -----------------------------------------------------------------------------------------------

@@ -37,9 +37,8 @@ class Verdict(NamedTuple):
 
     @classmethod
     def of(cls, case: str, required: str, measured: str, met: bool, records: Iterable[Record]) -> Verdict:
-        """A disturbed measurement decides nothing."""
-        disturbed = any(is_disturbed(record) for record in records)
-        return cls(case, required, measured, "undecided (disturbed)" if disturbed else _yes(met))
+        """Decided by `decide` from all records that the measured value comes from."""
+        return cls(case, required, measured, decide(met, records))
 
     @classmethod
     def missing(cls, case: str, required: str, why: str = MISSING) -> Verdict:
@@ -47,7 +46,11 @@ class Verdict(NamedTuple):
         return cls(case, required, MISSING, why)
 
 
-def _yes(met: bool) -> str:
+def decide(met: bool, records: Iterable[Record]) -> str:
+    """The one rule for all reports: a disturbed measurement decides nothing, whichever way it points."""
+    shares = [record["others_cpu_share"] for record in records if is_disturbed(record)]
+    if shares:
+        return f"undecided (disturbed by {max(shares):.0%})"
     return "met" if met else "missed"
 
 
@@ -223,7 +226,7 @@ def _peak(
         return [Verdict.missing(case, title)]
     peak = record["peak_extra_bytes"]
     # Other work on the machine does not change how much memory a process uses.
-    return [Verdict(case, title, f"{peak / 1e6:,.0f} MB", _yes(meets(peak)))]
+    return [Verdict.of(case, title, f"{peak / 1e6:,.0f} MB", meets(peak), ())]
 
 
 def _after_switch(found: Sequence[Record], cases: Iterable[str], peers: Iterable[str]) -> list[Verdict]:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench.ledger import Record
-from bench.verdicts import MISSING, is_disturbed
+from bench.required import (
+    ALLOWED_LOSS,
+    BAGS_OVER,
+    GPU_OVER_CPU,
+    MOST_LONGER,
+    POLARITY_OF_FASTTEXT,
+    UPDATE_OF_FLOOR,
+    WORDS_OVER_GENSIM,
+)
+from bench.verdicts import MISSING, decide
+from mt2st_fast.runs.markdown import markdown_table
 
-# (case, direction, candidate): least ratio to its peer. A pass and a step leave the reading of a file out.
-REQUIRED = {
-    ("documents", "a pass", "ours, one head"): 3.0,
-    ("documents", "a pass", "ours, five heads"): 12.0,
-    ("five heads on bags", "step", "ours"): 4.0,
-}
-MOST_LONGER = 1.3  # a step on a table of ten million rows over one on ten thousand
-POLARITY_OF_FASTTEXT = 0.5
-WORDS_OVER_GENSIM, ALLOWED_LOSS = 2.0, 0.02
 TEXTS = ("treebank", "Wikipedia")
-
-
-GPU_OVER_CPU = 20.0  # tokens/s of a pass over those of a CPU with two threads
-UPDATE_OF_FLOOR = 2.0  # time of an update over that of a copy of its bytes
 
 
 def gpu_word_section(found: Sequence[Record]) -> list[str]:
@@ -44,23 +41,29 @@ def _gpu_table(
     records = [r for r in found if (r["suite"], r["direction"]) == ("bags", direction)]
     if not records:
         return [f"{MISSING.capitalize()}."]
-    lines = [f"| case | | median | {heading} | ratio | of | required |", "|---|---|---:|---:|---:|---|---|"]
-    for record in records:
-        ratio = record["ratio"]
-        lines.append(
-            f"| {record['case']}: {record['shape']} | {record['peer']} | {_duration(record['p50'])} | "
-            f"{shown(record)} | {_ratio(record)} | {ratio['of'] if ratio else ''} | "
-            f"{verdict(record, ratio['of_medians']) if ratio else ''} |"
-        )
-    return lines
+    return markdown_table(
+        ("case", "", "median:", f"{heading}:", "ratio:", "of", "required"),
+        [
+            (
+                f"{record['case']}: {record['shape']}",
+                record["peer"],
+                _duration(record["p50"]),
+                shown(record),
+                _ratio(record),
+                record["ratio"]["of"] if record["ratio"] else "",
+                verdict(record, record["ratio"]["of_medians"]) if record["ratio"] else "",
+            )
+            for record in records
+        ],
+    )
 
 
 def _pass_verdict(record: Record, ratio: float) -> str:
-    return f"≥ {GPU_OVER_CPU:g}, {_met(record, ratio >= GPU_OVER_CPU)}"
+    return f"≥ {GPU_OVER_CPU:g}, {decide(ratio >= GPU_OVER_CPU, [record])}"
 
 
 def _update_verdict(record: Record, ratio: float) -> str:
-    return f"≤ {UPDATE_OF_FLOOR:g}, {_met(record, ratio <= UPDATE_OF_FLOOR)}"
+    return f"≤ {UPDATE_OF_FLOOR:g}, {decide(ratio <= UPDATE_OF_FLOOR, [record])}"
 
 
 def word_sections(found: Sequence[Record]) -> list[str]:
@@ -74,26 +77,31 @@ def _bags(found: Sequence[Record]) -> list[str]:
     if not records:
         return [f"{MISSING.capitalize()}."]
     timed = [record for record in records if "p50" in record]
-    lines = [
-        "| case | of | | median | ratio to its peer | accuracy | required |",
-        "|---|---|---|---:|---:|---:|---|",
-    ]
-    for record in timed:
-        accuracy = f"{record['accuracy']:.4f}" if "accuracy" in record else ""
-        lines.append(
-            f"| {record['case']}: {record['shape']} | {record['direction']} | {record['peer']} | "
-            f"{_duration(record['p50'])} | {_ratio(record)} | {accuracy} | {_bag_verdict(record)} |"
-        )
-    return [*lines, "", *_values(records)]
+    table = markdown_table(
+        ("case", "of", "", "median:", "ratio to its peer:", "accuracy:", "required"),
+        [
+            (
+                f"{record['case']}: {record['shape']}",
+                record["direction"],
+                record["peer"],
+                _duration(record["p50"]),
+                _ratio(record),
+                f"{record['accuracy']:.4f}" if "accuracy" in record else "",
+                _bag_verdict(record),
+            )
+            for record in timed
+        ],
+    )
+    return [*table, "", *_values(records)]
 
 
 def _bag_verdict(record: Record) -> str:
-    least = REQUIRED.get((record["case"], record["direction"], record["peer"]))
+    least = BAGS_OVER.get((record["case"], record["direction"], record["peer"]))
     if record["case"] == "length of the table" and record["ratio"] is not None:
-        return f"≤ {MOST_LONGER:g}, {_met(record, record['ratio']['of_medians'] <= MOST_LONGER)}"
+        return f"≤ {MOST_LONGER:g}, {decide(record['ratio']['of_medians'] <= MOST_LONGER, [record])}"
     if least is None or record["ratio"] is None:
         return ""
-    return f"≥ {least:g}, {_met(record, record['ratio']['of_medians'] >= least)}"
+    return f"≥ {least:g}, {decide(record['ratio']['of_medians'] >= least, [record])}"
 
 
 def _values(records: Sequence[Record]) -> list[str]:
@@ -113,7 +121,7 @@ def _values(records: Sequence[Record]) -> list[str]:
     if {"ours", "fasttext"} <= set(polarity):
         share = polarity["ours"]["value"] / polarity["fasttext"]["value"]
         better = polarity["ours"]["accuracy"] >= polarity["fasttext"]["accuracy"]
-        met = "met" if share <= POLARITY_OF_FASTTEXT and better else "missed"
+        met = decide(share <= POLARITY_OF_FASTTEXT and better, polarity.values())
         lines.append(
             f"- sentence polarity: {share:.2f} of fastText's time, required ≤ {POLARITY_OF_FASTTEXT:g}: {met}"
         )
@@ -126,21 +134,24 @@ def _words(found: Sequence[Record]) -> list[str]:
     if not records:
         return [f"{MISSING.capitalize()}."]
     tasks = list(records[0]["quality_median"])
-    lines = [
-        f"| text | | words/s | gensim / ours | {' | '.join(tasks)} | required |",
-        f"|---|---|---:|---:|{'---:|' * len(tasks)}---|",
-    ]
     theirs = {record["case"]: record for record in records if record["peer"] == "gensim"}
-    for record in records:
-        scores = " | ".join(f"{record['quality_median'][task]:.3f}" for task in tasks)
-        lines.append(
-            f"| {record['case']}: {record['shape'].split(',')[0]} | {record['peer']} | "
-            f"{record['words_per_second']:,} | {_ratio(record)} | {scores} | "
-            f"{_words_verdict(record, theirs.get(record['case']))} |"
-        )
+    table = markdown_table(
+        ("text", "", "words/s:", "gensim / ours:", *(f"{task}:" for task in tasks), "required"),
+        [
+            (
+                f"{record['case']}: {record['shape'].split(',')[0]}",
+                record["peer"],
+                f"{record['words_per_second']:,}",
+                _ratio(record),
+                *(f"{record['quality_median'][task]:.3f}" for task in tasks),
+                _words_verdict(record, theirs.get(record["case"])),
+            )
+            for record in records
+        ],
+    )
     mapped = [r for r in found if r["suite"] == "words" and r["peer"] == "mapped"]
     return [
-        *lines,
+        *table,
         "",
         *(
             f"- {r['case']}, {r['shape']}: mapped, {_ratio(r)} of the speed of the same text in memory"
@@ -159,13 +170,7 @@ def _words_verdict(record: Record, theirs: Record | None) -> str:
         if score < theirs["quality_median"][task] - ALLOWED_LOSS
     ]
     quality = f"quality missed ({', '.join(worse)})" if worse else "quality met"
-    return f"≥ {WORDS_OVER_GENSIM:g}, {_met(record, fast)}; {quality}"
-
-
-def _met(record: Record, met: bool) -> str:
-    if is_disturbed(record):
-        return f"{'met' if met else 'missed'} (disturbed by {record['others_cpu_share']:.0%})"
-    return "met" if met else "missed"
+    return f"≥ {WORDS_OVER_GENSIM:g}, {decide(fast, [record])}; {quality}"
 
 
 def _ratio(record: Record) -> str:
