@@ -11,12 +11,12 @@ from bench import ledger
 from bench.cases import DeviceKind, Direction, HeadCase, head_cases
 from bench.environment import ROOT
 from bench.ledger import Record
+from bench.markdown import table
 from bench.picture import draw, draw_scaling
 from bench.scaling import AXES, PEERS, points
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, step_cases
-from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decide, gpu_verdicts, is_disturbed
+from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, word_sections
-from mt2st_fast.runs.markdown import markdown_table
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
@@ -135,7 +135,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
-    return markdown_table(("case", "required", "measured", ""), verdicts)
+    return table(["case", "required", "measured", ""], verdicts, words=4)
 
 
 def _floors_table(found: Sequence[Record]) -> list[str]:
@@ -172,7 +172,7 @@ def _required(case: HeadCase, ours: Record | None) -> str:
         return "none"
     if ours is None or ours["ratio"] is None:
         return f"{case.floor:g}"
-    return f"{case.floor:g}, {decide(ours['ratio']['of_medians'] >= case.floor, [ours])}"
+    return f"{case.floor:g}, {decided(ours['ratio']['of_medians'] >= case.floor, [ours])}"
 
 
 def _cold_table(found: Sequence[Record]) -> list[str]:
@@ -212,7 +212,9 @@ def _step_table(found: Sequence[Record]) -> list[str]:
                 _time(records, "eager single"),
                 _ratio(records.get("eager multi")),
                 _ratio(after, digits=3),
-                MISSING if after is None else decide(after["ratio"]["of_medians"] <= SWITCHED_LIMIT, [after]),
+                MISSING
+                if after is None
+                else decided(after["ratio"]["of_medians"] <= SWITCHED_LIMIT, [after]),
                 _rounds(records),
             ]
         )
@@ -280,7 +282,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table's lines; one line where nothing in it has been measured."""
     if all(cell == MISSING for row in rows for cell in row[1:]):
         return [f"{MISSING.capitalize()}: {'; '.join(row[0].split(':')[0] for row in rows)}."]
-    return markdown_table([heading[0], *(f"{name}:" for name in heading[1:])], rows)
+    return table(heading, rows)
 
 
 # --- plots -----------------------------------------------------------------------------------------------

@@ -1,18 +1,13 @@
-"""What words and bags of words have to reach, each bound once; those of heads stand with their cases."""
-
-from __future__ import annotations
+"""What the suites of bags and words have to reach, each bound once; those of heads and steps stand with their cases."""
 
 # (case, direction, candidate): least ratio to its peer. A pass and a step leave the reading of a file out.
-BAGS_OVER = {
+BAGS_OVER_PEER = {
     ("documents", "a pass", "ours, one head"): 3.0,
     ("documents", "a pass", "ours, five heads"): 12.0,
     ("five heads on bags", "step", "ours"): 4.0,
 }
 MOST_LONGER = 1.3  # a step on a table of ten million rows over one on ten thousand
-POLARITY_OF_FASTTEXT = 0.5  # of fastText's time to its own best accuracy
-
-WORDS_OVER_GENSIM = 2.0  # words/s
-ALLOWED_LOSS = 0.02  # a score may lie this much under gensim's
-
+POLARITY_OF_FASTTEXT = 0.5
+WORDS_OVER_GENSIM, ALLOWED_LOSS = 2.0, 0.02
 GPU_OVER_CPU = 20.0  # tokens/s of a pass over those of a CPU with two threads
 UPDATE_OF_FLOOR = 2.0  # time of an update over that of a copy of its bytes

@@ -105,7 +105,7 @@ def test_without_one_case_or_disturbed_nothing_is_decided():
     incomplete = cpu_records([4.0] * 7)[4:]
     assert {v.case: v for v in cpu_verdicts(incomplete)}[title].met == MISSING
     disturbed = cpu_records([4.0] * 7, share=0.3)
-    assert {v.case: v for v in cpu_verdicts(disturbed)}[title].met == "undecided (disturbed by 30%)"
+    assert {v.case: v for v in cpu_verdicts(disturbed)}[title].met == "undecided (disturbed)"
 
 
 def test_memory_verdicts():

@@ -37,8 +37,8 @@ class Verdict(NamedTuple):
 
     @classmethod
     def of(cls, case: str, required: str, measured: str, met: bool, records: Iterable[Record]) -> Verdict:
-        """Decided by `decide` from all records that the measured value comes from."""
-        return cls(case, required, measured, decide(met, records))
+        """A disturbed measurement decides nothing."""
+        return cls(case, required, measured, decided(met, records))
 
     @classmethod
     def missing(cls, case: str, required: str, why: str = MISSING) -> Verdict:
@@ -46,11 +46,10 @@ class Verdict(NamedTuple):
         return cls(case, required, MISSING, why)
 
 
-def decide(met: bool, records: Iterable[Record]) -> str:
-    """The one rule for all reports: a disturbed measurement decides nothing, whichever way it points."""
-    shares = [record["others_cpu_share"] for record in records if is_disturbed(record)]
-    if shares:
-        return f"undecided (disturbed by {max(shares):.0%})"
+def decided(met: bool, records: Iterable[Record]) -> str:
+    """Whether a requirement is met, from the records that say so: a disturbed measurement decides nothing."""
+    if any(is_disturbed(record) for record in records):
+        return "undecided (disturbed)"
     return "met" if met else "missed"
 
 
@@ -226,7 +225,7 @@ def _peak(
         return [Verdict.missing(case, title)]
     peak = record["peak_extra_bytes"]
     # Other work on the machine does not change how much memory a process uses.
-    return [Verdict.of(case, title, f"{peak / 1e6:,.0f} MB", meets(peak), ())]
+    return [Verdict(case, title, f"{peak / 1e6:,.0f} MB", decided(meets(peak), []))]
 
 
 def _after_switch(found: Sequence[Record], cases: Iterable[str], peers: Iterable[str]) -> list[Verdict]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench.ledger import Record
+from bench.markdown import table
 from bench.required import (
     ALLOWED_LOSS,
-    BAGS_OVER,
+    BAGS_OVER_PEER,
     GPU_OVER_CPU,
     MOST_LONGER,
     POLARITY_OF_FASTTEXT,
     UPDATE_OF_FLOOR,
     WORDS_OVER_GENSIM,
 )
-from bench.verdicts import MISSING, decide
-from mt2st_fast.runs.markdown import markdown_table
+from bench.verdicts import MISSING, decided
 
 TEXTS = ("treebank", "Wikipedia")
 
@@ -41,29 +41,29 @@ def _gpu_table(
     records = [r for r in found if (r["suite"], r["direction"]) == ("bags", direction)]
     if not records:
         return [f"{MISSING.capitalize()}."]
-    return markdown_table(
-        ("case", "", "median:", f"{heading}:", "ratio:", "of", "required"),
-        [
-            (
+    rows = []
+    for record in records:
+        ratio = record["ratio"]
+        rows.append(
+            [
                 f"{record['case']}: {record['shape']}",
                 record["peer"],
                 _duration(record["p50"]),
                 shown(record),
                 _ratio(record),
-                record["ratio"]["of"] if record["ratio"] else "",
-                verdict(record, record["ratio"]["of_medians"]) if record["ratio"] else "",
-            )
-            for record in records
-        ],
-    )
+                ratio["of"] if ratio else "",
+                verdict(record, ratio["of_medians"]) if ratio else "",
+            ]
+        )
+    return table(["case", "", "median", heading, "ratio", "of", "required"], rows)
 
 
 def _pass_verdict(record: Record, ratio: float) -> str:
-    return f"≥ {GPU_OVER_CPU:g}, {decide(ratio >= GPU_OVER_CPU, [record])}"
+    return f"≥ {GPU_OVER_CPU:g}, {decided(ratio >= GPU_OVER_CPU, [record])}"
 
 
 def _update_verdict(record: Record, ratio: float) -> str:
-    return f"≤ {UPDATE_OF_FLOOR:g}, {decide(ratio <= UPDATE_OF_FLOOR, [record])}"
+    return f"≤ {UPDATE_OF_FLOOR:g}, {decided(ratio <= UPDATE_OF_FLOOR, [record])}"
 
 
 def word_sections(found: Sequence[Record]) -> list[str]:
@@ -77,31 +77,29 @@ def _bags(found: Sequence[Record]) -> list[str]:
     if not records:
         return [f"{MISSING.capitalize()}."]
     timed = [record for record in records if "p50" in record]
-    table = markdown_table(
-        ("case", "of", "", "median:", "ratio to its peer:", "accuracy:", "required"),
+    rows = [
         [
-            (
-                f"{record['case']}: {record['shape']}",
-                record["direction"],
-                record["peer"],
-                _duration(record["p50"]),
-                _ratio(record),
-                f"{record['accuracy']:.4f}" if "accuracy" in record else "",
-                _bag_verdict(record),
-            )
-            for record in timed
-        ],
-    )
-    return [*table, "", *_values(records)]
+            f"{record['case']}: {record['shape']}",
+            record["direction"],
+            record["peer"],
+            _duration(record["p50"]),
+            _ratio(record),
+            f"{record['accuracy']:.4f}" if "accuracy" in record else "",
+            _bag_verdict(record),
+        ]
+        for record in timed
+    ]
+    heading = ["case", "of", "", "median", "ratio to its peer", "accuracy", "required"]
+    return [*table(heading, rows), "", *_values(records)]
 
 
 def _bag_verdict(record: Record) -> str:
-    least = BAGS_OVER.get((record["case"], record["direction"], record["peer"]))
+    least = BAGS_OVER_PEER.get((record["case"], record["direction"], record["peer"]))
     if record["case"] == "length of the table" and record["ratio"] is not None:
-        return f"≤ {MOST_LONGER:g}, {decide(record['ratio']['of_medians'] <= MOST_LONGER, [record])}"
+        return f"≤ {MOST_LONGER:g}, {decided(record['ratio']['of_medians'] <= MOST_LONGER, [record])}"
     if least is None or record["ratio"] is None:
         return ""
-    return f"≥ {least:g}, {decide(record['ratio']['of_medians'] >= least, [record])}"
+    return f"≥ {least:g}, {decided(record['ratio']['of_medians'] >= least, [record])}"
 
 
 def _values(records: Sequence[Record]) -> list[str]:
@@ -121,7 +119,7 @@ def _values(records: Sequence[Record]) -> list[str]:
     if {"ours", "fasttext"} <= set(polarity):
         share = polarity["ours"]["value"] / polarity["fasttext"]["value"]
         better = polarity["ours"]["accuracy"] >= polarity["fasttext"]["accuracy"]
-        met = decide(share <= POLARITY_OF_FASTTEXT and better, polarity.values())
+        met = decided(share <= POLARITY_OF_FASTTEXT and better, polarity.values())
         lines.append(
             f"- sentence polarity: {share:.2f} of fastText's time, required ≤ {POLARITY_OF_FASTTEXT:g}: {met}"
         )
@@ -135,23 +133,21 @@ def _words(found: Sequence[Record]) -> list[str]:
         return [f"{MISSING.capitalize()}."]
     tasks = list(records[0]["quality_median"])
     theirs = {record["case"]: record for record in records if record["peer"] == "gensim"}
-    table = markdown_table(
-        ("text", "", "words/s:", "gensim / ours:", *(f"{task}:" for task in tasks), "required"),
+    rows = [
         [
-            (
-                f"{record['case']}: {record['shape'].split(',')[0]}",
-                record["peer"],
-                f"{record['words_per_second']:,}",
-                _ratio(record),
-                *(f"{record['quality_median'][task]:.3f}" for task in tasks),
-                _words_verdict(record, theirs.get(record["case"])),
-            )
-            for record in records
-        ],
-    )
+            f"{record['case']}: {record['shape'].split(',')[0]}",
+            record["peer"],
+            f"{record['words_per_second']:,}",
+            _ratio(record),
+            *(f"{record['quality_median'][task]:.3f}" for task in tasks),
+            _words_verdict(record, theirs.get(record["case"])),
+        ]
+        for record in records
+    ]
+    lines = table(["text", "", "words/s", "gensim / ours", *tasks, "required"], rows)
     mapped = [r for r in found if r["suite"] == "words" and r["peer"] == "mapped"]
     return [
-        *table,
+        *lines,
         "",
         *(
             f"- {r['case']}, {r['shape']}: mapped, {_ratio(r)} of the speed of the same text in memory"
@@ -170,7 +166,7 @@ def _words_verdict(record: Record, theirs: Record | None) -> str:
         if score < theirs["quality_median"][task] - ALLOWED_LOSS
     ]
     quality = f"quality missed ({', '.join(worse)})" if worse else "quality met"
-    return f"≥ {WORDS_OVER_GENSIM:g}, {decide(fast, [record])}; {quality}"
+    return f"≥ {WORDS_OVER_GENSIM:g}, {decided(fast, [record])}; {quality}"
 
 
 def _ratio(record: Record) -> str:

@@ -31,7 +31,7 @@ from bench.interleaved import Timings
 from bench.load import CpuLoad
 from bench.printing import Measured, field, record_and_print
 from bench.required import ALLOWED_LOSS, WORDS_OVER_GENSIM
-from bench.verdicts import decide
+from bench.verdicts import decided
 from mt2st_fast import Word2Vec
 from mt2st_fast.data.preparation import prepare
 from mt2st_fast.environment import version
@@ -225,8 +225,8 @@ def _report(
     fast = timings.ratio("gensim", "ours").of_medians >= WORDS_OVER_GENSIM
     good = all(median["ours"][task] >= median["gensim"][task] - ALLOWED_LOSS for task in PAIRS)
     console.print(
-        f"required: {WORDS_OVER_GENSIM:g} times gensim: {decide(fast, made)}; "
-        f"no score lower by more than {ALLOWED_LOSS}: {decide(good, ())}"
+        f"required: {WORDS_OVER_GENSIM:g} times gensim: {decided(fast, made)}; "
+        f"no score lower by more than {ALLOWED_LOSS}: {decided(good, ())}"
     )
     ledger.append(made, records)
 

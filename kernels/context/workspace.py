@@ -25,7 +25,7 @@ class Workspace(NamedTuple):
     factors: np.ndarray  # (V,): what the changes of a row are multiplied with, 0 between calls
     x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
     y: np.ndarray
-    tile_rows: np.ndarray  # of one tile: see numba_context_tile.py
+    tile_rows: np.ndarray  # of one tile: see on_numba/tile.py
     band: np.ndarray
     z: np.ndarray
     share: np.ndarray

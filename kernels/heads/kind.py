@@ -117,8 +117,8 @@ class Kind(metaclass=_Kinds):
 
     @property
     def code(self) -> int:
-        """What the kernels branch on. Made from the name: another kind renumbers none."""
-        return crc32(self.name.encode())
+        """What the kernels branch on, 31 bits. Made from the name: another kind renumbers none."""
+        return crc32(self.name.encode()) >> 1
 
     @property
     def takes_classes(self) -> bool:
@@ -220,9 +220,9 @@ def elementwise_kind(
 
     loss: the oracle, from logits, targets and column weights (n,) and the head's options to losses (n,), in plain
     torch and not by `element`.
-    element(z, y, weight, options) -> (loss, d loss/d z), in the words of `elements` and float literals only, since it
-    is compiled by Numba and Triton: z and y are blocks, weight is the output's column weight, options the tuple
-    `Options.numbers`, filled up with 0. y may be NaN: what comes of that is thrown away.
+    element(z, y, weight, options) -> (loss, d loss/d z), in the words of `elements` and float literals only, and
+    without annotations, since it is compiled by Numba and Triton: z and y are blocks, weight is the output's column
+    weight, options the tuple `Options.numbers`, filled up with 0. y may be NaN: what comes of that is thrown away.
     hit(z, y) -> 1.0 where an output is right, else 0.0; without it no row counts as right.
     """
 

@@ -148,7 +148,7 @@ def _checksum(*parts: np.ndarray | bytes) -> int:
     value = 0
     for part in parts:
         for first in range(0, len(part), _BLOCK):
-            value = zlib.crc32(part[first : first + _BLOCK], value)
+            value = zlib.crc32(part[first : first + _BLOCK], value)  # type: ignore[arg-type]
     return value
 
 

@@ -70,7 +70,7 @@ class ContextBatches:
     """Batches (LocalBatch, {task: nothing}) over a stream of tokens, from its beginning to its end and again.
 
     A batch is `words` consecutive tokens: the frequent ones are thinned out, windows and negatives drawn, anew in
-    every pass (word2vec's draws; kernels/context_batch.py).
+    every pass (word2vec's draws; kernels/context/batch.py).
     """
 
     def __init__(

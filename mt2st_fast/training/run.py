@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
-from mt2st_fast.training.engines import Engine, Precision, StepParts, make_engines
+from mt2st_fast.training.engines import Engine, StepParts, make_engines
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
@@ -37,41 +36,9 @@ from mt2st_fast.training.optimizer_upkeep import (
     set_rate,
 )
 from mt2st_fast.training.phases import enter_phase
+from mt2st_fast.training.run_options import NonFiniteLossError, RunListener, RunOptions, description
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.sources import Batch, Source
-
-
-class NonFiniteLossError(InputError):
-    """A task's loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a Trainer's options say to its runs; see there."""
-
-    schedule: Schedule
-    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-    own_optimizer: bool  # whether the Trainer chose it
-    lr: float
-    lr_decay: Literal["linear", "none"]
-    clip_norm: float | None
-    accumulate: int
-    precision: Precision
-    device: torch.device
-    graph: bool
-    fuse_backward: bool
-
-
-class RunListener(Protocol):
-    """Who hears what happens in a run."""
-
-    def on_phase(self, phase: PhaseRecord) -> None:
-        """The active tasks have changed."""
-        ...
-
-    def on_record(self, record: StepRecord) -> None:
-        """Losses were read."""
-        ...
 
 
 class Run:
@@ -388,7 +355,7 @@ class Run:
         """What must not change between a checkpoint and its resumption."""
         return {
             "tasks": ", ".join(self.heads.names),
-            "schedule": _description(self._options.schedule),
+            "schedule": description(self._options.schedule),
             "steps": self.total_steps,
             "steps an epoch": self.steps_per_epoch,
             "accumulate": self._options.accumulate,
@@ -405,18 +372,3 @@ class Run:
             f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m}: "
             f"lower lr ({self._options.lr}), set clip_norm, or look for bad values in its inputs and targets"
         )
-
-
-def steps_of(epochs: float, steps_per_epoch: int) -> int:
-    """Optimizer steps that `epochs` passes take. Raises ValueError unless there is one."""
-    if not (math.isfinite(epochs) and epochs > 0):
-        raise ValueError(f"epochs must be positive, not {epochs}")
-    return math.ceil(epochs * steps_per_epoch)
-
-
-def _description(schedule: Schedule) -> str:
-    """The schedule as text that is the same in every process: the default repr holds an address."""
-    # What a schedule has learnt or noted may stand in its repr, too.
-    if isinstance(schedule, nn.Module | Stateful) or type(schedule).__repr__ is object.__repr__:
-        return type(schedule).__name__
-    return repr(schedule)

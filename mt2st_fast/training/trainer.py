@@ -19,7 +19,8 @@ from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
-from mt2st_fast.training.run import NonFiniteLossError, Run, RunOptions, steps_of
+from mt2st_fast.training.run import Run
+from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.sources import Batch, Source
 

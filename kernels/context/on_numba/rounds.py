@@ -1,6 +1,6 @@
 """Context prediction (word2vec) on a CPU: shards that train two tables, and the gradients of a batch.
 
-Skip-gram and CBOW with negatives that a tile of positions shares: `numba_context_tile` has the formulas.
+Skip-gram and CBOW with negatives that a tile of positions shares: tile.py has the formulas.
 
 Training: a shard is what one thread does in a round. It copies the rows that its words and negatives need, goes over
 its tiles, each of which moves the copies at once, and leaves the rows' changes. When all shards of the round have

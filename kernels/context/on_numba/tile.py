@@ -151,8 +151,10 @@ def _negative_gradients(h, negative, z, d_h, d_negative, M, ld):
 
 
 @helper
-def _shares(mode, slots, low, high, first, last, start, stop, drawn, each, share, mark, stamp):
+def _shares(mode, windows, first, last, start, stop, drawn, each, scratch, stamp):
     """share (M, TILE): `each` times the positive pairs of a position whose output word is not the negative."""
+    _, slots, low, high = windows
+    share, mark = scratch.share, scratch.mark
     M = len(drawn)
     for i in range(TILE):
         pairs = high[first + i] - low[first + i] - 1 if first + i < last else 0
@@ -196,7 +198,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
     x, y, to_x, to_y = vectors
     x_slots, slots, low, high = windows
     mode, each, step, window, spread, D = how
-    mark, rows, band, z, share, h_t = scratch
+    _, rows, band, z, share, h_t = scratch
     ld = x.shape[1]
     M = len(drawn)
     h = rows.ctypes.data
@@ -215,7 +217,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
     loss = ZERO
 
     gather(y, drawn, 0, M, negative, ld)
-    _shares(mode, slots, low, high, first, last, start, stop, drawn, each, share, mark, stamp)
+    _shares(mode, windows, first, last, start, stop, drawn, each, scratch, stamp)
     for i in range(count, TILE):
         zero_row(h + i * row_bytes, ld)
     if mode == SKIPGRAM:

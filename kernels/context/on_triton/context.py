@@ -1,6 +1,6 @@
 """Context prediction on a GPU: loss and gradients of a batch, in tiles of positions that share their negatives.
 
-numba_context.py has the formulas. Of a tile of T positions the scores with A positions around it and with M
+on_numba/tile.py has the formulas. Of a tile of T positions the scores with A positions around it and with M
 negatives are matrix products, of which those that are no pairs are masked. Nothing here is an atomic: the gradients of
 the positions are written side by side, one row a position or a negative, and then summed word by word in the order
 of the batch.

@@ -7,7 +7,6 @@ With positive weights q (binary_cross_entropy_with_logits) and l = 1 + (q-1) y:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,7 @@ def _loss(z: Tensor, y: Tensor, weights: Tensor, options: BinaryOptions) -> Tens
     return F.binary_cross_entropy_with_logits(z, y, pos_weight=weights, reduction="none")
 
 
-def _element(z: Any, y: Any, weight: Any, options: Any) -> Any:
+def _element(z, y, weight, options):
     u = exp_of_negative(0.0 - absolute(z))
     tail, inverse = log1p_and_reciprocal(u)
     factor = 1.0 + (weight - 1.0) * y
@@ -50,7 +49,7 @@ def _element(z: Any, y: Any, weight: Any, options: Any) -> Any:
     return loss, factor * sigmoid - weight * y
 
 
-def _hit(z: Any, y: Any) -> Any:
+def _hit(z, y):
     return where(where(z > 0.0, 1.0, 0.0) == where(y > 0.5, 1.0, 0.0), 1.0, 0.0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +33,7 @@ def _loss(z: Tensor, y: Tensor, weights: Tensor, options: HuberOptions) -> Tenso
     return F.huber_loss(z, y, reduction="none", delta=options.delta)
 
 
-def _element(z: Any, y: Any, weight: Any, options: Any) -> Any:
+def _element(z, y, weight, options):
     delta = options[0]
     error = z - y
     size = absolute(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ def _loss(z: Tensor, y: Tensor, weights: Tensor, options: Options) -> Tensor:
     return F.mse_loss(z, y, reduction="none")
 
 
-def _element(z: Any, y: Any, weight: Any, options: Any) -> Any:
+def _element(z, y, weight, options):
     error = z - y
     return error * error, 2.0 * error
 

@@ -29,7 +29,6 @@ from .passes import (
     Outputs,
     backward,
     float_zeros,
-    kernel_array,
     kernel_tensor,
     passes,
     residual_like,
@@ -231,17 +230,18 @@ def _gradients(
 
 
 def _wide_head(
-    features, D, row_ids, total_rows, weight_address, bias, head, weights, target, scale, chunk_rows, n_splits,
+    features, D, row_ids, total_rows, weight_address, bias_address, head, weights, target, scale, chunk_rows, n_splits,
     need_gradient, d_features, add, d_weight, d_bias,
 ):  # fmt: skip
     """(loss sum, rows classified right) of one softmax head.
 
-    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (C, D); 0 = not wanted.
-    bias, weights and d_bias are (C,), target the address of (total_rows,) int64. row_ids are the rows to
+    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (C, D), bias (C,); 0 = not
+    wanted. weights and d_bias are (C,), target the address of (total_rows,) int64. row_ids are the rows to
     compute, empty = all. d_features is written, or added to with `add`; d_weight is written, d_bias added to.
     """
     C = head["size"]
     weight = numba.carray(pointer_to_float32(weight_address), (C, D))
+    bias = numba.carray(pointer_to_float32(bias_address), (C,))
     n_rows = len(row_ids) if len(row_ids) else total_rows
     padded_rows = round_up(chunk_rows, WIDTH)
     ldz = padded_rows + SKEW
@@ -341,16 +341,18 @@ def _run_head(
     table, D = batch.table, features.shape[1]
     k = int(head["index"])
     of_head = slice(int(head["offset"]), int(head["offset"] + head["size"]))
-    bias_s = table.no_bias if bias is None else kernel_array(bias)
+    bias_s = table.no_bias if bias is None else kernel_tensor(bias)
     d_bias_c = (
-        outputs.d_bias.numpy()[of_head] if outputs.d_bias.numel() else np.empty(head["size"], np.float32)
+        np.from_dlpack(outputs.d_bias)[of_head]
+        if outputs.d_bias.numel()
+        else np.empty(head["size"], np.float32)
     )
     d_bias_c[:] = 0.0
     if len(rows):
         outputs.zero_features()
     size = int(head["size"])
     loss_sum, correct = wide_head(
-        features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head], head,
+        features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head].data_ptr(), head,
         table.column_weights[of_head], batch.addresses[k], batch.gradient_scale[k],
         chunk_rows(len(rows) or batch.n_rows, size), n_splits, outputs.wanted, outputs.d_features.data_ptr(),
         outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,

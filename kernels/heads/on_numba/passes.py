@@ -46,7 +46,7 @@ class HeadTable(NamedTuple):
 
     records: np.ndarray  # (K,) of HEAD_RECORD
     column_weights: np.ndarray  # (S,) float32
-    no_bias: np.ndarray  # (S,) float32 zeros
+    no_bias: Tensor  # (S,) float32 zeros
     widest: int
 
 
@@ -72,7 +72,12 @@ def head_table(layout: HeadLayout) -> HeadTable:
         for i, number in enumerate(options.numbers):
             record[f"number{i}"] = number
     columns = np.array([w for head in layout.heads for w in head.column_weights], np.float32)
-    return HeadTable(records, columns, np.zeros_like(columns), max(head.size for head in layout.heads))
+    return HeadTable(
+        records,
+        columns,
+        torch.zeros(len(columns), dtype=torch.float32),
+        max(head.size for head in layout.heads),
+    )
 
 
 class Batch(NamedTuple):
@@ -152,15 +157,13 @@ def _refuse_outside(layout: HeadLayout, k: int, target: int) -> None:
 
 
 def kernel_tensor(tensor: Tensor) -> Tensor:
-    """The values as contiguous float32, what kernels read; the tensor itself if it is that."""
+    """The values as contiguous float32, what kernels read; the tensor itself if it is that.
+
+    Kernels get its address, not its array: `numpy()` pins a parameter's storage, which FSDP2 has to resize.
+    """
     if tensor.dtype is torch.float32 and tensor.is_contiguous():
         return tensor
     return tensor.detach().to(torch.float32).contiguous()
-
-
-def kernel_array(tensor: Tensor) -> np.ndarray:
-    """`kernel_tensor` as an array. Not by `numpy()`: that pins a parameter's storage, which FSDP2 has to resize."""
-    return np.from_dlpack(kernel_tensor(tensor).detach())
 
 
 def float_zeros(*shape: int) -> Tensor:

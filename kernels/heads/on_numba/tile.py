@@ -27,7 +27,6 @@ from .passes import (
     Outputs,
     backward,
     float_zeros,
-    kernel_array,
     kernel_tensor,
     passes,
     residual_like,
@@ -176,19 +175,21 @@ def _run_split(
 
 
 def _tile_pass(
-    features, D, row_ids, total_rows, weight, bias, heads, column_weights, targets, mean_scale, scale, tile_rows,
-    n_splits, need_gradient, losses_address, correct_address, d_features, add, d_weight_address, d_bias_address,
+    features, D, row_ids, total_rows, weight, bias_address, heads, column_weights, targets, mean_scale, scale,
+    tile_rows, n_splits, need_gradient, losses_address, correct_address, d_features, add, d_weight_address,
+    d_bias_address,
 ):  # fmt: skip
     """Losses, correct counts and gradients of some heads (records of a layout), written into those of all.
 
-    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (S, D), losses (K,),
-    d_bias (S,), and of int64: correct (K,); a gradient of address 0 is not wanted. targets, mean_scale and scale
-    (K,) and bias (S,) are of all heads, too. row_ids are the rows to compute, empty = all. d_features is written,
-    or added to with `add`; the others in the places of the heads.
+    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (S, D), losses (K,), bias
+    and d_bias (S,), and of int64: correct (K,); a gradient of address 0 is not wanted. targets, mean_scale and scale
+    (K,) and column_weights (S,) are of all heads, too. row_ids are the rows to compute, empty = all. d_features is
+    written, or added to with `add`; the others in the places of the heads.
     """
     K = len(heads)
     n_rows = len(row_ids) if len(row_ids) else total_rows
-    n_weights, n_outputs = len(bias) * D, len(bias)
+    n_weights, n_outputs = len(column_weights) * D, len(column_weights)
+    bias = numba.carray(pointer_to_float32(bias_address), (n_outputs,))
     d_weight = numba.carray(pointer_to_float32(d_weight_address), (n_weights if d_weight_address else 0,))
     d_bias = numba.carray(pointer_to_float32(d_bias_address), (n_outputs if d_bias_address else 0,))
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
@@ -261,7 +262,7 @@ def run_passes(
 ) -> None:
     """Compute heads (records) by the tile kernel and add them to the outputs."""
     D = features.shape[1]
-    bias_s = batch.table.no_bias if bias is None else kernel_array(bias)
+    bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias)
     for of_heads, rows in passes(batch, heads):
         n_rows, S = len(rows) or batch.n_rows, sum(of_heads["size"].tolist())
         n_splits = thread_count() if n_rows * S * D >= PARALLEL_PRODUCTS else 1
@@ -275,7 +276,7 @@ def _run_pass(
     rows: np.ndarray,
     features: Tensor,
     weight: Tensor,
-    bias_s: np.ndarray,
+    bias_s: Tensor,
     outputs: Outputs,
     rows_a_tile: int,
     n_splits: int,
@@ -283,7 +284,7 @@ def _run_pass(
     if len(rows):
         outputs.zero_features()
     tile_pass(
-        features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias_s, heads,
+        features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias_s.data_ptr(), heads,
         batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, rows_a_tile, n_splits,
         outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), outputs.d_features.data_ptr(),
         outputs.features_written, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(), parallel=n_splits > 1,
@@ -312,7 +313,7 @@ def warm_up() -> None:
             NO_ROWS_LEFT_OUT,
             features,
             weight,
-            kernel_array(bias),
+            bias,
             outputs,
             WIDTH,
             n_splits,

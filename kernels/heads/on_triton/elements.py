@@ -49,17 +49,21 @@ WORDS = {
 }
 
 
-def _compiled(function: Callable, names: dict[str, Any]) -> Any:
-    """The function with these globals beside its own, compiled into its callers; the interpreter asks for `tl`."""
-    known = {**function.__globals__, "tl": tl, **names}
-    return triton.jit(FunctionType(function.__code__, known, function.__name__))
+def _compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
+    """The function with these globals beside its own, compiled into its callers.
+
+    Triton tells functions apart by their qualified names, and its interpreter asks for `tl`.
+    """
+    copy = FunctionType(function.__code__, {**function.__globals__, "tl": tl, **names}, function.__name__)
+    copy.__qualname__ = name
+    return triton.jit(copy)
 
 
 @triton.jit
 def _unknown_kind(kind, b_z, b_y, b_w, options):
     """No kind has this code: nothing that could be taken for a loss."""
-    b_nan = b_z * float("nan")
-    return b_nan, b_nan, tl.zeros_like(b_z)
+    b_nan = tl.full(b_z.shape, float("nan"), tl.float32)
+    return b_nan, b_nan, tl.full(b_z.shape, 1, tl.int32)
 
 
 def _no_hit(b_z, b_y):
@@ -70,10 +74,10 @@ def _element_or_other(kind, b_z, b_y, b_w, options):
     """One link of the chain: this kind's element function, or the chain's other links."""
     if kind == CODE:  # noqa: F821
         b_loss, b_dz = ELEMENT(b_z, b_y, b_w, options)  # noqa: F821
-        b_hit = HIT(b_z, b_y)  # noqa: F821
+        b_wrong = (HIT(b_z, b_y) < 0.5).to(tl.int32)  # noqa: F821
     else:
-        b_loss, b_dz, b_hit = OTHERS(kind, b_z, b_y, b_w, options)  # noqa: F821
-    return b_loss, b_dz, b_hit
+        b_loss, b_dz, b_wrong = OTHERS(kind, b_z, b_y, b_w, options)  # noqa: F821
+    return b_loss, b_dz, b_wrong
 
 
 def _chain(kinds: tuple[Kind, ...]) -> Any:
@@ -82,15 +86,15 @@ def _chain(kinds: tuple[Kind, ...]) -> Any:
         assert kind.element is not None
         names = {
             "CODE": tl.constexpr(kind.code),
-            "ELEMENT": _compiled(kind.element, WORDS),
-            "HIT": _compiled(kind.hit or _no_hit, WORDS),
+            "ELEMENT": _compiled(kind.element, WORDS, f"element_of_{kind.name}"),
+            "HIT": _compiled(kind.hit or _no_hit, WORDS, f"hit_of_{kind.name}"),
             "OTHERS": chain,
         }
-        chain = _compiled(_element_or_other, names)
+        chain = _compiled(_element_or_other, names, f"{kind.name}_or_other")
     return chain
 
 
-# element_of(kind, b_z, b_y, b_w, options) -> (loss, d loss/d z, 1 where right) of a block.
+# element_of(kind, b_z, b_y, b_w, options) -> (loss, d loss/d z, 1 where wrong) of a block.
 element_of = _chain(elementwise_kinds())
 
 
@@ -100,6 +104,5 @@ def dense_elements(b_z, b_y, b_w, m_valid, kind, options):
 
     b_y is finite; b_w holds the column weights. Loss and gradient are 0 where not m_valid.
     """
-    b_loss, b_dz, b_hit = element_of(kind, b_z, b_y, b_w, options)
-    b_wrong = ((b_hit < 0.5) & m_valid).to(tl.int32)
-    return tl.where(m_valid, b_loss, 0.0), tl.where(m_valid, b_dz, 0.0), b_wrong
+    b_loss, b_dz, b_wrong = element_of(kind, b_z, b_y, b_w, options)
+    return tl.where(m_valid, b_loss, 0.0), tl.where(m_valid, b_dz, 0.0), tl.where(m_valid, b_wrong, 0)

@@ -82,7 +82,7 @@ def segment_loss_kernel(
     i_head = tl.program_id(0) % n_heads
     i_n = (tl.program_id(0) // n_heads).to(tl.int64)
     i_k = tl.load(p_integers + i_head * N_INTEGERS + INDEX)
-    kind = tl.load(p_integers + i_head * N_INTEGERS + KIND)
+    kind = tl.load(p_integers + i_head * N_INTEGERS + KIND).to(tl.int32)
     offset = tl.load(p_integers + i_head * N_INTEGERS + OFFSET)
     C = tl.load(p_integers + i_head * N_INTEGERS + SIZE).to(tl.int32)
     target = tl.load(p_integers + i_head * N_INTEGERS + TARGET)

@@ -1,0 +1,65 @@
+"""What a run is made with: a Trainer's options, who listens, how many steps, and the errors and texts of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.engines import Precision
+from mt2st_fast.training.history import PhaseRecord, StepRecord
+from mt2st_fast.training.observations import Stateful
+from mt2st_fast.training.schedules import Schedule
+
+
+class NonFiniteLossError(InputError):
+    """A task's loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a Trainer's options say to its runs; see there."""
+
+    schedule: Schedule
+    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    own_optimizer: bool  # whether the Trainer chose it
+    lr: float
+    lr_decay: Literal["linear", "none"]
+    clip_norm: float | None
+    accumulate: int
+    precision: Precision
+    device: torch.device
+    graph: bool
+    fuse_backward: bool
+
+
+class RunListener(Protocol):
+    """Who hears what happens in a run."""
+
+    def on_phase(self, phase: PhaseRecord) -> None:
+        """The active tasks have changed."""
+        ...
+
+    def on_record(self, record: StepRecord) -> None:
+        """Losses were read."""
+        ...
+
+
+def steps_of(epochs: float, steps_per_epoch: int) -> int:
+    """Optimizer steps that `epochs` passes take. Raises ValueError unless there is one."""
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ValueError(f"epochs must be positive, not {epochs}")
+    return math.ceil(epochs * steps_per_epoch)
+
+
+def description(schedule: Schedule) -> str:
+    """The schedule as text that is the same in every process: the default repr holds an address."""
+    # What a schedule has learnt or noted may stand in its repr, too.
+    if isinstance(schedule, nn.Module | Stateful) or type(schedule).__repr__ is object.__repr__:
+        return type(schedule).__name__
+    return repr(schedule)

@@ -1,0 +1,88 @@
+"""The structure that a change can count on: no circles, no arrow between rooms that points up, nothing too long."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.test_imports import KERNELS, SOURCES, imports
+
+# From the first to the last floor: a room may import from its own floor and those before it.
+ROOMS = {"machine": 0, "heads": 1, "bags": 1, "context": 2, "step": 2}
+MOST_LINES, MOST_ARGUMENTS = 400, 12
+# Signatures that are somebody else's, or a user's options by name.
+LONG_SIGNATURES = {
+    "mt2st_fast.words.word2vec.Word2Vec.__init__",  # gensim's
+    "mt2st_fast.words.supervised.train_supervised",  # fastText's
+    "mt2st_fast.training.trainer.Trainer.__init__",
+}
+
+
+def targets_of(module: str) -> set[str]:
+    """The modules of the package that a module imports, typing-only imports too."""
+    found = set()
+    for origin, name, _ in imports(module):
+        full = f"{origin}.{name}" if name else origin
+        found |= {target for target in (full, origin) if target in SOURCES} if full not in SOURCES else {full}
+    return found - {module}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {module: targets_of(module) for module in SOURCES}
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            pytest.fail(f"a circle: {' -> '.join([*path[path.index(module) :], module])}")
+        if module not in done:
+            for target in sorted(graph[module]):
+                # A package's __init__ hands on what its modules have: they may import one another.
+                if not module.startswith(f"{target}."):
+                    visit(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, [])
+
+
+@pytest.mark.parametrize("module", sorted(m for m in SOURCES if m.startswith(f"{KERNELS}.")))
+def test_no_arrow_between_rooms_points_up(module):
+    room = module.removeprefix(f"{KERNELS}.").split(".")[0]
+    for target in targets_of(module):
+        if target.startswith(f"{KERNELS}."):
+            other = target.removeprefix(f"{KERNELS}.").split(".")[0]
+            assert room == other or ROOMS[other] < ROOMS[room], f"{module} imports {target}"
+
+
+def test_the_rooms_are_these():
+    assert {
+        m.removeprefix(f"{KERNELS}.").split(".")[0] for m in SOURCES if m.startswith(f"{KERNELS}.")
+    } == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_a_long_file_says_why(module):
+    text = SOURCES[module].read_text("utf-8")
+    head = "\n".join(text.splitlines()[:12])
+    assert len(text.splitlines()) <= MOST_LINES or "long because" in head, module
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_no_function_takes_more_than_a_dozen_arguments(module):
+    if ".on_" in module:  # compiled kernels take packed records and what they are of
+        return
+    for name, node in functions(ast.parse(SOURCES[module].read_text("utf-8")).body, module):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len([a for a in arguments if a.arg not in ("self", "cls", "ctx")])
+        assert count <= MOST_ARGUMENTS or name in LONG_SIGNATURES, f"{name} takes {count} arguments"
+
+
+def functions(body, prefix):
+    """(dotted name, node) of every function in a body, also of nested ones and methods."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{prefix}.{node.name}", node
+            yield from functions(node.body, f"{prefix}.{node.name}")
+        elif isinstance(node, ast.ClassDef):
+            yield from functions(node.body, f"{prefix}.{node.name}")
