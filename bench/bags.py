@@ -27,7 +27,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bench import ledger
 from bench.bag_cases import (
@@ -45,8 +44,9 @@ from bench.bags_gpu import measure_gpu
 from bench.device import find
 from bench.environment import describe
 from bench.interleaved import Candidate, Timings, interleave
-from bench.load import DISTURBED_SHARE, CpuLoad
+from bench.load import CpuLoad
 from bench.memory import high_water_bytes, reset_high_water
+from bench.printing import Measured, field, record_and_print
 
 console = Console(width=150)
 
@@ -172,21 +172,8 @@ def _report_steps(
     environment: ledger.Record, case: str, shape: str, timings: Timings, over: Mapping[str, str]
 ) -> list[ledger.Record]:
     """Print and make records; `over` names for a candidate the one whose time is divided by its own."""
-    table = Table(title=f"{case}: {shape}, {timings.rounds} rounds", title_justify="left")
-    for heading in ("", "µs, median", "ratio", "of"):
-        table.add_column(heading)
-    made = []
-    for name in timings.rounds_us:
-        ratio = timings.ratio(over[name], name) if name in over else None
-        ratio_name = f"{over[name]} / {name}" if name in over else None
-        shown = "" if ratio is None else f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]"
-        table.add_row(name, f"{timings.median_us(name):,.0f}", shown, ratio_name or "")
-        made.append(
-            ledger.make_record(environment, "bags", case, shape, name, "step", timings, ratio_name, ratio)
-        )
-    console.print(table)
-    _warn_if_disturbed(timings.others_cpu_share)
-    return made
+    measured = Measured(environment, "bags", case, shape, "step")
+    return record_and_print(console, measured, timings, {name: (over[name], name) for name in over})
 
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -253,26 +240,19 @@ def _report_documents(
 ) -> list[ledger.Record]:
     peer_of = {"ours, one head": "fasttext, one run", "ours, five heads": "fasttext, five runs"}
     tokens = N_TRAIN * L * (1 if direction == "a pass" else EPOCHS)
-    table = Table(title=f"documents, {direction}, {timings.rounds} rounds", title_justify="left")
-    for heading in ("", "seconds", "million tokens/s", "test accuracy", "fasttext / ours"):
-        table.add_column(heading)
-    made = []
     shape = f"{N_TRAIN} documents, L={L} V={V} D={DIM}"
-    for name in timings.rounds_us:
-        peer = peer_of.get(name)
-        ratio = timings.ratio(peer, name) if peer in timings.rounds_us else None
-        us = timings.median_us(name)
-        shown = "" if ratio is None else f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]"
-        table.add_row(name, f"{us / 1e6:.3f}", f"{tokens / us:.2f}", f"{quality[name]:.4f}", shown)
-        made.append(
-            ledger.make_record(
-                environment, "bags", "documents", shape, name, direction, timings,
-                f"{peer} / {name}" if ratio else None, ratio, accuracy=round(quality[name], 4),
-            )
-        )  # fmt: skip
-    console.print(table)
-    _warn_if_disturbed(timings.others_cpu_share)
-    return made
+    return record_and_print(
+        console,
+        Measured(environment, "bags", "documents", shape, direction),
+        timings,
+        {name: (peer, name) for name, peer in peer_of.items() if {name, peer} <= set(timings.rounds_us)},
+        title=f"documents, {direction}",
+        more={name: {"accuracy": round(quality[name], 4)} for name in timings.rounds_us},
+        columns={
+            "million tokens/s": lambda record: f"{tokens / record['p50']:.2f}",
+            "test accuracy": field("accuracy", digits=4),
+        },
+    )
 
 
 def _together(runs: list[Run]) -> Run:
@@ -368,11 +348,6 @@ def _split_polarity(source: Path, folder: Path) -> tuple[Path, Path]:
     for name, part in parts.items():
         (folder / f"polarity.{name}").write_text("\n".join(part) + "\n", encoding="utf-8")
     return folder / "polarity.train", folder / "polarity.test"
-
-
-def _warn_if_disturbed(share: float | None) -> None:
-    if (share or 0.0) > DISTURBED_SHARE:
-        console.print(f"[yellow]disturbed: others used {share:.0%} of the processors; measure again[/yellow]")
 
 
 if __name__ == "__main__":

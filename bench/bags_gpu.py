@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from bench import ledger
@@ -23,6 +22,7 @@ from bench.bag_cases import CLASSES, FAMILIES, Documents, bags_of
 from bench.device import synchronize
 from bench.floors import copy_bytes_per_second
 from bench.interleaved import Candidate, Timings, interleave
+from bench.printing import Measured, field, record_and_print
 from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, RowwiseAdagrad
 from mt2st_fast.kernels import ROOMS, RowRule, RowState, choose_embedding_backend
 from mt2st_fast.kernels.bags import reference as oracle
@@ -328,24 +328,12 @@ def _report(
     more: Mapping[str, dict[str, Any]],
 ) -> list[ledger.Record]:
     """Print and make records: a pass is how often faster than its peer, an update how often its floor."""
-    is_pass = direction == "a pass"
-    heading = ("µs, median", f"{peer} / ours" if is_pass else f"ours / {peer}", "million tokens/s")
-    table = Table(title=f"{case}: {shape}, {timings.rounds} rounds", title_justify="left")
-    for title in ("", *heading):
-        table.add_column(title)
-    made = []
-    for name in timings.rounds_us:
-        pair = (peer, name) if is_pass else (name, peer)
-        ratio = None if name == peer else timings.ratio(*pair)
-        shown = "" if ratio is None else f"{ratio.of_medians:.2f}"
-        fields = more.get(name, {})
-        speed = f"{fields['tokens_per_second'] / 1e6:,.1f}" if "tokens_per_second" in fields else ""
-        table.add_row(name, f"{timings.median_us(name):,.1f}", shown, speed)
-        made.append(
-            ledger.make_record(
-                environment, "bags", case, shape, name, direction, timings,
-                " / ".join(pair) if ratio else None, ratio, **fields,
-            )
-        )  # fmt: skip
-    console.print(table)
-    return made
+    others = [name for name in timings.rounds_us if name != peer]
+    return record_and_print(
+        console,
+        Measured(environment, "bags", case, shape, direction),
+        timings,
+        {name: (peer, name) if direction == "a pass" else (name, peer) for name in others},
+        more=more,
+        columns={"million tokens/s": field("tokens_per_second", 1e-6)},
+    )

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bench import ledger
 from bench.accuracy import InaccurateError
@@ -25,9 +24,9 @@ from bench.device import find
 from bench.environment import describe
 from bench.floors import copy_bytes_per_second, gemm_flops_per_second
 from bench.interleaved import Candidate, Timings, cold_us, interleave
-from bench.load import DISTURBED_SHARE
 from bench.memory import UnmeasurableError, peak_extra_bytes, peak_on_gpu
 from bench.peers import OURS, Check, Peer, builders, obstacle
+from bench.printing import Measured, field, record_and_print
 from bench.scaling import PEERS as SCALING_PEERS
 from bench.scaling import points
 from bench.step_cases import (
@@ -278,31 +277,15 @@ def _report(
     more: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Print a table and append its records; `ratios` gives numerator and denominator by candidate."""
-    table = Table(title=f"{title}, {timings.rounds} rounds", title_justify="left")
-    for heading in ("", "µs, median", "p25 to p75", "ratio", "p25 to p75", "of", "cold µs", "peak MB"):
-        table.add_column(heading, justify="left" if heading in ("", "of") else "right")
-    made = []
-    for name in timings.rounds_us:
-        ratio_name = " / ".join(ratios[name]) if name in ratios else None
-        ratio = timings.ratio(*ratios[name]) if name in ratios else None
-        p, fields = timings.percentiles_us(name), (more or {}).get(name, {})
-        cells = ("", "", "")
-        if ratio is not None and ratio_name is not None:
-            cells = (f"{ratio.of_medians:.2f}", f"{ratio.p25:.2f} to {ratio.p75:.2f}", ratio_name)
-        cold = f"{fields['cold_us']:,.1f}" if "cold_us" in fields else ""
-        peak = f"{fields['peak_extra_bytes'] / 1e6:,.1f}" if "peak_extra_bytes" in fields else ""
-        table.add_row(name, f"{p['p50']:,.1f}", f"{p['p25']:,.1f} to {p['p75']:,.1f}", *cells, cold, peak)
-        made.append(
-            ledger.make_record(
-                m.environment, suite, case, shape, name, direction, timings, ratio_name, ratio, **fields
-            )
-        )
-    console.print(table)
-    if (timings.others_cpu_share or 0.0) > DISTURBED_SHARE:
-        console.print(
-            f"[yellow]disturbed: others used {timings.others_cpu_share:.0%} of the processors; "
-            "measure again on a quiet machine[/yellow]"
-        )
+    made = record_and_print(
+        console,
+        Measured(m.environment, suite, case, shape, direction),
+        timings,
+        ratios,
+        title=title,
+        more=more,
+        columns={"cold µs": field("cold_us"), "peak MB": field("peak_extra_bytes", 1e-6)},
+    )
     m.append(made)
 
 

@@ -24,13 +24,14 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bench import ledger
 from bench.environment import describe
 from bench.interleaved import Timings
-from bench.load import DISTURBED_SHARE, CpuLoad
+from bench.load import CpuLoad
+from bench.printing import Measured, field, record_and_print
 from bench.required import ALLOWED_LOSS, WORDS_OVER_GENSIM
+from bench.verdicts import decided
 from mt2st_fast import Word2Vec
 from mt2st_fast.data.preparation import prepare
 from mt2st_fast.environment import version
@@ -197,46 +198,36 @@ def _report(
         for peer, made in runs.items()
     }
     shape = f"{n_words} words, {epochs} epochs, " + " ".join(f"{k}={v}" for k, v in SETTINGS.items())
-    ratio = timings.ratio("gensim", "ours")
-    table = Table(title=f"{name}, {mode}: {n_words:,} words, {timings.rounds} seeds", title_justify="left")
-    for heading in ("", "words/s", "gensim / ours", "prepare s", *PAIRS):
-        table.add_column(heading, justify="right" if heading else "left")
     environment = describe()
     environment["versions"]["gensim"] = version("gensim")
-    made = []
-    for peer in runs:
-        prepare_seconds = float(np.median([run.prepare_seconds for run in runs[peer]]))
-        cells = f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]" if peer == "ours" else ""
-        scores = [f"{median[peer][task]:.3f}" for task in PAIRS]
-        table.add_row(peer, f"{speed[peer]:,.0f}", cells, f"{prepare_seconds:.2f}", *scores)
-        made.append(
-            ledger.make_record(
-                environment,
-                "words",
-                f"{name}, {mode}",
-                shape,
-                peer,
-                "train",
-                timings,
-                "gensim / ours" if peer == "ours" else None,
-                ratio if peer == "ours" else None,
-                words_per_second=round(speed[peer]),
-                prepare_seconds=round(prepare_seconds, 3),
-                quality={task: [run.quality[task] for run in runs[peer]] for task in PAIRS},
-                quality_median=median[peer],
-            )
-        )
-    console.print(table)
-    fast = ratio.of_medians >= WORDS_OVER_GENSIM
+    fields = {
+        peer: {
+            "words_per_second": round(speed[peer]),
+            "prepare_seconds": round(float(np.median([run.prepare_seconds for run in runs[peer]])), 3),
+            "quality": {task: [run.quality[task] for run in runs[peer]] for task in PAIRS},
+            "quality_median": median[peer],
+        }
+        for peer in runs
+    }
+    made = record_and_print(
+        console,
+        Measured(environment, "words", f"{name}, {mode}", shape, "train"),
+        timings,
+        {"ours": ("gensim", "ours")},
+        title=f"{name}, {mode}: {n_words:,} words",
+        more=fields,
+        columns={
+            "words/s": field("words_per_second", digits=0),
+            "prepare s": field("prepare_seconds", digits=2),
+            **{task: lambda record, task=task: f"{record['quality_median'][task]:.3f}" for task in PAIRS},
+        },
+    )
+    fast = timings.ratio("gensim", "ours").of_medians >= WORDS_OVER_GENSIM
     good = all(median["ours"][task] >= median["gensim"][task] - ALLOWED_LOSS for task in PAIRS)
     console.print(
-        f"required: {WORDS_OVER_GENSIM:g} times gensim: {'met' if fast else 'missed'}; "
-        f"no score lower by more than {ALLOWED_LOSS}: {'met' if good else 'missed'}"
+        f"required: {WORDS_OVER_GENSIM:g} times gensim: {decided(fast, made)}; "
+        f"no score lower by more than {ALLOWED_LOSS}: {decided(good, ())}"
     )
-    if (timings.others_cpu_share or 0) > DISTURBED_SHARE:
-        console.print(
-            f"[yellow]disturbed: others used {timings.others_cpu_share:.0%} of the processors[/yellow]"
-        )
     ledger.append(made, records)
 
 

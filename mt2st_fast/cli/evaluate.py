@@ -11,8 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.cli.options import make_writable
-from mt2st_fast.words.evaluation import EVALUATION_FILES, analogy_rows, pair_rows, write_evaluation
-from mt2st_fast.words.evaluation import evaluate as measure
 from mt2st_fast.words.vectors import WordVectors
 
 
@@ -21,7 +19,7 @@ def evaluate(
         Path, typer.Argument(help="a file of vectors: .txt, .vec, .bin, .safetensors, GloVe text")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help=f"folder for {', '.join(EVALUATION_FILES)}")
+        Path | None, typer.Option("--out", "-o", help="folder for the report and the picture")
     ] = None,
     words: Annotated[
         str | None,
@@ -42,6 +40,10 @@ def evaluate(
 
     Needs gensim and scipy: pip install 'mt2st-fast\\[words]'.
     """
+    # Pictures need matplotlib, whose import no other command should wait for.
+    from mt2st_fast.words.evaluation import EVALUATION_FILES, analogy_rows, pair_rows, write_evaluation
+    from mt2st_fast.words.evaluation import evaluate as measure
+
     folder = None if out is None else make_writable(out)
     queries = tuple(word.strip() for word in (words or "").split(",") if word.strip())
     busy = Console(stderr=True)

@@ -1,0 +1,81 @@
+"""Timings become records and a printed table, here for all suites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.interleaved import Ratio, Timings
+from bench.ledger import Record, make_record
+from bench.load import DISTURBED_SHARE
+
+
+class Measured(NamedTuple):
+    """What was measured: the fields that its records share."""
+
+    environment: Record
+    suite: str
+    case: str
+    shape: str
+    direction: str
+
+
+def record_and_print(
+    console: Console,
+    measured: Measured,
+    timings: Timings,
+    ratios: Mapping[str, tuple[str, str]],
+    *,
+    title: str | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    columns: Mapping[str, Callable[[Record], str]] | None = None,
+) -> list[Record]:
+    """Print a row for each candidate and return its record.
+
+    ratios: numerator and denominator by candidate. more: further fields of a candidate's record. columns: what else to
+    print of a record, by heading.
+    """
+    environment, suite, case, shape, direction = measured
+    shown = columns or {}
+    made = []
+    table = Table(
+        title=escape(f"{title or f'{case}: {shape}'}, {timings.rounds} rounds"), title_justify="left"
+    )
+    for heading in ("", "µs, median", "p25 to p75", "ratio", "of", *shown):
+        table.add_column(heading, justify="left" if heading in ("", "of") else "right")
+    for name in timings.rounds_us:
+        ratio = timings.ratio(*ratios[name]) if name in ratios else None
+        of = " / ".join(ratios[name]) if name in ratios else None
+        record = make_record(
+            environment, suite, case, shape, name, direction, timings, of, ratio, **(more or {}).get(name, {})
+        )
+        made.append(record)
+        quartiles = f"{record['p25']:,.1f} to {record['p75']:,.1f}"
+        cells = (name, f"{record['p50']:,.1f}", quartiles, ratio_text(ratio), of or "")
+        table.add_row(*map(escape, cells), *(show(record) for show in shown.values()))
+    console.print(table)
+    warn_if_disturbed(console, timings.others_cpu_share)
+    return made
+
+
+def ratio_text(ratio: Ratio | None) -> str:
+    """The ratio of medians, and the quartiles of the rounds' ratios."""
+    return "" if ratio is None else f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]"
+
+
+def field(name: str, scale: float = 1.0, digits: int = 1) -> Callable[[Record], str]:
+    """A column of a record's field, empty where it has none."""
+    return lambda record: f"{record[name] * scale:,.{digits}f}" if name in record else ""
+
+
+def warn_if_disturbed(console: Console, share: float | None) -> None:
+    """One line where others used the processors meanwhile."""
+    if (share or 0.0) > DISTURBED_SHARE:
+        console.print(
+            f"[yellow]disturbed: others used {share:.0%} of the processors; "
+            "measure again on a quiet machine[/yellow]"
+        )
