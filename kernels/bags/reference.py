@@ -75,7 +75,7 @@ def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, st
         rule, table[rows], g, RowState(*(None if s is None else s[rows] for s in state))
     )
     for kept, value in zip(state, after, strict=True):
-        if kept is not None:
+        if kept is not None and value is not None:
             kept[rows] = value.to(kept.dtype)
     table[rows] = w.to(table.dtype)
 

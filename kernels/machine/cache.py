@@ -106,7 +106,7 @@ class _Locator(_CacheLocator):
 
 
 class _Storage(CompileResultCacheImpl):
-    _locator_classes = (_Locator,)
+    _locator_classes = [_Locator]  # noqa: RUF012 (a list, as Numba's own)
 
 
 class _KernelCache(FunctionCache):
