@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,9 @@ def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert tokens.bounds.tolist() == [0, 4, 6]
     shown = " ".join(capsys.readouterr().out.split())
     assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out" in shown
+
+
+def test_the_command_line_starts_without_the_pictures() -> None:
+    program = "import sys, mt2st_fast.cli; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -227,7 +227,7 @@ def test_options_reach_the_schedule():
 def test_an_option_that_a_strategy_does_not_take_is_refused():
     with pytest.raises(InputError, match=r"stl takes no --switch-at; it takes no option"):
         find_strategy("stl").make({"switch_at": 0.5}, RunFacts(1.0))
-    with pytest.raises(InputError, match="unknown strategy magic; there are .*switch"):
+    with pytest.raises(InputError, match=r"unknown strategy magic; there are .*switch"):
         find_strategy("magic")
 
 
