@@ -29,12 +29,13 @@ from .heads.plans import (
     choose_plan,
     table_path,
 )
-from .machine.registry import ROOMS, Choice, choose_backend
+from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
 from .step.op import BagStep, bag_step, bag_step_obstacle
 
 __all__ = [
     "PLANS",
+    "REFERENCE",
     "ROOMS",
     "ROW_RULES",
     "RULES",
@@ -51,6 +52,7 @@ __all__ = [
     "Kind",
     "MultitaskLoss",
     "PreparedBags",
+    "Room",
     "RowRule",
     "RowRuleKind",
     "RowState",

@@ -76,6 +76,11 @@ class Room:
         """What may be asked for beside "auto"."""
         return (REFERENCE, *self.backends)
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the op has an oracle of its own; one that only joins other ops leaves it to theirs."""
+        return importlib.util.find_spec(f"{self._package}.{REFERENCE}") is not None
+
     def choose(self, device_type: str, dtype: torch.dtype, requested: str = "auto") -> Choice:
         """The backend for tensors of this type of device and dtype.
 

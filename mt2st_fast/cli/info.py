@@ -4,44 +4,64 @@ from __future__ import annotations
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels import RULES, Choice, choose_backend, table_path
+from mt2st_fast.kernels import REFERENCE, ROOMS, RULES, Choice, Room, table_path
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def info() -> None:
-    """Show devices and versions, and which backend and plan would run and why."""
+    """Show devices and versions, and which backend and plan would run each op, and why."""
     console = Console()
     facts = Table("what", "value", title="This machine")
     for key, value in environment().items():
-        facts.add_row(key, str(value))
+        facts.add_row(key, escape(str(value)))
     console.print(facts)
-    choices = Table("device", "dtype", "backend", "why", title="What would run")
-    for device, name in _devices():
-        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            try:
-                backend = choose_backend(device, dtype)
-            except RuntimeError as error:
-                backend = Choice("none", str(error))
-            except ValueError as error:
-                raise InputError(str(error)) from error
-            choices.add_row(name, str(dtype).removeprefix("torch."), backend.name, backend.reason)
-    console.print(choices)
+    console.print(_choices())
     plans = Table("backend", "plan", "when", "why", title="How heads are computed: the first that fits")
     for name, rules in RULES.items():
         for rule in rules:
             plans.add_row(name, rule.plan, rule.when, rule.reason)
     console.print(plans)
     if table_path().exists():
-        console.print(f"Before these rules comes what was tuned on this device: {table_path()}")
+        console.print(f"Before these rules comes what was tuned on this device: {escape(str(table_path()))}")
     else:
         console.print("mt2st-fast tune measures the plans on this device and chooses by that.")
     if not torch.cuda.is_available():
         console.print(
             "No CUDA device here: the Triton kernels can be compiled (mt2st-fast kernels), not run."
         )
+
+
+def _choices() -> Table:
+    """Who would compute each op: a row for each answer, with all dtypes that get it."""
+    table = Table("op", "device", "dtypes", "backend", "why", title="What would run")
+    for op, room in ROOMS.items():
+        for device, name in _devices():
+            dtypes_of: dict[Choice, list[str]] = {}
+            for dtype in DTYPES:
+                choice = _choose(room, device, dtype)
+                dtypes_of.setdefault(choice, []).append(str(dtype).removeprefix("torch."))
+            for choice, dtypes in dtypes_of.items():
+                table.add_row(op, name, ", ".join(dtypes), choice.name, escape(choice.reason))
+    return table
+
+
+def _choose(room: Room, device: torch.device, dtype: torch.dtype) -> Choice:
+    try:
+        choice = room.choose(device.type, dtype)
+        reason = choice.reason.replace(str(dtype), "this dtype")
+        if choice.name == REFERENCE and not room.has_reference:
+            return Choice("none", f"{reason}; its parts are computed one by one")
+        return Choice(choice.name, reason)
+    except RuntimeError as error:  # MT2ST_BACKEND asks for what cannot run here
+        return Choice("none", str(error).replace(str(dtype), "this dtype"))
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _devices() -> list[tuple[torch.device, str]]:

@@ -15,6 +15,16 @@ from mt2st_fast import (
     SquaringDecay,
     Switch,
 )
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.schedules import (
+    RunFacts,
+    Strategy,
+    StrategyOption,
+    find_strategy,
+    strategies,
+    strategy_options,
+)
+from mt2st_fast.training.schedules.strategy import by_name
 
 AUX = ("a", "b")
 
@@ -186,3 +196,54 @@ def test_values_out_of_range_are_named(make, message):
 def test_a_value_for_a_task_that_is_not_there_is_named(schedule):
     with pytest.raises(ValueError, match=r"which is no auxiliary task; there are a, b"):
         weights(schedule, 0)
+
+
+# --- strategies: schedules as the command line finds them --------------------------------------------------
+
+
+def test_strategies_are_found_by_their_files():
+    assert set(strategies()) == {"stl", "mtl", "diminish", "switch", "diminish-switch", "squaring"}
+    for name, strategy in strategies().items():
+        assert strategy.name == name
+        assert strategy.help
+
+
+@pytest.mark.parametrize("name", strategies())
+def test_defaults_make_a_schedule_that_starts_with_the_main_task(name):
+    assert weights(find_strategy(name).make({}, RunFacts(epochs=10.0)), 0)["main"] == 1.0
+
+
+def test_options_reach_the_schedule():
+    made = {name: strategies()[name] for name in ("diminish", "switch", "squaring")}
+    facts = RunFacts(epochs=10.0)
+    assert made["switch"].make({"switch_at": 0.25, "aux_weight": 2.0}, facts) == Switch(at=0.25, weights=2.0)
+    assert made["squaring"].make({"alpha": 0.5}, facts) == SquaringDecay(alpha=0.5)
+    assert made["diminish"].make({"eta": 3.0, "nu": 2.0}, facts) == Diminish(eta=3.0, nu=2.0)
+    # Without eta the weight is at the floor after half of ten epochs.
+    found = made["diminish"].make({"switch_at": 0.5, "floor": 0.01}, facts)
+    assert found.eta == pytest.approx(math.log(100) / 5)
+
+
+def test_an_option_that_a_strategy_does_not_take_is_refused():
+    with pytest.raises(InputError, match=r"stl takes no --switch-at; it takes no option"):
+        find_strategy("stl").make({"switch_at": 0.5}, RunFacts(1.0))
+    with pytest.raises(InputError, match=r"unknown strategy magic; there are .*switch"):
+        find_strategy("magic")
+
+
+def test_two_files_must_not_claim_one_name_or_option():
+    def strategy(name, *options):
+        return Strategy(name, "", lambda values, facts: SingleTask(), options)
+
+    with pytest.raises(ValueError, match="two schedules call themselves x"):
+        by_name([strategy("x"), strategy("x")])
+    half, third = StrategyOption("at", "", 1 / 2), StrategyOption("at", "", 1 / 3)
+    with pytest.raises(ValueError, match="y declares --at otherwise"):
+        by_name([strategy("x", half), strategy("y", third)])
+    assert set(by_name([strategy("x", half), strategy("y", half)])) == {"x", "y"}
+
+
+def test_every_option_knows_who_takes_it():
+    found = strategy_options()
+    assert found["alpha"][1] == ("squaring",)
+    assert set(found["aux_weight"][1]) == {"mtl", "diminish", "switch", "diminish-switch"}

@@ -89,20 +89,21 @@ def strategies() -> dict[str, Strategy]:
         importlib.import_module(f"{package.__name__}.{info.name}")
         for info in pkgutil.iter_modules(package.__path__)
     ]
-    return _by_name([module.STRATEGY for module in modules if hasattr(module, "STRATEGY")])
+    return by_name([module.STRATEGY for module in modules if hasattr(module, "STRATEGY")])
 
 
-def _by_name(found: list[Strategy]) -> dict[str, Strategy]:
-    by_name: dict[str, Strategy] = {}
+def by_name(found: list[Strategy]) -> dict[str, Strategy]:
+    """Raises ValueError where two claim a name, or mean two things by one option."""
+    named: dict[str, Strategy] = {}
     options: dict[str, StrategyOption] = {}
     for strategy in found:
-        if strategy.name in by_name:
+        if strategy.name in named:
             raise ValueError(f"two schedules call themselves {strategy.name}")
-        by_name[strategy.name] = strategy
+        named[strategy.name] = strategy
         for option in strategy.options:
             if options.setdefault(option.name, option) != option:
                 raise ValueError(f"{strategy.name} declares {option.flag} otherwise than another strategy")
-    return by_name
+    return named
 
 
 def find_strategy(name: str) -> Strategy:

@@ -1,0 +1,16 @@
+"""Data for the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import make_treebank
+
+
+@pytest.fixture
+def treebank(tmp_path: Path) -> str:
+    """A small CoNLL-U file whose tags follow from the words; beside it, tiny.vec has one vector of three numbers."""
+    (tmp_path / "tiny.vec").write_text("dog 1 2 3\n", encoding="utf-8")
+    return make_treebank(tmp_path)

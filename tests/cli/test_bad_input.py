@@ -1,0 +1,94 @@
+"""Whatever cannot be used is one line that names it, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mt2st_fast.training.schedules import strategies
+from tests.cli.running import fails
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["train", "--data", "conllu:/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["train", "--data", "parquet:x"], ["parquet", "conllu", "stdlib"]),
+        (["train", "--data", "TREEBANK", "--main", "mood"], ["mood", "upos"]),
+        (["train", "--data", "TREEBANK", "--aux", "xpos,mood"], ["mood", "xpos"]),
+        (["train", "--data", "TREEBANK", "--main", "upos", "--aux", "upos"], ["upos", "auxiliary"]),
+        (["train", "--data", "TREEBANK", "--strategy", "magic"], ["magic", *strategies()]),
+        (["train", "--data", "TREEBANK", "--backend", "cuda"], ["cuda", "numba", "triton"]),
+        (["train", "--data", "TREEBANK", "--backend", "triton"], ["triton", "cpu"]),
+        (["train", "--data", "TREEBANK", "--device", "tpu9"], ["tpu9"]),
+        (["train", "--data", "TREEBANK", "--init", "OUT/none.txt"], ["OUT/none.txt"]),
+        (["train", "--data", "TREEBANK", "--init", "OUT/tiny.vec"], ["OUT/tiny.vec", "3 numbers", "--dim 3"]),
+        (["train", "--data", "TREEBANK", "--lr", "-1"], ["lr", "-1"]),
+        (["train", "--data", "TREEBANK", "--epochs", "0"], ["epochs"]),
+        (["train", "--data", "TREEBANK", "--precision", "int4"], ["int4", "bfloat16"]),
+        (["train", "--data", "TREEBANK", "--switch-at", "2"], ["switch-at"]),
+        (["train", "--data", "TREEBANK", "--label-fraction", "0"], ["fraction"]),
+        (["train", "--data", "TREEBANK", "--device", "cpu", "--graph"], ["graph", "CUDA"]),
+        (
+            ["train", "--data", "TREEBANK", "--fuse-backward", "--clip-norm", "1"],
+            ["fuse_backward", "clip_norm"],
+        ),
+        (["train", "--data", "TREEBANK", "--strategy", "stl", "--nu", "2"], ["--nu", "stl", "diminish"]),
+        (["train", "--data", "TREEBANK", "--alpha", "0.5"], ["--alpha", "switch", "squaring"]),
+        (["compare", "--data", "TREEBANK", "--strategies", "stl,mtl", "--nu", "2"], ["--nu", "diminish"]),
+        (["compare", "--data", "TREEBANK", "--strategies", " ,"], ["--strategies", "switch"]),
+        (["train", "--batch-size", "many"], ["batch-size", "integer"]),
+        (["train", "--colour", "red"], ["--colour"]),
+        (["train", "--resume", "--out", "OUT/empty"], ["resume"]),
+        (["train", "--data", "TREEBANK", "--out", "/proc/run"], ["/proc/run"]),
+        (["compare", "--data", "TREEBANK", "--strategies", "stl,magic"], ["magic", "switch"]),
+        (["prepare", "/nowhere/at/all", "--out", "OUT/t"], ["/nowhere/at/all"]),
+        (["prepare", "OUT/tiny.conllu", "--out", "OUT"], ["OUT", "folder"]),
+        (["prepare", "OUT/tiny.conllu", "--out", "/proc/t"], ["/proc"]),
+        (
+            ["prepare", "OUT/tiny.conllu", "--out", "OUT/t", "--min-count", "999999"],
+            ["999999", "most frequent"],
+        ),
+        (["prepare", "OUT/tiny.conllu", "--out", "OUT/t", "--min-count", "0"], ["min-count"]),
+        (["prepare", "OUT/tiny.conllu"], ["--out"]),
+        (["kernels", "--compile", "sm_90,z80"], ["z80", "sm_"]),
+        (["dance"], ["dance"]),
+    ],
+)
+def test_bad_input_gets_one_line(
+    arguments: list[str], names: list[str], treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [a.replace("TREEBANK", treebank).replace("OUT", str(tmp_path)) for a in arguments]
+    if arguments[0] in ("train", "compare") and "--out" not in filled:
+        filled += ["--out", str(tmp_path / "out")]
+    error = fails(capsys, *filled)
+    for name in names:
+        assert name.replace("OUT", str(tmp_path)) in error
+    left = (
+        [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        if (tmp_path / "out").exists()
+        else []
+    )
+    assert left == []
+
+
+def test_malformed_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.conllu"
+    path.write_text("1\tA\ta\tDET\tDT\t_\t0\troot\t_\t_\n2\tdog\tdog\n\n", encoding="utf-8")
+    assert f"{path}:2" in fails(capsys, "train", "--data", f"conllu:{path}", "--out", str(tmp_path / "out"))
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mt2st_fast", "train", "--strategy", "magic", "--out", os.devnull],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr

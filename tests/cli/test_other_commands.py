@@ -1,0 +1,55 @@
+"""`mt2st-fast info`, `kernels` and `prepare`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mt2st_fast.data import TokenStream
+from tests.cli.running import run
+
+
+def test_info_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    run("info")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("numba", "reference", "chunked", "tile", "torch"))
+
+
+def test_info_shows_what_a_forced_backend_cannot_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MT2ST_BACKEND", "numba")
+    run("info")
+    assert "honoured" in capsys.readouterr().out
+
+
+def test_kernels_compiles_ahead_of_time(capsys: pytest.CaptureFixture[str]) -> None:
+    run("kernels", "--compile", "sm_90")
+    assert "0 with spills" in capsys.readouterr().out
+
+
+def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text("The cat saw the dog\nA dog saw\n")
+    run(
+        "prepare",
+        str(tmp_path / "x.txt"),
+        "--out",
+        str(tmp_path / "new" / "t"),
+        "--lower",
+        "--min-count",
+        "2",
+    )
+    tokens = TokenStream.open(tmp_path / "new" / "t")
+    assert [tokens.vocabulary.words[t] for t in tokens.ids] == ["the", "saw", "the", "dog", "dog", "saw"]
+    assert tokens.bounds.tolist() == [0, 4, 6]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "6 tokens in 2 sentences, 3 word types; 2 rarer types (2 tokens) left out" in shown
+
+
+def test_the_command_line_starts_without_the_pictures() -> None:
+    program = "import sys, mt2st_fast.cli; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,47 @@
+"""What decides a run, and what the command line shows of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.runs.config import Config
+from mt2st_fast.training.schedules import Switch
+
+
+def test_every_field_says_what_it_means():
+    for field in fields(Config):
+        if field.name != "strategy_options":  # the strategies say it
+            assert field.metadata["help"], field.name
+            assert field.metadata["panel"] in ("Data", "Strategy", "Training", "Model", "Machine")
+
+
+def test_json_gives_the_same_configuration_again():
+    config = Config(aux=("a", "b"), strategy_options={"switch_at": 0.25}, graph=True)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert Config.from_json(Config().to_json()) == Config()
+
+
+def test_a_strategy_gets_the_options_that_it_takes():
+    config = Config(epochs=2.0, strategy_options={"switch_at": 0.25, "alpha": 0.5})
+    assert config.for_strategy("switch").schedule() == Switch(at=0.25)
+    assert config.for_strategy("squaring").strategy_options == {"alpha": 0.5}
+    with pytest.raises(InputError, match="takes no --alpha"):
+        config.schedule()
+
+
+def test_the_schedule_waits_for_the_number_of_epochs():
+    with pytest.raises(InputError, match="epochs"):
+        Config().schedule()
+
+
+def test_an_option_that_nobody_takes_is_refused():
+    config = Config(strategy_options={"nu": 2.0})
+    config.check_strategy_options(("stl", "diminish"))
+    with pytest.raises(InputError, match=r"--nu is not for stl, mtl: .*diminish.* take"):
+        config.check_strategy_options(("stl", "mtl"))
+    with pytest.raises(InputError, match="no strategy with an option magic"):
+        Config(strategy_options={"magic": 1.0}).check_strategy_options(("stl",))
