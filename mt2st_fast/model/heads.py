@@ -175,11 +175,15 @@ class MultiTaskHeads(nn.Module):
         last axis C (which may be left out where C = 1). weights are (K,) over `active`, or by name (1 where
         a name is missing). The result's `losses` and `correct` are (K,) over `active`: 0 for a task that is
         missing from this batch. mask, (N,) or (N, T), says to an OpenTask what is real in the features.
-        Raises ValueError for a target of an unknown task, and what `multitask_loss` raises.
+        Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and what
+        `multitask_loss` raises.
         """
         open_present = [name for name in self._active if name in targets and self.is_open_task(name)]
         if not open_present:
             return self._fused_loss(features, targets, weights)
+        # The fused heads look at what they get; a batch of open tasks alone never comes to them.
+        self._check_known(targets)
+        self.check_together(name for name in self._active if name in targets)
         weights_k = self._weights(weights, features.device)
         parts = [self._open_loss(name, features, targets[name], mask, weights_k) for name in open_present]
         row_wise = {name: target for name, target in targets.items() if name not in open_present}

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
-def learnt_schedule(schedule: object) -> nn.Module | None:
-    """The schedule itself where it learns its weights. Raises TypeError for a module without `weights`."""
+def learnt_schedule(schedule: object, device: torch.device) -> nn.Module | None:
+    """The schedule itself, moved to `device`, where it learns its weights; None for any other.
+
+    Raises TypeError for a module without `weights`.
+    """
     if not isinstance(schedule, nn.Module):
         return None
     if not callable(getattr(schedule, "weights", None)):
         raise TypeError(
             f"the schedule {type(schedule).__name__} is a module, and so needs weights(active) -> (K,) tensor"
         )
-    return schedule
+    return schedule.to(device)
 
 
 def learnt_weights(schedule: nn.Module, active: Sequence[str]) -> Tensor:

@@ -4,7 +4,8 @@ All of it is optional. A schedule of any class may have
 
     observe(observation)                    called where losses are read, every `log_every` steps
     wants_gradients = True                  observations then hold `gradients`
-    state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit
+    state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit;
+                                            a schedule that observes needs them wherever there is a checkpoint
 
 Weights that are learnt: see `learnt_weights`.
 """
@@ -64,6 +65,15 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> object:
         """Remember what `state_dict` gave."""
         ...
+
+
+def check_resumable(schedule: object) -> None:
+    """Raises ValueError for a schedule that observes and could not say, in a checkpoint, what it has seen."""
+    if isinstance(schedule, Observing) and not isinstance(schedule, Stateful):
+        raise ValueError(
+            f"the schedule {type(schedule).__name__} observes, and a resumed run could not know what it has seen: give "
+            "it state_dict() and load_state_dict(state), or train without a checkpoint"
+        )
 
 
 def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, TaskGradient] | None:

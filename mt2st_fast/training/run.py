@@ -24,6 +24,7 @@ from mt2st_fast.training.observations import (
     Observation,
     Observing,
     Stateful,
+    check_resumable,
     task_gradients,
 )
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
@@ -68,7 +69,7 @@ class Run:
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
         self._interval_seconds = 0.0  # spent in steps since the last record
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
-        self._learnt = learnt_schedule(options.schedule)
+        self._learnt = learnt_schedule(options.schedule, options.device)
         heads.set_active(heads.names if resume is None else self._stored_active(resume))
         self._parts = self._make_parts()
         self._engines = make_engines(self._parts, make_capturer)
@@ -327,7 +328,10 @@ class Run:
         stored.restore_random_states()
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed run goes on from. Raises NonFiniteLossError rather than keep a broken state."""
+        """Write all that a resumed run goes on from. Raises NonFiniteLossError rather than keep a broken state,
+        and ValueError for a schedule that observes and has no state to keep.
+        """
+        check_resumable(self._options.schedule)
         if self._unread_losses:
             self._check_finite(torch.stack(self._unread_losses))
         self._read_learnt_weights()

@@ -17,6 +17,7 @@ from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
+from mt2st_fast.training.observations import check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.run import Run
@@ -163,6 +164,8 @@ class Trainer:
         """
         if resume and checkpoint is None:
             raise ValueError("resume needs the checkpoint to go on from")
+        if checkpoint is not None:
+            check_resumable(self.schedule)
         source = Source(train, self.heads.main, self.heads.names, self.accumulate)
         options = RunOptions(
             schedule=self.schedule,

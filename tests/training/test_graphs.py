@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import contextmanager
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import nn
 
 from mt2st_fast import Callback, Diminish, History, MultiTask, Switch, Trainer
+from mt2st_fast.training.engines.capturer import CudaCapturer
 from mt2st_fast.training.engines.cuda_graph import optimizer_obstacle
 from mt2st_fast.training.engines.graphed_steps import MOST_GRAPHS, WARM_UP_STEPS
 from mt2st_fast.training.engines.static_inputs import (
@@ -358,6 +361,41 @@ def test_the_optimizers_reason_stands_in_the_history(toy):
     assert trainer.capturer.captured == trainer.capturer.warmed_up == 0
     reason = "not captured: the optimizer Adagrad is not capturable: take AdamW(capturable=True)"
     assert [phase.graph for phase in history.phases] == [reason, reason]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("broken off")], ids=["captured", "broken off"])
+def test_workspaces_are_cleared_right_before_and_right_after_a_capture(monkeypatch, error):
+    """A graph does not own a workspace that was there before, and nobody may keep one that it owns."""
+    calls = []
+
+    @contextmanager
+    def capturing(*_, **__):
+        calls.append("begin")
+        try:
+            yield
+        finally:
+            calls.append("end")
+
+    def step():
+        calls.append("step")
+        if error is not None:
+            raise error
+        return torch.ones(1)
+
+    for name in ("Stream", "CUDAGraph", "current_stream", "set_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "default_generators", [MagicMock()])
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: calls.append("clear"), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", MagicMock(), raising=False)
+    monkeypatch.setattr(CudaCapturer, "_open_pool", lambda capturer: None)  # captures nothing of cuBLAS
+    capturer = CudaCapturer(torch.device("cuda:0"))
+    if error is None:
+        capturer.capture(step)
+    else:
+        with pytest.raises(RuntimeError, match="broken off"):
+            capturer.capture(step)
+    assert calls == ["clear", "begin", "step", "end", "clear"]
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------

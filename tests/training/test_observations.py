@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mt2st_fast import Callback, Trainer
+from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import Observation
 
 
@@ -177,3 +178,32 @@ def test_engines_say_who_took_a_phase_and_why(toy):
         "one kernel call": "not asked for (fuse_backward=False)",
         "cuda graph": "not asked for (graph=False)",
     }
+
+
+class Forgetful:
+    """Observes, and has nothing to put into a checkpoint."""
+
+    def __init__(self) -> None:
+        self.observations = 0
+
+    def task_weights(self, moment, main, auxiliary):
+        return {main: 1.0} | dict.fromkeys(auxiliary, 1.0 / (1 + self.observations))
+
+    def observe(self, observation):
+        self.observations += 1
+
+
+def test_a_schedule_that_forgets_what_it_saw_is_refused_a_checkpoint(toy, tmp_path):
+    path, message = tmp_path / "checkpoint", "the schedule Forgetful observes, .* give it state_dict"
+    with pytest.raises(ValueError, match=message):
+        make(toy, Forgetful()).fit(toy.batches(4), epochs=1, checkpoint=path)
+    trainer = make(toy, Forgetful())
+    trainer.fit(toy.batches(4), epochs=1)
+    with pytest.raises(ValueError, match=message):
+        trainer.run.save(path)
+    assert not path.exists()
+
+
+def test_learnt_weights_go_to_the_device():
+    schedule = learnt_schedule(Uncertainty(("tag", "score")), torch.device("meta"))
+    assert {parameter.device.type for parameter in schedule.parameters()} == {"meta"}

@@ -268,3 +268,15 @@ def test_a_word_task_and_a_head_in_one_batch_are_refused_by_name(task):
         trainer.fit([batch], epochs=1)
     with pytest.raises(ValueError, match="one batch has targets of words and of topic"):
         heads(torch.zeros(2, 4), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [("words", "one batch has targets of words and of contrast"), ("nonsense", "unknown task nonsense")],
+)
+def test_a_batch_of_an_open_task_drops_no_other_target_in_silence(other, message):
+    tasks = {"topic": Classification(2), "contrast": Contrast(4), "words": WordSimilarity()}
+    heads = MultiTaskHeads(4, tasks, "topic")
+    targets = {"contrast": torch.tensor([0, 1]), other: torch.zeros(2)}
+    with pytest.raises(ValueError, match=message):
+        heads(torch.zeros(2, 3, 4), targets)
