@@ -155,11 +155,7 @@ class Run:
 
     def _take_step(self, micro_steps: list[list[Batch]]) -> Tensor:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
-        engine = self._engine
-        if (reason := engine.declines(wanted)) is not None:
-            self._note_decline(engine, reason)
-            engine = self._engines[-1]
-        losses = engine(wanted)
+        losses = self._engine_for(wanted)(wanted)
         self._note_graph()
         self._unread_losses.append(losses)
         self._last_step = wanted if getattr(self._options.schedule, "wants_gradients", False) else None
@@ -167,6 +163,16 @@ class Run:
         if self._options.device.type == "cpu" and self.steps_done % FADE_STEPS == 0:
             drop_faded_moments(self.optimizer)
         return losses
+
+    def _engine_for(self, micro_steps: list[list[Batch]]) -> Engine:
+        """The phase's engine, or the next one in the order that takes a step which that one declines."""
+        for engine in self._engines[self._engines.index(self._engine) :]:
+            if engine.obstacle() is not None:
+                continue
+            if (reason := engine.declines(micro_steps)) is None:
+                return engine
+            self._note_decline(engine, reason)
+        raise RuntimeError("no engine takes this step")  # the last one takes every step
 
     def _with_active_targets(self, batch: Batch) -> Batch:
         """A batch without the labels of retired tasks."""

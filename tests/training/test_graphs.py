@@ -1,7 +1,7 @@
 """Steps as graphs: the same history as without, a reason wherever a step is not captured, and never a guess.
 
 No GPU: a capturer of this file's own records a step and runs it again on the graph's inputs, as a replay would.
-tests/test_trainer_on_gpu.py does the same with CUDA graphs.
+tests/on_gpu/test_trainer.py does the same with CUDA graphs.
 """
 
 from __future__ import annotations
