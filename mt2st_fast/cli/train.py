@@ -21,7 +21,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.report import RUN_FILES, engine_of, shown, write_run
+from mt2st_fast.runs.report import RUN_FILES, shown, write_run
 from mt2st_fast.training.trainer import Trainer
 
 CONFIG_FILE = "config.json"
@@ -134,7 +134,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
             str(phase["first_step"]),
             escape(", ".join(phase["active"])),
             shown(phase["step_ms_median"], 2),
-            escape(engine_of(phase)),
+            escape(phase["engine"]),
         )
     words = Table("word", "nearest neighbours")
     for word, near in report["neighbours"].items():
