@@ -290,7 +290,7 @@ def test_an_encoder_without_words_is_refused():
 
 
 def test_what_has_no_head_is_refused_where_one_is_needed():
-    with pytest.raises(ValueError, match="the main task similarity needs a head"):
+    with pytest.raises(ValueError, match="the main task similarity needs features"):
         MultiTaskHeads(12, {"similarity": WordSimilarity()}, "similarity")
     heads = MultiTaskHeads(12, {"tone": Classification(2), "similarity": WordSimilarity()}, "tone")
     with pytest.raises(ValueError, match="task similarity has no head"):

@@ -59,7 +59,7 @@ def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, s
         w[d] -= step * first[d] / (np.sqrt(second[d]) * inverse + eps)
 
 
-def _triton_row(lr: Any, numbers: Any, mean_square: Any, remembered: Any) -> Any:
+def _triton_row(lr, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
     remembered += 1.0
     # beta^n of a young row is close to 1.
     n = remembered.to(tl.float64)
@@ -67,7 +67,7 @@ def _triton_row(lr: Any, numbers: Any, mean_square: Any, remembered: Any) -> Any
     return step, 1.0 / tl.sqrt((1.0 - tl.exp(n * numbers[6])).to(tl.float32)), remembered
 
 
-def _triton_move(w: Any, g: Any, first: Any, second: Any, step: Any, scale: Any, numbers: Any) -> Any:
+def _triton_move(w, g, first, second, step, scale, numbers):  # type: ignore[no-untyped-def]
     first = numbers[0] * first + numbers[3] * g
     second = numbers[1] * second + numbers[4] * g * g
     return w - step * first / (tl.sqrt(second) * scale + numbers[2]), first, second

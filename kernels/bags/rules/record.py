@@ -31,7 +31,7 @@ class RowRuleKind:
     A rule is of one of two forms. By a step: w -= step * g, where step is a number a row that may depend on mean(g^2)
     and the number that is remembered; `numba_step` or, as it stands, the rate. By elements: `numba_move`. Functions of
     the kernels are plain Python, which a backend compiles when it is loaded; they may use `np` (Numba) and `tl`
-    (Triton), and no other name of their module.
+    (Triton), and no other name of their module. Triton's bear no annotations: it would look those up.
 
     Raises ValueError for more numbers or tables than kernels take, and for both forms at once.
     """
