@@ -51,7 +51,7 @@ def choose_blocks(largest: int, aligned: bool = False) -> Blocks:
         return Blocks(8, 16, 4, 64)
     if largest <= 32:
         return Blocks(8, 32, 4, 72)
-    return Blocks(4, 64, 4, 80) if largest <= 64 else Blocks(8, 64, 8, 80)
+    return Blocks(4, 64, 4, 80) if largest <= 64 else Blocks(8, 64, 8, 88)
 
 
 class Group(NamedTuple):
