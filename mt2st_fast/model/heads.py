@@ -65,6 +65,9 @@ class MultiTaskHeads(nn.Module):
             {_module_name(name): task for name, task in ordered.items() if isinstance(task, OpenTask)}
         )
         self.names = tuple(ordered)
+        # Asked in every step.
+        self._on_words = frozenset(n for n, task in ordered.items() if isinstance(task, WordTask))
+        self._open = frozenset(n for n, task in ordered.items() if isinstance(task, OpenTask))
         self.linears = nn.ModuleDict(
             {
                 _module_name(name): nn.Linear(in_features, task.head.size, bias=bias)
@@ -178,7 +181,9 @@ class MultiTaskHeads(nn.Module):
         Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and what
         `multitask_loss` raises.
         """
-        open_present = [name for name in self._active if name in targets and self.is_open_task(name)]
+        if not self._open:
+            return self._fused_loss(features, targets, weights)
+        open_present = [name for name in self._active if name in self._open and name in targets]
         if not open_present:
             return self._fused_loss(features, targets, weights)
         # The fused heads look at what they get; a batch of open tasks alone never comes to them.
@@ -251,6 +256,8 @@ class MultiTaskHeads(nn.Module):
 
     def check_together(self, names: Iterable[str]) -> None:
         """Raises ValueError where one batch holds the targets of a task on words and of another task."""
+        if not self._on_words:
+            return
         present = list(names)
         words = next((name for name in present if self.is_word_task(name)), None)
         if words is not None and len(present) > 1:
@@ -266,11 +273,11 @@ class MultiTaskHeads(nn.Module):
 
     def is_word_task(self, name: str) -> bool:
         """Whether a task's loss comes from word vectors, and not from features."""
-        return _module_name(name) in self.word_tasks and name in self.names
+        return name in self._on_words
 
     def is_open_task(self, name: str) -> bool:
         """Whether a task is a loss of its own on the features, and has no fused head."""
-        return _module_name(name) in self.open_tasks and name in self.names
+        return name in self._open
 
     def word_loss(
         self,
