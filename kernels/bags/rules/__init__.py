@@ -67,17 +67,20 @@ def code_of(kind: RowRuleKind) -> int:
 
 
 @lru_cache(maxsize=64)
-def _packed(rules: tuple[RowRule, ...]) -> np.ndarray:
-    records = np.zeros(len(rules), RULE_RECORD)
-    for record, rule in zip(records, rules, strict=True):
-        numbers = rule.kind.kernel_numbers(rule.numbers)
-        record["kind"], record["lr"] = code_of(rule.kind), rule.lr
-        record["by_step"] = rule.kind.numba_move is None
-        record["uses_mean_square"] = rule.kind.uses_mean_square
-        record["numbers"][: len(numbers)] = numbers
-    return records
+def _record(kind: RowRuleKind, numbers: tuple[float, ...]) -> np.void:
+    """All of a rule's record but its rate, which may be another in every step."""
+    (record,) = np.zeros(1, RULE_RECORD)
+    of_kernels = kind.kernel_numbers(numbers)
+    record["kind"], record["by_step"] = code_of(kind), kind.numba_move is None
+    record["uses_mean_square"] = kind.uses_mean_square
+    record["numbers"][: len(of_kernels)] = of_kernels
+    return record
 
 
 def packed(rules: Sequence[RowRule]) -> np.ndarray:
-    """(len(rules),) RULE_RECORD. Not to be written to: equal rules share it. Raises as `code_of` does."""
-    return _packed(tuple(rules))
+    """(len(rules),) RULE_RECORD. Raises as `code_of` does."""
+    records = np.empty(len(rules), RULE_RECORD)
+    for place, rule in enumerate(rules):
+        records[place] = _record(rule.kind, rule.numbers)
+    records["lr"] = [rule.lr for rule in rules]
+    return records
