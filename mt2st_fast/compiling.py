@@ -2,8 +2,7 @@
 
 from mt2st_fast.kernels.machine.compiling import clock, compile_seconds
 
-on_compile = (
-    clock.listening
-)  # with on_compile(listener): listener(name) hears of each kernel that is being compiled
+# with on_compile(listener): listener(name) hears of every kernel that begins to be compiled.
+on_compile = clock.listening
 
 __all__ = ["compile_seconds", "on_compile"]

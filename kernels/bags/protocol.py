@@ -13,9 +13,6 @@ from .rules import RowRule, RowState
 class BagKernels(Protocol):
     """Functions over tables (V, D) and bags; everything lies on one device."""
 
-    def warm_up(self) -> None:
-        """Do what a first call would do before it computes."""
-
     def first_outside(self, ids: Tensor, V: int) -> int:
         """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
 

@@ -28,9 +28,8 @@ class CompileClock:
         self._depth.value = depth + 1
         if depth == 0:
             self._depth.started = time.perf_counter()
-        # A kernel that was looked for among those that are kept, and not found, is compiled inside of no other.
-        if name is not None and depth == 0:
-            self._tell(name)
+            if name is not None:
+                self._tell(name)
 
     def stop(self) -> None:
         """What `start` began is done."""

@@ -219,7 +219,7 @@ def step(
     targets: Sequence[Tensor],
     task_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(losses (K,), correct (K,)) of kernels/bag_step.py's `bag_step`."""
+    """(losses (K,), correct (K,)) of `bag_step` in step/op.py."""
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
     losses, correct = (
         torch.zeros(len(model.heads), dtype=torch.float32),
