@@ -72,7 +72,7 @@ def plan(request, monkeypatch):
     monkeypatch.setitem(PLAN, "forced", name)
     monkeypatch.setattr(numba_tile, "TILE_FLOATS", 0)  # the fewest rows a tile
     if request.param == "tile-parallel":
-        monkeypatch.setattr(numba_tile, "PARALLEL_PRODUCTS", 0)
+        monkeypatch.setattr(numba_tile, "LEAST_PRODUCTS", 1)
     monkeypatch.setattr(numba_chunked, "WIDE_HEAD", 3)
     monkeypatch.setattr(numba_chunked, "MOST_ROWS", 48)
     yield name

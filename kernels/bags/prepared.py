@@ -43,7 +43,7 @@ def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean"
     ids, starts = checked_bags(table, ids, starts, mode, serving(table))
     # By name: what is prepared here is what that backend's `bag_step` takes.
     kernels = ROOM.load("numba", "ids")
-    from ..machine.jit import PARALLEL_FLOATS, thread_count
+    from ..machine.team import PARALLEL_FLOATS, thread_count
 
     V, D = table.shape
     # Not of the tensor itself: who keeps the result by a weak reference to it would keep it alive.
@@ -51,6 +51,6 @@ def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean"
     scales = kernels.mean_scales(*by_bag) if mode == "mean" else np.ones(B, np.float32)
     n_parts = thread_count() if ids.numel() * D >= PARALLEL_FLOATS else 1
     one_pool = by_bag[0], by_bag[1][None]
-    by_part = kernels.split_by_part(*by_bag, n_parts, parallel=True) if n_parts > 1 else one_pool
+    by_part = kernels.split_by_part(*by_bag, n_parts) if n_parts > 1 else one_pool
     pools = by_part if len(ids) >= LEAST_IDS * B * n_parts else one_pool
-    return PreparedBags(V, scales, *pools, *kernels.transposed(*by_part, V - 1, parallel=n_parts > 1))
+    return PreparedBags(V, scales, *pools, *kernels.transposed(*by_part, V - 1))

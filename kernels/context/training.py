@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from .batch import MODES, WordSampler, check_options
 from .room import load_numba
 from .workspace import (
-    Place,
     Steps,
     Stream,
     SubwordParts,
@@ -21,13 +19,15 @@ from .workspace import (
     make_workspace,
 )
 
+WORDS_A_CALL = 1 << 19  # about half a second; between calls Ctrl-C is heard
+
 
 @dataclass(frozen=True)
 class ContextOptions:
     """How ContextTraining steps.
 
     shared   negatives that a tile of 16 words draws, a multiple of 8
-    shards   parts of the corpus that are read side by side; on no more threads than that
+    shards   parts of the corpus that are read side by side, by as many threads as there are, up to that number
     shard_words   raw words of a shard in a round; shards see each other's steps between rounds
     pull     how fast a row is taken to approach its optimum, per visit and rate: P shards that visit a row often
              move it P times too far together, and their changes are shrunk by (1 - e^-Pk) / (P (1 - e^-k)),
@@ -94,9 +94,6 @@ class ContextTraining:
         Returns (loss sum, positive pairs) of an eighth of the tiles. The rate of a round is at least least_rate, else
         rate - rate_fall times the epoch's words before it.
         """
-        from ..machine.barrier import fail, new_barrier, stop
-        from ..machine.jit import thread_count
-
         o = self.options
         stream = Stream(tokens, bounds, key)
         steps = Steps(
@@ -105,26 +102,11 @@ class ContextTraining:
         tables, parts = Tables(self.inputs, self.outputs), None
         if self.subwords is not None:
             parts = SubwordParts(self.subwords, self._subword_workspace)
-        n_threads = min(thread_count(), o.shards)
-        barrier, found = new_barrier(), np.zeros((o.shards, 2))
-        rates = np.array([rate, rate_fall, least_rate])
-
-        def train(thread: int) -> None:
+        found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
+        at_once = max(1, WORDS_A_CALL // (o.shards * o.shard_words))
+        for first in range(rounds[0], rounds[1], at_once):
+            some = first, min(first + at_once, rounds[1])
             self._kernels.train_rounds(
-                stream, self.sampler, steps, rates, rounds, tables, parts, self._workspace,
-                Place(thread, n_threads, barrier), found, parallel=False,
-            )  # fmt: skip
-
-        threads: list[Future[None]] = []
-        with ThreadPoolExecutor(n_threads) as pool:
-            try:
-                threads += (pool.submit(train, thread) for thread in range(n_threads))
-                finished, _ = wait(threads, return_when=FIRST_EXCEPTION)
-            except BaseException:  # Ctrl-C: at a meeting of all threads, if all have begun
-                (stop if len(threads) == n_threads else fail)(barrier)
-                raise
-            if any(thread.exception() for thread in finished):
-                fail(barrier)
-        for thread in threads:
-            thread.result()
+                stream, self.sampler, steps, rates, some, tables, parts, self._workspace, found
+            )
         return float(found[:, 0].sum()), int(found[:, 1].sum())

@@ -58,14 +58,6 @@ class Tables(NamedTuple):
     outputs: np.ndarray
 
 
-class Place(NamedTuple):
-    """Which of the threads that train side by side this is, and where they meet."""
-
-    thread: int
-    n_threads: int
-    barrier: np.ndarray
-
-
 class WordRows(NamedTuple):
     """The rows of an input table whose mean is word v: ids[bounds[v]:bounds[v + 1]], one at least."""
 

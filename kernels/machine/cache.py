@@ -86,7 +86,7 @@ class _Locator(_CacheLocator):
     """A kernel's place in `folder`."""
 
     def __init__(self, function: Callable, place: Path) -> None:
-        self._place = place
+        self._place, self._py_file = place, function.__code__.co_filename  # the latter for Numba's warnings
         self._name = f"{function.__module__}-{function.__code__.co_firstlineno}"
 
     def get_cache_path(self) -> str:

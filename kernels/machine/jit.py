@@ -1,17 +1,15 @@
 """The one place for Numba's decorators and flags.
 
-A kernel that Python calls is an `entry` or a `Kernel`: its machine code is kept (cache.py), with all that was compiled
-into it. A `helper` is called by kernels alone, and kept with them.
+A kernel that Python calls is an `entry`, or a `Kernel` (team.py): its machine code is kept (cache.py), with all that
+was compiled into it. A `helper` is called by kernels alone, and kept with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import numba
-import torch
 from numba.core import event, types
 from numba.extending import intrinsic
 
@@ -36,6 +34,11 @@ def helper(function: Callable) -> Any:
 def entry(function: Callable) -> Any:
     """A serial loop that Python calls, and kernels may."""
     return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy")(function))
+
+
+def free_entry(function: Callable) -> Any:
+    """An entry that leaves Python's lock to other threads."""
+    return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", nogil=True)(function))
 
 
 def exact_entry(function: Callable) -> Any:
@@ -68,43 +71,6 @@ def _is_ours(event: Any) -> bool:
 
 _PACKAGE = __name__.rpartition(".machine.")[0]
 event.register("numba:compile", _OnTheClock())
-
-
-# Below this many float32 numbers that are read the start of a parallel region costs more than it saves.
-PARALLEL_FLOATS = 1 << 18
-MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-
-
-def thread_count() -> int:
-    """Threads that a parallel kernel uses: as many as torch does."""
-    return min(torch.get_num_threads(), MOST_THREADS)
-
-
-class Kernel:
-    """One Python function in two variants, each compiled when it is first called: serial for small work, parallel over
-    its outer prange."""
-
-    def __init__(self, function: Callable) -> None:
-        options: Any = {"fastmath": _REORDERED, "error_model": "numpy", "nogil": True}
-        self.serial = _kept(numba.njit(**options)(_renamed(function, "serial")))
-        self.parallel = _kept(numba.njit(parallel=True, **options)(_renamed(function, "parallel")))
-
-    def __call__(self, *args: Any, parallel: bool) -> Any:
-        threads = thread_count()
-        if not parallel or threads == 1:
-            return self.serial(*args)
-        if numba.get_num_threads() != threads:
-            numba.set_num_threads(threads)
-        return self.parallel(*args)
-
-
-def _renamed(function: Callable, variant: str) -> FunctionType:
-    """A copy under a name of its own: Numba's cache knows a function by its name, not by its flags, and
-    would load one variant for the other."""
-    copy = FunctionType(function.__code__, function.__globals__)
-    copy.__qualname__ = f"{function.__qualname__}_{variant}"
-    copy.__doc__ = function.__doc__
-    return copy
 
 
 def _pointer_to(element: Any) -> Any:

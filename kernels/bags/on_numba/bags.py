@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...machine.jit import PARALLEL_FLOATS, thread_count
+from ...machine.team import PARALLEL_FLOATS, thread_count
 from ..batch import Bags
 from ..rules import RowRule, RowState, packed
 from . import ids as numba_bag_ids
@@ -75,7 +75,7 @@ def _update_rows(
 ) -> None:
     numba_row_updates.update_rows(
         packed((rule,)), table.data_ptr(), rows.numpy(), gradient.data_ptr(), table.shape[1],
-        *_state(state), n_splits, parallel=n_splits > 1,
+        *_state(state), n_splits,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def _update_from_bags(
     V, D = table.shape
     numba_row_updates.update_from_bags(
         packed((rule,)), table.data_ptr(), V, bags.ids.numpy(), bags.starts.numpy(), _scales(bags),
-        gradient.data_ptr(), D, *_state(state), n_splits, parallel=n_splits > 1,
+        gradient.data_ptr(), D, *_state(state), n_splits,
     )  # fmt: skip
 
 
@@ -111,7 +111,6 @@ def _sum_bags(what: _Sum, target: Tensor, n_splits: int) -> None:
         *what[1:],
         target.data_ptr(),
         n_splits,
-        parallel=n_splits > 1,
     )
 
 

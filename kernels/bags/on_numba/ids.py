@@ -5,11 +5,11 @@ Grouping is a radix sort of the batch, so it costs what the batch costs, however
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from ...machine.jit import Kernel, entry, helper
+from ...machine.jit import entry, helper
 from ...machine.simd import prefetch
+from ...machine.team import Kernel, in_parallel
 from ..batch import NONE
 
 DIGIT_BITS = 11
@@ -162,19 +162,27 @@ def unique_and_inverse(ids, largest):
 # --- a batch by part and by row --------------------------------------------------------------------------
 
 
-def _split_by_part(ids, starts, n_parts):  # type: ignore[no-untyped-def]
+@helper
+def _count_part(p, ids, ends):
+    ends[p + 1] = _count_of_part(ids, p, len(ends) - 1)
+
+
+@helper
+def _fill_part(p, ids, starts, ends, of_parts, starts_of_parts):
+    part_ids, part_starts = _ids_of_part(ids, starts, p, len(ends) - 1, ends[p + 1] - ends[p])
+    of_parts[ends[p] : ends[p + 1]] = part_ids
+    starts_of_parts[p] = part_starts + ends[p]
+
+
+def _split_by_part(team, ids, starts, n_parts):  # type: ignore[no-untyped-def]
     """(ids (total,), starts (n_parts, B + 1)): for every part the bags, with the ids of that part alone, in order."""
     B = len(starts) - 1
     ends = np.zeros(n_parts + 1, np.int64)
-    for p in numba.prange(n_parts):
-        ends[p + 1] = _count_of_part(ids, p, n_parts)
+    in_parallel(team, n_parts, _count_part, (ids, ends))
     for p in range(n_parts):
         ends[p + 1] += ends[p]
     of_parts, starts_of_parts = np.empty(ends[-1], np.int32), np.empty((n_parts, B + 1), np.int64)
-    for p in numba.prange(n_parts):
-        part_ids, part_starts = _ids_of_part(ids, starts, p, n_parts, ends[p + 1] - ends[p])
-        of_parts[ends[p] : ends[p + 1]] = part_ids
-        starts_of_parts[p] = part_starts + ends[p]
+    in_parallel(team, n_parts, _fill_part, (ids, starts, ends, of_parts, starts_of_parts))
     return of_parts, starts_of_parts
 
 
@@ -204,7 +212,17 @@ def _count_of_part(ids, part, n_parts):
     return n
 
 
-def _transposed(ids, starts, largest):  # type: ignore[no-untyped-def]
+@helper
+def _transpose_part(p, ids, starts, largest, bags, sparse_rows, sparse_begins, counts):
+    first = starts[p, 0]
+    of_part, unique, begins = group_bags(ids, starts[p], largest, 0, 1)
+    counts[p] = len(unique)
+    bags[first : first + len(of_part)] = of_part
+    sparse_rows[first : first + counts[p]] = unique
+    sparse_begins[first + p : first + p + counts[p] + 1] = begins + first
+
+
+def _transposed(team, ids, starts, largest):  # type: ignore[no-untyped-def]
     """(rows (U,), begins (U + 1,), bags (total,), parts (n_parts + 1,)): bags[begins[u] : begins[u + 1]] hold rows[u].
 
     ids and starts (n_parts, B + 1) are of parts that have rows of their own, as `split_by_part` makes them, or of one
@@ -218,13 +236,9 @@ def _transposed(ids, starts, largest):  # type: ignore[no-untyped-def]
         np.empty(n + n_parts, np.int64),
     )
     counts = np.zeros(n_parts, np.int64)
-    for p in numba.prange(n_parts):
-        first = starts[p, 0]
-        of_part, unique, begins = group_bags(ids, starts[p], largest, 0, 1)
-        counts[p] = len(unique)
-        bags[first : first + len(of_part)] = of_part
-        sparse_rows[first : first + counts[p]] = unique
-        sparse_begins[first + p : first + p + counts[p] + 1] = begins + first
+    in_parallel(
+        team, n_parts, _transpose_part, (ids, starts, largest, bags, sparse_rows, sparse_begins, counts)
+    )
     parts = np.zeros(n_parts + 1, np.int64)
     parts[1:] = np.cumsum(counts)
     rows, begins = np.empty(parts[-1], np.int32), np.empty(parts[-1] + 1, np.int64)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import Kernel, helper, pointer_to_float32
+from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, splat, store
+from ...machine.team import Kernel, in_parallel
 from ..batch import NONE
 
 # A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
@@ -154,15 +155,19 @@ def share(starts, p, n_splits):
     return first, last
 
 
-def _sum_bags(source, D, ids, starts, scales, bag_scales, target, n_splits):  # type: ignore[no-untyped-def]
+@helper
+def _sum_split(p, source, D, ids, starts, scales, bag_scales, target, n_splits):
+    first, last = share(starts, p, n_splits)
+    for bag in range(first, last):
+        to = target + FLOAT_BYTES * bag * D
+        sum_rows(source, D, ids, starts[bag], starts[bag + 1], scales, to)
+        if len(bag_scales):
+            _scale(to, D, bag_scales[bag])
+
+
+def _sum_bags(team, source, D, ids, starts, scales, bag_scales, target, n_splits):  # type: ignore[no-untyped-def]
     """target (B, D): sum_rows of every bag, times bag_scales (B,) if there are any."""
-    for p in numba.prange(n_splits):
-        first, last = share(starts, p, n_splits)
-        for bag in range(first, last):
-            to = target + FLOAT_BYTES * bag * D
-            sum_rows(source, D, ids, starts[bag], starts[bag + 1], scales, to)
-            if len(bag_scales):
-                _scale(to, D, bag_scales[bag])
+    in_parallel(team, n_splits, _sum_split, (source, D, ids, starts, scales, bag_scales, target, n_splits))
 
 
 sum_bags = Kernel(_sum_bags)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ...machine.jit import Kernel, helper, pointer_to_float32
+from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import (
     FLOAT_BYTES,
     WIDTH,
@@ -20,6 +20,7 @@ from ...machine.simd import (
     store,
     sum_of,
 )
+from ...machine.team import Kernel, in_parallel
 from .ids import LINE_BYTES, group_bags
 from .row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
 from .rules import move_row, row_step
@@ -81,27 +82,43 @@ def update_row(rule, table, row, gradient, D, per_row, first, second):
         )  # fmt: skip
 
 
-def _update_rows(rule, table, rows, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
+@helper
+def _update_split(p, rule, table, rows, gradient, D, per_row, first, second, n_splits):
+    for u in range(p * len(rows) // n_splits, (p + 1) * len(rows) // n_splits):
+        at = gradient + FLOAT_BYTES * u * D
+        update_row(rule[0], table, np.int64(rows[u]), at, D, per_row, first, second)
+
+
+def _update_rows(team, rule, table, rows, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
     """A step of the rows (U,), each there once, by their gradients (U, D); rule (1,)."""
-    for p in numba.prange(n_splits):
-        for u in range(p * len(rows) // n_splits, (p + 1) * len(rows) // n_splits):
-            at = gradient + FLOAT_BYTES * u * D
-            update_row(rule[0], table, np.int64(rows[u]), at, D, per_row, first, second)
+    in_parallel(
+        team, n_splits, _update_split, (rule, table, rows, gradient, D, per_row, first, second, n_splits)
+    )
 
 
 update_rows = Kernel(_update_rows)
 
 
-def _update_from_bags(rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
+@helper
+def _update_split_from_bags(
+    p, rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits
+):
+    bags, rows, begins = group_bags(ids, starts, V - 1, p, n_splits)
+    update_from_transposed(
+        rule[0], table, rows, begins, bags, 0, len(rows), scales, gradient, D, per_row, first, second
+    )
+
+
+def _update_from_bags(  # type: ignore[no-untyped-def]
+    team, rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits
+):
     """A step of all rows in the bags by the gradient of the bags (B, D), which is never spread over the rows.
 
     scales (B,) are of the bags, or empty. Every split has rows of its own, so none waits for another.
     """
-    for p in numba.prange(n_splits):
-        bags, rows, begins = group_bags(ids, starts, V - 1, p, n_splits)
-        update_from_transposed(
-            rule[0], table, rows, begins, bags, 0, len(rows), scales, gradient, D, per_row, first, second
-        )
+    in_parallel(team, n_splits, _update_split_from_bags, (
+        rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits
+    ))  # fmt: skip
 
 
 @helper

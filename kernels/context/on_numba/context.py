@@ -34,7 +34,7 @@ def touched_rows(
     loss, n_inputs, n_outputs = gradients(
         MODES.index(batch.mode), batch.low, batch.high, N, float(batch.negatives), batch.window,
         np.float32(1 / max(1, batch.pairs)), inputs.detach().contiguous().numpy(),
-        outputs.detach().contiguous().numpy(), d_x, d_y, w, parallel=splits > 1,
+        outputs.detach().contiguous().numpy(), d_x, d_y, w,
     )  # fmt: skip
     rows = torch.from_numpy(w.rows[0].astype(np.int64))
     return ContextGradients(

@@ -2,23 +2,23 @@
 
 Skip-gram and CBOW with negatives that a tile of positions shares: tile.py has the formulas.
 
-Training: a shard is what one thread does in a round. It copies the rows that its words and negatives need, goes over
+Training: a shard is a piece of a round's work. It copies the rows that its words and negatives need, goes over
 its tiles, each of which moves the copies at once, and leaves the rows' changes. When all shards of the round have
-done so, their changes are added to the tables in the order of shards. So a thread sees its own steps at once and
-those of others after the round, nobody waits within a round, and the same call gives the same bits. Threads meet at
-barriers of their own (machine/barrier.py) and come back to Python after many rounds.
+done so, their changes are added to the tables in the order of shards. So a shard sees its own steps at once and
+those of others after the round, nobody waits within a round, and the same call gives the same bits on any number of
+threads.
 """
 
 from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
 from ...machine.gemm import copy_floats
-from ...machine.jit import Kernel, helper
+from ...machine.jit import helper
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, prefetch, store
+from ...machine.team import Kernel, in_parallel
 from ..batch import TILE
 from .draw import draw_negatives, draw_positions, number_rows
 from .tile import CBOW, Scratch, TileOptions, Vectors, Windows, tile_step
@@ -193,7 +193,22 @@ def rate_of(rates, n_words_before):
 # --- gradients of a batch --------------------------------------------------------------------------------
 
 
-def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_x, d_y, w):
+@helper
+def _run_split(p, windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses):
+    """The loss of split p's tiles, and its gradients in d_x[p] and d_y[p]."""
+    P, M, n_tiles = len(d_x), w.z.shape[1], -(-n // TILE)
+    d_x[p, :n_inputs] = ZERO
+    d_y[p, :n_outputs] = ZERO
+    w.mark[p, :n_outputs] = -1
+    vectors, scratch = Vectors(x, y, d_x[p], d_y[p]), scratch_of(w, p)
+    loss = 0.0
+    for k in range(p * n_tiles // P, (p + 1) * n_tiles // P):
+        first, last = k * TILE, min(n, (k + 1) * TILE)
+        loss += tile_step(vectors, windows, first, last, drawn[k * M : (k + 1) * M], how, True, k, scratch)
+    losses[p] = loss
+
+
+def _gradients(team, mode, low, high, n, negatives, window, scale, inputs, outputs, d_x, d_y, w):
     """Loss of a batch; d_x[0] and d_y[0] become scale times its gradients.
 
     The n words and the drawn negatives stand in shard 0 of the workspace w, the gradients' rows afterwards in
@@ -212,18 +227,7 @@ def _gradients(mode, low, high, n, negatives, window, scale, inputs, outputs, d_
     losses = np.zeros(P)
     how = TileOptions(mode, f32(negatives / M), scale, window, False, inputs.shape[1])
     windows = Windows(slots, slots, low, high)
-    for p in numba.prange(P):
-        d_x[p, :n_inputs] = ZERO
-        d_y[p, :n_outputs] = ZERO
-        w.mark[p, :n_outputs] = -1
-        loss = 0.0
-        for k in range(p * n_tiles // P, (p + 1) * n_tiles // P):
-            vectors, scratch = Vectors(x, y, d_x[p], d_y[p]), scratch_of(w, p)
-            first, last = k * TILE, min(n, (k + 1) * TILE)
-            loss += tile_step(
-                vectors, windows, first, last, drawn[k * M : (k + 1) * M], how, True, k, scratch
-            )
-        losses[p] = loss
+    in_parallel(team, P, _run_split, (windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses))
     for p in range(1, P):
         d_x[0, :n_inputs] += d_x[p, :n_inputs]
         d_y[0, :n_outputs] += d_y[p, :n_outputs]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...machine.barrier import wait
-from ...machine.jit import Kernel, helper
+from ...machine.jit import helper
+from ...machine.team import Kernel, in_parallel
 from .rounds import go_over_shard, merge, rate_of, shard_words_of
 from .subword_rounds import go_over_subword_shard, merge_subwords
 
@@ -24,26 +24,31 @@ def _merge(tables, parts, w, rate, pull, p):
         merge_subwords(tables, parts, w, rate, pull, p)
 
 
-def _train_rounds(stream, sampler, steps, rates, rounds, tables, parts, w, place, found):
-    """Rounds [first, last) of an epoch, as one of the threads which all call this: shards thread, thread + n_threads...
+@helper
+def _train_shard(p, stream, sampler, steps, rate, tables, parts, w, r, found):
+    """Shard p's part of round r."""
+    first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)
+    loss, pairs = _go_over(stream, first, last, sampler, steps, rate, tables, parts, w, p)
+    found[p, 0] += loss
+    found[p, 1] += pairs
+
+
+@helper
+def _merge_part(p, tables, parts, w, rate, pull):
+    _merge(tables, parts, w, rate, pull, p)
+
+
+def _train_rounds(team, stream, sampler, steps, rates, rounds, tables, parts, w, found):
+    """Rounds [first, last) of an epoch.
 
     w is a Workspace, parts are SubwordParts or None: then word v is a row of its own. found (P, 2) += the loss and the
     positive pairs of some tiles of each shard.
     """
-    P, n_words = len(w.words), len(stream.tokens)
+    P = len(w.words)
     for r in range(rounds[0], rounds[1]):
         rate = rate_of(rates, r * steps.shard_words * P)
-        for p in range(place.thread, P, place.n_threads):
-            first, last = shard_words_of(n_words, p, P, steps.shard_words, r)
-            loss, pairs = _go_over(stream, first, last, sampler, steps, rate, tables, parts, w, p)
-            found[p, 0] += loss
-            found[p, 1] += pairs
-        if not wait(place.barrier, place.n_threads):
-            return
-        for p in range(place.thread, P, place.n_threads):
-            _merge(tables, parts, w, rate, steps.pull, p)
-        if not wait(place.barrier, place.n_threads):
-            return
+        in_parallel(team, P, _train_shard, (stream, sampler, steps, rate, tables, parts, w, r, found))
+        in_parallel(team, P, _merge_part, (tables, parts, w, rate, steps.pull))
 
 
 train_rounds = Kernel(_train_rounds)

@@ -1,9 +1,9 @@
-"""The chunked plan on a CPU: vocabulary-sized softmax heads, by chunks of rows whose logits all threads share.
+"""The chunked plan on a CPU: vocabulary-sized softmax heads, by chunks of rows whose logits all splits share.
 
-A tile's logits would not fit a cache, nor would a weight gradient for every thread. So threads divide the
-outputs, not the rows: each owns a range of classes, their logits z (classes, rows) and their rows of the weight
+A tile's logits would not fit a cache, nor would a weight gradient for every split of the rows. So splits divide the
+outputs, not the rows: each has a range of classes, their logits z (classes, rows) and their rows of the weight
 gradient, and streams over them three times a chunk: logits and maximum; exponentials and sum; gradients. Between the
-passes the threads' maxima and sums are put together in the order of threads. The chunk's logits are the only large
+passes the splits' maxima and sums are put together in the order of splits. The chunk's logits are the only large
 buffer and are used again; other heads of the layout take the tile plan.
 """
 
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ...machine.elementary import ONE, ZERO, exp32, log32
 from ...machine.gemm import PANEL
-from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
+from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
+from ...machine.team import Kernel, in_parallel, pieces_of
 from ..call import Forward, HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
@@ -47,7 +48,7 @@ from .stages import (
     scratch,
     store_rows,
 )
-from .tile import run_passes
+from .tile import LEAST_PRODUCTS, run_passes
 
 __all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residual_like", "warm_up"]
 
@@ -60,7 +61,7 @@ WIDE_HEAD = 1024
 LOGITS_BYTES = 64 << 20
 MOST_ROWS = 128
 
-# Rows of the lanes: what a thread, or the chunk, knows of every row.
+# Rows of the lanes: what a split, or the chunk, knows of every row.
 PEAK, BEST, TARGET_LOGIT, TOTAL, SMOOTH, LABEL, FACTOR, PULL = range(8)
 N_LANES = 8
 
@@ -76,8 +77,17 @@ def _label_rows(target, total_rows, row_ids, first, rows, ignore_index, lanes):
 
 
 @helper
-def _logits_and_peaks(h, rows, D, weight, first_class, last_class, bias, z, packed, product, lanes, joint):
-    """Logits of a thread's classes; its maximum, argmax and target logit of every row into its lanes."""
+def _classes_of_split(p, n_splits, C):
+    """The classes (first, last) of split p: whole panels."""
+    n_panels = -(-C // PANEL)
+    return p * n_panels // n_splits * PANEL, min(C, (p + 1) * n_panels // n_splits * PANEL)
+
+
+@helper
+def _logits_and_peaks(p, h, rows, D, weight, bias, z, packed_p, product_p, lanes_p, joint):
+    """Logits of a split's classes; its maximum, argmax and target logit of every row into its lanes."""
+    first_class, last_class = _classes_of_split(p, len(lanes_p), len(weight))
+    packed, product, lanes = packed_p[p], product_p[p * WIDTH : (p + 1) * WIDTH], lanes_p[p]
     ldz, labels = z.shape[1], joint[LABEL].ctypes.data
     for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
         store(splat(-INFINITY), lanes[PEAK].ctypes.data + i)
@@ -106,7 +116,7 @@ def _logits_and_peaks(h, rows, D, weight, first_class, last_class, bias, z, pack
 
 @helper
 def _join_peaks(lanes_p, lanes):
-    """The first maximum over the threads' classes, and the target's logit, which one of them has."""
+    """The first maximum over the splits' classes, and the target's logit, which one of them has."""
     for i in range(lanes.shape[1]):
         peak, best, target_logit = lanes_p[0, PEAK, i], lanes_p[0, BEST, i], lanes_p[0, TARGET_LOGIT, i]
         for p in range(1, len(lanes_p)):
@@ -117,8 +127,10 @@ def _join_peaks(lanes_p, lanes):
 
 
 @helper
-def _exponentials(z, rows, first_class, last_class, bias, weights, smooth, need_gradient, joint, lanes):
-    """Logits of a thread's classes become exp(z - peak); their sums of every row into its lanes."""
+def _exponentials(p, z, rows, C, bias, weights, smooth, need_gradient, joint, lanes_p):
+    """Logits of a split's classes become exp(z - peak); their sums of every row into its lanes."""
+    first_class, last_class = _classes_of_split(p, len(lanes_p), C)
+    lanes = lanes_p[p]
     peaks = joint[PEAK].ctypes.data
     for i in range(0, FLOAT_BYTES * rows, VECTOR_BYTES):
         store(splat(ZERO), lanes[TOTAL].ctypes.data + i)
@@ -192,13 +204,16 @@ def _scale_gradients(z, rows, first, last, weights, shift, lanes, d_bias):
 
 @helper
 def _gradients(
-    h, z, rows, D, weight, first_class, last_class, weights, shift, lanes, d_features, packed, d_weight,
-    d_weight_block, add, d_bias,
+    p, h, z, rows, D, weight, weights, shift, lanes, d_features_p, packed_p, d_weight, d_weight_block_p, add, d_bias,
 ):  # fmt: skip
-    """A thread's rows of d_weight and d_bias, and its share of the feature gradient (rows, ldh)."""
+    """A split's rows of d_weight and d_bias, and its share of the feature gradient (rows, ldh)."""
+    n_splits = len(packed_p)
+    first_class, last_class = _classes_of_split(p, n_splits, len(weight))
+    packed, d_features = packed_p[p], d_features_p[p * (len(d_features_p) // n_splits) :]
+    d_weight_block = d_weight_block_p[p * round_up(OUTPUTS, PANEL) : (p + 1) * round_up(OUTPUTS, PANEL)]
     ldz, ldh, ldw = z.shape[1], h.shape[1], d_weight_block.shape[1]
     if first_class >= last_class:
-        d_features[:rows] = ZERO  # fewer panels than threads
+        d_features[:rows] = ZERO  # fewer panels than splits
     for first in range(first_class, last_class, OUTPUTS):
         last = min(first + OUTPUTS, last_class)
         block = z[first].ctypes.data
@@ -229,9 +244,19 @@ def _gradients(
             )
 
 
+@helper
+def _add_splits(x_p, n_splits, rows):
+    """The first rows of the first split += those of the others."""
+    for p in range(1, n_splits):
+        first = p * (len(x_p) // n_splits)
+        for i in range(rows):
+            for d in range(x_p.shape[1]):
+                x_p[i, d] += x_p[first + i, d]
+
+
 def _wide_head(
-    features, D, row_ids, total_rows, weight_address, bias_address, head, weights, target, scale, chunk_rows, n_splits,
-    need_gradient, d_features, add, d_weight, d_bias,
+    team, features, D, row_ids, total_rows, weight_address, bias_address, head, weights, target, scale, chunk_rows,
+    n_splits, need_gradient, d_features, add, d_weight, d_bias,
 ):  # fmt: skip
     """(loss sum, rows classified right) of one softmax head.
 
@@ -255,7 +280,6 @@ def _wide_head(
     packed_p = scratch(n_splits, max(PANEL, OUTPUTS) * round_up(D, PANEL))
     product_p = scratch(n_splits * WIDTH, PANEL)
     d_weight_block_p = scratch(n_splits * round_up(OUTPUTS, PANEL), ldh)
-    n_panels = -(-C // PANEL)
     smooth = head["smoothing"] > 0.0
     shift = f32(head["smoothing"]) / f32(C) * scale
     loss, right = 0.0, 0
@@ -263,34 +287,27 @@ def _wide_head(
         rows = min(chunk_rows, n_rows - first)
         load_rows(h, features, D, row_ids, first, rows)
         _label_rows(target, total_rows, row_ids, first, rows, head["ignore_index"], lanes)
-        for p in numba.prange(n_splits):
-            first_class, last_class = p * n_panels // n_splits * PANEL, (p + 1) * n_panels // n_splits * PANEL
-            _logits_and_peaks(
-                h, rows, D, weight, first_class, min(C, last_class), bias, z, packed_p[p],
-                product_p[p * WIDTH : (p + 1) * WIDTH], lanes_p[p], lanes,
-            )  # fmt: skip
+        in_parallel(
+            team,
+            n_splits,
+            _logits_and_peaks,
+            (h, rows, D, weight, bias, z, packed_p, product_p, lanes_p, lanes),
+        )
         _join_peaks(lanes_p, lanes)
-        for p in numba.prange(n_splits):
-            first_class, last_class = p * n_panels // n_splits * PANEL, (p + 1) * n_panels // n_splits * PANEL
-            _exponentials(
-                z, rows, first_class, min(C, last_class), bias, weights, smooth, need_gradient, lanes, lanes_p[p],
-            )  # fmt: skip
+        in_parallel(
+            team, n_splits, _exponentials, (z, rows, C, bias, weights, smooth, need_gradient, lanes, lanes_p)
+        )
         chunk_loss, chunk_right = _losses(lanes_p, lanes, rows, head, weights, scale)
         loss += chunk_loss
         right += chunk_right
         if not need_gradient:
             continue
-        for p in numba.prange(n_splits):
-            first_class, last_class = p * n_panels // n_splits * PANEL, (p + 1) * n_panels // n_splits * PANEL
-            d_features_of_p = d_features_p[p * padded_rows :] if d_features else d_features_p
-            _gradients(
-                h, z, rows, D, weight, first_class, min(C, last_class), weights, shift, lanes, d_features_of_p,
-                packed_p[p], d_weight,
-                d_weight_block_p[p * round_up(OUTPUTS, PANEL) : (p + 1) * round_up(OUTPUTS, PANEL)], first > 0, d_bias,
-            )  # fmt: skip
+        in_parallel(team, n_splits, _gradients, (
+            h, z, rows, D, weight, weights, shift, lanes, d_features_p, packed_p, d_weight, d_weight_block_p, first > 0,
+            d_bias,
+        ))  # fmt: skip
         if d_features:
-            for p in range(1, n_splits):
-                d_features_p[:rows] += d_features_p[p * padded_rows : p * padded_rows + rows]
+            _add_splits(d_features_p, n_splits, rows)
             store_rows(d_features_p, d_features, D, row_ids, first, rows, add)
     return loss, right
 
@@ -317,7 +334,7 @@ def forward(call: HeadsCall) -> Forward:
     if wide.any():
         for of_heads, rows in passes(batch, heads[wide]):
             for head in of_heads:
-                _run_head(batch, head, rows, features, weight, call.bias, outputs, thread_count())
+                _run_head(batch, head, rows, features, weight, call.bias, outputs)
     return outputs.forward()
 
 
@@ -336,7 +353,6 @@ def _run_head(
     weight: Tensor,
     bias: Tensor | None,
     outputs: Outputs,
-    n_splits: int,
 ) -> None:
     table, D = batch.table, features.shape[1]
     k = int(head["index"])
@@ -351,11 +367,13 @@ def _run_head(
     if len(rows):
         outputs.zero_features()
     size = int(head["size"])
+    rows_a_chunk = chunk_rows(len(rows) or batch.n_rows, size)
+    n_splits = pieces_of(rows_a_chunk * size * D, LEAST_PRODUCTS)
     loss_sum, correct = wide_head(
         features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head].data_ptr(), head,
         table.column_weights[of_head], batch.addresses[k], batch.gradient_scale[k],
-        chunk_rows(len(rows) or batch.n_rows, size), n_splits, outputs.wanted, outputs.d_features.data_ptr(),
-        outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c, parallel=n_splits > 1,
+        rows_a_chunk, n_splits, outputs.wanted, outputs.d_features.data_ptr(),
+        outputs.features_written, outputs.d_weight[of_head].data_ptr(), d_bias_c,
     )  # fmt: skip
     outputs.features_written = True
     outputs.losses[k] = loss_sum * float(batch.scale[k])
@@ -363,10 +381,9 @@ def _run_head(
 
 
 def warm_up() -> None:
-    """Compile the kernels' serial and parallel variants, or load them from Numba's cache: they serve every layout."""
+    """Compile the kernel, or load it from where it is kept: it serves every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
     features, weight, bias = float_zeros(2, 2), float_zeros(3, 2), float_zeros(3)
     batch = survey_batch((torch.zeros(2, dtype=torch.int64),), float_zeros(1), layout, skip_zero_weights=True)
-    for n_splits in (1, 2):
-        outputs = Outputs(features, weight, batch, (True, True, True))
-        _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs, n_splits)
+    outputs = Outputs(features, weight, batch, (True, True, True))
+    _run_head(batch, batch.table.records[0], NO_ROWS_LEFT_OUT, features, weight, bias, outputs)

@@ -1,9 +1,9 @@
 """The tile plan on a CPU: one kernel makes logits, losses and all gradients of a tile of rows while it is in cache.
 
-A thread takes every tile of its range through four stages: logits of all heads, transposed into z (S, rows);
+A split takes every tile of its rows through four stages: logits of all heads, transposed into z (S, rows);
 the loss pass, which turns z into its gradient; the tile's share of the weight gradient, summed in the
-thread's own (S, D); and the tile's feature gradient, written once. The threads' sums are added in the order
-of threads, so the same call gives the same bits.
+split's own (S, D); and the tile's feature gradient, written once. The splits' sums are added in the order of
+splits, whose number goes by the work: the same call gives the same bits on any number of threads.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...machine.elementary import ZERO
 from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
-from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64, thread_count
+from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
+from ...machine.team import Kernel, in_parallel, pieces_of
 from ..call import Forward, HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
@@ -139,11 +141,17 @@ def pack_heads(weights, D, heads, columns, for_features_too):
 
 @helper
 def _run_split(
-    features, D, row_ids, first_row, last_row, total_rows, for_logits, for_features, bias, heads, columns,
-    column_weights, targets, scale, tile_rows, need_gradient, d_features, add, d_weight, loss_k, correct_k,
-    bias_gradient_s,
+    p, features, D, row_ids, n_rows, total_rows, for_logits, for_features, bias, heads, columns, column_weights,
+    targets, scale, tile_rows, need_gradient, d_features, add, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
 ):  # fmt: skip
-    """Rows first_row..last_row, tile by tile, by one thread."""
+    """Split p of the rows, tile by tile."""
+    n_splits, n_tiles = len(loss_pk), -(-n_rows // tile_rows)
+    first_row, last_row = (
+        p * n_tiles // n_splits * tile_rows,
+        min(n_rows, (p + 1) * n_tiles // n_splits * tile_rows),
+    )
+    d_weight = rows_of_split(d_weight_ps, p, n_splits)
+    loss_k, correct_k, bias_gradient_s = loss_pk[p], correct_pk[p], bias_gradient_ps[p]
     S = columns[-1]
     h, z, product = tile_buffers(tile_rows, D, S)
     ldh, ldz = h.shape[1], z.shape[1]
@@ -174,8 +182,19 @@ def _run_split(
                 store_rows(h, d_features, D, row_ids, first, rows, add)
 
 
+@helper
+def rows_of_split(x_ps, p, n_splits):
+    """Split p's part of what all splits sum (n_splits * S, ld), set to 0; none if nobody sums."""
+    S = len(x_ps) // n_splits
+    x_s = x_ps[p * S : (p + 1) * S]
+    for s in range(S):
+        for d in range(x_s.shape[1]):
+            x_s[s, d] = ZERO
+    return x_s
+
+
 def _tile_pass(
-    features, D, row_ids, total_rows, weight, bias_address, heads, column_weights, targets, mean_scale, scale,
+    team, features, D, row_ids, total_rows, weight, bias_address, heads, column_weights, targets, mean_scale, scale,
     tile_rows, n_splits, need_gradient, losses_address, correct_address, d_features, add, d_weight_address,
     d_bias_address,
 ):  # fmt: skip
@@ -204,16 +223,10 @@ def _tile_pass(
     S_blocks = round_up(S, BLOCK_ROWS)
     ldw = round_up(D, WIDTH) + SKEW
     d_weight_ps = scratch(n_splits * S_blocks if len(d_weight) else 0, ldw)
-    n_tiles = -(-n_rows // tile_rows)
-    for p in numba.prange(n_splits):
-        d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks] if len(d_weight) else d_weight_ps
-        d_weight_s[:] = 0.0
-        _run_split(
-            features, D, row_ids, p * n_tiles // n_splits * tile_rows,
-            min(n_rows, (p + 1) * n_tiles // n_splits * tile_rows), total_rows, for_logits, for_features, bias, heads,
-            columns, column_weights, targets, scale, tile_rows, need_gradient, d_features, add, d_weight_s,
-            loss_pk[p], correct_pk[p], bias_gradient_ps[p],
-        )  # fmt: skip
+    in_parallel(team, n_splits, _run_split, (
+        features, D, row_ids, n_rows, total_rows, for_logits, for_features, bias, heads, columns, column_weights,
+        targets, scale, tile_rows, need_gradient, d_features, add, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
+    ))  # fmt: skip
     for k in range(K):
         for c in range(heads[k]["size"]):
             row, s = heads[k]["offset"] + c, columns[k] + c
@@ -240,8 +253,8 @@ tile_pass = Kernel(_tile_pass)
 # What a thread holds of a tile, features and logits, stays within about half of a 1 MiB cache.
 TILE_FLOATS = 1 << 17
 LEAST_ROWS, MOST_ROWS = 32, 192
-# Below this many multiply-adds the start of a parallel region costs more than it saves.
-PARALLEL_PRODUCTS = 1 << 20
+# Multiply-adds of a piece's logits, about 10 us: below, another one costs more than it saves.
+LEAST_PRODUCTS = 1 << 18
 
 
 def forward(call: HeadsCall) -> Forward:
@@ -265,7 +278,7 @@ def run_passes(
     bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias)
     for of_heads, rows in passes(batch, heads):
         n_rows, S = len(rows) or batch.n_rows, sum(of_heads["size"].tolist())
-        n_splits = thread_count() if n_rows * S * D >= PARALLEL_PRODUCTS else 1
+        n_splits = pieces_of(n_rows * S * D, LEAST_PRODUCTS)
         rows_a_tile = tile_rows(n_rows, S + D, n_splits)
         _run_pass(batch, of_heads, rows, features, weight, bias_s, outputs, rows_a_tile, n_splits)
 
@@ -287,7 +300,7 @@ def _run_pass(
         features.data_ptr(), features.shape[1], rows, batch.n_rows, weight.data_ptr(), bias_s.data_ptr(), heads,
         batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, rows_a_tile, n_splits,
         outputs.wanted, outputs.losses.data_ptr(), outputs.correct.data_ptr(), outputs.d_features.data_ptr(),
-        outputs.features_written, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(), parallel=n_splits > 1,
+        outputs.features_written, outputs.d_weight.data_ptr(), outputs.d_bias.data_ptr(),
     )  # fmt: skip
     outputs.features_written = True
 
@@ -300,21 +313,10 @@ def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
 
 
 def warm_up() -> None:
-    """Compile the kernel's serial and parallel variants, or load them from Numba's cache: they serve every layout."""
+    """Compile the kernel, or load it from where it is kept: it serves every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
     features, weight, bias = float_zeros(2, 2), float_zeros(4, 2), float_zeros(4)
     targets = (torch.zeros(2, dtype=torch.int64), float_zeros(2, 1))
     batch = survey_batch(targets, float_zeros(2), layout, skip_zero_weights=True)
-    for n_splits in (1, 2):
-        outputs = Outputs(features, weight, batch, (True, True, True))
-        _run_pass(
-            batch,
-            batch.computed(),
-            NO_ROWS_LEFT_OUT,
-            features,
-            weight,
-            bias,
-            outputs,
-            WIDTH,
-            n_splits,
-        )
+    outputs = Outputs(features, weight, batch, (True, True, True))
+    _run_pass(batch, batch.computed(), NO_ROWS_LEFT_OUT, features, weight, bias, outputs, WIDTH, 1)

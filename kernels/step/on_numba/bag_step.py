@@ -1,10 +1,10 @@
 """A whole training step of heads over bags of table rows: one kernel from the ids to the moved rows.
 
-A thread takes tiles of bags: pools their rows into cache (where threads pool the rows that they move, all threads have
+A split takes tiles of bags: pools their rows into cache (where parts pool the rows that they move, all parts have
 done so for all bags before), makes all heads' logits, losses and gradients there, and leaves the gradient of the bags
-(B, D). Then it takes rows of the table of its own, sums each one's gradient and moves it, and heads of its own. Nothing
-is computed twice, no gradient of the table is ever held, and Python is left once a step. The same call on the same
-number of threads gives the same bits.
+(B, D). Then a part takes rows of the table of its own, sums each one's gradient and moves it, and heads of its own.
+Nothing is computed twice, no gradient of the table is ever held, and Python is left once a step. The same call on
+batches prepared for the same number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from ...heads.on_numba.stages import (
     store_rows,
     tile_buffers,
 )
-from ...heads.on_numba.tile import columns_of, loss_tile, pack_heads, tile_rows
+from ...heads.on_numba.tile import columns_of, loss_tile, pack_heads, rows_of_split, tile_rows
 from ...machine.gemm import BLOCK_ROWS
-from ...machine.jit import Kernel, helper, pointer_to_float32, pointer_to_int64
+from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
+from ...machine.team import Kernel, in_parallel
 from ..model import BagModel
 
 ZERO = np.float32(0)
@@ -90,11 +91,21 @@ def _load_bags(h, table, D, ids, starts, pooled, scales, first, bags):
 
 
 @helper
+def _pool_part(p, table, D, ids, starts, pooled):
+    """pooled[p] = the sums of every bag's rows that are of part p."""
+    _pool_rows(table, D, ids, starts[p], 0, pooled.shape[1], pooled[p].ctypes.data, D)
+
+
+@helper
 def _run_bags(
-    table, D, ids, starts, pooled, scales, first_bag, last_bag, for_logits, for_features, bias, heads, columns,
-    column_weights, targets, scale, tile_bags, d_features, d_weight, loss_k, correct_k, bias_gradient_s,
+    p, table, D, ids, starts, pooled, scales, for_logits, for_features, bias, heads, columns, column_weights, targets,
+    scale, tile_bags, d_features, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
 ):  # fmt: skip
-    """Losses of bags first_bag..last_bag, and the gradients of the heads and of every row in a bag, by one thread."""
+    """Losses of split p of the bags, and the gradients of the heads and of every row in a bag."""
+    n_splits = len(loss_pk)
+    first_bag, last_bag = _share_of_bags(starts, p, n_splits)
+    d_weight = rows_of_split(d_weight_ps, p, n_splits)
+    loss_k, correct_k, bias_gradient_s = loss_pk[p], correct_pk[p], bias_gradient_ps[p]
     S, B = columns[-1], len(scales)
     h, z, product = tile_buffers(tile_bags, D, S)
     h_address, ldh, z_address, ldz = h.ctypes.data, h.shape[1], z.ctypes.data, z.shape[1]
@@ -152,9 +163,27 @@ def _biases(heads, addresses, S):
     return bias_s
 
 
+@helper
+def _update_part(
+    p, rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
+    d_bias_ps,
+):  # fmt: skip
+    """Move part p of the rows, and of the heads every n_splits-th."""
+    n_splits = len(parts) - 1
+    update_from_transposed(
+        rules[0], table, rows, begins, bags, parts[p], parts[p + 1], NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0
+    )  # fmt: skip
+    for k in range(p, len(heads), n_splits):
+        index = heads[k]["index"]
+        _update_head(
+            rules[1 + 2 * index : 3 + 2 * index], addresses[index], heads[k]["size"], D, columns[k], d_weight_ps,
+            d_bias_ps, len(d_weight_ps) // n_splits,
+        )  # fmt: skip
+
+
 def _step_on_bags(  # type: ignore[no-untyped-def]
-    rules, table, D, per_row, scales, ids, starts, rows, begins, bags, parts, heads, addresses, column_weights, targets,
-    mean_scale, scale, tile_bags, losses_address, correct_address,
+    team, rules, table, D, per_row, scales, ids, starts, rows, begins, bags, parts, heads, addresses, column_weights,
+    targets, mean_scale, scale, tile_bags, losses_address, correct_address,
 ):  # fmt: skip
     """One step of a table (V, D) and of heads (records of a layout) on B bags; losses and hits of the heads.
 
@@ -178,28 +207,15 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     d_features = np.empty((B, D), np.float32)
     pooled = np.empty((n_pools if n_pools > 1 else 0, B, D), np.float32)
     if n_pools > 1:
-        for p in numba.prange(n_pools):
-            _pool_rows(table, D, ids, starts[p], 0, B, pooled[p].ctypes.data, D)
-    for p in numba.prange(n_splits):
-        d_weight_s = d_weight_ps[p * S_blocks : (p + 1) * S_blocks]
-        d_weight_s[:] = ZERO
-        first, last = _share_of_bags(starts, p, n_splits)
-        _run_bags(
-            table, D, ids, starts, pooled, scales, first, last, for_logits, for_features, bias_s, heads, columns,
-            column_weights, targets, scale, tile_bags, d_features.ctypes.data, d_weight_s, loss_pk[p], correct_pk[p],
-            d_bias_ps[p],
-        )  # fmt: skip
-    for p in numba.prange(n_splits):
-        update_from_transposed(
-            rules[0], table, rows, begins, bags, parts[p], parts[p + 1], NO_SCALES, d_features.ctypes.data, D, per_row,
-            0, 0,
-        )  # fmt: skip
-        for k in range(p, K, n_splits):
-            index = heads[k]["index"]
-            _update_head(
-                rules[1 + 2 * index : 3 + 2 * index], addresses[index], heads[k]["size"], D, columns[k], d_weight_ps,
-                d_bias_ps, S_blocks,
-            )  # fmt: skip
+        in_parallel(team, n_pools, _pool_part, (table, D, ids, starts, pooled))
+    in_parallel(team, n_splits, _run_bags, (
+        table, D, ids, starts, pooled, scales, for_logits, for_features, bias_s, heads, columns, column_weights,
+        targets, scale, tile_bags, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk, d_bias_ps,
+    ))  # fmt: skip
+    in_parallel(team, n_splits, _update_part, (
+        rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
+        d_bias_ps,
+    ))  # fmt: skip
     for k in range(K):
         index = heads[k]["index"]
         losses[index] = loss_pk[:, k].sum() * mean_scale[index]
@@ -234,6 +250,6 @@ def step(
         packed(rules)[model.rules], table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
         *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
         batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(),
-        correct.data_ptr(), parallel=n_splits > 1,
+        correct.data_ptr(),
     )  # fmt: skip
     return losses, correct

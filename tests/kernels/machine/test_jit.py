@@ -26,14 +26,15 @@ def factor(x):
     return {factor} * x
 """
 KERNEL = """
-from ..machine.jit import Kernel, entry
+from ..machine.jit import entry
+from ..machine.team import Kernel
 from .helper import factor
 
 @entry
 def scaled(x):
     return factor(x)
 
-def _total(values):
+def _total(team, values):
     total = 0.0
     for value in values:
         total += factor(value)
@@ -59,7 +60,7 @@ def house(tmp_path):
             import numpy as np
             from house.machine.compiling import clock
             from house.room.kernel import scaled, total
-            print(scaled(2.0), total(np.ones(3), parallel=False), len(heard))
+            print(scaled(2.0), total(np.ones(3)), len(heard))
         """)
         heard = (
             "from house.machine.compiling import clock\nheard = []\nclock._listeners.append(heard.append)\n"
@@ -79,10 +80,10 @@ def house(tmp_path):
 
 def test_a_changed_helper_is_compiled_anew_and_an_unchanged_one_is_not(house, tmp_path):
     kept = tmp_path / "kept"
-    assert house(3.0, kept) == "6.0 9.0 2"
+    assert house(3.0, kept) == "6.0 9.0 3"
     assert house(3.0, kept) == "6.0 9.0 0"  # loaded
     # The kernel's own file is as it was: Numba's cache would hand out what it knows.
-    assert house(5.0, kept) == "10.0 15.0 2"
+    assert house(5.0, kept) == "10.0 15.0 3"
     assert house(3.0, kept) == "6.0 9.0 0"  # the older folder is still there
 
 
@@ -90,7 +91,7 @@ def test_without_a_folder_it_computes_and_says_so_once(house, tmp_path):
     taken = tmp_path / "taken"
     taken.write_text("a file where a folder should be")
     said = house(3.0, taken)
-    assert said.startswith("6.0 9.0 2")
+    assert said.startswith("6.0 9.0 3")
     assert said.count("compiled kernels cannot be kept in") == 1
     assert "set NUMBA_CACHE_DIR to a folder that can be written" in said
 

@@ -1,0 +1,107 @@
+"""What Numba lacks for threads that share memory: atomic numbers, a pause while spinning, and waiting that sleeps.
+
+Addresses are of int64. Everything is ordered as it is written, for all threads ("seq_cst").
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+_I32, _I64, _BYTES = ir.IntType(32), ir.IntType(64), 8
+_ORDER = "seq_cst"
+_HAS_PAUSE = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _pointer(builder: Any, address: Any, to: Any = _I64) -> Any:
+    return builder.inttoptr(address, to.as_pointer())
+
+
+@intrinsic
+def read(typing_context, address):  # type: ignore[no-untyped-def]
+    """The number at an address as it is now."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.load_atomic(_pointer(builder, args[0]), _ORDER, _BYTES)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def write(typing_context, address, value):  # type: ignore[no-untyped-def]
+    """Put a number at an address."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        builder.store_atomic(args[1], _pointer(builder, args[0]), _ORDER, _BYTES)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def add(typing_context, address, value):  # type: ignore[no-untyped-def]
+    """The number at an address before value is added to it, in one step for all threads."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], _ORDER)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def exchange(typing_context, address, expected, value):  # type: ignore[no-untyped-def]
+    """Whether the number at an address was the expected one, and is value now, in one step for all threads."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        found = builder.cmpxchg(_pointer(builder, args[0]), args[1], args[2], _ORDER, _ORDER)
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def pause(typing_context):  # type: ignore[no-untyped-def]
+    """Tell the processor that this thread spins: about 50 ns in which the other thread of the core has it all."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        if _HAS_PAUSE:
+            nothing = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, nothing, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _call(context: Any, builder: Any, name: str, args: Any) -> Any:
+    """Call a function of POSIX whose error number says only that memory is not what it should be."""
+    if sys.platform != "win32":  # which has none of them: a team is one thread there
+        declared = ir.FunctionType(_I32, [_I64] * len(args))
+        builder.call(cgutils.get_or_insert_function(builder.module, declared, name), args)
+    return context.get_dummy_value()
+
+
+def _posix(name: str) -> Any:
+    @intrinsic
+    def of_address(typing_context, address):  # type: ignore[no-untyped-def]
+        return types.void(types.int64), lambda context, builder, _, args: _call(context, builder, name, args)
+
+    return of_address
+
+
+lock, unlock = _posix("pthread_mutex_lock"), _posix("pthread_mutex_unlock")
+wake_all = _posix("pthread_cond_broadcast")
+
+
+@intrinsic
+def sleep(typing_context, condition, mutex):  # type: ignore[no-untyped-def]
+    """Give up the mutex, sleep until somebody wakes all, and take it again; now and then for no reason."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _call(context, builder, "pthread_cond_wait", args)
+
+    return types.void(types.int64, types.int64), codegen

@@ -1,0 +1,306 @@
+"""Threads that share a kernel's pieces of work without leaving machine code.
+
+    in_parallel(team, n_pieces, piece, (x, y))  # in a kernel: piece(p, x, y) for p in range(n_pieces)
+
+The calling thread takes pieces like any other, so nobody is waited for but who has begun one: beside other busy
+processes the work goes at the pace of the cores that are left. Who finds nothing to do spins for a moment, so that the
+next piece finds it awake, and then sleeps, which leaves its core to whoever is waited for. Which thread computes a
+piece makes no difference to what it computes; where the number of pieces depends on the work alone, results are the
+same on any number of threads.
+
+A team works for one caller at a time. Another one, at the same moment, computes its pieces by itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .atomics import add, exchange, lock, pause, read, sleep, unlock, wake_all, write
+from .jit import free_entry, helper
+
+# What the words of a team's memory hold, one cache line each: threads that spin on one word must not disturb others.
+LINE_BYTES = 128  # two lines: processors fetch them in pairs
+(
+    TICKET,  # in one number, how many pieces the job has and the next of them
+    DONE,  # pieces of the job that are finished
+    RUN,  # the job's piece, an address of machine code
+    DATA,  # the address of its arguments
+    OWNER,  # 1 while somebody's job is on
+    STOPPED,
+    SLEEPING,  # workers that sleep
+    WAITING,  # 1 while the owner sleeps
+    MUTEX,
+    WORK,  # conditions: there is work
+    FINISHED,  # the last piece is done
+) = (LINE_BYTES * line for line in range(11))
+N_BYTES = 11 * LINE_BYTES
+
+# Spins, of about 50 ns, before a thread sleeps: waking it takes 5 us of who wakes it, and it comes 50 us later.
+WORKER_SPINS, OWNER_SPINS = 4000, 1000
+PIECE_BITS = 20
+PIECES = (1 << PIECE_BITS) - 1
+MOST_PIECES = PIECES // 2  # who comes too late still counts the next piece up, once each
+
+
+# --- in a kernel -----------------------------------------------------------------------------------------
+
+_I64 = ir.IntType(64)
+_numbers = count()
+
+
+@intrinsic
+def _prepared(typing_context, piece, args):  # type: ignore[no-untyped-def]
+    """(address of machine code that takes p and an address of arguments, address of the arguments).
+
+    The arguments lie in the calling function's frame: they last as long as its call.
+    """
+    signature = piece.get_call_type(typing_context, (types.int64, *args.types), {})
+    dispatcher = piece.dispatcher
+
+    def codegen(context, builder, _, values):  # type: ignore[no-untyped-def]
+        packed = cgutils.alloca_once_value(builder, values[1])
+        compiled = dispatcher.overloads[tuple(signature.args)]
+        context.active_code_library.add_linking_library(compiled.library)
+        shape = ir.FunctionType(ir.VoidType(), [_I64, _I64])
+        function = ir.Function(
+            builder.module, shape, f"piece_{compiled.fndesc.mangled_name}_{next(_numbers)}"
+        )
+        function.linkage = "internal"
+        inside = ir.IRBuilder(function.append_basic_block())
+        p, address = function.args
+        unpacked = cgutils.unpack_tuple(
+            inside, inside.load(inside.inttoptr(address, packed.type)), len(args.types)
+        )
+        context.call_internal_no_propagate(inside, compiled.fndesc, signature, [p, *unpacked])
+        inside.ret_void()
+        both = [builder.ptrtoint(function, _I64), builder.ptrtoint(packed, _I64)]
+        return context.make_tuple(builder, types.UniTuple(types.int64, 2), both)
+
+    return types.UniTuple(types.int64, 2)(piece, args), codegen
+
+
+@intrinsic
+def _call(typing_context, run, p, data):  # type: ignore[no-untyped-def]
+    """Compute piece p."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        shape = ir.FunctionType(ir.VoidType(), [_I64, _I64])
+        builder.call(builder.inttoptr(args[0], shape.as_pointer()), [args[1], args[2]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@helper
+def in_parallel(team, n_pieces, piece, args):
+    """piece(p, *args) for all p in range(n_pieces), in any order and side by side; returns when all are done.
+
+    team is the address of a team's memory, or 0: then this thread computes all, in order. A piece must not
+    raise, nor have pieces of its own.
+    """
+    run, data = _prepared(piece, args)
+    _compute(team, n_pieces, run, data)
+
+
+@helper
+def _compute(team, n_pieces, run, data):
+    if team == 0 or n_pieces < 2 or n_pieces > MOST_PIECES or not exchange(team + OWNER, 0, 1):
+        for p in range(n_pieces):
+            _call(run, p, data)
+        return
+    write(team + DONE, 0)
+    write(team + RUN, run)
+    write(team + DATA, data)
+    write(team + TICKET, n_pieces << PIECE_BITS)
+    if read(team + SLEEPING):
+        lock(team + MUTEX)
+        wake_all(team + WORK)
+        unlock(team + MUTEX)
+    while _take_piece(team):
+        pass
+    _wait_for_all(team, n_pieces)
+    write(team + OWNER, 0)
+
+
+@helper
+def _has_work(team):
+    ticket = read(team + TICKET)
+    return ticket & PIECES < ticket >> PIECE_BITS
+
+
+@helper
+def _take_piece(team):
+    """Compute the next piece; returns whether there was one."""
+    if not _has_work(team):
+        return False
+    ticket = add(team + TICKET, 1)
+    p, n_pieces = ticket & PIECES, ticket >> PIECE_BITS
+    if p >= n_pieces:
+        return False
+    # The job cannot end before this piece does, so what is read here is its own.
+    _call(read(team + RUN), p, read(team + DATA))
+    if add(team + DONE, 1) + 1 == n_pieces and read(team + WAITING):
+        lock(team + MUTEX)
+        wake_all(team + FINISHED)
+        unlock(team + MUTEX)
+    return True
+
+
+@helper
+def _wait_for_all(team, n_pieces):
+    spins = 0
+    while read(team + DONE) < n_pieces:
+        if spins < OWNER_SPINS:
+            spins += 1
+            pause()
+            continue
+        lock(team + MUTEX)
+        write(team + WAITING, 1)
+        while read(team + DONE) < n_pieces:
+            sleep(team + FINISHED, team + MUTEX)
+        write(team + WAITING, 0)
+        unlock(team + MUTEX)
+
+
+@free_entry
+def _work(team):
+    """What a worker does until its team is stopped."""
+    spins = 0
+    while not read(team + STOPPED):
+        if _take_piece(team):
+            spins = 0
+        elif spins < WORKER_SPINS:
+            spins += 1
+            pause()
+        else:
+            spins = 0
+            lock(team + MUTEX)
+            add(team + SLEEPING, 1)
+            while not _has_work(team) and not read(team + STOPPED):
+                sleep(team + WORK, team + MUTEX)
+            add(team + SLEEPING, -1)
+            unlock(team + MUTEX)
+
+
+# --- the host --------------------------------------------------------------------------------------------
+
+
+class Team:
+    """The memory of a team of n_threads, and its n_threads - 1 workers, which live until it is stopped."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+        # Aligned by hand: numpy promises 16 bytes.
+        self._memory = np.zeros(N_BYTES + LINE_BYTES, np.uint8)
+        self.address = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
+        self._posix = ctypes.CDLL(None)
+        self._posix.pthread_mutex_init(self._at(MUTEX), None)
+        for condition in (WORK, FINISHED):
+            self._posix.pthread_cond_init(self._at(condition), None)
+        _work.compile("void(int64)")  # before there are threads that would
+        self._workers = [
+            threading.Thread(
+                target=_work_in, args=(self._memory, self.address), name=f"mt2st_fast-{i}", daemon=True
+            )
+            for i in range(1, n_threads)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def _at(self, word: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.address + word)
+
+    def stop(self) -> None:
+        """Have the workers finish the pieces that they have begun, and end; whose job is on computes the others."""
+        self._posix.pthread_mutex_lock(self._at(MUTEX))
+        ctypes.c_int64.from_address(self.address + STOPPED).value = 1
+        self._posix.pthread_cond_broadcast(self._at(WORK))
+        self._posix.pthread_mutex_unlock(self._at(MUTEX))
+        for worker in self._workers:
+            worker.join(timeout=1.0)
+
+
+def _work_in(memory: np.ndarray, address: int) -> None:
+    """Work, and hold on to the memory meanwhile."""
+    _work(address)
+    del memory
+
+
+# Below this many float32 numbers that are read, asking others for help costs more than it saves.
+PARALLEL_FLOATS = 1 << 14
+MOST_SPLITS = 16  # of work whose splits leave sums of their own: more threads than that find nothing to do
+
+
+def pieces_of(work: int, least: int) -> int:
+    """Pieces to cut some work into, of at least so much each. Whatever the threads: results depend on it."""
+    return max(1, min(MOST_SPLITS, work // least))
+
+
+def thread_count() -> int:
+    """Threads that a kernel's work is shared among: as many as torch's."""
+    return 1 if sys.platform == "win32" else torch.get_num_threads()
+
+
+_team: Team | None = None
+_changing = threading.Lock()
+
+
+def team_address() -> int:
+    """Of the memory of the team that kernels use now, for `in_parallel`; 0 for one thread."""
+    n_threads = thread_count()
+    if n_threads == 1:
+        return 0
+    if _team is None or _team.n_threads != n_threads:
+        _change_team(n_threads)
+    assert _team is not None
+    return _team.address
+
+
+def _change_team(n_threads: int) -> None:
+    global _team
+    with _changing:
+        if _team is not None and _team.n_threads != n_threads:
+            _team.stop()
+            _team = None
+        if _team is None:
+            _team = Team(n_threads)
+
+
+def _forget_team() -> None:
+    """In a process that was forked, which has no threads yet, and whose locks may be held by nobody."""
+    global _team, _changing
+    _team, _changing = None, threading.Lock()
+
+
+@atexit.register
+def _stop_team() -> None:
+    if _team is not None:
+        _team.stop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_team)
+
+
+class Kernel:
+    """A function of Python numbers and arrays, compiled when it is first called. Its first argument is the team's
+    address, which callers leave out."""
+
+    def __init__(self, function: Callable) -> None:
+        self.compiled = free_entry(function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compiled(team_address(), *args)

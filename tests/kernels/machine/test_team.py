@@ -1,0 +1,130 @@
+"""Threads that share pieces of work: every piece is computed once, by whoever is free, for one caller at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mt2st_fast.kernels.machine import team
+from mt2st_fast.kernels.machine.jit import helper
+from mt2st_fast.kernels.machine.team import Kernel, Team, in_parallel, pieces_of, team_address
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a team is one thread there")
+
+
+@helper
+def _count(p, visits, sums, x):
+    visits[p] += 1
+    for i in range(len(x)):
+        sums[p] += x[i] * (p + 1)
+
+
+def _count_pieces(team, visits, sums, x, rounds):
+    for _ in range(rounds):
+        in_parallel(team, len(visits), _count, (visits, sums, x))
+
+
+count_pieces = Kernel(_count_pieces)
+
+
+def run(n_pieces, rounds, floats=64):
+    visits, sums, x = np.zeros(n_pieces, np.int64), np.zeros(n_pieces), np.ones(floats)
+    count_pieces(visits, sums, x, rounds)
+    assert visits.tolist() == [rounds] * n_pieces
+    assert sums.tolist() == [rounds * floats * (p + 1) for p in range(n_pieces)]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])  # 5: more than there may be processors
+@pytest.mark.parametrize("n_pieces", [0, 1, 2, 3, 17, 1000])
+def test_every_piece_is_computed_once(n_threads, n_pieces, threads):
+    threads(n_threads)
+    run(n_pieces, rounds=300)
+
+
+def test_who_sleeps_is_woken(threads):
+    threads(3)
+    for _ in range(20):
+        run(8, rounds=1, floats=10_000)
+        time.sleep(0.002)  # workers spin for a tenth of that
+
+
+def test_a_second_caller_computes_alone(threads):
+    threads(2)
+    failed = []
+
+    def call():
+        try:
+            run(16, rounds=500)
+        except AssertionError as error:
+            failed.append(error)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failed
+
+
+def test_another_number_of_threads_is_another_team(threads):
+    threads(2)
+    first = team_address()
+    threads(1)
+    assert team_address() == 0
+    threads(2)
+    assert team_address() == first
+    workers = {t for t in threading.enumerate() if t.name.startswith("mt2st_fast-")}
+    threads(3)
+    run(9, rounds=10)
+    assert not any(worker.is_alive() for worker in workers)
+    assert len({t for t in threading.enumerate() if t.name.startswith("mt2st_fast-")}) == 2
+
+
+def test_a_team_that_is_stopped_in_a_job_leaves_the_job_whole(threads):
+    threads(2)
+    own = Team(3)
+    visits, sums, x = np.zeros(64, np.int64), np.zeros(64), np.ones(20_000)
+    caller = threading.Thread(target=lambda: count_pieces.compiled(own.address, visits, sums, x, 100))
+    caller.start()
+    own.stop()
+    caller.join()
+    assert visits.tolist() == [100] * 64
+
+
+def _in_a_fork(queue):
+    run(16, rounds=50)
+    queue.put("done")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_has_a_team_of_its_own(threads):
+    threads(2)
+    run(16, rounds=5)
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    child = fork.Process(target=_in_a_fork, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == "done"
+    child.join(timeout=60)
+    assert child.exitcode == 0
+
+
+def test_pieces_go_by_the_work_alone(threads):
+    found = []
+    for n_threads in (1, 2, 7):
+        threads(n_threads)
+        found.append([pieces_of(work, 100) for work in (0, 99, 250, 10**6)])
+    assert found == [[1, 1, 2, team.MOST_SPLITS]] * 3
