@@ -2,11 +2,12 @@
 
     in_parallel(team, n_pieces, piece, (x, y))  # in a kernel: piece(p, x, y) for p in range(n_pieces)
 
-The calling thread takes pieces like any other, so nobody is waited for but who has begun one: beside other busy
-processes the work goes at the pace of the cores that are left. Who finds nothing to do spins for a moment, so that the
-next piece finds it awake, and then sleeps, which leaves its core to whoever is waited for. Which thread computes a
-piece makes no difference to what it computes; where the number of pieces depends on the work alone, results are the
-same on any number of threads.
+Every thread begins with pieces of its own, the same ones from call to call, whose data are in its core's cache, and
+then takes what others have not begun. The calling thread is one of them, so nobody is waited for but who has begun a
+piece: beside other busy processes the work goes at the pace of the cores that are left. Who finds nothing to do spins
+for a moment, so that the next piece finds it awake, and then sleeps, which leaves its core to whoever is waited for.
+Which thread computes a piece makes no difference to what it computes; where the number of pieces depends on the work
+alone, results are the same on any number of threads.
 
 A team works for one caller at a time. Another one, at the same moment, computes its pieces by itself.
 """
@@ -28,13 +29,14 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .atomics import add, exchange, lock, pause, read, sleep, unlock, wake_all, write
+from .atomics import add, exchange, lock, nanoseconds, pause, read, sleep, unlock, wake_all, write, yield_core
 from .jit import free_entry, helper
 
 # What the words of a team's memory hold, one cache line each: threads that spin on one word must not disturb others.
 LINE_BYTES = 128  # two lines: processors fetch them in pairs
 (
-    TICKET,  # in one number, how many pieces the job has and the next of them
+    JOB,  # the job's number
+    N_PIECES,
     DONE,  # pieces of the job that are finished
     RUN,  # the job's piece, an address of machine code
     DATA,  # the address of its arguments
@@ -45,14 +47,17 @@ LINE_BYTES = 128  # two lines: processors fetch them in pairs
     MUTEX,
     WORK,  # conditions: there is work
     FINISHED,  # the last piece is done
-) = (LINE_BYTES * line for line in range(11))
-N_BYTES = 11 * LINE_BYTES
+    N_THREADS,
+    RANGES,  # from here on a line for each thread: of its pieces, in one number, the end and the next
+) = (LINE_BYTES * line for line in range(14))
 
-# Spins, of about 50 ns, before a thread sleeps: waking it takes 5 us of who wakes it, and it comes 50 us later.
-WORKER_SPINS, OWNER_SPINS = 4000, 1000
-PIECE_BITS = 20
-PIECES = (1 << PIECE_BITS) - 1
-MOST_PIECES = PIECES // 2  # who comes too late still counts the next piece up, once each
+# Who finds nothing to do spins, then offers its core to others, then sleeps: waking it takes 5 us of who wakes it, and
+# it comes 50 us later. Who comes back late from an offer sleeps at once: its core is wanted.
+SPIN_NS, AWAKE_NS, LATE_NS = 50_000, 2_000_000, 100_000
+SPINS = 16  # between two looks at the clock
+RANGE_BITS = 24
+NEXT = (1 << RANGE_BITS) - 1
+MOST_PIECES = NEXT // 2  # who comes too late still counts the next piece up, once each
 
 
 # --- in a kernel -----------------------------------------------------------------------------------------
@@ -71,7 +76,7 @@ def _prepared(typing_context, piece, args):  # type: ignore[no-untyped-def]
     dispatcher = piece.dispatcher
 
     def codegen(context, builder, _, values):  # type: ignore[no-untyped-def]
-        packed = cgutils.alloca_once_value(builder, values[1])
+        packed = cgutils.alloca_once_value(builder, _borrowed(context, builder, args, values[1]))
         compiled = dispatcher.overloads[tuple(signature.args)]
         context.active_code_library.add_linking_library(compiled.library)
         shape = ir.FunctionType(ir.VoidType(), [_I64, _I64])
@@ -90,6 +95,20 @@ def _prepared(typing_context, piece, args):  # type: ignore[no-untyped-def]
         return context.make_tuple(builder, types.UniTuple(types.int64, 2), both)
 
     return types.UniTuple(types.int64, 2)(piece, args), codegen
+
+
+def _borrowed(context: Any, builder: Any, numba_type: Any, value: Any) -> Any:
+    """A value whose arrays belong to the caller alone. Threads that count references to an array each time that they
+    hand it to a helper would wait for each other's cache at every count."""
+    if isinstance(numba_type, types.Array):
+        array = context.make_array(numba_type)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        return array._getvalue()
+    if isinstance(numba_type, types.BaseTuple):
+        parts = cgutils.unpack_tuple(builder, value, len(numba_type.types))
+        own = [_borrowed(context, builder, *each) for each in zip(numba_type.types, parts, strict=True)]
+        return context.make_tuple(builder, numba_type, own)
+    return value
 
 
 @intrinsic
@@ -124,34 +143,42 @@ def _compute(team, n_pieces, run, data):
     write(team + DONE, 0)
     write(team + RUN, run)
     write(team + DATA, data)
-    write(team + TICKET, n_pieces << PIECE_BITS)
+    write(team + N_PIECES, n_pieces)
+    n_threads = read(team + N_THREADS)
+    for t in range(n_threads):
+        first, end = t * n_pieces // n_threads, (t + 1) * n_pieces // n_threads
+        write(team + RANGES + LINE_BYTES * t, (end << RANGE_BITS) | first)
+    add(team + JOB, 1)
     if read(team + SLEEPING):
         lock(team + MUTEX)
         wake_all(team + WORK)
         unlock(team + MUTEX)
-    while _take_piece(team):
-        pass
+    _take_part(team, 0)
     _wait_for_all(team, n_pieces)
     write(team + OWNER, 0)
 
 
 @helper
-def _has_work(team):
-    ticket = read(team + TICKET)
-    return ticket & PIECES < ticket >> PIECE_BITS
+def _take_part(team, me):
+    """Compute the pieces of thread `me` that nobody has begun, then those of others."""
+    n_threads = read(team + N_THREADS)
+    for i in range(n_threads):
+        pieces = team + RANGES + LINE_BYTES * ((me + i) % n_threads)
+        while _take_piece(team, pieces):
+            pass
 
 
 @helper
-def _take_piece(team):
-    """Compute the next piece; returns whether there was one."""
-    if not _has_work(team):
+def _take_piece(team, pieces):
+    """Compute the next piece of a range; returns whether there was one."""
+    if not _has_next(read(pieces)):
         return False
-    ticket = add(team + TICKET, 1)
-    p, n_pieces = ticket & PIECES, ticket >> PIECE_BITS
-    if p >= n_pieces:
+    taken = add(pieces, 1)
+    if not _has_next(taken):
         return False
     # The job cannot end before this piece does, so what is read here is its own.
-    _call(read(team + RUN), p, read(team + DATA))
+    n_pieces = read(team + N_PIECES)
+    _call(read(team + RUN), taken & NEXT, read(team + DATA))
     if add(team + DONE, 1) + 1 == n_pieces and read(team + WAITING):
         lock(team + MUTEX)
         wake_all(team + FINISHED)
@@ -160,39 +187,59 @@ def _take_piece(team):
 
 
 @helper
+def _has_next(pieces):
+    return pieces & NEXT < pieces >> RANGE_BITS
+
+
+@helper
 def _wait_for_all(team, n_pieces):
-    spins = 0
-    while read(team + DONE) < n_pieces:
-        if spins < OWNER_SPINS:
-            spins += 1
+    """Wait for the pieces that others have begun. Whose core is idle is soon given a thread that waits for another."""
+    begin = nanoseconds()
+    while read(team + DONE) < n_pieces and nanoseconds() - begin < SPIN_NS:
+        for _ in range(SPINS):
             pause()
-            continue
-        lock(team + MUTEX)
-        write(team + WAITING, 1)
-        while read(team + DONE) < n_pieces:
-            sleep(team + FINISHED, team + MUTEX)
-        write(team + WAITING, 0)
-        unlock(team + MUTEX)
+    if read(team + DONE) == n_pieces:
+        return
+    lock(team + MUTEX)
+    write(team + WAITING, 1)
+    while read(team + DONE) < n_pieces:
+        sleep(team + FINISHED, team + MUTEX)
+    write(team + WAITING, 0)
+    unlock(team + MUTEX)
+
+
+@helper
+def _stay_awake(team, job):
+    """Wait for a job after `job`, but not long."""
+    begin = nanoseconds()
+    now = begin
+    while read(team + JOB) == job and now - begin < AWAKE_NS and not read(team + STOPPED):
+        if now - begin < SPIN_NS:
+            for _ in range(SPINS):
+                pause()
+            now = nanoseconds()
+        else:
+            before = now
+            yield_core()
+            now = nanoseconds()
+            if now - before > LATE_NS:
+                return
 
 
 @free_entry
-def _work(team):
-    """What a worker does until its team is stopped."""
-    spins = 0
+def _work(team, me):
+    """What a worker, thread `me`, does until its team is stopped."""
+    job = read(team + JOB)
     while not read(team + STOPPED):
-        if _take_piece(team):
-            spins = 0
-        elif spins < WORKER_SPINS:
-            spins += 1
-            pause()
-        else:
-            spins = 0
-            lock(team + MUTEX)
-            add(team + SLEEPING, 1)
-            while not _has_work(team) and not read(team + STOPPED):
-                sleep(team + WORK, team + MUTEX)
-            add(team + SLEEPING, -1)
-            unlock(team + MUTEX)
+        _stay_awake(team, job)
+        lock(team + MUTEX)
+        add(team + SLEEPING, 1)
+        while read(team + JOB) == job and not read(team + STOPPED):
+            sleep(team + WORK, team + MUTEX)
+        add(team + SLEEPING, -1)
+        unlock(team + MUTEX)
+        job = read(team + JOB)
+        _take_part(team, me)
 
 
 # --- the host --------------------------------------------------------------------------------------------
@@ -204,16 +251,17 @@ class Team:
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
         # Aligned by hand: numpy promises 16 bytes.
-        self._memory = np.zeros(N_BYTES + LINE_BYTES, np.uint8)
+        self._memory = np.zeros(RANGES + (n_threads + 1) * LINE_BYTES, np.uint8)
         self.address = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
+        ctypes.c_int64.from_address(self.address + N_THREADS).value = n_threads
         self._posix = ctypes.CDLL(None)
         self._posix.pthread_mutex_init(self._at(MUTEX), None)
         for condition in (WORK, FINISHED):
             self._posix.pthread_cond_init(self._at(condition), None)
-        _work.compile("void(int64)")  # before there are threads that would
+        _work.compile("void(int64, int64)")  # before there are threads that would
         self._workers = [
             threading.Thread(
-                target=_work_in, args=(self._memory, self.address), name=f"mt2st_fast-{i}", daemon=True
+                target=_work_in, args=(self._memory, self.address, i), name=f"mt2st_fast-{i}", daemon=True
             )
             for i in range(1, n_threads)
         ]
@@ -233,15 +281,15 @@ class Team:
             worker.join(timeout=1.0)
 
 
-def _work_in(memory: np.ndarray, address: int) -> None:
+def _work_in(memory: np.ndarray, address: int, me: int) -> None:
     """Work, and hold on to the memory meanwhile."""
-    _work(address)
+    _work(address, me)
     del memory
 
 
 # Below this many float32 numbers that are read, asking others for help costs more than it saves.
 PARALLEL_FLOATS = 1 << 14
-MOST_SPLITS = 16  # of work whose splits leave sums of their own: more threads than that find nothing to do
+MOST_SPLITS = 2  # of work whose splits leave sums of their own: more threads than that find nothing to do
 
 
 def pieces_of(work: int, least: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...machine.team import PARALLEL_FLOATS, thread_count
+from ...machine.team import PARALLEL_FLOATS, pieces_of, thread_count
 from ..batch import Bags
 from ..rules import RowRule, RowState, packed
 from . import ids as numba_bag_ids
@@ -41,7 +41,7 @@ def pool(table: Tensor, bags: Bags) -> Tensor:
     D = table.shape[1]
     out = torch.empty(len(bags.starts) - 1, D, dtype=torch.float32)
     what = _Sum(table, bags.ids.numpy(), bags.starts.numpy(), bag_scales=_scales(bags))
-    _sum_bags(what, out, _splits(len(bags.ids) * D))
+    _sum_bags(what, out, pieces_of(len(bags.ids) * D, PARALLEL_FLOATS))
     return out
 
 
@@ -50,7 +50,7 @@ def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.starts.numpy(), V - 1, 0, 1)
     sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32)
     what = _Sum(gradient, by_row, begins, scales=_scales(bags))
-    _sum_bags(what, sums, _splits(len(by_row) * gradient.shape[1]))
+    _sum_bags(what, sums, pieces_of(len(by_row) * gradient.shape[1], PARALLEL_FLOATS))
     return torch.from_numpy(unique.astype(np.int64)), sums
 
 
@@ -67,7 +67,7 @@ def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor
 
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
     """One step of the rows (U,), each there once, by their gradients (U, D)."""
-    _update_rows(rule, table, rows, gradient, state, _splits(gradient.numel()))
+    _update_rows(rule, table, rows, gradient, state, pieces_of(gradient.numel(), PARALLEL_FLOATS))
 
 
 def _update_rows(
@@ -81,7 +81,9 @@ def _update_rows(
 
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
     """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
-    _update_from_bags(rule, table, bags, gradient, state, _splits(bags.ids.numel() * table.shape[1]))
+    # Every piece looks through all ids for rows of its own: no more of them than there are threads.
+    n_pieces = min(thread_count(), pieces_of(bags.ids.numel() * table.shape[1], PARALLEL_FLOATS))
+    _update_from_bags(rule, table, bags, gradient, state, n_pieces)
 
 
 def _update_from_bags(
@@ -112,10 +114,6 @@ def _sum_bags(what: _Sum, target: Tensor, n_splits: int) -> None:
         target.data_ptr(),
         n_splits,
     )
-
-
-def _splits(floats: int) -> int:
-    return thread_count() if floats >= PARALLEL_FLOATS else 1
 
 
 def _scales(bags: Bags) -> np.ndarray:

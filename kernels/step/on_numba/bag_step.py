@@ -42,6 +42,7 @@ from ..model import BagModel
 
 ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
+PIECES_A_PART = 4  # rows of many bags and of few take unlike long
 AHEAD = 8  # ids whose rows are asked for before they are needed
 # What the axes of addresses (K, 2, 2) count.
 WEIGHT, BIAS = 0, 1
@@ -168,12 +169,18 @@ def _update_part(
     p, rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
     d_bias_ps,
 ):  # fmt: skip
-    """Move part p of the rows, and of the heads every n_splits-th."""
+    """Move a piece of a part of the rows, and of the heads every n_pieces-th."""
     n_splits = len(parts) - 1
+    n_pieces, part, i = n_splits * PIECES_A_PART, p // PIECES_A_PART, p % PIECES_A_PART
+    n_rows = parts[part + 1] - parts[part]
+    first, last = (
+        parts[part] + i * n_rows // PIECES_A_PART,
+        parts[part] + (i + 1) * n_rows // PIECES_A_PART,
+    )
     update_from_transposed(
-        rules[0], table, rows, begins, bags, parts[p], parts[p + 1], NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0
+        rules[0], table, rows, begins, bags, first, last, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0
     )  # fmt: skip
-    for k in range(p, len(heads), n_splits):
+    for k in range(p, len(heads), n_pieces):
         index = heads[k]["index"]
         _update_head(
             rules[1 + 2 * index : 3 + 2 * index], addresses[index], heads[k]["size"], D, columns[k], d_weight_ps,
@@ -212,7 +219,7 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
         table, D, ids, starts, pooled, scales, for_logits, for_features, bias_s, heads, columns, column_weights,
         targets, scale, tile_bags, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk, d_bias_ps,
     ))  # fmt: skip
-    in_parallel(team, n_splits, _update_part, (
+    in_parallel(team, n_splits * PIECES_A_PART, _update_part, (
         rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
         d_bias_ps,
     ))  # fmt: skip
