@@ -32,6 +32,7 @@ from .heads.plans import (
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
 from .step.op import BagStep, bag_step, bag_step_obstacle
+from .step.window import Dense, Dropout, WindowModel, window_step, window_step_obstacle
 
 __all__ = [
     "PLANS",
@@ -46,6 +47,8 @@ __all__ = [
     "ContextGradients",
     "ContextOptions",
     "ContextTraining",
+    "Dense",
+    "Dropout",
     "FusedUpdate",
     "HeadLayout",
     "HeadSpec",
@@ -59,6 +62,7 @@ __all__ = [
     "Shape",
     "Trained",
     "TrainedHead",
+    "WindowModel",
     "bag_step",
     "bag_step_obstacle",
     "choose_backend",
@@ -77,5 +81,7 @@ __all__ = [
     "update_all_rows",
     "update_rows",
     "warm_up",
+    "window_step",
+    "window_step_obstacle",
     "word_sampler",
 ]

@@ -53,6 +53,11 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         del parameter
         return None
 
+    def whole_state(self, parameter: Tensor) -> RowState | None:
+        """What the rule remembers of a dense parameter that it moves as one row; None where it does not."""
+        del parameter
+        return None
+
     def fuse(self, tables: Iterable[Tensor]) -> None:
         """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.
 
@@ -193,6 +198,18 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         """Adam at the group's rate and betas."""
         beta1, beta2 = group["betas"]
         return RowRule(self.kind, float(group["lr"]), beta1=beta1, beta2=beta2, eps=group["eps"])
+
+    def whole_state(self, parameter: Tensor) -> RowState | None:
+        """AdamW's own state: one count of steps, and both moments. None where AdamW is not plain Adam with decay."""
+        (group,) = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
+        if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:
+            return None
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return RowState(*(state[name].view(-1) for name in ("step", "exp_avg", "exp_avg_sq")))
 
     def row_state(self, table: Tensor) -> RowState:
         """Steps a row, and both moments."""

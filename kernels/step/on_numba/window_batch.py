@@ -1,0 +1,139 @@
+"""What a step on windows of word types wants to know of a batch, worked out once before it computes.
+
+Which types the batch holds and where, which rows they are means of, and which types every row is in: two sparse
+matrices and their transposes. Numbers are handed out in the order of first appearance, so nothing is sorted.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...machine.jit import entry, helper
+from ..window import WindowModel
+
+NONE = -1
+
+
+class BatchIndex(NamedTuple):
+    """Memory for a batch of N windows of W words, U different types and R different rows in them."""
+
+    slots: np.ndarray  # (N * W,) int32: the number u of a position's type, NONE for no type
+    types: np.ndarray  # (U,) int32
+    starts: np.ndarray  # (U + 1,) int64: type u is the mean of ids[starts[u] : starts[u + 1]]
+    ids: np.ndarray  # int32, rows of the table
+    begins: np.ndarray  # (U + 1,) int64: type u stands at positions[begins[u] : begins[u + 1]]
+    positions: np.ndarray  # int32, in N * W
+    rows: np.ndarray  # (R,) int32
+    row_begins: (
+        np.ndarray
+    )  # (R + 1,) int64: rows[r] is in the types row_types[row_begins[r] : row_begins[r + 1]]
+    row_types: np.ndarray  # int32, numbers u
+    slot_of_type: np.ndarray  # (T + 1,) int32, NONE between calls
+    slot_of_row: np.ndarray  # (V,) int32, NONE between calls
+    counts: np.ndarray  # (2,) int64: U, R
+
+
+def new_index(model: WindowModel, n_positions: int) -> BatchIndex:
+    """Memory for batches of up to so many positions."""
+    types, M = model.rows_of_type.shape
+    V = len(model.table.parameter)
+    U = min(n_positions, types)
+    R = min(U * M, V)
+    return BatchIndex(
+        slots=np.empty(n_positions, np.int32),
+        types=np.empty(U, np.int32),
+        starts=np.empty(U + 1, np.int64),
+        ids=np.empty(U * M, np.int32),
+        begins=np.empty(U + 1, np.int64),
+        positions=np.empty(n_positions, np.int32),
+        rows=np.empty(R, np.int32),
+        row_begins=np.empty(R + 1, np.int64),
+        row_types=np.empty(U * M, np.int32),
+        slot_of_type=np.full(types, NONE, np.int32),
+        slot_of_row=np.full(V, NONE, np.int32),
+        counts=np.zeros(2, np.int64),
+    )
+
+
+@helper
+def _number(values, n, slot_of, slots, found):
+    """slots (n,) = the number of every value in the order of first appearance; found (U,) the values. Returns U.
+
+    slot_of is NONE everywhere, before and after. A value of NONE has no number.
+    """
+    U = 0
+    for i in range(n):
+        value = values[i]
+        if value == NONE:
+            slots[i] = NONE
+            continue
+        if slot_of[value] == NONE:
+            slot_of[value] = U
+            found[U] = value
+            U += 1
+        slots[i] = slot_of[value]
+    for u in range(U):
+        slot_of[found[u]] = NONE
+    return U
+
+
+@helper
+def _transpose(slots, owners, n, U, begins, out):
+    """out[begins[u] : begins[u + 1]] = the owners of the places i < n with slots[i] = u, in order."""
+    for u in range(U + 1):
+        begins[u] = 0
+    for i in range(n):
+        if slots[i] != NONE:
+            begins[slots[i] + 1] += 1
+    for u in range(U):
+        begins[u + 1] += begins[u]
+    for i in range(n):
+        if slots[i] != NONE:
+            out[begins[slots[i]]] = owners[i]
+            begins[slots[i]] += 1
+    for u in range(U, 0, -1):
+        begins[u] = begins[u - 1]
+    begins[0] = 0
+
+
+@entry
+def first_unknown(types, n_types):
+    """The place of the first type that is neither NONE nor in [0, n_types); -1 if there is none."""
+    for i in range(len(types)):
+        if types[i] < NONE or types[i] >= n_types:
+            return i
+    return -1
+
+
+@helper
+def index_types(types, rows_of_type, index):
+    """Number the types of a batch (n,), find their positions and rows."""
+    n = len(types)
+    U = _number(types, n, index.slot_of_type, index.slots, index.types)
+    index.counts[0] = U
+    _transpose(index.slots, np.arange(n), n, U, index.begins, index.positions)
+    total = 0
+    for u in range(U):
+        index.starts[u] = total
+        for m in range(rows_of_type.shape[1]):
+            row = rows_of_type[index.types[u], m]
+            if row != NONE:
+                index.ids[total] = row
+                total += 1
+    index.starts[U] = total
+
+
+@helper
+def index_rows(index):
+    """Number the rows of the types, and find the types of every row."""
+    U = index.counts[0]
+    total = index.starts[U]
+    slots, owners = np.empty(total, np.int32), np.empty(total, np.int32)
+    for u in range(U):
+        for i in range(index.starts[u], index.starts[u + 1]):
+            owners[i] = u
+    R = _number(index.ids, total, index.slot_of_row, slots, index.rows)
+    index.counts[1] = R
+    _transpose(slots, owners, total, R, index.row_begins, index.row_types)

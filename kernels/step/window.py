@@ -1,0 +1,227 @@
+"""A whole training step of heads over a hidden layer over windows of words, in one kernel call.
+
+rows of a table -> mean of a word type -> window -> dropout -> hidden layer and ReLU -> heads and losses -> all
+gradients -> optimizers: what the encoder, `multitask_loss`, autograd and the optimizer's step do one after another. For
+rules that move a dense parameter's rows or elements each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..bags.op import choose_embedding_backend
+from ..bags.rules import RowRule, RowState
+from ..heads.layout import HeadLayout
+from ..machine.registry import REFERENCE
+from .model import Trained
+from .op import ROOM, BagStep
+
+MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
+PIECE_FLOATS = 8192  # of a dense parameter that are summed and moved at a time
+ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
+
+HIDDEN_WEIGHT, HIDDEN_BIAS, HEAD_WEIGHT, HEAD_BIAS = range(4)
+HIDDEN, HEAD = (HIDDEN_WEIGHT, HIDDEN_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
+NO_HEAD = -1
+
+# A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
+PIECE = np.dtype(
+    [
+        ("of", np.int64),  # HIDDEN_WEIGHT, ...
+        ("head", np.int64),  # its place in the layout
+        ("begin", np.int64),  # the first row
+        ("rows", np.int64),
+        ("columns", np.int64),
+        ("parameter", np.int64),  # the address of its first row
+        ("per_row", np.int64),  # of the state's parts; 0 = the rule keeps none
+        ("first", np.int64),
+        ("second", np.int64),
+        ("rule", np.int64),
+        ("whole", np.int64),  # 1: all rows are one to the rule, and count their steps together
+    ]
+)
+
+
+class Dense(NamedTuple):
+    """A dense parameter, what its rule remembers of it and which of a step's rules it is.
+
+    `whole`: the rule takes it as one row; else its rows are what the first axis counts.
+    """
+
+    parameter: Tensor
+    state: RowState
+    rule: int
+    whole: bool
+
+
+class WindowModel:
+    """A table (V, D), rows of word types, a hidden layer (H, W D) and K linear heads, as `window_step` trains them.
+
+    rows_of_type: (T + 1, M) int32, the rows whose mean is a type, -1 = none; the last, of no type, has none. None: type
+    t is row t. hidden and heads are (weight, bias or None). Parameters and states have to stay where they are.
+
+    Raises ValueError for heads whose shapes do not fit the layout.
+    """
+
+    def __init__(
+        self,
+        table: Trained,
+        rows_of_type: Tensor | None,
+        hidden: tuple[Dense, Dense | None],
+        heads: Sequence[tuple[Dense, Dense | None]],
+        layout: HeadLayout,
+    ) -> None:
+        H = hidden[0].parameter.shape[0]
+        for name, spec, (weight, _) in zip(layout.names, layout.heads, heads, strict=True):
+            if weight.parameter.shape != (spec.size, H):
+                raise ValueError(
+                    f"the weight of {name} is {tuple(weight.parameter.shape)}, not ({spec.size}, {H})"
+                )
+        self.table, self.hidden, self.heads, self.layout = table, hidden, tuple(heads), layout
+        self.rows_of_type = _rows_of_type(rows_of_type, len(table.parameter))
+        pairs = [(HIDDEN, NO_HEAD, hidden), *((HEAD, k, head) for k, head in enumerate(heads))]
+        dense = [
+            (kind, k, part)
+            for kinds, k, pair in pairs
+            for kind, part in zip(kinds, pair, strict=True)
+            if part is not None
+        ]
+        self.pieces = np.array([piece for each in dense for piece in _pieces(*each)], PIECE)
+        # Where the steps of parameters that are one row are counted.
+        counts = [part.state.per_row for _, _, part in dense if part.whole]
+        self.counts = np.array([count.data_ptr() for count in counts if count is not None], np.int64)
+        self.buffers: Any = None  # of the backend that steps it
+
+    @property
+    def width(self) -> int:
+        """W, words of a window."""
+        return int(self.hidden[0].parameter.shape[1] // self.table.parameter.shape[1])
+
+
+def _rows_of_type(rows_of_type: Tensor | None, V: int) -> np.ndarray:
+    if rows_of_type is not None:
+        return cast(np.ndarray, rows_of_type.numpy())
+    own = np.arange(V + 1, dtype=np.int32)
+    own[V] = -1
+    return own[:, None]
+
+
+def _pieces(kind: int, head: int, part: Dense) -> list[tuple[int, ...]]:
+    """The pieces of a parameter (R, C), or (C,) where it is a bias."""
+    parameter, state = part.parameter, part.state
+    R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape
+    if parameter.dim() == 1 and not part.whole:
+        R, C = C, R
+    step = R if parameter.dim() == 1 else max(ROW_BLOCK, PIECE_FLOATS // C // ROW_BLOCK * ROW_BLOCK)
+
+    def address(tensor: Tensor | None, floats: int) -> int:
+        return 0 if tensor is None else tensor.data_ptr() + tensor.element_size() * floats
+
+    return [
+        (
+            kind, head, r, min(step, R - r), C, address(parameter, r * C),
+            address(state.per_row, 0 if part.whole else r), address(state.first, r * C), address(state.second, r * C),
+            part.rule, int(part.whole),
+        )
+        for r in range(0, R, step)
+    ]  # fmt: skip
+
+
+class Dropout(NamedTuple):
+    """Which of a batch's numbers are dropped: a function of the key, and of a number's place in the batch."""
+
+    probability: float
+    key: int  # 0 <= key < 2^63
+
+
+def window_step_obstacle(
+    table: Tensor, others: Sequence[Tensor], layout_sizes: Sequence[int], backend: str = "auto"
+) -> str | None:
+    """Why `window_step` cannot train a table, a hidden layer and heads (weights and biases: others), or None.
+
+    Raises as `choose_embedding_backend` does.
+    """
+    chosen = choose_embedding_backend(table.device, backend)
+    if chosen.name == REFERENCE or chosen.name not in ROOM.backends:
+        return f"the backend is {chosen.name}: {chosen.reason}"
+    for parameter in (table, *others):
+        obstacle = ROOM.backends[chosen.name].obstacle(parameter.device.type, parameter.dtype)
+        if obstacle is not None:
+            return obstacle
+        if not parameter.is_contiguous():
+            return "its kernel is for contiguous parameters"
+    H = others[0].shape[0]
+    if max(layout_sizes) * H > MOST_HEAD_FLOATS:
+        return (
+            f"a head has {max(layout_sizes):,} outputs; its kernel is for {MOST_HEAD_FLOATS // H:,} at most"
+        )
+    return None
+
+
+def window_step(
+    model: WindowModel,
+    rules: Sequence[RowRule],
+    decays: Sequence[float],
+    types: Tensor,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    dropout: Dropout,
+) -> BagStep:
+    """Train table, hidden layer and heads on N windows, in place; `window_step_obstacle` is the caller's to ask.
+
+    types (N, W) int32 hold word types, -1 = none; rules are those that the model's parameters name, at the rates of
+    this step, and decays (len(rules),) what each multiplies dense parameters with before it moves them. targets and
+    task_weights (K,) are as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
+
+    Raises ValueError, with nothing moved, for types and targets that do not fit the model, and for a class target that
+    is neither in [0, C) nor ignore_index.
+    """
+    _check_batch(model, types, targets, task_weights)
+    kernels = _kernels(types.device.type)
+    return BagStep(*kernels.step(model, rules, decays, types, targets, task_weights, dropout))
+
+
+def _check_batch(model: WindowModel, types: Tensor, targets: Sequence[Tensor], task_weights: Tensor) -> None:
+    """The kernel reads addresses: no shape may lie."""
+    layout, W = model.layout, model.width
+    if types.dim() != 2 or types.shape[1] != W:
+        raise ValueError(f"inputs must be (N, {W}) word types, not {tuple(types.shape)}")
+    if not len(targets) == len(task_weights) == len(layout):
+        raise ValueError(
+            f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
+        )
+    N = len(types)
+    for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
+        if target.shape != ((N,) if spec.kind.takes_classes else (N, spec.size)):
+            raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {N} windows")
+
+
+class WindowKernels(Protocol):
+    """What a backend's module `on_<name>/window_step.py` has to offer."""
+
+    def step(
+        self,
+        model: WindowModel,
+        rules: Sequence[RowRule],
+        decays: Sequence[float],
+        types: Tensor,
+        targets: Sequence[Tensor],
+        task_weights: Tensor,
+        dropout: Dropout,
+    ) -> tuple[Tensor, Tensor]:
+        """(losses (K,), correct (K,)) as `window_step` returns them, and the parameters moved."""
+
+
+@lru_cache
+def _kernels(device_type: str) -> WindowKernels:
+    """Of the first backend that serves such tensors: there is no reference to fall back to."""
+    for name, backend in ROOM.backends.items():
+        if backend.obstacle(device_type, torch.float32) is None:
+            return cast(WindowKernels, ROOM.load(name, "window_step"))
+    raise RuntimeError(f"no backend can take a step in one call on {device_type}")
