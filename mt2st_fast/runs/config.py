@@ -71,8 +71,11 @@ class Config:
         "Machine",
         "replay each phase's step as a CUDA graph; the report says what could not be captured",
     )
-    fuse_backward: bool = _option(
-        False, "Machine", "the backward pass steps the word vectors' rows; their gradient is never made"
+    fuse_backward: bool | None = _option(
+        None,
+        "Machine",
+        "no gradient of word vectors is ever made: a step is one kernel call where that can do all of it (on a CPU the "
+        "default), else the backward pass steps their rows",
     )
 
     def resolved(self, splits: Splits) -> Config:

@@ -35,7 +35,7 @@ class RunOptions:
     precision: Precision
     device: torch.device
     graph: bool
-    fuse_backward: bool
+    fuse_backward: bool | None
 
 
 class RunListener(Protocol):

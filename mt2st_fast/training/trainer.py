@@ -39,10 +39,11 @@ class Trainer:
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
     records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
     CUDA graph and replay it; a step that cannot be captured runs eagerly and `history.phases` says why. What
-    Python does in the encoder, a replay does not do again. fuse_backward: the backward pass itself steps the
-    rows of row-sparse tables, whose gradient is never made; on a CPU the whole step of a BagEncoder is one kernel
-    call where SGD or RowwiseAdagrad steps it. `history.phases` says which engine took a phase, and what stood
-    against the others.
+    Python does in the encoder, a replay does not do again. fuse_backward: by default, on a CPU the whole step
+    is one kernel call where that can do all of it, and leaves no gradients: of a WindowEncoder with LazyAdam,
+    RowwiseAdagrad or SGD of this package, of a BagEncoder with the last two. True: beside that the backward pass steps
+    the rows of row-sparse tables, whose gradient is never made. False: gradients are made, and the optimizer steps.
+    `history.phases` says which engine took a phase, and what stood against the others.
 
     Raises ValueError for an option out of range, for graph=True without a CUDA device, and for fuse_backward where
     something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
@@ -65,7 +66,7 @@ class Trainer:
         log_every: int = 20,
         callbacks: Sequence[Callback] = (),
         graph: bool = False,
-        fuse_backward: bool = False,
+        fuse_backward: bool | None = None,
     ) -> None:
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr must be positive, not {lr}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mt2st_fast.training.engines.bag_step import BagSteps
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import AUTOCAST, Engine, Precision, StepParts
+from mt2st_fast.training.engines.one_call import OneCallSteps
 
 __all__ = ["AUTOCAST", "Engine", "Precision", "StepParts", "make_engines"]
 
@@ -16,4 +16,4 @@ __all__ = ["AUTOCAST", "Engine", "Precision", "StepParts", "make_engines"]
 def make_engines(parts: StepParts, make_capturer: Callable[[], Capturer]) -> list[Engine]:
     """The engines of a run."""
     eager = EagerSteps(parts)
-    return [BagSteps(parts), CudaGraphSteps(parts, eager, make_capturer), eager]
+    return [OneCallSteps(parts), CudaGraphSteps(parts, eager, make_capturer), eager]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,14 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.engines.held_parameters import (
+    HeldParameters,
+    group_of,
+    head_parameters,
+    model_obstacle,
+    parameter_obstacle,
+)
 from mt2st_fast.training.optim import RowSparseOptimizer
-from mt2st_fast.training.sources import Batch
 
 
 class BagTraining:
@@ -47,52 +53,40 @@ class BagTraining:
         assert isinstance(encoder, BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._trained = _trained(encoder, heads, optimizer)
         self._models: dict[tuple[str, ...], BagModel] = {}  # by the tasks of a batch
+        self._hold()
         self._kept: WeakTensorKeyDictionary | None = WeakTensorKeyDictionary() if fixed_batches else None
 
     @staticmethod
     def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
         """What stands against one kernel call a step, or None."""
-        if type(encoder) is not BagEncoder or type(heads) is not MultiTaskHeads:
-            return "it is for a BagEncoder and MultiTaskHeads as they are"
-        if not isinstance(optimizer, RowSparseOptimizer):
-            return f"it steps by a row rule, and {type(optimizer).__name__} has none"
-        if heads.backend not in ("auto", "numba") or heads.plan != "auto":
-            return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
-        if not encoder.sparse:
-            return "the encoder's table is not row-sparse"
-        if any(heads.is_open_task(name) for name in heads.active):
-            return "an active task is a loss of its own"
+        reason = model_obstacle(encoder, BagEncoder, heads, optimizer)
+        if reason is not None:
+            return reason
+        assert isinstance(encoder, BagEncoder)
+        assert isinstance(optimizer, RowSparseOptimizer)
         if encoder.dropout.p > 0:
             return "the encoder has dropout"
         if encoder.rows_of_type is not None:
             return "the encoder's types are made of several rows"
-        if any(_has_hooks(module) for module in (*encoder.modules(), *heads.modules())):
-            return "a module has hooks"
-        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-            return "the optimizer has hooks"
-        group_of = _group_of(optimizer)
-        parameters = _parameters(encoder, heads)
-        if any(id(p) not in group_of or not p.requires_grad for p in parameters):
-            return "a parameter is frozen"
-        if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
-            return "a parameter has hooks"
+        parameters = [encoder.table, *head_parameters(heads)]
+        reason = parameter_obstacle(parameters, optimizer)
+        if reason is not None:
+            return reason
         if any(optimizer.dense_state(p) is None for p in parameters[1:]):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
         rules = [optimizer.rule(group) for group in optimizer.param_groups]
         return bag_step_obstacle(parameters[0], parameters[1:], rules, encoder.backend)
 
-    def declines(self, micro_steps: Sequence[Sequence[Batch]]) -> str | None:
-        """Why this step cannot be taken, or None: one batch, of tasks with heads, and no parameter frozen meanwhile."""
-        if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
-            return "a step is made of several batches"
-        _, targets = micro_steps[0][0]
-        if self._lies_elsewhere():
-            self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
-        if any(self._heads.is_word_task(name) for name in targets):
-            return "a task on words has no head"
-        return None if all(p.requires_grad for p in self._trained) else "a parameter is frozen"
+    def declines(self) -> str | None:
+        """Why this step cannot be taken, or None."""
+        if self._held.lie_elsewhere():
+            self._hold()
+        return None if self._held.are_trained() else "a parameter is frozen"
+
+    def _hold(self) -> None:
+        self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
+        self._held = HeldParameters([self._encoder.table, *head_parameters(self._heads)], self._optimizer)
 
     def __call__(
         self, inputs: tuple[Tensor, Tensor], targets: Mapping[str, Tensor], weights: Tensor
@@ -124,18 +118,6 @@ class BagTraining:
             self._models[layout.names] = model
         return model
 
-    def _lies_elsewhere(self) -> bool:
-        """Whether somebody has put other memory into a parameter, or loaded another state."""
-        # By what the optimizer holds: to ask it for a rule's state costs as much as a small step.
-        states = self._optimizer.state
-        for parameter, trained in self._trained.items():
-            if parameter.data_ptr() != trained.parameter.data_ptr():
-                return True
-            held = states[parameter].values() if parameter in states else ()
-            if any(kept is not None and not any(kept is value for value in held) for kept in trained.state):
-                return True
-        return False
-
     def _prepared(self, ids: Tensor, starts: Tensor) -> PreparedBags:
         kept: PreparedBags | None = None if self._kept is None else self._kept.get(ids)
         bags = kept or prepare_bags(self._encoder.table, ids, starts, self._encoder.mode)
@@ -144,41 +126,19 @@ class BagTraining:
         return bags
 
 
-def _group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
-    """The number of every parameter's group, by the parameter's id()."""
-    return {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
-
-
 def _trained(
     encoder: BagEncoder, heads: MultiTaskHeads, optimizer: RowSparseOptimizer
 ) -> dict[Tensor, Trained]:
     """Table and dense parameters with what their rules remember."""
-    group_of = _group_of(optimizer)
+    groups = group_of(optimizer)
     trained: dict[Tensor, Trained] = {}
-    for parameter in _parameters(encoder, heads):
+    for parameter in (encoder.table, *head_parameters(heads)):
         state = _state_of(parameter, encoder, optimizer)
         assert state is not None
-        trained[parameter] = Trained(parameter.detach(), state, group_of[id(parameter)])
+        trained[parameter] = Trained(parameter.detach(), state, groups[id(parameter)])
     return trained
 
 
 def _state_of(parameter: Tensor, encoder: BagEncoder, optimizer: RowSparseOptimizer) -> RowState | None:
     """What the optimizer remembers of the table or of a dense parameter."""
     return optimizer.row_state(parameter) if parameter is encoder.table else optimizer.dense_state(parameter)
-
-
-def _parameters(encoder: BagEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """The table, then those of the active heads."""
-    linears = [heads.linear(name) for name in heads.active if not heads.is_word_task(name)]
-    return [encoder.table, *(p for linear in linears for p in linear.parameters())]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(
-        (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-    )

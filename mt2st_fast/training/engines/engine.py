@@ -31,7 +31,7 @@ class StepParts:
     clip_norm: float | None
     lr_changes: bool  # whether the learning rate is another in every step
     graph: bool
-    fuse_backward: bool
+    fuse_backward: bool | None  # None: wherever one kernel call can take the step
     fixed_batches: bool  # whether the same tensors are the same batch throughout a phase
 
     @property

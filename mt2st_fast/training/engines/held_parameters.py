@@ -1,0 +1,95 @@
+"""The parameters that a step in one kernel call moves: what stands against moving them there, and where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.optim import RowSparseOptimizer
+
+
+def model_obstacle(
+    encoder: nn.Module,
+    of_type: type[BagEncoder | WindowEncoder],
+    heads: MultiTaskHeads,
+    optimizer: torch.optim.Optimizer,
+) -> str | None:
+    """What about these modules and this optimizer stands against moving them without autograd, or None."""
+    if type(encoder) is not of_type or type(heads) is not MultiTaskHeads:
+        return f"it is for a {of_type.__name__} and MultiTaskHeads as they are"
+    if not isinstance(optimizer, RowSparseOptimizer):
+        return f"it steps by a row rule, and {type(optimizer).__name__} has none"
+    if heads.backend not in ("auto", "numba") or heads.plan != "auto":
+        return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
+    if not encoder.sparse:
+        return "the encoder's table is not row-sparse"
+    if any(heads.is_open_task(name) for name in heads.active):
+        return "an active task is a loss of its own"
+    if any(_has_hooks(module) for module in (*encoder.modules(), *heads.modules())):
+        return "a module has hooks"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has hooks"
+    return None
+
+
+def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> str | None:
+    """What about these parameters stands against moving them without autograd, or None."""
+    held = group_of(optimizer)
+    if any(id(p) not in held or not p.requires_grad for p in parameters):
+        return "a parameter is frozen"
+    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+        return "a parameter has hooks"
+    return None
+
+
+def head_parameters(heads: MultiTaskHeads) -> list[nn.Parameter]:
+    """Those of the active heads."""
+    linears = [heads.linear(name) for name in heads.active if not heads.is_word_task(name)]
+    return [p for linear in linears for p in linear.parameters()]
+
+
+def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
+    """The number of every parameter's group, by the parameter's id()."""
+    return {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
+
+
+class HeldParameters:
+    """Where parameters and an optimizer's state of them lie: kernels were given addresses."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self._states = optimizer.state
+        # The tensors themselves: while they are held, nobody else gets their id().
+        self._held = [(p, p.data_ptr(), self._state_of(p)) for p in parameters]
+
+    def _state_of(self, parameter: Tensor) -> list[Tensor]:
+        # A defaultdict, which looking would fill.
+        return list(self._states[parameter].values()) if parameter in self._states else []
+
+    def lie_elsewhere(self) -> bool:
+        """Whether somebody has put other memory into a parameter, or loaded another state."""
+        for parameter, address, state in self._held:
+            now = self._state_of(parameter)
+            if parameter.data_ptr() != address or len(now) != len(state):
+                return True
+            if any(a is not b for a, b in zip(now, state, strict=True)):
+                return True
+        return False
+
+    def are_trained(self) -> bool:
+        """Whether none has been frozen."""
+        return all(p.requires_grad for p, _, _ in self._held)

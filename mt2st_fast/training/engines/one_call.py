@@ -1,0 +1,68 @@
+"""Steps as one kernel call each, on a CPU: of a bag encoder or a window encoder, with its heads and its optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mt2st_fast.model.encoders import WindowEncoder
+from mt2st_fast.training.engines.bag_training import BagTraining
+from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.window_training import WindowTraining
+
+
+class OneCallSteps:
+    """One kernel call a step, where `BagTraining` or `WindowTraining` can take the phase."""
+
+    name = "one kernel call"
+
+    def __init__(self, parts: StepParts) -> None:
+        self._parts = parts
+        self._obstacle: str | None = None
+        self._training: BagTraining | WindowTraining | None = None
+
+    def enter_phase(self) -> None:
+        """Look at model and optimizer again."""
+        parts = self._parts
+        self._training, self._obstacle = None, self._found_obstacle()
+        if self._obstacle is not None:
+            return
+        model = parts.encoder, parts.heads, parts.optimizer
+        if isinstance(parts.encoder, WindowEncoder):
+            self._training = WindowTraining(*model)
+        else:
+            self._training = BagTraining(*model, fixed_batches=parts.fixed_batches)
+
+    def _found_obstacle(self) -> str | None:
+        parts = self._parts
+        if parts.fuse_backward is False:
+            return "not asked for (fuse_backward=False)"
+        if parts.clip_norm is not None:
+            return "clip_norm needs the gradients, which it never makes"
+        if parts.precision != "float32":
+            return f"its kernel knows no autocast (precision {parts.precision})"
+        if parts.learnt is not None:
+            return "the schedule learns its weights, which takes autograd"
+        training = WindowTraining if isinstance(parts.encoder, WindowEncoder) else BagTraining
+        return training.obstacle(parts.encoder, parts.heads, parts.optimizer)
+
+    def obstacle(self) -> str | None:
+        """Why it cannot take the steps of this phase, or None."""
+        return self._obstacle
+
+    def declines(self, micro_steps: Any) -> str | None:
+        """Why it cannot take this step, or None: it takes one batch of tasks with heads, and trains all parameters."""
+        assert self._training is not None
+        if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
+            return "a step is made of several batches"
+        _, targets = micro_steps[0][0]
+        if any(self._parts.heads.is_word_task(name) for name in targets):
+            return "a task on words has no head"
+        return self._training.declines()
+
+    def __call__(self, micro_steps: Any) -> Tensor:
+        """The losses (K,) of one step."""
+        assert self._training is not None
+        inputs, targets = micro_steps[0][0]
+        return self._training(inputs, targets, self._parts.weights_k)
