@@ -84,6 +84,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.model.encoders": None,
     "mt2st_fast.training.optim": None,
     "mt2st_fast.training.engines.bag_training": None,
+    "mt2st_fast.training.engines.window_training": None,
     "mt2st_fast.words.table_tasks": None,
     "mt2st_fast.words.word2vec": None,
     "mt2st_fast.model.word_tasks": None,

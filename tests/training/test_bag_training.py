@@ -33,6 +33,7 @@ from mt2st_fast.kernels import (
     prepare_bags,
 )
 from mt2st_fast.kernels.bags.rules import SGD as SGD_RULE
+from mt2st_fast.kernels.machine.team import PARALLEL_FLOATS
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.engines.bag_training import BagTraining
 
@@ -228,7 +229,7 @@ def test_prepared_bags_hold_every_id_by_bag_and_by_row(n_threads, B, most_words)
         bags = prepare_bags(torch.zeros(V, 100), ids, starts)
     finally:
         torch.set_num_threads(threads)
-    n_parts = n_threads if len(ids) * 100 >= 1 << 18 else 1
+    n_parts = n_threads if len(ids) * 100 >= PARALLEL_FLOATS else 1
     assert len(bags.parts) == n_parts + 1
     assert len(bags.starts) == (n_parts if len(ids) >= 8 * B * n_parts else 1)
     by_bag, by_row = [[] for _ in range(B)], [[] for _ in range(B)]

@@ -175,7 +175,7 @@ def test_engines_say_who_took_a_phase_and_why(toy):
     phase = make(toy, DynamicAverage()).fit(toy.batches(2), epochs=1).phases[0]
     assert phase.engine == "eager"
     assert phase.passed_over == {
-        "one kernel call": "not asked for (fuse_backward=False)",
+        "one kernel call": "it is for a BagEncoder and MultiTaskHeads as they are",
         "cuda graph": "not asked for (graph=False)",
     }
 

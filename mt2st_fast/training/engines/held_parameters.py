@@ -72,13 +72,13 @@ class HeldParameters:
     """Where parameters and an optimizer's state of them lie: kernels were given addresses."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        self._states = optimizer.state
+        self._optimizer = optimizer
         # The tensors themselves: while they are held, nobody else gets their id().
         self._held = [(p, p.data_ptr(), self._state_of(p)) for p in parameters]
 
     def _state_of(self, parameter: Tensor) -> list[Tensor]:
-        # A defaultdict, which looking would fill.
-        return list(self._states[parameter].values()) if parameter in self._states else []
+        states = self._optimizer.state  # a defaultdict, which looking would fill
+        return list(states[parameter].values()) if parameter in states else []
 
     def lie_elsewhere(self) -> bool:
         """Whether somebody has put other memory into a parameter, or loaded another state."""

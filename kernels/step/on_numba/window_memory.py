@@ -1,0 +1,91 @@
+"""The memory that a step on windows works in, made once for a model and used in every step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...heads.on_numba.stages import SKEW
+from ...machine.gemm import PANEL
+from ...machine.simd import WIDTH
+from ..window import WindowModel
+from .window_batch import BatchIndex, new_index
+
+TILE_ROWS = 64  # windows of a tile: what a thread holds of them stays within half of a 1 MiB cache
+
+
+class Table(NamedTuple):
+    """The table (V, D), what its rule (rules[0]) remembers, and the rows of the types; addresses are of float32."""
+
+    address: int
+    D: int
+    per_row: np.ndarray
+    first: int
+    second: int
+    rows_of_type: np.ndarray
+
+
+class Buffers(NamedTuple):
+    """What a step writes down between its rounds, for N windows of W words, H hidden outputs and S of heads."""
+
+    vectors: np.ndarray  # (U, D) of the types
+    d_vectors: np.ndarray  # (U, D)
+    x: np.ndarray  # (N, ldx) windows after dropout
+    d_x: np.ndarray  # (N, W * D)
+    a: np.ndarray  # (N, lda) hidden outputs
+    d_a: np.ndarray  # (N, lda), before the ReLU
+    z: np.ndarray  # (tiles, S, ldz) gradients of the logits, transposed
+    forward: np.ndarray  # the hidden weight, packed by panels of H
+    backward: np.ndarray  # by panels of W * D
+    losses: np.ndarray  # (tiles, K) float64
+    correct: np.ndarray  # (tiles, K) int64
+    d_head_bias: np.ndarray  # (tiles, S)
+    d_hidden_bias: np.ndarray  # (tiles, H)
+
+
+class Memory(NamedTuple):
+    """A model's buffers, for up to n_rows windows."""
+
+    n_rows: int
+    index: BatchIndex
+    buffers: Buffers
+
+
+def memory_of(model: WindowModel, N: int) -> Memory:
+    """The model's, made anew where a batch is larger than all before it."""
+    held: Memory | None = model.buffers
+    if held is None or held.n_rows < N:
+        held = model.buffers = Memory(N, new_index(model, N * model.width), _new_buffers(model, N))
+    return held
+
+
+def _new_buffers(model: WindowModel, N: int) -> Buffers:
+    H, F = model.hidden[0].parameter.shape
+    D, K, S = model.table.parameter.shape[1], len(model.layout), sum(spec.size for spec in model.layout.heads)
+    U = min(N * model.width, len(model.rows_of_type))
+    n_tiles, ldx, lda = -(-N // TILE_ROWS), _up(F, PANEL) + SKEW, _up(H, PANEL) + SKEW
+    padded = n_tiles * TILE_ROWS
+
+    def floats(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.float32)
+
+    return Buffers(
+        vectors=floats(U, D),
+        d_vectors=floats(U, D),
+        x=floats(padded, ldx),
+        d_x=floats(N, F),
+        a=floats(padded, lda),
+        d_a=floats(padded, lda),
+        z=floats(n_tiles, _up(S, PANEL) + PANEL, _up(TILE_ROWS, WIDTH) + SKEW),
+        forward=floats(-(-H // PANEL), F * PANEL),
+        backward=floats(-(-F // PANEL) * H * PANEL),
+        losses=np.zeros((n_tiles, K)),
+        correct=np.zeros((n_tiles, K), np.int64),
+        d_head_bias=floats(n_tiles, S),
+        d_hidden_bias=floats(n_tiles, H),
+    )
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step) * step

@@ -1,0 +1,194 @@
+"""From word types to the gradients of windows: the vectors of types, then tiles of windows there and back.
+
+A tile of rows stays in cache through gathering, dropout, the hidden layer, the heads' logits and losses, and all
+gradients down to the windows. What sums over all rows is left to window_updates.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...bags.on_numba.row_sums import sum_rows
+from ...heads.on_numba.loss_pass import LANES
+from ...heads.on_numba.passes import NO_ROWS_LEFT_OUT
+from ...heads.on_numba.stages import (
+    DEPTH,
+    feature_gradient,
+    logits,
+    pack_for_features,
+    pack_for_logits,
+    round_up,
+    scratch,
+)
+from ...heads.on_numba.tile import loss_tile
+from ...machine.gemm import (
+    BLOCK_ROWS,
+    PANEL,
+    add_by_row,
+    add_by_row_1,
+    multiply_by_row,
+    multiply_by_row_1,
+)
+from ...machine.jit import helper
+from ...machine.simd import FLOAT_BYTES, WIDTH
+from .dropout import draw_factors
+from .window_batch import NONE, index_rows
+from .window_memory import TILE_ROWS
+
+ZERO, ONE = np.float32(0), np.float32(1)
+NO_SCALES = np.zeros(0, np.float32)
+TYPES_A_PIECE = 64
+
+
+class Drop(NamedTuple):
+    """Dropout as the kernel draws it: see draw_factors. A threshold of 0 drops nothing."""
+
+    key: np.uint64
+    threshold: np.uint64
+    kept: np.float32
+
+
+# --- round 1: types, and the hidden weight ---------------------------------------------------------------
+
+
+@helper
+def prepare_types(p, table, index, hidden, b):
+    """Piece 0 packs the hidden weight (H, W D); the others make the vectors of some types."""
+    if p == 0:
+        H = len(hidden)
+        for panel in range(-(-H // PANEL)):
+            pack_for_logits(hidden, panel * PANEL, min(PANEL, H - panel * PANEL), b.forward[panel])
+        pack_for_features(hidden, 0, H, b.backward)
+        return
+    for u in range((p - 1) * TYPES_A_PIECE, min(index.counts[0], p * TYPES_A_PIECE)):
+        first, last = index.starts[u], index.starts[u + 1]
+        sum_rows(table.address, table.D, index.ids, first, last, NO_SCALES, b.vectors[u].ctypes.data)
+        scale = ONE / np.float32(max(1, last - first))
+        for d in range(table.D):
+            b.vectors[u, d] *= scale
+
+
+# --- round 2: tiles --------------------------------------------------------------------------------------
+
+
+@helper
+def _gather(first, rows, padded, W, D, index, drop, factors, b):
+    """Windows first.. into x, dropped out by factors (rows, W * D); zero behind the last row and column."""
+    F = W * D
+    for i in range(rows):
+        x = b.x[first + i]
+        if drop.threshold > 0:
+            draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept)
+        for w in range(W):
+            slot = np.int64(index.slots[(first + i) * W + w])
+            if slot == NONE:
+                for d in range(D):
+                    x[w * D + d] = ZERO
+            elif drop.threshold > 0:
+                for d in range(D):
+                    x[w * D + d] = b.vectors[slot, d] * factors[i, w * D + d]
+            else:
+                for d in range(D):
+                    x[w * D + d] = b.vectors[slot, d]
+        for f in range(F, len(x)):
+            x[f] = ZERO
+    for i in range(rows, padded):
+        for f in range(b.x.shape[1]):
+            b.x[first + i, f] = ZERO
+
+
+@helper
+def _multiply(a, lda, rows, depth, panels, n, c, ldc):
+    """c (rows, n) = a (rows, depth) times packed panels (depth, PANEL); whole blocks of rows and vectors of columns."""
+    for panel in range(-(-n // PANEL)):
+        wide = n - panel * PANEL > WIDTH
+        for k in range(0, depth, DEPTH):
+            part = min(DEPTH, depth - k)
+            packed = panels + FLOAT_BYTES * (panel * depth + k) * PANEL
+            for i in range(0, rows, BLOCK_ROWS):
+                a_i = a + FLOAT_BYTES * (i * lda + k)
+                c_i = c + FLOAT_BYTES * (i * ldc + panel * PANEL)
+                if k == 0:
+                    if wide:
+                        multiply_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
+                    else:
+                        multiply_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
+                elif wide:
+                    add_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
+                else:
+                    add_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
+
+
+@helper
+def _hidden_outputs(first, rows, padded, F, H, bias, b):
+    """a = ReLU(x W^T + bias) of a tile, zero behind the last row and column. Not a number stays that."""
+    lda = b.a.shape[1]
+    _multiply(
+        b.x[first].ctypes.data, b.x.shape[1], padded, F, b.forward.ctypes.data, H, b.a[first].ctypes.data, lda
+    )
+    for i in range(first, first + rows):
+        for h in range(H):
+            value = b.a[i, h] + bias[h]
+            b.a[i, h] = ZERO if value <= ZERO else value
+        for h in range(H, lda):
+            b.a[i, h] = ZERO
+    for i in range(first + rows, first + padded):
+        for h in range(lda):
+            b.a[i, h] = ZERO
+
+
+@helper
+def _hidden_gradient(first, rows, H, b, d_bias):
+    """Through the ReLU: d_a is 0 where a is; d_bias (H,) = its sum over the tile."""
+    for h in range(H):
+        d_bias[h] = ZERO
+    for i in range(first, first + rows):
+        for h in range(H):
+            if not b.a[i, h] > ZERO and b.a[i, h] <= ZERO:
+                b.d_a[i, h] = ZERO
+            d_bias[h] += b.d_a[i, h]
+
+
+@helper
+def run_tile(
+    p, N, W, D, index, drop, hidden_bias, for_logits, for_features, head_bias, heads, columns, column_weights, targets,
+    scale, b,
+):  # fmt: skip
+    """Windows of tile p: losses, and the gradients of logits, hidden layer and windows. Piece 0 is no tile."""
+    if p == 0:
+        index_rows(index)
+        return
+    tile, H, S, F = p - 1, len(hidden_bias), columns[-1], W * D
+    first = tile * TILE_ROWS
+    rows = min(TILE_ROWS, N - first)
+    padded = round_up(rows, WIDTH)
+    ldx, lda, ldz = b.x.shape[1], b.a.shape[1], b.z.shape[2]
+    factors = scratch(rows if drop.threshold > 0 else 0, F)
+    _gather(first, rows, padded, W, D, index, drop, factors, b)
+    _hidden_outputs(first, rows, padded, F, H, hidden_bias, b)
+    a, d_a, z = b.a[first].ctypes.data, b.d_a[first].ctypes.data, b.z[tile]
+    product, lanes = scratch(WIDTH, PANEL), scratch(LANES, padded)
+    gathered, tile_bias_gradient = np.empty(rows, np.int64), np.zeros(S, np.float32)
+    loss_k, correct_k, d_head_bias = b.losses[tile], b.correct[tile], b.d_head_bias[tile]
+    for k in range(len(heads)):
+        loss_k[k], correct_k[k] = 0.0, 0
+    for s in range(S):
+        d_head_bias[s] = ZERO
+    logits(a, lda, rows, H, S, for_logits.ctypes.data, product.ctypes.data, z.ctypes.data, ldz)
+    loss_tile(
+        z, head_bias, heads, columns, column_weights, targets, N, NO_ROWS_LEFT_OUT, first, rows, scale, True, loss_k,
+        correct_k, d_head_bias, tile_bias_gradient, gathered, lanes,
+    )  # fmt: skip
+    feature_gradient(z.ctypes.data, ldz, rows, S, H, for_features.ctypes.data, d_a, lda, False)
+    _hidden_gradient(first, rows, H, b, b.d_hidden_bias[tile])
+    d_x = scratch(padded, ldx)
+    _multiply(d_a, lda, round_up(rows, BLOCK_ROWS), H, b.backward.ctypes.data, F, d_x.ctypes.data, ldx)
+    for i in range(rows):
+        if drop.threshold > 0:
+            for f in range(F):
+                b.d_x[first + i, f] = d_x[i, f] * factors[i, f]
+        else:
+            for f in range(F):
+                b.d_x[first + i, f] = d_x[i, f]

@@ -1,0 +1,140 @@
+"""From the gradients of windows to moved parameters: of the dense ones piece by piece, of the table row by row."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...bags.on_numba.row_sums import sum_rows
+from ...bags.on_numba.row_updates import update_from_transposed, update_row
+from ...heads.on_numba.stages import DEPTH, SKEW, add_weight_gradient, round_up, scratch
+from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
+from ...machine.jit import helper, pointer_to_float32
+from ...machine.simd import FLOAT_BYTES, WIDTH
+from ..window import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
+from .window_memory import TILE_ROWS
+from .window_tiles import NO_SCALES, ONE, TYPES_A_PIECE, ZERO
+
+ROWS_A_PIECE = 256
+
+
+# --- round 3: dense parameters, and the gradients of types -----------------------------------------------
+
+
+@helper
+def _hidden_weight_gradient(begin, n, N, F, b, gradient):
+    """Rows begin..begin + n of the hidden weight's gradient (., ld), over all windows; writes whole blocks of rows."""
+    ldg, lda, ldx = gradient.shape[1], b.d_a.shape[1], b.x.shape[1]
+    for i in range(0, N, DEPTH):
+        depth = min(DEPTH, N - i)
+        for panel in range(-(-F // PANEL)):
+            x = b.x[i].ctypes.data + FLOAT_BYTES * panel * PANEL
+            wide = F - panel * PANEL > WIDTH
+            for r in range(0, n, BLOCK_ROWS):
+                d_a = b.d_a[i].ctypes.data + FLOAT_BYTES * (begin + r)
+                g = gradient[r].ctypes.data + FLOAT_BYTES * panel * PANEL
+                if wide:
+                    add_by_column(d_a, lda, x, ldx, g, ldg, depth)
+                else:
+                    add_by_column_1(d_a, lda, x, ldx, g, ldg, depth)
+
+
+@helper
+def _head_weight_gradient(column, n, N, H, b, gradient):
+    """Rows of the heads' weight gradient (., ld) from an output of the heads on; writes whole half blocks of rows."""
+    ldg, lda, ldz = gradient.shape[1], b.a.shape[1], b.z.shape[2]
+    for tile in range(-(-N // TILE_ROWS)):
+        first = tile * TILE_ROWS
+        z = b.z[tile].ctypes.data + FLOAT_BYTES * column * ldz
+        rows = min(TILE_ROWS, N - first)
+        add_weight_gradient(z, ldz, b.a[first].ctypes.data, lda, rows, n, H, gradient.ctypes.data, ldg)
+
+
+@helper
+def _bias_gradient(sums, n_tiles, column, gradient, n):
+    """gradient, n numbers = the sums over the tiles of sums (tiles, .) from a column on."""
+    for i in range(n):
+        total = ZERO
+        for tile in range(n_tiles):
+            total += sums[tile, column + i]
+        gradient[i] = total
+
+
+@helper
+def _gradient_of_piece(piece, column_of, N, F, H, b, gradient):
+    """The gradient of a piece, (rows, ld), or of a bias one number after another. column_of (K,): -1 = not computed."""
+    of, n_tiles = piece["of"], -(-N // TILE_ROWS)
+    if of == HIDDEN_WEIGHT:
+        _hidden_weight_gradient(piece["begin"], piece["rows"], N, F, b, gradient)
+    elif of == HIDDEN_BIAS:
+        _bias_gradient(b.d_hidden_bias, n_tiles, 0, gradient[0], H)
+    else:
+        column = column_of[piece["head"]]
+        if column < 0:
+            return
+        if of == HEAD_WEIGHT:
+            _head_weight_gradient(column + piece["begin"], piece["rows"], N, H, b, gradient)
+        else:
+            _bias_gradient(b.d_head_bias, n_tiles, column, gradient[0], piece["rows"] * piece["columns"])
+
+
+@helper
+def _move_piece(piece, rules, decays, column_of, N, F, H, b):
+    """A step of a piece of a dense parameter."""
+    R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
+    is_bias = piece["of"] == HIDDEN_BIAS or piece["of"] == HEAD_BIAS
+    ld = round_up(R * C, PANEL) if is_bias else round_up(C, PANEL) + SKEW
+    gradient = scratch(1 if is_bias else round_up(R, BLOCK_ROWS), ld)
+    for r in range(len(gradient)):
+        for c in range(ld):
+            gradient[r, c] = ZERO
+    _gradient_of_piece(piece, column_of, N, F, H, b, gradient)
+    step_between = C if is_bias else ld
+    parameter = numba.carray(pointer_to_float32(piece["parameter"]), (R * C,))
+    decay = decays[piece["rule"]]
+    if decay != ONE:
+        for i in range(R * C):
+            parameter[i] *= decay
+    counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
+    own = np.empty(1, np.float32)
+    for r in range(R):
+        at, offset = gradient.ctypes.data + FLOAT_BYTES * r * step_between, FLOAT_BYTES * r * C
+        first = piece["first"] + offset if piece["first"] else 0
+        second = piece["second"] + offset if piece["second"] else 0
+        if piece["whole"]:
+            if len(counts):
+                own[0] = counts[0]
+            update_row(rule, piece["parameter"] + offset, 0, at, C, own, first, second)
+        else:
+            # A state of one number a row, whose address the row's is.
+            update_row(rule, piece["parameter"] + offset, 0, at, C, counts[r:], first, second)
+
+
+@helper
+def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, index, b):
+    """The first pieces are of dense parameters; the others make the gradients of some types."""
+    if p < len(pieces):
+        _move_piece(pieces[p], rules, decays, column_of, N, W * D, H, b)
+        return
+    first = (p - len(pieces)) * TYPES_A_PIECE
+    for u in range(first, min(index.counts[0], first + TYPES_A_PIECE)):
+        sum_rows(
+            b.d_x.ctypes.data, D, index.positions, index.begins[u], index.begins[u + 1], NO_SCALES,
+            b.d_vectors[u].ctypes.data,
+        )  # fmt: skip
+        scale = ONE / np.float32(max(1, index.starts[u + 1] - index.starts[u]))
+        for d in range(D):
+            b.d_vectors[u, d] *= scale
+
+
+# --- round 4: rows ---------------------------------------------------------------------------------------
+
+
+@helper
+def move_rows(p, rule, table, index, b):
+    first = p * ROWS_A_PIECE
+    update_from_transposed(
+        rule, table.address, index.rows, index.row_begins, index.row_types, first,
+        min(index.counts[1], first + ROWS_A_PIECE), NO_SCALES, b.d_vectors.ctypes.data, table.D, table.per_row,
+        table.first, table.second,
+    )  # fmt: skip
