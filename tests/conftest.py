@@ -63,6 +63,16 @@ def toy() -> SimpleNamespace:
     )
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    """sea0 and sky0 are said to be the same, sea1 and sea2 to have nothing in common."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text(
+        "word 1\tword 2\tscore\nsea0\tsky0\t10\nsea1\tsea2\t0\nsea0\tunknown\t5\n", encoding="utf-8"
+    )
+    return path
+
+
 @pytest.fixture(params=["tile", "tile-parallel", "chunked"])
 def plan(request, monkeypatch):
     """Runs a test by every plan, each made to do at this size what it does at its own."""

@@ -6,7 +6,6 @@ With max_n it is gensim's FastText: a word is the mean of a row of its own and t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,14 @@ from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context.batch import stream_key, word_sampler
-from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
+from mt2st_fast.kernels.context.batch import word_sampler
+from mt2st_fast.kernels.context.training import ContextTraining
 from mt2st_fast.kernels.context.workspace import WordRows
-from mt2st_fast.training.schedules import Moment, Schedule, Switch
-from mt2st_fast.words.table_tasks import TableTasks, check_kinds
+from mt2st_fast.training.context_run import ContextPlan, ContextRun, context_options
+from mt2st_fast.training.schedules import Schedule, Switch
+from mt2st_fast.training.table_tasks import TableTasks, check_kinds
 
-# A round is at most that many words of a worker, and a corpus has at least so many rounds.
-MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 200
-# By experiment (bench/words.py). Skip-gram needs 30 negatives a word, CBOW 5: with 16 for a tile skip-gram is more than
-# twice as fast, but loses 0.03 on WordSim-353; CBOW loses nothing with 8 where rounds are short.
-SHARED = {"skipgram": 64, "cbow": 8}
-# Two workers are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
-PULL = {"skipgram": 2.0, "cbow": 0.5}
-STABLE_WORKERS = 2
 WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
-# An epoch returns to Python so often at most, and after so many words at least: for Ctrl-C, and for tasks' turns.
-MOST_CHUNKS, LEAST_CHUNK_WORDS = 20, 200_000
 
 
 class Word2Vec:
@@ -204,59 +194,36 @@ class Word2Vec:
     def _fit(
         self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
-        n_words = len(text.ids)
-        mode = "skipgram" if self.sg else "cbow"
-        round_words = n_words // (self.workers * LEAST_ROUNDS)
-        options = ContextOptions(
-            mode=mode,
+        run = self._begin(text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
+        try:
+            _tell(callbacks, "on_train_begin", self)
+            for _ in range(epochs):
+                _tell(callbacks, "on_epoch_begin", self)
+                self.losses.append(run.finish_epoch())
+                self.epochs_done += 1
+                self.vectors = self._means()
+                _tell(callbacks, "on_epoch_end", self)
+        finally:
+            run.close()
+        for name, losses in self.task_losses.items():
+            losses += run.losses_of(name)
+        _tell(callbacks, "on_train_end", self)
+
+    def _begin(self, text: Tokens, plan: ContextPlan) -> ContextRun:
+        """A run that is ready for its first step."""
+        options = context_options(
+            "skipgram" if self.sg else "cbow",
+            len(text.ids),
             window=self.window,
             negatives=self.negative,
-            shared=SHARED[mode],
-            # A part of many words is visited much more often than a word.
-            pull=PULL[mode] if self.workers > STABLE_WORKERS or self.max_n else 0.0,
             shards=self.workers,
-            shard_words=int(np.clip(round_words, LEAST_ROUND_WORDS, MOST_ROUND_WORDS)),
+            subwords=self._subwords is not None,
         )
         sampler = word_sampler(self.counts, self.sample, self.ns_exponent)
         training = ContextTraining(self.input_rows, self.output_vectors, sampler, options, self._subwords)
-        rounds = training.rounds(n_words)
-        auxiliary = self._auxiliary()
-        chunks = MOST_CHUNKS if self.tasks else min(MOST_CHUNKS, -(-n_words // LEAST_CHUNK_WORDS))
-        fall = (alpha - min_alpha) / (n_words * max(1, epochs))
-        _tell(callbacks, "on_train_begin", self)
-        for epoch in range(epochs):
-            _tell(callbacks, "on_epoch_begin", self)
-            key = stream_key(self.seed, self.epochs_done)
-            loss, pairs = 0.0, 0
-            cuts = [rounds * i // chunks for i in range(chunks + 1)]
-            for chunk, (first, last) in enumerate(pairwise(cuts)):
-                done = epoch + chunk / chunks
-                moment = Moment(epoch * chunks + chunk, chunks, epochs * chunks)
-                auxiliary.take_turn(moment, max(min_alpha, alpha - fall * done * n_words))
-                if first < last:
-                    rate = alpha - fall * epoch * n_words
-                    some_loss, some_pairs = training.run(
-                        text.ids, text.bounds, key, (first, last), rate, fall, min_alpha
-                    )
-                    loss, pairs = loss + some_loss, pairs + some_pairs
-            self.losses.append(loss / max(1, pairs))
-            self.epochs_done += 1
-            self.vectors = self._means()
-            _tell(callbacks, "on_epoch_end", self)
-        auxiliary.close()
-        for name, losses in auxiliary.losses.items():
-            self.task_losses[name] += losses
-        _tell(callbacks, "on_train_end", self)
-
-    def _auxiliary(self) -> TableTasks:
-        return TableTasks(
-            self.tasks,
-            self.vocabulary,
-            self.input_rows,
-            self._subwords,
-            self.schedule,
-            seed=self.seed + self.epochs_done,
-        )
+        seed = self.seed + self.epochs_done
+        tasks = TableTasks(self.tasks, self.vocabulary, self.input_rows, self._subwords, seed)
+        return ContextRun(training, text, tasks, self.schedule, plan)
 
 
 def _check(**least_one: int) -> None:

@@ -1,10 +1,8 @@
-"""The training loop: it learns, it does what its options say, and it names what went wrong."""
+"""The training loop: it learns, it names what went wrong, and it calls back in order."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections import namedtuple
 
 import pytest
 import torch
@@ -14,32 +12,14 @@ from torch.utils.data import DataLoader
 from mt2st_fast import (
     Callback,
     Diminish,
-    Evaluation,
-    History,
     InputError,
     MultiTask,
     MultiTaskHeads,
     NonFiniteLossError,
-    PhaseRecord,
     SingleTask,
-    StepRecord,
     Switch,
     Trainer,
 )
-from mt2st_fast.training.sources import Source, to_device
-
-
-def weights_of(trainer):
-    modules = {"encoder": trainer.encoder, "heads": trainer.heads}
-    return {
-        f"{name}.{key}": value.clone()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
-
-
-def sgd(lr):
-    return lambda parameters: torch.optim.SGD(parameters, lr=lr)
 
 
 class Rows:
@@ -158,124 +138,6 @@ def test_an_encoder_that_holds_the_heads_trains_them_once(toy):
     assert not model.heads["score"].weight.requires_grad
 
 
-# --- options -------------------------------------------------------------------------------------------
-
-
-def test_accumulating_two_halves_equals_the_whole_batch(toy):
-    halves = toy.batches(6, rows=16)
-    wholes = [
-        (torch.cat([a[0], b[0]]), {name: torch.cat([a[1][name], b[1][name]]) for name in a[1]})
-        for a, b in zip(halves[::2], halves[1::2], strict=True)
-    ]
-    results = []
-    for batches, accumulate in ((wholes, 1), (halves, 2)):
-        torch.manual_seed(3)
-        trainer = Trainer(
-            toy.encoder(),
-            toy.heads(),
-            schedule=MultiTask(0.5),
-            optimizer=sgd(0.1),
-            accumulate=accumulate,
-            log_every=1,
-        )
-        history = trainer.fit(batches, epochs=3)
-        results.append((history, weights_of(trainer)))
-    (whole_history, whole), (half_history, half) = results
-    assert whole_history.steps[-1].step == half_history.steps[-1].step == 9
-    torch.testing.assert_close(half, whole, rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(half_history.steps, whole_history.steps, strict=True):
-        assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)
-        assert ours.total == pytest.approx(theirs.total, rel=1e-5)
-
-
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_clip_norm_bounds_the_step(toy, precision):
-    moved = {}
-    for clip_norm in (None, 1e-2):
-        torch.manual_seed(3)
-        trainer = Trainer(
-            toy.encoder(), toy.heads(), optimizer=sgd(1.0), clip_norm=clip_norm, precision=precision
-        )
-        before = weights_of(trainer)
-        trainer.fit(toy.batches(1), epochs=1)
-        steps = [(value - before[key]).norm() for key, value in weights_of(trainer).items()]
-        moved[clip_norm] = torch.stack(steps).norm().item()
-    assert moved[None] > 0.1
-    assert moved[1e-2] == pytest.approx(1e-2, rel=1e-3)
-
-
-def test_the_learning_rate_falls_to_zero_where_asked(toy):
-    rates = {}
-    for lr_decay in ("none", "linear"):
-        trainer = Trainer(toy.encoder(), toy.heads(), lr=0.5, lr_decay=lr_decay, log_every=1)
-        rates[lr_decay] = [record.learning_rate for record in trainer.fit(toy.batches(2), epochs=2).steps]
-    assert rates["none"] == [0.5] * 4
-    assert rates["linear"] == pytest.approx([0.5, 0.375, 0.25, 0.125])
-
-
-def test_weight_decay_belongs_to_the_default_optimizer(toy):
-    norms = []
-    for weight_decay in (0.0, 1.0):
-        torch.manual_seed(3)
-        trainer = Trainer(toy.encoder(), toy.heads(), lr=1e-2, weight_decay=weight_decay)
-        trainer.fit(toy.batches(4), epochs=4)
-        norms.append(sum(p.norm().item() for p in trainer.encoder.parameters()))
-    assert norms[1] < 0.95 * norms[0]
-
-
-def test_weights_are_those_of_the_schedule(toy):
-    schedule = Diminish(eta=1.0, floor=0.4)
-    history = Trainer(toy.encoder(), toy.heads(), schedule=schedule, log_every=1).fit(
-        toy.batches(4), epochs=2
-    )
-    for record in history.steps:
-        t = (record.step - 1) / 4
-        expected = {"tag": 1.0} | (
-            {name: math.exp(-t) for name in ("feats.Number", "score")} if t < 0.9 else {}
-        )
-        assert record.weights == pytest.approx(expected)
-        assert record.total == pytest.approx(sum(expected[n] * record.losses[n] for n in expected))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"lr": math.nan}, "lr must be positive"),
-        ({"clip_norm": 0.0}, "clip_norm must be positive"),
-        ({"accumulate": 0}, "accumulate and log_every"),
-        ({"log_every": 0}, "accumulate and log_every"),
-        ({"precision": "int8"}, "precision int8 is unknown; there are float32, bfloat16, float16"),
-        ({"lr_decay": "cosine"}, "lr_decay cosine is unknown"),
-    ],
-)
-def test_a_bad_option_is_named(toy, options, message):
-    with pytest.raises(ValueError, match=message):
-        Trainer(toy.encoder(), toy.heads(), **options)
-
-
-@pytest.mark.parametrize(
-    ("train", "options", "error", "message"),
-    [
-        (lambda toy: toy.batches(1), {"epochs": 0}, ValueError, "epochs must be positive"),
-        (lambda toy: toy.batches(1), {"resume": True}, ValueError, "resume needs the checkpoint"),
-        (lambda toy: [], {}, ValueError, "train has no batches"),
-        (
-            lambda toy: iter(toy.batches(1)),
-            {},
-            TypeError,
-            "train must be an iterable of batches with a length",
-        ),
-        (lambda toy: {"xpos": toy.batches(1)}, {}, ValueError, "loader for xpos, which is no task"),
-        (lambda toy: {"score": toy.batches(1)}, {}, ValueError, "no loader for the main task tag"),
-        (lambda toy: {"tag": toy.batches(1), "score": []}, {}, ValueError, r"train\[score\] has no batches"),
-    ],
-)
-def test_train_that_cannot_serve_is_named(toy, train, options, error, message):
-    with pytest.raises(error, match=message):
-        Trainer(toy.encoder(), toy.heads()).fit(train(toy), **options)
-
-
 # --- what goes wrong -----------------------------------------------------------------------------------
 
 
@@ -363,116 +225,3 @@ def test_fit_again_starts_anew(toy):
     history = trainer.fit(toy.batches(2), epochs=1)
     assert [phase.first_step for phase in history.phases] == [0, 1]
     assert len(history.phases[0].active) == 3
-
-
-def test_evaluation_leaves_the_mode_and_the_weights_alone(toy):
-    trainer = Trainer(toy.encoder(dropout=0.5), toy.heads())
-    for training in (True, False):
-        trainer.encoder.train(training)
-        before = weights_of(trainer)
-        first = trainer.evaluate(toy.batches(3))
-        assert trainer.evaluate(toy.batches(3)) == first  # no dropout
-        assert trainer.encoder.training is training
-        torch.testing.assert_close(weights_of(trainer), before, rtol=0, atol=0)
-
-
-def test_metrics_by_hand(toy):
-    heads = toy.heads(features=8)
-    with torch.no_grad():
-        for name in toy.tasks:
-            linear = heads.linear(name)
-            linear.weight.copy_(torch.eye(8)[: len(linear.weight)])
-            linear.bias.zero_()
-    trainer = Trainer(nn.Identity(), heads)
-    features = torch.tensor(
-        [[3.0, 1, 0, 0, 0, 0, 0, 0], [-1, 2, 1, 0, 0, 0, 0, 0], [1, 0, -5, 9, 0, 0, 0, 0]]
-    )
-    nan = math.nan
-    targets = {
-        "tag": torch.tensor([0, 2, -100]),  # right, wrong, ignored
-        "feats.Number": torch.tensor([[1.0, 0, 0], [1, 1, nan], [0, 0, 0]]),  # tp 2, fp 2, fn 1
-        "score": torch.tensor([2.0, -2.0, nan]),  # errors 1 and 1; variation 8
-    }
-    metrics = trainer.evaluate([(features, targets)])
-    assert metrics == pytest.approx({"tag": 0.5, "feats.Number": 4 / 7, "score": 1 - 2 / 8})
-    nothing = {"tag": torch.tensor([-100] * 3)}
-    assert all(math.isnan(value) for value in trainer.evaluate([(features, nothing)]).values())
-
-
-def record(step, ms):
-    return StepRecord(step, step / 10, 0.0, {}, {}, 1e-3, ms, 0.0)
-
-
-def test_history_finds_the_best():
-    qualities = [0.2, math.nan, 0.7, 0.9, 0.9, 0.8]
-    evaluations = [Evaluation(10 * i, i, {"tag": q, "aux": 1 - q}, 0.0) for i, q in enumerate(qualities)]
-    history = History("tag", evaluations=evaluations)
-    assert history.best.step == 30
-    assert History("tag").best is None
-
-
-def test_step_ms_median_is_the_phases_own():
-    phases = [PhaseRecord(0, ("tag", "aux")), PhaseRecord(25, ("tag",)), PhaseRecord(40, ())]
-    steps = [record(10, 5.0), record(20, 7.0), record(25, 6.0), record(30, 1.0), record(45, 99.0)]
-    history = History("tag", steps=steps, phases=phases)
-    assert history.step_ms_median(phases[0]) == 6.0
-    assert history.step_ms_median(phases[1]) == 1.0  # the record up to 45 spans the border
-    assert history.step_ms_median(phases[2]) is None
-
-
-def test_history_survives_json_and_writes_lines(toy, tmp_path):
-    trainer = Trainer(toy.encoder(), toy.heads(), schedule=Switch(at_step=3), log_every=2)
-    history = trainer.fit(toy.batches(4), val=toy.batches(1), epochs=2)
-    again = History.from_json(json.loads(json.dumps(history.to_json())))
-    assert again == history
-    assert again.steps[-1].step_ms == history.steps[-1].step_ms
-    history.write_jsonl(tmp_path / "history.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
-    assert {line["kind"] for line in lines} == {"phase", "step", "evaluation"}
-    assert history.train_seconds == pytest.approx(
-        sum(r.step_ms * n / 1e3 for r, n in zip(history.steps, (2, 1, 1, 2, 2), strict=True))
-    )
-
-
-# --- sources -------------------------------------------------------------------------------------------
-
-
-def test_inputs_of_any_nesting_go_to_the_device():
-    Pair = namedtuple("Pair", "words mask")
-    pair = Pair(torch.zeros(2), [torch.ones(1), "text"])
-    moved = to_device({"a": pair, "b": (torch.zeros(1), None)}, torch.device("meta"))
-    assert isinstance(moved["a"], Pair)
-    assert moved["a"].words.device.type == moved["a"].mask[0].device.type == "meta"
-    assert moved["a"].mask[1] == "text"
-    assert isinstance(moved["b"], tuple)
-    packed = nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)])
-    assert to_device(packed, torch.device("cpu")).batch_sizes.tolist() == [2, 1]
-
-
-def test_steps_per_epoch_count_the_last_incomplete_step(toy):
-    assert Source(toy.batches(5), "tag", ("tag",), accumulate=2).steps_per_epoch == 3
-
-
-def test_a_loader_that_can_be_iterated_once_only_is_refused(toy):
-    class Once:
-        def __init__(self, batches):
-            self.iterator = iter(batches)
-
-        def __len__(self):
-            return 2
-
-        def __iter__(self):
-            return self.iterator
-
-    with pytest.raises(ValueError, match="train ended at once"):
-        Trainer(toy.encoder(), toy.heads()).fit(Once(toy.batches(2)), epochs=2)
-
-
-def test_a_metric_without_a_value_is_null_in_the_history_file(tmp_path):
-    """JSON has no NaN: most readers refuse a file that holds one."""
-    evaluation = Evaluation(1, 0.5, {"tag": 0.25, "aux": float("nan")}, 1.0)
-    History("tag", evaluations=[evaluation]).write_jsonl(tmp_path / "history.jsonl")
-    (line,) = (tmp_path / "history.jsonl").read_text().splitlines()
-    stored = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert stored["metrics"] == {"tag": 0.25, "aux": None}

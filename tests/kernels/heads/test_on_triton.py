@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from mt2st_fast.kernels.heads.on_triton import chunked as triton_chunked
 
-WORKER = Path(__file__).with_name("interpreter_worker.py")
+ROOT = Path(__file__).parents[3]
 CASES = (
     "mixed-5",
     "mixed-33",
@@ -47,10 +47,15 @@ PLANS = (
 MARGIN = {"float32": 2e-6, "float16": 2.0**-11}
 
 
-def run_worker(group: str, folder: Path) -> dict[str, np.ndarray]:
-    out = folder / f"{group}.npz"
+def run_worker(name: str, folder: Path, *group: str) -> dict[str, np.ndarray]:
+    """What the module of that name beside this one stores."""
+    out = folder / "-".join((name, *group, "out.npz"))
     worker = subprocess.run(
-        [sys.executable, str(WORKER), group, str(out)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"tests.kernels.heads.{name}", *group, str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert worker.returncode == 0, worker.stderr[-4000:]
     with np.load(out) as stored:
@@ -60,7 +65,7 @@ def run_worker(group: str, folder: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the worker stores of the loss pass, computed once."""
-    return run_worker("loss-pass", tmp_path_factory.mktemp("interpreter"))
+    return run_worker("interpret_loss_pass", tmp_path_factory.mktemp("interpreter"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,9 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the worker stores of the plans, computed once."""
     folder = tmp_path_factory.mktemp("interpreter")
     groups = sorted({plan.split("-")[0] for plan in PLANS})
-    return {key: value for group in groups for key, value in run_worker(group, folder).items()}
+    return {
+        key: value for group in groups for key, value in run_worker("interpret_plans", folder, group).items()
+    }
 
 
 def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, margin: float) -> None:

@@ -1,8 +1,8 @@
-"""Auxiliary tasks beside Word2Vec's text: pairs and analogies move the same vectors until the schedule ends them."""
+"""Auxiliary tasks beside a text: pairs and analogies move the same vectors, a turn at a time, until they retire."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,7 @@ from mt2st_fast.kernels import embedding_bag, take_bags
 from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.model.word_tasks import WordAnalogy, WordSimilarity, WordTask
 from mt2st_fast.training.optim import LazyAdam
-from mt2st_fast.training.schedules import Moment, Schedule
 
-MAIN = "context"  # the text's own task
 LEAST_STEPS = 5  # a turn: files of pairs are short beside a text
 KINDS: dict[str, tuple[Callable[..., WordBatches], type[WordTask]]] = {
     "similarity": (similarity_batches, WordSimilarity),
@@ -32,8 +30,8 @@ class TableTasks:
     Adam, as the gradient of a cosine is large while vectors are short, which Adagrad would never forget; and as Adam
     does not see the scale of a loss, a task's weight is a factor of its rate.
 
-    files: a file by kind of task ("similarity", "analogy"). `losses` are the means of every turn, by task. Raises
-    InputError for another kind, for a file that cannot be used, and for a schedule that does not know the tasks.
+    files: a file by kind of task ("similarity", "analogy"). names: the tasks, those that have retired too. Raises
+    InputError for another kind and for a file that cannot be used.
     """
 
     def __init__(
@@ -42,11 +40,10 @@ class TableTasks:
         vocabulary: Vocabulary,
         input_rows: np.ndarray,
         subwords: WordRows | None,
-        schedule: Schedule,
         seed: int,
     ) -> None:
         check_kinds(files)
-        self._schedule, self._subwords = schedule, subwords
+        self.names, self._subwords = tuple(files), subwords
         self._table = nn.Parameter(torch.from_numpy(input_rows))
         self._optimizer = LazyAdam([self._table])
         if files:  # or a text alone would pay for Adam's two moments, each as long as the table
@@ -54,26 +51,26 @@ class TableTasks:
         self._batches = {name: KINDS[name][0](path, vocabulary, seed=seed) for name, path in files.items()}
         self._modules = {name: KINDS[name][1]() for name in files}
         self._streams = {name: _endless(batches) for name, batches in self._batches.items()}
-        self.losses: dict[str, list[float]] = {name: [] for name in files}
 
     @property
     def active(self) -> tuple[str, ...]:
         """The tasks that have not retired."""
         return tuple(self._batches)
 
-    def take_turn(self, moment: Moment, rate: float) -> None:
-        """What is due of every active task at one of an epoch's moments: a share of its rows, LEAST_STEPS at least."""
-        if not self._batches:
-            return
-        weights = self._schedule.task_weights(moment, MAIN, list(self.losses))
-        for name in [name for name in self._batches if name not in weights]:
+    def retire_but(self, names: Collection[str]) -> None:
+        """Let go of the tasks that are not among `names`, for good."""
+        for name in [name for name in self._batches if name not in names]:
             self._batches.pop(name).close()
             del self._streams[name]
+
+    def take_turn(self, weights: Mapping[str, float], rate: float, turns_per_epoch: int) -> dict[str, float]:
+        """A share of every active task's rows, LEAST_STEPS steps at least; the mean losses of the turn by task."""
+        losses = {}
         for name, batches in self._batches.items():
             self._optimizer.param_groups[0]["lr"] = rate * weights[name]
-            steps = max(LEAST_STEPS, -(-len(batches) // moment.steps_per_epoch))
-            losses = [self._step(name) for _ in range(steps)]
-            self.losses[name].append(sum(losses) / len(losses))
+            steps = max(LEAST_STEPS, -(-len(batches) // turns_per_epoch))
+            losses[name] = sum(self._step(name) for _ in range(steps)) / steps
+        return losses
 
     def close(self) -> None:
         """Let go of the files' words."""

@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 
 from mt2st_fast import InputError, MultiTask, SingleTask, Switch, Word2Vec
-from mt2st_fast.data import Vocabulary
-from mt2st_fast.training.schedules import Moment, Schedule
-from mt2st_fast.words.table_tasks import TableTasks
 
 SMALL = {"vector_size": 20, "min_count": 2, "window": 3, "epochs": 5, "sample": 0.0}
 
@@ -18,16 +15,6 @@ def sentences() -> list[list[str]]:
     generator = np.random.default_rng(0)
     topics = [[f"{name}{i}" for i in range(12)] for name in ("sea", "sky")]
     return [list(generator.choice(topics[i % 2], 8)) for i in range(800)]
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    """sea0 and sky0 are said to be the same, sea1 and sea2 to have nothing in common."""
-    path = tmp_path / "pairs.tsv"
-    path.write_text(
-        "word 1\tword 2\tscore\nsea0\tsky0\t10\nsea1\tsea2\t0\nsea0\tunknown\t5\n", encoding="utf-8"
-    )
-    return path
 
 
 def cosine(model: Word2Vec, a: str, b: str) -> float:
@@ -64,48 +51,6 @@ def test_tasks_retire_by_the_schedule(pairs, schedule, turns):
     assert len(model.task_losses["similarity"]) == turns
     if not turns:
         assert np.array_equal(model.vectors, Word2Vec(sentences(), **SMALL).vectors)
-
-
-class Weighed(Schedule):
-    """The auxiliary tasks at one weight, until they retire."""
-
-    def __init__(self, weight: float, until: int = 10) -> None:
-        self.weight, self.until = weight, until
-
-    def task_weights(self, moment, main, auxiliary):
-        return {main: 1.0} | (dict.fromkeys(auxiliary, self.weight) if moment.step < self.until else {})
-
-
-def table_tasks(pairs, schedule):
-    words = ["sea0", "sky0", "sea1", "sea2"]
-    rows = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-    return TableTasks(
-        {"similarity": pairs}, Vocabulary(words, np.ones(4, np.int64)), rows, None, schedule, seed=1
-    ), rows
-
-
-def test_a_weight_is_a_factor_of_the_rate(pairs):
-    tables = []
-    for weight, rate in ((1.0, 0.02), (0.5, 0.04), (0.5, 0.02)):
-        tasks, rows = table_tasks(pairs, Weighed(weight))
-        tasks.take_turn(Moment(0, 10, 10), rate)
-        tables.append(rows)
-    assert np.array_equal(tables[0], tables[1])
-    assert not np.allclose(tables[0], tables[2])
-
-
-def test_a_task_that_retires_closes_its_file(pairs, monkeypatch):
-    closed = []
-    monkeypatch.setattr(
-        "mt2st_fast.data.word_batches.WordBatches.close", lambda self: closed.append(self.task)
-    )
-    tasks, rows = table_tasks(pairs, Weighed(1.0, until=1))
-    tasks.take_turn(Moment(0, 10, 10), 0.02)
-    assert (tasks.active, closed) == (("similarity",), [])
-    before = rows.copy()
-    tasks.take_turn(Moment(1, 10, 10), 0.02)
-    assert (tasks.active, closed) == ((), ["similarity"])
-    assert np.array_equal(rows, before)
 
 
 def test_the_same_bits_every_time(pairs):

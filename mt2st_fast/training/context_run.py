@@ -1,0 +1,170 @@
+"""Training of word vectors on a text as a run: its rate, phases and history, and the step that moves it on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from mt2st_fast.compiling import compile_seconds
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.kernels.context.batch import stream_key
+from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
+from mt2st_fast.training.history import History, PhaseRecord, StepRecord
+from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.table_tasks import TableTasks
+
+MAIN = "context"  # the text's own task
+ENGINE = "context rounds"  # what takes the steps, for the record of a phase
+# A round is at most that many words of a shard, and a corpus has at least so many rounds.
+MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 200
+# By experiment (bench/words.py). Skip-gram needs 30 negatives a word, CBOW 5: with 16 for a tile skip-gram is more than
+# twice as fast, but loses 0.03 on WordSim-353; CBOW loses nothing with 8 where rounds are short.
+SHARED = {"skipgram": 64, "cbow": 8}
+# Two shards are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
+PULL = {"skipgram": 2.0, "cbow": 0.5}
+STABLE_SHARDS = 2
+# An epoch returns to Python so often at most, and after so many words at least: for Ctrl-C, and for tasks' turns.
+MOST_CHUNKS, LEAST_CHUNK_WORDS = 20, 200_000
+
+
+def context_options(
+    mode: str, n_words: int, *, window: int, negatives: int, shards: int, subwords: bool
+) -> ContextOptions:
+    """How to step over a text of n_words, in rounds that are short where it is."""
+    round_words = n_words // (shards * LEAST_ROUNDS)
+    return ContextOptions(
+        mode=mode,
+        window=window,
+        negatives=negatives,
+        shared=SHARED[mode],
+        # A part of many words is visited much more often than a word.
+        pull=PULL[mode] if shards > STABLE_SHARDS or subwords else 0.0,
+        shards=shards,
+        shard_words=int(np.clip(round_words, LEAST_ROUND_WORDS, MOST_ROUND_WORDS)),
+    )
+
+
+@dataclass(frozen=True)
+class ContextPlan:
+    """What a run over a text is to do.
+
+    rate, least_rate   the rate falls from the one to the other over the run, by the word
+    seed, epochs_before   what is drawn in an epoch is a function of the seed and of the epochs before it, those of
+        earlier runs on the same tables too
+    """
+
+    epochs: int
+    rate: float
+    least_rate: float
+    seed: int
+    epochs_before: int = 0
+
+
+class ContextRun:
+    """Context prediction over one text, with turns of auxiliary tasks on the same vectors: a chunk of rounds a step.
+
+    Beside `Run` and no engine of it: an engine takes batches of a source through an encoder, heads and a torch
+    optimizer, and here a kernel reads the text itself and moves the tables in place, at a rate that falls by the word.
+    Schedules, moments, phases and history are the same; as nothing waits for a device, every step is recorded at once.
+
+    steps_done: chunks so far. history: losses of every step and turn; a step in which no pair of the text was measured
+    has no loss of it. epoch_losses: the mean loss of a pair in every epoch that is done.
+    """
+
+    def __init__(
+        self,
+        training: ContextTraining,
+        text: Tokens,
+        tasks: TableTasks,
+        schedule: Schedule,
+        plan: ContextPlan,
+    ) -> None:
+        n_words = len(text.ids)
+        self._training, self._text, self._tasks = training, text, tasks
+        self._schedule, self._plan = schedule, plan
+        self._rounds = training.rounds(n_words)
+        self.steps_per_epoch = (
+            MOST_CHUNKS if tasks.names else min(MOST_CHUNKS, -(-n_words // LEAST_CHUNK_WORDS))
+        )
+        self.total_steps = plan.epochs * self.steps_per_epoch
+        self._rate_fall = (plan.rate - plan.least_rate) / (n_words * max(1, plan.epochs))  # a word
+        self.steps_done, self.history = 0, History(MAIN)
+        self.epoch_losses: list[float] = []
+        self._epoch_loss, self._epoch_pairs = 0.0, 0  # of the epoch at hand
+
+    @property
+    def moment(self) -> Moment:
+        """The step at hand, counted from 0."""
+        return Moment(self.steps_done, self.steps_per_epoch, self.total_steps)
+
+    def step(self) -> StepRecord:
+        """The tasks' turn and the next chunk of rounds, entering a phase first where one is due."""
+        weights = self._enter_phase_if_due()
+        started, compiled = time.perf_counter(), compile_seconds()
+        epoch, chunk = divmod(self.steps_done, self.steps_per_epoch)
+        rate = max(self._plan.least_rate, self._rate_after(epoch + chunk / self.steps_per_epoch))
+        turns = self._tasks.take_turn(weights, rate, self.steps_per_epoch)
+        losses = self._read_chunk(epoch, chunk) | turns
+        self.steps_done += 1
+        if self.steps_done % self.steps_per_epoch == 0:
+            self._end_epoch()
+        seconds = time.perf_counter() - started - (compile_seconds() - compiled)
+        record = StepRecord(
+            step=self.steps_done,
+            epoch=self.steps_done / self.steps_per_epoch,
+            total=sum(weights[name] * losses[name] for name in losses),
+            losses=losses,
+            weights=weights,
+            learning_rate=rate,
+            step_ms=1e3 * seconds,
+            train_seconds=self.history.train_seconds + seconds,
+        )
+        self.history.steps.append(record)
+        return record
+
+    def finish_epoch(self) -> float:
+        """The steps to the end of the epoch at hand; its mean loss of a pair."""
+        epochs = len(self.epoch_losses)
+        while len(self.epoch_losses) == epochs:
+            self.step()
+        return self.epoch_losses[-1]
+
+    def losses_of(self, task: str) -> list[float]:
+        """The losses of a task in the steps that have any."""
+        return [record.losses[task] for record in self.history.steps if task in record.losses]
+
+    def close(self) -> None:
+        """Let go of the tasks' files."""
+        self._tasks.close()
+
+    def _enter_phase_if_due(self) -> dict[str, float]:
+        """Weights by active task. The text's is 1: it is what the rate is of."""
+        weights: dict[str, float] = {}
+        if self._tasks.active:  # or a text alone could not have a schedule of tasks that another text has
+            weights = self._schedule.task_weights(self.moment, MAIN, self._tasks.names)
+            self._tasks.retire_but(weights)
+        active = (MAIN, *self._tasks.active)
+        if not self.history.phases or self.history.phases[-1].active != active:
+            self.history.phases.append(PhaseRecord(self.steps_done, active, ENGINE))
+        return {name: 1.0 if name == MAIN else weights[name] for name in active}
+
+    def _rate_after(self, epochs: float) -> float:
+        return self._plan.rate - self._rate_fall * epochs * len(self._text.ids)
+
+    def _read_chunk(self, epoch: int, chunk: int) -> dict[str, float]:
+        """One of the epoch's even shares of rounds, which may be none where a text is short."""
+        first, last = (self._rounds * i // self.steps_per_epoch for i in (chunk, chunk + 1))
+        if first == last:
+            return {}
+        plan, text = self._plan, self._text
+        key = stream_key(plan.seed, plan.epochs_before + epoch)
+        rates = self._rate_after(epoch), self._rate_fall, plan.least_rate
+        loss, pairs = self._training.run(text.ids, text.bounds, key, (first, last), *rates)
+        self._epoch_loss, self._epoch_pairs = self._epoch_loss + loss, self._epoch_pairs + pairs
+        return {MAIN: loss / pairs} if pairs else {}
+
+    def _end_epoch(self) -> None:
+        self.epoch_losses.append(self._epoch_loss / max(1, self._epoch_pairs))
+        self._epoch_loss, self._epoch_pairs = 0.0, 0

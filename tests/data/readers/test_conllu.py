@@ -1,0 +1,68 @@
+"""CoNLL-U files: words and features, and the malformed line named."""
+
+import pytest
+
+from mt2st_fast.data import open_data
+from tests.data.readers.opened import CONLLU, REAL_DATA, labels, message_of, needs_real_data, words
+
+
+def test_conllu_reads_words_features_and_leaves_ranges_and_empty_nodes_out(conllu_folder):
+    splits = open_data(f"conllu:{conllu_folder}")
+    assert (splits.main, splits.auxiliary) == ("upos", ("xpos", "deprel", "feats.Number", "feats.VerbForm"))
+    assert words(splits) == ["Dogs", "do", "n't", "bark", "Yes"]
+    assert splits.train.bounds.tolist() == [0, 4, 5]
+    assert labels(splits, "upos") == ["NOUN", "AUX", "PART", "VERB", "INTJ"]
+    assert labels(splits, "xpos") == ["NNS", "VBP", "RB", "VB", None]
+    assert labels(splits, "feats.Number") == ["Plur", "Plur", "_", "_", "_"]
+    assert labels(splits, "feats.VerbForm") == ["_", "Fin", "_", "Inf", "_"]
+
+
+def test_conllu_takes_the_tasks_asked_for(conllu_folder):
+    splits = open_data(f"conllu:{conllu_folder}", main="feats.Number", auxiliary=["deprel"])
+    assert splits.tasks == ("feats.Number", "deprel")
+    assert list(splits.train.targets) == ["feats.Number", "deprel"]
+    assert open_data(f"conllu:{conllu_folder}", auxiliary=()).tasks == ("upos",)
+
+
+def test_conllu_lists_the_columns_that_exist(conllu_folder):
+    message = message_of(f"conllu:{conllu_folder}", main="feats.Case")
+    assert message.endswith("no task 'feats.Case'; it has upos, xpos, deprel, feats.Number, feats.VerbForm")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "1\tonly\tthree",
+            "x.conllu:3: a CoNLL-U line has 10 columns with tabs between them, this one has 3",
+        ),
+        ("one" + "\t_" * 9, "x.conllu:3: the word id 'one'"),
+        ("1-x" + "\t_" * 9, "x.conllu:3: the word id '1-x'"),
+    ],
+)
+def test_conllu_names_the_malformed_line(write, line, message):
+    folder = write(**{"x.conllu": "# a\n1" + "\t_" * 9 + f"\n{line}\n"})
+    assert message in message_of(f"conllu:{folder / 'x.conllu'}")
+
+
+def test_classes_of_all_splits_are_in_the_inventory(write):
+    folder = write(
+        **{
+            "train.conllu": CONLLU,
+            "dev.conllu": CONLLU,
+            "test.conllu": CONLLU.replace("INTJ", "X").replace("Yes", "No"),
+        }
+    )
+    splits = open_data(f"conllu:{folder}")
+    assert labels(splits, "upos", "test")[-1] == "X"
+    assert splits.train.column("upos").class_names == ("AUX", "INTJ", "NOUN", "PART", "VERB", "X")
+    assert splits.vocabulary.counts[splits.vocabulary.ids_of(["No"])].tolist() == [0]
+
+
+@needs_real_data
+def test_ewt_has_its_published_size():
+    splits = open_data(f"conllu:{REAL_DATA / 'ud_english_ewt'}", label_fraction=0.05)
+    assert [corpus.n_rows for corpus in splits.parts.values()] == [204_577, 25_147, 25_094]
+    assert splits.train.n_units == 12_544
+    assert splits.train.column("upos").size == 17
+    assert 0.03 < splits.train.column("upos").labelled().mean() < 0.07

@@ -1,0 +1,71 @@
+"""Tables: classes, numbers and sets of labels in columns, and what is wrong named by line."""
+
+import numpy as np
+import pytest
+
+from mt2st_fast.data import open_data
+from tests.data.readers.opened import TABLE, labels, message_of, words
+
+
+def test_tables_hold_classes_numbers_and_label_sets(table_folder):
+    splits = open_data(
+        f"csv:{table_folder}", main="rating:regression", auxiliary=["tags:multilabel", "label"]
+    )
+    assert splits.tasks == ("rating", "tags", "label")
+    assert splits.train.level == "document"
+    nan = np.nan
+    np.testing.assert_array_equal(splits.train.column("rating").values, [[4.5], [nan], [2], [1]])
+    assert splits.train.column("rating").kind == "values"
+    assert splits.train.column("tags").class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(
+        splits.train.column("tags").values, [[1, 1, 0], [0, 1, 1], [nan] * 3, [nan] * 3]
+    )
+    assert labels(splits, "label") == ["pos", "neg", None, "neg"]
+    assert words(splits) == ["good", ",", "it's", "fine", "!", "bad", ".", "so", "so", "x"]
+    assert splits.train.bounds.tolist() == [0, 5, 7, 9, 10]
+
+
+def test_tables_default_to_the_column_after_the_text_and_leave_ids_out(table_folder):
+    splits = open_data(f"csv:{table_folder}")
+    assert splits.tasks == ("label", "tags")
+    assert splits.notes == (
+        "column 'id' is no auxiliary task: it has 4 classes",
+        "column 'rating' is no auxiliary task: it has 3 classes",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter"), [("x.tsv", "\t"), ("x.csv", ";"), ("x.csv", "\t"), ("x.tsv.gz", "\t")]
+)
+def test_tables_with_other_delimiters(write, name, delimiter):
+    rows = [("sentence", "label"), *((f"a{i}, b", "cd"[i % 2]) for i in range(10))]
+    folder = write(**{name: "\n".join(map(delimiter.join, rows))})
+    splits = open_data(f"csv:{folder / name}")
+    assert (splits.main, splits.train.n_units) == ("label", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (
+            "body,label\na,b\n",
+            {},
+            "x.csv:1: no column is named text, sentence, review, content; the columns are",
+        ),
+        ("text\na\n", {}, "x.csv:1: there is no column of labels beside 'text'"),
+        ("text,a,a\nx,1,2\n", {}, "x.csv:1: a column is unnamed or named twice"),
+        ("text,label\n", {}, "x.csv: the file has a header and no rows"),
+        ('text,label\n"a\nb",1\nc\n', {}, "x.csv:4: 1 cells where the header has 2"),
+        ('text,label\n"a"b,1\n', {}, "x.csv:2: is not a readable row"),
+        (TABLE, {"main": "stars"}, "no task 'stars'; it has id, label, rating, tags"),
+        (TABLE, {"main": "label:regression"}, "x.csv:3: 'pos' in column 'label' is no number"),
+        (TABLE.replace("4.5", "nan"), {"main": "rating:regression"}, "x.csv:3: 'nan' in column 'rating'"),
+    ],
+)
+def test_tables_name_what_is_wrong(write, text, settings, message):
+    assert message in message_of(f"csv:{write(**{'x.csv': text}) / 'x.csv'}", **settings)
+
+
+def test_tables_of_different_columns_are_named(table_folder, write):
+    write(**{"test.csv": "text,other\na,b\n"})
+    assert "test.csv: the columns differ from the training file's" in message_of(f"csv:{table_folder}")

@@ -1,0 +1,67 @@
+"""The files of a reader: compressed ones, which split each is, and what is said of those that cannot be used."""
+
+import pytest
+
+from mt2st_fast.data import open_data
+from tests.data.readers.opened import CONLLU, message_of, sentences, words
+
+
+def test_compressed_files_are_read_too(write):
+    folder = write(**{"a-train.conllu.gz": CONLLU, "a-dev.conllu.gz": CONLLU, "a-test.conllu": CONLLU})
+    assert [len(words(open_data(f"conllu:{folder}"), part)) for part in ("train", "dev", "test")] == [5, 5, 5]
+
+
+def test_a_broken_gzip_file_is_named(write):
+    folder = write(**{"a.conllu.gz": CONLLU * 50})
+    path = folder / "a.conllu.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "is not a whole gzip file" in message_of(f"conllu:{path}")
+    path.write_bytes(b"plain")
+    assert "is not a whole gzip file" in message_of(f"conllu:{path}")
+
+
+def test_one_file_is_split_80_10_10_the_same_way_each_time(write):
+    path = write(**{"x.txt": sentences(50)}) / "x.txt"
+    splits = [open_data(f"columns:{path}", seed=seed) for seed in (1, 2)]
+    assert [corpus.n_units for corpus in splits[0].parts.values()] == [40, 5, 5]
+    assert sorted(words(splits[0]) + words(splits[0], "dev") + words(splits[0], "test")) == sorted(
+        f"w{i}" for i in range(50)
+    )
+    for part in splits[0].parts:
+        assert words(splits[0], part) == words(splits[1], part)
+
+
+@pytest.mark.parametrize(("given", "taken"), [("test", "dev"), ("dev", "test")])
+def test_a_missing_split_takes_a_tenth_of_the_training_text(write, given, taken):
+    folder = write(**{"train.txt": sentences(50), f"{given}.txt": sentences(7)})
+    sizes = {part: corpus.n_units for part, corpus in open_data(f"columns:{folder}").parts.items()}
+    assert sizes == {"train": 45, given: 7, taken: 5}
+
+
+def test_split_words_begin_a_word_of_the_name(write):
+    folder = write(**{"train.txt": sentences(20), "latest.txt": "x", "valid.txt": sentences(4)})
+    assert open_data(f"columns:{folder}").dev.n_units == 4
+
+
+def test_ambiguous_missing_and_foreign_files_are_named(write, tmp_path):
+    assert "no file in the folder ends in" in message_of(f"conllu:{write(**{'README.md': 'x'})}")
+    write(**{"train-a.txt": "x", "train-b.txt": "x"})
+    assert "several files look like train (train-a.txt, train-b.txt)" in message_of(f"columns:{tmp_path}")
+    (tmp_path / "train-a.txt").unlink()
+    (tmp_path / "train-b.txt").rename(tmp_path / "one.txt")
+    write(**{"dev.txt": "x"})
+    assert "no file has `train` in its name (found dev.txt, one.txt)" in message_of(f"columns:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["conllu", "columns", "csv", "text"])
+def test_missing_empty_and_undecodable_files_are_named(write, kind):
+    folder = write(empty="", latin=b"text,a\nx,1\n\xe9,1\n")
+    assert "gone: there is no such file" in message_of(f"{kind}:{folder / 'gone'}")
+    assert "empty: the file is empty" in message_of(f"{kind}:{folder / 'empty'}")
+    if kind in ("csv", "text"):
+        assert "latin:3: is not UTF-8" in message_of(f"{kind}:{folder / 'latin'}")
+
+
+def test_too_little_text_to_split_is_named(write):
+    path = write(**{"x.txt": sentences(2)}) / "x.txt"
+    assert "2 sentences or documents are too few to split" in message_of(f"columns:{path}")

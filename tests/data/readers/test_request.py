@@ -1,0 +1,106 @@
+"""What is asked of `open_data`: the reader, the tasks and the share of labels; and a reader of one's own."""
+
+import sys
+
+import pytest
+
+from mt2st_fast.data import open_data, readers
+from tests.data.readers.opened import message_of, sentences
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("xml:x", "no reader 'xml'; the readers are stdlib, columns:PATH, conllu:PATH, csv:PATH, text:PATH"),
+        ("data.csv", "no reader 'data.csv'"),
+        ("", "no reader ''"),
+        ("csv:", "the reader csv needs a path"),
+        ("csv", "the reader csv needs a path"),
+        ("stdlib:x", "the reader stdlib takes no path"),
+    ],
+)
+def test_bad_specs_are_named(spec, message):
+    assert message in message_of(spec)
+
+
+def test_tasks_named_twice_or_of_a_foreign_kind_are_named(conllu_folder):
+    spec = f"conllu:{conllu_folder}"
+    assert "'upos' is main and auxiliary" in message_of(spec, main="upos", auxiliary=["upos"])
+    assert "'xpos' is named twice" in message_of(spec, auxiliary=["xpos", "xpos"])
+    assert "conllu has classes only" in message_of(spec, main="upos:regression")
+
+
+def test_the_default_main_task_among_the_auxiliary_ones_is_named(conllu_folder, table_folder, write):
+    assert "'upos' is main and auxiliary" in message_of(f"conllu:{conllu_folder}", auxiliary=["upos"])
+    assert "'label' is main and auxiliary" in message_of(f"csv:{table_folder}", auxiliary=["label"])
+    path = write(**{"c.col": sentences(9)}) / "c.col"
+    assert "'col2' is main and auxiliary" in message_of(f"columns:{path}", auxiliary=["col2"])
+    assert "'role' is main and auxiliary" in message_of("stdlib", auxiliary=["role"])
+
+
+def test_labels_are_hidden_in_training_text_only(write):
+    folder = write(**{f"{part}.txt": sentences(40) for part in ("train", "dev", "test")})
+    splits = open_data(f"columns:{folder}", main="col1", label_fraction=0.25)
+    labelled = {part: int(corpus.column("col1").labelled().sum()) for part, corpus in splits.parts.items()}
+    assert labelled == {"train": 10, "dev": 40, "test": 40}
+    assert splits.train.column("col2").labelled().all()
+    assert splits.notes == ("0.25 of the training units keep their labels of 'col1'",)
+    assert "label fraction 2" in message_of(f"columns:{folder}", label_fraction=2)
+
+
+def test_a_main_task_without_any_training_label_is_named(write):
+    text = "text,label,other\n" + "a,,x\n" * 10
+    path = write(**{"x.csv": text}) / "x.csv"
+    assert "no training row has a label of the main task 'label'" in message_of(f"csv:{path}")
+
+
+# A reader is one file
+
+
+LINES_READER = """
+import json
+
+from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
+from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.request import Reader
+
+
+def read(request):
+    found = {}
+    for part, path in find_splits(request.path, (".jsonl",)).items():
+        rows = [json.loads(line) for _, line in numbered_lines(path)]
+        cells = {"label": [[row["label"]] for row in rows]}
+        found[part] = Section([row["text"].split() for row in rows], cells)
+    return assemble("lines", complete_splits(found, "lines"), {"label": "classes"}, "document", "label", ())
+
+
+READER = Reader(NAME, read, path="a JSON object a line")
+"""
+
+
+@pytest.fixture
+def with_reader(tmp_path, monkeypatch):
+    """Put a reader of that name into the folder of readers."""
+
+    def add(name):
+        (tmp_path / "json_lines.py").write_text(LINES_READER.replace("NAME", repr(name)))
+        monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(tmp_path)])
+
+    yield add
+    sys.modules.pop("mt2st_fast.data.readers.json_lines", None)
+    vars(readers).pop("json_lines", None)
+
+
+def test_a_file_with_a_reader_is_all_that_a_reader_needs(with_reader, write, monkeypatch):
+    with_reader("jsonl")
+    monkeypatch.setattr(readers, "READERS", readers._find_readers())
+    lines = '{"text": "a b", "label": "x"}\n{"text": "c", "label": "y"}\n' * 5
+    splits = open_data(f"jsonl:{write(**{'x.jsonl': lines}) / 'x.jsonl'}")
+    assert (splits.main, splits.train.n_rows) == ("label", 8)
+    assert "csv:PATH, jsonl:PATH, text:PATH" in message_of("xml:x")
+
+
+def test_two_readers_of_one_name_are_refused(with_reader):
+    with_reader("csv")
+    with pytest.raises(ValueError, match="two readers are named csv"):
+        readers._find_readers()

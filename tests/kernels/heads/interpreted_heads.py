@@ -1,0 +1,79 @@
+"""Heads and targets for kernels in Triton's interpreter, and what torch's own losses say of them.
+
+A worker sets TRITON_INTERPRET before it imports this: it is read when triton is imported.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mt2st_fast.kernels import HeadSpec, Kind
+
+MIXED = (
+    HeadSpec(Kind.SOFTMAX, 3),
+    HeadSpec(Kind.BINARY, 1),
+    HeadSpec(Kind.SOFTMAX, 7, label_smoothing=0.1, class_weights=(0.5, 1, 2, 0, 1.5, 3, 1), ignore_index=-1),
+    HeadSpec(Kind.BINARY, 5, pos_weight=(0.5, 1.0, 3.0, 7.0, 0.25)),
+    HeadSpec(Kind.SQUARED, 2),
+    HeadSpec(Kind.HUBER, 3, delta=0.7),
+)
+# 37 and 20 columns take several column blocks of 16.
+WIDE = (
+    HeadSpec(Kind.SOFTMAX, 37, label_smoothing=0.2),
+    HeadSpec(Kind.SOFTMAX, 1),
+    HeadSpec(Kind.BINARY, 20),
+    HeadSpec(Kind.SOFTMAX, 33, class_weights=tuple(0.1 * (1 + c % 5) for c in range(33))),
+    HeadSpec(Kind.HUBER, 18, delta=2.0),
+)
+
+
+def make_targets(heads: tuple[HeadSpec, ...], N: int, empty: tuple[int, ...]) -> list[Tensor]:
+    """About a fifth of the targets missing; everything missing in the tasks `empty`."""
+    targets = []
+    for k, head in enumerate(heads):
+        missing = torch.rand(N, head.size) < (2.0 if k in empty else 0.2)
+        if head.kind is Kind.SOFTMAX:
+            dtype = torch.int32 if k % 2 else torch.int64
+            target = torch.randint(head.size, (N,), dtype=dtype)
+            targets.append(target.masked_fill(missing[:, 0], head.ignore_index))
+        else:
+            values = (
+                torch.rand(N, head.size).round() if head.kind is Kind.BINARY else torch.randn(N, head.size)
+            )
+            targets.append(values.masked_fill(missing, float("nan")))
+    return targets
+
+
+def summed_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed loss, denominator, correct) of one head by torch's own losses in the logits' dtype."""
+    weights = torch.tensor(head.column_weights, dtype=logits.dtype)
+    if head.kind is Kind.SOFTMAX:
+        target = target.long()
+        valid = target != head.ignore_index
+        loss = F.cross_entropy(
+            logits,
+            target,
+            weight=weights,
+            ignore_index=head.ignore_index,
+            label_smoothing=head.label_smoothing,
+            reduction="sum",
+        )
+        right = (logits.argmax(1) == target) & valid if len(target) else valid
+        return loss, weights[target[valid]].sum(), right.sum()
+    target = target.to(logits.dtype)
+    valid = ~torch.isnan(target)
+    filled = target.nan_to_num()
+    if head.kind is Kind.BINARY:
+        loss = F.binary_cross_entropy_with_logits(logits, filled, reduction="none", pos_weight=weights)
+        right = (((logits > 0) == (filled > 0.5)) | ~valid).all(1) & valid.any(1)
+    else:
+        squared = head.kind is Kind.SQUARED
+        loss = (
+            F.mse_loss(logits, filled, reduction="none")
+            if squared
+            else F.huber_loss(logits, filled, reduction="none", delta=head.delta)
+        )
+        right = torch.zeros(len(target))
+    return torch.where(valid, loss, 0.0).sum(), valid.sum().to(logits.dtype), right.sum()

@@ -1,0 +1,55 @@
+"""The history of a run: its best evaluation, the steps of a phase, and the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from mt2st_fast import Evaluation, History, PhaseRecord, StepRecord, Switch, Trainer
+
+
+def record(step, ms):
+    return StepRecord(step, step / 10, 0.0, {}, {}, 1e-3, ms, 0.0)
+
+
+def test_history_finds_the_best():
+    qualities = [0.2, math.nan, 0.7, 0.9, 0.9, 0.8]
+    evaluations = [Evaluation(10 * i, i, {"tag": q, "aux": 1 - q}, 0.0) for i, q in enumerate(qualities)]
+    history = History("tag", evaluations=evaluations)
+    assert history.best.step == 30
+    assert History("tag").best is None
+
+
+def test_step_ms_median_is_the_phases_own():
+    phases = [PhaseRecord(0, ("tag", "aux")), PhaseRecord(25, ("tag",)), PhaseRecord(40, ())]
+    steps = [record(10, 5.0), record(20, 7.0), record(25, 6.0), record(30, 1.0), record(45, 99.0)]
+    history = History("tag", steps=steps, phases=phases)
+    assert history.step_ms_median(phases[0]) == 6.0
+    assert history.step_ms_median(phases[1]) == 1.0  # the record up to 45 spans the border
+    assert history.step_ms_median(phases[2]) is None
+
+
+def test_history_survives_json_and_writes_lines(toy, tmp_path):
+    trainer = Trainer(toy.encoder(), toy.heads(), schedule=Switch(at_step=3), log_every=2)
+    history = trainer.fit(toy.batches(4), val=toy.batches(1), epochs=2)
+    again = History.from_json(json.loads(json.dumps(history.to_json())))
+    assert again == history
+    assert again.steps[-1].step_ms == history.steps[-1].step_ms
+    history.write_jsonl(tmp_path / "history.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert {line["kind"] for line in lines} == {"phase", "step", "evaluation"}
+    assert history.train_seconds == pytest.approx(
+        sum(r.step_ms * n / 1e3 for r, n in zip(history.steps, (2, 1, 1, 2, 2), strict=True))
+    )
+
+
+def test_a_metric_without_a_value_is_null_in_the_history_file(tmp_path):
+    """JSON has no NaN: most readers refuse a file that holds one."""
+    evaluation = Evaluation(1, 0.5, {"tag": 0.25, "aux": float("nan")}, 1.0)
+    History("tag", evaluations=[evaluation]).write_jsonl(tmp_path / "history.jsonl")
+    (line,) = (tmp_path / "history.jsonl").read_text().splitlines()
+    stored = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert stored["metrics"] == {"tag": 0.25, "aux": None}

@@ -1,0 +1,130 @@
+"""The options of a run: each does what it says, and a bad one is named."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mt2st_fast import Diminish, MultiTask, Trainer
+from tests.training.weights import weights_of
+
+
+def sgd(lr):
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr)
+
+
+def test_accumulating_two_halves_equals_the_whole_batch(toy):
+    halves = toy.batches(6, rows=16)
+    wholes = [
+        (torch.cat([a[0], b[0]]), {name: torch.cat([a[1][name], b[1][name]]) for name in a[1]})
+        for a, b in zip(halves[::2], halves[1::2], strict=True)
+    ]
+    results = []
+    for batches, accumulate in ((wholes, 1), (halves, 2)):
+        torch.manual_seed(3)
+        trainer = Trainer(
+            toy.encoder(),
+            toy.heads(),
+            schedule=MultiTask(0.5),
+            optimizer=sgd(0.1),
+            accumulate=accumulate,
+            log_every=1,
+        )
+        history = trainer.fit(batches, epochs=3)
+        results.append((history, weights_of(trainer)))
+    (whole_history, whole), (half_history, half) = results
+    assert whole_history.steps[-1].step == half_history.steps[-1].step == 9
+    torch.testing.assert_close(half, whole, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(half_history.steps, whole_history.steps, strict=True):
+        assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)
+        assert ours.total == pytest.approx(theirs.total, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_clip_norm_bounds_the_step(toy, precision):
+    moved = {}
+    for clip_norm in (None, 1e-2):
+        torch.manual_seed(3)
+        trainer = Trainer(
+            toy.encoder(), toy.heads(), optimizer=sgd(1.0), clip_norm=clip_norm, precision=precision
+        )
+        before = weights_of(trainer)
+        trainer.fit(toy.batches(1), epochs=1)
+        steps = [(value - before[key]).norm() for key, value in weights_of(trainer).items()]
+        moved[clip_norm] = torch.stack(steps).norm().item()
+    assert moved[None] > 0.1
+    assert moved[1e-2] == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_the_learning_rate_falls_to_zero_where_asked(toy):
+    rates = {}
+    for lr_decay in ("none", "linear"):
+        trainer = Trainer(toy.encoder(), toy.heads(), lr=0.5, lr_decay=lr_decay, log_every=1)
+        rates[lr_decay] = [record.learning_rate for record in trainer.fit(toy.batches(2), epochs=2).steps]
+    assert rates["none"] == [0.5] * 4
+    assert rates["linear"] == pytest.approx([0.5, 0.375, 0.25, 0.125])
+
+
+def test_weight_decay_belongs_to_the_default_optimizer(toy):
+    norms = []
+    for weight_decay in (0.0, 1.0):
+        torch.manual_seed(3)
+        trainer = Trainer(toy.encoder(), toy.heads(), lr=1e-2, weight_decay=weight_decay)
+        trainer.fit(toy.batches(4), epochs=4)
+        norms.append(sum(p.norm().item() for p in trainer.encoder.parameters()))
+    assert norms[1] < 0.95 * norms[0]
+
+
+def test_weights_are_those_of_the_schedule(toy):
+    schedule = Diminish(eta=1.0, floor=0.4)
+    history = Trainer(toy.encoder(), toy.heads(), schedule=schedule, log_every=1).fit(
+        toy.batches(4), epochs=2
+    )
+    for record in history.steps:
+        t = (record.step - 1) / 4
+        expected = {"tag": 1.0} | (
+            {name: math.exp(-t) for name in ("feats.Number", "score")} if t < 0.9 else {}
+        )
+        assert record.weights == pytest.approx(expected)
+        assert record.total == pytest.approx(sum(expected[n] * record.losses[n] for n in expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": math.nan}, "lr must be positive"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"accumulate": 0}, "accumulate and log_every"),
+        ({"log_every": 0}, "accumulate and log_every"),
+        ({"precision": "int8"}, "precision int8 is unknown; there are float32, bfloat16, float16"),
+        ({"lr_decay": "cosine"}, "lr_decay cosine is unknown"),
+    ],
+)
+def test_a_bad_option_is_named(toy, options, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(toy.encoder(), toy.heads(), **options)
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "error", "message"),
+    [
+        (lambda toy: toy.batches(1), {"epochs": 0}, ValueError, "epochs must be positive"),
+        (lambda toy: toy.batches(1), {"resume": True}, ValueError, "resume needs the checkpoint"),
+        (lambda toy: [], {}, ValueError, "train has no batches"),
+        (
+            lambda toy: iter(toy.batches(1)),
+            {},
+            TypeError,
+            "train must be an iterable of batches with a length",
+        ),
+        (lambda toy: {"xpos": toy.batches(1)}, {}, ValueError, "loader for xpos, which is no task"),
+        (lambda toy: {"score": toy.batches(1)}, {}, ValueError, "no loader for the main task tag"),
+        (lambda toy: {"tag": toy.batches(1), "score": []}, {}, ValueError, r"train\[score\] has no batches"),
+    ],
+)
+def test_train_that_cannot_serve_is_named(toy, train, options, error, message):
+    with pytest.raises(error, match=message):
+        Trainer(toy.encoder(), toy.heads()).fit(train(toy), **options)
