@@ -67,16 +67,17 @@ _numbers = count()
 
 
 @intrinsic
-def _prepared(typing_context, piece, args):  # type: ignore[no-untyped-def]
-    """(address of machine code that takes p and an address of arguments, address of the arguments).
+def in_parallel(typing_context, team, n_pieces, piece, args):  # type: ignore[no-untyped-def]
+    """piece(p, *args) for all p in range(n_pieces), in any order and side by side; returns when all are done.
 
-    The arguments lie in the calling function's frame: they last as long as its call.
+    team is the address of a team's memory, or 0: then this thread computes all, in order. A piece must not raise, nor
+    have pieces of its own. (An intrinsic, as a function around a piece would be optimised with all that is in it.)
     """
     signature = piece.get_call_type(typing_context, (types.int64, *args.types), {})
     dispatcher = piece.dispatcher
 
     def codegen(context, builder, _, values):  # type: ignore[no-untyped-def]
-        packed = cgutils.alloca_once_value(builder, _borrowed(context, builder, args, values[1]))
+        packed = cgutils.alloca_once_value(builder, _borrowed(context, builder, args, values[3]))
         compiled = dispatcher.overloads[tuple(signature.args)]
         context.active_code_library.add_linking_library(compiled.library)
         shape = ir.FunctionType(ir.VoidType(), [_I64, _I64])
@@ -91,10 +92,15 @@ def _prepared(typing_context, piece, args):  # type: ignore[no-untyped-def]
         )
         context.call_internal_no_propagate(inside, compiled.fndesc, signature, [p, *unpacked])
         inside.ret_void()
-        both = [builder.ptrtoint(function, _I64), builder.ptrtoint(packed, _I64)]
-        return context.make_tuple(builder, types.UniTuple(types.int64, 2), both)
+        job = [values[0], values[1], builder.ptrtoint(function, _I64), builder.ptrtoint(packed, _I64)]
+        numbers = types.void(*[types.int64] * 4)
+        _compute.compile(numbers)
+        compute = _compute.overloads[numbers.args]
+        context.active_code_library.add_linking_library(compute.library)
+        context.call_internal_no_propagate(builder, compute.fndesc, types.none(*numbers.args), job)
+        return context.get_dummy_value()
 
-    return types.UniTuple(types.int64, 2)(piece, args), codegen
+    return types.void(types.int64, types.int64, piece, args), codegen
 
 
 def _borrowed(context: Any, builder: Any, numba_type: Any, value: Any) -> Any:
@@ -121,17 +127,6 @@ def _call(typing_context, run, p, data):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
-
-
-@helper
-def in_parallel(team, n_pieces, piece, args):
-    """piece(p, *args) for all p in range(n_pieces), in any order and side by side; returns when all are done.
-
-    team is the address of a team's memory, or 0: then this thread computes all, in order. A piece must not
-    raise, nor have pieces of its own.
-    """
-    run, data = _prepared(piece, args)
-    _compute(team, n_pieces, run, data)
 
 
 @helper

@@ -42,6 +42,9 @@ class Buffers(NamedTuple):
     correct: np.ndarray  # (tiles, K) int64
     d_head_bias: np.ndarray  # (tiles, S)
     d_hidden_bias: np.ndarray  # (tiles, H)
+    # Nothing, for helpers that may be given something: a global of no numbers is of another type, and compiled for it.
+    no_scales: np.ndarray  # (0,) float32
+    all_rows: np.ndarray  # (0,) int64
 
 
 class Memory(NamedTuple):
@@ -84,6 +87,8 @@ def _new_buffers(model: WindowModel, N: int) -> Buffers:
         correct=np.zeros((n_tiles, K), np.int64),
         d_head_bias=floats(n_tiles, S),
         d_hidden_bias=floats(n_tiles, H),
+        no_scales=floats(0),
+        all_rows=np.zeros(0, np.int64),
     )
 
 

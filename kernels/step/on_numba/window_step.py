@@ -29,7 +29,7 @@ from ..window import Dropout, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
 from .window_memory import TILE_ROWS, Table, memory_of
-from .window_tiles import NO_SCALES, ONE, TYPES_A_PIECE, Drop, prepare_types, run_tile
+from .window_tiles import ONE, TYPES_A_PIECE, Drop, prepare_types, run_tile
 from .window_updates import ROWS_A_PIECE, move_dense, move_rows
 
 # --- the step --------------------------------------------------------------------------------------------
@@ -148,6 +148,6 @@ def step(
 
 def _table(model: WindowModel) -> Table:
     table, state = model.table.parameter, model.table.state
-    per_row = NO_SCALES if state.per_row is None else state.per_row.numpy()
+    per_row = np.zeros(0, np.float32) if state.per_row is None else state.per_row.numpy()
     first, second = (0 if part is None else part.data_ptr() for part in state[1:])
     return Table(table.data_ptr(), table.shape[1], per_row, first, second, model.rows_of_type)

@@ -12,7 +12,6 @@ import numpy as np
 
 from ...bags.on_numba.row_sums import sum_rows
 from ...heads.on_numba.loss_pass import LANES
-from ...heads.on_numba.passes import NO_ROWS_LEFT_OUT
 from ...heads.on_numba.stages import (
     DEPTH,
     feature_gradient,
@@ -38,7 +37,6 @@ from .window_batch import NONE, index_rows
 from .window_memory import TILE_ROWS
 
 ZERO, ONE = np.float32(0), np.float32(1)
-NO_SCALES = np.zeros(0, np.float32)
 TYPES_A_PIECE = 64
 
 
@@ -64,7 +62,7 @@ def prepare_types(p, table, index, hidden, b):
         return
     for u in range((p - 1) * TYPES_A_PIECE, min(index.counts[0], p * TYPES_A_PIECE)):
         first, last = index.starts[u], index.starts[u + 1]
-        sum_rows(table.address, table.D, index.ids, first, last, NO_SCALES, b.vectors[u].ctypes.data)
+        sum_rows(table.address, table.D, index.ids, first, last, b.no_scales, b.vectors[u].ctypes.data)
         scale = ONE / np.float32(max(1, last - first))
         for d in range(table.D):
             b.vectors[u, d] *= scale
@@ -178,7 +176,7 @@ def run_tile(
         d_head_bias[s] = ZERO
     logits(a, lda, rows, H, S, for_logits.ctypes.data, product.ctypes.data, z.ctypes.data, ldz)
     loss_tile(
-        z, head_bias, heads, columns, column_weights, targets, N, NO_ROWS_LEFT_OUT, first, rows, scale, True, loss_k,
+        z, head_bias, heads, columns, column_weights, targets, N, b.all_rows, first, rows, scale, True, loss_k,
         correct_k, d_head_bias, tile_bias_gradient, gathered, lanes,
     )  # fmt: skip
     feature_gradient(z.ctypes.data, ldz, rows, S, H, for_features.ctypes.data, d_a, lda, False)

@@ -13,7 +13,7 @@ from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..window import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
 from .window_memory import TILE_ROWS
-from .window_tiles import NO_SCALES, ONE, TYPES_A_PIECE, ZERO
+from .window_tiles import ONE, TYPES_A_PIECE, ZERO
 
 ROWS_A_PIECE = 256
 
@@ -119,7 +119,7 @@ def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, index, b):
     first = (p - len(pieces)) * TYPES_A_PIECE
     for u in range(first, min(index.counts[0], first + TYPES_A_PIECE)):
         sum_rows(
-            b.d_x.ctypes.data, D, index.positions, index.begins[u], index.begins[u + 1], NO_SCALES,
+            b.d_x.ctypes.data, D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales,
             b.d_vectors[u].ctypes.data,
         )  # fmt: skip
         scale = ONE / np.float32(max(1, index.starts[u + 1] - index.starts[u]))
@@ -135,6 +135,6 @@ def move_rows(p, rule, table, index, b):
     first = p * ROWS_A_PIECE
     update_from_transposed(
         rule, table.address, index.rows, index.row_begins, index.row_types, first,
-        min(index.counts[1], first + ROWS_A_PIECE), NO_SCALES, b.d_vectors.ctypes.data, table.D, table.per_row,
+        min(index.counts[1], first + ROWS_A_PIECE), b.no_scales, b.d_vectors.ctypes.data, table.D, table.per_row,
         table.first, table.second,
     )  # fmt: skip
