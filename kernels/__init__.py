@@ -32,7 +32,7 @@ from .heads.plans import (
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
 from .step.op import BagStep, bag_step, bag_step_obstacle
-from .step.window import Dense, Dropout, WindowModel, window_step, window_step_obstacle
+from .step.window import Dense, Dropout, WindowModel, window_features, window_step, window_step_obstacle
 
 __all__ = [
     "PLANS",
@@ -81,6 +81,7 @@ __all__ = [
     "update_all_rows",
     "update_rows",
     "warm_up",
+    "window_features",
     "window_step",
     "window_step_obstacle",
     "word_sampler",

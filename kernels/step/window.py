@@ -187,6 +187,16 @@ def window_step(
     return BagStep(*kernels.step(model, rules, decays, types, targets, task_weights, dropout))
 
 
+def window_features(model: WindowModel, types: Tensor) -> Tensor:
+    """(N, H) what the heads see of windows types (N, W), without dropout, with the parameters as they are now.
+
+    Raises ValueError for types that do not fit the model.
+    """
+    if types.dim() != 2 or types.shape[1] != model.width:
+        raise ValueError(f"inputs must be (N, {model.width}) word types, not {tuple(types.shape)}")
+    return _kernels(types.device.type).features(model, types)
+
+
 def _check_batch(model: WindowModel, types: Tensor, targets: Sequence[Tensor], task_weights: Tensor) -> None:
     """The kernel reads addresses: no shape may lie."""
     layout, W = model.layout, model.width
@@ -216,6 +226,9 @@ class WindowKernels(Protocol):
         dropout: Dropout,
     ) -> tuple[Tensor, Tensor]:
         """(losses (K,), correct (K,)) as `window_step` returns them, and the parameters moved."""
+
+    def features(self, model: WindowModel, types: Tensor) -> Tensor:
+        """(N, H) as `window_features` returns them."""
 
 
 @lru_cache

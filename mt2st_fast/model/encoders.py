@@ -105,7 +105,9 @@ class _TypeEmbedding(nn.Module):
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """(T, D) the vector of every word type."""
-        return self.pool(torch.arange(self.num_types, device=self.table.device))
+        if self.rows_of_type is None:
+            return self.table[: self.num_types].clone()
+        return self.mean_of_rows(self.rows_of_type[:-1])
 
 
 def _with_none(rows_of_type: Tensor, num_types: int, num_rows: int, padding_row: int) -> Tensor:

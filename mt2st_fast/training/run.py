@@ -147,6 +147,10 @@ class Run:
         self.history.evaluations.append(evaluation)
         return evaluation
 
+    def features(self, inputs: Any) -> Tensor | None:
+        """What the encoder makes of held-out inputs, where the phase's engine has a way of its own."""
+        return self._engine.features(inputs) if self._phase_active else None
+
     def close(self) -> None:
         """Have the backward pass make gradients again, as before the run."""
         unfuse(self._fused_tables)

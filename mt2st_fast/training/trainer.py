@@ -200,7 +200,8 @@ class Trainer:
         measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
         dtype = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return evaluate(self.encoder, self.heads, batches, measured, self.device)
+            shortcut = {} if self._run is None else {"shortcut": self._run.features}
+            return evaluate(self.encoder, self.heads, batches, measured, self.device, **shortcut)
 
     @property
     def run(self) -> Run:

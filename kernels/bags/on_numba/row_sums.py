@@ -27,7 +27,7 @@ def sum_rows(source, D, rows, first, last, scales, target):
     if D < WIDTH:
         _sum_narrow_rows(source, D, rows, first, last, scales, target)
         return
-    column = 0
+    column = np.int64(0)  # a literal would compile all of this for itself
     while column < D:
         if D - column > 4 * WIDTH:
             _sum_eight_vectors(source, D, column, rows, first, last, scales, target)

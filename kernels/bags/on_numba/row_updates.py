@@ -221,7 +221,7 @@ def _update_by_sum(
     rule, table, row, bags, first_bag, last_bag, scales, gradient, D, per_row, first, second, sums
 ):
     # The address is taken where `sums` is an argument: it outlives the call.
-    total = sums.ctypes.data
+    total = np.int64(sums.ctypes.data)  # or helpers are compiled for uintp, too
     sum_rows(gradient, D, bags, first_bag, last_bag, scales, total)
     update_row(rule, table, row, total, D, per_row, first, second)
 

@@ -113,7 +113,10 @@ def index_types(types, rows_of_type, index):
     n = len(types)
     U = _number(types, n, index.slot_of_type, index.slots, index.types)
     index.counts[0] = U
-    _transpose(index.slots, np.arange(n), n, U, index.begins, index.positions)
+    positions = np.empty(n, np.int32)
+    for i in range(n):
+        positions[i] = i
+    _transpose(index.slots, positions, n, U, index.begins, index.positions)
     total = 0
     for u in range(U):
         index.starts[u] = total

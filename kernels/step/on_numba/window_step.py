@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bags.rules import RowRule, packed
-from ...heads.on_numba.passes import survey_batch
+from ...bags.rules import SGD, RowRule, packed
+from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
@@ -29,18 +29,19 @@ from ..window import Dropout, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
 from .window_memory import TILE_ROWS, Table, memory_of
-from .window_tiles import ONE, TYPES_A_PIECE, Drop, prepare_types, run_tile
+from .window_tiles import ONE, TYPES_A_PIECE, ZERO, Drop, prepare_types, run_tile
 from .window_updates import ROWS_A_PIECE, move_dense, move_rows
 
 # --- the step --------------------------------------------------------------------------------------------
 
 
+# Loops, where an expression of arrays would compile Numba's messages about shapes and axes, too.
 @helper
-def _vector_at(address, n):
-    """(n,) float32 at an address, zeros at 0."""
-    if address == 0:
-        return np.zeros(n, np.float32)
-    return numba.carray(pointer_to_float32(address), (n,)).copy()
+def _copy_from(address, values):
+    """values (n,) = the float32 at an address, zeros at 0."""
+    source = numba.carray(pointer_to_float32(address), (len(values) if address else 0,))
+    for i in range(len(values)):
+        values[i] = source[i] if address else ZERO
 
 
 @helper
@@ -48,41 +49,53 @@ def _head_biases(heads, addresses, S):
     """(S,) the biases of these heads in the places of the layout; 0 without one."""
     bias_s = np.zeros(S, np.float32)
     for k in range(len(heads)):
-        a, C, address = heads[k]["offset"], heads[k]["size"], addresses[heads[k]["index"]]
-        if address:
-            bias_s[a : a + C] = numba.carray(pointer_to_float32(address), (C,))
+        a = heads[k]["offset"]
+        _copy_from(addresses[heads[k]["index"]], bias_s[a : a + heads[k]["size"]])
     return bias_s
+
+
+@helper
+def _columns_by_task(heads, columns, n_tasks):
+    """(K,) where the outputs of a task's head begin among those of these heads; -1 if it is not one of them."""
+    column_of = np.empty(n_tasks, np.int64)
+    for task in range(n_tasks):
+        column_of[task] = -1
+    for k in range(len(heads)):
+        column_of[heads[k]["index"]] = columns[k]
+    return column_of
 
 
 def _step_on_windows(  # type: ignore[no-untyped-def]
     team, rules, decays, types, table, hidden, hidden_bias, weights, biases, pieces, counts, heads, column_weights,
-    targets, mean_scale, scale, drop, index, b, losses_address, correct_address,
+    targets, mean_scale, scale, drop, train, index, b, losses_address, correct_address,
 ):  # fmt: skip
     """One step on N windows types (N, W); losses and hits of the heads.
 
     rules and decays are a step's; hidden (H, W D) and hidden_bias (its address) are of the hidden layer; weights and
     biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are a WindowModel's. heads are the
-    records of those that are computed; the rest is as in tile_pass.
+    records of those that are computed; the rest is as in tile_pass. Unless in training nothing moves, and b.a holds the
+    features.
     """
     N, W = types.shape
     H, D, K = hidden.shape[0], table.D, len(heads)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
-    column_of = np.full(len(targets), -1)
-    for k in range(K):
-        column_of[heads[k]["index"]] = columns[k]
+    column_of = _columns_by_task(heads, columns, len(targets))
     index_types(types.reshape(N * W), table.rows_of_type, index)
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
     in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, b))
     for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, True)
-    hidden_bias_h = _vector_at(hidden_bias, H)
+    hidden_bias_h = np.empty(H, np.float32)
+    _copy_from(hidden_bias, hidden_bias_h)
     head_bias_s = _head_biases(heads, biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, index, drop, hidden_bias_h, for_logits, for_features, head_bias_s, heads, columns, column_weights,
-        targets, scale, b,
+        targets, scale, train, b,
     ))  # fmt: skip
+    if not train:
+        return
     in_parallel(
         team, len(pieces) + n_types, move_dense, (pieces, rules, decays, column_of, N, W, D, H, index, b)
     )
@@ -92,8 +105,11 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
         numba.carray(pointer_to_float32(counts[i]), (1,))[0] += ONE
     for k in range(K):
         task = heads[k]["index"]
-        losses[task] = b.losses[:n_tiles, k].sum() * mean_scale[task]
-        correct[task] = b.correct[:n_tiles, k].sum()
+        loss, hits = 0.0, 0
+        for tile in range(n_tiles):
+            loss += b.losses[tile, k]
+            hits += b.correct[tile, k]
+        losses[task], correct[task] = loss * mean_scale[task], hits
 
 
 step_on_windows = Kernel(_step_on_windows)
@@ -109,12 +125,6 @@ def drop_of(dropout: Dropout) -> Drop:
     return Drop(np.uint64(dropout.key), np.uint64(threshold), np.float32(kept))
 
 
-def _addresses(model: WindowModel, part: int) -> np.ndarray:
-    """(K,) of the heads' weights (part 0) or biases (1); 0 without one."""
-    parts = [head[part] for head in model.heads]
-    return np.array([0 if dense is None else dense.parameter.data_ptr() for dense in parts], np.int64)
-
-
 def step(
     model: WindowModel,
     rules: Sequence[RowRule],
@@ -126,6 +136,39 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of `window_step` in step/window.py."""
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    K = len(model.heads)
+    losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
+    _call(
+        model, packed(rules), np.array(decays, np.float32), _checked(types, model), model.pieces, model.counts,
+        batch.computed(), batch, drop_of(dropout), True, losses.data_ptr(), correct.data_ptr(),
+    )  # fmt: skip
+    return losses, correct
+
+
+_NO_RULE = packed((RowRule(SGD, 0.0),))
+
+
+def features(model: WindowModel, types: Tensor) -> Tensor:
+    """(N, H) of `window_features` in step/window.py."""
+    types_nw, N, H = _checked(types, model), len(types), len(model.hidden[0].parameter)
+    out = torch.empty(N, H, dtype=torch.float32)
+    at_once = N if model.buffers is None else model.buffers.n_rows
+    batch = Batch(
+        0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
+        np.zeros(0, np.int64), True,
+    )  # fmt: skip
+    for first in range(0, N, at_once):
+        some = types_nw[first : first + at_once]
+        _call(
+            model, _NO_RULE, np.ones(1, np.float32), some, model.pieces[:0], model.counts[:0],
+            batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), False, 0, 0,
+        )  # fmt: skip
+        out.numpy()[first : first + at_once] = model.buffers.buffers.a[: len(some), :H]
+    return out
+
+
+def _checked(types: Tensor, model: WindowModel) -> np.ndarray:
+    """(N, W) int32. Raises ValueError for a word type that there is not."""
     types_nw = np.ascontiguousarray(types.numpy(), np.int32)
     n_types = len(model.rows_of_type) - 1
     wrong = first_unknown(types_nw.reshape(-1), n_types)
@@ -133,17 +176,39 @@ def step(
         raise ValueError(
             f"inputs hold the word type {types_nw.reshape(-1)[wrong]}; there are {n_types:,}, and -1 for none"
         )
-    K = len(model.heads)
-    losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
-    memory = memory_of(model, len(types_nw))
+    return types_nw
+
+
+def _call(
+    model: WindowModel,
+    rules: np.ndarray,
+    decays: np.ndarray,
+    types: np.ndarray,
+    pieces: np.ndarray,
+    counts: np.ndarray,
+    heads: np.ndarray,
+    batch: Batch,
+    drop: Drop,
+    train: bool,
+    losses: int,
+    correct: int,
+) -> None:
+    memory = memory_of(model, len(types))
     weight, bias = model.hidden
     step_on_windows(
-        packed(rules), np.array(decays, np.float32), types_nw, _table(model), weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), _addresses(model, 0), _addresses(model, 1), model.pieces,
-        model.counts, batch.computed(), batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale,
-        drop_of(dropout), memory.index, memory.buffers, losses.data_ptr(), correct.data_ptr(),
+        rules, decays, types, _table(model), weight.parameter.numpy(),
+        0 if bias is None else bias.parameter.data_ptr(), *_addresses(model), pieces, counts, heads,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, train, memory.index,
+        memory.buffers, losses, correct,
     )  # fmt: skip
-    return losses, correct
+
+
+def _addresses(model: WindowModel) -> list[np.ndarray]:
+    """(K,) of the heads' weights, and of their biases; 0 without one."""
+    return [
+        np.array([0 if part is None else part.parameter.data_ptr() for part in parts], np.int64)
+        for parts in zip(*model.heads, strict=True)
+    ]
 
 
 def _table(model: WindowModel) -> Table:

@@ -40,6 +40,12 @@ ZERO, ONE = np.float32(0), np.float32(1)
 TYPES_A_PIECE = 64
 
 
+@helper
+def address_of(array):
+    """Of its first number, as an int64: helpers would be compiled for `uintp`, too."""
+    return np.int64(array.ctypes.data)
+
+
 class Drop(NamedTuple):
     """Dropout as the kernel draws it: see draw_factors. A threshold of 0 drops nothing."""
 
@@ -62,7 +68,7 @@ def prepare_types(p, table, index, hidden, b):
         return
     for u in range((p - 1) * TYPES_A_PIECE, min(index.counts[0], p * TYPES_A_PIECE)):
         first, last = index.starts[u], index.starts[u + 1]
-        sum_rows(table.address, table.D, index.ids, first, last, b.no_scales, b.vectors[u].ctypes.data)
+        sum_rows(table.address, table.D, index.ids, first, last, b.no_scales, address_of(b.vectors[u]))
         scale = ONE / np.float32(max(1, last - first))
         for d in range(table.D):
             b.vectors[u, d] *= scale
@@ -124,7 +130,7 @@ def _hidden_outputs(first, rows, padded, F, H, bias, b):
     """a = ReLU(x W^T + bias) of a tile, zero behind the last row and column. Not a number stays that."""
     lda = b.a.shape[1]
     _multiply(
-        b.x[first].ctypes.data, b.x.shape[1], padded, F, b.forward.ctypes.data, H, b.a[first].ctypes.data, lda
+        address_of(b.x[first]), b.x.shape[1], padded, F, address_of(b.forward), H, address_of(b.a[first]), lda
     )
     for i in range(first, first + rows):
         for h in range(H):
@@ -150,13 +156,23 @@ def _hidden_gradient(first, rows, H, b, d_bias):
 
 
 @helper
+def _head_logits(a, lda, rows, H, S, for_logits, product, z):
+    """z (S, rows) = the heads' logits. A function: an array is freed when its name was last read, used or not."""
+    logits(a, lda, rows, H, S, address_of(for_logits), address_of(product), address_of(z), z.shape[1])
+
+
+@helper
 def run_tile(
     p, N, W, D, index, drop, hidden_bias, for_logits, for_features, head_bias, heads, columns, column_weights, targets,
-    scale, b,
+    scale, train, b,
 ):  # fmt: skip
-    """Windows of tile p: losses, and the gradients of logits, hidden layer and windows. Piece 0 is no tile."""
+    """Windows of tile p: losses, and the gradients of logits, hidden layer and windows. Piece 0 is no tile.
+
+    Unless in training, only b.a.
+    """
     if p == 0:
-        index_rows(index)
+        if train:
+            index_rows(index)
         return
     tile, H, S, F = p - 1, len(hidden_bias), columns[-1], W * D
     first = tile * TILE_ROWS
@@ -166,7 +182,9 @@ def run_tile(
     factors = scratch(rows if drop.threshold > 0 else 0, F)
     _gather(first, rows, padded, W, D, index, drop, factors, b)
     _hidden_outputs(first, rows, padded, F, H, hidden_bias, b)
-    a, d_a, z = b.a[first].ctypes.data, b.d_a[first].ctypes.data, b.z[tile]
+    if not train:
+        return
+    a, d_a, z = address_of(b.a[first]), address_of(b.d_a[first]), b.z[tile]
     product, lanes = scratch(WIDTH, PANEL), scratch(LANES, padded)
     gathered, tile_bias_gradient = np.empty(rows, np.int64), np.zeros(S, np.float32)
     loss_k, correct_k, d_head_bias = b.losses[tile], b.correct[tile], b.d_head_bias[tile]
@@ -174,15 +192,20 @@ def run_tile(
         loss_k[k], correct_k[k] = 0.0, 0
     for s in range(S):
         d_head_bias[s] = ZERO
-    logits(a, lda, rows, H, S, for_logits.ctypes.data, product.ctypes.data, z.ctypes.data, ldz)
+    _head_logits(a, lda, rows, H, S, for_logits, product, z)
     loss_tile(
         z, head_bias, heads, columns, column_weights, targets, N, b.all_rows, first, rows, scale, True, loss_k,
         correct_k, d_head_bias, tile_bias_gradient, gathered, lanes,
     )  # fmt: skip
-    feature_gradient(z.ctypes.data, ldz, rows, S, H, for_features.ctypes.data, d_a, lda, False)
+    if S > 0:
+        feature_gradient(address_of(z), ldz, rows, S, H, address_of(for_features), d_a, lda, False)
+    else:  # no task has a label here
+        for i in range(first, first + rows):
+            for h in range(H):
+                b.d_a[i, h] = ZERO
     _hidden_gradient(first, rows, H, b, b.d_hidden_bias[tile])
     d_x = scratch(padded, ldx)
-    _multiply(d_a, lda, round_up(rows, BLOCK_ROWS), H, b.backward.ctypes.data, F, d_x.ctypes.data, ldx)
+    _multiply(d_a, lda, round_up(rows, BLOCK_ROWS), H, address_of(b.backward), F, address_of(d_x), ldx)
     for i in range(rows):
         if drop.threshold > 0:
             for f in range(F):

@@ -13,7 +13,7 @@ from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..window import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
 from .window_memory import TILE_ROWS
-from .window_tiles import ONE, TYPES_A_PIECE, ZERO
+from .window_tiles import ONE, TYPES_A_PIECE, ZERO, address_of
 
 ROWS_A_PIECE = 256
 
@@ -28,11 +28,11 @@ def _hidden_weight_gradient(begin, n, N, F, b, gradient):
     for i in range(0, N, DEPTH):
         depth = min(DEPTH, N - i)
         for panel in range(-(-F // PANEL)):
-            x = b.x[i].ctypes.data + FLOAT_BYTES * panel * PANEL
+            x = address_of(b.x[i]) + FLOAT_BYTES * panel * PANEL
             wide = F - panel * PANEL > WIDTH
             for r in range(0, n, BLOCK_ROWS):
-                d_a = b.d_a[i].ctypes.data + FLOAT_BYTES * (begin + r)
-                g = gradient[r].ctypes.data + FLOAT_BYTES * panel * PANEL
+                d_a = address_of(b.d_a[i]) + FLOAT_BYTES * (begin + r)
+                g = address_of(gradient[r]) + FLOAT_BYTES * panel * PANEL
                 if wide:
                     add_by_column(d_a, lda, x, ldx, g, ldg, depth)
                 else:
@@ -45,9 +45,9 @@ def _head_weight_gradient(column, n, N, H, b, gradient):
     ldg, lda, ldz = gradient.shape[1], b.a.shape[1], b.z.shape[2]
     for tile in range(-(-N // TILE_ROWS)):
         first = tile * TILE_ROWS
-        z = b.z[tile].ctypes.data + FLOAT_BYTES * column * ldz
+        z = address_of(b.z[tile]) + FLOAT_BYTES * column * ldz
         rows = min(TILE_ROWS, N - first)
-        add_weight_gradient(z, ldz, b.a[first].ctypes.data, lda, rows, n, H, gradient.ctypes.data, ldg)
+        add_weight_gradient(z, ldz, address_of(b.a[first]), lda, rows, n, H, address_of(gradient), ldg)
 
 
 @helper
@@ -98,16 +98,16 @@ def _move_piece(piece, rules, decays, column_of, N, F, H, b):
     counts = numba.carray(pointer_to_float32(piece["per_row"]), (R if piece["per_row"] else 0,))
     own = np.empty(1, np.float32)
     for r in range(R):
-        at, offset = gradient.ctypes.data + FLOAT_BYTES * r * step_between, FLOAT_BYTES * r * C
+        at, offset = address_of(gradient) + FLOAT_BYTES * r * step_between, FLOAT_BYTES * r * C
         first = piece["first"] + offset if piece["first"] else 0
         second = piece["second"] + offset if piece["second"] else 0
         if piece["whole"]:
             if len(counts):
                 own[0] = counts[0]
-            update_row(rule, piece["parameter"] + offset, 0, at, C, own, first, second)
+            update_row(rule, piece["parameter"] + offset, np.int64(0), at, C, own, first, second)
         else:
             # A state of one number a row, whose address the row's is.
-            update_row(rule, piece["parameter"] + offset, 0, at, C, counts[r:], first, second)
+            update_row(rule, piece["parameter"] + offset, np.int64(0), at, C, counts[r:], first, second)
 
 
 @helper
@@ -119,8 +119,8 @@ def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, index, b):
     first = (p - len(pieces)) * TYPES_A_PIECE
     for u in range(first, min(index.counts[0], first + TYPES_A_PIECE)):
         sum_rows(
-            b.d_x.ctypes.data, D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales,
-            b.d_vectors[u].ctypes.data,
+            address_of(b.d_x), D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales,
+            address_of(b.d_vectors[u]),
         )  # fmt: skip
         scale = ONE / np.float32(max(1, index.starts[u + 1] - index.starts[u]))
         for d in range(D):
@@ -135,6 +135,6 @@ def move_rows(p, rule, table, index, b):
     first = p * ROWS_A_PIECE
     update_from_transposed(
         rule, table.address, index.rows, index.row_begins, index.row_types, first,
-        min(index.counts[1], first + ROWS_A_PIECE), b.no_scales, b.d_vectors.ctypes.data, table.D, table.per_row,
+        min(index.counts[1], first + ROWS_A_PIECE), b.no_scales, address_of(b.d_vectors), table.D, table.per_row,
         table.first, table.second,
     )  # fmt: skip

@@ -60,6 +60,11 @@ class CudaGraphSteps:
         del micro_steps
         return None
 
+    def features(self, inputs: Any) -> Tensor | None:
+        """None: the encoder is asked itself."""
+        del inputs
+        return None
+
     def __call__(self, micro_steps: Any) -> Tensor:
         """The losses (K,) of one step."""
         assert self._steps is not None

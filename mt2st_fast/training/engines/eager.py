@@ -34,6 +34,11 @@ class EagerSteps:
         del micro_steps
         return None
 
+    def features(self, inputs: Any) -> Tensor | None:
+        """None: the encoder is asked itself."""
+        del inputs
+        return None
+
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """The losses (K,) of one step."""
         parts, losses = self._parts, None

@@ -83,3 +83,7 @@ class Engine(Protocol):
     def __call__(self, micro_steps: Any) -> Tensor:
         """Take the step; the losses (K,) of the active tasks, on the device."""
         ...
+
+    def features(self, inputs: Any) -> Tensor | None:
+        """What the encoder makes of held-out inputs, faster than by its own forward pass; None where it cannot."""
+        ...

@@ -61,6 +61,10 @@ class OneCallSteps:
             return "a task on words has no head"
         return self._training.declines()
 
+    def features(self, inputs: Any) -> Tensor | None:
+        """By the kernel that trains, of a window encoder; without autograd."""
+        return self._training.features(inputs) if isinstance(self._training, WindowTraining) else None
+
     def __call__(self, micro_steps: Any) -> Tensor:
         """The losses (K,) of one step."""
         assert self._training is not None

@@ -13,6 +13,7 @@ from mt2st_fast.kernels import (
     HeadLayout,
     Trained,
     WindowModel,
+    window_features,
     window_step,
     window_step_obstacle,
 )
@@ -91,6 +92,12 @@ class WindowTraining:
         model = self._models.get(batch.layout.names) or self._new_model(batch.layout)
         found = window_step(model, rules, decays, types, batch.targets, batch.weights, self._dropout())
         return self._heads.over_active(found.losses, batch)
+
+    def features(self, types: Tensor) -> Tensor | None:
+        """(N, H) features of windows of types (N, W), without dropout; None before the first step."""
+        if self._held.lie_elsewhere() or not self._models:
+            return None
+        return window_features(next(iter(self._models.values())), types)
 
     def _dropout(self) -> Dropout:
         dropout = self._encoder.dropout
