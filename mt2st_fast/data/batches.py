@@ -40,11 +40,11 @@ class WindowInputs:
         laid_out = (
             laid_out if len(laid_out) > 2 * window else np.full(2 * window + 1, OUTSIDE, dtype=np.int32)
         )
-        self._windows = np.lib.stride_tricks.sliding_window_view(laid_out, 2 * window + 1)
+        self._laid_out, self._places = laid_out, np.arange(2 * window + 1)
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         """Type ids, int32 (B, 2 * window + 1); OUTSIDE beyond the sentence."""
-        return torch.from_numpy(self._windows[self._begin_of_row[rows]])
+        return torch.from_numpy(self._laid_out.take(self._begin_of_row.take(rows)[:, None] + self._places))
 
 
 class BagInputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -72,24 +73,22 @@ class HeldParameters:
     """Where parameters and an optimizer's state of them lie: kernels were given addresses."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._parameters = optimizer, list(parameters)
+        self._addresses = [p.data_ptr() for p in parameters]
         # The tensors themselves: while they are held, nobody else gets their id().
-        self._held = [(p, p.data_ptr(), self._state_of(p)) for p in parameters]
+        self._states = self._state_tensors()
 
-    def _state_of(self, parameter: Tensor) -> list[Tensor]:
+    def _state_tensors(self) -> list[Tensor]:
         states = self._optimizer.state  # a defaultdict, which looking would fill
-        return list(states[parameter].values()) if parameter in states else []
+        return [value for p in self._parameters if p in states for value in states[p].values()]
 
     def lie_elsewhere(self) -> bool:
         """Whether somebody has put other memory into a parameter, or loaded another state."""
-        for parameter, address, state in self._held:
-            now = self._state_of(parameter)
-            if parameter.data_ptr() != address or len(now) != len(state):
-                return True
-            if any(a is not b for a, b in zip(now, state, strict=True)):
-                return True
-        return False
+        now = self._state_tensors()
+        if len(now) != len(self._states) or not all(map(is_, now, self._states)):
+            return True
+        return [p.data_ptr() for p in self._parameters] != self._addresses
 
     def are_trained(self) -> bool:
         """Whether none has been frozen."""
-        return all(p.requires_grad for p, _, _ in self._held)
+        return all(p.requires_grad for p in self._parameters)

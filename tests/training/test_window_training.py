@@ -1,0 +1,333 @@
+"""A window encoder's step as one kernel call: what encoder, heads, autograd and optimizer do, up to rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast import (
+    Callback,
+    Classification,
+    MultiLabel,
+    MultiTask,
+    MultiTaskHeads,
+    Regression,
+    Switch,
+    Trainer,
+    WindowEncoder,
+)
+from mt2st_fast.kernels.step.on_numba.dropout import factors_of
+from mt2st_fast.kernels.step.on_numba.window_step import drop_of
+from mt2st_fast.kernels.step.window import Dropout
+from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad, optimizer_by_rule
+
+T, V, M = 300, 500, 5  # word types, rows of the table, most rows of a type
+TASKS = {
+    "main": Classification(7),
+    "binary": Classification(2),
+    "wide": Classification(50, label_smoothing=0.1),
+}
+KINDS = {"main": Classification(7), "labels": MultiLabel(3), "score": Regression(2)}
+OPTIMIZERS = {
+    "adam": lambda p: LazyAdam(p, lr=0.01),
+    "adam with decay": lambda p: LazyAdam(p, lr=0.01, weight_decay=0.1),
+    "adagrad": lambda p: RowwiseAdagrad(p, lr=0.05),
+    "sgd": lambda p: SGD(p, lr=0.1),
+    "by rule": lambda p: optimizer_by_rule("adam")(p, lr=0.02),
+}
+
+
+def model(tasks=TASKS, *, dropout=0.0, dim=24, window=2, hidden=40, subwords=True):
+    torch.manual_seed(0)
+    rows = None
+    if subwords:
+        rows = torch.randint(0, V, (T, M))
+        rows[torch.rand(T, M) < 0.3] = 0  # the padding row
+        rows[:, 0] = torch.randint(1, V, (T,))
+        rows[7] = 0  # a type without any row
+    encoder = WindowEncoder(
+        T, dim, window=window, hidden=hidden, dropout=dropout, sparse=True, rows_of_type=rows,
+        num_rows=V if subwords else None,
+    )  # fmt: skip
+    return encoder, MultiTaskHeads(hidden, tasks, "main")
+
+
+def batch(N=150, tasks=TASKS, seed=0, width=5) -> tuple[Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    types = torch.randint(-1, T, (N, width), generator=generator, dtype=torch.int32)
+    targets = {}
+    for name, task in tasks.items():
+        head = task.head
+        if head.kind.takes_classes:
+            targets[name] = torch.randint(0, head.size, (N,), generator=generator)
+            targets[name][seed % 3 :: 3] = -100
+        else:
+            targets[name] = torch.rand(N, head.size, generator=generator).round()
+            targets[name][seed % 5 :: 5] = float("nan")
+    return types, targets
+
+
+def parameters(encoder: nn.Module, heads: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in (*encoder.parameters(), *heads.parameters())]
+
+
+def eager_steps(encoder, heads, optimizer, batches, weights, factors=None):
+    losses = []
+    for number, (types, targets) in enumerate(batches):
+        optimizer.zero_grad()
+        windows = encoder.pool(types).flatten(1)
+        if factors is not None:
+            windows = windows * factors[number]
+        out = heads(torch.relu(encoder.hidden(windows)), targets, weights)
+        out.total.backward()
+        optimizer.step()
+        losses.append(out.losses)
+    return torch.stack(losses)
+
+
+def optimizer_of(make, encoder, heads):
+    return make([*encoder.parameters(), *heads.parameters()])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("tasks", [TASKS, KINDS], ids=["classes", "kinds"])
+def test_it_is_the_step_of_autograd_and_optimizer(optimizer, tasks):
+    weights = torch.tensor([1.0, 0.5, 0.25])
+    batches = [batch(150, tasks, seed) for seed in range(5)]
+    encoder, heads = model(tasks)
+    expected = eager_steps(
+        encoder, heads, optimizer_of(OPTIMIZERS[optimizer], encoder, heads), batches, weights
+    )
+    wanted = parameters(encoder, heads)
+    encoder, heads = model(tasks)
+    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS[optimizer], encoder, heads))
+    losses = torch.stack([training(types, targets, weights) for types, targets in batches])
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("N", "dim", "window", "hidden"), [(1, 16, 0, 8), (64, 7, 1, 33), (65, 64, 2, 128), (517, 5, 3, 300)]
+)
+@pytest.mark.parametrize("subwords", [True, False])
+def test_any_shape(N, dim, window, hidden, subwords):
+    shape = {"dim": dim, "window": window, "hidden": hidden, "subwords": subwords}
+    batches, weights = [batch(N, width=2 * window + 1, seed=s) for s in range(2)], torch.ones(3)
+    encoder, heads = model(**shape)
+    eager_steps(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads), batches, weights)
+    wanted = parameters(encoder, heads)
+    encoder, heads = model(**shape)
+    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    for types, targets in batches:
+        training(types, targets, weights)
+    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_a_mask_by_place_and_its_gradient_goes_through_it(monkeypatch):
+    (types, targets), weights = batch(200), torch.ones(3)
+    encoder, heads = model(dropout=0.3)
+    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    monkeypatch.setattr(training, "_dropout", lambda: Dropout(0.3, 12345))
+    training(types, targets, weights)
+    found = parameters(encoder, heads)
+    drop = drop_of(Dropout(0.3, 12345))
+    factors = torch.from_numpy(factors_of(200, 5 * 24, drop.key, drop.threshold, drop.kept))
+    encoder, heads = model()
+    eager_steps(
+        encoder,
+        heads,
+        optimizer_of(OPTIMIZERS["sgd"], encoder, heads),
+        [(types, targets)],
+        weights,
+        [factors],
+    )
+    for ours, want in zip(found, parameters(encoder, heads), strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_drops_what_it_says_and_no_place_is_like_its_neighbours():
+    drop = drop_of(Dropout(0.3, 99))
+    kept = torch.from_numpy(factors_of(2000, 320, drop.key, drop.threshold, drop.kept)) > 0
+    assert abs(float(kept.float().mean()) - 0.7) < 0.002
+    assert (kept.float().mean(0) - 0.7).abs().max() < 0.06  # of 2,000: 5 standard deviations
+    assert (kept.float().mean(1) - 0.7).abs().max() < 0.14
+    centred = kept.float() - 0.7
+    for shift in (1, 80, 160):  # neighbours, and columns that share a drawn word
+        assert abs(float((centred[:, shift:] * centred[:, :-shift]).mean())) < 0.002
+    assert abs(float((centred[1:] * centred[:-1]).mean())) < 0.002
+    other = drop_of(Dropout(0.3, 100))
+    again = torch.from_numpy(factors_of(2000, 320, other.key, other.threshold, other.kept)) > 0
+    assert abs(float((centred * (again.float() - 0.7)).mean())) < 0.002
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_any_number_of_threads_gives_the_same_bits(name):
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 4):
+            torch.set_num_threads(n_threads)
+            torch.manual_seed(1)
+            encoder, heads = model(dropout=0.3)
+            torch.manual_seed(2)
+            training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS[name], encoder, heads))
+            losses = [training(*batch(500, seed=seed), torch.ones(3)) for seed in range(4)]
+            found.append([*losses, *parameters(encoder, heads)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: x.__setitem__((3, 1), T), f"word type {T}; there are {T}"),
+        (lambda x, y: x.__setitem__((3, 1), -2), "word type -2"),
+        (lambda x, y: y["wide"].__setitem__(4, 50), "targets of wide: 50 lies outside"),
+        (lambda x, y: y.__setitem__("main", y["main"][:-1]), "main"),
+    ],
+)
+def test_what_is_wrong_moves_nothing(change, message):
+    encoder, heads = model()
+    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
+    before = parameters(encoder, heads)
+    types, targets = batch()
+    change(types, targets)
+    with pytest.raises(ValueError, match=message):
+        training(types, targets, torch.ones(3))
+    assert all(torch.equal(a, b) for a, b in zip(parameters(encoder, heads), before, strict=True))
+
+
+def test_tasks_without_a_label_or_a_weight_fade_as_by_autograd():
+    """Adam goes on by its momentum where a gradient is 0."""
+    types, targets = batch()
+    unlabelled = {name: torch.full_like(y, -100) for name, y in targets.items()}
+    batches = [(types, targets), (types, {**targets, "wide": unlabelled["wide"]}), (types, unlabelled)]
+    weights = torch.tensor([1.0, 0.0, 1.0])
+    encoder, heads = model()
+    eager_steps(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads), batches, weights)
+    wanted = parameters(encoder, heads)
+    encoder, heads = model()
+    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
+    for types, targets in batches:
+        training(types, targets, weights)
+    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+# --- in a trainer ----------------------------------------------------------------------------------------
+
+
+def trainer(dropout=0.3, **options) -> Trainer:
+    torch.manual_seed(3)
+    encoder, heads = model(dropout=dropout)
+    return Trainer(encoder, heads, lr=0.01, device="cpu", **{"schedule": Switch(at=0.5), **options})
+
+
+BATCHES = [batch(70, seed=seed) for seed in range(6)]
+
+
+def test_the_trainer_takes_it_by_default_and_retires_tasks():
+    training = trainer()
+    history = training.fit(BATCHES, epochs=4)
+    assert [phase.engine for phase in history.phases] == ["one kernel call"] * 2
+    assert history.phases[1].active == ("main",)
+    assert history.steps[-1].losses["main"] < history.steps[0].losses["main"]
+
+
+@pytest.mark.parametrize("schedule", [MultiTask(), Switch(at=0.5)])
+def test_it_trains_as_the_eager_engine_does(schedule):
+    found = {}
+    for fuse in (None, False):
+        training = trainer(dropout=0.0, schedule=copy.deepcopy(schedule), fuse_backward=fuse)
+        history = training.fit(BATCHES, epochs=2)
+        assert (history.phases[0].engine == "one kernel call") == (fuse is None)
+        found[fuse] = [
+            *parameters(training.encoder, training.heads), torch.tensor(list(training.evaluate(BATCHES).values())),
+        ]  # fmt: skip
+    for ours, eager in zip(found[None], found[False], strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-4)
+
+
+class StopsAt(Callback):
+    def __init__(self, step):
+        self.at = step
+
+    def on_step(self, trainer):
+        trainer.stop_requested = trainer.step == self.at
+
+
+@pytest.mark.parametrize("stop", [5, 12, 19])  # before, at and after the switch
+def test_a_resumed_run_gives_the_same_bits(stop, tmp_path):
+    whole = trainer()
+    whole.fit(BATCHES, epochs=4)
+    trainer(callbacks=[StopsAt(stop)]).fit(BATCHES, epochs=4, checkpoint=tmp_path / "c")
+    resumed = trainer()
+    resumed.fit(BATCHES, epochs=4, checkpoint=tmp_path / "c", resume=True)
+    assert resumed.history.phases[-1].engine == "one kernel call"
+    for a, b in zip(
+        parameters(whole.encoder, whole.heads), parameters(resumed.encoder, resumed.heads), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_held_out_windows_are_seen_as_the_encoder_sees_them():
+    training = trainer()
+    training.fit(BATCHES, epochs=1)
+    types = batch(333, seed=9)[0]
+    found = training.run.features(types)
+    training.encoder.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found, training.encoder(types), rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_that_are_put_elsewhere_are_found():
+    encoder, heads = model()
+    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    training(*batch(), torch.ones(3))
+    encoder.hidden.weight.data = encoder.hidden.weight.data.clone()
+    assert training.declines() is None
+    before = encoder.hidden.weight.detach().clone()
+    training(*batch(), torch.ones(3))
+    assert not torch.equal(before, encoder.hidden.weight)
+    encoder.hidden.weight.requires_grad_(False)
+    assert training.declines() == "a parameter is frozen"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda e, h: setattr(e, "hidden", None), "no hidden layer"),
+        (lambda e, h: setattr(e, "sparse", False), "not row-sparse"),
+        (lambda e, h: setattr(e, "backend", "reference"), "reference"),
+        (lambda e, h: setattr(e, "dropout", nn.AlphaDropout(0.1)), "not as they were made"),
+        (lambda e, h: e.hidden.register_forward_hook(lambda *a: None), "hooks"),
+        (lambda e, h: e.hidden.bias.requires_grad_(False), "frozen"),
+        (lambda e, h: e.double(), "float64"),
+    ],
+)
+def test_an_obstacle_has_a_reason(change, reason):
+    encoder, heads = model()
+    change(encoder, heads)
+    optimizer = LazyAdam([*encoder.parameters(), *heads.parameters()], lr=0.1)
+    assert reason in WindowTraining.obstacle(encoder, heads, optimizer)
+    with pytest.raises(ValueError, match="cannot be one kernel call"):
+        WindowTraining(encoder, heads, optimizer)
+
+
+def test_options_that_need_gradients_are_an_obstacle():
+    for options, reason in (({"clip_norm": 1.0}, "clip_norm"), ({"fuse_backward": False}, "not asked for")):
+        training = trainer(**options)
+        training.fit(BATCHES[:2], epochs=1)
+        phase = training.history.phases[0]
+        assert phase.engine == "eager"
+        assert reason in phase.passed_over["one kernel call"]
+    training = trainer(accumulate=2)
+    training.fit(BATCHES, epochs=1)
+    assert "several batches" in training.history.phases[0].passed_over["one kernel call"]
