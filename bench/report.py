@@ -193,9 +193,10 @@ def _gpu_values(found: Sequence[Record], field: str, unit: float) -> list[str]:
 
 
 def _step_table(found: Sequence[Record]) -> list[str]:
+    peers = ("eager multi", "eager multi, row-sparse", "compiled multi")
     heading = [
-        "model", "ours multi", "ours single", "multi / single", "eager multi", "eager single",
-        "multi / single", "after switch / stl", f"required ≤ {SWITCHED_LIMIT:g}", "rounds",
+        "model", "ours multi", *(f"{peer} / ours" for peer in peers), "ours / gemms", "ours multi / single",
+        "eager single / ours single", "after switch / stl", f"required ≤ {SWITCHED_LIMIT:g}", "rounds",
     ]  # fmt: skip
     rows = []
     for case in STEP_CASES:
@@ -206,11 +207,10 @@ def _step_table(found: Sequence[Record]) -> list[str]:
             [
                 case.name + shape,
                 _time(records, "ours multi"),
-                _time(records, "ours single"),
+                *(_ratio(records.get(peer)) for peer in peers),
+                _ratio(records.get("gemms")),
                 _ratio(records.get("ours multi")),
-                _time(records, "eager multi"),
-                _time(records, "eager single"),
-                _ratio(records.get("eager multi")),
+                _ratio(records.get("eager single")),
                 _ratio(after, digits=3),
                 MISSING
                 if after is None

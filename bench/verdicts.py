@@ -19,7 +19,14 @@ from bench.cases import (
 )
 from bench.ledger import Record
 from bench.load import DISTURBED_SHARE
-from bench.step_cases import GPU_STEP_CASES, GPU_STEP_OVER, SWITCHED_LIMIT
+from bench.step_cases import (
+    CPU_STEP_OVER,
+    GPU_STEP_CASES,
+    GPU_STEP_OVER,
+    MOST_OVER_GEMMS,
+    SWITCHED_LIMIT,
+    TAGGER,
+)
 
 MISSING = "not yet measured"
 CPU_PEERS = ("eager", "compiled", "linear_cross_entropy")
@@ -81,8 +88,17 @@ def cpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
         _none_slower(cases),
         _near_gemms(cases),
         *_memory(by_peer(found, "memory", MEMORY_CASE.name, "forward+backward")),
-        *_after_switch(found, ("embedding model", "EWT tagger"), ("after switch",)),
+        *_tagger_step(by_peer(found, "step", TAGGER, "step")),
+        *_after_switch(found, ("embedding model", TAGGER), ("after switch",)),
     ]
+
+
+def _tagger_step(records: ByPeer) -> list[Verdict]:
+    name, ours = f"{TAGGER}, a step", ("ours multi",)
+    over = [
+        _ratio(name, records, (peer,), ours, least, f"{peer} / ours") for peer, least in CPU_STEP_OVER.items()
+    ]
+    return [*over, _ratio(name, records, ("gemms",), ours, 1 / MOST_OVER_GEMMS, "gemms / ours")]
 
 
 def _geometric_mean(
