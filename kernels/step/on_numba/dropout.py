@@ -21,27 +21,36 @@ ZERO = np.float32(0)
 
 
 @helper
-def draw_factors(factors, n, key, row, threshold, kept):
-    """factors (n,) = 0 with probability threshold / 2^16, else kept: those of a row of n numbers under a key."""
-    n_words = -(-n // PARTS)
+def words_of(n):
+    """Words that are drawn for a row of n numbers."""
+    return -(-n // PARTS)
+
+
+@helper
+def draw_factors(factors, n, key, row, threshold, kept, words):
+    """factors (n,) = 0 with probability threshold / 2^16, else kept: those of a row of n numbers under a key.
+
+    words (words_of(n),) is scratch. Part b of word q is number b * len(words) + q, so that neighbours are written
+    together and every loop becomes vectors.
+    """
+    n_words = len(words)
     begin = np.uint64(row) * np.uint64(n_words)
-    # Part b of word q is column b * n_words + q: neighbours are written together.
     for q in range(n_words):
         word = key + (begin + np.uint64(q)) * GOLDEN
         word = (word ^ (word >> np.uint64(30))) * FIRST
         word = (word ^ (word >> np.uint64(27))) * SECOND
-        word ^= word >> np.uint64(31)
-        for b in range(PARTS):
-            column = b * n_words + q
-            if column < n:
-                part = (word >> np.uint64(PART_BITS * b)) & PART
-                factors[column] = kept if part >= threshold else ZERO
+        words[q] = word ^ (word >> np.uint64(31))
+    for b in range(PARTS):
+        shift = np.uint64(PART_BITS * b)
+        part_of = factors[b * n_words : min(n, (b + 1) * n_words)]
+        for q in range(len(part_of)):
+            part_of[q] = kept if ((words[q] >> shift) & PART) >= threshold else ZERO
 
 
 @entry
 def factors_of(rows, n, key, threshold, kept):
     """(rows, n) float32: all factors of a batch under a key, as a step draws them."""
-    factors = np.empty((rows, n), np.float32)
+    factors, words = np.empty((rows, n), np.float32), np.empty(words_of(n), np.uint64)
     for row in range(rows):
-        draw_factors(factors[row], n, key, row, threshold, kept)
+        draw_factors(factors[row], n, key, row, threshold, kept, words)
     return factors

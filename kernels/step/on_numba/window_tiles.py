@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...bags.on_numba.row_sums import sum_rows
+from ...bags.on_numba.row_updates import ask_for_row
 from ...heads.on_numba.loss_pass import LANES
 from ...heads.on_numba.stages import (
     DEPTH,
@@ -32,12 +33,13 @@ from ...machine.gemm import (
 )
 from ...machine.jit import helper
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from .dropout import draw_factors
+from .dropout import draw_factors, words_of
 from .window_batch import NONE, index_rows
 from .window_memory import TILE_ROWS
 
 ZERO, ONE = np.float32(0), np.float32(1)
 TYPES_A_PIECE = 64
+AHEAD = 16  # rows that are asked for before they are needed
 
 
 @helper
@@ -68,6 +70,8 @@ def prepare_types(p, table, index, hidden, b):
         return
     for u in range((p - 1) * TYPES_A_PIECE, min(index.counts[0], p * TYPES_A_PIECE)):
         first, last = index.starts[u], index.starts[u + 1]
+        for i in range(last + AHEAD, min(index.starts[min(u + 2, index.counts[0])] + AHEAD, len(index.ids))):
+            ask_for_row(table.address, np.int64(index.ids[i]), table.D)
         sum_rows(table.address, table.D, index.ids, first, last, b.no_scales, address_of(b.vectors[u]))
         scale = ONE / np.float32(max(1, last - first))
         for d in range(table.D):
@@ -81,10 +85,11 @@ def prepare_types(p, table, index, hidden, b):
 def _gather(first, rows, padded, W, D, index, drop, factors, b):
     """Windows first.. into x, dropped out by factors (rows, W * D); zero behind the last row and column."""
     F = W * D
+    words = np.empty(words_of(F), np.uint64)
     for i in range(rows):
         x = b.x[first + i]
         if drop.threshold > 0:
-            draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept)
+            draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept, words)
         for w in range(W):
             slot = np.int64(index.slots[(first + i) * W + w])
             if slot == NONE:
@@ -150,9 +155,9 @@ def _hidden_gradient(first, rows, H, b, d_bias):
         d_bias[h] = ZERO
     for i in range(first, first + rows):
         for h in range(H):
-            if not b.a[i, h] > ZERO and b.a[i, h] <= ZERO:
-                b.d_a[i, h] = ZERO
-            d_bias[h] += b.d_a[i, h]
+            value = b.d_a[i, h] if b.a[i, h] > ZERO else ZERO
+            b.d_a[i, h] = value
+            d_bias[h] += value
 
 
 @helper
