@@ -13,8 +13,22 @@ from mt2st_fast.kernels import take_bags
 
 OUTSIDE = -1  # the "type id" of a window position beyond the sentence
 
+STEPS_A_PASS = 96  # that a pass should have at least, within the limits of batch_size_for
+MOST_ROWS = 512
+
 Targets = dict[str, Tensor]
 Batch = tuple[Tensor | tuple[Tensor, Tensor], Targets]
+
+
+def batch_size_for(n_rows: int, least: int) -> int:
+    """Rows of a batch for a corpus of n_rows: a power of two from `least` to 512, so that a pass is some 100 steps.
+
+    Large batches are cheaper, but a small corpus would be over after a few steps.
+    """
+    size = least
+    while 2 * size <= min(MOST_ROWS, n_rows // STEPS_A_PASS):
+        size *= 2
+    return size
 
 
 class WindowInputs:

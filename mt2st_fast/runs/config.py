@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mt2st_fast.data import READERS, Splits
+from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500
+LEAST_BATCH = 16
 
 
 def _option(default: Any, panel: str, help: str, **limits: float) -> Any:
@@ -43,7 +45,9 @@ class Config:
     epochs: float | None = _option(
         None, "Training", f"passes over all rows; about {MOST_STEPS_BY_DEFAULT:,} steps by default"
     )
-    batch_size: int = _option(512, "Training", "rows a batch", min=1)
+    batch_size: int | None = _option(
+        None, "Training", "rows a batch; 16 to 512 by default, by the size of the data", min=1
+    )
     main_share: float = _option(0.5, "Training", "share of a batch with a main label, where those are rare")
     lr: float = _option(1e-2, "Training", "learning rate of AdamW")
     lr_decay: str = _option("linear", "Training", "linear (to 0 at the end) or none")
@@ -79,15 +83,18 @@ class Config:
     )
 
     def resolved(self, splits: Splits) -> Config:
-        """This configuration with what the corpus decides filled in: main and auxiliary tasks, epochs."""
-        steps_per_epoch = -(-splits.train.n_rows // self.batch_size)
+        """This configuration with what the corpus decides filled in: main and auxiliary tasks, batch size, epochs."""
+        n_rows = splits.train.n_rows
+        batch_size = batch_size_for(n_rows, LEAST_BATCH) if self.batch_size is None else self.batch_size
+        steps_per_epoch = -(-n_rows // batch_size)
         by_size = min(10.0, max(1.0, round(MOST_STEPS_BY_DEFAULT / steps_per_epoch, 1)))
         epochs = by_size if self.epochs is None else self.epochs
         if not (math.isfinite(epochs) and epochs > 0):
             raise InputError(f"epochs must be positive, not {epochs}")
         # What was asked for stays as it was asked: a csv task carries its kind (rating:regression).
         main = splits.main if self.main is None else self.main
-        return replace(self, main=main, aux=splits.auxiliary if self.aux is None else self.aux, epochs=epochs)
+        aux = splits.auxiliary if self.aux is None else self.aux
+        return replace(self, main=main, aux=aux, epochs=epochs, batch_size=batch_size)
 
     def schedule(self) -> Schedule:
         """What the strategy and its options make, once `epochs` is known. Raises InputError for what does not fit."""

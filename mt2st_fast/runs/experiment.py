@@ -184,6 +184,7 @@ def start_from_vectors(
 def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:
     """Training batches of the kind that the encoder reads."""
     assert splits.main is not None
+    assert config.batch_size is not None  # `resolved` fills it in
     options: dict[str, Any] = {
         "main": splits.main,
         "share": config.main_share,

@@ -105,6 +105,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
 def _tokens_per_second(experiment: Experiment) -> float:
     """Tokens that training steps read a second: a row is a token, or a document of the mean length."""
     corpus, config, history = experiment.splits.train, experiment.config, experiment.trainer.history
+    assert config.batch_size is not None  # `resolved` filled it in
     tokens_per_row = len(corpus.tokens) / corpus.n_rows
     rows = experiment.trainer.step * min(config.batch_size, corpus.n_rows) * config.accumulate
     return rows * tokens_per_row / history.train_seconds if history.train_seconds else 0.0

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from mt2st_fast import InputError, MultiTask, Switch
+from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
 from mt2st_fast.data.tokens import Tokens
-from mt2st_fast.words.supervised import train_supervised
+from mt2st_fast.words.supervised import rate_for, train_supervised
 
 WORDS = {"sport": "goal match team", "food": "soup bread salt"}
 STEMS = {"sport": ["kick", "sprint", "wrestl", "jump"], "food": ["grill", "roast", "stew", "simmer"]}
@@ -223,3 +224,13 @@ def test_an_unknown_family_is_named(tmp_path):
     model = train_supervised(write(tmp_path / "train.txt"), dim=4, epoch=1)
     with pytest.raises(ValueError, match="unknown label family size; there are topic, tone"):
         model.predict("goal", family="size")
+
+
+def test_defaults_go_by_the_number_of_documents():
+    sizes = [batch_size_for(n, 64) for n in (1, 400, 8_500, 20_000, 50_000, 10**7)]
+    assert sizes == [64, 64, 64, 128, 512, 512]
+    rates = [rate_for(size) for size in (1, 64, 128, 256, 512, 4096)]
+    assert rates[:2] == [pytest.approx(0.03)] * 2
+    assert rates[-2:] == [pytest.approx(0.2)] * 2
+    assert rates == sorted(rates)
+    assert [batch_size_for(n, 16) for n in (60, 1_600, 200_000)] == [16, 16, 512]
