@@ -23,7 +23,7 @@ from bench.cases import DIRECTIONS, MEMORY_CASE, Direction, HeadCase, dtype_name
 from bench.device import find
 from bench.environment import describe
 from bench.floors import copy_bytes_per_second, gemm_flops_per_second
-from bench.interleaved import Candidate, Timings, cold_us, interleave
+from bench.interleaved import BURST_US, Candidate, Timings, cold_us, interleave
 from bench.memory import UnmeasurableError, peak_extra_bytes, peak_on_gpu
 from bench.peers import OURS, Check, Peer, builders, obstacle
 from bench.printing import Measured, field, record_and_print
@@ -41,6 +41,11 @@ from bench.step_cases import (
 )
 
 console = Console(width=150)
+
+
+# A step follows hundreds of its like, and finds the optimizer's tables in cache: every candidate has its own, and a
+# stranger's have thrown them out.
+STEP_BURST_US = 50_000
 
 
 class Suite(StrEnum):
@@ -61,10 +66,14 @@ class Measurement:
         self.device, self.rounds, self.limit_seconds, self.records = device, rounds, limit_seconds, records
         self.environment = describe(device)
 
-    def interleave(self, candidates: Mapping[str, Candidate]) -> Timings:
+    def interleave(self, candidates: Mapping[str, Candidate], burst_us: float = BURST_US) -> Timings:
         """By the measuring rule of bench/interleaved.py."""
         return interleave(
-            candidates, rounds=self.rounds, limit_seconds=self.limit_seconds, device=self.device
+            candidates,
+            rounds=self.rounds,
+            limit_seconds=self.limit_seconds,
+            device=self.device,
+            burst_us=burst_us,
         )
 
     def append(self, made: Iterable[ledger.Record]) -> None:
@@ -225,7 +234,7 @@ def measure_step(case: StepCase, m: Measurement) -> bool:
         ("training step", multi_and_single(model, skip=_skip), step_ratios(m.device)),
         ("step after the switch", switched_and_stl(model), SWITCHED_PEERS),
     ):
-        timings = m.interleave({name: Candidate(step) for name, step in steps.items()})
+        timings = m.interleave({name: Candidate(step) for name, step in steps.items()}, STEP_BURST_US)
         title = f"{case.name}: {model.shape}, {title}"
         _report("step", case.name, model.shape, "step", title, timings, _present(ratios, steps), m)
     return True
