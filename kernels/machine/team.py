@@ -111,8 +111,9 @@ def _borrowed(context: Any, builder: Any, numba_type: Any, value: Any) -> Any:
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
         return array._getvalue()
     if isinstance(numba_type, types.BaseTuple):
-        parts = cgutils.unpack_tuple(builder, value, len(numba_type.types))
-        own = [_borrowed(context, builder, *each) for each in zip(numba_type.types, parts, strict=True)]
+        kinds = list(numba_type)  # type: ignore[call-overload]
+        parts = cgutils.unpack_tuple(builder, value, len(kinds))
+        own = [_borrowed(context, builder, *each) for each in zip(kinds, parts, strict=True)]
         return context.make_tuple(builder, numba_type, own)
     return value
 

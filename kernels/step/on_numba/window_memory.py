@@ -51,7 +51,7 @@ class Memory(NamedTuple):
     """A model's buffers, for up to n_rows windows."""
 
     n_rows: int
-    index: BatchIndex
+    batch: BatchIndex
     buffers: Buffers
 
 

@@ -198,7 +198,7 @@ def _call(
     step_on_windows(
         rules, decays, types, _table(model), weight.parameter.numpy(),
         0 if bias is None else bias.parameter.data_ptr(), *_addresses(model), pieces, counts, heads,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, train, memory.index,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, train, memory.batch,
         memory.buffers, losses, correct,
     )  # fmt: skip
 
