@@ -299,6 +299,7 @@ def thread_count() -> int:
 
 
 _team: Team | None = None
+_stopped: list[Team] = []
 _changing = threading.Lock()
 
 
@@ -318,6 +319,7 @@ def _change_team(n_threads: int) -> None:
     with _changing:
         if _team is not None and _team.n_threads != n_threads:
             _team.stop()
+            _stopped.append(_team)  # whose memory another thread's kernel may still be reading
             _team = None
         if _team is None:
             _team = Team(n_threads)
