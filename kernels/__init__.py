@@ -32,8 +32,12 @@ from .heads.plans import (
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
 from .step.op import BagStep, bag_step, bag_step_obstacle
+from .text.layout import END, PADDING
+from .text.words import WordCounter, split_lines
 
 __all__ = [
+    "END",
+    "PADDING",
     "PLANS",
     "REFERENCE",
     "ROOMS",
@@ -59,6 +63,7 @@ __all__ = [
     "Shape",
     "Trained",
     "TrainedHead",
+    "WordCounter",
     "bag_step",
     "bag_step_obstacle",
     "choose_backend",
@@ -70,6 +75,7 @@ __all__ = [
     "fuse_update",
     "multitask_loss",
     "prepare_bags",
+    "split_lines",
     "table_path",
     "take_bags",
     "task_of_column",

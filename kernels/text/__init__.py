@@ -1,0 +1,1 @@
+"""Text as numbers: the words of bytes, found, told apart and counted."""
