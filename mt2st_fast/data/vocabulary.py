@@ -59,13 +59,27 @@ class Vocabulary:
                 f"{where}: no word occurs {min_count} times (the most frequent occurs {counts.max()} times); "
                 "give more text or a smaller min_count"
             )
-        by_name = np.array(sorted(kept, key=words.__getitem__), dtype=np.int64)
-        order = by_name[np.argsort(-counts[by_name], kind="stable")]
+        order = _id_order(words, counts, kept)
         return cls([words[i] for i in order], counts[order])
 
+    @classmethod
+    def numbered(cls, words: Sequence[str], counts: np.ndarray) -> "tuple[Vocabulary, np.ndarray]":
+        """Of V different words in any order; and the id of each, int32 (V,)."""
+        order = _id_order(words, counts, range(len(words)))
+        id_of = np.empty(len(words), np.int32)
+        id_of[order] = np.arange(len(words), dtype=np.int32)
+        return cls([words[i] for i in order.tolist()], counts[order]), id_of
+
     def frequent(self, min_count: int, where: str = "the text") -> "Vocabulary":
-        """The types seen at least `min_count` times. Raises as `from_counts` does."""
-        return self.from_counts(self.words, self.counts, min_count=min_count, where=where)
+        """The types seen at least `min_count` times, with the ids that they have. Raises as `from_counts` does."""
+        kept = int((self.counts >= min_count).sum())
+        if kept == len(self):
+            return self
+        if (
+            not kept or (self.counts[:kept] < min_count).any()
+        ):  # the latter where types were given in another order
+            return self.from_counts(self.words, self.counts, min_count=min_count, where=where)
+        return Vocabulary(self.words[:kept], self.counts[:kept])
 
     def __len__(self) -> int:
         return len(self.words)
@@ -124,3 +138,9 @@ class Vocabulary:
             raise InputError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
         except ValueError:
             raise InputError(f"{path}: is not a vocabulary written by Vocabulary.save") from None
+
+
+def _id_order(words: Sequence[str], counts: np.ndarray, kept: Iterable[int]) -> np.ndarray:
+    """The places int64 of words, those kept, in the order of ids."""
+    by_name = np.array(sorted(kept, key=words.__getitem__), dtype=np.int64)
+    return by_name[np.argsort(-counts[by_name], kind="stable")]

@@ -16,6 +16,7 @@ from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.data.word_files import read_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
@@ -276,12 +277,14 @@ def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | N
         raise InputError("give either sentences or a corpus_file")
     if corpus_file is not None and is_token_file(Path(corpus_file)):
         return TokenStream.open(corpus_file)
-    sentences = _lines(Path(corpus_file)) if corpus_file is not None else sentences
-    assert sentences is not None
     if isinstance(sentences, str):
         raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
     try:
-        text = Tokens.of(sentences)
+        if sentences is not None:
+            text = Tokens.of(sentences)
+        else:
+            with Path(str(corpus_file)).open("rb") as file:
+                text = read_lines(file)
     except OSError as error:
         raise InputError(f"cannot read {corpus_file}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -289,9 +292,3 @@ def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | N
     if not len(text.ids):
         raise InputError("the text has no words")
     return text
-
-
-def _lines(path: Path) -> Iterable[list[str]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield line.split()
