@@ -90,11 +90,14 @@ class Tokens:
 
     def in_vocabulary(self, vocabulary: Vocabulary) -> Tokens:
         """The same text in ids of another vocabulary; ids that are the same stay mapped where they are."""
-        if vocabulary is self.vocabulary:
-            return self
-        if np.array_equal(vocabulary.lookup(self.vocabulary.words), np.arange(len(self.vocabulary))):
+        own, others = self.vocabulary.words, vocabulary.words
+        if others[: len(own)] == own:
             return Tokens(self.ids, self.bounds, vocabulary)
-        return Tokens.numbered(self.vocabulary.words, self.ids, self.bounds, vocabulary)
+        if own[: len(others)] == others:
+            return Tokens(
+                np.where(self.ids < len(others), self.ids, np.int32(MISSING_WORD)), self.bounds, vocabulary
+            )
+        return Tokens.numbered(own, self.ids, self.bounds, vocabulary)
 
     def without_missing(self) -> Self:
         """Without the words that are not in the vocabulary, and without units that then are empty."""

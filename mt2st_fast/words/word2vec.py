@@ -105,7 +105,7 @@ class Word2Vec:
         self.epochs_done = 0
         if sentences is not None or corpus_file is not None:
             text = _read(sentences, corpus_file)
-            self.build_vocab(text.vocabulary.words, text.vocabulary.counts)
+            self._take_vocabulary(text.vocabulary.frequent(min_count))
             self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
 
     def build_vocab(self, words: Sequence[str], counts: np.ndarray) -> None:
@@ -113,7 +113,10 @@ class Word2Vec:
 
         Words of one count stand in alphabetical order. Raises InputError where none is so frequent.
         """
-        self.vocabulary = Vocabulary.from_counts(words, counts, min_count=self.min_count)
+        self._take_vocabulary(Vocabulary.from_counts(words, counts, min_count=self.min_count))
+
+    def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
         if not len(self.vocabulary):
             raise InputError("the text has no words")
         self.words, self.counts = self.vocabulary.words, self.vocabulary.counts
@@ -173,7 +176,7 @@ class Word2Vec:
         """Train on, on this text and with the words already known; the first text also makes the vocabulary."""
         text = _read(sentences, corpus_file)
         if not self.words:
-            self.build_vocab(text.vocabulary.words, text.vocabulary.counts)
+            self._take_vocabulary(text.vocabulary.frequent(self.min_count))
         start = self.alpha if start_alpha is None else start_alpha
         end = self.min_alpha if end_alpha is None else end_alpha
         self._fit(self._known(text), self.epochs if epochs is None else epochs, start, end, callbacks)
