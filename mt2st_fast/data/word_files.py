@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def read_lines(file: BinaryIO) -> Tokens:
 def _blocks(file: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
     """(text, n): blocks text[:n] as `WordCounter.add` takes them, all in the same memory."""
     text, n = np.empty(BLOCK_BYTES + PADDING, np.uint8), 0
-    while more := file.readinto(memoryview(text)[n:-PADDING]):  # type: ignore[attr-defined]
+    while more := cast(Any, file).readinto(text[n:-PADDING]):
         n += more
         if n < len(text) - PADDING:
             continue
