@@ -111,7 +111,7 @@ def split_lines(
 
     numbers int32 (N,) of words, END behind each line; id_of int32 (V,) and is_label bool (V,) are of a number. The
     words of line u are ids[bounds[u]:bounds[u + 1]], int32; label m, the number labels[m] int32, stands in line
-    lines[m], int64.
+    lines[m], int64. The ids take the place of the numbers, which are lost.
     """
     from .on_numba import lines as kernels
 

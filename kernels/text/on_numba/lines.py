@@ -22,8 +22,8 @@ def split_lines(numbers, id_of, is_label, keep_empty):
             filled = True
             n_labels += np.int64(is_label[number])
             n_ids += np.int64(not is_label[number])
-    # A place more each: what is written in any case is kept or not.
-    ids, bounds = np.empty(n_ids + 1, np.int32), np.empty(n_lines + 2, np.int64)
+    ids, bounds = numbers, np.empty(n_lines + 2, np.int64)
+    # A place more: what is written in any case is kept or not.
     labels, lines = np.empty(n_labels + 1, np.int32), np.empty(n_labels + 1, np.int64)
     bounds[0] = 0
     n_ids = n_labels = n_lines = 0

@@ -171,7 +171,7 @@ def test_lines_are_split_into_words_and_labels(labels, keep_empty):
         numbers = np.append(rng.integers(END, 4, n), END).astype(np.int32) if n else np.empty(0, np.int32)
         id_of = np.array([7, -1, 3, 5], np.int32)
         is_label = np.isin(np.arange(4), labels)
-        found = split_lines(numbers, id_of, is_label, keep_empty=keep_empty)
+        found = split_lines(numbers.copy(), id_of, is_label, keep_empty=keep_empty)
         assert [part.dtype for part in found] == [np.int32, np.int64, np.int32, np.int64]
         expected = reference_split_lines(numbers, id_of, is_label, keep_empty=keep_empty)
         assert tuple(part.tolist() for part in found) == expected
