@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, repeat
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +55,12 @@ class LabelledText:
 def read_labelled_text(path: Path, prefix: str = "__label__") -> LabelledText:
     """Every line that is not blank. Raises InputError for a file without any label, and as `read_words` does."""
     text = read_words(path)
-    is_label = np.fromiter((word.startswith(prefix) for word in text.words), bool, len(text.words))
+    is_label = np.fromiter(map(str.startswith, text.words, repeat(prefix)), bool, len(text.words))
     if not is_label.any():
         raise InputError(f"{path}: no line has a label; write them as {prefix}sport or {prefix}topic__sport")
     id_of = np.full(len(is_label), MISSING_WORD, np.int32)
     vocabulary, id_of[~is_label] = Vocabulary.numbered(
-        list(compress(text.words, ~is_label)), text.counts[~is_label]
+        list(compress(text.words, (~is_label).tolist())), text.counts[~is_label]
     )
     ids, bounds, labels, documents = split_lines(text.numbers, id_of, is_label)
     split = {i: _split_label(text.words[i].removeprefix(prefix)) for i in np.flatnonzero(is_label).tolist()}

@@ -24,7 +24,7 @@ class Vocabulary:
         """Take types that already stand in id order; `from_counts` and `build` put them in order."""
         self.words = list(words)
         self.counts = np.asarray(counts, dtype=np.int64)
-        self._id_of = {word: i for i, word in enumerate(self.words)}
+        self._id_of = dict(zip(self.words, range(len(self.words)), strict=True))
         if self.counts.shape != (len(self.words),):
             raise ValueError(f"{len(self.words)} words but counts of shape {self.counts.shape}")
         if len(self._id_of) != len(self.words):
@@ -71,7 +71,7 @@ class Vocabulary:
         order = _id_order(words, counts)
         id_of = np.empty(len(words), np.int32)
         id_of[order] = np.arange(len(words), dtype=np.int32)
-        return cls([words[i] for i in order.tolist()], counts[order]), id_of
+        return cls(list(map(words.__getitem__, order.tolist())), counts[order]), id_of
 
     def frequent(self, min_count: int, where: str = "the text") -> "Vocabulary":
         """The types seen at least `min_count` times, with the ids that they have. Raises as `from_counts` does."""
