@@ -15,8 +15,8 @@ IN_WORD, BLANK, LINE_FEED, RETURN = range(4)
 # Columns of a piece's tally: its first byte, how many numbers, different words and letters it has, with a line feed
 # behind each of these words, and the byte that is not UTF-8, or -1.
 BEGIN, N_NUMBERS, N_WORDS, N_LETTERS, NOT_UTF8, N_TALLIES = range(6)
-# Columns of a word: its first eight bytes, its place among letters, its length and how often it was seen.
-HEAD, WHERE, LENGTH, COUNT, N_COLUMNS = range(5)
+# Columns of a word: its first eight bytes, its place among letters, its length, how often it was seen, and its hash.
+HEAD, WHERE, LENGTH, COUNT, CODE, N_COLUMNS = range(6)
 
 PADDING = 8  # bytes behind the end of a block, or of letters, that a kernel may read
 

@@ -21,7 +21,7 @@ from .layout import (
     make_table,
 )
 
-PIECE_BYTES = 1 << 20  # that a thread reads at a time
+PIECE_BYTES = (1 << 18, 1 << 20)  # the least and the most that a thread reads at a time
 _BLANKS = b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f "  # white space to str.split, below 128
 _FIRST_WORDS, _FIRST_LETTERS = 1 << 12, 1 << 15
 
@@ -34,9 +34,10 @@ class WordCounter:
     """
 
     def __init__(self, *, nul_is_blank: bool = False, any_newline: bool = False) -> None:
+        from ..machine.team import thread_count
         from .on_numba import scan
 
-        self._kernels = scan
+        self._kernels, self._thread_count = scan, thread_count
         self._kinds = np.full(256, IN_WORD, np.uint8)
         self._kinds[list(_BLANKS)] = BLANK
         self._kinds[ord("\n")] = LINE_FEED
@@ -59,11 +60,12 @@ class WordCounter:
         place in the block, where it is not UTF-8; then nothing of the block was taken.
         """
         text[n : n + PADDING] = ord(" ")
-        n_pieces = max(1, -(-n // PIECE_BYTES))
+        piece_bytes = min(max(PIECE_BYTES[0], -(-n // self._thread_count())), PIECE_BYTES[1])
+        n_pieces = max(1, -(-n // piece_bytes))
         if len(self._scratch.numbers) < n or len(self._scratch.tallies) < n_pieces:
             self._scratch = make_scratch(n, n_pieces)
         scratch = self._scratch._replace(tallies=self._scratch.tallies[:n_pieces])
-        self._kernels.scan(text, n, PIECE_BYTES, self._kinds, scratch)
+        self._kernels.scan(text, n, piece_bytes, self._kinds, scratch)
         tallies = scratch.tallies
         for place in tallies[tallies[:, NOT_UTF8] >= 0, NOT_UTF8].tolist():
             raise UnicodeDecodeError("utf-8", text[:n].tobytes(), place, place + 1, "invalid bytes")
@@ -99,9 +101,7 @@ class WordCounter:
         self._table = make_table(2 * wanted, 2 * wanted_letters)
         self._table.words[:n_words] = table.words[:n_words]
         self._table.letters[:n_letters] = table.letters[:n_letters]
-        self._kernels.place_all(
-            self._table.slots, len(self._table.slots), self._table.words, n_words, self._table.letters
-        )
+        self._kernels.place_all(self._table.slots, len(self._table.slots), self._table.words, n_words)
 
 
 def split_lines(

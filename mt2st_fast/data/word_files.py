@@ -15,7 +15,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import reading
 from mt2st_fast.kernels import END, PADDING, WordCounter, split_lines
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 _LONGEST_WORD_BYTES = 1 << 20
 _LOOKED_AT = 1 << 12  # bytes at the end of a block, at first, for the end of its last word
 _MARK = "\ufeff".encode()

@@ -40,7 +40,7 @@ TEXTS = {
 @pytest.fixture(params=[(1 << 20, 8 << 20), (16, 40), (3, 17)], ids=str)
 def cut(request, monkeypatch) -> None:
     """Pieces and blocks of so many bytes."""
-    monkeypatch.setattr(kernel_words, "PIECE_BYTES", request.param[0])
+    monkeypatch.setattr(kernel_words, "PIECE_BYTES", (request.param[0], request.param[0]))
     monkeypatch.setattr(word_files, "BLOCK_BYTES", request.param[1])
 
 

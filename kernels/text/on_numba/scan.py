@@ -10,10 +10,12 @@ A piece's table is as the common one (layout.py), but that its letters are the t
 from __future__ import annotations
 
 from ...machine.jit import entry, helper
+from ...machine.simd import prefetch
 from ...machine.team import Kernel, in_parallel
 from ..layout import (
     BEGIN,
     BLANK,
+    CODE,
     COUNT,
     END,
     HEAD,
@@ -40,7 +42,8 @@ from .characters import (
 )
 
 FIRST_SLOTS = 4096
-SLOT_BYTES, NUMBER_BYTES = 4, 8
+SLOT_BYTES, NUMBER_BYTES, ROW_BYTES = 4, 8, 8 * N_COLUMNS
+SLOTS_AHEAD, ROWS_AHEAD = 16, 8  # words whose slot, and then whose row, is asked for before it is needed
 LINE_FEED_BYTE = ord("\n")
 
 
@@ -48,18 +51,18 @@ LINE_FEED_BYTE = ord("\n")
 
 
 @helper
-def _find(slots, n_slots, words, letters, word, head, length):
+def _find(slots, n_slots, words, letters, word, code, head, length):
     """(slot, row) of a word of `length` bytes at the address `word`; of a new one the slot where it belongs, and -1.
 
     slots, words and letters are addresses, too: as arrays they would take a third of the whole pass to hand over.
     """
     mask = n_slots - 1
-    slot = hash_of(word, length) & mask
+    slot = code & mask
     while True:
         row = four_bytes(slots + SLOT_BYTES * slot) - 1
         if row < 0:
             return slot, row
-        at = words + NUMBER_BYTES * N_COLUMNS * row
+        at = words + ROW_BYTES * row
         if (
             eight_bytes(at + NUMBER_BYTES * HEAD) == head
             and eight_bytes(at + NUMBER_BYTES * LENGTH) == length
@@ -71,13 +74,12 @@ def _find(slots, n_slots, words, letters, word, head, length):
 
 
 @entry
-def place_all(slots, n_slots, words, n_words, letters):
+def place_all(slots, n_slots, words, n_words):
     """Empty a table and enter all words, which are different ones."""
     for slot in range(n_slots):
         slots[slot] = 0
-    address = letters.ctypes.data
     for row in range(n_words):
-        slot = hash_of(address + words[row, WHERE], words[row, LENGTH]) & (n_slots - 1)
+        slot = words[row, CODE] & (n_slots - 1)
         while slots[slot] != 0:
             slot = (slot + 1) & (n_slots - 1)
         slots[slot] = row + 1
@@ -106,7 +108,7 @@ def _scan_piece(piece, text, n, piece_bytes, kinds, scratch):
     n_slots = 1
     while n_slots < min(FIRST_SLOTS, end - begin + 1):
         n_slots *= 2
-    place_all(slots, n_slots, words, 0, text)
+    place_all(slots, n_slots, words, 0)
     address = text.ctypes.data
     n_numbers = n_words = n_letters = 0
     not_utf8 = -1
@@ -131,17 +133,20 @@ def _scan_piece(piece, text, n, piece_bytes, kinds, scratch):
             break
         length = after - i
         head = first_bytes(address + i, length)
-        slot, row = _find(slots.ctypes.data, n_slots, words.ctypes.data, address, address + i, head, length)
+        code = hash_of(address + i, length)
+        slot, row = _find(
+            slots.ctypes.data, n_slots, words.ctypes.data, address, address + i, code, head, length
+        )
         if row < 0:
             row = n_words
             words[row, HEAD], words[row, WHERE] = head, i
-            words[row, LENGTH], words[row, COUNT] = length, 0
+            words[row, LENGTH], words[row, COUNT], words[row, CODE] = length, 0, code
             n_words += 1
             n_letters += length + 1
             slots[slot] = n_words
             if 2 * n_words > n_slots:
                 n_slots *= 2
-                place_all(slots, n_slots, words, n_words, text)
+                place_all(slots, n_slots, words, n_words)
         words[row, COUNT] += 1
         numbers[n_numbers] = row
         n_numbers += 1
@@ -174,20 +179,31 @@ def _take_in(team, text, scratch, starts, table, n_words, numbers):
     The table of n_words must have room for all words of the pieces, and slots for twice as many.
     """
     slots, words, letters = table
+    n_slots, slots_at, words_at, letters_at = (
+        len(slots),
+        slots.ctypes.data,
+        words.ctypes.data,
+        letters.ctypes.data,
+    )
     n_letters = words[n_words - 1, WHERE] + words[n_words - 1, LENGTH] + 1 if n_words else 0
     for piece in range(len(scratch.tallies)):
         first = scratch.tallies[piece, BEGIN] // 2 + piece
-        for i in range(first, first + scratch.tallies[piece, N_WORDS]):
-            head, length = scratch.words[i, HEAD], scratch.words[i, LENGTH]
+        last = first + scratch.tallies[piece, N_WORDS]
+        for i in range(first, last):
+            if i + SLOTS_AHEAD < last:
+                prefetch(slots_at + SLOT_BYTES * (scratch.words[i + SLOTS_AHEAD, CODE] & (n_slots - 1)))
+                ahead = four_bytes(
+                    slots_at + SLOT_BYTES * (scratch.words[i + ROWS_AHEAD, CODE] & (n_slots - 1))
+                )
+                prefetch(words_at + ROW_BYTES * ahead)
+            head, length, code = scratch.words[i, HEAD], scratch.words[i, LENGTH], scratch.words[i, CODE]
             begin = scratch.words[i, WHERE]
             word = text.ctypes.data + begin
-            slot, row = _find(
-                slots.ctypes.data, len(slots), words.ctypes.data, letters.ctypes.data, word, head, length
-            )
+            slot, row = _find(slots_at, n_slots, words_at, letters_at, word, code, head, length)
             if row < 0:
                 row = n_words
                 words[row, HEAD], words[row, WHERE] = head, n_letters
-                words[row, LENGTH], words[row, COUNT] = length, 0
+                words[row, LENGTH], words[row, COUNT], words[row, CODE] = length, 0, code
                 for k in range(length):
                     letters[n_letters + k] = text[begin + k]
                 letters[n_letters + length] = LINE_FEED_BYTE

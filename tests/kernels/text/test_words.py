@@ -69,7 +69,7 @@ def check(content: bytes, rules: dict[str, bool], block_bytes: int = 1 << 30) ->
 def test_the_words_are_those_of_split(name, rules, monkeypatch):
     content = TEXTS[name].encode()
     for piece_bytes in PIECES if len(content) < 30_000 else PIECES[-2:]:
-        monkeypatch.setattr(words_module, "PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr(words_module, "PIECE_BYTES", (piece_bytes, piece_bytes))
         check(content, rules)
 
 
@@ -102,7 +102,7 @@ def test_neither_blocks_nor_pieces_nor_threads_change_anything(seed, rules, monk
     try:
         for piece_bytes, block_bytes, n_threads in [(13, 100, 1), (29, 1000, 2), (256, 1 << 20, 4)]:
             torch.set_num_threads(n_threads)
-            monkeypatch.setattr(words_module, "PIECE_BYTES", piece_bytes)
+            monkeypatch.setattr(words_module, "PIECE_BYTES", (piece_bytes, piece_bytes))
             check(content, rules, block_bytes)
     finally:
         torch.set_num_threads(threads)
@@ -143,7 +143,7 @@ def test_what_is_not_utf8_is_refused_where_python_refuses_it():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_first_of_several_errors_is_named(seed, monkeypatch):
-    monkeypatch.setattr(words_module, "PIECE_BYTES", 50)
+    monkeypatch.setattr(words_module, "PIECE_BYTES", (50, 50))
     chance = random.Random(seed)
     for _ in range(100):
         content = bytearray(random_text(chance, 200).encode())
