@@ -33,8 +33,12 @@ from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
 from .step.op import BagStep, bag_step, bag_step_obstacle
 from .step.window import Dense, Dropout, WindowModel, window_features, window_step, window_step_obstacle
+from .text.layout import END, PADDING
+from .text.words import WordCounter, split_lines
 
 __all__ = [
+    "END",
+    "PADDING",
     "PLANS",
     "REFERENCE",
     "ROOMS",
@@ -63,6 +67,7 @@ __all__ = [
     "Trained",
     "TrainedHead",
     "WindowModel",
+    "WordCounter",
     "bag_step",
     "bag_step_obstacle",
     "choose_backend",
@@ -74,6 +79,7 @@ __all__ = [
     "fuse_update",
     "multitask_loss",
     "prepare_bags",
+    "split_lines",
     "table_path",
     "take_bags",
     "task_of_column",

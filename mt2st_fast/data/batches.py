@@ -154,7 +154,9 @@ class TrainingBatches:
 
     def _batch(self, rows: np.ndarray) -> Batch:
         # By numpy: torch's indexing costs three times as much at such sizes, for every task of every step.
-        targets = {task: torch.from_numpy(column.take(rows, axis=0)) for task, column in self._columns.items()}
+        targets = {
+            task: torch.from_numpy(column.take(rows, axis=0)) for task, column in self._columns.items()
+        }
         return self._inputs(rows), targets
 
     def close(self) -> None:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress, repeat
 from pathlib import Path
 
 import numpy as np
 
-from mt2st_fast.data.block_words import END
 from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
-from mt2st_fast.data.preparation import read_words
-from mt2st_fast.data.tokens import Tokens, bounds_of
+from mt2st_fast.data.tokens import MISSING_WORD, Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.data.word_files import read_words
 from mt2st_fast.errors import InputError
+from mt2st_fast.kernels import split_lines
 
 DEFAULT_FAMILY = "label"
 # Of a word's hash in that of an n-gram: odd, so that no bit of the word before is lost.
@@ -31,7 +32,7 @@ DOCUMENTS_AT_ONCE = 4096
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """A family's labels: label values[m], into the sorted names, stands in document documents[m]."""
+    """A family's labels: label values[m], into the sorted names, stands in document documents[m]. These never fall."""
 
     names: tuple[str, ...]
     values: np.ndarray  # int64 (M,)
@@ -53,39 +54,34 @@ class LabelledText:
 
 def read_labelled_text(path: Path, prefix: str = "__label__") -> LabelledText:
     """Every line that is not blank. Raises InputError for a file without any label, and as `read_words` does."""
-    ids, words = read_words(path)
-    line = np.cumsum(ids == END)
-    line, ids = line[ids != END], ids[ids != END]
-    document = np.cumsum(np.diff(line, prepend=line[:1]) > 0)  # lines without a word are none
-    n_documents = int(document[-1]) + 1 if len(document) else 0
-    of_word = np.array([word.startswith(prefix) and i != END for i, word in enumerate(words)])
-    is_label = of_word[ids]
+    text = read_words(path)
+    is_label = np.fromiter(map(str.startswith, text.words, repeat(prefix)), bool, len(text.words))
     if not is_label.any():
         raise InputError(f"{path}: no line has a label; write them as {prefix}sport or {prefix}topic__sport")
-    new_id = np.cumsum(~of_word) - 2  # without the labels, and the mark of the ends before them all
-    documents = Tokens.numbered(
-        [word for word, label in zip(words[1:], of_word[1:], strict=True) if not label],
-        new_id[ids[~is_label]].astype(np.int32),
-        bounds_of(np.bincount(document[~is_label], minlength=n_documents)),
+    id_of = np.full(len(is_label), MISSING_WORD, np.int32)
+    vocabulary, id_of[~is_label] = Vocabulary.numbered(
+        list(compress(text.words, (~is_label).tolist())), text.counts[~is_label]
     )
-    split = {int(i): _split_label(words[i].removeprefix(prefix)) for i in np.flatnonzero(of_word)}
-    return LabelledText(documents, _labels_by_family(split, ids[is_label], document[is_label]))
+    ids, bounds, labels, documents = split_lines(text.numbers, id_of, is_label)
+    split = {i: _split_label(text.words[i].removeprefix(prefix)) for i in np.flatnonzero(is_label).tolist()}
+    return LabelledText(Tokens(ids, bounds, vocabulary), _labels_by_family(split, labels, documents))
 
 
 def _labels_by_family(
-    split: dict[int, tuple[str, str]], ids: np.ndarray, documents: np.ndarray
+    split: dict[int, tuple[str, str]], labels: np.ndarray, documents: np.ndarray
 ) -> dict[str, Labels]:
-    """Of labels ids (M,) in documents (M,); split tells the family and the value of an id, in order of appearance."""
-    labels = {}
+    """Of labels (M,) in documents (M,); split tells the family and the value of each, in order of appearance."""
+    by_family = {}
     for family in dict.fromkeys(family for family, _ in split.values()):
         value_of = {i: value for i, (its_family, value) in split.items() if its_family == family}
         names = tuple(sorted(set(value_of.values())))
         place_of = {name: place for place, name in enumerate(names)}
         place = np.full(max(split) + 1, -1)
         place[list(value_of)] = [place_of[value] for value in value_of.values()]
-        mine = place[ids] >= 0
-        labels[family] = Labels(names, place[ids][mine], documents[mine])
-    return labels
+        places = place[labels]
+        mine = places >= 0
+        by_family[family] = Labels(names, places[mine], documents[mine])
+    return by_family
 
 
 def _split_label(label: str) -> tuple[str, str]:
@@ -139,6 +135,8 @@ class BagFeatures:
 
         A word is looked up and hashed once, however often it stands in the documents.
         """
+        if self.word_ngrams == 1 and not self.maxn:
+            return self._words_alone(documents)
         words, bounds = documents.vocabulary.words, documents.bounds
         ids, id_bounds = self._ids_of(words)
         hashes = np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
@@ -157,6 +155,14 @@ class BagFeatures:
             parts.append(found)
             sizes.append(np.bincount(owner, minlength=n_documents))
         return np.concatenate(parts), bounds_of(np.concatenate(sizes))
+
+    def _words_alone(self, documents: Tokens) -> tuple[np.ndarray, np.ndarray]:
+        """Bags of known words; they may share memory with the documents."""
+        found = documents.in_vocabulary(self.vocabulary)
+        known = found.ids != MISSING_WORD
+        if known.all():
+            return found.ids, found.bounds
+        return found.ids[known], bounds_of(known)[found.bounds]
 
     def _ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 (total,), bounds int64 (T + 1,)): each word's own, if known, and those of its n-grams."""
@@ -194,9 +200,10 @@ def target_columns(text: LabelledText, families: Sequence[str] | None = None) ->
 
 
 def _column(labels: Labels, n_documents: int) -> TargetColumn:
-    C = len(labels.names)
-    documents, values = np.divmod(np.unique(labels.documents * C + labels.values), C)
-    if len(np.unique(documents)) == len(documents):
+    C, documents, values = len(labels.names), labels.documents, labels.values
+    if (documents[1:] == documents[:-1]).any():  # several labels, which may be the same one
+        documents, values = np.divmod(np.unique(documents * C + values), C)
+    if (documents[1:] > documents[:-1]).all():
         classes = np.full(n_documents, MISSING, np.int64)
         classes[documents] = values
         return TargetColumn("classes", labels.names, classes)

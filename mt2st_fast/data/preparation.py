@@ -114,23 +114,6 @@ def prepare(
     )
 
 
-def read_words(path: Path) -> tuple[np.ndarray, list[str]]:
-    """(ids int32, words): the words of a file, .gz too, with block_words.END behind every line; words[id] is a word.
-
-    Ids are in the order of first appearance. Raises InputError for a file that is missing, not UTF-8 or no text.
-    """
-    seen = _SeenWords()
-    with reading(path):
-        size = path.stat().st_size
-    if not size:
-        raise InputError(f"{path}: the file is empty")
-    parts = [np.empty(0, np.int32)]
-    with _Workers(min(usable_cpus(), -(-size // BLOCK_BYTES))) as workers:
-        for _, worker, (encoded, new_words) in workers.encode(_blocks_of([path]), lower=False):
-            parts.append(seen.add(worker, encoded, new_words))
-    return np.concatenate(parts), seen.words()
-
-
 class _SeenWords:
     """The different words so far: their common ids, their counts, and what each worker calls them."""
 
@@ -157,10 +140,6 @@ class _SeenWords:
         counts[: len(self._counts)] += self._counts
         self._counts = counts
         return ids
-
-    def words(self) -> list[str]:
-        """Every word in the order of the common ids; the first is the mark of the ends."""
-        return list(self._id_of)
 
     def vocabulary(self, min_count: int, where: str) -> Vocabulary:
         """Of the words read at least `min_count` times. Raises InputError where there are none."""

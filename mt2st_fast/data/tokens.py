@@ -82,16 +82,22 @@ class Tokens:
     ) -> Self:
         """From numbers (T,) of different words, which may stand in any order."""
         if vocabulary is None:
-            vocabulary = Vocabulary.from_counts(words, np.bincount(numbers, minlength=len(words)))
+            vocabulary, id_of = Vocabulary.numbered(words, np.bincount(numbers, minlength=len(words)))
+        else:
+            id_of = vocabulary.lookup(words)
         # Numbers of a missing word, -1, find the last.
-        id_of_number = np.append(vocabulary.lookup(words), np.int32(MISSING_WORD))
-        return cls(id_of_number[numbers], bounds, vocabulary)
+        return cls(np.append(id_of, np.int32(MISSING_WORD))[numbers], bounds, vocabulary)
 
     def in_vocabulary(self, vocabulary: Vocabulary) -> Tokens:
         """The same text in ids of another vocabulary; ids that are the same stay mapped where they are."""
-        if np.array_equal(vocabulary.lookup(self.vocabulary.words), np.arange(len(self.vocabulary))):
+        own, others = self.vocabulary.words, vocabulary.words
+        if others[: len(own)] == own:
             return Tokens(self.ids, self.bounds, vocabulary)
-        return Tokens.numbered(self.vocabulary.words, self.ids, self.bounds, vocabulary)
+        if own[: len(others)] == others:
+            return Tokens(
+                np.where(self.ids < len(others), self.ids, np.int32(MISSING_WORD)), self.bounds, vocabulary
+            )
+        return Tokens.numbered(own, self.ids, self.bounds, vocabulary)
 
     def without_missing(self) -> Self:
         """Without the words that are not in the vocabulary, and without units that then are empty."""

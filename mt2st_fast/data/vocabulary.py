@@ -9,6 +9,8 @@ import numpy as np
 
 from mt2st_fast.errors import InputError
 
+_HEAD_BYTES = 8
+
 
 class Vocabulary:
     """T word types. Ids run by training count descending, then alphabetically; types never seen in training
@@ -22,7 +24,7 @@ class Vocabulary:
         """Take types that already stand in id order; `from_counts` and `build` put them in order."""
         self.words = list(words)
         self.counts = np.asarray(counts, dtype=np.int64)
-        self._id_of = {word: i for i, word in enumerate(self.words)}
+        self._id_of = dict(zip(self.words, range(len(self.words)), strict=True))
         if self.counts.shape != (len(self.words),):
             raise ValueError(f"{len(self.words)} words but counts of shape {self.counts.shape}")
         if len(self._id_of) != len(self.words):
@@ -59,13 +61,28 @@ class Vocabulary:
                 f"{where}: no word occurs {min_count} times (the most frequent occurs {counts.max()} times); "
                 "give more text or a smaller min_count"
             )
-        by_name = np.array(sorted(kept, key=words.__getitem__), dtype=np.int64)
-        order = by_name[np.argsort(-counts[by_name], kind="stable")]
-        return cls([words[i] for i in order], counts[order])
+        if len(kept) < len(words):
+            words, counts = [words[i] for i in kept], counts[kept]
+        return cls.numbered(words, counts)[0]
+
+    @classmethod
+    def numbered(cls, words: Sequence[str], counts: np.ndarray) -> "tuple[Vocabulary, np.ndarray]":
+        """Of V different words in any order; and the id of each, int32 (V,)."""
+        order = _id_order(words, counts)
+        id_of = np.empty(len(words), np.int32)
+        id_of[order] = np.arange(len(words), dtype=np.int32)
+        return cls(list(map(words.__getitem__, order.tolist())), counts[order]), id_of
 
     def frequent(self, min_count: int, where: str = "the text") -> "Vocabulary":
-        """The types seen at least `min_count` times. Raises as `from_counts` does."""
-        return self.from_counts(self.words, self.counts, min_count=min_count, where=where)
+        """The types seen at least `min_count` times, with the ids that they have. Raises as `from_counts` does."""
+        kept = int((self.counts >= min_count).sum())
+        if kept == len(self):
+            return self
+        if (
+            not kept or (self.counts[:kept] < min_count).any()
+        ):  # the latter where types were given in another order
+            return self.from_counts(self.words, self.counts, min_count=min_count, where=where)
+        return Vocabulary(self.words[:kept], self.counts[:kept])
 
     def __len__(self) -> int:
         return len(self.words)
@@ -124,3 +141,32 @@ class Vocabulary:
             raise InputError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
         except ValueError:
             raise InputError(f"{path}: is not a vocabulary written by Vocabulary.save") from None
+
+
+def _id_order(words: Sequence[str], counts: np.ndarray) -> np.ndarray:
+    """The places int64 (V,) of words in the order of ids. Letters are compared where numbers do not tell."""
+    heads = _first_letters(words)
+    order = np.lexsort((heads, -counts))
+    ties = (heads[order[1:]] == heads[order[:-1]]) & (counts[order[1:]] == counts[order[:-1]])
+    tied = np.flatnonzero(np.append(ties, False) | np.append(False, ties))
+    if len(tied):
+        run = np.cumsum(np.append(True, ~ties))[tied]
+        by_name = sorted(range(len(tied)), key=list(map(words.__getitem__, order[tied].tolist())).__getitem__)
+        order[tied] = order[tied][by_name][np.argsort(run[by_name], kind="stable")]
+    return order
+
+
+def _first_letters(words: Sequence[str]) -> np.ndarray:
+    """Numbers uint64 (V,) in the order of the words, one for all words of the same first letters.
+
+    They are bytes of UTF-8, whose order is that of the characters.
+    """
+    text = "\n".join(words).encode("utf-8", "surrogatepass")
+    letters = np.frombuffer(text + bytes(_HEAD_BYTES), np.uint8)
+    ends = np.append(np.flatnonzero(letters[: len(text)] == ord("\n")), len(text))
+    if len(ends) != len(words):  # a line feed within a word
+        return np.zeros(len(words), np.uint64)
+    begins = np.append(0, ends[:-1] + 1)
+    heads = letters[begins[:, None] + np.arange(_HEAD_BYTES)]
+    heads[np.arange(_HEAD_BYTES) >= (ends - begins)[:, None]] = 0
+    return heads.view(">u8").ravel().astype(np.uint64)

@@ -231,7 +231,9 @@ def rate_for(batch_size: int) -> float:
 
 def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncoder:
     """A row-sparse table of small random vectors, as fastText begins with."""
-    encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
+    with torch.device("meta"):  # without the encoder's own start, which would take longer than this one
+        encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
+    encoder.to_empty(device="cpu")
     with torch.no_grad():
         encoder.table.uniform_(-1.0 / dim, 1.0 / dim)
     return encoder

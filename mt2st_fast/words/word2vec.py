@@ -15,6 +15,7 @@ from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.data.word_files import read_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import word_sampler
 from mt2st_fast.kernels.context.training import ContextTraining
@@ -94,7 +95,7 @@ class Word2Vec:
         self.epochs_done = 0
         if sentences is not None or corpus_file is not None:
             text = _read(sentences, corpus_file)
-            self.build_vocab(text.vocabulary.words, text.vocabulary.counts)
+            self._take_vocabulary(text.vocabulary.frequent(min_count))
             self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
 
     def build_vocab(self, words: Sequence[str], counts: np.ndarray) -> None:
@@ -102,7 +103,10 @@ class Word2Vec:
 
         Words of one count stand in alphabetical order. Raises InputError where none is so frequent.
         """
-        self.vocabulary = Vocabulary.from_counts(words, counts, min_count=self.min_count)
+        self._take_vocabulary(Vocabulary.from_counts(words, counts, min_count=self.min_count))
+
+    def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
         if not len(self.vocabulary):
             raise InputError("the text has no words")
         self.words, self.counts = self.vocabulary.words, self.vocabulary.counts
@@ -162,7 +166,7 @@ class Word2Vec:
         """Train on, on this text and with the words already known; the first text also makes the vocabulary."""
         text = _read(sentences, corpus_file)
         if not self.words:
-            self.build_vocab(text.vocabulary.words, text.vocabulary.counts)
+            self._take_vocabulary(text.vocabulary.frequent(self.min_count))
         start = self.alpha if start_alpha is None else start_alpha
         end = self.min_alpha if end_alpha is None else end_alpha
         self._fit(self._known(text), self.epochs if epochs is None else epochs, start, end, callbacks)
@@ -243,12 +247,14 @@ def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | N
         raise InputError("give either sentences or a corpus_file")
     if corpus_file is not None and is_token_file(Path(corpus_file)):
         return TokenStream.open(corpus_file)
-    sentences = _lines(Path(corpus_file)) if corpus_file is not None else sentences
-    assert sentences is not None
     if isinstance(sentences, str):
         raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
     try:
-        text = Tokens.of(sentences)
+        if sentences is not None:
+            text = Tokens.of(sentences)
+        else:
+            with Path(str(corpus_file)).open("rb") as file:
+                text = read_lines(file)
     except OSError as error:
         raise InputError(f"cannot read {corpus_file}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -256,9 +262,3 @@ def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | N
     if not len(text.ids):
         raise InputError("the text has no words")
     return text
-
-
-def _lines(path: Path) -> Iterable[list[str]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield line.split()

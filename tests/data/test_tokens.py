@@ -37,6 +37,13 @@ def test_the_same_ids_are_not_copied() -> None:
     assert text.in_vocabulary(Vocabulary(["b", "a", "c", "d"], [1, 1, 1, 1])).ids is text.ids
 
 
+def test_rarer_words_become_missing() -> None:
+    text = Tokens.of([*TEXT, ["b", "a"]]).in_vocabulary(Vocabulary(["b", "a"], [3, 2]))
+    assert (text.ids.tolist(), text.ids.dtype) == ([0, 1, 0, -1, 0, 1], np.int32)
+    again = text.in_vocabulary(Vocabulary(["b"], [3]))
+    assert (again.ids.tolist(), again.bounds.tolist()) == ([0, -1, 0, -1, 0, -1], [0, 3, 3, 4, 6])
+
+
 @pytest.mark.parametrize(
     ("ids", "bounds"),
     [

@@ -21,6 +21,45 @@ def test_ids_run_by_training_count_then_alphabet_and_unseen_types_come_last():
     assert ids.dtype == np.int32
 
 
+NAMES = [
+    ["", "a", "a\0", "a\0\0", "a\0b", "b", "\0"],
+    ["internationa", "international", "internationally", "internet", "inter", "interna\0", "interna"],
+    ["é", "e", "z", "\ud800", "\uffff", "🙂", "日本語", "日本", "\x7f", "\x80"],
+    ["two\nlines", "two", "lines", "twolines", "two\nlinesx"],
+    [f"{'same-beginning' * 2}{i}" for i in range(40)],
+    [str(i) for i in range(300)],
+]
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("most", [1, 2, 50])
+def test_words_of_one_count_stand_in_pythons_order(names, most):
+    rng = np.random.default_rng(most)
+    words, counts = (
+        [names[i] for i in rng.permutation(len(names))],
+        rng.integers(1, most, len(names), endpoint=True),
+    )
+    expected = sorted(zip(words, counts.tolist(), strict=True), key=lambda item: (-item[1], item[0]))
+    vocabulary, id_of = Vocabulary.numbered(words, counts)
+    assert list(zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)) == expected
+    assert [vocabulary.words[i] for i in id_of] == words
+    assert id_of.dtype == np.int32
+    least = int(counts.max())
+    for frequent in (Vocabulary.from_counts(words, counts, min_count=least), vocabulary.frequent(least)):
+        assert frequent.words == [word for word, count in expected if count >= least]
+
+
+def test_a_vocabulary_without_words():
+    assert Vocabulary.numbered([], np.empty(0, np.int64))[0].words == []
+    assert Vocabulary.from_counts([], []).words == []
+
+
+def test_frequent_types_of_a_vocabulary_in_another_order():
+    assert Vocabulary(["rare", "often"], [1, 9]).frequent(2).words == ["often"]
+    with pytest.raises(InputError, match="no word occurs 10 times"):
+        Vocabulary(["rare", "often"], [1, 9]).frequent(10)
+
+
 def test_save_and_load_keep_words_counts_and_ids(tmp_path):
     vocabulary = Vocabulary.build(["ä", '"quoted"', "ä"], ["日本"])
     vocabulary.save(tmp_path / "vocabulary.json")

@@ -1,0 +1,1 @@
+"""On a CPU, compiled by Numba: bytes are read where they are."""

@@ -1,0 +1,219 @@
+"""The words of a block of text as numbers, in two passes over pieces of it.
+
+scan       side by side: every piece numbers its words by itself, in a table of its own
+take_in    the pieces' words enter the common table in the order of the pieces, so that words have the numbers of their
+           first appearance whatever the pieces; then, side by side, the pieces' numbers become common ones
+
+A piece's table is as the common one (layout.py), but that its letters are the text itself.
+"""
+
+from __future__ import annotations
+
+from ...machine.jit import entry, helper
+from ...machine.simd import prefetch
+from ...machine.team import Kernel, in_parallel
+from ..layout import (
+    BEGIN,
+    BLANK,
+    CODE,
+    COUNT,
+    END,
+    HEAD,
+    IN_WORD,
+    LENGTH,
+    LINE_FEED,
+    N_COLUMNS,
+    N_LETTERS,
+    N_NUMBERS,
+    N_WORDS,
+    NOT_UTF8,
+    WHERE,
+)
+from .characters import (
+    BYTES_AT_ONCE,
+    FIRST_OF_MANY,
+    are_same,
+    character,
+    eight_bytes,
+    end_of_word,
+    first_bytes,
+    four_bytes,
+    hash_of,
+)
+
+FIRST_SLOTS = 4096
+SLOT_BYTES, NUMBER_BYTES, ROW_BYTES = 4, 8, 8 * N_COLUMNS
+SLOTS_AHEAD, ROWS_AHEAD = 16, 8  # words whose slot, and then whose row, is asked for before it is needed
+LINE_FEED_BYTE = ord("\n")
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+@helper
+def _find(slots, n_slots, words, letters, word, code, head, length):
+    """(slot, row) of a word of `length` bytes at the address `word`; of a new one the slot where it belongs, and -1.
+
+    slots, words and letters are addresses, too: as arrays they would take a third of the whole pass to hand over.
+    """
+    mask = n_slots - 1
+    slot = code & mask
+    while True:
+        row = four_bytes(slots + SLOT_BYTES * slot) - 1
+        if row < 0:
+            return slot, row
+        at = words + ROW_BYTES * row
+        if (
+            eight_bytes(at + NUMBER_BYTES * HEAD) == head
+            and eight_bytes(at + NUMBER_BYTES * LENGTH) == length
+        ):
+            there = letters + eight_bytes(at + NUMBER_BYTES * WHERE)
+            if length <= BYTES_AT_ONCE or are_same(there, word, length):
+                return slot, row
+        slot = (slot + 1) & mask
+
+
+@entry
+def place_all(slots, n_slots, words, n_words):
+    """Empty a table and enter all words, which are different ones."""
+    for slot in range(n_slots):
+        slots[slot] = 0
+    for row in range(n_words):
+        slot = words[row, CODE] & (n_slots - 1)
+        while slots[slot] != 0:
+            slot = (slot + 1) & (n_slots - 1)
+        slots[slot] = row + 1
+
+
+# --- scan ------------------------------------------------------------------------------------------------
+
+
+@helper
+def _begin_of_piece(text, n, kinds, at):
+    """The first place from `at` on that is behind white space; 0 for 0, n where there is none."""
+    if at == 0:
+        return 0
+    while at < n and (text[at - 1] >= FIRST_OF_MANY or kinds[text[at - 1]] == IN_WORD):
+        at += 1
+    return at
+
+
+@helper
+def _scan_piece(piece, text, n, piece_bytes, kinds, scratch):
+    """Number the words of one piece; its tally says what it has, or where it is not UTF-8."""
+    begin = _begin_of_piece(text, n, kinds, min(n, piece * piece_bytes))
+    end = _begin_of_piece(text, n, kinds, min(n, (piece + 1) * piece_bytes))
+    tallies, numbers = scratch.tallies, scratch.numbers[begin:end]
+    words, slots = scratch.words[begin // 2 + piece :], scratch.slots[2 * (begin + piece) :]
+    n_slots = 1
+    while n_slots < min(FIRST_SLOTS, end - begin + 1):
+        n_slots *= 2
+    place_all(slots, n_slots, words, 0)
+    address = text.ctypes.data
+    n_numbers = n_words = n_letters = 0
+    not_utf8 = -1
+    i = begin
+    while i < end:
+        byte = text[i]
+        if byte >= FIRST_OF_MANY:
+            size = character(text, i, end)
+            if size < 0:
+                i -= size
+                continue
+        elif kinds[byte] != IN_WORD:
+            # A return that a line feed follows leaves the end of the line to it.
+            if kinds[byte] == LINE_FEED or (kinds[byte] != BLANK and text[i + 1] != LINE_FEED_BYTE):
+                numbers[n_numbers] = END
+                n_numbers += 1
+            i += 1
+            continue
+        after = end_of_word(text, i, end, kinds)
+        if after < 0:
+            not_utf8 = -1 - after
+            break
+        length = after - i
+        head = first_bytes(address + i, length)
+        code = hash_of(address + i, length)
+        slot, row = _find(
+            slots.ctypes.data, n_slots, words.ctypes.data, address, address + i, code, head, length
+        )
+        if row < 0:
+            row = n_words
+            words[row, HEAD], words[row, WHERE] = head, i
+            words[row, LENGTH], words[row, COUNT], words[row, CODE] = length, 0, code
+            n_words += 1
+            n_letters += length + 1
+            slots[slot] = n_words
+            if 2 * n_words > n_slots:
+                n_slots *= 2
+                place_all(slots, n_slots, words, n_words)
+        words[row, COUNT] += 1
+        numbers[n_numbers] = row
+        n_numbers += 1
+        i = after
+    tallies[piece, BEGIN], tallies[piece, N_NUMBERS], tallies[piece, NOT_UTF8] = begin, n_numbers, not_utf8
+    tallies[piece, N_WORDS], tallies[piece, N_LETTERS] = n_words, n_letters
+
+
+def _scan(team, text, n, piece_bytes, kinds, scratch):
+    """Fill the scratch memory with the words of text[:n]."""
+    in_parallel(team, len(scratch.tallies), _scan_piece, (text, n, piece_bytes, kinds, scratch))
+
+
+# --- take in ---------------------------------------------------------------------------------------------
+
+
+@helper
+def _common_numbers(piece, scratch, starts, numbers):
+    """A piece's numbers as common ones, at their place in numbers."""
+    begin, at = scratch.tallies[piece, BEGIN], starts[piece]
+    own, common = scratch.numbers[begin:], scratch.common[begin // 2 + piece :]
+    for i in range(scratch.tallies[piece, N_NUMBERS]):
+        row = own[i]
+        numbers[at + i] = common[row] if row != END else END
+
+
+def _take_in(team, text, scratch, starts, table, n_words, numbers):
+    """Write the common numbers of all pieces to numbers, piece p's from starts[p] on; returns how many words there are.
+
+    The table of n_words must have room for all words of the pieces, and slots for twice as many.
+    """
+    slots, words, letters = table
+    n_slots, slots_at, words_at, letters_at = (
+        len(slots),
+        slots.ctypes.data,
+        words.ctypes.data,
+        letters.ctypes.data,
+    )
+    n_letters = words[n_words - 1, WHERE] + words[n_words - 1, LENGTH] + 1 if n_words else 0
+    for piece in range(len(scratch.tallies)):
+        first = scratch.tallies[piece, BEGIN] // 2 + piece
+        last = first + scratch.tallies[piece, N_WORDS]
+        for i in range(first, last):
+            if i + SLOTS_AHEAD < last:
+                prefetch(slots_at + SLOT_BYTES * (scratch.words[i + SLOTS_AHEAD, CODE] & (n_slots - 1)))
+                ahead = four_bytes(
+                    slots_at + SLOT_BYTES * (scratch.words[i + ROWS_AHEAD, CODE] & (n_slots - 1))
+                )
+                prefetch(words_at + ROW_BYTES * ahead)
+            head, length, code = scratch.words[i, HEAD], scratch.words[i, LENGTH], scratch.words[i, CODE]
+            begin = scratch.words[i, WHERE]
+            word = text.ctypes.data + begin
+            slot, row = _find(slots_at, n_slots, words_at, letters_at, word, code, head, length)
+            if row < 0:
+                row = n_words
+                words[row, HEAD], words[row, WHERE] = head, n_letters
+                words[row, LENGTH], words[row, COUNT], words[row, CODE] = length, 0, code
+                for k in range(length):
+                    letters[n_letters + k] = text[begin + k]
+                letters[n_letters + length] = LINE_FEED_BYTE
+                n_letters += length + 1
+                n_words += 1
+                slots[slot] = n_words
+            words[row, COUNT] += scratch.words[i, COUNT]
+            scratch.common[i] = row
+    in_parallel(team, len(scratch.tallies), _common_numbers, (scratch, starts, numbers))
+    return n_words
+
+
+scan, take_in = Kernel(_scan), Kernel(_take_in)

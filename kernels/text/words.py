@@ -1,0 +1,118 @@
+"""The words of a text that arrives in blocks: their numbers, their letters and how often each stands in it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .layout import (
+    BLANK,
+    COUNT,
+    IN_WORD,
+    LENGTH,
+    LINE_FEED,
+    N_LETTERS,
+    N_NUMBERS,
+    N_WORDS,
+    NOT_UTF8,
+    PADDING,
+    RETURN,
+    WHERE,
+    make_scratch,
+    make_table,
+)
+
+PIECE_BYTES = (1 << 18, 1 << 20)  # the least and the most that a thread reads at a time
+_BLANKS = b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f "  # white space to str.split, below 128
+_FIRST_WORDS, _FIRST_LETTERS = 1 << 12, 1 << 15
+
+
+class WordCounter:
+    """Numbers the words between white space (that of `str.split`) in the order of their first appearance.
+
+    nul_is_blank: NUL is white space, too. any_newline: lines also end with a return, as in a file that Python opens as
+    text. What is made depends neither on the number of threads nor on where blocks end.
+    """
+
+    def __init__(self, *, nul_is_blank: bool = False, any_newline: bool = False) -> None:
+        from ..machine.team import thread_count
+        from .on_numba import scan
+
+        self._kernels, self._thread_count = scan, thread_count
+        self._kinds = np.full(256, IN_WORD, np.uint8)
+        self._kinds[list(_BLANKS)] = BLANK
+        self._kinds[ord("\n")] = LINE_FEED
+        if any_newline:
+            self._kinds[ord("\r")] = RETURN
+        if nul_is_blank:
+            self._kinds[0] = BLANK
+        self._n_words = 0
+        self._table = make_table(_FIRST_WORDS, _FIRST_LETTERS)
+        self._scratch = make_scratch(0, 1)
+
+    def __len__(self) -> int:
+        return self._n_words
+
+    def add(self, text: np.ndarray, n: int) -> np.ndarray:
+        """The numbers, int32, of the words of a block text[:n] in their order, with END at every end of a line.
+
+        text is uint8, of n + PADDING bytes or more, and what is behind n is overwritten. A block ends behind ASCII's
+        white space or with the text, and not between a return and a line feed. Raises UnicodeDecodeError, with the
+        place in the block, where it is not UTF-8; then nothing of the block was taken.
+        """
+        text[n : n + PADDING] = ord(" ")
+        piece_bytes = min(max(PIECE_BYTES[0], -(-n // self._thread_count())), PIECE_BYTES[1])
+        n_pieces = max(1, -(-n // piece_bytes))
+        if len(self._scratch.numbers) < n or len(self._scratch.tallies) < n_pieces:
+            self._scratch = make_scratch(n, n_pieces)
+        scratch = self._scratch._replace(tallies=self._scratch.tallies[:n_pieces])
+        self._kernels.scan(text, n, piece_bytes, self._kinds, scratch)
+        tallies = scratch.tallies
+        for place in tallies[tallies[:, NOT_UTF8] >= 0, NOT_UTF8].tolist():
+            raise UnicodeDecodeError("utf-8", text[:n].tobytes(), place, place + 1, "invalid bytes")
+        self._make_room(int(tallies[:, N_WORDS].sum()), int(tallies[:, N_LETTERS].sum()))
+        ends = np.cumsum(tallies[:, N_NUMBERS])
+        numbers = np.empty(ends[-1], np.int32)
+        begins = ends - tallies[:, N_NUMBERS]
+        self._n_words = self._kernels.take_in(text, scratch, begins, self._table, self._n_words, numbers)
+        return numbers
+
+    def words(self) -> list[str]:
+        """All words in the order of their numbers."""
+        used = self._n_letters
+        return self._table.letters[: used - 1].tobytes().decode("utf-8").split("\n") if used else []
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 (words,): how often each was read."""
+        return self._table.words[: self._n_words, COUNT].copy()
+
+    @property
+    def _n_letters(self) -> int:
+        if not self._n_words:
+            return 0
+        last = self._table.words[self._n_words - 1]
+        return int(last[WHERE] + last[LENGTH]) + 1
+
+    def _make_room(self, more_words: int, more_letters: int) -> None:
+        table, n_words, n_letters = self._table, self._n_words, self._n_letters
+        wanted, wanted_letters = n_words + more_words, n_letters + more_letters
+        if len(table.words) >= wanted and len(table.letters) >= wanted_letters + PADDING:
+            return
+        self._table = make_table(2 * wanted, 2 * wanted_letters)
+        self._table.words[:n_words] = table.words[:n_words]
+        self._table.letters[:n_letters] = table.letters[:n_letters]
+        self._kernels.place_all(self._table.slots, len(self._table.slots), self._table.words, n_words)
+
+
+def split_lines(
+    numbers: np.ndarray, id_of: np.ndarray, is_label: np.ndarray, *, keep_empty: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, bounds, labels, lines): the words and the labels of U lines that have any, or of all with keep_empty.
+
+    numbers int32 (N,) of words, END behind each line; id_of int32 (V,) and is_label bool (V,) are of a number. The
+    words of line u are ids[bounds[u]:bounds[u + 1]], int32; label m, the number labels[m] int32, stands in line
+    lines[m], int64. The ids take the place of the numbers, which are lost.
+    """
+    from .on_numba import lines as kernels
+
+    return kernels.split_lines(numbers, id_of, is_label, keep_empty)
