@@ -12,7 +12,7 @@ from ...machine.simd import WIDTH
 from ..window import WindowModel
 from .window_batch import BatchIndex, new_index
 
-TILE_ROWS = 64  # windows of a tile: what a thread holds of them stays within half of a 1 MiB cache
+TILE_ROWS = 48  # windows of a tile: what a thread holds of them stays within half of a 1 MiB cache
 
 
 class Table(NamedTuple):
