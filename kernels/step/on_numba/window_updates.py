@@ -101,13 +101,11 @@ def _move_piece(piece, rules, decays, column_of, N, F, H, b):
         at, offset = address_of(gradient) + FLOAT_BYTES * r * step_between, FLOAT_BYTES * r * C
         first = piece["first"] + offset if piece["first"] else 0
         second = piece["second"] + offset if piece["second"] else 0
-        if piece["whole"]:
-            if len(counts):
-                own[0] = counts[0]
-            update_row(rule, piece["parameter"] + offset, np.int64(0), at, C, own, first, second)
-        else:
-            # A state of one number a row, whose address the row's is.
-            update_row(rule, piece["parameter"] + offset, np.int64(0), at, C, counts[r:], first, second)
+        if piece["whole"] and len(counts):
+            own[0] = counts[0]
+        # Else a state of one number a row, whose address the row's is.
+        per_row = own if piece["whole"] else counts[r:]
+        update_row(rule, piece["parameter"] + offset, np.int64(0), at, C, per_row, first, second)
 
 
 @helper
