@@ -31,7 +31,7 @@ def test_a_bag_has_torchs_features():
 def test_documents_tell_their_labels(tmp_path):
     train, test = Documents.make(4 * N, L, V), Documents.make(N, L, V, seed=1)
     files = train.write(tmp_path / "train"), test.write(tmp_path / "test")
-    run = run_ours(*files, 15, dim=DIM, batch_size=64)
+    run = run_ours(*files, 15, dim=DIM, batch_size=64, lr=0.2)
     assert run.accuracy > 0.4, f"chance is {1 / CLASSES}"
     assert 0 < run.train_seconds < run.seconds
 
