@@ -31,7 +31,8 @@ from .heads.plans import (
 )
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
-from .step.op import BagStep, bag_step, bag_step_obstacle
+from .step.op import bag_step, bag_step_obstacle
+from .step.room import BagStep
 from .step.window import Dense, Dropout, WindowModel, window_features, window_step, window_step_obstacle
 from .text.layout import END, PADDING
 from .text.words import WordCounter, split_lines

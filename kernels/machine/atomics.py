@@ -19,8 +19,8 @@ _ORDER = "seq_cst"
 _HAS_PAUSE = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def _pointer(builder: Any, address: Any, to: Any = _I64) -> Any:
-    return builder.inttoptr(address, to.as_pointer())
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, _I64.as_pointer())
 
 
 @intrinsic

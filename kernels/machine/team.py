@@ -285,12 +285,20 @@ def _work_in(memory: np.ndarray, address: int, me: int) -> None:
 
 # Below this many float32 numbers that are read, asking others for help costs more than it saves.
 PARALLEL_FLOATS = 1 << 14
-MOST_SPLITS = 2  # of work whose splits leave sums of their own: more threads than that find nothing to do
+PIECES_A_THREAD = 8  # more are handed out more evenly, and each costs something
 
 
 def pieces_of(work: int, least: int) -> int:
-    """Pieces to cut some work into, of at least so much each. Whatever the threads: results depend on it."""
-    return max(1, min(MOST_SPLITS, work // least))
+    """Pieces, of at least so much each, to cut work into whose result does not depend on how it is cut."""
+    return max(1, min(PIECES_A_THREAD * thread_count(), work // least))
+
+
+def splits_of(work: int, least: int) -> int:
+    """Splits, of at least so much each, of work whose splits leave sums of their own: no more of them than threads.
+
+    Zeroing and adding up the sums costs, and the result depends on their number in its last bits.
+    """
+    return max(1, min(thread_count(), work // least))
 
 
 def thread_count() -> int:

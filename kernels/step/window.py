@@ -8,19 +8,15 @@ rules that move a dense parameter's rows or elements each by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..bags.op import choose_embedding_backend
 from ..bags.rules import RowRule, RowState
 from ..heads.layout import HeadLayout
-from ..machine.registry import REFERENCE
 from .model import Trained
-from .op import ROOM, BagStep
+from .room import BagStep, check_targets, parameters_obstacle, step_kernels
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
 PIECE_FLOATS = 8192  # of a dense parameter that are summed and moved at a time
@@ -96,7 +92,7 @@ class WindowModel:
         # Where the steps of parameters that are one row are counted.
         counts = [part.state.per_row for _, _, part in dense if part.whole]
         self.counts = np.array([count.data_ptr() for count in counts if count is not None], np.int64)
-        self.buffers: Any = None  # of the backend that steps it
+        self.memory: Any = None  # of the backend that steps it
 
     @property
     def width(self) -> int:
@@ -147,15 +143,9 @@ def window_step_obstacle(
 
     Raises as `choose_embedding_backend` does.
     """
-    chosen = choose_embedding_backend(table.device, backend)
-    if chosen.name == REFERENCE or chosen.name not in ROOM.backends:
-        return f"the backend is {chosen.name}: {chosen.reason}"
-    for parameter in (table, *others):
-        obstacle = ROOM.backends[chosen.name].obstacle(parameter.device.type, parameter.dtype)
-        if obstacle is not None:
-            return obstacle
-        if not parameter.is_contiguous():
-            return "its kernel is for contiguous parameters"
+    obstacle = parameters_obstacle(table, others, backend)
+    if obstacle is not None:
+        return obstacle
     H = others[0].shape[0]
     if max(layout_sizes) * H > MOST_HEAD_FLOATS:
         return (
@@ -182,9 +172,9 @@ def window_step(
     Raises ValueError, with nothing moved, for types and targets that do not fit the model, and for a class target that
     is neither in [0, C) nor ignore_index.
     """
-    _check_batch(model, types, targets, task_weights)
-    kernels = _kernels(types.device.type)
-    return BagStep(*kernels.step(model, rules, decays, types, targets, task_weights, dropout))
+    _check_types(model, types)
+    check_targets(model.layout, targets, task_weights, len(types), "windows")
+    return BagStep(*_kernels(model).step(model, rules, decays, types, targets, task_weights, dropout))
 
 
 def window_features(model: WindowModel, types: Tensor) -> Tensor:
@@ -192,24 +182,14 @@ def window_features(model: WindowModel, types: Tensor) -> Tensor:
 
     Raises ValueError for types that do not fit the model.
     """
-    if types.dim() != 2 or types.shape[1] != model.width:
-        raise ValueError(f"inputs must be (N, {model.width}) word types, not {tuple(types.shape)}")
-    return _kernels(types.device.type).features(model, types)
+    _check_types(model, types)
+    return _kernels(model).features(model, types)
 
 
-def _check_batch(model: WindowModel, types: Tensor, targets: Sequence[Tensor], task_weights: Tensor) -> None:
-    """The kernel reads addresses: no shape may lie."""
-    layout, W = model.layout, model.width
-    if types.dim() != 2 or types.shape[1] != W:
-        raise ValueError(f"inputs must be (N, {W}) word types, not {tuple(types.shape)}")
-    if not len(targets) == len(task_weights) == len(layout):
-        raise ValueError(
-            f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
-        )
-    N = len(types)
-    for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
-        if target.shape != ((N,) if spec.kind.takes_classes else (N, spec.size)):
-            raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {N} windows")
+def _check_types(model: WindowModel, types: Tensor) -> None:
+    if types.dim() != 2 or types.shape[1] != model.width or types.is_floating_point():
+        shape = f"{tuple(types.shape)} of {str(types.dtype).removeprefix('torch.')}"
+        raise ValueError(f"inputs must be (N, {model.width}) integer word types, not {shape}")
 
 
 class WindowKernels(Protocol):
@@ -231,10 +211,6 @@ class WindowKernels(Protocol):
         """(N, H) as `window_features` returns them."""
 
 
-@lru_cache
-def _kernels(device_type: str) -> WindowKernels:
-    """Of the first backend that serves such tensors: there is no reference to fall back to."""
-    for name, backend in ROOM.backends.items():
-        if backend.obstacle(device_type, torch.float32) is None:
-            return cast(WindowKernels, ROOM.load(name, "window_step"))
-    raise RuntimeError(f"no backend can take a step in one call on {device_type}")
+def _kernels(model: WindowModel) -> WindowKernels:
+    table = model.table.parameter
+    return cast(WindowKernels, step_kernels("window_step", table.device.type, table.dtype))

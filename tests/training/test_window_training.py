@@ -111,6 +111,27 @@ def test_it_is_the_step_of_autograd_and_optimizer(optimizer, tasks):
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", [LazyAdam, RowwiseAdagrad])
+def test_every_group_moves_by_its_own_rate(optimizer):
+    def in_groups(encoder, heads):
+        rest = [p for name, p in encoder.named_parameters() if name != "table"]
+        return optimizer([
+            {"params": heads.parameters(), "lr": 0.01}, {"params": rest, "lr": 0.002},
+            {"params": [encoder.table], "lr": 0.05},
+        ])  # fmt: skip
+
+    batches, weights = [batch(seed=seed) for seed in range(2)], torch.ones(3)
+    encoder, heads = model()
+    eager_steps(encoder, heads, in_groups(encoder, heads), batches, weights)
+    wanted = parameters(encoder, heads)
+    encoder, heads = model()
+    training = WindowTraining(encoder, heads, in_groups(encoder, heads))
+    for types, targets in batches:
+        training(types, targets, weights)
+    for found, want in zip(parameters(encoder, heads), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("N", "dim", "window", "hidden"), [(1, 16, 0, 8), (64, 7, 1, 33), (65, 64, 2, 128), (517, 5, 3, 300)]
 )
@@ -204,6 +225,22 @@ def test_what_is_wrong_moves_nothing(change, message):
     assert all(torch.equal(a, b) for a, b in zip(parameters(encoder, heads), before, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (torch.full((4, 5), 2**32 + 1), f"word type {2**32 + 1}"),
+        (torch.zeros(4, 5), "integer word types, not .* of float32"),
+        (torch.zeros(4, 3, dtype=torch.int32), r"must be \(N, 5\)"),
+    ],
+)
+def test_inputs_of_another_kind_are_refused(types, message):
+    encoder, heads = model()
+    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    targets = {name: y[:4] for name, y in batch()[1].items()}
+    with pytest.raises(ValueError, match=message):
+        training(types, targets, torch.ones(3))
+
+
 def test_tasks_without_a_label_or_a_weight_fade_as_by_autograd():
     """Adam goes on by its momentum where a gradient is 0."""
     types, targets = batch()
@@ -285,6 +322,18 @@ def test_held_out_windows_are_seen_as_the_encoder_sees_them():
     training.encoder.eval()
     with torch.no_grad():
         torch.testing.assert_close(found, training.encoder(types), rtol=1e-5, atol=1e-6)
+
+
+def test_who_looks_at_the_encoder_sees_what_is_held_out():
+    training = trainer()
+    training.fit(BATCHES, epochs=1)
+    seen = []
+    hook = training.encoder.register_forward_hook(lambda module, inputs, features: seen.append(len(features)))
+    found = training.evaluate(BATCHES)
+    assert seen == [70] * 6
+    hook.remove()
+    assert training.evaluate(BATCHES) == pytest.approx(found)
+    assert len(seen) == 6
 
 
 def test_parameters_that_are_put_elsewhere_are_found():

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...machine.team import PARALLEL_FLOATS, pieces_of, thread_count
+from ...machine.team import PARALLEL_FLOATS, pieces_of, splits_of
 from ..batch import Bags
 from ..rules import RowRule, RowState, packed
 from . import ids as numba_bag_ids
@@ -82,7 +82,7 @@ def _update_rows(
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
     """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
     # Every piece looks through all ids for rows of its own: no more of them than there are threads.
-    n_pieces = min(thread_count(), pieces_of(bags.ids.numel() * table.shape[1], PARALLEL_FLOATS))
+    n_pieces = splits_of(bags.ids.numel() * table.shape[1], PARALLEL_FLOATS)
     _update_from_bags(rule, table, bags, gradient, state, n_pieces)
 
 

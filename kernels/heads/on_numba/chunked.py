@@ -18,7 +18,7 @@ from ...machine.elementary import ONE, ZERO, exp32, log32
 from ...machine.gemm import PANEL
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, select, splat, store, sum_of
-from ...machine.team import Kernel, in_parallel, pieces_of
+from ...machine.team import Kernel, in_parallel, splits_of
 from ..call import Forward, HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
@@ -368,7 +368,7 @@ def _run_head(
         outputs.zero_features()
     size = int(head["size"])
     rows_a_chunk = chunk_rows(len(rows) or batch.n_rows, size)
-    n_splits = pieces_of(rows_a_chunk * size * D, LEAST_PRODUCTS)
+    n_splits = splits_of(rows_a_chunk * size * D, LEAST_PRODUCTS)
     loss_sum, correct = wide_head(
         features.data_ptr(), D, rows, batch.n_rows, weight[of_head].data_ptr(), bias_s[of_head].data_ptr(), head,
         table.column_weights[of_head], batch.addresses[k], batch.gradient_scale[k],

@@ -3,7 +3,7 @@
 A split takes every tile of its rows through four stages: logits of all heads, transposed into z (S, rows);
 the loss pass, which turns z into its gradient; the tile's share of the weight gradient, summed in the
 split's own (S, D); and the tile's feature gradient, written once. The splits' sums are added in the order of
-splits, whose number goes by the work: the same call gives the same bits on any number of threads.
+splits: the same call on the same number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...machine.elementary import ZERO
 from ...machine.gemm import BLOCK_ROWS, PANEL, copy_floats
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ...machine.team import Kernel, in_parallel, pieces_of
+from ...machine.team import Kernel, in_parallel, splits_of
 from ..call import Forward, HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
@@ -278,7 +278,7 @@ def run_passes(
     bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias)
     for of_heads, rows in passes(batch, heads):
         n_rows, S = len(rows) or batch.n_rows, sum(of_heads["size"].tolist())
-        n_splits = pieces_of(n_rows * S * D, LEAST_PRODUCTS)
+        n_splits = splits_of(n_rows * S * D, LEAST_PRODUCTS)
         rows_a_tile = tile_rows(n_rows, S + D, n_splits)
         _run_pass(batch, of_heads, rows, features, weight, bias_s, outputs, rows_a_tile, n_splits)
 

@@ -16,7 +16,10 @@ TILE_ROWS = 48  # windows of a tile: what a thread holds of them stays within ha
 
 
 class Table(NamedTuple):
-    """The table (V, D), what its rule (rules[0]) remembers, and the rows of the types; addresses are of float32."""
+    """The table (V, D), which of a step's rules it is and what that remembers, and the rows of the types.
+
+    Addresses are of float32.
+    """
 
     address: int
     D: int
@@ -24,6 +27,7 @@ class Table(NamedTuple):
     first: int
     second: int
     rows_of_type: np.ndarray
+    rule: int
 
 
 class Buffers(NamedTuple):
@@ -48,19 +52,38 @@ class Buffers(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A model's buffers, for up to n_rows windows."""
+    """A model's buffers, for up to n_rows windows, and where its parameters lie."""
 
     n_rows: int
     batch: BatchIndex
     buffers: Buffers
+    table: Table
+    weights: np.ndarray  # (K,) addresses of the heads'
+    biases: np.ndarray  # (K,), 0 without one
 
 
 def memory_of(model: WindowModel, N: int) -> Memory:
     """The model's, made anew where a batch is larger than all before it."""
-    held: Memory | None = model.buffers
+    held: Memory | None = model.memory
     if held is None or held.n_rows < N:
-        held = model.buffers = Memory(N, new_index(model, N * model.width), _new_buffers(model, N))
+        index, buffers = new_index(model, N * model.width), _new_buffers(model, N)
+        held = model.memory = Memory(N, index, buffers, _table(model), *_addresses(model))
     return held
+
+
+def _table(model: WindowModel) -> Table:
+    table, state = model.table.parameter, model.table.state
+    per_row = np.zeros(0, np.float32) if state.per_row is None else state.per_row.numpy()
+    first, second = (0 if part is None else part.data_ptr() for part in state[1:])
+    D = table.shape[1]
+    return Table(table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule)
+
+
+def _addresses(model: WindowModel) -> list[np.ndarray]:
+    return [
+        np.array([0 if part is None else part.parameter.data_ptr() for part in parts], np.int64)
+        for parts in zip(*model.heads, strict=True)
+    ]
 
 
 def _new_buffers(model: WindowModel, N: int) -> Buffers:

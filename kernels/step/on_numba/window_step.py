@@ -28,7 +28,7 @@ from ...machine.team import Kernel, in_parallel
 from ..window import Dropout, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
-from .window_memory import TILE_ROWS, Table, memory_of
+from .window_memory import TILE_ROWS, memory_of
 from .window_tiles import ONE, TYPES_A_PIECE, ZERO, Drop, prepare_types, run_tile
 from .window_updates import ROWS_A_PIECE, move_dense, move_rows
 
@@ -100,7 +100,7 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
         team, len(pieces) + n_types, move_dense, (pieces, rules, decays, column_of, N, W, D, H, index, b)
     )
     n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)
-    in_parallel(team, n_row_pieces, move_rows, (rules[0], table, index, b))
+    in_parallel(team, n_row_pieces, move_rows, (rules[table.rule], table, index, b))
     for i in range(len(counts)):
         numba.carray(pointer_to_float32(counts[i]), (1,))[0] += ONE
     for k in range(K):
@@ -152,7 +152,7 @@ def features(model: WindowModel, types: Tensor) -> Tensor:
     """(N, H) of `window_features` in step/window.py."""
     types_nw, N, H = _checked(types, model), len(types), len(model.hidden[0].parameter)
     out = torch.empty(N, H, dtype=torch.float32)
-    at_once = N if model.buffers is None else model.buffers.n_rows
+    at_once = N if model.memory is None else model.memory.n_rows
     batch = Batch(
         0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
         np.zeros(0, np.int64), True,
@@ -163,20 +163,19 @@ def features(model: WindowModel, types: Tensor) -> Tensor:
             model, _NO_RULE, np.ones(1, np.float32), some, model.pieces[:0], model.counts[:0],
             batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), False, 0, 0,
         )  # fmt: skip
-        out.numpy()[first : first + at_once] = model.buffers.buffers.a[: len(some), :H]
+        out.numpy()[first : first + at_once] = model.memory.buffers.a[: len(some), :H]
     return out
 
 
 def _checked(types: Tensor, model: WindowModel) -> np.ndarray:
     """(N, W) int32. Raises ValueError for a word type that there is not."""
-    types_nw = np.ascontiguousarray(types.numpy(), np.int32)
-    n_types = len(model.rows_of_type) - 1
-    wrong = first_unknown(types_nw.reshape(-1), n_types)
+    given, n_types = types.numpy(), len(model.rows_of_type) - 1
+    wrong = first_unknown(given.reshape(-1), n_types)  # before a number could be cut to 32 bits
     if wrong >= 0:
         raise ValueError(
-            f"inputs hold the word type {types_nw.reshape(-1)[wrong]}; there are {n_types:,}, and -1 for none"
+            f"inputs hold the word type {given.reshape(-1)[wrong]}; there are {n_types:,}, and -1 for none"
         )
-    return types_nw
+    return np.ascontiguousarray(given, np.int32)
 
 
 def _call(
@@ -196,23 +195,8 @@ def _call(
     memory = memory_of(model, len(types))
     weight, bias = model.hidden
     step_on_windows(
-        rules, decays, types, _table(model), weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), *_addresses(model), pieces, counts, heads,
+        rules, decays, types, memory.table, weight.parameter.numpy(),
+        0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, pieces, counts, heads,
         batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, train, memory.batch,
         memory.buffers, losses, correct,
     )  # fmt: skip
-
-
-def _addresses(model: WindowModel) -> list[np.ndarray]:
-    """(K,) of the heads' weights, and of their biases; 0 without one."""
-    return [
-        np.array([0 if part is None else part.parameter.data_ptr() for part in parts], np.int64)
-        for parts in zip(*model.heads, strict=True)
-    ]
-
-
-def _table(model: WindowModel) -> Table:
-    table, state = model.table.parameter, model.table.state
-    per_row = np.zeros(0, np.float32) if state.per_row is None else state.per_row.numpy()
-    first, second = (0 if part is None else part.data_ptr() for part in state[1:])
-    return Table(table.data_ptr(), table.shape[1], per_row, first, second, model.rows_of_type)

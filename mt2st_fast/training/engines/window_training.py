@@ -95,7 +95,10 @@ class WindowTraining:
 
     def features(self, types: Tensor) -> Tensor | None:
         """(N, H) features of windows of types (N, W), without dropout; None before the first step."""
-        if self._held.lie_elsewhere() or not self._models:
+        if not self._models or self._held.lie_elsewhere():
+            return None
+        # For instance a hook of somebody who wants to see the features.
+        if self.obstacle(self._encoder, self._heads, self._optimizer) is not None:
             return None
         return window_features(next(iter(self._models.values())), types)
 

@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from mt2st_fast.kernels.machine import team
 from mt2st_fast.kernels.machine.jit import helper
-from mt2st_fast.kernels.machine.team import Kernel, Team, in_parallel, pieces_of, team_address
+from mt2st_fast.kernels.machine.team import (
+    PIECES_A_THREAD,
+    Kernel,
+    Team,
+    in_parallel,
+    pieces_of,
+    splits_of,
+    team_address,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a team is one thread there")
 
@@ -122,9 +129,7 @@ def test_a_forked_process_has_a_team_of_its_own(threads):
     assert child.exitcode == 0
 
 
-def test_pieces_go_by_the_work_alone(threads):
-    found = []
-    for n_threads in (1, 2, 7):
-        threads(n_threads)
-        found.append([pieces_of(work, 100) for work in (0, 99, 250, 10**6)])
-    assert found == [[1, 1, 2, team.MOST_SPLITS]] * 3
+def test_work_is_cut_by_its_size_and_by_the_threads(threads):
+    threads(3)
+    assert [splits_of(work, 100) for work in (0, 99, 250, 10**6)] == [1, 1, 2, 3]
+    assert [pieces_of(work, 100) for work in (0, 99, 250, 10**6)] == [1, 1, 2, 3 * PIECES_A_THREAD]

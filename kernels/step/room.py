@@ -1,0 +1,64 @@
+"""What every training step in one kernel call shares: its result, who computes it, and what it is checked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..bags.op import choose_embedding_backend
+from ..heads.layout import HeadLayout
+from ..machine.registry import Room
+
+ROOM = Room("step", __package__)
+
+
+class BagStep(NamedTuple):
+    """What a step leaves beside the moved parameters: losses (K,) float32 and rows classified right (K,) int64."""
+
+    losses: Tensor
+    correct: Tensor
+
+
+def parameters_obstacle(table: Tensor, others: Sequence[Tensor], backend: str) -> str | None:
+    """Why no kernel can move a table and the other parameters of a step, or None.
+
+    Raises as `choose_embedding_backend` does.
+    """
+    chosen = choose_embedding_backend(table.device, backend)
+    if chosen.name not in ROOM.backends:
+        return f"the backend is {chosen.name}: {chosen.reason}"
+    for parameter in (table, *others):
+        obstacle = ROOM.backends[chosen.name].obstacle(parameter.device.type, parameter.dtype)
+        if obstacle is not None:
+            return obstacle
+        if not parameter.is_contiguous():
+            return "its kernel is for contiguous parameters"
+    return None
+
+
+def check_targets(
+    layout: HeadLayout, targets: Sequence[Tensor], task_weights: Tensor, n_rows: int, rows: str
+) -> None:
+    """The kernel reads addresses: no shape may lie. rows: what a step's rows are called."""
+    if not len(targets) == len(task_weights) == len(layout):
+        raise ValueError(
+            f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
+        )
+    for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
+        if target.shape != ((n_rows,) if spec.kind.takes_classes else (n_rows, spec.size)):
+            raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {n_rows} {rows}")
+
+
+@lru_cache
+def step_kernels(module: str, device_type: str, dtype: torch.dtype) -> Any:
+    """A module of the first backend that serves such tensors: there is no reference to fall back to."""
+    obstacles = {name: backend.obstacle(device_type, dtype) for name, backend in ROOM.backends.items()}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            return ROOM.load(name, module)
+    why = "; ".join(f"{name}: {obstacle}" for name, obstacle in obstacles.items())
+    raise RuntimeError(f"no backend can take a step in one call: {why}")
