@@ -15,20 +15,25 @@ from numba.extending import intrinsic
 
 from .cache import kernel_cache
 from .compiling import clock
+from .linking import HelperCompiler
 
 # Sums may be reordered (that is what lets them vectorise; the order is fixed at compile time, so the same
 # call still gives the same bits). NaN and infinity keep their meaning: a diverged loss has to be seen.
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
+_LINKED: dict[str, Any] = {
+    "pipeline_class": HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+}  # fmt: skip
+
 
 def elementwise(function: Callable) -> Any:
     """Arithmetic on vectors or scalars, inlined into kernels: no reordering, so range reduction stays exact."""
-    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy")(function)
+    return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", **_LINKED)(function)
 
 
 def helper(function: Callable) -> Any:
     """A serial loop that kernels call."""
-    return numba.njit(fastmath=_REORDERED, error_model="numpy")(function)
+    return numba.njit(fastmath=_REORDERED, error_model="numpy", **_LINKED)(function)
 
 
 def entry(function: Callable) -> Any:

@@ -165,3 +165,19 @@ def test_starting_loads_no_compiler(start, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_helper_is_no_function_of_python(house, tmp_path):
+    # It has no machine code of its own: calling it must say so, not jump to nowhere.
+    program = "from house.room.helper import factor; factor(2.0)"
+    house(3.0, tmp_path / "kept")
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "call a kernel that calls it" in done.stderr
+    assert "SystemError" in done.stderr
