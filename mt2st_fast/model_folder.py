@@ -1,0 +1,124 @@
+"""A trained model is a folder: its tensors in safetensors, all else in JSON. Reading one runs no code.
+
+    model.json           format, kind, configuration (words, labels, options), the digest of both files
+    tensors.safetensors  every tensor under its name
+
+A byte that changed in either file is found before anything is made of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mt2st_fast.errors import InputError
+
+FORMAT = "mt2st-fast model 1"
+DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
+
+
+def write_model(
+    folder: str | Path, kind: str, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a model to `folder`, whole or not at all; a model that was there is replaced.
+
+    configuration: JSON-able. Raises InputError where the folder holds something else or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and not _may_be_replaced(folder):
+        raise InputError(f"{folder}: is there already and is no model; give another folder")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        partial.mkdir(parents=True)
+        # safetensors refuses tensors that share memory: each name gets memory of its own.
+        copies = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in tensors.items()
+        }
+        content = save(copies)
+        _write(partial / TENSORS, content)
+        _write(partial / DESCRIPTION, _description(kind, dict(configuration), content))
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """(kind, configuration, tensors) of a model.
+
+    Raises InputError for a folder that is missing, no model, damaged, or a model of another kind than `kind`.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    try:
+        text, content = path.read_bytes(), (folder / TENSORS).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{folder}: is no model ({Path(error.filename).name} is missing); give the folder that one was saved to"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    try:
+        description = json.loads(text)
+        named = (description["format"], description["kind"], description["configuration"])
+        expected = _description(named[1], named[2], content)
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is damaged; save the model again") from None
+    if named[0] != FORMAT:
+        raise InputError(f"{path}: is written as '{named[0]}', this version reads '{FORMAT}'")
+    if text != expected:
+        what = DESCRIPTION if description.get("tensors_sha256") == _digest(content) else TENSORS
+        raise InputError(f"{folder / what}: is damaged, its checksum is another; save the model again")
+    if kind is not None and named[1] != kind:
+        raise InputError(f"{folder}: is a model of the kind {named[1]}, not {kind}")
+    try:
+        return named[1], named[2], load(content)
+    except SafetensorError as error:
+        raise InputError(f"{folder / TENSORS}: is damaged ({error}); save the model again") from None
+
+
+def _description(kind: str, configuration: dict[str, Any], tensors: bytes) -> bytes:
+    """model.json, the same bytes for the same content: it is compared as a whole."""
+    described: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": kind,
+        "configuration": configuration,
+        "tensors_sha256": _digest(tensors),
+    }
+    body = json.dumps(described, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
+    return json.dumps(described | {"sha256": _digest(body)}, ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {DESCRIPTION, TENSORS}
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

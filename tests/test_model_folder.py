@@ -1,0 +1,63 @@
+"""A model's folder: written whole, read back as it was, refused by name when a byte has changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.model_folder import DESCRIPTION, TENSORS, read_model, write_model
+
+CONFIGURATION = {"words": ["a", "Ä", "\u2028", '"', "\ud800"], "rate": 0.1, "size": 3}
+
+
+def written(folder):
+    shared = torch.arange(6.0).reshape(2, 3)
+    write_model(folder, "toy", CONFIGURATION, {"table": shared.t(), "same": shared})
+    return folder
+
+
+def test_what_was_written_is_read(tmp_path):
+    kind, configuration, tensors = read_model(written(tmp_path / "deep" / "m"), "toy")
+    assert (kind, configuration) == ("toy", CONFIGURATION)
+    assert torch.equal(tensors["table"], torch.arange(6.0).reshape(2, 3).t())
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("name", [DESCRIPTION, TENSORS])
+def test_a_changed_byte_is_found(tmp_path, name):
+    path = written(tmp_path / "m") / name
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(InputError, match=str(tmp_path)):
+            read_model(tmp_path / "m")
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match="damaged"):
+        read_model(tmp_path / "m")
+
+
+def test_a_model_is_replaced_and_nothing_else_is(tmp_path):
+    written(tmp_path / "m")
+    write_model(tmp_path / "m", "toy", {"rate": 2}, {})
+    assert read_model(tmp_path / "m")[1] == {"rate": 2}
+    (tmp_path / "m" / "mine.txt").touch()
+    with pytest.raises(InputError, match="no model"):
+        written(tmp_path / "m")
+    assert (tmp_path / "m" / "mine.txt").exists()
+
+
+def test_a_configuration_that_is_no_json_leaves_what_was_there(tmp_path):
+    written(tmp_path / "m")
+    with pytest.raises(TypeError):
+        write_model(tmp_path / "m", "toy", {"rate": object()}, {})
+    assert read_model(tmp_path / "m")[1] == CONFIGURATION
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    for folder in (tmp_path / "missing", tmp_path):
+        with pytest.raises(InputError, match=f"{folder}: is no model"):
+            read_model(folder)
+    with pytest.raises(InputError, match="of the kind toy, not other"):
+        read_model(written(tmp_path / "m"), "other")
