@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class _TypeEmbedding(nn.Module):
             if num_rows is None:
                 raise ValueError("num_rows must say how long the table is that rows_of_type points into")
             rows_of_type = _with_none(rows_of_type, num_types, num_rows, padding_row)
-        self.dim, self.num_types = dim, num_types
+        self.dim, self.num_types, self.padding_row = dim, num_types, padding_row
         self.sparse, self.backend = sparse, backend
         self.table = nn.Parameter(torch.empty(num_types if num_rows is None else num_rows, dim))
         # Mean pooling divides by the bag: this scale keeps the features of a window near unit variance.
@@ -49,6 +49,19 @@ class _TypeEmbedding(nn.Module):
             with torch.no_grad():
                 self.table[padding_row].zero_()
         self.register_buffer("rows_of_type", rows_of_type, persistent=False)
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that such an encoder is made with."""
+        rows = self.rows_of_type
+        return {
+            "num_types": self.num_types,
+            "dim": self.dim,
+            "rows_of_type": None if rows is None else rows[:-1].masked_fill(rows[:-1] < 0, self.padding_row),
+            "num_rows": len(self.table),
+            "padding_row": self.padding_row,
+            "sparse": self.sparse,
+            "backend": self.backend,
+        }
 
     def pool(self, types: Tensor) -> Tensor:
         """(..., D) vectors of word types (...), -1 = none (a zero vector)."""
@@ -151,6 +164,12 @@ class WindowEncoder(_TypeEmbedding):
         self.hidden = nn.Linear(self.width * dim, hidden) if hidden else None
         self.out_features = hidden or self.width * dim
 
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that such an encoder is made with."""
+        hidden = None if self.hidden is None else self.hidden.out_features
+        own = {"window": self.width // 2, "hidden": hidden, "dropout": self.dropout.p}
+        return super().configuration() | own
+
     def forward(self, types: Tensor) -> Tensor:
         """(N, out_features) features of windows (N, 2*window+1). Raises ValueError for another width."""
         if types.dim() != 2 or types.shape[1] != self.width:
@@ -188,6 +207,10 @@ class BagEncoder(_TypeEmbedding):
         self.mode: Literal["mean", "sum"] = mode
         self.dropout = nn.Dropout(dropout)
         self.out_features = dim
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that such an encoder is made with."""
+        return super().configuration() | {"mode": self.mode, "dropout": self.dropout.p}
 
     def forward(self, bags: tuple[Tensor, Tensor]) -> Tensor:
         """(N, dim) features of N bags."""
