@@ -1,0 +1,187 @@
+"""A trained tagger or classifier of texts: encoder, heads, words and label names; kept in a folder, asked by words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mt2st_fast.data.batches import BagInputs, WindowInputs
+from mt2st_fast.data.corpus import Corpus
+from mt2st_fast.data.subwords import HashedParts, SubwordTable
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.description import describe, rebuild
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model_folder import read_model, write_model
+from mt2st_fast.serving.window_features import WindowFeatures
+from mt2st_fast.serving.words import OpenVocabulary
+
+KIND = "text model"
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C."""
+
+    kind: str
+    names: tuple[str, ...]
+
+
+class TextModel:
+    """What a run of `mt2st-fast train` learnt: words go in and labels come out.
+
+        model = TextModel.load("runs/train/model")
+        model.predict([["They", "buy", "books", "."]])            # [["PRON", "VERB", "NOUN", "PUNCT"]]
+        model.probabilities([["They", "buy", "books", "."]])      # (4, C), one row a word
+
+    level: "token", a row is a word, or "document", a row is a text. tokenizer: how its training data cut a text into
+    words (see mt2st_fast.serving.reading). Raises ValueError for parts that do not belong together.
+    """
+
+    def __init__(
+        self,
+        encoder: WindowEncoder | BagEncoder,
+        heads: MultiTaskHeads,
+        vocabulary: Vocabulary,
+        table: SubwordTable,
+        labels: Mapping[str, Labels],
+        tokenizer: str,
+        source: str = "",
+    ) -> None:
+        self.heads, self.vocabulary, self.table = heads.eval(), vocabulary, table
+        self.labels, self.tokenizer, self.source = dict(labels), tokenizer, source
+        self._trained = encoder.eval()
+        self._words = OpenVocabulary(vocabulary, table, encoder)
+        self._windows = WindowFeatures(self.heads)
+
+    @property
+    def level(self) -> str:
+        """What a row of the predictions is: a "token" or a "document"."""
+        return "token" if isinstance(self._trained, WindowEncoder) else "document"
+
+    @property
+    def main(self) -> str:
+        """The task that training ended on."""
+        return self.heads.main
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks, the main task first; those that retired are as they were when they did."""
+        return self.heads.names
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model to a folder, whole or not at all. Raises InputError where that cannot be done."""
+        configuration, tensors = describe(self._trained, self.heads)
+        table = asdict(self.table)
+        rows = torch.from_numpy(table.pop("rows"))
+        configuration |= {
+            "words": self.vocabulary.words,
+            "counts": self.vocabulary.counts.tolist(),
+            "subwords": table,
+            "labels": {task: asdict(labels) for task, labels in self.labels.items()},
+            "tokenizer": self.tokenizer,
+            "source": self.source,
+        }
+        write_model(folder, KIND, configuration, tensors | {"subwords": rows})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TextModel:
+        """Read the model that `save` wrote. Raises InputError for a folder that holds none, or is damaged."""
+        _, stored, tensors = read_model(folder, KIND)
+        encoder, heads = rebuild(stored, tensors)
+        assert isinstance(encoder, WindowEncoder | BagEncoder)  # nothing else is known to `rebuild`
+        options = dict(stored["subwords"])
+        parts = HashedParts(**options.pop("parts"))
+        labels = {
+            task: Labels(of_task["kind"], tuple(of_task["names"]))
+            for task, of_task in stored["labels"].items()
+        }
+        return cls(
+            encoder,
+            heads,
+            Vocabulary(stored["words"], stored["counts"]),
+            SubwordTable(rows=tensors["subwords"].numpy(), parts=parts, **options),
+            labels,
+            stored["tokenizer"],
+            stored["source"],
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., TextModel], tuple[Any, ...]]:
+        parts = (self._trained, self.heads, self.vocabulary, self.table, self.labels)
+        return type(self), (*parts, self.tokenizer, self.source)
+
+    @torch.no_grad()
+    def logits(self, units: Sequence[Sequence[str]], task: str | None = None) -> Tensor:
+        """(N, C) of a task, the main one by default; a row is a word of the units, or a unit (see `level`).
+
+        Raises InputError for a task that there is not.
+        """
+        task = self._known(task)
+        features = [self._features(some) for some in self._batches(units)]
+        C = self.heads.linear(task).out_features
+        return torch.cat([self.heads.logits(f, task) for f in features]) if features else torch.zeros(0, C)
+
+    def probabilities(self, units: Sequence[Sequence[str]], task: str | None = None) -> np.ndarray:
+        """(N, C) float32: of classes they sum to 1, of labels each is for itself; of values, the values."""
+        logits = self.logits(units, task)
+        kind = self.labels[self._known(task)].kind
+        if kind == "values":
+            return logits.numpy()
+        return (logits.softmax(1) if kind == "classes" else logits.sigmoid()).numpy()
+
+    def predict(self, units: Sequence[Sequence[str]], task: str | None = None) -> list[Any]:
+        """The likeliest class of every row; the labels of probability 0.5 and above, a tuple; the values, a tuple.
+
+        A list for every unit where rows are words; raises as `logits` does.
+        """
+        found = self.shown(self.logits(units, task).numpy(), task)
+        if self.level == "document":
+            return found
+        ends = np.cumsum([len(unit) for unit in units]).tolist()
+        return [found[end - len(unit) : end] for unit, end in zip(units, ends, strict=True)]
+
+    def shown(self, logits: np.ndarray, task: str | None = None) -> list[Any]:
+        """What `predict` says of every row of logits (N, C)."""
+        labels = self.labels[self._known(task)]
+        if labels.kind == "classes":
+            names = labels.names
+            return [names[c] for c in logits.argmax(1).tolist()] if len(logits) else []
+        if labels.kind == "labels":
+            return [tuple(labels.names[c] for c in np.flatnonzero(row >= 0)) for row in logits]
+        return [tuple(row) for row in logits.tolist()]
+
+    def _batches(self, units: Sequence[Sequence[str]]) -> list[Sequence[Sequence[str]]]:
+        """Units whose rows are computed together."""
+        if any(isinstance(unit, str) for unit in units):
+            raise InputError(
+                "a unit is a list of words, not one string; split it, or use predict of the command line"
+            )
+        sizes = [len(unit) if self.level == "token" else 1 for unit in units]
+        part_of = (np.cumsum(sizes) - sizes) // ROWS_AT_ONCE if sizes else []
+        ends = np.flatnonzero(np.diff(part_of, append=-1)) + 1 if sizes else []
+        begins = [0, *ends][:-1]
+        return [units[a:b] for a, b in zip(begins, ends, strict=True)]
+
+    def _features(self, units: Sequence[Sequence[str]]) -> Tensor:
+        ids = self._words.ids([word for unit in units for word in unit])
+        bounds = np.cumsum([0, *map(len, units)])
+        corpus = Corpus(ids, bounds, {}, self.level)
+        rows, encoder = np.arange(corpus.n_rows), self._words.encoder
+        if isinstance(encoder, BagEncoder):
+            features: Tensor = encoder(BagInputs(corpus)(rows))
+            return features
+        types = WindowInputs(corpus, encoder.width // 2)(rows)
+        return self._windows(encoder, types)
+
+    def _known(self, task: str | None) -> str:
+        if task is not None and task not in self.heads.names:
+            raise InputError(f"the model has no task {task}; there are {', '.join(self.heads.names)}")
+        return self.main if task is None else task
