@@ -1,4 +1,4 @@
-"""The command line: train, compare, prepare, evaluate, info, kernels, tune."""
+"""The command line: train, predict, test, compare, prepare, evaluate, info, kernels, tune."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mt2st_fast.cli.compare import compare
 from mt2st_fast.cli.evaluate import evaluate
 from mt2st_fast.cli.info import info
 from mt2st_fast.cli.kernels import kernels
+from mt2st_fast.cli.measure import measure
+from mt2st_fast.cli.predict import predict
 from mt2st_fast.cli.prepare import prepare
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
@@ -26,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(train)
+app.command()(predict)
+app.command("test")(measure)
 app.command()(compare)
 app.command()(prepare)
 app.command()(evaluate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, shown, write_run
+from mt2st_fast.serving.models import RUN_MODEL
 from mt2st_fast.training.trainer import Trainer
 
 CONFIG_FILE = "config.json"
@@ -41,7 +43,7 @@ def train(
 ) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
-    Writes report.json, report.md, curves.png, history.jsonl, vectors.txt and checkpoint/ to --out.
+    Writes report.json, report.md, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out.
     Ctrl-C stops after the step at hand and leaves a checkpoint; --resume goes on from there.
     """
     folder = make_writable(out)
@@ -73,6 +75,7 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration."""
     for name in (CONFIG_FILE, CHECKPOINT, *RUN_FILES):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
 
 
 def _stored_config(folder: Path) -> Config:
@@ -146,5 +149,6 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
         f"(step {main['best_step']}), {shown(main['test'])} on test. "
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s."
     )
-    written = "report.md, report.json, curves.png, history.jsonl, vectors.txt, checkpoint/"
+    written = "report.md, report.json, curves.png, history.jsonl, vectors.txt, model/, checkpoint/"
     console.print(f"Written to {escape(str(folder))}: {written}")
+    console.print(f"Label text with: mt2st-fast predict {escape(str(folder))} FILE")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mt2st_fast.data import (
+    READERS,
     BagBatches,
     Splits,
     SubwordTable,
@@ -23,11 +24,13 @@ from mt2st_fast.data import (
 )
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import Choice, choose_backend
+from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.runs.config import Config
+from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.history import History
 from mt2st_fast.training.schedules import find_strategy
@@ -135,6 +138,22 @@ class Experiment:
     def _held_out(self, corpus: Any) -> Any:
         window = self.config.window if corpus.level == "token" else None
         return evaluation_batches(corpus, 4096, window, self.splits.tasks)
+
+
+def text_model(experiment: Experiment) -> TextModel:
+    """What an experiment has learnt, to be kept and asked: on a CPU, of the weights as they are now."""
+    trainer, splits = experiment.trainer, experiment.splits
+    configuration, tensors = describe(trainer.encoder, trainer.heads)
+    encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
+    assert isinstance(encoder, WindowEncoder | BagEncoder)
+    labels = {
+        name: Labels(column.kind, column.class_names)
+        for name, column in splits.train.targets.items()
+        if name in heads.names
+    }
+    reader = READERS[experiment.config.data.partition(":")[0]]
+    vectors = experiment.vectors
+    return TextModel(encoder, heads, vectors.vocabulary, vectors.table, labels, reader.tokenizer, splits.name)
 
 
 def make_task(column: TargetColumn) -> Task:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: report.json, report.md, curves.png, history.jsonl and vectors.txt."""
+"""What a run leaves behind: report.json, report.md, curves.png, history.jsonl, vectors.txt and model/."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from mt2st_fast.environment import environment
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table
 from mt2st_fast.runs.plots import plot_curves
+from mt2st_fast.serving.models import RUN_MODEL
 from mt2st_fast.training.history import History
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
@@ -33,6 +34,7 @@ def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "vectors": {"count": vectors.write(folder / "vectors.txt"), "dimension": vectors.dim},
         "neighbours": telling_neighbours(vectors),
     }
+    text_model(experiment).save(folder / RUN_MODEL)
     history.write_jsonl(folder / "history.jsonl")
     plot_curves(history, report["main"]["metric"], folder / "curves.png")
     write_atomically(folder / "report.json", json_text(report, indent=2).encode())

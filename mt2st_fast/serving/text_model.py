@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +119,26 @@ class TextModel:
         parts = (self._trained, self.heads, self.vocabulary, self.table, self.labels)
         return type(self), (*parts, self.tokenizer, self.source)
 
-    @torch.no_grad()
     def logits(self, units: Sequence[Sequence[str]], task: str | None = None) -> Tensor:
         """(N, C) of a task, the main one by default; a row is a word of the units, or a unit (see `level`).
 
         Raises InputError for a task that there is not.
         """
         task = self._known(task)
-        features = [self._features(some) for some in self._batches(units)]
-        C = self.heads.linear(task).out_features
-        return torch.cat([self.heads.logits(f, task) for f in features]) if features else torch.zeros(0, C)
+        return self.outputs(units, (task,))[task]
+
+    @torch.no_grad()
+    def outputs(self, units: Sequence[Sequence[str]], tasks: Sequence[str]) -> dict[str, Tensor]:
+        """(N, C) logits of each of the tasks; raises as `logits` does."""
+        names = [self._known(task) for task in tasks]
+        parts: dict[str, list[Tensor]] = {
+            task: [torch.zeros(0, self.heads.linear(task).out_features)] for task in names
+        }
+        for some in self._batches(units):
+            features = self._features(some)
+            for task, found in parts.items():
+                found.append(self.heads.logits(features, task))
+        return {task: torch.cat(found) for task, found in parts.items()}
 
     def probabilities(self, units: Sequence[Sequence[str]], task: str | None = None) -> np.ndarray:
         """(N, C) float32: of classes they sum to 1, of labels each is for itself; of values, the values."""
@@ -164,11 +175,10 @@ class TextModel:
             raise InputError(
                 "a unit is a list of words, not one string; split it, or use predict of the command line"
             )
-        sizes = [len(unit) if self.level == "token" else 1 for unit in units]
-        part_of = (np.cumsum(sizes) - sizes) // ROWS_AT_ONCE if sizes else []
-        ends = np.flatnonzero(np.diff(part_of, append=-1)) + 1 if sizes else []
-        begins = [0, *ends][:-1]
-        return [units[a:b] for a, b in zip(begins, ends, strict=True)]
+        sizes = np.array([len(unit) if self.level == "token" else 1 for unit in units], np.int64)
+        part_of = (np.cumsum(sizes) - sizes) // ROWS_AT_ONCE
+        ends = (np.flatnonzero(np.diff(part_of, append=-1)) + 1).tolist()
+        return [units[a:b] for a, b in pairwise([0, *ends])]
 
     def _features(self, units: Sequence[Sequence[str]]) -> Tensor:
         ids = self._words.ids([word for unit in units for word in unit])
@@ -181,7 +191,13 @@ class TextModel:
         types = WindowInputs(corpus, encoder.width // 2)(rows)
         return self._windows(encoder, types)
 
-    def _known(self, task: str | None) -> str:
-        if task is not None and task not in self.heads.names:
+    def check_task(self, task: str) -> None:
+        """Raises InputError for a task that there is not."""
+        if task not in self.heads.names:
             raise InputError(f"the model has no task {task}; there are {', '.join(self.heads.names)}")
-        return self.main if task is None else task
+
+    def _known(self, task: str | None) -> str:
+        if task is None:
+            return self.main
+        self.check_task(task)
+        return task

@@ -51,6 +51,7 @@ READER = Reader(
     read,
     path="a table with a header and a column of text, or a folder of such",
     kinds=("classes", "labels", "values"),
+    tokenizer="lowered words",
 )
 
 

@@ -19,7 +19,13 @@ def read(request: ReadRequest) -> Splits:
     return assemble(f"text:{request.path}", sections, {}, "token", None, ())
 
 
-READER = Reader("text", read, path="a text with a sentence or document a line, or a folder of such", kinds=())
+READER = Reader(
+    "text",
+    read,
+    path="a text with a sentence or document a line, or a folder of such",
+    kinds=(),
+    tokenizer="lowered words",
+)
 
 
 def _read_section(path: Path) -> Section:

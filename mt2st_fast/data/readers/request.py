@@ -51,6 +51,7 @@ class Reader:
     read            from a request to Splits; raises InputError for what cannot be used
     path            what PATH is, in a few words; "" for a reader that takes none
     kinds           of the tasks that it can read ("classes", "labels", "values"); () for text without labels
+    tokenizer       how it cuts a text into words, a name in serving/reading.py; "words": its files say what a word is
     label_fraction  part of the training units or groups that keep their main labels unless told otherwise
     """
 
@@ -59,6 +60,7 @@ class Reader:
     path: str
     kinds: tuple[str, ...] = ("classes",)
     label_fraction: float = 1.0
+    tokenizer: str = "words"
 
     @property
     def needs_path(self) -> bool:

@@ -1,0 +1,130 @@
+"""How right a model is on labelled text: the metric of each task, and precision, recall and F1 of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
+from mt2st_fast.serving.text_model import TextModel
+
+UNITS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Of one class or label: how many rows have it, and how well it is found; NaN where there is nothing to divide by."""
+
+    name: str
+    support: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Of a task: its metric over the labelled rows; unseen counts rows whose class training never saw, all wrong."""
+
+    task: str
+    metric: str
+    value: float
+    rows: int
+    unseen: int
+    classes: tuple[ClassScore, ...]
+
+
+def scores(model: TextModel, splits: Splits, parts: Sequence[str], tasks: Sequence[str]) -> list[TaskScore]:
+    """The scores of tasks on the named parts (train, dev, test) of a corpus, together."""
+    found = [_outputs(model, splits, splits.parts[part], tasks) for part in parts]
+    return [
+        _score(
+            model,
+            task,
+            np.concatenate([logits[task] for logits in found]),
+            [splits.parts[part].column(task) for part in parts],
+        )
+        for task in tasks
+    ]
+
+
+def _outputs(model: TextModel, splits: Splits, corpus: Corpus, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """(N, C) logits of each task."""
+    words = np.array([*splits.vocabulary.words, ""], object)
+    blocks: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
+    for first in range(0, max(corpus.n_units, 1), UNITS_AT_ONCE):
+        bounds = corpus.bounds[first : first + UNITS_AT_ONCE + 1]
+        units = [words[corpus.tokens[a:b]].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        for task, logits in model.outputs(units, tasks).items():
+            blocks[task].append(logits.numpy())
+    return {task: np.concatenate(found) for task, found in blocks.items()}
+
+
+def _score(model: TextModel, task: str, logits: np.ndarray, columns: Sequence[TargetColumn]) -> TaskScore:
+    kind, names = model.labels[task].kind, model.labels[task].names
+    if kind == "values":
+        return _of_values(model, task, logits, np.concatenate([column.values for column in columns]))
+    if kind == "classes":
+        gold = np.concatenate([_known_classes(column, names) for column in columns])
+        rows, found = gold != MISSING, logits.argmax(1)
+        unseen = int((gold == UNSEEN).sum())
+        value = float((gold[rows] == found[rows]).mean()) if rows.any() else float("nan")
+        classes = [_class_score(name, gold[rows] == c, found[rows] == c) for c, name in enumerate(names)]
+        return TaskScore(task, "accuracy", value, int(rows.sum()), unseen, tuple(classes))
+    pairs = [_known_labels(column, names) for column in columns]
+    gold, foreign = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    rows = ~np.isnan(gold).all(1)
+    is_gold, is_found = gold[rows] == 1, logits[rows] >= 0
+    classes = [_class_score(name, is_gold[:, c], is_found[:, c]) for c, name in enumerate(names)]
+    missed = int(foreign.sum())
+    both, all_of_both = (is_gold & is_found).sum(), is_gold.sum() + is_found.sum() + missed
+    value = float(2 * both / all_of_both) if all_of_both else float("nan")
+    return TaskScore(task, "micro_f1", value, int(rows.sum()), int((foreign > 0).sum()), tuple(classes))
+
+
+UNSEEN = -1  # a class that the model does not know
+
+
+def _known_classes(column: TargetColumn, names: Sequence[str]) -> np.ndarray:
+    """(N,) the model's numbers of classes; UNSEEN, MISSING."""
+    place_of = {name: c for c, name in enumerate(names)}
+    known = np.array([place_of.get(name, UNSEEN) for name in column.class_names], np.int64)
+    gold = np.full(len(column), MISSING, np.int64)
+    labelled = column.labelled()
+    gold[labelled] = known[column.values[labelled]]
+    return gold
+
+
+def _known_labels(column: TargetColumn, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """((N, C) 0, 1, NaN of the model's labels, (N,) labels that the model does not know)."""
+    gold = np.where(column.labelled()[:, None], np.zeros((1, len(names)), np.float32), np.nan)
+    foreign = np.zeros(len(column), np.int64)
+    place_of = {name: c for c, name in enumerate(names)}
+    for c, name in enumerate(column.class_names):
+        if name in place_of:
+            gold[:, place_of[name]] = column.values[:, c]
+        else:
+            foreign += column.values[:, c] == 1
+    return gold, foreign
+
+
+def _class_score(name: str, is_gold: np.ndarray, is_found: np.ndarray) -> ClassScore:
+    both, gold, found = int((is_gold & is_found).sum()), int(is_gold.sum()), int(is_found.sum())
+    return ClassScore(name, gold, _ratio(both, found), _ratio(both, gold), _ratio(2 * both, gold + found))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _of_values(model: TextModel, task: str, values: np.ndarray, gold: np.ndarray) -> TaskScore:
+    rows = ~np.isnan(gold)
+    if not rows.any():
+        return TaskScore(task, "r2", float("nan"), 0, 0, ())
+    metric: Any = model.heads.tasks[task].metric
+    left = float(((values[rows] - gold[rows]) ** 2).sum())
+    spread = float(((gold - np.nanmean(gold, axis=0))[rows] ** 2).sum())
+    return TaskScore(task, metric, 1 - _ratio(left, spread), int(rows.any(1).sum()), 0, ())

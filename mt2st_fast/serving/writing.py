@@ -1,0 +1,206 @@
+"""What a model found, as text: CoNLL-U, JSON lines, or a line of labels for a line of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.serving.reading import Unit, words_of
+from mt2st_fast.serving.text_model import TextModel
+
+FORMATS = {"token": ("conllu", "jsonl"), "document": ("labels", "jsonl")}
+_COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
+_FEATS, _MISC = 5, 9
+_FEATURE = "feats."
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to say of every row: of which tasks, of classes and labels the k likeliest (-1: all) of at least a probability.
+
+    k = None: the likeliest class, the labels of at least 0.5. Raises InputError for numbers out of range.
+    """
+
+    tasks: tuple[str, ...]
+    format: str
+    k: int | None = None
+    threshold: float | None = None
+    probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        if self.k is not None and (self.k < -1 or self.k == 0):
+            raise InputError(f"--k must be at least 1, or -1 for all labels, not {self.k}")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise InputError(f"--threshold is a probability, between 0 and 1, not {self.threshold}")
+        if self.format == "conllu" and (
+            self.k is not None or self.threshold is not None or self.probabilities
+        ):
+            raise InputError(
+                "CoNLL-U has one label a word: --k, --threshold and --probabilities are for --format jsonl"
+            )
+
+    @property
+    def one_class(self) -> bool:
+        """Whether the likeliest class is all there is to say."""
+        return self.k is None and self.threshold is None and not self.probabilities
+
+
+def check_format(model: TextModel, wanted: str | None) -> str:
+    """The format of a model's answers, by default its first. Raises InputError for one that it has not."""
+    known = FORMATS[model.level]
+    if wanted is not None and wanted not in known:
+        raise InputError(f"a model of {model.level}s answers as {' or '.join(known)}, not as {wanted!r}")
+    return known[0] if wanted is None else wanted
+
+
+def write_units(model: TextModel, blocks: Iterable[Sequence[Unit]], wanted: Wanted) -> Iterator[str]:
+    """The text of every block: what the model says of its units."""
+    if wanted.format == "conllu":
+        place_of = {task: _place(task) for task in wanted.tasks}
+    for units in blocks:
+        outputs = model.outputs(words_of(units), wanted.tasks)
+        logits = {task: found.numpy() for task, found in outputs.items()}
+        if wanted.format == "conllu":
+            found = {task: model.shown(values, task) for task, values in logits.items()}
+            yield _conllu(units, place_of, found)
+        else:
+            rows = {task: _answers(model, task, values, wanted) for task, values in logits.items()}
+            yield _jsonl(units, rows, model.level) if wanted.format == "jsonl" else _lines(rows, wanted)
+
+
+# --- CoNLL-U ---------------------------------------------------------------------------------------------
+
+
+def _place(task: str) -> tuple[int, str]:
+    """The column of a task, and what stands before its label there."""
+    if task in _COLUMN_OF:
+        return _COLUMN_OF[task], ""
+    if task.startswith(_FEATURE):
+        return _FEATS, task.removeprefix(_FEATURE)
+    return _MISC, task
+
+
+def _conllu(
+    units: Sequence[Unit], place_of: Mapping[str, tuple[int, str]], found: Mapping[str, Sequence[Any]]
+) -> str:
+    out: list[str] = []
+    begin = 0
+    [(only, (column, name))] = place_of.items() if len(place_of) == 1 else [("", (0, ""))]
+    for unit in units:
+        end = begin + len(unit.words)
+        if unit.words_at is None and not unit.words:
+            continue  # an empty line is no sentence
+        if unit.words_at is None and only and not name:
+            before, after = "\t_" * (column - 2), "\t_" * (_MISC - column)
+            out.append(f"# text = {unit.lines[0]}")
+            out.extend(
+                f"{i}\t{word}{before}\t{label}{after}"
+                for i, (word, label) in enumerate(zip(unit.words, found[only][begin:end], strict=True), 1)
+            )
+        else:
+            out.extend(_sentence(unit, place_of, {task: labels[begin:end] for task, labels in found.items()}))
+        out.append("")
+        begin = end
+    return "\n".join(out) + "\n" if out else ""
+
+
+def _sentence(
+    unit: Unit, place_of: Mapping[str, tuple[int, str]], found: Mapping[str, Sequence[Any]]
+) -> list[str]:
+    """The lines of a sentence, with the labels in their columns."""
+    if unit.words_at is None:
+        lines = [f"# text = {unit.lines[0]}"]
+        lines += [f"{i}\t{word}" + "\t_" * 8 for i, word in enumerate(unit.words, 1)]
+        words_at: Sequence[int] = range(1, len(lines))
+    else:
+        lines, words_at = list(unit.lines), unit.words_at
+    for w, at in enumerate(words_at):
+        columns = lines[at].split("\t")
+        for task, (column, name) in place_of.items():
+            label = found[task][w]
+            shown = label if isinstance(label, str) else "|".join(map(str, label))
+            columns[column] = _with(columns[column], name, shown) if name else shown
+        lines[at] = "\t".join(columns)
+    return lines
+
+
+def _with(cell: str, name: str, value: str) -> str:
+    """A cell A=x|B=y in which `name` has a value; "_" takes it out, as a grammar without that feature has it."""
+    pairs = [pair for pair in cell.split("|") if pair != "_" and pair.partition("=")[0] != name]
+    if value != "_":
+        pairs.append(f"{name}={value}")
+    return "|".join(sorted(pairs, key=str.lower)) or "_"
+
+
+# --- JSON lines, and lines of labels ---------------------------------------------------------------------
+
+
+def _answers(model: TextModel, task: str, logits: np.ndarray, wanted: Wanted) -> list[Any]:
+    """What to say of every row: a label, or where more is wanted [[label, probability], ...], the likeliest first."""
+    labels = model.labels[task]
+    if labels.kind == "values" or wanted.one_class:
+        return [each if isinstance(each, str) else list(each) for each in model.shown(logits, task)]
+    probabilities = probabilities_of(logits, labels.kind)
+    C = probabilities.shape[1]
+    k = wanted.k if wanted.k is not None else (1 if labels.kind == "classes" else C)
+    k = C if k == -1 else min(k, C)
+    least = wanted.threshold if wanted.threshold is not None else _least(wanted, labels.kind)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(probabilities, order, axis=1)
+    return [
+        [[labels.names[c], float(f"{p:.6g}")] for c, p in zip(cs, ps, strict=True) if p >= least]
+        for cs, ps in zip(order.tolist(), best.tolist(), strict=True)
+    ]
+
+
+def _least(wanted: Wanted, kind: str) -> float:
+    return 0.5 if kind == "labels" and wanted.k is None else 0.0
+
+
+def probabilities_of(logits: np.ndarray, kind: str) -> np.ndarray:
+    """(N, C): of classes they sum to 1, of labels each is for itself."""
+    if kind == "labels":
+        return np.asarray(1 / (1 + np.exp(-logits)))
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def _jsonl(units: Sequence[Unit], rows: Mapping[str, Sequence[Any]], level: str) -> str:
+    out = []
+    begin = 0
+    for u, unit in enumerate(units):
+        end = begin + len(unit.words)
+        answer: dict[str, Any] = (
+            {"words": unit.words} if level == "token" else {"text": "\n".join(unit.lines)}
+        )
+        for task, found in rows.items():
+            answer[task] = list(found[begin:end]) if level == "token" else found[u]
+        out.append(json.dumps(answer, ensure_ascii=False))
+        begin = end
+    return "\n".join(out) + "\n" if out else ""
+
+
+def _lines(rows: Mapping[str, Sequence[Any]], wanted: Wanted) -> str:
+    """A line of labels for a line of text, with tabs between, as labels may hold blanks."""
+    lines = ["\t".join(_cells(answers, wanted)) for answers in zip(*rows.values(), strict=True)]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _cells(answers: Iterable[Any], wanted: Wanted) -> Iterator[str]:
+    """The cells of a line."""
+    for answer in answers:
+        if isinstance(answer, str):
+            yield answer
+            continue
+        for each in answer:
+            if not isinstance(each, list):
+                yield str(each)
+            elif wanted.probabilities:
+                yield f"{each[0]} {each[1]}"
+            else:
+                yield str(each[0])
