@@ -86,6 +86,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.training.engines.bag_training": None,
     "mt2st_fast.training.engines.window_training": None,
     "mt2st_fast.training.table_tasks": None,
+    "mt2st_fast.serving.window_features": None,
     "mt2st_fast.training.context_run": {"ContextOptions", "ContextTraining", "stream_key"},
     "mt2st_fast.words.word2vec": {"ContextTraining", "WordRows", "word_sampler"},
     "mt2st_fast.model.word_tasks": None,

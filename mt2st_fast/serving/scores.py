@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ UNITS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Of one class or label: how many rows have it, and how well it is found; NaN where there is nothing to divide by."""
+    """Of a class or label: how many rows have it, how well it is found; NaN where there is nothing to divide by."""
 
     name: str
     support: int
@@ -57,7 +58,7 @@ def _outputs(model: TextModel, splits: Splits, corpus: Corpus, tasks: Sequence[s
     blocks: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
     for first in range(0, max(corpus.n_units, 1), UNITS_AT_ONCE):
         bounds = corpus.bounds[first : first + UNITS_AT_ONCE + 1]
-        units = [words[corpus.tokens[a:b]].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        units = [words[corpus.tokens[a:b]].tolist() for a, b in pairwise(bounds)]
         for task, logits in model.outputs(units, tasks).items():
             blocks[task].append(logits.numpy())
     return {task: np.concatenate(found) for task, found in blocks.items()}

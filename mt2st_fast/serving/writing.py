@@ -21,7 +21,7 @@ _FEATURE = "feats."
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to say of every row: of which tasks, of classes and labels the k likeliest (-1: all) of at least a probability.
+    """What to say of every row: of which tasks; the k likeliest (-1: all) labels of at least a probability.
 
     k = None: the likeliest class, the labels of at least 0.5. Raises InputError for numbers out of range.
     """
