@@ -76,7 +76,7 @@ def predict(
 def _chunks(file: str) -> Iterator[bytes]:
     """The bytes to read, with a bar on a terminal that shows how far."""
     if file == "-":
-        yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")  # type: ignore[attr-defined]
+        yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")  # type: ignore[union-attr]
         return
     path = Path(file)
     console = Console(stderr=True)

@@ -25,6 +25,8 @@ FILES = (
     "history.jsonl",
     "vectors.txt",
     "checkpoint/last.safetensors",
+    "model/model.json",
+    "model/tensors.safetensors",
 )
 
 

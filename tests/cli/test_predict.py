@@ -1,0 +1,104 @@
+"""`mt2st-fast predict` and `test`: a run's model labels files and pipes, and is measured as the run measured it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import QUICK, fails, run
+
+COLUMNS = 10
+
+
+@pytest.fixture
+def trained(treebank: str, tmp_path: Path) -> Path:
+    out = tmp_path / "run"
+    run("train", "--data", treebank, "--out", str(out), *QUICK, "--aux", "xpos", "--strategy", "mtl")
+    return out
+
+
+def program(*arguments: str, given: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "from mt2st_fast.cli import main; main()", *arguments],
+        input=given, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_labels_files_and_pipes(trained: Path, treebank: str, tmp_path: Path) -> None:
+    source = Path(treebank.partition(":")[2])
+    source = next(source.rglob("*.conllu")) if source.is_dir() else source
+    run("predict", str(trained), str(source), "--out", str(tmp_path / "out.conllu"))
+    before, after = (path.read_text().splitlines() for path in (source, tmp_path / "out.conllu"))
+    rows = [
+        (a.split("\t"), b.split("\t"))
+        for a, b in zip(before, after, strict=False)
+        if a.partition("\t")[0].isdecimal()
+    ]
+    assert rows
+    assert all(a[:3] == b[:3] and a[4:] == b[4:] for a, b in rows)
+    right = sum(a[3] == b[3] for a, b in rows) / len(rows)
+    assert right > 0.9
+    piped = program("predict", str(trained), "--format", "jsonl", given=" ".join(b[1] for _, b in rows[:3]))
+    assert len(json.loads(piped)["upos"]) >= 3
+
+
+def test_the_model_is_measured_as_the_run_was(
+    trained: Path, treebank: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads((trained / "report.json").read_text())
+    capsys.readouterr()
+    run("test", str(trained), treebank, "--part", "test", "--tasks", "upos,xpos")
+    said = capsys.readouterr().out
+    for task in ("upos", "xpos"):
+        assert f"{report['tasks'][task]['test']:.4f}" in said
+    assert "precision" in said
+
+
+def test_tables_are_labelled_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        f"{'good' if i % 2 else 'bad'} film number {i},{'pos' if i % 2 else 'neg'},{i % 2}.0"
+        for i in range(200)
+    ]
+    table = tmp_path / "t.csv"
+    table.write_text("text,label,score\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "run"
+    options = ("--main", "label", "--aux", "score:regression", "--strategy", "mtl", "--epochs", "5")
+    run("train", "--data", f"csv:{table}", "--out", str(out), *options)
+    report = json.loads((out / "report.json").read_text())
+    assert program("predict", str(out), given="good film\nbad film\n") == "pos\nneg\n"
+    capsys.readouterr()
+    run("test", str(out), f"csv:{table}", "--part", "test", "--tasks", "label,score")
+    said = capsys.readouterr().out
+    assert f"{report['tasks']['score']['test']:.4f}" in said
+
+
+def test_what_cannot_be_done_is_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is no model (model.json is missing)" in fails(capsys, "predict", str(tmp_path / "nothing"))
+    assert "there is no such file" in fails(capsys, "predict", str(trained), str(tmp_path / "nothing.txt"))
+    assert "the model has no task colour; there are upos, xpos" in fails(
+        capsys, "predict", str(trained), "--tasks", "colour"
+    )
+    (trained / "model" / "tensors.safetensors").write_bytes(b"x" * 100)
+    assert "is damaged, its checksum is another" in fails(capsys, "predict", str(trained))
+    (trained / "model" / "tensors.safetensors").unlink()
+    (trained / "model" / "model.json").unlink()
+    (trained / "model").rmdir()
+    assert "the run has not ended and left no model" in fails(capsys, "predict", str(trained))
+
+
+def test_nothing_half_written_is_left(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"good\n" * 5000 + b"\xff\n")
+    out = tmp_path / "out.txt"
+    assert "bad.txt:5001: is not UTF-8" in fails(capsys, "predict", str(trained), str(bad), "--out", str(out))
+    assert not out.exists()
