@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, overload
 
@@ -11,33 +11,27 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.data import evaluation_batches
-from mt2st_fast.data.batches import BagInputs
 from mt2st_fast.data.character_ngrams import ngram_hash
-from mt2st_fast.data.corpus import Corpus
 from mt2st_fast.data.labelled_text import (
     BagFeatures,
     LabelledText,
     bag_corpus,
-    documents_of,
     read_labelled_text,
     target_columns,
 )
-from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.tasks import MultiLabel
 from mt2st_fast.model_folder import read_model, write_model
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, check_choice, chosen, device_of
 from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores
 
 KIND = "supervised"
-EVALUATION_ROWS = 4096
-MOST_PROBABILITIES = 1 << 24  # that are made together
 LIKELY = 0.5  # a label of many is given to a document from this probability on
 
 
@@ -75,6 +69,7 @@ class SupervisedModel:
         self.labels = {name: family.names for name, family in families.items()}
         self._families, self._split_labels = dict(families), split_labels
         self._trainer = trainer
+        self._scorer = BagScorer(features, encoder, heads, prefix)
 
     # --- keeping ----------------------------------------------------------------------------------------
 
@@ -148,7 +143,7 @@ class SupervisedModel:
             name: LabelFamily(kind, tuple(names), tuple(counts))
             for name, kind, names, counts in configuration["labels"]
         }
-        where = _device(device)
+        where = device_of(device)
         SupervisedModel.__init__(
             self,
             features,
@@ -179,7 +174,7 @@ class SupervisedModel:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self.encoder.table.device
+        return self._scorer.device
 
     @property
     def trainer(self) -> Trainer:
@@ -217,12 +212,12 @@ class SupervisedModel:
         text with a line feed or that is no string, for k and threshold out of range, and an unknown family.
         """
         family = self._known(family)
-        _check_choice(k, threshold)
+        check_choice(k, threshold)
         texts = [text] if isinstance(text, str) else text
         predictions: list[Prediction] = []
         names = np.array(self.labels[family], object)
-        for documents in self._documents(texts):
-            for probabilities in self._probabilities(*self.features.bags(documents), family):
+        for documents in self._scorer.documents(texts):
+            for probabilities in self._scorer.probabilities(*self.features.bags(documents), family):
                 best = probabilities.topk(len(names) if k == -1 else min(k, len(names)))
                 counts = (best.values >= threshold).sum(1).tolist()
                 found = zip(
@@ -243,7 +238,7 @@ class SupervisedModel:
         found = target_columns(text, families)
         targets = {family: as_trained(found[family], self._families[family]) for family in families}
         corpus = bag_corpus(text, self.features, targets)
-        batches = evaluation_batches(corpus, EVALUATION_ROWS)
+        batches = evaluation_batches(corpus, ROWS_AT_ONCE)
         metrics = evaluate(self.encoder, self.heads, batches, families, self.device)
         for family in families:
             # Rows with an unseen label have no class to compare with: they were left out, and are wrong.
@@ -269,13 +264,13 @@ class SupervisedModel:
         many = self._families[family].kind == "labels"
         k = (-1 if many else 1) if k is None else k
         threshold = (LIKELY if many else 0.0) if threshold is None else threshold
-        _check_choice(k, threshold)
+        check_choice(k, threshold)
         text = self._read(path)
         if family not in text.families:
             raise InputError(f"{path}: has no label of {family}; there are {', '.join(text.families)}")
         guesses = (
-            _chosen(probabilities, k, threshold)
-            for probabilities in self._probabilities(*self.features.bags(text.documents), family)
+            chosen(probabilities, k, threshold)
+            for probabilities in self._scorer.probabilities(*self.features.bags(text.documents), family)
         )
         return label_scores(target_columns(text, [family])[family], self._families[family], guesses)
 
@@ -288,7 +283,7 @@ class SupervisedModel:
         Zeros for a word that has neither: unseen, and training was without n-grams (`maxn=0`).
         """
         _, ids = self.features.subwords(word)
-        return self._bags(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
+        return self._scorer.vectors(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
 
     def get_word_vector(self, word: str) -> np.ndarray:
         """fastText's name of `vector`."""
@@ -301,8 +296,8 @@ class SupervisedModel:
     @torch.no_grad()
     def get_sentence_vector(self, text: str) -> np.ndarray:
         """(dim,) float32, the mean of the vectors in the bag of a line. Raises InputError as `predict` does."""
-        (documents,) = self._documents([text])
-        return self._bags(*self.features.bags(documents))[0].cpu().numpy()
+        (documents,) = self._scorer.documents([text])
+        return self._scorer.vectors(*self.features.bags(documents))[0].cpu().numpy()
 
     @torch.no_grad()
     def get_nearest_neighbors(self, word: str, k: int = 10) -> list[tuple[float, str]]:
@@ -310,15 +305,13 @@ class SupervisedModel:
 
         Raises InputError for a word without a vector, and for k below 1.
         """
-        _check_choice(k, 0.0)
+        check_choice(k, 0.0)
         query = torch.from_numpy(self.vector(word))
         if not query.any():
             raise InputError(
                 f"{word!r} has no vector: training did not see it and learnt no n-grams (maxn=0)"
             )
-        vectors = torch.cat(
-            [self._word_vectors(first) for first in range(0, len(self.words), EVALUATION_ROWS)]
-        )
+        vectors = torch.cat([self._word_vectors(first) for first in range(0, len(self.words), ROWS_AT_ONCE)])
         cosines = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(query, dim=0)
         own = self.get_word_id(word)
         if own >= 0:
@@ -379,47 +372,9 @@ class SupervisedModel:
         raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger min_count= "
                          "makes a smaller model")  # fmt: skip
 
-    # --- parts ------------------------------------------------------------------------------------------
-
-    def _documents(self, texts: Sequence[str]) -> Iterator[Tokens]:
-        """Blocks of texts as words."""
-        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
-            raise InputError(f"a text is a string and texts are a list of them, not {type(texts).__name__}")
-        texts = list(texts)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"text {number} is no string but {type(text).__name__}; give strings")
-            if "\n" in text:
-                raise InputError(
-                    f"text {number} has a line feed; a text is one line: replace '\\n' by a blank"
-                )
-        for first in range(0, len(texts), EVALUATION_ROWS):
-            yield documents_of(texts[first : first + EVALUATION_ROWS], self.prefix)
-
-    def _probabilities(self, ids: np.ndarray, bounds: np.ndarray, family: str) -> Iterator[Tensor]:
-        """(B, C) of N bags, a block of them at a time."""
-        rows = max(1, min(EVALUATION_ROWS, MOST_PROBABILITIES // len(self.labels[family])))
-        many = isinstance(self.heads.tasks[family], MultiLabel)
-        inputs = BagInputs(Corpus(ids, bounds, {}, level="document"))
-        for first in range(0, len(bounds) - 1, rows):
-            block = inputs(np.arange(first, min(first + rows, len(bounds) - 1)))
-            logits = self.heads.logits(self._features(*block), family)
-            yield logits.sigmoid() if many else logits.softmax(1)
-
     def _word_vectors(self, first: int) -> Tensor:
         """(B, dim) of a block of words."""
-        words = self.words[first : first + EVALUATION_ROWS]
-        ids, bounds = self.features.ids_of(words)
-        return self._bags(ids, bounds).cpu()
-
-    def _bags(self, ids: np.ndarray, bounds: np.ndarray) -> Tensor:
-        """(N, dim) features of N bags."""
-        return self._features(torch.from_numpy(ids), torch.from_numpy(bounds))
-
-    def _features(self, ids: Tensor, bounds: Tensor) -> Tensor:
-        self.encoder.eval()
-        features: Tensor = self.encoder((ids.to(self.device), bounds.to(self.device)))
-        return features
+        return self._scorer.vectors(*self.features.ids_of(self.words[first : first + ROWS_AT_ONCE])).cpu()
 
     def _read(self, path: str | Path) -> LabelledText:
         return read_labelled_text(Path(path), self.prefix, self._split_labels)
@@ -433,30 +388,3 @@ class SupervisedModel:
 def load_model(folder: str | Path, device: str = "auto") -> SupervisedModel:
     """fastText's name of `SupervisedModel.load`, whose errors it raises."""
     return SupervisedModel.load(folder, device)
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {name} is unknown; there are auto, cpu and cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name} is not available: torch sees no CUDA device here")
-    return device
-
-
-def _check_choice(k: int, threshold: float) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or (k < 1 and k != -1):
-        raise InputError(f"k must be a whole number of at least 1, or -1 for all, not {k!r}")
-    if not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
-        raise InputError(f"threshold must be a probability from 0 to 1, not {threshold!r}")
-
-
-def _chosen(probabilities: Tensor, k: int, threshold: float) -> np.ndarray:
-    """(B, C) bool: the k likeliest labels of at least that probability."""
-    C = probabilities.shape[1]
-    best = probabilities.topk(C if k == -1 else min(k, C))
-    chosen = torch.zeros_like(probabilities, dtype=torch.bool)
-    return chosen.scatter_(1, best.indices, best.values >= threshold).cpu().numpy()
