@@ -206,7 +206,8 @@ class BagFeatures:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each length n the ids of the n-grams, and the documents that they stand in."""
         gram = hashes
-        for n in range(2, self.word_ngrams + 1):
+        longest = int(np.bincount(document).max(initial=0))
+        for n in range(2, max(2, min(self.word_ngrams, longest)) + 1):
             # The n-gram that begins at every word, where its document goes on that long.
             gram = gram[:-1] * HASH_FACTOR + hashes[n - 1 :]
             inside = document[: len(gram)] == document[n - 1 :]

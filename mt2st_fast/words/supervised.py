@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,8 @@ def train_supervised(
     batches = BagBatches(
         corpus, batch_size, main, seed=seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
     )
-    with _threads(threads):
+    with _threads(threads), closing(batches):
         trainer.fit(batches, epochs=epoch)
-    batches.close()
     known = {family: LabelFamily.of(column) for family, column in targets.items()}
     return SupervisedModel(features, known, encoder, heads, label, families is not False, trainer)
 
@@ -193,7 +192,8 @@ def _tell_families(path: str | Path, text: LabelledText) -> None:
     """One line about labels that have `__` within, whose meaning was not said."""
     if text.families == (DEFAULT_FAMILY,):
         return
-    named = [f"{family} ({len(text.labels[family].names)} labels)" for family in text.families]
+    sizes = {family: len(text.labels[family].names) for family in text.families}
+    named = [f"{family} ({n:,} label{'s' if n > 1 else ''})" for family, n in sizes.items()]
     more = f" and {len(named) - MOST_NAMED:,} more" if len(named) > MOST_NAMED else ""
     log.warning(
         "%s: `__` within a label is read as the end of its family: %s%s; families=False takes labels whole, "

@@ -192,8 +192,8 @@ class SupervisedModel:
 
     # --- predictions ------------------------------------------------------------------------------------
 
-    @overload
-    def predict(
+    @overload  # a str is a Sequence[str], too
+    def predict(  # type: ignore[overload-overlap]
         self, text: str, k: int = ..., threshold: float = ..., family: str | None = ...
     ) -> Prediction: ...
 
@@ -321,12 +321,6 @@ class SupervisedModel:
         return [(value, self.words[i]) for value, i in zip(*map(Tensor.tolist, best), strict=True)]
 
     # --- fastText's names -------------------------------------------------------------------------------
-
-    @overload
-    def get_words(self) -> list[str]: ...
-
-    @overload
-    def get_words(self, include_freq: bool) -> list[str] | tuple[list[str], np.ndarray]: ...
 
     def get_words(self, include_freq: bool = False) -> list[str] | tuple[list[str], np.ndarray]:
         """`words`; with include_freq also how often training saw each, int64."""
