@@ -25,6 +25,7 @@ from mt2st_fast.errors import InputError
 
 FORMAT = "mt2st-fast model 1"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
+RUN_MODEL = "model"  # the folder's name within that of a run
 
 
 def write_model(
@@ -93,6 +94,24 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
         return named[1], named[2], load(content)
     except SafetensorError as error:
         raise InputError(f"{folder / TENSORS}: is damaged ({error}); save the model again") from None
+
+
+def model_in(folder: str | Path) -> Path:
+    """Where the model of a folder lies: there, or where a run leaves it.
+
+    Raises InputError for a run that has none yet.
+    """
+    folder = Path(folder)
+    if (folder / DESCRIPTION).exists():
+        return folder
+    if (folder / RUN_MODEL).is_dir():
+        return folder / RUN_MODEL
+    if (folder / "config.json").exists():
+        raise InputError(
+            f"{folder}: the run has not ended and left no model; finish it with: "
+            f"mt2st-fast train --resume --out {folder}"
+        )
+    return folder
 
 
 def _description(kind: str, configuration: dict[str, Any], tensors: bytes) -> bytes:

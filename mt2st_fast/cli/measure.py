@@ -29,10 +29,10 @@ def measure(
 ) -> None:
     """Measure a trained model: the metric of its tasks, and precision, recall and F1 of every class."""
     from mt2st_fast.data import open_data
-    from mt2st_fast.serving.models import load_text_model
     from mt2st_fast.serving.scores import scores
+    from mt2st_fast.serving.text_model import TextModel
 
-    found = load_text_model(model)
+    found = TextModel.load(model)
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else [found.main]
     for name in names:
         found.check_task(name)

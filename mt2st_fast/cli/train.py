@@ -20,10 +20,10 @@ from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
+from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, shown, write_run
-from mt2st_fast.serving.models import RUN_MODEL
 from mt2st_fast.training.trainer import Trainer
 
 CONFIG_FILE = "config.json"

@@ -10,10 +10,10 @@ import numpy as np
 
 from mt2st_fast.environment import environment
 from mt2st_fast.files import json_text, write_atomically
+from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table
 from mt2st_fast.runs.plots import plot_curves
-from mt2st_fast.serving.models import RUN_MODEL
 from mt2st_fast.training.history import History
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import BinaryIO
 
 from mt2st_fast.data.readers.delimited import tokenize_text
 from mt2st_fast.errors import InputError
@@ -36,71 +35,105 @@ class Unit:
     words_at: list[int] | None = None
 
 
-def read_units(file: BinaryIO, where: str, tokenizer: str, kind: str = "auto") -> Iterator[list[Unit]]:
-    """Blocks of units of a text in UTF-8; kind: "conllu", "text" (a unit a line), or "auto", by the first line.
+def read_units(
+    chunks: Iterable[bytes], where: str, tokenizer: str, kind: str = "auto"
+) -> Iterator[list[Unit]]:
+    """Blocks of units of a text, bytes in UTF-8; kind: "conllu", "text" (a unit a line), "auto" (by the first line).
 
     Raises InputError, naming the line, for what is no UTF-8 or no CoNLL-U.
     """
-    lines = _decoded(file, where)
+    lines = _lines(chunks, where)
     if kind == "auto":
         lines, kind = _kind_of(lines)
     if kind == "conllu":
         units = _sentences(lines, where)
     elif kind == "text":
         cut = TOKENIZERS[tokenizer]
-        units = (Unit(cut(line), [line]) for _, line in lines)
+        units = (Unit(cut(line), [line]) for _, some in lines for line in some)
     else:
         raise InputError(f"an input is auto, conllu or text, not {kind!r}")
     return _blocks(units)
 
 
-def _decoded(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(file, start=1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}:{number}: is not UTF-8 (byte {error.start + 1}); convert the text to UTF-8"
-            ) from None
-        yield number, text.rstrip("\r\n").removeprefix("\ufeff")
+# The number of a line, and the lines from there on.
+_Lines = Iterator[tuple[int, list[str]]]
 
 
-def _kind_of(lines: Iterator[tuple[int, str]]) -> tuple[Iterator[tuple[int, str]], str]:
-    """The same lines, and what they are: by the first one that is neither empty nor a comment."""
-    seen = []
-    kind = "text"
-    for number, line in lines:
-        seen.append((number, line))
-        if line.strip() and not line.startswith("#"):
-            columns = line.split("\t")
-            is_word = len(columns) == CONLLU_COLUMNS and columns[0][:1].isdigit()
-            kind = "conllu" if is_word else "text"
-            break
-    return chain(seen, lines), kind
-
-
-def _sentences(lines: Iterable[tuple[int, str]], where: str) -> Iterator[Unit]:
-    unit = Unit([], [], [])
-    for number, line in lines:
-        if not line.strip():
-            if unit.lines:
-                yield unit
-            unit = Unit([], [], [])
+def _lines(chunks: Iterable[bytes], where: str) -> _Lines:
+    number, begun = 1, list[bytes]()  # pieces of a line that goes on
+    for chunk in chunks:
+        whole, end, rest = chunk.rpartition(b"\n")
+        if not end:
+            begun.append(chunk)
             continue
-        if not line.startswith("#"):
-            columns = line.split("\t")
-            if len(columns) != CONLLU_COLUMNS:
-                raise InputError(
-                    f"{where}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has "
-                    f"{len(columns)}; is it text? Then give --input text"
-                )
-            if columns[0].isdecimal():  # no range (1-2), no empty node (1.1)
-                assert unit.words_at is not None
-                unit.words_at.append(len(unit.lines))
-                unit.words.append(columns[1])
-        unit.lines.append(line)
+        lines = _decoded(b"".join([*begun, whole]), where, number)
+        begun = [rest]
+        yield number, lines
+        number += len(lines)
+    if last := b"".join(begun):
+        yield number, _decoded(last, where, number)
+
+
+def _decoded(content: bytes, where: str, number: int) -> list[str]:
+    """Lines without their ends, from line `number` on."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, byte = number + before.count(b"\n"), error.start - before.rfind(b"\n")
+        raise InputError(f"{where}:{line}: is not UTF-8 (byte {byte}); convert the text to UTF-8") from None
+    lines = text.split("\n")
+    if "\r" in text:
+        lines = [line.rstrip("\r") for line in lines]
+    if "\ufeff" in text:  # at the start, and where files were joined
+        lines = [line.removeprefix("\ufeff") for line in lines]
+    return lines
+
+
+def _kind_of(lines: _Lines) -> tuple[_Lines, str]:
+    """The same lines, and what they are: by the first one that is neither empty nor a comment."""
+    seen, kind = [], None
+    for number, some in lines:
+        seen.append((number, some))
+        for line in some:
+            if kind is None and line.strip() and not line.startswith("#"):
+                columns = line.split("\t")
+                is_word = len(columns) == CONLLU_COLUMNS and columns[0][:1].isdigit()
+                kind = "conllu" if is_word else "text"
+        if kind is not None:
+            break
+    return chain(seen, lines), kind or "text"
+
+
+def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:
+    unit, words_at = Unit([]), list[int]()
+    for first, some in lines:
+        for at, line in enumerate(some):
+            if not line or line.isspace():
+                if unit.lines:
+                    unit.words_at = words_at
+                    yield unit
+                    unit, words_at = Unit([]), []
+                continue
+            if line[0] != "#":
+                if line.count("\t") != CONLLU_COLUMNS - 1:
+                    raise _no_word(line, where, first + at)
+                place, word, _ = line.split("\t", 2)
+                if place.isdecimal():  # no range (1-2), no empty node (1.1)
+                    words_at.append(len(unit.lines))
+                    unit.words.append(word)
+            unit.lines.append(line)
     if unit.lines:
+        unit.words_at = words_at
         yield unit
+
+
+def _no_word(line: str, where: str, number: int) -> InputError:
+    columns = 1 + line.count("\t")
+    return InputError(
+        f"{where}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has {columns}; "
+        "is it text? Then give --input text"
+    )
 
 
 def _blocks(units: Iterable[Unit]) -> Iterator[list[Unit]]:

@@ -20,7 +20,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model_folder import read_model, write_model
+from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.serving.window_features import WindowFeatures
 from mt2st_fast.serving.words import OpenVocabulary
 
@@ -95,8 +95,11 @@ class TextModel:
 
     @classmethod
     def load(cls, folder: str | Path) -> TextModel:
-        """Read the model that `save` wrote. Raises InputError for a folder that holds none, or is damaged."""
-        _, stored, tensors = read_model(folder, KIND)
+        """Read the model that `save` wrote, or that of a run in its folder.
+
+        Raises InputError for a folder that holds none, or is damaged.
+        """
+        _, stored, tensors = read_model(model_in(folder), KIND)
         encoder, heads = rebuild(stored, tensors)
         assert isinstance(encoder, WindowEncoder | BagEncoder)  # nothing else is known to `rebuild`
         options = dict(stored["subwords"])

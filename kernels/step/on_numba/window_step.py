@@ -145,6 +145,8 @@ def step(
     return losses, correct
 
 
+LEAST_ROWS = 512  # of features that are computed together, where there are so many
+
 _NO_RULE = packed((RowRule(SGD, 0.0),))
 
 
@@ -152,7 +154,8 @@ def features(model: WindowModel, types: Tensor) -> Tensor:
     """(N, H) of `window_features` in step/window.py."""
     types_nw, N, H = _checked(types, model), len(types), len(model.hidden[0].parameter)
     out = torch.empty(N, H, dtype=torch.float32)
-    at_once = N if model.memory is None else model.memory.n_rows
+    # As many as there is memory for; the first to ask may have had one row.
+    at_once = N if model.memory is None else max(LEAST_ROWS, model.memory.n_rows)
     batch = Batch(
         0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
         np.zeros(0, np.int64), True,
