@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.words.fasttext_options import loss_of, with_fasttext_names
+from mt2st_fast.words.fasttext_options import SAME, loss_of, with_fasttext_names
 from mt2st_fast.words.label_counts import LabelFamily
 from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.vectors import WordVectors
@@ -100,7 +102,7 @@ def train_supervised(
         {"epoch": epoch, "lr": lr},
     )
     _check_others(minn, maxn, bucket, dropout, label, families)
-    _check_rate(lr, trainer_options)
+    _check_trainer_options(lr, trainer_options)
     loss = loss_of(loss)
     text = read_labelled_text(Path(path), label, families is not False)
     if families is None:
@@ -129,7 +131,8 @@ def train_supervised(
         "fuse_backward": True,
         "device": device,
     } | trainer_options
-    options.setdefault("optimizer", lambda parameters: RowwiseAdagrad(parameters, lr=lr))
+    if "optimizer" not in options:
+        options |= {"optimizer": lambda parameters: RowwiseAdagrad(parameters, lr=lr), "lr": lr}
     trainer = Trainer(encoder, heads, schedule=schedule or MultiTask(), **options)
     batches = BagBatches(
         corpus, batch_size, main, seed=seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
@@ -169,8 +172,14 @@ def _check_others(minn: int, maxn: int, bucket: int, dropout: Any, label: Any, f
         raise InputError(f"families must be True, False or None, not {families!r}")
 
 
-def _check_rate(lr: float | None, trainer_options: Mapping[str, Any]) -> None:
-    """Raises InputError for options that nobody would read."""
+def _check_trainer_options(lr: float | None, trainer_options: Mapping[str, Any]) -> None:
+    """Raises InputError for options that nobody knows, or that nobody would read."""
+    of_trainer = set(inspect.signature(Trainer).parameters) - {"encoder", "heads"}
+    for name in trainer_options.keys() - of_trainer:
+        near = get_close_matches(
+            name, [*inspect.signature(train_supervised).parameters, *of_trainer, *SAME], 1
+        )
+        raise InputError(f"train_supervised has no option {name}{f'; is {near[0]} meant?' if near else ''}")
     if lr is not None and "optimizer" in trainer_options:
         raise InputError("lr and optimizer are both given; an optimizer has a rate of its own: leave lr out")
     if trainer_options.get("weight_decay"):

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from mt2st_fast import Classification, InputError, MultiLabel, RowwiseAdagrad, WordVectors, train_supervised
+from mt2st_fast import (
+    Classification,
+    InputError,
+    MultiLabel,
+    NonFiniteLossError,
+    RowwiseAdagrad,
+    WordVectors,
+    train_supervised,
+)
 from mt2st_fast.data.labelled_text import read_labelled_text
 from mt2st_fast.words import supervised
 from mt2st_fast.words.fasttext_options import REFUSED
@@ -193,3 +202,12 @@ def test_options_that_nobody_would_read_are_refused(train):
         train_supervised(train, lr=0.1, optimizer=lambda parameters: RowwiseAdagrad(parameters, lr=0.1))
     with pytest.raises(InputError, match="weight_decay belongs to"):
         train_supervised(train, weight_decay=0.1)
+    for name, near in (("epochs", "; is epoch meant?"), ("wordNgram", "; is wordNgrams meant?"), ("qqq", "")):
+        with pytest.raises(InputError, match=re.escape(f"train_supervised has no option {name}{near}") + "$"):
+            train_supervised(train, **{name: 1})
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_rate_that_is_too_high_is_named_as_it_was_given(train):
+    with pytest.raises(NonFiniteLossError, match=r"lower lr \(1e\+38\)"):
+        train_supervised(train, lr=1e38, **SMALL | {"epoch": 20})
