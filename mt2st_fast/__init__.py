@@ -30,7 +30,8 @@ from mt2st_fast.training.schedules import (
     Switch,
 )
 from mt2st_fast.training.trainer import NonFiniteLossError, Trainer
-from mt2st_fast.words.supervised import SupervisedModel, train_supervised
+from mt2st_fast.words.supervised import train_supervised
+from mt2st_fast.words.supervised_model import Prediction, SupervisedModel, load_model
 from mt2st_fast.words.vectors import WordVectors
 from mt2st_fast.words.word2vec import Word2Vec
 
@@ -58,6 +59,7 @@ __all__ = [
     "NonFiniteLossError",
     "OpenTask",
     "PhaseRecord",
+    "Prediction",
     "Regression",
     "RowwiseAdagrad",
     "Schedule",
@@ -77,6 +79,7 @@ __all__ = [
     "WordVectors",
     "choose_backend",
     "choose_plan",
+    "load_model",
     "multitask_loss",
     "train_supervised",
 ]

@@ -55,6 +55,14 @@ def ngram_hashes(words: Sequence[str], minn: int, maxn: int) -> tuple[np.ndarray
     return hashes, bounds[np.concatenate(([0], ends))]
 
 
+def ngram_hash(ngram: str) -> int:
+    """The hash of one n-gram, as `ngram_hashes` makes it."""
+    hashed = FNV_BASIS
+    for byte in np.frombuffer(ngram.encode("utf-8", "surrogatepass"), np.int8).tolist():
+        hashed = ((hashed ^ (byte & 0xFFFFFFFF)) * int(FNV_PRIME)) & 0xFFFFFFFF
+    return hashed
+
+
 def subword_ids(
     words: Sequence[str], own: np.ndarray, first_bucket: int, buckets: int, minn: int, maxn: int
 ) -> tuple[np.ndarray, np.ndarray]:

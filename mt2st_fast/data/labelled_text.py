@@ -19,7 +19,7 @@ from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
 from mt2st_fast.data.tokens import MISSING_WORD, Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.word_files import read_words
+from mt2st_fast.data.word_files import NumberedWords, read_words, words_of
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import split_lines
 
@@ -52,19 +52,51 @@ class LabelledText:
         return tuple(self.labels)
 
 
-def read_labelled_text(path: Path, prefix: str = "__label__") -> LabelledText:
-    """Every line that is not blank. Raises InputError for a file without any label, and as `read_words` does."""
+def read_labelled_text(path: Path, prefix: str = "__label__", families: bool = True) -> LabelledText:
+    """Every line that is not blank; without `families` a label is taken whole, whatever `__` stands in it.
+
+    Raises InputError for a file without any label, for two labels that are the same value of the same family, and as
+    `read_words` does.
+    """
     text = read_words(path)
-    is_label = np.fromiter(map(str.startswith, text.words, repeat(prefix)), bool, len(text.words))
+    is_label = _labels_among(text.words, prefix)
     if not is_label.any():
         raise InputError(f"{path}: no line has a label; write them as {prefix}sport or {prefix}topic__sport")
+    documents, labels, lines = _split_lines(text, is_label)
+    whole = {i: text.words[i].removeprefix(prefix) for i in np.flatnonzero(is_label).tolist()}
+    split = {i: _split_label(label) if families else (DEFAULT_FAMILY, label) for i, label in whole.items()}
+    first: dict[tuple[str, str], int] = {}
+    for i, key in split.items():
+        if first.setdefault(key, i) != i:
+            raise InputError(
+                f"{path}: {text.words[first[key]]} and {text.words[i]} are both {key[1]} of the family {key[0]}; "
+                "rename one of them"
+            )
+    return LabelledText(documents, _labels_by_family(split, labels, lines))
+
+
+def documents_of(texts: Sequence[str], prefix: str = "__label__") -> Tokens:
+    """The words of texts, without labels, as reading a file finds them; a text without words stays. Raises InputError
+    as `words_of` does.
+    """
+    text = words_of(texts)
+    return _split_lines(text, _labels_among(text.words, prefix), keep_empty=True)[0]
+
+
+def _labels_among(words: Sequence[str], prefix: str) -> np.ndarray:
+    return np.fromiter(map(str.startswith, words, repeat(prefix)), bool, len(words))
+
+
+def _split_lines(
+    text: NumberedWords, is_label: np.ndarray, *, keep_empty: bool = False
+) -> tuple[Tokens, np.ndarray, np.ndarray]:
+    """(documents, labels (M,), and the documents (M,) that they stand in)."""
     id_of = np.full(len(is_label), MISSING_WORD, np.int32)
     vocabulary, id_of[~is_label] = Vocabulary.numbered(
         list(compress(text.words, (~is_label).tolist())), text.counts[~is_label]
     )
-    ids, bounds, labels, documents = split_lines(text.numbers, id_of, is_label)
-    split = {i: _split_label(text.words[i].removeprefix(prefix)) for i in np.flatnonzero(is_label).tolist()}
-    return LabelledText(Tokens(ids, bounds, vocabulary), _labels_by_family(split, labels, documents))
+    ids, bounds, labels, lines = split_lines(text.numbers, id_of, is_label, keep_empty=keep_empty)
+    return Tokens(ids, bounds, vocabulary), labels, lines
 
 
 def _labels_by_family(
@@ -126,7 +158,7 @@ class BagFeatures:
 
     def subwords(self, word: str) -> tuple[list[str], np.ndarray]:
         """The word, if known, and its character n-grams; and their ids int32."""
-        ids, _ = self._ids_of([word])
+        ids, _ = self.ids_of([word])
         known = [word] if word in self.vocabulary else []
         return known + (character_ngrams(word, self.minn, self.maxn) if self.maxn else []), ids
 
@@ -138,7 +170,7 @@ class BagFeatures:
         if self.word_ngrams == 1 and not self.maxn:
             return self._words_alone(documents)
         words, bounds = documents.vocabulary.words, documents.bounds
-        ids, id_bounds = self._ids_of(words)
+        ids, id_bounds = self.ids_of(words)
         hashes = np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
         parts, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
         for first in range(0, documents.n_units, DOCUMENTS_AT_ONCE):
@@ -164,7 +196,7 @@ class BagFeatures:
             return found.ids, found.bounds
         return found.ids[known], bounds_of(known)[found.bounds]
 
-    def _ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 (total,), bounds int64 (T + 1,)): each word's own, if known, and those of its n-grams."""
         own = self.vocabulary.lookup(words)
         return subword_ids(words, own, len(self.vocabulary), self.buckets, self.minn, self.maxn)
@@ -174,7 +206,8 @@ class BagFeatures:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each length n the ids of the n-grams, and the documents that they stand in."""
         gram = hashes
-        for n in range(2, self.word_ngrams + 1):
+        longest = int(np.bincount(document).max(initial=0))
+        for n in range(2, max(2, min(self.word_ngrams, longest)) + 1):
             # The n-gram that begins at every word, where its document goes on that long.
             gram = gram[:-1] * HASH_FACTOR + hashes[n - 1 :]
             inside = document[: len(gram)] == document[n - 1 :]
@@ -193,17 +226,19 @@ def _hash(word: str) -> int:
     return zlib.crc32(word.encode("utf-8", "surrogatepass"))
 
 
-def target_columns(text: LabelledText, families: Sequence[str] | None = None) -> dict[str, TargetColumn]:
-    """A column a family: classes where no document has two labels of it, else any of its labels."""
+def target_columns(
+    text: LabelledText, families: Sequence[str] | None = None, any_of: bool = False
+) -> dict[str, TargetColumn]:
+    """A column a family: classes where no document has two labels of it, else (or with `any_of`) any of its labels."""
     wanted = text.families if families is None else families
-    return {family: _column(text.labels[family], text.documents.n_units) for family in wanted}
+    return {family: _column(text.labels[family], text.documents.n_units, any_of) for family in wanted}
 
 
-def _column(labels: Labels, n_documents: int) -> TargetColumn:
+def _column(labels: Labels, n_documents: int, any_of: bool) -> TargetColumn:
     C, documents, values = len(labels.names), labels.documents, labels.values
     if (documents[1:] == documents[:-1]).any():  # several labels, which may be the same one
         documents, values = np.divmod(np.unique(documents * C + values), C)
-    if (documents[1:] > documents[:-1]).all():
+    if not any_of and (documents[1:] > documents[:-1]).all():
         classes = np.full(n_documents, MISSING, np.int64)
         classes[documents] = values
         return TargetColumn("classes", labels.names, classes)

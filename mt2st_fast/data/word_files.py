@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -59,6 +59,22 @@ def read_words(path: Path) -> NumberedWords:
                 raise InputError(f"{path}:{line}: is not UTF-8; convert the file to UTF-8") from None
     parts.append(np.array([END], np.int32))
     return NumberedWords(np.concatenate(parts), counter.words(), counter.counts)
+
+
+def words_of(texts: Sequence[str]) -> NumberedWords:
+    """The words of texts, a line each and without line feeds, as `read_words` finds them in a file.
+
+    Raises InputError for half of a surrogate pair, which UTF-8 does not have.
+    """
+    try:
+        content = np.frombuffer("".join(f"{text}\n" for text in texts).encode(), np.uint8)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a text holds {error.object[error.start]!r}, half of a character; decode it with errors='replace'"
+        ) from None
+    counter = WordCounter(nul_is_blank=True)
+    numbers = counter.add(np.append(content, np.zeros(PADDING, np.uint8)), len(content))
+    return NumberedWords(numbers, counter.words(), counter.counts)
 
 
 def read_lines(file: BinaryIO) -> Tokens:

@@ -2,152 +2,51 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mt2st_fast.data import BagBatches, TargetColumn, evaluation_batches
+from mt2st_fast.data import BagBatches, TargetColumn
 from mt2st_fast.data.batches import MOST_ROWS, batch_size_for
 from mt2st_fast.data.labelled_text import (
+    DEFAULT_FAMILY,
     BagFeatures,
+    LabelledText,
     bag_corpus,
     read_labelled_text,
     target_columns,
 )
-from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
-from mt2st_fast.training.history import History
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.words.fasttext_options import SAME, loss_of, with_fasttext_names
+from mt2st_fast.words.label_counts import LabelFamily
+from mt2st_fast.words.supervised_model import SupervisedModel
+from mt2st_fast.words.vectors import WordVectors
 
-EVALUATION_ROWS = 4096
+log = logging.getLogger("mt2st_fast")
 LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
 MOST_KEPT_IDS = 50_000_000  # of batches that are kept in memory, where an id takes about 15 bytes
+MOST_BUCKETS = 2_000_000_000  # rows have numbers of 32 bits
+MOST_NAMED = 5  # families in a line of the log
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The k most likely labels of a document, the likeliest first."""
-
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-
-class SupervisedModel:
-    """What `train_supervised` returns: predicts, tests, and gives vectors of words and documents."""
-
-    def __init__(
-        self,
-        features: BagFeatures,
-        targets: dict[str, TargetColumn],
-        trainer: Trainer,
-        prefix: str,
-    ) -> None:
-        self.features, self.prefix = features, prefix
-        self.trainer = trainer
-        self.labels = {family: column.class_names for family, column in targets.items()}
-        self._columns = targets
-
-    @property
-    def main(self) -> str:
-        """The family that training ends on."""
-        return self.trainer.heads.main
-
-    @property
-    def words(self) -> list[str]:
-        """The words that have a vector of their own, the most frequent first."""
-        return self.features.vocabulary.words
-
-    @property
-    def history(self) -> History:
-        """What happened while training."""
-        return self.trainer.history
-
-    @torch.no_grad()
-    def predict(self, text: str, k: int = 1, family: str | None = None) -> Prediction:
-        """The k likeliest labels of one line of text, of the main family by default.
-
-        Raises ValueError for an unknown family.
-        """
-        family = self._known(family)
-        logits = self.trainer.heads.logits(self._document(text), family)[0]
-        many = isinstance(self.trainer.heads.tasks[family], MultiLabel)
-        probabilities = logits.sigmoid() if many else logits.softmax(0)
-        best = probabilities.topk(min(k, len(probabilities)))
-        return Prediction(
-            tuple(self.labels[family][i] for i in best.indices.tolist()), tuple(best.values.tolist())
-        )
-
-    def test(self, path: str | Path) -> dict[str, float]:
-        """The metric of every family in a file: accuracy, or micro F1 where a document may have several labels.
-
-        A label that training never saw counts as an error. Raises InputError as reading does.
-        """
-        text = read_labelled_text(Path(path), self.prefix)
-        families = [family for family in self.labels if family in text.families]
-        if not families:
-            raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
-        found = target_columns(text, families)
-        targets = {family: _as_trained(found[family], self._columns[family]) for family in families}
-        corpus = bag_corpus(text, self.features, targets)
-        metrics = self.trainer.evaluate(evaluation_batches(corpus, EVALUATION_ROWS), families)
-        for family in families:
-            # Rows with an unseen label have no class to compare with: they were left out, and are wrong.
-            known, labelled = targets[family].labelled().sum(), found[family].labelled().sum()
-            if targets[family].kind == "classes" and known < labelled:
-                metrics[family] *= known / labelled if known else 0.0
-        return metrics
-
-    @torch.no_grad()
-    def vector(self, word: str) -> np.ndarray:
-        """(dim,) float32 of any string: the mean of its own vector, if training saw it, and of its n-grams' vectors.
-
-        Zeros for a word that has neither: unseen, and training was without n-grams (`maxn=0`).
-        """
-        _, ids = self.features.subwords(word)
-        return self._bags(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
-
-    def get_word_vector(self, word: str) -> np.ndarray:
-        """fastText's name of `vector`."""
-        return self.vector(word)
-
-    def get_subwords(self, word: str) -> tuple[list[str], np.ndarray]:
-        """The word itself, if training saw it, and its character n-grams; and their rows in the table, int32."""
-        return self.features.subwords(word)
-
-    @torch.no_grad()
-    def get_sentence_vector(self, text: str) -> np.ndarray:
-        """(dim,) float32, the mean of the vectors in the bag of a line."""
-        return self._document(text)[0].cpu().numpy()
-
-    def _document(self, text: str) -> Tensor:
-        return self._bags(*self.features.bags(Tokens.of([text.split()])))
-
-    def _bags(self, ids: np.ndarray, bounds: np.ndarray) -> Tensor:
-        """(N, dim) features of N bags."""
-        device = self.trainer.device
-        self.trainer.encoder.eval()
-        features: Tensor = self.trainer.encoder(
-            (torch.from_numpy(ids).to(device), torch.from_numpy(bounds).to(device))
-        )
-        return features
-
-    def _known(self, family: str | None) -> str:
-        if family is not None and family not in self.labels:
-            raise ValueError(f"unknown label family {family}; there are {', '.join(self.labels)}")
-        return self.main if family is None else family
-
-
+@with_fasttext_names
 def train_supervised(
     path: str | Path,
     *,
@@ -160,47 +59,71 @@ def train_supervised(
     minn: int = 0,
     maxn: int = 0,
     label: str = "__label__",
+    families: bool | None = None,
+    loss: str | None = None,
+    pretrained_vectors: str | Path | None = None,
     main: str | None = None,
     schedule: Schedule | None = None,
     batch_size: int | None = None,
     dropout: float = 0.0,
     seed: int = 1,
+    threads: int | None = None,
     device: str = "auto",
     **trainer_options: Any,
 ) -> SupervisedModel:
     """Train on a file of `__label__` lines, one head for each label family, and return the model.
 
-    path: UTF-8 text, a document a line, .gz too. main: the family to get right, the first in the file by default;
-    the others are auxiliary tasks, which `schedule` (MultiTask() by default) may let go. batch_size: documents a step;
-    by default 64 to 512, by their number. lr: of row-wise Adagrad, falling linearly to 0; by default 0.03 to 0.2, by
-    the batch, as large ones take fewer steps. word_ngrams: up to so many words in a row get a vector, hashed into
-    `bucket` rows. minn, maxn: the character n-grams of that many characters of `<word>` stand in the bag beside the
-    word, hashed into the same rows, so that a word that training never saw has a vector too; none while maxn is 0.
-    epoch, dim, min_count: as in fastText. Other options go to the Trainer.
+    path: UTF-8 text, a document a line, .gz too. families: whether `__label__topic__sport` is sport of the family
+    topic, or a label `topic__sport`; by default it is, and a line of the log says what became of it. main: the family
+    to get right, the first in the file by default; the others are auxiliary tasks, which `schedule` (MultiTask() by
+    default) may let go. loss: "ova" for any of a family's labels on a document, "softmax" for one; by default as the
+    file has them. batch_size: documents a step; by default 64 to 512, by their number. lr: of row-wise Adagrad, falling
+    linearly to 0; by default 0.03 to 0.2, by the batch, as large ones take fewer steps. word_ngrams: up to so many
+    words in a row get a vector, hashed into `bucket` rows. minn, maxn: the character n-grams of that many characters of
+    `<word>` stand in the bag beside the word, hashed into the same rows, so that a word that training never saw has a
+    vector too; none while maxn is 0. pretrained_vectors: a file of vectors to begin with; its other words are known to
+    the model, too. threads: CPU threads to train with, torch's by default. epoch, dim, min_count: as in fastText, whose
+    names of options (wordNgrams, minCount, ...) are taken, too. Other options go to the Trainer.
 
-    Raises InputError for a file or a family that cannot be used, ValueError for an option out of range.
+    Raises InputError for a file or a family that cannot be used and for an option out of range.
     """
-    for name, value in (
-        ("dim", dim),
-        ("min_count", min_count),
-        ("word_ngrams", word_ngrams),
-        ("bucket", bucket),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if not 0 <= minn <= maxn:
-        raise ValueError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
-    text = read_labelled_text(Path(path), label)
+    _check_numbers(
+        {
+            "dim": (dim, 1),
+            "min_count": (min_count, 1),
+            "word_ngrams": (word_ngrams, 1),
+            "bucket": (bucket, 1),
+            "minn": (minn, None),
+            "maxn": (maxn, None),
+            "seed": (seed, 0),
+            "batch_size": (1 if batch_size is None else batch_size, 1),
+            "threads": (1 if threads is None else threads, 1),
+        },
+        {"epoch": epoch, "lr": lr},
+    )
+    _check_others(minn, maxn, bucket, dropout, label, families)
+    _check_trainer_options(lr, trainer_options)
+    loss = loss_of(loss)
+    text = read_labelled_text(Path(path), label, families is not False)
+    if families is None:
+        _tell_families(path, text)
     main = text.families[0] if main is None else main
     if main not in text.families:
         raise InputError(f"{path}: has no label family {main}; there are {', '.join(text.families)}")
-    targets = target_columns(text, [main, *(family for family in text.families if family != main)])
+    order = [main, *(family for family in text.families if family != main)]
+    targets = target_columns(text, order, any_of=loss == "ova")
+    _check_loss(path, loss, targets)
     features = BagFeatures.learn(text.documents, min_count, word_ngrams, bucket, minn, maxn)
+    vectors = None if pretrained_vectors is None else _vectors(pretrained_vectors, dim)
+    features = features if vectors is None else replace(features, vocabulary=_with_words(features, vectors))
     corpus = bag_corpus(text, features, targets)
     batch_size = batch_size_for(corpus.n_rows, LEAST_BATCH) if batch_size is None else batch_size
     lr = rate_for(batch_size) if lr is None else lr
     torch.manual_seed(seed)
     encoder = make_bag_encoder(features.size, dim, dropout)
+    if vectors is not None:
+        rows = torch.from_numpy(features.vocabulary.ids_of(vectors.words)).long()
+        encoder.table.data[rows] = torch.from_numpy(np.array(vectors.vectors))
     heads = MultiTaskHeads(dim, {family: _task(column) for family, column in targets.items()}, main)
     _zero(heads)
     options: dict[str, Any] = {
@@ -208,14 +131,113 @@ def train_supervised(
         "fuse_backward": True,
         "device": device,
     } | trainer_options
-    options.setdefault("optimizer", lambda parameters: RowwiseAdagrad(parameters, lr=lr))
+    if "optimizer" not in options:
+        options |= {"optimizer": lambda parameters: RowwiseAdagrad(parameters, lr=lr), "lr": lr}
     trainer = Trainer(encoder, heads, schedule=schedule or MultiTask(), **options)
     batches = BagBatches(
         corpus, batch_size, main, seed=seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
     )
-    trainer.fit(batches, epochs=epoch)
-    batches.close()
-    return SupervisedModel(features, targets, trainer, label)
+    with _threads(threads), closing(batches):
+        trainer.fit(batches, epochs=epoch)
+    known = {family: LabelFamily.of(column) for family, column in targets.items()}
+    return SupervisedModel(features, known, encoder, heads, label, families is not False, trainer)
+
+
+def _check_numbers(whole: Mapping[str, tuple[Any, int | None]], positive: Mapping[str, Any]) -> None:
+    """Raises InputError for an option that is no whole number or below its least, or not positive and finite."""
+    for name, (value, least) in whole.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise InputError(f"{name} must be a whole number, not {value!r}")
+        if least is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, not {value}")
+    for name, value in positive.items():
+        if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
+            raise InputError(f"{name} must be a positive number, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _check_others(minn: int, maxn: int, bucket: int, dropout: Any, label: Any, families: Any) -> None:
+    if not 0 <= minn <= maxn:
+        raise InputError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
+    if bucket > MOST_BUCKETS:
+        raise InputError(f"bucket must be at most {MOST_BUCKETS:,}, not {bucket:,}")
+    if not (_is_number(dropout) and 0 <= dropout < 1):
+        raise InputError(f"dropout must be a probability below 1, not {dropout!r}")
+    if not isinstance(label, str) or label.split() != [label]:
+        raise InputError(f"label must be what label words begin with, such as '__label__', not {label!r}")
+    if families not in (True, False, None):
+        raise InputError(f"families must be True, False or None, not {families!r}")
+
+
+def _check_trainer_options(lr: float | None, trainer_options: Mapping[str, Any]) -> None:
+    """Raises InputError for options that nobody knows, or that nobody would read."""
+    of_trainer = set(inspect.signature(Trainer).parameters) - {"encoder", "heads"}
+    for name in trainer_options.keys() - of_trainer:
+        near = get_close_matches(
+            name, [*inspect.signature(train_supervised).parameters, *of_trainer, *SAME], 1
+        )
+        raise InputError(f"train_supervised has no option {name}{f'; is {near[0]} meant?' if near else ''}")
+    if lr is not None and "optimizer" in trainer_options:
+        raise InputError("lr and optimizer are both given; an optimizer has a rate of its own: leave lr out")
+    if trainer_options.get("weight_decay"):
+        raise InputError(
+            "weight_decay belongs to the Trainer's own optimizer; give optimizer= with one of yours"
+        )
+
+
+def _check_loss(path: str | Path, loss: str | None, targets: Mapping[str, TargetColumn]) -> None:
+    several = [family for family, column in targets.items() if column.kind == "labels"]
+    if loss == "softmax" and several:
+        raise InputError(
+            f"{path}: documents have several labels of the family {several[0]}; loss='softmax' is for one: "
+            "give loss='ova', or leave it out"
+        )
+
+
+def _tell_families(path: str | Path, text: LabelledText) -> None:
+    """One line about labels that have `__` within, whose meaning was not said."""
+    if text.families == (DEFAULT_FAMILY,):
+        return
+    sizes = {family: len(text.labels[family].names) for family in text.families}
+    named = [f"{family} ({n:,} label{'s' if n > 1 else ''})" for family, n in sizes.items()]
+    more = f" and {len(named) - MOST_NAMED:,} more" if len(named) > MOST_NAMED else ""
+    log.warning(
+        "%s: `__` within a label is read as the end of its family: %s%s; families=False takes labels whole, "
+        "families=True says that they are these",
+        path,
+        ", ".join(named[:MOST_NAMED]),
+        more,
+    )
+
+
+def _vectors(path: str | Path, dim: int) -> WordVectors:
+    """Vectors to begin with. Raises InputError for a file that cannot be read, or of another length."""
+    vectors = WordVectors.read(path)
+    if vectors.dim != dim:
+        raise InputError(f"{path}: has vectors of {vectors.dim} numbers; give dim={vectors.dim}, not {dim}")
+    return vectors
+
+
+def _with_words(features: BagFeatures, vectors: WordVectors) -> Vocabulary:
+    """The words of training, then those that have a vector alone."""
+    known = features.vocabulary
+    others = sorted(word for word in vectors.words if word not in known)
+    return Vocabulary([*known.words, *others], np.append(known.counts, np.zeros(len(others), np.int64)))
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """torch's CPU threads, and so the kernels', for a while."""
+    before = torch.get_num_threads()
+    try:
+        if n is not None:
+            torch.set_num_threads(int(n))
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def rate_for(batch_size: int) -> float:
@@ -249,40 +271,3 @@ def _zero(heads: MultiTaskHeads) -> None:
 def _task(column: TargetColumn) -> Classification | MultiLabel:
     task: Classification | MultiLabel = task_of_column(column.kind, column.size)
     return task
-
-
-def _as_trained(found: TargetColumn, trained: TargetColumn) -> TargetColumn:
-    """The column over the labels of training; a label that it never saw is missing."""
-    place_of = {name: i for i, name in enumerate(trained.class_names)}
-    places = [place_of.get(name) for name in found.class_names]
-    kind: Literal["classes", "labels"] = "labels" if trained.kind == "labels" else "classes"
-    if kind == "labels":
-        dense = _one_hot(found)
-        values = np.where(found.labelled()[:, None], 0.0, np.nan).astype(np.float32)
-        values = np.repeat(values, trained.size, axis=1)
-        for source, place in enumerate(places):
-            if place is not None:
-                values[:, place] = dense[:, source]
-        return TargetColumn("labels", trained.class_names, values)
-    return TargetColumn("classes", trained.class_names, _reindexed(found, places))
-
-
-def _reindexed(found: TargetColumn, places: Sequence[int | None]) -> np.ndarray:
-    # The first label of a document that has several, as training had one each.
-    first = found.values if found.kind == "classes" else _first_label(found.values)
-    lookup = np.array([-100 if place is None else place for place in places] + [-100], np.int64)
-    return lookup[np.where(first < 0, len(places), first)]
-
-
-def _first_label(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(values[:, 0]), -100, np.nan_to_num(values).argmax(1)).astype(np.int64)
-
-
-def _one_hot(found: TargetColumn) -> np.ndarray:
-    if found.kind == "labels":
-        return found.values
-    dense = np.zeros((len(found), found.size), np.float32)
-    labelled = found.labelled()
-    dense[labelled, found.values[labelled]] = 1.0
-    dense[~labelled] = np.nan
-    return dense

@@ -1,0 +1,81 @@
+"""fastText's names of the options of `train_supervised`: the same here, or refused in a line that says why."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from mt2st_fast.errors import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SAME = {
+    "input": "path",
+    "wordNgrams": "word_ngrams",
+    "minCount": "min_count",
+    "pretrainedVectors": "pretrained_vectors",
+    "thread": "threads",
+}
+_AUTOTUNE = "options are not searched for here; train with each, and compare their `test` on a held-out file"
+# The values that ask for nothing, fastText's defaults among them; and why others are refused.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "minCountLabel": ((0, 1), "every label is kept; leave rare ones out of the file"),
+    "ws": (
+        (5,),
+        "a window belongs to word vectors, a classifier reads whole documents; Word2Vec has window=",
+    ),
+    "neg": ((5,), "it belongs to loss='ns'; heads are computed whole here"),
+    "lrUpdateRate": ((100,), "the rate falls with every step here; lr_decay='none' keeps it"),
+    "t": ((0.0001, 1e-4), "sampling of frequent words belongs to word vectors; Word2Vec has sample="),
+    "verbose": ((0,), "nothing is printed while training; callbacks=[...] are told of every step"),
+    "saveOutput": ((0, False), "the heads are always kept; model.save(folder) writes them"),
+    "autotuneValidationFile": (("",), _AUTOTUNE),
+    "autotuneMetric": (("f1",), _AUTOTUNE),
+    "autotunePredictions": ((1,), _AUTOTUNE),
+    "autotuneDuration": ((300,), _AUTOTUNE),
+    "autotuneModelSize": (("",), _AUTOTUNE),
+}
+_EXACT = "heads are computed whole here, which needs no approximation; leave it out for softmax"
+LOSSES = {"hs": _EXACT, "ns": _EXACT}
+
+
+def with_fasttext_names(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, which then also takes fastText's names of its options.
+
+    The result raises InputError for an option that is refused, and for one that is given under both names.
+    """
+
+    @functools.wraps(function)
+    def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **own_names(kwargs, ("path",) if args else ()))  # type: ignore[arg-type]
+
+    return renamed
+
+
+def own_names(given: Mapping[str, Any], placed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Options by our names; `placed` are those that are given by their place. Raises as `with_fasttext_names`."""
+    own = {name: value for name, value in given.items() if name not in SAME and name not in REFUSED}
+    for name, value in given.items():
+        if name in REFUSED:
+            harmless, why = REFUSED[name]
+            if value is not None and value not in harmless:
+                raise InputError(f"{name}={value!r}: {why}")
+        elif name in SAME:
+            if SAME[name] in own or SAME[name] in placed:
+                raise InputError(
+                    f"{name} is fastText's name of {SAME[name]}, which is given, too; give one of them"
+                )
+            if value != "":  # fastText's way to say none
+                own[SAME[name]] = value
+    return own
+
+
+def loss_of(name: str | None) -> str | None:
+    """ "softmax", "ova" or None, as the labels of each family are. Raises InputError for another loss of fastText's."""
+    if name in (None, "softmax"):
+        return name
+    if name in ("ova", "one-vs-all"):
+        return "ova"
+    raise InputError(f"loss={name!r}: {LOSSES.get(str(name), 'is unknown; there are softmax and ova')}")

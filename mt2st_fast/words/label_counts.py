@@ -1,0 +1,101 @@
+"""What a model says about labelled documents beside what stands there: columns of its labels, and counts of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mt2st_fast.data import TargetColumn
+
+
+@dataclass(frozen=True)
+class LabelFamily:
+    """The labels that training saw: kind is that of their TargetColumn, counts are their documents."""
+
+    kind: Literal["classes", "labels"]
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, column: TargetColumn) -> LabelFamily:
+        """Of a column of training."""
+        if column.kind == "labels":
+            return cls("labels", column.class_names, tuple(map(int, np.nansum(column.values, 0))))
+        counts = np.bincount(column.values[column.labelled()], minlength=column.size)
+        return cls("classes", column.class_names, tuple(counts.tolist()))
+
+
+def as_trained(found: TargetColumn, trained: LabelFamily) -> TargetColumn:
+    """The column over the labels of training; a label that it never saw is missing."""
+    place_of = {name: i for i, name in enumerate(trained.names)}
+    places = [place_of.get(name) for name in found.class_names]
+    if trained.kind == "labels":
+        dense = _one_hot(found)
+        values = np.where(found.labelled()[:, None], 0.0, np.nan).astype(np.float32)
+        values = np.repeat(values, len(trained.names), axis=1)
+        for source, place in enumerate(places):
+            if place is not None:
+                values[:, place] = dense[:, source]
+        return TargetColumn("labels", trained.names, values)
+    return TargetColumn("classes", trained.names, _reindexed(found, places))
+
+
+def label_scores(
+    found: TargetColumn, trained: LabelFamily, predicted: Iterable[np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """{label: precision, recall and f1score} over the documents of `found` that have a label.
+
+    predicted: of the documents in their order, a block (B, C) of bool at a time, the labels of training that the model
+    gives them. A label that it never saw is missed each time. NaN for what no document says.
+    """
+    unseen = [name for name in found.class_names if name not in set(trained.names)]
+    names = [*trained.names, *unseen]
+    place_of = {name: i for i, name in enumerate(names)}
+    places = [place_of[name] for name in found.class_names]
+    labelled, first = found.labelled(), 0
+    hits, guesses, truths = np.zeros((3, len(names)), np.int64)
+    for block in predicted:
+        rows = np.flatnonzero(labelled[first : first + len(block)])
+        true = np.zeros((len(rows), len(names)), bool)
+        values = found.values[first + rows]
+        if found.kind == "labels":
+            true[:, places] = values > 0
+        else:
+            true[np.arange(len(rows)), np.asarray(places)[values]] = True
+        guessed = np.zeros_like(true)
+        guessed[:, : block.shape[1]] = block[rows]
+        hits += (guessed & true).sum(0)
+        guesses += guessed.sum(0)
+        truths += true.sum(0)
+        first += len(block)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scores = (hits / guesses, hits / truths, 2 * hits / (guesses + truths))
+    named = zip(names, *(score.tolist() for score in scores), strict=True)
+    return {
+        name: {"precision": precision, "recall": recall, "f1score": f1}
+        for name, precision, recall, f1 in named
+    }
+
+
+def _reindexed(found: TargetColumn, places: Sequence[int | None]) -> np.ndarray:
+    # The first label of a document that has several, as training had one each.
+    first = found.values if found.kind == "classes" else _first_label(found.values)
+    lookup = np.array([-100 if place is None else place for place in places] + [-100], np.int64)
+    return lookup[np.where(first < 0, len(places), first)]
+
+
+def _first_label(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(values[:, 0]), -100, np.nan_to_num(values).argmax(1)).astype(np.int64)
+
+
+def _one_hot(found: TargetColumn) -> np.ndarray:
+    if found.kind == "labels":
+        return found.values
+    dense = np.zeros((len(found), found.size), np.float32)
+    labelled = found.labelled()
+    dense[labelled, found.values[labelled]] = 1.0
+    dense[~labelled] = np.nan
+    return dense

@@ -1,0 +1,384 @@
+"""A classifier of texts by bags of words and n-grams: kept in a folder, asked with fastText's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mt2st_fast.data import evaluation_batches
+from mt2st_fast.data.character_ngrams import ngram_hash
+from mt2st_fast.data.labelled_text import (
+    BagFeatures,
+    LabelledText,
+    bag_corpus,
+    read_labelled_text,
+    target_columns,
+)
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.description import describe, rebuild
+from mt2st_fast.model.encoders import BagEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model_folder import read_model, write_model
+from mt2st_fast.training.evaluation import evaluate
+from mt2st_fast.training.history import History
+from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, check_choice, chosen, device_of
+from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores
+
+KIND = "supervised"
+LIKELY = 0.5  # a label of many is given to a document from this probability on
+
+
+class Prediction(NamedTuple):
+    """The likeliest labels of a document, the likeliest first: (labels, probabilities)."""
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class SupervisedModel:
+    """What `train_supervised` returns and `load_model` reads: predicts, tests, gives vectors of words and documents.
+
+        model.save("reviews.model")
+        model = load_model("reviews.model")                  # in any process: the same probabilities
+        labels, probabilities = model.predict("the soup was cold", k=-1)
+
+    `labels` are the names by family. copy.deepcopy and pickle keep what a folder keeps: not the Trainer, nor the
+    history. A label's name has no prefix; methods with fastText's names count the labels of one family, the main one
+    by default.
+    """
+
+    def __init__(
+        self,
+        features: BagFeatures,
+        families: Mapping[str, LabelFamily],
+        encoder: BagEncoder,
+        heads: MultiTaskHeads,
+        prefix: str = "__label__",
+        split_labels: bool = True,
+        trainer: Trainer | None = None,
+    ) -> None:
+        self.features, self.prefix = features, prefix
+        self.encoder, self.heads = encoder, heads
+        self.labels = {name: family.names for name, family in families.items()}
+        self._families, self._split_labels = dict(families), split_labels
+        self._trainer = trainer
+        self._scorer = BagScorer(features, encoder, heads, prefix)
+
+    # --- keeping ----------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model to a folder (see mt2st_fast.model_folder); a model that was there is replaced.
+
+        Raises InputError for a folder that holds something else or cannot be written.
+        """
+        write_model(folder, KIND, *self._state())
+
+    def save_model(self, folder: str | Path) -> None:
+        """fastText's name of `save`."""
+        self.save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto") -> SupervisedModel:
+        """Read what `save` wrote. device: "auto" takes CUDA where there is one.
+
+        Raises InputError for a folder that holds no such model, or is damaged, and for a device that is not there.
+        """
+        _, configuration, tensors = read_model(folder, KIND)
+        model = cls.__new__(cls)
+        model._restore(configuration, tensors, device)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        configuration, tensors = self._state()
+        return {
+            "configuration": configuration,
+            "tensors": {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+            "device": self.device.type,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device = state["device"] if torch.cuda.is_available() else "cpu"
+        self._restore(state["configuration"], state["tensors"], device)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        modules, tensors = describe(self.encoder, self.heads)
+        features = self.features
+        configuration = {
+            "words": features.vocabulary.words,
+            "counts": features.vocabulary.counts.tolist(),
+            "word_ngrams": features.word_ngrams,
+            "bucket": features.buckets,
+            "minn": features.minn,
+            "maxn": features.maxn,
+            "labels": [
+                [name, family.kind, list(family.names), list(family.counts)]
+                for name, family in self._families.items()
+            ],
+            "prefix": self.prefix,
+            "split_labels": self._split_labels,
+            "dim": self.dim,
+            "modules": modules,
+        }
+        return configuration, tensors
+
+    def _restore(
+        self, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor], device: str | torch.device
+    ) -> None:
+        encoder, heads = rebuild(configuration["modules"], tensors)
+        if not isinstance(encoder, BagEncoder):
+            raise InputError(f"a classifier of bags has a BagEncoder, not a {type(encoder).__name__}")
+        counts = np.asarray(configuration["counts"], np.int64)
+        features = BagFeatures(
+            Vocabulary(configuration["words"], counts),
+            *(configuration[name] for name in ("word_ngrams", "bucket", "minn", "maxn")),
+        )
+        families = {
+            name: LabelFamily(kind, tuple(names), tuple(counts))
+            for name, kind, names, counts in configuration["labels"]
+        }
+        where = device_of(device)
+        SupervisedModel.__init__(
+            self,
+            features,
+            families,
+            encoder.to(where),
+            heads.to(where),
+            configuration["prefix"],
+            configuration["split_labels"],
+        )
+
+    # --- what it is made of -----------------------------------------------------------------------------
+
+    @property
+    def main(self) -> str:
+        """The family that training ends on."""
+        return self.heads.main
+
+    @property
+    def words(self) -> list[str]:
+        """The words that have a vector of their own, the most frequent first."""
+        return self.features.vocabulary.words
+
+    @property
+    def dim(self) -> int:
+        """The length of a vector."""
+        return self.encoder.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._scorer.device
+
+    @property
+    def trainer(self) -> Trainer:
+        """Who trained it. Raises RuntimeError for a model that was loaded or copied."""
+        if self._trainer is None:
+            raise RuntimeError(
+                "this model was loaded or copied: its trainer and history are not kept with it"
+            )
+        return self._trainer
+
+    @property
+    def history(self) -> History:
+        """What happened while training. Raises RuntimeError as `trainer` does."""
+        return self.trainer.history
+
+    # --- predictions ------------------------------------------------------------------------------------
+
+    @overload  # a str is a Sequence[str], too
+    def predict(  # type: ignore[overload-overlap]
+        self, text: str, k: int = ..., threshold: float = ..., family: str | None = ...
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, text: Sequence[str], k: int = ..., threshold: float = ..., family: str | None = ...
+    ) -> list[Prediction]: ...
+
+    @torch.no_grad()
+    def predict(
+        self, text: str | Sequence[str], k: int = 1, threshold: float = 0.0, family: str | None = None
+    ) -> Prediction | list[Prediction]:
+        """The k likeliest labels (-1: all) of at least that probability; of a list of texts a list.
+
+        A text is one line; labels in it are no words of it. family: the main one by default. Raises InputError for a
+        text with a line feed or that is no string, for k and threshold out of range, and an unknown family.
+        """
+        family = self._known(family)
+        check_choice(k, threshold)
+        texts = [text] if isinstance(text, str) else text
+        predictions: list[Prediction] = []
+        names = np.array(self.labels[family], object)
+        for documents in self._scorer.documents(texts):
+            for probabilities in self._scorer.probabilities(*self.features.bags(documents), family):
+                best = probabilities.topk(len(names) if k == -1 else min(k, len(names)))
+                counts = (best.values >= threshold).sum(1).tolist()
+                found = zip(
+                    names[best.indices.cpu().numpy()].tolist(), best.values.tolist(), counts, strict=True
+                )
+                predictions += [Prediction(tuple(n[:count]), tuple(p[:count])) for n, p, count in found]
+        return predictions[0] if isinstance(text, str) else predictions
+
+    def test(self, path: str | Path) -> dict[str, float]:
+        """The metric of every family in a file: accuracy, or micro F1 where a document may have several labels.
+
+        A label that training never saw counts as an error. Raises InputError as reading does.
+        """
+        text = self._read(path)
+        families = [family for family in self.labels if family in text.families]
+        if not families:
+            raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
+        found = target_columns(text, families)
+        targets = {family: as_trained(found[family], self._families[family]) for family in families}
+        corpus = bag_corpus(text, self.features, targets)
+        batches = evaluation_batches(corpus, ROWS_AT_ONCE)
+        metrics = evaluate(self.encoder, self.heads, batches, families, self.device)
+        for family in families:
+            # Rows with an unseen label have no class to compare with: they were left out, and are wrong.
+            known, labelled = targets[family].labelled().sum(), found[family].labelled().sum()
+            if targets[family].kind == "classes" and known < labelled:
+                metrics[family] *= known / labelled if known else 0.0
+        return metrics
+
+    @torch.no_grad()
+    def test_label(
+        self,
+        path: str | Path,
+        k: int | None = None,
+        threshold: float | None = None,
+        family: str | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """{label: {"precision": ..., "recall": ..., "f1score": ...}} of a family in a file, NaN where there is none.
+
+        A document is given the k likeliest labels of at least that probability: by default the likeliest, and where a
+        document may have several labels all from 0.5 on. Raises InputError as reading and `predict` do.
+        """
+        family = self._known(family)
+        many = self._families[family].kind == "labels"
+        k = (-1 if many else 1) if k is None else k
+        threshold = (LIKELY if many else 0.0) if threshold is None else threshold
+        check_choice(k, threshold)
+        text = self._read(path)
+        if family not in text.families:
+            raise InputError(f"{path}: has no label of {family}; there are {', '.join(text.families)}")
+        guesses = (
+            chosen(probabilities, k, threshold)
+            for probabilities in self._scorer.probabilities(*self.features.bags(text.documents), family)
+        )
+        return label_scores(target_columns(text, [family])[family], self._families[family], guesses)
+
+    # --- vectors ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def vector(self, word: str) -> np.ndarray:
+        """(dim,) float32 of any string: the mean of its own vector, if training saw it, and of its n-grams' vectors.
+
+        Zeros for a word that has neither: unseen, and training was without n-grams (`maxn=0`).
+        """
+        _, ids = self.features.subwords(word)
+        return self._scorer.vectors(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
+
+    def get_word_vector(self, word: str) -> np.ndarray:
+        """fastText's name of `vector`."""
+        return self.vector(word)
+
+    def get_subwords(self, word: str) -> tuple[list[str], np.ndarray]:
+        """The word itself, if training saw it, and its character n-grams; and their rows in the table, int32."""
+        return self.features.subwords(word)
+
+    @torch.no_grad()
+    def get_sentence_vector(self, text: str) -> np.ndarray:
+        """(dim,) float32, the mean of the vectors in the bag of a line. Raises InputError as `predict` does."""
+        (documents,) = self._scorer.documents([text])
+        return self._scorer.vectors(*self.features.bags(documents))[0].cpu().numpy()
+
+    @torch.no_grad()
+    def get_nearest_neighbors(self, word: str, k: int = 10) -> list[tuple[float, str]]:
+        """(cosine, word) of the k other words of training that are nearest to any string, the nearest first.
+
+        Raises InputError for a word without a vector, and for k below 1.
+        """
+        check_choice(k, 0.0)
+        query = torch.from_numpy(self.vector(word))
+        if not query.any():
+            raise InputError(
+                f"{word!r} has no vector: training did not see it and learnt no n-grams (maxn=0)"
+            )
+        vectors = torch.cat([self._word_vectors(first) for first in range(0, len(self.words), ROWS_AT_ONCE)])
+        cosines = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(query, dim=0)
+        own = self.get_word_id(word)
+        if own >= 0:
+            cosines[own] = -torch.inf
+        others = len(self.words) - (own >= 0)
+        best = cosines.topk(others if k == -1 else min(k, others))
+        return [(value, self.words[i]) for value, i in zip(*map(Tensor.tolist, best), strict=True)]
+
+    # --- fastText's names -------------------------------------------------------------------------------
+
+    def get_words(self, include_freq: bool = False) -> list[str] | tuple[list[str], np.ndarray]:
+        """`words`; with include_freq also how often training saw each, int64."""
+        words = list(self.words)
+        return (words, self.features.vocabulary.counts.copy()) if include_freq else words
+
+    def get_labels(
+        self, include_freq: bool = False, family: str | None = None
+    ) -> list[str] | tuple[list[str], np.ndarray]:
+        """The labels of a family as `predict` names them; with include_freq also their documents, int64."""
+        known = self._families[self._known(family)]
+        labels = list(known.names)
+        return (labels, np.array(known.counts, np.int64)) if include_freq else labels
+
+    def get_dimension(self) -> int:
+        """fastText's name of `dim`."""
+        return self.dim
+
+    def get_word_id(self, word: str) -> int:
+        """The row of a word in the table, -1 for one that training did not see."""
+        return self.features.vocabulary.get(word, -1)
+
+    def get_subword_id(self, subword: str) -> int:
+        """The row of a character n-gram in the table. Raises InputError for a model without n-grams."""
+        if not self.features.buckets:
+            raise InputError("this model has no n-grams: train it with minn= and maxn= or with word_ngrams=")
+        return len(self.words) + ngram_hash(subword) % self.features.buckets
+
+    def get_input_matrix(self) -> np.ndarray:
+        """(words + buckets, dim) float32, a copy of the table."""
+        return self.encoder.table.detach().cpu().numpy().copy()
+
+    def get_output_matrix(self, family: str | None = None) -> np.ndarray:
+        """(labels, dim) float32, a copy of a family's head; its bias is `heads.linear(family).bias`."""
+        return self.heads.linear(self._known(family)).weight.detach().cpu().numpy().copy()
+
+    def is_quantized(self) -> bool:
+        """Whether the table is quantized: never."""
+        return False
+
+    def quantize(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: raises InputError."""
+        raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger min_count= "
+                         "makes a smaller model")  # fmt: skip
+
+    def _word_vectors(self, first: int) -> Tensor:
+        """(B, dim) of a block of words."""
+        return self._scorer.vectors(*self.features.ids_of(self.words[first : first + ROWS_AT_ONCE])).cpu()
+
+    def _read(self, path: str | Path) -> LabelledText:
+        return read_labelled_text(Path(path), self.prefix, self._split_labels)
+
+    def _known(self, family: str | None) -> str:
+        if family is not None and family not in self.labels:
+            raise InputError(f"unknown label family {family}; there are {', '.join(self.labels)}")
+        return self.main if family is None else family
+
+
+def load_model(folder: str | Path, device: str = "auto") -> SupervisedModel:
+    """fastText's name of `SupervisedModel.load`, whose errors it raises."""
+    return SupervisedModel.load(folder, device)

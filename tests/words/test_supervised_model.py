@@ -1,0 +1,298 @@
+"""A classifier that is kept: the same numbers from its folder, and what it can be asked."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mt2st_fast import InputError, SupervisedModel, Switch, load_model, train_supervised
+from mt2st_fast.data.labelled_text import documents_of
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.words import bag_scorer
+
+TEXTS = ["goal match poor", "soup great", "", "unseen kickings bread", "the the a", "übel 日本 goal"]
+ANOTHER_PROCESS = """
+import json, sys
+from mt2st_fast import load_model
+model = load_model(sys.argv[1], device="cpu")
+found = [model.predict(text, k=-1, family=f) for f in model.labels for text in json.loads(sys.argv[2])]
+print(json.dumps([[list(labels), [p.hex() for p in probabilities]] for labels, probabilities in found]))
+"""
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Two families, and one with several labels on a document."""
+    lines = [
+        f"__label__topic__{topic} __label__tone__{tone} "
+        + " ".join(f"__label__has__{word}" for word in words.split()[:2])
+        + f" {words} the a {'fine great' if tone == 'good' else 'poor dull'}"
+        for topic, words in (("sport", "goal match team"), ("food", "soup bread salt"), ("art", "film"))
+        for tone in ("good", "bad")
+        for _ in range(2 if topic == "art" else 20)
+    ]
+    path = tmp_path_factory.mktemp("data") / "train.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(train):
+    return train_supervised(
+        train, dim=8, epoch=6, word_ngrams=2, minn=2, maxn=3, bucket=300, batch_size=16, families=True,
+        dropout=0.1, device="cpu",
+    )  # fmt: skip
+
+
+def everything(model):
+    return [model.predict(text, k=-1, family=family) for family in model.labels for text in TEXTS]
+
+
+def test_a_fresh_process_has_the_same_probabilities_bit_for_bit(model, tmp_path):
+    model.save(tmp_path / "m")
+    command = [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path / "m"), json.dumps(TEXTS)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    expected = [[list(labels), [p.hex() for p in values]] for labels, values in everything(model)]
+    assert found == expected
+    assert len({tuple(values) for _, values in found}) > 10
+
+
+def by_folder(model, tmp_path):
+    model.save_model(tmp_path / "m")
+    return load_model(tmp_path / "m", device="cpu")
+
+
+def by_torch(model, tmp_path):
+    torch.save(model, tmp_path / "m.pt")
+    return torch.load(tmp_path / "m.pt", weights_only=False)
+
+
+WAYS = {
+    "folder": by_folder,
+    "pickle": lambda model, _: pickle.loads(pickle.dumps(model)),
+    "deepcopy": lambda model, _: copy.deepcopy(model),
+    "torch.save": by_torch,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_kept_model_answers_as_the_trained_one(model, train, tmp_path, way):
+    kept = WAYS[way](model, tmp_path)
+    assert everything(kept) == everything(model)
+    assert (kept.main, kept.labels, kept.words) == (model.main, model.labels, model.words)
+    assert kept.test(train) == model.test(train)
+    scores, of_trained = (each.test_label(train, family="has", k=-1, threshold=0) for each in (kept, model))
+    assert scores == of_trained
+    assert kept.vector("goalie").tolist() == model.vector("goalie").tolist()
+    assert kept.get_words(include_freq=True)[1].tolist() == model.get_words(include_freq=True)[1].tolist()
+    for what in ("trainer", "history"):
+        with pytest.raises(RuntimeError, match="loaded or copied: its trainer and history are not kept"):
+            getattr(kept, what)
+    # And it can be kept again.
+    assert everything(pickle.loads(pickle.dumps(kept))) == everything(model)
+
+
+def test_heads_that_retired_are_kept(train, tmp_path):
+    model = train_supervised(
+        train, dim=8, epoch=4, main="tone", schedule=Switch(at=0.5), batch_size=16, families=True
+    )
+    kept = by_folder(model, tmp_path)
+    assert kept.main == "tone"
+    assert kept.heads.active == model.heads.active == ("tone",)
+    assert everything(kept) == everything(model)
+
+
+def test_a_copy_is_its_own(model):
+    kept = copy.deepcopy(model)
+    kept.encoder.table.data.zero_()
+    assert model.encoder.table.any()
+
+
+def test_what_is_no_such_model_is_named(tmp_path, model):
+    with pytest.raises(InputError, match="missing: is no model"):
+        load_model(tmp_path / "missing")
+    model.save(tmp_path / "m")
+    content = (tmp_path / "m" / "model.json").read_text("utf-8")
+    (tmp_path / "m" / "model.json").write_text(content.replace("goal", "goat"), "utf-8")
+    with pytest.raises(InputError, match="damaged"):
+        SupervisedModel.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("device", ["nonsense", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_named(tmp_path, model, device):
+    model.save(tmp_path / "m")
+    with pytest.raises(InputError, match=f"device {device} is"):
+        load_model(tmp_path / "m", device=device)
+
+
+# --- predictions ---------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_predicted_as_its_texts_are(model, monkeypatch):
+    monkeypatch.setattr(bag_scorer, "ROWS_AT_ONCE", 4)
+    calls = []
+    handle = model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    for family in model.labels:
+        found = model.predict(TEXTS, k=-1, family=family)
+        for one, text in zip(found, TEXTS, strict=True):
+            alone = model.predict(text, k=-1, family=family)
+            assert dict(zip(*one, strict=True)) == pytest.approx(dict(zip(*alone, strict=True)), abs=1e-6)
+    handle.remove()
+    assert len(calls) == len(model.labels) * (2 + len(TEXTS))
+    assert model.predict([]) == []
+    assert model.predict(np.array(TEXTS, object))[0].labels == ("sport",)
+
+
+def test_k_and_threshold_choose_labels(model):
+    text = "goal match great"
+    labels, probabilities = model.predict(text, k=-1)
+    assert set(labels) == {"sport", "food", "art"}
+    assert sum(probabilities) == pytest.approx(1)
+    assert list(probabilities) == sorted(probabilities, reverse=True)
+    assert model.predict(text, k=2).labels == labels[:2]
+    assert model.predict(text, k=99) == (labels, probabilities)
+    between = (probabilities[0] + probabilities[1]) / 2
+    assert model.predict([text], k=-1, threshold=between) == [(labels[:1], probabilities[:1])]
+    assert model.predict(text, k=-1, threshold=1.0) == ((), ())
+
+
+def test_labels_in_a_text_are_no_words_of_it(model):
+    plain = model.predict("goal poor", k=-1)
+    assert model.predict("__label__topic__food goal __label__new poor", k=-1) == plain
+    assert model.get_sentence_vector("__label__x goal").tolist() == model.get_sentence_vector("goal").tolist()
+
+
+def test_texts_are_cut_as_a_file_is():
+    texts = ["a\u3000b\x00c\r", "", "\u00a0", "__label__x d a"]
+    documents = documents_of(texts)
+    found = [
+        [documents.vocabulary.words[i] for i in documents.ids[first:last]]
+        for first, last in itertools.pairwise(documents.bounds)
+    ]
+    assert found == [["a", "b", "c"], [], [], ["d", "a"]]
+    assert isinstance(documents, Tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("goal\nsoup", {}, "text 0 has a line feed; a text is one line"),
+        (["goal", "soup\n"], {}, "text 1 has a line feed"),
+        (["goal", 3], {}, "text 1 is no string but int"),
+        (None, {}, "not NoneType"),
+        (b"goal", {}, "not bytes"),
+        ("a\ud800", {}, "half of a character"),
+        ("goal", {"k": 0}, "k must be a whole number of at least 1, or -1"),
+        ("goal", {"k": -2}, "k must be"),
+        ("goal", {"k": 1.5}, "k must be"),
+        ("goal", {"threshold": float("nan")}, "threshold must be a probability"),
+        ("goal", {"threshold": 1.5}, "threshold must be a probability"),
+        ("goal", {"family": "size"}, "unknown label family size"),
+    ],
+)
+def test_questions_that_make_no_sense_are_named(model, text, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        model.predict(text, **options)
+    assert "\n" not in str(caught.value)
+
+
+# --- fastText's names ----------------------------------------------------------------------------------------
+
+
+def test_scores_of_each_label(tmp_path):
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_text("__label__a x\n__label__b y\n__label__c z\n" * 30)
+    model = train_supervised(train, dim=8, epoch=20, batch_size=16)
+    test.write_text("__label__a x\n__label__b x\n__label__b y\n__label__new y\nno label\n")
+    found = model.test_label(test)
+    assert list(found) == ["a", "b", "c", "new"]
+    assert found["a"] == {"precision": 0.5, "recall": 1.0, "f1score": pytest.approx(2 / 3)}
+    assert found["b"] == {"precision": 0.5, "recall": 0.5, "f1score": 0.5}
+    assert found["new"]["recall"] == found["new"]["f1score"] == 0
+    assert all(np.isnan(score) for score in (found["new"]["precision"], *found["c"].values()))
+    assert model.test_label(test, k=-1)["c"]["precision"] == 0
+    assert model.test_label(test, k=-1)["b"]["recall"] == 1
+    assert np.isnan(model.test_label(test, threshold=1.0)["a"]["precision"])
+    test.write_text("__label__k__a x\n")
+    with pytest.raises(InputError, match="no label of label; there are k"):
+        model.test_label(test)
+
+
+def test_scores_where_documents_have_several_labels(model, train):
+    found = model.test_label(train, family="has")
+    assert set(found) == {"goal", "match", "soup", "bread", "film"}
+    assert found["goal"]["recall"] == 1
+    assert found["goal"]["precision"] > 0.9
+    # One label a document: half of those of two are missed.
+    found = model.test_label(train, family="has", k=1, threshold=0)
+    assert found["goal"]["recall"] + found["match"]["recall"] == 1
+
+
+def test_words_labels_and_their_numbers(model):
+    words, counts = model.get_words(include_freq=True)
+    assert words == model.get_words() == model.words
+    assert counts[model.get_word_id("goal")] == 40
+    assert model.get_word_id("unseen") == -1
+    assert model.get_labels() == list(model.labels["topic"])
+    labels, documents = model.get_labels(include_freq=True, family="has")
+    assert dict(zip(labels, documents.tolist(), strict=True)) == {
+        "goal": 40, "match": 40, "soup": 40, "bread": 40, "film": 4,
+    }  # fmt: skip
+    assert model.get_dimension() == 8
+    assert model.is_quantized() is False
+
+
+def test_rows_of_the_matrices(model):
+    table, head = model.get_input_matrix(), model.get_output_matrix()
+    assert table.shape == (len(model.words) + 300, 8)
+    assert head.shape == (3, 8)
+    for word in ("goal", "日本"):
+        parts, rows = model.get_subwords(word)
+        found = [
+            model.get_word_id(part) if place == 0 and part in model.words else model.get_subword_id(part)
+            for place, part in enumerate(parts)
+        ]
+        assert found == rows.tolist()
+        assert model.vector(word) == pytest.approx(table[rows].mean(0), abs=1e-6)
+    logits = head @ model.get_sentence_vector("goal") + model.heads.linear("topic").bias.detach().numpy()
+    expected = np.exp(logits) / np.exp(logits).sum()
+    labels, probabilities = model.predict("goal", k=-1)
+    order = [model.get_labels().index(label) for label in labels]
+    assert probabilities == pytest.approx(expected[order], abs=1e-5)
+    table[:] = 0
+    assert model.get_input_matrix().any()
+
+
+def test_nearest_words(model):
+    found = model.get_nearest_neighbors("goal", k=3)
+    unit = np.stack([model.vector(word) for word in model.words])
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosines = unit @ unit[model.words.index("goal")]
+    order = [i for i in np.argsort(-cosines) if model.words[i] != "goal"][:3]
+    assert [word for _, word in found] == [model.words[i] for i in order]
+    assert [value for value, _ in found] == pytest.approx(cosines[order], abs=1e-5)
+    assert len(model.get_nearest_neighbors("goals", k=999)) == len(model.words)
+    with pytest.raises(InputError, match="k must be"):
+        model.get_nearest_neighbors("goal", k=0)
+
+
+def test_what_a_model_does_not_have_is_said(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("__label__a x\n__label__b y\n")
+    model = train_supervised(path, dim=4, epoch=1)
+    for call, message in (
+        (lambda: model.get_subword_id("<x>"), "no n-grams"),
+        (lambda: model.get_nearest_neighbors("unseen"), "'unseen' has no vector"),
+        (lambda: model.quantize(retrain=True), "quantize: tables are kept in float32"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
