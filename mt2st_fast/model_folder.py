@@ -96,6 +96,17 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
         raise InputError(f"{folder / TENSORS}: is damaged ({error}); save the model again") from None
 
 
+def kind_of(folder: str | Path) -> str:
+    """The kind of the model in a folder, as far as its description says. Raises InputError where there is none."""
+    path = model_in(folder) / DESCRIPTION
+    try:
+        return str(json.loads(path.read_bytes())["kind"])
+    except (FileNotFoundError, NotADirectoryError):
+        return read_model(path.parent)[0]  # says what is missing
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is damaged; save the model again") from None
+
+
 def model_in(folder: str | Path) -> Path:
     """Where the model of a folder lies: there, or where a run leaves it.
 

@@ -7,14 +7,16 @@ some hundred helpers, so that a quarter of the time that a first run compiles fo
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 from typing import Any
 
-from numba import _dynfunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
+
+_dynfunc: Any = importlib.import_module("numba._dynfunc")  # in C: no type checker sees it
 
 
 class _LinkedLibrary(JITCodeLibrary):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
@@ -54,23 +54,67 @@ def predict(
 ) -> None:
     """Label words or texts with a trained model, a block at a time: a file of any length, or a pipe."""
     # Reading options needs no torch.
+    from mt2st_fast.model_folder import kind_of
+    from mt2st_fast.words.supervised_model import KIND as SUPERVISED
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else ()
+    asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
+    source = _chunks(file), "standard input" if file == "-" else file
+    answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
+    gc.disable()  # words make no circles, and looking for some takes half of the time
+    with _sink(out) as sink:
+        for text in answers(model, source, kind, tokenizer, names, form, asked):
+            sink.write(text.encode("utf-8", "surrogatepass"))
+
+
+_Source = tuple[Iterator[bytes], str]
+
+
+def _of_texts(
+    folder: Path,
+    source: _Source,
+    kind: str,
+    tokenizer: str | None,
+    tasks: tuple[str, ...],
+    form: str | None,
+    asked: dict[str, Any],
+) -> Iterator[str]:
+    """By the model of a run."""
     from mt2st_fast.serving.reading import TOKENIZERS, read_units
     from mt2st_fast.serving.text_model import TextModel
     from mt2st_fast.serving.writing import Wanted, check_format, write_units
 
-    found = TextModel.load(model)
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else (found.main,)
-    for name in names:
-        found.check_task(name)
-    wanted = Wanted(names, check_format(found, form), k, threshold, probabilities)
-    cut = found.tokenizer if tokenizer is None else tokenizer
+    model = TextModel.load(folder)
+    for task in tasks:
+        model.check_task(task)
+    wanted = Wanted(tasks or (model.main,), check_format(model, form), **asked)
+    cut = model.tokenizer if tokenizer is None else tokenizer
     if cut not in TOKENIZERS:
         raise InputError(f"--tokenizer is one of {', '.join(TOKENIZERS)}, not {cut!r}")
-    where = "standard input" if file == "-" else file
-    gc.disable()  # words make no circles, and looking for some takes half of the time
-    with _sink(out) as sink:
-        for text in write_units(found, read_units(_chunks(file), where, cut, kind), wanted):
-            sink.write(text.encode("utf-8", "surrogatepass"))
+    return write_units(model, read_units(*source, TOKENIZERS[cut], kind), wanted)
+
+
+def _of_lines(
+    folder: Path,
+    source: _Source,
+    kind: str,
+    tokenizer: str | None,
+    tasks: tuple[str, ...],
+    form: str | None,
+    asked: dict[str, Any],
+) -> Iterator[str]:
+    """By a model of train_supervised, which cuts lines itself."""
+    from mt2st_fast.serving.classified_lines import check_format, write_lines
+    from mt2st_fast.serving.reading import read_units
+    from mt2st_fast.serving.writing import Wanted
+    from mt2st_fast.words.supervised_model import SupervisedModel
+
+    if kind not in ("auto", "text") or tokenizer not in (None, "blanks"):
+        raise InputError("a model of train_supervised reads lines of text, words between blanks: leave out "
+                         "--input and --tokenizer")  # fmt: skip
+    model = SupervisedModel.load(folder, device="cpu")
+    wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
+    return write_lines(model, read_units(*source, lambda line: [], "text"), wanted)
 
 
 def _chunks(file: str) -> Iterator[bytes]:

@@ -16,7 +16,8 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 # How a text is cut into words, by the name that a reader of training data has for it. Where files say themselves what a
 # word is (conllu, columns), other text is cut at blanks and around punctuation marks.
-TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
+Cut = Callable[[str], list[str]]
+TOKENIZERS: dict[str, Cut] = {
     "words": _WORD.findall,
     "lowered words": tokenize_text,
     "blanks": str.split,
@@ -35,10 +36,10 @@ class Unit:
     words_at: list[int] | None = None
 
 
-def read_units(
-    chunks: Iterable[bytes], where: str, tokenizer: str, kind: str = "auto"
-) -> Iterator[list[Unit]]:
-    """Blocks of units of a text, bytes in UTF-8; kind: "conllu", "text" (a unit a line), "auto" (by the first line).
+def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto") -> Iterator[list[Unit]]:
+    """Blocks of units of a text, bytes in UTF-8; `cut` makes words of a line.
+
+    kind: "conllu", "text" (a unit a line), "auto" (by the first line).
 
     Raises InputError, naming the line, for what is no UTF-8 or no CoNLL-U.
     """
@@ -48,7 +49,6 @@ def read_units(
     if kind == "conllu":
         units = _sentences(lines, where)
     elif kind == "text":
-        cut = TOKENIZERS[tokenizer]
         units = (Unit(cut(line), [line]) for _, some in lines for line in some)
     else:
         raise InputError(f"an input is auto, conllu or text, not {kind!r}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from mt2st_fast.data import evaluation_batches
 from mt2st_fast.data.character_ngrams import ngram_hash
 from mt2st_fast.data.labelled_text import (
+    DEFAULT_FAMILY,
     BagFeatures,
     LabelledText,
     bag_corpus,
@@ -24,7 +25,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model_folder import read_model, write_model
+from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
@@ -90,7 +91,7 @@ class SupervisedModel:
 
         Raises InputError for a folder that holds no such model, or is damaged, and for a device that is not there.
         """
-        _, configuration, tensors = read_model(folder, KIND)
+        _, configuration, tensors = read_model(model_in(folder), KIND)
         model = cls.__new__(cls)
         model._restore(configuration, tensors, device)
         return model
@@ -189,6 +190,10 @@ class SupervisedModel:
     def history(self) -> History:
         """What happened while training. Raises RuntimeError as `trainer` does."""
         return self.trainer.history
+
+    def prefix_of(self, family: str) -> str:
+        """What stands before a label of a family in a file: `__label__`, or `__label__tone__`."""
+        return self.prefix + ("" if family == DEFAULT_FAMILY else f"{self._known(family)}__")
 
     # --- predictions ------------------------------------------------------------------------------------
 

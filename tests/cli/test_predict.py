@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mt2st_fast import train_supervised
 from tests.cli.running import QUICK, fails, run
 
 COLUMNS = 10
@@ -76,6 +77,34 @@ def test_tables_are_labelled_and_measured(tmp_path: Path, capsys: pytest.Capture
     run("test", str(out), f"csv:{table}", "--part", "test", "--tasks", "label,score")
     said = capsys.readouterr().out
     assert f"{report['tasks']['score']['test']:.4f}" in said
+
+
+def test_lines_are_classified_as_fasttext_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.txt"
+    file.write_text(
+        "__label__a__x __label__tone__up good nice\n__label__a__y __label__tone__down bad awful\n" * 40
+    )
+    model = train_supervised(file, dim=8, epoch=5, batch_size=16, main="tone", families=True)
+    model.save(tmp_path / "m")
+    text = "good nice film\n\nbad __label__tone__up\n"
+    said = program("predict", str(tmp_path / "m"), "--tasks", "tone,a", "--probabilities", given=text)
+    expected = []
+    for line in text.split("\n")[:3]:
+        parts = [(family, *model.predict(line, family=family)) for family in ("tone", "a")]
+        expected.append(" ".join(f"__label__{f}__{names[0]} {ps[0]:.6g}" for f, names, ps in parts))
+    assert said.splitlines() == expected
+    rows = program("predict", str(tmp_path / "m"), "--format", "jsonl", "--k", "-1", given=text).splitlines()
+    assert [[len(json.loads(row)["tone"]), json.loads(row)["text"]] for row in rows] == [
+        [2, line] for line in text.split("\n")[:3]
+    ]
+    assert "unknown label family colour" in fails(
+        capsys, "predict", str(tmp_path / "m"), str(file), "--tasks", "colour"
+    )
+    assert "leave out --input" in fails(
+        capsys, "predict", str(tmp_path / "m"), str(file), "--input", "conllu"
+    )
 
 
 def test_what_cannot_be_done_is_one_line(

@@ -9,7 +9,7 @@ import pytest
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.serving import reading
-from mt2st_fast.serving.reading import read_units
+from mt2st_fast.serving.reading import TOKENIZERS, read_units
 from mt2st_fast.serving.writing import Wanted, check_format, write_units
 from tests.serving.test_text_model import LABELS, made
 
@@ -29,7 +29,7 @@ CONLLU = """\
 
 def units_of(content, tokenizer="words", kind="auto", size=7):
     pieces = [content[i : i + size] for i in range(0, len(content), size)]
-    return [unit for block in read_units(pieces, "in", tokenizer, kind) for unit in block]
+    return [unit for block in read_units(pieces, "in", TOKENIZERS[tokenizer], kind) for unit in block]
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
@@ -64,14 +64,14 @@ def test_what_cannot_be_read_is_named_by_its_line():
 
 def test_blocks_are_bounded(monkeypatch):
     monkeypatch.setattr(reading, "WORDS_AT_ONCE", 10)
-    blocks = list(read_units([b"a b c\n" * 100], "in", "blanks", "text"))
+    blocks = list(read_units([b"a b c\n" * 100], "in", str.split, "text"))
     assert max(len(block) for block in blocks) <= 4
     assert sum(len(block) for block in blocks) == 100
 
 
 def written(model, content, tasks=("pos",), form=None, tokenizer="blanks", **options):
     wanted = Wanted(tasks, check_format(model, form), **options)
-    return "".join(write_units(model, read_units([content], "in", tokenizer), wanted))
+    return "".join(write_units(model, read_units([content], "in", TOKENIZERS[tokenizer]), wanted))
 
 
 def test_conllu_keeps_all_but_the_labels():
