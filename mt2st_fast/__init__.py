@@ -10,12 +10,15 @@ from mt2st_fast.kernels import (
     choose_plan,
     multitask_loss,
 )
+from mt2st_fast.model.description import load_modules, save_modules
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
+from mt2st_fast.serving.load import load
+from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
@@ -69,6 +72,7 @@ __all__ = [
     "SubwordVectors",
     "SupervisedModel",
     "Switch",
+    "TextModel",
     "TokenStream",
     "Trainer",
     "WindowEncoder",
@@ -79,7 +83,10 @@ __all__ = [
     "WordVectors",
     "choose_backend",
     "choose_plan",
+    "load",
     "load_model",
+    "load_modules",
     "multitask_loss",
+    "save_modules",
     "train_supervised",
 ]

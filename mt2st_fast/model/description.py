@@ -25,7 +25,7 @@ KIND = "encoder and heads"
 _KNOWN = (WindowEncoder, BagEncoder, Classification, MultiLabel, Regression)
 
 
-def save_model(folder: str | Path, encoder: nn.Module, heads: MultiTaskHeads) -> None:
+def save_modules(folder: str | Path, encoder: nn.Module, heads: MultiTaskHeads) -> None:
     """Write an encoder and its heads to a folder (see mt2st_fast.model_folder).
 
     Raises InputError for a folder that cannot be written, and for modules that `describe` refuses.
@@ -34,7 +34,7 @@ def save_model(folder: str | Path, encoder: nn.Module, heads: MultiTaskHeads) ->
     write_model(folder, KIND, configuration, tensors)
 
 
-def load_model(
+def load_modules(
     folder: str | Path, classes: Iterable[type] = (), device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, MultiTaskHeads]:
     """(encoder, heads) of a folder, in evaluation mode; classes: those that are not of this package.

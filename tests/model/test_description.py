@@ -19,7 +19,7 @@ from mt2st_fast import (
     WindowEncoder,
 )
 from mt2st_fast.errors import InputError
-from mt2st_fast.model.description import describe, load_model, rebuild, save_model
+from mt2st_fast.model.description import describe, load_modules, rebuild, save_modules
 
 TASKS = {
     "main.task": Classification(3, label_smoothing=0.1, class_weights=(1.0, 2.0, 0.5)),
@@ -58,9 +58,9 @@ def made(name):
 def test_the_same_modules_come_back(name, tmp_path):
     encoder, heads, inputs = made(name)
     heads.set_active(["main.task", "value"])
-    save_model(tmp_path / "m", encoder, heads)
+    save_modules(tmp_path / "m", encoder, heads)
     before = torch.get_rng_state()
-    loaded, loaded_heads = load_model(tmp_path / "m")
+    loaded, loaded_heads = load_modules(tmp_path / "m")
     assert torch.equal(torch.get_rng_state(), before)
     assert not loaded.training
     assert loaded.configuration().keys() == encoder.configuration().keys()
@@ -97,12 +97,12 @@ class OwnTask:
 def test_classes_of_ones_own_are_handed_in_and_never_looked_up(tmp_path):
     encoder = Own(3, torch.tensor([2.0]))
     heads = MultiTaskHeads(5, {"a": OwnTask(4)}, "a", bias=False)
-    save_model(tmp_path / "m", encoder, heads)
+    save_modules(tmp_path / "m", encoder, heads)
     with pytest.raises(
         InputError, match=r"class Own, which is not known here; load it with classes=\(Own,\)"
     ):
-        load_model(tmp_path / "m")
-    loaded, loaded_heads = load_model(tmp_path / "m", classes=(Own, OwnTask))
+        load_modules(tmp_path / "m")
+    loaded, loaded_heads = load_modules(tmp_path / "m", classes=(Own, OwnTask))
     x = torch.randn(2, 3)
     assert torch.equal(loaded_heads.logits(loaded(x), "a"), heads.logits(encoder(x), "a"))
 

@@ -1,0 +1,31 @@
+"""Any model from its folder, whatever kind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.model import description
+from mt2st_fast.model_folder import kind_of
+from mt2st_fast.serving import text_model
+from mt2st_fast.words import supervised_model
+
+_READERS: dict[str, Callable[[str | Path], Any]] = {
+    text_model.KIND: text_model.TextModel.load,
+    supervised_model.KIND: supervised_model.SupervisedModel.load,
+    description.KIND: description.load_modules,
+}
+
+
+def load(folder: str | Path) -> Any:
+    """The model that was saved to a folder, or that a run of `mt2st-fast train` left in its own.
+
+    A TextModel, a SupervisedModel, or (encoder, heads). No code is run that a file names. Raises InputError for a
+    folder that holds no model, or is damaged.
+    """
+    kind = kind_of(folder)
+    if kind not in _READERS:
+        raise InputError(f"{folder}: is a model of the kind {kind!r}, which this version does not know")
+    return _READERS[kind](folder)
