@@ -21,7 +21,8 @@ from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.runs.comparison import compare_runs, render, summarise_seed, table_rows
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.plots import plot_comparison
+from mt2st_fast.runs.pages import comparison_page
+from mt2st_fast.runs.plots import plot_comparison, write_png
 from mt2st_fast.training.schedules import strategies as strategies_by_name
 
 
@@ -43,7 +44,7 @@ def compare(
 ) -> None:
     """Train the same data by several strategies and compare quality, steps, seconds and time to a target.
 
-    Writes compare.json, compare.md and compare.png to --out. Seeds differ in initial weights, in the order
+    Writes report.html, compare.json, compare.md and compare.png to --out. Seeds differ in initial weights, in the order
     of rows and in which main labels --label-fraction keeps; the strategies share each seed's data.
     """
     names = [name.strip() for name in strategies.split(",") if name.strip()]
@@ -79,7 +80,8 @@ def compare(
     }
     write_atomically(folder / "compare.json", json_text(comparison, indent=2).encode())
     write_atomically(folder / "compare.md", render(comparison).encode())
-    plot_comparison(comparison, folder / "compare.png")
+    write_png(plot_comparison(comparison), folder / "compare.png")
+    write_atomically(folder / "report.html", comparison_page(comparison))
     _summarise(Console(), comparison, folder)
 
 
@@ -105,4 +107,4 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     for row in table_rows(comparison):
         table.add_row(*row)
     console.print(table)
-    console.print(f"Written to {escape(str(folder))}: compare.md, compare.json, compare.png")
+    console.print(f"Written to {escape(str(folder))}: report.html, compare.md, compare.json, compare.png")

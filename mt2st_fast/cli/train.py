@@ -23,7 +23,8 @@ from mt2st_fast.files import write_atomically
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.report import RUN_FILES, shown, write_run
+from mt2st_fast.runs.report import RUN_FILES, write_run
+from mt2st_fast.runs.shown import shown
 from mt2st_fast.training.trainer import Trainer
 
 CONFIG_FILE = "config.json"
@@ -43,7 +44,7 @@ def train(
 ) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
-    Writes report.json, report.md, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out.
+    Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out.
     Ctrl-C stops after the step at hand and leaves a checkpoint; --resume goes on from there.
     """
     folder = make_writable(out)
@@ -149,6 +150,8 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
         f"(step {main['best_step']}), {shown(main['test'])} on test. "
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s."
     )
-    written = "report.md, report.json, curves.png, history.jsonl, vectors.txt, model/, checkpoint/"
+    written = (
+        "report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/, checkpoint/"
+    )
     console.print(f"Written to {escape(str(folder))}: {written}")
     console.print(f"Label text with: mt2st-fast predict {escape(str(folder))} FILE")

@@ -9,6 +9,18 @@ from typing import Any
 from mt2st_fast.runs.markdown import markdown_table
 from mt2st_fast.training.history import History
 
+COLUMNS = (
+    "strategy",
+    "best development:",
+    "test:",
+    "steps:",
+    "seconds:",
+    "steps to target:",
+    "seconds to target:",
+    "time to target vs stl:",
+    "vs mtl:",
+)
+
 
 def summarise_seed(history: History, seed: int, test: float) -> dict[str, Any]:
     """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards."""
@@ -88,17 +100,7 @@ def render(comparison: dict[str, Any]) -> str:
         f"{comparison['environment']['threads']} threads.",
         "",
         *markdown_table(
-            (
-                "strategy",
-                "best development:",
-                "test:",
-                "steps:",
-                "seconds:",
-                "steps to target:",
-                "seconds to target:",
-                "time to target vs stl:",
-                "vs mtl:",
-            ),
+            COLUMNS,
             table_rows(comparison),
         ),
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,41 +17,58 @@ if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` need
 # Figures are drawn without pyplot: no window, no global state, safe in any thread.
 
 
-def plot_curves(history: History, metric: str, path: Path) -> None:
+def plot_curves(history: History, metric: str) -> Figure:
     """Losses, task weights and main-task quality over steps, every phase border marked."""
     figure = _figure(figsize=(8, 8.5), layout="constrained")
     losses, weights, quality = figure.subplots(3, 1, sharex=True)
     tasks = list(dict.fromkeys(task for record in history.steps for task in record.losses))
+    every = [record.step for record in history.steps]
     for index, task in enumerate(tasks):
         steps = [record.step for record in history.steps if task in record.losses]
-        style: dict[str, Any] = {
-            "color": f"C{index}",
-            "label": task,
-            "lw": 2 if task == history.main else 1.2,
-        }
-        losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], **style)
-        every = [record.step for record in history.steps]
-        weights.plot(every, [r.weights.get(task, 0.0) for r in history.steps], drawstyle="steps-pre", **style)
+        style: dict[str, Any] = {"color": f"C{index}", "label": task}
+        width = 2 if task == history.main else 1.2
+        losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], lw=width, **style)
+        # Weights are often the same: each task has dashes of its own place, so that none hides another.
+        values = [r.weights.get(task, 0.0) for r in history.steps]
+        dashes = (4.0 * index, (4.0, 4.0 * (len(tasks) - 1))) if len(tasks) > 1 else "-"
+        weights.plot(every, values, drawstyle="steps-pre", lw=2.5, ls=dashes, **style)
     losses.set(ylabel="training loss", yscale="log")
     weights.set(ylabel="task weight", ylim=(-0.05, None))
     points = [(e.step, e.metrics[history.main]) for e in history.evaluations]
     quality.plot(*zip(*points, strict=True), "o-", color="C0", ms=4) if points else None
     if history.best:
         best = history.best
-        quality.annotate(
-            f"best {best.metrics[history.main]:.4f}",
-            (best.step, best.metrics[history.main]),
-            xytext=(-8, -18),
-            textcoords="offset points",
-            ha="right",
+        quality.plot([best.step], [best.metrics[history.main]], "o", color="C0", ms=9, mfc="none")
+        quality.set_title(
+            f"best {best.metrics[history.main]:.4f} at step {best.step:,}", loc="right", fontsize="small"
         )
     quality.set(ylabel=f"{history.main}: development {metric}", xlabel="step")
     for axes in (losses, weights, quality):
-        _mark_phases(axes, history)
+        _mark_phases(axes, [phase.first_step for phase in history.phases[1:]])
         axes.grid(alpha=0.25)
-    losses.legend(ncols=3, fontsize="small", frameon=False)
-    figure.suptitle(f"main task {history.main}; dotted: a task retires")
-    _save(figure, path)
+    figure.legend(
+        *losses.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small", frameon=False,
+        title=f"main task {history.main}; dotted: a task retires",
+    )  # fmt: skip
+    return figure
+
+
+def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], label: str) -> Figure:
+    """Quality over seconds of training; runs are the curves of every strategy, points (seconds, quality)."""
+    figure = _figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, curves) in enumerate(runs.items()):
+        for number, points in enumerate(curves):
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), "o-", color=f"C{index}", ms=3, lw=1.2, alpha=0.8,
+                    label=name if number == 0 else None,
+                )  # fmt: skip
+    axes.set(xlabel="seconds of training", ylabel=label)
+    axes.grid(alpha=0.25)
+    if len(runs) > 1:
+        figure.legend(loc="outside upper center", ncols=5, fontsize="small", frameon=False)
+    return figure
 
 
 def _figure(**options: Any) -> Figure:
@@ -59,18 +77,29 @@ def _figure(**options: Any) -> Figure:
     return Figure(**options)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
+    """The figure as a picture of its own."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     write_atomically(path, picture.getvalue())
 
 
-def _mark_phases(axes: Axes, history: History) -> None:
-    for phase in history.phases[1:]:
-        axes.axvline(phase.first_step, color="black", ls=":", lw=1)
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    picture = io.StringIO()
+    with rc_context({"svg.hashsalt": "mt2st-fast"}):
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    return picture.getvalue().encode()
 
 
-def plot_comparison(comparison: dict[str, Any], path: Path) -> None:
+def _mark_phases(axes: Axes, borders: Sequence[float]) -> None:
+    for border in borders:
+        axes.axvline(border, color="black", ls=":", lw=1)
+
+
+def plot_comparison(comparison: dict[str, Any]) -> Figure:
     """Seconds and steps to the target quality by strategy, every seed a dot on its bar."""
     names = list(comparison["strategies"])
     figure = _figure(figsize=(9, 4), layout="constrained")
@@ -93,4 +122,4 @@ def plot_comparison(comparison: dict[str, Any], path: Path) -> None:
         axes.set(ylabel=f"training {label} to target")
         axes.margins(y=0.12)
     figure.suptitle(f"{comparison['main']}: to development {comparison['metric']} {comparison['target']:.4f}")
-    _save(figure, path)
+    return figure

@@ -1,4 +1,4 @@
-"""What a run leaves behind: report.json, report.md, curves.png, history.jsonl, vectors.txt and model/."""
+"""What a run leaves behind: report.json, report.md, report.html, curves.png, history.jsonl, vectors.txt and model/."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table
-from mt2st_fast.runs.plots import plot_curves
+from mt2st_fast.runs.pages import run_page
+from mt2st_fast.runs.plots import plot_curves, write_png
+from mt2st_fast.runs.shown import engine_of, shown
+from mt2st_fast.serving.scores import scores
 from mt2st_fast.training.history import History
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
-RUN_FILES = ("report.json", "report.md", "curves.png", "history.jsonl", "vectors.txt")
+RUN_FILES = ("report.json", "report.md", "report.html", "curves.png", "history.jsonl", "vectors.txt")
 
 
 def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -34,10 +37,13 @@ def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "vectors": {"count": vectors.write(folder / "vectors.txt"), "dimension": vectors.dim},
         "neighbours": telling_neighbours(vectors),
     }
-    text_model(experiment).save(folder / RUN_MODEL)
+    model = text_model(experiment)
+    model.save(folder / RUN_MODEL)
+    [score] = scores(model, experiment.splits, ("test",), (model.main,))
     history.write_jsonl(folder / "history.jsonl")
-    plot_curves(history, report["main"]["metric"], folder / "curves.png")
+    write_png(plot_curves(history, report["main"]["metric"]), folder / "curves.png")
     write_atomically(folder / "report.json", json_text(report, indent=2).encode())
+    write_atomically(folder / "report.html", run_page(report, history, score))
     write_atomically(folder / "report.md", render(report).encode())
     return report
 
@@ -191,14 +197,3 @@ def render(report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def shown(value: float | None, digits: int = 4) -> str:
-    """A number for people, a dash for none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def engine_of(phase: dict[str, Any]) -> str:
-    """What took a phase's steps, and why the ones before it in the order did not."""
-    passed_over = "; ".join(f"not {name}: {reason}" for name, reason in phase["passed_over"].items())
-    return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])

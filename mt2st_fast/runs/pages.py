@@ -1,0 +1,130 @@
+"""What stands on the page of a run, and on that of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mt2st_fast.runs.comparison import COLUMNS, table_rows
+from mt2st_fast.runs.page import Picture, Section, Table, page
+from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_seconds
+from mt2st_fast.runs.shown import engine_of, shown
+from mt2st_fast.serving.scores import TaskScore
+from mt2st_fast.training.history import History
+
+
+def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> bytes:
+    """report.html of a run; score is the main task's on the test rows."""
+    main, data = report["main"], report["data"]
+    curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
+    seconds = plot_seconds(curves, f"{main['task']}: development {main['metric']}")
+    sections = [
+        Section(
+            "Curves",
+            pictures=[
+                Picture(plot_curves(history, main["metric"]), "losses, task weights and quality over steps"),
+                Picture(seconds, "quality of the main task over seconds of training"),
+            ],
+        ),
+        Section("Tasks", tables=[_tasks(report)]),
+        Section("Phases, and what took their steps", tables=[_phases(report)]),
+        Section(
+            f"{main['task']} on the test rows, by class",
+            lines=[f"{score.metric} {shown(score.value)} on {score.rows:,} rows."],
+            tables=[_classes(score)] if score.classes else [],
+        ),
+        Section("What was read", lines=data["notes"], tables=[_data(data)]),
+        Section(
+            "Nearest neighbours",
+            tables=[
+                Table(("word", "neighbours"), [(w, ", ".join(n)) for w, n in report["neighbours"].items()])
+            ],
+        ),
+        Section("Options", tables=[Table(("option", "value"), list(report["config"].items()))]),
+    ]
+    lead = (
+        f"{main['metric']} of the main task {main['task']}: best on development {shown(main['best'])} "
+        f"(step {main['best_step']}), on test {shown(main['test'])}. {report['steps']:,} steps, "
+        f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s."
+    )
+    title = f"{main['task']} on {data['name']}, strategy {report['strategy']}"
+    return page(title, lead, sections, _environment(report["environment"]))
+
+
+def comparison_page(comparison: Mapping[str, Any]) -> bytes:
+    """report.html of a comparison."""
+    curves = {
+        name: [[(p["seconds"], p["quality"]) for p in run["curve"]] for run in strategy["seeds"]]
+        for name, strategy in comparison["strategies"].items()
+    }
+    quality = f"{comparison['main']}: development {comparison['metric']}"
+    sections = [
+        Section(
+            "To the target",
+            tables=[Table(COLUMNS, table_rows(dict(comparison)))],
+            pictures=[
+                Picture(plot_comparison(dict(comparison)), "seconds and steps to the target by strategy")
+            ],
+        ),
+        Section(
+            "Every run", pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")]
+        ),
+        Section("Options", tables=[Table(("option", "value"), list(comparison["config"].items()))]),
+    ]
+    lead = (
+        f"Medians over {comparison['n_seeds']} seeds; the target is development {comparison['metric']} "
+        f"{comparison['target']:.4f}; seconds are those of training steps alone."
+    )
+    title = f"{comparison['main']} on {comparison['data']}: strategies compared"
+    return page(title, lead, sections, _environment(comparison["environment"]))
+
+
+def _tasks(report: Mapping[str, Any]) -> Table:
+    columns = (
+        "task",
+        "kind",
+        "outputs:",
+        "metric",
+        "development, when last active:",
+        "test:",
+        "retired at step:",
+    )
+    rows = [
+        (
+            name,
+            task["kind"],
+            task["outputs"],
+            task["metric"],
+            shown(task["last_dev"]),
+            shown(task["test"]),
+            shown(task["retired_at_step"], 0),
+        )
+        for name, task in report["tasks"].items()
+    ]
+    return Table(columns, rows)
+
+
+def _phases(report: Mapping[str, Any]) -> Table:
+    columns = ("from step:", "active tasks", "median step, ms:", "steps taken by")
+    rows = [
+        (p["first_step"], ", ".join(p["active"]), shown(p["step_ms_median"], 2), engine_of(p))
+        for p in report["phases"]
+    ]
+    return Table(columns, rows)
+
+
+def _classes(score: TaskScore) -> Table:
+    rows = [
+        (c.name, f"{c.support:,}", *(shown(None if v != v else v) for v in (c.precision, c.recall, c.f1)))
+        for c in sorted(score.classes, key=lambda c: -c.support)
+    ]
+    return Table(("class", "rows:", "precision:", "recall:", "F1:"), rows)
+
+
+def _data(data: Mapping[str, Any]) -> Table:
+    columns: Sequence[str] = ("part", "rows:", "tokens:")
+    return Table(columns, [(part, f"{n:,}", f"{data['tokens'][part]:,}") for part, n in data["rows"].items()])
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in environment.items())
