@@ -28,9 +28,9 @@ def plot_curves(history: History, metric: str) -> Figure:
         style: dict[str, Any] = {"color": f"C{index}", "label": task}
         width = 2 if task == history.main else 1.2
         losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], lw=width, **style)
-        # Weights are often the same: each task has dashes of its own place, so that none hides another.
+        # Weights are often the same: the main task's is a line, and every other has dashes of its own place on it.
         values = [r.weights.get(task, 0.0) for r in history.steps]
-        dashes = (4.0 * index, (4.0, 4.0 * (len(tasks) - 1))) if len(tasks) > 1 else "-"
+        dashes = "-" if task == history.main else (4.0 * index, (4.0, 4.0 * (len(tasks) - 1)))
         weights.plot(every, values, drawstyle="steps-pre", lw=2.5, ls=dashes, **style)
     losses.set(ylabel="training loss", yscale="log")
     weights.set(ylabel="task weight", ylim=(-0.05, None))
