@@ -19,7 +19,7 @@ from mt2st_fast.cli.options import OutOption, make_writable, takes_config
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import write_atomically
+from mt2st_fast.files import held, write_atomically
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
@@ -45,9 +45,14 @@ def train(
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
     Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out.
-    Ctrl-C stops after the step at hand and leaves a checkpoint; --resume goes on from there.
+    Ctrl-C and SIGTERM stop after the step at hand and leave a checkpoint; --resume goes on from there.
     """
     folder = make_writable(out)
+    with held(folder):
+        _train(config, folder, resume)
+
+
+def _train(config: Config, folder: Path, resume: bool) -> None:
     if resume:
         config = _stored_config(folder)
     console = Console()
@@ -65,7 +70,7 @@ def train(
     if trainer.step < experiment.total_steps:
         console.print(
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
-            f"Go on with: mt2st-fast train --resume --out {escape(str(out))}"
+            f"Go on with: mt2st-fast train --resume --out {escape(str(folder))}"
         )
         raise typer.Exit(130)
     report = write_run(experiment, folder)
@@ -91,17 +96,19 @@ def _stored_config(folder: Path) -> Config:
 
 @contextmanager
 def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C ends the run after the step at hand; the second at once."""
+    """The first Ctrl-C, or the SIGTERM of a scheduler, ends the run after the step at hand; the second at once."""
 
     def stop(number: int, frame: Any) -> None:
         trainer.stop_requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _announce(console: Console, experiment: Experiment) -> None:

@@ -1,6 +1,7 @@
 """Batches: (inputs, {task: targets}) as torch tensors, by array operations only."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -163,9 +164,18 @@ class TrainingBatches:
         """Let go of the batches that are kept."""
         self._kept = {}
 
+    @cached_property
+    def _digest(self) -> str:
+        """Of all that is trained on: what must be the same where a run goes on."""
+        return self._corpus.digest(self.tasks)
+
     def state_dict(self) -> dict:
         """Phase and positions, in JSON's types: what follows the batch that was handed out last."""
-        return {"active": list(self.active), "sampler": self.sampler.state_dict()}
+        return {
+            "active": list(self.active),
+            "sampler": self.sampler.state_dict(),
+            "data": self._digest,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue with exactly the batches that would have followed.
@@ -173,6 +183,11 @@ class TrainingBatches:
         Raises InputError for other data or settings.
         """
         self.sampler.load_state_dict(state["sampler"])
+        if state["data"] != self._digest:
+            raise InputError(
+                "the training data has changed since the checkpoint: its words, labels or their names are others; "
+                "give the data of then, or begin a run of its own"
+            )
         self.enter_phase(state["active"])
 
 

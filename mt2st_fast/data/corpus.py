@@ -1,6 +1,8 @@
 """The corpus: word type ids, sentence or document bounds, and one target column a task."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -130,6 +132,17 @@ class Corpus:
         if self.groups is None:
             return np.arange(self.n_units)
         return np.repeat(np.arange(len(self.groups) - 1), np.diff(self.groups))
+
+    def digest(self, tasks: Sequence[str]) -> str:
+        """A checksum of the text and of the labels of tasks, with their names."""
+        state = hashlib.sha256(f"{self.level} {self.tokens.shape}".encode())
+        for array in (self.tokens, self.bounds):
+            state.update(np.ascontiguousarray(array))
+        for task in tasks:
+            column = self.column(task)
+            state.update(json.dumps([task, column.kind, column.class_names]).encode())
+            state.update(np.ascontiguousarray(column.values))
+        return state.hexdigest()
 
     def column(self, task: str) -> TargetColumn:
         """The targets of a task. Raises InputError that lists the tasks where there is none of that name."""

@@ -6,8 +6,10 @@ is not a tensor stands as JSON in its metadata.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 
-FORMAT = "mt2st-fast checkpoint 1"
+FORMAT = "mt2st-fast checkpoint 2"
 
 
 def save_checkpoint(
@@ -41,7 +43,18 @@ def save_checkpoint(
     flat = {**tensors, **optimizer_tensors, **random_tensors}
     # safetensors refuses tied parameters: each name gets memory of its own.
     copies = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in flat.items()}
-    write_atomically(path, save(copies, {"json": json.dumps(content)}))
+    text = json.dumps(content)
+    write_atomically(path, save(copies, {"json": text, "sha256": _digest(text, copies)}))
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of everything in a checkpoint."""
+    state = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy())  # numpy knows no bfloat16
+    return state.hexdigest()
 
 
 class Checkpoint:
@@ -55,12 +68,16 @@ class Checkpoint:
             raise InputError(f"no checkpoint at {path}: train with --out first, or check the path")
         try:
             with safe_open(path, framework="pt") as file:
-                content = json.loads((file.metadata() or {}).get("json", "{}"))
+                described = file.metadata() or {}
                 self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is damaged and cannot be read: {error}") from error
-        if content.get("format") != FORMAT:
+            text = described.get("json", "{}")
+            content = json.loads(text)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged and cannot be read: {_one_line(error)}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
+        if described.get("sha256") != _digest(text, self._tensors):
+            raise InputError(f"{path} is damaged, its checksum is another; train again without resuming")
         self._content = content
         self.state: dict[str, Any] = content["state"]
 

@@ -89,3 +89,20 @@ def row_sparse_tables(module: nn.Module) -> list[nn.Parameter]:
     """The embedding tables whose gradients are sparse: of this package's encoders and of torch's own layers."""
     sparse = [part for part in module.modules() if getattr(part, "sparse", False) is True]
     return [part.table if hasattr(part, "table") else part.weight for part in sparse]  # type: ignore[misc]
+
+
+def optimizer_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The class of an optimizer and what it was told, JSON-able: {"class": name, "groups": [{option: value}]}."""
+    plain = (bool, int, float, str)
+    groups = []
+    for group in optimizer.param_groups:
+        told = {name: list(v) if isinstance(v, tuple) else v for name, v in group.items()}
+        groups.append(
+            {
+                name: value
+                for name, value in told.items()
+                if name not in ("params", "lr")  # the rate may fall: initial_lr is what was told
+                and (value is None or isinstance(value, plain) or (name == "betas"))
+            }
+        )
+    return {"class": type(optimizer).__name__, "groups": groups}

@@ -31,6 +31,7 @@ from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.optimizer_upkeep import (
     FADE_STEPS,
     drop_faded_moments,
+    optimizer_options,
     put_on_device,
     rate_as_set,
     row_sparse_tables,
@@ -72,6 +73,7 @@ class Run:
         self._learnt = learnt_schedule(options.schedule, options.device)
         heads.set_active(heads.names if resume is None else self._stored_active(resume))
         self._parts = self._make_parts()
+        self._optimizer_options = optimizer_options(self._parts.optimizer)  # a callback may change them later
         self._engines = make_engines(self._parts, make_capturer)
         self._engine: Engine = self._engines[-1]
         if resume is not None:
@@ -106,7 +108,7 @@ class Run:
         self._enter_phase_if_due()
         # What a first call compiles is no part of a step.
         started, compiled = time.perf_counter(), compile_seconds()
-        losses = self._take_step(self.source.next_step())
+        losses = self._take_step(self.source.next_step(self.steps_done))
         self._interval_seconds += time.perf_counter() - started - (compile_seconds() - compiled)
         return losses
 
@@ -139,6 +141,20 @@ class Run:
         self.history.steps.append(record)
         self._observe(means, after_step)
         self._listener.on_record(record)
+
+    def admit_unfrozen(self) -> None:
+        """Train parameters that were unfrozen or added since the optimizer was made, from a gradient of their own."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        new = [p for p in self._parts.trainable() if id(p) not in held]
+        if not new:
+            return
+        for parameter in new:
+            parameter.grad = None  # nobody has stepped or cleared it
+        first = self.optimizer.param_groups[0]
+        kept = {name: value for name, value in first.items() if name != "params"}
+        self.optimizer.add_param_group({"params": new, **kept})
+        if self._phase_active:
+            self._choose_engine()
 
     def note_evaluation(self, metrics: dict[str, float]) -> Evaluation:
         """Enter what was measured on held-out batches after the steps so far."""
@@ -315,9 +331,25 @@ class Run:
                 raise InputError(f"the checkpoint was made with {key} {value}, this run has {run[key]}")
         return tuple(stored.state["active"])
 
+    def _check_optimizer(self, stored: dict[str, Any]) -> None:
+        """Raises InputError where another optimizer, or one with other options, would go on."""
+        if (own := optimizer_options(self.optimizer))["class"] != stored["class"]:
+            raise InputError(
+                f"the checkpoint was made with {stored['class']}, this run has {own['class']}; give the same optimizer"
+            )
+        for before, now in zip(stored["groups"], self._optimizer_options["groups"], strict=False):
+            for name in before.keys() & now.keys():
+                if before[name] != now[name]:
+                    shown = "lr" if name == "initial_lr" else name
+                    raise InputError(
+                        f"the checkpoint was made with {shown} {before[name]}, this run has {now[name]}; "
+                        "give the same, or begin a run of its own"
+                    )
+
     def _restore(self, stored: Checkpoint) -> None:
         state, device = stored.state, self._options.device
         stored.restore_modules(self._modules())
+        self._check_optimizer(state["optimizer"])
         stored.restore_optimizer(self.optimizer)
         self._parts.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
@@ -348,6 +380,7 @@ class Run:
         schedule = self._options.schedule
         state = {
             "run": self._description(),
+            "optimizer": self._optimizer_options,
             "step": self.steps_done,
             "active": self.heads.active,
             "phase_active": self._phase_active,
@@ -373,6 +406,8 @@ class Run:
             "steps": self.total_steps,
             "steps an epoch": self.steps_per_epoch,
             "accumulate": self._options.accumulate,
+            "lr_decay": self._options.lr_decay,
+            "clip_norm": self._options.clip_norm,
             "precision": self._options.precision,
         }
 
@@ -383,6 +418,7 @@ class Run:
         first_step = self.steps_done - len(losses_mk)
         m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
         raise NonFiniteLossError(
-            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m}: "
-            f"lower lr ({self._options.lr}), set clip_norm, or look for bad values in its inputs and targets"
+            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m} "
+            f"(epoch {(first_step + m) / self.steps_per_epoch:.2f}): lower lr "
+            f"({self._learning_rate:.3g} here), set clip_norm, or look for bad values in its inputs and targets"
         )

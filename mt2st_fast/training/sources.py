@@ -135,9 +135,16 @@ class Source:
         """Whether the same tensors are the same batch throughout a phase, as the loaders say of themselves."""
         return all(getattr(loader.loader, "fixed_batches", False) for loader in self.loaders.values())
 
-    def next_step(self) -> list[list[Batch]]:
-        """The batches of one optimizer step: `accumulate` micro-steps, each one batch a loader."""
-        return [[loader.next() for loader in self.loaders.values()] for _ in range(self.accumulate)]
+    def next_step(self, step: int) -> list[list[Batch]]:
+        """The batches of an optimizer step, counted from 0: `accumulate` micro-steps, each one batch a loader.
+
+        The last step of a pass over the main task's loader has what is left of it.
+        """
+        before = step % self.steps_per_epoch * self.accumulate
+        left = len(self.loaders[self.main].loader) - before
+        return [
+            [loader.next() for loader in self.loaders.values()] for _ in range(min(self.accumulate, left))
+        ]
 
     def enter_phase(self, active: tuple[str, ...]) -> None:
         """Let go of the loaders of retired tasks, and tell the others which tasks are active."""

@@ -70,10 +70,13 @@ class Trainer:
     ) -> None:
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr must be positive, not {lr}")
-        if clip_norm is not None and not clip_norm > 0:
+        if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"clip_norm must be positive, not {clip_norm}")
-        if accumulate < 1 or log_every < 1:
-            raise ValueError("accumulate and log_every must be at least 1")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a number of at least 0, not {weight_decay}")
+        for name, value in (("accumulate", accumulate), ("log_every", log_every)):
+            if not math.isfinite(value) or value != int(value) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
         if precision not in ("float32", *AUTOCAST):
             raise ValueError(f"precision {precision} is unknown; there are float32, {', '.join(AUTOCAST)}")
         if lr_decay not in ("linear", "none"):
@@ -140,7 +143,8 @@ class Trainer:
 
         train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another
         active one, or {task: loader}. val: one loader of such batches, evaluated every `evaluate_every` steps
-        (an epoch by default) and at the end. checkpoint: a file, written at the end of every epoch and where
+        (an epoch by default) and at the end. What a callback unfreezes trains from the next record on.
+        checkpoint: a file, written at the end of every epoch and where
         `stop_requested` ends the run; with `resume` the run goes on from it, on a CPU bit for bit as if it
         had never stopped.
 
@@ -242,6 +246,8 @@ class Trainer:
                 run.save(path)
             if epoch_ends:
                 self._each(lambda callback: callback.on_epoch_end(self))
+            if due or epoch_ends or run.steps_done % self.log_every == 0:
+                run.admit_unfrozen()
         if path is not None and self.stop_requested:
             run.save(path)
         self._each(lambda callback: callback.on_fit_end(self))

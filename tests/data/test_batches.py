@@ -177,6 +177,7 @@ class WatchedTargets(dict):
 def test_labels_of_retired_tasks_are_never_touched():
     watched = WatchedTargets(token_corpus().targets)
     batches = token_batches(replace(token_corpus(), targets=watched))
+    batches.state_dict()  # the first one makes a checksum of all
     batches.enter_phase(("main",))
     watched.touched.clear()
     list(batches)
@@ -246,6 +247,21 @@ def test_resuming_with_other_settings_is_refused():
             token_batches(token_corpus(), **settings).load_state_dict(state)
     with pytest.raises(InputError, match="main_rows=60, these have 59"):
         token_batches(token_corpus(labelled=range(59))).load_state_dict(state)
+
+
+def test_resuming_on_other_data_is_refused():
+    corpus = token_corpus()
+    state = token_batches(corpus).state_dict()
+    column = corpus.targets["aux"]
+    renamed = replace(column, class_names=tuple(f"{name}!" for name in column.class_names))
+    shuffled = replace(column, values=np.roll(column.values, 1))
+    tokens = corpus.tokens.copy()
+    tokens[3] ^= 1
+    changes = [{"targets": {**corpus.targets, "aux": other}} for other in (renamed, shuffled)]
+    for change in [*changes, {"tokens": tokens}]:
+        with pytest.raises(InputError, match="the training data has changed since the checkpoint"):
+            token_batches(replace(corpus, **change)).load_state_dict(state)
+    token_batches(token_corpus()).load_state_dict(state)
 
 
 def test_missing_labels_are_delivered_as_such():

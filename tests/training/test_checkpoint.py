@@ -358,10 +358,24 @@ def test_a_missing_file_is_named(toy, tmp_path):
         ({"precision": "bfloat16"}, "made with precision float32, this run has bfloat16"),
         (
             {"optimizer": lambda parameters: torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1)},
-            "does not fit the optimizer",
+            "made with AdamW, this run has SGD; give the same optimizer",
         ),
+        ({"lr": 1e-5}, "made with lr 0.002, this run has 1e-05"),
+        ({"weight_decay": 0.5}, "made with weight_decay 0.0, this run has 0.5"),
+        ({"lr_decay": "linear"}, "made with lr_decay none, this run has linear"),
+        ({"clip_norm": 1.0}, "made with clip_norm None, this run has 1.0"),
     ],
-    ids=["schedule", "switch point", "accumulate", "precision", "optimizer"],
+    ids=[
+        "schedule",
+        "switch point",
+        "accumulate",
+        "precision",
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "lr_decay",
+        "clip_norm",
+    ],
 )
 def test_a_run_with_other_settings_is_refused(toy, checkpoint, options, message):
     assert_refused(toy, checkpoint, message, **options)

@@ -121,15 +121,15 @@ def loaders_by_task(toy, n_batches):
 def test_the_loader_of_a_retired_task_is_let_go(toy):
     loaders = loaders_by_task(toy, 8)
     source = Source(loaders, "tag", tuple(toy.tasks))
-    for _ in range(3):
-        source.next_step()
+    for step in range(3):
+        source.next_step(step)
     labels, score = loaders["feats.Number"], weakref.ref(loaders["score"])
     loaders.clear()
     source.enter_phase(("tag",))
     gc.collect()
     assert score() is None
     assert (labels.read, labels.closed) == (3, 1)
-    ((_, targets),) = source.next_step()[0]
+    ((_, targets),) = source.next_step(3)[0]
     assert list(targets) == ["tag"]
     assert labels.read == 3
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.shares import label_shares
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
 from mt2st_fast.training.sources import Batch, to_device
 
@@ -41,38 +42,52 @@ class EagerSteps:
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """The losses (K,) of one step."""
-        parts, losses = self._parts, None
-        for batches in micro_steps:
-            total, micro_losses = self._forward(batches)
-            parts.scaler.scale(total / len(micro_steps) if len(micro_steps) > 1 else total).backward()
-            losses = micro_losses if losses is None else losses + micro_losses
-        assert losses is not None
+        parts = self._parts
+        if len(micro_steps) == 1:
+            total, losses = self._forward(micro_steps[0], parts.weights())
+            parts.scaler.scale(total).backward()
+        else:
+            losses = self._accumulate(micro_steps)
         if parts.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
             clip_gradients(parts.trainable(), parts.clip_norm)
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad(set_to_none=True)
-        return losses / len(micro_steps) if len(micro_steps) > 1 else losses
+        return losses
 
-    def _forward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up."""
+    def _accumulate(self, micro_steps: list[list[Batch]]) -> Tensor:
+        """Gradients of all micro-steps as of one batch, and its losses (K,)."""
+        shares_mk = label_shares(self._parts.heads, micro_steps, self._parts.device)
+        losses = torch.zeros_like(shares_mk[0])
+        for share_k, batches in zip(shares_mk, micro_steps, strict=True):
+            # Learnt weights belong to a graph that every backward pass frees: they are asked for again.
+            total, micro_losses = self._forward(batches, self._parts.weights() * share_k, len(micro_steps))
+            self._parts.scaler.scale(total).backward()
+            losses = losses + share_k * micro_losses
+        return losses
+
+    def _forward(self, batches: list[Batch], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
+        """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up.
+
+        parts: how many such batches make a step, for what is of the step and not of a batch.
+        """
         totals, losses = [], []
         for inputs, targets in batches:
             with self._parts.autocast():
                 out = self._losses(
-                    to_device(inputs, self._parts.device), to_device(targets, self._parts.device)
+                    to_device(inputs, self._parts.device), to_device(targets, self._parts.device), weights_k
                 )
             totals.append(out.total)
             losses.append(out.losses)
         if (penalty := self._parts.penalty()) is not None:
-            totals.append(penalty)
+            totals.append(penalty / parts)
         total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         return total, losses[0] if len(losses) == 1 else sum(losses)  # type: ignore[return-value]
 
-    def _losses(self, inputs: Any, targets: dict[str, Tensor]) -> MultitaskLoss:
+    def _losses(self, inputs: Any, targets: dict[str, Tensor], weights_k: Tensor) -> MultitaskLoss:
         """Of one batch, through the encoder's features or, for a task on words, through its table."""
-        encoder, heads, weights_k = self._parts.encoder, self._parts.heads, self._parts.weights()
+        encoder, heads = self._parts.encoder, self._parts.heads
         name = next(iter(targets))
         if heads.is_word_task(name):  # and so the only one: heads refuse it beside others
             return heads.word_loss(name, encoder.pool, inputs, targets[name], weights_k)  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""What every micro-batch of a step counts for, so that all together are one batch, whatever labels are missing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.sources import Batch
+
+
+def label_shares(heads: MultiTaskHeads, micro_steps: list[list[Batch]], device: torch.device) -> Tensor:
+    """(M, K) float32: which part of all labels of each active task the batches of each micro-step have.
+
+    A loss is a mean over labels, so that the mean over all is the sum of the means, each times its part. A task that is
+    no head has a loss whose parts are unknown: its batches count alike. 0 for a task that has no label in any.
+    """
+    counts_mk = torch.stack([_counts(heads, batches, device) for batches in micro_steps])
+    return counts_mk / counts_mk.sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _counts(heads: MultiTaskHeads, batches: list[Batch], device: torch.device) -> Tensor:
+    """(K,) what the losses of one micro-step are divided by."""
+    targets = {name: target for _, of_batch in batches for name, target in of_batch.items()}
+    counts = [
+        _count(heads, name, targets[name]).to(device) if name in targets else torch.zeros((), device=device)
+        for name in heads.active
+    ]
+    return torch.stack(counts)
+
+
+def _count(heads: MultiTaskHeads, name: str, target: Tensor) -> Tensor:
+    if name not in heads.tasks:
+        return torch.ones(())
+    head = heads.tasks[name].head
+    if not head.kind.takes_classes:
+        return (~target.isnan()).sum().float()
+    valid = target != head.ignore_index
+    weights = torch.tensor(head.column_weights, dtype=torch.float32, device=target.device)
+    return (weights[torch.where(valid, target, 0)] * valid).sum()

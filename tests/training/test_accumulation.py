@@ -1,0 +1,135 @@
+"""Accumulated micro-batches are one batch: every task by its labels, every pass read once, whatever is missing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mt2st_fast import (
+    Callback,
+    Classification,
+    MultiLabel,
+    MultiTask,
+    MultiTaskHeads,
+    Regression,
+    SingleTask,
+    Trainer,
+)
+
+ROWS, FEATURES = 64, 5
+TASKS = {
+    "classes": Classification(4),
+    "weighted": Classification(3, class_weights=(1.0, 3.0, 0.2), label_smoothing=0.1, ignore_index=9),
+    "labels": MultiLabel(3, pos_weight=(1.0, 2.0, 0.5)),
+    "values": Regression(2),
+    "robust": Regression(1, huber_delta=0.3),
+}
+
+
+def rows(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rand = torch.rand(ROWS, 6, generator=generator)
+    x = torch.randn(ROWS, FEATURES, generator=generator)
+    missing = torch.rand(ROWS, len(TASKS), generator=generator) < torch.linspace(0.2, 0.95, ROWS)[:, None]
+    targets = {
+        "classes": torch.where(missing[:, 0], -100, (rand[:, 0] * 4).long()),
+        "weighted": torch.where(missing[:, 1], 9, (rand[:, 1] * 3).long()),
+        "labels": torch.where(rand[:, :3] < 0.4, math.nan, (rand[:, 3:] > 0.5).float()),
+        "values": torch.where(missing[:, 3:4], math.nan, rand[:, 2:4]),
+        "robust": torch.where(missing[:, 4:5], math.nan, rand[:, 4:5] * 3),
+    }
+    return x, targets
+
+
+def trained(sizes, seed, left_out=None, **options):
+    """The weights after one step of 64 rows in micro-batches of those sizes, and the losses."""
+    x, targets = rows(seed)
+    batches, first = [], 0
+    for number, size in enumerate(sizes):
+        some = slice(first, first + size)
+        wanted = [name for name in TASKS if number or name != left_out]
+        batches.append((x[some], {name: targets[name][some] for name in wanted}))
+        first += size
+    torch.manual_seed(1)
+    encoder, heads = torch.nn.Linear(FEATURES, 8), MultiTaskHeads(8, TASKS, "classes")
+    schedule = MultiTask({"labels": 0.5, "robust": 2.0}) if options.pop("weighted", False) else MultiTask()
+    trainer = Trainer(
+        encoder,
+        heads,
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        schedule=schedule,
+        accumulate=len(sizes),
+        device="cpu",
+        **options,
+    )
+    trainer.fit(batches, epochs=1)
+    losses = trainer.history.steps[-1].losses
+    return [p.detach() for p in (*encoder.parameters(), *heads.parameters())], losses
+
+
+@pytest.mark.parametrize("sizes", [(32, 32), (60, 4), (16, 16, 16, 16), (1, 1, 62)])
+@pytest.mark.parametrize("seed", range(3))
+def test_micro_batches_are_one_batch(sizes, seed):
+    whole, losses = trained((ROWS,), seed)
+    parts, part_losses = trained(sizes, seed)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+    assert part_losses == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_task_that_a_micro_batch_lacks_counts_by_its_labels():
+    # As if those labels were missing in the whole batch.
+    parts, _ = trained((32, 32), 0, left_out="values")
+    x, targets = rows(0)
+    targets["values"][:32] = math.nan
+    torch.manual_seed(1)
+    encoder, heads = torch.nn.Linear(FEATURES, 8), MultiTaskHeads(8, TASKS, "classes")
+    Trainer(
+        encoder, heads, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), schedule=MultiTask(), device="cpu"
+    ).fit([(x, targets)], epochs=1)
+    for one, other in zip((*encoder.parameters(), *heads.parameters()), parts, strict=True):
+        torch.testing.assert_close(other, one.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "accumulate", "epochs"), [(5, 4, 10), (1, 4, 3), (8, 4, 2), (7, 3, 1)])
+def test_a_pass_reads_every_batch_once(n, accumulate, epochs):
+    read = []
+
+    class Loader(list):
+        def __iter__(self):
+            for number, batch in enumerate(list.__iter__(self)):
+                read.append(number)
+                yield batch
+
+    data = Loader((torch.randn(4, 3), {"a": torch.randint(0, 2, (4,))}) for _ in range(n))
+    heads = MultiTaskHeads(8, {"a": Classification(2)}, "a")
+    trainer = Trainer(
+        torch.nn.Linear(3, 8), heads, schedule=SingleTask(), accumulate=accumulate, device="cpu"
+    )
+    trainer.fit(data, epochs=epochs)
+    assert read == [*range(n)] * epochs
+    assert trainer.epoch == epochs
+
+
+def test_what_a_callback_unfreezes_trains_from_a_gradient_of_its_own():
+    encoder = torch.nn.Linear(3, 8).requires_grad_(False)
+    before, seen = encoder.weight.clone(), []
+
+    class Unfreeze(Callback):
+        def on_epoch_end(self, trainer):
+            seen.append(bool((encoder.weight != before).any()))
+            if trainer.epoch == 1:
+                encoder.weight.grad = torch.full_like(encoder.weight, 1e6)  # left by somebody
+                encoder.requires_grad_(True)
+
+    data = [(torch.randn(16, 3), {"a": torch.randint(0, 2, (16,))}) for _ in range(4)]
+    heads = MultiTaskHeads(8, {"a": Classification(2)}, "a")
+    trainer = Trainer(
+        encoder, heads, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), schedule=SingleTask(), device="cpu",
+        callbacks=[Unfreeze()],
+    )  # fmt: skip
+    trainer.fit(data, epochs=3)
+    assert seen == [False, True, True]
+    assert (encoder.weight - before).abs().max() < 1
