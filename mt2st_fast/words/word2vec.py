@@ -23,6 +23,7 @@ from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.training.context_run import ContextPlan, ContextRun, context_options
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import TableTasks, check_kinds
+from mt2st_fast.words.vectors import empty_keyed_vectors, fill_keyed_vectors
 
 WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
 
@@ -89,6 +90,7 @@ class Word2Vec:
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, sg
         self.min_n, self.max_n, self.bucket = min_n, max_n, bucket
+        self._wv: Any = None  # gensim's KeyedVectors, made when asked for
         self.words: list[str] = []
         self.losses: list[float] = []
         self.task_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
@@ -118,6 +120,8 @@ class Word2Vec:
         self.output_vectors: np.ndarray = np.zeros((len(self.words), self.vector_size), np.float32)
         self._subwords = self._rows_of(self.words) if self.max_n else None
         self.vectors: np.ndarray = self._means()
+        if self._wv is not None:
+            fill_keyed_vectors(self._wv, self.words, self.vectors, self.counts)
 
     def vector(self, word: str) -> np.ndarray:
         """(vector_size,) float32: of a word that is not in `words` the mean of its character n-grams' rows.
@@ -141,12 +145,12 @@ class Word2Vec:
         own = self.vocabulary.lookup(words)
         return WordRows(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
 
-    def _means(self) -> np.ndarray:
+    def _means(self, into: np.ndarray | None = None) -> np.ndarray:
         """(V, vector_size) the vectors of the words as the input rows are now; without subwords those themselves."""
         if self._subwords is None:
             return self.input_rows
         ids, bounds = self._subwords
-        means = np.empty_like(self.output_vectors)
+        means = np.empty_like(self.output_vectors) if into is None else into
         for first in range(0, len(means), WORDS_AT_ONCE):
             block = bounds[first : first + WORDS_AT_ONCE + 1]
             sums = np.add.reduceat(self.input_rows[ids[block[0] : block[-1]]], block[:-1] - block[0])
@@ -173,20 +177,46 @@ class Word2Vec:
 
     @property
     def wv(self) -> Any:
-        """The vectors as gensim's KeyedVectors; changes to them are not seen here."""
-        try:
-            from gensim.models import KeyedVectors
-        except ImportError:
-            raise InputError(
-                ".wv needs gensim: pip install 'mt2st-fast[words]', or use .words and .vectors"
-            ) from None
-        self._check_trained()
-        keyed = KeyedVectors(self.vector_size, count=len(self.words))
-        keyed.index_to_key = list(self.words)
-        keyed.key_to_index = {word: i for i, word in enumerate(self.words)}
-        keyed.vectors = self.vectors.copy()
-        keyed.expandos = {"count": self.counts.copy()}
-        return keyed
+        """The vectors as gensim's KeyedVectors: one object for the model's life, which follows training.
+
+        It shares `vectors`, and so a change to them within its table is seen here. Raises InputError where gensim is
+        missing or there are no words yet.
+        """
+        if self._wv is None:
+            try:
+                keyed = empty_keyed_vectors(self.vector_size)
+            except ImportError:
+                raise InputError(
+                    ".wv needs gensim: pip install 'mt2st-fast[words]', or use .words and .vectors"
+                ) from None
+            self._check_trained()
+            fill_keyed_vectors(keyed, self.words, self.vectors, self.counts)
+            self._wv = keyed
+        return self._wv
+
+    def _take_back_wv(self) -> None:
+        """Whatever was done to `wv` by others becomes the model's own, or is refused: it is one table.
+
+        Raises InputError for other words, and for a table that cannot take the place of the model's.
+        """
+        if self._wv is None:
+            return
+        if self._wv.index_to_key != self.words:
+            raise InputError("wv has other words than the model, or in another order; change a copy of it instead")
+        given = self._wv.vectors
+        if given is not self.vectors:
+            if self._subwords is not None or given.shape != self.vectors.shape:
+                raise InputError(
+                    f"wv.vectors was replaced by a table of {given.shape}, which cannot be trained on here; "
+                    "change a copy of wv instead"
+                )
+            self.vectors[:] = given
+            self._wv.vectors = self.vectors
+
+    def _tell_wv(self) -> None:
+        """gensim keeps the vectors' lengths: they are of the vectors before."""
+        if self._wv is not None:
+            self._wv.norms = None
 
     def _known(self, text: Tokens) -> Tokens:
         """The text in ids of the model's words; a token file of this vocabulary stays mapped."""
@@ -205,16 +235,19 @@ class Word2Vec:
                 _tell(callbacks, "on_epoch_begin", self)
                 self.losses.append(run.finish_epoch())
                 self.epochs_done += 1
-                self.vectors = self._means()
+                self._means(into=self.vectors)
+                self._tell_wv()
                 _tell(callbacks, "on_epoch_end", self)
         finally:
             run.close()
+            self._tell_wv()  # an epoch that was broken off has moved them, too
         for name, losses in self.task_losses.items():
             losses += run.losses_of(name)
         _tell(callbacks, "on_train_end", self)
 
     def _begin(self, text: Tokens, plan: ContextPlan) -> ContextRun:
         """A run that is ready for its first step."""
+        self._take_back_wv()
         options = context_options(
             "skipgram" if self.sg else "cbow",
             len(text.ids),
