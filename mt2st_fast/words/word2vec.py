@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
 
 from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.stream import TokenStream, is_token_file
@@ -20,11 +21,14 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import word_sampler
 from mt2st_fast.kernels.context.training import ContextTraining
 from mt2st_fast.kernels.context.workspace import WordRows
+from mt2st_fast.model_folder import read_model, write_model
 from mt2st_fast.training.context_run import ContextPlan, ContextRun, context_options
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import TableTasks, check_kinds
 from mt2st_fast.words.vectors import empty_keyed_vectors, fill_keyed_vectors
+from mt2st_fast.words.word2vec_options import describe_schedule, kept_options, rebuild_schedule
 
+KIND = "word2vec"
 WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
 
 
@@ -48,6 +52,9 @@ class Word2Vec:
     tasks: files of auxiliary tasks on the same vectors, {"similarity": pairs with scores, "analogy": questions-words}
     (see mt2st_fast.data.word_batches); they take turns with the text until the schedule lets them go, by default at
     0.6 of the training. `task_losses` are theirs, a number a turn. Do not judge vectors by what they were taught.
+
+    save(folder) and Word2Vec.load(folder) keep all of it, and training goes on; copy.deepcopy and pickle do, too.
+    Callbacks are not kept, nor what was added to `wv`.
     """
 
     def __init__(
@@ -108,20 +115,31 @@ class Word2Vec:
         self._take_vocabulary(Vocabulary.from_counts(words, counts, min_count=self.min_count))
 
     def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        if not len(self.vocabulary):
+        """Words with fresh tables."""
+        if not len(vocabulary):
             raise InputError("the text has no words")
-        self.words, self.counts = self.vocabulary.words, self.vocabulary.counts
-        generator = np.random.Generator(np.random.PCG64(self.seed))
-        rows = len(self.words) + (self.bucket if self.max_n else 0)
-        self.input_rows: np.ndarray = generator.random((rows, self.vector_size), np.float32)
-        self.input_rows -= np.float32(0.5)
-        self.input_rows /= np.float32(self.vector_size)
-        self.output_vectors: np.ndarray = np.zeros((len(self.words), self.vector_size), np.float32)
+        rows = len(vocabulary) + (self.bucket if self.max_n else 0)
+        output_vectors = np.zeros((len(vocabulary), self.vector_size), np.float32)
+        self._take_tables(vocabulary, self._fresh_rows(rows, self.seed), output_vectors)
+
+    def _take_tables(
+        self, vocabulary: Vocabulary, input_rows: np.ndarray, output_vectors: np.ndarray
+    ) -> None:
+        self.vocabulary, self.words, self.counts = vocabulary, vocabulary.words, vocabulary.counts
+        self.input_rows: np.ndarray = input_rows
+        self.output_vectors: np.ndarray = output_vectors
         self._subwords = self._rows_of(self.words) if self.max_n else None
         self.vectors: np.ndarray = self._means()
         if self._wv is not None:
             fill_keyed_vectors(self._wv, self.words, self.vectors, self.counts)
+
+    def _fresh_rows(self, rows: int, seed: int | Sequence[int]) -> np.ndarray:
+        """(rows, vector_size) as they are before training."""
+        generator = np.random.Generator(np.random.PCG64(seed))
+        fresh = generator.random((rows, self.vector_size), np.float32)
+        fresh -= np.float32(0.5)
+        fresh /= np.float32(self.vector_size)
+        return fresh
 
     def vector(self, word: str) -> np.ndarray:
         """(vector_size,) float32: of a word that is not in `words` the mean of its character n-grams' rows.
@@ -202,7 +220,9 @@ class Word2Vec:
         if self._wv is None:
             return
         if self._wv.index_to_key != self.words:
-            raise InputError("wv has other words than the model, or in another order; change a copy of it instead")
+            raise InputError(
+                "wv has other words than the model, or in another order; change a copy of it instead"
+            )
         given = self._wv.vectors
         if given is not self.vectors:
             if self._subwords is not None or given.shape != self.vectors.shape:
@@ -217,6 +237,64 @@ class Word2Vec:
         """gensim keeps the vectors' lengths: they are of the vectors before."""
         if self._wv is not None:
             self._wv.norms = None
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model to a folder (see mt2st_fast.model_folder); a model that was there is replaced.
+
+        Both tables are kept, and training goes on from them as if there had been no folder. Raises InputError for a
+        folder that holds something else or cannot be written, and for a schedule of one's own.
+        """
+        configuration, arrays = self._state()
+        configuration["schedule"] = describe_schedule(self.schedule)
+        write_model(folder, KIND, configuration, {n: torch.from_numpy(array) for n, array in arrays.items()})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote. Raises InputError for a folder that holds no such model, or is damaged."""
+        _, configuration, tensors = read_model(folder, KIND)
+        model = cls.__new__(cls)
+        model._restore(
+            configuration,
+            {name: tensor.numpy() for name, tensor in tensors.items()},
+            rebuild_schedule(configuration["schedule"]),
+        )
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        configuration, arrays = self._state()
+        return {"configuration": configuration, "arrays": arrays, "schedule": self.schedule}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._restore(state["configuration"], state["arrays"], state["schedule"])
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(configuration, arrays): all but the schedule, JSON-able and by name."""
+        self._take_back_wv()
+        configuration = {
+            "options": kept_options(self),
+            "tasks": {name: str(path) for name, path in self.tasks.items()},
+            "words": self.words,
+            "epochs_done": self.epochs_done,
+        }
+        # A loss that is not finite has no place in JSON.
+        arrays = {f"task_losses/{name}": np.array(losses) for name, losses in self.task_losses.items()}
+        arrays["losses"] = np.array(self.losses, np.float64)
+        if self.words:
+            arrays |= {name: getattr(self, name) for name in ("counts", "input_rows", "output_vectors")}
+        return configuration, arrays
+
+    def _restore(
+        self, configuration: Mapping[str, Any], arrays: Mapping[str, np.ndarray], schedule: Schedule
+    ) -> None:
+        tasks = configuration["tasks"]
+        Word2Vec.__init__(self, **configuration["options"], tasks=tasks, schedule=schedule)
+        self.epochs_done = configuration["epochs_done"]
+        self.losses = arrays["losses"].tolist()
+        self.task_losses = {name: arrays[f"task_losses/{name}"].tolist() for name in tasks}
+        if configuration["words"]:
+            # Copies: kernels write to them, and a copy of a model shares none with it.
+            vocabulary = Vocabulary(configuration["words"], arrays["counts"].copy())
+            self._take_tables(vocabulary, arrays["input_rows"].copy(), arrays["output_vectors"].copy())
 
     def _known(self, text: Tokens) -> Tokens:
         """The text in ids of the model's words; a token file of this vocabulary stays mapped."""

@@ -67,7 +67,7 @@ def test_a_wv_that_is_no_longer_the_models_is_not_trained_on():
         model.train(TEXT)
     model = Word2Vec(TEXT, **SMALL, **SUBWORDS)
     model.wv.vectors = np.ones((5, 8), np.float32)
-    with pytest.raises(InputError, match="wv.vectors was replaced"):
+    with pytest.raises(InputError, match=r"wv\.vectors was replaced"):
         model.train(TEXT)
 
 
