@@ -5,45 +5,50 @@ With max_n it is gensim's FastText: a word is the mean of a row of its own and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from mt2st_fast.data.character_ngrams import subword_ids
-from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.word_files import read_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import word_sampler
 from mt2st_fast.kernels.context.training import ContextTraining
-from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.model_folder import read_model, write_model
 from mt2st_fast.training.context_run import ContextPlan, ContextRun, context_options
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import TableTasks, check_kinds
-from mt2st_fast.words.vectors import empty_keyed_vectors, fill_keyed_vectors
-from mt2st_fast.words.word2vec_options import describe_schedule, kept_options, rebuild_schedule
+from mt2st_fast.words.corpus import Sentences, check_totals, chosen_words, grown_vocabulary, read_corpus
+from mt2st_fast.words.word2vec_options import (
+    check_at_least_one,
+    check_gensim_options,
+    describe_schedule,
+    kept_options,
+    rebuild_schedule,
+    sampled_share,
+)
+from mt2st_fast.words.word_tables import WordTables
 
 KIND = "word2vec"
-WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
+PROGRESS = ("epochs_done", "_epochs_before_train", "corpus_count", "corpus_total_words")
 
 
-class Word2Vec:
+class Word2Vec(WordTables):
     """Word vectors from text, trained when made if there is text.
 
         model = Word2Vec(corpus_file="text.txt", sg=1)      # a sentence a line, words between blanks; or a
                                                             # token file of `mt2st-fast prepare`, which stays mapped
         model.wv.most_similar("king")                       # gensim's KeyedVectors
 
-    Arguments are gensim's. `workers` parts of the corpus are read side by side: the same seed and workers give the
-    same bits on any number of threads. `words` are sorted by falling count, those of one
-    count alphabetically (gensim leaves these in any order); `vectors` (V, vector_size) float32 are
-    theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with on_train_begin(model),
-    on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
+    Arguments are gensim's; a value that asks for what is not done here is refused, and those that change gensim's speed
+    alone (batch_words, queue_factor, report_delay, progress_per, hashfxn) are not used. `workers` parts of the corpus
+    are read side by side: the same seed and workers give the same bits on any number of threads. `words` are sorted by
+    falling count, those of one count alphabetically (gensim leaves these in any order); `vectors` (V, vector_size)
+    float32 are theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with
+    on_train_begin(model), on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
 
     min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to
     max_n characters of `<word>`, hashed into `bucket` rows; none while max_n is 0. `vector("unseenword")` then has a
@@ -57,35 +62,55 @@ class Word2Vec:
     Callbacks are not kept, nor what was added to `wv`.
     """
 
+    # What is always so here: other values are refused.
+    hs, cbow_mean, sorted_vocab, null_word, shrink_windows, max_vocab_size = 0, 1, 1, 0, True, None
+
     def __init__(
         self,
-        sentences: Iterable[Sequence[str]] | None = None,
+        sentences: Sentences | None = None,
         corpus_file: str | Path | None = None,
-        *,
         vector_size: int = 100,
         alpha: float = 0.025,
         window: int = 5,
         min_count: int = 5,
+        max_vocab_size: None = None,
         sample: float = 1e-3,
         seed: int = 1,
         workers: int = 2,
         min_alpha: float = 1e-4,
         sg: int = 0,
+        hs: int = 0,
         negative: int = 5,
         ns_exponent: float = 0.75,
+        cbow_mean: int = 1,
+        hashfxn: Any = hash,
         epochs: int = 5,
+        null_word: int = 0,
+        trim_rule: None = None,
+        sorted_vocab: int = 1,
+        batch_words: int = 10_000,
+        compute_loss: bool = False,
+        callbacks: Sequence[Any] = (),
+        comment: str | None = None,
+        max_final_vocab: int | None = None,
+        shrink_windows: bool = True,
+        *,
         min_n: int = 0,
         max_n: int = 0,
         bucket: int = 2_000_000,
         tasks: Mapping[str, str | Path] | None = None,
         schedule: Schedule | None = None,
-        callbacks: Sequence[Any] = (),
     ) -> None:
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
-        _check(
+        check_gensim_options(
+            hs=hs, cbow_mean=cbow_mean, null_word=null_word, sorted_vocab=sorted_vocab, trim_rule=trim_rule,
+            max_vocab_size=max_vocab_size, shrink_windows=shrink_windows,
+        )  # fmt: skip
+        check_at_least_one(
             vector_size=vector_size, window=window, min_count=min_count, workers=workers, negative=negative,
-            epochs=epochs, bucket=bucket,
+            epochs=epochs, bucket=bucket, batch_words=batch_words,
+            max_final_vocab=1 if max_final_vocab is None else max_final_vocab,
         )  # fmt: skip
         if not 0 <= min_n <= max_n:
             raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
@@ -93,150 +118,118 @@ class Word2Vec:
             raise InputError(
                 f"sample ({sample}) must not be negative, nor alpha ({alpha}) below min_alpha ({min_alpha})"
             )
-        self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
-        self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
-        self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, sg
-        self.min_n, self.max_n, self.bucket = min_n, max_n, bucket
-        self._wv: Any = None  # gensim's KeyedVectors, made when asked for
-        self.words: list[str] = []
+        if not isinstance(comment, str | None):
+            raise InputError(f"comment is {comment!r}; it is a string")
+        super().__init__(vector_size, seed, min_n, max_n, bucket)
+        self.window, self.min_count, self.workers, self.epochs = window, min_count, workers, epochs
+        self.sample, self.negative, self.ns_exponent = sample, negative, ns_exponent
+        self.alpha, self.min_alpha, self.sg = alpha, min_alpha, sg
+        self.max_final_vocab, self.compute_loss, self.comment = max_final_vocab, bool(compute_loss), comment
         self.losses: list[float] = []
         self.task_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
-        self.epochs_done = 0
+        self.epochs_done = self._epochs_before_train = self.corpus_count = self.corpus_total_words = 0
         if sentences is not None or corpus_file is not None:
-            text = _read(sentences, corpus_file)
-            self._take_vocabulary(text.vocabulary.frequent(min_count))
+            text = read_corpus(sentences, corpus_file)
+            self._take_words_of(text)
             self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
+        elif callbacks:
+            raise InputError(
+                "callbacks are given without text: they hear of training, give them to train(callbacks=)"
+            )
 
-    def build_vocab(self, words: Sequence[str], counts: np.ndarray) -> None:
-        """Take words seen counts (V,) times, those of at least min_count, and make fresh tables.
-
-        Words of one count stand in alphabetical order. Raises InputError where none is so frequent.
-        """
-        self._take_vocabulary(Vocabulary.from_counts(words, counts, min_count=self.min_count))
-
-    def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Words with fresh tables."""
-        if not len(vocabulary):
-            raise InputError("the text has no words")
-        rows = len(vocabulary) + (self.bucket if self.max_n else 0)
-        output_vectors = np.zeros((len(vocabulary), self.vector_size), np.float32)
-        self._take_tables(vocabulary, self._fresh_rows(rows, self.seed), output_vectors)
-
-    def _take_tables(
-        self, vocabulary: Vocabulary, input_rows: np.ndarray, output_vectors: np.ndarray
+    def build_vocab(
+        self,
+        sentences: Sentences | None = None,
+        corpus_file: str | Path | None = None,
+        update: bool = False,
+        progress_per: int = 10_000,
+        keep_raw_vocab: bool = False,
+        trim_rule: None = None,
+        *,
+        corpus_iterable: Sentences | None = None,
     ) -> None:
-        self.vocabulary, self.words, self.counts = vocabulary, vocabulary.words, vocabulary.counts
-        self.input_rows: np.ndarray = input_rows
-        self.output_vectors: np.ndarray = output_vectors
-        self._subwords = self._rows_of(self.words) if self.max_n else None
-        self.vectors: np.ndarray = self._means()
-        if self._wv is not None:
-            fill_keyed_vectors(self._wv, self.words, self.vectors, self.counts)
+        """Take the words of a text, those of at least min_count, and make fresh tables.
 
-    def _fresh_rows(self, rows: int, seed: int | Sequence[int]) -> np.ndarray:
-        """(rows, vector_size) as they are before training."""
-        generator = np.random.Generator(np.random.PCG64(seed))
-        fresh = generator.random((rows, self.vector_size), np.float32)
-        fresh -= np.float32(0.5)
-        fresh /= np.float32(self.vector_size)
-        return fresh
-
-    def vector(self, word: str) -> np.ndarray:
-        """(vector_size,) float32: of a word that is not in `words` the mean of its character n-grams' rows.
-
-        Raises KeyError for a word that has neither, InputError before there is any text.
+        update: keep the words and what they have learnt, counting on, and give fresh vectors to new words, which stand
+        behind them. corpus_count and corpus_total_words are then the sentences and words of this text. Raises
+        InputError for text that cannot be used, and to update a model that has no words.
         """
-        self._check_trained()
-        own = self.vocabulary.get(word, -1)
-        if own >= 0:
-            return self.vectors[own]
-        rows = self._rows_of([word]).ids if self.max_n else np.empty(0, np.int32)
-        if not len(rows):
-            raise KeyError(f"{word!r} is not among the words, and has no character n-grams")
-        return self.input_rows[rows].mean(0)
+        check_gensim_options(keep_raw_vocab=keep_raw_vocab, trim_rule=trim_rule)
+        self._take_words_of(read_corpus(sentences, corpus_file, corpus_iterable), update)
 
-    def _check_trained(self) -> None:
+    def build_vocab_from_freq(
+        self,
+        word_freq: Mapping[str, int],
+        keep_raw_vocab: bool = False,
+        corpus_count: int | None = None,
+        trim_rule: None = None,
+        update: bool = False,
+    ) -> None:
+        """As `build_vocab` does, from words and how often each was seen."""
+        check_gensim_options(keep_raw_vocab=keep_raw_vocab, trim_rule=trim_rule)
+        counted = Vocabulary.from_counts(word_freq, list(word_freq.values()))
+        self._take_counted(counted, update)
+        self.corpus_count, self.corpus_total_words = corpus_count or 0, int(counted.counts.sum())
+
+    def _take_words_of(self, text: Tokens, update: bool = False) -> None:
+        self._take_counted(text.vocabulary, update)
+        self.corpus_count, self.corpus_total_words = text.n_units, len(text.ids)
+
+    def _take_counted(self, counted: Vocabulary, update: bool) -> None:
+        if not update:
+            self._take_vocabulary(chosen_words(counted, self.min_count, self.max_final_vocab))
+            return
         if not self.words:
-            raise InputError("the model has no words yet: call train with sentences or a corpus_file")
-
-    def _rows_of(self, words: Sequence[str]) -> WordRows:
-        own = self.vocabulary.lookup(words)
-        return WordRows(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
-
-    def _means(self, into: np.ndarray | None = None) -> np.ndarray:
-        """(V, vector_size) the vectors of the words as the input rows are now; without subwords those themselves."""
-        if self._subwords is None:
-            return self.input_rows
-        ids, bounds = self._subwords
-        means = np.empty_like(self.output_vectors) if into is None else into
-        for first in range(0, len(means), WORDS_AT_ONCE):
-            block = bounds[first : first + WORDS_AT_ONCE + 1]
-            sums = np.add.reduceat(self.input_rows[ids[block[0] : block[-1]]], block[:-1] - block[0])
-            means[first : first + WORDS_AT_ONCE] = sums / np.diff(block)[:, None]
-        return means
+            raise InputError(
+                "update=True adds to words, and the model has none yet: call build_vocab without it"
+            )
+        self._grow_to(grown_vocabulary(self.vocabulary, counted, self.min_count, self.max_final_vocab))
 
     def train(
         self,
-        sentences: Iterable[Sequence[str]] | None = None,
+        sentences: Sentences | None = None,
         corpus_file: str | Path | None = None,
-        *,
+        total_examples: int | None = None,
+        total_words: int | None = None,
         epochs: int | None = None,
         start_alpha: float | None = None,
         end_alpha: float | None = None,
+        word_count: int = 0,
+        queue_factor: int = 2,
+        report_delay: float = 1.0,
+        compute_loss: bool | None = None,
         callbacks: Sequence[Any] = (),
+        *,
+        corpus_iterable: Sentences | None = None,
     ) -> None:
-        """Train on, on this text and with the words already known; the first text also makes the vocabulary."""
-        text = _read(sentences, corpus_file)
-        if not self.words:
-            self._take_vocabulary(text.vocabulary.frequent(self.min_count))
+        """Train on, on this text and with the words already known; the first text also makes the vocabulary.
+
+        The rate falls over the text as often as epochs say; the text is counted here, so that total_examples and
+        total_words can be left out. Raises InputError for text or arguments that cannot be used, totals that are not
+        the text's among them.
+        """
+        check_gensim_options(word_count=word_count)
+        epochs = self.epochs if epochs is None else epochs
+        check_at_least_one(epochs=epochs)
         start = self.alpha if start_alpha is None else start_alpha
         end = self.min_alpha if end_alpha is None else end_alpha
-        self._fit(self._known(text), self.epochs if epochs is None else epochs, start, end, callbacks)
-
-    @property
-    def wv(self) -> Any:
-        """The vectors as gensim's KeyedVectors: one object for the model's life, which follows training.
-
-        It shares `vectors`, and so a change to them within its table is seen here. Raises InputError where gensim is
-        missing or there are no words yet.
-        """
-        if self._wv is None:
-            try:
-                keyed = empty_keyed_vectors(self.vector_size)
-            except ImportError:
-                raise InputError(
-                    ".wv needs gensim: pip install 'mt2st-fast[words]', or use .words and .vectors"
-                ) from None
-            self._check_trained()
-            fill_keyed_vectors(keyed, self.words, self.vectors, self.counts)
-            self._wv = keyed
-        return self._wv
-
-    def _take_back_wv(self) -> None:
-        """Whatever was done to `wv` by others becomes the model's own, or is refused: it is one table.
-
-        Raises InputError for other words, and for a table that cannot take the place of the model's.
-        """
-        if self._wv is None:
-            return
-        if self._wv.index_to_key != self.words:
+        if not start >= end >= 0:
             raise InputError(
-                "wv has other words than the model, or in another order; change a copy of it instead"
+                f"the rate falls from start_alpha ({start}) to end_alpha ({end}): give both, falling"
             )
-        given = self._wv.vectors
-        if given is not self.vectors:
-            if self._subwords is not None or given.shape != self.vectors.shape:
-                raise InputError(
-                    f"wv.vectors was replaced by a table of {given.shape}, which cannot be trained on here; "
-                    "change a copy of wv instead"
-                )
-            self.vectors[:] = given
-            self._wv.vectors = self.vectors
+        text = read_corpus(sentences, corpus_file, corpus_iterable)
+        check_totals(text, total_examples, total_words)
+        if not self.words:
+            self._take_words_of(text)
+        self.compute_loss = self.compute_loss if compute_loss is None else bool(compute_loss)
+        self._fit(self._known(text), epochs, start, end, callbacks)
 
-    def _tell_wv(self) -> None:
-        """gensim keeps the vectors' lengths: they are of the vectors before."""
-        if self._wv is not None:
-            self._wv.norms = None
+    def get_latest_training_loss(self) -> float:
+        """The sum of `losses` since the last training began, within it too: it grows by an epoch's mean loss.
+
+        gensim adds up the pairs' losses, not their means. It is measured with and without compute_loss.
+        """
+        return float(sum(self.losses[self._epochs_before_train :]))
 
     def save(self, folder: str | Path) -> None:
         """Write the model to a folder (see mt2st_fast.model_folder); a model that was there is replaced.
@@ -274,7 +267,7 @@ class Word2Vec:
             "options": kept_options(self),
             "tasks": {name: str(path) for name, path in self.tasks.items()},
             "words": self.words,
-            "epochs_done": self.epochs_done,
+            "progress": {name: getattr(self, name) for name in PROGRESS},
         }
         # A loss that is not finite has no place in JSON.
         arrays = {f"task_losses/{name}": np.array(losses) for name, losses in self.task_losses.items()}
@@ -288,7 +281,8 @@ class Word2Vec:
     ) -> None:
         tasks = configuration["tasks"]
         Word2Vec.__init__(self, **configuration["options"], tasks=tasks, schedule=schedule)
-        self.epochs_done = configuration["epochs_done"]
+        for name, value in configuration["progress"].items():
+            setattr(self, name, value)
         self.losses = arrays["losses"].tolist()
         self.task_losses = {name: arrays[f"task_losses/{name}"].tolist() for name in tasks}
         if configuration["words"]:
@@ -307,6 +301,7 @@ class Word2Vec:
         self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
         run = self._begin(text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
+        self._epochs_before_train = len(self.losses)
         try:
             _tell(callbacks, "on_train_begin", self)
             for _ in range(epochs):
@@ -334,42 +329,15 @@ class Word2Vec:
             shards=self.workers,
             subwords=self._subwords is not None,
         )
-        sampler = word_sampler(self.counts, self.sample, self.ns_exponent)
+        sampler = word_sampler(
+            self.counts, sampled_share(self.sample, int(self.counts.sum())), self.ns_exponent
+        )
         training = ContextTraining(self.input_rows, self.output_vectors, sampler, options, self._subwords)
         seed = self.seed + self.epochs_done
         tasks = TableTasks(self.tasks, self.vocabulary, self.input_rows, self._subwords, seed)
         return ContextRun(training, text, tasks, self.schedule, plan)
 
 
-def _check(**least_one: int) -> None:
-    for name, value in least_one.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
-
-
 def _tell(callbacks: Sequence[Any], event: str, model: Word2Vec) -> None:
     for callback in callbacks:
         getattr(callback, event, lambda _: None)(model)
-
-
-def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | None) -> Tokens:
-    """The text in ids of its own words."""
-    if (sentences is None) == (corpus_file is None):
-        raise InputError("give either sentences or a corpus_file")
-    if corpus_file is not None and is_token_file(Path(corpus_file)):
-        return TokenStream.open(corpus_file)
-    if isinstance(sentences, str):
-        raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
-    try:
-        if sentences is not None:
-            text = Tokens.of(sentences)
-        else:
-            with Path(str(corpus_file)).open("rb") as file:
-                text = read_lines(file)
-    except OSError as error:
-        raise InputError(f"cannot read {corpus_file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{corpus_file} is not UTF-8 text") from None
-    if not len(text.ids):
-        raise InputError("the text has no words")
-    return text

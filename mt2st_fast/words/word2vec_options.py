@@ -1,4 +1,4 @@
-"""The options of Word2Vec as a folder keeps them."""
+"""gensim's options of Word2Vec: those that change nothing here, those that are refused, and how a folder keeps them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,20 @@ from mt2st_fast.training.schedules import Schedule
 # Arguments of Word2Vec that are attributes of the same name, and JSON.
 KEPT = (
     "vector_size", "alpha", "window", "min_count", "sample", "seed", "workers", "min_alpha", "sg", "negative",
-    "ns_exponent", "epochs", "min_n", "max_n", "bucket",
+    "ns_exponent", "epochs", "min_n", "max_n", "bucket", "max_final_vocab", "compute_loss", "comment",
 )  # fmt: skip
+# The values that ask for what is done here anyway, gensim's defaults among them; and why others are refused.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "hs": ((0,), "hierarchical softmax is not computed here; train with negative samples: hs=0, negative=5"),
+    "cbow_mean": ((1,), "CBOW predicts from the mean of a window here, not from the sum; leave it out"),
+    "null_word": ((0,), "it pads windows that are read in order, which are not trained here; leave it out"),
+    "sorted_vocab": ((1,), "words always stand by falling count here; leave it out"),
+    "trim_rule": ((None,), "words are chosen by min_count= and max_final_vocab= here; leave others out of the text"),
+    "max_vocab_size": ((None,), "all words are counted here, exactly; max_final_vocab= bounds how many have vectors"),
+    "shrink_windows": ((1,), "windows are drawn from 1 to window here, as word2vec does; leave it out"),
+    "word_count": ((0,), "the rate falls over the whole text here; give start_alpha= to begin lower"),
+    "keep_raw_vocab": ((0,), "counts of words without vectors are not kept here; leave it out"),
+}  # fmt: skip
 SCHEDULES = {
     each.__name__: each
     for each in (
@@ -29,6 +41,26 @@ SCHEDULES = {
         schedules.Switch,
     )
 }
+
+
+def check_gensim_options(**given: Any) -> None:
+    """Raise InputError for an option of gensim's that asks for something that is not done here."""
+    for name, value in given.items():
+        harmless, why = REFUSED[name]
+        if value not in harmless:
+            raise InputError(f"{name}={value!r}: {why}")
+
+
+def check_at_least_one(**given: int) -> None:
+    """Raise InputError for a number below 1."""
+    for name, value in given.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def sampled_share(sample: float, n_words: int) -> float:
+    """gensim's `sample` as a share of all words: from 1 on it is a count above which words are left out at times."""
+    return sample if sample < 1 else int(sample * (3 + np.sqrt(5)) / 2) / n_words
 
 
 def kept_options(model: Any) -> dict[str, Any]:
