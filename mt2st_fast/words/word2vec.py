@@ -48,7 +48,8 @@ class Word2Vec(WordTables):
     are read side by side: the same seed and workers give the same bits on any number of threads. `words` are sorted by
     falling count, those of one count alphabetically (gensim leaves these in any order); `vectors` (V, vector_size)
     float32 are theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with
-    on_train_begin(model), on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
+    on_train_begin(model), on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or
+    arguments that cannot be used.
 
     min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to
     max_n characters of `<word>`, hashed into `bucket` rows; none while max_n is 0. `vector("unseenword")` then has a
@@ -108,12 +109,14 @@ class Word2Vec(WordTables):
             max_vocab_size=max_vocab_size, shrink_windows=shrink_windows,
         )  # fmt: skip
         check_at_least_one(
-            vector_size=vector_size, window=window, min_count=min_count, workers=workers, negative=negative,
+            vector_size=vector_size, window=window, workers=workers, negative=negative,
             epochs=epochs, bucket=bucket, batch_words=batch_words,
             max_final_vocab=1 if max_final_vocab is None else max_final_vocab,
         )  # fmt: skip
         if not 0 <= min_n <= max_n:
             raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
+        if min_count < 0:
+            raise InputError(f"min_count is {min_count}; it must not be negative")
         if sample < 0 or not alpha >= min_alpha >= 0:
             raise InputError(
                 f"sample ({sample}) must not be negative, nor alpha ({alpha}) below min_alpha ({min_alpha})"
@@ -165,8 +168,15 @@ class Word2Vec(WordTables):
         trim_rule: None = None,
         update: bool = False,
     ) -> None:
-        """As `build_vocab` does, from words and how often each was seen."""
+        """As `build_vocab` does, from words and how often each was seen. Raises InputError for a word never seen, too."""
         check_gensim_options(keep_raw_vocab=keep_raw_vocab, trim_rule=trim_rule)
+        never = next((word for word, count in word_freq.items() if count < 1), None)
+        if never is not None or not word_freq:
+            raise InputError(
+                f"word_freq says {never!r} was seen {word_freq[never]} times; leave it out"
+                if never is not None
+                else "word_freq has no words"
+            )
         counted = Vocabulary.from_counts(word_freq, list(word_freq.values()))
         self._take_counted(counted, update)
         self.corpus_count, self.corpus_total_words = corpus_count or 0, int(counted.counts.sum())

@@ -96,6 +96,22 @@ def test_words_from_their_counts():
     assert (model.words, model.counts.tolist()) == (["a", "b", "c"], [6, 2, 3])
 
 
+@pytest.mark.parametrize(
+    ("counted", "message"), [({}, "no words"), ({"a": 2, "b": 0}, "'b' was seen 0 times")]
+)
+def test_words_that_were_never_seen_are_named(counted, message):
+    with pytest.raises(InputError, match=message):
+        Word2Vec(**SMALL).build_vocab_from_freq(counted)
+
+
+def test_a_min_count_of_none_takes_all_words():
+    assert np.array_equal(
+        Word2Vec(TEXT, **(SMALL | {"min_count": 0})).vectors, Word2Vec(TEXT, **SMALL).vectors
+    )
+    with pytest.raises(InputError, match="min_count is -1"):
+        Word2Vec(min_count=-1)
+
+
 def test_training_in_parts_goes_on_from_what_is_there():
     model = Word2Vec(TEXT, **SMALL)
     assert model.epochs_done == 5
