@@ -168,15 +168,16 @@ class Word2Vec(WordTables):
         trim_rule: None = None,
         update: bool = False,
     ) -> None:
-        """As `build_vocab` does, from words and how often each was seen. Raises InputError for a word never seen, too."""
+        """As `build_vocab` does, from words and how often each was seen.
+
+        Raises InputError for a word that was never seen, too.
+        """
         check_gensim_options(keep_raw_vocab=keep_raw_vocab, trim_rule=trim_rule)
-        never = next((word for word, count in word_freq.items() if count < 1), None)
-        if never is not None or not word_freq:
-            raise InputError(
-                f"word_freq says {never!r} was seen {word_freq[never]} times; leave it out"
-                if never is not None
-                else "word_freq has no words"
-            )
+        for word, count in word_freq.items():
+            if count < 1:
+                raise InputError(f"word_freq says {word!r} was seen {count} times; leave it out")
+        if not word_freq:
+            raise InputError("word_freq has no words")
         counted = Vocabulary.from_counts(word_freq, list(word_freq.values()))
         self._take_counted(counted, update)
         self.corpus_count, self.corpus_total_words = corpus_count or 0, int(counted.counts.sum())
