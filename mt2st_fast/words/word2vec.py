@@ -291,8 +291,9 @@ class Word2Vec(WordTables):
         self, configuration: Mapping[str, Any], arrays: Mapping[str, np.ndarray], schedule: Schedule
     ) -> None:
         tasks = configuration["tasks"]
-        Word2Vec.__init__(self, **configuration["options"], tasks=tasks, schedule=schedule)
-        for name, value in configuration["progress"].items():
+        Word2Vec.__init__(self, tasks=tasks, schedule=schedule)
+        # As attributes: they may have been set as such, and what was written can be read.
+        for name, value in (configuration["options"] | configuration["progress"]).items():
             setattr(self, name, value)
         self.losses = arrays["losses"].tolist()
         self.task_losses = {name: arrays[f"task_losses/{name}"].tolist() for name in tasks}
@@ -322,9 +323,12 @@ class Word2Vec(WordTables):
                 self._means(into=self.vectors)
                 self._tell_wv()
                 _tell(callbacks, "on_epoch_end", self)
+        except BaseException:
+            self._means(into=self.vectors)  # an epoch that was broken off has moved them, too
+            self._tell_wv()
+            raise
         finally:
             run.close()
-            self._tell_wv()  # an epoch that was broken off has moved them, too
         for name, losses in self.task_losses.items():
             losses += run.losses_of(name)
         _tell(callbacks, "on_train_end", self)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mt2st_fast import Diminish, InputError, SingleTask, Word2Vec
+from mt2st_fast.training.context_run import ContextRun
 
 TEXT = [["a", "b", "c", "d"], ["b", "c", "e"], ["a", "d", "e"]] * 60
 SMALL = {"min_count": 1, "vector_size": 8, "epochs": 2, "seed": 3}
@@ -94,6 +95,41 @@ def test_a_schedule_of_ones_own_is_pickled_and_refused_by_a_folder(tmp_path):
         model.save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
     assert type(copy.deepcopy(model).schedule) is Own
+
+
+def test_attributes_that_were_set_are_kept(tmp_path):
+    model = Word2Vec(TEXT, **SMALL)
+    model.alpha = 1e-5  # below min_alpha: `train` refuses it, a folder keeps it
+    assert by_folder(model, tmp_path).alpha == 1e-5
+
+
+def test_a_callback_saves_every_epoch(tmp_path):
+    class Saver:
+        def on_epoch_end(self, model):
+            model.save(tmp_path / f"epoch{model.epochs_done}")
+
+    model = Word2Vec(TEXT, callbacks=[Saver()], **SMALL)
+    first, last = (Word2Vec.load(tmp_path / f"epoch{i}") for i in (1, 2))
+    assert (first.epochs_done, first.losses) == (1, model.losses[:1])
+    assert np.array_equal(last.vectors, model.vectors)
+    assert not np.array_equal(first.vectors, model.vectors)
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_training_that_was_broken_off_leaves_vectors_of_the_tables(options, tmp_path, monkeypatch):
+    model = Word2Vec(TEXT, **SMALL, **options)
+    step = ContextRun.step
+
+    def broken_off(run):
+        step(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ContextRun, "step", broken_off)
+    before = model.vectors.copy()
+    with pytest.raises(KeyboardInterrupt):
+        model.train(TEXT)
+    assert not np.array_equal(model.vectors, before)
+    assert np.array_equal(by_folder(model, tmp_path).vectors, model.vectors)
 
 
 def test_numbers_of_numpy_are_kept(tmp_path):
