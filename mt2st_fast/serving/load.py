@@ -10,11 +10,12 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model import description
 from mt2st_fast.model_folder import kind_of
 from mt2st_fast.serving import text_model
-from mt2st_fast.words import supervised_model
+from mt2st_fast.words import supervised_model, word2vec
 
 _READERS: dict[str, Callable[[str | Path], Any]] = {
     text_model.KIND: text_model.TextModel.load,
     supervised_model.KIND: supervised_model.SupervisedModel.load,
+    word2vec.KIND: word2vec.Word2Vec.load,
     description.KIND: description.load_modules,
 }
 
@@ -22,8 +23,9 @@ _READERS: dict[str, Callable[[str | Path], Any]] = {
 def load(folder: str | Path) -> Any:
     """The model that was saved to a folder, or that a run of `mt2st-fast train` left in its own.
 
-    A TextModel, a SupervisedModel, or (encoder, heads). No code is run that a file names. Raises InputError for a
-    folder that holds no model, or is damaged.
+    A TextModel, a SupervisedModel, a Word2Vec, or (encoder, heads). No code is run that a file names.
+
+    Raises InputError for a folder that holds no model, or is damaged.
     """
     kind = kind_of(folder)
     if kind not in _READERS:

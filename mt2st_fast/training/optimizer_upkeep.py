@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.training.optim import ROW_STATE
 
 # A moment this small moves no float32 parameter. From here, decaying by 0.9 a step, it takes more than
@@ -106,3 +107,32 @@ def optimizer_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
             }
         )
     return {"class": type(optimizer).__name__, "groups": groups}
+
+
+def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises InputError where an optimizer, or one of its options, is another than was stored (`optimizer_options`)."""
+    if own["class"] != stored["class"]:
+        raise InputError(
+            f"the checkpoint was made with {stored['class']}, this run has {own['class']}; give the same optimizer"
+        )
+    for before, now in zip(stored["groups"], own["groups"], strict=False):
+        for name in sorted(before.keys() & now.keys()):
+            if before[name] != now[name]:
+                shown = "lr" if name == "initial_lr" else name
+                raise InputError(
+                    f"the checkpoint was made with {shown} {before[name]}, this run has {now[name]}; "
+                    "give the same, or begin a run of its own"
+                )
+
+
+def admit(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> bool:
+    """Have the optimizer step those parameters, too, that it does not yet know; whether there are any."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    new = [p for p in parameters if id(p) not in held]
+    if not new:
+        return False
+    for parameter in new:
+        parameter.grad = None  # nobody has stepped or cleared it
+    kept = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    optimizer.add_param_group({"params": new, **kept})
+    return True

@@ -30,6 +30,8 @@ from mt2st_fast.training.observations import (
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.optimizer_upkeep import (
     FADE_STEPS,
+    admit,
+    check_optimizer,
     drop_faded_moments,
     optimizer_options,
     put_on_device,
@@ -144,16 +146,7 @@ class Run:
 
     def admit_unfrozen(self) -> None:
         """Train parameters that were unfrozen or added since the optimizer was made, from a gradient of their own."""
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        new = [p for p in self._parts.trainable() if id(p) not in held]
-        if not new:
-            return
-        for parameter in new:
-            parameter.grad = None  # nobody has stepped or cleared it
-        first = self.optimizer.param_groups[0]
-        kept = {name: value for name, value in first.items() if name != "params"}
-        self.optimizer.add_param_group({"params": new, **kept})
-        if self._phase_active:
+        if admit(self._parts.trainable(), self.optimizer) and self._phase_active:
             self._choose_engine()
 
     def note_evaluation(self, metrics: dict[str, float]) -> Evaluation:
@@ -331,25 +324,10 @@ class Run:
                 raise InputError(f"the checkpoint was made with {key} {value}, this run has {run[key]}")
         return tuple(stored.state["active"])
 
-    def _check_optimizer(self, stored: dict[str, Any]) -> None:
-        """Raises InputError where another optimizer, or one with other options, would go on."""
-        if (own := optimizer_options(self.optimizer))["class"] != stored["class"]:
-            raise InputError(
-                f"the checkpoint was made with {stored['class']}, this run has {own['class']}; give the same optimizer"
-            )
-        for before, now in zip(stored["groups"], self._optimizer_options["groups"], strict=False):
-            for name in before.keys() & now.keys():
-                if before[name] != now[name]:
-                    shown = "lr" if name == "initial_lr" else name
-                    raise InputError(
-                        f"the checkpoint was made with {shown} {before[name]}, this run has {now[name]}; "
-                        "give the same, or begin a run of its own"
-                    )
-
     def _restore(self, stored: Checkpoint) -> None:
         state, device = stored.state, self._options.device
         stored.restore_modules(self._modules())
-        self._check_optimizer(state["optimizer"])
+        check_optimizer(state["optimizer"], self._optimizer_options)
         stored.restore_optimizer(self.optimizer)
         self._parts.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
@@ -374,10 +352,10 @@ class Run:
         and ValueError for a schedule that observes and has no state to keep.
         """
         check_resumable(self._options.schedule)
+        schedule = self._options.schedule
         if self._unread_losses:
             self._check_finite(torch.stack(self._unread_losses))
         self._read_learnt_weights()
-        schedule = self._options.schedule
         state = {
             "run": self._description(),
             "optimizer": self._optimizer_options,
@@ -415,10 +393,10 @@ class Run:
         """Raises NonFiniteLossError if one of the last M steps' losses is not a number to go on with."""
         if torch.isfinite(losses_mk).all():
             return
-        first_step = self.steps_done - len(losses_mk)
         m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
+        step = self.steps_done - len(losses_mk) + m
         raise NonFiniteLossError(
-            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m} "
-            f"(epoch {(first_step + m) / self.steps_per_epoch:.2f}): lower lr "
+            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {step} "
+            f"(epoch {step / self.steps_per_epoch:.2f}): lower lr "
             f"({self._learning_rate:.3g} here), set clip_norm, or look for bad values in its inputs and targets"
         )

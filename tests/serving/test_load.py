@@ -10,6 +10,7 @@ from mt2st_fast import (
     MultiTaskHeads,
     SupervisedModel,
     TextModel,
+    Word2Vec,
     load,
     save_modules,
     train_supervised,
@@ -31,6 +32,12 @@ def test_a_model_comes_back_as_what_it_was(tmp_path):
     found = load(tmp_path / "classifier")
     assert isinstance(found, SupervisedModel)
     assert found.predict("good", k=-1) == classifier.predict("good", k=-1)
+
+    words = Word2Vec([["a", "b", "c"]] * 30, min_count=1, vector_size=4)
+    words.save(tmp_path / "words")
+    found = load(tmp_path / "words")
+    assert isinstance(found, Word2Vec)
+    assert (found.vectors == words.vectors).all()
 
     save_modules(tmp_path / "modules", text_model._trained, text_model.heads)
     _, heads = load(tmp_path / "modules")

@@ -360,9 +360,9 @@ def test_a_missing_file_is_named(toy, tmp_path):
             {"optimizer": lambda parameters: torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1)},
             "made with AdamW, this run has SGD; give the same optimizer",
         ),
-        ({"lr": 1e-5}, "made with lr 0.002, this run has 1e-05"),
-        ({"weight_decay": 0.5}, "made with weight_decay 0.0, this run has 0.5"),
-        ({"lr_decay": "linear"}, "made with lr_decay none, this run has linear"),
+        ({"lr": 1e-5}, "made with lr 0.01, this run has 1e-05"),
+        ({"weight_decay": 0.5}, "made with weight_decay 0.05, this run has 0.5"),
+        ({"lr_decay": "none"}, "made with lr_decay linear, this run has none"),
         ({"clip_norm": 1.0}, "made with clip_norm None, this run has 1.0"),
     ],
     ids=[
@@ -382,6 +382,8 @@ def test_a_run_with_other_settings_is_refused(toy, checkpoint, options, message)
 
 
 def test_another_encoder_is_refused(toy, checkpoint):
-    trainer = Trainer(nn.Linear(toy.features, 8), toy.heads(), schedule=SCHEDULES["switch"])
+    trainer = Trainer(
+        nn.Linear(toy.features, 8), toy.heads(), schedule=SCHEDULES["switch"], lr_decay="linear"
+    )
     with pytest.raises(InputError, match="does not fit the encoder"):
         trainer.fit(toy.batches(PER_EPOCH), epochs=EPOCHS, checkpoint=checkpoint, resume=True)
