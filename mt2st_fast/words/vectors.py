@@ -108,10 +108,15 @@ class WordVectors:
     def to_keyed_vectors(self) -> Any:
         """A gensim.models.KeyedVectors that shares this table. Raises InputError where gensim is missing."""
         try:
-            keyed = empty_keyed_vectors(self.dim)
+            from gensim.models import KeyedVectors
         except ImportError:
             raise InputError("this needs gensim, which is not installed: pip install gensim") from None
-        fill_keyed_vectors(keyed, self.words, self.vectors, self.counts)
+        keyed = KeyedVectors(self.dim)
+        keyed.index_to_key = list(self.words)
+        keyed.key_to_index = dict(self.index_of)
+        keyed.vectors = self.vectors
+        if self.counts is not None:
+            keyed.expandos["count"] = self.counts.copy()
         return keyed
 
     def nearest(self, queries: Sequence[str], neighbours: int = 5) -> dict[str, list[tuple[str, float]]]:
@@ -126,24 +131,6 @@ class WordVectors:
             first = np.argsort(-cosines, kind="stable")[: min(neighbours, len(self) - 1)]
             nearest[query] = [(self.words[t], float(cosines[t])) for t in first]
         return nearest
-
-
-def empty_keyed_vectors(dim: int) -> Any:
-    """A gensim.models.KeyedVectors without words. Raises ImportError where gensim is missing."""
-    from gensim.models import KeyedVectors
-
-    return KeyedVectors(dim)
-
-
-def fill_keyed_vectors(
-    keyed: Any, words: Sequence[str], vectors_td: np.ndarray, counts: np.ndarray | None
-) -> None:
-    """Give gensim's KeyedVectors these words in place of its own; the table is shared, not copied."""
-    keyed.index_to_key = list(words)
-    keyed.key_to_index = {word: t for t, word in enumerate(words)}
-    keyed.vectors, keyed.norms = vectors_td, None
-    keyed.next_index = len(keyed.index_to_key)
-    keyed.expandos = {} if counts is None else {"count": np.array(counts)}
 
 
 def frequent_words(vectors: WordVectors, limit: int) -> np.ndarray:
