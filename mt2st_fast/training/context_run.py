@@ -25,6 +25,7 @@ SHARED = {"skipgram": 64, "cbow": 8}
 # Two shards are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
 PULL = {"skipgram": 2.0, "cbow": 0.5}
 STABLE_SHARDS = 2
+WATCHED = 1 / 8  # the share of pairs whose loss is measured (ContextTraining.run)
 # An epoch returns to Python so often at most, and after so many words at least: for Ctrl-C, and for tasks' turns.
 MOST_CHUNKS, LEAST_CHUNK_WORDS = 20, 200_000
 
@@ -70,7 +71,8 @@ class ContextRun:
     Schedules, moments, phases and history are the same; as nothing waits for a device, every step is recorded at once.
 
     steps_done: chunks so far. history: losses of every step and turn; a step in which no pair of the text was measured
-    has no loss of it. epoch_losses: the mean loss of a pair in every epoch that is done.
+    has no loss of it. epoch_losses: the mean loss of a pair in every epoch that is done;
+    epoch_loss_sums: the sum of all its pairs, of those that were measured.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class ContextRun:
         self._rate_fall = (plan.rate - plan.least_rate) / (n_words * max(1, plan.epochs))  # a word
         self.steps_done, self.history = 0, History(MAIN)
         self.epoch_losses: list[float] = []
+        self.epoch_loss_sums: list[float] = []
         self._epoch_loss, self._epoch_pairs = 0.0, 0  # of the epoch at hand
 
     @property
@@ -166,5 +169,6 @@ class ContextRun:
         return {MAIN: loss / pairs} if pairs else {}
 
     def _end_epoch(self) -> None:
+        self.epoch_loss_sums.append(self._epoch_loss / WATCHED)
         self.epoch_losses.append(self._epoch_loss / max(1, self._epoch_pairs))
         self._epoch_loss, self._epoch_pairs = 0.0, 0
