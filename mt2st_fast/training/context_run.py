@@ -10,6 +10,7 @@ import numpy as np
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.kernels.context.batch import stream_key
+from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.schedules import Moment, Schedule
@@ -25,7 +26,6 @@ SHARED = {"skipgram": 64, "cbow": 8}
 # Two shards are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
 PULL = {"skipgram": 2.0, "cbow": 0.5}
 STABLE_SHARDS = 2
-WATCHED = 1 / 8  # the share of pairs whose loss is measured (ContextTraining.run)
 # An epoch returns to Python so often at most, and after so many words at least: for Ctrl-C, and for tasks' turns.
 MOST_CHUNKS, LEAST_CHUNK_WORDS = 20, 200_000
 
@@ -77,7 +77,7 @@ class ContextRun:
 
     def __init__(
         self,
-        training: ContextTraining,
+        training: ContextTraining | HierarchyTraining,
         text: Tokens,
         tasks: TableTasks,
         schedule: Schedule,
@@ -169,6 +169,6 @@ class ContextRun:
         return {MAIN: loss / pairs} if pairs else {}
 
     def _end_epoch(self) -> None:
-        self.epoch_loss_sums.append(self._epoch_loss / WATCHED)
+        self.epoch_loss_sums.append(self._epoch_loss / self._training.measured)
         self.epoch_losses.append(self._epoch_loss / max(1, self._epoch_pairs))
         self._epoch_loss, self._epoch_pairs = 0.0, 0

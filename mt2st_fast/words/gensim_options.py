@@ -20,7 +20,6 @@ RULE_DEFAULT, RULE_DISCARD, RULE_KEEP = 0, 1, 2
 
 # Option: (gensim's default, the only value that there is here; why, and what to do).
 ONLY: dict[str, tuple[Any, str]] = {
-    "hs": (0, "hierarchical softmax is not built; leave it 0 and draw negatives (negative=5)"),
     "cbow_mean": (1, "CBOW takes the mean of a window here; leave it 1"),
     "sorted_vocab": (1, "words are always sorted by falling count; leave it 1"),
     "null_word": (0, "there is no word for nothing; leave it 0"),
@@ -38,6 +37,20 @@ def refuse(**options: Any) -> None:
         only, why = ONLY[name]
         if value != only:
             raise InputError(f"{name}={value!r} is not supported: {why}")
+
+
+def check_predicted_by(hs: int, negative: int, max_n: int) -> None:
+    """Raise InputError but for one of hierarchical softmax and negatives, and for a tree beside n-grams."""
+    if hs not in (0, 1):
+        raise InputError(f"hs is {hs!r}; it is 1 for hierarchical softmax, else 0")
+    if not hs:
+        check_at_least(1, negative=negative)
+    elif negative:
+        raise InputError(
+            f"hs=1 with negative={negative}: give negative=0, words are predicted in one way here"
+        )
+    elif max_n:
+        raise InputError("hs=1 is not supported with n-grams (max_n): give negative=5 and hs=0")
 
 
 def check_at_least(least: int, **values: int) -> None:

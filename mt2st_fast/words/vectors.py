@@ -123,15 +123,18 @@ class WordVectors:
         return nearest
 
 
-def keyed_vectors(words: Sequence[str], vectors: np.ndarray, counts: np.ndarray | None = None) -> Any:
-    """A gensim.models.KeyedVectors that shares the table. Raises InputError where gensim is missing."""
+def gensims_class() -> Any:
+    """gensim.models.KeyedVectors. Raises InputError where gensim is missing."""
     try:
         from gensim.models import KeyedVectors
     except ImportError:
-        raise InputError(
-            "this needs gensim, which is not installed: pip install 'mt2st-fast[words]'"
-        ) from None
-    keyed = KeyedVectors(vectors.shape[1])
+        raise InputError("this needs gensim, which is not installed: pip install gensim") from None
+    return KeyedVectors
+
+
+def keyed_vectors(words: Sequence[str], vectors: np.ndarray, counts: np.ndarray | None = None) -> Any:
+    """A gensim.models.KeyedVectors that shares the table. Raises InputError where gensim is missing."""
+    keyed = gensims_class()(vectors.shape[1])
     keyed.index_to_key = list(words)
     keyed.key_to_index = {word: t for t, word in enumerate(keyed.index_to_key)}
     keyed.vectors = vectors

@@ -16,23 +16,23 @@ from mt2st_fast.data.character_ngrams import subword_ids
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context.batch import word_sampler
-from mt2st_fast.kernels.context.training import ContextTraining
 from mt2st_fast.kernels.context.workspace import WordRows
-from mt2st_fast.training.context_run import ContextPlan, ContextRun, context_options
+from mt2st_fast.training.context_run import ContextPlan
 from mt2st_fast.training.schedules import Schedule, Switch
-from mt2st_fast.training.table_tasks import TableTasks, check_kinds
+from mt2st_fast.training.table_tasks import check_kinds
 from mt2st_fast.words.gensim_options import (
     TrimRule,
     check_at_least,
+    check_predicted_by,
     frequent_words,
     one_of,
     read_text,
     refuse,
     with_words_of,
 )
-from mt2st_fast.words.vectors import keyed_vectors
+from mt2st_fast.words.vectors import gensims_class, keyed_vectors
 from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
+from mt2st_fast.words.word2vec_run import begin_run
 
 WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
 
@@ -96,13 +96,14 @@ class Word2Vec:
         schedule: Schedule | None = None,
     ) -> None:
         refuse(
-            max_vocab_size=max_vocab_size, hs=hs, cbow_mean=1 if sg else cbow_mean, null_word=null_word,
+            max_vocab_size=max_vocab_size, cbow_mean=1 if sg else cbow_mean, null_word=null_word,
             sorted_vocab=sorted_vocab, shrink_windows=shrink_windows,
         )  # fmt: skip
+        check_predicted_by(hs, negative, max_n)
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
         check_at_least(
-            1, vector_size=vector_size, window=window, workers=workers, negative=negative, epochs=epochs,
+            1, vector_size=vector_size, window=window, workers=workers, epochs=epochs,
             bucket=bucket, max_final_vocab=1 if max_final_vocab is None else max_final_vocab,
         )  # fmt: skip
         check_at_least(0, min_count=min_count)
@@ -120,7 +121,7 @@ class Word2Vec:
         # Without effect: what they say is of gensim's threads, or not used by gensim either.
         self.batch_words, self.hashfxn = batch_words, hashfxn
         self.max_vocab_size, self.null_word, self.sorted_vocab = None, 0, 1
-        self.hs, self.cbow_mean, self.shrink_windows = 0, cbow_mean, True
+        self.hs, self.cbow_mean, self.shrink_windows = int(hs), cbow_mean, True
         self.words: list[str] = []
         self.corpus_count, self.corpus_total_words, self.effective_min_count = 0, 0, min_count
         self.train_count, self.total_train_time = 0, 0.0
@@ -219,6 +220,8 @@ class Word2Vec:
         added = self._fresh_rows(len(self.words) - known, [self.seed, known])
         self.input_rows = np.concatenate([self.input_rows[:known], added, self.input_rows[known:]])
         self.output_vectors = np.concatenate([self.output_vectors, np.zeros_like(added)])
+        if self.hs:  # another tree, whose nodes are none of the old ones
+            self.output_vectors[:] = 0
         self.vectors, self._keyed = self._means(), None
 
     def vector(self, word: str) -> np.ndarray:
@@ -302,13 +305,23 @@ class Word2Vec:
     def wv(self) -> Any:
         """The vectors as gensim's KeyedVectors, made once: it shares `vectors`, and follows the training."""
         if self._keyed is None:
+            gensims_class()
             self._check_trained()
             self._keyed = keyed_vectors(self.words, self.vectors, self.counts)
         return self._keyed
 
     @property
     def syn1neg(self) -> np.ndarray:
-        """gensim's name of `output_vectors`."""
+        """gensim's name of `output_vectors` where words meet negatives, as `syn1` is where hs is 1."""
+        if self.hs:
+            raise AttributeError("with hs=1 the output vectors are syn1, those of the tree's nodes")
+        return self.output_vectors
+
+    @property
+    def syn1(self) -> np.ndarray:
+        """gensim's name of `output_vectors` where hs is 1: of the nodes of the words' Huffman tree."""
+        if not self.hs:
+            raise AttributeError("with hs=0 the output vectors are syn1neg, those of words")
         return self.output_vectors
 
     @property
@@ -347,7 +360,7 @@ class Word2Vec:
         self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
         check_at_least(1, epochs=epochs)
-        run = self._begin(text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
+        run = begin_run(self, text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
         self.running_training_loss, started = 0.0, time.perf_counter()
         try:
             _tell(callbacks, "on_train_begin", self)
@@ -372,22 +385,6 @@ class Word2Vec:
         self.vectors = self._means()
         if self._keyed is not None:
             self._keyed.vectors, self._keyed.norms = self.vectors, None
-
-    def _begin(self, text: Tokens, plan: ContextPlan) -> ContextRun:
-        """A run that is ready for its first step."""
-        options = context_options(
-            "skipgram" if self.sg else "cbow",
-            len(text.ids),
-            window=self.window,
-            negatives=self.negative,
-            shards=self.workers,
-            subwords=self._subwords is not None,
-        )
-        sampler = word_sampler(self.counts, self.sample, self.ns_exponent)
-        training = ContextTraining(self.input_rows, self.output_vectors, sampler, options, self._subwords)
-        seed = self.seed + self.epochs_done
-        tasks = TableTasks(self.tasks, self.vocabulary, self.input_rows, self._subwords, seed)
-        return ContextRun(training, text, tasks, self.schedule, plan)
 
 
 def _tell(callbacks: Sequence[Any], event: str, model: Word2Vec) -> None:

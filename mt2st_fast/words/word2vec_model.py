@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,9 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model_folder import read_model, write_model
 from mt2st_fast.training.schedules import Switch
 
-if TYPE_CHECKING:
-    from mt2st_fast.words.word2vec import Word2Vec
-
 KIND = "word2vec"
 ARGUMENTS = (
-    "vector_size", "alpha", "window", "min_count", "sample", "seed", "workers", "min_alpha", "sg", "negative",
+    "vector_size", "alpha", "window", "min_count", "sample", "seed", "workers", "min_alpha", "sg", "hs", "negative",
     "ns_exponent", "cbow_mean", "epochs", "batch_words", "compute_loss", "comment", "max_final_vocab", "min_n", "max_n",
     "bucket",
 )  # fmt: skip
@@ -29,7 +26,7 @@ STATE = (
 )  # fmt: skip
 
 
-def save_word2vec(model: Word2Vec, folder: str | Path) -> None:
+def save_word2vec(model: Any, folder: str | Path) -> None:
     """Raises InputError for a folder that holds something else, and for a schedule that is code."""
     if model.tasks and type(model.schedule) is not Switch:
         raise InputError(
@@ -50,7 +47,7 @@ def save_word2vec(model: Word2Vec, folder: str | Path) -> None:
     write_model(folder, KIND, configuration, tensors)
 
 
-def load_word2vec(cls: type[Word2Vec], folder: str | Path) -> Word2Vec:
+def load_word2vec(cls: Any, folder: str | Path) -> Any:
     """Raises InputError for a folder that is no such model."""
     _, configuration, tensors = read_model(folder, KIND)
     at = configuration["switch_at"]
