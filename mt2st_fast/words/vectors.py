@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,12 @@ def gensims_class() -> Any:
     except ImportError:
         raise InputError("this needs gensim, which is not installed: pip install gensim") from None
     return KeyedVectors
+
+
+def import_gensim_early() -> None:
+    """Import gensim, where it is installed, so that the first look-up does not take the half second that it takes."""
+    with contextlib.suppress(Exception):  # a broken gensim is said where it is needed
+        gensims_class()
 
 
 def keyed_vectors(words: Sequence[str], vectors: np.ndarray, counts: np.ndarray | None = None) -> Any:

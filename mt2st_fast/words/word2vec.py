@@ -30,7 +30,7 @@ from mt2st_fast.words.gensim_options import (
     refuse,
     with_words_of,
 )
-from mt2st_fast.words.vectors import gensims_class, keyed_vectors
+from mt2st_fast.words.vectors import gensims_class, import_gensim_early, keyed_vectors
 from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
 from mt2st_fast.words.word2vec_run import begin_run
 
@@ -48,7 +48,9 @@ class Word2Vec:
     same bits on any number of threads. `words` are sorted by falling count, those of one
     count alphabetically (gensim leaves these in any order); `vectors` (V, vector_size) float32 are
     theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with on_train_begin(model),
-    on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
+    on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used, and for
+    values of gensim's arguments that mean what there is not. hs=1 with negative=0 is hierarchical softmax;
+    max_final_vocab takes the most frequent words, of one count the alphabetically first.
 
     min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to
     max_n characters of `<word>`, hashed into `bucket` rows; none while max_n is 0. `vector("unseenword")` then has a
@@ -127,6 +129,7 @@ class Word2Vec:
         self.train_count, self.total_train_time = 0, 0.0
         self._forget_training()
         if sentences is not None or corpus_file is not None:
+            import_gensim_early()
             text = read_text(sentences, corpus_file)
             self._take_text(text, trim_rule)
             self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
