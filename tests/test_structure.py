@@ -15,6 +15,7 @@ MOST_LINES, MOST_ARGUMENTS = 400, 12
 # Signatures that are somebody else's, or a user's options by name.
 LONG_SIGNATURES = {
     "mt2st_fast.words.word2vec.Word2Vec.__init__",  # gensim's
+    "mt2st_fast.words.word2vec.Word2Vec.train",  # gensim's
     "mt2st_fast.words.supervised.train_supervised",  # fastText's
     "mt2st_fast.training.trainer.Trainer.__init__",
 }

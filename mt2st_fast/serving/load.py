@@ -10,12 +10,12 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model import description
 from mt2st_fast.model_folder import kind_of
 from mt2st_fast.serving import text_model
-from mt2st_fast.words import supervised_model, word2vec
+from mt2st_fast.words import supervised_model, word2vec, word2vec_model
 
 _READERS: dict[str, Callable[[str | Path], Any]] = {
     text_model.KIND: text_model.TextModel.load,
     supervised_model.KIND: supervised_model.SupervisedModel.load,
-    word2vec.KIND: word2vec.Word2Vec.load,
+    word2vec_model.KIND: word2vec.Word2Vec.load,
     description.KIND: description.load_modules,
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.kernels.context.batch import stream_key
+from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.schedules import Moment, Schedule
@@ -70,12 +71,13 @@ class ContextRun:
     Schedules, moments, phases and history are the same; as nothing waits for a device, every step is recorded at once.
 
     steps_done: chunks so far. history: losses of every step and turn; a step in which no pair of the text was measured
-    has no loss of it. epoch_losses: the mean loss of a pair in every epoch that is done.
+    has no loss of it. epoch_losses: the mean loss of a pair in every epoch that is done;
+    epoch_loss_sums: the sum of all its pairs, of those that were measured.
     """
 
     def __init__(
         self,
-        training: ContextTraining,
+        training: ContextTraining | HierarchyTraining,
         text: Tokens,
         tasks: TableTasks,
         schedule: Schedule,
@@ -92,6 +94,7 @@ class ContextRun:
         self._rate_fall = (plan.rate - plan.least_rate) / (n_words * max(1, plan.epochs))  # a word
         self.steps_done, self.history = 0, History(MAIN)
         self.epoch_losses: list[float] = []
+        self.epoch_loss_sums: list[float] = []
         self._epoch_loss, self._epoch_pairs = 0.0, 0  # of the epoch at hand
 
     @property
@@ -166,5 +169,6 @@ class ContextRun:
         return {MAIN: loss / pairs} if pairs else {}
 
     def _end_epoch(self) -> None:
+        self.epoch_loss_sums.append(self._epoch_loss / self._training.measured)
         self.epoch_losses.append(self._epoch_loss / max(1, self._epoch_pairs))
         self._epoch_loss, self._epoch_pairs = 0.0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,17 +108,7 @@ class WordVectors:
 
     def to_keyed_vectors(self) -> Any:
         """A gensim.models.KeyedVectors that shares this table. Raises InputError where gensim is missing."""
-        try:
-            from gensim.models import KeyedVectors
-        except ImportError:
-            raise InputError("this needs gensim, which is not installed: pip install gensim") from None
-        keyed = KeyedVectors(self.dim)
-        keyed.index_to_key = list(self.words)
-        keyed.key_to_index = dict(self.index_of)
-        keyed.vectors = self.vectors
-        if self.counts is not None:
-            keyed.expandos["count"] = self.counts.copy()
-        return keyed
+        return keyed_vectors(self.words, self.vectors, self.counts)
 
     def nearest(self, queries: Sequence[str], neighbours: int = 5) -> dict[str, list[tuple[str, float]]]:
         """For each query that is here, the other words of highest cosine, and the cosines."""
@@ -131,6 +122,32 @@ class WordVectors:
             first = np.argsort(-cosines, kind="stable")[: min(neighbours, len(self) - 1)]
             nearest[query] = [(self.words[t], float(cosines[t])) for t in first]
         return nearest
+
+
+def gensims_class() -> Any:
+    """gensim.models.KeyedVectors. Raises InputError where gensim is missing."""
+    try:
+        from gensim.models import KeyedVectors
+    except ImportError:
+        raise InputError("this needs gensim, which is not installed: pip install gensim") from None
+    return KeyedVectors
+
+
+def import_gensim_early() -> None:
+    """Import gensim, where it is installed, so that the first look-up does not take the half second that it takes."""
+    with contextlib.suppress(Exception):  # a broken gensim is said where it is needed
+        gensims_class()
+
+
+def keyed_vectors(words: Sequence[str], vectors: np.ndarray, counts: np.ndarray | None = None) -> Any:
+    """A gensim.models.KeyedVectors that shares the table. Raises InputError where gensim is missing."""
+    keyed = gensims_class()(vectors.shape[1])
+    keyed.index_to_key = list(words)
+    keyed.key_to_index = {word: t for t, word in enumerate(keyed.index_to_key)}
+    keyed.vectors = vectors
+    if counts is not None:
+        keyed.expandos["count"] = counts.copy()
+    return keyed
 
 
 def frequent_words(vectors: WordVectors, limit: int) -> np.ndarray:

@@ -5,24 +5,34 @@ With max_n it is gensim's FastText: a word is the mean of a row of its own and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mt2st_fast.data.character_ngrams import subword_ids
-from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.word_files import read_lines
 from mt2st_fast.errors import InputError
-from mt2st_fast.kernels.context.batch import word_sampler
-from mt2st_fast.kernels.context.training import ContextTraining
 from mt2st_fast.kernels.context.workspace import WordRows
-from mt2st_fast.training.context_run import ContextPlan, ContextRun, context_options
+from mt2st_fast.training.context_run import ContextPlan
 from mt2st_fast.training.schedules import Schedule, Switch
-from mt2st_fast.training.table_tasks import TableTasks, check_kinds
+from mt2st_fast.training.table_tasks import check_kinds
+from mt2st_fast.words.gensim_options import (
+    TrimRule,
+    check_at_least,
+    check_predicted_by,
+    frequent_words,
+    one_of,
+    read_text,
+    refuse,
+    with_words_of,
+)
+from mt2st_fast.words.vectors import gensims_class, import_gensim_early, keyed_vectors
+from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
+from mt2st_fast.words.word2vec_run import begin_run
 
 WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
 
@@ -38,7 +48,9 @@ class Word2Vec:
     same bits on any number of threads. `words` are sorted by falling count, those of one
     count alphabetically (gensim leaves these in any order); `vectors` (V, vector_size) float32 are
     theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with on_train_begin(model),
-    on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used.
+    on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used, and for
+    values of gensim's arguments that mean what there is not. hs=1 with negative=0 is hierarchical softmax;
+    max_final_vocab takes the most frequent words, of one count the alphabetically first.
 
     min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to
     max_n characters of `<word>`, hashed into `bucket` rows; none while max_n is 0. `vector("unseenword")` then has a
@@ -58,27 +70,45 @@ class Word2Vec:
         alpha: float = 0.025,
         window: int = 5,
         min_count: int = 5,
+        max_vocab_size: int | None = None,
         sample: float = 1e-3,
         seed: int = 1,
         workers: int = 2,
         min_alpha: float = 1e-4,
         sg: int = 0,
+        hs: int = 0,
         negative: int = 5,
         ns_exponent: float = 0.75,
+        cbow_mean: int = 1,
+        hashfxn: Callable[..., int] = hash,
         epochs: int = 5,
+        null_word: int = 0,
+        trim_rule: TrimRule | None = None,
+        sorted_vocab: int = 1,
+        batch_words: int = 10_000,
+        compute_loss: bool = False,
+        callbacks: Sequence[Any] = (),
+        comment: str | None = None,
+        max_final_vocab: int | None = None,
+        shrink_windows: bool = True,
         min_n: int = 0,
         max_n: int = 0,
         bucket: int = 2_000_000,
         tasks: Mapping[str, str | Path] | None = None,
         schedule: Schedule | None = None,
-        callbacks: Sequence[Any] = (),
     ) -> None:
+        refuse(
+            max_vocab_size=max_vocab_size, cbow_mean=1 if sg else cbow_mean, null_word=null_word,
+            sorted_vocab=sorted_vocab, shrink_windows=shrink_windows,
+        )  # fmt: skip
+        check_predicted_by(hs, negative, max_n)
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
-        _check(
-            vector_size=vector_size, window=window, min_count=min_count, workers=workers, negative=negative,
-            epochs=epochs, bucket=bucket,
+        check_at_least(
+            1, vector_size=vector_size, window=window, workers=workers, epochs=epochs,
+            bucket=bucket, max_final_vocab=1 if max_final_vocab is None else max_final_vocab,
         )  # fmt: skip
+        check_at_least(0, min_count=min_count)
         if not 0 <= min_n <= max_n:
             raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
         if sample < 0 or not alpha >= min_alpha >= 0:
@@ -87,37 +117,115 @@ class Word2Vec:
             )
         self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
-        self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, sg
+        self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, int(sg)
         self.min_n, self.max_n, self.bucket = min_n, max_n, bucket
+        self.max_final_vocab, self.compute_loss, self.comment = max_final_vocab, bool(compute_loss), comment
+        # Without effect: what they say is of gensim's threads, or not used by gensim either.
+        self.batch_words, self.hashfxn = batch_words, hashfxn
+        self.max_vocab_size, self.null_word, self.sorted_vocab = None, 0, 1
+        self.hs, self.cbow_mean, self.shrink_windows = int(hs), cbow_mean, True
         self.words: list[str] = []
-        self.losses: list[float] = []
-        self.task_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
-        self.epochs_done = 0
+        self.corpus_count, self.corpus_total_words, self.effective_min_count = 0, 0, min_count
+        self.train_count, self.total_train_time = 0, 0.0
+        self._forget_training()
         if sentences is not None or corpus_file is not None:
-            text = _read(sentences, corpus_file)
-            self._take_vocabulary(text.vocabulary.frequent(min_count))
+            import_gensim_early()
+            text = read_text(sentences, corpus_file)
+            self._take_text(text, trim_rule)
             self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
 
-    def build_vocab(self, words: Sequence[str], counts: np.ndarray) -> None:
-        """Take words seen counts (V,) times, those of at least min_count, and make fresh tables.
+    def _forget_training(self) -> None:
+        self.losses: list[float] = []
+        self.task_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
+        self.epochs_done, self.running_training_loss = 0, 0.0
+        self.min_alpha_yet_reached = self.alpha
+        self._keyed: Any = None
 
-        Words of one count stand in alphabetical order. Raises InputError where none is so frequent.
+    def build_vocab(
+        self,
+        sentences: Iterable[Sequence[str]] | None = None,
+        corpus_file: str | Path | None = None,
+        *,
+        corpus_iterable: Iterable[Sequence[str]] | None = None,
+        update: bool = False,
+        progress_per: int = 10_000,
+        keep_raw_vocab: bool = False,
+        trim_rule: TrimRule | None = None,
+    ) -> None:
+        """Take the words of a text and make fresh tables; what was trained is forgotten.
+
+        update: keep words and tables, count the known words further and add the text's other words, most frequent
+        first, at the end. `corpus_iterable` is another name of `sentences`, progress_per has no effect.
+        keep_raw_vocab: `raw_vocab` is then all words of the text and their counts. Raises InputError for text that
+        cannot be used, and for an update of nothing.
         """
-        self._take_vocabulary(Vocabulary.from_counts(words, counts, min_count=self.min_count))
+        text = read_text(one_of(sentences, corpus_iterable), corpus_file)
+        if keep_raw_vocab:
+            self.raw_vocab = dict(zip(text.vocabulary.words, text.vocabulary.counts.tolist(), strict=True))
+        self._take_text(text, trim_rule, update)
+
+    def build_vocab_from_freq(
+        self,
+        word_freq: Mapping[str, int],
+        *,
+        corpus_count: int | None = None,
+        trim_rule: TrimRule | None = None,
+        update: bool = False,
+    ) -> None:
+        """Take words seen so often as `build_vocab` takes those of a text; corpus_count: of so many sentences."""
+        counted = Vocabulary.from_counts(list(word_freq), np.array(list(word_freq.values()), np.int64))
+        self._choose(counted, trim_rule, update)
+        self.corpus_count, self.corpus_total_words = corpus_count or 0, int(counted.counts.sum())
+
+    def _take_text(self, text: Tokens, trim_rule: TrimRule | None, update: bool = False) -> None:
+        self._choose(text.vocabulary, trim_rule, update)
+        self.corpus_count, self.corpus_total_words = text.n_units, len(text.ids)
+
+    def _choose(self, counted: Vocabulary, trim_rule: TrimRule | None, update: bool) -> None:
+        if update and not self.words:
+            raise InputError("update=True needs a vocabulary to add to: call build_vocab without it first")
+        if update:
+            # A text may bring no new word that is frequent enough.
+            self._grow(with_words_of(self.vocabulary, counted, self.min_count, trim_rule))
+            return
+        chosen = frequent_words(counted, self.min_count, self.max_final_vocab, trim_rule)
+        self._take_vocabulary(chosen)
+        self.effective_min_count = max(
+            self.min_count, int(chosen.counts.min()) if self.max_final_vocab else 0
+        )
 
     def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        if not len(self.vocabulary):
+        if not len(vocabulary):
             raise InputError("the text has no words")
-        self.words, self.counts = self.vocabulary.words, self.vocabulary.counts
-        generator = np.random.Generator(np.random.PCG64(self.seed))
+        self._forget_training()
+        self._know(vocabulary)
         rows = len(self.words) + (self.bucket if self.max_n else 0)
-        self.input_rows: np.ndarray = generator.random((rows, self.vector_size), np.float32)
-        self.input_rows -= np.float32(0.5)
-        self.input_rows /= np.float32(self.vector_size)
+        self.input_rows: np.ndarray = self._fresh_rows(rows, self.seed)
         self.output_vectors: np.ndarray = np.zeros((len(self.words), self.vector_size), np.float32)
-        self._subwords = self._rows_of(self.words) if self.max_n else None
         self.vectors: np.ndarray = self._means()
+
+    def _know(self, vocabulary: Vocabulary) -> None:
+        """Words, counts and what rows they are made of; the tables are still those of before."""
+        self.vocabulary, self.words, self.counts = vocabulary, vocabulary.words, vocabulary.counts
+        self._subwords = self._rows_of(self.words) if self.max_n else None
+
+    def _fresh_rows(self, n: int, seed: Any) -> np.ndarray:
+        rows = np.random.Generator(np.random.PCG64(seed)).random((n, self.vector_size), np.float32)
+        rows -= np.float32(0.5)
+        rows /= np.float32(self.vector_size)
+        return rows
+
+    def _grow(self, vocabulary: Vocabulary) -> None:
+        """Take a vocabulary that begins with the words at hand; the tables get rows for the others."""
+        known = len(self.words)
+        self._know(vocabulary)
+        # The known number of words is part of the seed, or a second update would repeat the first one's rows.
+        added = self._fresh_rows(len(self.words) - known, [self.seed, known])
+        self.input_rows = np.concatenate([self.input_rows[:known], added, self.input_rows[known:]])
+        self.output_vectors = np.concatenate([self.output_vectors, np.zeros_like(added)])
+        if self.hs:  # another tree, whose nodes are none of the old ones
+            self.output_vectors[:] = 0
+        self.vectors, self._keyed = self._means(), None
 
     def vector(self, word: str) -> np.ndarray:
         """(vector_size,) float32: of a word that is not in `words` the mean of its character n-grams' rows.
@@ -158,35 +266,91 @@ class Word2Vec:
         sentences: Iterable[Sequence[str]] | None = None,
         corpus_file: str | Path | None = None,
         *,
+        corpus_iterable: Iterable[Sequence[str]] | None = None,
+        total_examples: int | None = None,
+        total_words: int | None = None,
         epochs: int | None = None,
         start_alpha: float | None = None,
         end_alpha: float | None = None,
+        word_count: int = 0,
+        queue_factor: int = 2,
+        report_delay: float = 1.0,
+        compute_loss: bool = False,
         callbacks: Sequence[Any] = (),
-    ) -> None:
-        """Train on, on this text and with the words already known; the first text also makes the vocabulary."""
-        text = _read(sentences, corpus_file)
+    ) -> tuple[int, int]:
+        """Train on, on this text and with the words already known; the first text also makes the vocabulary.
+
+        `corpus_iterable` is another name of `sentences`. The rate falls over the words that the text is found to have:
+        total_examples and total_words are not needed, nor have queue_factor, report_delay and compute_loss an
+        effect, as the loss is always measured. Returns gensim's (words trained, words read): of all epochs the words
+        that are known, before those that `sample` leaves out, and all words.
+        """
+        if word_count:
+            raise InputError("word_count: training cannot begin amid a text; give start_alpha for its rate")
+        text = read_text(one_of(sentences, corpus_iterable), corpus_file)
         if not self.words:
-            self._take_vocabulary(text.vocabulary.frequent(self.min_count))
+            self._take_text(text, None)
         start = self.alpha if start_alpha is None else start_alpha
         end = self.min_alpha if end_alpha is None else end_alpha
-        self._fit(self._known(text), self.epochs if epochs is None else epochs, start, end, callbacks)
+        epochs = self.epochs if epochs is None else epochs
+        known = self._known(text)
+        self._fit(known, epochs, start, end, callbacks)
+        return epochs * int((known.ids >= 0).sum()), epochs * len(text.ids)
+
+    def get_latest_training_loss(self) -> float:
+        """The sum of the losses of all pairs since `train` began, as gensim's; measured on an eighth of them.
+
+        `losses` are the means of the epochs, which are easier to read.
+        """
+        return self.running_training_loss
 
     @property
     def wv(self) -> Any:
-        """The vectors as gensim's KeyedVectors; changes to them are not seen here."""
-        try:
-            from gensim.models import KeyedVectors
-        except ImportError:
-            raise InputError(
-                ".wv needs gensim: pip install 'mt2st-fast[words]', or use .words and .vectors"
-            ) from None
+        """The vectors as gensim's KeyedVectors, made once: it shares `vectors`, and follows the training."""
+        if self._keyed is None:
+            gensims_class()
+            self._check_trained()
+            self._keyed = keyed_vectors(self.words, self.vectors, self.counts)
+        return self._keyed
+
+    @property
+    def syn1neg(self) -> np.ndarray:
+        """gensim's name of `output_vectors` where words meet negatives, as `syn1` is where hs is 1."""
+        if self.hs:
+            raise AttributeError("with hs=1 the output vectors are syn1, those of the tree's nodes")
+        return self.output_vectors
+
+    @property
+    def syn1(self) -> np.ndarray:
+        """gensim's name of `output_vectors` where hs is 1: of the nodes of the words' Huffman tree."""
+        if not self.hs:
+            raise AttributeError("with hs=0 the output vectors are syn1neg, those of words")
+        return self.output_vectors
+
+    @property
+    def layer1_size(self) -> int:
+        """gensim's other name of `vector_size`."""
+        return self.vector_size
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model to a folder, whole or not at all: `load` gives the same bits, and training goes on.
+
+        Raises InputError for a model without words, and for a folder that holds something else.
+        """
         self._check_trained()
-        keyed = KeyedVectors(self.vector_size, count=len(self.words))
-        keyed.index_to_key = list(self.words)
-        keyed.key_to_index = {word: i for i, word in enumerate(self.words)}
-        keyed.vectors = self.vectors.copy()
-        keyed.expandos = {"count": self.counts.copy()}
-        return keyed
+        save_word2vec(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Word2Vec:
+        """What `save` wrote; nothing in the folder is run. Raises InputError for anything else, or damaged."""
+        return load_word2vec(cls, folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # KeyedVectors share the table and would be a second copy of it: they are made again when asked for.
+        return self.__dict__ | {"_keyed": None}
+
+    def __str__(self) -> str:
+        return f"Word2Vec<vocab={len(self.words)}, vector_size={self.vector_size}, alpha={self.alpha}>"
 
     def _known(self, text: Tokens) -> Tokens:
         """The text in ids of the model's words; a token file of this vocabulary stays mapped."""
@@ -198,67 +362,34 @@ class Word2Vec:
     def _fit(
         self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
-        run = self._begin(text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
+        check_at_least(1, epochs=epochs)
+        run = begin_run(self, text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
+        self.running_training_loss, started = 0.0, time.perf_counter()
         try:
             _tell(callbacks, "on_train_begin", self)
             for _ in range(epochs):
                 _tell(callbacks, "on_epoch_begin", self)
                 self.losses.append(run.finish_epoch())
+                self.running_training_loss += run.epoch_loss_sums[-1]
                 self.epochs_done += 1
-                self.vectors = self._means()
+                self._show_vectors()
                 _tell(callbacks, "on_epoch_end", self)
         finally:
             run.close()
         for name, losses in self.task_losses.items():
             losses += run.losses_of(name)
+        self.train_count += 1
+        self.total_train_time += time.perf_counter() - started
+        self.min_alpha_yet_reached = min_alpha
         _tell(callbacks, "on_train_end", self)
 
-    def _begin(self, text: Tokens, plan: ContextPlan) -> ContextRun:
-        """A run that is ready for its first step."""
-        options = context_options(
-            "skipgram" if self.sg else "cbow",
-            len(text.ids),
-            window=self.window,
-            negatives=self.negative,
-            shards=self.workers,
-            subwords=self._subwords is not None,
-        )
-        sampler = word_sampler(self.counts, self.sample, self.ns_exponent)
-        training = ContextTraining(self.input_rows, self.output_vectors, sampler, options, self._subwords)
-        seed = self.seed + self.epochs_done
-        tasks = TableTasks(self.tasks, self.vocabulary, self.input_rows, self._subwords, seed)
-        return ContextRun(training, text, tasks, self.schedule, plan)
-
-
-def _check(**least_one: int) -> None:
-    for name, value in least_one.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
+    def _show_vectors(self) -> None:
+        """The vectors as the input rows are now, in `wv` too, whose lengths of before are forgotten."""
+        self.vectors = self._means()
+        if self._keyed is not None:
+            self._keyed.vectors, self._keyed.norms = self.vectors, None
 
 
 def _tell(callbacks: Sequence[Any], event: str, model: Word2Vec) -> None:
     for callback in callbacks:
         getattr(callback, event, lambda _: None)(model)
-
-
-def _read(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | None) -> Tokens:
-    """The text in ids of its own words."""
-    if (sentences is None) == (corpus_file is None):
-        raise InputError("give either sentences or a corpus_file")
-    if corpus_file is not None and is_token_file(Path(corpus_file)):
-        return TokenStream.open(corpus_file)
-    if isinstance(sentences, str):
-        raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
-    try:
-        if sentences is not None:
-            text = Tokens.of(sentences)
-        else:
-            with Path(str(corpus_file)).open("rb") as file:
-                text = read_lines(file)
-    except OSError as error:
-        raise InputError(f"cannot read {corpus_file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{corpus_file} is not UTF-8 text") from None
-    if not len(text.ids):
-        raise InputError("the text has no words")
-    return text

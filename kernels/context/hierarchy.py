@@ -1,0 +1,149 @@
+"""Hierarchical softmax: a word is predicted by the turns of its path in a Huffman tree, instead of against negatives.
+
+    loss = sum_k softplus(-s_k h y_k)   y_k of the path's k-th node, s_k = 1 to the left, -1 to the right
+
+h is a word's input vector in skip-gram, the mean of a window's in CBOW, where every word of it is taught whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .batch import MODES, WordSampler, check_options
+from .room import load_numba
+from .training import WORDS_A_CALL, ContextOptions
+from .workspace import Steps, Stream, Tables
+
+
+class TreePaths(NamedTuple):
+    """The path of word v from the root: nodes[bounds[v]:bounds[v + 1]] and the signs of its turns."""
+
+    bounds: np.ndarray  # int64 (V + 1,)
+    nodes: np.ndarray  # int32, below V - 1
+    signs: np.ndarray  # float32
+
+
+class HierarchyWorkspace(NamedTuple):
+    """Memory of P shards of N words; what each is, stands at Workspace. Of x and y only what is used is touched."""
+
+    words: np.ndarray
+    slots: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    slot_of: np.ndarray
+    rows: np.ndarray
+    visits: np.ndarray
+    n_rows: np.ndarray  # (P,)
+    node_slot_of: np.ndarray  # the same for nodes
+    nodes: np.ndarray
+    node_visits: np.ndarray
+    n_nodes: np.ndarray
+    path_slots: np.ndarray  # (P, longest path)
+    factors: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    h: np.ndarray  # (P, 2, ld): a mean of a window, and what it is taught
+
+
+def tree_paths(counts: np.ndarray) -> TreePaths:
+    """The Huffman tree of words seen counts (V,) times: frequent words have short paths. A lone word has none."""
+    from .on_numba.hierarchy import huffman_parents, huffman_paths
+
+    V = len(counts)
+    order = np.argsort(counts, kind="stable")
+    parents, right = np.empty(2 * V - 1, np.int64), np.zeros(2 * V - 1, np.bool_)
+    huffman_parents(counts[order].astype(np.int64), parents, right)
+    bounds = np.zeros(V + 1, np.int64)
+    nodes, signs = np.empty(0, np.int32), np.empty(0, np.float32)
+    huffman_paths(parents, right, order, bounds, nodes, signs, False)
+    nodes, signs = np.empty(bounds[-1], np.int32), np.empty(bounds[-1], np.float32)
+    huffman_paths(parents, right, order, bounds, nodes, signs, True)
+    return TreePaths(bounds, nodes, signs)
+
+
+class HierarchyTraining:
+    """Trains input vectors (V, D) and those of nodes (V, D), in place, as ContextTraining does with negatives.
+
+    Of the options `negatives` and `shared` have no meaning. Raises what ContextTraining raises.
+    """
+
+    measured = 1.0
+
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        outputs: np.ndarray,
+        sampler: WordSampler,
+        paths: TreePaths,
+        options: ContextOptions,
+        backend: str = "auto",
+    ):
+        check_options(options.mode, options.window, options.negatives, options.shared)
+        self._kernels: Any = load_numba("hierarchy", "HierarchyTraining", backend)
+        self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
+        self.paths = paths
+        V, D = inputs.shape
+        self._workspace = _make_workspace(
+            V, D, options.shards, options.shard_words, int(np.diff(paths.bounds).max())
+        )
+
+    def rounds(self, n_words: int) -> int:
+        """Rounds of an epoch over n_words."""
+        of_a_shard = -(-n_words // self.options.shards)
+        return -(-of_a_shard // self.options.shard_words)
+
+    def run(
+        self,
+        tokens: np.ndarray,
+        bounds: np.ndarray,
+        key: Any,
+        rounds: tuple[int, int],
+        rate: float,
+        rate_fall: float,
+        least_rate: float,
+    ) -> tuple[float, int]:
+        """As ContextTraining.run, but returns the loss sum and the pairs of all words."""
+        o = self.options
+        stream = Stream(tokens, bounds, key)
+        steps = Steps(MODES.index(o.mode), o.window, 0.0, True, float(o.pull), o.shard_words)
+        tables = Tables(self.inputs, self.outputs)
+        found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
+        at_once = max(1, WORDS_A_CALL // (o.shards * o.shard_words))
+        for first in range(rounds[0], rounds[1], at_once):
+            some = first, min(first + at_once, rounds[1])
+            self._kernels.train_hierarchy(
+                stream, self.sampler.keep, self.paths, steps, rates, some, tables, self._workspace, found
+            )
+        return float(found[:, 0].sum()), int(found[:, 1].sum())
+
+
+def _make_workspace(V: int, D: int, P: int, N: int, longest: int) -> HierarchyWorkspace:
+    from ..machine.simd import WIDTH
+
+    ld = -(-D // WIDTH) * WIDTH
+    n_inputs = min(N, V)
+
+    def integers(*shape: int) -> np.ndarray:
+        return np.empty(shape, np.int32)
+
+    return HierarchyWorkspace(
+        words=integers(P, N),
+        slots=integers(P, N),
+        low=integers(P, N),
+        high=integers(P, N),
+        slot_of=np.full((P, V), -1, np.int32),
+        rows=integers(P, n_inputs),
+        visits=integers(P, n_inputs),
+        n_rows=np.zeros(P, np.int64),
+        node_slot_of=np.full((P, V), -1, np.int32),
+        nodes=integers(P, V),
+        node_visits=integers(P, V),
+        n_nodes=np.zeros(P, np.int64),
+        path_slots=integers(P, max(1, longest)),
+        factors=np.zeros(V, np.float32),
+        x=np.empty((P, n_inputs, ld), np.float32),
+        y=np.empty((P, V, ld), np.float32),
+        h=np.empty((P, 2, ld), np.float32),
+    )

@@ -1,0 +1,200 @@
+"""Hierarchical softmax on a CPU: words predict the path to their neighbour in a Huffman tree; see ../hierarchy.py.
+
+As in rounds.py: a shard moves copies of the rows that it touches, and the shards' changes are added in their order,
+so that the same call gives the same bits on any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ...machine.jit import exact_entry, helper
+from ...machine.team import Kernel, in_parallel
+from .draw import draw_positions, number_rows
+from .rounds import add_changes, clear_factors, copy_in, rate_of, set_factors, shard_words_of, to_changes
+from .tile import SKIPGRAM
+
+f32 = np.float32
+ZERO, ONE = f32(0), f32(1)
+
+
+@exact_entry
+def huffman_parents(counts, parents, right):
+    """parents int64 (2 V - 1,) and which are right children, of the leaves in order of rising counts int64 (V,) and
+    of the inner nodes V.., of which the last is the root, its own parent. Two queues: inner nodes rise, too."""
+    V = len(counts)
+    weights = np.empty(2 * V - 1, np.int64)
+    weights[:V] = counts
+    leaf, inner = 0, V
+    for made in range(V, 2 * V - 1):
+        total = 0
+        for child in range(2):
+            # A leaf first where both are equal: paths stay short.
+            if leaf < V and (inner >= made or weights[leaf] <= weights[inner]):
+                least, leaf = leaf, leaf + 1
+            else:
+                least, inner = inner, inner + 1
+            parents[least], right[least] = made, child == 1
+            total += weights[least]
+        weights[made] = total
+    parents[2 * V - 2] = 2 * V - 2
+
+
+@exact_entry
+def huffman_paths(parents, right, order, bounds, nodes, signs, fill):
+    """The path of word order[i], leaf i, from the root down: bounds (V + 1,) first, then what stands between them."""
+    V = len(order)
+    root = len(parents) - 1
+    if not fill:
+        for leaf in range(V):
+            at, length = leaf, 0
+            while at != root:
+                at, length = parents[at], length + 1
+            bounds[order[leaf] + 1] = length
+        for v in range(V):
+            bounds[v + 1] += bounds[v]
+        return
+    for leaf in range(V):
+        at, place = leaf, bounds[order[leaf] + 1]
+        while at != root:
+            place -= 1
+            nodes[place] = parents[at] - V
+            signs[place] = -ONE if right[at] else ONE
+            at = parents[at]
+
+
+@helper
+def _follow(h, d_h, signs, on_path, y, step):
+    """Teach the nodes of a path, rows on_path of y, what h is, and add to d_h what they teach it; returns the loss."""
+    D = len(h)
+    loss = 0.0
+    for k in range(len(signs)):
+        node = y[on_path[k]]
+        dot = ZERO
+        for d in range(D):
+            dot += h[d] * node[d]
+        s = signs[k] * dot
+        u = f32(math.exp(-abs(s)))
+        loss += math.log1p(u) + max(ZERO, -s)
+        g = step * signs[k] * ((u if s > ZERO else ONE) / (ONE + u))
+        for d in range(D):
+            before = node[d]
+            d_h[d] += g * before
+            node[d] = before + g * h[d]
+    return loss
+
+
+@helper
+def _step(i, mode, w, p, path, step):
+    """Position i: in skip-gram each word of its window predicts it, in CBOW their mean. Returns (loss, pairs)."""
+    x, y, slots = w.x[p], w.y[p], w.slots[p]
+    low, high = w.low[p, i], w.high[p, i]
+    h, d_h = w.h[p, 0], w.h[p, 1]
+    word = w.words[p, i]
+    begin, end = path.bounds[word], path.bounds[word + 1]
+    signs, on_path = path.signs[begin:end], w.path_slots[p]
+    for k in range(begin, end):
+        on_path[k - begin] = w.node_slot_of[p, path.nodes[k]]
+    D = len(h)
+    around = high - low - 1
+    if around == 0:
+        return 0.0, 0
+    loss = 0.0
+    if mode == SKIPGRAM:
+        for j in range(low, high):
+            if j == i:
+                continue
+            row = x[slots[j]]
+            for d in range(D):
+                d_h[d] = ZERO
+            loss += _follow(row, d_h, signs, on_path, y, step)
+            for d in range(D):
+                row[d] += d_h[d]
+        return loss, around
+    share = ONE / f32(around)
+    for d in range(D):
+        h[d] = ZERO
+        d_h[d] = ZERO
+    for j in range(low, high):
+        if j != i:
+            row = x[slots[j]]
+            for d in range(D):
+                h[d] += share * row[d]
+    loss += _follow(h, d_h, signs, on_path, y, step)
+    for j in range(low, high):  # each word of the window is taught whole, as word2vec does
+        if j != i:
+            row = x[slots[j]]
+            for d in range(D):
+                row[d] += d_h[d]
+    return loss, 1
+
+
+@helper
+def _number_nodes(w, p, n, path):
+    """Give every node on the paths of the shard's words a row of y; how often each is visited. Returns how many."""
+    n_nodes = 0
+    for i in range(n):
+        word = w.words[p, i]
+        for k in range(path.bounds[word], path.bounds[word + 1]):
+            node = path.nodes[k]
+            slot = w.node_slot_of[p, node]
+            if slot < 0:
+                slot = n_nodes
+                w.node_slot_of[p, node] = slot
+                w.nodes[p, slot] = node
+                w.node_visits[p, slot] = 0
+                n_nodes += 1
+            w.node_visits[p, slot] += 1
+    return n_nodes
+
+
+@helper
+def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
+    """Shard p's part of round r: its changes, and += its loss and pairs."""
+    first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)
+    n = draw_positions(
+        stream.tokens, stream.bounds, first, last, keep, stream.key, steps.window, w.words[p], w.low[p], w.high[p]
+    )  # fmt: skip
+    n_inputs = number_rows(w.words[p], n, w.slot_of[p], w.slots[p], w.rows[p], w.visits[p], 0)
+    n_nodes = _number_nodes(w, p, n, path)
+    w.n_rows[p], w.n_nodes[p] = n_inputs, n_nodes
+    copy_in(tables.inputs, w.rows[p], n_inputs, w.x[p])
+    copy_in(tables.outputs, w.nodes[p], n_nodes, w.y[p])
+    for i in range(n):
+        loss, pairs = _step(i, steps.mode, w, p, path, f32(rate))
+        found[p, 0] += loss
+        found[p, 1] += pairs
+    for u in range(n_inputs):
+        w.slot_of[p, w.rows[p, u]] = -1
+    for u in range(n_nodes):
+        w.node_slot_of[p, w.nodes[p, u]] = -1
+    to_changes(tables.inputs, w.rows[p], n_inputs, w.x[p])
+    to_changes(tables.outputs, w.nodes[p], n_nodes, w.y[p])
+
+
+@helper
+def _merge_part(p, tables, w, rate, pull):
+    """Add the changes of all shards to the rows of one part of both tables."""
+    P = len(w.rows)
+    set_factors(w.rows, w.visits, w.n_rows, w.factors, rate, pull, p)
+    for q in range(P):
+        add_changes(tables.inputs, w.rows[q], w.n_rows[q], w.x[q], w.factors, p, P)
+    clear_factors(w.rows, w.n_rows, w.factors, p)
+    set_factors(w.nodes, w.node_visits, w.n_nodes, w.factors, rate, pull, p)
+    for q in range(P):
+        add_changes(tables.outputs, w.nodes[q], w.n_nodes[q], w.y[q], w.factors, p, P)
+    clear_factors(w.nodes, w.n_nodes, w.factors, p)
+
+
+def _train_hierarchy(team, stream, keep, path, steps, rates, rounds, tables, w, found):
+    """Rounds [first, last) of an epoch."""
+    P = len(w.words)
+    for r in range(rounds[0], rounds[1]):
+        rate = rate_of(rates, r * steps.shard_words * P)
+        in_parallel(team, P, _train_shard, (stream, keep, path, steps, rate, tables, w, r, found))
+        in_parallel(team, P, _merge_part, (tables, w, rate, steps.pull))
+
+
+train_hierarchy = Kernel(_train_hierarchy)

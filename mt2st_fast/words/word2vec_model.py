@@ -1,0 +1,70 @@
+"""A Word2Vec in a folder: both tables and all that training on needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.model_folder import read_model, write_model
+from mt2st_fast.training.schedules import Switch
+
+KIND = "word2vec"
+ARGUMENTS = (
+    "vector_size", "alpha", "window", "min_count", "sample", "seed", "workers", "min_alpha", "sg", "hs", "negative",
+    "ns_exponent", "cbow_mean", "epochs", "batch_words", "compute_loss", "comment", "max_final_vocab", "min_n", "max_n",
+    "bucket",
+)  # fmt: skip
+STATE = (
+    "losses", "task_losses", "epochs_done", "running_training_loss", "min_alpha_yet_reached", "corpus_count",
+    "corpus_total_words", "effective_min_count", "train_count", "total_train_time",
+)  # fmt: skip
+
+
+def save_word2vec(model: Any, folder: str | Path) -> None:
+    """Raises InputError for a folder that holds something else, and for a schedule that is code."""
+    if model.tasks and type(model.schedule) is not Switch:
+        raise InputError(
+            f"a model with tasks is saved with a Switch, not {type(model.schedule).__name__}; set model.tasks = {{}}"
+        )
+    configuration = {
+        "arguments": {name: _plain(getattr(model, name)) for name in ARGUMENTS},
+        "tasks": {name: os.fspath(path) for name, path in model.tasks.items()},
+        "switch_at": _plain(model.schedule.at) if model.tasks else None,
+        "state": {name: _plain(getattr(model, name)) for name in STATE},
+        "words": model.words,
+        "counts": model.counts.tolist(),
+    }
+    tensors = {
+        "input_rows": torch.from_numpy(model.input_rows),
+        "output_vectors": torch.from_numpy(model.output_vectors),
+    }
+    write_model(folder, KIND, configuration, tensors)
+
+
+def load_word2vec(cls: Any, folder: str | Path) -> Any:
+    """Raises InputError for a folder that is no such model."""
+    _, configuration, tensors = read_model(folder, KIND)
+    at = configuration["switch_at"]
+    model = cls(
+        **configuration["arguments"],
+        tasks=configuration["tasks"],
+        schedule=None if at is None else Switch(at=at),
+    )
+    model._know(Vocabulary(configuration["words"], configuration["counts"]))
+    model.input_rows = tensors["input_rows"].numpy()
+    model.output_vectors = tensors["output_vectors"].numpy()
+    for name, value in configuration["state"].items():
+        setattr(model, name, value)
+    model._show_vectors()
+    return model
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy as JSON takes it."""
+    return value.item() if isinstance(value, np.generic) else value

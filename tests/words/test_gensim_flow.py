@@ -1,0 +1,137 @@
+"""Word2Vec in gensim's documented flow: vocabulary, training by parts, loss, saving, and what is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+from mt2st_fast import InputError, Word2Vec
+from tests.words.test_word2vec import SMALL, SUBWORDS, two_topics
+
+KINDS = [{}, {"sg": 1}, {"hs": 1, "negative": 0}, SUBWORDS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vocabulary_first_and_then_training_is_the_same_as_at_once(kind):
+    sentences = two_topics(60)
+    model = Word2Vec(**SMALL, **kind)
+    model.build_vocab(corpus_iterable=iter(sentences))
+    assert (model.corpus_count, model.corpus_total_words) == (60, 480)
+    trained = model.train(sentences, total_examples=model.corpus_count, epochs=model.epochs)
+    assert trained == (5 * 480, 5 * 480)
+    assert np.array_equal(model.vectors, Word2Vec(sentences, **SMALL, **kind).vectors)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_saved_trains_on_to_the_same_bits(kind, tmp_path):
+    sentences = two_topics(60)
+    model = Word2Vec(sentences, **SMALL, **kind)
+    model.save(tmp_path / "m")
+    others = [Word2Vec.load(tmp_path / "m"), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    model_vectors = model.vectors.copy()
+    model.train(sentences, epochs=2)
+    for other in others:
+        assert np.array_equal(other.vectors, model_vectors)
+        other.train(sentences, epochs=2)
+        assert np.array_equal(other.vectors, model.vectors)
+        assert other.losses == model.losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_keeps_vectors_and_appends_words(kind):
+    model = Word2Vec(two_topics(60), **SMALL, **kind)
+    words, vectors, count = list(model.words), model.vectors.copy(), int(model.counts[0])
+    model.build_vocab([["new", words[0], "newer", "rare"]] * 1 + [["new", "newer", "new"]] * 3, update=True)
+    assert model.words == [*words, "new", "newer"]
+    assert model.counts[0] == count + 1
+    np.testing.assert_array_equal(model.vectors[: len(words)], vectors)
+    before = model.vectors[-1].copy()
+    model.train([["new", "newer", words[0]]] * 50, epochs=3)
+    assert not np.array_equal(before, model.vectors[-1])
+
+
+def test_the_loss_is_known_within_a_callback():
+    heard = []
+
+    class Listener:
+        def on_epoch_end(self, model):
+            heard.append(model.get_latest_training_loss())
+
+    model = Word2Vec(two_topics(60), compute_loss=True, epochs=3, callbacks=[Listener()], **SMALL)
+    assert 0 < heard[0] < heard[1] < heard[2]
+    model.train(two_topics(60), epochs=1)
+    assert 0 < model.get_latest_training_loss() < heard[1]
+
+
+def test_wv_is_made_once_and_follows_the_training():
+    pytest.importorskip("gensim")
+    for kind in ({}, SUBWORDS):
+        model = Word2Vec(two_topics(60), **SMALL, **kind)
+        wv = model.wv
+        wv.most_similar(model.words[0])  # keeps the vectors' lengths
+        model.train(two_topics(60), epochs=2)
+        assert model.wv is wv
+        assert np.array_equal(wv[model.words[3]], model.vectors[3])
+        unit = model.vectors[3] / np.linalg.norm(model.vectors[3])
+        np.testing.assert_allclose(wv.get_vector(model.words[3], norm=True), unit, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sg", [0, 1])
+def test_hierarchical_softmax_brings_words_of_a_topic_together(sg):
+    model = Word2Vec(two_topics(), sg=sg, hs=1, negative=0, sample=0, epochs=10, alpha=0.05, **SMALL)
+    unit = model.vectors / np.linalg.norm(model.vectors, axis=1, keepdims=True)
+    sea = np.array([word.startswith("sea") for word in model.words])
+    cosine = unit @ unit.T
+    assert cosine[sea][:, sea].mean() > cosine[sea][:, ~sea].mean() + 0.3
+    assert model.losses[-1] < model.losses[0]
+
+
+def test_rules_and_limits_choose_the_words():
+    sentences = [["a", "b", "c"], ["a", "b"], ["a"]]
+    assert Word2Vec(sentences, min_count=1, max_final_vocab=2, vector_size=4).words == ["a", "b"]
+    rule = {"a": 1, "c": 2}
+    kept = Word2Vec(sentences, min_count=2, trim_rule=lambda w, n, least: rule.get(w, 0), vector_size=4)
+    assert kept.words == ["b", "c"]
+
+
+def test_gensims_defaults_are_taken():
+    plain = Word2Vec(two_topics(30), **SMALL)
+    defaults = {
+        "max_vocab_size": None, "hs": 0, "cbow_mean": 1, "hashfxn": hash, "null_word": 0, "trim_rule": None,
+        "sorted_vocab": 1, "batch_words": 10_000, "compute_loss": False, "comment": None, "max_final_vocab": None,
+        "shrink_windows": True,
+    }  # fmt: skip
+    assert np.array_equal(Word2Vec(two_topics(30), **defaults, **SMALL).vectors, plain.vectors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cbow_mean": 0}, "cbow_mean=0 is not supported"),
+        ({"hs": 1}, "hs=1 with negative=5"),
+        ({"hs": 1, "negative": 0, "max_n": 3}, "hs=1 is not supported with n-grams"),
+        ({"sorted_vocab": 0}, "sorted_vocab=0"),
+        ({"null_word": 1}, "null_word=1"),
+        ({"shrink_windows": False}, "shrink_windows=False"),
+        ({"max_vocab_size": 10}, "max_vocab_size=10"),
+        ({"max_final_vocab": 0}, "max_final_vocab is 0"),
+    ],
+)
+def test_what_we_do_not_have_is_refused_by_name(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Word2Vec(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_misuse_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="update=True needs a vocabulary"):
+        Word2Vec(**SMALL).build_vocab([["a"]], update=True)
+    with pytest.raises(InputError, match="call train"):
+        Word2Vec(**SMALL).save(tmp_path / "m")
+    with pytest.raises(InputError, match="give one of them"):
+        Word2Vec(**SMALL).build_vocab([["a"]], corpus_iterable=[["a"]])
+    with pytest.raises(InputError, match="is no model"):
+        Word2Vec.load(tmp_path / "none")
