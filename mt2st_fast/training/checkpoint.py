@@ -1,11 +1,12 @@
 """Checkpoints: one file, written whole or not at all, read without executing anything.
 
 A safetensors file holds every tensor (parameters, optimizer, random states) under a path-like name; what
-is not a tensor stands as JSON in its metadata.
+is not a tensor stands as JSON in its metadata, beside a checksum of all of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 
-FORMAT = "mt2st-fast checkpoint 1"
+FORMAT = "mt2st-fast checkpoint 2"
 
 
 def save_checkpoint(
@@ -41,7 +42,8 @@ def save_checkpoint(
     flat = {**tensors, **optimizer_tensors, **random_tensors}
     # safetensors refuses tied parameters: each name gets memory of its own.
     copies = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in flat.items()}
-    write_atomically(path, save(copies, {"json": json.dumps(content)}))
+    text = json.dumps(content)
+    write_atomically(path, save(copies, {"json": text, "sha256": _checksum(text, copies)}))
 
 
 class Checkpoint:
@@ -55,12 +57,20 @@ class Checkpoint:
             raise InputError(f"no checkpoint at {path}: train with --out first, or check the path")
         try:
             with safe_open(path, framework="pt") as file:
-                content = json.loads((file.metadata() or {}).get("json", "{}"))
+                metadata = file.metadata() or {}
                 self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is damaged and cannot be read: {error}") from error
-        if content.get("format") != FORMAT:
-            raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
+            content = json.loads(metadata.get("json", "{}"))
+        # A wrong byte in the header can meet any of these on its way through safetensors and json.
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+            raise InputError(f"{path} is damaged and cannot be read: {_one_line(error)}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise InputError(
+                f"{path} is not a checkpoint of this version ({FORMAT}); train again without resuming"
+            )
+        if metadata.get("sha256") != _checksum(metadata["json"], self._tensors):
+            raise InputError(
+                f"{path} is damaged: its checksum does not match; take a copy that is whole, or train again"
+            )
         self._content = content
         self.state: dict[str, Any] = content["state"]
 
@@ -135,6 +145,15 @@ def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
         "python": random.getstate(),
         "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
     }
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the JSON and of every tensor with its name, type and shape, whatever their order in the file."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _one_line(error: Exception) -> str:
