@@ -380,9 +380,15 @@ class Run:
         """Raises NonFiniteLossError if one of the last M steps' losses is not a number to go on with."""
         if torch.isfinite(losses_mk).all():
             return
-        first_step = self.steps_done - len(losses_mk)
         m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
+        step = self.steps_done - len(losses_mk) + m
+        group = self.optimizer.param_groups[0]
+        rate = rate_as_set(group, self._learning_rate)
+        if self._options.lr_decay != "none":
+            rate = group["initial_lr"] * (1.0 - step / self.total_steps)
         raise NonFiniteLossError(
-            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {first_step + m}: "
-            f"lower lr ({self._options.lr}), set clip_norm, or look for bad values in its inputs and targets"
+            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {step}: "
+            f"in epoch {step / self.steps_per_epoch:.2f} at a rate of {rate:g}; "
+            f"lower lr ({self._options.lr if self._options.own_optimizer else group['initial_lr']}), "
+            "set clip_norm, or look for bad values in its inputs and targets"
         )
