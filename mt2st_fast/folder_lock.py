@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mt2st_fast.errors import InputError
-
-LOCK_FILE = ".lock"
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +20,11 @@ def holding(folder: Path) -> Iterator[None]:
 
     Raises InputError while another one holds it.
     """
-    # The file stays: whoever removed it could take it from under one who has just opened it.
-    with (folder / LOCK_FILE).open("wb") as file:
+    # The folder itself is locked: there is no file to leave behind, or to remove from under another run.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"another run is writing to {folder}; wait for its end or choose another --out"
@@ -32,3 +32,5 @@ def holding(folder: Path) -> Iterator[None]:
         except OSError as error:  # a file system that has no locks
             logger.warning("%s cannot be locked (%s): start no other run into it", folder, error.strerror)
         yield
+    finally:
+        os.close(descriptor)

@@ -34,6 +34,7 @@ def test_a_folder_can_be_held_again(tmp_path):
     for _ in range(2):
         with holding(tmp_path):
             pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
