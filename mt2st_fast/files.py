@@ -14,11 +14,6 @@ from typing import Any, BinaryIO, cast
 
 from mt2st_fast.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
-
 
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
@@ -41,22 +36,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, whole or not at all."""
     with writing_atomically(path) as file:
         file.write(content)
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep a folder to this process, until the block or the process ends. Raises InputError while another has it."""
-    with (folder / ".lock").open("a") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another run is writing there; wait for its end, or give another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from mt2st_fast.cli.options import OutOption, make_writable, takes_config
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import held, write_atomically
+from mt2st_fast.files import write_atomically
+from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
@@ -45,10 +46,10 @@ def train(
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
     Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out.
-    Ctrl-C and SIGTERM stop after the step at hand and leave a checkpoint; --resume goes on from there.
+    Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there.
     """
     folder = make_writable(out)
-    with held(folder):
+    with holding(folder):
         _train(config, folder, resume)
 
 
@@ -65,14 +66,14 @@ def _train(config: Config, folder: Path, resume: bool) -> None:
     if not resume:
         _clear(folder)
     write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
-    with progress, _stop_on_interrupt(trainer):
+    with progress, _stopping_on_signals(trainer) as received:
         experiment.run(folder / CHECKPOINT, resume)
     if trainer.step < experiment.total_steps:
         console.print(
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
             f"Go on with: mt2st-fast train --resume --out {escape(str(folder))}"
         )
-        raise typer.Exit(130)
+        raise typer.Exit(128 + received[0] if received else 130)
     report = write_run(experiment, folder)
     _summarise(console, report, folder)
 
@@ -95,17 +96,24 @@ def _stored_config(folder: Path) -> Config:
 
 
 @contextmanager
-def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C, or the SIGTERM of a scheduler, ends the run after the step at hand; the second at once."""
+def _stopping_on_signals(trainer: Trainer) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM (which schedulers send) ends the run after the step at hand; the second at once.
+
+    Yields the signals that came.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: Any) -> None:
+        received.append(number)
         trainer.stop_requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

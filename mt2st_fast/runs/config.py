@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mt2st_fast.data import READERS, Splits
@@ -14,6 +14,7 @@ from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, str
 
 MOST_STEPS_BY_DEFAULT = 2500
 LEAST_BATCH = 16
+POSITIVE = ("label_fraction", "epochs", "lr", "clip_norm")
 
 
 def _option(default: Any, panel: str, help: str, **limits: float) -> Any:
@@ -82,6 +83,21 @@ class Config:
         "default), else the backward pass steps their rows",
     )
 
+    def __post_init__(self) -> None:
+        """Raises InputError naming a number that is not finite or out of its limits."""
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            limits = option.metadata["limits"]
+            if option.name in POSITIVE and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{option.name} must be positive, not {value}")
+            if not math.isfinite(value):
+                raise InputError(f"{option.name} must be a finite number, not {value}")
+            if value < limits.get("min", value) or value > limits.get("max", value):
+                allowed = " and ".join(f"{end} {limit}" for end, limit in limits.items())
+                raise InputError(f"{option.name} must be within {allowed}, not {value}")
+
     def resolved(self, splits: Splits) -> Config:
         """This configuration with what the corpus decides filled in: main and auxiliary tasks, batch size, epochs."""
         n_rows = splits.train.n_rows
@@ -89,8 +105,6 @@ class Config:
         steps_per_epoch = -(-n_rows // batch_size)
         by_size = min(10.0, max(1.0, round(MOST_STEPS_BY_DEFAULT / steps_per_epoch, 1)))
         epochs = by_size if self.epochs is None else self.epochs
-        if not (math.isfinite(epochs) and epochs > 0):
-            raise InputError(f"epochs must be positive, not {epochs}")
         # What was asked for stays as it was asked: a csv task carries its kind (rating:regression).
         main = splits.main if self.main is None else self.main
         aux = splits.auxiliary if self.aux is None else self.aux

@@ -1,7 +1,7 @@
 """Checkpoints: one file, written whole or not at all, read without executing anything.
 
 A safetensors file holds every tensor (parameters, optimizer, random states) under a path-like name; what
-is not a tensor stands as JSON in its metadata.
+is not a tensor stands as JSON in its metadata, beside a checksum of all of it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,7 @@ def save_checkpoint(
     # safetensors refuses tied parameters: each name gets memory of its own.
     copies = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in flat.items()}
     text = json.dumps(content)
-    write_atomically(path, save(copies, {"json": text, "sha256": _digest(text, copies)}))
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of everything in a checkpoint."""
-    state = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        state.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy())  # numpy knows no bfloat16
-    return state.hexdigest()
+    write_atomically(path, save(copies, {"json": text, "sha256": _checksum(text, copies)}))
 
 
 class Checkpoint:
@@ -68,16 +57,20 @@ class Checkpoint:
             raise InputError(f"no checkpoint at {path}: train with --out first, or check the path")
         try:
             with safe_open(path, framework="pt") as file:
-                described = file.metadata() or {}
+                metadata = file.metadata() or {}
                 self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            text = described.get("json", "{}")
-            content = json.loads(text)
-        except (SafetensorError, OSError, ValueError) as error:
+            content = json.loads(metadata.get("json", "{}"))
+        # A wrong byte in the header can meet any of these on its way through safetensors and json.
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise InputError(f"{path} is damaged and cannot be read: {_one_line(error)}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
-        if described.get("sha256") != _digest(text, self._tensors):
-            raise InputError(f"{path} is damaged, its checksum is another; train again without resuming")
+            raise InputError(
+                f"{path} is not a checkpoint of this version ({FORMAT}); train again without resuming"
+            )
+        if metadata.get("sha256") != _checksum(metadata["json"], self._tensors):
+            raise InputError(
+                f"{path} is damaged: its checksum does not match; take a copy that is whole, or train again"
+            )
         self._content = content
         self.state: dict[str, Any] = content["state"]
 
@@ -152,6 +145,15 @@ def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
         "python": random.getstate(),
         "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
     }
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the JSON and of every tensor with its name, type and shape, whatever their order in the file."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _one_line(error: Exception) -> str:

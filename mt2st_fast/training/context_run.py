@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key
 from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
@@ -103,13 +105,17 @@ class ContextRun:
         return Moment(self.steps_done, self.steps_per_epoch, self.total_steps)
 
     def step(self) -> StepRecord:
-        """The tasks' turn and the next chunk of rounds, entering a phase first where one is due."""
+        """The tasks' turn and the next chunk of rounds, entering a phase first where one is due.
+
+        Raises InputError naming epoch and rate where a loss or a vector is no number any more.
+        """
         weights = self._enter_phase_if_due()
         started, compiled = time.perf_counter(), compile_seconds()
         epoch, chunk = divmod(self.steps_done, self.steps_per_epoch)
         rate = max(self._plan.least_rate, self._rate_after(epoch + chunk / self.steps_per_epoch))
         turns = self._tasks.take_turn(weights, rate, self.steps_per_epoch)
         losses = self._read_chunk(epoch, chunk) | turns
+        self._check_finite(losses, epoch, rate)
         self.steps_done += 1
         if self.steps_done % self.steps_per_epoch == 0:
             self._end_epoch()
@@ -167,6 +173,17 @@ class ContextRun:
         loss, pairs = self._training.run(text.ids, text.bounds, key, (first, last), *rates)
         self._epoch_loss, self._epoch_pairs = self._epoch_loss + loss, self._epoch_pairs + pairs
         return {MAIN: loss / pairs} if pairs else {}
+
+    def _check_finite(self, losses: dict[str, float], epoch: int, rate: float) -> None:
+        lost = [f"the loss of {name}" for name, loss in losses.items() if not math.isfinite(loss)]
+        # A kernel bounds a pair's loss: the vectors can be lost without a sign of it there.
+        if not lost and not np.isfinite(self._training.inputs).all():
+            lost = ["a vector"]
+        if lost:
+            raise InputError(
+                f"{lost[0]} is not finite any more in epoch {self._plan.epochs_before + epoch + 1} at a rate of "
+                f"{rate:g}: lower the rate that training begins with ({self._plan.rate:g})"
+            )
 
     def _end_epoch(self) -> None:
         self.epoch_loss_sums.append(self._epoch_loss / self._training.measured)

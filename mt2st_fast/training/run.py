@@ -40,7 +40,7 @@ from mt2st_fast.training.optimizer_upkeep import (
     set_rate,
 )
 from mt2st_fast.training.phases import enter_phase
-from mt2st_fast.training.run_options import NonFiniteLossError, RunListener, RunOptions, description
+from mt2st_fast.training.run_options import RunListener, RunOptions, check_finite, description
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.sources import Batch, Source
 
@@ -254,12 +254,17 @@ class Run:
         self._weight_values = values
 
     def _set_learning_rate(self, moment: Moment) -> None:
+        if self._options.lr_decay != "none":
+            for group in self.optimizer.param_groups:
+                set_rate(group, group["initial_lr"] * (1.0 - moment.step / moment.total_steps))
+            self._learning_rate = self._rate_at(moment.step)
+
+    def _rate_at(self, step: int) -> float:
+        """The rate of the first group's parameters."""
+        group = self.optimizer.param_groups[0]
         if self._options.lr_decay == "none":
-            return
-        remaining = 1.0 - moment.step / moment.total_steps
-        for group in self.optimizer.param_groups:
-            set_rate(group, group["initial_lr"] * remaining)
-        self._learning_rate = self.optimizer.param_groups[0]["initial_lr"] * remaining
+            return rate_as_set(group, self._learning_rate)
+        return float(group["initial_lr"] * (1.0 - step / self.total_steps))
 
     # --- what the schedule sees -------------------------------------------------------------------------
 
@@ -391,12 +396,5 @@ class Run:
 
     def _check_finite(self, losses_mk: Tensor) -> None:
         """Raises NonFiniteLossError if one of the last M steps' losses is not a number to go on with."""
-        if torch.isfinite(losses_mk).all():
-            return
-        m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
-        step = self.steps_done - len(losses_mk) + m
-        raise NonFiniteLossError(
-            f"the loss of {self._phase_active[k]} is {losses_mk[m, k].item()} at step {step} "
-            f"(epoch {step / self.steps_per_epoch:.2f}): lower lr "
-            f"({self._learning_rate:.3g} here), set clip_norm, or look for bad values in its inputs and targets"
-        )
+        first_step = self.steps_done - len(losses_mk)
+        check_finite(losses_mk, self._phase_active, first_step, self.steps_per_epoch, self._rate_at)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.engines import Precision
@@ -55,6 +55,24 @@ def steps_of(epochs: float, steps_per_epoch: int) -> int:
     if not (math.isfinite(epochs) and epochs > 0):
         raise ValueError(f"epochs must be positive, not {epochs}")
     return math.ceil(epochs * steps_per_epoch)
+
+
+def check_finite(
+    losses_mk: Tensor,
+    names: Sequence[str],
+    first_step: int,
+    steps_per_epoch: int,
+    rate_at: Callable[[int], float],
+) -> None:
+    """Raises NonFiniteLossError if one of M steps' losses (M, K), from first_step on, is not a number to go on with."""
+    if torch.isfinite(losses_mk).all():
+        return
+    m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
+    step = first_step + m
+    raise NonFiniteLossError(
+        f"the loss of {names[k]} is {losses_mk[m, k].item()} at step {step}: in epoch {step / steps_per_epoch:.2f} "
+        f"at a rate of {rate_at(step):g}; lower the rate, set clip_norm, or look for bad values in its inputs and targets"
+    )
 
 
 def description(schedule: Schedule) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
+from mt2st_fast.training.numbers import check_count, check_not_negative, check_positive
 from mt2st_fast.training.observations import check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
@@ -68,15 +68,9 @@ class Trainer:
         graph: bool = False,
         fuse_backward: bool | None = None,
     ) -> None:
-        if not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr must be positive, not {lr}")
-        if clip_norm is not None and not 0 < clip_norm < math.inf:
-            raise ValueError(f"clip_norm must be positive, not {clip_norm}")
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be a number of at least 0, not {weight_decay}")
-        for name, value in (("accumulate", accumulate), ("log_every", log_every)):
-            if not math.isfinite(value) or value != int(value) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
+        check_positive(lr=lr, clip_norm=clip_norm)
+        check_not_negative(weight_decay=weight_decay)
+        check_count(accumulate=accumulate, log_every=log_every)
         if precision not in ("float32", *AUTOCAST):
             raise ValueError(f"precision {precision} is unknown; there are float32, {', '.join(AUTOCAST)}")
         if lr_decay not in ("linear", "none"):
@@ -148,10 +142,11 @@ class Trainer:
         `stop_requested` ends the run; with `resume` the run goes on from it, on a CPU bit for bit as if it
         had never stopped.
 
-        Raises NonFiniteLossError naming task and step, and InputError for a checkpoint that does not fit.
+        Raises NonFiniteLossError naming task, step, epoch and rate, and InputError for a checkpoint that does not fit.
         """
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
+        check_count(evaluate_every=evaluate_every)
         run = self.begin(train, epochs=epochs, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:

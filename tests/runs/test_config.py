@@ -11,6 +11,8 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
 from mt2st_fast.training.schedules import Switch
 
+_NUMERIC = ("int", "float", "int | None", "float | None")
+
 
 def test_every_field_says_what_it_means():
     for field in fields(Config):
@@ -45,3 +47,22 @@ def test_an_option_that_nobody_takes_is_refused():
         config.check_strategy_options(("stl", "mtl"))
     with pytest.raises(InputError, match="no strategy with an option magic"):
         Config(strategy_options={"magic": 1.0}).check_strategy_options(("stl",))
+
+
+NUMBERS = [f.name for f in fields(Config) if f.name != "strategy_options" and f.type in _NUMERIC]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_nonsense_is_refused_by_name(name, value):
+    if name == "main_share" and value == -1.0:
+        pytest.skip("its range is the batches' to refuse")
+    with pytest.raises(InputError, match=rf"^{name} must be ") as refused:
+        Config(**{name: value})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["label_fraction", "epochs", "lr", "clip_norm"])
+def test_nothing_is_no_amount(name):
+    with pytest.raises(InputError, match=f"^{name} must be positive, not 0"):
+        Config(**{name: 0.0})

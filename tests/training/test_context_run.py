@@ -7,6 +7,7 @@ import pytest
 
 from mt2st_fast import MultiTask, SingleTask, Switch
 from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
 from mt2st_fast.kernels.context.training import ContextTraining
 from mt2st_fast.training import context_run
@@ -138,3 +139,15 @@ def test_rounds_are_short_where_the_text_is(n_words, shards, words):
     assert options.shard_words == words
     assert options.pull == (0.5 if shards > 2 else 0.0)
     assert context_options("cbow", 9, window=5, negatives=5, shards=2, subwords=True).pull == 0.5
+
+
+@pytest.mark.parametrize("mode", ["skipgram", "cbow"])
+def test_vectors_that_are_no_numbers_end_the_run_in_one_line(mode):
+    text = text_of(200)
+    training = training_on(text, mode)
+    run = run_on(text, training, plan=ContextPlan(epochs=3, rate=0.05, least_rate=0.05, seed=7))
+    run.finish_epoch()
+    training.inputs[:] = np.nan
+    with pytest.raises(InputError, match=r"in epoch 2 at a rate of 0\.05: lower the rate") as refused:
+        run.finish_epoch()
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,36 @@
+"""A folder that one run at a time writes to."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mt2st_fast.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes. The lock dies with its process, however that ends.
+
+    Raises InputError while another one holds it.
+    """
+    # The folder itself is locked: there is no file to leave behind, or to remove from under another run.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing to {folder}; wait for its end or choose another --out"
+            ) from None
+        except OSError as error:  # a file system that has no locks
+            logger.warning("%s cannot be locked (%s): start no other run into it", folder, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)

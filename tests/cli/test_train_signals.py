@@ -1,0 +1,52 @@
+"""What a run does when it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from mt2st_fast.cli.train import _stopping_on_signals
+from mt2st_fast.folder_lock import holding
+from tests.cli.running import QUICK, fails
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_the_run_to_stop_and_the_handlers_come_back(number: int) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    trainer = types.SimpleNamespace(stop_requested=False)
+    with _stopping_on_signals(trainer) as received:  # type: ignore[arg-type]
+        signal.raise_signal(number)
+        assert trainer.stop_requested
+        assert received == [number]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends it at once
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_sigterm_leaves_a_checkpoint(treebank: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mt2st_fast", "train", "--data", treebank, *QUICK, "--epochs", "100000"]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "o")], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        watch = threading.Timer(120, run.kill)
+        watch.start()
+        while not (tmp_path / "o/checkpoint/last.safetensors").exists() and run.poll() is None:
+            pass
+        (tmp_path / "o/checkpoint/last.safetensors").unlink()
+        run.terminate()
+        text = run.stdout.read()
+        watch.cancel()
+    assert run.returncode == 128 + signal.SIGTERM, text
+    assert (tmp_path / "o/checkpoint/last.safetensors").exists()
+
+
+def test_a_second_run_into_a_folder_is_refused(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with holding(tmp_path):
+        assert "another run is writing" in fails(capsys, "train", "--data", treebank, "--out", str(tmp_path))
+    assert not (tmp_path / "config.json").exists()
