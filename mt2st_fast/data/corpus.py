@@ -137,11 +137,11 @@ class Corpus:
         """A checksum of the text and of the labels of tasks, with their names."""
         state = hashlib.sha256(f"{self.level} {self.tokens.shape}".encode())
         for array in (self.tokens, self.bounds):
-            state.update(np.ascontiguousarray(array))
+            state.update(np.ascontiguousarray(array).data)
         for task in tasks:
             column = self.column(task)
             state.update(json.dumps([task, column.kind, column.class_names]).encode())
-            state.update(np.ascontiguousarray(column.values))
+            state.update(np.ascontiguousarray(column.values).data)
         return state.hexdigest()
 
     def column(self, task: str) -> TargetColumn:

@@ -49,7 +49,9 @@ class Config:
     batch_size: int | None = _option(
         None, "Training", "rows a batch; 16 to 512 by default, by the size of the data", min=1
     )
-    main_share: float = _option(0.5, "Training", "share of a batch with a main label, where those are rare")
+    main_share: float = _option(
+        0.5, "Training", "share of a batch with a main label, where those are rare", min=0.0, max=1.0
+    )
     lr: float = _option(1e-2, "Training", "learning rate of AdamW")
     lr_decay: str = _option("linear", "Training", "linear (to 0 at the end) or none")
     weight_decay: float = _option(0.0, "Training", "decoupled weight decay", min=0.0)

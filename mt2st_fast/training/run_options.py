@@ -71,7 +71,8 @@ def check_finite(
     step = first_step + m
     raise NonFiniteLossError(
         f"the loss of {names[k]} is {losses_mk[m, k].item()} at step {step}: in epoch {step / steps_per_epoch:.2f} "
-        f"at a rate of {rate_at(step):g}; lower the rate, set clip_norm, or look for bad values in its inputs and targets"
+        f"at a rate of {rate_at(step):g}; lower the rate, set clip_norm, or look for bad values in its inputs and "
+        "targets"
     )
 
 
