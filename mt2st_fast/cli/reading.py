@@ -21,5 +21,7 @@ def read_data(config: Config) -> Splits:
             config.aux,
             config.label_fraction,
             seed=config.seed,
+            text_column=config.text_column,
+            delimiter=config.delimiter,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )

@@ -38,6 +38,12 @@ class Config:
     aux: tuple[str, ...] | None = _option(
         None, "Data", "auxiliary tasks, separated by commas; the reader's default otherwise"
     )
+    text_column: str | None = _option(
+        None, "Data", "the column of a table that has the text; text, sentence, review or content otherwise"
+    )
+    delimiter: str | None = _option(
+        None, "Data", "what stands between a table's cells, one character or tab; by its header otherwise"
+    )
     label_fraction: float | None = _option(
         None, "Data", "keep main labels in this fraction of the training units"
     )

@@ -6,9 +6,10 @@ that a resumed run goes on with the very next batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,9 +42,10 @@ class _Loader:
     """
 
     def __init__(self, loader: Any, name: str) -> None:
-        if not isinstance(loader, Sized) or not hasattr(loader, "__iter__"):
+        if not _has_length(loader) or not hasattr(loader, "__iter__"):
             raise TypeError(
-                f"{name} must be an iterable of batches with a length, not {type(loader).__name__}"
+                f"{name} must be an iterable of batches with a length, not {type(loader).__name__}; give a stream that "
+                "knows no end a __len__, the batches of a pass"
             )
         if len(loader) == 0:
             raise ValueError(f"{name} has no batches")
@@ -67,7 +69,20 @@ class _Loader:
             if batch is None:
                 raise ValueError(f"{self.name} ended at once: it must be iterable once an epoch")
         self.used += 1
+        self._check(batch)
         return batch
+
+    def _check(self, batch: Any) -> None:
+        """Raises TypeError that shows the shape wanted for a batch of another."""
+        if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Mapping)):
+            raise TypeError(
+                f"a batch of {self.name} must be (inputs, {{task: target}}), not {_shape_of(batch)}"
+            )
+        for task, target in batch[1].items():
+            if isinstance(target, np.ndarray):
+                raise TypeError(
+                    f"targets of {task} in {self.name} must be tensors, not numpy's: torch.from_numpy(target)"
+                )
 
     def _start(self) -> None:
         self.random_state = self.generator.get_state()
@@ -98,6 +113,22 @@ class _Loader:
     def enter_phase(self, active: tuple[str, ...]) -> None:
         if hasattr(self.loader, "enter_phase"):
             self.loader.enter_phase(active)
+
+
+def _has_length(loader: Any) -> bool:
+    try:
+        return len(loader) >= 0
+    except TypeError:  # of a DataLoader whose data set is a stream, too
+        return False
+
+
+def _shape_of(batch: Any) -> str:
+    """A batch as a message shows it."""
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key!r}: {type(value).__name__}" for key, value in batch.items()) + "}"
+    if isinstance(batch, tuple | list):
+        return "(" + ", ".join(type(part).__name__ for part in batch) + ")"
+    return type(batch).__name__
 
 
 class Source:

@@ -38,6 +38,8 @@ def open_data(
     label_fraction: float | None = None,
     seed: int = 1,
     progress: Progress | None = None,
+    text_column: str | None = None,
+    delimiter: str | None = None,
 ) -> Splits:
     """Read a corpus: `stdlib` or KIND:PATH, such as `csv:PATH`; READERS has the kinds and what their paths are.
 
@@ -48,13 +50,19 @@ def open_data(
                     for the reader's default (stdlib: 0.05, the others: all). Development and test labels are never
                     hidden
     seed            decides which units keep their labels; the splits themselves never depend on it
+    text_column     of a table (csv); None for text, sentence, review or content, in any case
+    delimiter       of a table, one character; None for what the header has most of, tabs in .tsv
     progress        called with (files done, files in all) while stdlib is read
 
     Raises InputError for anything in it that cannot be used.
     """
     kind, path = _parse_spec(spec)
     reader = READERS[kind]
-    request = make_request(path, main, auxiliary, progress)
+    request = replace(
+        make_request(path, main, auxiliary, progress), text_column=text_column, delimiter=delimiter
+    )
+    if kind != "csv" and (text_column or delimiter):
+        raise InputError(f"{spec}: --text-column and --delimiter are for csv:PATH; leave them out")
     _check_kinds(spec, reader, request)
     splits = reader.read(request)
     if splits.main is None:

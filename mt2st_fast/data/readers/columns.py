@@ -1,5 +1,6 @@
 """The reader `columns:PATH`: CoNLL columns, a word and its labels a line, a blank line after a sentence."""
 
+import re
 from pathlib import Path
 
 from mt2st_fast.data.corpus import Splits
@@ -9,6 +10,8 @@ from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
 _HEADER = "# columns:"
+# What stands before a sentence and says something about it; a word may be a "#" itself.
+_COMMENT = re.compile(r"#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b")
 _EXTENSIONS = (".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio", ".col", ".columns", ".data")
 
 
@@ -30,7 +33,12 @@ def read(request: ReadRequest) -> Splits:
     tasks = [task.name for task in (main, *auxiliary)]
     sections = complete_splits({part: table.section(tasks) for part, table in tables.items()}, where)
     kinds = dict.fromkeys(tasks, "classes")
-    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:])
+    notes = [
+        f"{table.path.name}: {table.comments:,} lines of comments (# id and the like) were left out"
+        for table in tables.values()
+        if table.comments
+    ]
+    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes)
 
 
 READER = Reader("columns", read, path="a file with a word and its labels a line, or a folder of such")
@@ -44,6 +52,7 @@ class _Table:
         self.tasks: list[str] = []
         self._sentences: list[list[list[str]]] = [[]]
         self._n_columns = 0
+        self.comments = 0
         for number, line in numbered_lines(path):
             self._add(number, line)
         self._sentences = [sentence for sentence in self._sentences if sentence]
@@ -64,6 +73,8 @@ class _Table:
         row = line.split()
         if number == 1 and line.startswith(_HEADER):
             self._set_columns(line.removeprefix(_HEADER).split()[1:], number)
+        elif not self._sentences[-1] and _COMMENT.match(line):
+            self.comments += 1
         elif not row or row[0] == "-DOCSTART-":  # CoNLL-2003's mark between documents
             self._sentences.append([])
         else:

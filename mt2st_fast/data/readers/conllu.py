@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_parts, numbered_lines
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
 from mt2st_fast.errors import InputError
 
@@ -22,7 +22,11 @@ def read(request: ReadRequest) -> Splits:
     so); "_" in another column means not annotated, so there is no label. Multiword ranges and empty nodes
     are left out.
     """
-    rows_of = {part: _read_sentences(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    files = find_parts(request.path, _EXTENSIONS)
+    rows_of = {
+        part: [sentence for path in paths for sentence in _read_sentences(path)]
+        for part, paths in files.items()
+    }
     existing = _existing_tasks(
         [row for sentences in rows_of.values() for sentence in sentences for row in sentence]
     )
@@ -37,6 +41,11 @@ def read(request: ReadRequest) -> Splits:
         "token",
         main.name,
         tasks[1:],
+        [
+            f"{part} was read from {', '.join(path.name for path in paths)}"
+            for part, paths in files.items()
+            if len(paths) > 1
+        ],
     )
 
 

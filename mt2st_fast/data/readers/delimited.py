@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
@@ -15,6 +16,7 @@ from mt2st_fast.errors import InputError
 
 _TEXT_COLUMNS = ("text", "sentence", "review", "content")
 _EXTENSIONS = (".csv", ".tsv", ".tab")
+MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's own bound is 131,072
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
@@ -26,7 +28,9 @@ def read(request: ReadRequest) -> Splits:
     others are auxiliary, but for those that look like ids, numbers or text (or have one class only).
     """
     where = str(request.path)
-    tables = {part: _read_table(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    tables = {
+        part: _read_table(path, request) for part, path in find_splits(request.path, _EXTENSIONS).items()
+    }
     train = tables["train"]
     for table in tables.values():
         if table.header != train.header:
@@ -39,6 +43,7 @@ def read(request: ReadRequest) -> Splits:
     notes = (
         [] if request.auxiliary is not None else _notes(train, [task for task in unfit if task != main.name])
     )
+    notes += [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
     requests = [main, *auxiliary]
     sections = complete_splits({part: table.section(requests) for part, table in tables.items()}, where)
     kinds = {task.name: task.kind for task in requests}
@@ -75,6 +80,7 @@ class _Table:
     rows: list[list[str]]
     line_numbers: list[int]
     text_column: int
+    notes: list[str]
 
     @property
     def tasks(self) -> list[str]:
@@ -111,11 +117,13 @@ class _Table:
             return tuple(label.strip() for label in re.split(r"[|;]", text) if label.strip())
         return self._number(text, task, number) if task.kind == "values" else text
 
-    def _number(self, text: str, task: TaskRequest, number: int) -> float:
+    def _number(self, text: str, task: TaskRequest, number: int) -> float | None:
+        if text.lower() == "nan":  # what pandas writes for none
+            return None
         try:
             value = float(text)
         except ValueError:
-            value = math.nan
+            value = math.inf
         if not math.isfinite(value):
             raise InputError(
                 f"{self.path}:{number}: {text!r} in column {task.name!r} is no number; regression needs one"
@@ -123,12 +131,14 @@ class _Table:
         return value
 
 
-def _read_table(path: Path) -> _Table:
-    delimiter = _delimiter(path)
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+def _read_table(path: Path, request: ReadRequest) -> _Table:
+    delimiter = _delimiter(path) if request.delimiter is None else _checked(request.delimiter)
+    # In tables with tabs a quotation mark is a sign like any other.
+    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    csv.field_size_limit(MOST_CHARACTERS)
+    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         header = [name.strip() for name in next(reader)]
-        text_column = _text_column(header, path)
         rows, line_numbers = [], []
         for row in reader:
             if not row:
@@ -143,7 +153,14 @@ def _read_table(path: Path) -> _Table:
         raise InputError(f"{path}:{reader.line_num}: is not a readable row ({error})") from None
     if not rows:
         raise InputError(f"{path}: the file has a header and no rows")
-    return _Table(path, header, rows, line_numbers, text_column)
+    named = [column for column, name in enumerate(header) if name]
+    notes = []
+    if len(named) < len(header):  # pandas' index, or what stands behind a last comma
+        unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
+        notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
+        header, rows = [header[c] for c in named], [[row[c] for c in named] for row in rows]
+    text_column = _text_column(header, path, request.text_column)
+    return _Table(path, header, rows, line_numbers, text_column, notes)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -151,22 +168,33 @@ def _lines(path: Path) -> Iterator[str]:
     return (f"{line}\n" for _, line in numbered_lines(path))
 
 
+def _checked(delimiter: str) -> str:
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
+    if len(delimiter) != 1 or delimiter in '"\n\r':
+        raise InputError(f"--delimiter is one character, or tab, not {delimiter!r}")
+    return delimiter
+
+
 def _delimiter(path: Path) -> str:
     """By the extension, or what the header has most of; csv.Sniffer guesses wrong on short headers."""
     if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes}:
         return "\t"
     _, header = next(numbered_lines(path))
-    return max(",;\t", key=header.count)
+    return max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
 
 
-def _text_column(header: list[str], path: Path) -> int:
-    if len(set(header)) < len(header) or "" in header:
-        raise InputError(f"{path}:1: a column is unnamed or named twice in the header: {', '.join(header)}")
-    for name in _TEXT_COLUMNS:
-        if name in header:
+def _text_column(header: list[str], path: Path, wanted: str | None) -> int:
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}:1: a column is named twice in the header: {', '.join(header)}")
+    if wanted is not None and wanted not in header:
+        raise InputError(f"{path}:1: there is no column {wanted!r}; the columns are {', '.join(header)}")
+    lowered = [name.lower() for name in header]
+    for name in _TEXT_COLUMNS if wanted is None else (wanted.lower(),):
+        if name in lowered:
             if len(header) == 1:
                 raise InputError(f"{path}:1: there is no column of labels beside {name!r}")
-            return header.index(name)
+            return lowered.index(name) if wanted is None else header.index(wanted)
     raise InputError(
-        f"{path}:1: no column is named {', '.join(_TEXT_COLUMNS)}; the columns are {', '.join(header)}"
+        f"{path}:1: no column is named {', '.join(_TEXT_COLUMNS)}; say which of {', '.join(header)} has the text: "
+        "--text-column"
     )

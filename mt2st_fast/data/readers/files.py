@@ -1,7 +1,7 @@
 """Text files: reading them (.gz too) with errors a user can act on, and finding a folder's splits."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from mt2st_fast.errors import InputError
@@ -57,6 +57,29 @@ def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
             f"{path}: no file has `train` in its name (found {names}); rename one, or name one file"
         )
     return splits
+
+
+def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each split, as `find_splits` finds them, of a treebank as it is released.
+
+    The same text may lie there in files of several extensions, of which the first in the order counts; a split may
+    come in parts (train-a, train-b), which are read in the order of their names.
+    """
+    if not path.is_dir():
+        return {"train": [path]}
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    for extension in extensions:
+        if found := [file for file in files if _extension(file) == extension]:
+            if len(found) == 1:
+                return {"train": found}
+            splits = {
+                part: [file for file in found if pattern.search(file.name)]
+                for part, pattern in _SPLIT_PATTERNS.items()
+            }
+            if splits["train"]:
+                return {part: paths for part, paths in splits.items() if paths}
+            break
+    return {part: [file] for part, file in find_splits(path, extensions).items()}
 
 
 def _decode(line: bytes, path: Path, number: int) -> str:

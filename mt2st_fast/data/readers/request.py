@@ -29,13 +29,15 @@ class TaskRequest:
 class ReadRequest:
     """What a reader is given; main or auxiliary of None stand for the reader's defaults.
 
-    `path` says nothing to a reader that needs none.
+    `path` says nothing to a reader that needs none; text_column and delimiter are for tables.
     """
 
     path: Path
     main: TaskRequest | None
     auxiliary: tuple[TaskRequest, ...] | None
     progress: Progress | None = None
+    text_column: str | None = None
+    delimiter: str | None = None
 
     @property
     def requested(self) -> tuple[TaskRequest, ...]:
