@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -40,6 +41,9 @@ app.command()(tune)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Whatever the user can mend ends in one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone ends no run
+            stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         code = app(args=arguments, standalone_mode=False)

@@ -395,6 +395,6 @@ class Run:
         }
 
     def _check_finite(self, losses_mk: Tensor) -> None:
-        """Raises NonFiniteLossError if one of the last M steps' losses is not a number to go on with."""
         first_step = self.steps_done - len(losses_mk)
-        check_finite(losses_mk, self._phase_active, first_step, self.steps_per_epoch, self._rate_at)
+        given = float(self.optimizer.param_groups[0]["initial_lr"])
+        check_finite(losses_mk, self._phase_active, first_step, self.steps_per_epoch, self._rate_at, given)

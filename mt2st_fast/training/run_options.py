@@ -63,16 +63,20 @@ def check_finite(
     first_step: int,
     steps_per_epoch: int,
     rate_at: Callable[[int], float],
+    given: float,
 ) -> None:
-    """Raises NonFiniteLossError if one of M steps' losses (M, K), from first_step on, is not a number to go on with."""
+    """Raises NonFiniteLossError if one of M steps' losses (M, K), from first_step on, is not finite.
+
+    given: the rate that was asked for.
+    """
     if torch.isfinite(losses_mk).all():
         return
     m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
     step = first_step + m
     raise NonFiniteLossError(
         f"the loss of {names[k]} is {losses_mk[m, k].item()} at step {step}: in epoch {step / steps_per_epoch:.2f} "
-        f"at a rate of {rate_at(step):g}; lower the rate, set clip_norm, or look for bad values in its inputs and "
-        "targets"
+        f"at a rate of {rate_at(step):g}; lower lr ({given:g}), set clip_norm, or look for bad values in its inputs "
+        "and targets"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast.training.schedules import strategies
-from tests.cli.running import fails
+from tests.cli.running import QUICK, fails
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,12 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_an_ascii_terminal_ends_no_run(treebank: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mt2st_fast", "train", "--data", treebank, "--out", str(tmp_path / "o"), *QUICK],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "report.html").exists()

@@ -111,3 +111,30 @@ def test_treebanks_are_read_as_they_are_released(tmp_path):
     splits = folder("in_parts", xx_train_a__conllu=WORDS, xx_train_b__conllu=WORDS, xx_test__conllu=WORDS)
     assert splits.train.n_units + splits.dev.n_units == 80
     assert splits.notes == ("train was read from xx-train-a.conllu, xx-train-b.conllu",)
+
+
+def test_a_file_is_of_one_split(tmp_path):
+    for name, message in (
+        ("train_test", "train_test.conllu: looks like train and test by its name; rename it"),
+        ("extra", "extra.conllu is neither train, dev nor test by its name"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in ("xx-train", "xx-test", name):
+            (folder / f"{file}.conllu").write_text(WORDS)
+        with pytest.raises(InputError, match=message):
+            open_data(f"conllu:{folder}")
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for name in ("train_test", "other"):
+        (folder / f"{name}.csv").write_text("text,label\n" + "a,x\nb,y\n" * 9)
+    with pytest.raises(InputError, match="looks like train and test"):
+        open_data(f"csv:{folder}")
+
+
+def test_a_word_that_is_a_hash_is_no_comment(tmp_path):
+    path = tmp_path / "train.conll"
+    path.write_text("who O\n\n# text\nis B\n\n" * 20)
+    splits = open_data(f"columns:{path}")
+    assert splits.train.targets["col1"].class_names == ("B", "O", "text")
+    assert splits.notes == ()

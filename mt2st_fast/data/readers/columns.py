@@ -73,7 +73,9 @@ class _Table:
         row = line.split()
         if number == 1 and line.startswith(_HEADER):
             self._set_columns(line.removeprefix(_HEADER).split()[1:], number)
-        elif not self._sentences[-1] and _COMMENT.match(line):
+        elif (
+            not self._sentences[-1] and _COMMENT.match(line) and ("=" in line or len(row) != self._n_columns)
+        ):
             self.comments += 1
         elif not row or row[0] == "-DOCSTART-":  # CoNLL-2003's mark between documents
             self._sentences.append([])

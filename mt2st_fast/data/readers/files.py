@@ -1,7 +1,7 @@
 """Text files: reading them (.gz too) with errors a user can act on, and finding a folder's splits."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mt2st_fast.errors import InputError
@@ -44,6 +44,8 @@ def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
     if len(files) == 1:
         return {"train": files[0]}
     splits = {}
+    for file in files:
+        _check_one_split(file)
     for part, pattern in _SPLIT_PATTERNS.items():
         matches = [file for file in files if pattern.search(file.name)]
         if len(matches) > 1:
@@ -77,9 +79,26 @@ def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
                 for part, pattern in _SPLIT_PATTERNS.items()
             }
             if splits["train"]:
+                _check_each_in_one(path, found, splits)
                 return {part: paths for part, paths in splits.items() if paths}
             break
     return {part: [file] for part, file in find_splits(path, extensions).items()}
+
+
+def _check_each_in_one(folder: Path, files: Sequence[Path], splits: Mapping[str, Sequence[Path]]) -> None:
+    """Raises InputError for a file that would be read as two splits, or as none."""
+    for file in files:
+        _check_one_split(file)
+        if not any(file in paths for paths in splits.values()):
+            raise InputError(
+                f"{folder}: {file.name} is neither train, dev nor test by its name; take it out or rename it"
+            )
+
+
+def _check_one_split(file: Path) -> None:
+    parts = [part for part, pattern in _SPLIT_PATTERNS.items() if pattern.search(file.name)]
+    if len(parts) > 1:
+        raise InputError(f"{file}: looks like {' and '.join(parts)} by its name; rename it")
 
 
 def _decode(line: bytes, path: Path, number: int) -> str:
