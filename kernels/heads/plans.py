@@ -45,6 +45,7 @@ NUMBA_WIDE_HEAD = 4096
 NUMBA_WIDE_GRADIENT = 1 << 20  # float32 numbers
 # Logits of more bytes than this are made in chunks on a GPU.
 TRITON_LOGITS_BYTES = 4 << 30
+TRITON_TILE = 64  # outputs that a program of the tile plan holds
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "numba": (
@@ -63,6 +64,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "triton": (
         Rule(
+            "tile",
+            f"all heads together of {TRITON_TILE} outputs at most",
+            lambda shape: shape.S <= TRITON_TILE,
+            "logits never leave the chip: four launches for losses and gradients",
+        ),
+        Rule(
             "chunked",
             f"logits of more than {TRITON_LOGITS_BYTES >> 30} GiB",
             lambda shape: shape.N * shape.S * shape.itemsize > TRITON_LOGITS_BYTES,
@@ -79,7 +86,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 # What may be asked for.
-PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("packed", "chunked")}
+PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("tile", "packed", "chunked")}
 
 
 def check_plan(requested: str, backend: str) -> None:

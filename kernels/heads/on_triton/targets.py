@@ -1,0 +1,89 @@
+"""Where kernels find the heads' targets: by their addresses, so that no launch has to put them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import HeadLayout
+from .tables import IGNORE, KIND, SIZE, SOFTMAX, TARGET, pack_targets
+
+# Targets that a launch takes by their own addresses; those of more heads are put side by side first.
+MOST_ADDRESSES = 16
+ADDRESSES = tuple(f"address_{i}" for i in range(MOST_ADDRESSES))  # the names of a kernel's arguments
+N_ADDRESSES: tl.constexpr = tl.constexpr(MOST_ADDRESSES)
+
+
+class Targets(NamedTuple):
+    """What a kernel is told of K targets: integers (N,) int64 or floats (N, C) float32, all contiguous.
+
+    side_by_side: there are two addresses, of all classes (classification heads, N) and of all floats (N, row_floats).
+    """
+
+    addresses: tuple[int, ...]  # MOST_ADDRESSES of them
+    side_by_side: bool
+    row_floats: int
+    held: tuple[Tensor, ...]  # what the addresses are of
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """A kernel's arguments by name."""
+        return dict(zip(ADDRESSES, self.addresses, strict=True))
+
+
+def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device: torch.device) -> Targets:
+    """The targets of `layout` in its order; checked by the op. Converted where a kernel reads another dtype."""
+    if len(targets) > MOST_ADDRESSES:
+        classes, dense = pack_targets(targets, layout, N, device)
+        held = tuple(t for t in (classes, dense) if t is not None)
+        some = held[0].data_ptr()
+        of_classes = some if classes is None else classes.data_ptr()
+        of_dense = some if dense is None else dense.data_ptr()
+        rest = (some,) * (MOST_ADDRESSES - 2)
+        return Targets((of_classes, of_dense, *rest), True, 0 if dense is None else dense.shape[1], held)
+    held = tuple(
+        target.to(torch.int64 if head.kind.takes_classes else torch.float32).contiguous()
+        for head, target in zip(layout.heads, targets, strict=True)
+    )
+    own = tuple(target.data_ptr() for target in held)
+    # A small number in place of an address would be another type of argument, and another kernel.
+    return Targets((*own, *[own[0]] * (MOST_ADDRESSES - len(own))), False, 0, held)
+
+
+@triton.jit
+def target_of(i_k, p_integers, addresses, N, row_floats, SIDE_BY_SIDE: tl.constexpr):
+    """(address of a head's first target, floats of a row); p_integers points at the head's row of the table."""
+    C = tl.load(p_integers + SIZE)
+    if SIDE_BY_SIDE:
+        column = tl.load(p_integers + TARGET)
+        is_softmax = tl.load(p_integers + KIND) == SOFTMAX
+        address = tl.where(is_softmax, addresses[0] + column * N * 8, addresses[1] + column * 4)
+        stride = row_floats + tl.zeros_like(C)
+    else:
+        address = addresses[0]
+        for i in tl.static_range(1, N_ADDRESSES):
+            address = tl.where(i_k == i, addresses[i], address)
+        stride = C
+    return address, stride
+
+
+@triton.jit
+def load_classes(address, o_n, m_n, p_integers):
+    """(class, used, valid) of rows: -1 unless valid; used says that a row is not ignored; (BLOCK_N,) each."""
+    p_classes = address.to(tl.pointer_type(tl.int64))
+    b_y = tl.load(p_classes + o_n, mask=m_n, other=0)
+    m_used = m_n & (b_y != tl.load(p_integers + IGNORE))
+    m_valid = m_used & (b_y >= 0) & (b_y < tl.load(p_integers + SIZE))
+    return tl.where(m_valid, b_y, -1).to(tl.int32), m_used, m_valid
+
+
+@triton.jit
+def load_values(address, stride, o_n, o_c, m_inside):
+    """(BLOCK_N, BLOCK_S) float targets, NaN outside; o_c counts the head's own columns."""
+    p_values = address.to(tl.pointer_type(tl.float32)) + o_n.to(tl.int64)[:, None] * stride
+    return tl.load(p_values + o_c[None, :], mask=m_inside, other=float("nan"))

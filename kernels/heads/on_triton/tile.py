@@ -1,0 +1,331 @@
+"""The tile plan on a GPU, for heads of few outputs together: four launches, and logits never leave the chip.
+
+    tile_forward_kernel   a tile of rows: logits, losses and the unscaled gradient of the logits, dz (N, BLOCK_S)
+    mean_kernel           mean losses, their total, and what each head's gradient is to be multiplied by
+    tile_backward_kernel  the features' gradient of a tile; and of a stretch of rows its part of the weight's
+    weight_gradient_kernel  the gradients of weight and bias from their parts, in a fixed order
+
+The upstream gradient, a scalar on the device, goes into the factors of the backward launches: a loss that is scaled
+costs nothing, and dz is rounded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...machine.launch import on_device_of
+from ..call import Forward, Gradients, HeadsCall, Residual
+from .head_losses import head_losses
+from .means import take_means
+from .tables import head_tables
+from .targets import ADDRESSES, locate_targets
+from .weights import Factors, column_scales, finish_weight
+
+WIDEST = 64  # outputs of all heads together
+
+
+@triton.jit(do_not_specialize=["N", "S", "K", "row_floats", *ADDRESSES])
+def tile_forward_kernel(
+    p_features,  # (N, D)
+    p_weight,  # (S, D)
+    p_bias,  # (S,)
+    p_integers,  # (K, N_INTEGERS) int64
+    p_floats,  # (K, N_FLOATS) float32
+    p_weights,  # (S,) float32
+    p_task_weights,  # (K,) float32
+    p_dz,  # (N, BLOCK_S)
+    p_sums,  # (n_blocks, K, 3) float32
+    N,
+    D,
+    S,
+    K,
+    row_floats,
+    address_0,
+    address_1,
+    address_2,
+    address_3,
+    address_4,
+    address_5,
+    address_6,
+    address_7,
+    address_8,
+    address_9,
+    address_10,
+    address_11,
+    address_12,
+    address_13,
+    address_14,
+    address_15,
+    HAS_BIAS: tl.constexpr,
+    NEED_GRADIENT: tl.constexpr,
+    HAS_VALUES: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
+    SKIP_ZERO_WEIGHTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: BLOCK_N rows."""
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_s = tl.arange(0, BLOCK_S)
+    o_d = tl.arange(0, BLOCK_D)
+    m_n, m_s = o_n < N, o_s < S
+    p_x = p_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
+    p_w = p_weight + o_s[None, :] * D + o_d[:, None]
+    b_z = tl.zeros((BLOCK_N, BLOCK_S), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        m_d = first + o_d < D
+        b_x = tl.load(p_x + first, mask=m_n[:, None] & m_d[None, :], other=0.0)
+        b_w = tl.load(p_w + first, mask=m_s[None, :] & m_d[:, None], other=0.0).to(b_x.dtype)
+        b_z = tl.dot(b_x, b_w, b_z, input_precision=PRECISION)
+    if HAS_BIAS:
+        b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
+    addresses = (
+        address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+        address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
+    )  # fmt: skip
+    b_dz = head_losses(
+        b_z, o_n, m_n, o_s, 0, K, p_integers, p_floats, p_weights, p_task_weights,
+        p_sums + tl.program_id(0) * K * 3, addresses, N, row_floats, HAS_VALUES, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+    )  # fmt: skip
+    if NEED_GRADIENT:
+        p_out = p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :]
+        tl.store(p_out, b_dz.to(p_dz.dtype.element_ty), mask=m_n[:, None])
+
+
+@triton.jit(do_not_specialize=["N", "S", "n_tiles", "n_columns", "per_part"])
+def tile_backward_kernel(
+    p_dz,  # (N, BLOCK_S)
+    p_features,  # (N, D)
+    p_weight,  # (S, D)
+    p_scale,  # (K,) float32
+    p_task_weights,  # (K,) float32
+    p_upstream,  # () of any floating dtype
+    p_head_of_column,  # (S,) int64
+    p_d_features,  # (N, D)
+    p_parts,  # (n_parts, BLOCK_S, D) float32, of the weight's gradient, not scaled
+    p_bias_parts,  # (n_parts, BLOCK_S) float32
+    N,
+    D,
+    S,
+    n_tiles,  # of rows, of the features' gradient; 0 where it is not needed
+    n_columns,  # blocks of D
+    per_part,  # rows, a multiple of BLOCK_N
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """First the programs of the features' gradient, a block of columns of a tile each; then those of the weight's."""
+    i = tl.program_id(0)
+    o_s = tl.arange(0, BLOCK_S)
+    o_d = i % n_columns * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_s, m_d = o_s < S, o_d < D
+    i_row = i // n_columns
+    if i_row < n_tiles:
+        o_n = i_row * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < N
+        b_scale = column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_s)
+        # 1/N times a weight is subnormal in float16: the largest scale goes in after the product.
+        largest = tl.max(tl.abs(b_scale), axis=0)
+        b_relative = b_scale / tl.where(largest > 0.0, largest, 1.0)
+        b_dz = tl.load(
+            p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :], mask=m_n[:, None], other=0.0
+        )
+        b_dz = (b_dz.to(tl.float32) * b_relative[None, :]).to(b_dz.dtype)
+        b_w = tl.load(p_weight + o_s[:, None] * D + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+        b_dx = tl.dot(b_dz, b_w.to(b_dz.dtype), input_precision=PRECISION) * largest
+        p_dx = p_d_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
+        tl.store(p_dx, b_dx.to(p_d_features.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
+    else:
+        i_part = i_row - n_tiles
+        first = i_part * per_part
+        b_dw = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+        b_db = tl.zeros((BLOCK_S,), tl.float32)
+        for o_first in range(first, tl.minimum(first + per_part, N), BLOCK_N):
+            o_n = o_first + tl.arange(0, BLOCK_N)
+            m_n = o_n < N
+            b_dz = tl.load(
+                p_dz + o_n.to(tl.int64)[None, :] * BLOCK_S + o_s[:, None], mask=m_n[None, :], other=0.0
+            )
+            b_x = tl.load(
+                p_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :],
+                mask=m_n[:, None] & m_d[None, :],
+                other=0.0,
+            )
+            b_dw = tl.dot(b_dz, b_x, b_dw, input_precision=PRECISION)
+            b_db += tl.sum(b_dz.to(tl.float32), axis=1)
+        p_dw = p_parts + (i_part * BLOCK_S + o_s).to(tl.int64)[:, None] * D + o_d[None, :]
+        tl.store(p_dw, b_dw, mask=m_s[:, None] & m_d[None, :])
+        if i % n_columns == 0:
+            tl.store(p_bias_parts + i_part * BLOCK_S + o_s, b_db, mask=m_s)
+
+
+class Blocks(NamedTuple):
+    """Rows and features that a program of either direction holds at a time, and its warps and stages."""
+
+    rows: int
+    features: int
+    warps: int
+    stages: int
+
+
+PROGRAMS = 264  # that share the weight's gradient: two a multiprocessor
+
+
+def forward_blocks(N: int, itemsize: int, has_values: bool) -> Blocks:
+    """As many rows as leave every multiprocessor of a large GPU a tile, 16 at least: a matrix unit's.
+
+    Heads are masked parts of a tile: a thread holds 16 logits, as more would not fit its registers.
+    """
+    most = 64 if itemsize == 2 and not has_values else 32
+    rows = min(most, 64 if N >= 6144 else 32 if N >= 3072 else 16)
+    return Blocks(rows, 128 if itemsize == 2 else 64, 4 if rows == 16 else 8, 3)
+
+
+def backward_blocks(itemsize: int) -> Blocks:
+    """Of a tile (rows, features) of the features' gradient, and of a step along the rows of the weight's."""
+    return Blocks(64, 128, 8, 2) if itemsize == 2 else Blocks(32, 64, 4, 2)
+
+
+def rows_per_part(N: int, D: int, blocks: Blocks) -> int:
+    """Rows whose part of the weight's gradient one program sums."""
+    wanted = max(1, PROGRAMS // triton.cdiv(D, blocks.features))
+    return max(1, triton.cdiv(triton.cdiv(N, wanted), blocks.rows)) * blocks.rows
+
+
+def columns_of(S: int) -> int:
+    """BLOCK_S: what the width of a tile is padded to."""
+    return max(16, triton.next_power_of_2(S))
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Three products of tf32 parts are as accurate as float32, and run on the matrix units."""
+    return "tf32x3" if dtype is torch.float32 else "ieee"
+
+
+RESIDUAL_IS_GRADIENT = False
+
+
+def forward(call: HeadsCall) -> Forward:
+    """Losses of all heads; the residual is (dz (N, BLOCK_S), scale (K,), nothing)."""
+    features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
+    (N, D), S, K = features.shape, layout.width, len(layout)
+    blocks, device = forward_blocks(N, features.element_size(), layout.has_values), features.device
+    tables = head_tables(layout, device)
+    targets = locate_targets(call.targets, layout, N, device)
+    n_blocks = triton.cdiv(N, blocks.rows)
+    sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
+    need_gradient = any(call.needs)
+    dz = features.new_empty((N, columns_of(S)) if need_gradient else 0)
+    if n_blocks:
+        with on_device_of(features):
+            tile_forward_kernel[(n_blocks,)](
+                features, weight, tables.column_weights if call.bias is None else call.bias.contiguous(),
+                tables.integers, tables.floats, tables.column_weights, call.task_weights, dz, sums,
+                N, D, S, K, targets.row_floats, *targets.addresses,
+                HAS_BIAS=call.bias is not None, NEED_GRADIENT=need_gradient, HAS_VALUES=layout.has_values,
+                SIDE_BY_SIDE=targets.side_by_side,
+                SKIP_ZERO_WEIGHTS=call.skip_zero_weights, PRECISION=precision_of(features.dtype),
+                BLOCK_N=blocks.rows, BLOCK_S=columns_of(S), BLOCK_D=blocks.features,
+                num_warps=blocks.warps, num_stages=blocks.stages,
+            )  # fmt: skip
+    means = take_means(sums, call.task_weights)
+    nothing = means.scale.new_empty(0)
+    return Forward(
+        means.losses, means.correct, (dz, means.scale if need_gradient else nothing, nothing), means.total
+    )
+
+
+def residual_like(call: HeadsCall) -> Residual:
+    """Empty tensors of the shapes and dtypes of the residual."""
+    features, layout = call.features, call.layout
+    nothing = features.new_empty(0, dtype=torch.float32)
+    if not any(call.needs):
+        return features.new_empty(0), nothing, nothing.clone()
+    dz = features.new_empty(features.shape[0], columns_of(layout.width))
+    return dz, features.new_empty(len(layout), dtype=torch.float32), nothing
+
+
+def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
+    """(d_features, d_weight, d_bias), each None where it is not needed; the residual is left as it is."""
+    del own
+    dz, scale, _ = residual
+    features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
+    need_features, need_weight, need_bias = call.needs
+    (N, D), S = features.shape, layout.width
+    blocks, columns = backward_blocks(features.element_size()), columns_of(S)
+    per_part, n_columns = rows_per_part(N, D, blocks), triton.cdiv(D, blocks.features)
+    n_parts = max(1, triton.cdiv(N, per_part)) if need_weight or need_bias else 0
+    n_tiles = triton.cdiv(N, blocks.rows) if need_features else 0
+    d_features = torch.empty_like(features) if need_features else None
+    parts = torch.empty(n_parts, columns, D, dtype=torch.float32, device=features.device)
+    bias_parts = torch.empty(n_parts, columns, dtype=torch.float32, device=features.device)
+    factors = Factors(
+        scale, call.task_weights, grad_total, head_tables(layout, features.device).head_of_column
+    )
+    if n_tiles or n_parts:
+        with on_device_of(features):
+            tile_backward_kernel[((n_tiles + n_parts) * n_columns,)](
+                dz, features, weight, *factors, features if d_features is None else d_features,
+                parts, bias_parts, N, D, S, n_tiles, n_columns, per_part,
+                PRECISION=precision_of(features.dtype), BLOCK_N=blocks.rows, BLOCK_S=columns,
+                BLOCK_D=blocks.features, num_warps=blocks.warps, num_stages=blocks.stages,
+            )  # fmt: skip
+    found = finish_weight(
+        parts if need_weight else None, bias_parts if need_bias else None, factors, weight, call.bias
+    )
+    return d_features, *found
+
+
+def warm_up() -> None:
+    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
+
+
+def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """What is launched: (name, kernel, signature, constexprs, options)."""
+    variants = []
+    for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
+        for S, N, has_values in ((45, 8192, False), (45, 512, False), (45, 8192, True), (17, 4096, True)):
+            forward, columns = forward_blocks(N, itemsize, has_values), columns_of(S)
+            shared = {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee", "BLOCK_S": columns}
+            name = f"{dtype} {forward.rows}x{columns}{' values' * has_values}"
+            signature = {
+                **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
+                **dict.fromkeys(("p_floats", "p_weights", "p_task_weights", "p_sums"), "*fp32"),
+                "p_integers": "*i64",
+                **dict.fromkeys(("N", "D", "S", "K", "row_floats"), "i32"),
+                **dict.fromkeys(ADDRESSES, "i64"),
+            }
+            constexprs = {
+                "HAS_BIAS": True, "NEED_GRADIENT": True, "HAS_VALUES": has_values,
+                "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True,
+                "BLOCK_N": forward.rows, "BLOCK_D": forward.features, **shared,
+            }  # fmt: skip
+            options = {"num_warps": forward.warps, "num_stages": forward.stages}
+            variants.append((name, tile_forward_kernel, signature, constexprs, options))
+        for S in (45, 17):
+            blocks, columns = backward_blocks(itemsize), columns_of(S)
+            signature = {
+                **dict.fromkeys(("p_dz", "p_features", "p_weight", "p_d_features"), f"*{dtype}"),
+                **dict.fromkeys(("p_scale", "p_task_weights", "p_upstream"), "*fp32"),
+                "p_head_of_column": "*i64",
+                **dict.fromkeys(("p_parts", "p_bias_parts"), "*fp32"),
+                **dict.fromkeys(("N", "D", "S", "n_tiles", "n_columns", "per_part"), "i32"),
+            }
+            constexprs = {
+                "PRECISION": "tf32x3" if dtype == "fp32" else "ieee", "BLOCK_S": columns, "BLOCK_N": blocks.rows,
+                "BLOCK_D": blocks.features,
+            }  # fmt: skip
+            options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+            variants.append((f"{dtype} {columns}", tile_backward_kernel, signature, constexprs, options))
+    return variants
+
+
+VARIANTS = _variants()
