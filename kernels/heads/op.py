@@ -66,6 +66,7 @@ def multitask_loss(
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
     _check(features, weight, bias, targets, task_weights, layout)
+    task_weights = task_weights.contiguous()
     # As in torch's own linear, autocast leaves float64 alone.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))

@@ -5,6 +5,7 @@ Added in float64 in a fixed order: two calls give the same bits.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import on_device_of
+from ...machine.launch import Variant
 
 
 @triton.jit(do_not_specialize=["K", "n_blocks"])
@@ -73,12 +74,13 @@ def take_means(sums: Tensor, task_weights: Tensor) -> Means:
     total = torch.empty((), dtype=torch.float32, device=device)
     losses, scale = (torch.empty(K, dtype=torch.float32, device=device) for _ in range(2))
     correct = torch.empty(K, dtype=torch.int64, device=device)
-    blocks = blocks_of(K)
-    with on_device_of(sums):
-        mean_kernel[(1,)](
-            sums, task_weights, total, losses, scale, correct, K, n_blocks, **blocks, num_warps=WARPS
-        )
+    _variant(K).launch(1, (sums, task_weights, total, losses, scale, correct), (K, n_blocks))
     return Means(total, losses, correct, scale)
+
+
+@cache
+def _variant(K: int) -> Variant:
+    return Variant(mean_kernel, blocks_of(K), {"num_warps": WARPS})
 
 
 def blocks_of(K: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..call import Forward, Gradients, HeadsCall, Residual
 from .means import take_means
-from .row_losses import n_row_blocks, take_row_losses
+from .row_losses import WIDEST, n_row_blocks, take_row_losses
 from .tables import head_tables
 from .weights import Factors, finish_weight, padded_weight, scaled_weight
 
@@ -31,6 +31,11 @@ def forward(call: HeadsCall) -> Forward:
     Task weights enter in the backward pass; with `skip_zero_weights` a task of weight 0 has loss 0 and gradient 0.
     """
     features, needs = call.features, call.needs
+    if call.layout.widest > WIDEST:
+        raise ValueError(
+            f"plan=packed holds heads of {WIDEST:,} outputs at most, one has {call.layout.widest:,}; "
+            "plan=auto takes any"
+        )
     weight = padded_weight(call.weight.contiguous(), padded_width(call.layout.width), features.dtype)
     logits = torch.mm(features, weight.t())
     sums, bias_parts = take_row_losses(call, logits)

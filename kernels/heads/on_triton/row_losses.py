@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import launch_options, on_device_of
+from ...machine.launch import Variant, launch_options
 from ..call import HeadsCall
 from ..layout import HeadLayout
 from .head_losses import head_losses
@@ -31,7 +31,7 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
 ELEMENTS = 512  # of a program, 4 a thread
-WIDEST = 4096  # outputs of a head that a program holds
+WIDEST = 2048  # outputs of a head that a program holds
 
 
 @triton.jit(do_not_specialize=["N", "S", "K", "n_groups", "row_floats", *ADDRESSES])
@@ -145,7 +145,25 @@ def options_of(columns: int) -> dict[str, int]:
     """What the compiler is told. Left alone, ptxas spills a few scalars to win another warp: the limits stop that."""
     if columns <= ELEMENTS:
         return launch_options(4, 112)
-    return launch_options(8 if columns <= 2048 else 16, 128)
+    return launch_options(columns // 128, 128)
+
+
+@cache
+def _variant(
+    has_bias: bool,
+    need_gradient: bool,
+    need_bias_gradient: bool,
+    has_values: bool,
+    side_by_side: bool,
+    skip_zero_weights: bool,
+    columns: int,
+) -> Variant:
+    constexprs = {
+        "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "NEED_BIAS_GRADIENT": need_bias_gradient,
+        "HAS_VALUES": has_values, "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights,
+        "BLOCK_N": block_rows(columns), "BLOCK_S": columns,
+    }  # fmt: skip
+    return Variant(row_loss_kernel, constexprs, options_of(columns))
 
 
 def n_row_blocks(call: HeadsCall, row_stride: int) -> int:
@@ -167,19 +185,19 @@ def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
     n_blocks = triton.cdiv(N, rows)
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     bias_parts = torch.empty(n_blocks, S, dtype=torch.float32, device=device) if call.needs[2] else None
-    if n_blocks:
-        with on_device_of(logits):
-            row_loss_kernel[(n_blocks * len(groups.bounds),)](
-                logits, tables.column_weights if call.bias is None else call.bias.contiguous(),
-                tables.integers, tables.floats, tables.column_weights, call.task_weights, groups.bounds,
-                sums, sums if bias_parts is None else bias_parts,
-                N, row_stride, S, K, len(groups.bounds), targets.row_floats, *targets.addresses,
-                HAS_BIAS=call.bias is not None, NEED_GRADIENT=any(call.needs),
-                NEED_BIAS_GRADIENT=bias_parts is not None, HAS_VALUES=layout.has_values,
-                SIDE_BY_SIDE=targets.side_by_side,
-                SKIP_ZERO_WEIGHTS=call.skip_zero_weights, BLOCK_N=rows, BLOCK_S=groups.columns,
-                **options_of(groups.columns),
-            )  # fmt: skip
+    _variant(
+        call.bias is not None, any(call.needs), bias_parts is not None, layout.has_values, targets.side_by_side,
+        call.skip_zero_weights, groups.columns,
+    ).launch(
+        n_blocks * len(groups.bounds),
+        (
+            logits, tables.column_weights if call.bias is None else call.bias.contiguous(), tables.integers,
+            tables.floats, tables.column_weights, call.task_weights, groups.bounds, sums,
+            sums if bias_parts is None else bias_parts,
+        ),
+        (N, row_stride, S, K, len(groups.bounds), targets.row_floats, *targets.addresses),
+        known=row_stride,
+    )  # fmt: skip
     return RowLosses(sums, bias_parts)
 
 
@@ -187,7 +205,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
     """What is launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
-        for columns, has_values in itertools.product((64, 256, 1024, 2048, 4096), (False, True)):
+        for columns, has_values in itertools.product((64, 256, 1024, WIDEST), (False, True)):
             signature = {
                 **dict.fromkeys(("p_logits", "p_bias"), f"*{dtype}"),
                 "p_integers": "*i64",

@@ -47,12 +47,19 @@ def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device
         rest = (some,) * (MOST_ADDRESSES - 2)
         return Targets((of_classes, of_dense, *rest), True, 0 if dense is None else dense.shape[1], held)
     held = tuple(
-        target.to(torch.int64 if head.kind.takes_classes else torch.float32).contiguous()
+        _as_read(target, torch.int64 if head.kind.takes_classes else torch.float32)
         for head, target in zip(layout.heads, targets, strict=True)
     )
     own = tuple(target.data_ptr() for target in held)
     # A small number in place of an address would be another type of argument, and another kernel.
     return Targets((*own, *[own[0]] * (MOST_ADDRESSES - len(own))), False, 0, held)
+
+
+def _as_read(target: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asking costs the host less than having nothing done.
+    if target.dtype is dtype and target.is_contiguous():
+        return target
+    return target.to(dtype).contiguous()
 
 
 @triton.jit

@@ -11,6 +11,7 @@ costs nothing, and dz is rounded once.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import on_device_of
+from ...machine.launch import Variant, gpu_family
 from ..call import Forward, Gradients, HeadsCall, Residual
 from .head_losses import head_losses
 from .means import take_means
@@ -175,22 +176,32 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
 
 PROGRAMS = 264  # that share the weight's gradient: two a multiprocessor
 
 
-def forward_blocks(N: int, itemsize: int, has_values: bool) -> Blocks:
+def forward_blocks(N: int, itemsize: int, has_values: bool, family: str) -> Blocks:
     """As many rows as leave every multiprocessor of a large GPU a tile, 16 at least: a matrix unit's.
 
-    Heads are masked parts of a tile: a thread holds 16 logits, as more would not fit its registers.
+    Heads are masked parts of a tile: a thread holds 16 logits, as more would not fit its registers. From 64 rows on
+    Blackwell's products lie in a memory of their own, where Triton 3.7 cannot lay out the sums.
     """
-    most = 64 if itemsize == 2 and not has_values else 32
+    if family == "amd":
+        return Blocks(16, 32, 4, 2)
+    most = 64 if itemsize == 2 and not has_values and family == "nvidia" else 32
     rows = min(most, 64 if N >= 6144 else 32 if N >= 3072 else 16)
     return Blocks(rows, 128 if itemsize == 2 else 64, 4 if rows == 16 else 8, 3)
 
 
-def backward_blocks(itemsize: int) -> Blocks:
+def backward_blocks(itemsize: int, family: str) -> Blocks:
     """Of a tile (rows, features) of the features' gradient, and of a step along the rows of the weight's."""
+    if family == "amd":
+        return Blocks(32, 32, 4, 2)
     return Blocks(64, 128, 8, 2) if itemsize == 2 else Blocks(32, 64, 4, 2)
 
 
@@ -205,9 +216,40 @@ def columns_of(S: int) -> int:
     return max(16, triton.next_power_of_2(S))
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """Three products of tf32 parts are as accurate as float32, and run on the matrix units."""
-    return "tf32x3" if dtype is torch.float32 else "ieee"
+def precision_of(is_float32: bool, family: str) -> str:
+    """How blocks are multiplied: three products of tf32 parts are as accurate as float32, on NVIDIA's matrix units."""
+    return "tf32x3" if is_float32 and family != "amd" else "ieee"
+
+
+def _precision(features: Tensor) -> str:
+    return precision_of(features.dtype is torch.float32, gpu_family(features.device))
+
+
+@cache
+def _forward_variant(
+    has_bias: bool,
+    need_gradient: bool,
+    has_values: bool,
+    side_by_side: bool,
+    skip_zero_weights: bool,
+    precision: str,
+    blocks: Blocks,
+    columns: int,
+) -> Variant:
+    constexprs = {
+        "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "HAS_VALUES": has_values,
+        "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "PRECISION": precision,
+        "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
+    }  # fmt: skip
+    return Variant(tile_forward_kernel, constexprs, blocks.options)
+
+
+@cache
+def _backward_variant(precision: str, blocks: Blocks, columns: int) -> Variant:
+    constexprs = {
+        "PRECISION": precision, "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
+    }  # fmt: skip
+    return Variant(tile_backward_kernel, constexprs, blocks.options)
 
 
 RESIDUAL_IS_GRADIENT = False
@@ -216,26 +258,33 @@ RESIDUAL_IS_GRADIENT = False
 def forward(call: HeadsCall) -> Forward:
     """Losses of all heads; the residual is (dz (N, BLOCK_S), scale (K,), nothing)."""
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
+    if layout.width > WIDEST:
+        raise ValueError(
+            f"plan=tile holds {WIDEST} outputs, these heads have {layout.width:,}; plan=auto takes any"
+        )
     (N, D), S, K = features.shape, layout.width, len(layout)
-    blocks, device = forward_blocks(N, features.element_size(), layout.has_values), features.device
+    blocks, device = (
+        forward_blocks(N, features.element_size(), layout.has_values, gpu_family(features.device)),
+        features.device,
+    )
     tables = head_tables(layout, device)
     targets = locate_targets(call.targets, layout, N, device)
     n_blocks = triton.cdiv(N, blocks.rows)
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     need_gradient = any(call.needs)
     dz = features.new_empty((N, columns_of(S)) if need_gradient else 0)
-    if n_blocks:
-        with on_device_of(features):
-            tile_forward_kernel[(n_blocks,)](
-                features, weight, tables.column_weights if call.bias is None else call.bias.contiguous(),
-                tables.integers, tables.floats, tables.column_weights, call.task_weights, dz, sums,
-                N, D, S, K, targets.row_floats, *targets.addresses,
-                HAS_BIAS=call.bias is not None, NEED_GRADIENT=need_gradient, HAS_VALUES=layout.has_values,
-                SIDE_BY_SIDE=targets.side_by_side,
-                SKIP_ZERO_WEIGHTS=call.skip_zero_weights, PRECISION=precision_of(features.dtype),
-                BLOCK_N=blocks.rows, BLOCK_S=columns_of(S), BLOCK_D=blocks.features,
-                num_warps=blocks.warps, num_stages=blocks.stages,
-            )  # fmt: skip
+    _forward_variant(
+        call.bias is not None, need_gradient, layout.has_values, targets.side_by_side, call.skip_zero_weights,
+        _precision(features), blocks, columns_of(S),
+    ).launch(
+        n_blocks,
+        (
+            features, weight, tables.column_weights if call.bias is None else call.bias.contiguous(),
+            tables.integers, tables.floats, tables.column_weights, call.task_weights, dz, sums,
+        ),
+        (N, D, S, K, targets.row_floats, *targets.addresses),
+        known=D,
+    )  # fmt: skip
     means = take_means(sums, call.task_weights)
     nothing = means.scale.new_empty(0)
     return Forward(
@@ -260,7 +309,7 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
     need_features, need_weight, need_bias = call.needs
     (N, D), S = features.shape, layout.width
-    blocks, columns = backward_blocks(features.element_size()), columns_of(S)
+    blocks, columns = backward_blocks(features.element_size(), gpu_family(features.device)), columns_of(S)
     per_part, n_columns = rows_per_part(N, D, blocks), triton.cdiv(D, blocks.features)
     n_parts = max(1, triton.cdiv(N, per_part)) if need_weight or need_bias else 0
     n_tiles = triton.cdiv(N, blocks.rows) if need_features else 0
@@ -270,14 +319,14 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     factors = Factors(
         scale, call.task_weights, grad_total, head_tables(layout, features.device).head_of_column
     )
-    if n_tiles or n_parts:
-        with on_device_of(features):
-            tile_backward_kernel[((n_tiles + n_parts) * n_columns,)](
-                dz, features, weight, *factors, features if d_features is None else d_features,
-                parts, bias_parts, N, D, S, n_tiles, n_columns, per_part,
-                PRECISION=precision_of(features.dtype), BLOCK_N=blocks.rows, BLOCK_S=columns,
-                BLOCK_D=blocks.features, num_warps=blocks.warps, num_stages=blocks.stages,
-            )  # fmt: skip
+    _backward_variant(_precision(features), blocks, columns).launch(
+        (n_tiles + n_parts) * n_columns,
+        (
+            dz, features, weight, *factors, features if d_features is None else d_features, parts, bias_parts,
+        ),
+        (N, D, S, n_tiles, n_columns, per_part),
+        known=D,
+    )  # fmt: skip
     found = finish_weight(
         parts if need_weight else None, bias_parts if need_bias else None, factors, weight, call.bias
     )
@@ -288,13 +337,13 @@ def warm_up() -> None:
     """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
 
 
-def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options)."""
+def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """What is launched on a family of GPUs: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
         for S, N, has_values in ((45, 8192, False), (45, 512, False), (45, 8192, True), (17, 4096, True)):
-            forward, columns = forward_blocks(N, itemsize, has_values), columns_of(S)
-            shared = {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee", "BLOCK_S": columns}
+            forward, columns = forward_blocks(N, itemsize, has_values, family), columns_of(S)
+            shared = {"PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns}
             name = f"{dtype} {forward.rows}x{columns}{' values' * has_values}"
             signature = {
                 **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
@@ -308,10 +357,9 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
                 "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True,
                 "BLOCK_N": forward.rows, "BLOCK_D": forward.features, **shared,
             }  # fmt: skip
-            options = {"num_warps": forward.warps, "num_stages": forward.stages}
-            variants.append((name, tile_forward_kernel, signature, constexprs, options))
+            variants.append((name, tile_forward_kernel, signature, constexprs, forward.options))
         for S in (45, 17):
-            blocks, columns = backward_blocks(itemsize), columns_of(S)
+            blocks, columns = backward_blocks(itemsize, family), columns_of(S)
             signature = {
                 **dict.fromkeys(("p_dz", "p_features", "p_weight", "p_d_features"), f"*{dtype}"),
                 **dict.fromkeys(("p_scale", "p_task_weights", "p_upstream"), "*fp32"),
@@ -320,12 +368,9 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
                 **dict.fromkeys(("N", "D", "S", "n_tiles", "n_columns", "per_part"), "i32"),
             }
             constexprs = {
-                "PRECISION": "tf32x3" if dtype == "fp32" else "ieee", "BLOCK_S": columns, "BLOCK_N": blocks.rows,
+                "PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns, "BLOCK_N": blocks.rows,
                 "BLOCK_D": blocks.features,
             }  # fmt: skip
-            options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
-            variants.append((f"{dtype} {columns}", tile_backward_kernel, signature, constexprs, options))
+            name = f"{dtype} {columns}"
+            variants.append((name, tile_backward_kernel, signature, constexprs, blocks.options))
     return variants
-
-
-VARIANTS = _variants()

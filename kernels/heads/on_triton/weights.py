@@ -6,6 +6,7 @@ Gradients of logits are kept unscaled. What they are still to be multiplied by (
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import on_device_of
+from ...machine.launch import Variant
 
 COLUMNS, WARPS = 512, 4
 
@@ -152,12 +153,18 @@ def _scale_rows(weight: Tensor, out: Tensor, factors: Factors | None, largest: T
     S, D = weight.shape
     K = 1 if factors is None else len(factors.scale)
     n_columns = triton.cdiv(D, COLUMNS)
-    with on_device_of(weight):
-        scaled_rows_kernel[(len(out) * n_columns,)](
-            weight, out, *((weight,) * 4 if factors is None else factors), out if largest is None else largest,
-            D, S, K, n_columns, IS_SCALED=factors is not None, IS_RELATIVE=largest is not None,
-            BLOCK_K=triton.next_power_of_2(K), BLOCK_D=COLUMNS, num_warps=WARPS,
-        )  # fmt: skip
+    _rows_variant(triton.next_power_of_2(K), factors is not None, largest is not None).launch(
+        len(out) * n_columns,
+        (weight, out, *((weight,) * 4 if factors is None else factors), out if largest is None else largest),
+        (D, S, K, n_columns),
+        known=D,
+    )
+
+
+@cache
+def _rows_variant(heads: int, is_scaled: bool, is_relative: bool) -> Variant:
+    constexprs = {"IS_SCALED": is_scaled, "IS_RELATIVE": is_relative, "BLOCK_K": heads, "BLOCK_D": COLUMNS}
+    return Variant(scaled_rows_kernel, constexprs, {"num_warps": WARPS})
 
 
 def finish_weight(
@@ -171,20 +178,28 @@ def finish_weight(
     need_weight, need_bias = parts is not None, bias_parts is not None and bias is not None
     d_weight = torch.empty_like(weight) if need_weight else None
     d_bias = torch.empty_like(bias) if need_bias and bias is not None else None
-    blocks = gradient_blocks(0 if parts is None else len(parts))
-    n_columns = triton.cdiv(D, blocks["BLOCK_D"]) if need_weight else 1
+    n_parts, rows = (0, 0) if parts is None else parts.shape[:2]
+    n_bias_parts, bias_stride = (0, 0) if bias_parts is None else bias_parts.shape
+    n_columns = triton.cdiv(D, gradient_blocks(n_parts)["BLOCK_D"]) if need_weight else 1
     # An argument that a variant never reads still needs a pointer of the same type.
     nothing = factors.scale
     if need_weight or need_bias:
-        with on_device_of(weight):
-            weight_gradient_kernel[(S * n_columns,)](
+        _gradient_variant(n_parts > 1, need_weight, need_bias).launch(
+            S * n_columns,
+            (
                 nothing if parts is None else parts, nothing if bias_parts is None else bias_parts, *factors,
-                weight if d_weight is None else d_weight, weight if d_bias is None else d_bias, D, S,
-                0 if parts is None else parts.shape[1], 0 if bias_parts is None else bias_parts.shape[1],
-                n_columns, 0 if parts is None else len(parts), 0 if bias_parts is None else len(bias_parts),
-                NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, **blocks, num_warps=WARPS,
-            )  # fmt: skip
+                weight if d_weight is None else d_weight, weight if d_bias is None else d_bias,
+            ),
+            (D, S, rows, bias_stride, n_columns, n_parts, n_bias_parts),
+            known=D,
+        )  # fmt: skip
     return d_weight, d_bias
+
+
+@cache
+def _gradient_variant(of_parts: bool, need_weight: bool, need_bias: bool) -> Variant:
+    constexprs = {"NEED_WEIGHT": need_weight, "NEED_BIAS": need_bias, **gradient_blocks(1 + of_parts)}
+    return Variant(weight_gradient_kernel, constexprs, {"num_warps": WARPS})
 
 
 def gradient_blocks(n_parts: int) -> dict[str, int]:

@@ -57,7 +57,7 @@ PLANS = {
     "tile-float16": Plan(tile, MIXED, 33, 12, torch.float16, empty=(4,)),
     "tile-no-bias": Plan(tile, MIXED, 33, 140, bias=False),
     "tile-one-kind": Plan(tile, (MIXED[1], MIXED[3], MIXED[5]), 80, 20),
-    "tile-many": Plan(tile, MIXED[:4] * 5, 17, 12),
+    "tile-many": Plan(tile, MIXED[:2] * 9, 17, 12),
     "tile-no-rows": Plan(tile, MIXED, 0, 12),
     # One wide head in chunks of 16 rows between narrow ones.
     "chunked": Plan(chunked, CHUNKED, 24, 12, options={"least_rows": 16}),
