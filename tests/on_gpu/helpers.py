@@ -12,7 +12,13 @@ from bench.accuracy import FACTOR, relative_error
 DEVICE = torch.device("cuda")
 BACKEND = "triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NO_GPU = "no GPU: torch sees no CUDA device here"
 RATE = 2.0**-7  # the same in float32, so that a rate on the device is the same number
+
+
+def obstacle() -> str | None:
+    """Why the tests on a GPU cannot run here, or None."""
+    return None if torch.cuda.is_available() else NO_GPU
 
 
 def assert_as_accurate_as_torch(ours, by_torch, truth, dtype):

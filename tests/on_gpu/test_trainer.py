@@ -1,7 +1,4 @@
-"""The trainer on a real GPU: with CUDA graphs as without them, and what a step launches.
-
-Skipped, in one line, where torch sees no CUDA device.
-"""
+"""The trainer on a real GPU: with CUDA graphs as without them, and what a step launches."""
 
 from __future__ import annotations
 
@@ -23,9 +20,6 @@ from mt2st_fast import (
 )
 from mt2st_fast.training.engines.graphed_steps import WARM_UP_STEPS
 from tests.on_gpu.helpers import DEVICE, RATE
-
-if not torch.cuda.is_available():
-    pytest.skip("no GPU: torch sees no CUDA device here", allow_module_level=True)
 
 # --- the trainer with CUDA graphs ----------------------------------------------------------------------
 
