@@ -200,17 +200,17 @@ def measure_floors(m: Measurement) -> bool:
 def measure_heads(case: HeadCase, direction: Direction, m: Measurement) -> bool:
     """All peers of one case and direction; False where our own code fails or is inaccurate."""
     title = f"{case.name}: {case.shape}, {direction}"
-    peers, more, green = _checked_peers(case, direction, m, tuple(builders(m.device)))
+    peers, more, green = checked_peers(case, direction, m, tuple(builders(m.device)))
     timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
     if m.device.type == "cuda":
         for name, peer in peers.items():
             calls = int(np.clip(COLD_SECONDS * 1e6 / timings.median_us(name), 3, COLD_CALLS))
             more[name]["cold_us"] = round(cold_us(peer.candidate(), m.device, calls), 2)
-    _report("heads", case.name, case.shape, direction, title, timings, _over_eager(peers), m, more)
+    _report("heads", case.name, case.shape, direction, title, timings, over_eager(peers), m, more)
     return green
 
 
-def _over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
+def over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
     """Eager over each; a peer without a bias is compared with ours without one."""
     ratios = {name: ("eager", name) for name in peers if name != "eager" and "eager" in peers}
     without = [name for name, peer in peers.items() if peer.weights and not peer.biases]
@@ -221,7 +221,7 @@ def _over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
     return ratios
 
 
-def _checked_peers(
+def checked_peers(
     case: HeadCase, direction: Direction, m: Measurement, names: tuple[str, ...]
 ) -> tuple[dict[str, Peer], dict[str, dict[str, Any]], bool]:
     """The peers that compute the right thing, what their records say beside times, and whether ours are among them."""
@@ -274,10 +274,15 @@ def measure_step(case: StepCase, m: Measurement) -> bool:
     except InaccurateError as error:
         console.print(f"[red]{case.name}: not measured, {error}[/red]")
         return False
-    for title, steps, ratios in (
-        ("training step", multi_and_single(model, skip=_skip), step_ratios(m.device)),
-        ("step after the switch", switched_and_stl(model), SWITCHED_PEERS),
+    for title, build, ratios in (
+        (
+            "training step",
+            partial(multi_and_single, compiled=lambda: m.has_time_to_build),
+            step_ratios(m.device),
+        ),
+        ("step after the switch", switched_and_stl, SWITCHED_PEERS),
     ):
+        steps = build(model, skip=_skip)
         timings = m.interleave(
             {name: Candidate(step) for name, step in steps.items()}, STEP_BURST_US[m.device.type]
         )
@@ -302,13 +307,13 @@ def measure_scaling(case: HeadCase, m: Measurement) -> bool:
 
 def _measure_time_and_memory(suite: str, case: HeadCase, m: Measurement, names: tuple[str, ...]) -> bool:
     title = f"{case.name}: {case.shape}, time and peak memory"
-    peers, more, green = _checked_peers(case, "forward+backward", m, names)
+    peers, more, green = checked_peers(case, "forward+backward", m, names)
     timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
     if m.device.type == "cpu":
         for name in peers:
             if name != "gemms":
                 more[name].update(_peak_on_cpu(case, name, m))
-    _report(suite, case.name, case.shape, "forward+backward", title, timings, _over_eager(peers), m, more)
+    _report(suite, case.name, case.shape, "forward+backward", title, timings, over_eager(peers), m, more)
     return green
 
 

@@ -186,7 +186,9 @@ def _gpu_heads(case: HeadCase, records: ByPeer, copy: float | None) -> list[Verd
             title = "eager / ours, both in a graph"
             verdicts.append(_ratio(name, records, *graphs, required.over_best, title))
     for peer, least in required.over:
-        verdicts.append(_ratio(name, records, (peer,), ("ours",), least, f"{peer} / ours"))
+        # A peer that knows no bias is compared with ours without one.
+        mine = "ours" if records.get(peer, {}).get("bias", True) else "ours_no_bias"
+        verdicts.append(_ratio(name, records, (peer,), (mine,), least, f"{peer} / {mine}"))
     if required.of_gemms is not None:
         verdicts.append(_at_most(name, records, "gemms", required.of_gemms))
     if required.of_bytes is not None:
