@@ -62,7 +62,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one.")] = "auto",
     corpus: Annotated[
         Path | None,
-        typer.Option(help="A CoNLL-U treebank for train, a file or a folder; the built-in corpus otherwise."),
+        typer.Option(help="A CoNLL-U file or folder for train; the built-in corpus otherwise."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="train, supervised or words.")] = None,
     train_seconds: Annotated[float, typer.Option(help="The process of train is stopped after this.")] = 60.0,

@@ -45,8 +45,9 @@ def test_the_report_of_train_becomes_a_record(tmp_path, monkeypatch):
         (out / "report.json").write_text(json.dumps(report))
         return subprocess.CompletedProcess(command, 0, "", "")
 
+    environment = describe()  # asks git
     monkeypatch.setattr(subprocess, "run", run)
-    (made,) = run_train(describe(), CPU, tmp_path, tmp_path, 5.0)
+    (made,) = run_train(environment, CPU, tmp_path, tmp_path, 5.0)
     assert f"conllu:{tmp_path.resolve()}" in asked[0]
     assert (made["value"], made["quality"], made["shape"]) == (1e6, 0.94, "ewt, 9 steps")
     assert made["phases"] == [{"active": ["a"], "engine": "e", "step_ms_median": 0.5}]
@@ -54,9 +55,10 @@ def test_the_report_of_train_becomes_a_record(tmp_path, monkeypatch):
 
 def test_a_train_that_fails_names_its_last_line(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 2, "", "trace\nno such corpus\n")
+    environment = describe()
     monkeypatch.setattr(subprocess, "run", lambda command, **_: failed)
     with pytest.raises(RuntimeError, match="no such corpus"):
-        list(run_train(describe(), CPU, None, tmp_path, 5.0))
+        list(run_train(environment, CPU, None, tmp_path, 5.0))
 
 
 def test_a_job_that_breaks_leaves_the_others_alone(tmp_path, capsys):

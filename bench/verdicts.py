@@ -26,6 +26,7 @@ from bench.step_cases import (
     MOST_OVER_GEMMS,
     SWITCHED_LIMIT,
     TAGGER,
+    TREEBANK_TAGGER,
 )
 
 MISSING = "not yet measured"
@@ -166,7 +167,7 @@ def gpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
         records = by_peer(found, "step", step_case.name, "step")
         verdicts += [
             _ratio(step_case.name, records, (peer,), ("ours multi, graph",), least, f"{peer} / ours, graph")
-            for peer, least in GPU_STEP_OVER.items()
+            for peer, least in (GPU_STEP_OVER.items() if step_case.name != TREEBANK_TAGGER else ())
         ]
     names = tuple(case.name for case in GPU_STEP_CASES)
     return verdicts + _after_switch(found, names, ("after switch", "after switch, graph"))
