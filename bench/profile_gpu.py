@@ -4,8 +4,8 @@ A torch-profiler trace of the heads' forward and backward pass, and of a trainin
 of a single-task (STL) run, with and without graphs. Bytes a second count each input read once and each output
 written once (features, weight, bias, targets and gradients), operations a second the three GEMMs; the ceilings are a
 measured copy and a measured GEMM. The kernels after the switch are compared with those of the STL step. Writes
-`profile.md` and, with --traces, one trace a step for chrome://tracing. Without a GPU: one line, exit code 0. Exit code 1
-where the kernels after the switch differ from the STL step's.
+`profile.md` and, with --traces, one trace a step for chrome://tracing. Without a GPU: one line, exit code 0. Exit
+code 1 where the kernels after the switch differ from the STL step's.
 """
 
 from __future__ import annotations
@@ -256,8 +256,10 @@ def main() -> int:
     traces = arguments.out if arguments.traces else None
     step_lines, same = profile_steps(traces)
     heading = f"# Profile on {torch.cuda.get_device_name()}, torch {torch.__version__}"
-    text = "\n".join([heading, "", *step_lines, *profile_heads(traces)])
-    (arguments.out / "profile.md").write_text(text, encoding="utf-8")
+    file = arguments.out / "profile.md"
+    lines = [heading, "", *step_lines]
+    file.write_text("\n".join(lines), encoding="utf-8")  # what there is, should the next part break
+    file.write_text("\n".join([*lines, *profile_heads(traces)]), encoding="utf-8")
     print(
         f"wrote {arguments.out / 'profile.md'}; after the switch: {'the same kernels' if same else 'other kernels'}"
     )
