@@ -48,8 +48,8 @@ console = Console(width=150)
 
 
 # On a CPU a step follows hundreds of its like, and finds the optimizer's tables in cache: every candidate has its own,
-# and a stranger's have thrown them out. On a GPU a slow step would take a second for one turn of so many.
-STEP_BURST_US = {"cpu": 50_000, "cuda": 2_000}
+# and a stranger's have thrown them out.
+STEP_BURST_US = {"cpu": 50_000, "cuda": 10_000}
 # Of a case's share of the time: after this no further peer is built, so that time is left to measure those there are.
 BUILDING_SHARE = 0.5
 LEAST_SECONDS = 1.0

@@ -46,6 +46,7 @@ def test_without_a_gpu_there_is_one_line(command):
 
 def test_the_stages_of_a_gpu_machine_fit_its_budget():
     script = (ROOT / "bench" / "gpu.sh").read_text("utf-8")
+    budget = int(re.search(r"BUDGET_SECONDS:-(\d+)", script)[1])
     stages = re.findall(r"^ *stage \d+ (\w+|\"[^\"]+\") (\d+) ", script, re.MULTILINE)
     assert len(stages) == len(re.findall(r"^ *stage \d", script, re.MULTILINE)) >= 10
     limits = {name: int(limit) for name, limit in stages}  # of a name there is one at a time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from bench import ledger
 from bench.cases import GPU_HEAD_CASES, HEAD_CASES, MEMORY_CASE
@@ -37,6 +38,19 @@ def test_candidates_take_turns_and_are_prepared():
     assert timings.rounds == 3
     calls = MOST_CALLS  # such short calls that a burst holds as many as it may
     assert "".join(seen) == "-A-B" * WARM_UP_ROUNDS + ("-A" * calls + "-B" * calls) * 3
+
+
+def test_on_a_gpu_every_burst_lasts_as_long(monkeypatch):
+    seen = []
+
+    def burst(candidate, calls):
+        seen.append((candidate.run(), calls))
+        return candidate.run()
+
+    monkeypatch.setattr("bench.interleaved._cuda_burst_us", burst)
+    candidates = {"fast": Candidate(lambda: 10.0), "slow": Candidate(lambda: 2500.0)}
+    interleave(candidates, rounds=1, burst_us=5000, device=torch.device("cuda"))
+    assert seen[-2:] == [(10.0, MOST_CALLS), (2500.0, 2)]
 
 
 def test_ratio_is_of_medians():
