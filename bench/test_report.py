@@ -13,6 +13,7 @@ from bench.interleaved import MOST_CALLS, WARM_UP_ROUNDS, Candidate, Timings, in
 from bench.report import _draw_scaling, render
 from bench.scaling import points
 from bench.verdicts import MISSING, cpu_verdicts, gpu_verdicts
+from bench.word_report import job_section
 
 
 def made(date: str, eager_us: float, kind: str = "cpu") -> list[ledger.Record]:
@@ -66,6 +67,14 @@ def test_latest_record_counts_and_none_is_lost(tmp_path):
     text = render(ledger.latest(stored))
     assert "| 3.50 [3.50 to 3.50] | 3, met |" in text
     assert "2.00 [" not in text
+
+
+def test_rows_without_a_measurement_share_a_line():
+    text = render(made("2025-01-01", 250.0, "cuda")).partition("## On a GPU")[2]
+    heads = text.partition("**Heads, forward and backward**")[2].partition("**")[0]
+    assert heads.count("| vocabulary") == 1
+    assert f"| {MISSING}" not in heads
+    assert "Not yet measured: 1,000 classes and 4 heads, bfloat16; 8 heads" in heads
 
 
 def test_gpu_is_not_estimated():
@@ -154,6 +163,17 @@ def test_gpu_verdicts_compare_graphs_with_graphs():
         == f"{25 / floor_us:.2f} (25.0 of {floor_us:.1f} µs)"
     )
     assert all(v.met == MISSING for v in gpu_verdicts([]))
+
+
+def test_whole_jobs_stand_in_the_gpu_report():
+    record = record_of("jobs", "mt2st-fast train", "ours on cuda", 0.0, kind="cuda")
+    record |= {
+        "shape": "ewt, 2480 steps", "unit": "tokens/s", "value": 2.5e6, "call_seconds": 12.0, "quality": 0.9412,
+        "phases": [{"active": ["a", "b"], "engine": "cuda graph", "graph": "captured"}],
+    }  # fmt: skip
+    (row,) = [line for line in job_section([record]) if "train:" in line]
+    assert "2,500,000 tokens/s | 12.00 s | 0.9412 | 2 tasks: cuda graph, captured" in row
+    assert job_section([]) == ["Not yet measured."]
 
 
 def test_scaling_is_drawn(tmp_path):
