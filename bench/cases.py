@@ -160,7 +160,7 @@ def _on_gpu(
 
 
 VOCABULARY = HeadCase(
-    "vocabulary and 4 heads", 8192, 4096, (151_936, 17, 9, 5, 2), on="cuda", dtype=torch.bfloat16, weight=3.0,
+    "vocabulary and 4 heads", 8192, 4096, (151_936, 17, 9, 5, 2), on="cuda", dtype=torch.bfloat16, weight=5.0,
     required=Required(
         over=(("liger", 2.5), ("cut_cross_entropy", 1.0), ("linear_cross_entropy", 1.0)),
         of_gemms=1.25,

@@ -7,13 +7,15 @@ that is not installed, cannot run or computes something else is skipped by name 
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import torch
@@ -51,7 +53,7 @@ console = Console(width=150)
 # and a stranger's have thrown them out.
 STEP_BURST_US = {"cpu": 50_000, "cuda": 10_000}
 # Of a case's share of the time: after this no further peer is built, so that time is left to measure those there are.
-BUILDING_SHARE = 0.5
+BUILDING_SHARE = 0.6
 LEAST_SECONDS = 1.0
 COLD_SECONDS, COLD_CALLS = 0.2, 30
 
@@ -113,6 +115,9 @@ def main(
         typer.Option(help="Shared among the cases; none begins after this, and what is left is named."),
     ] = None,
     records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+    first: Annotated[
+        int, typer.Option(min=0, help="The place of the first case; those before it failed.")
+    ] = 0,
 ) -> None:
     """Measure, print and append records."""
     try:
@@ -122,19 +127,39 @@ def main(
         raise typer.Exit(0 if device == "cuda" else 2) from None
     m = Measurement(found, rounds, limit_seconds, records)
     started = time.perf_counter()
-    red = 0
+    red = first > 0
     work = list(_work(suite, case, m))
-    for place, (name, run, weight) in enumerate(work):
+    for place, (name, run, weight) in enumerate(work[first:], first):
         left = math.inf if total_seconds is None else total_seconds - (time.perf_counter() - started)
         if left <= 0:
             console.print(f"[yellow]skipped {name}: {total_seconds:g} s are over[/yellow]")
             continue
         m.begin(left * weight / sum(other[2] for other in work[place:]))
-        red += not _survived(name, run)
-        if found.type == "cuda":
-            torch.cuda.empty_cache()
+        red |= not _survived(name, run)
+        if found.type == "cuda" and _is_lost(found) and place + 1 < len(work):
+            _go_on_in_another_process(place + 1, time.perf_counter() - started, total_seconds)
     if red:
         raise typer.Exit(1)
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Whether this process can use the device no more, as after an illegal memory access; else its memory is freed."""
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _go_on_in_another_process(first: int, seconds: float, total_seconds: float | None) -> NoReturn:
+    """This program again from another case on: one that broke the device must not take the others with it."""
+    console.print("[yellow]the device is lost to this process; another one goes on[/yellow]")
+    arguments = [*sys.argv[1:], "--first", str(first)]
+    if total_seconds is not None:
+        arguments += ["--total-seconds", f"{max(0.1, total_seconds - seconds):.1f}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "bench.measure", *arguments])
 
 
 def _survived(name: str, run: Callable[[], bool]) -> bool:

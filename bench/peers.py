@@ -218,7 +218,7 @@ BUILDERS: dict[str, Builder] = {
 OURS = ("ours", "ours_graph", "ours_no_bias", "heads_module")
 # Without these a case says nothing; the others are built in this order while there is time.
 FIRST = ("ours", "ours_graph", "eager", "eager_graph", "heads_module", "gemms")
-LATER = ("ours_no_bias", "cut_cross_entropy", "liger", "linear_cross_entropy", "compiled")
+LATER = ("liger", "ours_no_bias", "cut_cross_entropy", "linear_cross_entropy", "compiled")
 ON_GPU_ONLY = {
     "liger": "liger_kernel",
     "cut_cross_entropy": "cut_cross_entropy",

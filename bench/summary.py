@@ -47,7 +47,12 @@ def tests(path: Path) -> list[str]:
     """pytest's last line, and each failure with the first line of its error."""
     lines = _lines(path)
     counted = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|skipped|error)", line)]
-    failures = [line[:MOST_COLUMNS] for line in lines if re.match(r"(FAILED|ERROR) ", line)]
+    failures = [line[:MOST_COLUMNS] for line in lines if re.match(r"(FAILED|ERROR) .*::", line)]
+    if not counted:  # stopped, or killed: what was said meanwhile
+        failures = [line[:MOST_COLUMNS] for line in lines if re.search(r" (FAILED|ERROR)\b", line)]
+        counted = (
+            [f"not at its end; {sum(' PASSED' in line for line in lines)} passed until then"] if lines else []
+        )
     left = len(failures) - MOST_FAILURES
     more = [f"and {left} more"] if left > 0 else []
     return [*(counted[-1:] or ["no result"]), *failures[:MOST_FAILURES], *more]

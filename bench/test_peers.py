@@ -178,3 +178,47 @@ def test_a_replay_keeps_what_its_run_reads(seen):
     del replay
     gc.collect()
     assert alive() is None
+
+
+# --- a device that is lost -------------------------------------------------------------------------------
+
+
+def test_a_case_that_breaks_the_device_leaves_the_others_to_another_process(monkeypatch):
+    done, started = [], []
+
+    class LostError(Exception):
+        pass
+
+    def restart(program, command):
+        started.append(command)
+        raise LostError
+
+    def synchronize(device):
+        if done[-1] == "second":
+            raise RuntimeError("an illegal memory access was encountered")
+
+    work = [(name, lambda name=name: done.append(name) is None, 1.0) for name in ("first", "second", "third")]
+    monkeypatch.setattr(measure, "find", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(measure, "describe", lambda device: {})
+    monkeypatch.setattr(measure, "_work", lambda suite, case, m: work)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(measure.os, "execv", restart)
+    monkeypatch.setattr(sys, "argv", ["measure.py", "heads", "--device", "cuda"])
+    with pytest.raises(LostError):
+        measure.main(measure.Suite.heads, device="cuda", total_seconds=60.0, records=None, case=None, first=0)
+    assert done == ["first", "second"]
+    ((program, *command),) = started
+    assert program == sys.executable
+    assert command[:7] == ["-m", "bench.measure", "heads", "--device", "cuda", "--first", "2"]
+    assert command[7] == "--total-seconds"
+    assert 0 < float(command[8]) <= 60.0
+
+
+def test_a_run_that_goes_on_begins_at_its_case_and_stays_red(monkeypatch):
+    done = []
+    work = [(name, lambda name=name: done.append(name) is None, 1.0) for name in ("first", "second", "third")]
+    monkeypatch.setattr(measure, "_work", lambda suite, case, m: work)
+    with pytest.raises(measure.typer.Exit):
+        measure.main(measure.Suite.heads, device="cpu", total_seconds=None, records=None, case=None, first=2)
+    assert done == ["third"]
