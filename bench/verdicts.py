@@ -26,6 +26,7 @@ from bench.step_cases import (
     MOST_OVER_GEMMS,
     SWITCHED_LIMIT,
     TAGGER,
+    TREEBANK_TAGGER,
 )
 
 MISSING = "not yet measured"
@@ -166,7 +167,7 @@ def gpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
         records = by_peer(found, "step", step_case.name, "step")
         verdicts += [
             _ratio(step_case.name, records, (peer,), ("ours multi, graph",), least, f"{peer} / ours, graph")
-            for peer, least in GPU_STEP_OVER.items()
+            for peer, least in (GPU_STEP_OVER.items() if step_case.name != TREEBANK_TAGGER else ())
         ]
     names = tuple(case.name for case in GPU_STEP_CASES)
     return verdicts + _after_switch(found, names, ("after switch", "after switch, graph"))
@@ -186,7 +187,9 @@ def _gpu_heads(case: HeadCase, records: ByPeer, copy: float | None) -> list[Verd
             title = "eager / ours, both in a graph"
             verdicts.append(_ratio(name, records, *graphs, required.over_best, title))
     for peer, least in required.over:
-        verdicts.append(_ratio(name, records, (peer,), ("ours",), least, f"{peer} / ours"))
+        # A peer that knows no bias is compared with ours without one.
+        mine = "ours" if records.get(peer, {}).get("bias", True) else "ours_no_bias"
+        verdicts.append(_ratio(name, records, (peer,), (mine,), least, f"{peer} / {mine}"))
     if required.of_gemms is not None:
         verdicts.append(_at_most(name, records, "gemms", required.of_gemms))
     if required.of_bytes is not None:

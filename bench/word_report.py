@@ -31,6 +31,28 @@ def gpu_word_section(found: Sequence[Record]) -> list[str]:
     return [*lines, ""]
 
 
+def job_section(found: Sequence[Record]) -> list[str]:
+    """Markdown lines on whole jobs: the rate of training, the time of the whole call, and the quality beside both."""
+    records = [r for r in found if r["suite"] == "jobs"]
+    if not records:
+        return [f"{MISSING.capitalize()}."]
+    rows = [
+        [
+            f"{record['case']}: {record['shape']}",
+            record["peer"],
+            f"{record['value']:,.0f} {record['unit']}",
+            f"{record['call_seconds']:.2f} s",
+            f"{record['quality']:.4f}" if record.get("quality") is not None else "",
+            "; ".join(
+                f"{len(phase['active'])} tasks: {phase.get('engine')}, {phase.get('graph') or 'no graph'}"
+                for phase in record.get("phases", ())
+            ),
+        ]
+        for record in records
+    ]
+    return table(["job", "", "training", "whole call", "quality", "steps taken by"], rows)
+
+
 def _gpu_table(
     found: Sequence[Record],
     direction: str,
