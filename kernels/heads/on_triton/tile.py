@@ -19,8 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, gpu_family
+from ...machine.launch import Variant, cdiv, gpu_family, next_power_of_2
 from ..call import Forward, Gradients, HeadsCall, Residual
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
+from .constants import constants_of
 from .head_losses import head_losses
 from .means import take_means
 from .tables import head_tables
@@ -30,13 +33,11 @@ from .weights import Factors, column_scales, finish_weight
 WIDEST = 64  # outputs of all heads together
 
 
-@triton.jit(do_not_specialize=["N", "S", "K", "row_floats", *ADDRESSES])
+@triton.jit(do_not_specialize=["N", "S", "row_floats", *ADDRESSES])
 def tile_forward_kernel(
     p_features,  # (N, D)
     p_weight,  # (S, D)
     p_bias,  # (S,)
-    p_integers,  # (K, N_INTEGERS) int64
-    p_floats,  # (K, N_FLOATS) float32
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
     p_dz,  # (N, BLOCK_S)
@@ -44,7 +45,6 @@ def tile_forward_kernel(
     N,
     D,
     S,
-    K,
     row_floats,
     address_0,
     address_1,
@@ -64,7 +64,8 @@ def tile_forward_kernel(
     address_15,
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
-    HAS_VALUES: tl.constexpr,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,8 +93,8 @@ def tile_forward_kernel(
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
     b_dz = head_losses(
-        b_z, o_n, m_n, o_s, 0, K, p_integers, p_floats, p_weights, p_task_weights,
-        p_sums + tl.program_id(0) * K * 3, addresses, N, row_floats, HAS_VALUES, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+        b_z, o_n, m_n, o_s, p_weights, p_task_weights, p_sums + tl.program_id(0) * N_HEADS * 3, addresses, N,
+        row_floats, HEADS, 0, N_HEADS, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
     )  # fmt: skip
     if NEED_GRADIENT:
         p_out = p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :]
@@ -207,13 +208,13 @@ def backward_blocks(itemsize: int, family: str) -> Blocks:
 
 def rows_per_part(N: int, D: int, blocks: Blocks) -> int:
     """Rows whose part of the weight's gradient one program sums."""
-    wanted = max(1, PROGRAMS // triton.cdiv(D, blocks.features))
-    return max(1, triton.cdiv(triton.cdiv(N, wanted), blocks.rows)) * blocks.rows
+    wanted = max(1, PROGRAMS // cdiv(D, blocks.features))
+    return max(1, cdiv(cdiv(N, wanted), blocks.rows)) * blocks.rows
 
 
 def columns_of(S: int) -> int:
     """BLOCK_S: what the width of a tile is padded to."""
-    return max(16, triton.next_power_of_2(S))
+    return max(16, next_power_of_2(S))
 
 
 def precision_of(is_float32: bool, family: str) -> str:
@@ -227,9 +228,9 @@ def _precision(features: Tensor) -> str:
 
 @cache
 def _forward_variant(
+    layout: HeadLayout,
     has_bias: bool,
     need_gradient: bool,
-    has_values: bool,
     side_by_side: bool,
     skip_zero_weights: bool,
     precision: str,
@@ -237,9 +238,9 @@ def _forward_variant(
     columns: int,
 ) -> Variant:
     constexprs = {
-        "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "HAS_VALUES": has_values,
-        "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "PRECISION": precision,
-        "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
+        "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "HEADS": constants_of(layout),
+        "N_HEADS": len(layout), "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights,
+        "PRECISION": precision, "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
     }  # fmt: skip
     return Variant(tile_forward_kernel, constexprs, blocks.options)
 
@@ -269,20 +270,20 @@ def forward(call: HeadsCall) -> Forward:
     )
     tables = head_tables(layout, device)
     targets = locate_targets(call.targets, layout, N, device)
-    n_blocks = triton.cdiv(N, blocks.rows)
+    n_blocks = cdiv(N, blocks.rows)
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     need_gradient = any(call.needs)
     dz = features.new_empty((N, columns_of(S)) if need_gradient else 0)
     _forward_variant(
-        call.bias is not None, need_gradient, layout.has_values, targets.side_by_side, call.skip_zero_weights,
+        layout, call.bias is not None, need_gradient, targets.side_by_side, call.skip_zero_weights,
         _precision(features), blocks, columns_of(S),
     ).launch(
         n_blocks,
         (
             features, weight, tables.column_weights if call.bias is None else call.bias.contiguous(),
-            tables.integers, tables.floats, tables.column_weights, call.task_weights, dz, sums,
+            tables.column_weights, call.task_weights, dz, sums,
         ),
-        (N, D, S, K, targets.row_floats, *targets.addresses),
+        (N, D, S, targets.row_floats, *targets.addresses),
         known=D,
     )  # fmt: skip
     means = take_means(sums, call.task_weights)
@@ -310,9 +311,9 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     need_features, need_weight, need_bias = call.needs
     (N, D), S = features.shape, layout.width
     blocks, columns = backward_blocks(features.element_size(), gpu_family(features.device)), columns_of(S)
-    per_part, n_columns = rows_per_part(N, D, blocks), triton.cdiv(D, blocks.features)
-    n_parts = max(1, triton.cdiv(N, per_part)) if need_weight or need_bias else 0
-    n_tiles = triton.cdiv(N, blocks.rows) if need_features else 0
+    per_part, n_columns = rows_per_part(N, D, blocks), cdiv(D, blocks.features)
+    n_parts = max(1, cdiv(N, per_part)) if need_weight or need_bias else 0
+    n_tiles = cdiv(N, blocks.rows) if need_features else 0
     d_features = torch.empty_like(features) if need_features else None
     parts = torch.empty(n_parts, columns, D, dtype=torch.float32, device=features.device)
     bias_parts = torch.empty(n_parts, columns, dtype=torch.float32, device=features.device)
@@ -337,6 +338,13 @@ def warm_up() -> None:
     """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
 
 
+def _layout_of(S: int, has_values: bool) -> HeadLayout:
+    """Heads of S outputs together: of classes, or of every kind."""
+    sizes = (S - 15, 7, 5, 3)
+    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
+    return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
+
+
 def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What is launched on a family of GPUs: (name, kernel, signature, constexprs, options)."""
     variants = []
@@ -345,15 +353,15 @@ def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, A
             forward, columns = forward_blocks(N, itemsize, has_values, family), columns_of(S)
             shared = {"PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns}
             name = f"{dtype} {forward.rows}x{columns}{' values' * has_values}"
+            layout = _layout_of(S, has_values)
             signature = {
                 **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
-                **dict.fromkeys(("p_floats", "p_weights", "p_task_weights", "p_sums"), "*fp32"),
-                "p_integers": "*i64",
-                **dict.fromkeys(("N", "D", "S", "K", "row_floats"), "i32"),
+                **dict.fromkeys(("p_weights", "p_task_weights", "p_sums"), "*fp32"),
+                **dict.fromkeys(("N", "D", "S", "row_floats"), "i32"),
                 **dict.fromkeys(ADDRESSES, "i64"),
             }
             constexprs = {
-                "HAS_BIAS": True, "NEED_GRADIENT": True, "HAS_VALUES": has_values,
+                "HAS_BIAS": True, "NEED_GRADIENT": True, "HEADS": constants_of(layout), "N_HEADS": len(layout),
                 "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True,
                 "BLOCK_N": forward.rows, "BLOCK_D": forward.features, **shared,
             }  # fmt: skip
