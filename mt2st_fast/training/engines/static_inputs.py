@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt2st_fast.data.resident import ResidentBatch
 from mt2st_fast.training.sources import map_tensors
 
 ALIGNMENT_BYTES = 256
@@ -31,6 +32,8 @@ def signature(value: Any) -> Hashable:
         if value.layout is not torch.strided:
             raise UncapturableError(f"inputs hold a tensor of layout {value.layout}")
         return ("tensor", tuple(value.shape), value.dtype, value.device.type, value.requires_grad)
+    if isinstance(value, ResidentBatch):
+        return value.key
     if isinstance(value, Mapping):
         return (type(value), tuple((key, signature(item)) for key, item in value.items()))
     if isinstance(value, tuple | list):
