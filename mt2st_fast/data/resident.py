@@ -99,8 +99,10 @@ class ResidentBatch:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What two batches have in common that differ in their rows alone; whoever keeps it keeps the batch."""
-        return (id(self.inputs), id(self.targets), self.tasks, self.rows.shape[0])
+        """What two batches have in common that differ in their rows alone: as keys compare, inputs and targets are
+        themselves, which the key keeps alive.
+        """
+        return (self.inputs, self.targets, self.tasks, self.rows.shape[0])
 
 
 class TrainingRows(Protocol):

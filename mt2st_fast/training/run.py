@@ -70,6 +70,7 @@ class Run:
         self._weight_values: list[float] = []
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
         self._interval_seconds = 0.0  # spent in steps since the last record
+        self._last_tasks: tuple[str, ...] = ()  # of a batch that was found to be in order
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
@@ -178,6 +179,8 @@ class Run:
     def _with_active_targets(self, batch: Batch) -> Batch:
         """A batch without the labels of retired tasks."""
         given = tasks_of(batch)
+        if given == self._last_tasks == self.heads.active:  # nearly always: looked at before, and all wanted
+            return batch
         wanted = tuple([name for name in self.heads.active if name in given])
         if not wanted:
             raise InputError(
@@ -185,6 +188,7 @@ class Run:
                 f"({', '.join(self.heads.active)}); it has {', '.join(given) or 'none'}"
             )
         self.heads.check_together(wanted)
+        self._last_tasks = wanted
         return with_tasks(batch, wanted)
 
     # --- phases -----------------------------------------------------------------------------------------

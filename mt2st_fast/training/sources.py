@@ -197,11 +197,12 @@ class Source:
 
         The last step of a pass over the main task's loader has what is left of it.
         """
+        loaders = self.loaders.values()
+        if self.accumulate == 1:
+            return [[loader.next() for loader in loaders]]
         before = step % self.steps_per_epoch * self.accumulate
         left = len(self.loaders[self.main].loader) - before
-        return [
-            [loader.next() for loader in self.loaders.values()] for _ in range(min(self.accumulate, left))
-        ]
+        return [[loader.next() for loader in loaders] for _ in range(min(self.accumulate, left))]
 
     def enter_phase(self, active: tuple[str, ...]) -> None:
         """Let go of the loaders of retired tasks, and tell the others which tasks are active."""

@@ -14,6 +14,8 @@ from mt2st_fast.training.engines.graphed_steps import GraphedSteps
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
+NUMBERS = (int, float, tuple)  # what a group's options are that a capture would freeze
+
 
 class CudaGraphSteps:
     """Replays of the eager step where a replay gives what the step gives; `verdict` says which steps those are."""
@@ -116,6 +118,8 @@ def optimizer_obstacle(
 def optimizer_constants(optimizer: torch.optim.Optimizer) -> Hashable:
     """The numbers that a capture of `optimizer.step()` would freeze."""
     return tuple(
-        (len(group["params"]), *(value for value in group.values() if isinstance(value, int | float | tuple)))
-        for group in optimizer.param_groups
+        [
+            (len(group["params"]), *[value for value in group.values() if isinstance(value, NUMBERS)])
+            for group in optimizer.param_groups
+        ]
     )
