@@ -3,11 +3,14 @@
 Imports nothing from the rest of the package.
 """
 
+from .bags.batch import TypeRows, type_rows
 from .bags.op import (
     FusedUpdate,
     choose_embedding_backend,
     embedding_bag,
+    embedding_bag_of_types,
     fuse_update,
+    pools_types,
     take_bags,
     unique_ids,
     update_all_rows,
@@ -67,6 +70,7 @@ __all__ = [
     "Shape",
     "Trained",
     "TrainedHead",
+    "TypeRows",
     "WindowModel",
     "WordCounter",
     "bag_step",
@@ -77,13 +81,16 @@ __all__ = [
     "context_gradients",
     "draw_batch",
     "embedding_bag",
+    "embedding_bag_of_types",
     "fuse_update",
     "multitask_loss",
+    "pools_types",
     "prepare_bags",
     "split_lines",
     "table_path",
     "take_bags",
     "task_of_column",
+    "type_rows",
     "unique_ids",
     "update_all_rows",
     "update_rows",
