@@ -3,7 +3,8 @@
 Imports nothing from the rest of the package.
 """
 
-from .bags.batch import TypeRows, type_rows
+from .bags.batch import DeviceBags, TypeRows, type_rows
+from .bags.device_bags import prepare_on_device
 from .bags.op import (
     FusedUpdate,
     choose_embedding_backend,
@@ -11,6 +12,7 @@ from .bags.op import (
     embedding_bag_of_types,
     fuse_update,
     pools_types,
+    prepared_embedding_bag,
     take_bags,
     unique_ids,
     update_all_rows,
@@ -56,6 +58,7 @@ __all__ = [
     "ContextOptions",
     "ContextTraining",
     "Dense",
+    "DeviceBags",
     "Dropout",
     "FusedUpdate",
     "HeadLayout",
@@ -86,6 +89,8 @@ __all__ = [
     "multitask_loss",
     "pools_types",
     "prepare_bags",
+    "prepare_on_device",
+    "prepared_embedding_bag",
     "split_lines",
     "table_path",
     "take_bags",

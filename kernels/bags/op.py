@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..machine.registry import Choice, Room
 from . import reference as reference_embedding
-from .batch import NONE, Bags, TypeRows
+from .batch import NONE, Bags, DeviceBags, Order, TypeRows
 from .protocol import BagKernels
 from .rules import RowRule, RowState
 
@@ -85,6 +85,18 @@ def embedding_bag_of_types(
     if starts is not None:
         starts = starts.to(torch.int64).contiguous()
     return _EmbeddingBag.apply(table, Bags(ids, starts, None, types), mode, module, sparse)
+
+
+def prepared_embedding_bag(
+    table: Tensor, bags: DeviceBags, *, sparse: bool = False, backend: str = "auto"
+) -> Tensor:
+    """(B, D) what `embedding_bag` makes of a batch that was sorted before, by `prepare_on_device`.
+
+    Raises ValueError for a table of another length than it was sorted for.
+    """
+    if len(table) != bags.n_rows:
+        raise ValueError(f"the batch was sorted for a table of {bags.n_rows:,} rows, not {len(table):,}")
+    return _EmbeddingBag.apply(table, bags.bags, "sum", serving(table, backend), sparse)
 
 
 def take_bags(ids: np.ndarray, bounds: np.ndarray, bags: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -162,12 +174,12 @@ class _EmbeddingBag(torch.autograd.Function):
         ctx: Any, table: Tensor, bags: Bags, mode: Mode, module: BagKernels, sparse: bool
     ) -> Tensor:
         rows = table.detach().contiguous()
-        if mode == "mean" and bags.starts is not None:
+        if mode == "mean" and bags.starts is not None and bags.order is None:
             out, scales = module.pool_means(rows, bags)
             bags = bags._replace(scales=scales)
         else:  # a bag of one is its own mean
             out = module.pool(rows, bags)
-        ctx.save_for_backward(*bags[:3], *(bags.types or (None, None)))
+        ctx.save_for_backward(*bags[:3], *(bags.types or (None,) * 2), *(bags.order or (None,) * 4))
         ctx.table, ctx.module, ctx.sparse = table, module, sparse
         return out
 
@@ -175,8 +187,12 @@ class _EmbeddingBag(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():
             raise RuntimeError("embedding_bag has no second derivative (create_graph=True was asked for)")
-        ids, starts, scales, rows, counts = ctx.saved_tensors
-        bags = Bags(ids, starts, scales, None if rows is None else TypeRows(rows, counts))
+        types, order = ctx.saved_tensors[3:5], ctx.saved_tensors[5:]
+        bags = Bags(
+            *ctx.saved_tensors[:3],
+            None if types[0] is None else TypeRows(*types),
+            None if order[0] is None else Order(*order),
+        )
         return _table_gradient(ctx, bags, gradient.contiguous()), None, None, None, None
 
 

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import (
+    DeviceBags,
     TypeRows,
     embedding_bag,
     embedding_bag_of_types,
     pools_types,
+    prepare_on_device,
+    prepared_embedding_bag,
     type_rows,
     unique_ids,
 )
@@ -99,11 +102,13 @@ class _TypeEmbedding(nn.Module):
         )
 
     def _pool_types(self, types: Tensor, starts: Tensor | None, mode: Literal["mean", "sum"]) -> Tensor:
-        rows, counts = self.rows_of_type, self.counts_of_type
-        of_types = None if rows is None or counts is None else TypeRows(rows, counts)
         return embedding_bag_of_types(
-            self.table, of_types, types, starts, mode=mode, sparse=self.sparse, backend=self.backend
+            self.table, self._type_rows(), types, starts, mode=mode, sparse=self.sparse, backend=self.backend
         )
+
+    def _type_rows(self) -> TypeRows | None:
+        rows, counts = self.rows_of_type, self.counts_of_type
+        return None if rows is None or counts is None else TypeRows(rows, counts)
 
     def _source(self, types: Tensor) -> tuple[Tensor, Tensor]:
         """(vectors, ids): vectors[ids] are those of the types (n,): the table, or the types' means of subwords.
@@ -239,7 +244,16 @@ class BagEncoder(_TypeEmbedding):
         """The arguments that such an encoder is made with."""
         return super().configuration() | {"mode": self.mode, "dropout": self.dropout.p}
 
-    def forward(self, bags: tuple[Tensor, Tensor]) -> Tensor:
+    def prepare(self, types: Tensor, offsets: Tensor) -> DeviceBags:
+        """A batch that comes again, sorted once for `forward`; on a GPU alone, see `prepare_on_device`."""
+        return prepare_on_device(
+            self.table, types, offsets, self.mode, types=self._type_rows(), backend=self.backend
+        )
+
+    def forward(self, bags: tuple[Tensor, Tensor] | DeviceBags) -> Tensor:
         """(N, dim) features of N bags."""
+        if isinstance(bags, DeviceBags):
+            pooled = prepared_embedding_bag(self.table, bags, sparse=self.sparse, backend=self.backend)
+            return self.dropout(pooled)
         types, offsets = bags
         return self.dropout(self.pool_bags(types, offsets, self.mode))

@@ -19,13 +19,13 @@ import triton
 from torch import Tensor
 
 from ...machine.launch import on_device_of
-from ..batch import Bags
+from ..batch import Bags, Order
 from ..reference import first_outside as first_outside
 from ..reference import is_ascending as is_ascending
 from ..rules import MOST_NUMBERS, RowRule, RowState
 from . import blocks as sizes
 from . import pooling, segments, sums, updates
-from .order import Order, order_of
+from .order import order_of
 from .rules import functions_of
 
 # One-warp programs that a multiprocessor holds at a time; more rows than that wait for their turn in a loop.
@@ -57,7 +57,7 @@ def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
 
 
 def _pool(table: Tensor, bags: Bags, scaling: int) -> Tensor:
-    ids, starts, scales, types = bags
+    ids, starts, scales, types = bags[:4]
     (V, D), B = table.shape, _n_bags(bags)
     out = table.new_empty(B, D)
     rows, counts = (ids, ids) if types is None else types
@@ -136,12 +136,8 @@ def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor,
     The gradient of a row is not rounded to the table's dtype in between.
     """
     if len(bags.ids) and gradient.numel():
-        update_in_order(rule, table, order_of(bags, len(table)), gradient, state)
-
-
-def update_in_order(rule: RowRule, table: Tensor, order: Order, gradient: Tensor, state: RowState) -> None:
-    """`update_from_bags` of bags whose positions are sorted already."""
-    _update(rule, table, order.keys, gradient, state, order, _pieces(order, gradient, len(table)))
+        order = order_of(bags, len(table))
+        _update(rule, table, order.keys, gradient, state, order, _pieces(order, gradient, len(table)))
 
 
 def _update(
@@ -173,6 +169,11 @@ def _update(
             HAS_WEIGHTS=weights is not None, PIECE=sizes.PIECE, SCAN=sizes.SCAN,
             **functions_of(rule.kind).constexprs, **blocks.constexprs, **blocks.options,
         )  # fmt: skip
+
+
+def in_order(bags: Bags, V: int) -> Bags:
+    """The bags with their positions sorted, which a step then does not do again."""
+    return bags._replace(order=order_of(bags, V))
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

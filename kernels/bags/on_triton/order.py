@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
-from torch import Tensor
 
 from ...machine.launch import on_device_of
-from ..batch import Bags
+from ..batch import Bags, Order
 from . import blocks as sizes
 from . import ordering
 
 
-class Order(NamedTuple):
-    """n positions of a batch, those of one row side by side; M entries of an id are as many positions."""
-
-    keys: Tensor  # (n,) int32 ascending: the row, V for none
-    positions: Tensor  # (n,) integers: where each stood
-    bags: Tensor  # (n,) int32, -1 for none
-    weights: Tensor | None  # (n,) float32, what a bag's gradient counts for the row; None: 1
-
-
 def order_of(bags: Bags, V: int) -> Order:
     """Of at least one id. Nothing waits for the device, and no size depends on data."""
-    ids, starts, scales, types = bags
+    if bags.order is not None:
+        return bags.order
+    ids, starts, scales, types = bags[:4]
     M = 1 if types is None else types.rows.shape[1]
     n, B = len(ids) * M, len(ids) if starts is None else len(starts) - 1
     form = {"HAS_STARTS": starts is not None, "HAS_TYPES": types is not None, "M": M}

@@ -339,7 +339,12 @@ def main(out: str) -> None:
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}
     # The batches of 33 positions are then of three chunks, of which the last one is not full.
-    triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK, triton_blocks.MERGE_CHUNKS = 16, 4, 8, 2
+    triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK, triton_blocks.MERGE_CHUNKS = (
+        16,
+        4,
+        8,
+        2,
+    )
     triton_blocks.SCAN = 4
     shared, whole = triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS
     for name, case in CASES.items():
