@@ -47,7 +47,7 @@ def carry_kernel(
     p_starts,
     p_type_counts,  # (T,) int32
     p_scales,  # (B,) float32
-    p_keys,  # (n_positions,) int32, not written
+    p_keys,  # (n_positions,) int32, what `key_kernel` has written, sorted
     p_bags,  # (n_positions,) int32
     p_weights,  # (n_positions,) float32
     n_positions,

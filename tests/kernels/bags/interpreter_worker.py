@@ -349,6 +349,7 @@ def main(out: str) -> None:
     shared, whole = triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS
     for name, case in CASES.items():
         triton_blocks.PIECE, triton_blocks.MOST_RANKED = case.piece, case.ranked
+        triton_blocks.CHUNK, triton_blocks.MERGE_BLOCK = (256, 64) if sum(case.lengths) > 100 else (16, 8)
         triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = (
             case.columns or shared,
             case.columns or whole,
@@ -358,8 +359,10 @@ def main(out: str) -> None:
             run_rule(name, rule, store)
     triton_blocks.PIECE, triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = 4, 16, 16
     triton_blocks.MOST_RANKED = 1000
+    triton_blocks.CHUNK, triton_blocks.MERGE_BLOCK = 16, 8
     run_repeated(store)
     run_edges(store)
+    triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK = 1024, 64, 256
     run_unique(store)
     run_long_table(store)
     np.savez(out, **store)
