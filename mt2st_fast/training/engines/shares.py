@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.sources import Batch
+from mt2st_fast.training.sources import PlainBatch
 
 
-def label_shares(heads: MultiTaskHeads, micro_steps: list[list[Batch]], device: torch.device) -> Tensor:
+def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> Tensor:
     """(M, K) float32: which part of all labels of each active task the batches of each micro-step have.
 
     A loss is a mean over labels, so that the mean over all is the sum of the means, each times its part. A task that is
@@ -19,7 +19,7 @@ def label_shares(heads: MultiTaskHeads, micro_steps: list[list[Batch]], device: 
     return counts_mk / counts_mk.sum(0).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _counts(heads: MultiTaskHeads, batches: list[Batch], device: torch.device) -> Tensor:
+def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> Tensor:
     """(K,) what the losses of one micro-step are divided by."""
     targets = {name: target for _, of_batch in batches for name, target in of_batch.items()}
     counts = [
