@@ -41,7 +41,7 @@ POSITIONS = {"BLOCK": 1024}
 # compared with CHUNK others and then looked for in MOST_RANKED / CHUNK chunks.
 MOST_RANKED = 65_536
 CHUNK = 1024
-RANK_BLOCK = 8
+RANK_BLOCK = 4  # 8 spill scalar registers on AMD
 MERGE_BLOCK = 64
 MERGE_CHUNKS = 8
 WARPS = 4
