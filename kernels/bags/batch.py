@@ -38,6 +38,12 @@ class Bags(NamedTuple):
     types: TypeRows | None = None  # an id stands for the mean of its rows
     order: Order | None = None  # where somebody has sorted the positions before
 
+    @property
+    def bounds(self) -> Tensor:
+        """The starts, for who needs them."""
+        assert self.starts is not None, "this backend takes no bags without starts"
+        return self.starts
+
 
 class DeviceBags(NamedTuple):
     """A batch of B bags whose positions are sorted by row: a step on it pools, sums pieces and steps rows.

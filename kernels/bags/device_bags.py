@@ -41,14 +41,14 @@ def prepare_on_device(
     if len(bags.ids):
         bags = module.in_order(bags, len(table))
     order = bags.order or Order(bags.ids, bags.ids, bags.ids, None)
-    block, (starts, ids, scales, keys, in_bags, weights) = _packed(
+    block, (bounds, copied, scales, keys, in_bags, weights) = _packed(
         [bags.starts, bags.ids, bags.scales, order.keys, order.bags, order.weights]
     )
-    assert ids is not None
+    assert copied is not None
     assert keys is not None
     assert in_bags is not None
     return DeviceBags(
-        block, Bags(ids, starts, scales, types, Order(keys, keys, in_bags, weights)), len(table)
+        block, Bags(copied, bounds, scales, types, Order(keys, keys, in_bags, weights)), len(table)
     )
 
 

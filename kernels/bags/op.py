@@ -187,9 +187,12 @@ class _EmbeddingBag(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():
             raise RuntimeError("embedding_bag has no second derivative (create_graph=True was asked for)")
-        types, order = ctx.saved_tensors[3:5], ctx.saved_tensors[5:]
+        ids, starts, scales, *others = ctx.saved_tensors
+        types, order = others[:2], others[2:]
         bags = Bags(
-            *ctx.saved_tensors[:3],
+            ids,
+            starts,
+            scales,
             None if types[0] is None else TypeRows(*types),
             None if order[0] is None else Order(*order),
         )

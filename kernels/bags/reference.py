@@ -36,7 +36,7 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 
 def pool(table: Tensor, bags: Bags) -> Tensor:
     """(B, D) the sum of every bag's rows, times its scale."""
-    ids, starts, scales = bags[:3]
+    ids, starts, scales = bags.ids, bags.bounds, bags.scales
     # Not by a mask of the known: its length would be data, which torch.compile cannot trace.
     rows = table[ids.long().clamp_min(0)] * (ids != NONE).to(table.dtype).unsqueeze(1)
     out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(
@@ -47,14 +47,14 @@ def pool(table: Tensor, bags: Bags) -> Tensor:
 
 def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
     """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read."""
-    scales = mean_scales(bags.ids, bags.starts, len(table))
+    scales = mean_scales(bags.ids, bags.bounds, len(table))
     return pool(table, bags._replace(scales=scales)), scales
 
 
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     del V
-    ids, starts, scales = bags[:3]
+    ids, starts, scales = bags.ids, bags.bounds, bags.scales
     known = ids != NONE
     if scales is not None:
         gradient = gradient * scales.to(gradient.dtype).unsqueeze(1)

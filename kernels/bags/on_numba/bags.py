@@ -36,8 +36,8 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 def pool(table: Tensor, bags: Bags) -> Tensor:
     """(B, D) the sum of every bag's rows, times its scale."""
     D = table.shape[1]
-    out = torch.empty(len(bags.starts) - 1, D, dtype=torch.float32)
-    what = _Sum(table, bags.ids.numpy(), bags.starts.numpy(), bag_scales=_scales(bags))
+    out = torch.empty(len(bags.bounds) - 1, D, dtype=torch.float32)
+    what = _Sum(table, bags.ids.numpy(), bags.bounds.numpy(), bag_scales=_scales(bags))
     _sum_bags(what, out, pieces_of(len(bags.ids) * D, PARALLEL_FLOATS))
     return out
 
@@ -45,13 +45,13 @@ def pool(table: Tensor, bags: Bags) -> Tensor:
 def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
     """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read."""
     # Ids of a CPU have been looked through: none but NONE is outside the table.
-    scales = torch.from_numpy(numba_bag_ids.mean_scales(bags.ids.numpy(), bags.starts.numpy()))
+    scales = torch.from_numpy(numba_bag_ids.mean_scales(bags.ids.numpy(), bags.bounds.numpy()))
     return pool(table, bags._replace(scales=scales)), scales
 
 
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
-    by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.starts.numpy(), V - 1, 0, 1)
+    by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.bounds.numpy(), V - 1, 0, 1)
     sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32)
     what = _Sum(gradient, by_row, begins, scales=_scales(bags))
     _sum_bags(what, sums, pieces_of(len(by_row) * gradient.shape[1], PARALLEL_FLOATS))
@@ -111,7 +111,7 @@ def _update_from_bags(
 ) -> None:
     V, D = table.shape
     numba_row_updates.update_from_bags(
-        packed((rule,)), table.data_ptr(), V, bags.ids.numpy(), bags.starts.numpy(), _scales(bags),
+        packed((rule,)), table.data_ptr(), V, bags.ids.numpy(), bags.bounds.numpy(), _scales(bags),
         gradient.data_ptr(), D, *_state(state), n_splits,
     )  # fmt: skip
 

@@ -36,12 +36,12 @@ WHOLE_COLUMNS = 1024
 PIECE = 128
 # Positions among which the end of a segment is looked for first.
 SCAN = 32
-POSITIONS = {"BLOCK": 1024}
+POSITIONS = {"BLOCK": 512}
 # Positions that our own kernels sort; for more torch.sort is asked. Guessed from counts of operations: a key is
 # compared with CHUNK others and then looked for in MOST_RANKED / CHUNK chunks.
 MOST_RANKED = 65_536
 CHUNK = 1024
-RANK_BLOCK = 8
+RANK_BLOCK = 4  # 8 spill scalar registers on AMD
 MERGE_BLOCK = 64
 MERGE_CHUNKS = 8
 WARPS = 4
