@@ -1,7 +1,4 @@
-"""Steps of encoders on a real GPU: no wait, one CUDA graph for every rate and batch, positions in order.
-
-Skipped, in one line, where torch sees no CUDA device.
-"""
+"""Steps of encoders on a real GPU: no wait, one CUDA graph for every rate and batch, positions in order."""
 
 from __future__ import annotations
 
@@ -11,16 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from bench.device import captured
 from mt2st_fast import SGD, BagEncoder, LazyAdam, RowwiseAdagrad, WindowEncoder
-from mt2st_fast.training.optimizer_upkeep import put_on_device, set_rate
-from tests.on_gpu.helpers import BACKEND, DEVICE, no_waiting, poisoned_memory
-
-if not torch.cuda.is_available():
-    pytest.skip("no GPU: torch sees no CUDA device here", allow_module_level=True)
-
 from mt2st_fast.kernels.bags.batch import NONE, Bags, type_rows
 from mt2st_fast.kernels.bags.on_triton import blocks
 from mt2st_fast.kernels.bags.on_triton.order import order_of
+from mt2st_fast.training.optimizer_upkeep import put_on_device, set_rate
+from tests.on_gpu.helpers import BACKEND, DEVICE, no_waiting, poisoned_memory
 
 T, R, M, D = 5000, 9000, 12, 64
 OPTIMIZERS = {"sgd": SGD, "adagrad": RowwiseAdagrad, "adam": LazyAdam}
@@ -106,14 +100,7 @@ def test_one_graph_serves_every_batch_and_rate(kind, subwords, optimizer):
 
     graphed, eager = (Model(kind, subwords, optimizer) for _ in range(2))
     static = [tensor.clone() for tensor in buffers(batch_of(kind, 0))]
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            graphed.step(as_input(static))
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        graphed.step(as_input(static))
+    replay = captured(lambda: graphed.step(as_input(static)), DEVICE, warm_ups=2)
     for seed in (0, 0):  # a capture runs nothing
         eager.step(batch_of(kind, seed))
     for seed, share in ((1, 1.0), (2, 0.4), (3, 0.02)):
@@ -121,7 +108,7 @@ def test_one_graph_serves_every_batch_and_rate(kind, subwords, optimizer):
             model.set_rate(share * RATES[optimizer])
         for mine, tensor in zip(static, buffers(batch_of(kind, seed)), strict=True):
             mine.copy_(tensor)
-        graph.replay()
+        replay()
         eager.step(batch_of(kind, seed))
     # A GEMM may be another one in a capture; a frozen rate would show in the second digit.
     for a, b in zip(graphed.parameters, eager.parameters, strict=True):
