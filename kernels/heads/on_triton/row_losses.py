@@ -33,7 +33,7 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 1024  # of a program, 8 a thread
+ELEMENTS = 512  # of a program, 4 a thread
 WIDEST = 256  # outputs of a head that a program holds
 
 
@@ -145,7 +145,7 @@ def block_rows(columns: int) -> int:
 def options_of(columns: int) -> dict[str, int]:
     """What the compiler is told."""
     del columns
-    return launch_options(4, 128)
+    return launch_options(4, 112)
 
 
 @cache

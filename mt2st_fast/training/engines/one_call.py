@@ -37,6 +37,9 @@ class OneCallSteps:
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
+        # First: looking at an optimizer makes its state, in a CPU's form.
+        if parts.device.type != "cpu":
+            return f"its kernels compute on a CPU, the run is on {parts.device.type}"
         if parts.fuse_backward is False:
             return "not asked for (fuse_backward=False)"
         if parts.clip_norm is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +26,9 @@ def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.devi
     """(K,) what the losses of one micro-step are divided by."""
     targets = {name: target for _, of_batch in batches for name, target in of_batch.items()}
     counts = [
-        _count(heads, name, targets[name]).to(device) if name in targets else torch.zeros((), device=device)
+        _count(heads, name, targets[name].to(device, non_blocking=True))
+        if name in targets
+        else torch.zeros((), device=device)
         for name in heads.active
     ]
     return torch.stack(counts)
@@ -31,10 +36,17 @@ def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.devi
 
 def _count(heads: MultiTaskHeads, name: str, target: Tensor) -> Tensor:
     if name not in heads.tasks:
-        return torch.ones(())
+        return torch.ones((), device=target.device)
     head = heads.tasks[name].head
     if not head.kind.takes_classes:
         return (~target.isnan()).sum().float()
     valid = target != head.ignore_index
-    weights = torch.tensor(head.column_weights, dtype=torch.float32, device=target.device)
-    return (weights[torch.where(valid, target, 0)] * valid).sum()
+    if head.options.column_weights is None:
+        return valid.sum().float()
+    return (_column_weights(head, target.device)[torch.where(valid, target, 0)] * valid).sum()
+
+
+@cache
+def _column_weights(head: Any, device: torch.device) -> Tensor:
+    # Kept: a copy to a device would wait for it in every step.
+    return torch.tensor(head.column_weights, dtype=torch.float32, device=device)
