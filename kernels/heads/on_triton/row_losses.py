@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, cdiv, launch_options, next_power_of_2
+from ...machine.launch import Variant, cdiv, next_power_of_2
 from ..call import HeadsCall
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
@@ -33,7 +33,8 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 512  # of a program, 4 a thread
+ELEMENTS = 2048  # of a program, 8 a thread
+OPTIONS = {"num_warps": 8}
 WIDEST = 256  # outputs of a head that a program holds
 
 
@@ -142,12 +143,6 @@ def block_rows(columns: int) -> int:
     return max(1, ELEMENTS // columns)
 
 
-def options_of(columns: int) -> dict[str, int]:
-    """What the compiler is told."""
-    del columns
-    return launch_options(4, 112)
-
-
 @cache
 def _variant(
     layout: HeadLayout,
@@ -165,7 +160,7 @@ def _variant(
         "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "BLOCK_N": block_rows(columns),
         "BLOCK_S": columns,
     }  # fmt: skip
-    return Variant(row_loss_kernel, constexprs, options_of(columns))
+    return Variant(row_loss_kernel, constexprs, OPTIONS)
 
 
 def n_row_blocks(call: HeadsCall, row_stride: int) -> int:
@@ -230,7 +225,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
                 "BLOCK_S": groups.columns,
             }  # fmt: skip
             name = f"{dtype} {block_rows(groups.columns)}x{groups.columns}{' values' * has_values}"
-            variants.append((name, row_loss_kernel, signature, constexprs, options_of(groups.columns)))
+            variants.append((name, row_loss_kernel, signature, constexprs, OPTIONS))
     return variants
 
 
