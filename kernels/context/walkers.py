@@ -124,7 +124,7 @@ class WalkTraining:
             )  # fmt: skip
             part = self._part(tokens, bounds, *words)
             found.append(self._kernels.walk_over(*self._tables, *part, self._draws, walk, self._scratch))
-        loss, pairs = torch.stack(found).sum((0, 1), torch.float64).tolist()
+        loss, pairs = torch.stack(found).sum((0, 1), dtype=torch.float64).tolist()
         return loss, round(pairs)
 
     def finite(self) -> bool:

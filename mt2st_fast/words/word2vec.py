@@ -123,11 +123,10 @@ class Word2Vec:
         self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, int(sg)
-        self.min_n, self.max_n, self.bucket = min_n, max_n, bucket
+        self.min_n, self.max_n, self.bucket, self.max_vocab_size = min_n, max_n, bucket, None
         self.max_final_vocab, self.compute_loss, self.comment = max_final_vocab, bool(compute_loss), comment
         # Without effect: what they say is of gensim's threads, or not used by gensim either.
-        self.batch_words, self.hashfxn = batch_words, hashfxn
-        self.max_vocab_size, self.null_word, self.sorted_vocab = None, 0, 1
+        self.batch_words, self.hashfxn, self.null_word, self.sorted_vocab = batch_words, hashfxn, 0, 1
         self.hs, self.cbow_mean, self.shrink_windows, self.device = int(hs), cbow_mean, True, device
         training_device(self)
         self.words: list[str] = []

@@ -121,7 +121,7 @@ def context_rows_kernel(
         o_a = tl.arange(0, A)
         b_window = _around(p_words, p_places, o_i, m_i, b_place, o_a, begin, n, WINDOW)
         b_pairs = tl.max((b_window >= 0).to(tl.int32), axis=1)
-        tl.store(p_window + (begin + o_i).to(tl.int64)[:, None] * A + o_a[None, :], b_window, m_i[:, None])
+        tl.store(p_window + (begin + o_i)[:, None] * A + o_a[None, :], b_window, m_i[:, None])
         b_word = tl.load(p_words + begin + o_i, mask=m_i, other=NO_ROW)
         b_words = tl.where((b_pairs > 0)[:, None], b_word[:, None], NO_ROW)
         b_met = (b_word[:, None] == b_drawn).to(tl.int32)
@@ -138,6 +138,6 @@ def context_rows_kernel(
     b_share = tl.where(m_pair, (b_words >= 0).to(tl.float32), each * b_others.to(tl.float32))
     b_row = tl.where(m_pair, b_words, b_drawn)
     b_row = tl.where(b_share > 0, b_row, NO_ROW)
-    p_at = (begin + o_i).to(tl.int64)[:, None] * R + o_r[None, :]
+    p_at = (begin + o_i)[:, None] * R + o_r[None, :]
     tl.store(p_rows + p_at, b_row, mask=m_i[:, None])
     tl.store(p_shares + p_at, b_share, mask=m_i[:, None])

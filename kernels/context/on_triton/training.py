@@ -87,7 +87,7 @@ def context_walk_kernel(
     step = rate
     for i_s in range(i_w, n_stretches, n_walkers):
         n = tl.load(p_counts + i_s)
-        begin = (i_s * STRETCH).to(tl.int64)
+        begin = i_s * STRETCH  # offsets of what is drawn fit 32 bits: see LAUNCH_WORDS
         for i in range(n):
             at = begin + i
             b_row = tl.load(p_rows + at * R + o_r)
