@@ -19,7 +19,7 @@ from torch import Tensor
 from bench import ledger
 from bench.accuracy import InaccurateError, relative_error
 from bench.bag_cases import CLASSES, FAMILIES, Documents, bags_of
-from bench.device import synchronize
+from bench.device import captured
 from bench.floors import copy_bytes_per_second
 from bench.interleaved import Candidate, Timings, interleave
 from bench.printing import Measured, field, record_and_print
@@ -157,19 +157,6 @@ def make_pass(documents: Documents, sizes: Sizes, n_heads: int, batch: int, devi
     return Pass(run, encoder.table)
 
 
-def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """A replay of `run`, which must stay alive, as one CUDA graph."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        run()
-    synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        run()
-    return graph.replay
-
-
 def measure_passes(
     environment: ledger.Record, device: torch.device, case: str, n_heads: int, rounds: int, sizes: Sizes
 ) -> list[ledger.Record]:
@@ -181,7 +168,7 @@ def measure_passes(
     runs = {name: made.run for name, made in passes.items()}
     for batch in sizes.batches if device.type == "cuda" else ():
         try:
-            runs[f"ours, B={batch}, graph"] = captured(passes[f"ours, B={batch}"].run, device)
+            runs[f"ours, B={batch}, graph"] = captured(passes[f"ours, B={batch}"].run, device, warm_ups=1)
         except Exception as error:  # whatever breaks a capture: the other passes are still worth measuring
             console.print(f"[yellow]skipped B={batch}, graph: {type(error).__name__}: {error}[/yellow]")
     timings = interleave(

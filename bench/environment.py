@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Measuring writes these; they do not make the measured code another one.
 WRITTEN_HERE = ("bench/records", "bench/RESULTS.md", "bench/*.png")
 PACKAGES = ("torch", "numba", "triton", "mt2st-fast", "liger-kernel", "cut-cross-entropy")
-# Names the commit where the measured tree is a copy without git.
+# Names the commit where the measured tree is a copy: without git, or with that of a folder around it.
 COMMIT_VARIABLE = "MT2ST_COMMIT"
 
 
 def describe(device: torch.device | None = None) -> dict[str, Any]:
     """Commit and whether the working tree differs from it, date, device and versions, JSON-able."""
     return {
-        "commit": _git("rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE),
+        "commit": os.environ.get(COMMIT_VARIABLE) or _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", ".", *(f":!{path}" for path in WRITTEN_HERE))),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": _device(device),

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Everything that a GPU machine should run, tests first, in at most 9 minutes and without network.
+# Everything that a GPU machine should run, what says most first, in at most 330 seconds and without network.
 #
-#   bench/gpu.sh            records go to bench/records, ready to commit; logs and traces to runs/gpu
+#   bench/gpu.sh            records go to bench/records, ready to commit; logs to runs/gpu
 #   OUT=DIR bench/gpu.sh    all of it goes to DIR (records to DIR/records: append them to bench/records)
 #   PYTHON=python3.12       the interpreter that has torch and triton
-#   MT2ST_COMMIT=HASH       what the records name as their commit where this is a copy without git
+#   WHEELS=DIR              wheels of packages that are missing there (peers, numba, pytest-xdist): installed from DIR
+#   MT2ST_CORPUS=PATH       a CoNLL-U file or folder for `mt2st-fast train`; its built-in corpus otherwise
+#   MT2ST_COMMIT=HASH       what the records name as their commit where this is a copy
 #
-# Every stage has a time limit and the next one runs whatever becomes of it. The exit code is the sum of the
-# stages that failed: 1 installation, 2 tests on the GPU, 4 heads, 8 training step, 16 scaling, 32 profile, 64
-# power, 128 bags of words. Without a GPU: one line, exit code 0.
+# Every stage has a time limit and the next one runs whatever becomes of it. log.txt has all output, the terminal a line
+# a stage and the summary at the end, which is summary.txt, too. The exit code is the sum of the stages that failed:
+# 1 installation, 2 tests on the GPU, 4 heads, 8 training step, 16 whole jobs, 32 profile, 64 memory safety, 128 bags
+# of words. Without a GPU: one line, exit code 0.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 PYTHON=${PYTHON:-python3}
-BUDGET_SECONDS=${BUDGET_SECONDS:-530}
-export PYTHONUNBUFFERED=1 COLUMNS=150
+BUDGET_SECONDS=${BUDGET_SECONDS:-330}
+export PYTHONUNBUFFERED=1 COLUMNS=170
 
 if ! "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null; then
     echo "no GPU: $PYTHON has no torch that sees a CUDA device here, so nothing was run"
@@ -28,25 +31,31 @@ else
 fi
 mkdir -p "$logs" "$records"
 log=$logs/log.txt
+rm -f "$logs"/{tests,safety,summary}.txt "$logs/profile.md"
 : >"$log"
+began=$(date -u +%Y-%m-%dT%H:%M:%S)
 failed=0
 summary=""
 
-# stage BIT NAME SECONDS COMMAND...: run within its limit and what is left of the budget.
+# stage BIT NAME SECONDS FILE COMMAND...: run within its limit, what the stages before have left of theirs, and the
+# budget; its output goes to the log and, where FILE is not -, to that file. It is asked to stop (as by Ctrl-C) before it
+# is made to.
+deadline=0
 stage() {
-    local bit=$1 name=$2 limit=$3 left rc started
-    shift 3
-    left=$((BUDGET_SECONDS - SECONDS))
-    if [ "$left" -lt 10 ]; then
+    local bit=$1 name=$2 limit=$3 file=$4 left rc started
+    shift 4
+    [ "$file" = - ] && file=/dev/null || file=$logs/$file
+    deadline=$((deadline + limit))
+    left=$(((deadline < BUDGET_SECONDS ? deadline : BUDGET_SECONDS) - SECONDS))
+    if [ "$left" -lt 6 ]; then
         echo "=== $name: not begun, the time is over" | tee -a "$log"
         failed=$((failed | bit))
         summary+="$name: not begun"$'\n'
         return
     fi
-    [ "$limit" -gt "$left" ] && limit=$left
-    echo "=== $name (at most $limit s)" | tee -a "$log"
+    echo "=== $name (at most $left s)" >>"$log"
     started=$SECONDS
-    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$log"
+    timeout --signal=INT --kill-after=5 "$left" "$@" 2>&1 | tee -a "$log" >>"$file"
     rc=${PIPESTATUS[0]}
     if [ "$rc" -ne 0 ]; then
         failed=$((failed | bit))
@@ -57,43 +66,66 @@ stage() {
     *) rc="failed, exit code $rc" ;;
     esac
     summary+="$name: $rc after $((SECONDS - started)) s"$'\n'
+    echo "$name: $rc after $((SECONDS - started)) s"
 }
 
-missing=$("$PYTHON" - <<'END'
+missing() {
+    "$PYTHON" - <<'END'
 from importlib.util import find_spec
 
-wanted = "triton numba numpy safetensors typer rich matplotlib pytest pytest_benchmark pynvml"
+wanted = "triton numba numpy safetensors typer rich matplotlib pytest pytest_benchmark xdist pynvml liger_kernel cut_cross_entropy"
 print(" ".join(name for name in wanted.split() if find_spec(name) is None))
 END
-)
-[ -n "$missing" ] && echo "missing packages: $missing" | tee -a "$log"
-
-if ! "$PYTHON" -c 'import mt2st_fast.kernels' 2>/dev/null; then
-    stage 1 installation 15 "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e .
+}
+if [ -n "${WHEELS:-}" ] && [ -n "$(missing)" ]; then
+    stage 1 wheels 10 - "$PYTHON" -m pip install -q --no-index --no-deps "$WHEELS"/*.whl
 fi
+if ! "$PYTHON" -c 'import mt2st_fast.kernels' 2>>"$log"; then
+    stage 1 installation 8 - "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e .
+fi
+deadline=18 # of both, used or not
+lacking=$(missing)
+[ -n "$lacking" ] && echo "missing packages, peers among them are skipped: $lacking" | tee -a "$log"
+
+# What Numba compiles for the CPU's figures is ready when they are measured: the tests leave cores free.
+timeout 80 "$PYTHON" -m bench.jobs --device cpu --warm-up >>"$log" 2>&1 &
+warming=$!
 
 # Compiling the kernels is most of the tests' time, and the processes share what is compiled.
 workers=()
 if "$PYTHON" -c 'import xdist' 2>/dev/null; then
-    workers=(-n 6)
+    workers=(-n 12)
 fi
-stage 2 "tests on the GPU" 140 "$PYTHON" -m pytest -q -W default --tb=short --durations=5 "${workers[@]}" tests/on_gpu
-stage 4 "ceilings" 15 "$PYTHON" -m bench.measure floors --device cuda --records "$records"
-stage 4 heads 115 "$PYTHON" -m bench.measure heads --device cuda --rounds 30 --limit-seconds 5 \
-    --total-seconds 90 --records "$records"
-stage 8 "training step" 50 "$PYTHON" -m bench.measure step --device cuda --rounds 40 --limit-seconds 4 \
-    --total-seconds 35 --records "$records"
-# Half of this is Numba's compiling of the CPU's own figure.
-stage 128 "bags of words" 80 "$PYTHON" -m bench.bags gpu --device cuda --rounds 3 --records "$records"
-stage 32 profile 45 "$PYTHON" -m bench.profile_gpu --out "$logs"
-stage 16 scaling 40 "$PYTHON" -m bench.measure scaling --device cuda --rounds 15 --limit-seconds 2 \
-    --total-seconds 28 --records "$records"
-stage 64 power 30 "$PYTHON" -m bench.power --seconds 2 --records "$records" --samples "$logs/power.json"
+stage 2 "tests on the GPU" 85 tests.txt "$PYTHON" -m pytest -v -W default --tb=short -rfE "${workers[@]}" \
+    tests/on_gpu/test_memory_safety.py tests/on_gpu/test_kernels.py tests/on_gpu
+wait "$warming"
+
+stage 4 ceilings 8 - "$PYTHON" -m bench.measure floors --device cuda --records "$records"
+stage 4 heads 68 - "$PYTHON" -m bench.measure heads --device cuda --rounds 20 --limit-seconds 4 \
+    --total-seconds 58 --records "$records"
+corpus=()
+[ -n "${MT2ST_CORPUS:-}" ] && corpus=(--corpus "$MT2ST_CORPUS")
+stage 16 "whole jobs" 49 - "$PYTHON" -m bench.jobs --device cuda --train-seconds 30 "${corpus[@]}" --records "$records"
+stage 8 "training step" 34 - "$PYTHON" -m bench.measure step --device cuda --rounds 20 --limit-seconds 2 \
+    --total-seconds 27 --records "$records"
+stage 128 "bags of words" 20 - "$PYTHON" -m bench.bags gpu --device cuda --rounds 3 --records "$records"
+stage 32 profile 18 - "$PYTHON" -m bench.profile_gpu --out "$logs"
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+if [ -n "$sanitizer" ]; then
+    # Kernels and graphs of the compiled module come from the cache that the tests have filled.
+    stage 64 "memory safety" 30 safety.txt env TORCHINDUCTOR_COMPILE_THREADS=1 "$sanitizer" --tool memcheck \
+        --error-exitcode 9 --print-limit 5 --target-processes application-only "$PYTHON" -m bench.memory_safety
+else
+    echo "no compute-sanitizer here: the script runs without it" >>"$logs/safety.txt"
+    stage 64 "memory safety" 30 safety.txt "$PYTHON" -m bench.memory_safety
+fi
 
 {
-    echo
-    echo "--- $SECONDS s"
+    "$PYTHON" -m bench.summary "$logs" --records "$records" --since "$began" 2>&1
+    echo "--- stages, $SECONDS s"
     printf '%s' "$summary"
     echo "exit code $failed"
-} | tee -a "$log"
+} | tee "$logs/summary.txt"
+cat "$logs/summary.txt" >>"$log"
 exit "$failed"

@@ -8,7 +8,8 @@ to milliseconds each, and the ratio counts parallel regions. The spread does not
 says what share of the processors others used meanwhile.
 
 On a GPU a turn is timed by a pair of CUDA events around the burst: the time of the device, and of the host where
-the device waits for it, as it does in training.
+the device waits for it, as it does in training. There every burst lasts as long, so that a slow peer has fewer calls in
+it: a GPU is at hand for minutes, and its workers do not fall asleep.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bench.load import CpuLoad
 
 PERCENTILES = (5, 25, 50, 75, 95)
 WARM_UP_ROUNDS = 5
-BURST_US = 5_000  # a turn lasts about this long for the fastest candidate
+BURST_US = 5_000  # a turn lasts about this long for the fastest candidate, on a GPU for each
 MOST_CALLS = 50
 MIN_ROUNDS = 10
 
@@ -88,9 +89,12 @@ def interleave(
     """
     if not candidates or rounds < 1:
         raise ValueError("interleave needs at least one candidate and one round")
-    burst = _cuda_burst_us if device is not None and device.type == "cuda" else _burst_us
-    warm_up_us = [_round(candidates, 1, burst) for _ in range(WARM_UP_ROUNDS)]
-    calls = int(np.clip(burst_us / np.min(warm_up_us[-1]), 1, MOST_CALLS))
+    on_gpu = device is not None and device.type == "cuda"
+    burst = _cuda_burst_us if on_gpu else _burst_us
+    once = np.ones(len(candidates), dtype=int)
+    warm_up_us = [_round(candidates, once, burst) for _ in range(WARM_UP_ROUNDS)]
+    last_us = np.array(warm_up_us[-1])
+    calls = np.clip(burst_us / (last_us if on_gpu else np.full_like(last_us, last_us.min())), 1, MOST_CALLS)
     rows_us = []
     started = time.perf_counter()
     load = CpuLoad()
@@ -99,7 +103,7 @@ def interleave(
             late = limit_seconds is not None and time.perf_counter() - started > limit_seconds
             if late and done >= MIN_ROUNDS:
                 break
-            rows_us.append(_round(candidates, calls, burst))
+            rows_us.append(_round(candidates, calls.astype(int), burst))
     columns_us = np.array(rows_us).T
     return Timings(dict(zip(candidates, columns_us, strict=True)), load.others_share())
 
@@ -107,9 +111,9 @@ def interleave(
 Burst = Callable[[Candidate, int], float]
 
 
-def _round(candidates: Mapping[str, Candidate], calls: int, burst: Burst) -> list[float]:
-    """Microseconds of a call of each candidate, the mean over a burst."""
-    return [burst(candidate, calls) for candidate in candidates.values()]
+def _round(candidates: Mapping[str, Candidate], calls: np.ndarray, burst: Burst) -> list[float]:
+    """Microseconds of a call of each candidate, the mean over a burst of its calls."""
+    return [burst(candidate, int(n)) for candidate, n in zip(candidates.values(), calls, strict=True)]
 
 
 def _burst_us(candidate: Candidate, calls: int) -> float:

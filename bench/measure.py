@@ -6,26 +6,32 @@ that is not installed, cannot run or computes something else is skipped by name 
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
 
 from bench import ledger
 from bench.accuracy import InaccurateError
-from bench.cases import DIRECTIONS, MEMORY_CASE, Direction, HeadCase, dtype_name, head_cases
+from bench.cases import DIRECTIONS, MEMORY_CASE, DeviceKind, Direction, HeadCase, dtype_name, head_cases
 from bench.device import find
 from bench.environment import describe
 from bench.floors import copy_bytes_per_second, gemm_flops_per_second
 from bench.interleaved import BURST_US, Candidate, Timings, cold_us, interleave
 from bench.memory import UnmeasurableError, peak_extra_bytes, peak_on_gpu
-from bench.peers import OURS, Check, Peer, builders, obstacle
+from bench.peer_checks import Check
+from bench.peers import FIRST, LATER, OURS, Peer, builders, obstacle
 from bench.printing import Measured, field, record_and_print
 from bench.scaling import PEERS as SCALING_PEERS
 from bench.scaling import points
@@ -43,9 +49,13 @@ from bench.step_cases import (
 console = Console(width=150)
 
 
-# A step follows hundreds of its like, and finds the optimizer's tables in cache: every candidate has its own, and a
-# stranger's have thrown them out.
-STEP_BURST_US = 50_000
+# On a CPU a step follows hundreds of its like, and finds the optimizer's tables in cache: every candidate has its own,
+# and a stranger's have thrown them out.
+STEP_BURST_US = {"cpu": 50_000, "cuda": 10_000}
+# Of a case's share of the time: after this no further peer is built, so that time is left to measure those there are.
+BUILDING_SHARE = 0.6
+LEAST_SECONDS = 1.0
+COLD_SECONDS, COLD_CALLS = 0.2, 30
 
 
 class Suite(StrEnum):
@@ -65,13 +75,24 @@ class Measurement:
     def __init__(self, device: torch.device, rounds: int, limit_seconds: float, records: Path) -> None:
         self.device, self.rounds, self.limit_seconds, self.records = device, rounds, limit_seconds, records
         self.environment = describe(device)
+        self._building_ends = self._ends = math.inf
+
+    def begin(self, seconds: float) -> None:
+        """A case begins that may take so long."""
+        now = time.perf_counter()
+        self._building_ends, self._ends = now + BUILDING_SHARE * seconds, now + seconds
+
+    @property
+    def has_time_to_build(self) -> bool:
+        """Whether a peer that is not needed may still be built for the case at hand."""
+        return time.perf_counter() < self._building_ends
 
     def interleave(self, candidates: Mapping[str, Candidate], burst_us: float = BURST_US) -> Timings:
         """By the measuring rule of bench/interleaved.py."""
         return interleave(
             candidates,
             rounds=self.rounds,
-            limit_seconds=self.limit_seconds,
+            limit_seconds=min(self.limit_seconds, max(LEAST_SECONDS, self._ends - time.perf_counter())),
             device=self.device,
             burst_us=burst_us,
         )
@@ -90,9 +111,13 @@ def main(
     case: Annotated[str | None, typer.Option(help="Only the cases whose name contains this.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one.")] = "auto",
     total_seconds: Annotated[
-        float | None, typer.Option(help="No case begins after this; what is left is named.")
+        float | None,
+        typer.Option(help="Shared among the cases; none begins after this, and what is left is named."),
     ] = None,
     records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+    first: Annotated[
+        int, typer.Option(min=0, help="The place of the first case; those before it failed.")
+    ] = 0,
 ) -> None:
     """Measure, print and append records."""
     try:
@@ -102,16 +127,39 @@ def main(
         raise typer.Exit(0 if device == "cuda" else 2) from None
     m = Measurement(found, rounds, limit_seconds, records)
     started = time.perf_counter()
-    red = 0
-    for name, run in _work(suite, case, m):
-        if total_seconds is not None and time.perf_counter() - started > total_seconds:
+    red = first > 0
+    work = list(_work(suite, case, m))
+    for place, (name, run, weight) in enumerate(work[first:], first):
+        left = math.inf if total_seconds is None else total_seconds - (time.perf_counter() - started)
+        if left <= 0:
             console.print(f"[yellow]skipped {name}: {total_seconds:g} s are over[/yellow]")
             continue
-        red += not _survived(name, run)
-        if found.type == "cuda":
-            torch.cuda.empty_cache()
+        m.begin(left * weight / sum(other[2] for other in work[place:]))
+        red |= not _survived(name, run)
+        if found.type == "cuda" and _is_lost(found) and place + 1 < len(work):
+            _go_on_in_another_process(place + 1, time.perf_counter() - started, total_seconds)
     if red:
         raise typer.Exit(1)
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Whether this process can use the device no more, as after an illegal memory access; else its memory is freed."""
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _go_on_in_another_process(first: int, seconds: float, total_seconds: float | None) -> NoReturn:
+    """This program again from another case on: one that broke the device must not take the others with it."""
+    console.print("[yellow]the device is lost to this process; another one goes on[/yellow]")
+    arguments = [*sys.argv[1:], "--first", str(first)]
+    if total_seconds is not None:
+        arguments += ["--total-seconds", f"{max(0.1, total_seconds - seconds):.1f}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "bench.measure", *arguments])
 
 
 def _survived(name: str, run: Callable[[], bool]) -> bool:
@@ -124,29 +172,32 @@ def _survived(name: str, run: Callable[[], bool]) -> bool:
         return False
 
 
-def _work(suite: Suite, part: str | None, m: Measurement):  # type: ignore[no-untyped-def]
-    """(name, what measures it and is False where a check is red) of everything asked for."""
-    kind = m.device.type
+Work = tuple[str, Callable[[], bool], float]
+
+
+def _work(suite: Suite, part: str | None, m: Measurement) -> Iterator[Work]:
+    """(name, what measures it and is False where a check is red, weight of its share) of everything asked for."""
+    kind: DeviceKind = "cuda" if m.device.type == "cuda" else "cpu"
 
     def wanted(*suites: Suite) -> bool:
         return suite in (*suites, Suite.all)
 
     if wanted(Suite.floors):
-        yield "floors", lambda: measure_floors(m)
+        yield "floors", partial(measure_floors, m), 1.0
     if wanted(Suite.heads):
         for case in _named(head_cases(kind), part):
             # The required results are of forward and backward; a GPU's time is short.
             for direction in DIRECTIONS if kind == "cpu" else DIRECTIONS[:1]:
-                yield case.name, lambda case=case, direction=direction: measure_heads(case, direction, m)
+                yield case.name, partial(measure_heads, case, direction, m), case.weight
     if wanted(Suite.step):
         for step_case in _named(step_cases(kind), part):
-            yield step_case.name, lambda case=step_case: measure_step(case, m)
+            yield step_case.name, partial(measure_step, step_case, m), 1.0
     if wanted(Suite.memory) and kind == "cpu":
-        yield MEMORY_CASE.name, lambda: measure_memory(MEMORY_CASE, m)
+        yield MEMORY_CASE.name, partial(measure_memory, MEMORY_CASE, m), 1.0
     if wanted(Suite.scaling):
         for point in points(kind):
             if part is None or part in point.case.name:
-                yield point.case.name, lambda case=point.case: measure_scaling(case, m)
+                yield point.case.name, partial(measure_scaling, point.case, m), 1.0
 
 
 def _named(cases, part):  # type: ignore[no-untyped-def]
@@ -174,20 +225,28 @@ def measure_floors(m: Measurement) -> bool:
 def measure_heads(case: HeadCase, direction: Direction, m: Measurement) -> bool:
     """All peers of one case and direction; False where our own code fails or is inaccurate."""
     title = f"{case.name}: {case.shape}, {direction}"
-    peers, more, green = _checked_peers(case, direction, m, tuple(builders(m.device)))
+    peers, more, green = checked_peers(case, direction, m, tuple(builders(m.device)))
     timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
     if m.device.type == "cuda":
         for name, peer in peers.items():
-            more[name]["cold_us"] = round(cold_us(peer.candidate(), m.device), 2)
-    _report("heads", case.name, case.shape, direction, title, timings, _over_eager(peers), m, more)
+            calls = int(np.clip(COLD_SECONDS * 1e6 / timings.median_us(name), 3, COLD_CALLS))
+            more[name]["cold_us"] = round(cold_us(peer.candidate(), m.device, calls), 2)
+    _report("heads", case.name, case.shape, direction, title, timings, over_eager(peers), m, more)
     return green
 
 
-def _over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
-    return {name: ("eager", name) for name in peers if name != "eager" and "eager" in peers}
+def over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
+    """Eager over each; a peer without a bias is compared with ours without one."""
+    ratios = {name: ("eager", name) for name in peers if name != "eager" and "eager" in peers}
+    without = [name for name, peer in peers.items() if peer.weights and not peer.biases]
+    for name in without:
+        ratios.pop(name, None)
+        if "ours_no_bias" in peers and name != "ours_no_bias":
+            ratios[name] = (name, "ours_no_bias")
+    return ratios
 
 
-def _checked_peers(
+def checked_peers(
     case: HeadCase, direction: Direction, m: Measurement, names: tuple[str, ...]
 ) -> tuple[dict[str, Peer], dict[str, dict[str, Any]], bool]:
     """The peers that compute the right thing, what their records say beside times, and whether ours are among them."""
@@ -196,23 +255,33 @@ def _checked_peers(
     peers: dict[str, Peer] = {}
     more: dict[str, dict[str, Any]] = {}
     green = True
-    for name, build in builders(m.device).items():
-        if name not in names:
+    build_of = builders(m.device)
+    for name in (*FIRST, *LATER):
+        if name not in names or name not in build_of:
             continue
         if reason := obstacle(name, m.device, case.dtype):
             _skip(name, reason)
-            continue
-        try:
-            peer = build(inputs, direction)
-            check(peer)
-            more[name] = {"dtype": dtype_name(case.dtype)}
-            if m.device.type == "cuda" and not peer.own_gradients:
-                more[name]["peak_extra_bytes"] = peak_on_gpu(peer)
-            peers[name] = peer
-        except Exception as error:  # a peer is someone else's code, and may raise anything
-            green = green and name not in OURS
-            _skip(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
-    return peers, more, green
+        elif name in LATER and not m.has_time_to_build:
+            _skip(name, "no time is left for it in this case")
+        else:
+            try:
+                peers[name], more[name] = _checked(build_of[name](inputs, direction), check, m)
+            except Exception as error:  # a peer is someone else's code, and may raise anything
+                green = green and name not in OURS
+                _skip(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
+    shown = [name for name in build_of if name in peers]
+    return {name: peers[name] for name in shown}, more, green
+
+
+def _checked(peer: Peer, check: Check, m: Measurement) -> tuple[Peer, dict[str, Any]]:
+    """A peer that has passed its rule, and the fields of its records."""
+    rule = check(peer)
+    fields: dict[str, Any] = {"dtype": dtype_name(peer.features_nd.dtype)}
+    if rule is not None:
+        fields |= {"accuracy_rule": rule, "bias": bool(peer.biases)}
+    if m.device.type == "cuda" and not peer.own_gradients:
+        fields["peak_extra_bytes"] = peak_on_gpu(peer)
+    return peer, fields
 
 
 def _skip(name: str, reason: str) -> None:
@@ -230,11 +299,18 @@ def measure_step(case: StepCase, m: Measurement) -> bool:
     except InaccurateError as error:
         console.print(f"[red]{case.name}: not measured, {error}[/red]")
         return False
-    for title, steps, ratios in (
-        ("training step", multi_and_single(model, skip=_skip), step_ratios(m.device)),
-        ("step after the switch", switched_and_stl(model), SWITCHED_PEERS),
+    for title, build, ratios in (
+        (
+            "training step",
+            partial(multi_and_single, compiled=lambda: m.has_time_to_build),
+            step_ratios(m.device),
+        ),
+        ("step after the switch", switched_and_stl, SWITCHED_PEERS),
     ):
-        timings = m.interleave({name: Candidate(step) for name, step in steps.items()}, STEP_BURST_US)
+        steps = build(model, skip=_skip)
+        timings = m.interleave(
+            {name: Candidate(step) for name, step in steps.items()}, STEP_BURST_US[m.device.type]
+        )
         title = f"{case.name}: {model.shape}, {title}"
         _report("step", case.name, model.shape, "step", title, timings, _present(ratios, steps), m)
     return True
@@ -256,13 +332,13 @@ def measure_scaling(case: HeadCase, m: Measurement) -> bool:
 
 def _measure_time_and_memory(suite: str, case: HeadCase, m: Measurement, names: tuple[str, ...]) -> bool:
     title = f"{case.name}: {case.shape}, time and peak memory"
-    peers, more, green = _checked_peers(case, "forward+backward", m, names)
+    peers, more, green = checked_peers(case, "forward+backward", m, names)
     timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
     if m.device.type == "cpu":
         for name in peers:
             if name != "gemms":
                 more[name].update(_peak_on_cpu(case, name, m))
-    _report(suite, case.name, case.shape, "forward+backward", title, timings, _over_eager(peers), m, more)
+    _report(suite, case.name, case.shape, "forward+backward", title, timings, over_eager(peers), m, more)
     return green
 
 

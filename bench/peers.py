@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.accuracy import check_as_accurate_as_torch, check_same_computation
 from bench.cases import Direction, HeadInputs
-from bench.device import synchronize
+from bench.device import captured
 from bench.interleaved import Candidate
 from mt2st_fast import Classification, MultiTaskHeads
 from mt2st_fast.kernels import choose_backend, multitask_loss
-from mt2st_fast.kernels.heads import reference
-
-TRUTH_BYTES = 4 << 30  # of float64 logits at a time
 
 
 @dataclass(frozen=True)
 class Peer:
     """One way to compute the heads, ready to run; weights and biases are whole or one a head.
 
-    own_gradients: its gradients lie where a CUDA graph writes them, and must stay there.
+    own_gradients: its gradients lie where a CUDA graph writes them, and must stay there. Without biases its heads have
+    none: it is held to the truth of such heads.
     """
 
     name: str
@@ -66,7 +64,8 @@ class Peer:
         if self.features_nd.grad is not None:
             results["d_features"] = self.features_nd.grad
             results["d_weight"] = torch.cat([weight.grad for weight in self.weights])  # type: ignore[misc]
-            results["d_bias"] = torch.cat([bias.grad for bias in self.biases])  # type: ignore[misc]
+            if self.biases:
+                results["d_bias"] = torch.cat([bias.grad for bias in self.biases])  # type: ignore[misc]
         return results
 
 
@@ -75,14 +74,20 @@ Builder = Callable[[HeadInputs, Direction], Peer]
 
 def ours(inputs: HeadInputs, direction: Direction) -> Peer:
     """The fused op on packed parameters."""
-    features_nd, weight_sd, bias_s = map(_leaf, (inputs.features_nd, inputs.weight_sd, inputs.bias_s))
-    task_weights_k = torch.ones(len(inputs.layout), device=features_nd.device)
+    features_nd, weight_sd = leaf(inputs.features_nd), leaf(inputs.weight_sd)
+    bias_s = None if inputs.bias_s is None else leaf(inputs.bias_s)
+    task_weights_k = torch.ones(len(inputs.layout), dtype=torch.float32, device=features_nd.device)
 
     def total() -> Tensor:
         out = multitask_loss(features_nd, weight_sd, bias_s, inputs.targets, task_weights_k, inputs.layout)
         return out.total
 
-    return Peer("ours", _in(direction, total), features_nd, [weight_sd], [bias_s])
+    return Peer("ours", _in(direction, total), features_nd, [weight_sd], [] if bias_s is None else [bias_s])
+
+
+def ours_no_bias(inputs: HeadInputs, direction: Direction) -> Peer:
+    """`ours` on heads without a bias, for the comparison with a peer that knows none."""
+    return replace(ours(inputs.without_bias(), direction), name="ours_no_bias")
 
 
 def ours_graph(inputs: HeadInputs, direction: Direction) -> Peer:
@@ -92,10 +97,11 @@ def ours_graph(inputs: HeadInputs, direction: Direction) -> Peer:
 
 def heads_module(inputs: HeadInputs, direction: Direction) -> Peer:
     """MultiTaskHeads: the fused op on one nn.Linear a task, packed in every step."""
-    features_nd, linears = _leaf(inputs.features_nd), _linears(inputs)
+    features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
     names = inputs.layout.names
     tasks = {name: Classification(spec.size) for name, spec in zip(names, inputs.layout.heads, strict=True)}
     heads = MultiTaskHeads.from_modules(dict(zip(names, linears, strict=True)), tasks, names[0])
+    linears = [heads.linear(name) for name in names]  # its own, which get the gradients
     targets = dict(zip(names, inputs.targets, strict=True))
     weights_k = torch.ones(len(names), device=features_nd.device)
 
@@ -107,7 +113,7 @@ def heads_module(inputs: HeadInputs, direction: Direction) -> Peer:
 
 def eager(inputs: HeadInputs, direction: Direction) -> Peer:
     """One nn.Linear and one F.cross_entropy a task, summed: the loop that most people have."""
-    features_nd, linears = _leaf(inputs.features_nd), _linears(inputs)
+    features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
 
     def total() -> Tensor:
         return _sum_of_losses(features_nd, linears, inputs.targets)
@@ -125,7 +131,7 @@ def compiled(inputs: HeadInputs, direction: Direction) -> Peer:
     # Compiled code is kept by code object: without this the next case would find shapes of the last one,
     # go over to dynamic shapes, and after eight of them back to eager.
     torch.compiler.reset()
-    features_nd, linears = _leaf(inputs.features_nd), _linears(inputs)
+    features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
     loss = torch.compile(_sum_of_losses, dynamic=False, fullgraph=True)
 
     def total() -> Tensor:
@@ -151,14 +157,24 @@ def liger(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def cut_cross_entropy(inputs: HeadInputs, direction: Direction) -> Peer:
-    """Apple's cut-cross-entropy for every head, summed."""
+    """Apple's cut-cross-entropy for every head, summed; without a bias where its release takes none."""
     loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    return _a_head(
-        "cut_cross_entropy",
-        inputs,
-        direction,
-        lambda x, linear, y: loss(x, linear.weight, y, bias=linear.bias),
-    )
+    if not cut_cross_entropy_takes_bias():
+        inputs = inputs.without_bias()
+
+    def of_head(x: Tensor, linear: nn.Linear, y: Tensor) -> Tensor:
+        bias = {} if linear.bias is None else {"bias": linear.bias}
+        return loss(x, linear.weight, y, **bias)
+
+    return _a_head("cut_cross_entropy", inputs, direction, of_head)
+
+
+def cut_cross_entropy_takes_bias() -> bool:
+    """25.1.1 takes none. True where it is not installed: nobody has to be compared without one then."""
+    if importlib.util.find_spec("cut_cross_entropy") is None:
+        return True
+    loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return "bias" in inspect.signature(loss).parameters
 
 
 def gemms(inputs: HeadInputs, direction: Direction) -> Peer:
@@ -196,15 +212,20 @@ BUILDERS: dict[str, Builder] = {
     "eager_graph": eager_graph,
     "ours": ours,
     "ours_graph": ours_graph,
+    "ours_no_bias": ours_no_bias,
     "heads_module": heads_module,
     "gemms": gemms,
 }
-OURS = ("ours", "ours_graph", "heads_module")
+OURS = ("ours", "ours_graph", "ours_no_bias", "heads_module")
+# Without these a case says nothing; the others are built in this order while there is time.
+FIRST = ("ours", "ours_graph", "eager", "eager_graph", "heads_module", "gemms")
+LATER = ("liger", "ours_no_bias", "cut_cross_entropy", "linear_cross_entropy", "compiled")
 ON_GPU_ONLY = {
     "liger": "liger_kernel",
     "cut_cross_entropy": "cut_cross_entropy",
     "eager_graph": None,
     "ours_graph": None,
+    "ours_no_bias": None,
 }
 
 
@@ -218,6 +239,8 @@ def builders(device: torch.device) -> dict[str, Builder]:
 def obstacle(name: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> str | None:
     """Why a peer cannot run here, or None."""
     device = device or torch.device("cpu")
+    if name == "ours_no_bias" and cut_cross_entropy_takes_bias():
+        return "no peer here knows heads without a bias only"
     if name in OURS:
         choice = choose_backend(device, dtype)
         fused = "triton" if device.type == "cuda" else "numba"
@@ -236,64 +259,8 @@ def obstacle(name: str, device: torch.device | None = None, dtype: torch.dtype =
     return None
 
 
-class Check:
-    """Holds our code to the accuracy rule, and a peer to computing the same thing, on one case."""
-
-    def __init__(self, inputs: HeadInputs, direction: Direction) -> None:
-        self._truth = truth(inputs, direction)
-        by_torch = eager(inputs, direction)
-        self._by_torch = {key: value.clone() for key, value in by_torch.results().items()}
-
-    def __call__(self, peer: Peer) -> None:
-        """Raises InaccurateError; the bare GEMMs have no result to check."""
-        if peer.name == "gemms":
-            return
-        if peer.name in OURS:
-            check_as_accurate_as_torch(peer.name, peer.results(), self._by_torch, self._truth)
-        else:
-            check_same_computation(peer.name, peer.results(), self._truth)
-        peer.clear()
-
-
-def check(peer: Peer, inputs: HeadInputs, direction: Direction) -> None:
-    """`Check` for a single peer."""
-    Check(inputs, direction)(peer)
-
-
-def truth(inputs: HeadInputs, direction: Direction) -> dict[str, Tensor]:
-    """What `Peer.results` should be, by the reference in float64, a chunk of rows at a time.
-
-    No target is missing, so the mean over all rows is the mean of the chunks', by their rows.
-    """
-    N = len(inputs.features_nd)
-    rows = max(1, min(N, TRUTH_BYTES // (8 * inputs.layout.width)))
-    weight_sd, bias_s = _leaf(inputs.weight_sd.double()), _leaf(inputs.bias_s.double())
-    task_weights_k = torch.ones(len(inputs.layout), dtype=torch.float64, device=weight_sd.device)
-    total, d_features = torch.zeros((), dtype=torch.float64, device=weight_sd.device), []
-    for first in range(0, N, rows):
-        features_nd = _leaf(inputs.features_nd[first : first + rows].double())
-        targets = [target[first : first + rows] for target in inputs.targets]
-        part, _, _ = reference.multitask_loss(
-            features_nd, weight_sd, bias_s, targets, task_weights_k, inputs.layout
-        )
-        part = part * (len(features_nd) / N)
-        total += part.detach()
-        if direction == "forward+backward":
-            part.backward()
-            d_features.append(features_nd.grad)
-    results = {"total": total}
-    if direction == "forward+backward":
-        assert weight_sd.grad is not None
-        assert bias_s.grad is not None
-        results.update(
-            d_features=torch.cat(d_features),  # type: ignore[arg-type]
-            d_weight=weight_sd.grad,
-            d_bias=bias_s.grad,
-        )
-    return results
-
-
-def _leaf(tensor: Tensor) -> Tensor:
+def leaf(tensor: Tensor) -> Tensor:
+    """A copy that takes a gradient."""
     return tensor.detach().clone().requires_grad_()
 
 
@@ -301,11 +268,16 @@ def _linears(inputs: HeadInputs) -> list[nn.Linear]:
     features_nd, linears = inputs.features_nd, []
     for first, last, spec in inputs.layout:
         linear = nn.Linear(
-            features_nd.shape[1], spec.size, device=features_nd.device, dtype=features_nd.dtype
+            features_nd.shape[1],
+            spec.size,
+            bias=inputs.bias_s is not None,
+            device=features_nd.device,
+            dtype=features_nd.dtype,
         )
         with torch.no_grad():
             linear.weight.copy_(inputs.weight_sd[first:last])
-            linear.bias.copy_(inputs.bias_s[first:last])
+            if inputs.bias_s is not None:
+                linear.bias.copy_(inputs.bias_s[first:last])
         linears.append(linear)
     return linears
 
@@ -321,7 +293,7 @@ def _a_head(
     direction: Direction,
     loss: Callable[[Tensor, nn.Linear, Tensor], Tensor],
 ) -> Peer:
-    features_nd, linears = _leaf(inputs.features_nd), _linears(inputs)
+    features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
 
     def total() -> Tensor:
         return sum(  # type: ignore[return-value]
@@ -334,37 +306,21 @@ def _a_head(
 def _with_linears(
     name: str, run: Callable[[], Tensor], features_nd: Tensor, linears: Sequence[nn.Linear]
 ) -> Peer:
-    weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
+    weights = [linear.weight for linear in linears]
+    biases = [linear.bias for linear in linears if linear.bias is not None]
     return Peer(name, run, features_nd, weights, biases)
 
 
 def _graphed(name: str, peer: Peer) -> Peer:
     """A peer's run as a replay; its gradients are made in the graph's own memory."""
-    device = peer.features_nd.device
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            peer.clear()
-            peer.run()
-    synchronize(device)
-    peer.clear()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        total = peer.run().detach()
+    replay = captured(lambda: peer.run().detach(), peer.features_nd.device, prepare=peer.clear)
 
     def run() -> Tensor:
-        graph.replay()
-        return total
+        replay()
+        return replay.result  # type: ignore[no-any-return]
 
-    return Peer(
-        name,
-        run,
-        peer.features_nd,
-        peer.weights,
-        peer.biases,
-        own_gradients=peer.features_nd.grad is not None,
-    )
+    own_gradients = peer.features_nd.grad is not None
+    return replace(peer, name=name, run=run, own_gradients=own_gradients)
 
 
 def _in(direction: Direction, total: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -18,10 +18,12 @@ COLOURS = {
     "liger": "#c9b18f",
     "cut_cross_entropy": "#ddcba9",
     "eager_graph": "#7a7a7a",
+    "ours_no_bias": "#6fa8d6",
     "ours": "#1f6fb4",
     "ours_graph": "#174f80",
 }
 LABELS = {
+    "ours_no_bias": "ours,\nno bias",
     "linear_cross_entropy": "linear\ncross-ent.",
     "cut_cross_entropy": "cut\ncross-ent.",
     "eager_graph": "eager,\ngraph",

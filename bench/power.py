@@ -147,7 +147,8 @@ def main() -> int:
     from bench.step_cases import GPU_STEP_CASES, multi_and_single, switched_and_stl
 
     device = torch.device("cuda")
-    environment, case = describe(device), GPU_STEP_CASES[-1]
+    environment = describe(device)
+    case = next(case for case in GPU_STEP_CASES if case.name.endswith("N=4096"))
     model = case.build(device)
     steps = multi_and_single(model, skip=lambda name, reason: print(f"skipped {name}: {reason}"))
     steps |= switched_and_stl(model)

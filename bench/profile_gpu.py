@@ -4,8 +4,8 @@ A torch-profiler trace of the heads' forward and backward pass, and of a trainin
 of a single-task (STL) run, with and without graphs. Bytes a second count each input read once and each output
 written once (features, weight, bias, targets and gradients), operations a second the three GEMMs; the ceilings are a
 measured copy and a measured GEMM. The kernels after the switch are compared with those of the STL step. Writes
-`profile.md` and one trace a step for chrome://tracing. Without a GPU: one line, exit code 0. Exit code 1
-where the kernels after the switch differ from the STL step's.
+`profile.md` and, with --traces, one trace a step for chrome://tracing. Without a GPU: one line, exit code 0. Exit
+code 1 where the kernels after the switch differ from the STL step's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from bench.device import NO_GPU
 
+if TYPE_CHECKING:
+    from bench.step_cases import StepCase
+
 REPEATS = 10  # calls under the profiler
 WARM_UP_CALLS = 15
+MOST_KERNELS = 10  # of a table; the others stand together in its last line
 
 
 class Launch(NamedTuple):
@@ -98,12 +102,17 @@ def kernel_table(found: Profile) -> list[str]:
     for launch in found.launches:
         by_name[launch.name].append(launch.microseconds)
     rows = sorted(by_name.items(), key=lambda item: -sum(item[1]))
+    others = rows[MOST_KERNELS:]
+    shown = [(f"`{_short(name)}`", times) for name, times in rows[:MOST_KERNELS]]
+    if others:
+        together = [time for _, times in others for time in times]
+        shown.append((f"{len(others)} other{'s' if len(others) > 1 else ''}", together))
     lines = ["| kernel | launches a call | µs each | µs a call | share |", "|---|---:|---:|---:|---:|"]
     busy = max(found.busy_us, 1e-9)
-    for name, times in rows:
+    for name, times in shown:
         of_call = sum(times) / REPEATS
         lines.append(
-            f"| `{_short(name)}` | {len(times) / REPEATS:g} | {sum(times) / len(times):.1f} | {of_call:.1f} "
+            f"| {name} | {len(times) / REPEATS:g} | {sum(times) / len(times):.1f} | {of_call:.1f} "
             f"| {of_call / busy:.0%} |"
         )
     return lines
@@ -154,8 +163,8 @@ def difference(after: Profile, single: Profile) -> list[str]:
 # --- what is profiled ------------------------------------------------------------------------------------
 
 
-def profile_heads(folder: Path) -> list[str]:
-    """Forward and backward of every GPU case."""
+def profile_heads(traces: Path | None) -> list[str]:
+    """Forward and backward of every GPU case; where there is a folder for traces, one of the first."""
     from bench.cases import GPU_HEAD_CASES
     from bench.floors import copy_bytes_per_second, gemm_flops_per_second
     from bench.peers import ours
@@ -175,7 +184,7 @@ def profile_heads(folder: Path) -> list[str]:
             peer.clear()
             peer.run()
 
-        trace = folder / "trace-heads.json.gz" if number == 0 else None
+        trace = traces / "trace-heads.json.gz" if traces is not None and number == 0 else None
         try:
             found = profile(case.name, run, trace)
         except Exception as error:  # one case must not take the others with it
@@ -188,56 +197,72 @@ def profile_heads(folder: Path) -> list[str]:
     return lines
 
 
-def profile_steps(folder: Path) -> tuple[list[str], bool]:
-    """A step before and after the switch against the STL step; False where the kernels differ."""
-    from bench.step_cases import GPU_STEP_CASES, graphed_step, trainer_step
+def profile_steps(traces: Path | None) -> tuple[list[str], bool]:
+    """The step of each model with all tasks, after the switch and as STL; False where the last two differ."""
+    from bench.step_cases import GPU_STEP_CASES
+
+    lines, same = ["## Training step", ""], True
+    for case in GPU_STEP_CASES[:2]:  # the tagger, as `train` makes it, and an embedding model
+        for graph in (False, True):
+            try:
+                of_case, alike = _profile_step(case, graph, traces)
+            except Exception as error:  # a step that is not captured must not take the others with it
+                of_case, alike = [f"### {case.name}{', graph' * graph}", "", f"Broken: {error}", ""], False
+            lines += of_case
+            same = same and alike
+    return lines, same
+
+
+def _profile_step(case: StepCase, graph: bool, traces: Path | None) -> tuple[list[str], bool]:
+    from bench.step_cases import graphed_step, trainer_step
     from mt2st_fast import MultiTask, SingleTask, Switch
 
-    model = GPU_STEP_CASES[2].build(torch.device("cuda"))
-    lines, same = ["## Training step", ""], True
-    for graph in (False, True):
-        make = graphed_step if graph else trainer_step
-        suffix = ", graph" if graph else ""
-        _, before = make(model, MultiTask())
-        # With graphs, the second phase has to be captured as well before it is timed.
-        _, after = (
-            graphed_step(model, Switch(at_step=6), steps=14) if graph else make(model, Switch(at_step=2))
-        )
-        _, single = make(model, SingleTask())
-        profiles = {
-            name: profile(name, run, folder / f"trace-{name.replace(' ', '-')}.json.gz" if graph else None)
-            for name, run in (("before the switch", before), ("after the switch", after), ("STL", single))
-        }
-        for name, found in profiles.items():
-            lines += [f"### {name}{suffix}: {GPU_STEP_CASES[2].name}", ""]
-            lines += [
-                f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs a step, "
-                f"{len(found.launches) / REPEATS:g} launches.",
-                "",
-                *kernel_table(found),
-                "",
-            ]
-        unlike = difference(profiles["after the switch"], profiles["STL"])
-        same = same and not unlike and bool(profiles["STL"].launches)
-        verdict = "not the same kernels as the STL step:" if unlike else "the same kernels as the STL step."
-        lines += [f"After the switch{suffix}: {verdict}", "", *(f"- {line}" for line in unlike), ""]
-    return lines, same
+    model = case.build(torch.device("cuda"))
+    make, suffix = (graphed_step, ", graph") if graph else (trainer_step, "")
+    _, before = make(model, MultiTask())
+    # With graphs, the second phase has to be captured as well before it is timed.
+    _, after = graphed_step(model, Switch(at_step=6), steps=14) if graph else make(model, Switch(at_step=2))
+    _, single = make(model, SingleTask())
+    profiles = {}
+    for name, run in (("before the switch", before), ("after the switch", after), ("STL", single)):
+        file = None if traces is None or not graph else traces / f"trace-{name.replace(' ', '-')}.json.gz"
+        profiles[name] = profile(name, run, file)
+    lines: list[str] = []
+    for name, found in profiles.items():
+        lines += [f"### {name}{suffix}: {case.name}", ""]
+        lines += [
+            f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs a step, "
+            f"{len(found.launches) / REPEATS:g} launches.",
+            "",
+            *(kernel_table(found) if name != "STL" else []),
+            "",
+        ]
+    unlike = difference(profiles["after the switch"], profiles["STL"])
+    verdict = "not the same kernels as the STL step:" if unlike else "the same kernels as the STL step."
+    lines += [f"After the switch{suffix}: {verdict}", "", *(f"- {line}" for line in unlike), ""]
+    return lines, not unlike and bool(profiles["STL"].launches)
 
 
 def main() -> int:
     """Profile, print and write `profile.md`."""
     parser = argparse.ArgumentParser(prog="bench.profile_gpu", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/profile"), help="the folder to write to")
+    parser.add_argument("--traces", action="store_true", help="write traces, too")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print(NO_GPU.format(done="profiled"))
         return 0
     arguments.out.mkdir(parents=True, exist_ok=True)
-    step_lines, same = profile_steps(arguments.out)
+    traces = arguments.out if arguments.traces else None
+    step_lines, same = profile_steps(traces)
     heading = f"# Profile on {torch.cuda.get_device_name()}, torch {torch.__version__}"
-    text = "\n".join([heading, "", *step_lines, *profile_heads(arguments.out)])
-    (arguments.out / "profile.md").write_text(text, encoding="utf-8")
-    print(text)
+    file = arguments.out / "profile.md"
+    lines = [heading, "", *step_lines]
+    file.write_text("\n".join(lines), encoding="utf-8")  # what there is, should the next part break
+    file.write_text("\n".join([*lines, *profile_heads(traces)]), encoding="utf-8")
+    print(
+        f"wrote {arguments.out / 'profile.md'}; after the switch: {'the same kernels' if same else 'other kernels'}"
+    )
     return 0 if same else 1
 
 

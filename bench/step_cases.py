@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from bench.accuracy import check_as_accurate_as_torch
 from bench.cases import DeviceKind
-from bench.environment import ROOT
+from bench.step_models import EWT, StepModel, embedding_model, ewt_model, tagger_model
 from mt2st_fast import (
-    Classification,
     MultiTask,
     MultiTaskHeads,
     SingleTask,
@@ -24,49 +23,15 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
-from mt2st_fast.data import open_data
-from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.schedules import Schedule
-from mt2st_fast.training.sources import Batch
 
-EWT = ROOT.parent / "shared" / "data" / "ud_english_ewt"
-EWT_AUXILIARY = (
-    "xpos", "deprel", "feats.Number", "feats.VerbForm", "feats.Tense", "feats.Person", "feats.Case",
-    "feats.Degree",
-)  # fmt: skip
 # Times the STL step that a step after the switch may take (DESIGN.md, section 6).
 SWITCHED_LIMIT = 1.03
 # More steps than any measurement makes, so that no schedule ends.
 ENDLESS_STEPS = 10**9
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Step = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class StepModel:
-    """What every step starts from: each one trains copies of the encoder and the heads."""
-
-    encoder: nn.Module
-    heads: MultiTaskHeads
-    batches: Sequence[Batch]
-    make_optimizer: MakeOptimizer
-    make_dense_optimizer: MakeOptimizer | None = (
-        None  # of the copy without row-sparse gradients, where there is one
-    )
-
-    @property
-    def device(self) -> torch.device:
-        """Where its parameters and batches are."""
-        return self.batches[0][1][self.heads.main].device
-
-    @property
-    def shape(self) -> str:
-        """N and the classes of the heads as text."""
-        sizes = [task.head.size for task in self.heads.tasks.values()]
-        return f"N={len(self.batches[0][1][self.heads.main])} C={sizes}"
+Skip = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -76,36 +41,6 @@ class StepCase:
     name: str
     build: Callable[[torch.device], StepModel]
     obstacle: Callable[[], str | None] = lambda: None
-
-
-def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device: torch.device) -> StepModel:
-    """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches lie there."""
-    torch.manual_seed(1)
-    tasks = {f"task{k}": Classification(size) for k, size in enumerate(sizes)}
-    batches: list[Batch] = [
-        (
-            torch.randint(V, (N, L)).to(device),
-            {name: torch.randint(task.classes, (N,)).to(device) for name, task in tasks.items()},
-        )
-        for _ in range(8)
-    ]
-    heads = MultiTaskHeads(D, tasks, "task0").to(device)
-    return StepModel(nn.EmbeddingBag(V, D).to(device), heads, batches, lambda p: torch.optim.SGD(p, lr=0.1))
-
-
-def ewt_model(device: torch.device) -> StepModel:
-    """What `train` makes of the English Web Treebank: parts of speech and eight auxiliary tasks."""
-    splits = open_data(f"conllu:{EWT}", main="upos", auxiliary=EWT_AUXILIARY)
-    experiment = Experiment.prepare(Config(device="cpu"), splits)
-    trainer, lr = experiment.trainer, experiment.config.lr
-    batches = list(islice(iter(experiment.train), 16))
-    return StepModel(
-        trainer.encoder,
-        trainer.heads,
-        batches,
-        lambda p: LazyAdam(p, lr=lr, fused=True),
-        lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0, fused=True),
-    )
 
 
 def _ewt_obstacle() -> str | None:
@@ -120,12 +55,16 @@ STEP_CASES = (
     StepCase("embedding model", lambda device: embedding_model(10_000, 128, 2048, 20, MODEL_HEADS, device)),
     StepCase(TAGGER, ewt_model, _ewt_obstacle),
 )
-GPU_STEP_CASES = tuple(
-    StepCase(
-        f"embedding model, N={N}",
-        lambda device, N=N: embedding_model(10_000, 128, N, 20, MODEL_HEADS, device),
-    )
-    for N in (512, 1024, 2048, 4096)
+TREEBANK_TAGGER = "treebank tagger, N=512"
+GPU_STEP_CASES = (
+    StepCase(TREEBANK_TAGGER, tagger_model),
+    *(
+        StepCase(
+            f"embedding model, N={N}",
+            lambda device, N=N: embedding_model(10_000, 128, N, 20, MODEL_HEADS, device),
+        )
+        for N in (512, 4096, 2048, 1024)  # the ends first: a GPU is at hand for minutes
+    ),
 )
 # What the EWT tagger's step on a CPU has to be faster than, and how many times; and times its own GEMMs.
 CPU_STEP_OVER = {"eager multi": 4.0, "eager multi, row-sparse": 3.0}
@@ -218,11 +157,14 @@ def gemms_step(model: StepModel, tasks: Sequence[str]) -> Step:
 
 
 def multi_and_single(
-    model: StepModel, skip: Callable[[str, str], None] = lambda name, reason: None
+    model: StepModel,
+    skip: Skip = lambda name, reason: None,
+    compiled: Callable[[], bool] = lambda: True,
 ) -> dict[str, Step]:
     """Steps with all heads and with the main head alone, by the Trainer, torch eager and compiled, and graphs on a GPU.
 
-    skip: told the name of a step that cannot be built here, and why.
+    skip: told the name of a step that cannot be built here, and why. compiled: asked at the end whether there is time
+    to compile.
     """
     tasks, main = tuple(model.heads.tasks), model.heads.main
     steps = {
@@ -233,16 +175,24 @@ def multi_and_single(
     }
     if model.make_dense_optimizer is not None:
         steps["eager multi, row-sparse"] = eager_step(model, tasks, dense=False)
-    if isinstance(model.encoder, WindowEncoder):
+    if isinstance(model.encoder, WindowEncoder) and model.device.type == "cpu":
         steps["gemms"] = gemms_step(model, tasks)
     if model.device.type == "cuda":
-        steps["ours multi, graph"] = graphed_step(model, MultiTask())[1]
-        steps["ours single, graph"] = graphed_step(model, SingleTask())[1]
-    try:
-        steps["compiled multi"] = eager_step(model, tasks, compiled=True)
-    except Exception as error:  # a stranger's failure must not hide ours
-        skip("compiled multi", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+        _add(steps, "ours multi, graph", lambda: graphed_step(model, MultiTask())[1], skip)
+        _add(steps, "ours single, graph", lambda: graphed_step(model, SingleTask())[1], skip)
+    if compiled():
+        _add(steps, "compiled multi", lambda: eager_step(model, tasks, compiled=True), skip)
+    else:
+        skip("compiled multi", "no time is left for it in this case")
     return steps
+
+
+def _add(steps: dict[str, Step], name: str, build: Callable[[], Step], skip: Skip) -> None:
+    """A step that cannot be built here must not take the others with it."""
+    try:
+        steps[name] = build()
+    except Exception as error:
+        skip(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
 
 
 def step_ratios(device: torch.device) -> dict[str, tuple[str, str]]:
@@ -267,7 +217,7 @@ SWITCHED_PEERS = {
 }
 
 
-def switched_and_stl(model: StepModel) -> dict[str, Step]:
+def switched_and_stl(model: StepModel, skip: Skip = lambda name, reason: None) -> dict[str, Step]:
     """A step after the switch, and the step of a run that never had another task; on a GPU with graphs too."""
     trainer, after_switch = trainer_step(model, Switch(at_step=2))
     for _ in range(4):
@@ -275,11 +225,16 @@ def switched_and_stl(model: StepModel) -> dict[str, Step]:
     _check_switched(trainer, model)
     steps = {"after switch": after_switch, "stl": trainer_step(model, SingleTask())[1]}
     if model.device.type == "cuda":
-        # Captured before the switch as well, so that the second capture is the one that is timed.
-        trainer, steps["after switch, graph"] = graphed_step(model, Switch(at_step=6), steps=14)
-        _check_switched(trainer, model)
-        steps["stl, graph"] = graphed_step(model, SingleTask())[1]
+        _add(steps, "after switch, graph", lambda: _graphed_after_switch(model), skip)
+        _add(steps, "stl, graph", lambda: graphed_step(model, SingleTask())[1], skip)
     return steps
+
+
+def _graphed_after_switch(model: StepModel) -> Step:
+    # Captured before the switch as well, so that the second capture is the one that is timed.
+    trainer, step = graphed_step(model, Switch(at_step=6), steps=14)
+    _check_switched(trainer, model)
+    return step
 
 
 def _check_switched(trainer: Trainer, model: StepModel) -> None:
@@ -324,7 +279,11 @@ def _results(model: StepModel, dtype: torch.dtype, run: Callable[..., Any]) -> d
         "total": total.detach(),
         "d_weight": torch.cat([linear.weight.grad for linear in heads]),
         "d_bias": torch.cat([linear.bias.grad for linear in heads]),
-        **{f"gradient of {name}": p.grad for name, p in encoder.named_parameters() if p.grad is not None},
+        **{
+            f"gradient of {name}": p.grad.to_dense() if p.grad.is_sparse else p.grad
+            for name, p in encoder.named_parameters()
+            if p.grad is not None
+        },
     }
 
 

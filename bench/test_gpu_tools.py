@@ -27,11 +27,13 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
     [
         [sys.executable, "-m", "bench.profile_gpu"],
         [sys.executable, "-m", "bench.power"],
+        [sys.executable, "-m", "bench.memory_safety"],
+        [sys.executable, "-m", "bench.jobs", "--device", "cuda"],
         [sys.executable, "-m", "bench.measure", "heads", "--device", "cuda"],
         [sys.executable, "-m", "bench.bags", "gpu", "--device", "cuda"],
         ["bash", str(Path("bench") / "gpu.sh")],
     ],
-    ids=["profile", "power", "measure", "bags", "gpu.sh"],
+    ids=["profile", "power", "memory_safety", "jobs", "measure", "bags", "gpu.sh"],
 )
 def test_without_a_gpu_there_is_one_line(command):
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
@@ -44,12 +46,11 @@ def test_without_a_gpu_there_is_one_line(command):
 
 def test_the_stages_of_a_gpu_machine_fit_its_budget():
     script = (ROOT / "bench" / "gpu.sh").read_text("utf-8")
-    limits = [
-        int(limit) for limit in re.findall(r"^ *stage \d+ (?:\w+|\"[^\"]+\") (\d+) ", script, re.MULTILINE)
-    ]
     budget = int(re.search(r"BUDGET_SECONDS:-(\d+)", script)[1])
-    assert len(limits) == script.count("\nstage ") + script.count(" stage 1 ")
-    assert sum(limits) <= budget
+    stages = re.findall(r"^ *stage \d+ (\w+|\"[^\"]+\") (\d+) ", script, re.MULTILINE)
+    assert len(stages) == len(re.findall(r"^ *stage \d", script, re.MULTILINE)) >= 10
+    limits = {name: int(limit) for name, limit in stages}  # of a name there is one at a time
+    assert sum(limits.values()) <= budget <= 330
 
 
 def profile_of(*names, microseconds=2.0):

@@ -7,7 +7,8 @@ import torch
 
 from bench.cases import DIRECTIONS, HEAD_CASES, TINY, HeadCase
 from bench.interleaved import interleave
-from bench.peers import builders, check, eager, obstacle, ours
+from bench.peer_checks import check
+from bench.peers import builders, eager, obstacle, ours
 
 # Inductor loads parts of torch that torch itself calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from bench import ledger
 from bench.cases import GPU_HEAD_CASES, HEAD_CASES, MEMORY_CASE
@@ -12,6 +13,7 @@ from bench.interleaved import MOST_CALLS, WARM_UP_ROUNDS, Candidate, Timings, in
 from bench.report import _draw_scaling, render
 from bench.scaling import points
 from bench.verdicts import MISSING, cpu_verdicts, gpu_verdicts
+from bench.word_report import job_section
 
 
 def made(date: str, eager_us: float, kind: str = "cpu") -> list[ledger.Record]:
@@ -39,6 +41,19 @@ def test_candidates_take_turns_and_are_prepared():
     assert "".join(seen) == "-A-B" * WARM_UP_ROUNDS + ("-A" * calls + "-B" * calls) * 3
 
 
+def test_on_a_gpu_every_burst_lasts_as_long(monkeypatch):
+    seen = []
+
+    def burst(candidate, calls):
+        seen.append((candidate.run(), calls))
+        return candidate.run()
+
+    monkeypatch.setattr("bench.interleaved._cuda_burst_us", burst)
+    candidates = {"fast": Candidate(lambda: 10.0), "slow": Candidate(lambda: 2500.0)}
+    interleave(candidates, rounds=1, burst_us=5000, device=torch.device("cuda"))
+    assert seen[-2:] == [(10.0, MOST_CALLS), (2500.0, 2)]
+
+
 def test_ratio_is_of_medians():
     timings = Timings({"slow": np.array([20.0, 30.0, 90.0]), "fast": np.array([10.0, 15.0, 10.0])})
     assert timings.ratio("slow", "fast").of_medians == pytest.approx(3.0)
@@ -52,6 +67,14 @@ def test_latest_record_counts_and_none_is_lost(tmp_path):
     text = render(ledger.latest(stored))
     assert "| 3.50 [3.50 to 3.50] | 3, met |" in text
     assert "2.00 [" not in text
+
+
+def test_rows_without_a_measurement_share_a_line():
+    text = render(made("2025-01-01", 250.0, "cuda")).partition("## On a GPU")[2]
+    heads = text.partition("**Heads, forward and backward**")[2].partition("**")[0]
+    assert heads.count("| vocabulary") == 1
+    assert f"| {MISSING}" not in heads
+    assert "Not yet measured: 1,000 classes and 4 heads, bfloat16; 8 heads" in heads
 
 
 def test_gpu_is_not_estimated():
@@ -123,7 +146,7 @@ def test_memory_verdicts():
 
 
 def test_gpu_verdicts_compare_graphs_with_graphs():
-    case = GPU_HEAD_CASES[0]
+    case = next(case for case in GPU_HEAD_CASES if case.required.of_bytes)
     times = {"eager": 500.0, "liger": 300.0, "eager_graph": 150.0, "ours": 90.0, "ours_graph": 50.0}
     records = [
         record_of("heads", case.name, peer, time, kind="cuda", cold_us=time / 2)
@@ -139,7 +162,24 @@ def test_gpu_verdicts_compare_graphs_with_graphs():
         verdicts["ours (cold) / bytes floor ≤ 1.5"].measured
         == f"{25 / floor_us:.2f} (25.0 of {floor_us:.1f} µs)"
     )
+    assert verdicts["ours ≤ 200 µs"].met == "met"
+    assert (verdicts["ours_graph ≤ 22 µs"].measured, verdicts["ours_graph ≤ 22 µs"].met) == (
+        "50.0 µs",
+        "missed",
+    )
+    assert verdicts["heads_module ≤ 220 µs"].met == MISSING
     assert all(v.met == MISSING for v in gpu_verdicts([]))
+
+
+def test_whole_jobs_stand_in_the_gpu_report():
+    record = record_of("jobs", "mt2st-fast train", "ours on cuda", 0.0, kind="cuda")
+    record |= {
+        "shape": "ewt, 2480 steps", "unit": "tokens/s", "value": 2.5e6, "call_seconds": 12.0, "quality": 0.9412,
+        "phases": [{"active": ["a", "b"], "engine": "cuda graph", "graph": "captured"}],
+    }  # fmt: skip
+    (row,) = [line for line in job_section([record]) if "train:" in line]
+    assert "2,500,000 tokens/s | 12.00 s | 0.9412 | 2 tasks: cuda graph, captured | ≥ 2,000,000, met" in row
+    assert job_section([]) == ["Not yet measured."]
 
 
 def test_scaling_is_drawn(tmp_path):

@@ -26,6 +26,7 @@ from bench.step_cases import (
     MOST_OVER_GEMMS,
     SWITCHED_LIMIT,
     TAGGER,
+    TREEBANK_TAGGER,
 )
 
 MISSING = "not yet measured"
@@ -166,7 +167,7 @@ def gpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
         records = by_peer(found, "step", step_case.name, "step")
         verdicts += [
             _ratio(step_case.name, records, (peer,), ("ours multi, graph",), least, f"{peer} / ours, graph")
-            for peer, least in GPU_STEP_OVER.items()
+            for peer, least in (GPU_STEP_OVER.items() if step_case.name != TREEBANK_TAGGER else ())
         ]
     names = tuple(case.name for case in GPU_STEP_CASES)
     return verdicts + _after_switch(found, names, ("after switch", "after switch, graph"))
@@ -186,15 +187,25 @@ def _gpu_heads(case: HeadCase, records: ByPeer, copy: float | None) -> list[Verd
             title = "eager / ours, both in a graph"
             verdicts.append(_ratio(name, records, *graphs, required.over_best, title))
     for peer, least in required.over:
-        verdicts.append(_ratio(name, records, (peer,), ("ours",), least, f"{peer} / ours"))
+        # A peer that knows no bias is compared with ours without one.
+        mine = "ours" if records.get(peer, {}).get("bias", True) else "ours_no_bias"
+        verdicts.append(_ratio(name, records, (peer,), (mine,), least, f"{peer} / {mine}"))
     if required.of_gemms is not None:
         verdicts.append(_at_most(name, records, "gemms", required.of_gemms))
     if required.of_bytes is not None:
         verdicts.append(_bytes_floor(case, name, records, copy, required.of_bytes))
+    verdicts += [_within(name, records, peer, limit) for peer, limit in required.within_us]
     if required.peak_bytes is not None:
         limit = required.peak_bytes
         verdicts += _peak(name, records, "ours", lambda b: b <= limit, f"peak ≤ {limit / 1e9:g} GB")
     return verdicts
+
+
+def _within(case: str, records: ByPeer, peer: str, limit_us: float) -> Verdict:
+    required, record = f"{peer} ≤ {limit_us:,.0f} µs", records.get(peer)
+    if record is None:
+        return Verdict.missing(case, required)
+    return Verdict.of(case, required, f"{record['p50']:,.1f} µs", record["p50"] <= limit_us, (record,))
 
 
 def _bytes_floor(case: HeadCase, name: str, records: ByPeer, copy: float | None, limit: float) -> Verdict:

@@ -10,6 +10,7 @@ from bench.required import (
     ALLOWED_LOSS,
     BAGS_OVER_PEER,
     GPU_OVER_CPU,
+    JOBS_ON_GPU,
     MOST_LONGER,
     POLARITY_OF_FASTTEXT,
     UPDATE_OF_FLOOR,
@@ -29,6 +30,37 @@ def gpu_word_section(found: Sequence[Record]) -> list[str]:
     lines += ["", "**Updates of rows, and a copy of their bytes**", ""]
     lines += _gpu_table(found, "update", "floor, µs", lambda r: f"{r['floor_us']:,.1f}", _update_verdict)
     return [*lines, ""]
+
+
+def job_section(found: Sequence[Record]) -> list[str]:
+    """Markdown lines on whole jobs: the rate of training, the time of the whole call, and the quality beside both."""
+    records = [r for r in found if r["suite"] == "jobs"]
+    if not records:
+        return [f"{MISSING.capitalize()}."]
+    rows = [
+        [
+            f"{record['case']}: {record['shape']}",
+            record["peer"],
+            f"{record['value']:,.0f} {record['unit']}",
+            f"{record['call_seconds']:.2f} s",
+            f"{record['quality']:.4f}" if record.get("quality") is not None else "",
+            "; ".join(
+                f"{len(phase['active'])} tasks: {phase.get('engine')}, {phase.get('graph') or 'no graph'}"
+                for phase in record.get("phases", ())
+            ),
+            job_verdict(record),
+        ]
+        for record in records
+    ]
+    return table(["job", "", "training", "whole call", "quality", "steps taken by", "required"], rows)
+
+
+def job_verdict(record: Record) -> str:
+    """What is required of a job's rate on a GPU, and whether it is met; empty for a CPU's."""
+    least = JOBS_ON_GPU.get(record["case"])
+    if least is None or record["peer"] != "ours on cuda":
+        return ""
+    return f"≥ {least:,.0f}, {decided(record['value'] >= least, [record])}"
 
 
 def _gpu_table(

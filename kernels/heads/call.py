@@ -33,6 +33,7 @@ class Forward(NamedTuple):
     losses: Tensor  # (K,) float32, mean over the valid rows or elements
     correct: Tensor  # (K,) int64, rows classified right
     residual: Residual  # of `residual_like`'s shapes; empty where no gradient is needed
+    total: Tensor | None = None  # () float32, the losses by their task weights; None: the op adds them up
 
 
 class Plan(Protocol):

@@ -24,6 +24,7 @@ class HeadLayout:
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) first row of each head
     width: int = field(init=False, repr=False, compare=False)  # S, the outputs of all heads together
     widest: int = field(init=False, repr=False, compare=False)  # outputs of the widest head
+    has_values: bool = field(init=False, repr=False, compare=False)  # whether a head's targets are floats
     key: str = field(init=False, repr=False, compare=False)  # as text: what a custom op can carry
 
     def __post_init__(self) -> None:
@@ -37,6 +38,7 @@ class HeadLayout:
         object.__setattr__(self, "offsets", (0, *ends[:-1]))
         object.__setattr__(self, "width", ends[-1])
         object.__setattr__(self, "widest", max(head.size for head in self.heads))
+        object.__setattr__(self, "has_values", not all(head.kind.takes_classes for head in self.heads))
         heads = [[head.kind.name, head.size, asdict(head.options)] for head in self.heads]
         key = json.dumps({"heads": heads, "names": self.names})
         object.__setattr__(self, "key", key)

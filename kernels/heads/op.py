@@ -23,7 +23,7 @@ from ..heads.plans import (
 )
 from ..machine.registry import Room
 from . import reference
-from .call import Gradients, HeadsCall, Needs, Plan
+from .call import Forward, Gradients, HeadsCall, Needs, Plan
 from .layout import HeadLayout
 
 log = logging.getLogger("mt2st_fast")
@@ -66,6 +66,7 @@ def multitask_loss(
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
     _check(features, weight, bias, targets, task_weights, layout)
+    task_weights = task_weights.contiguous()
     # As in torch's own linear, autocast leaves float64 alone.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
@@ -187,7 +188,7 @@ class _FusedLoss(torch.autograd.Function):
         ctx.plan, ctx.residual = plan, result.residual
         ctx.mark_non_differentiable(result.losses, result.correct)
         ctx.set_materialize_grads(False)
-        return torch.dot(task_weights, result.losses), result.losses, result.correct
+        return _total(result, task_weights), result.losses, result.correct
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -229,6 +230,10 @@ def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
     return plan.backward(call, residual, grad_total, own=True)
 
 
+def _total(result: Forward, task_weights: Tensor) -> Tensor:
+    return torch.dot(task_weights, result.losses) if result.total is None else result.total
+
+
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
@@ -258,7 +263,7 @@ def _forward_op(
     result = _implementation(backend, plan, features, layout).forward(
         HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights)
     )
-    return torch.dot(task_weights, result.losses), result.losses, result.correct, *result.residual
+    return _total(result, task_weights), result.losses, result.correct, *result.residual
 
 
 @_forward_op.register_fake

@@ -45,6 +45,8 @@ NUMBA_WIDE_HEAD = 4096
 NUMBA_WIDE_GRADIENT = 1 << 20  # float32 numbers
 # Logits of more bytes than this are made in chunks on a GPU.
 TRITON_LOGITS_BYTES = 4 << 30
+TRITON_WIDE_HEAD = 256  # outputs; a program of the packed plan holds a whole row of a head
+TRITON_TILE = 64  # outputs that a program of the tile plan holds
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "numba": (
@@ -63,10 +65,18 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "triton": (
         Rule(
+            "tile",
+            f"all heads together of {TRITON_TILE} outputs at most",
+            lambda shape: shape.S <= TRITON_TILE,
+            "logits never leave the chip: four launches for losses and gradients",
+        ),
+        Rule(
             "chunked",
-            f"logits of more than {TRITON_LOGITS_BYTES >> 30} GiB",
-            lambda shape: shape.N * shape.S * shape.itemsize > TRITON_LOGITS_BYTES,
-            "one buffer of logits is used again for every chunk of rows",
+            f"a head of more than {TRITON_WIDE_HEAD:,} outputs, or logits of more than {TRITON_LOGITS_BYTES >> 30} GiB",
+            lambda shape: (
+                shape.widest > TRITON_WIDE_HEAD or shape.N * shape.S * shape.itemsize > TRITON_LOGITS_BYTES
+            ),
+            "wide heads are swept by kernels of their own, and one buffer of logits serves every chunk of rows",
         ),
         Rule(
             "packed",
@@ -79,7 +89,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 # What may be asked for.
-PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("packed", "chunked")}
+PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("tile", "packed", "chunked")}
 
 
 def check_plan(requested: str, backend: str) -> None:

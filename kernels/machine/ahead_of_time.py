@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .launch import family_of
+
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
 AMD_TARGET = re.compile(r"gfx[0-9a-f]{3,4}")
 
@@ -51,8 +53,15 @@ def compile_all(targets: list[str]) -> list[CompiledKernel]:
         _compile(variant, target, gpu)
         for target, gpu in parsed
         for module in modules
-        for variant in getattr(module, "VARIANTS", ())
+        for variant in _variants_of(module, gpu)
     ]
+
+
+def _variants_of(module: Any, gpu: Any) -> Any:
+    """The module's VARIANTS, or what its variants_of(family of GPU) says where they differ."""
+    if hasattr(module, "variants_of"):
+        return module.variants_of(family_of(gpu.backend, gpu.arch))
+    return getattr(module, "VARIANTS", ())
 
 
 def _gpu_target(target: str) -> Any:
@@ -108,12 +117,11 @@ def _nvidia_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
 
 
 def _amd_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
-    """(vector registers, spilled registers) from the metadata of the assembly."""
+    """(vector registers, spilled vector registers) from the metadata of the assembly."""
     del gpu
     text = asm["amdgcn"]
-    spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text)) + int(
-        _find(r"\.sgpr_spill_count:\s*(\d+)", text)
-    )
+    # Scalar registers are spilled into lanes of vector registers, and not to memory.
+    spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text))
     return int(_find(r"\.vgpr_count:\s*(\d+)", text)), spills
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 
+import pytest
 import torch
 
 from bench.accuracy import FACTOR, relative_error
@@ -12,7 +13,13 @@ from bench.accuracy import FACTOR, relative_error
 DEVICE = torch.device("cuda")
 BACKEND = "triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NO_GPU = "no GPU: torch sees no CUDA device here"
 RATE = 2.0**-7  # the same in float32, so that a rate on the device is the same number
+
+
+def obstacle() -> str | None:
+    """Why the tests on a GPU cannot run here, or None."""
+    return None if torch.cuda.is_available() else NO_GPU
 
 
 def assert_as_accurate_as_torch(ours, by_torch, truth, dtype):
@@ -50,3 +57,14 @@ def no_waiting():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.cuda.set_sync_debug_mode("default")
+
+
+@contextmanager
+def plan_may_refuse(plan):
+    """A plan may say that it is not for this layout; anything else is a failure."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if plan == "auto" or f"plan={plan}" not in str(error):
+            raise
+        pytest.skip(str(error))

@@ -1,7 +1,4 @@
-"""The fused op on a real GPU: every plan and dtype against the truth, the same bits, CUDA graphs.
-
-Skipped, in one line, where torch sees no CUDA device.
-"""
+"""The fused op on a real GPU: every plan and dtype against the truth, the same bits, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -10,22 +7,21 @@ import math
 import pytest
 import torch
 
+from bench.device import captured
 from mt2st_fast import HeadLayout, HeadSpec, Kind, multitask_loss
 from mt2st_fast.kernels import choose_backend
-from mt2st_fast.kernels.machine import registry as choice
+from mt2st_fast.kernels.heads.plans import PLANS_OF
 from tests.on_gpu.helpers import (
     BACKEND,
     DEVICE,
     DTYPES,
     assert_as_accurate_as_torch,
     no_waiting,
+    plan_may_refuse,
     poisoned_memory,
 )
 
-if not torch.cuda.is_available():
-    pytest.skip("no GPU: torch sees no CUDA device here", allow_module_level=True)
-
-PLANS = ("auto", *choice.PLANS_OF[BACKEND])
+PLANS = ("auto", *PLANS_OF[BACKEND])
 
 SOFTMAX, BINARY, SQUARED, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER
 MIXED = (
@@ -92,13 +88,8 @@ class Problem:
 
 
 def outcome_of_plan(problem, plan):
-    try:
+    with plan_may_refuse(plan):
         return problem.outcome(backend=BACKEND, plan=plan)
-    except (ValueError, RuntimeError) as error:
-        # A plan may say that it is not for this layout; anything else is a failure.
-        if plan == "auto" or f"plan={plan}" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 # --- the fused op --------------------------------------------------------------------------------------
@@ -166,15 +157,8 @@ def test_it_can_be_captured_and_replayed_on_other_data(name, plan, dtype):
         out.total.backward()
         return out.total.detach(), out.losses, out.correct
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        total, losses, correct = step()
+    replay = captured(step, DEVICE)
+    total, losses, correct = replay.result
     with torch.no_grad():
         for mine, new in zip(leaves, (other.features, other.weight, other.bias), strict=True):
             mine.copy_(new)
@@ -182,7 +166,7 @@ def test_it_can_be_captured_and_replayed_on_other_data(name, plan, dtype):
         for mine, new in zip(problem.targets, other.targets, strict=True):
             mine.copy_(new)
         task_weights.copy_(other.task_weights)
-    graph.replay()
+    replay()
     torch.cuda.synchronize()
     found = {"total": total, "losses": losses, "correct": correct.double()}
     found |= dict(zip(("d_features", "d_weight", "d_bias"), (leaf.grad for leaf in leaves), strict=True))

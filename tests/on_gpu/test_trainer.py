@@ -1,10 +1,8 @@
-"""The trainer on a real GPU: with CUDA graphs as without them, and what a step launches.
-
-Skipped, in one line, where torch sees no CUDA device.
-"""
+"""The trainer on a real GPU: with CUDA graphs as without them, and what a step launches."""
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from torch import nn
 
 from mt2st_fast import (
+    BagEncoder,
     Callback,
     Classification,
     MultiTask,
@@ -22,10 +21,8 @@ from mt2st_fast import (
     WindowEncoder,
 )
 from mt2st_fast.training.engines.graphed_steps import WARM_UP_STEPS
+from mt2st_fast.training.sources import to_device
 from tests.on_gpu.helpers import DEVICE, RATE
-
-if not torch.cuda.is_available():
-    pytest.skip("no GPU: torch sees no CUDA device here", allow_module_level=True)
 
 # --- the trainer with CUDA graphs ----------------------------------------------------------------------
 
@@ -112,22 +109,46 @@ def test_a_loader_a_task_is_right_whether_captured_or_not(toy):
     assert_same(*both(toy, train, schedule=Switch(at_step=12)))
 
 
-def word_problem(n_batches=6, N=64):
+TYPES, LENGTH = 200, 5
+TOKEN_TASKS = {"tag": Classification(5), "aux": Classification(3)}
+
+
+def word_batches(kind, n_batches=6, N=64):
+    """Windows (N, LENGTH) of word types, or the same as bags, with targets that depend on a word; -1 is none."""
     generator = torch.Generator().manual_seed(5)
-    tasks = {"tag": Classification(5), "aux": Classification(3)}
-    words = [torch.randint(-1, 200, (N, 5), generator=generator) for _ in range(n_batches)]
-    batches = [(w, {name: w[:, 2].clamp_min(0) % t.classes for name, t in tasks.items()}) for w in words]
-    return tasks, batches
+    batches = []
+    for _ in range(n_batches):
+        words = torch.randint(-1, TYPES, (N, LENGTH), generator=generator)
+        targets = {name: words[:, 2].clamp_min(0) % t.classes for name, t in TOKEN_TASKS.items()}
+        starts = torch.arange(0, N * LENGTH + 1, LENGTH)
+        batches.append((words if kind == "window" else (words.flatten().int(), starts), targets))
+    return batches
 
 
-def test_a_word_encoder_is_captured():
-    tasks, batches = word_problem()
-    losses = []
+def word_encoder(kind, rows, sparse):
+    """A built-in encoder with a row of its own for every type, or with two subwords each."""
+    options = {"sparse": sparse, "dropout": 0.1}
+    if rows == "subwords":
+        hashed = torch.arange(TYPES) % 37 + TYPES
+        options |= {"rows_of_type": torch.stack([torch.arange(TYPES), hashed], 1), "num_rows": TYPES + 37}
+    if kind == "window":
+        return WindowEncoder(TYPES, 16, hidden=32, **options)
+    return BagEncoder(TYPES, 32, **options)
+
+
+BUILT_IN = pytest.mark.parametrize(
+    ("kind", "rows", "sparse"), list(itertools.product(("window", "bag"), ("own", "subwords"), (False, True)))
+)
+
+
+@BUILT_IN
+def test_a_word_encoder_is_captured(kind, rows, sparse):
+    batches, losses = word_batches(kind), []
     for graph in (False, True):
         torch.manual_seed(3)
         trainer = Trainer(
-            WindowEncoder(200, 16, hidden=32, dropout=0.1),
-            MultiTaskHeads(32, tasks, "tag"),
+            word_encoder(kind, rows, sparse),
+            MultiTaskHeads(32, TOKEN_TASKS, "tag"),
             schedule=Switch(at_step=12),
             device="cuda",
             lr=RATE,
@@ -243,6 +264,7 @@ def kernels_of_a_step(toy, schedule, step, **options):
     return [event.name for event in events], history
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_step_after_the_switch_launches_the_kernels_of_a_single_task_step(toy, graph):
     step = 20
@@ -257,30 +279,42 @@ def test_a_step_after_the_switch_launches_the_kernels_of_a_single_task_step(toy,
         assert [phase.graph for phase in history.phases] == ["captured", "captured"]
 
 
-def test_a_training_step_never_waits_for_the_device(toy):
-    batches = [(x.to(DEVICE), {n: t.to(DEVICE) for n, t in y.items()}) for x, y in toy.batches(12)]
+class Watch(Callback):
+    """torch raises where steps 7 to 11 wait for the device."""
 
-    class Watch(Callback):
-        def on_step(self, trainer):
-            if trainer.step == 6:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    torch.cuda.set_sync_debug_mode("error")
-            elif trainer.step == 11:
-                torch.cuda.set_sync_debug_mode("default")
+    def on_step(self, trainer):
+        if trainer.step == 6:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls the mode a prototype
+                torch.cuda.set_sync_debug_mode("error")
+        elif trainer.step == 11:
+            torch.cuda.set_sync_debug_mode("default")
 
+
+def train_watched(encoder, heads, batches, **options):
+    """12 steps on batches that lie on the device; raises where one waits for it."""
     try:
-        for graph in (False, True):
-            trainer = Trainer(
-                toy.encoder(dropout=0.1),
-                toy.heads(),
-                schedule=MultiTask(),
-                device="cuda",
-                graph=graph,
-                log_every=1000,
-                clip_norm=1.0,
-                callbacks=[Watch()],
-            )
-            trainer.fit(batches, epochs=1)
+        trainer = Trainer(
+            encoder,
+            heads,
+            schedule=MultiTask(),
+            device="cuda",
+            log_every=1000,
+            callbacks=[Watch()],
+            **options,
+        )
+        trainer.fit(to_device(batches, DEVICE), epochs=1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_training_step_never_waits_for_the_device(toy, graph):
+    train_watched(toy.encoder(dropout=0.1), toy.heads(), toy.batches(12), graph=graph, clip_norm=1.0)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@BUILT_IN
+def test_a_step_of_a_built_in_encoder_never_waits_for_the_device(kind, rows, sparse, graph):
+    heads = MultiTaskHeads(32, TOKEN_TASKS, "tag")
+    train_watched(word_encoder(kind, rows, sparse), heads, word_batches(kind, 12), graph=graph)

@@ -1,58 +1,66 @@
-"""The packed plan on a GPU: one GEMM for all heads' logits, one segmented loss pass, one GEMM a gradient."""
+"""The packed plan on a GPU: one GEMM for all heads' logits, one launch for their losses, one GEMM a gradient.
+
+cuBLAS takes its oldest kernels, four times as slow and more, where a size is no multiple of 16 bytes: the S outputs
+are padded in the weight, the logits and the gradients alike.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ...machine.launch import cdiv
 from ..call import Forward, Gradients, HeadsCall, Residual
-from .loss_blocks import padded_width
-from .loss_pass import segment_loss
-from .tables import (
-    head_tables,
-)
+from .means import take_means
+from .row_losses import WIDEST, n_row_blocks, take_row_losses
+from .tables import head_tables
+from .weights import Factors, finish_weight, padded_weight, scaled_weight
 
 RESIDUAL_IS_GRADIENT = False
+ALIGNMENT = 8  # outputs: 16 bytes of 16-bit ones
+
+
+def padded_width(S: int) -> int:
+    """Outputs of all heads and what pads them for the GEMMs."""
+    return cdiv(S, ALIGNMENT) * ALIGNMENT
 
 
 def forward(call: HeadsCall) -> Forward:
-    """Losses of all heads; the residual is (scale (K,), unscaled logit gradient, bias gradient (S,)).
+    """Losses of all heads; the residual is (unscaled logit gradient (N, padded_width), scale (K,), bias parts).
 
-    The logit gradient is the first S columns of a buffer (N, `padded_width`). Task weights enter in the
-    backward pass; with `skip_zero_weights` a task of weight 0 has loss 0 and is not computed. Raises what
-    `segment_loss` raises.
+    Task weights enter in the backward pass; with `skip_zero_weights` a task of weight 0 has loss 0 and gradient 0.
     """
-    features, layout, needs = call.features, call.layout, call.needs
-    S = layout.width
-    buffer = features.new_empty(features.shape[0], padded_width(layout))
-    logits = torch.mm(features, call.weight.to(features.dtype).t(), out=buffer[:, :S])
-    need_gradient = any(needs)
-    result = segment_loss(
-        logits,
-        call.bias,
-        call.targets,
-        layout,
-        need_gradient=need_gradient,
-        need_bias_gradient=needs[2],
-        skip_by=call.task_weights if call.skip_zero_weights else None,
-    )
-    nothing = features.new_empty(0)
-    if not need_gradient:
-        return Forward(result.losses, result.correct, (nothing, nothing.clone(), nothing.clone()))
-    bias_gradient = nothing if result.bias_gradient is None else result.bias_gradient
-    return Forward(result.losses, result.correct, (result.scale, buffer, bias_gradient))
+    features, needs = call.features, call.needs
+    if call.layout.widest > WIDEST:
+        raise ValueError(
+            f"plan=packed holds heads of {WIDEST:,} outputs at most, one has {call.layout.widest:,}; "
+            "plan=auto takes any"
+        )
+    weight = padded_weight(call.weight.contiguous(), padded_width(call.layout.width), features.dtype)
+    logits = torch.mm(features, weight.t())
+    sums, bias_parts = take_row_losses(call, logits)
+    means = take_means(sums, call.task_weights)
+    nothing = means.scale.new_empty(0)
+    if not any(needs):
+        return Forward(
+            means.losses, means.correct, (features.new_empty(0), nothing, nothing.clone()), means.total
+        )
+    residual = logits, means.scale, nothing if bias_parts is None else bias_parts
+    return Forward(means.losses, means.correct, residual, means.total)
 
 
 def residual_like(call: HeadsCall) -> Residual:
     """Empty tensors of the shapes and dtypes of the residual."""
     features, layout, needs = call.features, call.layout, call.needs
-    nothing = features.new_empty(0)
+    nothing = features.new_empty(0, dtype=torch.float32)
     if not any(needs):
-        return nothing, nothing.clone(), nothing.clone()
+        return features.new_empty(0), nothing, nothing.clone()
     return (
+        features.new_empty(features.shape[0], padded_width(layout.width)),
         features.new_empty(len(layout), dtype=torch.float32),
-        features.new_empty(features.shape[0], padded_width(layout)),
-        features.new_empty(layout.width, dtype=torch.float32) if needs[2] else nothing,
+        features.new_empty(n_row_blocks(call, padded_width(layout.width)), layout.width, dtype=torch.float32)
+        if needs[2]
+        else nothing,
     )
 
 
@@ -63,42 +71,25 @@ def warm_up() -> None:
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
     """(d_features, d_weight, d_bias), each None where it is not needed; the residual is left as it is."""
     del own
-    scale, buffer, bias_gradient = residual
-    # The upstream gradient is a scalar on the device: folded in here, it costs nothing per row.
-    scale_k = grad_total * call.task_weights * scale
-    column_scale = scale_k[head_tables(call.layout, scale_k.device).head_of_column]
-    return _gradients(call, buffer[:, : call.layout.width], bias_gradient, column_scale)
-
-
-def _gradients(
-    call: HeadsCall, logit_gradient: Tensor, bias_gradient: Tensor, column_scale: Tensor
-) -> Gradients:
-    """Gradients of features (N, D), weight (S, D) and bias (S,), each None where it is not needed.
-
-    column_scale (S,) float32 is what each column's task still has to be multiplied by: task weight,
-    upstream gradient, 1/denominator. No argument is written to.
-    """
-    features, weight, bias = call.features, call.weight, call.bias
+    dz, scale, bias_parts = residual
+    features, weight, layout = call.features, call.weight.contiguous(), call.layout
     need_features, need_weight, need_bias = call.needs
-    d_features = d_weight = d_bias = None
+    tables = head_tables(layout, features.device)
+    factors = Factors(scale, call.task_weights, grad_total, tables.head_of_column)
+    d_features = None
     if need_features:
-        d_features = feature_gradient(logit_gradient, weight, column_scale, features.dtype)
-    if need_weight:
-        d_weight = mm_float32(logit_gradient.t(), features).mul_(column_scale[:, None]).to(weight.dtype)
-    if need_bias and bias is not None:
-        d_bias = (column_scale * bias_gradient).to(bias.dtype)
-    return d_features, d_weight, d_bias
+        d_features = _times_scaled(dz, weight, features.dtype, factors)
+    parts = mm_float32(dz.t(), features)[None] if need_weight else None
+    found = finish_weight(parts, bias_parts if need_bias else None, factors, weight, call.bias)
+    return d_features, *found
 
 
-def feature_gradient(dz: Tensor, weight: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """dz (N, S) @ (column_scale[:, None] * weight) (S, D)."""
-    if dtype is not torch.float16:
-        return torch.mm(dz, (column_scale[:, None] * weight).to(dtype))
-    # 1/N times a weight is subnormal in float16: the largest scale goes in after the product. A zero
-    # largest scale means zero gradients.
-    largest = column_scale.abs().amax()
-    relative = column_scale / torch.where(largest > 0, largest, 1.0)
-    return mm_float32(dz, (relative[:, None] * weight).to(dtype)).mul_(largest).to(dtype)
+def _times_scaled(dz: Tensor, weight: Tensor, dtype: torch.dtype, factors: Factors) -> Tensor:
+    """(N, D) dz (N, rows) times the weight, padded to as many rows, whose rows are scaled."""
+    scaled, largest = scaled_weight(weight, dz.shape[1], dtype, factors)
+    if largest is None:
+        return torch.mm(dz, scaled)
+    return mm_float32(dz, scaled).mul_(largest).to(dtype)
 
 
 def mm_float32(a: Tensor, b: Tensor) -> Tensor:

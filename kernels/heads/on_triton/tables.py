@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -46,7 +46,8 @@ class HeadTables(NamedTuple):
     head_of_column: Tensor  # (S,) int64
 
 
-@lru_cache(maxsize=64)
+# Never let go of: a CUDA graph may read them.
+@cache
 def head_tables(layout: HeadLayout, device: torch.device) -> HeadTables:
     """The tables of `layout` on `device`, copied there by the first call: make it before a graph capture."""
     integers: list[list[int]] = []

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.heads.call import HeadsCall
-from mt2st_fast.kernels.heads.on_triton import chunked, packed
+from mt2st_fast.kernels.heads.on_triton import chunked, packed, tile
 from tests.kernels.heads.interpreted_heads import MIXED, WIDE, make_targets, summed_loss
 
 CHUNKED = (MIXED[2], HeadSpec(Kind.SOFTMAX, 135, label_smoothing=0.1), MIXED[3], MIXED[0])
@@ -41,7 +41,8 @@ class Plan(NamedTuple):
     @property
     def task_weights(self) -> Tensor:
         """Of every size and sign, the last one 0."""
-        return torch.tensor([*(1.0, 0.3, 1e-4, -2.0, 1.0)[: len(self.heads) - 1], 0.0])
+        values = (1.0, 0.3, 1e-4, -2.0, 1.0, 0.7, 2.0) * 3
+        return torch.tensor([*values[: len(self.heads) - 1], 0.0])
 
 
 PLANS = {
@@ -49,6 +50,15 @@ PLANS = {
     "packed-float16": Plan(packed, MIXED, 33, 12, torch.float16, empty=(4,)),
     "packed-no-bias": Plan(packed, MIXED, 33, 12, bias=False),
     "packed-one-kind": Plan(packed, (MIXED[1], MIXED[3], MIXED[5]), 21, 20),
+    "packed-many": Plan(packed, MIXED * 3, 17, 12),
+    "packed-wide": Plan(packed, WIDE, 33, 12, empty=(2,)),
+    "packed-no-rows": Plan(packed, MIXED, 0, 12),
+    "tile": Plan(tile, MIXED, 33, 12, empty=(4,)),
+    "tile-float16": Plan(tile, MIXED, 33, 12, torch.float16, empty=(4,)),
+    "tile-no-bias": Plan(tile, MIXED, 33, 140, bias=False),
+    "tile-one-kind": Plan(tile, (MIXED[1], MIXED[3], MIXED[5]), 80, 20),
+    "tile-many": Plan(tile, MIXED[:2] * 9, 17, 12),
+    "tile-no-rows": Plan(tile, MIXED, 0, 12),
     # One wide head in chunks of 16 rows between narrow ones.
     "chunked": Plan(chunked, CHUNKED, 24, 12, options={"least_rows": 16}),
     "chunked-float16": Plan(chunked, CHUNKED, 24, 12, torch.float16, options={"least_rows": 16}),
@@ -184,8 +194,7 @@ def main(group: str, out: str) -> None:
     for name in PLANS:
         if name.split("-")[0] == group:
             run_plan(name, store)
-    if group == "chunked":
-        run_plan_outside(group, chunked, store)
+    run_plan_outside(group, {"chunked": chunked, "packed": packed, "tile": tile}[group], store)
     np.savez(out, **store)
 
 

@@ -35,6 +35,15 @@ PLANS = (
     "packed-float16",
     "packed-no-bias",
     "packed-one-kind",
+    "packed-many",
+    "packed-wide",
+    "packed-no-rows",
+    "tile",
+    "tile-float16",
+    "tile-no-bias",
+    "tile-one-kind",
+    "tile-many",
+    "tile-no-rows",
     "chunked",
     "chunked-float16",
     "chunked-no-bias",
@@ -183,7 +192,7 @@ def test_skipping_a_task_of_weight_zero_changes_no_gradient(plans, plan):
     assert plans[f"{plan}/skip"]
 
 
-@pytest.mark.parametrize("plan", sorted({plan.split("-")[0] for plan in PLANS} - {"packed"}))
+@pytest.mark.parametrize("plan", sorted({plan.split("-")[0] for plan in PLANS}))
 def test_plan_has_finite_gradients_where_classes_lie_outside(plans, plan):
     assert np.isnan(plans[f"{plan}-outside/losses"]).tolist() == [True, True, False]
     d_weight = plans[f"{plan}-outside/d_weight"]

@@ -1,0 +1,118 @@
+"""The models that whole training steps are measured on, and the batches that they go round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn
+
+from bench.environment import ROOT
+from mt2st_fast import Classification, MultiTaskHeads, WindowEncoder
+from mt2st_fast.data import open_data
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.sources import Batch
+
+EWT = ROOT.parent / "shared" / "data" / "ud_english_ewt"
+EWT_AUXILIARY = (
+    "xpos", "deprel", "feats.Number", "feats.VerbForm", "feats.Tense", "feats.Person", "feats.Case",
+    "feats.Degree",
+)  # fmt: skip
+TREEBANK_HEADS = (17, 50, 49, 4, 3)  # parts of speech of two kinds, relations, and two features
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """What every step starts from: each one trains copies of the encoder and the heads."""
+
+    encoder: nn.Module
+    heads: MultiTaskHeads
+    batches: Sequence[Batch]
+    make_optimizer: MakeOptimizer
+    make_dense_optimizer: MakeOptimizer | None = (
+        None  # of the copy without row-sparse gradients, where there is one
+    )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters and batches are."""
+        return self.batches[0][1][self.heads.main].device
+
+    @property
+    def shape(self) -> str:
+        """N and the classes of the heads as text."""
+        sizes = [task.head.size for task in self.heads.tasks.values()]
+        return f"N={len(self.batches[0][1][self.heads.main])} C={sizes}"
+
+
+def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device: torch.device) -> StepModel:
+    """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches lie there."""
+    torch.manual_seed(1)
+    tasks = {f"task{k}": Classification(size) for k, size in enumerate(sizes)}
+    batches: list[Batch] = [
+        (
+            torch.randint(V, (N, L)).to(device),
+            {name: torch.randint(task.classes, (N,)).to(device) for name, task in tasks.items()},
+        )
+        for _ in range(8)
+    ]
+    heads = MultiTaskHeads(D, tasks, "task0").to(device)
+    return StepModel(nn.EmbeddingBag(V, D).to(device), heads, batches, lambda p: torch.optim.SGD(p, lr=0.1))
+
+
+def ewt_model(device: torch.device) -> StepModel:
+    """What `train` makes of the English Web Treebank: parts of speech and eight auxiliary tasks."""
+    splits = open_data(f"conllu:{EWT}", main="upos", auxiliary=EWT_AUXILIARY)
+    experiment = Experiment.prepare(Config(device="cpu"), splits)
+    trainer, lr = experiment.trainer, experiment.config.lr
+    batches = list(islice(iter(experiment.train), 16))
+    return StepModel(
+        trainer.encoder,
+        trainer.heads,
+        batches,
+        lambda p: LazyAdam(p, lr=lr, fused=True),
+        lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0, fused=True),
+    )
+
+
+def tagger_model(
+    device: torch.device, N: int = 512, V: int = 10_000, dim: int = 64, window: int = 2, hidden: int = 128
+) -> StepModel:
+    """What `train` makes of a treebank in shape, on random words: a row-sparse window encoder and five heads."""
+    torch.manual_seed(1)
+    subwords = torch.randint(V, 2 * V, (V, 4))  # of every type, hashed into as many rows again
+    rows_of_type = torch.cat([torch.arange(V).unsqueeze(1), subwords], dim=1)
+    encoder = WindowEncoder(
+        V,
+        dim,
+        window=window,
+        hidden=hidden,
+        dropout=0.3,
+        sparse=True,
+        rows_of_type=rows_of_type,
+        num_rows=2 * V,
+    )
+    tasks = {f"task{k}": Classification(size) for k, size in enumerate(TREEBANK_HEADS)}
+    heads = MultiTaskHeads(encoder.out_features, tasks, "task0")
+    # Words as in a text: a batch holds the frequent ones again and again.
+    shares = 1 / torch.arange(1, V + 1, dtype=torch.float64)
+    batches: list[Batch] = [
+        (
+            torch.multinomial(shares, N * (2 * window + 1), replacement=True).view(N, -1).to(device),
+            {name: torch.randint(task.classes, (N,)).to(device) for name, task in tasks.items()},
+        )
+        for _ in range(16)
+    ]
+    return StepModel(
+        encoder.to(device),
+        heads.to(device),
+        batches,
+        lambda p: LazyAdam(p, lr=1e-2, fused=True),
+        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0, fused=True),
+    )

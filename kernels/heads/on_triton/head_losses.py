@@ -1,0 +1,175 @@
+"""The losses of a block of rows of some heads on a GPU, and their gradient, from logits that lie in registers.
+
+A head has C columns of logits z. The formulas are torch.nn.functional's, unscaled (the gradient of the sum over
+rows):
+
+    SOFTMAX  loss_n = (1-e) w_y (lse - z_y) + e/C sum_c w_c (lse - z_c),     lse = log sum_c exp z_c
+             dz_c   = (1-e) w_y (p_c - [c = y]) + e/C (p_c sum_c w_c - w_c),  p = softmax z
+
+with smoothing e and class weights w; elementwise heads have theirs in `kinds`. A mean divides by the sum of
+w_y over valid rows (SOFTMAX) or by the number of targets that are not NaN. A class index outside [0, C) that
+is not the ignore_index makes the task's loss NaN, adds no gradient and touches no memory: raising would have
+to wait for the device.
+
+The block is as wide as all its heads together; what concerns one of them is masked.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .constants import IGNORE, KIND, N_CONSTANTS, NUMBERS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
+from .elements import dense_elements
+from .tables import SOFTMAX
+from .targets import load_classes, load_values, target_of
+
+
+@triton.jit
+def head_losses(
+    b_z,
+    o_n,
+    m_n,
+    o_s,
+    p_weights,
+    p_task_weights,
+    p_sums,
+    addresses,
+    N,
+    row_floats,
+    HEADS: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
+    SKIP_ZERO_WEIGHTS: tl.constexpr,
+):
+    """The gradient (BLOCK_N, BLOCK_S) of the logits b_z, bias added, in float32; columns of no head stay as they are.
+
+    o_n, m_n: the rows and which of them there are. o_s: the columns, of the layout. HEADS: `constants_of` the layout,
+    of which FIRST..LAST are computed; a head that is known when it is compiled waits for no table. p_sums points at
+    (K, 3) float32: loss, denominator and correct rows of each head go there.
+    """
+    for k in tl.static_range(FIRST, LAST):
+        m_active = m_n
+        if SKIP_ZERO_WEIGHTS:
+            m_active = o_n < tl.where(tl.load(p_task_weights + k) != 0.0, N, 0)
+        address = target_of(k, addresses, N, HEADS, SIDE_BY_SIDE)
+        # Columns of other heads stay as they are: one block holds logits and gradients.
+        b_z = _turn_head(
+            b_z, o_n, m_active, o_s, p_weights, p_sums + k * 3, address, row_floats, HEADS, k, SIDE_BY_SIDE
+        )  # fmt: skip
+    return b_z
+
+
+@triton.jit
+def _turn_head(
+    b_z,
+    o_n,
+    m_n,
+    o_s,
+    p_weights,
+    p_sum,
+    address,
+    row_floats,
+    HEADS: tl.constexpr,
+    k: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
+):
+    """b_z with the gradient of head k in its columns; its sums go to p_sum. m_n: the rows that are computed."""
+    AT: tl.constexpr = k * N_CONSTANTS
+    offset: tl.constexpr = HEADS[AT + OFFSET]
+    C: tl.constexpr = HEADS[AT + SIZE]
+    m_c = (o_s >= offset) & (o_s < offset + C)
+    o_c = o_s - offset
+    b_w = tl.load(p_weights + o_s, mask=m_c, other=0.0) if HEADS[AT + WEIGHTED] else m_c.to(tl.float32)
+    if HEADS[AT + KIND] == SOFTMAX:
+        b_y, m_used, m_valid = load_classes(address, o_n, m_n, C, HEADS[AT + IGNORE])
+        loss, denominator, correct, b_own = _softmax(
+            b_z,
+            b_y,
+            m_used,
+            m_valid,
+            o_c,
+            m_c,
+            b_w,
+            C,
+            HEADS[AT + SMOOTHING],
+            HEADS[AT + WEIGHT_SUM],
+            HEADS[AT + WEIGHTED],
+        )
+    else:
+        stride = row_floats if SIDE_BY_SIDE else C
+        b_t = load_values(address, stride, o_n, o_c, m_n[:, None] & m_c[None, :])
+        loss, denominator, correct, b_own = _elementwise(
+            b_z, b_t, b_w, HEADS[AT + KIND], options_at(HEADS, k)
+        )
+    tl.store(p_sum, loss)
+    tl.store(p_sum + 1, denominator)
+    tl.store(p_sum + 2, correct)
+    return tl.where(m_c[None, :], b_own, b_z)
+
+
+@triton.jit
+def options_at(HEADS: tl.constexpr, k: tl.constexpr):
+    """A head's numbers, as its element function gets them."""
+    first: tl.constexpr = k * N_CONSTANTS + NUMBERS
+    return (
+        tl.full((), HEADS[first], tl.float32),
+        tl.full((), HEADS[first + 1], tl.float32),
+        tl.full((), HEADS[first + 2], tl.float32),
+        tl.full((), HEADS[first + 3], tl.float32),
+    )
+
+
+@triton.jit
+def _softmax(
+    b_z,
+    b_y,
+    m_used,
+    m_valid,
+    o_c,
+    m_c,
+    b_w,
+    C: tl.constexpr,
+    smoothing: tl.constexpr,
+    weight_sum: tl.constexpr,
+    IS_WEIGHTED: tl.constexpr,
+):
+    """(loss, denominator, correct, gradient) of one head."""
+    m_hit = (o_c[None, :] == b_y[:, None]) & m_c[None, :]
+    b_z = tl.where(m_c[None, :], b_z, float("-inf"))
+    b_max = tl.max(b_z, axis=1)
+    b_e = tl.exp(b_z - b_max[:, None])
+    b_sum = tl.sum(b_e, axis=1)
+    b_target_z = tl.sum(tl.where(m_hit, b_z, 0.0), axis=1)
+    b_target_w = m_valid.to(tl.float32)
+    if IS_WEIGHTED:
+        b_target_w = tl.sum(tl.where(m_hit, b_w[None, :], 0.0), axis=1)
+    b_nll = b_max - b_target_z + tl.log(b_sum)
+    b_loss = (1.0 - smoothing) * b_target_w * b_nll
+    if smoothing > 0.0:
+        b_gap = b_w[None, :] * (b_target_z[:, None] - tl.where(m_c[None, :], b_z, 0.0))
+        b_loss += smoothing / C * (weight_sum * b_nll + tl.sum(b_gap, axis=1))
+    b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
+    # The first maximum of the row counts, as torch.argmax has it.
+    b_first = tl.min(tl.where(b_z == b_max[:, None], o_c[None, :], C), axis=1)
+    correct = tl.sum((m_valid & (b_first == b_y)).to(tl.float32), axis=0)
+    b_pull = (1.0 - smoothing) * b_target_w
+    b_scale = (b_pull + smoothing / C * weight_sum) / b_sum
+    b_dz = b_e * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0)
+    if smoothing > 0.0:
+        b_dz -= smoothing / C * b_w[None, :]
+    b_dz = tl.where(m_valid[:, None] & m_c[None, :], b_dz, 0.0)
+    return tl.sum(b_loss, axis=0), tl.sum(b_target_w, axis=0), correct, b_dz
+
+
+@triton.jit
+def _elementwise(b_z, b_t, b_w, kind: tl.constexpr, numbers):
+    """(loss, denominator, correct, gradient) of one head from its targets, NaN where there is none."""
+    m_known = b_t == b_t
+    b_t = tl.where(m_known, b_t, 0.0)
+    b_loss, b_dz, b_wrong = dense_elements(b_z, b_t, b_w[None, :], m_known, kind, numbers)
+    b_count = tl.sum(m_known.to(tl.int32), axis=1)
+    m_right = (b_count > 0) & (tl.max(b_wrong, axis=1) == 0)
+    loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)
+    return loss, tl.sum(b_count, axis=0).to(tl.float32), tl.sum(m_right.to(tl.float32), axis=0), b_dz

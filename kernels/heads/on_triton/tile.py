@@ -1,0 +1,362 @@
+"""The tile plan on a GPU, for heads of few outputs together: four launches, and logits never leave the chip.
+
+    tile_forward_kernel   a tile of rows: logits, losses and the unscaled gradient of the logits, dz (N, BLOCK_S)
+    mean_kernel           mean losses, their total, and what each head's gradient is to be multiplied by
+    tile_backward_kernel  the features' gradient of a tile; and of a stretch of rows its part of the weight's
+    weight_gradient_kernel  the gradients of weight and bias from their parts, in a fixed order
+
+The upstream gradient, a scalar on the device, goes into the factors of the backward launches: a loss that is scaled
+costs nothing, and dz is rounded once.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...machine.launch import Variant, cdiv, gpu_family
+from ..call import Forward, Gradients, HeadsCall, Residual
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
+from .constants import constants_of
+from .head_losses import head_losses
+from .means import take_means
+from .tables import head_tables
+from .targets import ADDRESSES, locate_targets
+from .tile_blocks import (
+    ALIGNED_FEATURES,
+    Blocks,
+    backward_blocks,
+    columns_of,
+    forward_blocks,
+    precision_of,
+    rows_per_part,
+)
+from .weights import Factors, column_scales, finish_weight
+
+WIDEST = 64  # outputs of all heads together
+
+
+@triton.jit(do_not_specialize=["N", "S", "row_floats", *ADDRESSES])
+def tile_forward_kernel(
+    p_features,  # (N, D)
+    p_weight,  # (S, D)
+    p_bias,  # (S,)
+    p_weights,  # (S,) float32
+    p_task_weights,  # (K,) float32
+    p_dz,  # (N, BLOCK_S)
+    p_sums,  # (n_blocks, K, 3) float32
+    N,
+    D,
+    S,
+    row_floats,
+    address_0,
+    address_1,
+    address_2,
+    address_3,
+    address_4,
+    address_5,
+    address_6,
+    address_7,
+    address_8,
+    address_9,
+    address_10,
+    address_11,
+    address_12,
+    address_13,
+    address_14,
+    address_15,
+    HAS_BIAS: tl.constexpr,
+    NEED_GRADIENT: tl.constexpr,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
+    SKIP_ZERO_WEIGHTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: BLOCK_N rows."""
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_s = tl.arange(0, BLOCK_S)
+    o_d = tl.arange(0, BLOCK_D)
+    m_n, m_s = o_n < N, o_s < S
+    p_x = p_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
+    p_w = p_weight + o_s[None, :] * D + o_d[:, None]
+    b_z = tl.zeros((BLOCK_N, BLOCK_S), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        m_d = first + o_d < D
+        b_x = tl.load(p_x + first, mask=m_n[:, None] & m_d[None, :], other=0.0)
+        b_w = tl.load(p_w + first, mask=m_s[None, :] & m_d[:, None], other=0.0).to(b_x.dtype)
+        b_z = tl.dot(b_x, b_w, b_z, input_precision=PRECISION)
+    if HAS_BIAS:
+        b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
+    addresses = (
+        address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+        address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
+    )  # fmt: skip
+    b_dz = head_losses(
+        b_z, o_n, m_n, o_s, p_weights, p_task_weights, p_sums + tl.program_id(0) * N_HEADS * 3, addresses, N,
+        row_floats, HEADS, 0, N_HEADS, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+    )  # fmt: skip
+    if NEED_GRADIENT:
+        p_out = p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :]
+        tl.store(p_out, b_dz.to(p_dz.dtype.element_ty), mask=m_n[:, None])
+
+
+@triton.jit(do_not_specialize=["N", "S", "n_tiles", "n_columns", "per_part"])
+def tile_backward_kernel(
+    p_dz,  # (N, BLOCK_S)
+    p_features,  # (N, D)
+    p_weight,  # (S, D)
+    p_scale,  # (K,) float32
+    p_task_weights,  # (K,) float32
+    p_upstream,  # () of any floating dtype
+    p_head_of_column,  # (S,) int64
+    p_d_features,  # (N, D)
+    p_parts,  # (n_parts, BLOCK_S, D) float32, of the weight's gradient, not scaled
+    p_bias_parts,  # (n_parts, BLOCK_S) float32
+    N,
+    D,
+    S,
+    n_tiles,  # of rows, of the features' gradient; 0 where it is not needed
+    n_columns,  # blocks of D
+    per_part,  # rows, a multiple of BLOCK_N
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """First the programs of the features' gradient, a block of columns of a tile each; then those of the weight's."""
+    i = tl.program_id(0)
+    o_s = tl.arange(0, BLOCK_S)
+    o_d = i % n_columns * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_s, m_d = o_s < S, o_d < D
+    i_row = i // n_columns
+    if i_row < n_tiles:
+        o_n = i_row * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < N
+        b_scale = column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_s)
+        # 1/N times a weight is subnormal in float16: the largest scale goes in after the product.
+        largest = tl.max(tl.abs(b_scale), axis=0)
+        b_relative = b_scale / tl.where(largest > 0.0, largest, 1.0)
+        b_dz = tl.load(
+            p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :], mask=m_n[:, None], other=0.0
+        )
+        b_dz = (b_dz.to(tl.float32) * b_relative[None, :]).to(b_dz.dtype)
+        b_w = tl.load(p_weight + o_s[:, None] * D + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+        b_dx = tl.dot(b_dz, b_w.to(b_dz.dtype), input_precision=PRECISION) * largest
+        p_dx = p_d_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :]
+        tl.store(p_dx, b_dx.to(p_d_features.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
+    else:
+        i_part = i_row - n_tiles
+        first = i_part * per_part
+        b_dw = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+        b_db = tl.zeros((BLOCK_S,), tl.float32)
+        for o_first in range(first, tl.minimum(first + per_part, N), BLOCK_N):
+            o_n = o_first + tl.arange(0, BLOCK_N)
+            m_n = o_n < N
+            b_dz = tl.load(
+                p_dz + o_n.to(tl.int64)[None, :] * BLOCK_S + o_s[:, None], mask=m_n[None, :], other=0.0
+            )
+            b_x = tl.load(
+                p_features + o_n.to(tl.int64)[:, None] * D + o_d[None, :],
+                mask=m_n[:, None] & m_d[None, :],
+                other=0.0,
+            )
+            b_dw = tl.dot(b_dz, b_x, b_dw, input_precision=PRECISION)
+            b_db += tl.sum(b_dz.to(tl.float32), axis=1)
+        p_dw = p_parts + (i_part * BLOCK_S + o_s).to(tl.int64)[:, None] * D + o_d[None, :]
+        tl.store(p_dw, b_dw, mask=m_s[:, None] & m_d[None, :])
+        if i % n_columns == 0:
+            tl.store(p_bias_parts + i_part * BLOCK_S + o_s, b_db, mask=m_s)
+
+
+def _precision(features: Tensor) -> str:
+    return precision_of(features.dtype is torch.float32, gpu_family(features.device))
+
+
+@cache
+def _forward_variant(
+    layout: HeadLayout,
+    has_bias: bool,
+    need_gradient: bool,
+    side_by_side: bool,
+    skip_zero_weights: bool,
+    precision: str,
+    blocks: Blocks,
+    columns: int,
+) -> Variant:
+    constexprs = {
+        "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "HEADS": constants_of(layout),
+        "N_HEADS": len(layout), "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights,
+        "PRECISION": precision, "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
+    }  # fmt: skip
+    return Variant(tile_forward_kernel, constexprs, blocks.options)
+
+
+@cache
+def _backward_variant(precision: str, blocks: Blocks, columns: int) -> Variant:
+    constexprs = {
+        "PRECISION": precision, "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
+    }  # fmt: skip
+    return Variant(tile_backward_kernel, constexprs, blocks.options)
+
+
+RESIDUAL_IS_GRADIENT = False
+
+
+def forward(call: HeadsCall) -> Forward:
+    """Losses of all heads; the residual is (dz (N, BLOCK_S), scale (K,), nothing)."""
+    features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
+    if layout.width > WIDEST:
+        raise ValueError(
+            f"plan=tile holds {WIDEST} outputs, these heads have {layout.width:,}; plan=auto takes any"
+        )
+    (N, D), S, K = features.shape, layout.width, len(layout)
+    blocks, device = (
+        forward_blocks(N, D, features.element_size(), layout.has_values, gpu_family(features.device)),
+        features.device,
+    )
+    tables = head_tables(layout, device)
+    targets = locate_targets(call.targets, layout, N, device)
+    n_blocks = cdiv(N, blocks.rows)
+    sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
+    need_gradient = any(call.needs)
+    dz = features.new_empty((N, columns_of(S)) if need_gradient else 0)
+    _forward_variant(
+        layout, call.bias is not None, need_gradient, targets.side_by_side, call.skip_zero_weights,
+        _precision(features), blocks, columns_of(S),
+    ).launch(
+        n_blocks,
+        (
+            features, weight, tables.column_weights if call.bias is None else call.bias.contiguous(),
+            tables.column_weights, call.task_weights, dz, sums,
+        ),
+        (N, D, S, targets.row_floats, *targets.addresses),
+        known=D,
+    )  # fmt: skip
+    means = take_means(sums, call.task_weights)
+    nothing = means.scale.new_empty(0)
+    return Forward(
+        means.losses, means.correct, (dz, means.scale if need_gradient else nothing, nothing), means.total
+    )
+
+
+def residual_like(call: HeadsCall) -> Residual:
+    """Empty tensors of the shapes and dtypes of the residual."""
+    features, layout = call.features, call.layout
+    nothing = features.new_empty(0, dtype=torch.float32)
+    if not any(call.needs):
+        return features.new_empty(0), nothing, nothing.clone()
+    dz = features.new_empty(features.shape[0], columns_of(layout.width))
+    return dz, features.new_empty(len(layout), dtype=torch.float32), nothing
+
+
+def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
+    """(d_features, d_weight, d_bias), each None where it is not needed; the residual is left as it is."""
+    del own
+    dz, scale, _ = residual
+    features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
+    need_features, need_weight, need_bias = call.needs
+    (N, D), S = features.shape, layout.width
+    blocks, columns = backward_blocks(D, features.element_size(), gpu_family(features.device)), columns_of(S)
+    per_part, n_columns = rows_per_part(N, D, blocks), cdiv(D, blocks.features)
+    n_parts = max(1, cdiv(N, per_part)) if need_weight or need_bias else 0
+    n_tiles = cdiv(N, blocks.rows) if need_features else 0
+    d_features = torch.empty_like(features) if need_features else None
+    parts = torch.empty(n_parts, columns, D, dtype=torch.float32, device=features.device)
+    bias_parts = torch.empty(n_parts, columns, dtype=torch.float32, device=features.device)
+    factors = Factors(
+        scale, call.task_weights, grad_total, head_tables(layout, features.device).head_of_column
+    )
+    _backward_variant(_precision(features), blocks, columns).launch(
+        (n_tiles + n_parts) * n_columns,
+        (
+            dz, features, weight, *factors, features if d_features is None else d_features, parts, bias_parts,
+        ),
+        (N, D, S, n_tiles, n_columns, per_part),
+        known=D,
+    )  # fmt: skip
+    found = finish_weight(
+        parts if need_weight else None, bias_parts if need_bias else None, factors, weight, call.bias
+    )
+    return d_features, *found
+
+
+def warm_up() -> None:
+    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
+
+
+def _layout_of(S: int, has_values: bool) -> HeadLayout:
+    """Heads of S outputs together: of classes, or of every kind."""
+    sizes = (S - 15, 7, 5, 3)
+    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
+    return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
+
+
+def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """What is launched on a family of GPUs: (name, kernel, signature, constexprs, options)."""
+    return [
+        variant
+        for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2))
+        for D in (768, 100)
+        for variant in (
+            *(
+                _forward_variant_of(dtype, itemsize, D, *shape, family)
+                for shape in ((45, 8192, False), (45, 512, False), (45, 8192, True), (17, 4096, True))
+            ),
+            *(_backward_variant_of(dtype, itemsize, D, S, family) for S in (45, 17)),
+        )
+    ]
+
+
+def _sizes(D: int, *others: str) -> tuple[dict[str, str], dict[str, int]]:
+    """(signature, constexprs) of D and other integers: a D of aligned rows is known to be a multiple of 16."""
+    signature = dict.fromkeys(others, "i32")
+    return (signature, {"D": D}) if D % ALIGNED_FEATURES == 0 else ({**signature, "D": "i32"}, {})
+
+
+def _forward_variant_of(
+    dtype: str, itemsize: int, D: int, S: int, N: int, has_values: bool, family: str
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    forward, columns = forward_blocks(N, D, itemsize, has_values, family), columns_of(S)
+    layout, (sizes, known) = _layout_of(S, has_values), _sizes(D, "N", "S", "row_floats")
+    signature = {
+        **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
+        **dict.fromkeys(("p_weights", "p_task_weights", "p_sums"), "*fp32"),
+        **sizes,
+        **dict.fromkeys(ADDRESSES, "i64"),
+    }
+    constexprs = {
+        **known, "HAS_BIAS": True, "NEED_GRADIENT": True, "HEADS": constants_of(layout), "N_HEADS": len(layout),
+        "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "PRECISION": precision_of(dtype == "fp32", family),
+        "BLOCK_N": forward.rows, "BLOCK_S": columns, "BLOCK_D": forward.features,
+    }  # fmt: skip
+    name = f"{dtype} {forward.rows}x{columns} D={D}{' values' * has_values}"
+    return name, tile_forward_kernel, signature, constexprs, forward.options
+
+
+def _backward_variant_of(
+    dtype: str, itemsize: int, D: int, S: int, family: str
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    blocks, columns = backward_blocks(D, itemsize, family), columns_of(S)
+    sizes, known = _sizes(D, "N", "S", "n_tiles", "n_columns", "per_part")
+    signature = {
+        **dict.fromkeys(("p_dz", "p_features", "p_weight", "p_d_features"), f"*{dtype}"),
+        **dict.fromkeys(("p_scale", "p_task_weights", "p_upstream"), "*fp32"),
+        "p_head_of_column": "*i64",
+        **dict.fromkeys(("p_parts", "p_bias_parts"), "*fp32"),
+        **sizes,
+    }
+    constexprs = {
+        **known, "PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns, "BLOCK_N": blocks.rows,
+        "BLOCK_D": blocks.features,
+    }  # fmt: skip
+    return f"{dtype} {columns} D={D}", tile_backward_kernel, signature, constexprs, blocks.options

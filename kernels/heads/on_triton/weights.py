@@ -1,0 +1,238 @@
+"""The weight of all heads on its way into a product, and its gradient on the way out of one: scaled, cast, padded.
+
+Gradients of logits are kept unscaled. What they are still to be multiplied by (upstream gradient, task weight,
+1 / denominator) differs by head: it goes into the rows of the weight before a product, or of its gradient after.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...machine.launch import Variant, cdiv, next_power_of_2
+
+COLUMNS, WARPS = 512, 4
+
+
+class Factors(NamedTuple):
+    """What the unscaled gradients are to be multiplied by, all on the device."""
+
+    scale: Tensor  # (K,) float32, 1 / denominator
+    task_weights: Tensor  # (K,) float32
+    upstream: Tensor  # () of any floating dtype
+    head_of_column: Tensor  # (S,) int64
+
+
+@triton.jit
+def column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_s):
+    """What the unscaled gradient of each column is to be multiplied by: upstream * task weight / denominator."""
+    b_k = tl.load(p_head_of_column + o_s, mask=m_s, other=0)
+    b_scale = tl.load(p_scale + b_k, mask=m_s, other=0.0)
+    b_scale *= tl.load(p_task_weights + b_k, mask=m_s, other=0.0).to(tl.float32)
+    return b_scale * tl.load(p_upstream).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["S", "K", "n_columns"])
+def scaled_rows_kernel(
+    p_weight,  # (S, D)
+    p_out,  # (rows, D), 0 from row S on
+    p_scale,  # (K,) float32
+    p_task_weights,  # (K,) float32
+    p_upstream,  # ()
+    p_head_of_column,  # (S,) int64
+    p_largest,  # () float32, with IS_RELATIVE
+    D,
+    S,
+    K,
+    n_columns,  # blocks of D
+    IS_SCALED: tl.constexpr,
+    IS_RELATIVE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: a block of columns of one row; with IS_RELATIVE times its scale over the largest of all heads."""
+    i_s = tl.program_id(0) // n_columns
+    o_d = tl.program_id(0) % n_columns * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_w = tl.load(p_weight + i_s.to(tl.int64) * D + o_d, mask=m_d & (i_s < S), other=0.0).to(tl.float32)
+    if IS_SCALED:
+        o_k = tl.arange(0, BLOCK_K)
+        upstream = tl.load(p_upstream).to(tl.float32)
+        b_scale = tl.load(p_scale + o_k, mask=o_k < K, other=0.0)
+        b_scale *= tl.load(p_task_weights + o_k, mask=o_k < K, other=0.0).to(tl.float32) * upstream
+        largest = tl.max(tl.abs(b_scale), axis=0)
+        i_k = tl.load(p_head_of_column + i_s, mask=i_s < S, other=0)
+        scale = tl.sum(tl.where(o_k == i_k, b_scale, 0.0), axis=0)
+        if IS_RELATIVE:
+            b_w *= scale / tl.where(largest > 0.0, largest, 1.0)
+            if tl.program_id(0) == 0:
+                tl.store(p_largest, largest)
+        else:
+            b_w *= scale
+    tl.store(p_out + i_s.to(tl.int64) * D + o_d, b_w.to(p_out.dtype.element_ty), mask=m_d)
+
+
+@triton.jit(do_not_specialize=["S", "n_columns", "n_parts", "n_bias_parts", "rows", "bias_stride"])
+def weight_gradient_kernel(
+    p_parts,  # (n_parts, rows, D) float32
+    p_bias_parts,  # (n_bias_parts, bias_stride) float32
+    p_scale,  # (K,) float32
+    p_task_weights,  # (K,) float32
+    p_upstream,  # ()
+    p_head_of_column,  # (S,) int64
+    p_d_weight,  # (S, D)
+    p_d_bias,  # (S,)
+    D,
+    S,
+    rows,
+    bias_stride,
+    n_columns,  # blocks of D
+    n_parts,
+    n_bias_parts,
+    NEED_WEIGHT: tl.constexpr,
+    NEED_BIAS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: a block of columns of one row of the weight; the first of a row its bias, too."""
+    i_s = tl.program_id(0) // n_columns
+    i_d = tl.program_id(0) % n_columns
+    i_k = tl.load(p_head_of_column + i_s)
+    scale = tl.load(p_scale + i_k) * tl.load(p_task_weights + i_k).to(tl.float32)
+    scale *= tl.load(p_upstream).to(tl.float32)
+    if NEED_WEIGHT:
+        o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+        m_d = o_d < D
+        b_sum = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+        for o_first in range(0, n_parts, BLOCK_P):
+            o_p = o_first + tl.arange(0, BLOCK_P)
+            p_row = (o_p.to(tl.int64) * rows + i_s) * D
+            m = (o_p < n_parts)[:, None] & m_d[None, :]
+            b_sum += tl.load(p_parts + p_row[:, None] + o_d[None, :], mask=m, other=0.0)
+        b_dw = tl.sum(b_sum, axis=0) * scale
+        tl.store(p_d_weight + i_s.to(tl.int64) * D + o_d, b_dw.to(p_d_weight.dtype.element_ty), mask=m_d)
+    if NEED_BIAS and i_d == 0:
+        b_bias = tl.zeros((BLOCK_B,), tl.float32)
+        for o_first in range(0, n_bias_parts, BLOCK_B):
+            o_p = o_first + tl.arange(0, BLOCK_B)
+            p_part = p_bias_parts + o_p.to(tl.int64) * bias_stride + i_s
+            b_bias += tl.load(p_part, mask=o_p < n_bias_parts, other=0.0)
+        tl.store(p_d_bias + i_s, (tl.sum(b_bias, axis=0) * scale).to(p_d_bias.dtype.element_ty))
+
+
+def padded_weight(weight: Tensor, n_rows: int, dtype: torch.dtype) -> Tensor:
+    """(n_rows, D) the weight (S, D) in `dtype`, zeros below it; itself where nothing is to be done."""
+    if len(weight) == n_rows and weight.dtype is dtype:
+        return weight
+    out = weight.new_empty(n_rows, weight.shape[1], dtype=dtype)
+    _scale_rows(weight, out, None, None)
+    return out
+
+
+def scaled_weight(
+    weight: Tensor, n_rows: int, dtype: torch.dtype, factors: Factors
+) -> tuple[Tensor, Tensor | None]:
+    """((n_rows, D), largest ()): the rows times the scales of their heads, and what a product is to be times.
+
+    1/N times a weight is subnormal in float16: there the largest scale comes after the product. Else it is None.
+    """
+    out = weight.new_empty(n_rows, weight.shape[1], dtype=dtype)
+    half = dtype is torch.float16
+    largest = torch.empty((), dtype=torch.float32, device=weight.device) if half else None
+    _scale_rows(weight, out, factors, largest)
+    return out, largest
+
+
+def _scale_rows(weight: Tensor, out: Tensor, factors: Factors | None, largest: Tensor | None) -> None:
+    S, D = weight.shape
+    K = 1 if factors is None else len(factors.scale)
+    n_columns = cdiv(D, COLUMNS)
+    _rows_variant(next_power_of_2(K), factors is not None, largest is not None).launch(
+        len(out) * n_columns,
+        (weight, out, *((weight,) * 4 if factors is None else factors), out if largest is None else largest),
+        (D, S, K, n_columns),
+        known=D,
+    )
+
+
+@cache
+def _rows_variant(heads: int, is_scaled: bool, is_relative: bool) -> Variant:
+    constexprs = {"IS_SCALED": is_scaled, "IS_RELATIVE": is_relative, "BLOCK_K": heads, "BLOCK_D": COLUMNS}
+    return Variant(scaled_rows_kernel, constexprs, {"num_warps": WARPS})
+
+
+def finish_weight(
+    parts: Tensor | None, bias_parts: Tensor | None, factors: Factors, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weight (S, D) and bias (S,) from unscaled parts, None where there are none.
+
+    parts (n_parts, rows, D) float32 with rows >= S; bias_parts (n_bias_parts, columns) with columns >= S.
+    """
+    S, D = weight.shape
+    need_weight, need_bias = parts is not None, bias_parts is not None and bias is not None
+    d_weight = torch.empty_like(weight) if need_weight else None
+    d_bias = torch.empty_like(bias) if need_bias and bias is not None else None
+    n_parts, rows = (0, 0) if parts is None else parts.shape[:2]
+    n_bias_parts, bias_stride = (0, 0) if bias_parts is None else bias_parts.shape
+    n_columns = cdiv(D, gradient_blocks(n_parts)["BLOCK_D"]) if need_weight else 1
+    # An argument that a variant never reads still needs a pointer of the same type.
+    nothing = factors.scale
+    if need_weight or need_bias:
+        _gradient_variant(n_parts > 1, need_weight, need_bias).launch(
+            S * n_columns,
+            (
+                nothing if parts is None else parts, nothing if bias_parts is None else bias_parts, *factors,
+                weight if d_weight is None else d_weight, weight if d_bias is None else d_bias,
+            ),
+            (D, S, rows, bias_stride, n_columns, n_parts, n_bias_parts),
+            known=D,
+        )  # fmt: skip
+    return d_weight, d_bias
+
+
+@cache
+def _gradient_variant(of_parts: bool, need_weight: bool, need_bias: bool) -> Variant:
+    constexprs = {"NEED_WEIGHT": need_weight, "NEED_BIAS": need_bias, **gradient_blocks(1 + of_parts)}
+    return Variant(weight_gradient_kernel, constexprs, {"num_warps": WARPS})
+
+
+def gradient_blocks(n_parts: int) -> dict[str, int]:
+    """Of a single part longer stretches of a row."""
+    return {"BLOCK_P": 8 if n_parts > 1 else 1, "BLOCK_B": 128, "BLOCK_D": 128 if n_parts > 1 else COLUMNS}
+
+
+def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """What is launched: (name, kernel, signature, constexprs, options)."""
+    factors = {
+        "p_scale": "*fp32",
+        "p_task_weights": "*fp32",
+        "p_upstream": "*fp32",
+        "p_head_of_column": "*i64",
+    }
+    variants = []
+    for dtype in ("fp32", "bf16", "fp16"):
+        rows = {
+            "p_weight": f"*{dtype}", "p_out": f"*{dtype}", **factors, "p_largest": "*fp32",
+            **dict.fromkeys(("D", "S", "K", "n_columns"), "i32"),
+        }  # fmt: skip
+        constexprs = {"IS_SCALED": True, "IS_RELATIVE": dtype == "fp16", "BLOCK_K": 8, "BLOCK_D": COLUMNS}
+        variants.append((f"{dtype} scaled", scaled_rows_kernel, rows, constexprs, {"num_warps": WARPS}))
+        gradient = {
+            "p_parts": "*fp32", "p_bias_parts": "*fp32", **factors, "p_d_weight": f"*{dtype}",
+            "p_d_bias": f"*{dtype}",
+            **dict.fromkeys(("D", "S", "rows", "bias_stride", "n_columns", "n_parts", "n_bias_parts"), "i32"),
+        }  # fmt: skip
+        for n_parts in (1, 40):
+            needs = {"NEED_WEIGHT": True, "NEED_BIAS": True, **gradient_blocks(n_parts)}
+            name = f"{dtype} of {'one part' if n_parts == 1 else 'parts'}"
+            variants.append((name, weight_gradient_kernel, gradient, needs, {"num_warps": WARPS}))
+    return variants
+
+
+VARIANTS = _variants()
