@@ -120,17 +120,20 @@ def context_walk_kernel(
 
 
 class Blocks(NamedTuple):
-    """Lanes of a position as powers of two: output rows, the words of a window, and columns."""
+    """Lanes of a position as powers of two: output rows, the words of a window, and columns; and warps of a walker."""
 
     rows: int
     window: int
     columns: int
+    warps: int
 
 
 MOST_WINDOW, MOST_COLUMNS = 16, 512
 NEGATIVES, LEAST_NEGATIVES = 12, 8  # of a position, where its rows fit, and at least
 MOST_ELEMENTS = 1 << 14  # of a position's rows, all in registers: 64 a thread
-WARPS = 8  # fewer would hold more registers, more would wait for one another longer
+FEW_ELEMENTS = (
+    1 << 10
+)  # which 4 warps hold; of more 4 would need more registers than 8, and 16 would wait longer
 BLOCK_POSITIONS = 8
 KEY_BITS = (1 << 31) - 1  # of each half of a key: an int32 whatever the key
 
@@ -142,7 +145,7 @@ def choose_blocks(D: int, window: int, cbow: bool) -> Blocks:
     rows = triton.next_power_of_2(NEGATIVES + (1 if cbow else 2 * window))
     while rows * columns > MOST_ELEMENTS:
         rows //= 2
-    blocks = Blocks(rows, around, columns)
+    blocks = Blocks(rows, around, columns, 4 if rows * columns <= FEW_ELEMENTS else 8)
     if (
         window > MOST_WINDOW
         or D > MOST_COLUMNS
@@ -247,7 +250,7 @@ def walk_over(
         )  # fmt: skip
         context_walk_kernel[(walk.walkers,)](
             inputs, outputs, s.words, s.counts, s.rows, s.shares, s.window, found, n_stretches, walk.walkers,
-            walk.rate, walk.rate_fall, walk.least_rate, D=D, BLOCK_D=blocks.columns, num_warps=WARPS, **sizes,
+            walk.rate, walk.rate_fall, walk.least_rate, D=D, BLOCK_D=blocks.columns, num_warps=blocks.warps, **sizes,
         )  # fmt: skip
     return found
 
@@ -271,13 +274,13 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
 
     add("stretch", context_keep_kernel, {"STRETCH": STRETCH}, 4)
     for cbow, (D, window) in product(
-        (False, True), ((16, 2), (100, 5), (100, 10), (300, 5), (300, 10), (512, 8))
+        (False, True), ((16, 2), (64, 5), (100, 5), (100, 10), (300, 5), (300, 10), (512, 8))
     ):
         blocks = choose_blocks(D, window, cbow)
         name = f"{'CBOW' if cbow else 'skip-gram'} D={D} window={window}"
         sizes = {"WINDOW": window, "CBOW": cbow, "R": blocks.rows, "A": blocks.window, "STRETCH": STRETCH}
         add(name, context_rows_kernel, {**sizes, "BLOCK": BLOCK_POSITIONS}, 4)
-        add(name, context_walk_kernel, {**sizes, "D": D, "BLOCK_D": blocks.columns}, WARPS)
+        add(name, context_walk_kernel, {**sizes, "D": D, "BLOCK_D": blocks.columns}, blocks.warps)
     return variants
 
 

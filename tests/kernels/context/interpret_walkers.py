@@ -1,4 +1,4 @@
-"""Run the walkers of context prediction in the interpreter and store what they do: python <this> OUT.npz.
+"""Run the walkers of context prediction in the interpreter and store what they do: python -m <this> OUT.npz.
 
 A process of its own, because TRITON_INTERPRET is read when triton is imported. The interpreter runs one program after
 another: a walker sees all steps of those before it.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import numpy as np
 import torch
