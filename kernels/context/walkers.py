@@ -120,7 +120,7 @@ class WalkTraining:
             words = first * self._round_words, min(end * self._round_words, len(tokens))
             walk = self._kernels.Walk(
                 o.mode == "cbow", o.window, float(o.negatives), o.walkers, first * o.walkers, int(key) & KEY_MASK,
-                max(least_rate, rate - fall * first), fall, least_rate,
+                float(max(least_rate, rate - fall * first)), float(fall), float(least_rate),
             )  # fmt: skip
             part = self._part(tokens, bounds, *words)
             found.append(self._kernels.walk_over(*self._tables, *part, self._draws, walk, self._scratch))
