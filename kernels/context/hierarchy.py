@@ -118,6 +118,13 @@ class HierarchyTraining:
             )
         return float(found[:, 0].sum()), int(found[:, 1].sum())
 
+    def finite(self) -> bool:
+        """Whether all input vectors are numbers."""
+        return bool(np.isfinite(self.inputs).all())
+
+    def store(self) -> None:
+        """The tables are trained in place: there is nothing to copy back."""
+
 
 def _make_workspace(V: int, D: int, P: int, N: int, longest: int) -> HierarchyWorkspace:
     from ..machine.simd import WIDTH

@@ -112,3 +112,10 @@ class ContextTraining:
                 stream, self.sampler, steps, rates, some, tables, parts, self._workspace, found
             )
         return float(found[:, 0].sum()), int(found[:, 1].sum())
+
+    def finite(self) -> bool:
+        """Whether all input vectors are numbers."""
+        return bool(np.isfinite(self.inputs).all())
+
+    def store(self) -> None:
+        """The tables are trained in place: there is nothing to copy back."""

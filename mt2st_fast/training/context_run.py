@@ -14,6 +14,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key
 from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
+from mt2st_fast.kernels.context.walkers import WalkTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.table_tasks import TableTasks
@@ -70,7 +71,8 @@ class ContextRun:
 
     Beside `Run` and no engine of it: an engine takes batches of a source through an encoder, heads and a torch
     optimizer, and here a kernel reads the text itself and moves the tables in place, at a rate that falls by the word.
-    Schedules, moments, phases and history are the same; as nothing waits for a device, every step is recorded at once.
+    Schedules, moments, phases and history are the same; every step is recorded at once. Tables on a device are copied
+    to the arrays that they came from at the end of every epoch.
 
     steps_done: chunks so far. history: losses of every step and turn; a step in which no pair of the text was measured
     has no loss of it. epoch_losses: the mean loss of a pair in every epoch that is done;
@@ -79,7 +81,7 @@ class ContextRun:
 
     def __init__(
         self,
-        training: ContextTraining | HierarchyTraining,
+        training: ContextTraining | HierarchyTraining | WalkTraining,
         text: Tokens,
         tasks: TableTasks,
         schedule: Schedule,
@@ -177,7 +179,7 @@ class ContextRun:
     def _check_finite(self, losses: dict[str, float], epoch: int, rate: float) -> None:
         lost = [f"the loss of {name}" for name, loss in losses.items() if not math.isfinite(loss)]
         # A kernel bounds a pair's loss: the vectors can be lost without a sign of it there.
-        if not lost and not np.isfinite(self._training.inputs).all():
+        if not lost and not self._training.finite():
             lost = ["a vector"]
         if lost:
             raise InputError(
@@ -186,6 +188,7 @@ class ContextRun:
             )
 
     def _end_epoch(self) -> None:
+        self._training.store()
         self.epoch_loss_sums.append(self._epoch_loss / self._training.measured)
         self.epoch_losses.append(self._epoch_loss / max(1, self._epoch_pairs))
         self._epoch_loss, self._epoch_pairs = 0.0, 0

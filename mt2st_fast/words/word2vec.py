@@ -31,6 +31,7 @@ from mt2st_fast.words.gensim_options import (
     with_words_of,
 )
 from mt2st_fast.words.vectors import gensims_class, import_gensim_early, keyed_vectors
+from mt2st_fast.words.word2vec_device import training_device
 from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
 from mt2st_fast.words.word2vec_run import begin_run
 
@@ -59,6 +60,9 @@ class Word2Vec:
     tasks: files of auxiliary tasks on the same vectors, {"similarity": pairs with scores, "analogy": questions-words}
     (see mt2st_fast.data.word_batches); they take turns with the text until the schedule lets them go, by default at
     0.6 of the training. `task_losses` are theirs, a number a turn. Do not judge vectors by what they were taught.
+
+    device: "cuda" trains words (no n-grams, hs or tasks) on a GPU, with other bits in every run; "auto" where it can.
+    The vectors come back at the end of every epoch; `workers` has no effect there.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Word2Vec:
         bucket: int = 2_000_000,
         tasks: Mapping[str, str | Path] | None = None,
         schedule: Schedule | None = None,
+        device: str = "cpu",
     ) -> None:
         refuse(
             max_vocab_size=max_vocab_size, cbow_mean=1 if sg else cbow_mean, null_word=null_word,
@@ -118,12 +123,12 @@ class Word2Vec:
         self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, int(sg)
-        self.min_n, self.max_n, self.bucket = min_n, max_n, bucket
+        self.min_n, self.max_n, self.bucket, self.max_vocab_size = min_n, max_n, bucket, None
         self.max_final_vocab, self.compute_loss, self.comment = max_final_vocab, bool(compute_loss), comment
         # Without effect: what they say is of gensim's threads, or not used by gensim either.
-        self.batch_words, self.hashfxn = batch_words, hashfxn
-        self.max_vocab_size, self.null_word, self.sorted_vocab = None, 0, 1
-        self.hs, self.cbow_mean, self.shrink_windows = int(hs), cbow_mean, True
+        self.batch_words, self.hashfxn, self.null_word, self.sorted_vocab = batch_words, hashfxn, 0, 1
+        self.hs, self.cbow_mean, self.shrink_windows, self.device = int(hs), cbow_mean, True, device
+        training_device(self)
         self.words: list[str] = []
         self.corpus_count, self.corpus_total_words, self.effective_min_count = 0, 0, min_count
         self.train_count, self.total_train_time = 0, 0.0

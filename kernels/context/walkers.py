@@ -1,0 +1,154 @@
+"""Context prediction on a GPU: walkers that train two tables over a text; on_triton/training.py has the design."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import MODES, WordSampler
+from .room import ROOM
+
+# Beyond that many the steps of a GPU are hardly more, but more of them are late.
+MOST_WALKERS = 128
+# Pairs in flight that the most frequent row is of: emulated on a CPU, 240 were stable on 20 words, 590 cost the first
+# epochs, and 970 came to no numbers.
+MOST_VISITS = 150
+WALKER_WORDS = 4096  # of the text at least: a short one would hardly see a step before the next epoch
+LAUNCH_WORDS = 1 << 19  # at most, but one round: the memory for what is drawn
+RESIDENT_WORDS = 1 << 29  # of a text that stays on the device: five bytes each
+KEY_MASK = (1 << 62) - 1
+
+
+@dataclass(frozen=True)
+class WalkOptions:
+    """How WalkTraining steps: by so many walkers, see `choose_walkers`; what the others are, ContextOptions says."""
+
+    mode: str = "skipgram"
+    window: int = 5
+    negatives: float = 5
+    walkers: int = MOST_WALKERS
+
+
+def choose_walkers(n_words: int, counts: np.ndarray, sampler: WordSampler, options: WalkOptions) -> int:
+    """As many as a text of n_words with words seen counts (V,) times keeps stable."""
+    kept, drawn = counts * (sampler.keep / 2.0**32), _drawn_shares(sampler)
+    # The pairs of a position, in expectation; in CBOW as many words of a window are taught whole.
+    pairs = options.window + 1
+    visits = pairs * (kept / kept.sum() + options.negatives * drawn)
+    return int(np.clip(min(n_words // WALKER_WORDS, MOST_VISITS / visits.max()), 1, MOST_WALKERS))
+
+
+def walk_obstacle(mode: str, window: int, D: int) -> str | None:
+    """Why tables of D columns are not trained with such windows on a GPU, or None."""
+    try:
+        ROOM.choose("cuda", torch.float32, "triton")
+        ROOM.load("triton", "training").choose_blocks(D, window, mode == "cbow")
+    except (RuntimeError, ValueError) as error:
+        return f"does not train it: {error}"
+    return None
+
+
+def _drawn_shares(sampler: WordSampler) -> np.ndarray:
+    """(V,) how often each word is drawn as a negative, by Walker's table."""
+    V = len(sampler.alias)
+    accepted = sampler.accept / (2.0**32 - 1)
+    return (accepted + np.bincount(sampler.alias, 1 - accepted, V)) / V
+
+
+class WalkTraining:
+    """Trains two tables (V, D) float32 over a stream of tokens on a device, as ContextTraining does on a CPU.
+
+    The arrays are copied to the device and hold what was trained after `store` alone. Two runs draw the same, and
+    differ in their last bits. Raises ValueError for options that the kernel does not take, RuntimeError where
+    Triton does not compute on the device. measured: all pairs are.
+    """
+
+    measured = 1.0
+
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        outputs: np.ndarray,
+        sampler: WordSampler,
+        options: WalkOptions,
+        device: torch.device,
+        backend: str = "triton",
+    ):
+        if options.mode not in MODES or options.negatives <= 0 or options.window < 1 or options.walkers < 1:
+            raise ValueError(
+                f"window, negatives and walkers are positive, the mode is one of {MODES}: {options}"
+            )
+        ROOM.choose(device.type, torch.float32, backend)
+        self._kernels: Any = ROOM.load("triton", "training")
+        self.inputs, self.outputs, self.options, self._device = inputs, outputs, options, device
+        cbow = options.mode == "cbow"
+        blocks = self._kernels.choose_blocks(outputs.shape[1], options.window, cbow)
+        self._round_words = options.walkers * self._kernels.STRETCH
+        self._rounds_at_once = max(1, LAUNCH_WORDS // self._round_words)
+        self._scratch = self._kernels.make_scratch(
+            self._rounds_at_once * options.walkers, blocks, cbow, device
+        )
+        self._draws = self._kernels.Draws(
+            *(torch.from_numpy(part.view(np.int32)).to(device) for part in sampler)
+        )
+        self._tables = tuple(torch.from_numpy(table).to(device, copy=True) for table in (inputs, outputs))
+        self._text: tuple[np.ndarray, Tensor, Tensor] | None = None
+
+    def rounds(self, n_words: int) -> int:
+        """Rounds of an epoch over n_words: a stretch of every walker each."""
+        return -(-n_words // self._round_words)
+
+    def run(
+        self,
+        tokens: np.ndarray,
+        bounds: np.ndarray,
+        key: Any,
+        rounds: tuple[int, int],
+        rate: float,
+        rate_fall: float,
+        least_rate: float,
+    ) -> tuple[float, int]:
+        """As ContextTraining.run; the loss and the pairs of all words. Waits for the device once, at its end."""
+        o, found = self.options, []
+        fall = rate_fall * self._round_words
+        for first in range(rounds[0], rounds[1], self._rounds_at_once):
+            end = min(first + self._rounds_at_once, rounds[1])
+            words = first * self._round_words, min(end * self._round_words, len(tokens))
+            walk = self._kernels.Walk(
+                o.mode == "cbow", o.window, float(o.negatives), o.walkers, first * o.walkers, int(key) & KEY_MASK,
+                float(max(least_rate, rate - fall * first)), float(fall), float(least_rate),
+            )  # fmt: skip
+            part = self._part(tokens, bounds, *words)
+            found.append(self._kernels.walk_over(*self._tables, *part, self._draws, walk, self._scratch))
+        loss, pairs = torch.stack(found).sum((0, 1), dtype=torch.float64).tolist()
+        return loss, round(pairs)
+
+    def finite(self) -> bool:
+        """Whether all input vectors are numbers."""
+        return bool(self._tables[0].isfinite().all())
+
+    def store(self) -> None:
+        """Copy the tables back to the arrays that they came from."""
+        for array, table in zip((self.inputs, self.outputs), self._tables, strict=True):
+            torch.from_numpy(array).copy_(table)
+
+    def _part(self, tokens: np.ndarray, bounds: np.ndarray, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Tokens and sentences' starts of words first..last on the device, a short text's from its copy there."""
+        if len(tokens) > RESIDENT_WORDS:
+            return self._uploaded(tokens, bounds, first, last)
+        if self._text is None or self._text[0] is not tokens:
+            self._text = tokens, *self._uploaded(tokens, bounds, 0, len(tokens))
+        return self._text[1][first:last], self._text[2][first:last]
+
+    def _uploaded(
+        self, tokens: np.ndarray, bounds: np.ndarray, first: int, last: int
+    ) -> tuple[Tensor, Tensor]:
+        starts = torch.zeros(last - first, dtype=torch.int8, device=self._device)
+        inside = bounds[np.searchsorted(bounds, first) : np.searchsorted(bounds, last)] - first
+        starts.index_fill_(0, torch.from_numpy(inside).to(self._device), 1)
+        # A mapped text is read only, which torch does not take.
+        return torch.from_numpy(np.array(tokens[first:last])).to(self._device), starts

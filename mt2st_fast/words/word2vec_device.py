@@ -1,0 +1,71 @@
+"""Where a Word2Vec is trained, and what a GPU does not train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.errors import InputError
+from mt2st_fast.kernels.context.batch import WordSampler
+from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining, choose_walkers, walk_obstacle
+
+CPU = torch.device("cpu")
+DEVICES = "there are cpu, cuda and auto, which is cuda where there is one that trains such a model"
+
+
+def mode_of(model: Any) -> str:
+    """ "skipgram" or "cbow"."""
+    return "skipgram" if model.sg else "cbow"
+
+
+def training_device(model: Any) -> torch.device:
+    """Where model.device says that the model is trained.
+
+    Raises InputError for a device that is not there, and for one that does not train such a model; "auto" is the CPU
+    instead.
+    """
+    name = str(model.device)
+    if name == "cpu":
+        return CPU
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda") if there and _obstacle(model) is None else CPU
+    device = _cuda_device(name)
+    if not there:
+        raise InputError(
+            f"device={name!r} is not available: torch sees no CUDA device here; give device='cpu'"
+        )
+    if reason := _obstacle(model):
+        raise InputError(f"device={name!r} {reason}; give device='cpu'")
+    return device
+
+
+def _cuda_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = CPU
+    if device.type != "cuda":
+        raise InputError(f"device {name!r} is unknown; {DEVICES}")
+    return device
+
+
+def _obstacle(model: Any) -> str | None:
+    """What a GPU does not train of the model, or None."""
+    if model.hs:
+        return "does not train hierarchical softmax (hs=1)"
+    if model.max_n:
+        return "does not train character n-grams (max_n)"
+    if model.tasks:
+        return "does not train auxiliary tasks (tasks)"
+    return walk_obstacle(mode_of(model), model.window, model.vector_size)
+
+
+def walkers_over(model: Any, text: Tokens, sampler: WordSampler, device: torch.device) -> WalkTraining:
+    """The model's tables on a device, to be trained on a text in ids of its words."""
+    options = WalkOptions(mode_of(model), model.window, model.negative)
+    walkers = choose_walkers(len(text.ids), model.counts, sampler, options)
+    options = WalkOptions(options.mode, options.window, options.negatives, walkers)
+    return WalkTraining(model.input_rows, model.output_vectors, sampler, options, device)
