@@ -1,0 +1,328 @@
+"""Losses of wide softmax heads on a GPU, and their gradient over the logits: the formulas are in head_losses.py.
+
+A row does not fit a program's registers, so it is swept twice: for the maximum and the sum of exponentials, then for
+the gradient. Both sweeps read 16 bytes a thread at a time. A head may begin and end anywhere, so they go over the
+columns from the first multiple of 16 in it to the last; the edges, 15 columns each at most, stay in registers.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...machine.launch import Variant, launch_options
+from .chunk import INTEGERS, Chunk, signature
+from .tables import N_FLOATS, N_INTEGERS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM
+from .targets import load_classes, target_of
+
+LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32
+
+
+@triton.jit
+def _load(p_rows, o_s, m_rows, m_s):
+    """(BLOCK_N, BLOCK_C) logits as they are stored, -inf where masked: nothing adds to a sum there."""
+    return tl.load(p_rows[:, None] + o_s[None, :], mask=m_rows[:, None] & m_s[None, :], other=float("-inf"))
+
+
+@triton.jit
+def _with_bias(b_raw, p_bias, o_s, m_s, HAS_BIAS: tl.constexpr):
+    b_z = b_raw.to(tl.float32)
+    if HAS_BIAS:
+        b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
+    return b_z
+
+
+@triton.jit
+def _sweep_sums(
+    p_rows, p_bias, p_weights, m_valid, b_target_z, first, last,
+    HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """(maximum, sum of exponentials, column of the first maximum, sum of w_c (z_y - z_c)) of columns first..last."""
+    # Every lane keeps a running maximum and sum of its own columns: nothing crosses threads in the loop. The maximum
+    # begins with a finite number, from which -inf can be subtracted.
+    b_lane_max = tl.full((BLOCK_N, BLOCK_C), LOWEST, tl.float32)
+    b_lane_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    b_lane_block = tl.zeros((BLOCK_N, BLOCK_C), tl.int32) + first  # where the block of the lane's maximum begins
+    b_lane_gap = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    o_lane = tl.arange(0, BLOCK_C)
+    b_next = _load(p_rows, first + o_lane, m_valid, first + o_lane < last)
+    for o_first in range(first, last, BLOCK_C):
+        o_s = o_first + o_lane
+        m_s = o_s < last
+        b_raw = b_next
+        # On its way while this block is computed.
+        b_next = _load(p_rows, o_s + BLOCK_C, m_valid, o_s + BLOCK_C < last)
+        b_z = _with_bias(b_raw, p_bias, o_s, m_s, HAS_BIAS)
+        if IS_SMOOTHED:
+            b_w = tl.load(p_weights + o_s, mask=m_s, other=0.0)
+            b_lane_gap += tl.where(m_s[None, :], b_w[None, :] * (b_target_z[:, None] - b_z), 0.0)
+        # One exponential serves both cases.
+        b_decay = tl.exp(-tl.abs(b_z - b_lane_max))
+        m_new = b_z > b_lane_max
+        b_lane_sum = tl.where(m_new, b_lane_sum * b_decay + 1.0, b_lane_sum + b_decay)
+        b_lane_block = tl.where(m_new, o_first, b_lane_block)
+        b_lane_max = tl.where(m_new, b_z, b_lane_max)
+    b_max = tl.max(b_lane_max, axis=1)
+    b_sum = tl.sum(b_lane_sum * tl.exp(b_lane_max - b_max[:, None]), axis=1)
+    m_max = b_lane_max == b_max[:, None]
+    b_first = tl.min(tl.where(m_max, b_lane_block + o_lane[None, :], 0x7FFFFFFF), axis=1)
+    return b_max, b_sum, b_first, tl.sum(b_lane_gap, axis=1)
+
+
+@triton.jit
+def _gradient(b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, spread, IS_SMOOTHED: tl.constexpr):
+    """The gradient but for the target's pull, scaled; 0 where not valid."""
+    b_dz = tl.exp(b_z - b_max[:, None]) * b_factor[:, None]
+    if IS_SMOOTHED:
+        b_dz -= spread * tl.load(p_weights + o_s, mask=m_s, other=0.0)[None, :]
+    return tl.where(m_valid[:, None] & m_s[None, :], b_dz, 0.0)
+
+
+@triton.jit
+def _sweep_gradient(
+    p_rows, p_bias, p_weights, m_n, m_valid, b_max, b_factor, spread, first, last,
+    HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Overwrite columns first..last with their gradient but for the target's pull."""
+    o_lane = tl.arange(0, BLOCK_C)
+    b_next = _load(p_rows, first + o_lane, m_valid, first + o_lane < last)
+    for o_first in range(first, last, BLOCK_C):
+        o_s = o_first + o_lane
+        m_s = o_s < last
+        b_raw = b_next
+        b_next = _load(p_rows, o_s + BLOCK_C, m_valid, o_s + BLOCK_C < last)
+        b_z = _with_bias(b_raw, p_bias, o_s, m_s, HAS_BIAS)
+        b_dz = _gradient(b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, spread, IS_SMOOTHED)
+        p_dz = p_rows[:, None] + o_s[None, :]
+        tl.store(p_dz, b_dz.to(p_rows.dtype.element_ty), mask=m_n[:, None] & m_s[None, :])
+
+
+@triton.jit(do_not_specialize=[*INTEGERS, "n_heads", "n_trips"])
+def wide_softmax_kernel(
+    p_logits,  # (n_rows, row_stride), overwritten with its gradient if NEED_GRADIENT
+    p_bias,  # (S,)
+    p_integers,  # (K, N_INTEGERS) int64
+    p_floats,  # (K, N_FLOATS) float32
+    p_weights,  # (S,) float32
+    p_task_weights,  # (K,) float32
+    p_scale,  # (K,) float32, what a head's gradient is multiplied by
+    p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
+    p_heads,  # (n_heads,) int64: the heads that this launch computes
+    N,
+    n_rows,
+    first_row,
+    row_stride,
+    S,
+    K,
+    n_columns,
+    row_floats,
+    address_0,
+    address_1,
+    address_2,
+    address_3,
+    address_4,
+    address_5,
+    address_6,
+    address_7,
+    address_8,
+    address_9,
+    address_10,
+    address_11,
+    address_12,
+    address_13,
+    address_14,
+    address_15,
+    n_heads,
+    n_trips,
+    HAS_BIAS: tl.constexpr,
+    NEED_GRADIENT: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
+    SKIP_ZERO_WEIGHTS: tl.constexpr,
+    IS_SMOOTHED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program: one head of n_trips blocks of BLOCK_N rows, one block after the other."""
+    # Nothing changes but what the compiler knows: it widens an access only by proven divisors.
+    row_stride = row_stride // 16 * 16
+    i_block = tl.program_id(0) // n_heads
+    i_k = tl.load(p_heads + tl.program_id(0) % n_heads)
+    p_head = p_integers + i_k * N_INTEGERS
+    addresses = (
+        address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+        address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
+    )  # fmt: skip
+    address, _ = target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE)
+    offset = tl.load(p_head + OFFSET).to(tl.int32)
+    C = tl.load(p_head + SIZE).to(tl.int32)
+    end = offset + C
+    # What follows the last head pads the row.
+    end_stored = tl.where(end == S, n_columns, end)
+    first = (offset + 15) // 16 * 16
+    last = end // 16 * 16
+    o_i = tl.arange(0, 32)
+    o_edge = tl.where(o_i < 16, first, last) - 16 + o_i
+    m_edge = tl.where(o_i < 16, o_edge >= offset, o_edge < end)
+    m_edge_stored = tl.where(o_i < 16, o_edge >= offset, o_edge < end_stored)
+
+    smoothing = 0.0
+    weight_sum = 0.0
+    if IS_SMOOTHED:
+        smoothing = tl.load(p_floats + i_k * N_FLOATS + SMOOTHING)
+        weight_sum = tl.load(p_floats + i_k * N_FLOATS + WEIGHT_SUM)
+    spread = smoothing / C
+    n_active = n_rows
+    if SKIP_ZERO_WEIGHTS:
+        n_active = tl.where(tl.load(p_task_weights + i_k) != 0.0, n_rows, 0)
+    loss = 0.0
+    denominator = 0.0
+    correct = 0.0
+    for i_trip in range(n_trips):
+        o_n = (i_block * n_trips + i_trip) * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < n_rows
+        b_y, m_used, m_valid = load_classes(address, first_row + o_n, o_n < n_active, p_head)
+        p_rows = p_logits + o_n.to(tl.int64) * row_stride
+        o_y = offset + tl.where(m_valid, b_y, 0)
+        b_target_w = tl.load(p_weights + o_y, mask=m_valid, other=0.0)
+        b_target_z = tl.load(p_rows + o_y, mask=m_valid, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            b_target_z += tl.load(p_bias + o_y, mask=m_valid, other=0.0).to(tl.float32)
+        b_edge = _with_bias(_load(p_rows, o_edge, m_valid, m_edge), p_bias, o_edge, m_edge, HAS_BIAS)
+
+        # Rows without a label are common (an auxiliary task that few rows carry): no sweep where all are.
+        last_used = tl.where(tl.max(m_valid.to(tl.int32), axis=0) > 0, last, first)
+        b_max, b_sum, b_first, b_gap = _sweep_sums(
+            p_rows, p_bias, p_weights, m_valid, b_target_z, first, last_used, HAS_BIAS, IS_SMOOTHED, BLOCK_N, BLOCK_C
+        )
+        b_inner_max = b_max
+        b_max = tl.maximum(b_max, tl.max(b_edge, axis=1))
+        b_sum *= tl.exp(b_inner_max - b_max)
+        b_sum += tl.sum(tl.exp(b_edge - b_max[:, None]), axis=1)
+        b_sum = tl.where(m_valid, b_sum, 1.0)
+        # The first maximum of the row counts, as torch.argmax has it.
+        b_first = tl.where(b_inner_max == b_max, b_first, 0x7FFFFFFF)
+        b_edge_first = tl.min(tl.where(b_edge == b_max[:, None], o_edge[None, :], 0x7FFFFFFF), axis=1)
+        m_right = m_valid & (tl.minimum(b_first, b_edge_first) == o_y)
+
+        b_nll = b_max - b_target_z + tl.log(b_sum)
+        b_loss = (1.0 - smoothing) * b_target_w * b_nll
+        if IS_SMOOTHED:
+            b_w = tl.load(p_weights + o_edge, mask=m_edge, other=0.0)
+            b_edge_gap = tl.where(m_edge[None, :], b_w[None, :] * (b_target_z[:, None] - b_edge), 0.0)
+            # A head without smoothing beside one with it: 0 times an infinite gap is no loss.
+            b_gap = tl.where(smoothing > 0.0, b_gap + tl.sum(b_edge_gap, axis=1), 0.0)
+            b_loss += spread * (weight_sum * b_nll + b_gap)
+        b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
+        loss += tl.sum(b_loss, axis=0)
+        denominator += tl.sum(b_target_w, axis=0)
+        correct += tl.sum(m_right.to(tl.float32), axis=0)
+
+        if NEED_GRADIENT:
+            scale = tl.load(p_scale + i_k)
+            b_pull = (1.0 - smoothing) * b_target_w * scale
+            b_factor = (b_pull + spread * weight_sum * scale) / b_sum
+            own_spread = spread * scale
+            # A target's logit was read by another thread than the one that overwrites it.
+            tl.debug_barrier()
+            _sweep_gradient(
+                p_rows, p_bias, p_weights, m_n, m_valid, b_max, b_factor, own_spread, first, last,
+                HAS_BIAS, IS_SMOOTHED, BLOCK_C,
+            )  # fmt: skip
+            b_dz = _gradient(b_edge, p_weights, o_edge, m_edge, m_valid, b_max, b_factor, own_spread, IS_SMOOTHED)
+            p_dz = p_rows[:, None] + o_edge[None, :]
+            tl.store(p_dz, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_edge_stored[None, :])
+            # What a sweep stored at the target, another thread than this one's may have: it comes before.
+            tl.debug_barrier()
+            b_dy = tl.exp(b_target_z - b_max) * b_factor - b_pull
+            if IS_SMOOTHED:
+                b_dy -= own_spread * b_target_w
+            tl.store(p_rows + o_y, b_dy.to(p_logits.dtype.element_ty), mask=m_valid)
+    p_sum = p_sums + (i_block.to(tl.int64) * K + i_k) * 3
+    tl.store(p_sum, loss)
+    tl.store(p_sum + 1, denominator)
+    tl.store(p_sum + 2, correct)
+
+
+class Blocks(NamedTuple):
+    """Rows and columns that a program sweeps at a time, its warps, and registers a thread may use on NVIDIA."""
+
+    rows: int
+    columns: int
+    warps: int
+    registers: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told. AMD's knows no limit of registers."""
+        return launch_options(self.warps, self.registers)
+
+
+def choose_blocks(widest: int, is_smoothed: bool) -> Blocks:
+    """Blocks for heads of at most `widest` outputs: a table, as no autotuner works in a graph capture.
+
+    A lane of a smoothed head has one number more: threads hold half as many of a float32 row, or they would spill.
+
+    A vocabulary takes a whole multiprocessor a row, so that the rows in flight on all of them (132 of 304 KB on an
+    H200) stay in the second level's cache between the sweeps.
+    """
+    if widest <= 4096:
+        return Blocks(1, 1024, 4, 96)
+    if widest <= 32768:
+        return Blocks(1, 4096, 8, 128)
+    return Blocks(1, 4096, 16, 128) if is_smoothed else Blocks(1, 8192, 16, 128)
+
+
+def launch(chunk: Chunk, heads: Tensor, widest: int, is_smoothed: bool, rows: int) -> None:
+    """The losses of these heads (n,) int64 of a chunk, `rows` of it to a program."""
+    blocks = choose_blocks(widest, is_smoothed)
+    n_heads = len(heads)
+    _variant(is_smoothed, blocks, *chunk.constexprs.values()).launch(
+        triton.cdiv(len(chunk.logits), rows) * n_heads,
+        (*chunk.tensors, heads),
+        (*chunk.integers, n_heads, rows // blocks.rows),
+    )
+
+
+@cache
+def _variant(
+    is_smoothed: bool, blocks: Blocks, has_bias: bool, gradient: bool, side_by_side: bool, skip: bool
+) -> Variant:
+    constexprs = _constexprs(is_smoothed, blocks, has_bias, gradient, side_by_side, skip)
+    return Variant(wide_softmax_kernel, constexprs, blocks.options)
+
+
+def _constexprs(
+    is_smoothed: bool, blocks: Blocks, has_bias: bool, gradient: bool, side_by_side: bool, skip: bool
+) -> dict[str, Any]:
+    return {
+        "HAS_BIAS": has_bias, "NEED_GRADIENT": gradient, "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip,
+        "IS_SMOOTHED": is_smoothed, "BLOCK_N": blocks.rows, "BLOCK_C": blocks.columns,
+    }  # fmt: skip
+
+
+def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """What is launched: (name, kernel, signature, constexprs, options)."""
+    cases = [
+        *((dtype, widest, smoothed, "") for dtype in ("fp32", "bf16", "fp16") for widest in (4096, 1 << 17)
+          for smoothed in (False, True)),
+        ("bf16", 32768, False, ""), ("bf16", 32768, True, ""),
+        ("bf16", 1 << 17, False, "no gradient"), ("bf16", 1 << 17, False, "no bias"),
+        ("bf16", 4096, True, "side by side"),
+    ]  # fmt: skip
+    variants = []
+    for dtype, widest, is_smoothed, how in cases:
+        blocks = choose_blocks(widest, is_smoothed)
+        has_bias, gradient = how != "no bias", how != "no gradient"
+        types = {**signature(dtype, None if has_bias else "fp32"), "p_heads": "*i64"}
+        types |= dict.fromkeys(("n_heads", "n_trips"), "i32")
+        constexprs = _constexprs(is_smoothed, blocks, has_bias, gradient, how == "side by side", True)
+        name = " ".join([dtype, f"{blocks.rows}x{blocks.columns}", *["smoothed"] * is_smoothed, how]).rstrip()
+        variants.append((name, wide_softmax_kernel, types, constexprs, blocks.options))
+    return variants
+
+
+VARIANTS = _variants()
