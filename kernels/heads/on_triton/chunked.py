@@ -2,7 +2,7 @@
 
 Logits of all rows may not fit: a chunk's are made, turned into their gradient in place, used up by the two gradients'
 GEMMs and overwritten by the next chunk's. Denominators are counted before, so the gradient of the logits comes out
-scaled: GEMMs write the features' gradient, and with a single chunk the weight's, in the dtype in which it is handed out.
+scaled: GEMMs write the features' gradient, and with a single chunk the weight's, in the dtype it is handed out in.
 
 cuBLAS takes its oldest kernels, eight times as slow at a vocabulary, where a size is no multiple of 16 bytes. A weight
 that is cast or small is copied and padded; of another the last rows alone are, so that there is no copy of a

@@ -68,7 +68,9 @@ def column_sums(matrix: Tensor) -> Tensor:
     n_parts = max(1, min(triton.cdiv(PROGRAMS, n_blocks), triton.cdiv(n_rows, LEAST_ROWS)))
     parts = torch.empty(n_parts, n_columns, dtype=torch.float32, device=matrix.device)
     per_part = triton.cdiv(n_rows, n_parts)
-    _variant().launch(n_parts * n_blocks, (matrix, parts), (n_rows, row_stride, n_columns, n_blocks, per_part))
+    _variant().launch(
+        n_parts * n_blocks, (matrix, parts), (n_rows, row_stride, n_columns, n_blocks, per_part)
+    )
     return parts[0] if n_parts == 1 else parts.sum(0)
 
 

@@ -132,12 +132,12 @@ def take_scales(call: HeadsCall, targets: Targets) -> Scales:
     """
     N, K, device = call.features.shape[0], len(call.layout), call.features.device
     tables = head_tables(call.layout, device)
-    n_parts = min(MAX_PARTS, max(1, triton.cdiv(N, ROWS_PER_PART)))
+    n_parts = min(MAX_PARTS, triton.cdiv(N, ROWS_PER_PART))
     parts = torch.empty(n_parts, K, dtype=torch.float32, device=device)
     _count_variant(targets.side_by_side, call.skip_zero_weights).launch(
         n_parts * K,
         (tables.integers, tables.column_weights, call.task_weights, parts),
-        (N, K, triton.cdiv(N, n_parts), targets.row_floats, *targets.addresses),
+        (N, K, triton.cdiv(N, max(1, n_parts)), targets.row_floats, *targets.addresses),
     )
     scale = torch.empty(K, dtype=torch.float32, device=device)
     is_relative = call.features.dtype is torch.float16

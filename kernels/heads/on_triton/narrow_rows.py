@@ -150,8 +150,9 @@ def launch(chunk: Chunk, groups: Groups) -> None:
     )
 
 
-# Left alone, ptxas spills a few scalars to win another warp: the limit stops that.
-WARPS, REGISTERS = 4, 128
+def options_of(has_values: bool) -> dict[str, int]:
+    """What the compiler is told. Left alone, ptxas spills a few scalars to win another warp: the limits stop that."""
+    return launch_options(4, 144 if has_values else 112)
 
 
 @cache
@@ -159,7 +160,7 @@ def _variant(
     has_values: bool, rows: int, columns: int, has_bias: bool, gradient: bool, side_by_side: bool, skip: bool
 ) -> Variant:
     constexprs = _constexprs(has_values, rows, columns, has_bias, gradient, side_by_side, skip)
-    return Variant(narrow_kernel, constexprs, launch_options(WARPS, REGISTERS))
+    return Variant(narrow_kernel, constexprs, options_of(has_values))
 
 
 def _constexprs(
@@ -186,7 +187,7 @@ def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         }
         constexprs = _constexprs(has_values, rows, columns, True, True, False, True)
         name = f"{dtype} {rows}x{columns}{' values' * has_values}"
-        variants.append((name, narrow_kernel, types, constexprs, launch_options(WARPS, REGISTERS)))
+        variants.append((name, narrow_kernel, types, constexprs, options_of(has_values)))
     return variants
 
 
