@@ -165,16 +165,19 @@ class _Sums:
 
     def residual(self) -> Residual:
         """What `residual_like` says."""
-        S, nothing = self._call.layout.width, self._call.features.new_empty(0)
-        dtype = handed_over_in(self._call.weight.dtype)
+        S, dtype = self._call.layout.width, handed_over_in(self._call.weight.dtype)
+        # One each: what a custom op returns may not be the same tensor twice.
+        no_weight, no_bias = (
+            self._call.features.new_empty(0, dtype=empty) for empty in (dtype, torch.float32)
+        )
         d_weight, d_bias = self._d_weight, self._d_bias
         if self._largest is not None:
             d_weight = None if d_weight is None else d_weight.mul_(self._largest)
             d_bias = None if d_bias is None else d_bias.mul_(self._largest)
         return (
             self._d_features,
-            nothing.to(dtype) if d_weight is None else d_weight[:S].to(dtype),
-            nothing.float() if d_bias is None else d_bias[:S],
+            no_weight if d_weight is None else d_weight[:S].to(dtype),
+            no_bias if d_bias is None else d_bias[:S],
         )
 
 
