@@ -1,4 +1,4 @@
-"""Wide heads of the chunked plan in the interpreter: as accurate as torch, the same bits, aligned products, in budget."""
+"""Wide heads of the chunked plan in the interpreter: as accurate as torch, the same bits, aligned products."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ CASES = (
     "values-last",
     "nothing-valid",
     "many",
-    *(f"tail-{tail}" for tail in range(8)),
+    "tail-1",
+    "tail-7",
 )
 WITHOUT_BIAS = {"no-bias"}
 
@@ -92,7 +93,7 @@ def test_columns_that_do_not_lie_aligned_are_refused(matrix):
         column_sums.column_sums(matrix)
 
 
-@pytest.mark.parametrize("S", [152, 153, 159])
+@pytest.mark.parametrize("S", range(152, 160))
 def test_of_a_large_weight_only_the_last_rows_are_copied(monkeypatch, S):
     monkeypatch.setattr(chunked, "COPIED_BYTES", 0)
     weight = torch.randn(S, 6)
