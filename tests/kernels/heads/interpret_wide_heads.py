@@ -121,6 +121,25 @@ def run_outside(store: dict[str, np.ndarray]) -> None:
     store["outside/true-d_features"] = leaf.grad.numpy()
 
 
+def run_autocast(store: dict[str, np.ndarray]) -> None:
+    """Features of 16 bits and parameters of 32, in one chunk and in two: gradients in the parameters' dtype."""
+    torch.manual_seed(4)
+    layout, targets = HeadLayout((HeadSpec(SOFTMAX, 150),)), [torch.randint(150, (20,))]
+    features, weight, bias = torch.randn(20, 8).half(), torch.randn(150, 8), torch.randn(150)
+    call = HeadsCall(features, weight, bias, targets, torch.ones(1), layout, (True, True, True))
+    leaves = [t.double().requires_grad_() for t in (features, weight.half(), bias)]
+    true = torch.autograd.grad(F.cross_entropy(F.linear(*leaves), targets[0]), leaves)
+    for name, least_rows in (("one", None), ("two", 16)):
+        residual = chunked.forward(call, least_rows=least_rows).residual
+        gradients = chunked.backward(call, residual, torch.ones(()), own=True)
+        dtypes = [g.dtype for g in gradients if g is not None]
+        store[f"autocast-{name}/dtypes"] = np.array(dtypes == [torch.float16, torch.float32, torch.float32])
+        errors = [
+            (g.double() - t).norm() / t.norm() for g, t in zip(gradients, true, strict=True) if g is not None
+        ]
+        store[f"autocast-{name}/errors"] = torch.stack(errors).numpy()
+
+
 def run_infinite(store: dict[str, np.ndarray]) -> None:
     """Logits of -inf mask classes out; the maximum may be in an edge, in the first block or in the last; ties."""
     for name, where in (("first", 0), ("inner", 40), ("edge", 148), ("tie", 77)):
@@ -170,6 +189,7 @@ def main(out: str) -> None:
     wide_rows.choose_blocks = lambda *_: wide_rows.Blocks(1, 32, 4, 96)
     run_infinite(store)
     run_large(store)
+    run_autocast(store)
     run_column_sums(store)
     np.savez(out, **store)
 

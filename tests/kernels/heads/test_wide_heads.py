@@ -82,6 +82,13 @@ def test_logits_beyond_the_range_of_exp(computed):
     assert computed["large/finite"]
 
 
+@pytest.mark.parametrize("chunks", ["one", "two"])
+def test_parameters_of_another_dtype_get_gradients_in_theirs(computed, chunks):
+    assert computed[f"autocast-{chunks}/dtypes"]
+    # A rounding of the logits, of their gradient and of what is handed out.
+    assert (computed[f"autocast-{chunks}/errors"] < 3 * 2.0**-11).all()
+
+
 def test_columns_are_summed(computed):
     ours, truth = computed["column-sums/ours"], computed["column-sums/truth"]
     np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5)
