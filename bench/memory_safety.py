@@ -105,6 +105,11 @@ def run_compiled(device: torch.device) -> None:
         module.zero_grad(set_to_none=True)
 
 
+def _clear_and_empty() -> None:
+    clear_workspaces()
+    torch.cuda.empty_cache()
+
+
 def check(device: torch.device, *, compiled: bool = True, say: Callable[[str], object] = print) -> None:
     """Disturb two graphs, and hold them to the same steps without.
 
@@ -121,7 +126,7 @@ def check(device: torch.device, *, compiled: bool = True, say: Callable[[str], o
     if compiled:
         disturbances["a compiled module ran"] = lambda: run_compiled(device)
     if on_gpu:
-        disturbances["cleared and emptied again"] = lambda: (clear_workspaces(), torch.cuda.empty_cache())
+        disturbances["cleared and emptied again"] = _clear_and_empty
     for name, disturb in disturbances.items():
         disturb()
         for pair in pairs:

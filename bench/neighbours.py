@@ -57,7 +57,9 @@ def main(
     found = []
     for count in range(most + 1):
         with busy_processes(count):
-            found.append(interleave(candidates, rounds=rounds, burst_us=STEP_BURST_US, limit_seconds=60.0))
+            found.append(
+                interleave(candidates, rounds=rounds, burst_us=STEP_BURST_US["cpu"], limit_seconds=60.0)
+            )
     table = Table(
         "ms a step", *(f"beside {count}" for count in range(most + 1)), title=f"{case.name}: {model.shape}"
     )

@@ -101,6 +101,7 @@ def heads_module(inputs: HeadInputs, direction: Direction) -> Peer:
     names = inputs.layout.names
     tasks = {name: Classification(spec.size) for name, spec in zip(names, inputs.layout.heads, strict=True)}
     heads = MultiTaskHeads.from_modules(dict(zip(names, linears, strict=True)), tasks, names[0])
+    linears = [heads.linear(name) for name in names]  # its own, which get the gradients
     targets = dict(zip(names, inputs.targets, strict=True))
     weights_k = torch.ones(len(names), device=features_nd.device)
 

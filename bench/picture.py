@@ -62,7 +62,7 @@ def _draw_case(panel: Axes, case: str, by_peer: Mapping[str, float]) -> None:
             by_peer["gemms"] / 1e3, color=FLOOR_COLOUR, linestyle="--", linewidth=1, label="bare GEMMs"
         )
     panel.set_xticks(range(len(peers)), [LABELS.get(peer, peer) for peer in peers], fontsize=7)
-    panel.set_title(case, fontsize=9)
+    panel.set_title(case.replace(" C=[", "\nC=["), fontsize=8)  # a list of sizes is as wide as a panel
     panel.set_ylabel("ms", fontsize=8)
     panel.tick_params(axis="y", labelsize=7)
     panel.margins(y=0.15)

@@ -32,7 +32,7 @@ SKIPPED = "–"
 REPRODUCE = {
     "cpu": "`python -m bench.measure all`, `python -m bench.bags --polarity DIR`, "
     "`python -m bench.words --treebank FILE`",
-    "cuda": "`bench/gpu.sh`",
+    "cuda": "`bench/gpu.sh`, `python -m bench.measure scaling --device cuda`",
 }
 INTRODUCTION = """# Results
 

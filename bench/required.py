@@ -11,3 +11,5 @@ POLARITY_OF_FASTTEXT = 0.5
 WORDS_OVER_GENSIM, ALLOWED_LOSS = 2.0, 0.02
 GPU_OVER_CPU = 20.0  # tokens/s of a pass over those of a CPU with two threads
 UPDATE_OF_FLOOR = 2.0  # time of an update over that of a copy of its bytes
+# Tokens/s or words/s of training, of whole jobs on a GPU.
+JOBS_ON_GPU = {"mt2st-fast train": 2e6, "train_supervised": 5e8, "Word2Vec, skip-gram": 2e7}

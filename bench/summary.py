@@ -16,7 +16,8 @@ from bench import ledger
 from bench.cases import head_cases
 from bench.ledger import Record
 from bench.step_cases import step_cases
-from bench.verdicts import by_peer
+from bench.verdicts import MISSING, by_peer, gpu_verdicts
+from bench.word_report import job_verdict
 
 PEERS = (
     "eager", "eager_graph", "ours", "ours_graph", "heads_module", "gemms", "liger", "cut_cross_entropy",
@@ -37,6 +38,7 @@ def summary(folder: Path, found: Sequence[Record]) -> str:
         ("memory safety", safety(folder / "safety.txt")),
         ("heads, forward and backward, µs", heads(found)),
         ("training steps, µs", steps(found)),
+        ("required", required(found)),
         ("whole jobs", jobs(found)),
         ("bags of words", bags(found)),
     ]
@@ -85,6 +87,16 @@ def steps(found: Sequence[Record]) -> list[str]:
     return _table(["model", *STEPS], rows)
 
 
+def required(found: Sequence[Record]) -> list[str]:
+    """How many requirements are met, and those that are missed; what was not measured is left out."""
+    verdicts = [verdict for verdict in gpu_verdicts(found) if verdict.met != MISSING]
+    missed = [verdict for verdict in verdicts if verdict.met != "met"]
+    return [
+        f"{len(verdicts) - len(missed)} met, {len(missed)} missed",
+        *(f"{v.case.split(':')[0]}: {v.required}, is {v.measured}"[:MOST_COLUMNS] for v in missed),
+    ]
+
+
 def jobs(found: Sequence[Record]) -> list[str]:
     """A line a job: its rate, the time of the whole call, its quality, and who took the steps."""
     lines = []
@@ -94,7 +106,7 @@ def jobs(found: Sequence[Record]) -> list[str]:
         line = f"{r['case']} ({r['shape']}), {r['peer']}: {r['value']:,.0f} {r['unit']}, call {r['call_seconds']:.2f} s"
         if r.get("quality") is not None:
             line += f", quality {r['quality']:.4f}"
-        lines.append(line)
+        lines.append(f"{line} ({verdict})" if (verdict := job_verdict(r)) else line)
         lines += [
             f"  {len(phase['active'])} tasks: {phase.get('engine')}, {phase.get('step_ms_median')} ms, "
             f"graph: {phase.get('graph')}"[:MOST_COLUMNS]

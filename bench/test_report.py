@@ -162,6 +162,12 @@ def test_gpu_verdicts_compare_graphs_with_graphs():
         verdicts["ours (cold) / bytes floor ≤ 1.5"].measured
         == f"{25 / floor_us:.2f} (25.0 of {floor_us:.1f} µs)"
     )
+    assert verdicts["ours ≤ 200 µs"].met == "met"
+    assert (verdicts["ours_graph ≤ 22 µs"].measured, verdicts["ours_graph ≤ 22 µs"].met) == (
+        "50.0 µs",
+        "missed",
+    )
+    assert verdicts["heads_module ≤ 220 µs"].met == MISSING
     assert all(v.met == MISSING for v in gpu_verdicts([]))
 
 
@@ -172,7 +178,7 @@ def test_whole_jobs_stand_in_the_gpu_report():
         "phases": [{"active": ["a", "b"], "engine": "cuda graph", "graph": "captured"}],
     }  # fmt: skip
     (row,) = [line for line in job_section([record]) if "train:" in line]
-    assert "2,500,000 tokens/s | 12.00 s | 0.9412 | 2 tasks: cuda graph, captured" in row
+    assert "2,500,000 tokens/s | 12.00 s | 0.9412 | 2 tasks: cuda graph, captured | ≥ 2,000,000, met" in row
     assert job_section([]) == ["Not yet measured."]
 
 

@@ -36,8 +36,8 @@ def test_every_part_is_there_and_stays_short(tmp_path):
         record_of("step", "treebank tagger, N=512", "ours multi, graph", 93.5, direction="step", **cuda),
         record_of("bags", "one head", "ours, B=5000, graph", 1000.0, tokens_per_second=2e9, **cuda),
         {
-            **record_of("jobs", "train", "ours on cuda", 0.0, **cuda),
-            "value": 2e6, "unit": "tokens/s", "call_seconds": 9.0, "quality": 0.94,
+            **record_of("jobs", "mt2st-fast train", "ours on cuda", 0.0, **cuda),
+            "value": 1.9e6, "unit": "tokens/s", "call_seconds": 9.0, "quality": 0.94,
             "phases": [{"active": ["a"], "engine": "cuda graph", "graph": "captured", "step_ms_median": 0.1}],
         },
     ]  # fmt: skip
@@ -47,8 +47,9 @@ def test_every_part_is_there_and_stays_short(tmp_path):
         "4,000.0",
         "93.5",
         "2,000 million tokens/s",
-        "2,000,000 tokens/s",
+        "1,900,000 tokens/s",
         "captured",
+        "≥ 2,000,000, missed",
         "0 errors",
     ):
         assert part in said

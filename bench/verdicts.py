@@ -194,10 +194,18 @@ def _gpu_heads(case: HeadCase, records: ByPeer, copy: float | None) -> list[Verd
         verdicts.append(_at_most(name, records, "gemms", required.of_gemms))
     if required.of_bytes is not None:
         verdicts.append(_bytes_floor(case, name, records, copy, required.of_bytes))
+    verdicts += [_within(name, records, peer, limit) for peer, limit in required.within_us]
     if required.peak_bytes is not None:
         limit = required.peak_bytes
         verdicts += _peak(name, records, "ours", lambda b: b <= limit, f"peak ≤ {limit / 1e9:g} GB")
     return verdicts
+
+
+def _within(case: str, records: ByPeer, peer: str, limit_us: float) -> Verdict:
+    required, record = f"{peer} ≤ {limit_us:,.0f} µs", records.get(peer)
+    if record is None:
+        return Verdict.missing(case, required)
+    return Verdict.of(case, required, f"{record['p50']:,.1f} µs", record["p50"] <= limit_us, (record,))
 
 
 def _bytes_floor(case: HeadCase, name: str, records: ByPeer, copy: float | None, limit: float) -> Verdict:

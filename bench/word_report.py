@@ -10,6 +10,7 @@ from bench.required import (
     ALLOWED_LOSS,
     BAGS_OVER_PEER,
     GPU_OVER_CPU,
+    JOBS_ON_GPU,
     MOST_LONGER,
     POLARITY_OF_FASTTEXT,
     UPDATE_OF_FLOOR,
@@ -47,10 +48,19 @@ def job_section(found: Sequence[Record]) -> list[str]:
                 f"{len(phase['active'])} tasks: {phase.get('engine')}, {phase.get('graph') or 'no graph'}"
                 for phase in record.get("phases", ())
             ),
+            job_verdict(record),
         ]
         for record in records
     ]
-    return table(["job", "", "training", "whole call", "quality", "steps taken by"], rows)
+    return table(["job", "", "training", "whole call", "quality", "steps taken by", "required"], rows)
+
+
+def job_verdict(record: Record) -> str:
+    """What is required of a job's rate on a GPU, and whether it is met; empty for a CPU's."""
+    least = JOBS_ON_GPU.get(record["case"])
+    if least is None or record["peer"] != "ours on cuda":
+        return ""
+    return f"≥ {least:,.0f}, {decided(record['value'] >= least, [record])}"
 
 
 def _gpu_table(

@@ -3,11 +3,16 @@
 Imports nothing from the rest of the package.
 """
 
+from .bags.batch import DeviceBags, TypeRows, type_rows
+from .bags.device_bags import prepare_on_device
 from .bags.op import (
     FusedUpdate,
     choose_embedding_backend,
     embedding_bag,
+    embedding_bag_of_types,
     fuse_update,
+    pools_types,
+    prepared_embedding_bag,
     take_bags,
     unique_ids,
     update_all_rows,
@@ -53,6 +58,7 @@ __all__ = [
     "ContextOptions",
     "ContextTraining",
     "Dense",
+    "DeviceBags",
     "Dropout",
     "FusedUpdate",
     "HeadLayout",
@@ -67,6 +73,7 @@ __all__ = [
     "Shape",
     "Trained",
     "TrainedHead",
+    "TypeRows",
     "WindowModel",
     "WordCounter",
     "bag_step",
@@ -77,13 +84,18 @@ __all__ = [
     "context_gradients",
     "draw_batch",
     "embedding_bag",
+    "embedding_bag_of_types",
     "fuse_update",
     "multitask_loss",
+    "pools_types",
     "prepare_bags",
+    "prepare_on_device",
+    "prepared_embedding_bag",
     "split_lines",
     "table_path",
     "take_bags",
     "task_of_column",
+    "type_rows",
     "unique_ids",
     "update_all_rows",
     "update_rows",

@@ -8,7 +8,6 @@ and no gradient is made at all.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..machine.registry import Choice, Room
 from . import reference as reference_embedding
-from .batch import NONE, Bags
+from .batch import NONE, Bags, DeviceBags, Order, TypeRows
 from .protocol import BagKernels
 from .rules import RowRule, RowState
 
@@ -52,8 +51,52 @@ def embedding_bag(
         return _traced(table, *_in_kernel_types(table, ids, starts, mode), mode, sparse)
     module = serving(table, backend)
     ids, starts = checked_bags(table, ids, starts, mode, module)
-    scales = module.mean_scales(ids, starts, len(table)) if mode == "mean" else None
-    return _EmbeddingBag.apply(table, ids, starts, scales, module, sparse)
+    return _EmbeddingBag.apply(table, Bags(ids, starts, None), mode, module, sparse)
+
+
+def pools_types(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> bool:
+    """Whether `embedding_bag_of_types` serves such a table: on a GPU. Raises as `choose_embedding_backend` does."""
+    choice = ROOM.choose(device.type, dtype, backend)
+    return bool(_loaded(choice).POOLS_TYPES)
+
+
+def embedding_bag_of_types(
+    table: Tensor,
+    types: TypeRows | None,
+    ids: Tensor,
+    starts: Tensor | None = None,
+    *,
+    mode: Mode = "mean",
+    sparse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """(B, D) the mean or sum of the vectors in every bag of word types, a type's vector being the mean of its rows.
+
+    table is (V, D). ids (total,) are types, and a bag each without starts (B + 1,); any other id counts as none. With
+    types None a type is a row. As `embedding_bag` for the rest; where `pools_types` says so, and never a wait:
+    the table is read through the types, whose means nobody stores.
+
+    Raises RuntimeError for a backend that does not serve it.
+    """
+    module = serving(table, backend)
+    if not module.POOLS_TYPES:
+        raise RuntimeError(f"no kernel pools word types on {table.device.type}")
+    ids = ids.to(torch.int32).contiguous()
+    if starts is not None:
+        starts = starts.to(torch.int64).contiguous()
+    return _EmbeddingBag.apply(table, Bags(ids, starts, None, types), mode, module, sparse)
+
+
+def prepared_embedding_bag(
+    table: Tensor, bags: DeviceBags, *, sparse: bool = False, backend: str = "auto"
+) -> Tensor:
+    """(B, D) what `embedding_bag` makes of a batch that was sorted before, by `prepare_on_device`.
+
+    Raises ValueError for a table of another length than it was sorted for.
+    """
+    if len(table) != bags.n_rows:
+        raise ValueError(f"the batch was sorted for a table of {bags.n_rows:,} rows, not {len(table):,}")
+    return _EmbeddingBag.apply(table, bags.bags, "sum", serving(table, backend), sparse)
 
 
 def take_bags(ids: np.ndarray, bounds: np.ndarray, bags: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -116,20 +159,10 @@ def update_all_rows(
     """Step all rows of a parameter by its dense gradient; a row is what the first axis counts."""
     n_rows = parameter.shape[0] if parameter.dim() else 1
     values = parameter.detach().contiguous()
-    serving(parameter, backend).update_rows(
-        rule,
-        values.view(n_rows, -1),
-        _all_rows(n_rows, parameter.device),
-        gradient.reshape(n_rows, -1).contiguous(),
-        state,
-    )
+    gradient = gradient.reshape(n_rows, -1).contiguous()
+    serving(parameter, backend).update_all_rows(rule, values.view(n_rows, -1), gradient, state)
     if not parameter.is_contiguous():
         parameter.detach().copy_(values)
-
-
-@lru_cache(maxsize=64)
-def _all_rows(n_rows: int, device: torch.device) -> Tensor:
-    return torch.arange(n_rows, device=device)
 
 
 # --- autograd --------------------------------------------------------------------------------------------
@@ -138,30 +171,32 @@ def _all_rows(n_rows: int, device: torch.device) -> Tensor:
 class _EmbeddingBag(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        table: Tensor,
-        ids: Tensor,
-        starts: Tensor,
-        scales: Tensor | None,
-        module: BagKernels,
-        sparse: bool,
+        ctx: Any, table: Tensor, bags: Bags, mode: Mode, module: BagKernels, sparse: bool
     ) -> Tensor:
-        ctx.save_for_backward(ids, starts, scales)
+        rows = table.detach().contiguous()
+        if mode == "mean" and bags.starts is not None and bags.order is None:
+            out, scales = module.pool_means(rows, bags)
+            bags = bags._replace(scales=scales)
+        else:  # a bag of one is its own mean
+            out = module.pool(rows, bags)
+        ctx.save_for_backward(*bags[:3], *(bags.types or (None,) * 2), *(bags.order or (None,) * 4))
         ctx.table, ctx.module, ctx.sparse = table, module, sparse
-        return module.pool(table.detach().contiguous(), Bags(ids, starts, scales))
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():
             raise RuntimeError("embedding_bag has no second derivative (create_graph=True was asked for)")
-        return (
-            _table_gradient(ctx, Bags(*ctx.saved_tensors), gradient.contiguous()),
-            None,
-            None,
-            None,
-            None,
-            None,
+        ids, starts, scales, *others = ctx.saved_tensors
+        types, order = others[:2], others[2:]
+        bags = Bags(
+            ids,
+            starts,
+            scales,
+            None if types[0] is None else TypeRows(*types),
+            None if order[0] is None else Order(*order),
         )
+        return _table_gradient(ctx, bags, gradient.contiguous()), None, None, None, None
 
 
 def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
@@ -171,12 +206,12 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
     if fused is not None:
         module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
         return None
+    if not ctx.sparse:
+        return module.dense_gradient(gradient, bags, len(table))
     rows, values = module.row_gradient(gradient, bags, len(table))
-    if ctx.sparse:
-        return torch.sparse_coo_tensor(
-            rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
-        )
-    return torch.zeros_like(table).index_copy_(0, rows, values)
+    return torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool) -> Tensor:

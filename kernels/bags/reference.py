@@ -8,6 +8,8 @@ from torch import Tensor
 from .batch import NONE, Bags
 from .rules import RowRule, RowState
 
+POOLS_TYPES = False
+
 
 def first_outside(ids: Tensor, V: int) -> int:
     """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
@@ -34,7 +36,7 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 
 def pool(table: Tensor, bags: Bags) -> Tensor:
     """(B, D) the sum of every bag's rows, times its scale."""
-    ids, starts, scales = bags
+    ids, starts, scales = bags.ids, bags.bounds, bags.scales
     # Not by a mask of the known: its length would be data, which torch.compile cannot trace.
     rows = table[ids.long().clamp_min(0)] * (ids != NONE).to(table.dtype).unsqueeze(1)
     out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(
@@ -43,16 +45,28 @@ def pool(table: Tensor, bags: Bags) -> Tensor:
     return out if scales is None else out * scales.to(out.dtype).unsqueeze(1)
 
 
+def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
+    """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read."""
+    scales = mean_scales(bags.ids, bags.bounds, len(table))
+    return pool(table, bags._replace(scales=scales)), scales
+
+
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     del V
-    ids, starts, scales = bags
+    ids, starts, scales = bags.ids, bags.bounds, bags.scales
     known = ids != NONE
     if scales is not None:
         gradient = gradient * scales.to(gradient.dtype).unsqueeze(1)
     rows, inverse = torch.unique(ids[known].long(), return_inverse=True)
     sums = gradient.new_zeros(len(rows), gradient.shape[1])
     return rows, sums.index_add_(0, inverse, gradient[_bag_of_position(starts, len(ids))[known]])
+
+
+def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:
+    """(V, D) the gradient of the whole table from that of the bags (B, D)."""
+    rows, sums = row_gradient(gradient, bags, V)
+    return gradient.new_zeros(V, gradient.shape[1]).index_copy_(0, rows, sums)
 
 
 def is_ascending(rows: Tensor) -> bool:
@@ -78,6 +92,11 @@ def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, st
         if kept is not None and value is not None:
             kept[rows] = value.to(kept.dtype)
     table[rows] = w.to(table.dtype)
+
+
+def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
+    """One step of every row of a table by its gradient (V, D)."""
+    update_rows(rule, table, torch.arange(len(table), device=table.device), gradient, state)
 
 
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:

@@ -45,7 +45,7 @@ NUMBA_WIDE_HEAD = 4096
 NUMBA_WIDE_GRADIENT = 1 << 20  # float32 numbers
 # Logits of more bytes than this are made in chunks on a GPU.
 TRITON_LOGITS_BYTES = 4 << 30
-TRITON_WIDE_HEAD = 2048  # outputs; a program of the packed plan holds a whole row of a head
+TRITON_WIDE_HEAD = 256  # outputs; a program of the packed plan holds a whole row of a head
 TRITON_TILE = 64  # outputs that a program of the tile plan holds
 
 RULES: dict[str, tuple[Rule, ...]] = {

@@ -14,6 +14,16 @@ BLACKWELL = 100  # the compute capability, 10.0
 ALIGNMENT_BYTES = 16  # of a pointer, from which on Triton compiles wide accesses
 
 
+def cdiv(n: int, d: int) -> int:
+    """n / d, rounded up. Triton's own is a compile-time function that costs a launch's time to call."""
+    return -(-n // d)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is not less than n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which may not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.data.corpus import Corpus, check_main
-from mt2st_fast.data.sampler import FixedSampler, Sampler, check_active
+from mt2st_fast.data.resident import DeviceTargets, DeviceWindows, ResidentStream, memory_budget
+from mt2st_fast.data.sampler import FixedSampler, RowsAhead, Sampler, check_active
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import take_bags
 
@@ -61,6 +62,16 @@ class WindowInputs:
         """Type ids, int32 (B, 2 * window + 1); OUTSIDE beyond the sentence."""
         return torch.from_numpy(self._laid_out.take(self._begin_of_row.take(rows)[:, None] + self._places))
 
+    def n_bytes(self) -> int:
+        """What `on_device` takes there."""
+        return len(self._begin_of_row) * len(self._places) * self._laid_out.itemsize
+
+    def on_device(self, device: torch.device) -> DeviceWindows:
+        """The windows of all rows, on a device."""
+        laid_out = torch.from_numpy(self._laid_out).to(device)
+        windows_nw = laid_out.unfold(0, len(self._places), 1)
+        return DeviceWindows(windows_nw.index_select(0, torch.from_numpy(self._begin_of_row).to(device)))
+
 
 class BagInputs:
     """All type ids of documents, one document after the other."""
@@ -109,6 +120,7 @@ class TrainingBatches:
         self.fixed_batches = fixed_batches
         make = FixedSampler if fixed_batches else Sampler
         self.sampler = make(corpus.column(main).labelled(), batch_size, share, seed)
+        self.ahead = RowsAhead(self.sampler)
         self.enter_phase(self.tasks)
 
     @property
@@ -130,6 +142,7 @@ class TrainingBatches:
         With the main task alone (a single-task phase) only rows with a main label are drawn. Raises
         InputError for an unknown task or where the main task is not among them.
         """
+        self.ahead.put_back()
         self.active = check_active(active, self.tasks, self.main)
         self.sampler.single_task = self.active == (self.main,)
         self._columns = {task: self._corpus.column(task).values for task in self.active}
@@ -144,7 +157,22 @@ class TrainingBatches:
             if ends_epoch:
                 return
 
+    def resident_on(self, device: torch.device) -> ResidentStream | None:
+        """The batches that follow as rows of a corpus on the device, without an end; None where that does not fit.
+
+        `enter_phase` and the states act on them as on all others.
+        """
+        columns = [self._corpus.column(task).values for task in self.tasks]
+        if not _fits(self._inputs, columns, device):
+            return None
+        return ResidentStream(self, self._inputs.on_device(device), device)
+
+    def active_columns(self) -> dict[str, np.ndarray]:
+        """The targets of all rows, by active task."""
+        return self._columns
+
     def _next_batch(self) -> Batch:
+        self.ahead.put_back()
         if not isinstance(self.sampler, FixedSampler):
             return self._batch(self.sampler.next_rows())
         number = self.sampler.next_number()
@@ -171,6 +199,7 @@ class TrainingBatches:
 
     def state_dict(self) -> dict:
         """Phase and positions, in JSON's types: what follows the batch that was handed out last."""
+        self.ahead.put_back()
         return {
             "active": list(self.active),
             "sampler": self.sampler.state_dict(),
@@ -183,6 +212,7 @@ class TrainingBatches:
         Raises InputError for other data or settings.
         """
         self.sampler.load_state_dict(state["sampler"])
+        self.ahead.forget()
         if state["data"] != self._digest:
             raise InputError(
                 "the training data has changed since the checkpoint: its words, labels or their names are others; "
@@ -242,7 +272,10 @@ class EvaluationBatches:
         self._n_rows = corpus.n_rows
         self._batch_size = batch_size
         self._inputs = inputs
-        self._columns = {task: _tensor(corpus.column(task).values) for task in tasks}
+        values = {task: corpus.column(task).values for task in tasks}
+        self._columns = {task: _tensor(column) for task, column in values.items()}
+        self._values = values
+        self._resident: tuple[torch.device, DeviceWindows, DeviceTargets] | None = None
 
     def __len__(self) -> int:
         return -(-self._n_rows // self._batch_size)
@@ -252,6 +285,25 @@ class EvaluationBatches:
             rows = np.arange(first, min(first + self._batch_size, self._n_rows))
             targets = {task: column[first : first + len(rows)] for task, column in self._columns.items()}
             yield self._inputs(rows), targets
+
+    def resident_on(self, device: torch.device) -> Iterator[Batch] | None:
+        """The same batches as views of a corpus on the device, which stays there; None where it does not fit."""
+        if self._resident is None or self._resident[0] != device:
+            if not _fits(self._inputs, [*self._values.values()], device):
+                return None
+            inputs, targets = self._inputs.on_device(device), DeviceTargets(self._values, device)
+            self._resident = device, inputs, targets
+        _, inputs, targets = self._resident
+        n_rows, size = self._n_rows, self._batch_size
+        bounds = [(first, min(first + size, n_rows)) for first in range(0, n_rows, size)]
+        return ((inputs.between(*part), targets.between(*part)) for part in bounds)
+
+
+def _fits(inputs, columns: Sequence[np.ndarray], device: torch.device) -> bool:
+    """Whether inputs that know a form on a device, and targets, may lie there."""
+    if not hasattr(inputs, "on_device"):
+        return False
+    return inputs.n_bytes() + sum(column.nbytes for column in columns) <= memory_budget(device)
 
 
 def evaluation_batches(

@@ -171,6 +171,43 @@ class FixedSampler(Sampler):
         return [np.concatenate(rows) for rows in zip(mains, others, strict=True)]
 
 
+class RowsAhead:
+    """Rows that are drawn before their batches are asked for; the sampler can be put back to where those stand."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._before: dict = {}
+        self._drawn = self._used = 0
+
+    @property
+    def left(self) -> int:
+        """Batches whose rows are drawn and not yet used."""
+        return self._drawn - self._used
+
+    def draw(self, most: int) -> list[np.ndarray]:
+        """The rows of the next batches, at most so many and none of the next epoch."""
+        self._before = self._sampler.state_dict()
+        self._used, self._drawn = 0, min(most, self._sampler.steps_per_epoch - self._sampler.position)
+        return [self._sampler.next_rows() for _ in range(self._drawn)]
+
+    def use(self) -> int:
+        """The place, among what was drawn last, of the batch that is used next."""
+        self._used += 1
+        return self._used - 1
+
+    def put_back(self) -> None:
+        """Have the sampler stand behind the batch that was used last, and forget what was drawn beyond."""
+        if self.left:
+            self._sampler.load_state_dict(self._before)
+            for _ in range(self._used):
+                self._sampler.next_rows()
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is drawn ahead any more, wherever the sampler stands."""
+        self._drawn = self._used = 0
+
+
 def _split(rows: np.ndarray, most: int) -> list[np.ndarray]:
     """Into as few parts of at most `most` rows as there can be, as equal as they can be."""
     return np.array_split(rows, _parts(rows, most))

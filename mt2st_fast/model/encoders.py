@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import embedding_bag, unique_ids
+from mt2st_fast.kernels import (
+    DeviceBags,
+    TypeRows,
+    embedding_bag,
+    embedding_bag_of_types,
+    pools_types,
+    prepare_on_device,
+    prepared_embedding_bag,
+    type_rows,
+    unique_ids,
+)
 
 NO_ROW = -1
 
@@ -23,6 +33,7 @@ class _TypeEmbedding(nn.Module):
     """
 
     rows_of_type: Tensor | None
+    counts_of_type: Tensor | None  # (T + 1,): how many rows a type has
 
     def __init__(
         self,
@@ -49,6 +60,8 @@ class _TypeEmbedding(nn.Module):
             with torch.no_grad():
                 self.table[padding_row].zero_()
         self.register_buffer("rows_of_type", rows_of_type, persistent=False)
+        counts = None if rows_of_type is None else type_rows(rows_of_type).counts
+        self.register_buffer("counts_of_type", counts, persistent=False)
 
     def configuration(self) -> dict[str, Any]:
         """The arguments that such an encoder is made with."""
@@ -65,6 +78,8 @@ class _TypeEmbedding(nn.Module):
 
     def pool(self, types: Tensor) -> Tensor:
         """(..., D) vectors of word types (...), -1 = none (a zero vector)."""
+        if self._pools_types():
+            return self._pool_types(types.flatten(), None, "sum").view(*types.shape, self.dim)
         source, ids = self._source(types.flatten())
         pooled = embedding_bag(
             source, ids.unsqueeze(1), mode="sum", sparse=self._is_sparse(source), backend=self.backend
@@ -73,10 +88,27 @@ class _TypeEmbedding(nn.Module):
 
     def pool_bags(self, types: Tensor, starts: Tensor, mode: Literal["mean", "sum"]) -> Tensor:
         """(N, D) mean or sum of the vectors in every bag of types (total,); starts are (N + 1,)."""
+        if self._pools_types():
+            return self._pool_types(types, starts, mode)
         source, ids = self._source(types)
         return embedding_bag(
             source, ids, starts, mode=mode, sparse=self._is_sparse(source), backend=self.backend
         )
+
+    def _pools_types(self) -> bool:
+        """Whether the table is read through the types, in one launch: a GPU would have to wait for the unique ones."""
+        return not torch.compiler.is_compiling() and pools_types(
+            self.table.device, self.table.dtype, self.backend
+        )
+
+    def _pool_types(self, types: Tensor, starts: Tensor | None, mode: Literal["mean", "sum"]) -> Tensor:
+        return embedding_bag_of_types(
+            self.table, self._type_rows(), types, starts, mode=mode, sparse=self.sparse, backend=self.backend
+        )
+
+    def _type_rows(self) -> TypeRows | None:
+        rows, counts = self.rows_of_type, self.counts_of_type
+        return None if rows is None or counts is None else TypeRows(rows, counts)
 
     def _source(self, types: Tensor) -> tuple[Tensor, Tensor]:
         """(vectors, ids): vectors[ids] are those of the types (n,): the table, or the types' means of subwords.
@@ -212,7 +244,16 @@ class BagEncoder(_TypeEmbedding):
         """The arguments that such an encoder is made with."""
         return super().configuration() | {"mode": self.mode, "dropout": self.dropout.p}
 
-    def forward(self, bags: tuple[Tensor, Tensor]) -> Tensor:
+    def prepare(self, types: Tensor, offsets: Tensor) -> DeviceBags:
+        """A batch that comes again, sorted once for `forward`; on a GPU alone, see `prepare_on_device`."""
+        return prepare_on_device(
+            self.table, types, offsets, self.mode, types=self._type_rows(), backend=self.backend
+        )
+
+    def forward(self, bags: tuple[Tensor, Tensor] | DeviceBags) -> Tensor:
         """(N, dim) features of N bags."""
+        if isinstance(bags, DeviceBags):
+            pooled = prepared_embedding_bag(self.table, bags, sparse=self.sparse, backend=self.backend)
+            return self.dropout(pooled)
         types, offsets = bags
         return self.dropout(self.pool_bags(types, offsets, self.mode))

@@ -79,10 +79,11 @@ class Config:
     seed: int = _option(1, "Training", "seed of everything random", min=0)
     device: str = _option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...")
     backend: str = _option("auto", "Machine", "auto, numba, triton or reference")
-    graph: bool = _option(
-        False,
+    graph: bool | None = _option(
+        None,
         "Machine",
-        "replay each phase's step as a CUDA graph; the report says what could not be captured",
+        "replay each phase's step as a CUDA graph, by default on every CUDA device; the report says what could not be "
+        "captured",
     )
     fuse_backward: bool | None = _option(
         None,

@@ -100,7 +100,7 @@ class Experiment:
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
                 callbacks=callbacks,
-                graph=config.graph,
+                graph="auto" if config.graph is None else config.graph,
                 fuse_backward=config.fuse_backward,
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)

@@ -31,7 +31,7 @@ def evaluate(
     encoder.eval()
     sums: dict[str, Tensor] = {}
     try:
-        for inputs, targets in batches:
+        for inputs, targets in _on_device(batches, device):
             inputs = to_device(inputs, device)
             known = shortcut(inputs)
             features, mask = features_and_mask(encoder(inputs) if known is None else known)
@@ -42,6 +42,14 @@ def evaluate(
     finally:
         encoder.train(was_training)
     return {task: _value(heads, task, sums[task]) if task in sums else float("nan") for task in tasks}
+
+
+def _on_device(batches: Iterable[Any], device: torch.device) -> Iterable[Any]:
+    """The batches as views of data on the device, where they offer that: nothing is copied then."""
+    if device.type == "cpu" or not hasattr(batches, "resident_on"):
+        return batches
+    resident: Iterable[Any] | None = batches.resident_on(device)
+    return batches if resident is None else resident
 
 
 def _value(heads: MultiTaskHeads, task: str, sums: Tensor) -> float:

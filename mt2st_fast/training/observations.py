@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines import StepParts
-from mt2st_fast.training.sources import Batch, to_device
+from mt2st_fast.training.sources import Batch, materialised, tasks_of, to_device
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def check_resumable(schedule: object) -> None:
 def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, TaskGradient] | None:
     """Of all tasks with a head in the first batch that has the main task's targets; None where there is none."""
     heads = parts.heads
-    found = next(((inputs, targets) for inputs, targets in batches if heads.main in targets), None)
+    found = next((batch for batch in batches if heads.main in tasks_of(batch)), None)
     if found is None:
         return None
-    inputs, targets = (to_device(part, parts.device) for part in found)
+    inputs, targets = (to_device(part, parts.device) for part in materialised(found))
     was_training = parts.encoder.training
     parts.encoder.eval()  # dropout would draw random numbers that training then misses
     try:

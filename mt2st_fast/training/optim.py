@@ -41,8 +41,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """The kind of rule by which rows move; a class attribute will do."""
 
     def rule(self, group: dict[str, Any]) -> RowRule:
-        """The rule of the moment by which rows of this group move."""
-        return RowRule(self.kind, float(group["lr"]), **{name: group[name] for name in self.kind.numbers})
+        """The rule of the moment by which rows of this group move, at a rate on the device where the group's is."""
+        return RowRule(self.kind, group["lr"], **{name: group[name] for name in self.kind.numbers})
 
     def row_state(self, table: Tensor) -> RowState:
         """What the rule remembers of a table (V, D), made at its first step."""
@@ -86,12 +86,32 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         for group, table, gradient in row_sparse:
             update_rows(self.rule(group), table, gradient, self.row_state(table))
             table.grad = None
+        self._fuse_dense_steps()
         try:
             super().step()
         finally:
             for _, table, gradient in row_sparse:
                 table.grad = gradient
         return loss
+
+    def _fuse_dense_steps(self) -> None:
+        """Have torch step dense parameters on a GPU in one launch, which reads a rate on the device where it lies.
+
+        Not said when a group is made: a checkpoint would keep it, and a CPU resume from it.
+        """
+        for group in self.param_groups:
+            if (
+                group.get("fused", False) is not None
+                or group["foreach"] is not None
+                or group["differentiable"]
+            ):
+                continue
+            dense = [p for p in group["params"] if p.grad is not None]
+            if dense and all(p.is_cuda and p.is_floating_point() for p in dense):
+                group["fused"] = True
+                for state in [self.state[p] for p in dense if p in self.state]:
+                    if "step" in state:  # a checkpoint brings it on the CPU
+                        state["step"] = state["step"].to(dense[0].device, torch.float32)
 
     def _state_of(self, parameter: Tensor, prefix: str, n_rows: int, n_columns: int) -> RowState:
         """What the rule remembers of a parameter, zeros in float32 at first, under the kind's names."""
@@ -197,7 +217,7 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
     def rule(self, group: dict[str, Any]) -> RowRule:
         """Adam at the group's rate and betas."""
         beta1, beta2 = group["betas"]
-        return RowRule(self.kind, float(group["lr"]), beta1=beta1, beta2=beta2, eps=group["eps"])
+        return RowRule(self.kind, group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"])
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """AdamW's own state: one count of steps, and both moments. None where AdamW is not plain Adam with decay."""

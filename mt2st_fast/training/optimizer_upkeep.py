@@ -29,10 +29,14 @@ def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
 
 
 def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Hold the learning rate of AdamW on the device, so that its step can be captured as a CUDA graph."""
+    """Hold the learning rates on the device, so that a step can be captured as a CUDA graph.
+
+    AdamW then counts its steps there.
+    """
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
-        group["capturable"] = True
+        if "capturable" in group:
+            group["capturable"] = True
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

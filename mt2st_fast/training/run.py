@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
-from mt2st_fast.training.engines import Engine, StepParts, make_engines
+from mt2st_fast.training.engines import StepParts, make_engines
 from mt2st_fast.training.engines.capturer import Capturer
-from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
+from mt2st_fast.training.engines.choice import ChosenEngine
+from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import (
@@ -36,13 +36,12 @@ from mt2st_fast.training.optimizer_upkeep import (
     optimizer_options,
     put_on_device,
     rate_as_set,
-    row_sparse_tables,
     set_rate,
 )
 from mt2st_fast.training.phases import enter_phase
 from mt2st_fast.training.run_options import RunListener, RunOptions, check_finite, description
 from mt2st_fast.training.schedules import Moment, Schedule
-from mt2st_fast.training.sources import Batch, Source
+from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
 
 
 class Run:
@@ -71,24 +70,25 @@ class Run:
         self._weight_values: list[float] = []
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
         self._interval_seconds = 0.0  # spent in steps since the last record
+        self._last_tasks: tuple[str, ...] = ()  # of a batch that was found to be in order
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, options.device)
+        self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
         heads.set_active(heads.names if resume is None else self._stored_active(resume))
         self._parts = self._make_parts()
         self._optimizer_options = optimizer_options(self._parts.optimizer)  # a callback may change them later
-        self._engines = make_engines(self._parts, make_capturer)
-        self._engine: Engine = self._engines[-1]
+        self._engine = ChosenEngine(make_engines(self._parts, make_capturer))
+        if options.device.type == "cuda":
+            source.reside_on(options.device)
         if resume is not None:
             self._restore(resume)
-        if options.graph and options.own_optimizer:
+        if options.graph and (options.own_optimizer or isinstance(self.optimizer, RowSparseOptimizer)):
             put_on_device(self._parts.optimizer, options.device)
         # After restoring, which puts other tensors into the optimizer's state.
-        self._fused_tables = row_sparse_tables(encoder) if options.fuse_backward else []
-        if self._fused_tables:
-            self._fuse()
+        self._parts.fused_tables = fuse(self._parts, len(source.loaders), self._wants_gradients)
         self._learning_rate: float = self._parts.optimizer.param_groups[0]["initial_lr"]
         if self._phase_active:
-            self._choose_engine()
+            self._engine.choose(self.history.phases)
 
     # --- what moves it on -------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Run:
     def admit_unfrozen(self) -> None:
         """Train parameters that were unfrozen or added since the optimizer was made, from a gradient of their own."""
         if admit(self._parts.trainable(), self.optimizer) and self._phase_active:
-            self._choose_engine()
+            self._engine.choose(self.history.phases)
 
     def note_evaluation(self, metrics: dict[str, float]) -> Evaluation:
         """Enter what was measured on held-out batches after the steps so far."""
@@ -158,46 +158,38 @@ class Run:
 
     def features(self, inputs: Any) -> Tensor | None:
         """What the encoder makes of held-out inputs, where the phase's engine has a way of its own."""
-        return self._engine.features(inputs) if self._phase_active else None
+        return self._engine.features(inputs)
 
     def close(self) -> None:
         """Have the backward pass make gradients again, as before the run."""
-        unfuse(self._fused_tables)
+        unfuse(self._parts.fused_tables)
 
     # --- one step ---------------------------------------------------------------------------------------
 
     def _take_step(self, micro_steps: list[list[Batch]]) -> Tensor:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
-        losses = self._engine_for(wanted)(wanted)
-        self._note_graph()
+        losses = self._engine(wanted)
         self._unread_losses.append(losses)
-        self._last_step = wanted if getattr(self._options.schedule, "wants_gradients", False) else None
+        self._last_step = wanted if self._wants_gradients else None
         self.steps_done += 1
         if self._options.device.type == "cpu" and self.steps_done % FADE_STEPS == 0:
             drop_faded_moments(self.optimizer)
         return losses
 
-    def _engine_for(self, micro_steps: list[list[Batch]]) -> Engine:
-        """The phase's engine, or the next one in the order that takes a step which that one declines."""
-        for engine in self._engines[self._engines.index(self._engine) :]:
-            if engine.obstacle() is not None:
-                continue
-            if (reason := engine.declines(micro_steps)) is None:
-                return engine
-            self._note_decline(engine, reason)
-        raise RuntimeError("no engine takes this step")  # the last one takes every step
-
     def _with_active_targets(self, batch: Batch) -> Batch:
         """A batch without the labels of retired tasks."""
-        inputs, targets = batch
-        wanted = {name: targets[name] for name in self.heads.active if name in targets}
+        given = tasks_of(batch)
+        if given == self._last_tasks == self.heads.active:  # nearly always: looked at before, and all wanted
+            return batch
+        wanted = tuple([name for name in self.heads.active if name in given])
         if not wanted:
             raise InputError(
                 f"a batch at step {self.steps_done} has no target of an active task "
-                f"({', '.join(self.heads.active)}); it has {', '.join(targets) or 'none'}"
+                f"({', '.join(self.heads.active)}); it has {', '.join(given) or 'none'}"
             )
         self.heads.check_together(wanted)
-        return inputs, wanted
+        self._last_tasks = wanted
+        return with_tasks(batch, wanted)
 
     # --- phases -----------------------------------------------------------------------------------------
 
@@ -211,37 +203,10 @@ class Run:
             self.record(after_step=False)
             self._phase_active = active
             self.history.phases.append(PhaseRecord(self.steps_done, active))
-            self._choose_engine()
+            self._engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
         self._set_weights([weights[name] for name in active])
         self._set_learning_rate(moment)
-
-    def _choose_engine(self) -> None:
-        """The first engine that nothing stands against takes the phase; the record of the phase says why."""
-        passed_over: dict[str, str] = {}
-        for engine in self._engines:
-            engine.enter_phase()
-        for engine in self._engines:
-            obstacle = engine.obstacle()
-            if obstacle is None:
-                break
-            passed_over[engine.name] = obstacle
-        self._engine = engine
-        self._note(engine=engine.name, passed_over=passed_over)
-        self._note_graph()
-
-    def _note_decline(self, engine: Engine, reason: str) -> None:
-        passed_over = self.history.phases[-1].passed_over
-        if engine.name not in passed_over:
-            self._note(passed_over={**passed_over, engine.name: f"in some steps: {reason}"})
-
-    def _note_graph(self) -> None:
-        for engine in self._engines:
-            if isinstance(engine, CudaGraphSteps) and self.history.phases[-1].graph != engine.verdict:
-                self._note(graph=engine.verdict)
-
-    def _note(self, **known: Any) -> None:
-        self.history.phases[-1] = replace(self.history.phases[-1], **known)
 
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
@@ -303,6 +268,7 @@ class Run:
             device=options.device,
             precision=options.precision,
             clip_norm=options.clip_norm,
+            accumulate=options.accumulate,
             lr_changes=options.lr_decay != "none",
             graph=options.graph,
             fuse_backward=options.fuse_backward,
@@ -313,14 +279,6 @@ class Run:
         """What has parameters, by the names that a checkpoint gives it."""
         learnt = {} if self._learnt is None else {"schedule": self._learnt}
         return {"encoder": self.encoder, "heads": self.heads, **learnt}
-
-    def _fuse(self) -> None:
-        if not isinstance(self.optimizer, RowSparseOptimizer):
-            raise ValueError(
-                "fuse_backward needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not "
-                f"{type(self.optimizer).__name__}"
-            )
-        self.optimizer.fuse(table for table in self._fused_tables if table.requires_grad)
 
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
         run = self._description()

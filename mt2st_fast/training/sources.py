@@ -13,13 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Batch = tuple[Any, dict[str, Tensor]]
+from mt2st_fast.data.resident import ResidentBatch
+
+PlainBatch = tuple[Any, dict[str, Tensor]]
+Batch = PlainBatch | ResidentBatch
+
+
+def materialised(batch: Batch) -> PlainBatch:
+    """(inputs, {task: target}) of a batch, gathered on its device where it is the numbers of its rows."""
+    return batch.materialise() if isinstance(batch, ResidentBatch) else batch
+
+
+def tasks_of(batch: Batch) -> tuple[str, ...]:
+    """The tasks that a batch has targets of."""
+    return batch.tasks if isinstance(batch, ResidentBatch) else tuple(batch[1])
+
+
+def with_tasks(batch: Batch, tasks: tuple[str, ...]) -> Batch:
+    """A batch with the targets of some of its tasks."""
+    if isinstance(batch, ResidentBatch):
+        return batch.with_tasks(tasks)
+    inputs, targets = batch
+    return inputs, {name: targets[name] for name in tasks}
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """`value` with each tensor in any nesting of tuples, lists and dicts replaced, in a fixed order."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, ResidentBatch):
+        return value.with_rows(function(value.rows))
     if isinstance(value, Mapping):
         return {key: map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -53,6 +76,7 @@ class _Loader:
         self.name = name
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self.iterator: Iterator[Batch] | None = None
+        self.device: torch.device | None = None  # where a loader's data may lie as a whole
         self.used = 0
         own = getattr(loader, "generator", None)
         self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
@@ -69,7 +93,8 @@ class _Loader:
             if batch is None:
                 raise ValueError(f"{self.name} ended at once: it must be iterable once an epoch")
         self.used += 1
-        self._check(batch)
+        if not isinstance(batch, ResidentBatch):
+            self._check(batch)
         return batch
 
     def _check(self, batch: Any) -> None:
@@ -86,7 +111,8 @@ class _Loader:
 
     def _start(self) -> None:
         self.random_state = self.generator.get_state()
-        self.iterator = iter(self.loader)
+        resident = None if self.device is None else self.loader.resident_on(self.device)
+        self.iterator = iter(self.loader) if resident is None else resident
         self.used = 0
 
     def state(self) -> dict[str, Any]:
@@ -171,11 +197,12 @@ class Source:
 
         The last step of a pass over the main task's loader has what is left of it.
         """
+        loaders = self.loaders.values()
+        if self.accumulate == 1:
+            return [[loader.next() for loader in loaders]]
         before = step % self.steps_per_epoch * self.accumulate
         left = len(self.loaders[self.main].loader) - before
-        return [
-            [loader.next() for loader in self.loaders.values()] for _ in range(min(self.accumulate, left))
-        ]
+        return [[loader.next() for loader in loaders] for _ in range(min(self.accumulate, left))]
 
     def enter_phase(self, active: tuple[str, ...]) -> None:
         """Let go of the loaders of retired tasks, and tell the others which tasks are active."""
@@ -186,6 +213,12 @@ class Source:
             self.loaders = {name: loader for name, loader in self.loaders.items() if name in active}
         for loader in self.loaders.values():
             loader.enter_phase(active)
+
+    def reside_on(self, device: torch.device) -> None:
+        """From now on take batches as rows of data on the device, from loaders that offer it (`resident_on`)."""
+        for loader in self.loaders.values():
+            if hasattr(loader.loader, "resident_on") and loader.stateful:
+                loader.device, loader.iterator = device, None
 
     def state(self) -> dict[str, Any]:
         """Where every loader stands, JSON-able."""

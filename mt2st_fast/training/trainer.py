@@ -38,11 +38,13 @@ class Trainer:
     largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
     records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
-    CUDA graph and replay it; a step that cannot be captured runs eagerly and `history.phases` says why. What
+    CUDA graph and replay it, by default ("auto") wherever there is a CUDA device; a step that cannot be captured runs
+    eagerly and `history.phases` says why. What
     Python does in the encoder, a replay does not do again. fuse_backward: by default, on a CPU the whole step
     is one kernel call where that can do all of it, and leaves no gradients: of a WindowEncoder with LazyAdam,
-    RowwiseAdagrad or SGD of this package, of a BagEncoder with the last two. True: beside that the backward pass steps
-    the rows of row-sparse tables, whose gradient is never made. False: gradients are made, and the optimizer steps.
+    RowwiseAdagrad or SGD of this package, of a BagEncoder with the last two; on CUDA the backward pass steps the table
+    of these encoders by these optimizers, whose gradient is never made, where nothing needs it. True: the backward
+    pass steps all row-sparse tables. False: gradients are made, and the optimizer steps.
     `history.phases` says which engine took a phase, and what stood against the others.
 
     Raises ValueError for an option out of range, for graph=True without a CUDA device, and for fuse_backward where
@@ -65,7 +67,7 @@ class Trainer:
         device: str | torch.device = "auto",
         log_every: int = 20,
         callbacks: Sequence[Callback] = (),
-        graph: bool = False,
+        graph: bool | Literal["auto"] = "auto",
         fuse_backward: bool | None = None,
     ) -> None:
         check_positive(lr=lr, clip_norm=clip_norm)
@@ -80,6 +82,9 @@ class Trainer:
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device} is not available: torch sees no CUDA device here")
+        if graph not in ("auto", True, False):
+            raise ValueError(f"graph must be 'auto', True or False, not {graph!r}")
+        graph = self.device.type == "cuda" if graph == "auto" else graph
         if graph and self.device.type != "cuda":
             raise ValueError(
                 f"graph=True needs a CUDA device to capture graphs on; this trainer's is {self.device}"

@@ -264,6 +264,7 @@ def kernels_of_a_step(toy, schedule, step, **options):
     return [event.name for event in events], history
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_step_after_the_switch_launches_the_kernels_of_a_single_task_step(toy, graph):
     step = 20

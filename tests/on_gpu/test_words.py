@@ -112,6 +112,8 @@ def test_bags_and_their_gradient_are_as_accurate_as_torch(D, dtype, mode):
     assert_as_accurate_as_torch(ours, problem.bags_and_gradient("reference"), truth, dtype)
 
 
+# What torch says of its own operators on sparse tensors, once.
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("D", COLUMNS)

@@ -140,6 +140,35 @@ def test_an_optimizer_by_a_rule_refuses_what_the_rule_does_not_know():
         optimizer_by_rule("sgd")([torch.zeros(1)], lr=0)
 
 
+@pytest.mark.parametrize("make", [LazyAdam, mt2st_fast.SGD])
+def test_dense_parameters_on_a_gpu_move_in_one_launch_at_a_rate_on_the_device(make, monkeypatch):
+    """On a CPU that passes for a GPU; what is told to torch is what matters."""
+    results = []
+    for on_gpu in (False, True):
+        weight = nn.Parameter(torch.ones(3, 2))
+        optimizer = make([weight], lr=0.25)
+        weight.grad = torch.arange(6.0).view(3, 2)
+        optimizer.step()
+        if on_gpu:
+            assert optimizer.param_groups[0]["fused"] is None
+            monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+            optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
+        optimizer.step()
+        assert optimizer.param_groups[0]["fused"] is (True if on_gpu else None)
+        results.append(weight.detach().clone())
+        monkeypatch.undo()
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+
+
+def test_a_rate_on_the_device_reaches_the_rule_as_it_is():
+    table = nn.Parameter(torch.zeros(3, 2))
+    for make in (mt2st_fast.SGD, RowwiseAdagrad, LazyAdam):
+        optimizer = make([table], lr=0.5)
+        rate = torch.tensor(0.25)
+        optimizer.param_groups[0]["lr"] = rate
+        assert optimizer.rule(optimizer.param_groups[0]).lr is rate
+
+
 def test_a_closure_is_evaluated_once():
     table = nn.Parameter(torch.ones(3, 2))
     optimizer = mt2st_fast.SGD([table], lr=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from . import ids as numba_bag_ids
 from . import row_sums as numba_row_sums
 from . import row_updates as numba_row_updates
 
+POOLS_TYPES = False
+
 _NO_SCALES = np.zeros(0, np.float32)
 _NO_NUMBERS = torch.zeros(0, dtype=torch.float32)
 
@@ -22,12 +25,6 @@ _NO_NUMBERS = torch.zeros(0, dtype=torch.float32)
 def first_outside(ids: Tensor, V: int) -> int:
     """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
     return int(numba_bag_ids.first_outside(ids.numpy(), V))
-
-
-def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
-    """(B,) 1 over the ids of every bag that are not NONE, 0 for a bag without any."""
-    del V  # ids of a CPU have been looked through
-    return torch.from_numpy(numba_bag_ids.mean_scales(ids.numpy(), starts.numpy()))
 
 
 def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
@@ -39,19 +36,32 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 def pool(table: Tensor, bags: Bags) -> Tensor:
     """(B, D) the sum of every bag's rows, times its scale."""
     D = table.shape[1]
-    out = torch.empty(len(bags.starts) - 1, D, dtype=torch.float32)
-    what = _Sum(table, bags.ids.numpy(), bags.starts.numpy(), bag_scales=_scales(bags))
+    out = torch.empty(len(bags.bounds) - 1, D, dtype=torch.float32)
+    what = _Sum(table, bags.ids.numpy(), bags.bounds.numpy(), bag_scales=_scales(bags))
     _sum_bags(what, out, pieces_of(len(bags.ids) * D, PARALLEL_FLOATS))
     return out
 
 
+def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
+    """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read."""
+    # Ids of a CPU have been looked through: none but NONE is outside the table.
+    scales = torch.from_numpy(numba_bag_ids.mean_scales(bags.ids.numpy(), bags.bounds.numpy()))
+    return pool(table, bags._replace(scales=scales)), scales
+
+
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
-    by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.starts.numpy(), V - 1, 0, 1)
+    by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.bounds.numpy(), V - 1, 0, 1)
     sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32)
     what = _Sum(gradient, by_row, begins, scales=_scales(bags))
     _sum_bags(what, sums, pieces_of(len(by_row) * gradient.shape[1], PARALLEL_FLOATS))
     return torch.from_numpy(unique.astype(np.int64)), sums
+
+
+def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:
+    """(V, D) the gradient of the whole table from that of the bags (B, D)."""
+    rows, sums = row_gradient(gradient, bags, V)
+    return gradient.new_zeros(V, gradient.shape[1]).index_copy_(0, rows, sums)
 
 
 def is_ascending(rows: Tensor) -> bool:
@@ -79,6 +89,16 @@ def _update_rows(
     )  # fmt: skip
 
 
+def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
+    """One step of every row of a table by its gradient (V, D)."""
+    update_rows(rule, table, _all_rows(len(table)), gradient, state)
+
+
+@lru_cache(maxsize=64)
+def _all_rows(V: int) -> Tensor:
+    return torch.arange(V)
+
+
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
     """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
     # Every piece looks through all ids for rows of its own: no more of them than there are threads.
@@ -91,7 +111,7 @@ def _update_from_bags(
 ) -> None:
     V, D = table.shape
     numba_row_updates.update_from_bags(
-        packed((rule,)), table.data_ptr(), V, bags.ids.numpy(), bags.starts.numpy(), _scales(bags),
+        packed((rule,)), table.data_ptr(), V, bags.ids.numpy(), bags.bounds.numpy(), _scales(bags),
         gradient.data_ptr(), D, *_state(state), n_splits,
     )  # fmt: skip
 

@@ -2,7 +2,11 @@
 
 Nothing waits for the device but what its result is made of: `row_gradient`, `sum_repeated` and `unique_ids`, whose
 results are as long as the batch has unique rows, and `is_ascending` and `first_outside`, which answer in Python. A step
-by `update_from_bags` does not wait and no size in it depends on data: a CUDA graph can capture it.
+by `update_from_bags` does not wait and no size in it depends on data: a CUDA graph can capture it. That step is at
+most five launches up to MOST_RANKED positions: pool; rank, merge, pieces and update.
+
+Ids may lie in a buffer that is longer than the batch: those before the first start and from the last one on belong to
+no bag, and whatever they are, nothing reads a row for them or steps one.
 """
 
 from __future__ import annotations
@@ -15,12 +19,13 @@ import triton
 from torch import Tensor
 
 from ...machine.launch import on_device_of
-from ..batch import Bags
+from ..batch import Bags, Order
 from ..reference import first_outside as first_outside
 from ..reference import is_ascending as is_ascending
 from ..rules import MOST_NUMBERS, RowRule, RowState
 from . import blocks as sizes
-from . import segments, sums, updates
+from . import pooling, segments, sums, updates
+from .order import order_of
 from .rules import functions_of
 
 # One-warp programs that a multiprocessor holds at a time; more rows than that wait for their turn in a loop.
@@ -29,79 +34,100 @@ PROGRAMS_PER_MULTIPROCESSOR = 32
 INTERPRETED_PROGRAMS = 3
 
 
-def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
-    """(B,) 1 over the ids of every bag that are in [0, V), 0 for a bag without any."""
-    B = len(starts) - 1
-    scales = torch.empty(B, dtype=torch.float32, device=ids.device)
-    if B:
-        with on_device_of(ids):
-            sums.mean_scale_kernel[(triton.cdiv(B, sizes.SCALE_BLOCKS["BLOCK_B"]),)](
-                ids, starts, scales, B, len(ids), V, **sizes.SCALE_BLOCKS, num_warps=sizes.WARPS
-            )
-    return scales
+POOLS_TYPES = True
 
 
 def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """(unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE, as does an id >= V."""
     if not len(ids):
         return ids.clone(), ids.clone()
-    found = _segments(ids, None, V, need_inverse=True)
+    found = _segments(order_of(Bags(ids, None, None), V), V, need_inverse=True)
     return found.rows[: int(found.n_rows)], found.inverse
 
 
 def pool(table: Tensor, bags: Bags) -> Tensor:
     """(B, D) the sum of every bag's rows, times its scale, in the table's dtype."""
-    ids, starts, scales = bags
-    (V, D), B = table.shape, len(starts) - 1
+    return _pool(table, bags, pooling.NO_SCALES if bags.scales is None else pooling.GIVEN_SCALES)
+
+
+def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
+    """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read. One launch."""
+    scales = torch.empty(_n_bags(bags), dtype=torch.float32, device=table.device)
+    return _pool(table, bags._replace(scales=scales), pooling.MEAN), scales
+
+
+def _pool(table: Tensor, bags: Bags, scaling: int) -> Tensor:
+    ids, starts, scales, types = bags[:4]
+    (V, D), B = table.shape, _n_bags(bags)
     out = table.new_empty(B, D)
+    rows, counts = (ids, ids) if types is None else types
     blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
     if out.numel():
         with on_device_of(table):
-            sums.pool_kernel[(B, triton.cdiv(D, blocks.columns))](
-                table, ids, starts, starts if scales is None else scales, out, len(ids), V,
-                D=D, HAS_SCALES=scales is not None, **blocks.constexprs, **blocks.options,
+            pooling.pool_kernel[(B, triton.cdiv(D, blocks.columns))](
+                table, ids, ids if starts is None else starts, rows, counts,
+                ids if scales is None else scales, out, len(ids), V, len(rows),
+                D=D, HAS_STARTS=starts is not None, HAS_TYPES=types is not None,
+                M=1 if types is None else rows.shape[1], SCALING=scaling, **blocks.constexprs, **blocks.options,
             )  # fmt: skip
     return out
 
 
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
     """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
-    return _row_gradient(gradient, *bags, V)
+    if not len(bags.ids):
+        return bags.ids.long(), gradient.new_empty(0, gradient.shape[1])
+    order = order_of(bags, V)
+    found, pieces = _segments(order, V), _pieces(order, gradient, V)
+    # The one wait: the results are this long.
+    U = int(found.n_rows)
+    out = gradient.new_empty(U, gradient.shape[1])
+    (B, D), blocks = gradient.shape, sizes.choose_blocks(gradient.shape[1], sizes.SHARED_COLUMNS)
+    if out.numel():
+        with on_device_of(gradient):
+            sums.row_gradient_kernel[(U, triton.cdiv(D, blocks.columns))](
+                gradient, found.begins, order.bags, _or(order.weights, pieces), pieces, out, B,
+                D=D, HAS_WEIGHTS=order.weights is not None, PIECE=sizes.PIECE, **blocks.constexprs, **blocks.options,
+            )  # fmt: skip
+    return found.rows[:U].long(), out
 
 
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
     """(rows ascending, gradients) with the gradients of equal rows added up; rows (M,), gradient (M, D)."""
-    return _row_gradient(gradient, rows.to(torch.int32), None, None, V)
+    return row_gradient(gradient, Bags(rows.to(torch.int32), None, None), V)
 
 
-def _row_gradient(
-    gradient: Tensor, ids: Tensor, starts: Tensor | None, scales: Tensor | None, V: int
-) -> tuple[Tensor, Tensor]:
-    if not len(ids):
-        return ids.long(), gradient.new_empty(0, gradient.shape[1])
-    found = _segments(ids, starts, V)
-    pieces = _pieces(found.keys, found.bags, gradient, scales, V)
-    # The one wait: the results are this long.
-    U = int(found.n_rows)
-    return found.rows[:U].long(), _sum_segments(gradient, found.begins, found.bags, scales, pieces, U)
+def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:
+    """(V, D) the gradient of the whole table from that of the bags (B, D); never waits."""
+    (B, D), out = gradient.shape, gradient.new_zeros(V, gradient.shape[1])
+    if not len(bags.ids) or not out.numel():
+        return out
+    order = order_of(bags, V)
+    pieces, blocks = _pieces(order, gradient, V), sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
+    with on_device_of(gradient):
+        sums.dense_gradient_kernel[(len(order.keys), triton.cdiv(D, blocks.columns))](
+            gradient, order.keys, order.bags, _or(order.weights, pieces), pieces, out, len(order.keys), B, V,
+            D=D, HAS_WEIGHTS=order.weights is not None, PIECE=sizes.PIECE, SCAN=sizes.SCAN,
+            **blocks.constexprs, **blocks.options,
+        )  # fmt: skip
+    return out
 
 
 def sum_by_row(gradient: Tensor, rows: Tensor, n_rows: int) -> Tensor:
     """(n_rows, D): row u is the sum of gradient[i] (M, D) over the i with rows[i] = u (M,) int32; never waits."""
-    (M, D), device = gradient.shape, gradient.device
-    if not M or not D:
-        return gradient.new_zeros(n_rows, D)
-    keys, order, _ = _sorted_keys(rows, None, n_rows)
-    positions = order.to(torch.int32)
-    begins = torch.searchsorted(keys, torch.arange(n_rows + 1, dtype=torch.int32, device=device))
-    pieces = _pieces(keys, positions, gradient, None, n_rows)
-    return _sum_segments(gradient, begins, positions, None, pieces, n_rows)
+    return dense_gradient(gradient, Bags(rows, None, None), n_rows)
 
 
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
     """One step of the rows (U,), each there once, by their gradients (U, D)."""
     if gradient.numel():
-        _update(rule, table, rows, gradient, state, None, None, None)
+        _update(rule, table, rows, gradient, state)
+
+
+def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
+    """One step of every row of a table by its gradient (V, D)."""
+    if gradient.numel():
+        _update(rule, table, None, gradient, state)
 
 
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
@@ -110,44 +136,52 @@ def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor,
     The gradient of a row is not rounded to the table's dtype in between.
     """
     if len(bags.ids) and gradient.numel():
-        found = _segments(bags.ids, bags.starts, len(table))
-        pieces = _pieces(found.keys, found.bags, gradient, bags.scales, len(table))
-        _update(rule, table, found.rows, gradient, state, found, bags.scales, pieces)
+        order = order_of(bags, len(table))
+        _update(rule, table, order.keys, gradient, state, order, _pieces(order, gradient, len(table)))
 
 
 def _update(
     rule: RowRule,
     table: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     gradient: Tensor,
     state: RowState,
-    found: _Segments | None,
-    scales: Tensor | None,
-    pieces: Tensor | None,
+    order: Order | None = None,
+    pieces: Tensor | None = None,
 ) -> None:
-    """Step the rows by their gradients (U, D), or by those of the bags (B, D) that `found` says."""
+    """Step the rows, None being all, by their gradients (U, D); or by those of the bags (B, D) in their order."""
     if not table.is_contiguous():
         raise ValueError(
             f"a table whose rows are stepped must be contiguous, not of strides {table.stride()}"
         )
     V, D = table.shape
+    n = V if rows is None else len(rows)
     blocks = sizes.choose_blocks(D, sizes.WHOLE_COLUMNS)
     # An argument that a variant never reads still needs a pointer.
-    nothing = table
-    per_row, first, second = (nothing if tensor is None else tensor for tensor in state)
-    numbers = rule.kind.kernel_numbers(rule.numbers)
+    per_row, first, second = (_or(tensor, table) for tensor in state)
+    numbers, weights = rule.kind.kernel_numbers(rule.numbers), None if order is None else order.weights
     with on_device_of(table):
-        updates.update_kernel[(min(len(rows), _max_programs(table.device)),)](
-            table, per_row, first, second, rows, gradient,
-            nothing if found is None else found.n_rows,
-            nothing if found is None else found.begins,
-            nothing if found is None else found.bags,
-            nothing if scales is None else scales,
-            nothing if pieces is None else pieces,
-            len(rows), len(gradient), V, rule.lr, *numbers, *[0.0] * (MOST_NUMBERS - len(numbers)),
-            D=D, FROM_BAGS=found is not None, HAS_SCALES=scales is not None, PIECE=sizes.PIECE,
+        updates.update_kernel[(min(n, _max_programs(table.device)),)](
+            table, per_row, first, second, _or(rows, table), gradient,
+            table if order is None else order.bags, _or(weights, table), _or(pieces, table),
+            n, len(gradient), V, rule.lr, *numbers, *[0.0] * (MOST_NUMBERS - len(numbers)),
+            D=D, RATE_ON_DEVICE=isinstance(rule.lr, Tensor), FROM_BAGS=order is not None, ALL_ROWS=rows is None,
+            HAS_WEIGHTS=weights is not None, PIECE=sizes.PIECE, SCAN=sizes.SCAN,
             **functions_of(rule.kind).constexprs, **blocks.constexprs, **blocks.options,
         )  # fmt: skip
+
+
+def in_order(bags: Bags, V: int) -> Bags:
+    """The bags with their positions sorted, which a step then does not do again."""
+    return bags._replace(order=order_of(bags, V))
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    return other if tensor is None else tensor
+
+
+def _n_bags(bags: Bags) -> int:
+    return len(bags.ids) if bags.starts is None else len(bags.starts) - 1
 
 
 @lru_cache
@@ -161,78 +195,40 @@ def _max_programs(device: torch.device) -> int:
 
 
 class _Segments(NamedTuple):
-    """The positions of the ids by row, of as many segments as there are positions at most: their number is data."""
+    """The sorted positions by row, of as many segments as there are positions at most: their number is data."""
 
-    keys: Tensor  # (total,) int32 ascending, V for no row
     n_rows: Tensor  # (1,) int32, U
     rows: Tensor  # (total,) int32, of which the first U
     begins: Tensor  # (total + 1,) int64, of which the first U + 1
-    bags: Tensor  # (total,) int32 of the sorted positions
     inverse: Tensor  # (total,) int32, the segment of every position; not filled unless asked for
 
 
-def _segments(ids: Tensor, starts: Tensor | None, V: int, need_inverse: bool = False) -> _Segments:
-    """Without starts every position is a bag of its own. Of at least one id."""
-    total, device = len(ids), ids.device
+def _segments(order: Order, V: int, need_inverse: bool = False) -> _Segments:
+    keys = order.keys
+    total, device = len(keys), keys.device
 
-    def fresh(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+    def fresh(n: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(n, dtype=dtype, device=device)
 
-    keys, order, bag_of_position = _sorted_keys(ids, starts, V)
     later = (keys[1:] != keys[:-1]).cumsum(0, dtype=torch.int32)
-    found = _Segments(
-        keys, fresh(1), fresh(total), fresh(total + 1, dtype=torch.int64), fresh(total), fresh(total)
-    )
-    with on_device_of(ids):
-        segments.segment_kernel[_grid_of_positions(total)](
-            keys, order, later, bag_of_position, found.rows, found.begins, found.n_rows, found.bags, found.inverse,
+    found = _Segments(fresh(1), fresh(total), fresh(total + 1, torch.int64), fresh(total))
+    with on_device_of(keys):
+        segments.segment_kernel[(triton.cdiv(total, sizes.POSITIONS["BLOCK"]),)](
+            keys, order.positions, later, found.rows, found.begins, found.n_rows, found.inverse,
             total, V, NEED_INVERSE=need_inverse, **sizes.POSITIONS, num_warps=sizes.WARPS,
         )  # fmt: skip
     return found
 
 
-def _sorted_keys(ids: Tensor, starts: Tensor | None, V: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(keys (total,) ascending, where each stood, the bag of every position before the sort); V for no row."""
-    total = len(ids)
-    B = total if starts is None else len(starts) - 1
-    keys, bag_of_position = (torch.empty(total, dtype=torch.int32, device=ids.device) for _ in range(2))
-    with on_device_of(ids):
-        segments.key_kernel[_grid_of_positions(total)](
-            ids, ids if starts is None else starts, keys, bag_of_position, B, total, V, (B + 1).bit_length(),
-            HAS_STARTS=starts is not None, **sizes.POSITIONS, num_warps=sizes.WARPS,
-        )  # fmt: skip
-    return *torch.sort(keys, stable=True), bag_of_position
-
-
-def _grid_of_positions(total: int) -> tuple[int]:
-    return (triton.cdiv(total, sizes.POSITIONS["BLOCK"]),)
-
-
-def _pieces(keys: Tensor, bag_of: Tensor, gradient: Tensor, scales: Tensor | None, V: int) -> Tensor:
-    """(total // PIECE, D) float32, the sums of the pieces of sorted positions that lie in one segment each."""
-    (B, D), n_pieces = gradient.shape, len(keys) // sizes.PIECE
+def _pieces(order: Order, gradient: Tensor, V: int) -> Tensor:
+    """(n // PIECE, D) float32, the sums of the pieces of sorted positions that lie in one segment each."""
+    (B, D), n_pieces = gradient.shape, len(order.keys) // sizes.PIECE
     pieces = torch.empty(n_pieces, D, dtype=torch.float32, device=gradient.device)
     blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
     if pieces.numel():
         with on_device_of(gradient):
             sums.piece_kernel[(n_pieces, triton.cdiv(D, blocks.columns))](
-                gradient, keys, bag_of, pieces if scales is None else scales, pieces, B, V,
-                D=D, HAS_SCALES=scales is not None, PIECE=sizes.PIECE, **blocks.constexprs, **blocks.options,
+                gradient, order.keys, order.bags, _or(order.weights, pieces), pieces, B, V,
+                D=D, HAS_WEIGHTS=order.weights is not None, PIECE=sizes.PIECE, **blocks.constexprs, **blocks.options,
             )  # fmt: skip
     return pieces
-
-
-def _sum_segments(
-    gradient: Tensor, begins: Tensor, bag_of: Tensor, scales: Tensor | None, pieces: Tensor, n_rows: int
-) -> Tensor:
-    """(n_rows, D) the sum of every segment of sorted positions; begins are (n_rows + 1,) or longer."""
-    B, D = gradient.shape
-    out = gradient.new_empty(n_rows, D)
-    blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)
-    if out.numel():
-        with on_device_of(gradient):
-            sums.row_gradient_kernel[(n_rows, triton.cdiv(D, blocks.columns))](
-                gradient, begins, bag_of, pieces if scales is None else scales, pieces, out, B,
-                D=D, HAS_SCALES=scales is not None, PIECE=sizes.PIECE, **blocks.constexprs, **blocks.options,
-            )  # fmt: skip
-    return out

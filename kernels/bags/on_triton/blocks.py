@@ -34,8 +34,16 @@ WHOLE_COLUMNS = 1024
 # Sorted positions of a piece. A program adds fewer than two pieces itself; the sums of pieces are written and read
 # again, 1/128 of what is gathered.
 PIECE = 128
-POSITIONS = {"BLOCK": 1024}
-SCALE_BLOCKS = {"BLOCK_B": 32, "BLOCK_L": 32}
+# Positions among which the end of a segment is looked for first.
+SCAN = 32
+POSITIONS = {"BLOCK": 512}
+# Positions that our own kernels sort; for more torch.sort is asked. Guessed from counts of operations: a key is
+# compared with CHUNK others and then looked for in MOST_RANKED / CHUNK chunks.
+MOST_RANKED = 65_536
+CHUNK = 1024
+RANK_BLOCK = 4  # 8 spill scalar registers on AMD
+MERGE_BLOCK = 64
+MERGE_CHUNKS = 8
 WARPS = 4
 LIMITED_REGISTERS = 80  # a thread
 
@@ -51,3 +59,15 @@ def choose_blocks(D: int, most: int) -> Blocks:
     """
     columns = min(most, max(16, triton.next_power_of_2(D)))
     return Blocks(columns, max(4, min(32, 512 // columns)), max(1, columns // 128))
+
+
+def rank_blocks() -> dict[str, int]:
+    """The compile-time sizes of `rank_kernel`; the block divides the chunk."""
+    return {"CHUNK": CHUNK, "BLOCK": RANK_BLOCK}
+
+
+def merge_blocks() -> dict[str, int]:
+    """The compile-time sizes of `merge_kernel`; the block divides the chunk."""
+    return {
+        "CHUNK": CHUNK, "CHUNK_HALVINGS": CHUNK.bit_length(), "BLOCK": MERGE_BLOCK, "CHUNKS": MERGE_CHUNKS,
+    }  # fmt: skip

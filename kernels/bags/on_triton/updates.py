@@ -10,22 +10,21 @@ import triton.language as tl
 from ..rules import MOST_NUMBERS, RULES
 from . import blocks
 from .rules import functions_of
-from .sums import SEGMENTS, Variant, sum_segment, variant
+from .sums import SEGMENTS, Variant, segment_end, sum_segment, variant
 
 NUMBERS = tuple(f"number{i}" for i in range(MOST_NUMBERS))
 
 
 @triton.jit
 def _gradient(
-    p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_d, D,
-    FROM_BAGS: tl.constexpr, HAS_SCALES: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    p_gradient, p_bags, p_weights, p_pieces, i_u, last, B, o_d, D,
+    FROM_BAGS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK_D,) float32, the columns o_d of the gradient of row u; 0 past D."""
+    """(BLOCK_D,) float32, the columns o_d of the gradient of row u, or of the segment [u, last); 0 past D."""
     if FROM_BAGS:
         b_g = sum_segment(
-            p_gradient, p_bags, p_scales, p_pieces, tl.load(p_begins + i_u), tl.load(p_begins + i_u + 1), B, o_d, D,
-            HAS_SCALES, PIECE, ROWS, BLOCK_D,
-        )  # fmt: skip
+            p_gradient, p_bags, p_weights, p_pieces, i_u, last, B, o_d, D, HAS_WEIGHTS, PIECE, ROWS, BLOCK_D
+        )
     else:
         b_g = tl.load(p_gradient + i_u * D + o_d, mask=o_d < D, other=0.0).to(tl.float32)
     return b_g
@@ -57,17 +56,15 @@ def update_kernel(
     p_per_row,  # (V,) float32: what the rule remembers of a row
     p_first,  # (V, D) float32: its tables
     p_second,  # (V, D) float32
-    p_rows,  # (U,) integers, each there once
+    p_rows,  # FROM_BAGS: (n_rows,) int32, the sorted keys of positions; else (U,) integers, each there once
     p_gradient,  # FROM_BAGS: (B, D) of the bags; else (U, D) of the rows
-    p_count,  # (1,) int32: U, FROM_BAGS
-    p_begins,  # (U + 1,) int64, FROM_BAGS
-    p_bags,  # (total,) int32 in the order of the keys, FROM_BAGS
-    p_scales,  # (B,) float32
-    p_pieces,  # (total // PIECE, D) float32, FROM_BAGS
-    n_rows,  # U, not FROM_BAGS
+    p_bags,  # (n_rows,) int32 in the order of the keys, FROM_BAGS
+    p_weights,  # (n_rows,) float32 in the order of the keys
+    p_pieces,  # (n_rows // PIECE, D) float32, FROM_BAGS
+    n_rows,  # U; FROM_BAGS how many positions there are
     B,
     V,
-    lr,
+    lr,  # a number; RATE_ON_DEVICE: () float32
     number0,  # those of the rule, 0 where it has none
     number1,
     number2,
@@ -81,45 +78,60 @@ def update_kernel(
     USES_MEAN_SQUARE: tl.constexpr,
     PER_ROW: tl.constexpr,  # whether it remembers a number a row
     TABLES: tl.constexpr,  # how many tables it keeps
+    RATE_ON_DEVICE: tl.constexpr,
     FROM_BAGS: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
+    ALL_ROWS: tl.constexpr,  # row u is row u of the table: p_rows is not read
+    HAS_WEIGHTS: tl.constexpr,
     PIECE: tl.constexpr,
+    SCAN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: every num_programs-th row from its own on, its columns BLOCK_D at a time."""
+    """One program: every num_programs-th row, or position, from its own on, its columns BLOCK_D at a time.
+
+    From bags, a row is stepped by the program that meets its first position: nobody has counted the rows.
+    """
     numbers = (number0, number1, number2, number3, number4, number5, number6)
-    if FROM_BAGS:
-        n_rows = tl.load(p_count)
+    rate = lr
+    if RATE_ON_DEVICE:
+        rate = tl.load(lr)
     for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
         i_u = tl.zeros((), tl.int64) + i
-        row = tl.load(p_rows + i_u).to(tl.int64)
-        if (row >= 0) & (row < V):
+        row = i_u
+        if not ALL_ROWS:
+            row = tl.load(p_rows + i_u).to(tl.int64)
+        is_due = (row >= 0) & (row < V)
+        if FROM_BAGS:
+            is_due = is_due & (row != tl.load(p_rows + i_u - 1, mask=i_u > 0, other=-1).to(tl.int64))
+        if is_due:
+            last = i_u
+            if FROM_BAGS:
+                last = segment_end(p_rows, i_u, row, n_rows, SCAN)
             o_d = tl.arange(0, BLOCK_D)
             b_g = _gradient(
-                p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_d, D,
-                FROM_BAGS, HAS_SCALES, PIECE, ROWS, BLOCK_D,
+                p_gradient, p_bags, p_weights, p_pieces, i_u, last, B, o_d, D,
+                FROM_BAGS, HAS_WEIGHTS, PIECE, ROWS, BLOCK_D,
             )  # fmt: skip
             mean_square = 0.0
             if USES_MEAN_SQUARE:
                 square = tl.sum(b_g * b_g, axis=0)
                 for o_first in range(BLOCK_D, D, BLOCK_D):
                     b_more = _gradient(
-                        p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_first + o_d, D,
-                        FROM_BAGS, HAS_SCALES, PIECE, ROWS, BLOCK_D,
+                        p_gradient, p_bags, p_weights, p_pieces, i_u, last, B, o_first + o_d, D,
+                        FROM_BAGS, HAS_WEIGHTS, PIECE, ROWS, BLOCK_D,
                     )  # fmt: skip
                     square += tl.sum(b_more * b_more, axis=0)
                 mean_square = square / D
             remembered = 0.0
             if PER_ROW:
                 remembered = tl.load(p_per_row + row)
-            step, scale, remembered = ROW(lr, numbers, mean_square, remembered)
+            step, scale, remembered = ROW(rate, numbers, mean_square, remembered)
             p_w, p_m, p_v = p_table + row * D, p_first + row * D, p_second + row * D
             _move(p_w, p_m, p_v, b_g, o_d, D, step, scale, numbers, MOVE, TABLES)
             for o_first in range(BLOCK_D, D, BLOCK_D):
                 b_g = _gradient(
-                    p_gradient, p_begins, p_bags, p_scales, p_pieces, i_u, B, o_first + o_d, D,
-                    FROM_BAGS, HAS_SCALES, PIECE, ROWS, BLOCK_D,
+                    p_gradient, p_bags, p_weights, p_pieces, i_u, last, B, o_first + o_d, D,
+                    FROM_BAGS, HAS_WEIGHTS, PIECE, ROWS, BLOCK_D,
                 )  # fmt: skip
                 _move(p_w, p_m, p_v, b_g, o_first + o_d, D, step, scale, numbers, MOVE, TABLES)
             if PER_ROW:
@@ -128,22 +140,33 @@ def update_kernel(
 
 def _variants() -> list[Variant]:
     variants = []
-    from_bags = [("fp32", 37), ("fp32", 128), ("bf16", 128), ("fp32", 1024), ("bf16", 1500)]
+    from_bags = [("fp32", 37), ("fp32", 64), ("fp32", 128), ("bf16", 128), ("fp32", 1024), ("bf16", 1500)]
     from_rows = [("fp16", 128), ("fp32", 1024)]
-    for sizes, is_from_bags in ((from_bags, True), (from_rows, False)):
-        for (dtype, D), kind in product(sizes, RULES.values()):
-            chosen = blocks.choose_blocks(D, blocks.WHOLE_COLUMNS)
+    ways = [
+        *((sizes, True, False) for sizes in from_bags),
+        *((sizes, False, all_rows) for sizes in from_rows for all_rows in (False, True)),
+    ]
+    for ((dtype, D), is_from_bags, all_rows), kind in product(ways, RULES.values()):
+        chosen = blocks.choose_blocks(D, blocks.WHOLE_COLUMNS)
+        for on_device in (False, True) if is_from_bags else (False,):
             pointers = {
                 **dict.fromkeys(("p_table", "p_gradient"), f"*{dtype}"),
                 **dict.fromkeys(("p_per_row", "p_first", "p_second"), "*fp32"),
                 "p_rows": "*i32" if is_from_bags else "*i64",
-                "p_count": "*i32",
                 **SEGMENTS,
-                **dict.fromkeys(("lr", *NUMBERS), "fp32"),
+                **dict.fromkeys(NUMBERS, "fp32"),
+                "lr": "*fp32" if on_device else "fp32",
             }
-            constexprs = {"D": D, "FROM_BAGS": is_from_bags, "HAS_SCALES": is_from_bags}
-            constexprs |= {"PIECE": blocks.PIECE, **chosen.constexprs, **functions_of(kind).constexprs}
-            name = f"{dtype} D={D} {kind.name} from {'bags' if is_from_bags else 'rows'}"
+            constexprs = {
+                "D": D,
+                "RATE_ON_DEVICE": on_device,
+                "FROM_BAGS": is_from_bags,
+                "ALL_ROWS": all_rows,
+            }
+            constexprs |= {"HAS_WEIGHTS": is_from_bags, "PIECE": blocks.PIECE, "SCAN": blocks.SCAN}
+            constexprs |= {**chosen.constexprs, **functions_of(kind).constexprs}
+            source = "bags" if is_from_bags else "all rows" if all_rows else "rows"
+            name = f"{dtype} D={D} {kind.name} from {source}{', rate on device' if on_device else ''}"
             variants.append(variant(name, update_kernel, pointers, "n_rows B V", constexprs, chosen.options))
     return variants
 

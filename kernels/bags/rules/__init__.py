@@ -82,5 +82,5 @@ def packed(rules: Sequence[RowRule]) -> np.ndarray:
     records = np.empty(len(rules), RULE_RECORD)
     for place, rule in enumerate(rules):
         records[place] = _record(rule.kind, rule.numbers)
-    records["lr"] = [rule.lr for rule in rules]
+    records["lr"] = [float(rule.lr) for rule in rules]
     return records

@@ -93,10 +93,12 @@ class RowRule:
     """
 
     kind: RowRuleKind
-    lr: float
+    lr: (
+        float | Tensor
+    )  # (), float32 on the table's device: read when a row moves, so that a CUDA graph follows it
     numbers: tuple[float, ...]  # in the order of the kind's
 
-    def __init__(self, kind: RowRuleKind, lr: float, **numbers: float) -> None:
+    def __init__(self, kind: RowRuleKind, lr: float | Tensor, **numbers: float) -> None:
         unknown = numbers.keys() - kind.numbers.keys()
         if unknown:
             known = ", ".join(kind.numbers) or "none beside lr"

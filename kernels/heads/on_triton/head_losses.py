@@ -19,8 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .constants import IGNORE, KIND, N_CONSTANTS, NUMBERS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
 from .elements import dense_elements
-from .tables import KIND, N_FLOATS, N_INTEGERS, OFFSET, SIZE, SMOOTHING, SOFTMAX, WEIGHT_SUM, load_options
+from .tables import SOFTMAX
 from .targets import load_classes, load_values, target_of
 
 
@@ -30,74 +31,120 @@ def head_losses(
     o_n,
     m_n,
     o_s,
-    first_head,
-    last_head,
-    p_integers,
-    p_floats,
     p_weights,
     p_task_weights,
     p_sums,
     addresses,
     N,
     row_floats,
-    HAS_VALUES: tl.constexpr,
+    HEADS: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
 ):
-    """The gradient (BLOCK_N, BLOCK_S) of the logits b_z, bias added, in float32: 0 where there is none.
+    """The gradient (BLOCK_N, BLOCK_S) of the logits b_z, bias added, in float32; columns of no head stay as they are.
 
-    o_n, m_n: the rows and which of them there are. o_s: the columns, of the layout. The tables' rows are the
-    layout's. p_sums points at (K, 3) float32: loss, denominator and correct rows of each head go there.
+    o_n, m_n: the rows and which of them there are. o_s: the columns, of the layout. HEADS: `constants_of` the layout,
+    of which FIRST..LAST are computed; a head that is known when it is compiled waits for no table. p_sums points at
+    (K, 3) float32: loss, denominator and correct rows of each head go there.
     """
-    b_dz = tl.zeros_like(b_z)
-    for i_k in range(first_head, last_head):
-        p_head = p_integers + i_k * N_INTEGERS
-        m_c = _columns(p_head, o_s)
-        o_c = o_s - tl.load(p_head + OFFSET).to(tl.int32)
-        address, stride = target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE)
+    for k in tl.static_range(FIRST, LAST):
         m_active = m_n
         if SKIP_ZERO_WEIGHTS:
-            m_active = o_n < tl.where(tl.load(p_task_weights + i_k) != 0.0, N, 0)
-        b_w = tl.load(p_weights + o_s, mask=m_c, other=0.0)
-        p_numbers = p_floats + i_k * N_FLOATS
-        is_softmax = True
-        if HAS_VALUES:
-            is_softmax = tl.load(p_head + KIND) == SOFTMAX
-        if is_softmax:
-            b_y, m_used, m_valid = load_classes(address, o_n, m_active, p_head)
-            loss, denominator, correct, b_own = _softmax(
-                b_z, b_y, m_used, m_valid, o_c, m_c, b_w, p_head, p_numbers
-            )
-        else:
-            b_t = load_values(address, stride, o_n, o_c, m_active[:, None] & m_c[None, :])
-            loss, denominator, correct, b_own = _elementwise(b_z, b_t, b_w, p_head, p_numbers)
-        b_dz = tl.where(m_c[None, :], b_own, b_dz)
-        tl.store(p_sums + i_k * 3, loss)
-        tl.store(p_sums + i_k * 3 + 1, denominator)
-        tl.store(p_sums + i_k * 3 + 2, correct)
-    return b_dz
+            m_active = o_n < tl.where(tl.load(p_task_weights + k) != 0.0, N, 0)
+        address = target_of(k, addresses, N, HEADS, SIDE_BY_SIDE)
+        # Columns of other heads stay as they are: one block holds logits and gradients.
+        b_z = _turn_head(
+            b_z, o_n, m_active, o_s, p_weights, p_sums + k * 3, address, row_floats, HEADS, k, SIDE_BY_SIDE
+        )  # fmt: skip
+    return b_z
 
 
 @triton.jit
-def _columns(p_head, o_s):
-    """Which of the columns are the head's."""
-    offset = tl.load(p_head + OFFSET).to(tl.int32)
-    return (o_s >= offset) & (o_s < offset + tl.load(p_head + SIZE).to(tl.int32))
+def _turn_head(
+    b_z,
+    o_n,
+    m_n,
+    o_s,
+    p_weights,
+    p_sum,
+    address,
+    row_floats,
+    HEADS: tl.constexpr,
+    k: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
+):
+    """b_z with the gradient of head k in its columns; its sums go to p_sum. m_n: the rows that are computed."""
+    AT: tl.constexpr = k * N_CONSTANTS
+    offset: tl.constexpr = HEADS[AT + OFFSET]
+    C: tl.constexpr = HEADS[AT + SIZE]
+    m_c = (o_s >= offset) & (o_s < offset + C)
+    o_c = o_s - offset
+    b_w = tl.load(p_weights + o_s, mask=m_c, other=0.0) if HEADS[AT + WEIGHTED] else m_c.to(tl.float32)
+    if HEADS[AT + KIND] == SOFTMAX:
+        b_y, m_used, m_valid = load_classes(address, o_n, m_n, C, HEADS[AT + IGNORE])
+        loss, denominator, correct, b_own = _softmax(
+            b_z,
+            b_y,
+            m_used,
+            m_valid,
+            o_c,
+            m_c,
+            b_w,
+            C,
+            HEADS[AT + SMOOTHING],
+            HEADS[AT + WEIGHT_SUM],
+            HEADS[AT + WEIGHTED],
+        )
+    else:
+        stride = row_floats if SIDE_BY_SIDE else C
+        b_t = load_values(address, stride, o_n, o_c, m_n[:, None] & m_c[None, :])
+        loss, denominator, correct, b_own = _elementwise(
+            b_z, b_t, b_w, HEADS[AT + KIND], options_at(HEADS, k)
+        )
+    tl.store(p_sum, loss)
+    tl.store(p_sum + 1, denominator)
+    tl.store(p_sum + 2, correct)
+    return tl.where(m_c[None, :], b_own, b_z)
 
 
 @triton.jit
-def _softmax(b_z, b_y, m_used, m_valid, o_c, m_c, b_w, p_head, p_floats):
+def options_at(HEADS: tl.constexpr, k: tl.constexpr):
+    """A head's numbers, as its element function gets them."""
+    first: tl.constexpr = k * N_CONSTANTS + NUMBERS
+    return (
+        tl.full((), HEADS[first], tl.float32),
+        tl.full((), HEADS[first + 1], tl.float32),
+        tl.full((), HEADS[first + 2], tl.float32),
+        tl.full((), HEADS[first + 3], tl.float32),
+    )
+
+
+@triton.jit
+def _softmax(
+    b_z,
+    b_y,
+    m_used,
+    m_valid,
+    o_c,
+    m_c,
+    b_w,
+    C: tl.constexpr,
+    smoothing: tl.constexpr,
+    weight_sum: tl.constexpr,
+    IS_WEIGHTED: tl.constexpr,
+):
     """(loss, denominator, correct, gradient) of one head."""
-    C = tl.load(p_head + SIZE).to(tl.int32)
-    smoothing = tl.load(p_floats + SMOOTHING)
-    weight_sum = tl.load(p_floats + WEIGHT_SUM)
     m_hit = (o_c[None, :] == b_y[:, None]) & m_c[None, :]
     b_z = tl.where(m_c[None, :], b_z, float("-inf"))
     b_max = tl.max(b_z, axis=1)
     b_e = tl.exp(b_z - b_max[:, None])
     b_sum = tl.sum(b_e, axis=1)
     b_target_z = tl.sum(tl.where(m_hit, b_z, 0.0), axis=1)
-    b_target_w = tl.sum(tl.where(m_hit, b_w[None, :], 0.0), axis=1)
+    b_target_w = m_valid.to(tl.float32)
+    if IS_WEIGHTED:
+        b_target_w = tl.sum(tl.where(m_hit, b_w[None, :], 0.0), axis=1)
     b_nll = b_max - b_target_z + tl.log(b_sum)
     b_loss = (1.0 - smoothing) * b_target_w * b_nll
     if smoothing > 0.0:
@@ -108,20 +155,20 @@ def _softmax(b_z, b_y, m_used, m_valid, o_c, m_c, b_w, p_head, p_floats):
     b_first = tl.min(tl.where(b_z == b_max[:, None], o_c[None, :], C), axis=1)
     correct = tl.sum((m_valid & (b_first == b_y)).to(tl.float32), axis=0)
     b_pull = (1.0 - smoothing) * b_target_w
-    spread = smoothing / C
-    b_scale = (b_pull + spread * weight_sum) / b_sum
-    b_dz = b_e * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0) - spread * b_w[None, :]
+    b_scale = (b_pull + smoothing / C * weight_sum) / b_sum
+    b_dz = b_e * b_scale[:, None] - tl.where(m_hit, b_pull[:, None], 0.0)
+    if smoothing > 0.0:
+        b_dz -= smoothing / C * b_w[None, :]
     b_dz = tl.where(m_valid[:, None] & m_c[None, :], b_dz, 0.0)
     return tl.sum(b_loss, axis=0), tl.sum(b_target_w, axis=0), correct, b_dz
 
 
 @triton.jit
-def _elementwise(b_z, b_t, b_w, p_head, p_numbers):
+def _elementwise(b_z, b_t, b_w, kind: tl.constexpr, numbers):
     """(loss, denominator, correct, gradient) of one head from its targets, NaN where there is none."""
     m_known = b_t == b_t
     b_t = tl.where(m_known, b_t, 0.0)
-    kind = tl.load(p_head + KIND).to(tl.int32)
-    b_loss, b_dz, b_wrong = dense_elements(b_z, b_t, b_w[None, :], m_known, kind, load_options(p_numbers))
+    b_loss, b_dz, b_wrong = dense_elements(b_z, b_t, b_w[None, :], m_known, kind, numbers)
     b_count = tl.sum(m_known.to(tl.int32), axis=1)
     m_right = (b_count > 0) & (tl.max(b_wrong, axis=1) == 0)
     loss = tl.sum(tl.sum(b_loss, axis=1), axis=0)

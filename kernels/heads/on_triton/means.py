@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant
+from ...machine.launch import Variant, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["K", "n_blocks"])
@@ -85,7 +85,7 @@ def _variant(K: int) -> Variant:
 
 def blocks_of(K: int) -> dict[str, int]:
     """Blocks of sums and heads that the program adds at a time."""
-    columns = triton.next_power_of_2(K)
+    columns = next_power_of_2(K)
     return {"BLOCK_P": max(1, ELEMENTS // columns), "BLOCK_K": columns}
 
 

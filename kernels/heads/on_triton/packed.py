@@ -7,9 +7,9 @@ are padded in the weight, the logits and the gradients alike.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
+from ...machine.launch import cdiv
 from ..call import Forward, Gradients, HeadsCall, Residual
 from .means import take_means
 from .row_losses import WIDEST, n_row_blocks, take_row_losses
@@ -22,7 +22,7 @@ ALIGNMENT = 8  # outputs: 16 bytes of 16-bit ones
 
 def padded_width(S: int) -> int:
     """Outputs of all heads and what pads them for the GEMMs."""
-    return triton.cdiv(S, ALIGNMENT) * ALIGNMENT
+    return cdiv(S, ALIGNMENT) * ALIGNMENT
 
 
 def forward(call: HeadsCall) -> Forward:

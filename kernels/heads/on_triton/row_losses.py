@@ -14,13 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, launch_options
+from ...machine.launch import Variant, cdiv, next_power_of_2
 from ..call import HeadsCall
+from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
+from .constants import constants_of
 from .head_losses import head_losses
 from .tables import head_tables
 from .targets import ADDRESSES, locate_targets
 
+# What stands where in a group's constants.
 FIRST_HEAD: tl.constexpr = tl.constexpr(0)
 LAST_HEAD: tl.constexpr = tl.constexpr(1)
 BEGIN: tl.constexpr = tl.constexpr(2)
@@ -30,26 +33,22 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 512  # of a program, 4 a thread
-WIDEST = 2048  # outputs of a head that a program holds
+ELEMENTS = 2048  # of a program, 8 a thread
+OPTIONS = {"num_warps": 8}
+WIDEST = 256  # outputs of a head that a program holds
 
 
-@triton.jit(do_not_specialize=["N", "S", "K", "n_groups", "row_floats", *ADDRESSES])
+@triton.jit(do_not_specialize=["N", "S", "row_floats", *ADDRESSES])
 def row_loss_kernel(
     p_logits,  # (N, row_stride), overwritten with its unscaled gradient if NEED_GRADIENT
     p_bias,  # (S,)
-    p_integers,  # (K, N_INTEGERS) int64
-    p_floats,  # (K, N_FLOATS) float32
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
-    p_groups,  # (n_groups, N_BOUNDS) int32
     p_sums,  # (n_blocks, K, 3) float32
     p_bias_parts,  # (n_blocks, S) float32
     N,
     row_stride,
     S,
-    K,
-    n_groups,
     row_floats,
     address_0,
     address_1,
@@ -70,44 +69,49 @@ def row_loss_kernel(
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     NEED_BIAS_GRADIENT: tl.constexpr,
-    HAS_VALUES: tl.constexpr,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    N_GROUPS: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so neighbours share rows in cache."""
-    i_block = tl.program_id(0) // n_groups
-    p_group = p_groups + tl.program_id(0) % n_groups * N_BOUNDS
-    first_column, last_column = tl.load(p_group + FIRST_COLUMN), tl.load(p_group + LAST_COLUMN)
+    i_block = tl.program_id(0) // N_GROUPS
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_s = tl.multiple_of(tl.load(p_group + BEGIN), 8) + tl.arange(0, BLOCK_S)
     m_n = o_n < N
-    m_own = (o_s >= first_column) & (o_s < last_column)
-    m_s = m_own & (o_s < S)
-    p_z = p_logits + o_n.to(tl.int64)[:, None] * row_stride + o_s[None, :]
-    b_z = tl.load(p_z, mask=m_n[:, None] & m_s[None, :], other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
     addresses = (
         address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
-    b_dz = head_losses(
-        b_z, o_n, m_n, o_s, tl.load(p_group + FIRST_HEAD), tl.load(p_group + LAST_HEAD),
-        p_integers, p_floats, p_weights, p_task_weights, p_sums + i_block.to(tl.int64) * K * 3,
-        addresses, N, row_floats, HAS_VALUES, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
-    )  # fmt: skip
-    if NEED_GRADIENT:
-        tl.store(p_z, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_own[None, :])
-    if NEED_BIAS_GRADIENT:
-        tl.store(p_bias_parts + i_block.to(tl.int64) * S + o_s, tl.sum(b_dz, axis=0), mask=m_s)
+    for g in tl.static_range(N_GROUPS):
+        if tl.program_id(0) % N_GROUPS == g:
+            # Columns of the group, and of what pads the row: the others' programs write theirs.
+            o_s = GROUPS[g * N_BOUNDS + BEGIN] + tl.arange(0, BLOCK_S)
+            m_own = (o_s >= GROUPS[g * N_BOUNDS + FIRST_COLUMN]) & (o_s < GROUPS[g * N_BOUNDS + LAST_COLUMN])
+            m_s = m_own & (o_s < S)
+            p_z = p_logits + o_n.to(tl.int64)[:, None] * row_stride + o_s[None, :]
+            b_z = tl.load(p_z, mask=m_n[:, None] & m_s[None, :], other=0.0).to(tl.float32)
+            if HAS_BIAS:
+                b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
+            b_dz = head_losses(
+                b_z, o_n, m_n, o_s, p_weights, p_task_weights, p_sums + i_block.to(tl.int64) * N_HEADS * 3,
+                addresses, N, row_floats, HEADS, GROUPS[g * N_BOUNDS + FIRST_HEAD],
+                GROUPS[g * N_BOUNDS + LAST_HEAD], SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+            )  # fmt: skip
+            if NEED_GRADIENT:
+                tl.store(p_z, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_own[None, :])
+            if NEED_BIAS_GRADIENT:
+                tl.store(p_bias_parts + i_block.to(tl.int64) * S + o_s, tl.sum(b_dz, axis=0), mask=m_s)
 
 
 class Groups(NamedTuple):
     """Which heads and columns each program takes, and the columns that the widest one holds."""
 
-    bounds: Tensor  # (n_groups, N_BOUNDS) int32
+    n: int
+    bounds: tuple[int, ...]  # N_BOUNDS a group, one after another
     columns: int  # BLOCK_S
 
 
@@ -118,11 +122,10 @@ class RowLosses(NamedTuple):
     bias_parts: Tensor | None
 
 
-# Never let go of: a CUDA graph may read them.
 @cache
-def head_groups(layout: HeadLayout, row_stride: int, device: torch.device) -> Groups:
+def head_groups(layout: HeadLayout, row_stride: int) -> Groups:
     """Neighbouring heads together up to GROUP_COLUMNS; the last group has what pads a row of logits, too."""
-    most = max(GROUP_COLUMNS, triton.next_power_of_2(layout.widest))
+    most = max(GROUP_COLUMNS, next_power_of_2(layout.widest))
     bounds: list[list[int]] = []
     for k, (first, last, _) in enumerate(layout):
         if bounds and last - bounds[-1][2] <= most:
@@ -131,9 +134,8 @@ def head_groups(layout: HeadLayout, row_stride: int, device: torch.device) -> Gr
             begin = first // ALIGNED_COLUMNS * ALIGNED_COLUMNS
             bounds.append([k, k + 1, begin, first, last])
     bounds[-1][4] = row_stride
-    columns = triton.next_power_of_2(max(last - begin for _, _, begin, _, last in bounds))
-    with torch.inference_mode(False):
-        return Groups(torch.tensor(bounds, dtype=torch.int32, device=device), max(16, columns))
+    columns = next_power_of_2(max(last - begin for _, _, begin, _, last in bounds))
+    return Groups(len(bounds), tuple(itertools.chain(*bounds)), max(16, columns))
 
 
 def block_rows(columns: int) -> int:
@@ -141,35 +143,30 @@ def block_rows(columns: int) -> int:
     return max(1, ELEMENTS // columns)
 
 
-def options_of(columns: int) -> dict[str, int]:
-    """What the compiler is told. Left alone, ptxas spills a few scalars to win another warp: the limits stop that."""
-    if columns <= ELEMENTS:
-        return launch_options(4, 112)
-    return launch_options(columns // 128, 128)
-
-
 @cache
 def _variant(
+    layout: HeadLayout,
+    row_stride: int,
     has_bias: bool,
     need_gradient: bool,
     need_bias_gradient: bool,
-    has_values: bool,
     side_by_side: bool,
     skip_zero_weights: bool,
-    columns: int,
 ) -> Variant:
+    n_groups, bounds, columns = head_groups(layout, row_stride)
     constexprs = {
         "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "NEED_BIAS_GRADIENT": need_bias_gradient,
-        "HAS_VALUES": has_values, "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights,
-        "BLOCK_N": block_rows(columns), "BLOCK_S": columns,
+        "HEADS": constants_of(layout), "N_HEADS": len(layout), "GROUPS": bounds, "N_GROUPS": n_groups,
+        "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "BLOCK_N": block_rows(columns),
+        "BLOCK_S": columns,
     }  # fmt: skip
-    return Variant(row_loss_kernel, constexprs, options_of(columns))
+    return Variant(row_loss_kernel, constexprs, OPTIONS)
 
 
 def n_row_blocks(call: HeadsCall, row_stride: int) -> int:
     """Blocks of rows that the losses of a call are summed by."""
-    groups = head_groups(call.layout, row_stride, call.features.device)
-    return triton.cdiv(call.features.shape[0], block_rows(groups.columns))
+    groups = head_groups(call.layout, row_stride)
+    return cdiv(call.features.shape[0], block_rows(groups.columns))
 
 
 def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
@@ -179,51 +176,56 @@ def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
     """
     layout, device = call.layout, logits.device
     (N, row_stride), S, K = logits.shape, layout.width, len(layout)
-    tables, groups = head_tables(layout, device), head_groups(layout, row_stride, device)
+    tables, groups = head_tables(layout, device), head_groups(layout, row_stride)
     targets = locate_targets(call.targets, layout, N, device)
     rows = block_rows(groups.columns)
-    n_blocks = triton.cdiv(N, rows)
+    n_blocks = cdiv(N, rows)
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     bias_parts = torch.empty(n_blocks, S, dtype=torch.float32, device=device) if call.needs[2] else None
     _variant(
-        call.bias is not None, any(call.needs), bias_parts is not None, layout.has_values, targets.side_by_side,
-        call.skip_zero_weights, groups.columns,
+        layout, row_stride, call.bias is not None, any(call.needs), bias_parts is not None, targets.side_by_side,
+        call.skip_zero_weights,
     ).launch(
-        n_blocks * len(groups.bounds),
+        n_blocks * groups.n,
         (
-            logits, tables.column_weights if call.bias is None else call.bias.contiguous(), tables.integers,
-            tables.floats, tables.column_weights, call.task_weights, groups.bounds, sums,
+            logits, tables.column_weights if call.bias is None else call.bias.contiguous(), tables.column_weights,
+            call.task_weights, sums,
             sums if bias_parts is None else bias_parts,
         ),
-        (N, row_stride, S, K, len(groups.bounds), targets.row_floats, *targets.addresses),
+        (N, row_stride, S, targets.row_floats, *targets.addresses),
         known=row_stride,
     )  # fmt: skip
     return RowLosses(sums, bias_parts)
+
+
+def _layout_of(widest: int, has_values: bool) -> HeadLayout:
+    """Heads of some outputs: of classes, or of every kind."""
+    sizes = (widest, 30, 13, 5)
+    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
+    return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What is launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
-        for columns, has_values in itertools.product((64, 256, 1024, WIDEST), (False, True)):
+        for widest, has_values in itertools.product((40, WIDEST), (False, True)):
+            layout = _layout_of(widest, has_values)
+            groups = head_groups(layout, 8 * cdiv(layout.width, 8))
             signature = {
                 **dict.fromkeys(("p_logits", "p_bias"), f"*{dtype}"),
-                "p_integers": "*i64",
-                **dict.fromkeys(
-                    ("p_floats", "p_weights", "p_task_weights", "p_sums", "p_bias_parts"), "*fp32"
-                ),
-                "p_groups": "*i32",
-                **dict.fromkeys(("N", "row_stride", "S", "K", "n_groups", "row_floats"), "i32"),
+                **dict.fromkeys(("p_weights", "p_task_weights", "p_sums", "p_bias_parts"), "*fp32"),
+                **dict.fromkeys(("N", "row_stride", "S", "row_floats"), "i32"),
                 **dict.fromkeys(ADDRESSES, "i64"),
             }
             constexprs = {
-                "HAS_BIAS": True, "NEED_GRADIENT": True, "NEED_BIAS_GRADIENT": True, "HAS_VALUES": has_values,
-                "SIDE_BY_SIDE": False,
-                "SKIP_ZERO_WEIGHTS": True, "BLOCK_N": block_rows(columns), "BLOCK_S": columns,
+                "HAS_BIAS": True, "NEED_GRADIENT": True, "NEED_BIAS_GRADIENT": True, "HEADS": constants_of(layout),
+                "N_HEADS": len(layout), "GROUPS": groups.bounds, "N_GROUPS": groups.n,
+                "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "BLOCK_N": block_rows(groups.columns),
+                "BLOCK_S": groups.columns,
             }  # fmt: skip
-            options = options_of(columns)
-            name = f"{dtype} {block_rows(columns)}x{columns}{' values' * has_values}"
-            variants.append((name, row_loss_kernel, signature, constexprs, options))
+            name = f"{dtype} {block_rows(groups.columns)}x{groups.columns}{' values' * has_values}"
+            variants.append((name, row_loss_kernel, signature, constexprs, OPTIONS))
     return variants
 
 

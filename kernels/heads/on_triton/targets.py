@@ -11,12 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import HeadLayout
-from .tables import IGNORE, KIND, SIZE, SOFTMAX, TARGET, pack_targets
+from .constants import KIND, N_CONSTANTS, TARGET
+from .tables import SOFTMAX, pack_targets
 
 # Targets that a launch takes by their own addresses; those of more heads are put side by side first.
 MOST_ADDRESSES = 16
 ADDRESSES = tuple(f"address_{i}" for i in range(MOST_ADDRESSES))  # the names of a kernel's arguments
-N_ADDRESSES: tl.constexpr = tl.constexpr(MOST_ADDRESSES)
 
 
 class Targets(NamedTuple):
@@ -63,29 +63,23 @@ def _as_read(target: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
-def target_of(i_k, p_integers, addresses, N, row_floats, SIDE_BY_SIDE: tl.constexpr):
-    """(address of a head's first target, floats of a row); p_integers points at the head's row of the table."""
-    C = tl.load(p_integers + SIZE)
+def target_of(k: tl.constexpr, addresses, N, HEADS: tl.constexpr, SIDE_BY_SIDE: tl.constexpr):
+    """The address of a head's first target."""
     if SIDE_BY_SIDE:
-        column = tl.load(p_integers + TARGET)
-        is_softmax = tl.load(p_integers + KIND) == SOFTMAX
-        address = tl.where(is_softmax, addresses[0] + column * N * 8, addresses[1] + column * 4)
-        stride = row_floats + tl.zeros_like(C)
-    else:
-        address = addresses[0]
-        for i in tl.static_range(1, N_ADDRESSES):
-            address = tl.where(i_k == i, addresses[i], address)
-        stride = C
-    return address, stride
+        target: tl.constexpr = HEADS[k * N_CONSTANTS + TARGET]
+        if HEADS[k * N_CONSTANTS + KIND] == SOFTMAX:
+            return addresses[0] + (N * 8).to(tl.int64) * target
+        return addresses[1] + target * 4
+    return addresses[k]
 
 
 @triton.jit
-def load_classes(address, o_n, m_n, p_integers):
+def load_classes(address, o_n, m_n, C: tl.constexpr, ignore_index: tl.constexpr):
     """(class, used, valid) of rows: -1 unless valid; used says that a row is not ignored; (BLOCK_N,) each."""
     p_classes = address.to(tl.pointer_type(tl.int64))
     b_y = tl.load(p_classes + o_n, mask=m_n, other=0)
-    m_used = m_n & (b_y != tl.load(p_integers + IGNORE))
-    m_valid = m_used & (b_y >= 0) & (b_y < tl.load(p_integers + SIZE))
+    m_used = m_n & (b_y != ignore_index)
+    m_valid = m_used & (b_y >= 0) & (b_y < C)
     return tl.where(m_valid, b_y, -1).to(tl.int32), m_used, m_valid
 
 

@@ -12,31 +12,41 @@ costs nothing, and dz is rounded once.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, gpu_family
+from ...machine.launch import Variant, cdiv, gpu_family
 from ..call import Forward, Gradients, HeadsCall, Residual
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
+from .constants import constants_of
 from .head_losses import head_losses
 from .means import take_means
 from .tables import head_tables
 from .targets import ADDRESSES, locate_targets
+from .tile_blocks import (
+    ALIGNED_FEATURES,
+    Blocks,
+    backward_blocks,
+    columns_of,
+    forward_blocks,
+    precision_of,
+    rows_per_part,
+)
 from .weights import Factors, column_scales, finish_weight
 
 WIDEST = 64  # outputs of all heads together
 
 
-@triton.jit(do_not_specialize=["N", "S", "K", "row_floats", *ADDRESSES])
+@triton.jit(do_not_specialize=["N", "S", "row_floats", *ADDRESSES])
 def tile_forward_kernel(
     p_features,  # (N, D)
     p_weight,  # (S, D)
     p_bias,  # (S,)
-    p_integers,  # (K, N_INTEGERS) int64
-    p_floats,  # (K, N_FLOATS) float32
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
     p_dz,  # (N, BLOCK_S)
@@ -44,7 +54,6 @@ def tile_forward_kernel(
     N,
     D,
     S,
-    K,
     row_floats,
     address_0,
     address_1,
@@ -64,7 +73,8 @@ def tile_forward_kernel(
     address_15,
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
-    HAS_VALUES: tl.constexpr,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,8 +102,8 @@ def tile_forward_kernel(
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
     b_dz = head_losses(
-        b_z, o_n, m_n, o_s, 0, K, p_integers, p_floats, p_weights, p_task_weights,
-        p_sums + tl.program_id(0) * K * 3, addresses, N, row_floats, HAS_VALUES, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+        b_z, o_n, m_n, o_s, p_weights, p_task_weights, p_sums + tl.program_id(0) * N_HEADS * 3, addresses, N,
+        row_floats, HEADS, 0, N_HEADS, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
     )  # fmt: skip
     if NEED_GRADIENT:
         p_out = p_dz + o_n.to(tl.int64)[:, None] * BLOCK_S + o_s[None, :]
@@ -168,68 +178,15 @@ def tile_backward_kernel(
             tl.store(p_bias_parts + i_part * BLOCK_S + o_s, b_db, mask=m_s)
 
 
-class Blocks(NamedTuple):
-    """Rows and features that a program of either direction holds at a time, and its warps and stages."""
-
-    rows: int
-    features: int
-    warps: int
-    stages: int
-
-    @property
-    def options(self) -> dict[str, int]:
-        """What the compiler is told."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
-
-
-PROGRAMS = 264  # that share the weight's gradient: two a multiprocessor
-
-
-def forward_blocks(N: int, itemsize: int, has_values: bool, family: str) -> Blocks:
-    """As many rows as leave every multiprocessor of a large GPU a tile, 16 at least: a matrix unit's.
-
-    Heads are masked parts of a tile: a thread holds 16 logits, as more would not fit its registers. From 64 rows on
-    Blackwell's products lie in a memory of their own, where Triton 3.7 cannot lay out the sums.
-    """
-    if family == "amd":
-        return Blocks(16, 32, 4, 2)
-    most = 64 if itemsize == 2 and not has_values and family == "nvidia" else 32
-    rows = min(most, 64 if N >= 6144 else 32 if N >= 3072 else 16)
-    return Blocks(rows, 128 if itemsize == 2 else 64, 4 if rows == 16 else 8, 3)
-
-
-def backward_blocks(itemsize: int, family: str) -> Blocks:
-    """Of a tile (rows, features) of the features' gradient, and of a step along the rows of the weight's."""
-    if family == "amd":
-        return Blocks(32, 32, 4, 2)
-    return Blocks(64, 128, 8, 2) if itemsize == 2 else Blocks(32, 64, 4, 2)
-
-
-def rows_per_part(N: int, D: int, blocks: Blocks) -> int:
-    """Rows whose part of the weight's gradient one program sums."""
-    wanted = max(1, PROGRAMS // triton.cdiv(D, blocks.features))
-    return max(1, triton.cdiv(triton.cdiv(N, wanted), blocks.rows)) * blocks.rows
-
-
-def columns_of(S: int) -> int:
-    """BLOCK_S: what the width of a tile is padded to."""
-    return max(16, triton.next_power_of_2(S))
-
-
-def precision_of(is_float32: bool, family: str) -> str:
-    """How blocks are multiplied: three products of tf32 parts are as accurate as float32, on NVIDIA's matrix units."""
-    return "tf32x3" if is_float32 and family != "amd" else "ieee"
-
-
 def _precision(features: Tensor) -> str:
     return precision_of(features.dtype is torch.float32, gpu_family(features.device))
 
 
 @cache
 def _forward_variant(
+    layout: HeadLayout,
     has_bias: bool,
     need_gradient: bool,
-    has_values: bool,
     side_by_side: bool,
     skip_zero_weights: bool,
     precision: str,
@@ -237,9 +194,9 @@ def _forward_variant(
     columns: int,
 ) -> Variant:
     constexprs = {
-        "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "HAS_VALUES": has_values,
-        "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights, "PRECISION": precision,
-        "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
+        "HAS_BIAS": has_bias, "NEED_GRADIENT": need_gradient, "HEADS": constants_of(layout),
+        "N_HEADS": len(layout), "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip_zero_weights,
+        "PRECISION": precision, "BLOCK_N": blocks.rows, "BLOCK_S": columns, "BLOCK_D": blocks.features,
     }  # fmt: skip
     return Variant(tile_forward_kernel, constexprs, blocks.options)
 
@@ -264,25 +221,25 @@ def forward(call: HeadsCall) -> Forward:
         )
     (N, D), S, K = features.shape, layout.width, len(layout)
     blocks, device = (
-        forward_blocks(N, features.element_size(), layout.has_values, gpu_family(features.device)),
+        forward_blocks(N, D, features.element_size(), layout.has_values, gpu_family(features.device)),
         features.device,
     )
     tables = head_tables(layout, device)
     targets = locate_targets(call.targets, layout, N, device)
-    n_blocks = triton.cdiv(N, blocks.rows)
+    n_blocks = cdiv(N, blocks.rows)
     sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=device)
     need_gradient = any(call.needs)
     dz = features.new_empty((N, columns_of(S)) if need_gradient else 0)
     _forward_variant(
-        call.bias is not None, need_gradient, layout.has_values, targets.side_by_side, call.skip_zero_weights,
+        layout, call.bias is not None, need_gradient, targets.side_by_side, call.skip_zero_weights,
         _precision(features), blocks, columns_of(S),
     ).launch(
         n_blocks,
         (
             features, weight, tables.column_weights if call.bias is None else call.bias.contiguous(),
-            tables.integers, tables.floats, tables.column_weights, call.task_weights, dz, sums,
+            tables.column_weights, call.task_weights, dz, sums,
         ),
-        (N, D, S, K, targets.row_floats, *targets.addresses),
+        (N, D, S, targets.row_floats, *targets.addresses),
         known=D,
     )  # fmt: skip
     means = take_means(sums, call.task_weights)
@@ -309,10 +266,10 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
     need_features, need_weight, need_bias = call.needs
     (N, D), S = features.shape, layout.width
-    blocks, columns = backward_blocks(features.element_size(), gpu_family(features.device)), columns_of(S)
-    per_part, n_columns = rows_per_part(N, D, blocks), triton.cdiv(D, blocks.features)
-    n_parts = max(1, triton.cdiv(N, per_part)) if need_weight or need_bias else 0
-    n_tiles = triton.cdiv(N, blocks.rows) if need_features else 0
+    blocks, columns = backward_blocks(D, features.element_size(), gpu_family(features.device)), columns_of(S)
+    per_part, n_columns = rows_per_part(N, D, blocks), cdiv(D, blocks.features)
+    n_parts = max(1, cdiv(N, per_part)) if need_weight or need_bias else 0
+    n_tiles = cdiv(N, blocks.rows) if need_features else 0
     d_features = torch.empty_like(features) if need_features else None
     parts = torch.empty(n_parts, columns, D, dtype=torch.float32, device=features.device)
     bias_parts = torch.empty(n_parts, columns, dtype=torch.float32, device=features.device)
@@ -337,40 +294,69 @@ def warm_up() -> None:
     """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
 
 
+def _layout_of(S: int, has_values: bool) -> HeadLayout:
+    """Heads of S outputs together: of classes, or of every kind."""
+    sizes = (S - 15, 7, 5, 3)
+    kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
+    return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
+
+
 def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What is launched on a family of GPUs: (name, kernel, signature, constexprs, options)."""
-    variants = []
-    for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
-        for S, N, has_values in ((45, 8192, False), (45, 512, False), (45, 8192, True), (17, 4096, True)):
-            forward, columns = forward_blocks(N, itemsize, has_values, family), columns_of(S)
-            shared = {"PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns}
-            name = f"{dtype} {forward.rows}x{columns}{' values' * has_values}"
-            signature = {
-                **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
-                **dict.fromkeys(("p_floats", "p_weights", "p_task_weights", "p_sums"), "*fp32"),
-                "p_integers": "*i64",
-                **dict.fromkeys(("N", "D", "S", "K", "row_floats"), "i32"),
-                **dict.fromkeys(ADDRESSES, "i64"),
-            }
-            constexprs = {
-                "HAS_BIAS": True, "NEED_GRADIENT": True, "HAS_VALUES": has_values,
-                "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True,
-                "BLOCK_N": forward.rows, "BLOCK_D": forward.features, **shared,
-            }  # fmt: skip
-            variants.append((name, tile_forward_kernel, signature, constexprs, forward.options))
-        for S in (45, 17):
-            blocks, columns = backward_blocks(itemsize, family), columns_of(S)
-            signature = {
-                **dict.fromkeys(("p_dz", "p_features", "p_weight", "p_d_features"), f"*{dtype}"),
-                **dict.fromkeys(("p_scale", "p_task_weights", "p_upstream"), "*fp32"),
-                "p_head_of_column": "*i64",
-                **dict.fromkeys(("p_parts", "p_bias_parts"), "*fp32"),
-                **dict.fromkeys(("N", "D", "S", "n_tiles", "n_columns", "per_part"), "i32"),
-            }
-            constexprs = {
-                "PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns, "BLOCK_N": blocks.rows,
-                "BLOCK_D": blocks.features,
-            }  # fmt: skip
-            name = f"{dtype} {columns}"
-            variants.append((name, tile_backward_kernel, signature, constexprs, blocks.options))
-    return variants
+    return [
+        variant
+        for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2))
+        for D in (768, 100)
+        for variant in (
+            *(
+                _forward_variant_of(dtype, itemsize, D, *shape, family)
+                for shape in ((45, 8192, False), (45, 512, False), (45, 8192, True), (17, 4096, True))
+            ),
+            *(_backward_variant_of(dtype, itemsize, D, S, family) for S in (45, 17)),
+        )
+    ]
+
+
+def _sizes(D: int, *others: str) -> tuple[dict[str, str], dict[str, int]]:
+    """(signature, constexprs) of D and other integers: a D of aligned rows is known to be a multiple of 16."""
+    signature = dict.fromkeys(others, "i32")
+    return (signature, {"D": D}) if D % ALIGNED_FEATURES == 0 else ({**signature, "D": "i32"}, {})
+
+
+def _forward_variant_of(
+    dtype: str, itemsize: int, D: int, S: int, N: int, has_values: bool, family: str
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    forward, columns = forward_blocks(N, D, itemsize, has_values, family), columns_of(S)
+    layout, (sizes, known) = _layout_of(S, has_values), _sizes(D, "N", "S", "row_floats")
+    signature = {
+        **dict.fromkeys(("p_features", "p_weight", "p_bias", "p_dz"), f"*{dtype}"),
+        **dict.fromkeys(("p_weights", "p_task_weights", "p_sums"), "*fp32"),
+        **sizes,
+        **dict.fromkeys(ADDRESSES, "i64"),
+    }
+    constexprs = {
+        **known, "HAS_BIAS": True, "NEED_GRADIENT": True, "HEADS": constants_of(layout), "N_HEADS": len(layout),
+        "SIDE_BY_SIDE": False, "SKIP_ZERO_WEIGHTS": True, "PRECISION": precision_of(dtype == "fp32", family),
+        "BLOCK_N": forward.rows, "BLOCK_S": columns, "BLOCK_D": forward.features,
+    }  # fmt: skip
+    name = f"{dtype} {forward.rows}x{columns} D={D}{' values' * has_values}"
+    return name, tile_forward_kernel, signature, constexprs, forward.options
+
+
+def _backward_variant_of(
+    dtype: str, itemsize: int, D: int, S: int, family: str
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    blocks, columns = backward_blocks(D, itemsize, family), columns_of(S)
+    sizes, known = _sizes(D, "N", "S", "n_tiles", "n_columns", "per_part")
+    signature = {
+        **dict.fromkeys(("p_dz", "p_features", "p_weight", "p_d_features"), f"*{dtype}"),
+        **dict.fromkeys(("p_scale", "p_task_weights", "p_upstream"), "*fp32"),
+        "p_head_of_column": "*i64",
+        **dict.fromkeys(("p_parts", "p_bias_parts"), "*fp32"),
+        **sizes,
+    }
+    constexprs = {
+        **known, "PRECISION": precision_of(dtype == "fp32", family), "BLOCK_S": columns, "BLOCK_N": blocks.rows,
+        "BLOCK_D": blocks.features,
+    }  # fmt: skip
+    return f"{dtype} {columns} D={D}", tile_backward_kernel, signature, constexprs, blocks.options

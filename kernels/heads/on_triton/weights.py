@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant
+from ...machine.launch import Variant, cdiv, next_power_of_2
 
 COLUMNS, WARPS = 512, 4
 
@@ -152,8 +152,8 @@ def scaled_weight(
 def _scale_rows(weight: Tensor, out: Tensor, factors: Factors | None, largest: Tensor | None) -> None:
     S, D = weight.shape
     K = 1 if factors is None else len(factors.scale)
-    n_columns = triton.cdiv(D, COLUMNS)
-    _rows_variant(triton.next_power_of_2(K), factors is not None, largest is not None).launch(
+    n_columns = cdiv(D, COLUMNS)
+    _rows_variant(next_power_of_2(K), factors is not None, largest is not None).launch(
         len(out) * n_columns,
         (weight, out, *((weight,) * 4 if factors is None else factors), out if largest is None else largest),
         (D, S, K, n_columns),
@@ -180,7 +180,7 @@ def finish_weight(
     d_bias = torch.empty_like(bias) if need_bias and bias is not None else None
     n_parts, rows = (0, 0) if parts is None else parts.shape[:2]
     n_bias_parts, bias_stride = (0, 0) if bias_parts is None else bias_parts.shape
-    n_columns = triton.cdiv(D, gradient_blocks(n_parts)["BLOCK_D"]) if need_weight else 1
+    n_columns = cdiv(D, gradient_blocks(n_parts)["BLOCK_D"]) if need_weight else 1
     # An argument that a variant never reads still needs a pointer of the same type.
     nothing = factors.scale
     if need_weight or need_bias:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.graphed_steps import GraphedSteps
+from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+
+NUMBERS = (int, float, tuple)  # what a group's options are that a capture would freeze
 
 
 class CudaGraphSteps:
@@ -45,9 +48,12 @@ class CudaGraphSteps:
         self._obstacle = optimizer_obstacle(
             parts.optimizer, lr_changes=parts.lr_changes, loss_scaling=parts.scaler.is_enabled()
         )
-        if row_sparse_tables(parts.encoder):
+        tables = [*row_sparse_tables(parts.encoder), *row_sparse_tables(parts.heads)]
+        fused = {id(table) for table in parts.fused_tables}
+        if any(table.requires_grad and id(table) not in fused for table in tables):
             self._obstacle = (
-                "a row-sparse gradient has a length of its own in every batch: give the encoder sparse=False"
+                "a row-sparse gradient has a length of its own in every batch: leave fuse_backward to its default and "
+                "out what needs gradients (clip_norm, accumulate, float16), or give the encoder sparse=False"
             )
         self._steps.enter_phase(self._obstacle)
 
@@ -91,10 +97,13 @@ def optimizer_obstacle(
     """Why a step with this optimizer cannot be captured, or None.
 
     A graph repeats the numbers that it was captured with: what changes from step to step has to be on the
-    device. SGD without a changing learning rate has nothing that changes.
+    device. SGD and the row rules but Adam's have nothing that changes beside the learning rate.
     """
     name, groups = type(optimizer).__name__, optimizer.param_groups
-    if type(optimizer) is not torch.optim.SGD and not all(group.get("capturable") for group in groups):
+    rates_alone = type(optimizer) is torch.optim.SGD or (
+        isinstance(optimizer, RowSparseOptimizer) and not any("capturable" in group for group in groups)
+    )
+    if not rates_alone and not all(group.get("capturable") for group in groups):
         advice = (
             "build it with capturable=True" if "capturable" in groups[0] else "take AdamW(capturable=True)"
         )
@@ -109,6 +118,8 @@ def optimizer_obstacle(
 def optimizer_constants(optimizer: torch.optim.Optimizer) -> Hashable:
     """The numbers that a capture of `optimizer.step()` would freeze."""
     return tuple(
-        (len(group["params"]), *(value for value in group.values() if isinstance(value, int | float | tuple)))
-        for group in optimizer.param_groups
+        [
+            (len(group["params"]), *[value for value in group.values() if isinstance(value, NUMBERS)])
+            for group in optimizer.param_groups
+        ]
     )

@@ -12,7 +12,7 @@ from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.shares import label_shares
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
-from mt2st_fast.training.sources import Batch, to_device
+from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
 
 
 class EagerSteps:
@@ -43,11 +43,12 @@ class EagerSteps:
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """The losses (K,) of one step."""
         parts = self._parts
-        if len(micro_steps) == 1:
-            total, losses = self._forward(micro_steps[0], parts.weights())
+        plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
+        if len(plain) == 1:
+            total, losses = self._forward(plain[0], parts.weights())
             parts.scaler.scale(total).backward()
         else:
-            losses = self._accumulate(micro_steps)
+            losses = self._accumulate(plain)
         if parts.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
             clip_gradients(parts.trainable(), parts.clip_norm)
@@ -56,7 +57,7 @@ class EagerSteps:
         parts.optimizer.zero_grad(set_to_none=True)
         return losses
 
-    def _accumulate(self, micro_steps: list[list[Batch]]) -> Tensor:
+    def _accumulate(self, micro_steps: list[list[PlainBatch]]) -> Tensor:
         """Gradients of all micro-steps as of one batch, and its losses (K,)."""
         shares_mk = label_shares(self._parts.heads, micro_steps, self._parts.device)
         losses = torch.zeros_like(shares_mk[0])
@@ -67,7 +68,7 @@ class EagerSteps:
             losses = losses + share_k * micro_losses
         return losses
 
-    def _forward(self, batches: list[Batch], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
+    def _forward(self, batches: list[PlainBatch], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
         """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up.
 
         parts: how many such batches make a step, for what is of the step and not of a batch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,7 +18,10 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass
 class StepParts:
-    """What the steps of a run move and read. Only `weights_k`, a value of each active task, changes its tensor."""
+    """What the steps of a run move and read.
+
+    Of all this `weights_k`, a value of each active task, changes its tensor.
+    """
 
     encoder: nn.Module
     heads: MultiTaskHeads
@@ -29,10 +32,14 @@ class StepParts:
     device: torch.device
     precision: Precision
     clip_norm: float | None
+    accumulate: int  # batches a step
     lr_changes: bool  # whether the learning rate is another in every step
     graph: bool
-    fuse_backward: bool | None  # None: wherever one kernel call can take the step
+    fuse_backward: bool | None  # None: wherever that is safe
     fixed_batches: bool  # whether the same tensors are the same batch throughout a phase
+    fused_tables: list[nn.Parameter] = field(
+        default_factory=list
+    )  # that the backward pass steps, without a gradient
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mt2st_fast.compiling import counted_as_compiling
 from mt2st_fast.training.engines.capturer import Capturer, Step
 from mt2st_fast.training.engines.static_inputs import StaticInputs, UncapturableError, signature
 
@@ -81,6 +82,10 @@ class GraphedSteps:
         self._seen[key] += 1
         if self._seen[key] > WARM_UP_STEPS:
             return self._captured(key, micro_steps)
+        if self._seen[key] == 1:
+            # Triton compiles for the sizes of a step, so in the first one of them.
+            with counted_as_compiling("a step on the GPU"):
+                return self._capturer.warm_up(lambda: self._step(micro_steps))
         if self._seen[key] < WARM_UP_STEPS:
             return self._capturer.warm_up(lambda: self._step(micro_steps))
         losses, obstacle = self._capturer.probe(lambda: self._step(micro_steps))

@@ -10,6 +10,7 @@ from mt2st_fast.model.encoders import WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.sources import materialised, tasks_of
 
 
 class OneCallSteps:
@@ -36,6 +37,9 @@ class OneCallSteps:
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
+        # First: looking at an optimizer makes its state, in a CPU's form.
+        if parts.device.type != "cpu":
+            return f"its kernels compute on a CPU, the run is on {parts.device.type}"
         if parts.fuse_backward is False:
             return "not asked for (fuse_backward=False)"
         if parts.clip_norm is not None:
@@ -56,8 +60,7 @@ class OneCallSteps:
         assert self._training is not None
         if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
             return "a step is made of several batches"
-        _, targets = micro_steps[0][0]
-        if any(self._parts.heads.is_word_task(name) for name in targets):
+        if any(self._parts.heads.is_word_task(name) for name in tasks_of(micro_steps[0][0])):
             return "a task on words has no head"
         return self._training.declines()
 
@@ -68,5 +71,5 @@ class OneCallSteps:
     def __call__(self, micro_steps: Any) -> Tensor:
         """The losses (K,) of one step."""
         assert self._training is not None
-        inputs, targets = micro_steps[0][0]
+        inputs, targets = materialised(micro_steps[0][0])
         return self._training(inputs, targets, self._parts.weights_k)

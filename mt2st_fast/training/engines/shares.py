@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.sources import Batch
+from mt2st_fast.training.sources import PlainBatch
 
 
-def label_shares(heads: MultiTaskHeads, micro_steps: list[list[Batch]], device: torch.device) -> Tensor:
+def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> Tensor:
     """(M, K) float32: which part of all labels of each active task the batches of each micro-step have.
 
     A loss is a mean over labels, so that the mean over all is the sum of the means, each times its part. A task that is
@@ -19,11 +22,13 @@ def label_shares(heads: MultiTaskHeads, micro_steps: list[list[Batch]], device: 
     return counts_mk / counts_mk.sum(0).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _counts(heads: MultiTaskHeads, batches: list[Batch], device: torch.device) -> Tensor:
+def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> Tensor:
     """(K,) what the losses of one micro-step are divided by."""
     targets = {name: target for _, of_batch in batches for name, target in of_batch.items()}
     counts = [
-        _count(heads, name, targets[name]).to(device) if name in targets else torch.zeros((), device=device)
+        _count(heads, name, targets[name].to(device, non_blocking=True))
+        if name in targets
+        else torch.zeros((), device=device)
         for name in heads.active
     ]
     return torch.stack(counts)
@@ -31,10 +36,17 @@ def _counts(heads: MultiTaskHeads, batches: list[Batch], device: torch.device) -
 
 def _count(heads: MultiTaskHeads, name: str, target: Tensor) -> Tensor:
     if name not in heads.tasks:
-        return torch.ones(())
+        return torch.ones((), device=target.device)
     head = heads.tasks[name].head
     if not head.kind.takes_classes:
         return (~target.isnan()).sum().float()
     valid = target != head.ignore_index
-    weights = torch.tensor(head.column_weights, dtype=torch.float32, device=target.device)
-    return (weights[torch.where(valid, target, 0)] * valid).sum()
+    if head.options.column_weights is None:
+        return valid.sum().float()
+    return (_column_weights(head, target.device)[torch.where(valid, target, 0)] * valid).sum()
+
+
+@cache
+def _column_weights(head: Any, device: torch.device) -> Tensor:
+    # Kept: a copy to a device would wait for it in every step.
+    return torch.tensor(head.column_weights, dtype=torch.float32, device=device)

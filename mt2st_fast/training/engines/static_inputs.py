@@ -6,12 +6,13 @@ the graph was captured on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mt2st_fast.data.resident import ResidentBatch
 from mt2st_fast.training.sources import map_tensors
 
 ALIGNMENT_BYTES = 256
@@ -27,14 +28,16 @@ def signature(value: Any) -> Hashable:
 
     Raises UncapturableError for something that can be neither copied into a buffer nor compared.
     """
+    if isinstance(value, ResidentBatch):
+        return value.key
     if isinstance(value, Tensor):
         if value.layout is not torch.strided:
             raise UncapturableError(f"inputs hold a tensor of layout {value.layout}")
         return ("tensor", tuple(value.shape), value.dtype, value.device.type, value.requires_grad)
+    if isinstance(value, (tuple, list)):
+        return (type(value), tuple([signature(item) for item in value]))
     if isinstance(value, Mapping):
-        return (type(value), tuple((key, signature(item)) for key, item in value.items()))
-    if isinstance(value, tuple | list):
-        return (type(value), tuple(map(signature, value)))
+        return (type(value), tuple([(key, signature(item)) for key, item in value.items()]))
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return (type(value), value)
     raise UncapturableError(f"inputs hold {type(value).__name__}, which no buffer can stand for")
@@ -48,10 +51,9 @@ class StaticInputs:
     """
 
     def __init__(self, value: Any, device: torch.device) -> None:
-        self._from_host: list[bool] = []
-        host: list[Tensor] = []
-        _each_tensor(value, lambda t: self._from_host.append(t.device.type == "cpu"))
-        _each_tensor(value, lambda t: host.append(t) if t.device.type == "cpu" else None)
+        tensors = tensors_of(value)
+        self._from_host = [t.device.type == "cpu" for t in tensors]
+        host = [t for t, from_host in zip(tensors, self._from_host, strict=True) if from_host]
         spans, n_bytes = _spans(host)
         pinned = device.type == "cuda"
         self._block = torch.empty(n_bytes, dtype=torch.uint8, device=device)
@@ -74,8 +76,10 @@ class StaticInputs:
 
     def copy_from(self, value: Any) -> None:
         """Take over the numbers of a batch of the same signature, without waiting for the device."""
-        tensors: list[Tensor] = []
-        _each_tensor(value, tensors.append)
+        tensors = tensors_of(value)
+        if len(tensors) == 1 and len(self._device_buffers) == 1:  # the rows of a resident batch
+            self._device_buffers[0].copy_(tensors[0], non_blocking=True)
+            return
         host = [t for t, from_host in zip(tensors, self._from_host, strict=True) if from_host]
         on_device = [t for t, from_host in zip(tensors, self._from_host, strict=True) if not from_host]
         if host:
@@ -111,12 +115,17 @@ class _Stage:
             self._transferred.record(torch.cuda.current_stream(device))
 
 
-def _each_tensor(value: Any, visit: Callable[[Tensor], object]) -> None:
-    def visited(tensor: Tensor) -> Tensor:
-        visit(tensor)
-        return tensor
-
-    map_tensors(value, visited)
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in `value`, in the order of `map_tensors`, which makes new values and takes several times as long."""
+    if isinstance(value, ResidentBatch):
+        return [value.rows]
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for item in value for tensor in tensors_of(item)]
 
 
 def _spans(tensors: list[Tensor]) -> tuple[list[tuple[int, int]], int]:

@@ -30,7 +30,7 @@ from mt2st_fast.kernels.bags import reference as reference_embedding
 from mt2st_fast.kernels.bags.batch import NONE, Bags
 from mt2st_fast.kernels.bags.on_triton import bags as triton_embedding
 from mt2st_fast.kernels.bags.on_triton import blocks as triton_blocks
-from mt2st_fast.kernels.bags.on_triton import sums as triton_sums
+from mt2st_fast.kernels.bags.on_triton import pooling as triton_pooling
 from mt2st_fast.kernels.bags.on_triton import updates as triton_updates
 from mt2st_fast.kernels.bags.on_triton.rules import functions_of
 from mt2st_fast.kernels.bags.rules import SGD
@@ -50,15 +50,16 @@ class Case(NamedTuple):
     piece: int = 4
     lengths: tuple[int, ...] = LENGTHS
     rules: bool = True
+    ranked: int = 1000  # positions that our own kernels sort; torch sorts longer batches
 
 
 # 100 columns in blocks of 32 and 37 in blocks of 32 end in ragged ones.
 CASES = {
     "1": Case(1),
-    "5-float16": Case(5, torch.float16, "sum"),
+    "5-float16": Case(5, torch.float16, "sum", ranked=0),
     "37-blocks": Case(37, columns=32),
     "37-blocks-float16": Case(37, torch.float16, columns=32, rules=False),
-    "100": Case(100),
+    "100": Case(100, ranked=0),
     "100-blocks": Case(100, mode="sum", columns=32, rules=False),
     "5-hot": Case(5, lengths=(300, 0, 211, 150), piece=128, rules=False),
 }
@@ -236,13 +237,14 @@ def run_repeated(store: dict[str, np.ndarray]) -> None:
 def everything(case: Case, batch: Batch) -> list[Tensor]:
     """What the protocol makes of a batch."""
     table = make_table(case)
-    scales = triton_embedding.mean_scales(batch.ids, batch.starts, V)
     state = state_for(RULES["adam"], table)
+    pooled, scales = triton_embedding.pool_means(table, Bags(batch.ids, batch.starts, None))
     bags = Bags(batch.ids, batch.starts, scales)
-    pooled = triton_embedding.pool(table, bags)
     gradients = triton_embedding.row_gradient(batch.upstream, bags, V)
     triton_embedding.update_from_bags(RULES["adam"], table, bags, batch.upstream, state)
-    return [scales, pooled, *gradients, *unique_ids(batch.ids, V, "triton"), table, *state]
+    dense = triton_embedding.dense_gradient(batch.upstream, bags, V)
+    unique = unique_ids(batch.ids, V, "triton")
+    return [scales, pooled, *gradients, *unique, triton_embedding.pool(table, bags), dense, table, *state]
 
 
 def run_edges(store: dict[str, np.ndarray]) -> None:
@@ -271,10 +273,12 @@ def run_edges(store: dict[str, np.ndarray]) -> None:
         ("no-ids", empty),
         ("all-none", batch._replace(ids=torch.full_like(batch.ids, NONE))),
     ):
-        scales, bags, rows, gradient, unique, inverse, table, *state = everything(case, nothing)
+        scales, bags, rows, gradient, unique, inverse, again, dense, table, *state = everything(case, nothing)
         store[name] = np.array(
             not scales.any()
             and not bags.any()
+            and not again.any()
+            and not dense.any()
             and bags.shape == (7, 5)
             and rows.shape == unique.shape == (0,)
             and gradient.shape == (0, 5)
@@ -316,14 +320,16 @@ def run_long_table(store: dict[str, np.ndarray]) -> None:
     ids, starts = torch.tensor([row], dtype=torch.int32), torch.tensor([0, 1])
     # The interpreter copies what an argument shows: a view of one row.
     table, nothing = memory[:1], torch.zeros(1)
-    triton_sums.pool_kernel[(1, 1)](
-        table, ids, starts, nothing, bags, 1, len(memory), D=D, HAS_SCALES=False, **blocks.constexprs
-    )
+    triton_pooling.pool_kernel[(1, 1)](
+        table, ids, starts, ids, ids, nothing, bags, 1, len(memory), 1,
+        D=D, HAS_STARTS=True, HAS_TYPES=False, M=1, SCALING=0, **blocks.constexprs,
+    )  # fmt: skip
     store["long-table/pool"] = all_equal((bags[0], memory[row]))
     triton_updates.update_kernel[(1,)](
-        table, nothing, nothing, nothing, ids, torch.ones(1, D), nothing, nothing, nothing, nothing, nothing,
+        table, nothing, nothing, nothing, ids, torch.ones(1, D), nothing, nothing, nothing,
         1, 1, len(memory), 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
-        D=D, **functions_of(SGD).constexprs, FROM_BAGS=False, HAS_SCALES=False, PIECE=8, **blocks.constexprs,
+        D=D, **functions_of(SGD).constexprs, RATE_ON_DEVICE=False, FROM_BAGS=False, ALL_ROWS=False,
+        HAS_WEIGHTS=False, PIECE=8, SCAN=32, **blocks.constexprs,
     )  # fmt: skip
     store["long-table/update"] = all_equal((memory[row], expected))
 
@@ -332,9 +338,18 @@ def main(out: str) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}
+    # The batches of 33 positions are then of three chunks, of which the last one is not full.
+    triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK, triton_blocks.MERGE_CHUNKS = (
+        16,
+        4,
+        8,
+        2,
+    )
+    triton_blocks.SCAN = 4
     shared, whole = triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS
     for name, case in CASES.items():
-        triton_blocks.PIECE = case.piece
+        triton_blocks.PIECE, triton_blocks.MOST_RANKED = case.piece, case.ranked
+        triton_blocks.CHUNK, triton_blocks.MERGE_BLOCK = (256, 64) if sum(case.lengths) > 100 else (16, 8)
         triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = (
             case.columns or shared,
             case.columns or whole,
@@ -343,8 +358,11 @@ def main(out: str) -> None:
         for rule in RULES if case.rules else ():
             run_rule(name, rule, store)
     triton_blocks.PIECE, triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = 4, 16, 16
+    triton_blocks.MOST_RANKED = 1000
+    triton_blocks.CHUNK, triton_blocks.MERGE_BLOCK = 16, 8
     run_repeated(store)
     run_edges(store)
+    triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK = 1024, 64, 256
     run_unique(store)
     run_long_table(store)
     np.savez(out, **store)

@@ -1,0 +1,208 @@
+"""Positions of bags sorted by row, in two launches of our own: ranks within chunks, then among them.
+
+Up to MOST_RANKED positions. torch.sort takes about ten launches for more than 4,096 keys and three below. Within a
+chunk a key is compared with every other one, which is cheap while chunks are short. Its rank among all is then the sum
+of its ranks in every chunk, found by halving; keys of a program are neighbours in their chunk, and so read the same
+lines. Longer batches are sorted by torch, from `key_kernel`'s keys; `carry_kernel` fetches the rest.
+Equal keys keep the order of their positions.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ...machine.launch import launch_options
+from . import blocks
+from .positions import key_of, place
+from .sums import BATCH, Variant, variant
+
+
+@triton.jit(do_not_specialize=["n_positions", "B", "V", "T"])
+def key_kernel(
+    p_ids,  # (total,) int32
+    p_starts,  # (B + 1,) int64
+    p_type_rows,  # (T, M) int32
+    p_keys,  # (n_positions,) int32
+    n_positions,
+    B,
+    V,
+    T,
+    HAS_STARTS: tl.constexpr,
+    HAS_TYPES: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: the keys of BLOCK positions."""
+    o_i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_key = key_of(p_ids, p_starts, p_type_rows, o_i, n_positions, B, V, T, HAS_STARTS, HAS_TYPES, M)
+    tl.store(p_keys + o_i, b_key, mask=o_i < n_positions)
+
+
+@triton.jit(do_not_specialize=["n_positions", "B", "V", "n_halvings"])
+def carry_kernel(
+    p_sorted_keys,  # (n_positions,) int32, ascending
+    p_sorted_order,  # (n_positions,) int64: where they stood
+    p_ids,
+    p_starts,
+    p_type_counts,  # (T,) int32
+    p_scales,  # (B,) float32
+    p_keys,  # (n_positions,) int32, what `key_kernel` has written, sorted
+    p_bags,  # (n_positions,) int32
+    p_weights,  # (n_positions,) float32
+    n_positions,
+    B,
+    V,
+    n_halvings,
+    HAS_STARTS: tl.constexpr,
+    HAS_TYPES: tl.constexpr,
+    M: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: BLOCK sorted positions."""
+    o_rank = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_i = o_rank < n_positions
+    b_key = tl.load(p_sorted_keys + o_rank, mask=m_i, other=0)
+    b_i = tl.load(p_sorted_order + o_rank, mask=m_i, other=0)
+    place(
+        p_keys, p_bags, p_weights, p_bags, o_rank, b_key, b_i, m_i, p_ids, p_starts, p_type_counts, p_scales,
+        B, V, n_halvings, HAS_STARTS, HAS_TYPES, M, HAS_SCALES, False,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n_positions", "B", "V", "T", "n_halvings"])
+def rank_kernel(
+    p_ids,  # (total,) int32
+    p_starts,  # (B + 1,) int64
+    p_type_rows,  # (T, M) int32
+    p_type_counts,  # (T,) int32
+    p_scales,  # (B,) float32
+    p_keys,  # (n_positions,) int32, ascending within each chunk
+    p_order,  # (n_positions,) int32: the positions in that order
+    p_bags,  # (n_positions,) int32, ONE_CHUNK
+    p_weights,  # (n_positions,) float32, ONE_CHUNK
+    n_positions,
+    B,
+    V,
+    T,
+    n_halvings,
+    HAS_STARTS: tl.constexpr,
+    HAS_TYPES: tl.constexpr,
+    M: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    ONE_CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,  # divides CHUNK
+):
+    """One program: where BLOCK positions stand in their chunk."""
+    i_first = tl.program_id(0) * BLOCK
+    chunk = i_first // CHUNK * CHUNK
+    o_i, o_j = i_first + tl.arange(0, BLOCK), chunk + tl.arange(0, CHUNK)
+    m_i = o_i < n_positions
+    b_key = key_of(p_ids, p_starts, p_type_rows, o_i, n_positions, B, V, T, HAS_STARTS, HAS_TYPES, M)
+    # All at once: a loop would wait for two dependent loads a round. Past the positions a key is V, and before none.
+    b_other = key_of(p_ids, p_starts, p_type_rows, o_j, n_positions, B, V, T, HAS_STARTS, HAS_TYPES, M)
+    m_before = (b_other[None, :] == b_key[:, None]) & (o_j[None, :] < o_i[:, None])
+    b_count = tl.sum(((b_other[None, :] < b_key[:, None]) | m_before).to(tl.int32), axis=1)
+    b_rank = chunk + b_count
+    if ONE_CHUNK:
+        place(
+            p_keys, p_bags, p_weights, p_order, b_rank, b_key, o_i, m_i, p_ids, p_starts, p_type_counts, p_scales,
+            B, V, n_halvings, HAS_STARTS, HAS_TYPES, M, HAS_SCALES, True,
+        )  # fmt: skip
+    else:
+        tl.store(p_keys + b_rank, b_key, mask=m_i)
+        tl.store(p_order + b_rank, o_i, mask=m_i)
+
+
+@triton.jit(do_not_specialize=["n_positions", "B", "V", "n_halvings"])
+def merge_kernel(
+    p_chunk_keys,  # (n_positions,) int32, ascending within each chunk
+    p_chunk_order,  # (n_positions,) int32
+    p_ids,
+    p_starts,
+    p_type_counts,
+    p_scales,
+    p_keys,  # (n_positions,) int32, ascending
+    p_order,  # (n_positions,) int32
+    p_bags,  # (n_positions,) int32
+    p_weights,  # (n_positions,) float32
+    n_positions,
+    B,
+    V,
+    n_halvings,
+    HAS_STARTS: tl.constexpr,
+    HAS_TYPES: tl.constexpr,
+    M: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNK_HALVINGS: tl.constexpr,
+    BLOCK: tl.constexpr,  # divides CHUNK
+    CHUNKS: tl.constexpr,  # searched at a time
+):
+    """One program: where BLOCK neighbours of one sorted chunk stand among all."""
+    i_first = tl.program_id(0) * BLOCK
+    chunk = i_first // CHUNK
+    o_c = i_first + tl.arange(0, BLOCK)
+    m_i = o_c < n_positions
+    b_key = tl.load(p_chunk_keys + o_c, mask=m_i, other=0)
+    b_i = tl.load(p_chunk_order + o_c, mask=m_i, other=0)
+    b_rank = o_c - chunk * CHUNK
+    for first_chunk in range(0, tl.cdiv(n_positions, CHUNK), CHUNKS):
+        o_chunk = first_chunk + tl.arange(0, CHUNKS)
+        b_begin = o_chunk * CHUNK
+        b_length = tl.maximum(tl.minimum(CHUNK, n_positions - b_begin), 0)
+        # Positions of earlier chunks come before equal keys of this one.
+        b_equal = (o_chunk < chunk)[None, :]
+        b_low = tl.zeros((BLOCK, CHUNKS), tl.int32)
+        b_high = b_low + tl.where(o_chunk == chunk, 0, b_length)[None, :]
+        for _ in range(CHUNK_HALVINGS):
+            m_open = b_low < b_high
+            b_middle = (b_low + b_high) // 2
+            b_other = tl.load(p_chunk_keys + b_begin[None, :] + b_middle, mask=m_open, other=0)
+            m_less = (b_other < b_key[:, None]) | (b_equal & (b_other == b_key[:, None]))
+            b_low = tl.where(m_open & m_less, b_middle + 1, b_low)
+            b_high = tl.where(m_open & (m_less == 0), b_middle, b_high)
+        b_rank += tl.sum(b_low, axis=1)
+    place(
+        p_keys, p_bags, p_weights, p_order, b_rank, b_key, b_i, m_i, p_ids, p_starts, p_type_counts, p_scales,
+        B, V, n_halvings, HAS_STARTS, HAS_TYPES, M, HAS_SCALES, True,
+    )  # fmt: skip
+
+
+_OUT = {**dict.fromkeys(("p_keys", "p_order", "p_bags"), "*i32"), "p_weights": "*fp32"}
+_TYPES = {"p_type_rows": "*i32", "p_type_counts": "*i32"}
+
+
+def _variants() -> list[Variant]:
+    variants, options = [], launch_options(blocks.WARPS)
+    of_batch = {**BATCH, **_TYPES, "p_scales": "*fp32", **_OUT}
+    sorted_ones = {"p_sorted_keys": "*i32", "p_sorted_order": "*i64"}
+    in_chunks = {"p_chunk_keys": "*i32", "p_chunk_order": "*i32"}
+    forms = {
+        "positions": (False, False, 1, False),
+        "bags": (True, False, 1, True),
+        "types": (False, True, 12, False),
+        "bags of types": (True, True, 12, True),
+    }
+    for name, (has_starts, has_types, M, has_scales) in forms.items():
+        form = {"HAS_STARTS": has_starts, "HAS_TYPES": has_types, "M": M}
+        scaled = {**form, "HAS_SCALES": has_scales}
+        made = [
+            (key_kernel, of_batch, "n_positions B V T", {**form, **blocks.POSITIONS}),
+            (carry_kernel, of_batch | sorted_ones, "n_positions B V n_halvings", {**scaled, **blocks.POSITIONS}),
+            *(
+                (rank_kernel, of_batch, "n_positions B V T n_halvings",
+                 {**scaled, "ONE_CHUNK": one, **blocks.rank_blocks()})
+                for one in (True, False)
+            ),
+            (merge_kernel, of_batch | in_chunks, "n_positions B V n_halvings", {**scaled, **blocks.merge_blocks()}),
+        ]  # fmt: skip
+        for kernel, pointers, integers, constexprs in made:
+            wanted = {key: kind for key, kind in pointers.items() if key in kernel.arg_names}
+            variants.append(variant(name, kernel, wanted, integers, constexprs, options))
+    return variants
+
+
+VARIANTS = _variants()

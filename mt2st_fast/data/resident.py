@@ -1,0 +1,147 @@
+"""A corpus on the device: a batch is the numbers of its rows, and what they hold is gathered there.
+
+Drawing rows is the host's work. Those of many steps cross in one copy; a step then takes a view of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PART_OF_FREE_MEMORY = 4  # a corpus may take one in so many of the device's free bytes
+STEPS_AHEAD = 256  # whose rows are drawn, and cross, at once
+
+
+def memory_budget(device: torch.device) -> float:
+    """Bytes that a corpus may take on a device."""
+    if device.type != "cuda":
+        return float("inf")
+    return torch.cuda.mem_get_info(device)[0] / PART_OF_FREE_MEMORY
+
+
+class DeviceInputs(Protocol):
+    """Inputs of all rows of a corpus, on a device."""
+
+    def __call__(self, rows: Tensor) -> Any:
+        """The inputs of rows (B,)."""
+        ...
+
+
+class DeviceWindows:
+    """The windows of all rows, int32 (N, W): those of a batch are one gather, whatever the width."""
+
+    def __init__(self, windows_nw: Tensor) -> None:
+        self._windows_nw = windows_nw
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Type ids, int32 (B, W)."""
+        return self._windows_nw.index_select(0, rows)
+
+    def between(self, first: int, last: int) -> Tensor:
+        """Those of the rows from first on, before last: a view."""
+        return self._windows_nw[first:last]
+
+
+class DeviceTargets:
+    """The targets of some tasks on a device; all that are classes lie side by side, so that one gather serves them."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray], device: torch.device) -> None:
+        self._classes = tuple(n for n, c in columns.items() if c.ndim == 1 and c.dtype == np.int64)
+        stacked = np.stack([columns[n] for n in self._classes]) if self._classes else None
+        self._classes_kn = None if stacked is None else torch.from_numpy(stacked).to(device)
+        self._others = {
+            name: torch.from_numpy(np.require(column, requirements=["C", "W"])).to(device)
+            for name, column in columns.items()
+            if name not in self._classes
+        }
+        self.tasks = tuple(columns)
+
+    def __call__(self, rows: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """{task: targets of rows (B,)}, of some of the tasks."""
+        found = {name: column.index_select(0, rows) for name, column in self._others.items() if name in tasks}
+        if self._classes_kn is not None and any(name in tasks for name in self._classes):
+            found.update(zip(self._classes, self._classes_kn.index_select(1, rows).unbind(), strict=True))
+        return {name: found[name] for name in tasks}
+
+    def between(self, first: int, last: int) -> dict[str, Tensor]:
+        """Those of the rows from first on, before last: views."""
+        found = {name: column[first:last] for name, column in self._others.items()}
+        if self._classes_kn is not None:
+            found.update(zip(self._classes, self._classes_kn[:, first:last].unbind(), strict=True))
+        return {name: found[name] for name in self.tasks}
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentBatch:
+    """A batch as the numbers of its rows; `materialise` is part of the step, so that a captured step does it, too."""
+
+    rows: Tensor  # (B,) int64, on the device of the others
+    inputs: DeviceInputs
+    targets: DeviceTargets
+    tasks: tuple[str, ...]
+
+    def materialise(self) -> tuple[Any, dict[str, Tensor]]:
+        """(inputs, {task: targets}) of the rows, on the device."""
+        return self.inputs(self.rows), self.targets(self.rows, self.tasks)
+
+    def with_rows(self, rows: Tensor) -> ResidentBatch:
+        """The same for other rows."""
+        return replace(self, rows=rows)
+
+    def with_tasks(self, tasks: tuple[str, ...]) -> ResidentBatch:
+        """The same with the targets of some of its tasks."""
+        return self if tasks == self.tasks else replace(self, tasks=tasks)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What two batches have in common that differ in their rows alone: as keys compare, inputs and targets are
+        themselves, which the key keeps alive.
+        """
+        return (self.inputs, self.targets, self.tasks, self.rows.shape[0])
+
+
+class TrainingRows(Protocol):
+    """Training batches as a resident stream asks them."""
+
+    active: tuple[str, ...]
+    ahead: Any  # RowsAhead
+
+    def active_columns(self) -> Mapping[str, np.ndarray]:
+        """The targets of all rows, by active task."""
+        ...
+
+
+class ResidentStream:
+    """The batches of `TrainingBatches`, without an end, as rows on a device: the same rows as it would give itself."""
+
+    def __init__(self, batches: TrainingRows, inputs: DeviceInputs, device: torch.device) -> None:
+        self._batches, self._inputs, self._device = batches, inputs, device
+        self._enter_phase()
+
+    def _enter_phase(self) -> None:
+        self._active = self._batches.active
+        self._targets = DeviceTargets(self._batches.active_columns(), self._device)
+        self._coming: list[ResidentBatch] = []
+
+    def __iter__(self) -> Iterator[ResidentBatch]:
+        return self
+
+    def __next__(self) -> ResidentBatch:
+        ahead = self._batches.ahead
+        if self._batches.active is not self._active:
+            self._enter_phase()
+        if not ahead.left:
+            self._fill(ahead.draw(STEPS_AHEAD))
+        return self._coming[ahead.use()]
+
+    def _fill(self, rows: list[np.ndarray]) -> None:
+        drawn = torch.from_numpy(np.concatenate(rows))
+        if self._device.type == "cuda":
+            drawn = drawn.pin_memory()  # so that nobody waits for the copy
+        views = drawn.to(self._device, non_blocking=True).split([len(part) for part in rows])
+        self._coming = [ResidentBatch(view, self._inputs, self._targets, self._active) for view in views]

@@ -1,0 +1,74 @@
+"""Which engine takes a phase, which one a single step of it, and what the history says about that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
+from mt2st_fast.training.engines.engine import Engine
+from mt2st_fast.training.history import PhaseRecord
+
+
+class ChosenEngine:
+    """The engines of a run in the order they are asked in, and the first of them that takes the phase at hand.
+
+    What is found out about it stands in the last of `phases`, the records of the run's history.
+    """
+
+    def __init__(self, engines: list[Engine]) -> None:
+        self._engines = engines
+        self._engine: Engine = engines[-1]
+        self._graphs = next((e for e in engines if isinstance(e, CudaGraphSteps)), None)
+        self.phases: list[PhaseRecord] = []
+
+    def choose(self, phases: list[PhaseRecord]) -> None:
+        """The first engine that nothing stands against takes the last of these phases; its record says why."""
+        self.phases = phases
+        passed_over: dict[str, str] = {}
+        for engine in self._engines:
+            engine.enter_phase()
+        for engine in self._engines:
+            obstacle = engine.obstacle()
+            if obstacle is None:
+                break
+            passed_over[engine.name] = obstacle
+        self._engine = engine
+        self._note(engine=engine.name, passed_over=passed_over)
+        self._note_graph()
+
+    def __call__(self, micro_steps: Any) -> Tensor:
+        """Take a step; the losses (K,) of the active tasks, on the device."""
+        losses = self._engine_for(micro_steps)(micro_steps)
+        self._note_graph()
+        return losses
+
+    def features(self, inputs: Any) -> Tensor | None:
+        """What the encoder makes of held-out inputs, where the phase's engine has a way of its own."""
+        return self._engine.features(inputs) if self.phases else None
+
+    def _engine_for(self, micro_steps: Any) -> Engine:
+        """The phase's engine, or the next one in the order that takes a step which that one declines."""
+        if self._engine.declines(micro_steps) is None:
+            return self._engine
+        for engine in self._engines[self._engines.index(self._engine) :]:
+            if engine.obstacle() is not None:
+                continue
+            if (reason := engine.declines(micro_steps)) is None:
+                return engine
+            self._note_decline(engine, reason)
+        raise RuntimeError("no engine takes this step")  # the last one takes every step
+
+    def _note_decline(self, engine: Engine, reason: str) -> None:
+        passed_over = self.phases[-1].passed_over
+        if engine.name not in passed_over:
+            self._note(passed_over={**passed_over, engine.name: f"in some steps: {reason}"})
+
+    def _note_graph(self) -> None:
+        if self._graphs is not None and self.phases[-1].graph != self._graphs.verdict:
+            self._note(graph=self._graphs.verdict)
+
+    def _note(self, **known: Any) -> None:
+        self.phases[-1] = replace(self.phases[-1], **known)

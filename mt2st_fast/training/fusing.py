@@ -1,0 +1,44 @@
+"""Which row-sparse tables the backward pass of a run steps itself, without a gradient."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+
+
+def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Parameter]:
+    """Have the backward pass step the encoder's row-sparse tables where that is asked for; those that it steps now.
+
+    Not said otherwise, on CUDA it does so wherever nothing needs their gradient. loaders: how many a step has a batch
+    of. wants_gradients: whether the schedule looks at gradients. Raises ValueError where it is asked for and cannot be.
+    """
+    if parts.fuse_backward is None:
+        fits = parts.device.type == "cuda" and _nothing_needs_gradients(parts, loaders, wants_gradients)
+    else:
+        fits = parts.fuse_backward
+    if not fits:
+        return []
+    tables = [table for table in row_sparse_tables(parts.encoder) if table.requires_grad]
+    if not isinstance(parts.optimizer, RowSparseOptimizer):
+        raise ValueError(
+            "fuse_backward needs LazyAdam, RowwiseAdagrad or SGD of mt2st_fast, not "
+            f"{type(parts.optimizer).__name__}"
+        )
+    parts.optimizer.fuse(tables)
+    return tables
+
+
+def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bool) -> bool:
+    """Whether a step is one backward pass, through a table that is read once, and nobody looks at its gradient."""
+    optimizer, encoder = parts.optimizer, parts.encoder
+    if not isinstance(optimizer, RowSparseOptimizer) or type(encoder) not in (BagEncoder, WindowEncoder):
+        return False
+    looked_at = parts.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    table = encoder.table
+    hooked = hooked or table._backward_hooks or getattr(table, "_post_accumulate_grad_hooks", None)
+    return loaders == 1 and parts.accumulate == 1 and not looked_at and not hooked

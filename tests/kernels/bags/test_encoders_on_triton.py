@@ -1,0 +1,81 @@
+"""Encoders over the Triton kernels, in the interpreter: the reference's results, no wait, few launches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+WORKER = Path(__file__).with_name("encoder_worker.py")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """Everything that the worker prints, computed once."""
+    worker = subprocess.run([sys.executable, str(WORKER)], capture_output=True, text=True, check=False)
+    assert worker.returncode == 0, worker.stderr[-4000:]
+    print(worker.stderr)
+    return json.loads(worker.stdout.splitlines()[-1])
+
+
+def broken(found: dict[str, Any], what: str, least: int) -> list[str]:
+    """The names of what does not hold, of at least so many."""
+    assert len(found[what]) >= least
+    return [name for name, holds in found[what].items() if not holds]
+
+
+def test_encoders_are_those_of_the_reference_and_follow_a_rate_on_the_device(found):
+    assert broken(found, "encoders", 48) == []
+
+
+def test_ids_past_the_last_bag_change_no_bit_nor_does_sorting_before(found):
+    assert broken(found, "capacity", 12) == []
+
+
+def test_a_step_of_every_encoder_waits_for_nothing(found):
+    assert broken(found, "waits", 36) == []
+
+
+def test_a_wait_would_have_been_seen(found):
+    assert broken(found, "seen", 8) == []
+
+
+STEP = ["rank_kernel", "merge_kernel", "piece_kernel", "update_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("case", "launches"),
+    [
+        ("tagger: embedding side", ["pool_kernel", *STEP]),
+        (
+            "tagger: whole step",
+            ["pool_kernel", "aten::addmm", "aten::relu", "aten::threshold_backward", *["aten::mm"] * 2, "aten::sum",
+             *STEP, "aten::_foreach_add_", "aten::_fused_adamw_"],
+        ),
+        ("bags", ["pool_kernel", *STEP]),
+        ("bags: few", ["pool_kernel", "rank_kernel", "piece_kernel", "update_kernel"]),
+        ("bags: prepared", ["pool_kernel", "piece_kernel", "update_kernel"]),
+        ("bags: prepare", ["pool_kernel", "rank_kernel", "merge_kernel", *["aten::copy_"] * 6]),
+    ],
+)  # fmt: skip
+def test_what_is_launched(found, case, launches):
+    assert found["launches"][case] == launches
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("table", "ValueError: the batch was sorted for a table of 9 rows, not 8"),
+        ("copy", "ValueError: the batches differ"),
+        ("mode", "ValueError: mode must be mean or sum, not max"),
+        ("device", "RuntimeError: no kernel takes bags that are sorted on cpu"),
+    ],
+)
+def test_what_does_not_fit_is_named(found, case, message):
+    assert found["refusals"][case].startswith(message)

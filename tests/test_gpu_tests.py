@@ -1,0 +1,44 @@
+"""Tests that only a GPU runs do not fall behind: every run imports them, and their graphs own their memory."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.test_imports import ROOT
+
+ON_GPU = sorted((ROOT / "tests" / "on_gpu").glob("*.py"))
+CAPTURE = ROOT / "bench" / "device.py"  # clears cuBLAS's workspaces before and after
+
+
+def uses(code: str, what: str) -> list[int]:
+    """The lines that say `what`, a keyword of a call or the end of a dotted name."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        keyword = isinstance(node, ast.keyword) and node.arg == what
+        if keyword or (isinstance(node, ast.Attribute) and ast.unparse(node).endswith(what)):
+            found.append(node.lineno if isinstance(node, ast.Attribute) else node.value.lineno)
+    return found
+
+
+def test_uses_are_seen():
+    assert uses("pytest.skip('x', allow_module_level=True)", "allow_module_level") == [1]
+    assert uses("a\nwith torch.cuda.graph(g): pass", "torch.cuda.graph") == [2]
+    assert uses("'torch.cuda.graph'", "torch.cuda.graph") == []
+
+
+@pytest.mark.parametrize("path", ON_GPU, ids=lambda path: path.stem)
+def test_no_module_skips_itself(path):
+    assert not uses(path.read_text("utf-8"), "allow_module_level"), (
+        f"{path.name}: leave it out, conftest.py skips each test where there is no GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    "path", [*ON_GPU, *sorted((ROOT / "bench").glob("[!t]*.py"))], ids=lambda path: path.stem
+)
+def test_graphs_are_captured_in_one_place(path):
+    assert path == CAPTURE or not uses(path.read_text("utf-8"), "torch.cuda.graph"), (
+        f"{path.name}: take `captured` of bench/device.py, whose graphs own their workspaces"
+    )
