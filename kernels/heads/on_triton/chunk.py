@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..call import HeadsCall
+from ..layout import HeadLayout
+from .constants import constants_of
 from .mean_scales import Scales
 from .tables import HeadTables
 from .targets import ADDRESSES, Targets
 
 # Pointers and integers that such a kernel begins with, as `Chunk.tensors` and `Chunk.integers` have them.
-POINTERS = {
-    "p_logits": "logits", "p_bias": "bias", "p_integers": "*i64", "p_floats": "*fp32", "p_weights": "*fp32",
-    "p_task_weights": "*fp32", "p_scale": "*fp32", "p_sums": "*fp32",
-}  # fmt: skip
-INTEGERS = ("N", "n_rows", "first_row", "row_stride", "S", "K", "n_columns", "row_floats", *ADDRESSES)
+POINTERS = ("p_logits", "p_bias", "p_weights", "p_task_weights", "p_scale", "p_sums")
+INTEGERS = ("N", "n_rows", "first_row", "row_stride", "row_floats", *ADDRESSES)
+
+
+class Told(NamedTuple):
+    """What a kernel is compiled for, beside its heads."""
+
+    layout: HeadLayout
+    has_bias: bool
+    need_gradient: bool
+    side_by_side: bool
+    skip_zero_weights: bool
+
+    @property
+    def constexprs(self) -> dict[str, Any]:
+        """The first of a kernel's compile-time arguments."""
+        return {
+            "HEADS": constants_of(self.layout), "N_HEADS": len(self.layout), "HAS_BIAS": self.has_bias,
+            "NEED_GRADIENT": self.need_gradient, "SIDE_BY_SIDE": self.side_by_side,
+            "SKIP_ZERO_WEIGHTS": self.skip_zero_weights,
+        }  # fmt: skip
 
 
 class Chunk(NamedTuple):
@@ -37,36 +55,32 @@ class Chunk(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What POINTERS names. An argument that a variant never reads still needs a pointer."""
-        bias, tables = self.call.bias, self.tables
+        bias, weights = self.call.bias, self.tables.column_weights
         return (
-            self.logits, tables.column_weights if bias is None else bias.contiguous(), tables.integers, tables.floats,
-            tables.column_weights, self.call.task_weights,
-            tables.floats if self.scales is None else self.scales.of_heads, self.sums,
+            self.logits, weights if bias is None else bias.contiguous(), weights, self.call.task_weights,
+            weights if self.scales is None else self.scales.of_heads, self.sums,
         )  # fmt: skip
 
     @property
     def integers(self) -> tuple[int, ...]:
         """What INTEGERS names."""
-        n_rows, n_columns = self.logits.shape
-        layout = self.call.layout
         return (
-            self.call.features.shape[0], n_rows, self.first_row, self.logits.stride(0), layout.width, len(layout),
-            n_columns, self.targets.row_floats, *self.targets.addresses,
+            self.call.features.shape[0], len(self.logits), self.first_row, self.logits.stride(0),
+            self.targets.row_floats, *self.targets.addresses,
         )  # fmt: skip
 
     @property
-    def constexprs(self) -> dict[str, bool]:
+    def told(self) -> Told:
         """What every kernel is compiled for."""
-        return {
-            "HAS_BIAS": self.call.bias is not None,
-            "NEED_GRADIENT": self.scales is not None,
-            "SIDE_BY_SIDE": self.targets.side_by_side,
-            "SKIP_ZERO_WEIGHTS": self.call.skip_zero_weights,
-        }
+        call = self.call
+        return Told(
+            call.layout, call.bias is not None, self.scales is not None, self.targets.side_by_side,
+            call.skip_zero_weights,
+        )  # fmt: skip
 
 
 def signature(dtype: str, of_bias: str | None = None) -> dict[str, str]:
     """Types of POINTERS and INTEGERS for logits of `dtype`, to compile ahead of time."""
-    types = {"logits": f"*{dtype}", "bias": f"*{of_bias or dtype}"}
-    pointers = {name: types.get(kind, kind) for name, kind in POINTERS.items()}
-    return {**pointers, **{name: "i64" if name in ADDRESSES else "i32" for name in INTEGERS}}
+    own = {"p_logits": f"*{dtype}", "p_bias": f"*{of_bias or dtype}"}
+    integers = {name: "i64" if name in ADDRESSES else "i32" for name in INTEGERS}
+    return {**dict.fromkeys(POINTERS, "*fp32"), **own, **integers}

@@ -1,7 +1,7 @@
 """Which kernels take the losses of a chunk of logits: wide heads are swept, each row of them by a program's own blocks.
 
-    wide_softmax_kernel  softmax heads of more than NARROW outputs
-    wide_values_kernel   elementwise heads of more
+    wide_softmax_kernel  a softmax head of more than NARROW outputs
+    wide_values_kernel   an elementwise head of more
     narrow_kernel        all the others, neighbours together
 
 All of them overwrite the logits of their own columns with the gradient, already multiplied by what `mean_scales` says.
@@ -12,10 +12,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-import torch
-import triton
-from torch import Tensor
-
+from ...machine.launch import cdiv
 from ..layout import HeadLayout
 from . import narrow_rows, wide_rows, wide_values
 from .chunk import Chunk
@@ -27,30 +24,22 @@ MOST_ROWS = 64
 
 
 class Split(NamedTuple):
-    """The heads of a layout by the kernel that takes them; empty tensors where there are none."""
+    """The heads of a layout by the kernel that takes them."""
 
-    softmax: Tensor  # (n,) int64, indices of heads
-    values: Tensor  # (n,) int64
+    softmax: tuple[int, ...]
+    values: tuple[int, ...]
     narrow: Groups | None
-    widest: int  # outputs of the widest of `softmax`
-    is_smoothed: bool  # whether one of `softmax` is
 
 
-# Never let go of: a CUDA graph may read them.
 @cache
-def split_heads(layout: HeadLayout, n_columns: int, device: torch.device) -> Split:
+def split_heads(layout: HeadLayout, n_columns: int) -> Split:
     """Of a layout whose rows of logits are padded to n_columns."""
     wide = [k for k, head in enumerate(layout.heads) if head.size > NARROW]
-    softmax = [k for k in wide if layout.heads[k].kind.takes_classes]
-    values = [k for k in wide if k not in softmax]
-    with torch.inference_mode(False):
-        return Split(
-            torch.tensor(softmax, dtype=torch.int64, device=device),
-            torch.tensor(values, dtype=torch.int64, device=device),
-            narrow_groups(layout, [k for k in range(len(layout)) if k not in wide], n_columns, device),
-            max((layout.heads[k].size for k in softmax), default=0),
-            any(layout.heads[k].label_smoothing > 0 for k in softmax),
-        )
+    softmax = tuple(k for k in wide if layout.heads[k].kind.takes_classes)
+    values = tuple(k for k in wide if k not in softmax)
+    return Split(
+        softmax, values, narrow_groups(layout, [k for k in range(len(layout)) if k not in wide], n_columns)
+    )
 
 
 def rows_per_program(N: int) -> int:
@@ -60,15 +49,15 @@ def rows_per_program(N: int) -> int:
 
 def n_sums(split: Split, n_rows: int, rows: int) -> int:
     """Blocks of rows that the kernels sum a chunk of n_rows by; `rows` to a program that sweeps."""
-    blocks = triton.cdiv(n_rows, rows) if len(split.softmax) or len(split.values) else 0
-    return max(blocks, 0 if split.narrow is None else triton.cdiv(n_rows, split.narrow.rows))
+    blocks = cdiv(n_rows, rows) if split.softmax or split.values else 0
+    return max(blocks, 0 if split.narrow is None else cdiv(n_rows, split.narrow.rows))
 
 
 def take_losses(chunk: Chunk, split: Split, rows: int) -> None:
     """The sums of a chunk's rows; its logits become their gradient where one is needed, and what pads them 0."""
-    if len(split.softmax):
-        wide_rows.launch(chunk, split.softmax, split.widest, split.is_smoothed, rows)
-    if len(split.values):
-        wide_values.launch(chunk, split.values, rows)
+    for k in split.softmax:
+        wide_rows.launch(chunk, k, rows)
+    for k in split.values:
+        wide_values.launch(chunk, k, rows)
     if split.narrow is not None:
-        narrow_rows.launch(chunk, split.narrow)
+        narrow_rows.launch(chunk, split.narrow, chunk.tables.head_of_column)

@@ -70,7 +70,7 @@ def forward(call: HeadsCall, budget_bytes: int = BUDGET_BYTES, least_rows: int |
     B = least_rows or chunk_rows(N, row_stride, features.element_size(), budget_bytes)
     targets, tables = locate_targets(call.targets, layout, N, device), head_tables(layout, device)
     scales = take_scales(call, targets) if any(call.needs) else None
-    split, rows = split_heads(layout, n_columns, device), rows_per_program(N)
+    split, rows = split_heads(layout, n_columns), rows_per_program(N)
     firsts = range(0, N, B)
     n_blocks = n_sums(split, min(B, N), rows)
     sums = torch.zeros(len(firsts), n_blocks, len(layout), 3, dtype=torch.float32, device=device)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant
+from ...machine.launch import Variant, cdiv
 
 ROWS, COLUMNS, WARPS = 8, 512, 8  # of a program at a time: 16 elements a thread, 8 of a row side by side
 PROGRAMS = 1056  # eight on each multiprocessor of a large GPU
@@ -64,10 +64,10 @@ def column_sums(matrix: Tensor) -> Tensor:
             f"rows of a multiple of 8 columns have to begin a multiple of 16 apart, not {tuple(matrix.shape)} "
             f"with strides {matrix.stride()}"
         )
-    n_blocks = triton.cdiv(n_columns, COLUMNS)
-    n_parts = max(1, min(triton.cdiv(PROGRAMS, n_blocks), triton.cdiv(n_rows, LEAST_ROWS)))
+    n_blocks = cdiv(n_columns, COLUMNS)
+    n_parts = max(1, min(cdiv(PROGRAMS, n_blocks), cdiv(n_rows, LEAST_ROWS)))
     parts = torch.empty(n_parts, n_columns, dtype=torch.float32, device=matrix.device)
-    per_part = triton.cdiv(n_rows, n_parts)
+    per_part = cdiv(n_rows, n_parts)
     _variant().launch(
         n_parts * n_blocks, (matrix, parts), (n_rows, row_stride, n_columns, n_blocks, per_part)
     )

@@ -14,16 +14,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant
+from ...machine.launch import Variant, cdiv, next_power_of_2
 from ..call import HeadsCall
-from .tables import KIND, N_INTEGERS, OFFSET, SIZE, SOFTMAX, head_tables
-from .targets import ADDRESSES, Targets, load_classes, target_of
+from .tables import IGNORE, KIND, N_INTEGERS, OFFSET, SIZE, SOFTMAX, TARGET, head_tables
+from .targets import ADDRESSES, MOST_ADDRESSES, Targets
 
 # Parts of a head: enough to count a million rows at memory speed, few enough to add up in one block.
 MAX_PARTS = 64
 ROWS_PER_PART = 1024
 BLOCK, WARPS = 512, 4
 ELEMENTS = 1024  # that the program of the scales adds at a time
+
+
+N_ADDRESSES: tl.constexpr = tl.constexpr(MOST_ADDRESSES)
+
+
+@triton.jit
+def _target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE: tl.constexpr):
+    """(address of a head's first target, floats of a row); p_head points at the head's row of the table.
+
+    Heads are not known when the kernel is compiled: it is the same for any number of them.
+    """
+    C = tl.load(p_head + SIZE)
+    if SIDE_BY_SIDE:
+        target = tl.load(p_head + TARGET)
+        is_softmax = tl.load(p_head + KIND) == SOFTMAX
+        address = tl.where(is_softmax, addresses[0] + target * N * 8, addresses[1] + target * 4)
+        stride = row_floats + tl.zeros_like(C)
+    else:
+        address = addresses[0]
+        for i in tl.static_range(1, N_ADDRESSES):
+            address = tl.where(i_k == i, addresses[i], address)
+        stride = C
+    return address, stride
 
 
 @triton.jit(do_not_specialize=["N", "K", "per_part", "row_floats", *ADDRESSES])
@@ -63,7 +86,7 @@ def count_kernel(
         address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
-    address, stride = target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE)
+    address, stride = _target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE)
     first = (tl.program_id(0) // K).to(tl.int64) * per_part
     last = tl.minimum(first + per_part, N)
     if SKIP_ZERO_WEIGHTS:
@@ -71,9 +94,13 @@ def count_kernel(
     b_sum = tl.zeros((BLOCK,), tl.float32)
     if tl.load(p_head + KIND) == SOFTMAX:
         p_class_weights = p_weights + tl.load(p_head + OFFSET)
+        ignore_index = tl.load(p_head + IGNORE)
+        C = tl.load(p_head + SIZE)
+        p_classes = address.to(tl.pointer_type(tl.int64))
         for o_first in range(first, last, BLOCK):
             o_n = o_first + tl.arange(0, BLOCK)
-            b_y, _, m_valid = load_classes(address, o_n, o_n < last, p_head)
+            b_y = tl.load(p_classes + o_n, mask=o_n < last, other=-1)
+            m_valid = (o_n < last) & (b_y != ignore_index) & (b_y >= 0) & (b_y < C)
             b_sum += tl.load(p_class_weights + b_y, mask=m_valid, other=0.0)
     else:
         C = tl.load(p_head + SIZE)
@@ -132,12 +159,12 @@ def take_scales(call: HeadsCall, targets: Targets) -> Scales:
     """
     N, K, device = call.features.shape[0], len(call.layout), call.features.device
     tables = head_tables(call.layout, device)
-    n_parts = min(MAX_PARTS, triton.cdiv(N, ROWS_PER_PART))
+    n_parts = min(MAX_PARTS, cdiv(N, ROWS_PER_PART))
     parts = torch.empty(n_parts, K, dtype=torch.float32, device=device)
     _count_variant(targets.side_by_side, call.skip_zero_weights).launch(
         n_parts * K,
         (tables.integers, tables.column_weights, call.task_weights, parts),
-        (N, K, triton.cdiv(N, max(1, n_parts)), targets.row_floats, *targets.addresses),
+        (N, K, cdiv(N, max(1, n_parts)), targets.row_floats, *targets.addresses),
     )
     scale = torch.empty(K, dtype=torch.float32, device=device)
     is_relative = call.features.dtype is torch.float16
@@ -160,7 +187,7 @@ def _scale_variant(K: int, is_relative: bool) -> Variant:
 
 
 def _blocks_of(K: int) -> dict[str, int]:
-    columns = triton.next_power_of_2(K)
+    columns = next_power_of_2(K)
     return {"BLOCK_P": max(1, ELEMENTS // columns), "BLOCK_K": columns}
 
 

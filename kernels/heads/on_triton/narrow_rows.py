@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...machine.launch import Variant, launch_options
+from ...machine.launch import Variant, cdiv, next_power_of_2
+from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
-from .chunk import INTEGERS, Chunk, signature
+from .chunk import INTEGERS, Chunk, Told, signature
 from .head_losses import head_losses
 
+# What stands where in a group's constants.
 FIRST_HEAD: tl.constexpr = tl.constexpr(0)
 LAST_HEAD: tl.constexpr = tl.constexpr(1)
 BEGIN: tl.constexpr = tl.constexpr(2)
@@ -29,28 +30,23 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 512  # of a program, 4 a thread
+ELEMENTS = 2048  # of a program, 8 a thread
+OPTIONS = {"num_warps": 8}
 
 
-@triton.jit(do_not_specialize=[*INTEGERS, "n_groups"])
+@triton.jit(do_not_specialize=[*INTEGERS, "S"])
 def narrow_kernel(
     p_logits,  # (n_rows, row_stride), overwritten with its gradient if NEED_GRADIENT
     p_bias,  # (S,)
-    p_integers,  # (K, N_INTEGERS) int64
-    p_floats,  # (K, N_FLOATS) float32
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
     p_scale,  # (K,) float32, what a head's gradient is multiplied by
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
-    p_groups,  # (n_groups, N_BOUNDS) int32
     p_head_of_column,  # (S,) int64
     N,
     n_rows,
     first_row,
     row_stride,
-    S,
-    K,
-    n_columns,
     row_floats,
     address_0,
     address_1,
@@ -68,63 +64,67 @@ def narrow_kernel(
     address_13,
     address_14,
     address_15,
-    n_groups,
+    S,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
-    HAS_VALUES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    N_GROUPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so neighbours share rows in cache."""
-    row_stride = row_stride // 16 * 16
-    i_block = tl.program_id(0) // n_groups
-    p_group = p_groups + tl.program_id(0) % n_groups * N_BOUNDS
-    first_column, last_column = tl.load(p_group + FIRST_COLUMN), tl.load(p_group + LAST_COLUMN)
+    i_block = tl.program_id(0) // N_GROUPS
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_s = tl.multiple_of(tl.load(p_group + BEGIN), 8) + tl.arange(0, BLOCK_S)
     m_n = o_n < n_rows
-    m_own = (o_s >= first_column) & (o_s < last_column)
-    m_s = m_own & (o_s < S)
-    p_z = p_logits + o_n.to(tl.int64)[:, None] * row_stride + o_s[None, :]
-    b_z = tl.load(p_z, mask=m_n[:, None] & m_s[None, :], other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
+    # A row that there is not in the chunk, there is not at all.
+    o_target = tl.where(m_n, first_row + o_n, N)
     addresses = (
         address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
-    b_dz = head_losses(
-        b_z, tl.where(m_n, first_row + o_n, N), m_n, o_s, tl.load(p_group + FIRST_HEAD), tl.load(p_group + LAST_HEAD),
-        p_integers, p_floats, p_weights, p_task_weights, p_sums + i_block.to(tl.int64) * K * 3,
-        addresses, N, row_floats, HAS_VALUES, SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
-    )  # fmt: skip
-    if NEED_GRADIENT:
-        b_k = tl.load(p_head_of_column + o_s, mask=m_s, other=0)
-        b_dz *= tl.load(p_scale + b_k, mask=m_s, other=0.0)[None, :]
-        tl.store(p_z, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_own[None, :])
+    for g in tl.static_range(N_GROUPS):
+        if tl.program_id(0) % N_GROUPS == g:
+            # Columns of the group, and of what pads the row: the others' programs write theirs.
+            o_s = GROUPS[g * N_BOUNDS + BEGIN] + tl.arange(0, BLOCK_S)
+            m_own = (o_s >= GROUPS[g * N_BOUNDS + FIRST_COLUMN]) & (o_s < GROUPS[g * N_BOUNDS + LAST_COLUMN])
+            m_s = m_own & (o_s < S)
+            p_z = p_logits + o_n.to(tl.int64)[:, None] * row_stride + o_s[None, :]
+            b_z = tl.load(p_z, mask=m_n[:, None] & m_s[None, :], other=0.0).to(tl.float32)
+            if HAS_BIAS:
+                b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
+            b_dz = head_losses(
+                b_z, o_target, m_n, o_s, p_weights, p_task_weights, p_sums + i_block.to(tl.int64) * N_HEADS * 3,
+                addresses, N, row_floats, HEADS, GROUPS[g * N_BOUNDS + FIRST_HEAD],
+                GROUPS[g * N_BOUNDS + LAST_HEAD], SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+            )  # fmt: skip
+            if NEED_GRADIENT:
+                b_k = tl.load(p_head_of_column + o_s, mask=m_s, other=0)
+                b_scale = tl.load(p_scale + b_k, mask=m_s, other=0.0)
+                b_dz = tl.where(m_s[None, :], b_dz * b_scale[None, :], 0.0)
+                tl.store(p_z, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_own[None, :])
 
 
 class Groups(NamedTuple):
     """Which heads and columns each program takes, and the rows and columns that one holds."""
 
-    bounds: Tensor  # (n_groups, N_BOUNDS) int32
+    n: int
+    bounds: tuple[int, ...]  # N_BOUNDS a group, one after another
     rows: int
     columns: int
-    has_values: bool  # whether the targets of one of the heads are floats
 
 
-def narrow_groups(
-    layout: HeadLayout, members: Sequence[int], n_columns: int, device: torch.device
-) -> Groups | None:
+def narrow_groups(layout: HeadLayout, members: Sequence[int], n_columns: int) -> Groups | None:
     """Neighbours among `members` together up to GROUP_COLUMNS; None without members.
 
     The layout's last head, if it is one, has what pads a row up to n_columns, too.
     """
     if not members:
         return None
-    most = max(GROUP_COLUMNS, *(triton.next_power_of_2(layout.heads[k].size) for k in members))
+    most = max(GROUP_COLUMNS, *(next_power_of_2(layout.heads[k].size) for k in members))
     bounds: list[list[int]] = []
     for k in members:
         first = layout.offsets[k]
@@ -134,60 +134,48 @@ def narrow_groups(
         else:
             begin = first // ALIGNED_COLUMNS * ALIGNED_COLUMNS
             bounds.append([k, k + 1, begin, first, last])
-    columns = max(16, triton.next_power_of_2(max(last - begin for _, _, begin, _, last in bounds)))
-    table = torch.tensor(bounds, dtype=torch.int32, device=device)
-    has_values = not all(layout.heads[k].kind.takes_classes for k in members)
-    return Groups(table, max(1, ELEMENTS // columns), columns, has_values)
+    columns = max(16, next_power_of_2(max(last - begin for _, _, begin, _, last in bounds)))
+    return Groups(len(bounds), tuple(itertools.chain(*bounds)), max(1, ELEMENTS // columns), columns)
 
 
-def launch(chunk: Chunk, groups: Groups) -> None:
+def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
     """The losses of these heads of a chunk."""
-    n_groups = len(groups.bounds)
-    _variant(groups.has_values, groups.rows, groups.columns, *chunk.constexprs.values()).launch(
-        triton.cdiv(len(chunk.logits), groups.rows) * n_groups,
-        (*chunk.tensors, groups.bounds, chunk.tables.head_of_column),
-        (*chunk.integers, n_groups),
+    _variant(chunk.told, groups).launch(
+        cdiv(len(chunk.logits), groups.rows) * groups.n,
+        (*chunk.tensors, head_of_column),
+        (*chunk.integers, chunk.call.layout.width),
     )
 
 
-def options_of(has_values: bool) -> dict[str, int]:
-    """What the compiler is told. Left alone, ptxas spills a few scalars to win another warp: the limits stop that."""
-    return launch_options(4, 144 if has_values else 112)
-
-
 @cache
-def _variant(
-    has_values: bool, rows: int, columns: int, has_bias: bool, gradient: bool, side_by_side: bool, skip: bool
-) -> Variant:
-    constexprs = _constexprs(has_values, rows, columns, has_bias, gradient, side_by_side, skip)
-    return Variant(narrow_kernel, constexprs, options_of(has_values))
+def _variant(told: Told, groups: Groups) -> Variant:
+    return Variant(narrow_kernel, constexprs_of(told, groups), OPTIONS)
 
 
-def _constexprs(
-    has_values: bool, rows: int, columns: int, has_bias: bool, gradient: bool, side_by_side: bool, skip: bool
-) -> dict[str, Any]:
+def constexprs_of(told: Told, groups: Groups) -> dict[str, Any]:
+    """The compile-time arguments."""
     return {
-        "HAS_BIAS": has_bias, "NEED_GRADIENT": gradient, "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip,
-        "HAS_VALUES": has_values, "BLOCK_N": rows, "BLOCK_S": columns,
+        **told.constexprs, "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": groups.rows,
+        "BLOCK_S": groups.columns,
     }  # fmt: skip
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What is launched: (name, kernel, signature, constexprs, options)."""
+    of_values = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER)
     variants = []
-    for dtype, columns, has_values in itertools.product(
-        ("fp32", "bf16", "fp16"), (16, 64, 256), (False, True)
+    for dtype, widest, kinds in itertools.product(
+        ("fp32", "bf16", "fp16"), (17, 100), ((Kind.SOFTMAX,) * 4, of_values)
     ):
-        rows = ELEMENTS // columns
-        types = {
-            **signature(dtype),
-            "p_groups": "*i32",
-            "p_head_of_column": "*i64",
-            "n_groups": "i32",
-        }
-        constexprs = _constexprs(has_values, rows, columns, True, True, False, True)
-        name = f"{dtype} {rows}x{columns}{' values' * has_values}"
-        variants.append((name, narrow_kernel, types, constexprs, options_of(has_values)))
+        sizes = (widest, 30, 13, 5)
+        narrow = tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True))
+        layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 1000), *narrow))
+        groups = narrow_groups(layout, range(1, 5), cdiv(layout.width, 8) * 8)
+        assert groups is not None
+        types = {**signature(dtype), "p_head_of_column": "*i64", "S": "i32"}
+        constexprs = constexprs_of(Told(layout, True, True, False, True), groups)
+        name = f"{dtype} {groups.rows}x{groups.columns}{' values' * (kinds is of_values)}"
+        variants.append((name, narrow_kernel, types, constexprs, OPTIONS))
     return variants
 
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ...machine.launch import Variant, launch_options
-from .chunk import INTEGERS, Chunk, signature
-from .tables import N_FLOATS, N_INTEGERS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM
+from ...machine.launch import Variant, cdiv, launch_options
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
+from .chunk import INTEGERS, Chunk, Told, signature
+from .constants import IGNORE, N_CONSTANTS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
 from .targets import load_classes, target_of
 
 LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32
@@ -40,7 +41,8 @@ def _with_bias(b_raw, p_bias, o_s, m_s, HAS_BIAS: tl.constexpr):
 @triton.jit
 def _sweep_sums(
     p_rows, p_bias, p_weights, m_valid, b_target_z, first, last,
-    HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """(maximum, sum of exponentials, column of the first maximum, sum of w_c (z_y - z_c)) of columns first..last."""
     # Every lane keeps a running maximum and sum of its own columns: nothing crosses threads in the loop. The maximum
@@ -61,8 +63,10 @@ def _sweep_sums(
         b_next = _load(p_rows, o_s + BLOCK_C, m_valid, o_s + BLOCK_C < last)
         b_z = _with_bias(b_raw, p_bias, o_s, m_s, HAS_BIAS)
         if IS_SMOOTHED:
-            b_w = tl.load(p_weights + o_s, mask=m_s, other=0.0)
-            b_lane_gap += tl.where(m_s[None, :], b_w[None, :] * (b_target_z[:, None] - b_z), 0.0)
+            b_gap = b_target_z[:, None] - b_z
+            if IS_WEIGHTED:
+                b_gap *= tl.load(p_weights + o_s, mask=m_s, other=0.0)[None, :]
+            b_lane_gap += tl.where(m_s[None, :], b_gap, 0.0)
         # One exponential serves both cases.
         b_decay = tl.exp(-tl.abs(b_z - b_lane_max))
         m_new = b_z > b_lane_max
@@ -77,18 +81,23 @@ def _sweep_sums(
 
 
 @triton.jit
-def _gradient(b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, spread, IS_SMOOTHED: tl.constexpr):
+def _gradient(
+    b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, spread, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr
+):  # fmt: skip
     """The gradient but for the target's pull, scaled; 0 where not valid."""
     b_dz = tl.exp(b_z - b_max[:, None]) * b_factor[:, None]
     if IS_SMOOTHED:
-        b_dz -= spread * tl.load(p_weights + o_s, mask=m_s, other=0.0)[None, :]
+        if IS_WEIGHTED:
+            b_dz -= spread * tl.load(p_weights + o_s, mask=m_s, other=0.0)[None, :]
+        else:
+            b_dz -= spread
     return tl.where(m_valid[:, None] & m_s[None, :], b_dz, 0.0)
 
 
 @triton.jit
 def _sweep_gradient(
     p_rows, p_bias, p_weights, m_n, m_valid, b_max, b_factor, spread, first, last,
-    HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, BLOCK_C: tl.constexpr,
+    HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Overwrite columns first..last with their gradient but for the target's pull."""
     o_lane = tl.arange(0, BLOCK_C)
@@ -99,29 +108,23 @@ def _sweep_gradient(
         b_raw = b_next
         b_next = _load(p_rows, o_s + BLOCK_C, m_valid, o_s + BLOCK_C < last)
         b_z = _with_bias(b_raw, p_bias, o_s, m_s, HAS_BIAS)
-        b_dz = _gradient(b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, spread, IS_SMOOTHED)
+        b_dz = _gradient(b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, spread, IS_SMOOTHED, IS_WEIGHTED)
         p_dz = p_rows[:, None] + o_s[None, :]
         tl.store(p_dz, b_dz.to(p_rows.dtype.element_ty), mask=m_n[:, None] & m_s[None, :])
 
 
-@triton.jit(do_not_specialize=[*INTEGERS, "n_heads", "n_trips"])
+@triton.jit(do_not_specialize=[*INTEGERS, "n_trips"])
 def wide_softmax_kernel(
     p_logits,  # (n_rows, row_stride), overwritten with its gradient if NEED_GRADIENT
     p_bias,  # (S,)
-    p_integers,  # (K, N_INTEGERS) int64
-    p_floats,  # (K, N_FLOATS) float32
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
     p_scale,  # (K,) float32, what a head's gradient is multiplied by
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
-    p_heads,  # (n_heads,) int64: the heads that this launch computes
     N,
     n_rows,
     first_row,
     row_stride,
-    S,
-    K,
-    n_columns,
     row_floats,
     address_0,
     address_1,
@@ -139,96 +142,90 @@ def wide_softmax_kernel(
     address_13,
     address_14,
     address_15,
-    n_heads,
     n_trips,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
-    IS_SMOOTHED: tl.constexpr,
+    HEAD: tl.constexpr,
+    END_STORED: tl.constexpr,  # one past the head's last column, or past what pads the row after it
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: one head of n_trips blocks of BLOCK_N rows, one block after the other."""
+    """One program: n_trips blocks of BLOCK_N rows of the head HEAD, one block after the other."""
+    AT: tl.constexpr = HEAD * N_CONSTANTS
+    offset: tl.constexpr = HEADS[AT + OFFSET]
+    C: tl.constexpr = HEADS[AT + SIZE]
+    end: tl.constexpr = offset + C
+    smoothing: tl.constexpr = HEADS[AT + SMOOTHING]
+    weight_sum: tl.constexpr = HEADS[AT + WEIGHT_SUM]
+    spread: tl.constexpr = smoothing / C
+    IS_SMOOTHED: tl.constexpr = smoothing > 0.0
+    IS_WEIGHTED: tl.constexpr = HEADS[AT + WEIGHTED] != 0
+    first: tl.constexpr = (offset + 15) // 16 * 16
+    last: tl.constexpr = end // 16 * 16
+    HAS_EDGES: tl.constexpr = (first != offset) | (last != END_STORED)
     # Nothing changes but what the compiler knows: it widens an access only by proven divisors.
     row_stride = row_stride // 16 * 16
-    i_block = tl.program_id(0) // n_heads
-    i_k = tl.load(p_heads + tl.program_id(0) % n_heads)
-    p_head = p_integers + i_k * N_INTEGERS
+    i_block = tl.program_id(0)
     addresses = (
         address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
-    address, _ = target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE)
-    offset = tl.load(p_head + OFFSET).to(tl.int32)
-    C = tl.load(p_head + SIZE).to(tl.int32)
-    end = offset + C
-    # What follows the last head pads the row.
-    end_stored = tl.where(end == S, n_columns, end)
-    first = (offset + 15) // 16 * 16
-    last = end // 16 * 16
+    address = target_of(HEAD, addresses, N, HEADS, SIDE_BY_SIDE)
     o_i = tl.arange(0, 32)
     o_edge = tl.where(o_i < 16, first, last) - 16 + o_i
     m_edge = tl.where(o_i < 16, o_edge >= offset, o_edge < end)
-    m_edge_stored = tl.where(o_i < 16, o_edge >= offset, o_edge < end_stored)
-
-    smoothing = 0.0
-    weight_sum = 0.0
-    spread = 0.0
-    if IS_SMOOTHED:
-        smoothing = tl.load(p_floats + i_k * N_FLOATS + SMOOTHING)
-        weight_sum = tl.load(p_floats + i_k * N_FLOATS + WEIGHT_SUM)
-        spread = smoothing / C
+    m_edge_stored = tl.where(o_i < 16, o_edge >= offset, o_edge < END_STORED)
     n_active = n_rows
     if SKIP_ZERO_WEIGHTS:
-        n_active = tl.where(tl.load(p_task_weights + i_k) != 0.0, n_rows, 0)
+        n_active = tl.where(tl.load(p_task_weights + HEAD) != 0.0, n_rows, 0)
     loss = 0.0
     denominator = 0.0
     correct = 0.0
     for i_trip in range(n_trips):
         o_n = (i_block * n_trips + i_trip) * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < n_rows
-        b_y, m_used, m_valid = load_classes(address, first_row + o_n, o_n < n_active, p_head)
+        b_y, m_used, m_valid = load_classes(address, first_row + o_n, o_n < n_active, C, HEADS[AT + IGNORE])
         p_rows = p_logits + o_n.to(tl.int64) * row_stride
         o_y = offset + tl.where(m_valid, b_y, 0)
-        b_target_w = tl.load(p_weights + o_y, mask=m_valid, other=0.0)
+        b_target_w = m_valid.to(tl.float32)
+        if IS_WEIGHTED:
+            b_target_w = tl.load(p_weights + o_y, mask=m_valid, other=0.0)
         b_target_z = tl.load(p_rows + o_y, mask=m_valid, other=0.0).to(tl.float32)
         if HAS_BIAS:
             b_target_z += tl.load(p_bias + o_y, mask=m_valid, other=0.0).to(tl.float32)
-        b_edge = _with_bias(_load(p_rows, o_edge, m_valid, m_edge), p_bias, o_edge, m_edge, HAS_BIAS)
+        if HAS_EDGES:
+            b_edge = _with_bias(_load(p_rows, o_edge, m_valid, m_edge), p_bias, o_edge, m_edge, HAS_BIAS)
 
         # Rows without a label are common (an auxiliary task that few rows carry): no sweep where all are.
         last_used = tl.where(tl.max(m_valid.to(tl.int32), axis=0) > 0, last, first)
         b_max, b_sum, b_first, b_gap = _sweep_sums(
-            p_rows,
-            p_bias,
-            p_weights,
-            m_valid,
-            b_target_z,
-            first,
-            last_used,
-            HAS_BIAS,
-            IS_SMOOTHED,
-            BLOCK_N,
-            BLOCK_C,
-        )
-        b_inner_max = b_max
-        b_max = tl.maximum(b_max, tl.max(b_edge, axis=1))
-        b_sum *= tl.exp(b_inner_max - b_max)
-        b_sum += tl.sum(tl.exp(b_edge - b_max[:, None]), axis=1)
+            p_rows, p_bias, p_weights, m_valid, b_target_z, first, last_used, HAS_BIAS, IS_SMOOTHED, IS_WEIGHTED,
+            BLOCK_N, BLOCK_C,
+        )  # fmt: skip
+        if HAS_EDGES:
+            b_inner_max = b_max
+            b_max = tl.maximum(b_max, tl.max(b_edge, axis=1))
+            b_sum *= tl.exp(b_inner_max - b_max)
+            b_sum += tl.sum(tl.exp(b_edge - b_max[:, None]), axis=1)
+            b_first = tl.where(b_inner_max == b_max, b_first, 0x7FFFFFFF)
+            b_edge_first = tl.min(tl.where(b_edge == b_max[:, None], o_edge[None, :], 0x7FFFFFFF), axis=1)
+            b_first = tl.minimum(b_first, b_edge_first)
+            if IS_SMOOTHED:
+                b_edge_gap = b_target_z[:, None] - b_edge
+                if IS_WEIGHTED:
+                    b_edge_gap *= tl.load(p_weights + o_edge, mask=m_edge, other=0.0)[None, :]
+                b_gap += tl.sum(tl.where(m_edge[None, :], b_edge_gap, 0.0), axis=1)
         b_sum = tl.where(m_valid, b_sum, 1.0)
         # The first maximum of the row counts, as torch.argmax has it.
-        b_first = tl.where(b_inner_max == b_max, b_first, 0x7FFFFFFF)
-        b_edge_first = tl.min(tl.where(b_edge == b_max[:, None], o_edge[None, :], 0x7FFFFFFF), axis=1)
-        m_right = m_valid & (tl.minimum(b_first, b_edge_first) == o_y)
+        m_right = m_valid & (b_first == o_y)
 
         b_nll = b_max - b_target_z + tl.log(b_sum)
         b_loss = (1.0 - smoothing) * b_target_w * b_nll
         if IS_SMOOTHED:
-            b_w = tl.load(p_weights + o_edge, mask=m_edge, other=0.0)
-            b_edge_gap = tl.where(m_edge[None, :], b_w[None, :] * (b_target_z[:, None] - b_edge), 0.0)
-            # A head without smoothing beside one with it: 0 times an infinite gap is no loss.
-            b_gap = tl.where(smoothing > 0.0, b_gap + tl.sum(b_edge_gap, axis=1), 0.0)
             b_loss += spread * (weight_sum * b_nll + b_gap)
         b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
         loss += tl.sum(b_loss, axis=0)
@@ -236,7 +233,7 @@ def wide_softmax_kernel(
         correct += tl.sum(m_right.to(tl.float32), axis=0)
 
         if NEED_GRADIENT:
-            scale = tl.load(p_scale + i_k)
+            scale = tl.load(p_scale + HEAD)
             b_pull = (1.0 - smoothing) * b_target_w * scale
             b_factor = (b_pull + spread * weight_sum * scale) / b_sum
             own_spread = spread * scale
@@ -244,20 +241,30 @@ def wide_softmax_kernel(
             tl.debug_barrier()
             _sweep_gradient(
                 p_rows, p_bias, p_weights, m_n, m_valid, b_max, b_factor, own_spread, first, last,
-                HAS_BIAS, IS_SMOOTHED, BLOCK_C,
+                HAS_BIAS, IS_SMOOTHED, IS_WEIGHTED, BLOCK_C,
             )  # fmt: skip
-            b_dz = _gradient(
-                b_edge, p_weights, o_edge, m_edge, m_valid, b_max, b_factor, own_spread, IS_SMOOTHED
-            )
-            p_dz = p_rows[:, None] + o_edge[None, :]
-            tl.store(p_dz, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_edge_stored[None, :])
+            if HAS_EDGES:
+                b_dz = _gradient(
+                    b_edge,
+                    p_weights,
+                    o_edge,
+                    m_edge,
+                    m_valid,
+                    b_max,
+                    b_factor,
+                    own_spread,
+                    IS_SMOOTHED,
+                    IS_WEIGHTED,
+                )
+                p_dz = p_rows[:, None] + o_edge[None, :]
+                tl.store(p_dz, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_edge_stored[None, :])
             # What a sweep stored at the target, another thread than this one's may have: it comes before.
             tl.debug_barrier()
             b_dy = tl.exp(b_target_z - b_max) * b_factor - b_pull
             if IS_SMOOTHED:
                 b_dy -= own_spread * b_target_w
             tl.store(p_rows + o_y, b_dy.to(p_logits.dtype.element_ty), mask=m_valid)
-    p_sum = p_sums + (i_block.to(tl.int64) * K + i_k) * 3
+    p_sum = p_sums + (i_block.to(tl.int64) * N_HEADS + HEAD) * 3
     tl.store(p_sum, loss)
     tl.store(p_sum + 1, denominator)
     tl.store(p_sum + 2, correct)
@@ -294,51 +301,52 @@ def choose_blocks(widest: int, itemsize: int, is_smoothed: bool, has_bias: bool)
     return Blocks(1, 4096, 16, registers)
 
 
-def launch(chunk: Chunk, heads: Tensor, widest: int, is_smoothed: bool, rows: int) -> None:
-    """The losses of these heads (n,) int64 of a chunk, `rows` of it to a program."""
-    blocks = choose_blocks(widest, chunk.logits.element_size(), is_smoothed, chunk.call.bias is not None)
-    n_heads = len(heads)
-    _variant(is_smoothed, blocks, *chunk.constexprs.values()).launch(
-        triton.cdiv(len(chunk.logits), rows) * n_heads,
-        (*chunk.tensors, heads),
-        (*chunk.integers, n_heads, rows // blocks.rows),
+def launch(chunk: Chunk, k: int, rows: int) -> None:
+    """The losses of head k of a chunk, `rows` of it to a program."""
+    head = chunk.call.layout.heads[k]
+    blocks = choose_blocks(
+        head.size, chunk.logits.element_size(), head.label_smoothing > 0, chunk.call.bias is not None
+    )
+    _variant(chunk.told, k, chunk.logits.shape[1], blocks).launch(
+        cdiv(len(chunk.logits), rows), chunk.tensors, (*chunk.integers, rows // blocks.rows)
     )
 
 
 @cache
-def _variant(
-    is_smoothed: bool, blocks: Blocks, has_bias: bool, gradient: bool, side_by_side: bool, skip: bool
-) -> Variant:
-    constexprs = _constexprs(is_smoothed, blocks, has_bias, gradient, side_by_side, skip)
-    return Variant(wide_softmax_kernel, constexprs, blocks.options)
+def _variant(told: Told, k: int, n_columns: int, blocks: Blocks) -> Variant:
+    return Variant(wide_softmax_kernel, constexprs_of(told, k, n_columns, blocks), blocks.options)
 
 
-def _constexprs(
-    is_smoothed: bool, blocks: Blocks, has_bias: bool, gradient: bool, side_by_side: bool, skip: bool
-) -> dict[str, Any]:
-    return {
-        "HAS_BIAS": has_bias, "NEED_GRADIENT": gradient, "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip,
-        "IS_SMOOTHED": is_smoothed, "BLOCK_N": blocks.rows, "BLOCK_C": blocks.columns,
-    }  # fmt: skip
+def constexprs_of(told: Told, k: int, n_columns: int, blocks: Blocks) -> dict[str, Any]:
+    """The compile-time arguments of a head whose layout is padded to n_columns."""
+    layout = told.layout
+    end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
+    own = {"HEAD": k, "END_STORED": end, "BLOCK_N": blocks.rows, "BLOCK_C": blocks.columns}
+    return {**told.constexprs, **own}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What is launched: (name, kernel, signature, constexprs, options)."""
     cases = [
-        *itertools.product(("fp32", "bf16", "fp16"), (4096, 1 << 17), (False, True), ("",)),
-        *itertools.product(("bf16",), (32768,), (False, True), ("",)),
-        *itertools.product(("bf16",), (4096, 1 << 17), (False, True), ("no gradient", "no bias")),
-        ("bf16", 4096, True, "side by side"),
+        *itertools.product(("fp32", "bf16", "fp16"), (1001, 150_001), (0.0, 0.1), ("",)),
+        *itertools.product(("bf16",), (30_001,), (0.0, 0.1), ("",)),
+        *itertools.product(("bf16",), (1001, 150_001), (0.0, 0.1), ("no gradient", "no bias", "weighted")),
+        *itertools.product(("fp32", "bf16"), (1008, 151_936), (0.0,), ("", "aligned")),
     ]
     variants = []
-    for dtype, widest, is_smoothed, how in cases:
+    for dtype, size, smoothing, how in cases:
         has_bias, gradient = how != "no bias", how != "no gradient"
-        blocks = choose_blocks(widest, 4 if dtype == "fp32" else 2, is_smoothed, has_bias)
-        types = {**signature(dtype, None if has_bias else "fp32"), "p_heads": "*i64"}
-        types |= dict.fromkeys(("n_heads", "n_trips"), "i32")
-        constexprs = _constexprs(is_smoothed, blocks, has_bias, gradient, how == "side by side", True)
-        name = " ".join([dtype, f"{blocks.rows}x{blocks.columns}", *["smoothed"] * is_smoothed, how]).rstrip()
-        variants.append((name, wide_softmax_kernel, types, constexprs, blocks.options))
+        weights = tuple(float(c % 3) for c in range(size)) if how == "weighted" else None
+        wide = HeadSpec(Kind.SOFTMAX, size, label_smoothing=smoothing, class_weights=weights)
+        layout = HeadLayout((wide, wide) if how == "aligned" else (HeadSpec(Kind.SOFTMAX, 3), wide))
+        k, n_columns = (0, 2 * size) if how == "aligned" else (1, cdiv(size + 3, 8) * 8)
+        blocks = choose_blocks(size, 4 if dtype == "fp32" else 2, smoothing > 0, has_bias)
+        types = {**signature(dtype, None if has_bias else "fp32"), "n_trips": "i32"}
+        constexprs = constexprs_of(Told(layout, has_bias, gradient, False, True), k, n_columns, blocks)
+        name = " ".join(
+            [dtype, f"{size:,} {blocks.rows}x{blocks.columns}", *["smoothed"] * (smoothing > 0), how]
+        )
+        variants.append((name.rstrip(), wide_softmax_kernel, types, constexprs, blocks.options))
     return variants
 
 

@@ -7,35 +7,31 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ...machine.launch import Variant, launch_options
-from .chunk import INTEGERS, Chunk, signature
+from ...machine.launch import Variant, cdiv, launch_options
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
+from .chunk import INTEGERS, Chunk, Told, signature
+from .constants import KIND, N_CONSTANTS, OFFSET, SIZE
 from .elements import dense_elements
-from .tables import KIND, N_FLOATS, N_INTEGERS, OFFSET, SIZE, load_options
+from .head_losses import options_at
 from .targets import load_values, target_of
 
 COLUMNS, WARPS, REGISTERS = 512, 4, 96
 
 
-@triton.jit(do_not_specialize=[*INTEGERS, "n_heads", "n_trips"])
+@triton.jit(do_not_specialize=[*INTEGERS, "n_trips"])
 def wide_values_kernel(
     p_logits,  # (n_rows, row_stride), overwritten with its gradient if NEED_GRADIENT
     p_bias,  # (S,)
-    p_integers,  # (K, N_INTEGERS) int64
-    p_floats,  # (K, N_FLOATS) float32
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
     p_scale,  # (K,) float32, what a head's gradient is multiplied by
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
-    p_heads,  # (n_heads,) int64: the heads that this launch computes
     N,
     n_rows,
     first_row,
     row_stride,
-    S,
-    K,
-    n_columns,
     row_floats,
     address_0,
     address_1,
@@ -53,32 +49,32 @@ def wide_values_kernel(
     address_13,
     address_14,
     address_15,
-    n_heads,
     n_trips,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
+    HEAD: tl.constexpr,
+    END_STORED: tl.constexpr,  # one past the head's last column, or past what pads the row after it
     BLOCK_C: tl.constexpr,
 ):
-    """One program: n_trips rows of one head, one row after the other."""
-    i_block = tl.program_id(0) // n_heads
-    i_k = tl.load(p_heads + tl.program_id(0) % n_heads)
-    p_head = p_integers + i_k * N_INTEGERS
+    """One program: n_trips rows of the head HEAD, one row after the other."""
+    AT: tl.constexpr = HEAD * N_CONSTANTS
+    offset: tl.constexpr = HEADS[AT + OFFSET]
+    C: tl.constexpr = HEADS[AT + SIZE]
+    i_block = tl.program_id(0)
     addresses = (
         address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
-    address, stride = target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE)
-    kind = tl.load(p_head + KIND).to(tl.int32)
-    offset = tl.load(p_head + OFFSET).to(tl.int32)
-    end = offset + tl.load(p_head + SIZE).to(tl.int32)
-    # What follows the last head pads the row.
-    end_stored = tl.where(end == S, n_columns, end)
-    options = load_options(p_floats + i_k * N_FLOATS)
+    address = target_of(HEAD, addresses, N, HEADS, SIDE_BY_SIDE)
+    stride = row_floats if SIDE_BY_SIDE else C
+    numbers = options_at(HEADS, HEAD)
     n_active = n_rows
     if SKIP_ZERO_WEIGHTS:
-        n_active = tl.where(tl.load(p_task_weights + i_k) != 0.0, n_rows, 0)
+        n_active = tl.where(tl.load(p_task_weights + HEAD) != 0.0, n_rows, 0)
     loss = 0.0
     denominator = 0.0
     correct = 0.0
@@ -89,9 +85,9 @@ def wide_values_kernel(
         b_loss = tl.zeros((1, BLOCK_C), tl.float32)
         b_count = tl.zeros((1, BLOCK_C), tl.int32)
         b_wrong = tl.zeros((1, BLOCK_C), tl.int32)
-        for o_first in range(offset, end_stored, BLOCK_C):
+        for o_first in range(offset, END_STORED, BLOCK_C):
             o_s = o_first + tl.arange(0, BLOCK_C)
-            m_s = o_s < end
+            m_s = o_s < offset + C
             m_inside = (o_n < n_active)[:, None] & m_s[None, :]
             p_z = p_rows[:, None] + o_s[None, :]
             b_z = tl.load(p_z, mask=m_inside, other=0.0).to(tl.float32)
@@ -101,55 +97,58 @@ def wide_values_kernel(
             m_known = b_t == b_t
             b_t = tl.where(m_known, b_t, 0.0)
             b_w = tl.load(p_weights + o_s, mask=m_s, other=0.0)[None, :]
-            b_element, b_dz, b_element_wrong = dense_elements(b_z, b_t, b_w, m_known, kind, options)
+            b_element, b_dz, b_element_wrong = dense_elements(
+                b_z, b_t, b_w, m_known, HEADS[AT + KIND], numbers
+            )
             b_loss += b_element
             b_count += m_known.to(tl.int32)
             b_wrong |= b_element_wrong
             if NEED_GRADIENT:
-                b_dz *= tl.load(p_scale + i_k)
-                m_stored = m_n[:, None] & (o_s < end_stored)[None, :]
+                b_dz *= tl.load(p_scale + HEAD)
+                m_stored = m_n[:, None] & (o_s < END_STORED)[None, :]
                 tl.store(p_z, b_dz.to(p_logits.dtype.element_ty), mask=m_stored)
         b_row_count = tl.sum(b_count, axis=1)
         m_right = (b_row_count > 0) & (tl.max(b_wrong, axis=1) == 0)
         loss += tl.sum(tl.sum(b_loss, axis=1), axis=0)
         denominator += tl.sum(b_row_count, axis=0).to(tl.float32)
         correct += tl.sum(m_right.to(tl.float32), axis=0)
-    p_sum = p_sums + (i_block.to(tl.int64) * K + i_k) * 3
+    p_sum = p_sums + (i_block.to(tl.int64) * N_HEADS + HEAD) * 3
     tl.store(p_sum, loss)
     tl.store(p_sum + 1, denominator)
     tl.store(p_sum + 2, correct)
 
 
-def launch(chunk: Chunk, heads: Tensor, rows: int) -> None:
-    """The losses of these heads (n,) int64 of a chunk, `rows` of it to a program."""
-    n_heads = len(heads)
-    _variant(*chunk.constexprs.values()).launch(
-        triton.cdiv(len(chunk.logits), rows) * n_heads,
-        (*chunk.tensors, heads),
-        (*chunk.integers, n_heads, rows),
+def launch(chunk: Chunk, k: int, rows: int) -> None:
+    """The losses of head k of a chunk, `rows` of it to a program."""
+    _variant(chunk.told, k, chunk.logits.shape[1]).launch(
+        cdiv(len(chunk.logits), rows), chunk.tensors, (*chunk.integers, rows)
     )
 
 
 @cache
-def _variant(has_bias: bool, gradient: bool, side_by_side: bool, skip: bool) -> Variant:
-    constexprs = _constexprs(has_bias, gradient, side_by_side, skip)
-    return Variant(wide_values_kernel, constexprs, launch_options(WARPS, REGISTERS))
+def _variant(told: Told, k: int, n_columns: int) -> Variant:
+    return Variant(wide_values_kernel, constexprs_of(told, k, n_columns), launch_options(WARPS, REGISTERS))
 
 
-def _constexprs(has_bias: bool, gradient: bool, side_by_side: bool, skip: bool) -> dict[str, Any]:
-    return {
-        "HAS_BIAS": has_bias, "NEED_GRADIENT": gradient, "SIDE_BY_SIDE": side_by_side, "SKIP_ZERO_WEIGHTS": skip,
-        "BLOCK_C": COLUMNS,
-    }  # fmt: skip
+def constexprs_of(told: Told, k: int, n_columns: int) -> dict[str, Any]:
+    """The compile-time arguments of a head whose layout is padded to n_columns."""
+    layout = told.layout
+    end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
+    return {**told.constexprs, "HEAD": k, "END_STORED": end, "BLOCK_C": COLUMNS}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What is launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
-        types = {**signature(dtype), "p_heads": "*i64", **dict.fromkeys(("n_heads", "n_trips"), "i32")}
-        constexprs = _constexprs(True, True, False, True)
-        variants.append((dtype, wide_values_kernel, types, constexprs, launch_options(WARPS, REGISTERS)))
+        for kind in (Kind.BINARY, Kind.HUBER):
+            told = Told(
+                HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(kind, 5001))), True, True, False, True
+            )
+            types = {**signature(dtype), "n_trips": "i32"}
+            constexprs = constexprs_of(told, 1, 5008)
+            options = launch_options(WARPS, REGISTERS)
+            variants.append((f"{dtype} {kind.name}", wide_values_kernel, types, constexprs, options))
     return variants
 
 
