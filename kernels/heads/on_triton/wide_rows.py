@@ -1,8 +1,8 @@
 """Losses of wide softmax heads on a GPU, and their gradient over the logits: the formulas are in head_losses.py.
 
-A row does not fit a program's registers, so it is swept twice: for the maximum and the sum of exponentials, then for
-the gradient. Both sweeps read 16 bytes a thread at a time. A head may begin and end anywhere, so they go over the
-columns from the first multiple of 16 in it to the last; the edges, 15 columns each at most, stay in registers.
+A long row does not fit a program's registers, so it is swept twice: for the maximum and the sum of exponentials, then
+for the gradient. Both sweeps read 16 bytes a thread at a time. A head may begin and end anywhere, so they go over the
+columns from the first multiple of 8 in it to the last; the edges, 7 columns each at most, stay in registers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ...machine.launch import Variant, cdiv, launch_options
+from ...machine.launch import Variant, cdiv, launch_options, next_power_of_2
 from ..kind import HeadSpec, Kind
 from ..layout import HeadLayout
 from .chunk import INTEGERS, Chunk, Told, signature
 from .constants import IGNORE, N_CONSTANTS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
 from .targets import load_classes, target_of
 
+ONE_BLOCK = 2048  # outputs of a head whose row a program holds
 LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32
 
 
@@ -78,6 +79,23 @@ def _sweep_sums(
     m_max = b_lane_max == b_max[:, None]
     b_first = tl.min(tl.where(m_max, b_lane_block + o_lane[None, :], 0x7FFFFFFF), axis=1)
     return b_max, b_sum, b_first, tl.sum(b_lane_gap, axis=1)
+
+
+@triton.jit
+def _block_sums(
+    b_z, p_weights, m_valid, b_target_z, o_s, m_s, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr
+):  # fmt: skip
+    """What `_sweep_sums` returns, of a single block of columns."""
+    b_max = tl.maximum(tl.max(b_z, axis=1), LOWEST)
+    b_sum = tl.sum(tl.exp(b_z - b_max[:, None]), axis=1)
+    b_first = tl.min(tl.where(b_z == b_max[:, None], o_s[None, :], 0x7FFFFFFF), axis=1)
+    b_gap = tl.zeros_like(b_max)
+    if IS_SMOOTHED:
+        b_column_gap = b_target_z[:, None] - b_z
+        if IS_WEIGHTED:
+            b_column_gap *= tl.load(p_weights + o_s, mask=m_s, other=0.0)[None, :]
+        b_gap = tl.sum(tl.where(m_s[None, :], b_column_gap, 0.0), axis=1)
+    return b_max, b_sum, b_first, b_gap
 
 
 @triton.jit
@@ -164,8 +182,9 @@ def wide_softmax_kernel(
     spread: tl.constexpr = smoothing / C
     IS_SMOOTHED: tl.constexpr = smoothing > 0.0
     IS_WEIGHTED: tl.constexpr = HEADS[AT + WEIGHTED] != 0
-    first: tl.constexpr = (offset + 15) // 16 * 16
-    last: tl.constexpr = end // 16 * 16
+    first: tl.constexpr = (offset + 7) // 8 * 8
+    last: tl.constexpr = end // 8 * 8
+    IS_ONE_BLOCK: tl.constexpr = last - first <= BLOCK_C
     HAS_EDGES: tl.constexpr = (first != offset) | (last != END_STORED)
     # Nothing changes but what the compiler knows: it widens an access only by proven divisors.
     row_stride = row_stride // 16 * 16
@@ -175,10 +194,12 @@ def wide_softmax_kernel(
         address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
     )  # fmt: skip
     address = target_of(HEAD, addresses, N, HEADS, SIDE_BY_SIDE)
-    o_i = tl.arange(0, 32)
-    o_edge = tl.where(o_i < 16, first, last) - 16 + o_i
-    m_edge = tl.where(o_i < 16, o_edge >= offset, o_edge < end)
-    m_edge_stored = tl.where(o_i < 16, o_edge >= offset, o_edge < END_STORED)
+    o_s = first + tl.arange(0, BLOCK_C)
+    m_s = o_s < last
+    o_i = tl.arange(0, 16)
+    o_edge = tl.where(o_i < 8, first, last) - 8 + o_i
+    m_edge = tl.where(o_i < 8, o_edge >= offset, o_edge < end)
+    m_edge_stored = tl.where(o_i < 8, o_edge >= offset, o_edge < END_STORED)
     n_active = n_rows
     if SKIP_ZERO_WEIGHTS:
         n_active = tl.where(tl.load(p_task_weights + HEAD) != 0.0, n_rows, 0)
@@ -200,12 +221,18 @@ def wide_softmax_kernel(
         if HAS_EDGES:
             b_edge = _with_bias(_load(p_rows, o_edge, m_valid, m_edge), p_bias, o_edge, m_edge, HAS_BIAS)
 
-        # Rows without a label are common (an auxiliary task that few rows carry): no sweep where all are.
-        last_used = tl.where(tl.max(m_valid.to(tl.int32), axis=0) > 0, last, first)
-        b_max, b_sum, b_first, b_gap = _sweep_sums(
-            p_rows, p_bias, p_weights, m_valid, b_target_z, first, last_used, HAS_BIAS, IS_SMOOTHED, IS_WEIGHTED,
-            BLOCK_N, BLOCK_C,
-        )  # fmt: skip
+        if IS_ONE_BLOCK:
+            b_z = _with_bias(_load(p_rows, o_s, m_valid, m_s), p_bias, o_s, m_s, HAS_BIAS)
+            b_max, b_sum, b_first, b_gap = _block_sums(
+                b_z, p_weights, m_valid, b_target_z, o_s, m_s, IS_SMOOTHED, IS_WEIGHTED
+            )
+        else:
+            # Rows without a label are common (an auxiliary task that few rows carry): no sweep where all are.
+            last_used = tl.where(tl.max(m_valid.to(tl.int32), axis=0) > 0, last, first)
+            b_max, b_sum, b_first, b_gap = _sweep_sums(
+                p_rows, p_bias, p_weights, m_valid, b_target_z, first, last_used, HAS_BIAS, IS_SMOOTHED, IS_WEIGHTED,
+                BLOCK_N, BLOCK_C,
+            )  # fmt: skip
         if HAS_EDGES:
             b_inner_max = b_max
             b_max = tl.maximum(b_max, tl.max(b_edge, axis=1))
@@ -239,10 +266,17 @@ def wide_softmax_kernel(
             own_spread = spread * scale
             # A target's logit was read by another thread than the one that overwrites it.
             tl.debug_barrier()
-            _sweep_gradient(
-                p_rows, p_bias, p_weights, m_n, m_valid, b_max, b_factor, own_spread, first, last,
-                HAS_BIAS, IS_SMOOTHED, IS_WEIGHTED, BLOCK_C,
-            )  # fmt: skip
+            if IS_ONE_BLOCK:
+                b_dz = _gradient(
+                    b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, own_spread, IS_SMOOTHED, IS_WEIGHTED
+                )
+                p_dz = p_rows[:, None] + o_s[None, :]
+                tl.store(p_dz, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_s[None, :])
+            else:
+                _sweep_gradient(
+                    p_rows, p_bias, p_weights, m_n, m_valid, b_max, b_factor, own_spread, first, last,
+                    HAS_BIAS, IS_SMOOTHED, IS_WEIGHTED, BLOCK_C,
+                )  # fmt: skip
             if HAS_EDGES:
                 b_dz = _gradient(
                     b_edge,
@@ -284,21 +318,24 @@ class Blocks(NamedTuple):
         return launch_options(self.warps, self.registers)
 
 
-def choose_blocks(widest: int, itemsize: int, is_smoothed: bool, has_bias: bool) -> Blocks:
-    """Blocks for heads of at most `widest` outputs: a table, as no autotuner works in a graph capture.
+def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool) -> Blocks:
+    """Blocks for a head of `size` outputs: a table, as no autotuner works in a graph capture.
 
-    A vocabulary takes a whole multiprocessor a row, so that the rows in flight on all of them (132 of 304 KB on an
-    H200) may stay in the second level's cache between the sweeps. A thread has 8 lanes; 16 hide more of the memory's
-    latency, but fit the registers of an A100 only where logits have 16 bits, a bias, and no smoothing.
+    Rows of ONE_BLOCK outputs stay in registers. A vocabulary takes a whole multiprocessor a row, so that the rows in
+    flight on all of them (132 of 304 KB on an H200) may stay in the second level's cache between the sweeps. A thread
+    has 8 lanes; 16 hide more of the memory's latency, but fit the registers of an A100 only where logits have 16 bits,
+    a bias, and no smoothing.
     """
-    registers = 112 if is_smoothed else 96
-    if widest <= 4096:
-        return Blocks(1, 1024, 4, registers)
-    if widest <= 32768:
-        return Blocks(1, 2048, 8, registers)
+    if size <= ONE_BLOCK:
+        columns = next_power_of_2(size)
+        return Blocks(1, columns, columns // 256, 112)
+    if size <= 4096:
+        return Blocks(1, 1024, 4, 112)
+    if size <= 32768:
+        return Blocks(1, 2048, 8, 112)
     if itemsize == 2 and has_bias and not is_smoothed:
         return Blocks(1, 8192, 16, 128)
-    return Blocks(1, 4096, 16, registers)
+    return Blocks(1, 4096, 16, 112)
 
 
 def launch(chunk: Chunk, k: int, rows: int) -> None:
@@ -328,8 +365,8 @@ def constexprs_of(told: Told, k: int, n_columns: int, blocks: Blocks) -> dict[st
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """What is launched: (name, kernel, signature, constexprs, options)."""
     cases = [
-        *itertools.product(("fp32", "bf16", "fp16"), (1001, 150_001), (0.0, 0.1), ("",)),
-        *itertools.product(("bf16",), (30_001,), (0.0, 0.1), ("",)),
+        *itertools.product(("fp32", "bf16", "fp16"), (1001, 3001, 150_001), (0.0, 0.1), ("",)),
+        *itertools.product(("bf16",), (150, 2001, 30_001), (0.0, 0.1), ("",)),
         *itertools.product(("bf16",), (1001, 150_001), (0.0, 0.1), ("no gradient", "no bias", "weighted")),
         *itertools.product(("fp32", "bf16"), (1008, 151_936), (0.0,), ("", "aligned")),
     ]

@@ -56,7 +56,7 @@ CASES = {
     # Heads that begin and end anywhere between two multiples of 16, one block of columns and several.
     "between": Case(wide(MIXED[0], PLAIN, MIXED[3], WEIGHTED, SMOOTHED, MIXED[0])),
     "between-float16": Case(wide(MIXED[0], WEIGHTED, SMOOTHED, MIXED[3], dtype=HALF)),
-    "one-block": Case(wide(PLAIN, MIXED[3], WEIGHTED), columns=256),
+    "one-block": Case(wide(MIXED[3], PLAIN, MIXED[3], SMOOTHED), columns=256),
     "two-rows": Case(wide(MIXED[3], PLAIN, N=5), rows=2),
     "copied": Case(wide(MIXED[0], PLAIN, WEIGHTED), copied_bytes=1 << 20),
     "chunks": Case(wide(MIXED[0], PLAIN, WEIGHTED, MIXED[3], N=20, options={"least_rows": 16})),
@@ -140,7 +140,7 @@ def run_autocast(store: dict[str, np.ndarray]) -> None:
         store[f"autocast-{name}/errors"] = torch.stack(errors).numpy()
 
 
-def run_infinite(store: dict[str, np.ndarray]) -> None:
+def run_infinite(store: dict[str, np.ndarray], columns: int) -> None:
     """Logits of -inf mask classes out; the maximum may be in an edge, in the first block or in the last; ties."""
     for name, where in (("first", 0), ("inner", 40), ("edge", 148), ("tie", 77)):
         bias = torch.linspace(-1.0, 1.0, 150)
@@ -153,21 +153,21 @@ def run_infinite(store: dict[str, np.ndarray]) -> None:
         leaf = bias.clone().requires_grad_()
         true = F.cross_entropy(leaf.expand(3, -1), targets)
         true.backward()
-        store[f"infinite-{name}/losses"] = np.array(
+        store[f"infinite-{name}-{columns}/losses"] = np.array(
             [found["losses"].item(), true.item(), found["total"].item()]
         )
-        store[f"infinite-{name}/correct"] = found["correct"].numpy()
-        store[f"infinite-{name}/d_bias"] = torch.stack([found["d_bias"], leaf.grad]).numpy()
+        store[f"infinite-{name}-{columns}/correct"] = found["correct"].numpy()
+        store[f"infinite-{name}-{columns}/d_bias"] = torch.stack([found["d_bias"], leaf.grad]).numpy()
 
 
-def run_large(store: dict[str, np.ndarray]) -> None:
+def run_large(store: dict[str, np.ndarray], columns: int) -> None:
     """Logits far beyond the range of exp."""
     bias = torch.randn(150, generator=torch.Generator().manual_seed(1)) * 1e4
     targets = torch.tensor([3, 149, 70])
     found = one_head(bias, targets, HeadSpec(SOFTMAX, 150, label_smoothing=0.1))
     true = F.cross_entropy(bias.double().expand(3, -1), targets, label_smoothing=0.1)
-    store["large/losses"] = np.array([found["losses"].item(), true.item()])
-    store["large/finite"] = np.array(all(torch.isfinite(value).all() for value in found.values()))
+    store[f"large-{columns}/losses"] = np.array([found["losses"].item(), true.item()])
+    store[f"large-{columns}/finite"] = np.array(all(torch.isfinite(value).all() for value in found.values()))
 
 
 def run_column_sums(store: dict[str, np.ndarray]) -> None:
@@ -186,9 +186,10 @@ def main(out: str) -> None:
     for name in CASES:
         run_case(name, store)
     run_outside(store)
-    wide_rows.choose_blocks = lambda *_: wide_rows.Blocks(1, 32, 4, 96)
-    run_infinite(store)
-    run_large(store)
+    for columns in (32, 256):
+        wide_rows.choose_blocks = lambda *_, columns=columns: wide_rows.Blocks(1, columns, 4, 96)
+        run_infinite(store, columns)
+        run_large(store, columns)
     run_autocast(store)
     run_column_sums(store)
     np.savez(out, **store)

@@ -66,20 +66,23 @@ def test_class_outside_the_head_makes_its_loss_nan_and_no_other(computed):
     assert np.isfinite(computed["outside/d_weight"]).all()
 
 
+@pytest.mark.parametrize("columns", [32, 256])
 @pytest.mark.parametrize("where", ["first", "inner", "edge", "tie"])
-def test_infinite_logits_and_maxima_anywhere(computed, where):
-    ours, true, total = computed[f"infinite-{where}/losses"]
+def test_infinite_logits_and_maxima_anywhere(computed, where, columns):
+    case = f"infinite-{where}-{columns}"
+    ours, true, total = computed[f"{case}/losses"]
     np.testing.assert_allclose([ours, total], true, rtol=1e-6)
-    assert computed[f"infinite-{where}/correct"] == 1, "the first maximum alone counts"
-    ours, true = computed[f"infinite-{where}/d_bias"]
+    assert computed[f"{case}/correct"] == 1, "the first maximum alone counts"
+    ours, true = computed[f"{case}/d_bias"]
     np.testing.assert_allclose(ours, true, rtol=1e-5, atol=1e-7)
     assert (ours[20:35] == 0).all()
 
 
-def test_logits_beyond_the_range_of_exp(computed):
-    ours, true = computed["large/losses"]
+@pytest.mark.parametrize("columns", [32, 256])
+def test_logits_beyond_the_range_of_exp(computed, columns):
+    ours, true = computed[f"large-{columns}/losses"]
     np.testing.assert_allclose(ours, true, rtol=1e-6)
-    assert computed["large/finite"]
+    assert computed[f"large-{columns}/finite"]
 
 
 @pytest.mark.parametrize("chunks", ["one", "two"])
