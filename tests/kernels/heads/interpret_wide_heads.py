@@ -24,6 +24,7 @@ from mt2st_fast.kernels.heads.on_triton.targets import MOST_ADDRESSES
 from tests.kernels.heads import interpret_plans
 from tests.kernels.heads.interpret_plans import Plan, run_plan
 from tests.kernels.heads.interpreted_heads import MIXED
+from tests.kernels.launches import counted_launches
 
 SOFTMAX, BINARY, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.HUBER
 
@@ -179,6 +180,23 @@ def run_column_sums(store: dict[str, np.ndarray]) -> None:
     store["column-sums/truth"] = wide_matrix[:, :536].double().sum(0).numpy()
 
 
+def run_launches(store: dict[str, np.ndarray]) -> None:
+    """What a call forward and backward launches."""
+    for name, sizes, copied_bytes in (
+        ("vocabulary", (1936, 17, 9, 5, 3), 0),
+        ("classes", (1000, 100, 50, 20, 10), 1 << 20),
+    ):
+        chunked.COPIED_BYTES = copied_bytes
+        layout = HeadLayout(tuple(HeadSpec(SOFTMAX, size) for size in sizes))
+        targets = [torch.zeros(4, dtype=torch.int64) for _ in sizes]
+        features, weight, bias = torch.randn(4, 8), torch.randn(layout.width, 8), torch.randn(layout.width)
+        call = HeadsCall(features, weight, bias, targets, torch.ones(5), layout, (True, True, True))
+        chunked.forward(call)  # copies tables
+        with counted_launches(execute=False) as launches:
+            chunked.backward(call, chunked.forward(call).residual, torch.ones(()), own=True)
+        store[f"launches/{name}"] = np.array(launches.names)
+
+
 def main(out: str) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
@@ -192,6 +210,8 @@ def main(out: str) -> None:
         run_large(store, columns)
     run_autocast(store)
     run_column_sums(store)
+    torch.use_deterministic_algorithms(False)  # which fills what is allocated
+    run_launches(store)
     np.savez(out, **store)
 
 

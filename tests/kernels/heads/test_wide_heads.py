@@ -92,6 +92,16 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs(computed, chunks):
     assert (computed[f"autocast-{chunks}/errors"] < 3 * 2.0**-11).all()
 
 
+# Counting, scales, zeroed sums, the weight's padding, GEMMs (three, and two of the last rows where they alone are
+# padded), two loss kernels, the bias, means, and a look at the upstream gradient for each gradient. A test's few rows
+# are one part of the bias: of more, a second launch adds the parts.
+@pytest.mark.parametrize(("case", "most"), [("vocabulary", 18), ("classes", 15)])
+def test_launches_of_a_call(computed, case, most):
+    names = computed[f"launches/{case}"].tolist()
+    assert len(names) <= most, names
+    assert names.count("wide_softmax_kernel") == names.count("narrow_kernel") == 1
+
+
 def test_columns_are_summed(computed):
     ours, truth = computed["column-sums/ours"], computed["column-sums/truth"]
     np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5)
