@@ -1,42 +1,47 @@
-"""The chunked plan on a GPU, for vocabulary-sized heads: the packed plan over chunks of rows, one buffer.
+"""The chunked plan on a GPU, for vocabulary-sized heads: logits of a chunk of rows at a time, one buffer.
 
-Logits of all rows would not fit: a chunk's are made, turned into their gradient in place, used up by the two
-gradients' GEMMs and overwritten by the next chunk's. Denominators are counted before, so the features'
-gradient comes out scaled; the weight gradient is added up over the chunks in float32 and scaled at the end.
+Logits of all rows may not fit: a chunk's are made, turned into their gradient in place, used up by the two gradients'
+GEMMs and overwritten by the next chunk's. Denominators are counted before, so the gradient of the logits comes out
+scaled: GEMMs write the features' gradient, and with a single chunk the weight's, in the dtype it is handed out in.
 
-Every wide head has a buffer of its own width, in which it begins aligned; narrow heads beside it are a run of
-their own. Each run adds its part to the features' gradient.
+cuBLAS takes its oldest kernels, eight times as slow at a vocabulary, where a size is no multiple of 16 bytes. A weight
+that is cast or small is copied and padded; of another the last rows alone are, so that there is no copy of a
+vocabulary. Where D is no such multiple, or the weight begins at no multiple of 16 bytes, cuBLAS is right, and slow.
 """
 
 from __future__ import annotations
 
-import itertools
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..call import Forward, Gradients, HeadsCall, Residual
-from ..layout import HeadLayout
-from .denominators import count_parts, mean_scale
-from .loss_blocks import NARROW, padded_width, rows_per_program
-from .loss_pass import run_loss_pass
-from .loss_sums import LossParts, SegmentLoss, finalize
-from .packed import mm_float32
-from .tables import (
-    head_tables,
-    pack_targets,
-)
+from .chunk import Chunk
+from .chunk_losses import n_sums, rows_per_program, split_heads, take_losses
+from .column_sums import column_sums
+from .mean_scales import Scales, take_scales
+from .means import take_means
+from .packed import ALIGNMENT, mm_float32, padded_width
+from .tables import head_tables
+from .targets import locate_targets
 from .upstream import times_upstream
+from .weights import padded_weight
 
-# Bytes of a chunk's logits: 16,384 rows of 131,072 16-bit outputs.
-BUDGET_BYTES = 4 << 30
+# Bytes of a chunk's logits. With them and both gradients of 152,000 outputs of 4096 features, all of 16 bits, 8192 rows
+# take 3.8 GB.
+BUDGET_BYTES = 5 << 29
 # A chunk reads and writes the whole float32 weight gradient: with fewer rows that costs more than 6 % of
 # the GEMMs on an H200.
 MIN_ROWS = 4096
-# A multiple of every tile of a GEMM, and of the rows of a program of the loss pass.
+# A multiple of every tile of a GEMM, and of the rows of a program of the loss kernels.
 ROW_MULTIPLE = 128
+# A row of logits begins at a multiple of as many: 32 bytes of 16-bit ones.
+STRIDE = 16
+# A weight of as many bytes is copied and padded: that costs less than two more GEMMs.
+COPIED_BYTES = 16 << 20
+# Rows of the weight whose float32 gradient from a chunk is in memory beside the sum of all chunks'.
+SLAB_ROWS = 16384
 
 
 def chunk_rows(n_rows: int, width: int, itemsize: int, budget_bytes: int = BUDGET_BYTES) -> int:
@@ -52,153 +57,136 @@ def chunk_rows(n_rows: int, width: int, itemsize: int, budget_bytes: int = BUDGE
     return -(-n_rows // n_chunks // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-class Run(NamedTuple):
-    """Neighbouring heads that are computed together: heads first..last of the layout, as one of their own."""
-
-    first: int
-    last: int
-    layout: HeadLayout
-
-
-@lru_cache(maxsize=256)
-def split_runs(layout: HeadLayout) -> tuple[Run, ...]:
-    """Every wide head alone, the narrow ones between them together."""
-    bounds = {0, len(layout)}
-    for k, head in enumerate(layout.heads):
-        if head.size > NARROW:
-            bounds |= {k, k + 1}
-    edges = sorted(bounds)
-    return tuple(
-        Run(first, last, HeadLayout(layout.heads[first:last], layout.names[first:last]))
-        for first, last in itertools.pairwise(edges)
-    )
-
-
 def forward(call: HeadsCall, budget_bytes: int = BUDGET_BYTES, least_rows: int | None = None) -> Forward:
     """Losses of all heads, and as residual the gradients of the total that are needed.
 
     A task of weight 0 that is skipped has loss 0 and gradient 0 (its GEMMs run: the host does not know its weight).
     `budget_bytes` bounds a chunk's logits as `chunk_rows` says; `least_rows` overrides what that chooses. The first
-    call of a layout on a device copies its tables there: make it before a graph capture. Raises what `segment_loss`
-    raises.
+    call of a layout on a device copies its tables there: make it before a graph capture.
     """
-    layout = call.layout
-    gradients = residual_like(call)
-    parts = []
-    for i, run in enumerate(split_runs(layout)):
-        heads, rows = slice(run.first, run.last), _rows_of(layout, run)
-        of_run = call._replace(
-            weight=call.weight[rows],
-            bias=None if call.bias is None else call.bias[rows],
-            targets=call.targets[heads],
-            task_weights=call.task_weights[heads],
-            layout=run.layout,
+    features, layout, device = call.features, call.layout, call.features.device
+    N, n_columns = features.shape[0], padded_width(layout.width)
+    row_stride = -(-n_columns // STRIDE) * STRIDE
+    B = least_rows or chunk_rows(N, row_stride, features.element_size(), budget_bytes)
+    targets, tables = locate_targets(call.targets, layout, N, device), head_tables(layout, device)
+    scales = take_scales(call, targets) if any(call.needs) else None
+    split, rows = split_heads(layout, n_columns), rows_per_program(N)
+    firsts = range(0, N, B)
+    n_blocks = n_sums(split, min(B, N), rows)
+    sums = torch.zeros(len(firsts), n_blocks, len(layout), 3, dtype=torch.float32, device=device)
+    buffer = features.new_empty(min(B, N), row_stride)
+    pieces = weight_pieces(call.weight, features.dtype, n_columns)
+    gradients = _Sums(call, scales, pieces, n_chunks=len(firsts))
+    for i, first in enumerate(firsts):
+        some = features[first : first + B]
+        logits = buffer[: len(some), :n_columns]
+        for piece in pieces:
+            torch.mm(some, piece.weight.t(), out=logits[:, piece.columns])
+        take_losses(Chunk(call, tables, targets, scales, logits, first, sums[i]), split, rows)
+        gradients.add(logits, some, first)
+    means = take_means(sums.view(-1, len(layout), 3), call.task_weights)
+    return Forward(means.losses, means.correct, gradients.residual(), means.total)
+
+
+class Piece(NamedTuple):
+    """Rows of the weight, in the dtype of the features and of an aligned number, and the columns of their logits."""
+
+    columns: slice
+    weight: Tensor
+
+
+def weight_pieces(weight: Tensor, dtype: torch.dtype, n_columns: int) -> tuple[Piece, ...]:
+    """The weight (S, D), padded with rows of 0 to n_columns; the small one first where there are two."""
+    S, D = weight.shape
+    whole = slice(0, n_columns)
+    if n_columns == S and weight.dtype is dtype:
+        return (Piece(whole, weight),)
+    aligned = n_columns - ALIGNMENT
+    if weight.dtype is not dtype or n_columns * D * weight.element_size() <= COPIED_BYTES or not aligned:
+        return (Piece(whole, padded_weight(weight.contiguous(), n_columns, dtype)),)
+    end = weight.new_zeros(ALIGNMENT, D)
+    end[: S - aligned] = weight[aligned:]
+    return Piece(slice(aligned, n_columns), end), Piece(slice(0, aligned), weight[:aligned])
+
+
+class _Sums:
+    """The gradients of the total, from one chunk's scaled logit gradients after the other's."""
+
+    def __init__(
+        self, call: HeadsCall, scales: Scales | None, pieces: tuple[Piece, ...], *, n_chunks: int
+    ) -> None:
+        self._call, self._pieces = call, pieces
+        self._largest = None if scales is None else scales.largest
+        features, needs = call.features, call.needs
+        self._d_features = features.new_empty(
+            features.shape if needs[0] else 0, dtype=handed_over_in(features.dtype)
         )
-        B = least_rows or chunk_rows(
-            call.features.shape[0], padded_width(run.layout), call.features.element_size(), budget_bytes
+        # A single chunk's are the whole, and nothing is added to.
+        self._d_weight = self._d_bias = None
+        if n_chunks != 1:
+            shape = padded_width(call.layout.width), features.shape[1]
+            self._d_weight = features.new_zeros(shape, dtype=torch.float32) if needs[1] else None
+            self._d_bias = features.new_zeros(shape[0], dtype=torch.float32) if needs[2] else None
+
+    def add(self, dz: Tensor, some: Tensor, first: int) -> None:
+        """Of rows first.. of the features, whose logits' gradient is dz (rows, n_columns)."""
+        need_features, need_weight, need_bias = self._call.needs
+        if need_features:
+            self._add_features(dz, self._d_features[first : first + len(some)])
+        if need_weight:
+            self._add_weight(dz, some)
+        if need_bias:
+            of_chunk = column_sums(dz)
+            self._d_bias = of_chunk if self._d_bias is None else self._d_bias.add_(of_chunk)
+
+    def _add_features(self, dz: Tensor, out: Tensor) -> None:
+        first, *others = self._pieces
+        if self._largest is None:
+            # The small product first: the sum over all outputs is rounded once, at the end.
+            torch.mm(dz[:, first.columns], first.weight, out=out)
+            for piece in others:
+                out.addmm_(dz[:, piece.columns], piece.weight)
+            return
+        product = mm_float32(dz[:, first.columns], first.weight)
+        for piece in others:
+            product += mm_float32(dz[:, piece.columns], piece.weight)
+        torch.mul(product, self._largest, out=out)
+
+    def _add_weight(self, dz: Tensor, some: Tensor) -> None:
+        if self._d_weight is not None:
+            # Not addmm with out_dtype, which not every torch has: what is added to the sum lies in memory before.
+            for begin in range(0, dz.shape[1], SLAB_ROWS):
+                slab = slice(begin, begin + SLAB_ROWS)
+                self._d_weight[slab] += mm_float32(dz[:, slab].t(), some)
+        elif dz.dtype is handed_over_in(self._call.weight.dtype):
+            self._d_weight = torch.mm(dz.t(), some)
+        else:
+            self._d_weight = mm_float32(dz.t(), some)
+
+    def residual(self) -> Residual:
+        """What `residual_like` says."""
+        S, dtype = self._call.layout.width, handed_over_in(self._call.weight.dtype)
+        # One each: what a custom op returns may not be the same tensor twice.
+        no_weight, no_bias = (
+            self._call.features.new_empty(0, dtype=empty) for empty in (dtype, torch.float32)
         )
-        d_features, d_weight, d_bias = gradients
-        own = (
-            d_features,
-            d_weight[rows] if call.needs[1] else d_weight,
-            d_bias[rows] if call.needs[2] else d_bias,
+        d_weight, d_bias = self._d_weight, self._d_bias
+        if self._largest is not None:
+            d_weight = None if d_weight is None else d_weight.mul_(self._largest)
+            d_bias = None if d_bias is None else d_bias.mul_(self._largest)
+        return (
+            self._d_features,
+            no_weight if d_weight is None else d_weight[:S].to(dtype),
+            no_bias if d_bias is None else d_bias[:S],
         )
-        parts.append(_run_in_chunks(of_run, B, own, adds=i > 0))
-    if len(parts) == 1:
-        return Forward(parts[0].losses, parts[0].correct, gradients)
-    losses, correct = torch.cat([part.losses for part in parts]), torch.cat([part.correct for part in parts])
-    return Forward(losses, correct, gradients)
 
 
-def _rows_of(layout: HeadLayout, run: Run) -> slice:
-    first = layout.offsets[run.first]
-    return slice(first, first + run.layout.width)
+def handed_over_in(dtype: torch.dtype) -> torch.dtype:
+    """The residual's dtype of a gradient in `dtype`.
 
-
-def _run_in_chunks(call: HeadsCall, B: int, gradients: Residual, *, adds: bool) -> SegmentLoss:
-    """Losses of a run's heads; its gradients go to `gradients`, those of the features added if `adds`."""
-    features, weight, layout, needs = call.features, call.weight, call.layout, call.needs
-    (N, _), S, K = features.shape, layout.width, len(layout)
-    d_features, d_weight, d_bias = gradients
-    packed_targets = pack_targets(call.targets, layout, N, features.device)
-    skip_by = call.task_weights if call.skip_zero_weights else None
-    scale = call.task_weights * mean_scale(count_parts(packed_targets, layout, N, skip_by))
-    column_scale = scale[head_tables(layout, features.device).head_of_column]
-    own_weight = weight.to(features.dtype)
-    scaled_weight, largest = (
-        _scaled_weight(weight, column_scale, features.dtype) if needs[0] else (None, None)
-    )
-
-    # A power of two divides the rows of a chunk.
-    per_program = 1 << (rows_per_program(min(B, N), K).bit_length() - 1)
-    n_blocks = -(-N // per_program)
-    sums = torch.empty(n_blocks, K, 3, dtype=torch.float32, device=features.device)
-    buffer = features.new_empty(min(B, N), padded_width(layout))
-    for gradient, need in ((d_weight, needs[1]), (d_bias, needs[2])):
-        if need:
-            gradient.zero_()
-    for first in range(0, N, B):
-        chunk = features[first : first + B]
-        dz = torch.mm(chunk, own_weight.t(), out=buffer[: len(chunk), :S])
-        bias_parts = run_loss_pass(
-            dz,
-            call.bias,
-            packed_targets,
-            layout,
-            sums,
-            per_program,
-            need_gradient=any(needs),
-            need_bias_gradient=needs[2],
-            skip_by=skip_by,
-            first_row=first,
-        )
-        if scaled_weight is not None:
-            _store_features(d_features[first : first + B], dz, scaled_weight, largest, adds)
-        if needs[1]:
-            _add_weight(d_weight, dz, chunk)
-        if bias_parts is not None:
-            d_bias.add_(bias_parts.sum(0))
-    if needs[1]:
-        d_weight.mul_(column_scale[:, None])
-    if needs[2]:
-        d_bias.mul_(column_scale)
-    return finalize(LossParts(sums, None), layout)
-
-
-def _scaled_weight(weight: Tensor, column_scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """What dz is multiplied by for the features' gradient, and a last factor for float16.
-
-    1/N times a weight is subnormal there: the largest scale comes after the product.
+    Gradients in float16 wait in float32: a loss scale has to come before the rounding.
     """
-    if dtype is not torch.float16:
-        return (column_scale[:, None] * weight).to(dtype), None
-    largest = column_scale.abs().amax()
-    relative = column_scale / torch.where(largest > 0, largest, 1.0)
-    return (relative[:, None] * weight).to(dtype), largest
-
-
-def _store_features(
-    out: Tensor, dz: Tensor, scaled_weight: Tensor, largest: Tensor | None, adds: bool
-) -> None:
-    """dz @ scaled_weight (times `largest`) into `out`, or added to what is there."""
-    if largest is not None:
-        product = mm_float32(dz, scaled_weight).mul_(largest)
-        out.add_(product) if adds else out.copy_(product)
-    elif adds:
-        out.addmm_(dz, scaled_weight)
-    else:
-        torch.mm(dz, scaled_weight, out=out)
-
-
-def _add_weight(d_weight: Tensor, dz: Tensor, chunk: Tensor) -> None:
-    """d_weight (S, D) float32 += dz.T @ chunk.
-
-    Not addmm with out_dtype, which not every torch has: the extra sum is one pass more over d_weight.
-    """
-    if dz.dtype is torch.float32:
-        d_weight.addmm_(dz.t(), chunk)
-    else:
-        d_weight.add_(mm_float32(dz.t(), chunk))
+    return torch.float32 if dtype is torch.float16 else dtype
 
 
 # The residual is the gradient: once it is handed out, a second backward pass must make it anew.
@@ -206,15 +194,11 @@ RESIDUAL_IS_GRADIENT = True
 
 
 def residual_like(call: HeadsCall) -> Residual:
-    """Empty tensors of the shapes and dtypes of the residual.
-
-    Gradients of float16 features wait in float32: a loss scale has to come before the rounding.
-    """
-    features, needs = call.features, call.needs
-    dtype = torch.float32 if features.dtype is torch.float16 else features.dtype
+    """Empty tensors of the shapes and dtypes of the residual."""
+    features, weight, needs = call.features, call.weight, call.needs
     return (
-        features.new_empty(features.shape if needs[0] else 0, dtype=dtype),
-        features.new_empty(call.weight.shape if needs[1] else 0, dtype=torch.float32),
+        features.new_empty(features.shape if needs[0] else 0, dtype=handed_over_in(features.dtype)),
+        features.new_empty(weight.shape if needs[1] else 0, dtype=handed_over_in(weight.dtype)),
         features.new_empty(call.layout.width if needs[2] else 0, dtype=torch.float32),
     )
 

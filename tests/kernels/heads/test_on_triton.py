@@ -1,4 +1,4 @@
-"""The Triton loss pass and plans in the interpreter: as accurate as torch, the same bits, no stray writes."""
+"""The Triton plans in the interpreter: as accurate as torch, the same bits, no stray writes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,6 @@ pytest.importorskip("triton")
 from mt2st_fast.kernels.heads.on_triton import chunked as triton_chunked
 
 ROOT = Path(__file__).parents[3]
-CASES = (
-    "mixed-5",
-    "mixed-33",
-    "mixed-33-no-bias",
-    "mixed-33-float16",
-    "wide-33",
-    "wide-33-float16",
-    "wide-17-large-logits",
-    "wide-one-block",
-    "aligned-9",
-    "aligned-9-float16",
-    "groups-9",
-    "nothing-valid",
-    "no-rows",
-)
-RESULTS = ("losses", "scale", "correct", "logit_gradient", "bias_gradient")
 PLANS = (
     "packed",
     "packed-float16",
@@ -72,12 +56,6 @@ def run_worker(name: str, folder: Path, *group: str) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Everything that the worker stores of the loss pass, computed once."""
-    return run_worker("interpret_loss_pass", tmp_path_factory.mktemp("interpreter"))
-
-
-@pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the worker stores of the plans, computed once."""
     folder = tmp_path_factory.mktemp("interpreter")
@@ -94,64 +72,6 @@ def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, marg
     allowed += margin * np.abs(truth).max(initial=0.0)
     # Written so that a NaN of ours fails.
     assert not error.size or error.max() <= allowed, f"error {error.max():.3g} > {allowed:.3g}"
-
-
-@pytest.mark.parametrize("result", RESULTS)
-@pytest.mark.parametrize("case", CASES)
-def test_loss_pass_is_as_accurate_as_torch(computed, case, result):
-    stored_in_half = case.endswith("float16") and result == "logit_gradient"
-    margin = MARGIN["float16" if stored_in_half else "float32"]
-    assert_as_accurate_as_torch(computed, f"{case}/{result}", 0.0 if result == "correct" else margin)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_calls_give_the_same_bits_and_no_nan(computed, case):
-    assert computed[f"{case}/same-bits"]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_without_gradient_logits_stay_and_losses_agree(computed, case):
-    assert computed[f"{case}/forward-only"]
-
-
-def test_tasks_without_valid_rows_have_loss_and_gradient_zero(computed):
-    losses, scale = computed["nothing-valid/losses/ours"], computed["nothing-valid/scale/ours"]
-    assert (losses[[0, 2, 3, 5]] == 0).all()
-    assert (scale[[0, 2, 3, 5]] == 0).all()
-    assert (losses[[1, 4]] > 0).all()
-    assert (computed["nothing-valid/logit_gradient/ours"][:, :3] == 0).all()
-
-
-def test_class_outside_the_head_makes_its_loss_nan_and_no_other(computed):
-    losses = computed["outside/losses"]
-    assert np.isnan(losses).tolist() == [True, True, False]
-    gradient = computed["outside/gradient"]
-    assert (gradient[1, :3] == 0).all(), "the row with a class outside"
-    assert (gradient[0, :3] != 0).all()
-    assert (gradient[:, 3:7] == 0).all()
-
-
-def test_logits_of_minus_infinity_mask_classes_out(computed):
-    np.testing.assert_allclose(computed["infinite/ours"][0], computed["infinite/truth"], rtol=1e-6)
-    assert (computed["infinite/gradient"][:, :35] == 0).all()
-    assert np.isfinite(computed["infinite/gradient"]).all()
-
-
-def test_task_of_weight_zero_is_skipped_and_no_other_changes(computed):
-    assert computed["skip/kept"]
-    assert (computed["skip/skipped"] == 0).all()
-
-
-def test_bias_gradient_can_be_left_out(computed):
-    assert computed["skip/no-bias-gradient"]
-
-
-@pytest.mark.parametrize("result", ["losses", "scale", "correct", "bias_gradient"])
-def test_more_blocks_of_rows_than_one_trip_adds(computed, result):
-    ours, truth = (computed[f"many-blocks/{result}/{kind}"] for kind in ("ours", "truth"))
-    np.testing.assert_allclose(
-        ours, truth, rtol=0.0 if result == "correct" else 1e-6, atol=1e-4 * (result == "bias_gradient")
-    )
 
 
 @pytest.mark.parametrize("result", ["losses", "correct", "d_features", "d_weight", "d_bias"])

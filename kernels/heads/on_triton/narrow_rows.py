@@ -1,0 +1,182 @@
+"""Losses of narrow heads beside wide ones on a GPU, and their scaled gradient over the logits: one launch for them all.
+
+A program holds some rows of a few neighbouring heads, as wide as these are together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...machine.launch import Variant, cdiv, next_power_of_2
+from ..kind import HeadSpec, Kind
+from ..layout import HeadLayout
+from .chunk import INTEGERS, Chunk, Told, signature
+from .head_losses import head_losses
+
+# What stands where in a group's constants.
+FIRST_HEAD: tl.constexpr = tl.constexpr(0)
+LAST_HEAD: tl.constexpr = tl.constexpr(1)
+BEGIN: tl.constexpr = tl.constexpr(2)
+FIRST_COLUMN: tl.constexpr = tl.constexpr(3)
+LAST_COLUMN: tl.constexpr = tl.constexpr(4)
+N_BOUNDS: tl.constexpr = tl.constexpr(5)
+
+ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
+GROUP_COLUMNS = 64  # heads of fewer outputs share a program
+ELEMENTS = 2048  # of a program, 8 a thread
+OPTIONS = {"num_warps": 8}
+
+
+@triton.jit(do_not_specialize=[*INTEGERS, "S"])
+def narrow_kernel(
+    p_logits,  # (n_rows, row_stride), overwritten with its gradient if NEED_GRADIENT
+    p_bias,  # (S,)
+    p_weights,  # (S,) float32
+    p_task_weights,  # (K,) float32
+    p_scale,  # (K,) float32, what a head's gradient is multiplied by
+    p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
+    p_head_of_column,  # (S,) int64
+    N,
+    n_rows,
+    first_row,
+    row_stride,
+    row_floats,
+    address_0,
+    address_1,
+    address_2,
+    address_3,
+    address_4,
+    address_5,
+    address_6,
+    address_7,
+    address_8,
+    address_9,
+    address_10,
+    address_11,
+    address_12,
+    address_13,
+    address_14,
+    address_15,
+    S,
+    HEADS: tl.constexpr,
+    N_HEADS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    NEED_GRADIENT: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
+    SKIP_ZERO_WEIGHTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    N_GROUPS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so neighbours share rows in cache."""
+    i_block = tl.program_id(0) // N_GROUPS
+    o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n_rows
+    # A row that there is not in the chunk, there is not at all.
+    o_target = tl.where(m_n, first_row + o_n, N)
+    addresses = (
+        address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
+        address_8, address_9, address_10, address_11, address_12, address_13, address_14, address_15,
+    )  # fmt: skip
+    for g in tl.static_range(N_GROUPS):
+        if tl.program_id(0) % N_GROUPS == g:
+            # Columns of the group, and of what pads the row: the others' programs write theirs.
+            o_s = GROUPS[g * N_BOUNDS + BEGIN] + tl.arange(0, BLOCK_S)
+            m_own = (o_s >= GROUPS[g * N_BOUNDS + FIRST_COLUMN]) & (o_s < GROUPS[g * N_BOUNDS + LAST_COLUMN])
+            m_s = m_own & (o_s < S)
+            p_z = p_logits + o_n.to(tl.int64)[:, None] * row_stride + o_s[None, :]
+            b_z = tl.load(p_z, mask=m_n[:, None] & m_s[None, :], other=0.0).to(tl.float32)
+            if HAS_BIAS:
+                b_z += tl.load(p_bias + o_s, mask=m_s, other=0.0).to(tl.float32)[None, :]
+            b_dz = head_losses(
+                b_z, o_target, m_n, o_s, p_weights, p_task_weights, p_sums + i_block.to(tl.int64) * N_HEADS * 3,
+                addresses, N, row_floats, HEADS, GROUPS[g * N_BOUNDS + FIRST_HEAD],
+                GROUPS[g * N_BOUNDS + LAST_HEAD], SIDE_BY_SIDE, SKIP_ZERO_WEIGHTS,
+            )  # fmt: skip
+            if NEED_GRADIENT:
+                b_k = tl.load(p_head_of_column + o_s, mask=m_s, other=0)
+                b_scale = tl.load(p_scale + b_k, mask=m_s, other=0.0)
+                b_dz = tl.where(m_s[None, :], b_dz * b_scale[None, :], 0.0)
+                tl.store(p_z, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_own[None, :])
+
+
+class Groups(NamedTuple):
+    """Which heads and columns each program takes, and the rows and columns that one holds."""
+
+    n: int
+    bounds: tuple[int, ...]  # N_BOUNDS a group, one after another
+    rows: int
+    columns: int
+
+
+def narrow_groups(layout: HeadLayout, members: Sequence[int], n_columns: int) -> Groups | None:
+    """Neighbours among `members` together up to GROUP_COLUMNS; None without members.
+
+    The layout's last head, if it is one, has what pads a row up to n_columns, too.
+    """
+    if not members:
+        return None
+    most = max(GROUP_COLUMNS, *(next_power_of_2(layout.heads[k].size) for k in members))
+    bounds: list[list[int]] = []
+    for k in members:
+        first = layout.offsets[k]
+        last = n_columns if k == len(layout) - 1 else first + layout.heads[k].size
+        if bounds and bounds[-1][1] == k and last - bounds[-1][2] <= most:
+            bounds[-1][1], bounds[-1][4] = k + 1, last
+        else:
+            begin = first // ALIGNED_COLUMNS * ALIGNED_COLUMNS
+            bounds.append([k, k + 1, begin, first, last])
+    columns = max(16, next_power_of_2(max(last - begin for _, _, begin, _, last in bounds)))
+    return Groups(len(bounds), tuple(itertools.chain(*bounds)), max(1, ELEMENTS // columns), columns)
+
+
+def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
+    """The losses of these heads of a chunk."""
+    _variant(chunk.told, groups).launch(
+        cdiv(len(chunk.logits), groups.rows) * groups.n,
+        (*chunk.tensors, head_of_column),
+        (*chunk.integers, chunk.call.layout.width),
+    )
+
+
+@cache
+def _variant(told: Told, groups: Groups) -> Variant:
+    return Variant(narrow_kernel, constexprs_of(told, groups), OPTIONS)
+
+
+def constexprs_of(told: Told, groups: Groups) -> dict[str, Any]:
+    """The compile-time arguments."""
+    return {
+        **told.constexprs, "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": groups.rows,
+        "BLOCK_S": groups.columns,
+    }  # fmt: skip
+
+
+def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """What is launched: (name, kernel, signature, constexprs, options)."""
+    of_values = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER)
+    variants = []
+    for dtype, widest, kinds in itertools.product(
+        ("fp32", "bf16", "fp16"), (17, 100), ((Kind.SOFTMAX,) * 4, of_values)
+    ):
+        sizes = (widest, 30, 13, 5)
+        narrow = tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True))
+        layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 1000), *narrow))
+        groups = narrow_groups(layout, range(1, 5), cdiv(layout.width, 8) * 8)
+        assert groups is not None
+        types = {**signature(dtype), "p_head_of_column": "*i64", "S": "i32"}
+        constexprs = constexprs_of(Told(layout, True, True, False, True), groups)
+        name = f"{dtype} {groups.rows}x{groups.columns}{' values' * (kinds is of_values)}"
+        variants.append((name, narrow_kernel, types, constexprs, OPTIONS))
+    return variants
+
+
+VARIANTS = _variants()
