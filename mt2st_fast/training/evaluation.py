@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import features_and_mask
-from mt2st_fast.training.sources import to_device
+from mt2st_fast.training.sources import Batch, materialised, to_device
 
 
 @torch.no_grad()
 def evaluate(
     encoder: nn.Module,
     heads: MultiTaskHeads,
-    batches: Iterable[tuple[Any, dict[str, Tensor]]],
+    batches: Iterable[Batch],
     tasks: Sequence[str],
     device: torch.device,
     shortcut: Callable[[Any], Tensor | None] = lambda inputs: None,
@@ -31,7 +31,8 @@ def evaluate(
     encoder.eval()
     sums: dict[str, Tensor] = {}
     try:
-        for inputs, targets in _on_device(batches, device):
+        for batch in _on_device(batches, device):
+            inputs, targets = materialised(batch)
             inputs = to_device(inputs, device)
             known = shortcut(inputs)
             features, mask = features_and_mask(encoder(inputs) if known is None else known)
@@ -44,11 +45,11 @@ def evaluate(
     return {task: _value(heads, task, sums[task]) if task in sums else float("nan") for task in tasks}
 
 
-def _on_device(batches: Iterable[Any], device: torch.device) -> Iterable[Any]:
+def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
     """The batches as views of data on the device, where they offer that: nothing is copied then."""
     if device.type == "cpu" or not hasattr(batches, "resident_on"):
         return batches
-    resident: Iterable[Any] | None = batches.resident_on(device)
+    resident: Iterable[Batch] | None = batches.resident_on(device)
     return batches if resident is None else resident
 
 

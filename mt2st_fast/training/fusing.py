@@ -38,7 +38,11 @@ def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bo
     if not isinstance(optimizer, RowSparseOptimizer) or type(encoder) not in (BagEncoder, WindowEncoder):
         return False
     looked_at = parts.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients
-    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     table = encoder.table
-    hooked = hooked or table._backward_hooks or getattr(table, "_post_accumulate_grad_hooks", None)
-    return loaders == 1 and parts.accumulate == 1 and not looked_at and not hooked
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        table._backward_hooks,
+        getattr(table, "_post_accumulate_grad_hooks", None),
+    )
+    return loaders == 1 and parts.accumulate == 1 and not looked_at and not any(hooks)
