@@ -72,7 +72,7 @@ class EagerSteps:
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
             # Learnt weights belong to a graph that every backward pass frees: they are asked for again.
             total, micro_losses = self._forward(batches, self._parts.weights() * share_k, len(micro_steps))
-            self._self._backward(total)
+            self._backward(total)
             losses = losses + share_k * micro_losses
         return losses
 
