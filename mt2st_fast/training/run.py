@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mt2st_fast.training.observations import (
     Observing,
     Stateful,
     check_resumable,
+    look_at_held_out,
     task_gradients,
 )
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
@@ -149,10 +150,11 @@ class Run:
         if admit(self._parts.trainable(), self.optimizer) and self._phase_active:
             self._engine.choose(self.history.phases)
 
-    def note_evaluation(self, metrics: dict[str, float]) -> Evaluation:
-        """Enter what was measured on held-out batches after the steps so far."""
-        epoch = self.steps_done / self.steps_per_epoch
+    def note_evaluation(self, metrics: dict[str, float], held_out: Iterable[Batch]) -> Evaluation:
+        """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
+        epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
+        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before)
         self.history.evaluations.append(evaluation)
         return evaluation
 
@@ -199,10 +201,13 @@ class Run:
         weights = self._options.schedule.task_weights(moment, main, auxiliary)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
+            before = self.heads.active
             enter_phase(active, self.heads, self.optimizer, self.source)
             self.record(after_step=False)
             self._phase_active = active
-            self.history.phases.append(PhaseRecord(self.steps_done, active))
+            told: dict[str, str] = getattr(self._options.schedule, "reasons", {})
+            reasons = {name: told[name] for name in before if name not in active and name in told}
+            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons))
             self._engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
         self._set_weights([weights[name] for name in active])

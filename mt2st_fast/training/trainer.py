@@ -17,7 +17,7 @@ from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.numbers import check_count, check_not_negative, check_positive
-from mt2st_fast.training.observations import check_resumable
+from mt2st_fast.training.observations import ObservingHeldOut, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.run import Run
@@ -151,6 +151,8 @@ class Trainer:
         """
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
+        if val is None and isinstance(self.schedule, ObservingHeldOut):
+            raise ValueError(f"{type(self.schedule).__name__} decides by held-out batches: give fit(val=...)")
         check_count(evaluate_every=evaluate_every)
         run = self.begin(train, epochs=epochs, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
@@ -240,7 +242,7 @@ class Trainer:
             if due or epoch_ends or run.steps_done % self.log_every == 0:
                 run.record()
             if due and val is not None:
-                evaluation = run.note_evaluation(self.evaluate(val))
+                evaluation = run.note_evaluation(self.evaluate(val), val)
                 self._each(lambda callback: callback.on_evaluation(self, evaluation))  # noqa: B023 (called at once)
             if path is not None and epoch_ends:
                 run.save(path)
