@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.observations import Stateful
@@ -51,9 +52,8 @@ class RunListener(Protocol):
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:
-    """Optimizer steps that `epochs` passes take. Raises ValueError unless there is one."""
-    if not (math.isfinite(epochs) and epochs > 0):
-        raise ValueError(f"epochs must be positive, not {epochs}")
+    """Optimizer steps that `epochs` passes take. Raises InputError unless there is one."""
+    check_positive(epochs=epochs)
     return math.ceil(epochs * steps_per_epoch)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.numbers import check_count, check_not_negative, check_positive
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint
 from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.numbers import check_count, check_not_negative, check_positive
 from mt2st_fast.training.observations import check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables

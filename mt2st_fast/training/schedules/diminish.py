@@ -26,6 +26,8 @@ from mt2st_fast.training.schedules.strategy import (
     required,
 )
 
+MOST_NU = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diminish(AuxiliaryWeights):
@@ -40,7 +42,7 @@ class Diminish(AuxiliaryWeights):
     def __post_init__(self) -> None:
         for name in ("eta", "gamma", "floor"):
             check(name, getattr(self, name), 0.0)
-        check("nu", self.nu, 0.0, 10.0)
+        check("nu", self.nu, 0.0, MOST_NU)
         check_unit(self.unit)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
@@ -69,8 +71,8 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
 
 
 OPTIONS = (
-    StrategyOption("eta", "decay an epoch; by default the floor falls on --switch-at", None),
-    StrategyOption("nu", "exponent of time", 1.0, low=0.0),
+    StrategyOption("eta", "decay an epoch; by default the floor falls on --switch-at", None, low=0.0),
+    StrategyOption("nu", "exponent of time", 1.0, low=0.0, high=MOST_NU),
     AUX_WEIGHT,
     FLOOR,
     SWITCH_AT,

@@ -6,12 +6,14 @@ A file in this package that has a `STRATEGY` is found by `strategies()`: nothing
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import is_number
 from mt2st_fast.training.schedules.base import Schedule
 
 
@@ -32,6 +34,17 @@ class StrategyOption:
     def flag(self) -> str:
         """What a user writes."""
         return "--" + self.name.replace("_", "-")
+
+    def check(self, value: float) -> None:
+        """Raises InputError, naming the flag, for what is no finite number within the limits."""
+        low, high = (
+            (-math.inf if self.low is None else self.low),
+            (math.inf if self.high is None else self.high),
+        )
+        if not (is_number(value) and low <= value <= high):
+            limits = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+            wanted = " and ".join(["a finite number", *limits])
+            raise InputError(f"{self.flag} must be {wanted}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class Strategy:
                 raise InputError(
                     f"strategy {self.name} takes no --{name.replace('_', '-')}; it takes {flags}"
                 )
+            known[name].check(given[name])
         return self.build({name: given.get(name, option.default) for name, option in known.items()}, facts)
 
 

@@ -6,7 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, PerTask, check, value_of
+from mt2st_fast.training.schedules.base import (
+    AuxiliaryWeights,
+    Moment,
+    PerTask,
+    check,
+    check_steps,
+    value_of,
+)
 from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, SWITCH_AT, RunFacts, Strategy, required
 
 
@@ -30,7 +37,7 @@ class Switch(AuxiliaryWeights):
             object.__setattr__(self, "at", 0.6)
         check("at", self.at, 0.0, 1.0)
         check("at_epoch", self.at_epoch, 0.0)
-        check("at_step", self.at_step, 0.0)
+        check_steps("at_step", self.at_step)
         check("weights", self.weights, 0.0)
 
     def switch_step(self, moment: Moment, task: str) -> float:
