@@ -67,7 +67,9 @@ class Config:
     )
     lr: float = _option(1e-2, "Training", "learning rate of AdamW")
     lr_decay: str = _option("linear", "Training", "linear (to 0 at the end) or none")
-    weight_decay: float = _option(0.0, "Training", "decoupled weight decay", min=0.0)
+    weight_decay: float = _option(
+        0.0, "Training", "decoupled weight decay of dense layers; rows of word vectors have none", min=0.0
+    )
     clip_norm: float | None = _option(None, "Training", "largest norm of all gradients together")
     accumulate: int = _option(1, "Training", "batches a step", min=1)
     precision: str = _option("float32", "Training", "float32, bfloat16 or float16 (autocast)")
@@ -131,6 +133,13 @@ class Config:
         if self.epochs is None:
             raise InputError("epochs must be known before the schedule: call resolved(splits) first")
         return find_strategy(self.strategy).make(self.strategy_options, RunFacts(self.epochs))
+
+    def going_on_to(self, epochs: float) -> Config:
+        """This configuration with another end, and the decay of its strategy as it was for the end of before."""
+        if self.epochs is None or epochs == self.epochs:
+            return replace(self, epochs=epochs)
+        options = find_strategy(self.strategy).settled(self.strategy_options, RunFacts(self.epochs))
+        return replace(self, epochs=epochs, strategy_options=options)
 
     def for_strategy(self, name: str) -> Config:
         """This configuration for another strategy, with those of the options that it takes."""

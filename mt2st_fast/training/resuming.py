@@ -26,7 +26,7 @@ def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raises InputError that names the first setting which is another than in the checkpoint, and the fix."""
     for name, value in own.items():
         if stored.get(name) != value:
-            fix = FIXES.get(name, f"give {name} as it was, {OR_ANEW}")
+            fix = FIXES.get(name, f"give {name} {stored.get(name)} again, {OR_ANEW}")
             raise InputError(
                 f"the checkpoint was made with {name} {stored.get(name)}, this run has {value}; {fix}"
             )

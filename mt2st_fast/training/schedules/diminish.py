@@ -54,7 +54,7 @@ class Diminish(AuxiliaryWeights):
         return weight if weight >= value_of(self.floor, task, 1e-3) else None
 
 
-def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
+def settle(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:
     """eta None: the weight falls under the floor where Switch would retire the task."""
     gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
     eta = values["eta"]
@@ -67,7 +67,17 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
             )
         # Solve gamma * exp(-eta t^nu) = floor for t = switch_at * epochs.
         eta = math.log(gamma / floor) / (switch_at * facts.epochs) ** nu
-    return Diminish(eta=eta, gamma=gamma, nu=nu, floor=floor)
+    return {"eta": eta, "gamma": gamma, "nu": nu, "floor": floor}
+
+
+def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
+    """With the decay that was given or found."""
+    return Diminish(**settle(values, facts))
+
+
+def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:
+    """The decay that a run of these facts has: where it goes on for longer, it goes on with this one."""
+    return {"eta": settle(values, facts)["eta"]}
 
 
 OPTIONS = (
@@ -77,4 +87,4 @@ OPTIONS = (
     FLOOR,
     SWITCH_AT,
 )
-STRATEGY = Strategy("diminish", "weights decay exponentially, down to the floor", build, OPTIONS)
+STRATEGY = Strategy("diminish", "weights decay exponentially, down to the floor", build, OPTIONS, found_eta)

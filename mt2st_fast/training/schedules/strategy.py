@@ -58,13 +58,19 @@ class RunFacts:
 class Strategy:
     """name: what `--strategy` takes. build: the schedule from all options' values, by name, and the run's facts.
 
-    `build` raises InputError for values that do not go together.
+    `build` raises InputError for values that do not go together. found: the values of options without a default that
+    `build` finds from the run's facts.
     """
 
     name: str
     help: str
     build: Callable[[Mapping[str, float | None], RunFacts], Schedule]
     options: tuple[StrategyOption, ...] = ()
+    found: Callable[[Mapping[str, float | None], RunFacts], dict[str, float]] = lambda values, facts: {}
+
+    def settled(self, given: Mapping[str, float], facts: RunFacts) -> dict[str, float]:
+        """The given options with what would be found for a run of these facts: they make its schedule for any run."""
+        return {**given, **self.found(self._values(given), facts)}
 
     def make(self, given: Mapping[str, float], facts: RunFacts) -> Schedule:
         """The schedule for the options that were given. Raises InputError for one that this strategy does not take."""
@@ -76,7 +82,10 @@ class Strategy:
                     f"strategy {self.name} takes no --{name.replace('_', '-')}; it takes {flags}"
                 )
             known[name].check(given[name])
-        return self.build({name: given.get(name, option.default) for name, option in known.items()}, facts)
+        return self.build(self._values(given), facts)
+
+    def _values(self, given: Mapping[str, float]) -> dict[str, float | None]:
+        return {option.name: given.get(option.name, option.default) for option in self.options}
 
 
 def required(values: Mapping[str, float | None], name: str) -> float:
