@@ -27,7 +27,7 @@ from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.folder_lock import holding
-from mt2st_fast.numbers import check_finite_number, check_positive
+from mt2st_fast.numbers import check_finite_number, check_positive, given
 from mt2st_fast.runs.comparison import compare_runs, render, summarise_seed, table_rows
 from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
 from mt2st_fast.runs.config import Config
@@ -72,7 +72,7 @@ def compare(
     of rows and in which main labels --label-fraction keeps; the strategies share each seed's data.
     Ctrl-C or SIGTERM stops after the step at hand and keeps the runs that are done; --resume goes on from there.
     """
-    check_finite_number(**{"--target": target})
+    check_finite_number(**given(**{"--target": target}))
     check_positive(**{"--checkpoint-every": checkpoint_every})
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     if not names:

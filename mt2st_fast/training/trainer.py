@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.numbers import check_count, check_not_negative, check_positive
+from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint
 from mt2st_fast.training.engines import AUTOCAST, Precision
@@ -81,7 +81,7 @@ class Trainer:
         graph: bool | Literal["auto"] = "auto",
         fuse_backward: bool | None = None,
     ) -> None:
-        check_positive(lr=lr, clip_norm=clip_norm)
+        check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
         check_count(accumulate=accumulate, log_every=log_every)
         if precision not in ("float32", *AUTOCAST):
@@ -168,8 +168,8 @@ class Trainer:
         """
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
-        check_count(evaluate_every=evaluate_every)
-        check_positive(checkpoint_seconds=checkpoint_seconds)
+        check_count(**given(evaluate_every=evaluate_every))
+        check_positive(**given(checkpoint_seconds=checkpoint_seconds))
         run = self.begin(train, epochs=epochs, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:

@@ -31,7 +31,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
-from mt2st_fast.numbers import check_count, check_positive, is_number
+from mt2st_fast.numbers import check_count, check_positive, given, is_number
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trainer import Trainer
@@ -94,11 +94,10 @@ def train_supervised(
         min_count=min_count,
         word_ngrams=word_ngrams,
         bucket=bucket,
-        batch_size=batch_size,
-        threads=threads,
+        **given(batch_size=batch_size, threads=threads),
     )
     check_count(0, minn=minn, maxn=maxn, seed=seed)
-    check_positive(epoch=epoch, lr=lr)
+    check_positive(epoch=epoch, **given(lr=lr))
     _check_others(minn, maxn, bucket, dropout, label, families)
     _check_trainer_options(lr, trainer_options)
     loss = loss_of(loss)

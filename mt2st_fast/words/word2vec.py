@@ -17,7 +17,7 @@ from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.workspace import WordRows
-from mt2st_fast.numbers import check_count
+from mt2st_fast.numbers import check_count, given
 from mt2st_fast.training.context_run import ContextPlan
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import check_kinds
@@ -113,7 +113,7 @@ class Word2Vec:
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
         check_count(vector_size=vector_size, window=window, workers=workers, epochs=epochs, bucket=bucket)
-        check_count(max_final_vocab=max_final_vocab, batch_words=batch_words)
+        check_count(batch_words=batch_words, **given(max_final_vocab=max_final_vocab))
         check_count(0, min_count=min_count, seed=seed)
         check_ngrams(min_n, max_n)
         check_sampling(sample, ns_exponent)

@@ -363,7 +363,10 @@ def test_a_missing_file_is_named(toy, tmp_path):
         ({"lr": 1e-5}, "made with lr 0.01, this run has 1e-05"),
         ({"weight_decay": 0.5}, "made with weight_decay 0.05, this run has 0.5"),
         ({"lr_decay": "none"}, "made with lr_decay linear, this run has none"),
-        ({"clip_norm": 1.0}, "made with clip_norm None, this run has 1.0; give clip_norm None again, or begin a run of its own, without resume"),
+        (
+            {"clip_norm": 1.0},
+            "has 1.0; give clip_norm None again, or begin a run of its own",
+        ),
     ],
     ids=[
         "schedule",

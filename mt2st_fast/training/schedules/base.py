@@ -72,20 +72,20 @@ def value_of(value: PerTask, task: str, default: float) -> float:
     return float(value.get(task, default)) if isinstance(value, Mapping) else float(value)
 
 
-def check(name: str, value: PerTask | None, low: float, high: float = math.inf) -> None:
+def check(name: str, value: PerTask, low: float, high: float = math.inf) -> None:
     """Raises InputError, naming the field, for a value that is no number within [low, high], or not finite."""
     for v in _values(value):
         check_within(low, high, **{name: v})
 
 
-def check_steps(name: str, value: PerTask | None) -> None:
+def check_steps(name: str, value: PerTask) -> None:
     """Raises InputError, naming the field, for a value that is no whole number of steps."""
     for v in _values(value):
         check_count(0, **{name: v})
 
 
-def _values(value: PerTask | None) -> list[float]:
-    return [*value.values()] if isinstance(value, Mapping) else [] if value is None else [value]
+def _values(value: PerTask) -> list[float]:
+    return [*value.values()] if isinstance(value, Mapping) else [value]
 
 
 def check_unit(unit: str) -> None:

@@ -35,9 +35,12 @@ class Switch(AuxiliaryWeights):
             raise ValueError(f"Switch takes one of at, at_epoch and at_step, not {' and '.join(given)}")
         if not given:
             object.__setattr__(self, "at", 0.6)
-        check("at", self.at, 0.0, 1.0)
-        check("at_epoch", self.at_epoch, 0.0)
-        check_steps("at_step", self.at_step)
+        if self.at is not None:
+            check("at", self.at, 0.0, 1.0)
+        if self.at_epoch is not None:
+            check("at_epoch", self.at_epoch, 0.0)
+        if self.at_step is not None:
+            check_steps("at_step", self.at_step)
         check("weights", self.weights, 0.0)
 
     def switch_step(self, moment: Moment, task: str) -> float:
