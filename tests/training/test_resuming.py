@@ -176,7 +176,9 @@ def test_weights_that_fit_are_taken_and_the_others_named(tmp_path):
     }  # fmt: skip
     assert found.skipped["heads/linears.b.weight"] == "is (3, 4) there and (5, 4) here"
     assert found.skipped["heads/linears.new.bias"] == "is not in the checkpoint, stays as it is"
-    assert str(found).startswith("4 of 8 tensors taken; left out: heads/linears.new.weight (is not in the checkpoint,")
+    assert str(found).startswith(
+        "4 of 8 tensors taken; left out: heads/linears.new.weight (is not in the checkpoint,"
+    )
     assert torch.equal(other.encoder.weight, stored.encoder.weight)
     assert torch.equal(other.heads.linear("b").weight, before["linears.b.weight"])
     with pytest.raises(InputError, match="nothing of the checkpoint fits"):
