@@ -117,20 +117,17 @@ def _compare(
 ) -> None:
     config, names = progress.config, progress.strategies
     configs = {name: config.for_strategy(name) for name in names}
-    experiment = None
+    first = read_data(config)
+    progress.check_data(first)
+    for name in names:  # what cannot run is found before anything has run
+        experiment = Experiment.prepare(configs[name], first)
+    if not progress.n_done and not progress.current:
+        for file in FILES:  # of another comparison
+            (folder / file).unlink(missing_ok=True)
     # Seeds outside, strategies inside: a machine that slows down slows all of them down.
     for seed in range(config.seed, config.seed + progress.seeds):
         left = [name for name in names if not progress.is_done(name, seed)]
-        last = seed == config.seed + progress.seeds - 1
-        if not left and not last:
-            continue
-        splits = read_data(replace(config, seed=seed))
-        if experiment is None:
-            for name in names:  # what cannot run is found before anything has run
-                experiment = Experiment.prepare(replace(configs[name], seed=seed), splits)
-            if not progress.n_done and not progress.current:
-                for file in FILES:  # of another comparison
-                    (folder / file).unlink(missing_ok=True)
+        splits = first if seed == config.seed or not left else read_data(replace(config, seed=seed))
         for name in left:
             experiment = Experiment.prepare(replace(configs[name], seed=seed), splits)
             resumes = progress.begin(folder, name, seed)
@@ -139,13 +136,12 @@ def _compare(
                 _tell_stopped(progress, experiment, folder)
                 raise typer.Exit(stopping.exit_code)
             progress.end(folder, name, {"seed": seed, **summary})
-    assert experiment is not None
     comparison = {
         "main": experiment.trainer.heads.main,
         "metric": experiment.trainer.heads.tasks[experiment.trainer.heads.main].metric,
-        "data": splits.name,
-        "auxiliary": list(splits.auxiliary),
-        "config": config.resolved(splits).to_json(),
+        "data": first.name,
+        "auxiliary": list(first.auxiliary),
+        "config": config.resolved(first).to_json(),
         "n_seeds": progress.seeds,
         "environment": environment(experiment.trainer.device),
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},

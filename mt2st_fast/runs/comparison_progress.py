@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mt2st_fast.data import Splits
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.config import Config
@@ -27,6 +28,18 @@ class Progress:
     seeds: int
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     current: list[Any] = field(default_factory=list)
+    data: str = ""  # the digest of the first seed's data
+
+    def check_data(self, splits: Splits) -> None:
+        """Raises InputError where runs that are over were of other data."""
+        corpora = (splits.train, splits.dev, splits.test)
+        digest = " ".join(corpus.digest(splits.tasks)[:16] for corpus in corpora)
+        if self.data not in ("", digest):
+            raise InputError(
+                f"{self.config.data} has changed since the comparison began: give the data of then, or compare anew, "
+                "without --resume"
+            )
+        self.data = digest
 
     @property
     def n_done(self) -> int:

@@ -67,7 +67,8 @@ class _Loader:
 
     A loader with `state_dict` and `load_state_dict` is asked where it stands. Any other is started again
     from the random states that its epoch began with (Python's, numpy's and torch's, or for the last that of the
-    loader's own `generator`), and the batches already used are skipped.
+    loader's own `generator`), and the batches already used are skipped. One that knows its place knows its data, too,
+    and refuses other data itself, as those of mt2st_fast.data do.
 
     Resumed data must be the data of then. Where all rows can be seen without asking the loader for a batch (see
     `content_of`), they are compared as a whole. Of another loader the first batch of its epoch is: where it comes with

@@ -12,6 +12,7 @@ import pytest
 from mt2st_fast.cli import main
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.folder_lock import holding
+from mt2st_fast.training.trainer import Trainer
 from tests.cli.running import QUICK, fails, run
 
 SMALL = [*QUICK, "--strategies", "stl,mtl", "--seeds", "2", "--epochs", "3"]
@@ -95,8 +96,27 @@ def test_a_comparison_goes_on_with_its_own_options(
         error = fails(capsys, "compare", "--resume", flag, value, "--out", out)
         assert flag in error
         assert f"has {then}: leave it out" in error
+    path = Path(treebank.partition(":")[2])
+    path.write_text(path.read_text().replace("XNOUN", "XVERB"))
+    assert "has changed since the comparison began" in fails(capsys, "compare", "--resume", "--out", out)
     (tmp_path / "out/compare.progress.json").write_text("{}")
     assert "is damaged" in fails(capsys, "compare", "--resume", "--out", out)
+
+
+@pytest.mark.parametrize("command", [["train"], ["compare", "--strategies", "stl", "--seeds", "1"]])
+def test_minutes_between_checkpoints_are_handed_on(
+    command: list[str], treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, fit = [], Trainer.fit
+    monkeypatch.setattr(
+        Trainer,
+        "fit",
+        lambda *args, **options: seconds.append(options["checkpoint_seconds"]) or fit(*args, **options),
+    )
+    arguments = [*command, "--data", treebank, *QUICK, "--epochs", "1"]
+    run(*arguments, "--out", str(tmp_path / "a"))
+    run(*arguments, "--checkpoint-every", "0.5", "--out", str(tmp_path / "b"))
+    assert seconds == [600, 30]
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")

@@ -54,8 +54,10 @@ class Diminish(AuxiliaryWeights):
         return weight if weight >= value_of(self.floor, task, 1e-3) else None
 
 
-def settle(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:
-    """eta None: the weight falls under the floor where Switch would retire the task."""
+def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:
+    """The decay that was given; or for this run the one by which the weight falls under the floor where Switch would
+    retire the task.
+    """
     gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
     eta = values["eta"]
     if eta is None:
@@ -67,17 +69,13 @@ def settle(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, flo
             )
         # Solve gamma * exp(-eta t^nu) = floor for t = switch_at * epochs.
         eta = math.log(gamma / floor) / (switch_at * facts.epochs) ** nu
-    return {"eta": eta, "gamma": gamma, "nu": nu, "floor": floor}
+    return {"eta": eta}
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
     """With the decay that was given or found."""
-    return Diminish(**settle(values, facts))
-
-
-def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:
-    """The decay that a run of these facts has: where it goes on for longer, it goes on with this one."""
-    return {"eta": settle(values, facts)["eta"]}
+    gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
+    return Diminish(**found_eta(values, facts), gamma=gamma, nu=nu, floor=floor)
 
 
 OPTIONS = (
