@@ -75,7 +75,7 @@ def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
     """With the decay that was given or found."""
     gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
-    return Diminish(**found_eta(values, facts), gamma=gamma, nu=nu, floor=floor)
+    return Diminish(eta=found_eta(values, facts)["eta"], gamma=gamma, nu=nu, floor=floor)
 
 
 OPTIONS = (
