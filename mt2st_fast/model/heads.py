@@ -144,6 +144,10 @@ class MultiTaskHeads(nn.Module):
         """The tasks that are being trained, main task first."""
         return self._active
 
+    def label_count(self, task: str, target: Any) -> Tensor | float:
+        """How many labels of a batch the loss of a task without a head is a mean of; see `OpenTask.count`."""
+        return self._module(task).count(target)  # type: ignore[operator,no-any-return]
+
     def set_active(self, tasks: Iterable[str]) -> None:
         """Train these tasks only: the others' parameters need no gradient any more and lose the one they have.
 

@@ -32,6 +32,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
+from mt2st_fast.numbers import check_count, check_positive, given, is_number
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trainer import Trainer
@@ -89,20 +90,16 @@ def train_supervised(
 
     Raises InputError for a file or a family that cannot be used and for an option out of range.
     """
-    _check_numbers(
-        {
-            "dim": (dim, 1),
-            "min_count": (min_count, 1),
-            "word_ngrams": (word_ngrams, 1),
-            "bucket": (bucket, 1),
-            "minn": (minn, None),
-            "maxn": (maxn, None),
-            "seed": (seed, 0),
-            "batch_size": (1 if batch_size is None else batch_size, 1),
-            "threads": (1 if threads is None else threads, 1),
-        },
-        {"epoch": epoch, "lr": lr},
+    check_count(
+        1,
+        dim=dim,
+        min_count=min_count,
+        word_ngrams=word_ngrams,
+        bucket=bucket,
+        **given(batch_size=batch_size, threads=threads),
     )
+    check_count(0, minn=minn, maxn=maxn, seed=seed)
+    check_positive(epoch=epoch, **given(lr=lr))
     _check_others(minn, maxn, bucket, dropout, label, families)
     _check_trainer_options(lr, trainer_options)
     loss = loss_of(loss)
@@ -145,28 +142,12 @@ def train_supervised(
     return SupervisedModel(features, known, encoder, heads, label, families is not False, trainer)
 
 
-def _check_numbers(whole: Mapping[str, tuple[Any, int | None]], positive: Mapping[str, Any]) -> None:
-    """Raises InputError for an option that is no whole number or below its least, or not positive and finite."""
-    for name, (value, least) in whole.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise InputError(f"{name} must be a whole number, not {value!r}")
-        if least is not None and value < least:
-            raise InputError(f"{name} must be at least {least}, not {value}")
-    for name, value in positive.items():
-        if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be a positive number, not {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def _check_others(minn: int, maxn: int, bucket: int, dropout: Any, label: Any, families: Any) -> None:
-    if not 0 <= minn <= maxn:
+    if minn > maxn:
         raise InputError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
     if bucket > MOST_BUCKETS:
         raise InputError(f"bucket must be at most {MOST_BUCKETS:,}, not {bucket:,}")
-    if not (_is_number(dropout) and 0 <= dropout < 1):
+    if not (is_number(dropout) and 0 <= dropout < 1):
         raise InputError(f"dropout must be a probability below 1, not {dropout!r}")
     if not isinstance(label, str) or label.split() != [label]:
         raise InputError(f"label must be what label words begin with, such as '__label__', not {label!r}")

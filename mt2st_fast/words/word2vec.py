@@ -17,13 +17,16 @@ from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.workspace import WordRows
+from mt2st_fast.numbers import check_count, given
 from mt2st_fast.training.context_run import ContextPlan
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import check_kinds
 from mt2st_fast.words.gensim_options import (
     TrimRule,
-    check_at_least,
+    check_ngrams,
     check_predicted_by,
+    check_rates,
+    check_sampling,
     frequent_words,
     one_of,
     read_text,
@@ -106,20 +109,15 @@ class Word2Vec:
             max_vocab_size=max_vocab_size, cbow_mean=1 if sg else cbow_mean, null_word=null_word,
             sorted_vocab=sorted_vocab, shrink_windows=shrink_windows,
         )  # fmt: skip
-        check_predicted_by(hs, negative, max_n)
+        check_predicted_by(sg, hs, negative, max_n)
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
-        check_at_least(
-            1, vector_size=vector_size, window=window, workers=workers, epochs=epochs,
-            bucket=bucket, max_final_vocab=1 if max_final_vocab is None else max_final_vocab,
-        )  # fmt: skip
-        check_at_least(0, min_count=min_count)
-        if not 0 <= min_n <= max_n:
-            raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
-        if sample < 0 or not alpha >= min_alpha >= 0:
-            raise InputError(
-                f"sample ({sample}) must not be negative, nor alpha ({alpha}) below min_alpha ({min_alpha})"
-            )
+        check_count(vector_size=vector_size, window=window, workers=workers, epochs=epochs, bucket=bucket)
+        check_count(batch_words=batch_words, **given(max_final_vocab=max_final_vocab))
+        check_count(0, min_count=min_count, seed=seed)
+        check_ngrams(min_n, max_n)
+        check_sampling(sample, ns_exponent)
+        check_rates(alpha, min_alpha)
         self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, int(sg)
@@ -298,6 +296,8 @@ class Word2Vec:
         start = self.alpha if start_alpha is None else start_alpha
         end = self.min_alpha if end_alpha is None else end_alpha
         epochs = self.epochs if epochs is None else epochs
+        check_count(epochs=epochs)
+        check_rates(start, end, ("start_alpha", "end_alpha"))
         known = self._known(text)
         self._fit(known, epochs, start, end, callbacks)
         return epochs * int((known.ids >= 0).sum()), epochs * len(text.ids)
@@ -367,7 +367,6 @@ class Word2Vec:
     def _fit(
         self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
-        check_at_least(1, epochs=epochs)
         run = begin_run(self, text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))
         self.running_training_loss, started = 0.0, time.perf_counter()
         try:

@@ -117,7 +117,7 @@ def test_gensims_defaults_are_taken():
         ({"null_word": 1}, "null_word=1"),
         ({"shrink_windows": False}, "shrink_windows=False"),
         ({"max_vocab_size": 10}, "max_vocab_size=10"),
-        ({"max_final_vocab": 0}, "max_final_vocab is 0"),
+        ({"max_final_vocab": 0}, "max_final_vocab must be a whole number of at least 1, not 0"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(arguments, message):
