@@ -17,6 +17,8 @@ from mt2st_fast.data.corpus import Corpus
 from mt2st_fast.data.subwords import HashedParts, SubwordTable
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.exporting.models import WordModel, export_words
+from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -116,6 +118,24 @@ class TextModel:
             labels,
             stored["tokenizer"],
             stored["source"],
+        )
+
+    def export(
+        self, file: str | Path, format: str | None = None, tasks: Sequence[str] | None = None
+    ) -> Exported:
+        """Write a graph of plain operators, ONNX (.onnx) or torch.export's (.pt2), and beside it its description.
+
+        `mt2st_fast.TextInputs` makes the graph's inputs of words, by that description. format: by the file's name;
+        tasks: the main one by default. Raises InputError for a task that there is not, for what cannot be written,
+        and where the graph does not give the model's logits.
+        """
+        names = [self._known(task) for task in tasks or (self.main,)]
+        return export_words(
+            WordModel(self._trained, self.heads, self.vocabulary, self.table, self.tokenizer),
+            {task: (self.labels[task].kind, self.labels[task].names) for task in names},
+            lambda units: self.outputs(units, names),
+            file,
+            format,
         )
 
     def __reduce__(self) -> tuple[Callable[..., TextModel], tuple[Any, ...]]:

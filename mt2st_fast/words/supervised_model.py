@@ -22,6 +22,8 @@ from mt2st_fast.data.labelled_text import (
 )
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.exporting.models import export_bags
+from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -95,6 +97,14 @@ class SupervisedModel:
         model = cls.__new__(cls)
         model._restore(configuration, tensors, device)
         return model
+
+    def export(
+        self, file: str | Path, format: str | None = None, families: Sequence[str] | None = None
+    ) -> Exported:
+        """Write a graph, as `TextModel.export` does, of the main family by default; its texts are lines."""
+        names = [self._known(family) for family in families or (self.main,)]
+        tasks = {name: (self._families[name].kind, self.labels[name]) for name in names}
+        return export_bags(self.encoder, self.heads, self.features, self.prefix, tasks, file, format)
 
     def __getstate__(self) -> dict[str, Any]:
         configuration, tensors = self._state()
