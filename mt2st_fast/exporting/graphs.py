@@ -46,7 +46,7 @@ class WordTagger(_Graph):
     def forward(self, rows: Tensor, rows_per_word: Tensor, words_per_unit: Tensor) -> dict[str, Tensor]:
         vectors = _means(self.table[rows], rows_per_word)  # type: ignore[index]
         W = vectors.shape[0]
-        unit = _owners(words_per_unit, W)
+        unit = _units(words_per_unit, W)
         places = torch.arange(W).unsqueeze(1) + self.around
         near = places.clamp(0, W - 1)
         inside = (places == near) & (unit[near] == unit.unsqueeze(1))
@@ -114,8 +114,14 @@ class AnyEncoder(_Graph):
         super().__init__(heads, tasks)
         self.encoder = copy.deepcopy(encoder).cpu().eval()
 
+    def features(self, *inputs: Tensor) -> Tensor:
+        """(..., D), without the mask that an encoder may return beside them."""
+        found = self.encoder(*inputs)
+        features: Tensor = found[0] if isinstance(found, tuple) else found
+        return features
+
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        return self.logits(self.encoder(*inputs))
+        return self.logits(self.features(*inputs))
 
 
 class _Types(nn.Module):
@@ -139,9 +145,16 @@ class _Types(nn.Module):
 
 
 def _sums(vectors: Tensor, counts: Tensor) -> Tensor:
-    """(U, D) of vectors (R, D), of which unit u has the next counts[u]."""
-    out = vectors.new_zeros(counts.shape[0], vectors.shape[1])
-    return out.index_add(0, _owners(counts, vectors.shape[0]), vectors)
+    """(U, D) of vectors (R, D), of which unit u has the next counts[u].
+
+    As differences of a running sum, in float64: onnxruntime adds up scattered rows in several threads at once, which
+    loses some where they meet, and one element at a time takes four times as long.
+    """
+    none = vectors.new_zeros(1, vectors.shape[1], dtype=torch.float64)
+    running = torch.cat([none, vectors.double().cumsum(0)])
+    ends = counts.cumsum(0)
+    sums = running.index_select(0, ends) - running.index_select(0, ends - counts)
+    return sums.to(vectors.dtype)
 
 
 def _means(vectors: Tensor, counts: Tensor) -> Tensor:
@@ -149,11 +162,12 @@ def _means(vectors: Tensor, counts: Tensor) -> Tensor:
     return _sums(vectors, counts) / counts.clamp_min(1).to(vectors.dtype).unsqueeze(1)
 
 
-def _owners(counts: Tensor, total: int) -> Tensor:
-    """(total,) the unit of each place: as many units begin there or before, less one. counts (U,) sum to total."""
+def _units(counts: Tensor, total: int) -> Tensor:
+    """(total,) numbers that are the same for places of the same unit alone. counts (U,) sum to total."""
     begins = counts.cumsum(0) - counts
-    marks = counts.new_zeros(total + 1).index_add(0, begins, torch.ones_like(counts))
-    return marks.cumsum(0)[:-1] - 1
+    # Units without a place begin where another one does: both write the same.
+    marks = counts.new_zeros(total + 1).scatter(0, begins, torch.ones_like(counts))
+    return marks.cumsum(0)[:-1]
 
 
 def _through(hidden: nn.Module | None, window: Tensor) -> Tensor:

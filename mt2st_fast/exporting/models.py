@@ -193,12 +193,7 @@ def _graph_of(
     inputs = {f"input_{i}": tensor for i, tensor in enumerate(given)}
     module = AnyEncoder(encoder, heads, names)
     with torch.no_grad():
-        own = module.encoder(*given)
-        features = own[0] if isinstance(own, tuple) else own
-        trial = Trial(
-            inputs,
-            {name: heads.logits(features.to(heads.linear(name).weight.device), name).cpu() for name in names},
-        )
+        trial = Trial(inputs, module(*given))
     return Graph(module, dict(zip(inputs, named, strict=True)), str(named[0][0]), [trial], takes_any=True)
 
 

@@ -143,7 +143,7 @@ def _program(graph: Graph) -> torch.export.ExportedProgram:
             return torch.export.export(module, given, dynamic_shapes=(shapes,) if graph.takes_any else shapes)
     except Exception as error:  # whatever a module of somebody else's does while it is traced
         raise InputError(
-            f"{type(module).__name__} cannot be traced for any size of batch: {_first_line(error)}"
+            f"{_name(module)} cannot be traced for any size of batch: {_first_line(error)}"
         ) from error
 
 
@@ -215,6 +215,11 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def _name(module: nn.Module) -> str:
+    """That of the encoder, where it is somebody else's."""
+    return type(getattr(module, "encoder", module)).__name__
 
 
 def _first_line(error: Exception) -> str:
