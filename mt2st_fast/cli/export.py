@@ -58,7 +58,8 @@ def _written(folder: Path, file: Path, form: str, tasks: list[str] | None) -> Ex
         )
     loaded = load(folder)
     if kind == MODULES:
-        return export_modules(*loaded, file, form, tasks=tasks)
+        encoder, heads = loaded
+        return export_modules(encoder, heads, file, form, tasks=tasks)
     written: Exported = loaded.export(file, form, tasks)
     return written
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,9 @@ class _Graph(nn.Module):
 class WordTagger(_Graph):
     """A WindowEncoder over words, each the mean of its rows: a row of logits for every word."""
 
+    table: Tensor
+    around: Tensor
+
     def __init__(self, encoder: WindowEncoder, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
         super().__init__(heads, tasks)
         self.register_buffer("table", _copy(encoder.table))
@@ -44,7 +46,7 @@ class WordTagger(_Graph):
         self.hidden = None if encoder.hidden is None else _still(encoder.hidden)
 
     def forward(self, rows: Tensor, rows_per_word: Tensor, words_per_unit: Tensor) -> dict[str, Tensor]:
-        vectors = _means(self.table[rows], rows_per_word)  # type: ignore[index]
+        vectors = _means(self.table[rows], rows_per_word)
         W = vectors.shape[0]
         unit = _units(words_per_unit, W)
         places = torch.arange(W).unsqueeze(1) + self.around
@@ -57,18 +59,22 @@ class WordTagger(_Graph):
 class WordBags(_Graph):
     """A BagEncoder over words, each the mean of its rows: a row of logits for every unit."""
 
+    table: Tensor
+
     def __init__(self, encoder: BagEncoder, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
         super().__init__(heads, tasks)
         self.register_buffer("table", _copy(encoder.table))
         self.pool = _means if encoder.mode == "mean" else _sums
 
     def forward(self, rows: Tensor, rows_per_word: Tensor, words_per_unit: Tensor) -> dict[str, Tensor]:
-        vectors = _means(self.table[rows], rows_per_word)  # type: ignore[index]
+        vectors = _means(self.table[rows], rows_per_word)
         return self.logits(self.pool(vectors, words_per_unit))
 
 
 class IdBags(_Graph):
     """A BagEncoder whose types are the rows of its table: a row of logits for every bag."""
+
+    table: Tensor
 
     def __init__(self, encoder: BagEncoder, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
         super().__init__(heads, tasks)
@@ -76,7 +82,7 @@ class IdBags(_Graph):
         self.pool = _means if encoder.mode == "mean" else _sums
 
     def forward(self, ids: Tensor, ids_per_unit: Tensor) -> dict[str, Tensor]:
-        return self.logits(self.pool(self.table[ids], ids_per_unit))  # type: ignore[index]
+        return self.logits(self.pool(self.table[ids], ids_per_unit))
 
 
 class TypeWindows(_Graph):
@@ -127,6 +133,9 @@ class AnyEncoder(_Graph):
 class _Types(nn.Module):
     """(..., D) vectors of word types (...): the mean of a type's rows; zeros for -1."""
 
+    table: Tensor
+    rows_of_type: Tensor | None
+
     def __init__(self, encoder: WindowEncoder | BagEncoder) -> None:
         super().__init__()
         self.register_buffer("table", _copy(encoder.table))
@@ -134,11 +143,11 @@ class _Types(nn.Module):
         self.register_buffer("rows_of_type", None if rows is None else _copy(rows).long())
 
     def forward(self, types: Tensor) -> Tensor:
-        table: Any = self.table
-        if self.rows_of_type is None:
+        table, of_types = self.table, self.rows_of_type
+        if of_types is None:
             return table[types.clamp_min(0)] * (types >= 0).to(table.dtype).unsqueeze(-1)
-        none = self.rows_of_type.shape[0] - 1  # type: ignore[union-attr]
-        rows = self.rows_of_type[types.masked_fill(types < 0, none)]  # type: ignore[index]
+        none = of_types.shape[0] - 1
+        rows = of_types[types.masked_fill(types < 0, none)]
         known = (rows >= 0).to(table.dtype)
         sums = (table[rows.clamp_min(0)] * known.unsqueeze(-1)).sum(-2)
         return sums / known.sum(-1, keepdim=True).clamp_min(1)

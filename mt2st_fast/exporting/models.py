@@ -17,9 +17,10 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.exporting.graphs import AnyEncoder, IdBags, TypeBags, TypeWindows, WordBags, WordTagger
 from mt2st_fast.exporting.inputs import TextInputs
-from mt2st_fast.exporting.writing import Exported, Graph, Trial, write_graph
+from mt2st_fast.exporting.writing import Exported, Graph, Trial, output_of, write_graph
 from mt2st_fast.model.encoders import NO_ROW, BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 
 # How a line is cut into words, by the names that readers of training data have for it.
 _WORD = r"\w+(?:['’]\w+)*|[^\w\s]"
@@ -34,6 +35,7 @@ _TRIAL_SIZES = (5, 0, 1, 40, 2, 0, 13, 3)  # of units, again and again
 # Words that training will not have seen, so that their parts are compared, too.
 _UNSEEN = ("Unseenword", "ZÜRICH-2031", "don’t", "x", "…", "日本語", "a1b2", "Ünseen's", "ǅungla", "😀")
 
+_KINDS: dict[type, str] = {Classification: "classes", MultiLabel: "labels", Regression: "values"}
 Tasks = Mapping[str, tuple[str, Sequence[str]]]  # {task: (classes, labels or values, names of the outputs)}
 
 
@@ -157,7 +159,7 @@ def export_modules(
             f"parameters are {str(other.pop()).removeprefix('torch.')}, a graph has float32: call .float() first"
         )
     graph = _graph_of(encoder, heads, names, example, axes)
-    sizes: Tasks = {name: (type(heads.tasks[name]).__name__, ()) for name in names}
+    sizes: Tasks = {name: (_kind(heads.tasks[name]), ()) for name in names}
     return write_graph(
         graph, file, format, {"text": None, "rows_of_logits": graph.rows, "tasks": _described(sizes)}
     )
@@ -217,8 +219,16 @@ def _types(
     return torch.from_numpy(chance.integers(NO_ROW, encoder.num_types, shape))
 
 
+def _kind(task: Any) -> str:
+    """What its outputs are; a task of one's own is called by its class."""
+    return _KINDS.get(type(task), type(task).__name__)
+
+
 def _described(tasks: Tasks) -> dict[str, dict[str, Any]]:
-    return {task: {"kind": kind, "labels": list(names)} for task, (kind, names) in tasks.items()}
+    return {
+        task: {"kind": kind, "labels": list(names), "output": output_of(task)}
+        for task, (kind, names) in tasks.items()
+    }
 
 
 def _trials(
@@ -241,7 +251,7 @@ def _units(words: Sequence[str]) -> list[list[str]]:
         else []
     )
     left = [*_UNSEEN, *known, *_UNSEEN]
-    units = []
+    units: list[list[str]] = []
     while left:
         size = _TRIAL_SIZES[len(units) % len(_TRIAL_SIZES)]
         units.append(left[:size])

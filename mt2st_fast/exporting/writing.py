@@ -105,15 +105,14 @@ def write_graph(
         torch.export.save(program, memory)
         content = memory.getvalue()
     beside = file.with_name(f"{file.name}.json")  # not model.json, which is a model's own
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "graph": file.name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "inputs": {name: list(axes) for name, axes in graph.axes.items()},
         "outputs": {name: list(axes) for name, axes in outputs.items()},
-    } | description
-    for task, output in zip(tasks, outputs, strict=True):
-        described["tasks"][task]["output"] = output
+        **description,
+    }
     # In this order: a description whose graph is missing or another one is told by its digest.
     write_atomically(beside, json.dumps(described, allow_nan=False).encode("ascii"))
     write_atomically(file, content)
