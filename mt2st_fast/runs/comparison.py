@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mt2st_fast.runs.markdown import markdown_table
+from mt2st_fast.runs.shown import short
 from mt2st_fast.training.history import History
 
 COLUMNS = (
@@ -125,9 +126,9 @@ def table_rows(comparison: dict[str, Any]) -> list[list[str]]:
                 f"{strategy['best_median']:.4f}",
                 f"{strategy['test_median']:.4f}",
                 f"{strategy['steps_median']:,.0f}",
-                f"{strategy['seconds_median']:.1f}",
+                short(strategy["seconds_median"]),
                 missing if steps is None else f"{steps:,.0f}",
-                missing if seconds is None else f"{seconds:.1f}",
+                missing if seconds is None else short(seconds),
                 _percent(reduction["vs_stl"]),
                 _percent(reduction["vs_mtl"]),
             ]

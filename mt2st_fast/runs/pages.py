@@ -8,7 +8,7 @@ from typing import Any
 from mt2st_fast.runs.comparison import COLUMNS, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_seconds
-from mt2st_fast.runs.shown import engine_of, shown
+from mt2st_fast.runs.shown import engine_of, option, shown
 from mt2st_fast.serving.scores import TaskScore
 from mt2st_fast.training.history import History
 
@@ -40,7 +40,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
                 Table(("word", "neighbours"), [(w, ", ".join(n)) for w, n in report["neighbours"].items()])
             ],
         ),
-        Section("Options", tables=[Table(("option", "value"), list(report["config"].items()))]),
+        Section("Options", tables=[_options(report["config"])]),
     ]
     lead = (
         f"{main['metric']} of the main task {main['task']}: best on development {shown(main['best'])} "
@@ -69,7 +69,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
         Section(
             "Every run", pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")]
         ),
-        Section("Options", tables=[Table(("option", "value"), list(comparison["config"].items()))]),
+        Section("Options", tables=[_options(comparison["config"])]),
     ]
     lead = (
         f"Medians over {comparison['n_seeds']} seeds; the target is development {comparison['metric']} "
@@ -124,6 +124,10 @@ def _classes(score: TaskScore) -> Table:
 def _data(data: Mapping[str, Any]) -> Table:
     columns: Sequence[str] = ("part", "rows:", "tokens:")
     return Table(columns, [(part, f"{n:,}", f"{data['tokens'][part]:,}") for part, n in data["rows"].items()])
+
+
+def _options(config: Mapping[str, Any]) -> Table:
+    return Table(("option", "value"), [(name, option(value)) for name, value in config.items()])
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

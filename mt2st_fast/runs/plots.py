@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.files import write_atomically
+from mt2st_fast.runs.shown import short
 from mt2st_fast.training.history import History
 
 if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` need not wait for
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MARKS = "os^Dv*Pp"
 
 # Figures are drawn without pyplot: no window, no global state, safe in any thread.
 
@@ -58,12 +61,16 @@ def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], la
     figure = _figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
+        # Curves of different strategies may coincide: each has marks and dashes of its own, and lets others through.
+        style: dict[str, Any] = {"color": f"C{index}", "marker": MARKS[index % len(MARKS)], "alpha": 0.75}
+        dashes = "-" if len(runs) == 1 else (3.0 * index, (3.0, 3.0 * (len(runs) - 1)))
         for number, points in enumerate(curves):
             if points:
+                axes.plot(*zip(*points, strict=True), color=f"C{index}", lw=0.6, alpha=0.5)
+                label = name if number == 0 else None
                 axes.plot(
-                    *zip(*points, strict=True), "o-", color=f"C{index}", ms=3, lw=1.2, alpha=0.8,
-                    label=name if number == 0 else None,
-                )  # fmt: skip
+                    *zip(*points, strict=True), ls=dashes, lw=1.6, ms=4, mfc="none", label=label, **style
+                )
     axes.set(xlabel="seconds of training", ylabel=label)
     axes.grid(alpha=0.25)
     if len(runs) > 1:
@@ -106,19 +113,17 @@ def plot_comparison(comparison: dict[str, Any]) -> Figure:
     for axes, key, label in zip(
         figure.subplots(1, 2), ("seconds_to_target", "steps_to_target"), ("seconds", "steps"), strict=True
     ):
+        said: list[str] = []
         for position, name in enumerate(names):
             strategy = comparison["strategies"][name]
             median = strategy[f"{key}_median"]
-            if median is None:
-                axes.text(position, 0, "not\nreached", ha="center", va="bottom", fontsize="small")
-            else:
+            if median is not None:
                 axes.bar(position, median, color=f"C{position}", alpha=0.75, width=0.65)
-                axes.annotate(f"{median:,.1f}" if key.startswith("sec") else f"{median:,.0f}",
-                              (position, median), xytext=(0, 3), textcoords="offset points",
-                              ha="center", fontsize="small")  # fmt: skip
+            # Not at the bar's end, where the dots are.
+            said.append(f"{name}\n{'not reached' if median is None else short(median)}")
             dots = [run[key] for run in strategy["seeds"] if run[key] is not None]
             axes.plot([position] * len(dots), dots, "k.", ms=5)
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), said)
         axes.set(ylabel=f"training {label} to target")
         axes.margins(y=0.12)
     figure.suptitle(f"{comparison['main']}: to development {comparison['metric']} {comparison['target']:.4f}")
