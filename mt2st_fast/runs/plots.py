@@ -61,16 +61,15 @@ def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], la
     figure = _figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
-        # Curves of different strategies may coincide: each has marks and dashes of its own, and lets others through.
-        style: dict[str, Any] = {"color": f"C{index}", "marker": MARKS[index % len(MARKS)], "alpha": 0.75}
-        dashes = "-" if len(runs) == 1 else (3.0 * index, (3.0, 3.0 * (len(runs) - 1)))
+        # Curves of different strategies may coincide: each has marks of its own, and shows on both sides of the next.
+        style: dict[str, Any] = {"color": f"C{index}", "marker": MARKS[index % len(MARKS)], "mfc": "none"}
+        width = 1.2 + 0.9 * (len(runs) - 1 - index)
         for number, points in enumerate(curves):
             if points:
-                axes.plot(*zip(*points, strict=True), color=f"C{index}", lw=0.6, alpha=0.5)
-                label = name if number == 0 else None
                 axes.plot(
-                    *zip(*points, strict=True), ls=dashes, lw=1.6, ms=4, mfc="none", label=label, **style
-                )
+                    *zip(*points, strict=True), lw=width, ms=4 + width, alpha=0.7,
+                    label=name if number == 0 else None, **style,
+                )  # fmt: skip
     axes.set(xlabel="seconds of training", ylabel=label)
     axes.grid(alpha=0.25)
     if len(runs) > 1:
