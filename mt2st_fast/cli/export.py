@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def export(
     from mt2st_fast.model_folder import model_in
 
     folder = model_in(model)
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
+    names = list(tasks_named(tasks)) or None
     named = format_of(out or Path(f"graph{SUFFIXES.get(form or 'onnx', '')}"), form)
     file = out or folder.with_name(f"{folder.name}{SUFFIXES[named]}")
     _say(_written(folder, file, named, names))

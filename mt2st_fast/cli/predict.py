@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import reading, writing_atomically
 
@@ -57,7 +58,9 @@ def predict(
     from mt2st_fast.model_folder import kind_of
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED
 
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else ()
+    names = tasks_named(tasks)
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; give a file")
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ from mt2st_fast.serving.words import OpenVocabulary
 
 KIND = "text model"
 ROWS_AT_ONCE = 4096
+MOST_ROWS = 4 * ROWS_AT_ONCE  # of units that are longer
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ class TextModel:
             task: [torch.zeros(0, self.heads.linear(task).out_features)] for task in names
         }
         for some in self._batches(units):
-            features = self._features(some)
-            for task, found in parts.items():
-                found.append(self.heads.logits(features, task))
+            for features in self._features(some):
+                for task, found in parts.items():
+                    found.append(self.heads.logits(features, task))
         return {task: torch.cat(found) for task, found in parts.items()}
 
     def probabilities(self, units: Sequence[Sequence[str]], task: str | None = None) -> np.ndarray:
@@ -203,16 +204,19 @@ class TextModel:
         ends = (np.flatnonzero(np.diff(part_of, append=-1)) + 1).tolist()
         return [units[a:b] for a, b in pairwise([0, *ends])]
 
-    def _features(self, units: Sequence[Sequence[str]]) -> Tensor:
+    def _features(self, units: Sequence[Sequence[str]]) -> Iterator[Tensor]:
+        """Of the rows of units, a block at a time: one unit may be a whole book."""
         ids = self._words.ids([word for unit in units for word in unit])
         bounds = np.cumsum([0, *map(len, units)])
         corpus = Corpus(ids, bounds, {}, self.level)
         rows, encoder = np.arange(corpus.n_rows), self._words.encoder
         if isinstance(encoder, BagEncoder):
             features: Tensor = encoder(BagInputs(corpus)(rows))
-            return features
-        types = WindowInputs(corpus, encoder.width // 2)(rows)
-        return self._windows(encoder, types)
+            yield features
+            return
+        windows = WindowInputs(corpus, encoder.width // 2)
+        for first in range(0, len(rows), MOST_ROWS):
+            yield self._windows(encoder, windows(rows[first : first + MOST_ROWS]))
 
     def check_task(self, task: str) -> None:
         """Raises InputError for a task that there is not."""
