@@ -9,8 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
+from mt2st_fast.data.record import unseen_classes
 from mt2st_fast.errors import InputError
 
 
@@ -64,7 +67,7 @@ def open_data(
     if kind != "csv" and (text_column or delimiter):
         raise InputError(f"{spec}: --text-column and --delimiter are for csv:PATH; leave them out")
     _check_kinds(spec, reader, request)
-    splits = reader.read(request)
+    splits = _with_parts_told(reader.read(request))
     if splits.main is None:
         return splits
     check_main(splits.train, splits.main)
@@ -74,7 +77,30 @@ def open_data(
     if fraction < 1:
         unit = "units" if train.groups is None else "files"
         notes += (f"{fraction:g} of the training {unit} keep their labels of {splits.main!r}",)
-    return replace(splits, train=train, notes=notes)
+    splits = replace(splits, train=train)
+    notes += (*_one_class_only(splits, splits.main), *(unseen.line() for unseen in unseen_classes(splits)))
+    return replace(splits, notes=notes)
+
+
+def _with_parts_told(splits: Splits) -> Splits:
+    """With a word in the record on parts that no file has."""
+    parts = {part for file in splits.record.files for part in file.part.split(", ")}
+    missing = [part for part in ("dev", "test") if part not in parts]
+    if not parts or not missing:
+        return splits
+    told = {" and ".join(missing): "a tenth of the training text each, the same in every run"}
+    return replace(splits, record=replace(splits.record, understood={**splits.record.understood, **told}))
+
+
+def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
+    column = splits.train.column(main)
+    seen = np.unique(column.values[column.labelled()]) if column.kind == "classes" else ()
+    if len(seen) != 1:
+        return ()
+    return (
+        f"{main}: every training label is {column.class_names[seen[0]]!r}, so there is nothing to learn; "
+        "give rows of other classes or choose another main task",
+    )
 
 
 def _parse_spec(spec: str) -> tuple[str, Path]:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
@@ -38,7 +38,11 @@ def read(request: ReadRequest) -> Splits:
         for table in tables.values()
         if table.comments
     ]
-    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes)
+    record = ReadRecord(
+        tuple(table.as_read(part) for part, table in tables.items()),
+        understood={"columns": f"word, {', '.join(existing)}"},
+    )
+    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes, record)
 
 
 READER = Reader("columns", read, path="a file with a word and its labels a line, or a folder of such")
@@ -52,12 +56,20 @@ class _Table:
         self.tasks: list[str] = []
         self._sentences: list[list[list[str]]] = [[]]
         self._n_columns = 0
-        self.comments = 0
+        self.comments = self._marks = 0
         for number, line in numbered_lines(path):
             self._add(number, line)
         self._sentences = [sentence for sentence in self._sentences if sentence]
         if not self._sentences:
             raise InputError(f"{path}: the file has no words")
+
+    def as_read(self, part: str) -> FileRead:
+        """What a report says of the file."""
+        left_out = {"comments": self.comments, "marks between documents": self._marks}
+        n_words = sum(map(len, self._sentences))
+        return FileRead(
+            str(self.path), part, len(self._sentences), n_words, {why: n for why, n in left_out.items() if n}
+        )
 
     def section(self, tasks: list[str]) -> Section:
         column_of = {task: 1 + self.tasks.index(task) for task in tasks}
@@ -79,6 +91,7 @@ class _Table:
             self.comments += 1
         elif not row or row[0] == "-DOCSTART-":  # CoNLL-2003's mark between documents
             self._sentences.append([])
+            self._marks += bool(row)
         else:
             self._add_word(number, row)
 

@@ -1,8 +1,9 @@
 """The reader `conllu:PATH`: Universal Dependencies treebanks (https://universaldependencies.org/format.html)."""
 
+from collections import Counter
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_parts, numbered_lines
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
@@ -23,10 +24,14 @@ def read(request: ReadRequest) -> Splits:
     are left out.
     """
     files = find_parts(request.path, _EXTENSIONS)
-    rows_of = {
-        part: [sentence for path in paths for sentence in _read_sentences(path)]
-        for part, paths in files.items()
-    }
+    rows_of: dict[str, list[list[list[str]]]] = {part: [] for part in files}
+    read_files = []
+    for part, paths in files.items():
+        for path in paths:
+            sentences, left_out = _read_sentences(path)
+            rows_of[part] += sentences
+            n_words = sum(map(len, sentences))
+            read_files.append(FileRead(str(path), part, len(sentences), n_words, left_out))
     existing = _existing_tasks(
         [row for sentences in rows_of.values() for sentence in sentences for row in sentence]
     )
@@ -46,24 +51,30 @@ def read(request: ReadRequest) -> Splits:
             for part, paths in files.items()
             if len(paths) > 1
         ],
+        ReadRecord(tuple(read_files)),
     )
 
 
 READER = Reader("conllu", read, path="a treebank of Universal Dependencies, or a folder with its splits")
 
 
-def _read_sentences(path: Path) -> list[list[list[str]]]:
-    """The ten columns of each word of each sentence."""
+def _read_sentences(path: Path) -> tuple[list[list[list[str]]], dict[str, int]]:
+    """The ten columns of each word of each sentence, and how many lines of which kind are none."""
     sentences: list[list[list[str]]] = [[]]
+    left_out: Counter[str] = Counter()
     for number, line in numbered_lines(path):
         if not line.strip():
             sentences.append([])
-        elif not line.startswith("#") and (row := _parse_word(line, path, number)) is not None:
+        elif line.startswith("#"):
+            left_out["comments"] += 1
+        elif (row := _parse_word(line, path, number)) is not None:
             sentences[-1].append(row)
+        else:
+            left_out["ranges of words and empty nodes"] += 1
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise InputError(f"{path}: the file has no sentences")
-    return sentences
+    return sentences, dict(left_out)
 
 
 def _parse_word(line: str, path: Path, number: int) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.delimited import tokenize_text
 from mt2st_fast.data.readers.files import find_splits, numbered_lines
@@ -14,9 +14,14 @@ _EXTENSIONS = (".txt", ".text")
 
 def read(request: ReadRequest) -> Splits:
     """A corpus without tasks."""
-    found = {part: _read_section(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    found, files = {}, []
+    for part, path in find_splits(request.path, _EXTENSIONS).items():
+        found[part], without_words = _read_section(path)
+        n_words = sum(map(len, found[part].units))
+        left_out = {"lines without words": without_words} if without_words else {}
+        files.append(FileRead(str(path), part, len(found[part].units), n_words, left_out))
     sections = complete_splits(found, str(request.path))
-    return assemble(f"text:{request.path}", sections, {}, "token", None, ())
+    return assemble(f"text:{request.path}", sections, {}, "token", None, (), record=ReadRecord(tuple(files)))
 
 
 READER = Reader(
@@ -28,8 +33,10 @@ READER = Reader(
 )
 
 
-def _read_section(path: Path) -> Section:
-    units = [words for _, line in numbered_lines(path) if (words := tokenize_text(line))]
+def _read_section(path: Path) -> tuple[Section, int]:
+    """The lines that have words, and how many have none."""
+    lines = [tokenize_text(line) for _, line in numbered_lines(path)]
+    units = [words for words in lines if words]
     if not units:
         raise InputError(f"{path}: the file has no words")
-    return Section(units, {})
+    return Section(units, {}), len(lines) - len(units)
