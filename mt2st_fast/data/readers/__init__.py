@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
+from mt2st_fast.data.readers.files import parts_by_name
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
 from mt2st_fast.data.record import unseen_classes
 from mt2st_fast.errors import InputError
@@ -83,13 +84,20 @@ def open_data(
 
 
 def _with_parts_told(splits: Splits) -> Splits:
-    """With a word in the record on parts that no file has."""
-    parts = {part for file in splits.record.files for part in file.part.split(", ")}
+    """With a word on parts that no file has, and on a file that is split though its name says what it is."""
+    record = splits.record
+    parts = {part for file in record.files for part in file.part.split(", ")}
     missing = [part for part in ("dev", "test") if part not in parts]
     if not parts or not missing:
         return splits
     told = {" and ".join(missing): "a tenth of the training text each, the same in every run"}
-    return replace(splits, record=replace(splits.record, understood={**splits.record.understood, **told}))
+    notes = tuple(
+        f"{name} is {by_name[0]} by its name, and is split into train, dev and test as it is the only file"
+        for name in (Path(file.path).name for file in record.files)
+        if (by_name := parts_by_name(name)) and "train" not in by_name and len(missing) == 2
+    )
+    record = replace(record, understood={**record.understood, **told})
+    return replace(splits, notes=(*splits.notes, *notes), record=record)
 
 
 def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
