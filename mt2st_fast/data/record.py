@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,16 +24,21 @@ class Unseen:
 
     def line(self) -> str:
         """One line for people, with the fix where a class is one of training in another spelling."""
-        where = " and ".join(f"{n:,} {part} rows" for part, n in self.rows.items())
-        line = (
-            f"{self.task}: {where} have classes that training never saw, and count as wrong: "
-            f"{listed(self.names, MOST_CLASSES_NAMED)}"
-        )
-        for name in self.names:
-            other = other_spelling(name, self.known)
-            if other is not None:
-                return f"{line}; training has {other!r}, not {name!r}: write them alike in every file"
-        return line
+        return unseen_line(self.task, self.rows, self.names, self.known)
+
+
+def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known: Sequence[str]) -> str:
+    """What to say of rows (by part) that have classes of these names, where training saw those known alone."""
+    where = " and ".join(" ".join([f"{n:,}", *([part] if part else []), "rows"]) for part, n in rows.items())
+    line = (
+        f"{task}: {where} have classes that training never saw, and count as wrong: "
+        f"{listed(names, MOST_CLASSES_NAMED)}"
+    )
+    for name in names:
+        other = other_spelling(name, known)
+        if other is not None:
+            return f"{line}; training has {other!r}, not {name!r}: write them alike in every file"
+    return line
 
 
 def unseen_classes(splits: Splits) -> list[Unseen]:
@@ -43,12 +48,12 @@ def unseen_classes(splits: Splits) -> list[Unseen]:
         column = splits.train.column(task)
         if column.kind == "values":
             continue
-        seen = _labels_of(column, np.ones(column.size, bool)) > 0
+        seen = counts_of(column) > 0
         if seen.all():
             continue
         held_out = {part: splits.parts[part].column(task) for part in ("dev", "test")}
         rows = {part: _rows_with(other, ~seen) for part, other in held_out.items()}
-        per_class = sum(_labels_of(other, ~seen) for other in held_out.values())
+        per_class = np.where(seen, 0, sum(counts_of(other) for other in held_out.values()))
         if any(rows.values()):
             order = np.argsort(-per_class, kind="stable")
             names = tuple(column.class_names[c] for c in order if per_class[c])
@@ -57,19 +62,17 @@ def unseen_classes(splits: Splits) -> list[Unseen]:
     return found
 
 
-def _labels_of(column: TargetColumn, chosen: np.ndarray) -> np.ndarray:
-    """(C,) rows of each class, or with each label; 0 for those that are not chosen, bool (C,)."""
+def counts_of(column: TargetColumn) -> np.ndarray:
+    """(C,) rows of each class, or with each label."""
     if column.kind == "classes":
-        counts = np.bincount(column.values[column.labelled()], minlength=column.size)
-    else:
-        counts = (column.values == 1).sum(axis=0)
-    return np.where(chosen, counts, 0)
+        return np.bincount(column.values[column.labelled()], minlength=column.size)
+    return (column.values == 1).sum(axis=0)
 
 
 def _rows_with(column: TargetColumn, chosen: np.ndarray) -> int:
-    """Rows with a class or label of those chosen."""
+    """Rows with a class or label of those chosen, bool (C,)."""
     if column.kind == "classes":
-        return int(_labels_of(column, chosen).sum())
+        return int(counts_of(column)[chosen].sum())
     return int((column.values[:, chosen] == 1).any(axis=1).sum())
 
 
