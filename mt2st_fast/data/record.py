@@ -29,9 +29,9 @@ class Unseen:
 
 def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known: Sequence[str]) -> str:
     """What to say of rows (by part) that have classes of these names, where training saw those known alone."""
-    where = " and ".join(" ".join([f"{n:,}", *([part] if part else []), "rows"]) for part, n in rows.items())
+    counts = (f"{n:,} {part}{' ' if part else ''}row{'s' if n > 1 else ''}" for part, n in rows.items())
     line = (
-        f"{task}: {where} have classes that training never saw, and count as wrong: "
+        f"{task}: classes that training never saw, and that count as wrong, in {' and '.join(counts)}: "
         f"{listed(names, MOST_CLASSES_NAMED)}"
     )
     for name in names:

@@ -109,9 +109,13 @@ def assemble(
 
 def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
     """Write 1.0 as 1 in the columns of cells where both stand for one class; a note of it, or ""."""
-    whole = {} if kind == "values" else one_number_each(class_names(kind, task, columns))
+    names = () if kind == "values" else class_names(kind, task, columns)
+    whole = one_number_each(names)
     if not whole:
-        return ""
+        twins = [(name, name.partition(".")[0]) for name in names if name.endswith(".0")]
+        twice = [f"{one} and {other}" for one, other in twins if other in names]
+        fix = "are two classes each, as not all are whole numbers; write them alike if they are one"
+        return f"{task}: {listed(twice, _MOST_ALIKE_NAMED)} {fix}" if twice else ""
     for cells in columns:
         for i, cell in enumerate(cells):
             if isinstance(cell, tuple):

@@ -121,6 +121,8 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
                 f"column {task.name!r} has {len(values)} classes, all of them numbers: to learn the number itself say "
                 f"{task.name}:regression"
             )
+        if task.kind == "values" and columns.has_decimal_commas(task.name):
+            notes.append(f"column {task.name!r}: commas are read as decimal points (1,5 is 1.5)")
         nan = columns.read_as(task.name, "").nan
         if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
             notes.append(f"column {task.name!r}: nan in {nan:,} cells is no label")

@@ -18,7 +18,8 @@ TEXT_COLUMNS = ("text", "sentence", "review", "content")
 _NO_NUMBER = frozenset({"nan", "<na>"})  # what pandas writes for none where it is told to write something
 _TRUTHS = frozenset({"true", "false"})
 _PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
+_INTEGER = re.compile(r"[+-]?\d+")
 
 Cell = str | float | tuple[str, ...] | None
 
@@ -187,11 +188,21 @@ class Columns:
         if task.name not in table.header:
             return [None] * len(table.rows)
         none = _NO_NUMBER if task.kind == "values" or self.nan_is_none(task.name) else frozenset()
-        numbered = zip(table.column(task.name), table.line_numbers, strict=True)
+        texts = table.column(task.name)
+        if task.kind == "values" and self.has_decimal_commas(task.name):
+            texts = (text.replace(",", ".") for text in texts)
         return [
             None if not text or text.casefold() in none else _cell(text, task, table.path, number)
-            for text, number in numbered
+            for text, number in zip(texts, table.line_numbers, strict=True)
         ]
+
+    def has_decimal_commas(self, name: str) -> bool:
+        """Whether all cells are numbers that may have a comma, and one of them cannot be thousands."""
+        seen = {cell for cell in self._seen[name] if cell.casefold() not in _NO_NUMBER}
+        commas = [found[1] for cell in seen if (found := _DECIMAL_COMMA.fullmatch(cell))]
+        return any(len(decimals) != 3 for decimals in commas) and all(
+            _INTEGER.fullmatch(cell) or _DECIMAL_COMMA.fullmatch(cell) for cell in seen
+        )
 
     def read_as(self, name: str, taken_as: str) -> ColumnRead:
         """What a report says of a column, over all files."""
