@@ -4,14 +4,16 @@ from pathlib import Path
 
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_parts, numbered_lines
+from mt2st_fast.data.readers.files import find_parts, split_of
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 
 _COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
 _FEATS_COLUMN = 5
 _DEFAULT_MAIN = "upos"
 _DEFAULT_AUXILIARY = ("xpos", "deprel", "feats.Number", "feats.VerbForm")
+FIRST_ID = "1"
 _EXTENSIONS = (".conllu", ".conll", ".txt")
 
 
@@ -23,8 +25,13 @@ def read(request: ReadRequest) -> Splits:
     are left out.
     """
     files = find_parts(request.path, _EXTENSIONS)
+    notes = [
+        f"{part} was read from {', '.join(path.name for path in paths)}"
+        for part, paths in files.items()
+        if len(paths) > 1 or split_of(paths[0]) not in (part, None)
+    ]
     rows_of = {
-        part: [sentence for path in paths for sentence in _read_sentences(path)]
+        part: [sentence for path in paths for sentence in _read_sentences(path, notes)]
         for part, paths in files.items()
     }
     existing = _existing_tasks(
@@ -41,34 +48,44 @@ def read(request: ReadRequest) -> Splits:
         "token",
         main.name,
         tasks[1:],
-        [
-            f"{part} was read from {', '.join(path.name for path in paths)}"
-            for part, paths in files.items()
-            if len(paths) > 1
-        ],
+        notes,
     )
 
 
 READER = Reader("conllu", read, path="a treebank of Universal Dependencies, or a folder with its splits")
 
 
-def _read_sentences(path: Path) -> list[list[list[str]]]:
-    """The ten columns of each word of each sentence."""
+def _read_sentences(path: Path, notes: list[str]) -> list[list[list[str]]]:
+    """The ten columns of each word of each sentence; what is to be said of the file is added to the notes."""
     sentences: list[list[list[str]]] = [[]]
-    for number, line in numbered_lines(path):
+    text = open_lines(path, tell=False)
+    joined, uncounted = [], []  # lines
+    for number, line in text:
         if not line.strip():
             sentences.append([])
         elif not line.startswith("#") and (row := _parse_word(line, path, number)) is not None:
+            if row[0] == FIRST_ID and sentences[-1]:
+                sentences.append([])
+                joined.append(number)
+            if int(row[0]) != len(sentences[-1]) + 1:
+                uncounted.append(number)
             sentences[-1].append(row)
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise InputError(f"{path}: the file has no sentences")
+    if joined:
+        notes.append(f"{path.name}: {len(joined):,} sentences have no blank line before them, the first begins on line {joined[0]}")  # fmt: skip
+    if uncounted:
+        notes.append(f"{path.name}: the ids of {len(uncounted):,} words do not count up from 1, the first on line {uncounted[0]}: is a line missing?")  # fmt: skip
+    notes += [f"{path.name}: {note}" for note in text.notes]
     return sentences
 
 
 def _parse_word(line: str, path: Path, number: int) -> list[str] | None:
     """The columns of a line, or None for a multiword range (1-2) or an empty node (1.1)."""
     row = line.split("\t")
+    if " " in line:  # at the ends of a cell they are no part of it
+        row = [cell.strip(" ") for cell in row]
     if len(row) != 10:
         raise InputError(
             f"{path}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has {len(row)}"

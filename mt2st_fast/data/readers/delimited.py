@@ -1,22 +1,20 @@
 """The reader `csv:PATH`: documents in a table with a header, one text column and columns of labels."""
 
-import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest, TaskRequest, choose_tasks
+from mt2st_fast.data.readers.table_rows import header_line, read_rows
 from mt2st_fast.errors import InputError
 
 _TEXT_COLUMNS = ("text", "sentence", "review", "content")
 _EXTENSIONS = (".csv", ".tsv", ".tab")
-MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's own bound is 131,072
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
@@ -133,39 +131,15 @@ class _Table:
 
 def _read_table(path: Path, request: ReadRequest) -> _Table:
     delimiter = _delimiter(path) if request.delimiter is None else _checked(request.delimiter)
-    # In tables with tabs a quotation mark is a sign like any other.
-    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    csv.field_size_limit(MOST_CHARACTERS)
-    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
-    try:
-        header = [name.strip() for name in next(reader)]
-        rows, line_numbers = [], []
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InputError(
-                    f"{path}:{reader.line_num}: {len(row)} cells where the header has {len(header)}"
-                )
-            rows.append(row)
-            line_numbers.append(reader.line_num)
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: is not a readable row ({error})") from None
-    if not rows:
-        raise InputError(f"{path}: the file has a header and no rows")
+    table = read_rows(path, delimiter)
+    header, rows, notes = table.header, table.rows, table.notes
     named = [column for column, name in enumerate(header) if name]
-    notes = []
     if len(named) < len(header):  # pandas' index, or what stands behind a last comma
         unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
         notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
         header, rows = [header[c] for c in named], [[row[c] for c in named] for row in rows]
     text_column = _text_column(header, path, request.text_column)
-    return _Table(path, header, rows, line_numbers, text_column, notes)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, which a quoted cell may hold."""
-    return (f"{line}\n" for _, line in numbered_lines(path))
+    return _Table(path, header, rows, table.line_numbers, text_column, notes)
 
 
 def _checked(delimiter: str) -> str:
@@ -179,8 +153,7 @@ def _delimiter(path: Path) -> str:
     """By the extension, or what the header has most of; csv.Sniffer guesses wrong on short headers."""
     if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes}:
         return "\t"
-    _, header = next(numbered_lines(path))
-    return max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
+    return max(",;\t", key=re.sub(r'"[^"]*"', "", header_line(path)).count)
 
 
 def _text_column(header: list[str], path: Path, wanted: str | None) -> int:

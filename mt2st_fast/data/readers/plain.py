@@ -5,8 +5,9 @@ from pathlib import Path
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.delimited import tokenize_text
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest
+from mt2st_fast.data.text.lines import TextLines, open_lines
 from mt2st_fast.errors import InputError
 
 _EXTENSIONS = (".txt", ".text")
@@ -14,9 +15,12 @@ _EXTENSIONS = (".txt", ".text")
 
 def read(request: ReadRequest) -> Splits:
     """A corpus without tasks."""
-    found = {part: _read_section(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    files = find_splits(request.path, _EXTENSIONS)
+    texts = {part: open_lines(path, tell=False) for part, path in files.items()}
+    found = {part: _section(texts[part], path) for part, path in files.items()}
     sections = complete_splits(found, str(request.path))
-    return assemble(f"text:{request.path}", sections, {}, "token", None, ())
+    notes = [f"{path.name}: {note}" for part, path in files.items() for note in texts[part].notes]
+    return assemble(f"text:{request.path}", sections, {}, "token", None, (), notes)
 
 
 READER = Reader(
@@ -28,8 +32,8 @@ READER = Reader(
 )
 
 
-def _read_section(path: Path) -> Section:
-    units = [words for _, line in numbered_lines(path) if (words := tokenize_text(line))]
+def _section(text: TextLines, path: Path) -> Section:
+    units = [words for _, line in text if (words := tokenize_text(line))]
     if not units:
         raise InputError(f"{path}: the file has no words")
     return Section(units, {})
