@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading, writing_atomically
+from mt2st_fast.files import is_packed, reading, writing_atomically
 
 CHUNK_BYTES = 1 << 19
 
@@ -24,7 +24,11 @@ def predict(
         Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
     ],
     file: Annotated[
-        str, typer.Argument(help="CoNLL-U or text in UTF-8, .gz too; - is standard input", show_default=True)
+        str,
+        typer.Argument(
+            help="CoNLL-U or text in UTF-8, a file also packed by gzip; - is standard input",
+            show_default=True,
+        ),
     ] = "-",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="a file, instead of standard output")
@@ -123,7 +127,7 @@ def _chunks(file: str) -> Iterator[bytes]:
         return
     path = Path(file)
     console = plain_console(stderr=True)
-    shown = console.is_terminal and path.suffix != ".gz"  # whose length says nothing
+    shown = console.is_terminal and not is_packed(path)  # whose length says nothing
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

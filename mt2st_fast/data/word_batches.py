@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.sampler import RowStream
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import (
@@ -152,7 +152,7 @@ def similarity_batches(
     """
     types, scores = [], []
     may_be_heading = True
-    for number, line in numbered_lines(Path(path)):
+    for number, line in open_lines(Path(path)):
         fields = _fields(line)
         if not fields:
             continue
@@ -160,12 +160,10 @@ def similarity_batches(
         if len(fields) != 3 or not _is_number(fields[2]):
             if was_first and len(fields) >= 3:
                 continue
-            raise InputError(f"{path}, line {number}: expected two words and a score, found {line.strip()!r}")
+            raise InputError(f"{path}:{number}: expected two words and a score, found {line.strip()!r}")
         score = float(fields[2])
         if not 0.0 <= score <= highest:
-            raise InputError(
-                f"{path}, line {number}: score {score:g} is outside 0 to {highest:g}; set highest"
-            )
+            raise InputError(f"{path}:{number}: score {score:g} is outside 0 to {highest:g}; set highest")
         pair = [_lookup(word, vocabulary) for word in fields[:2]]
         if min(pair) >= 0:
             types.append(pair)
@@ -185,12 +183,12 @@ def analogy_batches(
     where no analogy is left.
     """
     types = []
-    for number, line in numbered_lines(Path(path)):
+    for number, line in open_lines(Path(path)):
         words = line.split()
         if not words or words[0].startswith(":"):
             continue
         if len(words) != 4:
-            raise InputError(f"{path}, line {number}: expected four words, found {line.strip()!r}")
+            raise InputError(f"{path}:{number}: expected four words, found {line.strip()!r}")
         row = [_lookup(word, vocabulary) for word in words]
         if min(row) >= 0:
             types.append(row)

@@ -1,23 +1,21 @@
 """The reader `csv:PATH`: documents in a table with a header, one text column and columns of labels."""
 
-import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest, TaskRequest, choose_tasks
 from mt2st_fast.data.readers.table import Columns, Table, aligned, is_number, make_table, text_column
+from mt2st_fast.data.readers.table_rows import header_line, read_rows, said_delimiter
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import in_any_case, listed
 
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
 _EXTENSIONS = (".csv", ".tsv", ".tab")
-MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's own bound is 131,072
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
@@ -165,30 +163,7 @@ def tokenize_text(text: str) -> list[str]:
 
 def _read_table(path: Path, request: ReadRequest) -> Table:
     delimiter = _delimiter(path) if request.delimiter is None else _checked(request.delimiter)
-    # In tables with tabs a quotation mark is a sign like any other.
-    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    csv.field_size_limit(MOST_CHARACTERS)
-    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
-    try:
-        header = next((row for row in reader if row), [])
-        rows, blank = [], 0
-        for row in reader:
-            if not row:
-                blank += 1
-                continue
-            if len(row) != len(header):
-                raise InputError(
-                    f"{path}:{reader.line_num}: {len(row)} cells where the header has {len(header)}"
-                )
-            rows.append((reader.line_num, row))
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: is not a readable row ({error})") from None
-    return make_table(path, delimiter, header, rows, blank)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, which a quoted cell may hold."""
-    return (f"{line}\n" for _, line in numbered_lines(path))
+    return make_table(path, delimiter, read_rows(path, delimiter))
 
 
 def _checked(delimiter: str) -> str:
@@ -202,5 +177,5 @@ def _delimiter(path: Path) -> str:
     """By the extension, or what the header has most of; csv.Sniffer guesses wrong on short headers."""
     if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes}:
         return "\t"
-    header = next((line for _, line in numbered_lines(path) if line), "")
-    return max(",;\t|", key=re.sub(r'"[^"]*"', "", header).count)
+    said = said_delimiter(path)
+    return said or max(",;\t|", key=re.sub(r'"[^"]*"', "", header_line(path)).count)

@@ -1,11 +1,10 @@
-"""Text files: reading them (.gz too) with errors a user can act on, and finding a folder's splits."""
+"""Which file of a folder is of which split."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading
 from mt2st_fast.spelling import listed
 
 # A split's word must begin a word of the file name: `latest.txt` is no test file.
@@ -13,19 +12,6 @@ _SPLIT_PATTERNS = {
     part: re.compile(rf"(?<![a-z])(?:{words})", re.IGNORECASE)
     for part, words in {"train": "train", "dev": "dev|valid|val(?![a-z])", "test": "test"}.items()
 }
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 text file, compressed where it is named .gz.
-
-    Raises InputError for a missing, empty, unreadable or undecodable file.
-    """
-    number = 0
-    with reading(path) as file:
-        for number, line in enumerate(file, start=1):
-            yield number, _decode(line, path, number).rstrip("\r\n")
-    if not number:
-        raise InputError(f"{path}: the file is empty")
 
 
 def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
@@ -61,7 +47,8 @@ def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
     """The files of each split, as `find_splits` finds them, of a treebank as it is released.
 
     The same text may lie there in files of several extensions, of which the first in the order counts; a split may
-    come in parts (train-a, train-b), which are read in the order of their names.
+    come in parts (train-a, train-b), which are read in the order of their names. Raises InputError as `find_splits`
+    does.
     """
     if not path.is_dir():
         return {"train": [path]}
@@ -124,15 +111,6 @@ def _check_one_split(file: Path) -> None:
     parts = parts_by_name(file.name)
     if len(parts) > 1:
         raise InputError(f"{file}: looks like {' and '.join(parts)} by its name; rename it")
-
-
-def _decode(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}:{number}: is not UTF-8 (byte {error.start + 1}); convert the file to UTF-8"
-        ) from None
 
 
 def _extension(file: Path) -> str:

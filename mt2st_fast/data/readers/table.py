@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mt2st_fast.data.corpus import ColumnRead
 from mt2st_fast.data.readers.request import TaskRequest
+from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import in_any_case, listed, meant
 
@@ -45,19 +46,12 @@ class Table:
         return (row[at] for row in self.rows)
 
 
-def make_table(
-    path: Path,
-    delimiter: str,
-    header: Sequence[str],
-    rows: Iterable[tuple[int, Sequence[str]]],
-    blank: int = 0,
-) -> Table:
-    """A table of the named columns and of the rows (line number, as many cells as the header) with any cell.
+def make_table(path: Path, delimiter: str, read: Rows) -> Table:
+    """The named columns of what was read, and the rows that have any cell.
 
-    blank: lines without anything that were passed over. Raises InputError for a column that is named twice and for a
-    table without rows.
+    Raises InputError for a column that is named twice and for a table without rows.
     """
-    header = [" ".join(name.split()) for name in header]
+    header = read.header
     named = [c for c, name in enumerate(header) if name and not _PANDAS_UNNAMED.fullmatch(name)]
     names = [header[c] for c in named]
     for c, name in zip(named, names, strict=True):
@@ -66,22 +60,21 @@ def make_table(
                 f"{path}:1: a column is named twice in the header: {name!r}, columns {second + 1} and {c + 1}; "
                 "rename one of them"
             )
-    kept, numbers, empty = [], [], 0
-    for number, row in rows:
+    rows, numbers = [], []
+    for number, row in zip(read.line_numbers, read.rows, strict=True):
         cells = [row[c].strip() for c in named]
         if any(cells):
-            kept.append(cells)
+            rows.append(cells)
             numbers.append(number)
-        else:
-            empty += 1
-    if not kept:
+    if not rows:
         raise InputError(f"{path}: the file has a header and no rows")
-    left_out = {why: n for why, n in (("blank lines", blank), ("rows of empty cells", empty)) if n}
-    notes = []
+    left_out = {**read.left_out, "rows of empty cells": len(read.rows) - len(rows)}
+    notes = list(read.notes)
     if len(named) < len(header):  # pandas' index, or what stands behind a last comma
         unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
         notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
-    return Table(path, delimiter, names, kept, numbers, left_out, tuple(notes))
+    counts = {why: n for why, n in left_out.items() if n}
+    return Table(path, delimiter, names, rows, numbers, counts, tuple(notes))
 
 
 def text_column(table: Table, wanted: str | None) -> str:
