@@ -22,6 +22,7 @@ from mt2st_fast.data import (
     evaluation_batches,
     subword_rows,
 )
+from mt2st_fast.data.record import never_seen
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.description import describe, rebuild
@@ -147,7 +148,7 @@ def text_model(experiment: Experiment) -> TextModel:
     encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     labels = {
-        name: Labels(column.kind, column.class_names)
+        name: Labels(column.kind, column.class_names, never_seen(column))
         for name, column in splits.train.targets.items()
         if name in heads.names
     }
