@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mt2st_fast import Word2Vec
-from mt2st_fast.data.text import word_files
 from mt2st_fast.data.labelled_text import read_labelled_text, target_columns
-from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.text import word_files
 from mt2st_fast.data.text.word_files import read_lines, read_words
+from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import END
 from mt2st_fast.kernels.text import words as kernel_words
