@@ -78,7 +78,7 @@ def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], la
             if points:
                 axes.plot(
                     *zip(*points, strict=True), "o-", color=f"C{index}", ms=3, lw=1.2, alpha=0.8,
-                    label=name if number == 0 else None,
+                    label=plain(name) if number == 0 else None,
                 )  # fmt: skip
     axes.set(xlabel="seconds of training", ylabel=plain(label))
     axes.grid(alpha=0.25)
