@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.data.stream import TokenStream, is_token_file
+from mt2st_fast.data.text.word_files import read_lines
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.text.word_files import read_lines
 from mt2st_fast.errors import InputError
 
 # (word, count, min_count) -> one of gensim.utils' RULE_DEFAULT, RULE_DISCARD, RULE_KEEP.

@@ -51,8 +51,8 @@ def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
     """The files of each split, as `find_splits` finds them, of a treebank as it is released.
 
     The same text may lie there in files of several extensions, of which the first in the order counts; a split may
-    come in parts (train-a, train-b), which are read in the order of their names. Where there is no training text, that of
-    dev, or else of test, stands for it.
+    come in parts (train-a, train-b), which are read in the order of their names. Where there is no training text, that
+    of dev, or else of test, stands for it.
     """
     if not path.is_dir():
         return {"train": [path]}

@@ -23,7 +23,7 @@ _COMMENT = re.compile(rf"{_SAYS.pattern}|#(\s|$)")
 
 @dataclass(eq=False)
 class Rows:
-    """The header and the rows of one file; `line_numbers` say where each row ends, `notes` what was left out and why."""
+    """The header and the rows of one file; `line_numbers` say where each row ends, `notes` what is odd."""
 
     header: list[str]
     rows: list[list[str]] = field(default_factory=list)

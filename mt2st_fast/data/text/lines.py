@@ -33,7 +33,7 @@ def reading_text(path: Path, may_be_empty: bool = False) -> Iterator[BinaryIO]:
 class TextLines:
     """The lines of a text that comes in chunks of bytes, to be gone through once: by lines, or in blocks of them.
 
-    tell: log the notes when the text has ended. Going on raises InputError, which names the line, where it is not UTF-8.
+    tell: log the notes when the text has ended. Going on raises InputError, with the line, where it is not UTF-8.
     """
 
     def __init__(self, chunks: Iterable[bytes], where: str, tell: bool = True) -> None:
@@ -68,7 +68,7 @@ class TextLines:
             raise not_utf8(self._where, number, [content[: error.start]]) from None
         self._oddities.look(content, len(content), number)
         lines = text.split("\n")
-        if not lines[-1]:
+        if content[-1:] in (b"\n", b"\r"):
             lines.pop()
         return lines
 
