@@ -153,7 +153,16 @@ def text_model(experiment: Experiment) -> TextModel:
     }
     reader = READERS[experiment.config.data.partition(":")[0]]
     vectors = experiment.vectors
-    return TextModel(encoder, heads, vectors.vocabulary, vectors.table, labels, reader.tokenizer, splits.name)
+    return TextModel(
+        encoder,
+        heads,
+        vectors.vocabulary,
+        vectors.table,
+        labels,
+        reader.tokenizer,
+        splits.name,
+        experiment.config.text_column,
+    )
 
 
 def make_task(column: TargetColumn) -> Task:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
+from mt2st_fast.data.record import MOST_CLASSES_NAMED, counts_of, unseen_line
 from mt2st_fast.serving.text_model import TextModel
+from mt2st_fast.spelling import listed, one_number_each
 
 UNITS_AT_ONCE = 1024
 
@@ -28,7 +30,10 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Of a task: its metric over the labelled rows; unseen counts rows whose class training never saw, all wrong."""
+    """Of a task: its metric over the labelled rows; unseen counts rows whose class training never saw, all wrong.
+
+    unseen_names are these classes; read_as has classes that are the model's in another spelling, as numbers are.
+    """
 
     task: str
     metric: str
@@ -36,6 +41,19 @@ class TaskScore:
     rows: int
     unseen: int
     classes: tuple[ClassScore, ...]
+    unseen_names: tuple[str, ...] = ()
+    read_as: Mapping[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What is worth a line: classes in another spelling, and classes that training never saw."""
+        lines = []
+        if self.read_as:
+            pairs = listed((f"{name} as {known}" for name, known in self.read_as.items()), MOST_CLASSES_NAMED)
+            lines.append(f"{self.task}: classes are the model's as numbers, and read so: {pairs}")
+        if self.unseen:
+            known = [each.name for each in self.classes]
+            lines.append(unseen_line(self.task, {"": self.unseen}, self.unseen_names, known))
+        return lines
 
 
 def scores(model: TextModel, splits: Splits, parts: Sequence[str], tasks: Sequence[str]) -> list[TaskScore]:
@@ -69,13 +87,18 @@ def _score(model: TextModel, task: str, logits: np.ndarray, columns: Sequence[Ta
     if kind == "values":
         return _of_values(model, task, logits, np.concatenate([column.values for column in columns]))
     if kind == "classes":
-        gold = np.concatenate([_known_classes(column, names) for column in columns])
+        place_of, read_as = _places(columns[0].class_names, names)
+        gold = np.concatenate([_known_classes(column, place_of) for column in columns])
         rows, found = gold != MISSING, logits.argmax(1)
         unseen = int((gold == UNSEEN).sum())
         value = float((gold[rows] == found[rows]).mean()) if rows.any() else float("nan")
         classes = [_class_score(name, gold[rows] == c, found[rows] == c) for c, name in enumerate(names)]
-        return TaskScore(task, "accuracy", value, int(rows.sum()), unseen, tuple(classes))
-    pairs = [_known_labels(column, names) for column in columns]
+        foreign_names = _foreign(columns, place_of)
+        return TaskScore(
+            task, "accuracy", value, int(rows.sum()), unseen, tuple(classes), foreign_names, read_as
+        )
+    place_of, read_as = _places(columns[0].class_names, names)
+    pairs = [_known_labels(column, names, place_of) for column in columns]
     gold, foreign = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     rows = ~np.isnan(gold).all(1)
     is_gold, is_found = gold[rows] == 1, logits[rows] >= 0
@@ -83,15 +106,37 @@ def _score(model: TextModel, task: str, logits: np.ndarray, columns: Sequence[Ta
     missed = int(foreign.sum())
     both, all_of_both = (is_gold & is_found).sum(), is_gold.sum() + is_found.sum() + missed
     value = float(2 * both / all_of_both) if all_of_both else float("nan")
-    return TaskScore(task, "micro_f1", value, int(rows.sum()), int((foreign > 0).sum()), tuple(classes))
+    unseen, foreign_names = int((foreign > 0).sum()), _foreign(columns, place_of)
+    return TaskScore(task, "micro_f1", value, int(rows.sum()), unseen, tuple(classes), foreign_names, read_as)
 
 
 UNSEEN = -1  # a class that the model does not know
 
 
-def _known_classes(column: TargetColumn, names: Sequence[str]) -> np.ndarray:
+def _places(found: Sequence[str], known: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """({class of the data: the model's number of it}, {class: the model's name, where that is another spelling})."""
+    whole = one_number_each({*found, *known})  # {"1.0": "1"}
+    place_of = {name: c for c, name in enumerate(known)}
+    of_number = {whole.get(name, name): name for name in known}
+    read_as = {
+        name: of_number[whole.get(name, name)]
+        for name in found
+        if name not in place_of and whole.get(name, name) in of_number
+    }
+    return place_of | {name: place_of[other] for name, other in read_as.items()}, read_as
+
+
+def _foreign(columns: Sequence[TargetColumn], place_of: Mapping[str, int]) -> tuple[str, ...]:
+    """The classes of the rows that the model does not know."""
+    present = sum(counts_of(column) for column in columns)
+    names = columns[0].class_names
+    return tuple(
+        name for name, n in zip(names, np.atleast_1d(present), strict=True) if n and name not in place_of
+    )
+
+
+def _known_classes(column: TargetColumn, place_of: Mapping[str, int]) -> np.ndarray:
     """(N,) the model's numbers of classes; UNSEEN, MISSING."""
-    place_of = {name: c for c, name in enumerate(names)}
     known = np.array([place_of.get(name, UNSEEN) for name in column.class_names], np.int64)
     gold = np.full(len(column), MISSING, np.int64)
     labelled = column.labelled()
@@ -99,11 +144,12 @@ def _known_classes(column: TargetColumn, names: Sequence[str]) -> np.ndarray:
     return gold
 
 
-def _known_labels(column: TargetColumn, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _known_labels(
+    column: TargetColumn, names: Sequence[str], place_of: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """((N, C) 0, 1, NaN of the model's labels, (N,) labels that the model does not know)."""
     gold = np.where(column.labelled()[:, None], np.zeros((1, len(names)), np.float32), np.nan)
     foreign = np.zeros(len(column), np.int64)
-    place_of = {name: c for c, name in enumerate(names)}
     for c, name in enumerate(column.class_names):
         if name in place_of:
             gold[:, place_of[name]] = column.values[:, c]

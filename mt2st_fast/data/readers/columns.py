@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
@@ -39,7 +39,11 @@ def read(request: ReadRequest) -> Splits:
     sections = complete_splits({part: table.section(tasks) for part, table in tables.items()}, where)
     kinds = dict.fromkeys(tasks, "classes")
     notes = [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
-    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes)
+    record = ReadRecord(
+        tuple(table.as_read(part) for part, table in tables.items()),
+        understood={"columns": f"word, {', '.join(existing)}"},
+    )
+    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes, record)
 
 
 READER = Reader("columns", read, path="a file with a word and its labels a line, or a folder of such")
@@ -54,7 +58,7 @@ class _Table:
         self._sentences: list[list[list[str]]] = [[]]
         self._n_columns = 0
         self._comments: list[int] = []  # their lines
-        self._n_empty = 0  # cells
+        self._n_empty = self._n_marks = 0  # cells; lines
         text = open_lines(path, tell=False)
         lines = list(text)
         self._tabs = "\t" in _first_word_line(lines)
@@ -65,6 +69,14 @@ class _Table:
         if not self._sentences:
             raise InputError(f"{path}: the file has no words")
         self.notes = [*self._said(), *text.notes]
+
+    def as_read(self, part: str) -> FileRead:
+        """What a report says of the file."""
+        left_out = {"comments": len(self._comments), "marks between documents": self._n_marks}
+        n_words = sum(map(len, self._sentences))
+        return FileRead(
+            str(self.path), part, len(self._sentences), n_words, {why: n for why, n in left_out.items() if n}
+        )
 
     def section(self, tasks: list[str]) -> Section:
         column_of = {task: 1 + self.tasks.index(task) for task in tasks}
@@ -96,6 +108,7 @@ class _Table:
             self._comments.append(number)
         elif not line.strip() or row[0] == "-DOCSTART-":  # CoNLL-2003's mark between documents
             self._sentences.append([])
+            self._n_marks += bool(line.strip())
         else:
             self._add_word(number, row)
 

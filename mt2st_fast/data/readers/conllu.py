@@ -1,11 +1,12 @@
 """The reader `conllu:PATH`: Universal Dependencies treebanks (https://universaldependencies.org/format.html)."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_parts, split_of
+from mt2st_fast.data.readers.files import find_parts
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
 from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
@@ -29,12 +30,16 @@ def read(request: ReadRequest) -> Splits:
     notes = [
         f"{part} was read from {', '.join(path.name for path in paths)}"
         for part, paths in files.items()
-        if len(paths) > 1 or split_of(paths[0]) not in (part, None)
+        if len(paths) > 1
     ]
-    rows_of = {
-        part: [sentence for path in paths for sentence in _read_sentences(path, notes)]
-        for part, paths in files.items()
-    }
+    rows_of: dict[str, list[list[list[str]]]] = {part: [] for part in files}
+    read_files = []
+    for part, paths in files.items():
+        for path in paths:
+            sentences, left_out = _read_sentences(path, notes)
+            rows_of[part] += sentences
+            n_words = sum(map(len, sentences))
+            read_files.append(FileRead(str(path), part, len(sentences), n_words, left_out))
     existing = _existing_tasks(
         [row for sentences in rows_of.values() for sentence in sentences for row in sentence]
     )
@@ -50,32 +55,39 @@ def read(request: ReadRequest) -> Splits:
         main.name,
         tasks[1:],
         notes,
+        ReadRecord(tuple(read_files)),
     )
 
 
 READER = Reader("conllu", read, path="a treebank of Universal Dependencies, or a folder with its splits")
 
 
-def _read_sentences(path: Path, notes: list[str]) -> list[list[list[str]]]:
-    """The ten columns of each word of each sentence; what is to be said of the file is added to the notes."""
+def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]], dict[str, int]]:
+    """The ten columns of each word of each sentence, and how many lines of which kind are no words; what is to be said
+    of the file is added to the notes."""
     sentences: list[list[list[str]]] = [[]]
+    left_out: Counter[str] = Counter()
     text = open_lines(path, tell=False)
     joined, uncounted = [], []  # lines
     for number, line in text:
         if not line.strip():
             sentences.append([])
-        elif not line.startswith("#") and (row := _parse_word(line, path, number)) is not None:
+        elif line.startswith("#"):
+            left_out["comments"] += 1
+        elif (row := _parse_word(line, path, number)) is not None:
             if row[0] == FIRST_ID and sentences[-1]:
                 sentences.append([])
                 joined.append(number)
             if int(row[0]) != len(sentences[-1]) + 1:
                 uncounted.append(number)
             sentences[-1].append(row)
+        else:
+            left_out["ranges of words and empty nodes"] += 1
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise InputError(f"{path}: the file has no sentences")
     notes += [f"{path.name}: {note}" for note in (*_misplaced(joined, uncounted), *text.notes)]
-    return sentences
+    return sentences, dict(left_out)
 
 
 def _misplaced(joined: Sequence[int], uncounted: Sequence[int]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.delimited import tokenize_text
 from mt2st_fast.data.readers.files import find_splits
@@ -15,12 +15,16 @@ _EXTENSIONS = (".txt", ".text")
 
 def read(request: ReadRequest) -> Splits:
     """A corpus without tasks."""
-    files = find_splits(request.path, _EXTENSIONS)
-    texts = {part: open_lines(path, tell=False) for part, path in files.items()}
-    found = {part: _section(texts[part], path) for part, path in files.items()}
+    found, files, notes = {}, [], []
+    for part, path in find_splits(request.path, _EXTENSIONS).items():
+        text = open_lines(path, tell=False)
+        found[part], without_words = _read_section(text, path)
+        n_words = sum(map(len, found[part].units))
+        left_out = {"lines without words": without_words} if without_words else {}
+        files.append(FileRead(str(path), part, len(found[part].units), n_words, left_out))
+        notes += [f"{path.name}: {note}" for note in text.notes]
     sections = complete_splits(found, str(request.path))
-    notes = [f"{path.name}: {note}" for part, path in files.items() for note in texts[part].notes]
-    return assemble(f"text:{request.path}", sections, {}, "token", None, (), notes)
+    return assemble(f"text:{request.path}", sections, {}, "token", None, (), notes, ReadRecord(tuple(files)))
 
 
 READER = Reader(
@@ -32,8 +36,10 @@ READER = Reader(
 )
 
 
-def _section(text: TextLines, path: Path) -> Section:
-    units = [words for _, line in text if (words := tokenize_text(line))]
+def _read_section(text: TextLines, path: Path) -> tuple[Section, int]:
+    """The lines that have words, and how many have none."""
+    lines = [tokenize_text(line) for _, line in text]
+    units = [words for words in lines if words]
     if not units:
         raise InputError(f"{path}: the file has no words")
-    return Section(units, {})
+    return Section(units, {}), len(lines) - len(units)

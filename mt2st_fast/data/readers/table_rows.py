@@ -19,16 +19,19 @@ _MARK = '"'
 # "# domain = news", "# written by hand": no cell begins so, but a text may, which the number of cells tells.
 _SAYS = re.compile(r"#\s*[\w.:-]+\s*=")
 _COMMENT = re.compile(rf"{_SAYS.pattern}|#(\s|$)")
+_SEPARATOR = re.compile(r'"?sep=(.)"?')  # what Excel writes and reads
 
 
 @dataclass(eq=False)
 class Rows:
-    """The header and the rows of one file; `line_numbers` say where each row ends, `notes` what is odd."""
+    """The header and the rows of one file; `line_numbers` say where each row ends, `notes` what was left out and why,
+    `left_out` how many of the lines."""
 
     header: list[str]
     rows: list[list[str]] = field(default_factory=list)
     line_numbers: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +59,14 @@ def read_rows(path: Path, delimiter: str) -> Rows:
         if not header:
             raise InputError(f"{path}: the file has neither a header nor rows")
         table = Rows(header)
-        long_rows, comments = [], []
+        long_rows, comments, blank = [], [], 0
         feed.header_read = True
         feed.taken.clear()
         for row in reader:
             lines, feed.taken = feed.taken, []
             if len(row) != len(header):
                 if len(row) < 2 and not "".join(row).strip():  # a blank line
+                    blank += 1
                     continue
                 if len(lines) == 1 and _COMMENT.match(lines[0][1]):
                     comments.append(lines[0][0])
@@ -77,8 +81,16 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     if not table.rows:
         raise InputError(f"{path}: the file has a header and no rows")
     _check_not_merged(path, table, long_rows, delimiter)
+    table.left_out = {"blank lines": blank, "comments": len(feed.comments) + len(comments)}
     table.notes = [*_left_out([*feed.comments, *comments]), *_long(long_rows), *text.notes]
     return table
+
+
+def said_delimiter(path: Path) -> str | None:
+    """What stands between cells as Excel says it in a line before the header, `sep=;`; None where it does not."""
+    first = next((line for _, line in open_lines(path, tell=False)), "")
+    said = _SEPARATOR.fullmatch(first)
+    return said[1] if said else None
 
 
 def header_line(path: Path) -> str:
@@ -102,7 +114,7 @@ class _Feed:
     def __next__(self) -> str:
         number, line = next(self._lines)
         while not self.header_read and not self.taken and (not line.strip() or _is_comment(line)):
-            if line.strip():
+            if line.strip() and not _SEPARATOR.fullmatch(line):
                 self.comments.append(number)
             number, line = next(self._lines)
         self.taken.append((number, line))
@@ -110,8 +122,12 @@ class _Feed:
 
 
 def _is_comment(line: str) -> bool:
-    """Whether a line before the header is none: `# key = value`, or words; `# ,text` names columns."""
-    return bool(_SAYS.match(line)) or (bool(_COMMENT.match(line)) and not re.search(r"[,;\t|]", line))
+    """Whether a line before the header is none: `# key = value`, or words; `# ,text` names columns; `sep=;`."""
+    return (
+        bool(_SEPARATOR.fullmatch(line))
+        or bool(_SAYS.match(line))
+        or (bool(_COMMENT.match(line)) and not re.search(r"[,;\t|]", line))
+    )
 
 
 def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: int) -> InputError:
