@@ -131,6 +131,8 @@ def read_text(path: Path) -> Table:
     table = _GrowingTable(path, T, D)
     if sizes is not None:
         number, lines = 2, lines[1:]
+    elif len(lines) > 1:
+        _check_second(path, lines[1], D)
     for first, some in chain([(number, lines)], blocks):
         _read_lines(path, first, some, D, table)
     return table.words, table.finished(), None
@@ -205,7 +207,7 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
     fields = fields[-D:]
     word = re.split(rf"(?:[ \t]+[^ \t]+){{{D}}}$", line, maxsplit=1)[0]
     try:
-        row = np.array([float(field) for field in fields], dtype=np.float64)
+        row = np.array([_number(field) for field in fields], dtype=np.float64)
     except ValueError:
         raise InputError(
             f"{path}:{number}: is not a word and {D} numbers; the file is damaged, or no word vectors"
@@ -213,6 +215,23 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
     if not (np.abs(row) <= np.finfo(np.float32).max).all():
         raise InputError(f"{path}:{number}: holds a number that is not finite in float32; leave the word out")
     return word, row.astype(np.float32)
+
+
+def _number(field: str) -> float:
+    """As C reads it: `float` takes 1_000 and digits of other scripts, too. Raises ValueError."""
+    if not field.isascii() or "_" in field:
+        raise ValueError(field)
+    return float(field)
+
+
+def _check_second(path: Path, line: str, D: int) -> None:
+    """Raises InputError where the first line says D by having too few numbers: more of them would be part of words."""
+    fields = _BLANKS.split(line.strip(" \t"))
+    try:
+        _number(fields[-D - 1] if len(fields) > D + 1 else "none")
+    except ValueError:
+        return
+    raise InputError(f"{path}:1: has {D} numbers where line 2 has more; the file is damaged, copy it again")
 
 
 def read_binary(path: Path) -> Table:
