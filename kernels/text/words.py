@@ -29,8 +29,8 @@ _FIRST_WORDS, _FIRST_LETTERS = 1 << 12, 1 << 15
 class WordCounter:
     """Numbers the words between white space (that of `str.split`, and NUL) in the order of their first appearance.
 
-    Lines end with a line feed, returns before it or not, or with a return alone; a byte order mark (U+FEFF) at the start
-    of a line is no part of it. What is made depends neither on the number of threads nor on where blocks end.
+    Lines end with a line feed, returns before it or not, or with a return alone; a byte order mark (U+FEFF) at the
+    start of a line is no part of it. What is made depends neither on the number of threads nor on where blocks end.
     """
 
     def __init__(self) -> None:

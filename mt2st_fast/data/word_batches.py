@@ -177,7 +177,7 @@ def similarity_batches(
 def analogy_batches(
     path: str | Path, vocabulary: Vocabulary, *, task: str = "analogy", batch_size: int = 256, seed: int = 1
 ) -> WordBatches:
-    """Analogies of a file in the questions-words format: four words a line, `: section` lines between.
+    """Analogies of a file in the questions-words format: four words a line, `: section` lines between; `# ` = comment.
 
     Lines with a word that is not in the vocabulary are left out. Raises InputError for a line of another form and
     where no analogy is left.
@@ -185,7 +185,7 @@ def analogy_batches(
     types = []
     for number, line in open_lines(Path(path)):
         words = line.split()
-        if not words or words[0].startswith(":"):
+        if not words or words[0].startswith(":") or words[0] == "#":
             continue
         if len(words) != 4:
             raise InputError(f"{path}:{number}: expected four words, found {line.strip()!r}")
@@ -202,7 +202,7 @@ def _fields(line: str) -> list[str]:
     if line.lstrip().startswith("#"):
         return []
     separator = "\t" if "\t" in line else "," if "," in line else None
-    return [field.strip() for field in line.split(separator) if field.strip()]
+    return [field.strip() for field in line.strip().split(separator)] if line.strip() else []
 
 
 def _is_number(text: str) -> bool:

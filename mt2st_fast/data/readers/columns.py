@@ -12,6 +12,7 @@ from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 
 _HEADER = "# columns:"
+_DOCUMENT = "-DOCSTART-"  # CoNLL-2003's mark between documents
 # What stands before a sentence and says something about it; a word may be a "#" itself.
 _SAYS = re.compile(r"#\s+[\w.:-]+\s*=(?!=)|#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b.*=")
 _COMMENT = re.compile(r"#(\s|$)|#[\w.:-]+\s*=")
@@ -106,7 +107,7 @@ class _Table:
         row = self._cells(line)
         if line.startswith("#") and self._is_comment(line, len(row)):
             self._comments.append(number)
-        elif not line.strip() or row[0] == "-DOCSTART-":  # CoNLL-2003's mark between documents
+        elif not line.strip() or line.split(None, 1)[0] == _DOCUMENT:
             self._sentences.append([])
             self._n_marks += bool(line.strip())
         else:
@@ -144,5 +145,5 @@ class _Table:
 
 def _first_word_line(lines: Sequence[tuple[int, str]]) -> str:
     """The first line that has a word, by its looks; where all begin with #, the first that is not blank."""
-    filled = [line for _, line in lines if line.strip() and not line.startswith("-DOCSTART-")]
+    filled = [line for _, line in lines if line.strip() and not line.startswith(_DOCUMENT)]
     return next((line for line in filled if line[0] != "#"), filled[0] if filled else "")

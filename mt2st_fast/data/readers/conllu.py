@@ -1,6 +1,7 @@
 """The reader `conllu:PATH`: Universal Dependencies treebanks (https://universaldependencies.org/format.html)."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
@@ -85,18 +86,19 @@ def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]]
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise InputError(f"{path}: the file has no sentences")
-    if joined:
-        notes.append(
-            f"{path.name}: {len(joined):,} sentences have no blank line before them, the first begins on line "
-            f"{joined[0]}"
-        )
-    if uncounted:
-        notes.append(
-            f"{path.name}: the ids of {len(uncounted):,} words do not count up from 1, the first on line "
-            f"{uncounted[0]}: is a line missing?"
-        )
-    notes += [f"{path.name}: {note}" for note in text.notes]
+    notes += [f"{path.name}: {note}" for note in (*_misplaced(joined, uncounted), *text.notes)]
     return sentences, dict(left_out)
+
+
+def _misplaced(joined: Sequence[int], uncounted: Sequence[int]) -> Iterator[str]:
+    """What is said of the lines of sentences that stand right behind another, and of words with another's id."""
+    if joined:
+        yield f"{len(joined):,} sentences have no blank line before them, the first begins on line {joined[0]}"
+    if uncounted:
+        yield (
+            f"the ids of {len(uncounted):,} words do not count up from 1, the first is on line {uncounted[0]}: is a "
+            "line missing?"
+        )
 
 
 def _parse_word(line: str, path: Path, number: int) -> list[str] | None:

@@ -18,7 +18,7 @@ LOOKED_AT = 16  # bytes at the start of a text that tell what it is
 
 _ENDS = re.compile("\r+\n?|\n")
 _END_BYTES = re.compile(rb"\r+\n?|\n")
-_MARKS = re.compile(f"^{MARK}+", re.MULTILINE)
+_MARKS_BEHIND = re.compile(f"(?<=\n){MARK}+")
 _MARKS_BYTES = re.compile(rb"(?:" + MARK_BYTES + rb")+")
 _UTF_16, _UTF_32 = (
     f"is in UTF-{bits}, not UTF-8; convert it: iconv -f UTF-{bits} -t UTF-8" for bits in (16, 32)
@@ -48,10 +48,11 @@ def foreign(start: bytes) -> str | None:
     return None
 
 
-def decode(content: bytes, begins_line: bool = True) -> str:
+def decode(content: bytes, begins_line: bool = True, joined: bool = True) -> str:
     """The text of bytes, in which every line ends in a line feed; raises UnicodeDecodeError.
 
-    They must not end between a return and what follows it. begins_line: whether they stand at the start of a line.
+    They must not end between a return and what follows it. begins_line: whether they stand at the start of a line,
+    where a mark is dropped; joined: whether it is at the start of their other lines, too.
     """
     text = content.decode("utf-8")
     if "\r" in text:
@@ -61,7 +62,8 @@ def decode(content: bytes, begins_line: bool = True) -> str:
     if "\0" in text:
         text = text.replace("\0", " ")
     if MARK in text:
-        text = _MARKS.sub("", text) if begins_line else _MARKS.sub("", f" {text}")[1:]
+        text = text.lstrip(MARK) if begins_line else text
+        text = _MARKS_BEHIND.sub("", text) if joined else text
     return text
 
 

@@ -33,11 +33,13 @@ def reading_text(path: Path, may_be_empty: bool = False) -> Iterator[BinaryIO]:
 class TextLines:
     """The lines of a text that comes in chunks of bytes, to be gone through once: by lines, or in blocks of them.
 
-    tell: log the notes when the text has ended. Going on raises InputError, which names the line, where it is not UTF-8.
+    tell: log the notes when the text has ended. joined: whether a byte order mark may stand at the start of any line,
+    as where files were joined, or at that of the text alone, as where it may be of the word behind it.
+    Going on raises InputError, with the line, where it is not UTF-8.
     """
 
-    def __init__(self, chunks: Iterable[bytes], where: str, tell: bool = True) -> None:
-        self._chunks, self._where, self._tell = chunks, where, tell
+    def __init__(self, chunks: Iterable[bytes], where: str, tell: bool = True, joined: bool = True) -> None:
+        self._chunks, self._where, self._tell, self._joined = chunks, where, tell, joined
         self._oddities = Oddities()
 
     @property
@@ -63,19 +65,19 @@ class TextLines:
 
     def _lines(self, content: bytes, number: int) -> list[str]:
         try:
-            text = decode(content)
+            text = decode(content, self._joined or number == 1, self._joined)
         except UnicodeDecodeError as error:
             raise not_utf8(self._where, number, [content[: error.start]]) from None
         self._oddities.look(content, len(content), number)
         lines = text.split("\n")
-        if not lines[-1]:
+        if content[-1:] in (b"\n", b"\r"):
             lines.pop()
         return lines
 
 
-def open_lines(path: Path, tell: bool = True) -> TextLines:
+def open_lines(path: Path, tell: bool = True, joined: bool = True) -> TextLines:
     """The lines of a file; raises InputError as `reading_text` does, when they are asked for."""
-    return TextLines(_chunks(path), str(path), tell)
+    return TextLines(_chunks(path), str(path), tell, joined)
 
 
 def not_utf8(where: str, number: int, before: Iterable[bytes]) -> InputError:
