@@ -70,7 +70,11 @@ class Experiment:
         """Encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
         config.check_strategy_options((find_strategy(config.strategy).name,))
         if splits.main is None:
-            raise InputError(f"{splits.name} has no labels to train a main task on; use a reader that has")
+            labelled = any(word.startswith("__label__") for word in splits.vocabulary.words)
+            hint = "; train_supervised of the library reads its __label__ words" if labelled else ""
+            raise InputError(
+                f"{splits.name} has no labels to train a main task on; use a reader that has{hint}"
+            )
         config = config.resolved(splits)
         if not splits.dev.targets[splits.main].labelled().any():
             raise InputError(

@@ -48,7 +48,9 @@ def plot_curves(history: History, metric: str) -> Figure:
         values = [r.weights.get(task, 0.0) for r in history.steps]
         dashes = "-" if task == history.main else (4.0 * index, (4.0, 4.0 * (len(tasks) - 1)))
         weights.plot(every, values, drawstyle="steps-pre", lw=2.5, ls=dashes, **style)
-    losses.set(ylabel="training loss", yscale="log")
+    losses.set(ylabel="training loss")
+    if any(loss > 0 for record in history.steps for loss in record.losses.values()):
+        losses.set_yscale("log")
     weights.set(ylabel="task weight", ylim=(-0.05, None))
     points = [(e.step, e.metrics[history.main]) for e in history.evaluations]
     quality.plot(*zip(*points, strict=True), "o-", color="C0", ms=4) if points else None

@@ -80,7 +80,8 @@ def open_data(
         unit = "units" if train.groups is None else "files"
         notes += (f"{fraction:g} of the training {unit} keep their labels of {main_task!r}",)
     splits = replace(splits, train=train)
-    notes += (*_one_class_only(splits, main_task), *(unseen.line() for unseen in unseen_classes(splits)))
+    told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
+    notes += (*told, *(unseen.line() for unseen in unseen_classes(splits)))
     return replace(splits, notes=notes)
 
 
@@ -99,6 +100,13 @@ def _with_parts_told(splits: Splits) -> Splits:
     )
     record = replace(record, understood={**record.understood, **told})
     return replace(splits, notes=(*splits.notes, *notes), record=record)
+
+
+def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
+    """A line on a test set without labels of the main task, on which nothing can be measured."""
+    if splits.test.column(main).labelled().any():
+        return ()
+    return (f"{main}: no test row has a label of the main task, so nothing is measured on them",)
 
 
 def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:

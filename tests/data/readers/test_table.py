@@ -201,3 +201,23 @@ def test_numbers_as_classes_are_said(write):
     splits = open_data(one(write, rows("text,stars", lambda i: f"film,{i / 4}")), main="STARS:regression")
     assert splits.train.column("stars").values.dtype == np.float32
     assert splits.notes == ()
+
+
+def test_cells_without_text_are_documents_without_words_and_said(write):
+    splits = open_data(one(write, rows("text,label", lambda i: f"{'' if i % 4 else 'film'},{label(i)}")))
+    assert sum(corpus.n_rows for corpus in splits.parts.values()) == 40
+    assert splits.notes == ("column 'text': 30 cells are empty, and so 30 documents without words",)
+    nothing = rows("text,label", lambda i: f",{label(i)}")
+    assert "t.csv: no row has a word in the column 'text'; --text-column" in message_of(one(write, nothing))
+
+
+def test_a_test_set_without_labels_is_said(write):
+    folder = write(
+        **{
+            "train.csv": rows("text,label", lambda i: f"film,{label(i)}"),
+            "test.csv": rows("text,label", lambda i: "film,"),
+        }
+    )
+    assert open_data(f"csv:{folder}").notes == (
+        "label: no test row has a label of the main task, so nothing is measured on them",
+    )
