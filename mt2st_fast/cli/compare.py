@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.cli.options import OutOption, make_writable, takes_config
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
+from mt2st_fast.cli.terminal import plain_console, say, say_notes
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
@@ -23,6 +23,7 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import plot_comparison, write_png
+from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.schedules import strategies as strategies_by_name
 
 
@@ -53,10 +54,14 @@ def compare(
     configs = {name: config.for_strategy(name) for name in names}
     config.check_strategy_options(tuple(names))
     folder = make_writable(out)
+    console = plain_console()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     # Seeds outside, strategies inside: a machine that slows down slows all of them down.
     for seed in range(config.seed, config.seed + seeds):
         splits = read_data(replace(config, seed=seed))
+        if seed == config.seed:
+            say(console, summary(what_was_read(splits)))
+            say_notes(console, splits.notes, "compare.md")
         for name in names if seed == config.seed else ():
             # What cannot run is found before anything has run.
             Experiment.prepare(replace(configs[name], seed=seed), splits)
@@ -71,6 +76,7 @@ def compare(
         "main": experiment.trainer.heads.main,
         "metric": experiment.trainer.heads.tasks[experiment.trainer.heads.main].metric,
         "data": splits.name,
+        "read": what_was_read(splits),
         "auxiliary": list(splits.auxiliary),
         "config": config.resolved(splits).to_json(),
         "n_seeds": seeds,
@@ -79,17 +85,17 @@ def compare(
         **compare_runs(runs, target),
     }
     write_atomically(folder / "compare.json", json_text(comparison, indent=2).encode())
-    write_atomically(folder / "compare.md", render(comparison).encode())
+    write_atomically(folder / "compare.md", render(comparison).encode("utf-8", "replace"))
     write_png(plot_comparison(comparison), folder / "compare.png")
     write_atomically(folder / "report.html", comparison_page(comparison))
-    _summarise(Console(), comparison, folder)
+    _summarise(console, comparison, folder)
 
 
 def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # all columns fit into 80
-        title=f"{escape(comparison['main'])}: target {comparison['metric']} {comparison['target']:.4f} on development, "
+        title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
         f"medians of {comparison['n_seeds']} seeds",
     )
     table.add_column("strategy", no_wrap=True)
@@ -107,4 +113,4 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     for row in table_rows(comparison):
         table.add_row(*row)
     console.print(table)
-    console.print(f"Written to {escape(str(folder))}: report.html, compare.md, compare.json, compare.png")
+    say(console, f"Written to {folder}: report.html, compare.md, compare.json, compare.png")

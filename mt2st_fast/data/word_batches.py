@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.sampler import RowStream
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import (
@@ -152,7 +152,7 @@ def similarity_batches(
     """
     types, scores = [], []
     may_be_heading = True
-    for number, line in numbered_lines(Path(path)):
+    for number, line in open_lines(Path(path)):
         fields = _fields(line)
         if not fields:
             continue
@@ -160,12 +160,10 @@ def similarity_batches(
         if len(fields) != 3 or not _is_number(fields[2]):
             if was_first and len(fields) >= 3:
                 continue
-            raise InputError(f"{path}, line {number}: expected two words and a score, found {line.strip()!r}")
+            raise InputError(f"{path}:{number}: expected two words and a score, found {line.strip()!r}")
         score = float(fields[2])
         if not 0.0 <= score <= highest:
-            raise InputError(
-                f"{path}, line {number}: score {score:g} is outside 0 to {highest:g}; set highest"
-            )
+            raise InputError(f"{path}:{number}: score {score:g} is outside 0 to {highest:g}; set highest")
         pair = [_lookup(word, vocabulary) for word in fields[:2]]
         if min(pair) >= 0:
             types.append(pair)
@@ -179,18 +177,18 @@ def similarity_batches(
 def analogy_batches(
     path: str | Path, vocabulary: Vocabulary, *, task: str = "analogy", batch_size: int = 256, seed: int = 1
 ) -> WordBatches:
-    """Analogies of a file in the questions-words format: four words a line, `: section` lines between.
+    """Analogies of a file in the questions-words format: four words a line, `: section` lines between; `# ` = comment.
 
     Lines with a word that is not in the vocabulary are left out. Raises InputError for a line of another form and
     where no analogy is left.
     """
     types = []
-    for number, line in numbered_lines(Path(path)):
+    for number, line in open_lines(Path(path)):
         words = line.split()
-        if not words or words[0].startswith(":"):
+        if not words or words[0].startswith(":") or words[0] == "#":
             continue
         if len(words) != 4:
-            raise InputError(f"{path}, line {number}: expected four words, found {line.strip()!r}")
+            raise InputError(f"{path}:{number}: expected four words, found {line.strip()!r}")
         row = [_lookup(word, vocabulary) for word in words]
         if min(row) >= 0:
             types.append(row)
@@ -204,7 +202,7 @@ def _fields(line: str) -> list[str]:
     if line.lstrip().startswith("#"):
         return []
     separator = "\t" if "\t" in line else "," if "," in line else None
-    return [field.strip() for field in line.split(separator) if field.strip()]
+    return [field.strip() for field in line.strip().split(separator)] if line.strip() else []
 
 
 def _is_number(text: str) -> bool:

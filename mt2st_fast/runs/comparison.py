@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from mt2st_fast.runs.markdown import markdown_table
+from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.shown import short
+from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
 
 COLUMNS = (
@@ -94,7 +95,7 @@ def _reduction(value: float | None, baseline: float | None) -> float | None:
 def render(comparison: dict[str, Any]) -> str:
     """The comparison as Markdown."""
     lines = [
-        f"# {comparison['main']} on {comparison['data']}: strategies compared",
+        one_line(f"# {comparison['main']} on {comparison['data']}: strategies compared"),
         "",
         f"Medians over {comparison['n_seeds']} seeds. Target: development {comparison['metric']} "
         f"{comparison['target']:.4f}. Seconds are training steps only, on {comparison['environment']['processor']}, "
@@ -107,6 +108,7 @@ def render(comparison: dict[str, Any]) -> str:
         "",
         "![time to target](compare.png)",
         "",
+        *section_on_data(comparison["read"]),
     ]
     return "\n".join(lines)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mt2st_fast.runs.comparison import COLUMNS, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_seconds
 from mt2st_fast.runs.shown import engine_of, option, shown
+from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.serving.scores import TaskScore
 from mt2st_fast.training.history import History
 
@@ -33,7 +34,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
             lines=[f"{score.metric} {shown(score.value)} on {score.rows:,} rows."],
             tables=[_classes(score)] if score.classes else [],
         ),
-        Section("What was read", lines=data["notes"], tables=[_data(data)]),
+        _data(data),
         Section(
             "Nearest neighbours",
             tables=[
@@ -69,6 +70,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
         Section(
             "Every run", pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")]
         ),
+        _data(comparison["read"]),
         Section("Options", tables=[_options(comparison["config"])]),
     ]
     lead = (
@@ -121,9 +123,8 @@ def _classes(score: TaskScore) -> Table:
     return Table(("class", "rows:", "precision:", "recall:", "F1:"), rows)
 
 
-def _data(data: Mapping[str, Any]) -> Table:
-    columns: Sequence[str] = ("part", "rows:", "tokens:")
-    return Table(columns, [(part, f"{n:,}", f"{data['tokens'][part]:,}") for part, n in data["rows"].items()])
+def _data(data: Mapping[str, Any]) -> Section:
+    return Section(TITLE, lines_of(data), [Table(columns, rows) for columns, rows in tables_of(data)])
 
 
 def _options(config: Mapping[str, Any]) -> Table:

@@ -33,10 +33,14 @@ MOST_ROWS = 4 * ROWS_AT_ONCE  # of units that are longer
 
 @dataclass(frozen=True)
 class Labels:
-    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C."""
+    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C.
+
+    never_seen: those of the names that no training row had, as development or test data alone did.
+    """
 
     kind: str
     names: tuple[str, ...]
+    never_seen: tuple[str, ...] = ()
 
 
 class TextModel:
@@ -47,7 +51,8 @@ class TextModel:
         model.probabilities([["They", "buy", "books", "."]])      # (4, C), one row a word
 
     level: "token", a row is a word, or "document", a row is a text. tokenizer: how its training data cut a text into
-    words (see mt2st_fast.serving.reading). Raises ValueError for parts that do not belong together.
+    words (see mt2st_fast.serving.reading). text_column: of the table that it learnt from, where that was said.
+    Raises ValueError for parts that do not belong together.
     """
 
     def __init__(
@@ -59,9 +64,11 @@ class TextModel:
         labels: Mapping[str, Labels],
         tokenizer: str,
         source: str = "",
+        text_column: str | None = None,
     ) -> None:
         self.heads, self.vocabulary, self.table = heads.eval(), vocabulary, table
         self.labels, self.tokenizer, self.source = dict(labels), tokenizer, source
+        self.text_column = text_column
         self._trained = encoder.eval()
         self._words = OpenVocabulary(vocabulary, table, encoder)
         self._windows = WindowFeatures(self.heads)
@@ -93,6 +100,7 @@ class TextModel:
             "labels": {task: asdict(labels) for task, labels in self.labels.items()},
             "tokenizer": self.tokenizer,
             "source": self.source,
+            "text_column": self.text_column,
         }
         write_model(folder, KIND, configuration, tensors | {"subwords": rows})
 
@@ -108,7 +116,7 @@ class TextModel:
         options = dict(stored["subwords"])
         parts = HashedParts(**options.pop("parts"))
         labels = {
-            task: Labels(of_task["kind"], tuple(of_task["names"]))
+            task: Labels(of_task["kind"], tuple(of_task["names"]), tuple(of_task["never_seen"]))
             for task, of_task in stored["labels"].items()
         }
         return cls(
@@ -119,6 +127,7 @@ class TextModel:
             labels,
             stored["tokenizer"],
             stored["source"],
+            stored["text_column"],
         )
 
     def export(
@@ -141,7 +150,7 @@ class TextModel:
 
     def __reduce__(self) -> tuple[Callable[..., TextModel], tuple[Any, ...]]:
         parts = (self._trained, self.heads, self.vocabulary, self.table, self.labels)
-        return type(self), (*parts, self.tokenizer, self.source)
+        return type(self), (*parts, self.tokenizer, self.source, self.text_column)
 
     def logits(self, units: Sequence[Sequence[str]], task: str | None = None) -> Tensor:
         """(N, C) of a task, the main one by default; a row is a word of the units, or a unit (see `level`).

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
+from mt2st_fast.data.text.decoding import Oddities
+from mt2st_fast.data.text.lines import not_utf8, reading_text
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading
 from mt2st_fast.kernels import END, PADDING, WordCounter, split_lines
 
+log = logging.getLogger("mt2st_fast")
 BLOCK_BYTES = 4 << 20
 _LONGEST_WORD_BYTES = 1 << 20
 _LOOKED_AT = 1 << 12  # bytes at the end of a block, at first, for the end of its last word
-_MARK = "\ufeff".encode()
-# A return is not among them: a line feed may follow.
-_LINE_FEED, _RETURN, _SPACE, _TAB = b"\n\r \t"
+_NUL, _LINE_FEED, _RETURN, _SPACE, _TAB = b"\0\n\r \t"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,28 +37,31 @@ class NumberedWords:
 
 
 def read_words(path: Path) -> NumberedWords:
-    """The words of a file, .gz too, between white space, which NUL is, too. A UTF-8 mark at the start is dropped.
+    """The words of a file, between white space, in lines by the one rule of decoding.py. A line of the log says what
+    in it is odd.
 
     Raises InputError for a file that is missing, empty, not UTF-8 or no text.
     """
-    counter = WordCounter(nul_is_blank=True)
+    counter, oddities = WordCounter(), Oddities()
     parts: list[np.ndarray] = []
-    with reading(path) as file:
-        if not path.stat().st_size:
-            raise InputError(f"{path}: the file is empty")
-        for text, n in _blocks(file):
+    number, ended = 1, False
+    with reading_text(path) as file:
+        for text, n, held, begins_line in _blocks(file):
             if n > max(BLOCK_BYTES, _LONGEST_WORD_BYTES):
                 raise InputError(
                     f"{path}: has a word of more than a million bytes; is it text with white space between words?"
                 )
-            begin = len(_MARK) if not parts and text[: min(n, len(_MARK))].tobytes() == _MARK else 0
             try:
-                parts.append(counter.add(text[begin:], n - begin))
+                parts.append(counter.add(text, n, begins_line))
             except UnicodeDecodeError as error:
-                before = sum(int((part == END).sum()) for part in parts)
-                line = 1 + before + int((text[: begin + error.start] == _LINE_FEED).sum())
-                raise InputError(f"{path}:{line}: is not UTF-8; convert the file to UTF-8") from None
-    parts.append(np.array([END], np.int32))
+                raise not_utf8(str(path), number, [bytes(held[: error.start])]) from None
+            oddities.look(held, n, number, begins_line)
+            number += int((parts[-1] == END).sum())
+            ended = text[n - 1] in (_LINE_FEED, _RETURN)
+    if not ended:
+        parts.append(np.array([END], np.int32))
+    for note in oddities.notes():
+        log.warning("%s: %s", path, note)
     return NumberedWords(np.concatenate(parts), counter.words(), counter.counts)
 
 
@@ -72,53 +76,60 @@ def words_of(texts: Sequence[str]) -> NumberedWords:
         raise InputError(
             f"a text holds {error.object[error.start]!r}, half of a character; decode it with errors='replace'"
         ) from None
-    counter = WordCounter(nul_is_blank=True)
+    counter = WordCounter()
     numbers = counter.add(np.append(content, np.zeros(PADDING, np.uint8)), len(content))
     return NumberedWords(numbers, counter.words(), counter.counts)
 
 
-def read_lines(file: BinaryIO) -> Tokens:
-    """A unit a line, also an empty one, as if the file were opened as text; words between white space.
-
-    Raises UnicodeDecodeError where it is not UTF-8.
-    """
-    counter = WordCounter(any_newline=True)
-    parts, ended = [np.empty(0, np.int32)], True
-    for text, n in _blocks(file):
-        ended = text[n - 1] in (_LINE_FEED, _RETURN)
-        parts.append(counter.add(text, n))
-    if not ended:
-        parts.append(np.array([END], np.int32))
-    vocabulary, id_of = Vocabulary.numbered(counter.words(), counter.counts)
-    ids, bounds, *_ = split_lines(np.concatenate(parts), id_of, np.zeros(len(id_of), bool), keep_empty=True)
+def read_lines(path: Path) -> Tokens:
+    """A unit a line, also an empty one. Raises InputError as `read_words` does."""
+    text = read_words(path)
+    vocabulary, id_of = Vocabulary.numbered(text.words, text.counts)
+    ids, bounds, *_ = split_lines(text.numbers, id_of, np.zeros(len(id_of), bool), keep_empty=True)
     return Tokens(ids, bounds, vocabulary)
 
 
-def _blocks(file: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
-    """(text, n): blocks text[:n] as `WordCounter.add` takes them, all in the same memory."""
-    text, n = np.empty(BLOCK_BYTES + PADDING, np.uint8), 0
+class _Block(NamedTuple):
+    """text[:n] as `WordCounter.add` takes it, and the same bytes, `held`; whether it stands at the start of a line."""
+
+    text: np.ndarray
+    n: int
+    held: bytearray
+    begins_line: bool
+
+
+def _blocks(file: BinaryIO) -> Iterator[_Block]:
+    """All in the same memory."""
+    held, n, begins_line = bytearray(BLOCK_BYTES + PADDING), 0, True
+    text = np.frombuffer(held, np.uint8)
     while more := cast(Any, file).readinto(text[n:-PADDING]):
         n += more
         if n < len(text) - PADDING:
             continue
         if end := _end_of_last_word(text, n):
-            rest = text[end:n].copy()  # what is behind a block is overwritten
-            yield text, end
-            n = len(rest)
+            rest, before = text[end:n].copy(), text[end - 1]  # what is behind a block is overwritten
+            yield _Block(text, end, held, begins_line)
+            n, begins_line = len(rest), before in (_LINE_FEED, _RETURN)
             text[:n] = rest
         else:
-            text = np.concatenate([text[:n], np.empty(n + PADDING, np.uint8)])
+            held = held[:n] + bytearray(n + PADDING)
+            text = np.frombuffer(held, np.uint8)
     if n:
-        yield text, n
+        yield _Block(text, n, held, begins_line)
 
 
 def _end_of_last_word(text: np.ndarray, n: int) -> int:
-    """The place behind the last white space of text[:n], 0 where there is none."""
+    """The place behind the last white space of text[:n], 0 where there is none; not behind a return at its end, which
+    a line feed may follow."""
+    while n and text[n - 1] == _RETURN:
+        n -= 1
     looked_at = _LOOKED_AT
     while True:
         first = max(0, n - looked_at)
         tail = text[first:n]
-        places = np.flatnonzero((tail == _LINE_FEED) | (tail == _SPACE) | (tail == _TAB))
+        places = np.flatnonzero(
+            (tail == _LINE_FEED) | (tail == _SPACE) | (tail == _TAB) | (tail == _RETURN) | (tail == _NUL)
+        )
         if len(places) or not first:
             return first + int(places[-1]) + 1 if len(places) else 0
         looked_at *= 16
