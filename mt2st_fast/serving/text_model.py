@@ -71,7 +71,7 @@ class TextModel:
         self.text_column = text_column
         self._trained = encoder.eval()
         self._words = OpenVocabulary(vocabulary, table, encoder)
-        self._windows = WindowFeatures(self.heads)
+        self._windows = WindowFeatures()
 
     @property
     def level(self) -> str:
@@ -225,7 +225,8 @@ class TextModel:
             return
         windows = WindowInputs(corpus, encoder.width // 2)
         for first in range(0, len(rows), MOST_ROWS):
-            yield self._windows(encoder, windows(rows[first : first + MOST_ROWS]))
+            some = windows(rows[first : first + MOST_ROWS])
+            yield self._windows(encoder, some, self._words.times_forgotten)
 
     def check_task(self, task: str) -> None:
         """Raises InputError for a task that there is not."""

@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -43,6 +44,7 @@ log = logging.getLogger("mt2st_fast")
 LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
 MOST_KEPT_IDS = 50_000_000  # of batches that are kept in memory, where an id takes about 15 bytes
 MOST_BUCKETS = 2_000_000_000  # rows have numbers of 32 bits
+ROWS_DRAWN_AT_ONCE = 4096
 MOST_NAMED = 5  # families in a line of the log
 
 
@@ -256,9 +258,23 @@ def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncod
     with torch.device("meta"):  # without the encoder's own start, which would take longer than this one
         encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
     encoder.to_empty(device="cpu")
-    with torch.no_grad():
-        encoder.table.uniform_(-1.0 / dim, 1.0 / dim)
+    _fill_uniform(encoder.table.data, 1.0 / dim)
     return encoder
+
+
+def _fill_uniform(table: torch.Tensor, bound: float) -> None:
+    """Random numbers within the bound, drawn on all cores: a block of rows has a seed of its own, so that they are
+    the same on any number of them.
+    """
+    seed = int(torch.randint(2**48, ()))
+
+    def fill(block: tuple[int, torch.Tensor]) -> None:
+        i, rows = block
+        rows.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed + i))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(fill, enumerate(table.split(ROWS_DRAWN_AT_ONCE))):
+            pass
 
 
 def _zero(heads: MultiTaskHeads) -> None:
