@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 
@@ -18,7 +19,12 @@ def measure(
     model: Annotated[
         Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
     ],
-    data: Annotated[str, typer.Argument(help="KIND:PATH, as `train --data` takes it")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="KIND:PATH, as `train --data` takes it; for a model of `train_supervised` a file of labelled lines"
+        ),
+    ],
     part: Annotated[
         str, typer.Option(help="train, dev, test, or all of them together; all for a single file")
     ] = "",
@@ -36,13 +42,52 @@ def measure(
     ] = None,
 ) -> None:
     """Measure a trained model: the metric of its tasks, and precision, recall and F1 of every class."""
+    from mt2st_fast.model_folder import kind_of
+    from mt2st_fast.words.supervised_model import KIND as SUPERVISED
+
+    if kind_of(model) == SUPERVISED:
+        if part or text_column is not None or delimiter is not None:
+            raise InputError("a model of train_supervised is measured on a file of labelled lines: leave out "
+                             "--part, --text-column and --delimiter")  # fmt: skip
+        _measure_lines(model, data, tasks_named(tasks))
+    else:
+        _measure_corpus(model, data, part, tasks_named(tasks), text_column, delimiter)
+
+
+def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
+    """A classifier of lines, by the labels in them."""
+    from mt2st_fast.words.supervised_model import SupervisedModel
+
+    found = SupervisedModel.load(model, device="cpu")
+    for family in families:
+        found.prefix_of(family)  # names one that there is not
+    metrics = found.test(file)
+    wanted = families or tuple(metrics)
+    classes = {family: found.test_label(file, family=family) for family in wanted}
+    console = plain_console()
+    table = Table("labels", "metric", "value")
+    for family in wanted:
+        table.add_row(family, found.heads.tasks[family].metric, f"{metrics[family]:.4f}")
+    say(console, (str(model), "bold"), f" on {file}")
+    console.print(table)
+    for family, of_family in classes.items():
+        of_labels = Table(family, "precision", "recall", "F1")
+        for label, numbers in of_family.items():
+            of_labels.add_row(label, *map(_shown, numbers.values()))
+        console.print(of_labels)
+
+
+def _measure_corpus(
+    model: Path, data: str, part: str, tasks: tuple[str, ...], text_column: str | None, delimiter: str | None
+) -> None:
+    """The model of a run, on data as a run reads it."""
     from mt2st_fast.data import open_data
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
 
     found = TextModel.load(model)
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else [found.main]
+    names = tasks or (found.main,)
     for name in names:
         found.check_task(name)
     if part not in ("", "all", *PARTS):
