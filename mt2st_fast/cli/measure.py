@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +13,9 @@ from rich.table import Table
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
+
+if TYPE_CHECKING:  # reading options needs no torch
+    from mt2st_fast.data import Splits
 
 PARTS = ("train", "dev", "test")
 
@@ -98,6 +103,7 @@ def _measure_corpus(
     splits = open_data(
         data, asked[0], asked[1:], label_fraction=1.0, text_column=text_column, delimiter=delimiter
     )
+    splits = _named_as(splits, names)
     chosen = part or ("test" if Path(data.partition(":")[2]).is_dir() else "all")
     parts = PARTS if chosen == "all" else (chosen,)
     console = plain_console()
@@ -118,6 +124,16 @@ def _measure_corpus(
                 numbers = (each.precision, each.recall, each.f1)
                 of_task.add_row(each.name, f"{each.support:,}", *map(_shown, numbers))
             console.print(of_task)
+
+
+def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
+    """The splits with the model's names of their tasks, in the same order: a table's header may have another case."""
+    found = dict(zip(names, splits.tasks, strict=True))
+    parts = {
+        part: replace(corpus, targets={name: corpus.targets[own] for name, own in found.items()})
+        for part, corpus in splits.parts.items()
+    }
+    return replace(splits, **parts, main=names[0], auxiliary=tuple(names[1:]))  # type: ignore[arg-type]
 
 
 def _with_kind(task: str, kind: str, data: str) -> str:

@@ -69,7 +69,7 @@ def test_a_run_says_what_it_read(
     shown = capsys.readouterr().out
     assert f"{NASTY}: classes are the model's as numbers, and read so: 0.0 as 0, 1.0 as 1" in shown
     assert "more.csv: 60 rows; left out: 1 blank lines" in shown
-    run("test", str(out), reviews(tmp_path / "more.csv", "{}0"))
+    run("test", str(out), reviews(tmp_path / "more.csv", "{}0", names=NASTY.upper()))
     unseen = f"{NASTY}: classes that training never saw, and so nothing can learn, in 60 rows: 00, 10"
     assert unseen in capsys.readouterr().out
 
