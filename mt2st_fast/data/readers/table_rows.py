@@ -55,11 +55,11 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     csv.field_size_limit(MOST_CHARACTERS)
     reader = csv.reader(feed, delimiter=delimiter, quoting=quoting, strict=True)
     try:
-        header = [" ".join(name.split()) for name in next(reader, [])]
+        header = _names(next(reader, []))
         if not header:
             raise InputError(f"{path}: the file has neither a header nor rows")
         table = Rows(header)
-        long_rows, comments, blank = [], [], 0
+        long_rows, comments, headers, blank = [], [], [], 0
         feed.header_read = True
         feed.taken.clear()
         for row in reader:
@@ -72,6 +72,9 @@ def read_rows(path: Path, delimiter: str) -> Rows:
                     comments.append(lines[0][0])
                     continue
                 raise _other_cells(path, lines, len(row), len(header))
+            if _names(row) == header:  # files were joined
+                headers.append(lines[0][0])
+                continue
             if len(lines) > 1:
                 long_rows.append(_LongRow(len(table.rows), lines))
             table.rows.append(row)
@@ -81,8 +84,14 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     if not table.rows:
         raise InputError(f"{path}: the file has a header and no rows")
     _check_not_merged(path, table, long_rows, delimiter)
-    table.left_out = {"blank lines": blank, "comments": len(feed.comments) + len(comments)}
-    table.notes = [*_left_out([*feed.comments, *comments]), *_long(long_rows), *text.notes]
+    comments = [*feed.comments, *comments]
+    table.left_out = {"blank lines": blank, "comments": len(comments), "repeated headers": len(headers)}
+    table.notes = [
+        *_left_out("comments (#)", comments),
+        *_left_out("the header, repeated as where files were joined", headers),
+        *_long(long_rows),
+        *text.notes,
+    ]
     return table
 
 
@@ -173,11 +182,14 @@ def _check_not_merged(path: Path, table: Rows, long_rows: Iterable[_LongRow], de
                 )
 
 
-def _left_out(comments: Sequence[int]) -> list[str]:
-    if not comments:
-        return []
-    lines = f"{len(comments):,} lines of comments (#)" if len(comments) > 1 else "a line of comment (#)"
-    return [f"{lines} left out, {'the first is' if len(comments) > 1 else 'it is'} line {comments[0]}"]
+def _left_out(what: str, numbers: Sequence[int]) -> list[str]:
+    """What is said of lines that were left out."""
+    return [f"lines left out: {len(numbers):,} of {what}, the first is line {numbers[0]}"] if numbers else []
+
+
+def _names(row: Sequence[str]) -> list[str]:
+    """The names of columns as they stand in a line."""
+    return [" ".join(name.split()) for name in row]
 
 
 def _long(long_rows: Sequence[_LongRow]) -> list[str]:

@@ -129,10 +129,10 @@ class Oddities:
     def notes(self) -> list[str]:
         """A line for each kind."""
         said = {
-            "nul": "{:,} NUL characters were read as blanks, the first on line {}",
-            "return": "{:,} lines end in a return alone, others in a line feed; the first is line {}",
-            "mark": "{:,} byte order marks within lines were kept, the first on line {}: were files joined without a "
-            "line feed between them?",
+            "nul": "NUL characters read as blanks: {:,}, the first on line {}",
+            "return": "lines that end in a return alone, where others end in a line feed: {:,}, the first is line {}",
+            "mark": "byte order marks kept within lines: {:,}, the first on line {}; were files joined without a line "
+            "feed between them?",
         }
         if not self._has_feeds:
             del said["return"]

@@ -75,7 +75,7 @@ def test_comments_are_left_out_and_said(write, name):
     lines[4:4] = ["# domain = news", "", "   ", "#split=a"]
     splits = open_data(spec(write, f"# lang = en\n\n# by hand\ntext{sign}label", lines, name))
     assert splits.record.files[0].rows == 12
-    assert f"{name}: 4 lines of comments (#) left out, the first is line 1" in splits.notes
+    assert f"{name}: lines left out: 4 of comments (#), the first is line 1" in splits.notes
 
 
 def test_marks_returns_and_nul_are_no_part_of_cells(write):
@@ -87,6 +87,16 @@ def test_marks_returns_and_nul_are_no_part_of_cells(write):
     assert splits.train.column("label").class_names == ("neg", "pos")
     assert "\ufeff" not in "".join(splits.vocabulary.words)
     assert splits.notes == (
-        "t.csv: 1 NUL characters were read as blanks, the first on line 5",
-        "t.csv: 6 lines end in a return alone, others in a line feed; the first is line 1",
+        "t.csv: NUL characters read as blanks: 1, the first on line 5",
+        "t.csv: lines that end in a return alone, where others end in a line feed: 6, the first is line 1",
+    )
+
+
+def test_a_header_in_the_middle_is_left_out_and_said(write):
+    header, lines = rows(12)
+    splits = open_data(spec(write, header, [*lines, "\ufeff" + header, *lines]))
+    assert splits.record.files[0].rows == 24
+    assert splits.train.column("label").class_names == ("neg", "pos")
+    assert splits.notes == (
+        "t.csv: lines left out: 1 of the header, repeated as where files were joined, the first is line 14",
     )

@@ -60,10 +60,10 @@ def test_what_is_odd_is_counted_with_the_line_of_the_first(caplog):
     with caplog.at_level(logging.WARNING):
         assert len(list(text)) == 5
     assert text.notes == [
-        "2 NUL characters were read as blanks, the first on line 4",
-        "1 lines end in a return alone, others in a line feed; the first is line 4",
-        "1 byte order marks within lines were kept, the first on line 2: were files joined without a line feed between "
-        "them?",
+        "NUL characters read as blanks: 2, the first on line 4",
+        "lines that end in a return alone, where others end in a line feed: 1, the first is line 4",
+        "byte order marks kept within lines: 1, the first on line 2; were files joined without a "
+        "line feed between them?",
     ]
     assert [record.getMessage() for record in caplog.records] == [f"x.txt: {note}" for note in text.notes]
     quiet = TextLines([b"a\rb\r"], "x.txt")
