@@ -9,6 +9,7 @@ from difflib import get_close_matches
 MOST_NAMED = 20
 _LEAST_ALIKE = 0.7
 _WHOLE = re.compile(r"[+-]?\d+")
+_NUMBERLIKE = re.compile(r"[+-]?\d[\d.,]*")
 _WHOLE_AS_FLOAT = re.compile(r"([+-]?\d+)\.0+")
 
 
@@ -43,11 +44,12 @@ def meant(name: str, known: Sequence[str]) -> str:
 def one_number_each(names: Iterable[str]) -> dict[str, str]:
     """{"1.0": "1"} for all names that are a whole number written with a point where it stands without one, too.
 
-    Empty where a name is anything else than a whole number: 1.0 may be a version then.
+    Empty where another name is a number with decimals, or a version such as 1.0.1: 1.0 may be one, too.
     """
     names = set(names)
     spelled = {name: found[1] for name in names if (found := _WHOLE_AS_FLOAT.fullmatch(name))}
-    if any(name not in spelled and not _WHOLE.fullmatch(name) for name in names):
+    others = (name for name in names - spelled.keys() if not _WHOLE.fullmatch(name))
+    if any(map(_NUMBERLIKE.fullmatch, others)):
         return {}
     return {name: whole for name, whole in sorted(spelled.items()) if whole in names}
 

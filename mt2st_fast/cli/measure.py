@@ -60,7 +60,7 @@ def measure(
     measured = scores(found, splits, parts, names)
     for score in measured:
         table.add_row(score.task, score.metric, f"{score.value:.4f}", f"{score.rows:,}", f"{score.unseen:,}")
-    say(console, summary(what_was_read(splits)))
+    say(console, summary(what_was_read(splits), parts=chosen != "all"))
     for score in measured:
         for line in score.lines():
             say(console, line)

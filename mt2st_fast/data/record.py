@@ -31,7 +31,7 @@ def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known:
     """What to say of rows (by part) that have classes of these names, where training saw those known alone."""
     counts = (f"{n:,} {part}{' ' if part else ''}row{'s' if n > 1 else ''}" for part, n in rows.items())
     line = (
-        f"{task}: classes that training never saw, and that count as wrong, in {' and '.join(counts)}: "
+        f"{task}: classes that training never saw, and so nothing can learn, in {' and '.join(counts)}: "
         f"{listed(names, MOST_CLASSES_NAMED)}"
     )
     for name in names:
@@ -52,7 +52,7 @@ def unseen_classes(splits: Splits) -> list[Unseen]:
         if seen.all():
             continue
         held_out = {part: splits.parts[part].column(task) for part in ("dev", "test")}
-        rows = {part: _rows_with(other, ~seen) for part, other in held_out.items()}
+        rows = {part: rows_with(other, ~seen) for part, other in held_out.items()}
         per_class = np.where(seen, 0, sum(counts_of(other) for other in held_out.values()))
         if any(rows.values()):
             order = np.argsort(-per_class, kind="stable")
@@ -62,6 +62,13 @@ def unseen_classes(splits: Splits) -> list[Unseen]:
     return found
 
 
+def never_seen(column: TargetColumn) -> tuple[str, ...]:
+    """The classes or labels that no row of a training column has."""
+    if column.kind == "values":
+        return ()
+    return tuple(name for name, n in zip(column.class_names, counts_of(column), strict=True) if not n)
+
+
 def counts_of(column: TargetColumn) -> np.ndarray:
     """(C,) rows of each class, or with each label."""
     if column.kind == "classes":
@@ -69,7 +76,7 @@ def counts_of(column: TargetColumn) -> np.ndarray:
     return (column.values == 1).sum(axis=0)
 
 
-def _rows_with(column: TargetColumn, chosen: np.ndarray) -> int:
+def rows_with(column: TargetColumn, chosen: np.ndarray) -> int:
     """Rows with a class or label of those chosen, bool (C,)."""
     if column.kind == "classes":
         return int(counts_of(column)[chosen].sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,9 +14,10 @@ from mt2st_fast.spelling import listed
 
 TITLE = "What was read"
 MOST_FILES_NAMED = 3
+_OF_PARTS = ("dev", "test", "dev and test")  # what is understood of parts that no file has
 
 # Columns, of which one whose name ends in ":" is set to the right; and rows.
-Tabled = tuple[Sequence[str], list[Sequence[object]]]
+Tabled = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 
 def what_was_read(splits: Splits) -> dict[str, Any]:
@@ -95,16 +97,14 @@ def section_on_data(data: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def summary(data: Mapping[str, Any]) -> str:
-    """One line for a terminal: files, rows by part, what was left out, what was understood."""
+def summary(data: Mapping[str, Any], parts: bool = True) -> str:
+    """One line for a terminal: files, rows (in each part, where those matter), what was left out or understood."""
     files, rows = data["files"], data["rows"]
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     for file in files:
-        for why, n in file["left_out"].items():
-            left_out[why] = left_out.get(why, 0) + n
+        left_out.update(file["left_out"])
     where = listed((file["path"] for file in files), MOST_FILES_NAMED) if files else data["name"]
-    by_part = ", ".join(f"{part} {n:,}" for part, n in rows.items())
-    understood = "".join(f"; {what}: {how}" for what, how in data["understood"].items())
-    return (
-        f"read {where}: {sum(rows.values()):,} rows ({by_part}); left out: {_left_out(left_out)}{understood}"
-    )
+    by_part = f" ({', '.join(f'{part} {n:,}' for part, n in rows.items())})" if parts else ""
+    told = {what: how for what, how in data["understood"].items() if parts or what not in _OF_PARTS}
+    understood = "".join(f"; {what}: {how}" for what, how in told.items())
+    return f"read {where}: {sum(rows.values()):,} rows{by_part}; left out: {_left_out(left_out)}{understood}"

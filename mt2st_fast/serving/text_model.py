@@ -30,10 +30,14 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Labels:
-    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C."""
+    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C.
+
+    never_seen: those of the names that no training row had, as development or test data alone did.
+    """
 
     kind: str
     names: tuple[str, ...]
+    never_seen: tuple[str, ...] = ()
 
 
 class TextModel:
@@ -109,7 +113,7 @@ class TextModel:
         options = dict(stored["subwords"])
         parts = HashedParts(**options.pop("parts"))
         labels = {
-            task: Labels(of_task["kind"], tuple(of_task["names"]))
+            task: Labels(of_task["kind"], tuple(of_task["names"]), tuple(of_task["never_seen"]))
             for task, of_task in stored["labels"].items()
         }
         return cls(

@@ -30,7 +30,7 @@ from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, check_choice, chosen, device_of
-from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores
+from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores, tell_unseen
 
 KIND = "supervised"
 LIKELY = 0.5  # a label of many is given to a document from this probability on
@@ -241,6 +241,8 @@ class SupervisedModel:
         if not families:
             raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
         found = target_columns(text, families)
+        for family in families:
+            tell_unseen(path, family, found[family], self._families[family])
         targets = {family: as_trained(found[family], self._families[family]) for family in families}
         corpus = bag_corpus(text, self.features, targets)
         batches = evaluation_batches(corpus, ROWS_AT_ONCE)
@@ -249,7 +251,7 @@ class SupervisedModel:
             # Rows with an unseen label have no class to compare with: they were left out, and are wrong.
             known, labelled = targets[family].labelled().sum(), found[family].labelled().sum()
             if targets[family].kind == "classes" and known < labelled:
-                metrics[family] *= known / labelled if known else 0.0
+                metrics[family] = metrics[family] * known / labelled if known else 0.0
         return metrics
 
     @torch.no_grad()
@@ -277,7 +279,9 @@ class SupervisedModel:
             chosen(probabilities, k, threshold)
             for probabilities in self._scorer.probabilities(*self.features.bags(text.documents), family)
         )
-        return label_scores(target_columns(text, [family])[family], self._families[family], guesses)
+        found = target_columns(text, [family])[family]
+        tell_unseen(path, family, found, self._families[family])
+        return label_scores(found, self._families[family], guesses)
 
     # --- vectors ----------------------------------------------------------------------------------------
 

@@ -69,17 +69,19 @@ def open_data(
         raise InputError(f"{spec}: --text-column and --delimiter are for csv:PATH; leave them out")
     _check_kinds(spec, reader, request)
     splits = _with_parts_told(reader.read(request))
-    if splits.main is None:
+    main_task = splits.main
+    if main_task is None:
         return splits
-    check_main(splits.train, splits.main)
+    check_main(splits.train, main_task)
     fraction = reader.label_fraction if label_fraction is None else label_fraction
-    train = hide_labels(splits.train, splits.main, fraction, seed)
+    train = hide_labels(splits.train, main_task, fraction, seed)
     notes = splits.notes
     if fraction < 1:
         unit = "units" if train.groups is None else "files"
-        notes += (f"{fraction:g} of the training {unit} keep their labels of {splits.main!r}",)
+        notes += (f"{fraction:g} of the training {unit} keep their labels of {main_task!r}",)
     splits = replace(splits, train=train)
-    notes += (*_one_class_only(splits, splits.main), *(unseen.line() for unseen in unseen_classes(splits)))
+    told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
+    notes += (*told, *(unseen.line() for unseen in unseen_classes(splits)))
     return replace(splits, notes=notes)
 
 
@@ -100,10 +102,17 @@ def _with_parts_told(splits: Splits) -> Splits:
     return replace(splits, notes=(*splits.notes, *notes), record=record)
 
 
+def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
+    """A line on a test set without labels of the main task, on which nothing can be measured."""
+    if splits.test.column(main).labelled().any():
+        return ()
+    return (f"{main}: no test row has a label of the main task, so nothing is measured on them",)
+
+
 def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
     column = splits.train.column(main)
-    seen = np.unique(column.values[column.labelled()]) if column.kind == "classes" else ()
-    if len(seen) != 1:
+    seen = np.unique(column.values[column.labelled()])
+    if column.kind != "classes" or len(seen) != 1:
         return ()
     return (
         f"{main}: every training label is {column.class_names[seen[0]]!r}, so there is nothing to learn; "

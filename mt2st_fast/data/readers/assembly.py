@@ -114,17 +114,21 @@ def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
     if not whole:
         twins = [(name, name.partition(".")[0]) for name in names if name.endswith(".0")]
         twice = [f"{one} and {other}" for one, other in twins if other in names]
-        fix = "are two classes each, as not all are whole numbers; write them alike if they are one"
+        fix = "are two classes each, as others are no whole numbers; write them alike if they are one"
         return f"{task}: {listed(twice, _MOST_ALIKE_NAMED)} {fix}" if twice else ""
+    n_cells = 0
     for cells in columns:
         for i, cell in enumerate(cells):
             if isinstance(cell, tuple):
-                cells[i] = tuple(whole.get(label, label) for label in cell)
+                written = tuple(whole.get(label, label) for label in cell)
             else:
-                cells[i] = whole.get(cell, cell)
+                written = whole.get(cell, cell)
+            n_cells += written != cell
+            cells[i] = written
+    pairs = listed((f"{name} and {other}" for name, other in whole.items()), _MOST_ALIKE_NAMED)
     return (
-        f"{task}: {listed(whole, _MOST_ALIKE_NAMED)} and {listed(whole.values(), _MOST_ALIKE_NAMED)} are read as the "
-        "same classes, as all are whole numbers (a column with empty cells is often written with .0)"
+        f"{task}: read as one class each, as they are the same whole numbers: {pairs} ({n_cells:,} cells have .0, as a "
+        "column with empty cells is often written)"
     )
 
 

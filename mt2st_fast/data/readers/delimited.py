@@ -47,6 +47,11 @@ def read(request: ReadRequest) -> Splits:
         )
         for part, table in tables.items()
     }
+    if not any(sections["train"].units):
+        raise InputError(
+            f"{train.path}: no row has a word in the column {columns.text!r}; --text-column says which column has the "
+            "text"
+        )
     return assemble(
         f"csv:{where}",
         complete_splits(sections, where),
@@ -96,6 +101,10 @@ def _check_columns(table: Table, text: str, main: str) -> None:
 def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[TaskRequest]) -> list[str]:
     """What the reader chose by itself, and cells that may be meant otherwise."""
     notes, main = [], tasks[0].name
+    if empty := columns.read_as(columns.text, "").empty:
+        notes.append(
+            f"column {columns.text!r}: {empty:,} cells are empty, and so {empty:,} documents without words"
+        )
     if request.main is None and main != columns.behind_text:
         notes.append(
             f"column {columns.behind_text!r} is not the main task, as it has "

@@ -143,6 +143,7 @@ class Columns:
 
     def __init__(self, tables: Mapping[str, Table], text: str) -> None:
         self._tables, self.text = tables, text
+        self._counts: dict[str, Counter[str]] = {}  # of the cells of a column, over all files
         self.names = [name for name in tables["train"].header if name != text]
         self._seen = {name: set(tables["train"].column(name)) - {""} for name in (text, *self.names)}
         self.unfit = [name for name in self.names if not self._is_fit(name)]
@@ -199,12 +200,12 @@ class Columns:
 
     def read_as(self, name: str, taken_as: str) -> ColumnRead:
         """What a report says of a column, over all files."""
-        counts = Counter(
-            cell for table in self._tables.values() if name in table.header for cell in table.column(name)
-        )
-        empty = counts.pop("", 0)
+        if name not in self._counts:
+            tables = [table for table in self._tables.values() if name in table.header]
+            self._counts[name] = Counter(cell for table in tables for cell in table.column(name))
+        counts = self._counts[name]
         nan = sum(n for cell, n in counts.items() if cell.casefold() in _NO_NUMBER)
-        return ColumnRead(name, taken_as, len(counts), empty, nan)
+        return ColumnRead(name, taken_as, len(counts) - ("" in counts), counts[""], nan)
 
 
 def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
