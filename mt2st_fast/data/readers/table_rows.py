@@ -6,7 +6,7 @@ mark was meant as a sign and not as the beginning of a cell: that is refused.
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,20 +161,25 @@ def _unreadable(path: Path, lines: Sequence[tuple[int, str]], error: csv.Error) 
     )
 
 
-def _check_not_merged(path: Path, table: Rows, long_rows: Iterable[_LongRow], delimiter: str) -> None:
+def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], delimiter: str) -> None:
     """Raises InputError where a line within a row over several lines is a row by itself: of the header's number of
-    cells, with a value that other rows have in that column, too."""
-    known = [{row[c] for row in table.rows} - {""} for c in range(len(table.header))]
+    cells, with a value that other rows have in that column, too. Columns of cells over several lines are text, and
+    tell nothing."""
+    if not long_rows:
+        return
+    n = len(table.header)
+    of_text = {c for long in long_rows for c in range(n) if "\n" in table.rows[long.row][c]}
+    known = {c: {row[c] for row in table.rows} - {""} for c in range(n) if c not in of_text}
     for long in long_rows:
         for i, (number, line) in enumerate(long.lines):
             cells = line.split(delimiter)
-            if len(cells) != len(known):
+            if len(cells) != n:
                 continue
             # The mark opens behind the cells of the row's own beginning, and closes before those of its end.
             marked = [c for c, cell in enumerate(cells) if _MARK in cell]
             first = marked[0] + 1 if i == 0 and marked else 0
-            last = marked[-1] if i == len(long.lines) - 1 and marked else len(cells)
-            if any(cells[c] in known[c] for c in range(first, last)):
+            last = marked[-1] if i == len(long.lines) - 1 and marked else n
+            if any(cells[c] in known.get(c, ()) for c in range(first, last)):
                 raise InputError(
                     f"{path}:{long.lines[0][0]}: a quotation mark that begins a cell in this line is closed in line "
                     f"{long.lines[-1][0]} only, and line {number} is a row by itself; close the mark, or double it "

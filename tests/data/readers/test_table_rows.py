@@ -68,6 +68,12 @@ def test_cells_over_several_lines_are_read_and_said(write, columns):
     )
 
 
+def test_lines_of_a_cell_that_another_row_has_as_text_merge_nothing(write):
+    _, lines = rows(12)
+    lines[3:3] = ["thanks,pos", '"Hello,\nthanks, all\nthanks,\nbye",neg']
+    assert open_data(spec(write, "text,label", lines)).record.files[0].rows == 14
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_comments_are_left_out_and_said(write, name):
     sign = "\t" if name == "t.tsv" else ","
