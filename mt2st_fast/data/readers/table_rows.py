@@ -71,7 +71,7 @@ def read_rows(path: Path, delimiter: str) -> Rows:
                 if len(lines) == 1 and _COMMENT.match(lines[0][1]):
                     comments.append(lines[0][0])
                     continue
-                raise _other_cells(path, lines, len(row), len(header))
+                raise _other_cells(path, lines, len(row), len(header), tabs=delimiter == "\t")
             if _names(row) == header:  # files were joined
                 headers.append(lines[0][0])
                 continue
@@ -90,6 +90,7 @@ def read_rows(path: Path, delimiter: str) -> Rows:
         *_left_out("comments (#)", comments),
         *_left_out("the header, repeated as where files were joined", headers),
         *_long(long_rows),
+        *(_marked(table) if delimiter == "\t" else ()),
         *text.notes,
     ]
     return table
@@ -139,10 +140,14 @@ def _is_comment(line: str) -> bool:
     )
 
 
-def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: int) -> InputError:
+def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: int, tabs: bool) -> InputError:
     first, last = lines[0][0], lines[-1][0]
     if first == last:
-        return InputError(f"{path}:{last}: {n} cells where the header has {wanted}; add or take out cells")
+        sign = "; with tabs between cells a quotation mark is a sign, and a cell ends with its line"
+        return InputError(
+            f"{path}:{last}: {n} cells where the header has {wanted}; add or take out cells"
+            f"{sign if tabs and _MARK in lines[0][1] else ''}"
+        )
     return InputError(
         f"{path}:{first}: {n} cells where the header has {wanted}, as a quotation mark in this line is closed in line "
         f"{last} only; close it, or double it where it is a sign"
@@ -195,6 +200,22 @@ def _left_out(what: str, numbers: Sequence[int]) -> list[str]:
 def _names(row: Sequence[str]) -> list[str]:
     """The names of columns as they stand in a line."""
     return [" ".join(name.split()) for name in row]
+
+
+def _marked(table: Rows) -> list[str]:
+    """What is said of a table with tabs that was written as if its cells had quotation marks around them."""
+    pairs = zip(table.line_numbers, table.rows, strict=True)
+    numbers = [
+        number
+        for number, row in pairs
+        if any(len(c) > 1 and c[0] == c[-1] == _MARK and c.count(_MARK) % 2 == 0 for c in row)
+    ]
+    if not numbers:
+        return []
+    return [
+        f"cells that begin and end with a quotation mark, which with tabs between cells is a sign of the text: on "
+        f"{len(numbers):,} lines, the first is line {numbers[0]}"
+    ]
 
 
 def _long(long_rows: Sequence[_LongRow]) -> list[str]:

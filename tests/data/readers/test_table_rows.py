@@ -106,3 +106,19 @@ def test_a_header_in_the_middle_is_left_out_and_said(write):
     assert splits.notes == (
         "t.csv: lines left out: 1 of the header, repeated as where files were joined, the first is line 14",
     )
+
+
+def test_quotation_marks_between_tabs_are_signs_and_are_said(write):
+    lines = [f"film {i}\t{LABELS[i % 2]}" for i in range(12)]
+    lines[2] = '"a ""good"" film"\tpos'
+    lines[4] = 'it is 5" wide\tneg'
+    splits = open_data(spec(write, "text\tlabel", lines, "t.tsv"))
+    assert splits.notes == (
+        "t.tsv: cells that begin and end with a quotation mark, which with tabs between cells is a sign of the text: "
+        "on 1 lines, the first is line 4",
+    )
+    lines[5] = '"over\nlines"\tpos'
+    message = message_of(spec(write, "text\tlabel", lines, "t.tsv"))
+    assert (
+        "t.tsv:7: 1 cells where the header has 2; add or take out cells; with tabs between cells" in message
+    )
