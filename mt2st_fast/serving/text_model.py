@@ -113,7 +113,7 @@ class TextModel:
         options = dict(stored["subwords"])
         parts = HashedParts(**options.pop("parts"))
         labels = {
-            task: Labels(of_task["kind"], tuple(of_task["names"]), tuple(of_task["never_seen"]))
+            task: Labels(of_task["kind"], tuple(of_task["names"]), tuple(of_task.get("never_seen", ())))
             for task, of_task in stored["labels"].items()
         }
         return cls(
@@ -124,7 +124,7 @@ class TextModel:
             labels,
             stored["tokenizer"],
             stored["source"],
-            stored["text_column"],
+            stored.get("text_column"),
         )
 
     def __reduce__(self) -> tuple[Callable[..., TextModel], tuple[Any, ...]]:
