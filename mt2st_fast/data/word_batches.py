@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mt2st_fast.kernels.context.batch import (
     word_sampler,
 )
 
+log = logging.getLogger("mt2st_fast")
 # Negatives that 16 positions share.
 SHARED_NEGATIVES = 16
 # Of the random stream, so that two tasks of one seed do not shuffle alike.
@@ -150,7 +152,7 @@ def similarity_batches(
     Targets are scores over `highest`. Pairs with a word that is not in the vocabulary are left out. Raises
     InputError for a line of another form, a score out of range, and where no pair is left.
     """
-    types, scores = [], []
+    types, scores, n_read = [], [], 0
     may_be_heading = True
     for number, line in open_lines(Path(path)):
         fields = _fields(line)
@@ -164,11 +166,12 @@ def similarity_batches(
         score = float(fields[2])
         if not 0.0 <= score <= highest:
             raise InputError(f"{path}:{number}: score {score:g} is outside 0 to {highest:g}; set highest")
+        n_read += 1
         pair = [_lookup(word, vocabulary) for word in fields[:2]]
         if min(pair) >= 0:
             types.append(pair)
             scores.append(score / highest)
-    _check_any(types, path, "pair")
+    _check_any(types, n_read, path, "pair")
     return WordBatches(
         np.array(types), np.array(scores, np.float32), task, batch_size, seed, SIMILARITY_STREAM
     )
@@ -182,17 +185,18 @@ def analogy_batches(
     Lines with a word that is not in the vocabulary are left out. Raises InputError for a line of another form and
     where no analogy is left.
     """
-    types = []
+    types, n_read = [], 0
     for number, line in open_lines(Path(path)):
         words = line.split()
         if not words or words[0].startswith(":") or words[0] == "#":
             continue
         if len(words) != 4:
             raise InputError(f"{path}:{number}: expected four words, found {line.strip()!r}")
+        n_read += 1
         row = [_lookup(word, vocabulary) for word in words]
         if min(row) >= 0:
             types.append(row)
-    _check_any(types, path, "analogy")
+    _check_any(types, n_read, path, "analogy")
     return WordBatches(
         np.array(types), np.zeros(len(types), np.float32), task, batch_size, seed, ANALOGY_STREAM
     )
@@ -218,6 +222,10 @@ def _lookup(word: str, vocabulary: Vocabulary) -> int:
     return found if found >= 0 else vocabulary.get(word.lower(), -1)
 
 
-def _check_any(types: list[list[int]], path: str | Path, what: str) -> None:
+def _check_any(types: list[list[int]], n_read: int, path: str | Path, what: str) -> None:
+    """Log how many rows of a file are used. Raises InputError where none is."""
     if not types:
         raise InputError(f"{path}: no {what} has all of its words in the vocabulary; train on more text")
+    log.info(
+        "%s: %d of %d rows have all of their words in the vocabulary and are used", path, len(types), n_read
+    )

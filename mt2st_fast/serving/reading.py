@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from mt2st_fast.data.readers.conllu import FIRST_ID
+from mt2st_fast.data.readers.conllu import FIRST_ID, is_word
 from mt2st_fast.data.readers.delimited import tokenize_text
 from mt2st_fast.data.text.lines import TextLines
 from mt2st_fast.errors import InputError
@@ -88,7 +88,8 @@ def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:
                 if line.count("\t") != CONLLU_COLUMNS - 1:
                     raise _no_word(line, where, first + at)
                 place, word, _ = line.split("\t", 2)
-                if place.isdecimal():  # no range (1-2), no empty node (1.1)
+                place = place.strip(" ")
+                if place.isdecimal() or is_word(place, where, first + at):
                     if place == FIRST_ID and words_at:  # the blank line before a sentence is missing
                         begun = _begin_of_next(unit, words_at[-1] + 1)
                         unit.words_at, unit.lines = words_at, unit.lines[: -len(begun) or None]

@@ -182,7 +182,7 @@ def of_treebank_to_label(path: Path, lines: list[str]) -> Iterator[tuple[object,
     chunks = (path.read_bytes()[i : i + 50] for i in range(0, path.stat().st_size, 50))
     units = [unit for block in read_units(chunks, str(path), str.split, "conllu") for unit in block]
     yield [line for unit in units for line in unit.lines], [line for line in lines if line.strip()]
-    yield sum(len(unit.words) for unit in units), sum(bool(re.match(r"\d+\t", line)) for line in lines)
+    yield sum(len(unit.words) for unit in units), sum(bool(re.match(r" *\d+ *\t", line)) for line in lines)
 
 
 DOORS = {

@@ -78,10 +78,10 @@ def test_lines_are_those_of_every_reader(
         found = [["a", "b", "\ufeffc"], ["d", "e"], ["f"], ["g"], ["h"]]
         assert sentences_of(TokenStream.open(tmp_path / "t")) == found
         assert [record.getMessage().removeprefix(f"{path}: ") for record in caplog.records] == [
-            "2 NUL characters were read as blanks, the first on line 1",
-            "1 lines end in a return alone, others in a line feed; the first is line 3",
-            "1 byte order marks within lines were kept, the first on line 1: were files joined without a line feed "
-            "between them?",
+            "NUL characters read as blanks: 2, the first on line 1",
+            "lines that end in a return alone, where others end in a line feed: 1, the first is line 3",
+            "byte order marks kept within lines: 1, the first on line 1; were files joined without a "
+            "line feed between them?",
         ]
 
 

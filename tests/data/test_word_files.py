@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mt2st_fast import Word2Vec
-from mt2st_fast.data.labelled_text import read_labelled_text, target_columns
+from mt2st_fast.data.labelled_text import documents_of, read_labelled_text, target_columns
 from mt2st_fast.data.text import word_files
 from mt2st_fast.data.text.decoding import decode
 from mt2st_fast.data.text.word_files import read_lines, read_words
@@ -218,3 +218,8 @@ def test_a_corpus_file_that_cannot_be_used_is_one_line(content, message, tmp_pat
         Word2Vec(corpus_file=tmp_path / "x.txt")
     with pytest.raises(InputError, match="none: there is no such file"):
         Word2Vec(corpus_file=tmp_path / "none")
+
+
+def test_a_text_is_a_line_whatever_returns_it_has():
+    found = documents_of(["a\rb", "c\r", "\r\r", "\ufeffd"])
+    assert words_of(found) == [["a", "b"], ["c"], [], ["d"]]

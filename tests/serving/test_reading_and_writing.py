@@ -62,6 +62,16 @@ def test_what_cannot_be_read_is_named_by_its_line():
         units_of(b"a", kind="json")
 
 
+def test_sentences_without_a_blank_line_between_are_told_apart():
+    first, second = (part + "\n" for part in CONLLU.rstrip("\n").split("\n\n"))
+    joined = first + "# text = x\n" + second + "1-2\tz\t_\t_\t_\t_\t_\t_\t_\t_\n" + second
+    units = units_of(joined.encode())
+    assert [unit.words for unit in units] == [["die", "Katze", "schläft"], ["word3"], ["word3"]]
+    assert [unit.lines[at].split("\t")[1] for unit in units[1:] for at in unit.words_at] == ["word3", "word3"]
+    assert [unit.lines[0][:8] for unit in units] == ["# sent_i", "# text =", "1-2\tz\t_\t"]
+    assert [line for unit in units for line in unit.lines] == joined.rstrip("\n").split("\n")
+
+
 def test_blocks_are_bounded(monkeypatch):
     monkeypatch.setattr(reading, "WORDS_AT_ONCE", 10)
     blocks = list(read_units([b"a b c\n" * 100], "in", str.split, "text"))

@@ -60,6 +60,7 @@ class _Table:
         self._n_columns = 0
         self._comments: list[int] = []  # their lines
         self._n_empty = self._n_marks = 0  # cells; lines
+        self._blank_within: list[int] = []  # lines of labels with a blank
         text = open_lines(path, tell=False)
         lines = list(text)
         self._tabs = "\t" in _first_word_line(lines)
@@ -94,6 +95,11 @@ class _Table:
             yield f"{n:,} lines of comments (# id and the like) were left out, the first is line {self._comments[0]}"
         if self._n_empty:
             yield f"{self._n_empty:,} cells are empty and so no label"
+        if n := len(self._blank_within):
+            yield (
+                f"labels with a blank in them, as tabs alone part columns here: on {n:,} lines, the first is line "
+                f"{self._blank_within[0]}"
+            )
 
     def _cells(self, line: str) -> list[str]:
         if self._tabs:
@@ -130,6 +136,8 @@ class _Table:
         if not row[0]:
             raise InputError(f"{self.path}:{number}: there is no word before the first tab; add it")
         self._n_empty += row.count("")
+        if self._tabs and any(" " in label for label in row[1:]):
+            self._blank_within.append(number)
         self._sentences[-1].append(row)
 
     def _set_columns(self, tasks: list[str], number: int) -> None:

@@ -110,13 +110,21 @@ def _parse_word(line: str, path: Path, number: int) -> list[str] | None:
         raise InputError(
             f"{path}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has {len(row)}"
         )
-    if row[0].isdecimal():
-        return row
-    first, separator, second = row[0].replace(".", "-", 1).partition("-")
+    return row if is_word(row[0], str(path), number) else None
+
+
+def is_word(place: str, where: str, number: int) -> bool:
+    """Whether what stands first in a line is the id of a word, and not a multiword range (1-2) or an empty node (1.1).
+
+    Raises InputError for something else.
+    """
+    if place.isdecimal():
+        return True
+    first, separator, second = place.replace(".", "-", 1).partition("-")
     if separator and first.isdecimal() and second.isdecimal():
-        return None
+        return False
     raise InputError(
-        f"{path}:{number}: the word id {row[0]!r} is not a number (1), a range (1-2) or an empty node (1.1)"
+        f"{where}:{number}: the word id {place!r} is not a number (1), a range (1-2) or an empty node (1.1)"
     )
 
 

@@ -6,7 +6,7 @@ mark was meant as a sign and not as the beginning of a cell: that is refused.
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,11 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     csv.field_size_limit(MOST_CHARACTERS)
     reader = csv.reader(feed, delimiter=delimiter, quoting=quoting, strict=True)
     try:
-        header = [" ".join(name.split()) for name in next(reader, [])]
+        header = _names(next(reader, []))
         if not header:
             raise InputError(f"{path}: the file has neither a header nor rows")
         table = Rows(header)
-        long_rows, comments, blank = [], [], 0
+        long_rows, comments, headers, blank = [], [], [], 0
         feed.header_read = True
         feed.taken.clear()
         for row in reader:
@@ -71,7 +71,10 @@ def read_rows(path: Path, delimiter: str) -> Rows:
                 if len(lines) == 1 and _COMMENT.match(lines[0][1]):
                     comments.append(lines[0][0])
                     continue
-                raise _other_cells(path, lines, len(row), len(header))
+                raise _other_cells(path, lines, len(row), len(header), tabs=delimiter == "\t")
+            if _names(row) == header:  # files were joined
+                headers.append(lines[0][0])
+                continue
             if len(lines) > 1:
                 long_rows.append(_LongRow(len(table.rows), lines))
             table.rows.append(row)
@@ -81,8 +84,15 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     if not table.rows:
         raise InputError(f"{path}: the file has a header and no rows")
     _check_not_merged(path, table, long_rows, delimiter)
-    table.left_out = {"blank lines": blank, "comments": len(feed.comments) + len(comments)}
-    table.notes = [*_left_out([*feed.comments, *comments]), *_long(long_rows), *text.notes]
+    comments = [*feed.comments, *comments]
+    table.left_out = {"blank lines": blank, "comments": len(comments), "repeated headers": len(headers)}
+    table.notes = [
+        *_left_out("comments (#)", comments),
+        *_left_out("the header, repeated as where files were joined", headers),
+        *_long(long_rows),
+        *(_marked(table) if delimiter == "\t" else ()),
+        *text.notes,
+    ]
     return table
 
 
@@ -130,10 +140,14 @@ def _is_comment(line: str) -> bool:
     )
 
 
-def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: int) -> InputError:
+def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: int, tabs: bool) -> InputError:
     first, last = lines[0][0], lines[-1][0]
     if first == last:
-        return InputError(f"{path}:{last}: {n} cells where the header has {wanted}; add or take out cells")
+        sign = "; with tabs between cells a quotation mark is a sign, and a cell ends with its line"
+        return InputError(
+            f"{path}:{last}: {n} cells where the header has {wanted}; add or take out cells"
+            f"{sign if tabs and _MARK in lines[0][1] else ''}"
+        )
     return InputError(
         f"{path}:{first}: {n} cells where the header has {wanted}, as a quotation mark in this line is closed in line "
         f"{last} only; close it, or double it where it is a sign"
@@ -152,20 +166,25 @@ def _unreadable(path: Path, lines: Sequence[tuple[int, str]], error: csv.Error) 
     )
 
 
-def _check_not_merged(path: Path, table: Rows, long_rows: Iterable[_LongRow], delimiter: str) -> None:
+def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], delimiter: str) -> None:
     """Raises InputError where a line within a row over several lines is a row by itself: of the header's number of
-    cells, with a value that other rows have in that column, too."""
-    known = [{row[c] for row in table.rows} - {""} for c in range(len(table.header))]
+    cells, with a value that other rows have in that column, too. Columns of cells over several lines are text, and
+    tell nothing."""
+    if not long_rows:
+        return
+    n = len(table.header)
+    of_text = {c for long in long_rows for c in range(n) if "\n" in table.rows[long.row][c]}
+    known = {c: {row[c] for row in table.rows} - {""} for c in range(n) if c not in of_text}
     for long in long_rows:
         for i, (number, line) in enumerate(long.lines):
             cells = line.split(delimiter)
-            if len(cells) != len(known):
+            if len(cells) != n:
                 continue
             # The mark opens behind the cells of the row's own beginning, and closes before those of its end.
             marked = [c for c, cell in enumerate(cells) if _MARK in cell]
             first = marked[0] + 1 if i == 0 and marked else 0
-            last = marked[-1] if i == len(long.lines) - 1 and marked else len(cells)
-            if any(cells[c] in known[c] for c in range(first, last)):
+            last = marked[-1] if i == len(long.lines) - 1 and marked else n
+            if any(cells[c] in known.get(c, ()) for c in range(first, last)):
                 raise InputError(
                     f"{path}:{long.lines[0][0]}: a quotation mark that begins a cell in this line is closed in line "
                     f"{long.lines[-1][0]} only, and line {number} is a row by itself; close the mark, or double it "
@@ -173,11 +192,30 @@ def _check_not_merged(path: Path, table: Rows, long_rows: Iterable[_LongRow], de
                 )
 
 
-def _left_out(comments: Sequence[int]) -> list[str]:
-    if not comments:
+def _left_out(what: str, numbers: Sequence[int]) -> list[str]:
+    """What is said of lines that were left out."""
+    return [f"lines left out: {len(numbers):,} of {what}, the first is line {numbers[0]}"] if numbers else []
+
+
+def _names(row: Sequence[str]) -> list[str]:
+    """The names of columns as they stand in a line."""
+    return [" ".join(name.split()) for name in row]
+
+
+def _marked(table: Rows) -> list[str]:
+    """What is said of a table with tabs that was written as if its cells had quotation marks around them."""
+    pairs = zip(table.line_numbers, table.rows, strict=True)
+    numbers = [
+        number
+        for number, row in pairs
+        if any(len(c) > 1 and c[0] == c[-1] == _MARK and c.count(_MARK) % 2 == 0 for c in row)
+    ]
+    if not numbers:
         return []
-    lines = f"{len(comments):,} lines of comments (#)" if len(comments) > 1 else "a line of comment (#)"
-    return [f"{lines} left out, {'the first is' if len(comments) > 1 else 'it is'} line {comments[0]}"]
+    return [
+        f"cells that begin and end with a quotation mark, which with tabs between cells is a sign of the text: on "
+        f"{len(numbers):,} lines, the first is line {numbers[0]}"
+    ]
 
 
 def _long(long_rows: Sequence[_LongRow]) -> list[str]:

@@ -42,9 +42,17 @@ def foreign(start: bytes) -> str | None:
     for magic, said in _FOREIGN.items():
         if start.startswith(magic):
             return said
-    even, odd = start[::2], start[1::2]
-    if len(start) >= 4 and not (any(odd) and any(even)) and (all(even) or all(odd)):
-        return _UTF_16  # of letters below 256, without a mark
+    if len(start) < 4:
+        return None
+    # Without a mark: most letters of most texts have a byte of zeros in UTF-16, and two or three in UTF-32.
+    first, second, third, fourth = (start[i::4] for i in range(4))
+    for zeros, others in ((third + fourth, first), (first + second, fourth)):
+        if not any(zeros) and all(others):
+            return _UTF_32
+    even, odd = first + third, second + fourth
+    for zeros, others in ((odd, even), (even, odd)):
+        if 2 * zeros.count(0) > len(zeros) and all(others):
+            return _UTF_16
     return None
 
 
@@ -121,10 +129,10 @@ class Oddities:
     def notes(self) -> list[str]:
         """A line for each kind."""
         said = {
-            "nul": "{:,} NUL characters were read as blanks, the first on line {}",
-            "return": "{:,} lines end in a return alone, others in a line feed; the first is line {}",
-            "mark": "{:,} byte order marks within lines were kept, the first on line {}: were files joined without a "
-            "line feed between them?",
+            "nul": "NUL characters read as blanks: {:,}, the first on line {}",
+            "return": "lines that end in a return alone, where others end in a line feed: {:,}, the first is line {}",
+            "mark": "byte order marks kept within lines: {:,}, the first on line {}; were files joined without a line "
+            "feed between them?",
         }
         if not self._has_feeds:
             del said["return"]

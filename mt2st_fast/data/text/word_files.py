@@ -71,7 +71,8 @@ def words_of(texts: Sequence[str]) -> NumberedWords:
     Raises InputError for half of a surrogate pair, which UTF-8 does not have.
     """
     try:
-        content = np.frombuffer("".join(f"{text}\n" for text in texts).encode(), np.uint8)
+        joined = "".join(f"{text}\n" for text in texts).replace("\r", " ")  # a text is a line
+        content = np.frombuffer(joined.encode(), np.uint8)
     except UnicodeEncodeError as error:
         raise InputError(
             f"a text holds {error.object[error.start]!r}, half of a character; decode it with errors='replace'"
