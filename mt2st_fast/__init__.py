@@ -2,6 +2,8 @@
 
 from mt2st_fast.data import TokenStream
 from mt2st_fast.errors import InputError
+from mt2st_fast.exporting.inputs import TextInputs
+from mt2st_fast.exporting.models import export_modules
 from mt2st_fast.kernels import (
     HeadLayout,
     HeadSpec,
@@ -74,6 +76,7 @@ __all__ = [
     "SubwordVectors",
     "SupervisedModel",
     "Switch",
+    "TextInputs",
     "TextModel",
     "TokenStream",
     "Trainer",
@@ -85,6 +88,7 @@ __all__ = [
     "WordVectors",
     "choose_backend",
     "choose_plan",
+    "export_modules",
     "load",
     "load_model",
     "load_modules",

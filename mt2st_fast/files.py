@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read plain or gzipped with errors that a user can act on; JSON without NaN."""
+"""Files: written whole or not at all, read plain or packed with errors that a user can act on; JSON without NaN."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mt2st_fast.errors import InputError
+
+_GZIP = b"\x1f\x8b"
 
 
 @contextmanager
@@ -40,20 +42,40 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it is named .gz.
+    """The bytes of a file, unpacked where they are gzip, whatever the file is named.
 
-    Raises InputError for a file that is missing, unreadable or no whole gzip file; the block must do nothing
-    else that can raise OSError.
+    Raises InputError for a file that is missing, unreadable or no whole gzip file (also where it is named .gz and is
+    none); the block must do nothing else that can raise OSError.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            yield cast(BinaryIO, file)
+        with path.open("rb") as file:
+            start = peek(file, len(_GZIP))
+            if start == _GZIP:
+                with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+                    yield cast(BinaryIO, unpacked)
+            elif start and path.suffix.lower() == ".gz":
+                raise InputError(
+                    f"{path}: is named so and is not a whole gzip file; rename it, or compress it"
+                )
+            else:
+                yield file
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; check the path") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: is not a whole gzip file ({error}); compress it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def peek(file: BinaryIO, n: int) -> bytes:
+    """The next n bytes of a file that `reading` opened, fewer at its end; they are read again."""
+    return bytes(cast(Any, file).peek(n)[:n])
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as gzip does. Raises InputError as `reading` does."""
+    with reading(path) as file:
+        return isinstance(file, gzip.GzipFile)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

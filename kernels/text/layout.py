@@ -9,7 +9,7 @@ import numpy as np
 END = -1
 """Stands for the end of a line among the numbers of words, which are 0 and more."""
 
-# What a byte below 128 is; a table of 256 of them is the rule of a text.
+# What a byte below 128 is.
 IN_WORD, BLANK, LINE_FEED, RETURN = range(4)
 
 # Columns of a piece's tally: its first byte, how many numbers, different words and letters it has, with a line feed

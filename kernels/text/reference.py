@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -10,10 +11,9 @@ from .layout import END
 
 
 class ReferenceCounter:
-    """`WordCounter` by str.split."""
+    """`WordCounter` by str.split, for blocks that begin with a line."""
 
-    def __init__(self, *, nul_is_blank: bool = False, any_newline: bool = False) -> None:
-        self._nul_is_blank, self._any_newline = nul_is_blank, any_newline
+    def __init__(self) -> None:
         self._count_of: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -22,11 +22,11 @@ class ReferenceCounter:
     def add(self, text: np.ndarray, n: int) -> np.ndarray:
         """See `WordCounter.add`."""
         block = text[:n].tobytes().decode("utf-8")
-        if self._nul_is_blank:
-            block = block.replace("\0", " ")
-        if self._any_newline:
-            block = block.replace("\r\n", "\n").replace("\r", "\n")
-        lines = [line.split() for line in block.split("\n")]
+        # Returns before a line feed are one end of a line with it, others are each one.
+        block = re.sub(
+            "\r+\n?", lambda found: "\n" * found[0].count("\r" if found[0][-1] == "\r" else "\n"), block
+        )
+        lines = [line.lstrip("\ufeff").replace("\0", " ").split() for line in block.split("\n")]
         self._count_of.update(word for line in lines for word in line)
         number_of = {word: number for number, word in enumerate(self._count_of)}
         marked = [[*(number_of[word] for word in line), END] for line in lines]

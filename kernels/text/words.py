@@ -22,18 +22,18 @@ from .layout import (
 )
 
 PIECE_BYTES = (1 << 18, 1 << 20)  # the least and the most that a thread reads at a time
-_BLANKS = b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f "  # white space to str.split, below 128
+_BLANKS = b"\0\t\x0b\x0c\x1c\x1d\x1e\x1f "  # white space to str.split, below 128, and NUL
 _FIRST_WORDS, _FIRST_LETTERS = 1 << 12, 1 << 15
 
 
 class WordCounter:
-    """Numbers the words between white space (that of `str.split`) in the order of their first appearance.
+    """Numbers the words between white space (that of `str.split`, and NUL) in the order of their first appearance.
 
-    nul_is_blank: NUL is white space, too. any_newline: lines also end with a return, as in a file that Python opens as
-    text. What is made depends neither on the number of threads nor on where blocks end.
+    Lines end with a line feed, returns before it or not, or with a return alone; a byte order mark (U+FEFF) at the
+    start of a line is no part of it. What is made depends neither on the number of threads nor on where blocks end.
     """
 
-    def __init__(self, *, nul_is_blank: bool = False, any_newline: bool = False) -> None:
+    def __init__(self) -> None:
         from ..machine.team import thread_count
         from .on_numba import scan
 
@@ -41,10 +41,7 @@ class WordCounter:
         self._kinds = np.full(256, IN_WORD, np.uint8)
         self._kinds[list(_BLANKS)] = BLANK
         self._kinds[ord("\n")] = LINE_FEED
-        if any_newline:
-            self._kinds[ord("\r")] = RETURN
-        if nul_is_blank:
-            self._kinds[0] = BLANK
+        self._kinds[ord("\r")] = RETURN
         self._n_words = 0
         self._table = make_table(_FIRST_WORDS, _FIRST_LETTERS)
         self._scratch = make_scratch(0, 1)
@@ -52,12 +49,13 @@ class WordCounter:
     def __len__(self) -> int:
         return self._n_words
 
-    def add(self, text: np.ndarray, n: int) -> np.ndarray:
+    def add(self, text: np.ndarray, n: int, begins_line: bool = True) -> np.ndarray:
         """The numbers, int32, of the words of a block text[:n] in their order, with END at every end of a line.
 
         text is uint8, of n + PADDING bytes or more, and what is behind n is overwritten. A block ends behind ASCII's
-        white space or with the text, and not between a return and a line feed. Raises UnicodeDecodeError, with the
-        place in the block, where it is not UTF-8; then nothing of the block was taken.
+        white space, not between a return and what follows it, or with the text. begins_line: whether it stands at the
+        start of a line. Raises UnicodeDecodeError, with the place in the block, where it is not UTF-8; then nothing of
+        the block was taken.
         """
         text[n : n + PADDING] = ord(" ")
         piece_bytes = min(max(PIECE_BYTES[0], -(-n // self._thread_count())), PIECE_BYTES[1])
@@ -65,7 +63,7 @@ class WordCounter:
         if len(self._scratch.numbers) < n or len(self._scratch.tallies) < n_pieces:
             self._scratch = make_scratch(n, n_pieces)
         scratch = self._scratch._replace(tallies=self._scratch.tallies[:n_pieces])
-        self._kernels.scan(text, n, piece_bytes, self._kinds, scratch)
+        self._kernels.scan(text, n, begins_line, piece_bytes, self._kinds, scratch)
         tallies = scratch.tallies
         for place in tallies[tallies[:, NOT_UTF8] >= 0, NOT_UTF8].tolist():
             raise UnicodeDecodeError("utf-8", text[:n].tobytes(), place, place + 1, "invalid bytes")

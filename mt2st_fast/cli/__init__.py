@@ -1,4 +1,4 @@
-"""The command line: train, predict, test, compare, prepare, evaluate, info, kernels, tune."""
+"""The command line: train, predict, test, export, compare, prepare, evaluate, info, kernels, tune."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from mt2st_fast.cli.compare import compare
 from mt2st_fast.cli.evaluate import evaluate
+from mt2st_fast.cli.export import export
 from mt2st_fast.cli.info import info
 from mt2st_fast.cli.kernels import kernels
 from mt2st_fast.cli.measure import measure
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(predict)
 app.command("test")(measure)
+app.command()(export)
 app.command()(compare)
 app.command()(prepare)
 app.command()(evaluate)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.cli.options import (
@@ -23,6 +22,7 @@ from mt2st_fast.cli.options import (
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
+from mt2st_fast.cli.terminal import plain_console, say, say_notes
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
@@ -34,6 +34,7 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import plot_comparison, write_png
+from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import strategies as strategies_by_name
 
@@ -117,7 +118,10 @@ def _compare(
 ) -> None:
     config, names = progress.config, progress.strategies
     configs = {name: config.for_strategy(name) for name in names}
+    console = plain_console()
     first = read_data(config)
+    say(console, summary(what_was_read(first)))
+    say_notes(console, first.notes, "compare.md")
     progress.check_data(first)
     for name in names:  # what cannot run is found before anything has run
         experiment = Experiment.prepare(configs[name], first)
@@ -131,15 +135,16 @@ def _compare(
         for name in left:
             experiment = Experiment.prepare(replace(configs[name], seed=seed), splits)
             resumes = progress.begin(folder, name, seed)
-            summary = _run(experiment, f"{name}, seed {seed}", folder, resumes, stopping, checkpoint_seconds)
-            if summary is None:
-                _tell_stopped(progress, experiment, folder)
+            finished = _run(experiment, f"{name}, seed {seed}", folder, resumes, stopping, checkpoint_seconds)
+            if finished is None:
+                _tell_stopped(console, progress, experiment, folder)
                 raise typer.Exit(stopping.exit_code)
-            progress.end(folder, name, {"seed": seed, **summary})
+            progress.end(folder, name, {"seed": seed, **finished})
     comparison = {
         "main": experiment.trainer.heads.main,
         "metric": experiment.trainer.heads.tasks[experiment.trainer.heads.main].metric,
         "data": first.name,
+        "read": what_was_read(first),
         "auxiliary": list(first.auxiliary),
         "config": config.resolved(first).to_json(),
         "n_seeds": progress.seeds,
@@ -148,11 +153,11 @@ def _compare(
         **compare_runs({name: progress.runs[name] for name in names}, target),
     }
     write_atomically(folder / "compare.json", json_text(comparison, indent=2).encode())
-    write_atomically(folder / "compare.md", render(comparison).encode())
+    write_atomically(folder / "compare.md", render(comparison).encode("utf-8", "replace"))
     write_png(plot_comparison(comparison), folder / "compare.png")
     write_atomically(folder / "report.html", comparison_page(comparison))
     Progress.clear(folder)
-    _summarise(Console(), comparison, folder)
+    _summarise(console, comparison, folder)
 
 
 def _run(
@@ -179,13 +184,13 @@ def _run(
     return summarise_seed(history, experiment.test()[history.main])
 
 
-def _tell_stopped(progress: Progress, experiment: Experiment, folder: Path) -> None:
+def _tell_stopped(console: Console, progress: Progress, experiment: Experiment, folder: Path) -> None:
     name, seed = progress.current
-    Console().print(
-        f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {escape(name)}, seed {seed}; "
+    say(
+        console,
+        f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {name}, seed {seed}; "
         f"{progress.n_done} of {progress.n_all} runs are done. "
-        f"Go on with: mt2st-fast compare --resume --out {escape(str(folder))}",
-        soft_wrap=True,
+        f"Go on with: mt2st-fast compare --resume --out {folder}",
     )
 
 
@@ -193,7 +198,7 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # all columns fit into 80
-        title=f"{escape(comparison['main'])}: target {comparison['metric']} {comparison['target']:.4f} on development, "
+        title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
         f"medians of {comparison['n_seeds']} seeds",
     )
     table.add_column("strategy", no_wrap=True)
@@ -211,4 +216,4 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     for row in table_rows(comparison):
         table.add_row(*row)
     console.print(table)
-    console.print(f"Written to {escape(str(folder))}: report.html, compare.md, compare.json, compare.png")
+    say(console, f"Written to {folder}: report.html, compare.md, compare.json, compare.png")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mt2st_fast.cli.options import make_writable
+from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.words.vectors import WordVectors
 
 
@@ -46,7 +46,7 @@ def evaluate(
 
     folder = None if out is None else make_writable(out)
     queries = tuple(word.strip() for word in (words or "").split(",") if word.strip())
-    busy = Console(stderr=True)
+    busy = plain_console(stderr=True)
     with busy.status("reading vectors") as status:
         table = WordVectors.read(vectors)
         status.update(f"measuring {len(table):,} words")
@@ -54,10 +54,12 @@ def evaluate(
         if folder is not None:
             status.update("drawing")
             write_evaluation(result, table, vectors.name, folder)
-    console = Console()
-    console.print(
-        f"[bold]{escape(str(vectors))}[/]: {result['words']:,} words, {result['dimension']} numbers each"
-        + (f"; {result['zero_vectors']:,} zero vectors left out" if result["zero_vectors"] else "")
+    console = plain_console()
+    say(
+        console,
+        (str(vectors), "bold"),
+        f": {result['words']:,} words, {result['dimension']} numbers each",
+        f"; {result['zero_vectors']:,} zero vectors left out" if result["zero_vectors"] else "",
     )
     _print(console, ("similarity", "Spearman", "Pearson", "pairs used", "OOV"), pair_rows(result))
     _print(console, ("analogies", "accuracy", "right", "questions used", "OOV"), analogy_rows(result))
@@ -67,13 +69,13 @@ def evaluate(
         [[word, ", ".join(near)] for word, near in result["neighbours"].items()],
     )
     if result["unknown_queries"]:
-        console.print(f"Without a vector: {escape(', '.join(result['unknown_queries']))}")
+        say(console, f"Without a vector: {', '.join(result['unknown_queries'])}")
     if folder is not None:
-        console.print(f"Written to {escape(str(folder))}: {', '.join(EVALUATION_FILES)}")
+        say(console, f"Written to {folder}: {', '.join(EVALUATION_FILES)}")
 
 
 def _print(console: Console, columns: tuple[str, ...], rows: list[list[str]]) -> None:
     table = Table(*columns)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import REFERENCE, ROOMS, RULES, Choice, Room, table_path
@@ -16,10 +15,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def info() -> None:
     """Show devices and versions, and which backend and plan would run each op, and why."""
-    console = Console()
+    console = plain_console()
     facts = Table("what", "value", title="This machine")
     for key, value in environment().items():
-        facts.add_row(key, escape(str(value)))
+        facts.add_row(key, str(value))
     console.print(facts)
     console.print(_choices())
     plans = Table("backend", "plan", "when", "why", title="How heads are computed: the first that fits")
@@ -28,7 +27,7 @@ def info() -> None:
             plans.add_row(name, rule.plan, rule.when, rule.reason)
     console.print(plans)
     if table_path().exists():
-        console.print(f"Before these rules comes what was tuned on this device: {escape(str(table_path()))}")
+        say(console, f"Before these rules comes what was tuned on this device: {table_path()}")
     else:
         console.print("mt2st-fast tune measures the plans on this device and chooses by that.")
     if not torch.cuda.is_available():
@@ -47,7 +46,7 @@ def _choices() -> Table:
                 choice = _choose(room, device, dtype)
                 dtypes_of.setdefault(choice, []).append(str(dtype).removeprefix("torch."))
             for choice, dtypes in dtypes_of.items():
-                table.add_row(op, name, ", ".join(dtypes), choice.name, escape(choice.reason))
+                table.add_row(op, name, ", ".join(dtypes), choice.name, choice.reason)
     return table
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
 
 DEFAULT_TARGETS = "sm_80,sm_90,sm_100,gfx942"
@@ -37,7 +37,7 @@ def kernels(
             kernel.kernel, kernel.variant, kernel.target,
             str(kernel.registers), str(kernel.spills), f"{kernel.shared_bytes:,}",
         )  # fmt: skip
-    console = Console()
+    console = plain_console()
     console.print(table)
     spilling = [kernel for kernel in compiled if kernel.spills]
     console.print(f"{len(compiled)} kernels compiled, {len(spilling)} with spills")

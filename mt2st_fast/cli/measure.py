@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from mt2st_fast.cli.tasks import tasks_named
+from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
+
+if TYPE_CHECKING:  # reading options needs no torch
+    from mt2st_fast.data import Splits
 
 PARTS = ("train", "dev", "test")
 
@@ -19,45 +24,116 @@ def measure(
     model: Annotated[
         Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
     ],
-    data: Annotated[str, typer.Argument(help="KIND:PATH, as `train --data` takes it")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="KIND:PATH, as `train --data` takes it; for a model of `train_supervised` a file of labelled lines"
+        ),
+    ],
     part: Annotated[
         str, typer.Option(help="train, dev, test, or all of them together; all for a single file")
     ] = "",
     tasks: Annotated[
         str | None, typer.Option(help="the tasks to measure, separated by commas; the main one by default")
     ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="the column of a table that has the text; as in training otherwise")
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help="what stands between a table's cells, one character or tab; by its header otherwise"
+        ),
+    ] = None,
 ) -> None:
     """Measure a trained model: the metric of its tasks, and precision, recall and F1 of every class."""
+    from mt2st_fast.model_folder import kind_of
+    from mt2st_fast.words.supervised_model import KIND as SUPERVISED
+
+    if kind_of(model) == SUPERVISED:
+        if part or text_column is not None or delimiter is not None:
+            raise InputError("a model of train_supervised is measured on a file of labelled lines: leave out "
+                             "--part, --text-column and --delimiter")  # fmt: skip
+        _measure_lines(model, data, tasks_named(tasks))
+    else:
+        _measure_corpus(model, data, part, tasks_named(tasks), text_column, delimiter)
+
+
+def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
+    """A classifier of lines, by the labels in them."""
+    from mt2st_fast.words.supervised_model import SupervisedModel
+
+    found = SupervisedModel.load(model, device="cpu")
+    for family in families:
+        found.prefix_of(family)  # names one that there is not
+    metrics = found.test(file)
+    wanted = families or tuple(metrics)
+    classes = {family: found.test_label(file, family=family) for family in wanted}
+    console = plain_console()
+    table = Table("labels", "metric", "value")
+    for family in wanted:
+        table.add_row(family, found.heads.tasks[family].metric, f"{metrics[family]:.4f}")
+    say(console, (str(model), "bold"), f" on {file}")
+    console.print(table)
+    for family, of_family in classes.items():
+        of_labels = Table(family, "precision", "recall", "F1")
+        for label, numbers in of_family.items():
+            of_labels.add_row(label, *map(_shown, numbers.values()))
+        console.print(of_labels)
+
+
+def _measure_corpus(
+    model: Path, data: str, part: str, tasks: tuple[str, ...], text_column: str | None, delimiter: str | None
+) -> None:
+    """The model of a run, on data as a run reads it."""
     from mt2st_fast.data import open_data
+    from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
 
     found = TextModel.load(model)
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else [found.main]
+    names = tasks or (found.main,)
     for name in names:
         found.check_task(name)
     if part not in ("", "all", *PARTS):
         raise InputError(f"--part is one of {', '.join(PARTS)} and all, not {part!r}")
     asked = [_with_kind(name, found.labels[name].kind, data) for name in names]
-    splits = open_data(data, asked[0], asked[1:], label_fraction=1.0)
+    if text_column is None and data.startswith("csv:"):
+        text_column = found.text_column
+    splits = open_data(
+        data, asked[0], asked[1:], label_fraction=1.0, text_column=text_column, delimiter=delimiter
+    )
+    splits = _named_as(splits, names)
     chosen = part or ("test" if Path(data.partition(":")[2]).is_dir() else "all")
     parts = PARTS if chosen == "all" else (chosen,)
-    console = Console()
+    console = plain_console()
     table = Table("task", "metric", "value", "rows", "rows of classes that training never saw")
     measured = scores(found, splits, parts, names)
     for score in measured:
-        table.add_row(
-            escape(score.task), score.metric, f"{score.value:.4f}", f"{score.rows:,}", f"{score.unseen:,}"
-        )
-    console.print(f"[bold]{escape(str(model))}[/] on {escape(splits.name)}, {chosen}")
+        table.add_row(score.task, score.metric, f"{score.value:.4f}", f"{score.rows:,}", f"{score.unseen:,}")
+    say(console, summary(what_was_read(splits), parts=chosen != "all"))
+    for score in measured:
+        for line in score.lines():
+            say(console, line)
+    say(console, (str(model), "bold"), f" on {splits.name}, {chosen}")
     console.print(table)
     for score in measured:
         if score.classes:
-            of_task = Table(escape(score.task), "rows", "precision", "recall", "F1")
+            of_task = Table(score.task, "rows", "precision", "recall", "F1")
             for each in sorted(score.classes, key=lambda c: -c.support):
                 numbers = (each.precision, each.recall, each.f1)
-                of_task.add_row(escape(each.name), f"{each.support:,}", *map(_shown, numbers))
+                of_task.add_row(each.name, f"{each.support:,}", *map(_shown, numbers))
             console.print(of_task)
+
+
+def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
+    """The splits with the model's names of their tasks, in the same order: a table's header may have another case."""
+    found = dict(zip(names, splits.tasks, strict=True))
+    parts = {
+        part: replace(corpus, targets={name: corpus.targets[own] for name, own in found.items()})
+        for part, corpus in splits.parts.items()
+    }
+    return replace(splits, **parts, main=names[0], auxiliary=tuple(names[1:]))  # type: ignore[arg-type]
 
 
 def _with_kind(task: str, kind: str, data: str) -> str:

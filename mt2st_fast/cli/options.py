@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from functools import wraps
 from pathlib import Path
@@ -32,6 +32,16 @@ def _strategy_flag(option: StrategyOption, taken_by: tuple[str, ...]) -> Any:
         typer.Option(help=text, rich_help_panel="Strategy", min=option.low, max=option.high),
     ]
 
+
+_LabelColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label-column",
+        help="a column of a table that has labels, with :regression or :multilabel for such; said again for each "
+        "auxiliary task, the first is the main one; instead of --main and --aux",
+        rich_help_panel="Data",
+    ),
+]
 
 OutOption = Annotated[
     Path,
@@ -87,14 +97,18 @@ def takes_config(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., No
         hints = get_type_hints(Config)
         of_strategies = strategy_options()
         added = [_parameter(f.name, f.default, _flag(f, hints[f.name])) for f in taken]
+        added.append(_parameter("label_column", None, _LabelColumns))
         added += [_parameter(name, None, _strategy_flag(*found)) for name, found in of_strategies.items()]
 
         @wraps(command)
         def run(**given: Any) -> None:
             values = {field.name: given.pop(field.name) for field in taken}
+            label_columns = given.pop("label_column")
             options = {name: given.pop(name) for name in of_strategies}
             if values["aux"] is not None:
                 values["aux"] = tuple(name.strip() for name in values["aux"].split(",") if name.strip())
+            if label_columns:
+                values |= _tasks_of(label_columns, values)
             values["strategy_options"] = {name: v for name, v in options.items() if v is not None}
             command(config=Config(**values), **given)
 
@@ -104,6 +118,17 @@ def takes_config(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., No
         return run
 
     return decorate
+
+
+def _tasks_of(columns: list[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The main task and the auxiliary ones. Raises InputError where they are said otherwise, too."""
+    if values["main"] is not None or values["aux"] is not None:
+        raise InputError(
+            "--label-column names the main task, then the auxiliary ones, as --main and --aux do; leave one of both out"
+        )
+    if not values["data"].startswith("csv:"):
+        raise InputError(f"{values['data']}: --label-column is for csv:PATH; say --main and --aux")
+    return {"main": columns[0], "aux": tuple(columns[1:])}
 
 
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:

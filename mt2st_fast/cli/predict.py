@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mt2st_fast.cli.tasks import tasks_named
+from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading, writing_atomically
+from mt2st_fast.files import is_packed, reading, writing_atomically
 
 CHUNK_BYTES = 1 << 19
 SWITCH_SECONDS = 2e-4  # Python's own are 5e-3, longer than a block takes
@@ -26,7 +26,11 @@ def predict(
         Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
     ],
     file: Annotated[
-        str, typer.Argument(help="CoNLL-U or text in UTF-8, .gz too; - is standard input", show_default=True)
+        str,
+        typer.Argument(
+            help="CoNLL-U or text in UTF-8, a file also packed by gzip; - is standard input",
+            show_default=True,
+        ),
     ] = "-",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="a file, instead of standard output")
@@ -58,7 +62,9 @@ def predict(
     from mt2st_fast.model_folder import kind_of
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED
 
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else ()
+    names = tasks_named(tasks)
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; give a file")
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
@@ -126,10 +132,10 @@ def _chunks(file: str) -> Iterator[bytes]:
         yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")  # type: ignore[union-attr]
         return
     path = Path(file)
-    console = Console(stderr=True)
-    shown = console.is_terminal and path.suffix != ".gz"  # whose length says nothing
+    console = plain_console(stderr=True)
+    shown = console.is_terminal and not is_packed(path)  # whose length says nothing
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:.0f}%"),
         TimeElapsedColumn(),
@@ -138,7 +144,7 @@ def _chunks(file: str) -> Iterator[bytes]:
         reading(path) as source,
         Progress(*columns, console=console, transient=True, disable=not shown) as bar,
     ):
-        task = bar.add_task(f"label {escape(path.name)}", total=path.stat().st_size)
+        task = bar.add_task(f"label {path.name}", total=path.stat().st_size)
         for chunk in iter(lambda: source.read(CHUNK_BYTES), b""):
             yield chunk
             bar.update(task, advance=len(chunk))

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mt2st_fast.cli.options import make_writable
+from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
 
 STAGES = {"read": "read text", "write": "write tokens"}
@@ -31,7 +30,7 @@ def prepare(
     The corpus may be larger than memory. Nothing half-written is left after Ctrl-C or an error.
     """
     make_writable(out.parent)
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     start = time.perf_counter()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
@@ -45,9 +44,10 @@ def prepare(
             progress=lambda stage, read, total: bars.update(bar_of[stage], completed=read, total=total),
         )
     seconds = time.perf_counter() - start
-    Console().print(
-        f"{escape(str(out))}: {done.words_kept:,} tokens in {done.sentences:,} sentences, "
+    say(
+        plain_console(),
+        f"{out}: {done.words_kept:,} tokens in {done.sentences:,} sentences, "
         f"{done.types_kept:,} word types; "
         f"{done.types_read - done.types_kept:,} rarer types ({done.words_read - done.words_kept:,} tokens) left out. "
-        f"{done.files:,} files, {done.bytes_read / 1e6:,.1f} MB, {done.bytes_read / 1e6 / seconds:,.1f} MB/s."
+        f"{done.files:,} files, {done.bytes_read / 1e6:,.1f} MB, {done.bytes_read / 1e6 / seconds:,.1f} MB/s.",
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.compiling import on_compile
 from mt2st_fast.training.callbacks import Callback, Training
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
@@ -19,7 +19,7 @@ class TrainingProgress(Callback):
     """Shows steps, losses, weights and the main task's quality on standard error; use as a context manager."""
 
     def __init__(self, total_steps: int, label: str = "train") -> None:
-        self._console = Console(stderr=True)
+        self._console = plain_console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -55,9 +55,7 @@ class TrainingProgress(Callback):
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
         """A line that stays, for every change of the active tasks."""
         if self._console.is_terminal:
-            self._progress.console.print(
-                f"step {phase.first_step}: training {', '.join(phase.active)}", markup=False
-            )
+            say(self._progress.console, f"step {phase.first_step}: training {', '.join(phase.active)}")
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
         """Loss × weight of the first tasks."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.data import Splits, open_data
 from mt2st_fast.runs.config import Config
 
 
 def read_data(config: Config) -> Splits:
     """The corpus that a configuration names."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task(f"read {escape(config.data)}", total=None)
+    console = plain_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task(f"read {config.data}", total=None)
         return open_data(
             config.data,
             config.main,

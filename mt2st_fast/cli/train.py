@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mt2st_fast.cli.options import (
     CheckpointOption,
@@ -23,6 +23,7 @@ from mt2st_fast.cli.options import (
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
+from mt2st_fast.cli.terminal import plain_console, say, say_notes
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
@@ -32,6 +33,7 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, write_run
 from mt2st_fast.runs.shown import shown
+from mt2st_fast.runs.what_was_read import summary, what_was_read
 
 CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
@@ -66,7 +68,7 @@ def train(
 
 
 def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float) -> None:
-    console = Console()
+    console = plain_console()
     splits = read_data(config)
     experiment = Experiment.prepare(config, splits)
     trainer = experiment.trainer
@@ -79,9 +81,10 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
     with progress, stopping:
         experiment.run(folder / CHECKPOINT, resume, checkpoint_seconds)
     if trainer.step < experiment.total_steps:
-        console.print(
+        say(
+            console,
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
-            f"Go on with: mt2st-fast train --resume --out {escape(str(folder))}"
+            f"Go on with: mt2st-fast train --resume --out {folder}",
         )
         raise typer.Exit(stopping.exit_code)
     report = write_run(experiment, folder)
@@ -108,17 +111,21 @@ def _stored_config(folder: Path) -> Config:
 def _announce(console: Console, experiment: Experiment) -> None:
     splits, config = experiment.splits, experiment.config
     labelled = int(splits.train.targets[splits.main].labelled().sum())  # type: ignore[index]
-    console.print(
-        f"[bold]{escape(str(splits.main))}[/] on {escape(splits.name)}: {splits.train.n_rows:,} training rows, "
-        f"{labelled:,} with a main label; "
-        f"auxiliary tasks {escape(', '.join(splits.auxiliary)) or 'none'}"
+    say(console, summary(what_was_read(splits)))
+    say_notes(console, splits.notes, "report.md")
+    say(
+        console,
+        (str(splits.main), "bold"),
+        f" on {splits.name}: {splits.train.n_rows:,} training rows, {labelled:,} with a main label; "
+        f"auxiliary tasks {', '.join(splits.auxiliary) or 'none'}",
     )
-    console.print(
+    say(
+        console,
         f"strategy {config.strategy}, {experiment.total_steps:,} steps; "
-        f"backend {experiment.backend.name} ({escape(experiment.backend.reason)})"
+        f"backend {experiment.backend.name} ({experiment.backend.reason})",
     )
     if experiment.coverage is not None:
-        console.print(f"vectors from {escape(str(config.init))}: {experiment.coverage}")
+        say(console, f"vectors from {config.init}: {experiment.coverage}")
 
 
 def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
@@ -126,7 +133,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     tasks = Table("task", "outputs", "metric", "dev, last active", "test, at the end", "retired at step")
     for name, task in report["tasks"].items():
         tasks.add_row(
-            f"[bold]{escape(name)}[/]" if name == main["task"] else escape(name),
+            Text(name, style="bold" if name == main["task"] else ""),
             str(task["outputs"]),
             task["metric"],
             shown(task["last_dev"]),
@@ -137,22 +144,24 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     for phase in report["phases"]:
         phases.add_row(
             str(phase["first_step"]),
-            escape(", ".join(phase["active"])),
+            ", ".join(phase["active"]),
             shown(phase["step_ms_median"], 2),
-            escape(phase["engine"]),
+            phase["engine"],
         )
     words = Table("word", "nearest neighbours")
     for word, near in report["neighbours"].items():
-        words.add_row(escape(word), escape(", ".join(near)))
+        words.add_row(word, ", ".join(near))
     for table in (tasks, phases, words):
         console.print(table)
-    console.print(
-        f"[bold]{escape(main['task'])}[/]: {main['metric']} {shown(main['best'])} on development at best "
+    say(
+        console,
+        (main["task"], "bold"),
+        f": {main['metric']} {shown(main['best'])} on development at best "
         f"(step {main['best_step']}), {shown(main['test'])} on test. "
-        f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s."
+        f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
     )
     written = (
         "report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/, checkpoint/"
     )
-    console.print(f"Written to {escape(str(folder))}: {written}")
-    console.print(f"Label text with: mt2st-fast predict {escape(str(folder))} FILE")
+    say(console, f"Written to {folder}: {written}")
+    say(console, f"Label text with: mt2st-fast predict {folder} FILE")

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
+from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,15 +37,15 @@ def tune(
         raise InputError(f"--device {device} is unknown; there are auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
-    console = Console()
+    console = plain_console()
 
     def show(trial: Trial, ms: dict[str, float]) -> None:
         fastest = min(ms, key=ms.__getitem__)
         times = ", ".join(f"{plan} {value:.3g} ms" for plan, value in ms.items())
-        console.print(f"N={trial.N} D={trial.D} S={sum(trial.sizes)}: {times} -> [bold]{fastest}[/bold]")
+        say(console, f"N={trial.N} D={trial.D} S={sum(trial.sizes)}: {times} -> ", (fastest, "bold"))
 
     try:
         rows = time_plans(chosen, DTYPES[dtype], grid=GRID, progress=show)
     except RuntimeError as error:
         raise InputError(str(error)) from error
-    console.print(f"wrote {save(rows, chosen, DTYPES[dtype])}")
+    say(console, f"wrote {save(rows, chosen, DTYPES[dtype])}")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -153,12 +153,49 @@ class Corpus:
             raise InputError(f"the corpus has no task {task!r}; its tasks: {known}") from None
 
 
+@dataclass(frozen=True)
+class FileRead:
+    """A file as it was read: as which part, and how many units (sentences, documents) and rows came of it.
+
+    left_out: how many of what was no row, by what that is (`{"blank lines": 3}`).
+    """
+
+    path: str
+    part: str
+    units: int
+    rows: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ColumnRead:
+    """A column of a table: what it was taken as, and over all files its different values and cells without one."""
+
+    name: str
+    taken_as: str
+    values: int
+    empty: int
+    nan: int
+
+
+@dataclass(frozen=True)
+class ReadRecord:
+    """What was read: the files, the columns of tables, and what a reader understood (`{"delimiter": "comma"}`)."""
+
+    files: tuple[FileRead, ...] = ()
+    columns: tuple[ColumnRead, ...] = ()
+    understood: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING_RECORDED = ReadRecord()
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
     """Training, development and test corpus over one vocabulary, and which task is the main one.
 
     `main` is None only for text without labels. `notes` are lines worth a place in a report (what was left
-    out, what was hidden).
+    out, what was hidden); `record` says what was read.
     """
 
     train: Corpus
@@ -169,6 +206,7 @@ class Splits:
     main: str | None = None
     auxiliary: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    record: ReadRecord = NOTHING_RECORDED
 
     def __post_init__(self):
         for part, corpus in self.parts.items():

@@ -17,9 +17,9 @@ import numpy as np
 
 from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
+from mt2st_fast.data.text.word_files import NumberedWords, read_words, words_of
 from mt2st_fast.data.tokens import MISSING_WORD, Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.word_files import NumberedWords, read_words, words_of
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import split_lines
 

@@ -6,6 +6,7 @@ the vocabulary. What is in memory at a time: the different words, and for each p
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import subprocess
@@ -24,20 +25,24 @@ from typing import Any, cast
 
 import numpy as np
 
-from mt2st_fast.data import block_words
 from mt2st_fast.data.stream import write_stream
+from mt2st_fast.data.text import block_words
+from mt2st_fast.data.text.decoding import Found, Oddities
+from mt2st_fast.data.text.lines import not_utf8, reading_text
 from mt2st_fast.data.tokens import MISSING_WORD
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading
+from mt2st_fast.files import is_packed
 
+log = logging.getLogger("mt2st_fast")
 Progress = Callable[[str, int, int], None]
 
 BLOCK_BYTES = 8 << 20
 _LONGEST_WORD_BYTES = 1 << 20
+_WORKER = "import sys; sys.path.append(sys.argv[1]); from text.block_words import main; main()"
 _DROPPED, _END = MISSING_WORD, -2
-_BREAK = re.compile(rb"[ \n\r\t]")
+_BREAK = re.compile(rb"[ \n\t\0]|\r(?=[^\r\n])")  # behind which a block may end
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,13 @@ def prepare(
         raise InputError(f"processes must be 1 or more, not {wanted}")
     workers = _Workers(min(wanted, -(-total // BLOCK_BYTES)) if processes is None else wanted)
     out.parent.mkdir(parents=True, exist_ok=True)
-    seen = _SeenWords()
+    seen, found = _SeenWords(), _Oddities()
     with tempfile.TemporaryFile(dir=out.parent) as waiting:
         with workers:
-            for block, worker, (encoded, new_words) in workers.encode(_blocks_of(files), lower):
-                waiting.write(seen.add(worker, encoded, new_words).tobytes())
+            for block, worker, (encoded, new_words, odd) in workers.encode(_blocks_of(files), lower):
+                ids = seen.add(worker, encoded, new_words)
+                waiting.write(ids.tobytes())
+                found.add(block, ids, odd)
                 if progress is not None:
                     progress("read", block.done, total)
         vocabulary = seen.vocabulary(min_count, ", ".join(map(str, paths)))
@@ -103,6 +110,7 @@ def prepare(
                     progress("write", waiting.tell(), size)
 
         sentences = write_stream(out, parts(), vocabulary)
+    found.tell()
     return Prepared(
         files=len(files),
         bytes_read=total,
@@ -155,6 +163,27 @@ class _SeenWords:
         return ids
 
 
+class _Oddities:
+    """What is odd in which file, from what the blocks have in their order."""
+
+    def __init__(self) -> None:
+        self._of_file: dict[Path, Oddities] = {}
+        self._line = 1  # that the next block begins with
+
+    def add(self, block: _Block, ids: np.ndarray, odd: Found) -> None:
+        """`ids` of a block, with END at every end of a line."""
+        if block.offset == 0:
+            self._line = 1
+        self._of_file.setdefault(block.path, Oddities()).add(odd, self._line)
+        self._line += int((ids == block_words.END).sum())
+
+    def tell(self) -> None:
+        """Log it."""
+        for path, odd in self._of_file.items():
+            for note in odd.notes():
+                log.warning("%s: %s", path, note)
+
+
 def _kept_ids_and_ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ids that are kept, and how many of them stand before each end of a line."""
     ids = ids[ids != _DROPPED]
@@ -194,6 +223,7 @@ class _Block:
     path: Path
     offset: int
     length: int
+    begins_line: bool
     last: bool
     done: int
     content: bytes | None = None
@@ -201,45 +231,50 @@ class _Block:
     def request(self, lower: bool) -> tuple:
         """The arguments of Encoder.encode."""
         where = (str(self.path), self.offset, self.length) if self.content is None else self.content
-        return where, self.offset == 0, self.last, lower
+        return where, self.begins_line, self.last, lower
 
 
 def _blocks_of(files: Sequence[Path]) -> Iterator[_Block]:
     before = 0
     for path in files:
-        yield from (_packed_blocks if path.suffix == ".gz" else _plain_blocks)(path, before)
+        yield from (_packed_blocks if is_packed(path) else _plain_blocks)(path, before)
         before += path.stat().st_size
 
 
 def _plain_blocks(path: Path, before: int) -> Iterator[_Block]:
-    with reading(path) as file:
-        size, start = path.stat().st_size, 0
+    with reading_text(path, may_be_empty=True) as file:
+        size, start, begins_line = path.stat().st_size, 0, True
         while start < size:
-            end = start + BLOCK_BYTES
+            end, broken_by = start + BLOCK_BYTES, b""
             if end < size:
                 file.seek(end)
-                found = _BREAK.search(file.read(_LONGEST_WORD_BYTES))
+                content = file.read(_LONGEST_WORD_BYTES)
+                found = _BREAK.search(content)
                 if found is None and end + _LONGEST_WORD_BYTES < size:
                     raise _no_text(path)
                 end = size if found is None else end + found.end()
+                broken_by = b"" if found is None else found[0]
             end = min(end, size)
-            yield _Block(path, start, end - start, end == size, before + end)
-            start = end
+            yield _Block(path, start, end - start, begins_line, end == size, before + end)
+            start, begins_line = end, broken_by in (b"\n", b"\r")
 
 
 def _packed_blocks(path: Path, before: int) -> Iterator[_Block]:
-    with reading(path) as file:
+    with reading_text(path, may_be_empty=True) as file:
         on_disk = cast(Any, file).fileobj
-        held, offset = b"", 0
+        held, offset, begins_line = b"", 0, True
         while more := file.read(BLOCK_BYTES):
             held += more
-            end = 1 + max(held.rfind(sign) for sign in (b" ", b"\n", b"\r", b"\t"))
+            body = held.rstrip(b"\r")  # a line feed may follow
+            end = 1 + max(body.rfind(sign) for sign in (b" ", b"\n", b"\r", b"\t", b"\0"))
             if not end and len(held) > _LONGEST_WORD_BYTES:
                 raise _no_text(path)
             if end:
-                yield _Block(path, offset, end, False, before + on_disk.tell(), held[:end])
+                yield _Block(path, offset, end, begins_line, False, before + on_disk.tell(), held[:end])
+                begins_line = held[end - 1 : end] in (b"\n", b"\r")
             held, offset = held[end:], offset + end
-        yield _Block(path, offset, len(held), True, before + path.stat().st_size, held)
+        done = before + path.stat().st_size
+        yield _Block(path, offset, len(held), begins_line, True, done, held)
 
 
 def _no_text(path: Path) -> InputError:
@@ -263,9 +298,9 @@ class _Workers:
         self._mine.worker = self._free.get()
 
     def __enter__(self) -> _Workers:
-        # -I and -S: nothing of the environment, and no site-packages that would slow the start. A session of their
-        # own keeps Ctrl-C from them: this process ends them.
-        command = [sys.executable, "-I", "-S", block_words.__file__]
+        # -I and -S: nothing of the environment, and no site-packages that would slow the start; the folder of texts
+        # alone is a package there. A session of their own keeps Ctrl-C from them: this process ends them.
+        command = [sys.executable, "-I", "-S", "-c", _WORKER, str(Path(block_words.__file__).parents[1])]
         pipe = subprocess.PIPE
         for worker in range(self._count if self._count > 1 else 0):
             self._processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True))
@@ -324,8 +359,7 @@ def _checked(block: _Block, answered: tuple[bool, Any]) -> Any:
         return result
     if isinstance(result, str):
         raise InputError(f"{block.path}: cannot be read ({result})")
-    number, before = 1, block.offset + result
-    with reading(block.path) as file:
-        while before > 0 and (piece := file.read(min(before, BLOCK_BYTES))):
-            number, before = number + piece.count(b"\n"), before - len(piece)
-    raise InputError(f"{block.path}:{number}: is not UTF-8; convert the file to UTF-8")
+    before = block.offset + result
+    with reading_text(block.path) as file:
+        sizes = (min(BLOCK_BYTES, before - start) for start in range(0, before, BLOCK_BYTES))
+        raise not_utf8(str(block.path), 1, map(file.read, sizes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.data.readers.files import numbered_lines
 from mt2st_fast.data.sampler import RowStream
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import (
@@ -27,6 +28,7 @@ from mt2st_fast.kernels.context.batch import (
 
 # Of a text that may be mapped so much is read to know it again, in pieces.
 DIGEST_BYTES, DIGEST_PIECE = 2**26, 2**14
+log = logging.getLogger("mt2st_fast")
 # Negatives that 16 positions share.
 SHARED_NEGATIVES = 16
 # Of the random stream, so that two tasks of one seed do not shuffle alike.
@@ -185,9 +187,9 @@ def similarity_batches(
     Targets are scores over `highest`. Pairs with a word that is not in the vocabulary are left out. Raises
     InputError for a line of another form, a score out of range, and where no pair is left.
     """
-    types, scores = [], []
+    types, scores, n_read = [], [], 0
     may_be_heading = True
-    for number, line in numbered_lines(Path(path)):
+    for number, line in open_lines(Path(path)):
         fields = _fields(line)
         if not fields:
             continue
@@ -195,17 +197,16 @@ def similarity_batches(
         if len(fields) != 3 or not _is_number(fields[2]):
             if was_first and len(fields) >= 3:
                 continue
-            raise InputError(f"{path}, line {number}: expected two words and a score, found {line.strip()!r}")
+            raise InputError(f"{path}:{number}: expected two words and a score, found {line.strip()!r}")
         score = float(fields[2])
         if not 0.0 <= score <= highest:
-            raise InputError(
-                f"{path}, line {number}: score {score:g} is outside 0 to {highest:g}; set highest"
-            )
+            raise InputError(f"{path}:{number}: score {score:g} is outside 0 to {highest:g}; set highest")
+        n_read += 1
         pair = [_lookup(word, vocabulary) for word in fields[:2]]
         if min(pair) >= 0:
             types.append(pair)
             scores.append(score / highest)
-    _check_any(types, path, "pair")
+    _check_any(types, n_read, path, "pair")
     return WordBatches(
         np.array(types), np.array(scores, np.float32), task, batch_size, seed, SIMILARITY_STREAM
     )
@@ -214,22 +215,23 @@ def similarity_batches(
 def analogy_batches(
     path: str | Path, vocabulary: Vocabulary, *, task: str = "analogy", batch_size: int = 256, seed: int = 1
 ) -> WordBatches:
-    """Analogies of a file in the questions-words format: four words a line, `: section` lines between.
+    """Analogies of a file in the questions-words format: four words a line, `: section` lines between; `# ` = comment.
 
     Lines with a word that is not in the vocabulary are left out. Raises InputError for a line of another form and
     where no analogy is left.
     """
-    types = []
-    for number, line in numbered_lines(Path(path)):
+    types, n_read = [], 0
+    for number, line in open_lines(Path(path)):
         words = line.split()
-        if not words or words[0].startswith(":"):
+        if not words or words[0].startswith(":") or words[0] == "#":
             continue
         if len(words) != 4:
-            raise InputError(f"{path}, line {number}: expected four words, found {line.strip()!r}")
+            raise InputError(f"{path}:{number}: expected four words, found {line.strip()!r}")
+        n_read += 1
         row = [_lookup(word, vocabulary) for word in words]
         if min(row) >= 0:
             types.append(row)
-    _check_any(types, path, "analogy")
+    _check_any(types, n_read, path, "analogy")
     return WordBatches(
         np.array(types), np.zeros(len(types), np.float32), task, batch_size, seed, ANALOGY_STREAM
     )
@@ -239,7 +241,7 @@ def _fields(line: str) -> list[str]:
     if line.lstrip().startswith("#"):
         return []
     separator = "\t" if "\t" in line else "," if "," in line else None
-    return [field.strip() for field in line.split(separator) if field.strip()]
+    return [field.strip() for field in line.strip().split(separator)] if line.strip() else []
 
 
 def _is_number(text: str) -> bool:
@@ -255,6 +257,10 @@ def _lookup(word: str, vocabulary: Vocabulary) -> int:
     return found if found >= 0 else vocabulary.get(word.lower(), -1)
 
 
-def _check_any(types: list[list[int]], path: str | Path, what: str) -> None:
+def _check_any(types: list[list[int]], n_read: int, path: str | Path, what: str) -> None:
+    """Log how many rows of a file are used. Raises InputError where none is."""
     if not types:
         raise InputError(f"{path}: no {what} has all of its words in the vocabulary; train on more text")
+    log.info(
+        "%s: %d of %d rows have all of their words in the vocabulary and are used", path, len(types), n_read
+    )

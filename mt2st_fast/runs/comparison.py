@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from mt2st_fast.runs.markdown import markdown_table
+from mt2st_fast.runs.markdown import markdown_table, one_line
+from mt2st_fast.runs.shown import short
+from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
 
 COLUMNS = (
@@ -92,7 +94,7 @@ def _reduction(value: float | None, baseline: float | None) -> float | None:
 def render(comparison: dict[str, Any]) -> str:
     """The comparison as Markdown."""
     lines = [
-        f"# {comparison['main']} on {comparison['data']}: strategies compared",
+        one_line(f"# {comparison['main']} on {comparison['data']}: strategies compared"),
         "",
         f"Medians over {comparison['n_seeds']} seeds. Target: development {comparison['metric']} "
         f"{comparison['target']:.4f}. Seconds are training steps only, on {comparison['environment']['processor']}, "
@@ -105,6 +107,7 @@ def render(comparison: dict[str, Any]) -> str:
         "",
         "![time to target](compare.png)",
         "",
+        *section_on_data(comparison["read"]),
     ]
     return "\n".join(lines)
 
@@ -124,9 +127,9 @@ def table_rows(comparison: dict[str, Any]) -> list[list[str]]:
                 f"{strategy['best_median']:.4f}",
                 f"{strategy['test_median']:.4f}",
                 f"{strategy['steps_median']:,.0f}",
-                f"{strategy['seconds_median']:.1f}",
+                short(strategy["seconds_median"]),
                 missing if steps is None else f"{steps:,.0f}",
-                missing if seconds is None else f"{seconds:.1f}",
+                missing if seconds is None else short(seconds),
                 _percent(reduction["vs_stl"]),
                 _percent(reduction["vs_mtl"]),
             ]

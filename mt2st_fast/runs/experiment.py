@@ -22,6 +22,7 @@ from mt2st_fast.data import (
     evaluation_batches,
     subword_rows,
 )
+from mt2st_fast.data.record import never_seen
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.description import describe, rebuild
@@ -69,7 +70,11 @@ class Experiment:
         """Encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
         config.check_strategy_options((find_strategy(config.strategy).name,))
         if splits.main is None:
-            raise InputError(f"{splits.name} has no labels to train a main task on; use a reader that has")
+            labelled = any(word.startswith("__label__") for word in splits.vocabulary.words)
+            hint = "; train_supervised of the library reads its __label__ words" if labelled else ""
+            raise InputError(
+                f"{splits.name} has no labels to train a main task on; use a reader that has{hint}"
+            )
         config = config.resolved(splits)
         if not splits.dev.targets[splits.main].labelled().any():
             raise InputError(
@@ -153,13 +158,22 @@ def text_model(experiment: Experiment) -> TextModel:
     encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     labels = {
-        name: Labels(column.kind, column.class_names)
+        name: Labels(column.kind, column.class_names, never_seen(column))
         for name, column in splits.train.targets.items()
         if name in heads.names
     }
     reader = READERS[experiment.config.data.partition(":")[0]]
     vectors = experiment.vectors
-    return TextModel(encoder, heads, vectors.vocabulary, vectors.table, labels, reader.tokenizer, splits.name)
+    return TextModel(
+        encoder,
+        heads,
+        vectors.vocabulary,
+        vectors.table,
+        labels,
+        reader.tokenizer,
+        splits.name,
+        experiment.config.text_column,
+    )
 
 
 def make_task(column: TargetColumn) -> Task:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+_BARS = re.compile(r"\\*\|")
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -20,5 +23,15 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> 
     return lines
 
 
+def one_line(text: object) -> str:
+    """A text without its line breaks."""
+    return " ".join(str(text).split())
+
+
 def _row(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells) + " |"
+    return "| " + " | ".join(_BARS.sub(_escaped, one_line(cell)) for cell in cells) + " |"
+
+
+def _escaped(bar: re.Match[str]) -> str:
+    """A bar with the backslashes before it, each with a backslash of its own."""
+    return "".join(f"\\{sign}" for sign in bar[0])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mt2st_fast.runs.comparison import COLUMNS, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_seconds
-from mt2st_fast.runs.shown import engine_of, shown
+from mt2st_fast.runs.shown import engine_of, option, shown
+from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.serving.scores import TaskScore
 from mt2st_fast.training.history import History
 
@@ -33,14 +34,14 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
             lines=[f"{score.metric} {shown(score.value)} on {score.rows:,} rows."],
             tables=[_classes(score)] if score.classes else [],
         ),
-        Section("What was read", lines=data["notes"], tables=[_data(data)]),
+        _data(data),
         Section(
             "Nearest neighbours",
             tables=[
                 Table(("word", "neighbours"), [(w, ", ".join(n)) for w, n in report["neighbours"].items()])
             ],
         ),
-        Section("Options", tables=[Table(("option", "value"), list(report["config"].items()))]),
+        Section("Options", tables=[_options(report["config"])]),
     ]
     lead = (
         f"{main['metric']} of the main task {main['task']}: best on development {shown(main['best'])} "
@@ -69,7 +70,8 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
         Section(
             "Every run", pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")]
         ),
-        Section("Options", tables=[Table(("option", "value"), list(comparison["config"].items()))]),
+        _data(comparison["read"]),
+        Section("Options", tables=[_options(comparison["config"])]),
     ]
     lead = (
         f"Medians over {comparison['n_seeds']} seeds; the target is development {comparison['metric']} "
@@ -121,9 +123,12 @@ def _classes(score: TaskScore) -> Table:
     return Table(("class", "rows:", "precision:", "recall:", "F1:"), rows)
 
 
-def _data(data: Mapping[str, Any]) -> Table:
-    columns: Sequence[str] = ("part", "rows:", "tokens:")
-    return Table(columns, [(part, f"{n:,}", f"{data['tokens'][part]:,}") for part, n in data["rows"].items()])
+def _data(data: Mapping[str, Any]) -> Section:
+    return Section(TITLE, lines_of(data), [Table(columns, rows) for columns, rows in tables_of(data)])
+
+
+def _options(config: Mapping[str, Any]) -> Table:
+    return Table(("option", "value"), [(name, option(value)) for name, value in config.items()])
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

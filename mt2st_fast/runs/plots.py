@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.files import write_atomically
+from mt2st_fast.runs.shown import short
 from mt2st_fast.training.history import History
 
 if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` need not wait for
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKS = "os^Dv*Pp"
+
 # Figures are drawn without pyplot: no window, no global state, safe in any thread.
+
+
+def plain(name: str) -> str:
+    """A name from the user as matplotlib shows it letter by letter: no formula, no line break, and not hidden."""
+    shown = " ".join(name.encode("utf-8", "replace").decode("utf-8").split()).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # a label that begins so is left out of legends
+
+
+@contextmanager
+def _whatever_letters() -> Iterator[None]:
+    """A letter that the font has not is drawn as a box; that is no matter to warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        yield
 
 
 def plot_curves(history: History, metric: str) -> Figure:
@@ -25,14 +44,16 @@ def plot_curves(history: History, metric: str) -> Figure:
     every = [record.step for record in history.steps]
     for index, task in enumerate(tasks):
         steps = [record.step for record in history.steps if task in record.losses]
-        style: dict[str, Any] = {"color": f"C{index}", "label": task}
+        style: dict[str, Any] = {"color": f"C{index}", "label": plain(task)}
         width = 2 if task == history.main else 1.2
         losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], lw=width, **style)
         # Weights are often the same: the main task's is a line, and every other has dashes of its own place on it.
         values = [r.weights.get(task, 0.0) for r in history.steps]
         dashes = "-" if task == history.main else (4.0 * index, (4.0, 4.0 * (len(tasks) - 1)))
         weights.plot(every, values, drawstyle="steps-pre", lw=2.5, ls=dashes, **style)
-    losses.set(ylabel="training loss", yscale="log")
+    losses.set(ylabel="training loss")
+    if any(loss > 0 for record in history.steps for loss in record.losses.values()):
+        losses.set_yscale("log")
     weights.set(ylabel="task weight", ylim=(-0.05, None))
     points = [(e.step, e.metrics[history.main]) for e in history.evaluations]
     quality.plot(*zip(*points, strict=True), "o-", color="C0", ms=4) if points else None
@@ -42,13 +63,13 @@ def plot_curves(history: History, metric: str) -> Figure:
         quality.set_title(
             f"best {best.metrics[history.main]:.4f} at step {best.step:,}", loc="right", fontsize="small"
         )
-    quality.set(ylabel=f"{history.main}: development {metric}", xlabel="step")
+    quality.set(ylabel=plain(f"{history.main}: development {metric}"), xlabel="step")
     for axes in (losses, weights, quality):
         _mark_phases(axes, [phase.first_step for phase in history.phases[1:]])
         axes.grid(alpha=0.25)
     figure.legend(
         *losses.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small", frameon=False,
-        title=f"main task {history.main}; dotted: a task retires",
+        title=plain(f"main task {history.main}") + "; dotted: a task retires",
     )  # fmt: skip
     return figure
 
@@ -58,13 +79,16 @@ def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], la
     figure = _figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
+        # Curves of different strategies may coincide: each has marks of its own, and shows on both sides of the next.
+        style: dict[str, Any] = {"color": f"C{index}", "marker": MARKS[index % len(MARKS)], "mfc": "none"}
+        width = 1.2 + 0.9 * (len(runs) - 1 - index)
         for number, points in enumerate(curves):
             if points:
                 axes.plot(
-                    *zip(*points, strict=True), "o-", color=f"C{index}", ms=3, lw=1.2, alpha=0.8,
-                    label=name if number == 0 else None,
+                    *zip(*points, strict=True), lw=width, ms=4 + width, alpha=0.7,
+                    label=plain(name) if number == 0 else None, **style,
                 )  # fmt: skip
-    axes.set(xlabel="seconds of training", ylabel=label)
+    axes.set(xlabel="seconds of training", ylabel=plain(label))
     axes.grid(alpha=0.25)
     if len(runs) > 1:
         figure.legend(loc="outside upper center", ncols=5, fontsize="small", frameon=False)
@@ -80,7 +104,8 @@ def _figure(**options: Any) -> Figure:
 def write_png(figure: Figure, path: Path) -> None:
     """The figure as a picture of its own."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    with _whatever_letters():
+        figure.savefig(picture, format="png", dpi=110)
     write_atomically(path, picture.getvalue())
 
 
@@ -89,7 +114,7 @@ def svg(figure: Figure) -> bytes:
     from matplotlib import rc_context
 
     picture = io.StringIO()
-    with rc_context({"svg.hashsalt": "mt2st-fast"}):
+    with rc_context({"svg.hashsalt": "mt2st-fast"}), _whatever_letters():
         figure.savefig(picture, format="svg", metadata={"Date": None})
     return picture.getvalue().encode()
 
@@ -106,20 +131,20 @@ def plot_comparison(comparison: dict[str, Any]) -> Figure:
     for axes, key, label in zip(
         figure.subplots(1, 2), ("seconds_to_target", "steps_to_target"), ("seconds", "steps"), strict=True
     ):
+        said: list[str] = []
         for position, name in enumerate(names):
             strategy = comparison["strategies"][name]
             median = strategy[f"{key}_median"]
-            if median is None:
-                axes.text(position, 0, "not\nreached", ha="center", va="bottom", fontsize="small")
-            else:
+            if median is not None:
                 axes.bar(position, median, color=f"C{position}", alpha=0.75, width=0.65)
-                axes.annotate(f"{median:,.1f}" if key.startswith("sec") else f"{median:,.0f}",
-                              (position, median), xytext=(0, 3), textcoords="offset points",
-                              ha="center", fontsize="small")  # fmt: skip
+            # Not at the bar's end, where the dots are.
+            said.append(f"{name}\n{'not reached' if median is None else short(median)}")
             dots = [run[key] for run in strategy["seeds"] if run[key] is not None]
             axes.plot([position] * len(dots), dots, "k.", ms=5)
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), said)
         axes.set(ylabel=f"training {label} to target")
         axes.margins(y=0.12)
-    figure.suptitle(f"{comparison['main']}: to development {comparison['metric']} {comparison['target']:.4f}")
+    figure.suptitle(
+        plain(f"{comparison['main']}: to development {comparison['metric']} {comparison['target']:.4f}")
+    )
     return figure

@@ -12,10 +12,11 @@ from mt2st_fast.environment import environment
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.experiment import Experiment, text_model
-from mt2st_fast.runs.markdown import markdown_table
+from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import run_page
 from mt2st_fast.runs.plots import plot_curves, write_png
 from mt2st_fast.runs.shown import engine_of, shown
+from mt2st_fast.runs.what_was_read import section_on_data, what_was_read
 from mt2st_fast.serving.scores import scores
 from mt2st_fast.training.history import History
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
@@ -44,7 +45,7 @@ def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
     write_png(plot_curves(history, report["main"]["metric"]), folder / "curves.png")
     write_atomically(folder / "report.json", json_text(report, indent=2).encode())
     write_atomically(folder / "report.html", run_page(report, history, score))
-    write_atomically(folder / "report.md", render(report).encode())
+    write_atomically(folder / "report.md", render(report).encode("utf-8", "replace"))
     return report
 
 
@@ -62,12 +63,8 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
     return {
         "environment": environment(trainer.device),
         "data": {
-            "name": splits.name,
-            "rows": {name: corpus.n_rows for name, corpus in splits.parts.items()},
-            "tokens": {name: len(corpus.tokens) for name, corpus in splits.parts.items()},
+            **what_was_read(splits),
             "main_labels": int(splits.train.targets[main].labelled().sum()),
-            "vocabulary": len(splits.vocabulary),
-            "notes": list(splits.notes),
         },
         "config": config.to_json(),
         "init": asdict(experiment.coverage) if experiment.coverage else None,
@@ -137,7 +134,7 @@ def render(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     main, data = report["main"], report["data"]
     lines = [
-        f"# {main['task']} on {data['name']}, strategy {report['strategy']}",
+        one_line(f"# {main['task']} on {data['name']}, strategy {report['strategy']}"),
         "",
         f"{main['metric']} of the main task **{main['task']}**: best on development "
         f"{shown(main['best'])} (step {main['best_step']}), on test {shown(main['test'])}.",
@@ -191,8 +188,9 @@ def render(report: dict[str, Any]) -> str:
         ),
         "",
         f"Training: {data['rows']['train']:,} rows, {data['main_labels']:,} of them with a label of the main task; "
-        f"{data['vocabulary']:,} word types. " + " ".join(data["notes"]),
+        f"{data['vocabulary']:,} word types.",
         "",
+        *section_on_data(data),
         "Environment: " + ", ".join(f"{key} {value}" for key, value in report["environment"].items()) + ".",
         "",
     ]

@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from mt2st_fast.data.readers.conllu import FIRST_ID, is_word
 from mt2st_fast.data.readers.delimited import tokenize_text
+from mt2st_fast.data.text.lines import TextLines
 from mt2st_fast.errors import InputError
 
 WORDS_AT_ONCE = 8192
 CONLLU_COLUMNS = 10
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+
+_Lines = Iterator[tuple[int, list[str]]]
 
 # How a text is cut into words, by the name that a reader of training data has for it. Where files say themselves what a
 # word is (conllu, columns), other text is cut at blanks and around punctuation marks.
@@ -37,13 +41,13 @@ class Unit:
 
 
 def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto") -> Iterator[list[Unit]]:
-    """Blocks of units of a text, bytes in UTF-8; `cut` makes words of a line.
+    """Blocks of units of a text in bytes, whose lines are those of every reader; `cut` makes words of a line.
 
     kind: "conllu", "text" (a unit a line), "auto" (by the first line).
 
     Raises InputError, naming the line, for what is no UTF-8 or no CoNLL-U.
     """
-    lines = _lines(chunks, where)
+    lines = TextLines(chunks, where).blocks()
     if kind == "auto":
         lines, kind = _kind_of(lines)
     if kind == "conllu":
@@ -53,41 +57,6 @@ def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto"
     else:
         raise InputError(f"an input is auto, conllu or text, not {kind!r}")
     return _blocks(units)
-
-
-# The number of a line, and the lines from there on.
-_Lines = Iterator[tuple[int, list[str]]]
-
-
-def _lines(chunks: Iterable[bytes], where: str) -> _Lines:
-    number, begun = 1, list[bytes]()  # pieces of a line that goes on
-    for chunk in chunks:
-        whole, end, rest = chunk.rpartition(b"\n")
-        if not end:
-            begun.append(chunk)
-            continue
-        lines = _decoded(b"".join([*begun, whole]), where, number)
-        begun = [rest]
-        yield number, lines
-        number += len(lines)
-    if last := b"".join(begun):
-        yield number, _decoded(last, where, number)
-
-
-def _decoded(content: bytes, where: str, number: int) -> list[str]:
-    """Lines without their ends, from line `number` on."""
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        before = content[: error.start]
-        line, byte = number + before.count(b"\n"), error.start - before.rfind(b"\n")
-        raise InputError(f"{where}:{line}: is not UTF-8 (byte {byte}); convert the text to UTF-8") from None
-    lines = text.split("\n")
-    if "\r" in text:
-        lines = [line.rstrip("\r") for line in lines]
-    if "\ufeff" in text:  # at the start, and where files were joined
-        lines = [line.removeprefix("\ufeff") for line in lines]
-    return lines
 
 
 def _kind_of(lines: _Lines) -> tuple[_Lines, str]:
@@ -119,13 +88,26 @@ def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:
                 if line.count("\t") != CONLLU_COLUMNS - 1:
                     raise _no_word(line, where, first + at)
                 place, word, _ = line.split("\t", 2)
-                if place.isdecimal():  # no range (1-2), no empty node (1.1)
+                place = place.strip(" ")
+                if place.isdecimal() or is_word(place, where, first + at):
+                    if place == FIRST_ID and words_at:  # the blank line before a sentence is missing
+                        begun = _begin_of_next(unit, words_at[-1] + 1)
+                        unit.words_at, unit.lines = words_at, unit.lines[: -len(begun) or None]
+                        yield unit
+                        unit, words_at = Unit([], begun), []
                     words_at.append(len(unit.lines))
-                    unit.words.append(word)
+                    unit.words.append(word.strip(" ") if " " in word else word)
             unit.lines.append(line)
     if unit.lines:
         unit.words_at = words_at
         yield unit
+
+
+def _begin_of_next(unit: Unit, at: int) -> list[str]:
+    """The lines of a unit from `at` on that belong to the sentence that follows: comments, and its first range."""
+    lines = unit.lines[at:]
+    first = next((i for i, line in enumerate(lines) if line.startswith(("#", "1-", "0."))), len(lines))
+    return lines[first:]
 
 
 def _no_word(line: str, where: str, number: int) -> InputError:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
-from mt2st_fast.serving.text_model import TextModel
+from mt2st_fast.data.record import MOST_CLASSES_NAMED, counts_of, rows_with, unseen_line
+from mt2st_fast.serving.text_model import Labels, TextModel
+from mt2st_fast.spelling import listed, one_number_each
 
 UNITS_AT_ONCE = 1024
 
@@ -28,7 +30,11 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Of a task: its metric over the labelled rows; unseen counts rows whose class training never saw, all wrong."""
+    """Of a task: its metric over the labelled rows; unseen counts rows of classes that training never saw.
+
+    unseen_names are these classes, of which the model has never_seen among its own; read_as has classes that are the
+    model's in another spelling, as numbers are.
+    """
 
     task: str
     metric: str
@@ -36,6 +42,20 @@ class TaskScore:
     rows: int
     unseen: int
     classes: tuple[ClassScore, ...]
+    unseen_names: tuple[str, ...] = ()
+    read_as: Mapping[str, str] = field(default_factory=dict)
+    never_seen: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What is worth a line: classes in another spelling, and classes that training never saw."""
+        lines = []
+        if self.read_as:
+            pairs = listed((f"{name} as {known}" for name, known in self.read_as.items()), MOST_CLASSES_NAMED)
+            lines.append(f"{self.task}: classes are the model's as numbers, and read so: {pairs}")
+        if self.unseen:
+            known = [each.name for each in self.classes if each.name not in self.never_seen]
+            lines.append(unseen_line(self.task, {"": self.unseen}, self.unseen_names, known))
+        return lines
 
 
 def scores(model: TextModel, splits: Splits, parts: Sequence[str], tasks: Sequence[str]) -> list[TaskScore]:
@@ -65,17 +85,34 @@ def _outputs(model: TextModel, splits: Splits, corpus: Corpus, tasks: Sequence[s
 
 
 def _score(model: TextModel, task: str, logits: np.ndarray, columns: Sequence[TargetColumn]) -> TaskScore:
-    kind, names = model.labels[task].kind, model.labels[task].names
-    if kind == "values":
+    labels = model.labels[task]
+    if labels.kind == "values":
         return _of_values(model, task, logits, np.concatenate([column.values for column in columns]))
-    if kind == "classes":
-        gold = np.concatenate([_known_classes(column, names) for column in columns])
-        rows, found = gold != MISSING, logits.argmax(1)
-        unseen = int((gold == UNSEEN).sum())
-        value = float((gold[rows] == found[rows]).mean()) if rows.any() else float("nan")
-        classes = [_class_score(name, gold[rows] == c, found[rows] == c) for c, name in enumerate(names)]
-        return TaskScore(task, "accuracy", value, int(rows.sum()), unseen, tuple(classes))
-    pairs = [_known_labels(column, names) for column in columns]
+    place_of, read_as = _places(columns[0].class_names, labels.names)
+    unseen_names = _unseen_names(columns, place_of, labels)
+    unseen = sum(rows_with(column, np.isin(column.class_names, unseen_names)) for column in columns)
+    measure = _of_classes if labels.kind == "classes" else _of_labels
+    metric, value, rows, classes = measure(logits, columns, place_of, labels.names)
+    return TaskScore(task, metric, value, rows, unseen, classes, unseen_names, read_as, labels.never_seen)
+
+
+_Measured = tuple[str, float, int, tuple[ClassScore, ...]]  # metric, value, rows, of each class
+
+
+def _of_classes(
+    logits: np.ndarray, columns: Sequence[TargetColumn], place_of: Mapping[str, int], names: Sequence[str]
+) -> _Measured:
+    gold, found = np.concatenate([_known_classes(column, place_of) for column in columns]), logits.argmax(1)
+    rows = gold != MISSING
+    value = float((gold[rows] == found[rows]).mean()) if rows.any() else float("nan")
+    classes = [_class_score(name, gold[rows] == c, found[rows] == c) for c, name in enumerate(names)]
+    return "accuracy", value, int(rows.sum()), tuple(classes)
+
+
+def _of_labels(
+    logits: np.ndarray, columns: Sequence[TargetColumn], place_of: Mapping[str, int], names: Sequence[str]
+) -> _Measured:
+    pairs = [_known_labels(column, names, place_of) for column in columns]
     gold, foreign = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     rows = ~np.isnan(gold).all(1)
     is_gold, is_found = gold[rows] == 1, logits[rows] >= 0
@@ -83,15 +120,38 @@ def _score(model: TextModel, task: str, logits: np.ndarray, columns: Sequence[Ta
     missed = int(foreign.sum())
     both, all_of_both = (is_gold & is_found).sum(), is_gold.sum() + is_found.sum() + missed
     value = float(2 * both / all_of_both) if all_of_both else float("nan")
-    return TaskScore(task, "micro_f1", value, int(rows.sum()), int((foreign > 0).sum()), tuple(classes))
+    return "micro_f1", value, int(rows.sum()), tuple(classes)
 
 
 UNSEEN = -1  # a class that the model does not know
 
 
-def _known_classes(column: TargetColumn, names: Sequence[str]) -> np.ndarray:
+def _places(found: Sequence[str], known: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """({class of the data: the model's number of it}, {class: the model's name, where that is another spelling})."""
+    whole = one_number_each({*found, *known})  # {"1.0": "1"}
+    place_of = {name: c for c, name in enumerate(known)}
+    of_number = {whole.get(name, name): name for name in known}
+    read_as = {
+        name: of_number[whole.get(name, name)]
+        for name in found
+        if name not in place_of and whole.get(name, name) in of_number
+    }
+    return place_of | {name: place_of[other] for name, other in read_as.items()}, read_as
+
+
+def _unseen_names(
+    columns: Sequence[TargetColumn], place_of: Mapping[str, int], labels: Labels
+) -> tuple[str, ...]:
+    """The classes of the rows that training never saw: the model does not know them, or from other rows alone."""
+    present = np.sum([counts_of(column) for column in columns], axis=0)
+    known = {name for name, c in place_of.items() if labels.names[c] not in labels.never_seen}
+    return tuple(
+        name for name, n in zip(columns[0].class_names, present, strict=True) if n and name not in known
+    )
+
+
+def _known_classes(column: TargetColumn, place_of: Mapping[str, int]) -> np.ndarray:
     """(N,) the model's numbers of classes; UNSEEN, MISSING."""
-    place_of = {name: c for c, name in enumerate(names)}
     known = np.array([place_of.get(name, UNSEEN) for name in column.class_names], np.int64)
     gold = np.full(len(column), MISSING, np.int64)
     labelled = column.labelled()
@@ -99,11 +159,12 @@ def _known_classes(column: TargetColumn, names: Sequence[str]) -> np.ndarray:
     return gold
 
 
-def _known_labels(column: TargetColumn, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _known_labels(
+    column: TargetColumn, names: Sequence[str], place_of: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """((N, C) 0, 1, NaN of the model's labels, (N,) labels that the model does not know)."""
     gold = np.where(column.labelled()[:, None], np.zeros((1, len(names)), np.float32), np.nan)
     foreign = np.zeros(len(column), np.int64)
-    place_of = {name: c for c, name in enumerate(names)}
     for c, name in enumerate(column.class_names):
         if name in place_of:
             gold[:, place_of[name]] = column.values[:, c]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,8 @@ from mt2st_fast.data.corpus import Corpus
 from mt2st_fast.data.subwords import HashedParts, SubwordTable
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.exporting.models import WordModel, export_words
+from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -26,14 +28,19 @@ from mt2st_fast.serving.words import OpenVocabulary
 
 KIND = "text model"
 ROWS_AT_ONCE = 4096
+MOST_ROWS = 4 * ROWS_AT_ONCE  # of units that are longer
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C."""
+    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C.
+
+    never_seen: those of the names that no training row had, as development or test data alone did.
+    """
 
     kind: str
     names: tuple[str, ...]
+    never_seen: tuple[str, ...] = ()
 
 
 class TextModel:
@@ -44,7 +51,8 @@ class TextModel:
         model.probabilities([["They", "buy", "books", "."]])      # (4, C), one row a word
 
     level: "token", a row is a word, or "document", a row is a text. tokenizer: how its training data cut a text into
-    words (see mt2st_fast.serving.reading). Raises ValueError for parts that do not belong together.
+    words (see mt2st_fast.serving.reading). text_column: of the table that it learnt from, where that was said.
+    Raises ValueError for parts that do not belong together.
     """
 
     def __init__(
@@ -56,9 +64,11 @@ class TextModel:
         labels: Mapping[str, Labels],
         tokenizer: str,
         source: str = "",
+        text_column: str | None = None,
     ) -> None:
         self.heads, self.vocabulary, self.table = heads.eval(), vocabulary, table
         self.labels, self.tokenizer, self.source = dict(labels), tokenizer, source
+        self.text_column = text_column
         self._trained = encoder.eval()
         self._words = OpenVocabulary(vocabulary, table, encoder)
         self._windows = WindowFeatures()
@@ -90,6 +100,7 @@ class TextModel:
             "labels": {task: asdict(labels) for task, labels in self.labels.items()},
             "tokenizer": self.tokenizer,
             "source": self.source,
+            "text_column": self.text_column,
         }
         write_model(folder, KIND, configuration, tensors | {"subwords": rows})
 
@@ -105,7 +116,7 @@ class TextModel:
         options = dict(stored["subwords"])
         parts = HashedParts(**options.pop("parts"))
         labels = {
-            task: Labels(of_task["kind"], tuple(of_task["names"]))
+            task: Labels(of_task["kind"], tuple(of_task["names"]), tuple(of_task.get("never_seen", ())))
             for task, of_task in stored["labels"].items()
         }
         return cls(
@@ -116,11 +127,30 @@ class TextModel:
             labels,
             stored["tokenizer"],
             stored["source"],
+            stored.get("text_column"),
+        )
+
+    def export(
+        self, file: str | Path, format: str | None = None, tasks: Sequence[str] | None = None
+    ) -> Exported:
+        """Write a graph of plain operators, ONNX (.onnx) or torch.export's (.pt2), and beside it its description.
+
+        `mt2st_fast.TextInputs` makes the graph's inputs of words, by that description. format: by the file's name;
+        tasks: the main one by default. Raises InputError for a task that there is not, for what cannot be written,
+        and where the graph does not give the model's logits.
+        """
+        names = [self._known(task) for task in tasks or (self.main,)]
+        return export_words(
+            WordModel(self._trained, self.heads, self.vocabulary, self.table, self.tokenizer),
+            {task: (self.labels[task].kind, self.labels[task].names) for task in names},
+            lambda units: self.outputs(units, names),
+            file,
+            format,
         )
 
     def __reduce__(self) -> tuple[Callable[..., TextModel], tuple[Any, ...]]:
         parts = (self._trained, self.heads, self.vocabulary, self.table, self.labels)
-        return type(self), (*parts, self.tokenizer, self.source)
+        return type(self), (*parts, self.tokenizer, self.source, self.text_column)
 
     def logits(self, units: Sequence[Sequence[str]], task: str | None = None) -> Tensor:
         """(N, C) of a task, the main one by default; a row is a word of the units, or a unit (see `level`).
@@ -138,9 +168,9 @@ class TextModel:
             task: [torch.zeros(0, self.heads.linear(task).out_features)] for task in names
         }
         for some in self._batches(units):
-            features = self._features(some)
-            for task, found in parts.items():
-                found.append(self.heads.logits(features, task))
+            for features in self._features(some):
+                for task, found in parts.items():
+                    found.append(self.heads.logits(features, task))
         return {task: torch.cat(found) for task, found in parts.items()}
 
     def probabilities(self, units: Sequence[Sequence[str]], task: str | None = None) -> np.ndarray:
@@ -183,16 +213,20 @@ class TextModel:
         ends = (np.flatnonzero(np.diff(part_of, append=-1)) + 1).tolist()
         return [units[a:b] for a, b in pairwise([0, *ends])]
 
-    def _features(self, units: Sequence[Sequence[str]]) -> Tensor:
+    def _features(self, units: Sequence[Sequence[str]]) -> Iterator[Tensor]:
+        """Of the rows of units, a block at a time: one unit may be a whole book."""
         ids = self._words.ids([word for unit in units for word in unit])
         bounds = np.cumsum([0, *map(len, units)])
         corpus = Corpus(ids, bounds, {}, self.level)
         rows, encoder = np.arange(corpus.n_rows), self._words.encoder
         if isinstance(encoder, BagEncoder):
             features: Tensor = encoder(BagInputs(corpus)(rows))
-            return features
-        types = WindowInputs(corpus, encoder.width // 2)(rows)
-        return self._windows(encoder, types, self._words.times_forgotten)
+            yield features
+            return
+        windows = WindowInputs(corpus, encoder.width // 2)
+        for first in range(0, len(rows), MOST_ROWS):
+            some = windows(rows[first : first + MOST_ROWS])
+            yield self._windows(encoder, some, self._words.times_forgotten)
 
     def check_task(self, task: str) -> None:
         """Raises InputError for a task that there is not."""

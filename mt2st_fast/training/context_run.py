@@ -158,7 +158,7 @@ class ContextRun:
             self._tasks.retire_but(weights)
         active = (MAIN, *self._tasks.active)
         if not self.history.phases or self.history.phases[-1].active != active:
-            self.history.phases.append(PhaseRecord(self.steps_done, active, ENGINE))
+            self.history.phases.append(PhaseRecord(self.steps_done, active, engine=ENGINE))
         return {name: 1.0 if name == MAIN else weights[name] for name in active}
 
     def _rate_after(self, epochs: float) -> float:

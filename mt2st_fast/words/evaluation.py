@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically, writing_atomically
 from mt2st_fast.words.vectors import WordVectors, frequent_words, telling_neighbours
@@ -87,9 +88,7 @@ def _data(name: str) -> Path:
 def _pairs(keyed: Any, name: str, most_frequent: int) -> dict[str, Any]:
     """Correlation of cosine and human score over the pairs whose words are known."""
     path = _data(name)
-    lines = [
-        line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
-    ]
+    lines = [line for _, line in open_lines(path) if line and not line.startswith("#")]
     pairs = [
         fields for line in lines if len(fields := line.upper().split("\t")) == 3 and _is_number(fields[2])
     ]
@@ -114,7 +113,7 @@ def _analogies(keyed: Any, most_frequent: int) -> dict[str, Any]:
     """Share of the questions "a is to b as c is to?" whose answer is the nearest word, by section."""
     path = _data(ANALOGIES)
     questions: dict[str, int] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for _, line in open_lines(path):
         if line.startswith(": "):
             section = line[2:].strip()
             questions[section] = 0

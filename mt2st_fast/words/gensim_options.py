@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.data.stream import TokenStream, is_token_file
+from mt2st_fast.data.text.word_files import read_lines
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
-from mt2st_fast.data.word_files import read_lines
 from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_finite_number, check_not_negative
 
@@ -138,16 +138,7 @@ def read_text(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path
         return TokenStream.open(corpus_file)
     if isinstance(sentences, str):
         raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
-    try:
-        if sentences is not None:
-            text = Tokens.of(sentences)
-        else:
-            with Path(str(corpus_file)).open("rb") as file:
-                text = read_lines(file)
-    except OSError as error:
-        raise InputError(f"cannot read {corpus_file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{corpus_file} is not UTF-8 text") from None
+    text = Tokens.of(sentences) if sentences is not None else read_lines(Path(str(corpus_file)))
     if not len(text.ids):
         raise InputError("the text has no words")
     return text

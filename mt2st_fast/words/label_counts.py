@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from mt2st_fast.data import TargetColumn
+from mt2st_fast.data.record import rows_with, unseen_line
+
+log = logging.getLogger("mt2st_fast")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ def as_trained(found: TargetColumn, trained: LabelFamily) -> TargetColumn:
                 values[:, place] = dense[:, source]
         return TargetColumn("labels", trained.names, values)
     return TargetColumn("classes", trained.names, _reindexed(found, places))
+
+
+def tell_unseen(path: str | Path, family: str, found: TargetColumn, trained: LabelFamily) -> None:
+    """Log one line about documents of a file that have labels of a family that training never saw."""
+    unseen = ~np.isin(found.class_names, trained.names)
+    if rows := rows_with(found, unseen):
+        names = [name for name, n in zip(found.class_names, unseen, strict=True) if n]
+        log.warning("%s: %s", path, unseen_line(family, {"": rows}, names, trained.names))
 
 
 def label_scores(

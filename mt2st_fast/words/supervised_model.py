@@ -22,6 +22,8 @@ from mt2st_fast.data.labelled_text import (
 )
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.exporting.models import export_bags
+from mt2st_fast.exporting.writing import Exported
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -30,7 +32,7 @@ from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, check_choice, chosen, device_of
-from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores
+from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores, tell_unseen
 
 KIND = "supervised"
 LIKELY = 0.5  # a label of many is given to a document from this probability on
@@ -95,6 +97,14 @@ class SupervisedModel:
         model = cls.__new__(cls)
         model._restore(configuration, tensors, device)
         return model
+
+    def export(
+        self, file: str | Path, format: str | None = None, families: Sequence[str] | None = None
+    ) -> Exported:
+        """Write a graph, as `TextModel.export` does, of the main family by default; its texts are lines."""
+        names = [self._known(family) for family in families or (self.main,)]
+        tasks = {name: (self._families[name].kind, self.labels[name]) for name in names}
+        return export_bags(self.encoder, self.heads, self.features, self.prefix, tasks, file, format)
 
     def __getstate__(self) -> dict[str, Any]:
         configuration, tensors = self._state()
@@ -241,6 +251,8 @@ class SupervisedModel:
         if not families:
             raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
         found = target_columns(text, families)
+        for family in families:
+            tell_unseen(path, family, found[family], self._families[family])
         targets = {family: as_trained(found[family], self._families[family]) for family in families}
         corpus = bag_corpus(text, self.features, targets)
         batches = evaluation_batches(corpus, ROWS_AT_ONCE)
@@ -249,7 +261,7 @@ class SupervisedModel:
             # Rows with an unseen label have no class to compare with: they were left out, and are wrong.
             known, labelled = targets[family].labelled().sum(), found[family].labelled().sum()
             if targets[family].kind == "classes" and known < labelled:
-                metrics[family] *= known / labelled if known else 0.0
+                metrics[family] = metrics[family] * known / labelled if known else 0.0
         return metrics
 
     @torch.no_grad()
@@ -277,7 +289,9 @@ class SupervisedModel:
             chosen(probabilities, k, threshold)
             for probabilities in self._scorer.probabilities(*self.features.bags(text.documents), family)
         )
-        return label_scores(target_columns(text, [family])[family], self._families[family], guesses)
+        found = target_columns(text, [family])[family]
+        tell_unseen(path, family, found, self._families[family])
+        return label_scores(found, self._families[family], guesses)
 
     # --- vectors ----------------------------------------------------------------------------------------
 

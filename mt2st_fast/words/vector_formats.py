@@ -15,15 +15,18 @@ formats and is left out. Readers return (words, vectors, counts or None).
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading
+from mt2st_fast.files import is_packed, reading
 
 Table = tuple[list[str], np.ndarray, np.ndarray | None]
 Writer = Callable[[BinaryIO, Sequence[str], np.ndarray, np.ndarray | None], int]
@@ -32,11 +35,17 @@ Rows = TypeVar("Rows", list[int], range)
 
 _BLOCK_BYTES = 1 << 20
 _LONGEST_WORD_BYTES = 1 << 16
+_BLANKS = re.compile("[ \t]+")
 
 
 def fits_word2vec(word: str) -> bool:
-    """Whether a word can stand in the word2vec formats: not empty, no white space, encodable as UTF-8."""
-    return bool(word) and word.split() == [word] and not any("\ud800" <= sign <= "\udfff" for sign in word)
+    """Whether a word can stand in the word2vec formats: not empty, no white space nor NUL, encodable as UTF-8."""
+    return (
+        bool(word)
+        and word.split() == [word]
+        and "\0" not in word
+        and not any("\ud800" <= sign <= "\udfff" for sign in word)
+    )
 
 
 def write_text(
@@ -111,25 +120,21 @@ def _blocks(rows: Rows, D: int) -> Iterator[Rows]:
 
 def read_text(path: Path) -> Table:
     """word2vec text, or GloVe text where the first line is no `T D`."""
-    with reading(path) as file:
-        first = file.readline()
-        sizes = _sizes(first)
-        if sizes is None:
-            T, D, lines = None, len(first.split()) - 1, [first]
-        else:
-            (T, D), lines = sizes, []
-        if not first:
-            raise InputError(f"{path}: the file is empty")
-        if D < 1:
-            raise InputError(
-                f"{path}:1: is neither `WORDS NUMBERS` nor a word and its numbers; give a file of vectors"
-            )
-        table = _GrowingTable(path, T, D)
-        number = 1 if lines else 2
-        while lines := lines + file.readlines(_BLOCK_BYTES):
-            _read_lines(path, number, lines, D, table)
-            number += len(lines)
-            lines = []
+    blocks = open_lines(path, joined=False).blocks()
+    number, lines = next(blocks)
+    sizes = _sizes(lines[0])
+    T, D = (None, len(_BLANKS.split(lines[0].strip(" \t"))) - 1) if sizes is None else sizes
+    if D < 1:
+        raise InputError(
+            f"{path}:1: is neither `WORDS NUMBERS` nor a word and its numbers; give a file of vectors"
+        )
+    table = _GrowingTable(path, T, D)
+    if sizes is not None:
+        number, lines = 2, lines[1:]
+    elif len(lines) > 1:
+        _check_second(path, lines[1], D)
+    for first, some in chain([(number, lines)], blocks):
+        _read_lines(path, first, some, D, table)
     return table.words, table.finished(), None
 
 
@@ -164,43 +169,45 @@ class _GrowingTable:
         return self._rows_td
 
 
-def _read_lines(path: Path, number: int, lines: list[bytes], D: int, table: _GrowingTable) -> None:
+def _read_lines(path: Path, number: int, lines: list[str], D: int, table: _GrowingTable) -> None:
     """Add the words of some lines, the first of which is line `number`."""
-    stripped = [line.rstrip() for line in lines]
-    split = [line.partition(b" ") for line in stripped]
+    stripped = [line.rstrip(" \t") for line in lines]
+    split = [line.partition(" ") for line in stripped]
     rows = _parse_all([numbers for _, _, numbers in split], D)
     if rows is not None:
-        words = [word for word, _, _ in split]
-        table.add([_decoded(path, number + i, word) for i, word in enumerate(words)], rows, number)
+        table.add([word for word, _, _ in split], rows, number)
     else:  # somewhere a word holds spaces, a line is empty, or something is wrong
         for i, line in enumerate(stripped, start=number):
             if line:
                 word, row = _parse_line(path, i, line, D)
-                table.add([_decoded(path, i, word)], row, i)
+                table.add([word], row, i)
 
 
-def _parse_all(numbers: list[bytes], D: int) -> np.ndarray | None:
+def _parse_all(numbers: list[str], D: int) -> np.ndarray | None:
     """(n, D) of n lines of numbers; None where not every line is D finite numbers with single spaces."""
-    if any(line.count(b" ") != D - 1 for line in numbers):
+    if any(line.count(" ") != D - 1 for line in numbers):
         return None
     try:
         with warnings.catch_warnings():  # numpy warns where it stops at something that is no number
             warnings.simplefilter("error")
             # Each line holds at most D numbers, so the size shows whether each holds just D.
-            rows = np.fromstring(b" ".join(numbers).decode("ascii"), dtype=np.float32, sep=" ")
+            rows = np.fromstring(" ".join(numbers), dtype=np.float32, sep=" ")
     except (ValueError, DeprecationWarning, RuntimeWarning):
         return None
     return rows.reshape(-1, D) if rows.size == D * len(numbers) and np.isfinite(rows).all() else None
 
 
-def _parse_line(path: Path, number: int, line: bytes, D: int) -> tuple[bytes, np.ndarray]:
-    word, *fields = (b"", *line.split()) if line.startswith(b" ") else line.rsplit(None, D)
-    if len(fields) != D:
+def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.ndarray]:
+    # A word may hold blanks, and white space that is none of ASCII: what stands before the last D numbers.
+    fields = _BLANKS.split(line)
+    if len(fields) <= D:
         raise InputError(
-            f"{path}:{number}: has {len(fields)} numbers, not {D}; the file is damaged, or no word vectors"
+            f"{path}:{number}: has {len(fields) - 1} numbers, not {D}; the file is damaged, or no word vectors"
         )
+    fields = fields[-D:]
+    word = re.split(rf"(?:[ \t]+[^ \t]+){{{D}}}$", line, maxsplit=1)[0]
     try:
-        row = np.array([float(field) for field in fields], dtype=np.float64)
+        row = np.array([_number(field) for field in fields], dtype=np.float64)
     except ValueError:
         raise InputError(
             f"{path}:{number}: is not a word and {D} numbers; the file is damaged, or no word vectors"
@@ -210,17 +217,27 @@ def _parse_line(path: Path, number: int, line: bytes, D: int) -> tuple[bytes, np
     return word, row.astype(np.float32)
 
 
-def _decoded(path: Path, number: int, word: bytes) -> str:
+def _number(field: str) -> float:
+    """As C reads it: `float` takes 1_000 and digits of other scripts, too. Raises ValueError."""
+    if not field.isascii() or "_" in field:
+        raise ValueError(field)
+    return float(field)
+
+
+def _check_second(path: Path, line: str, D: int) -> None:
+    """Raises InputError where the first line says D by having too few numbers: more of them would be part of words."""
+    fields = _BLANKS.split(line.strip(" \t"))
     try:
-        return word.decode()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}:{number}: the word is not UTF-8; convert the file to UTF-8") from None
+        _number(fields[-D - 1] if len(fields) > D + 1 else "none")
+    except ValueError:
+        return
+    raise InputError(f"{path}:1: has {D} numbers where line 2 has more; the file is damaged, copy it again")
 
 
 def read_binary(path: Path) -> Table:
     """word2vec binary, with a line feed after each vector (word2vec) or without (gensim)."""
     with reading(path) as file:
-        sizes = _sizes(file.readline(100))
+        sizes = _sizes(file.readline(100).decode("latin-1"))
         if sizes is None:
             raise InputError(
                 f"{path}: does not begin with `WORDS NUMBERS`; is it word2vec binary? Name text files .txt"
@@ -276,10 +293,15 @@ def read_safetensors(path: Path) -> Table:
     return words, vectors_td, counts
 
 
-def _sizes(line: bytes) -> tuple[int, int] | None:
+def _sizes(line: str) -> tuple[int, int] | None:
     """(T, D) of a first line `T D`, None for another."""
     fields = line.split()
-    if len(fields) == 2 and all(field.isdigit() and len(field) < 16 for field in fields) and int(fields[1]):
+    if (
+        line.isascii()
+        and len(fields) == 2
+        and all(field.isdigit() and len(field) < 16 for field in fields)
+        and int(fields[1])
+    ):
         return int(fields[0]), int(fields[1])
     return None
 
@@ -287,7 +309,7 @@ def _sizes(line: bytes) -> tuple[int, int] | None:
 def _empty_table(path: Path, T: int, D: int) -> np.ndarray:
     """An uninitialized (T, D) float32. Raises InputError where so much cannot be had."""
     # A damaged first line must not claim the machine: a word takes two bytes for each number, or more.
-    if path.suffix != ".gz" and T > 1024 and path.stat().st_size < T * D * 2:
+    if T > 1024 and not is_packed(path) and path.stat().st_size < T * D * 2:
         raise InputError(
             f"{path}: is too short for the {T} words of {D} numbers that its first line promises; copy it again"
         )

@@ -88,8 +88,9 @@ class WordVectors:
         .gz. Raises InputError, which names the place, for a file that is missing, damaged or in no known format.
         """
         path = Path(path)
-        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        if suffix not in vector_formats.READERS or (path.suffix == ".gz" and suffix == ".safetensors"):
+        packed = path.suffix.lower() == ".gz"
+        suffix = (path.with_suffix("") if packed else path).suffix.lower()
+        if suffix not in vector_formats.READERS or (packed and suffix == ".safetensors"):
             raise InputError(
                 f"{path}: vectors are read from .txt, .vec and .bin (also with .gz) and .safetensors; rename the file"
             )

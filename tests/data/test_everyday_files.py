@@ -82,7 +82,9 @@ def test_comments_before_sentences_are_no_words(tmp_path):
     splits = open_data(f"columns:{path}")
     assert splits.train.targets["col3"].class_names == ("B", "I", "O")
     assert "#" in splits.vocabulary.words
-    assert splits.notes == ("train.conll: 30 lines of comments (# id and the like) were left out",)
+    assert splits.notes == (
+        "train.conll: 30 lines of comments (# id and the like) were left out, the first is line 1",
+    )
 
 
 WORDS = "".join(

@@ -63,10 +63,26 @@ def test_a_sentence_longer_than_many_blocks_stays_one(tmp_path: Path, small_bloc
     assert sentences_of(TokenStream.open(tmp_path / "t")) == [words, words]
 
 
-def test_nul_is_white_space_and_a_mark_only_at_the_start_is_dropped(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_bytes("\ufeffa\0b \ufeffc\n\0\n".encode())
-    prepare([tmp_path / "x.txt"], tmp_path / "t", min_count=1)
-    assert sentences_of(TokenStream.open(tmp_path / "t")) == [["a", "b", "\ufeffc"]]
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", [4, 10, 1 << 20])
+def test_lines_are_those_of_every_reader(
+    packed: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preparation, "BLOCK_BYTES", size)
+    content = "\ufeffa\0b \ufeffc\n\0\n\ufeffd e\rf\r\n\ufeff\ufeffg\r\r\nh\n".encode()
+    path = tmp_path / "x.txt"  # packed or not, its name says nothing
+    path.write_bytes(gzip.compress(content) if packed else content)
+    for processes in (1, 2):
+        caplog.clear()
+        prepare([path], tmp_path / "t", min_count=1, processes=processes)
+        found = [["a", "b", "\ufeffc"], ["d", "e"], ["f"], ["g"], ["h"]]
+        assert sentences_of(TokenStream.open(tmp_path / "t")) == found
+        assert [record.getMessage().removeprefix(f"{path}: ") for record in caplog.records] == [
+            "NUL characters read as blanks: 2, the first on line 1",
+            "lines that end in a return alone, where others end in a line feed: 1, the first is line 3",
+            "byte order marks kept within lines: 1, the first on line 1; were files joined without a "
+            "line feed between them?",
+        ]
 
 
 @pytest.mark.parametrize(

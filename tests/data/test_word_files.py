@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from mt2st_fast import Word2Vec
-from mt2st_fast.data import word_files
-from mt2st_fast.data.labelled_text import read_labelled_text, target_columns
+from mt2st_fast.data.labelled_text import documents_of, read_labelled_text, target_columns
+from mt2st_fast.data.text import word_files
+from mt2st_fast.data.text.decoding import decode
+from mt2st_fast.data.text.word_files import read_lines, read_words
 from mt2st_fast.data.tokens import Tokens
-from mt2st_fast.data.word_files import read_lines, read_words
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import END
 from mt2st_fast.kernels.text import words as kernel_words
@@ -45,9 +46,9 @@ def cut(request, monkeypatch) -> None:
 
 
 def lines_of(content: bytes) -> list[list[str]]:
-    """The words of a labelled file's lines."""
-    text = content.decode("utf-8").removeprefix("\ufeff").replace("\0", " ")
-    return [line.split() for line in text.split("\n")]
+    """The words of a text's lines."""
+    lines = decode(content).split("\n")
+    return [line.split() for line in (lines[:-1] if content[-1:] in (b"\n", b"\r") else lines)]
 
 
 def words_of(tokens: Tokens) -> list[list[str]]:
@@ -110,12 +111,11 @@ def test_labelled_text_is_what_stands_in_the_file(name, packed, cut, tmp_path):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_lines_are_those_of_a_file_opened_as_text(name, cut, tmp_path):
-    (tmp_path / "x.txt").write_bytes(TEXTS[name].encode())
-    with (tmp_path / "x.txt").open(encoding="utf-8") as file:
-        expected = Tokens.of(line.split() for line in file)
-    with (tmp_path / "x.txt").open("rb") as file:
-        found = read_lines(file)
+def test_lines_are_units(name, cut, tmp_path):
+    content = TEXTS[name].encode()
+    (tmp_path / "x.txt").write_bytes(content)
+    expected = Tokens.of(lines_of(content))
+    found = read_lines(tmp_path / "x.txt")
     assert found.vocabulary.words == expected.vocabulary.words
     assert found.vocabulary.counts.tolist() == expected.vocabulary.counts.tolist()
     for one, other in ((found.ids, expected.ids), (found.bounds, expected.bounds)):
@@ -138,15 +138,26 @@ def test_long_random_text(seed, cut, tmp_path):
         "longer-than-eight",
         "longer-than-nine",
     ]
-    gaps = [" ", "  ", "\n", "\r\n", "\r", "\t", "\u3000", "\u2009", "\x1c", "\0"]
+    gaps = [
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\r",
+        "\r\r\n",
+        "\n\ufeff",
+        "\r\ufeff\ufeff",
+        "\t",
+        "\u3000",
+        "\u2009",
+        "\x1c",
+        "\0",
+    ]
     content = "".join(chance.choice(words) + chance.choice(gaps) for _ in range(2000)).encode()
     (tmp_path / "x.txt").write_bytes(content)
     check_labelled(tmp_path / "x.txt", content)
-    with (tmp_path / "x.txt").open(encoding="utf-8") as file:
-        expected = Tokens.of(line.split() for line in file)
-    with (tmp_path / "x.txt").open("rb") as file:
-        found = read_lines(file)
-    assert words_of(found) == words_of(expected)
+    found = read_lines(tmp_path / "x.txt")
+    assert words_of(found) == lines_of(content)
     check_vocabulary(found)
 
 
@@ -162,11 +173,11 @@ def test_the_same_label_twice_on_a_line_is_one_class(tmp_path):
         (b"", "x.txt: the file is empty"),
         (
             b"__label__a fine\n" * 300 + b"not \xff utf\n",
-            "x.txt:301: is not UTF-8; convert the file to UTF-8",
+            "x.txt:301: is not UTF-8; convert the text to UTF-8",
         ),
-        (b"\xef\xbb\xbf__label__a\n\xef\xbb\n", "x.txt:2: is not UTF-8; convert the file to UTF-8"),
-        (b"__label__a cut off \xe2\x82", "x.txt:1: is not UTF-8; convert the file to UTF-8"),
-        (b"a \xed\xa0\x80 surrogate", "x.txt:1: is not UTF-8; convert the file to UTF-8"),
+        (b"\xef\xbb\xbf__label__a\n\xef\xbb\n", "x.txt:2: is not UTF-8; convert the text to UTF-8"),
+        (b"__label__a cut off \xe2\x82", "x.txt:1: is not UTF-8; convert the text to UTF-8"),
+        (b"a \xed\xa0\x80 surrogate", "x.txt:1: is not UTF-8; convert the text to UTF-8"),
     ],
 )
 def test_a_labelled_file_that_cannot_be_read_is_one_line(content, message, cut, tmp_path):
@@ -181,8 +192,6 @@ def test_a_word_of_a_million_bytes_is_no_text(tmp_path, monkeypatch):
     (tmp_path / "x.txt").write_bytes(b"__label__a " + b"x" * 3_000_000)
     with pytest.raises(InputError, match="has a word of more than a million bytes"):
         read_words(tmp_path / "x.txt")
-    with (tmp_path / "x.txt").open("rb") as file:  # read as text before, and still is
-        assert read_lines(file).vocabulary.words == ["__label__a", "x" * 3_000_000]
 
 
 def test_files_that_are_missing_or_cut_off(tmp_path):
@@ -198,14 +207,19 @@ def test_files_that_are_missing_or_cut_off(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a b\n\xff", "is not UTF-8 text"),
+        (b"a b\n\xff", "x.txt:2: is not UTF-8"),
         (b"\n \n", "the text has no words"),
-        (b"", "the text has no words"),
+        (b"", "x.txt: the file is empty"),
     ],
 )
 def test_a_corpus_file_that_cannot_be_used_is_one_line(content, message, tmp_path):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         Word2Vec(corpus_file=tmp_path / "x.txt")
-    with pytest.raises(InputError, match=r"cannot read .*none: No such file"):
+    with pytest.raises(InputError, match="none: there is no such file"):
         Word2Vec(corpus_file=tmp_path / "none")
+
+
+def test_a_text_is_a_line_whatever_returns_it_has():
+    found = documents_of(["a\rb", "c\r", "\r\r", "\ufeffd"])
+    assert words_of(found) == [["a", "b"], ["c"], [], ["d"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def sentences_of(tokens: TokenStream) -> list[list[str]]:
 
 def expected(text: str, min_count: int) -> list[list[str]]:
     """The sentences by the plainest means."""
-    lines = [line.split() for line in text.split("\n")]
+    lines = [line.split() for line in re.split("\r*\n|\r", text)]
     counts = Counter(word for line in lines for word in line)
     kept = [[word for word in line if counts[word] >= min_count] for line in lines]
     return [line for line in kept if line]

@@ -171,10 +171,10 @@ def test_batches_go_on_where_they_stood(tmp_path, vocabulary):
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (similarity_batches, "king queen 5\nking queen\n", r"line 2: expected two words and a score"),
-        (similarity_batches, "king queen 50\n", r"line 1: score 50 is outside 0 to 10"),
+        (similarity_batches, "king queen 5\nking queen\n", r":2: expected two words and a score"),
+        (similarity_batches, "king queen 50\n", r":1: score 50 is outside 0 to 10"),
         (similarity_batches, "x y 5\n", "no pair has all of its words in the vocabulary"),
-        (analogy_batches, ": s\na b c\n", r"line 2: expected four words, found 'a b c'"),
+        (analogy_batches, ": s\na b c\n", r":2: expected four words, found 'a b c'"),
         (analogy_batches, "a b c d\n", "no analogy has all of its words"),
     ],
 )

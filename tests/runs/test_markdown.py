@@ -21,6 +21,11 @@ def test_no_cell_breaks_the_table():
     assert row == r"| a\|b | one two |"
 
 
+def test_a_backslash_before_a_bar_does_not_free_it():
+    (*_, row) = markdown_table(("task",), [("a\\|b",)])
+    assert row == r"| a\\\|b |"
+
+
 def test_a_row_of_another_width_is_refused():
     with pytest.raises(ValueError, match="1 cells in a table of 2 columns"):
         markdown_table(("task", "why"), [("a",)])

@@ -52,5 +52,5 @@ def test_a_run_and_a_comparison_leave_a_page(treebank: str, tmp_path: Path) -> N
     assert f"on test {report['main']['test']:.4f}" in of_run
     for words in ("one kernel call", "NOUN", "precision", "What was read", "xpos"):
         assert words in of_run, words
-    for words in ("stl", "switch", "seconds to target"):
+    for words in ("stl", "switch", "seconds to target", "What was read", "tiny.conllu"):
         assert words in of_both, words

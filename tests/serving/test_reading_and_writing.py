@@ -54,12 +54,22 @@ def test_text_is_cut_as_training_data_was():
 
 
 def test_what_cannot_be_read_is_named_by_its_line():
-    with pytest.raises(InputError, match=r"in:3: is not UTF-8 \(byte 2\); convert"):
+    with pytest.raises(InputError, match="in:3: is not UTF-8; convert"):
         units_of("gut\ngut\nnö".encode("latin-1"))
     with pytest.raises(InputError, match=r"in:4: a CoNLL-U line has 10 columns .* this one has 9"):
         units_of(CONLLU.replace("2-3\t", "", 1).encode())
     with pytest.raises(InputError, match="an input is auto, conllu or text, not 'json'"):
         units_of(b"a", kind="json")
+
+
+def test_sentences_without_a_blank_line_between_are_told_apart():
+    first, second = (part + "\n" for part in CONLLU.rstrip("\n").split("\n\n"))
+    joined = first + "# text = x\n" + second + "1-2\tz\t_\t_\t_\t_\t_\t_\t_\t_\n" + second
+    units = units_of(joined.encode())
+    assert [unit.words for unit in units] == [["die", "Katze", "schläft"], ["word3"], ["word3"]]
+    assert [unit.lines[at].split("\t")[1] for unit in units[1:] for at in unit.words_at] == ["word3", "word3"]
+    assert [unit.lines[0][:8] for unit in units] == ["# sent_i", "# text =", "1-2\tz\t_\t"]
+    assert [line for unit in units for line in unit.lines] == joined.rstrip("\n").split("\n")
 
 
 def test_blocks_are_bounded(monkeypatch):

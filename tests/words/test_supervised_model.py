@@ -226,6 +226,23 @@ def test_scores_of_each_label(tmp_path):
         model.test_label(test)
 
 
+def test_labels_that_training_never_saw_are_told_and_wrong(tmp_path, caplog):
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_text("__label__0 x\n__label__1 y\n" * 30)
+    model = train_supervised(train, dim=8, epoch=20, batch_size=16)
+    assert model.test(train) == {"label": 1}
+    assert not caplog.messages
+    test.write_text("__label__0.0 x\n__label__1.0 y\n__label__1.0 y\n__label__new y\n")
+    line = (
+        f"{test}: label: classes that training never saw, and so nothing can learn, in 4 rows: 0.0, 1.0, new; training "
+        "has '0', not '0.0': write them alike in every file"
+    )
+    assert model.test(test) == {"label": 0}
+    assert caplog.messages == [line]
+    model.test_label(test)
+    assert caplog.messages == [line, line]
+
+
 def test_scores_where_documents_have_several_labels(model, train):
     found = model.test_label(train, family="has")
     assert set(found) == {"goal", "match", "soup", "bread", "film"}

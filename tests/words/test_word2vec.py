@@ -83,7 +83,7 @@ def test_callbacks_hear_of_epochs():
         ({"sentences": [["once"]]}, "smaller min_count"),
         ({"sentences": "a string"}, "not one string"),
         ({"sentences": ["a string"]}, "split it"),
-        ({"corpus_file": "no-such-file.txt"}, "cannot read no-such-file.txt"),
+        ({"corpus_file": "no-such-file.txt"}, "no-such-file.txt: there is no such file"),
         ({"sentences": [["a"]], "corpus_file": "x"}, "either sentences or"),
         ({"window": 0}, "window must be a whole number of at least 1, not 0"),
         ({"negative": 0}, "negative must be a whole number"),

@@ -14,7 +14,6 @@ from ...machine.simd import prefetch
 from ...machine.team import Kernel, in_parallel
 from ..layout import (
     BEGIN,
-    BLANK,
     CODE,
     COUNT,
     END,
@@ -27,6 +26,7 @@ from ..layout import (
     N_NUMBERS,
     N_WORDS,
     NOT_UTF8,
+    RETURN,
     WHERE,
 )
 from .characters import (
@@ -45,6 +45,7 @@ FIRST_SLOTS = 4096
 SLOT_BYTES, NUMBER_BYTES, ROW_BYTES = 4, 8, 8 * N_COLUMNS
 SLOTS_AHEAD, ROWS_AHEAD = 16, 8  # words whose slot, and then whose row, is asked for before it is needed
 LINE_FEED_BYTE = ord("\n")
+MARK = (0xEF, 0xBB, 0xBF)  # U+FEFF
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -99,7 +100,28 @@ def _begin_of_piece(text, n, kinds, at):
 
 
 @helper
-def _scan_piece(piece, text, n, piece_bytes, kinds, scratch):
+def _behind_returns(text, i, n, kinds):
+    """The place behind the returns at i, at most n, where a blank stands."""
+    while i < n and kinds[text[i]] == RETURN:
+        i += 1
+    return i
+
+
+@helper
+def _is_mark_of_line(text, i, kinds, begins_line):
+    """Whether a byte order mark is at i, and nothing else between it and the start of its line."""
+    if text[i + 1] != MARK[1] or text[i + 2] != MARK[2]:
+        return False
+    while i >= 3 and text[i - 3] == MARK[0] and text[i - 2] == MARK[1] and text[i - 1] == MARK[2]:
+        i -= 3
+    if i == 0:
+        return begins_line
+    byte = text[i - 1]
+    return byte < FIRST_OF_MANY and (kinds[byte] == LINE_FEED or kinds[byte] == RETURN)
+
+
+@helper
+def _scan_piece(piece, text, n, begins_line, piece_bytes, kinds, scratch):
     """Number the words of one piece; its tally says what it has, or where it is not UTF-8."""
     begin = _begin_of_piece(text, n, kinds, min(n, piece * piece_bytes))
     end = _begin_of_piece(text, n, kinds, min(n, (piece + 1) * piece_bytes))
@@ -120,9 +142,20 @@ def _scan_piece(piece, text, n, piece_bytes, kinds, scratch):
             if size < 0:
                 i -= size
                 continue
+            if byte == MARK[0] and _is_mark_of_line(text, i, kinds, begins_line):
+                i += len(MARK)
+                continue
+        elif kinds[byte] == RETURN:
+            after = _behind_returns(text, i, n, kinds)
+            # Returns that a line feed follows leave the end of the line to it.
+            if text[after] != LINE_FEED_BYTE:
+                for _ in range(min(after, end) - i):
+                    numbers[n_numbers] = END
+                    n_numbers += 1
+            i = after
+            continue
         elif kinds[byte] != IN_WORD:
-            # A return that a line feed follows leaves the end of the line to it.
-            if kinds[byte] == LINE_FEED or (kinds[byte] != BLANK and text[i + 1] != LINE_FEED_BYTE):
+            if kinds[byte] == LINE_FEED:
                 numbers[n_numbers] = END
                 n_numbers += 1
             i += 1
@@ -155,9 +188,9 @@ def _scan_piece(piece, text, n, piece_bytes, kinds, scratch):
     tallies[piece, N_WORDS], tallies[piece, N_LETTERS] = n_words, n_letters
 
 
-def _scan(team, text, n, piece_bytes, kinds, scratch):
+def _scan(team, text, n, begins_line, piece_bytes, kinds, scratch):
     """Fill the scratch memory with the words of text[:n]."""
-    in_parallel(team, len(scratch.tallies), _scan_piece, (text, n, piece_bytes, kinds, scratch))
+    in_parallel(team, len(scratch.tallies), _scan_piece, (text, n, begins_line, piece_bytes, kinds, scratch))
 
 
 # --- take in ---------------------------------------------------------------------------------------------

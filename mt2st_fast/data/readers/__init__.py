@@ -9,8 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from mt2st_fast.data.corpus import Splits, check_main, hide_labels
+from mt2st_fast.data.readers.files import parts_by_name
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, make_request
+from mt2st_fast.data.record import unseen_classes
 from mt2st_fast.errors import InputError
 
 
@@ -64,17 +68,56 @@ def open_data(
     if kind != "csv" and (text_column or delimiter):
         raise InputError(f"{spec}: --text-column and --delimiter are for csv:PATH; leave them out")
     _check_kinds(spec, reader, request)
-    splits = reader.read(request)
-    if splits.main is None:
+    splits = _with_parts_told(reader.read(request))
+    main_task = splits.main
+    if main_task is None:
         return splits
-    check_main(splits.train, splits.main)
+    check_main(splits.train, main_task)
     fraction = reader.label_fraction if label_fraction is None else label_fraction
-    train = hide_labels(splits.train, splits.main, fraction, seed)
+    train = hide_labels(splits.train, main_task, fraction, seed)
     notes = splits.notes
     if fraction < 1:
         unit = "units" if train.groups is None else "files"
-        notes += (f"{fraction:g} of the training {unit} keep their labels of {splits.main!r}",)
-    return replace(splits, train=train, notes=notes)
+        notes += (f"{fraction:g} of the training {unit} keep their labels of {main_task!r}",)
+    splits = replace(splits, train=train)
+    told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
+    notes += (*told, *(unseen.line() for unseen in unseen_classes(splits)))
+    return replace(splits, notes=notes)
+
+
+def _with_parts_told(splits: Splits) -> Splits:
+    """With a word on parts that no file has, and on a file that is split though its name says what it is."""
+    record = splits.record
+    parts = {part for file in record.files for part in file.part.split(", ")}
+    missing = [part for part in ("dev", "test") if part not in parts]
+    if not parts or not missing:
+        return splits
+    told = {" and ".join(missing): "a tenth of the training text each, the same in every run"}
+    notes = tuple(
+        f"{name} is {by_name[0]} by its name, and is split into train, dev and test as it is the only file"
+        for name in (Path(file.path).name for file in record.files)
+        if (by_name := parts_by_name(name)) and "train" not in by_name and len(missing) == 2
+    )
+    record = replace(record, understood={**record.understood, **told})
+    return replace(splits, notes=(*splits.notes, *notes), record=record)
+
+
+def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
+    """A line on a test set without labels of the main task, on which nothing can be measured."""
+    if splits.test.column(main).labelled().any():
+        return ()
+    return (f"{main}: no test row has a label of the main task, so nothing is measured on them",)
+
+
+def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
+    column = splits.train.column(main)
+    seen = np.unique(column.values[column.labelled()])
+    if column.kind != "classes" or len(seen) != 1:
+        return ()
+    return (
+        f"{main}: every training label is {column.class_names[seen[0]]!r}, so there is nothing to learn; "
+        "give rows of other classes or choose another main task",
+    )
 
 
 def _parse_spec(spec: str) -> tuple[str, Path]:

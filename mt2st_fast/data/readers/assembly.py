@@ -6,11 +6,13 @@ from itertools import chain
 
 import numpy as np
 
-from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
+from mt2st_fast.data.corpus import MISSING, NOTHING_RECORDED, Corpus, ReadRecord, Splits, TargetColumn
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import listed, one_number_each
 
+_MOST_ALIKE_NAMED = 5
 _SPLIT_SEED = 0  # not the run's seed: the test set must be the same for every run
 
 
@@ -62,11 +64,13 @@ def assemble(
     main: str | None,
     auxiliary: Sequence[str],
     notes: Sequence[str] = (),
+    record: ReadRecord = NOTHING_RECORDED,
 ) -> Splits:
     """Build the Splits of the sections' tasks.
 
     The classes of a task are those of all splits: one that training text lacks can never be predicted, and
-    counts as wrong where the test text has it, as it should.
+    counts as wrong where the test text has it, as it should. Classes that are whole numbers are one class
+    whether they are written 1 or 1.0, and a note says so.
     """
     words = {part: chain.from_iterable(section.units) for part, section in sections.items()}
     vocabulary = Vocabulary.build(*(words[part] for part in ("train", "dev", "test")))
@@ -75,6 +79,11 @@ def assemble(
         part: {task: [cell for unit in units for cell in unit] for task, units in section.cells.items()}
         for part, section in sections.items()
     }
+    alike_notes = [
+        note
+        for task, kind in kinds.items()
+        if (note := _read_alike(kind, task, [cells[p][task] for p in cells]))
+    ]
     names = {
         task: class_names(kind, task, [cells[part][task] for part in cells]) for task, kind in kinds.items()
     }
@@ -88,7 +97,38 @@ def assemble(
         for part, section in sections.items()
     }
     return Splits(
-        **corpora, vocabulary=vocabulary, name=name, main=main, auxiliary=tuple(auxiliary), notes=tuple(notes)
+        **corpora,
+        vocabulary=vocabulary,
+        name=name,
+        main=main,
+        auxiliary=tuple(auxiliary),
+        notes=(*notes, *alike_notes),
+        record=record,
+    )
+
+
+def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
+    """Write 1.0 as 1 in the columns of cells where both stand for one class; a note of it, or ""."""
+    names = () if kind == "values" else class_names(kind, task, columns)
+    whole = one_number_each(names)
+    if not whole:
+        twins = [(name, name.partition(".")[0]) for name in names if name.endswith(".0")]
+        twice = [f"{one} and {other}" for one, other in twins if other in names]
+        fix = "are two classes each, as others are no whole numbers; write them alike if they are one"
+        return f"{task}: {listed(twice, _MOST_ALIKE_NAMED)} {fix}" if twice else ""
+    n_cells = 0
+    for cells in columns:
+        for i, cell in enumerate(cells):
+            if isinstance(cell, tuple):
+                written = tuple(whole.get(label, label) for label in cell)
+            else:
+                written = whole.get(cell, cell)
+            n_cells += written != cell
+            cells[i] = written
+    pairs = listed((f"{name} and {other}" for name, other in whole.items()), _MOST_ALIKE_NAMED)
+    return (
+        f"{task}: read as one class each, as they are the same whole numbers: {pairs} ({n_cells:,} cells have .0, as a "
+        "column with empty cells is often written)"
     )
 
 

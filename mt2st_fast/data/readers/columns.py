@@ -1,24 +1,30 @@
 """The reader `columns:PATH`: CoNLL columns, a word and its labels a line, a blank line after a sentence."""
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 
 _HEADER = "# columns:"
+_DOCUMENT = "-DOCSTART-"  # CoNLL-2003's mark between documents
 # What stands before a sentence and says something about it; a word may be a "#" itself.
-_COMMENT = re.compile(r"#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b")
+_SAYS = re.compile(r"#\s+[\w.:-]+\s*=(?!=)|#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b.*=")
+_COMMENT = re.compile(r"#(\s|$)|#[\w.:-]+\s*=")
+_BLANKS = re.compile("[ \t]+")
 _EXTENSIONS = (".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio", ".col", ".columns", ".data")
 
 
 def read(request: ReadRequest) -> Splits:
     """Tasks col1, col2, ... or as a first line `# columns: word pos chunk` names them; the word comes first.
 
-    A row is a token, a unit is a sentence. By default the last column is the main task, all others are
+    A row is a token, a unit is a sentence. Where the first word has a tab behind it, tabs alone part columns, and an
+    empty cell is a missing label; else blanks and tabs do. By default the last column is the main task, all others are
     auxiliary.
     """
     where = str(request.path)
@@ -33,12 +39,12 @@ def read(request: ReadRequest) -> Splits:
     tasks = [task.name for task in (main, *auxiliary)]
     sections = complete_splits({part: table.section(tasks) for part, table in tables.items()}, where)
     kinds = dict.fromkeys(tasks, "classes")
-    notes = [
-        f"{table.path.name}: {table.comments:,} lines of comments (# id and the like) were left out"
-        for table in tables.values()
-        if table.comments
-    ]
-    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes)
+    notes = [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
+    record = ReadRecord(
+        tuple(table.as_read(part) for part, table in tables.items()),
+        understood={"columns": f"word, {', '.join(existing)}"},
+    )
+    return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes, record)
 
 
 READER = Reader("columns", read, path="a file with a word and its labels a line, or a folder of such")
@@ -52,43 +58,86 @@ class _Table:
         self.tasks: list[str] = []
         self._sentences: list[list[list[str]]] = [[]]
         self._n_columns = 0
-        self.comments = 0
-        for number, line in numbered_lines(path):
+        self._comments: list[int] = []  # their lines
+        self._n_empty = self._n_marks = 0  # cells; lines
+        self._blank_within: list[int] = []  # lines of labels with a blank
+        text = open_lines(path, tell=False)
+        lines = list(text)
+        self._tabs = "\t" in _first_word_line(lines)
+        self._n_columns = len(self._cells(_first_word_line(lines)))
+        for number, line in lines:
             self._add(number, line)
         self._sentences = [sentence for sentence in self._sentences if sentence]
         if not self._sentences:
             raise InputError(f"{path}: the file has no words")
+        self.notes = [*self._said(), *text.notes]
+
+    def as_read(self, part: str) -> FileRead:
+        """What a report says of the file."""
+        left_out = {"comments": len(self._comments), "marks between documents": self._n_marks}
+        n_words = sum(map(len, self._sentences))
+        return FileRead(
+            str(self.path), part, len(self._sentences), n_words, {why: n for why, n in left_out.items() if n}
+        )
 
     def section(self, tasks: list[str]) -> Section:
         column_of = {task: 1 + self.tasks.index(task) for task in tasks}
         return Section(
             [[row[0] for row in sentence] for sentence in self._sentences],
             {
-                task: [[row[column] for row in sentence] for sentence in self._sentences]
+                task: [[row[column] or None for row in sentence] for sentence in self._sentences]
                 for task, column in column_of.items()
             },
         )
 
+    def _said(self) -> Iterator[str]:
+        if n := len(self._comments):
+            yield f"{n:,} lines of comments (# id and the like) were left out, the first is line {self._comments[0]}"
+        if self._n_empty:
+            yield f"{self._n_empty:,} cells are empty and so no label"
+        if n := len(self._blank_within):
+            yield (
+                f"labels with a blank in them, as tabs alone part columns here: on {n:,} lines, the first is line "
+                f"{self._blank_within[0]}"
+            )
+
+    def _cells(self, line: str) -> list[str]:
+        if self._tabs:
+            return [cell.strip(" ") for cell in line.split("\t")]
+        return _BLANKS.split(line.strip(" \t"))
+
     def _add(self, number: int, line: str) -> None:
-        row = line.split()
         if number == 1 and line.startswith(_HEADER):
             self._set_columns(line.removeprefix(_HEADER).split()[1:], number)
-        elif (
-            not self._sentences[-1] and _COMMENT.match(line) and ("=" in line or len(row) != self._n_columns)
-        ):
-            self.comments += 1
-        elif not row or row[0] == "-DOCSTART-":  # CoNLL-2003's mark between documents
+            return
+        row = self._cells(line)
+        if line.startswith("#") and self._is_comment(line, len(row)):
+            self._comments.append(number)
+        elif not line.strip() or line.split(None, 1)[0] == _DOCUMENT:
             self._sentences.append([])
+            self._n_marks += bool(line.strip())
         else:
             self._add_word(number, row)
 
+    def _is_comment(self, line: str, n_cells: int) -> bool:
+        """`# key = value` anywhere, and before a sentence what has not the columns of a word."""
+        if n_cells == self._n_columns:
+            return bool(_SAYS.match(line))
+        return bool(_SAYS.match(line)) or (not self._sentences[-1] and bool(_COMMENT.match(line)))
+
     def _add_word(self, number: int, row: list[str]) -> None:
-        if not self._n_columns:
+        if not self.tasks:
             self._set_columns([f"col{i}" for i in range(1, len(row))], number)
         if len(row) != self._n_columns:
             raise InputError(
-                f"{self.path}:{number}: {len(row)} columns where the lines before have {self._n_columns}"
+                f"{self.path}:{number}: {len(row)} columns where the lines before have {self._n_columns}; "
+                f"{'tabs' if self._tabs else 'blanks'} part columns here"
             )
+        if not row[0]:
+            raise InputError(f"{self.path}:{number}: there is no word before the first tab; add it")
+        self._n_empty += row.count("")
+        if self._tabs and any(" " in label for label in row[1:]):
+            self._blank_within.append(number)
         self._sentences[-1].append(row)
 
     def _set_columns(self, tasks: list[str], number: int) -> None:
@@ -100,3 +149,9 @@ class _Table:
             raise InputError(f"{self.path}:{number}: a column is named twice in {', '.join(tasks)}")
         self.tasks = tasks
         self._n_columns = 1 + len(tasks)
+
+
+def _first_word_line(lines: Sequence[tuple[int, str]]) -> str:
+    """The first line that has a word, by its looks; where all begin with #, the first that is not blank."""
+    filled = [line for _, line in lines if line.strip() and not line.startswith(_DOCUMENT)]
+    return next((line for line in filled if line[0] != "#"), filled[0] if filled else "")

@@ -1,17 +1,21 @@
 """The reader `conllu:PATH`: Universal Dependencies treebanks (https://universaldependencies.org/format.html)."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_parts, numbered_lines
+from mt2st_fast.data.readers.files import find_parts
 from mt2st_fast.data.readers.request import Reader, ReadRequest, choose_tasks
+from mt2st_fast.data.text.lines import open_lines
 from mt2st_fast.errors import InputError
 
 _COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
 _FEATS_COLUMN = 5
 _DEFAULT_MAIN = "upos"
 _DEFAULT_AUXILIARY = ("xpos", "deprel", "feats.Number", "feats.VerbForm")
+FIRST_ID = "1"
 _EXTENSIONS = (".conllu", ".conll", ".txt")
 
 
@@ -23,10 +27,19 @@ def read(request: ReadRequest) -> Splits:
     are left out.
     """
     files = find_parts(request.path, _EXTENSIONS)
-    rows_of = {
-        part: [sentence for path in paths for sentence in _read_sentences(path)]
+    notes = [
+        f"{part} was read from {', '.join(path.name for path in paths)}"
         for part, paths in files.items()
-    }
+        if len(paths) > 1
+    ]
+    rows_of: dict[str, list[list[list[str]]]] = {part: [] for part in files}
+    read_files = []
+    for part, paths in files.items():
+        for path in paths:
+            sentences, left_out = _read_sentences(path, notes)
+            rows_of[part] += sentences
+            n_words = sum(map(len, sentences))
+            read_files.append(FileRead(str(path), part, len(sentences), n_words, left_out))
     existing = _existing_tasks(
         [row for sentences in rows_of.values() for sentence in sentences for row in sentence]
     )
@@ -41,45 +54,77 @@ def read(request: ReadRequest) -> Splits:
         "token",
         main.name,
         tasks[1:],
-        [
-            f"{part} was read from {', '.join(path.name for path in paths)}"
-            for part, paths in files.items()
-            if len(paths) > 1
-        ],
+        notes,
+        ReadRecord(tuple(read_files)),
     )
 
 
 READER = Reader("conllu", read, path="a treebank of Universal Dependencies, or a folder with its splits")
 
 
-def _read_sentences(path: Path) -> list[list[list[str]]]:
-    """The ten columns of each word of each sentence."""
+def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]], dict[str, int]]:
+    """The ten columns of each word of each sentence, and how many lines of which kind are no words; what is to be said
+    of the file is added to the notes."""
     sentences: list[list[list[str]]] = [[]]
-    for number, line in numbered_lines(path):
+    left_out: Counter[str] = Counter()
+    text = open_lines(path, tell=False)
+    joined, uncounted = [], []  # lines
+    for number, line in text:
         if not line.strip():
             sentences.append([])
-        elif not line.startswith("#") and (row := _parse_word(line, path, number)) is not None:
+        elif line.startswith("#"):
+            left_out["comments"] += 1
+        elif (row := _parse_word(line, path, number)) is not None:
+            if row[0] == FIRST_ID and sentences[-1]:
+                sentences.append([])
+                joined.append(number)
+            if int(row[0]) != len(sentences[-1]) + 1:
+                uncounted.append(number)
             sentences[-1].append(row)
+        else:
+            left_out["ranges of words and empty nodes"] += 1
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise InputError(f"{path}: the file has no sentences")
-    return sentences
+    notes += [f"{path.name}: {note}" for note in (*_misplaced(joined, uncounted), *text.notes)]
+    return sentences, dict(left_out)
+
+
+def _misplaced(joined: Sequence[int], uncounted: Sequence[int]) -> Iterator[str]:
+    """What is said of the lines of sentences that stand right behind another, and of words with another's id."""
+    if joined:
+        yield f"{len(joined):,} sentences have no blank line before them, the first begins on line {joined[0]}"
+    if uncounted:
+        yield (
+            f"the ids of {len(uncounted):,} words do not count up from 1, the first is on line {uncounted[0]}: is a "
+            "line missing?"
+        )
 
 
 def _parse_word(line: str, path: Path, number: int) -> list[str] | None:
     """The columns of a line, or None for a multiword range (1-2) or an empty node (1.1)."""
     row = line.split("\t")
+    if " " in line:  # at the ends of a cell they are no part of it
+        row = [cell.strip(" ") for cell in row]
     if len(row) != 10:
         raise InputError(
             f"{path}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has {len(row)}"
         )
-    if row[0].isdecimal():
-        return row
-    first, separator, second = row[0].replace(".", "-", 1).partition("-")
+    return row if is_word(row[0], str(path), number) else None
+
+
+def is_word(place: str, where: str, number: int) -> bool:
+    """Whether what stands first in a line is the id of a word, and not a multiword range (1-2) or an empty node (1.1).
+
+    Raises InputError for something else.
+    """
+    if place.isdecimal():
+        return True
+    first, separator, second = place.replace(".", "-", 1).partition("-")
     if separator and first.isdecimal() and second.isdecimal():
-        return None
+        return False
     raise InputError(
-        f"{path}:{number}: the word id {row[0]!r} is not a number (1), a range (1-2) or an empty node (1.1)"
+        f"{where}:{number}: the word id {place!r} is not a number (1), a range (1-2) or an empty node (1.1)"
     )
 
 

@@ -1,22 +1,21 @@
 """The reader `csv:PATH`: documents in a table with a header, one text column and columns of labels."""
 
-import csv
-import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest, TaskRequest, choose_tasks
+from mt2st_fast.data.readers.table import Columns, Table, aligned, is_number, make_table, text_column
+from mt2st_fast.data.readers.table_rows import header_line, read_rows, said_delimiter
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import in_any_case, listed
 
-_TEXT_COLUMNS = ("text", "sentence", "review", "content")
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
 _EXTENSIONS = (".csv", ".tsv", ".tab")
-MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's own bound is 131,072
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
@@ -24,31 +23,45 @@ def read(request: ReadRequest) -> Splits:
     """Every column but the text is a task, a row and a unit is a document.
 
     A task is of classes, or as asked for: `name:regression`, `name:multilabel` (labels with | or ; between).
-    An empty cell is a missing label. By default the first column after the text is the main task and the
-    others are auxiliary, but for those that look like ids, numbers or text (or have one class only).
+    An empty cell is a missing label. By default the first column behind the text that looks like classes is the
+    main task (one before the text where none does), and the others are auxiliary, but for those that look like
+    ids, numbers or text (or have one class only). Columns are found by their names, in any case and order.
     """
     where = str(request.path)
-    tables = {
+    found = {
         part: _read_table(path, request) for part, path in find_splits(request.path, _EXTENSIONS).items()
     }
-    train = tables["train"]
-    for table in tables.values():
-        if table.header != train.header:
-            raise InputError(
-                f"{table.path}: the columns differ from the training file's, {', '.join(train.header)}"
-            )
-    unfit = [task for task in train.tasks if not train.is_fit(task)]
-    default_auxiliary = [task for task in train.tasks if task not in unfit]
-    main, auxiliary = choose_tasks(request, train.tasks, train.default_main, default_auxiliary, where)
-    notes = (
-        [] if request.auxiliary is not None else _notes(train, [task for task in unfit if task != main.name])
-    )
-    notes += [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
+    train = found["train"]
+    tables = {part: aligned(table, train) for part, table in found.items()}
+    columns = Columns(tables, text_column(train, request.text_column))
+    request = _in_the_headers_case(request, columns)
+    default_auxiliary = [task for task in columns.names if task not in columns.unfit]
+    main, auxiliary = choose_tasks(request, columns.names, columns.default_main, default_auxiliary, where)
     requests = [main, *auxiliary]
-    sections = complete_splits({part: table.section(requests) for part, table in tables.items()}, where)
-    kinds = {task.name: task.kind for task in requests}
-    names = [task.name for task in auxiliary]
-    return assemble(f"csv:{where}", sections, kinds, "document", main.name, names, notes)
+    for table in tables.values():
+        _check_columns(table, columns.text, main.name)
+    sections = {
+        part: Section(
+            [tokenize_text(text) for text in table.column(columns.text)],
+            {task.name: [[cell] for cell in columns.cells(part, task)] for task in requests},
+        )
+        for part, table in tables.items()
+    }
+    if not any(sections["train"].units):
+        raise InputError(
+            f"{train.path}: no row has a word in the column {columns.text!r}; --text-column says which column has the "
+            "text"
+        )
+    return assemble(
+        f"csv:{where}",
+        complete_splits(sections, where),
+        {task.name: task.kind for task in requests},
+        "document",
+        main.name,
+        [task.name for task in auxiliary],
+        [*_notes_on_tasks(request, columns, requests), *_notes_on_files(tables, auxiliary)],
+        _record(tables, columns, requests),
+    )
 
 
 READER = Reader(
@@ -60,10 +73,96 @@ READER = Reader(
 )
 
 
-def _notes(train: "_Table", left_out: Sequence[str]) -> list[str]:
-    return [
-        f"column {task!r} is no auxiliary task: it has {train.n_classes(task)} classes" for task in left_out
-    ]
+def _in_the_headers_case(request: ReadRequest, columns: Columns) -> ReadRequest:
+    """The request with the columns' own names. Raises InputError for the text as a task."""
+
+    def named(task: TaskRequest) -> TaskRequest:
+        name = in_any_case(task.name, columns.names)
+        if name is None and in_any_case(task.name, [columns.text]):
+            raise InputError(
+                f"column {columns.text!r} has the text and is no task; --text-column says which column has the text"
+            )
+        return task if name is None else replace(task, name=name)
+
+    main = None if request.main is None else named(request.main)
+    auxiliary = None if request.auxiliary is None else tuple(map(named, request.auxiliary))
+    return replace(request, main=main, auxiliary=auxiliary)
+
+
+def _check_columns(table: Table, text: str, main: str) -> None:
+    for name, what in ((text, "the text"), (main, "the main task")):
+        if name not in table.header:
+            raise InputError(
+                f"{table.path}: the columns differ from the training file's: there is no {name!r}, which is {what}; "
+                "add it or take the file away"
+            )
+
+
+def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[TaskRequest]) -> list[str]:
+    """What the reader chose by itself, and cells that may be meant otherwise."""
+    notes, main = [], tasks[0].name
+    if empty := columns.read_as(columns.text, "").empty:
+        notes.append(
+            f"column {columns.text!r}: {empty:,} cells are empty, and so {empty:,} documents without words"
+        )
+    if request.main is None and main != columns.behind_text:
+        notes.append(
+            f"column {columns.behind_text!r} is not the main task, as it has "
+            f"{len(columns.values(columns.behind_text))} classes: {main!r} is (--label-column decides)"
+        )
+    if request.auxiliary is None:
+        notes += [
+            f"column {task!r} is no auxiliary task: it has {len(columns.values(task))} classes"
+            for task in columns.unfit
+            if task != main
+        ]
+    for task in tasks:
+        values = columns.values(task.name)
+        if (
+            task.kind == "classes"
+            and task.name in columns.unfit
+            and all(map(is_number, values))
+            and len(values) > 1
+        ):
+            notes.append(
+                f"column {task.name!r} has {len(values)} classes, all of them numbers: to learn the number itself say "
+                f"{task.name}:regression"
+            )
+        if task.kind == "values" and columns.has_decimal_commas(task.name):
+            notes.append(f"column {task.name!r}: commas are read as decimal points (1,5 is 1.5)")
+        nan = columns.read_as(task.name, "").nan
+        if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
+            notes.append(f"column {task.name!r}: nan in {nan:,} cells is no label")
+        elif nan:
+            notes.append(
+                f"column {task.name!r}: nan in {nan:,} cells is a class; empty the cells if there is no label"
+            )
+    return notes
+
+
+def _notes_on_files(tables: Mapping[str, Table], auxiliary: Sequence[TaskRequest]) -> list[str]:
+    notes = [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
+    for table in tables.values():
+        if missing := [task.name for task in auxiliary if task.name not in table.header]:
+            notes.append(f"{table.path.name}: has no column {listed(missing)}, and so no labels of it")
+    return notes
+
+
+def _record(tables: Mapping[str, Table], columns: Columns, tasks: Sequence[TaskRequest]) -> ReadRecord:
+    files = tuple(
+        FileRead(str(table.path), part, len(table.rows), len(table.rows), table.left_out)
+        for part, table in tables.items()
+    )
+    place = {task.name: "auxiliary task" for task in tasks} | {tasks[0].name: "main task"}
+    of_kind = {task.name: f"{place[task.name]}, {task.kind}" for task in tasks}
+    used = tuple(
+        columns.read_as(name, "text" if name == columns.text else of_kind.get(name, "left out"))
+        for name in (columns.text, *columns.names)
+    )
+    delimiters = dict.fromkeys(
+        _NAMES.get(table.delimiter, repr(table.delimiter)) for table in tables.values()
+    )
+    return ReadRecord(files, used, {"text column": columns.text, "between cells": " or ".join(delimiters)})
 
 
 def tokenize_text(text: str) -> list[str]:
@@ -71,101 +170,9 @@ def tokenize_text(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """The header and the rows of one file; `line_numbers` say where each row ends."""
-
-    path: Path
-    header: list[str]
-    rows: list[list[str]]
-    line_numbers: list[int]
-    text_column: int
-    notes: list[str]
-
-    @property
-    def tasks(self) -> list[str]:
-        return self.header[: self.text_column] + self.header[self.text_column + 1 :]
-
-    @property
-    def default_main(self) -> str:
-        after_text = self.header[self.text_column + 1 :]
-        return (after_text or self.header)[0]
-
-    def is_fit(self, task: str) -> bool:
-        """Whether the column looks like classes, and not like ids, numbers or text."""
-        return 2 <= self.n_classes(task) <= len(self.rows) / 2
-
-    def n_classes(self, task: str) -> int:
-        column = self.header.index(task)
-        return len({row[column] for row in self.rows} - {""})
-
-    def section(self, tasks: Sequence[TaskRequest]) -> Section:
-        units = [tokenize_text(row[self.text_column]) for row in self.rows]
-        return Section(units, {task.name: self._cells(task) for task in tasks})
-
-    def _cells(self, task: TaskRequest) -> list[list]:
-        column = self.header.index(task.name)
-        return [
-            [self._cell(row[column].strip(), task, number)]
-            for row, number in zip(self.rows, self.line_numbers, strict=True)
-        ]
-
-    def _cell(self, text: str, task: TaskRequest, number: int) -> str | float | tuple[str, ...] | None:
-        if not text:
-            return None
-        if task.kind == "labels":
-            return tuple(label.strip() for label in re.split(r"[|;]", text) if label.strip())
-        return self._number(text, task, number) if task.kind == "values" else text
-
-    def _number(self, text: str, task: TaskRequest, number: int) -> float | None:
-        if text.lower() == "nan":  # what pandas writes for none
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.inf
-        if not math.isfinite(value):
-            raise InputError(
-                f"{self.path}:{number}: {text!r} in column {task.name!r} is no number; regression needs one"
-            )
-        return value
-
-
-def _read_table(path: Path, request: ReadRequest) -> _Table:
+def _read_table(path: Path, request: ReadRequest) -> Table:
     delimiter = _delimiter(path) if request.delimiter is None else _checked(request.delimiter)
-    # In tables with tabs a quotation mark is a sign like any other.
-    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    csv.field_size_limit(MOST_CHARACTERS)
-    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
-    try:
-        header = [name.strip() for name in next(reader)]
-        rows, line_numbers = [], []
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InputError(
-                    f"{path}:{reader.line_num}: {len(row)} cells where the header has {len(header)}"
-                )
-            rows.append(row)
-            line_numbers.append(reader.line_num)
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: is not a readable row ({error})") from None
-    if not rows:
-        raise InputError(f"{path}: the file has a header and no rows")
-    named = [column for column, name in enumerate(header) if name]
-    notes = []
-    if len(named) < len(header):  # pandas' index, or what stands behind a last comma
-        unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
-        notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
-        header, rows = [header[c] for c in named], [[row[c] for c in named] for row in rows]
-    text_column = _text_column(header, path, request.text_column)
-    return _Table(path, header, rows, line_numbers, text_column, notes)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, which a quoted cell may hold."""
-    return (f"{line}\n" for _, line in numbered_lines(path))
+    return make_table(path, delimiter, read_rows(path, delimiter))
 
 
 def _checked(delimiter: str) -> str:
@@ -179,22 +186,5 @@ def _delimiter(path: Path) -> str:
     """By the extension, or what the header has most of; csv.Sniffer guesses wrong on short headers."""
     if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes}:
         return "\t"
-    _, header = next(numbered_lines(path))
-    return max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
-
-
-def _text_column(header: list[str], path: Path, wanted: str | None) -> int:
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}:1: a column is named twice in the header: {', '.join(header)}")
-    if wanted is not None and wanted not in header:
-        raise InputError(f"{path}:1: there is no column {wanted!r}; the columns are {', '.join(header)}")
-    lowered = [name.lower() for name in header]
-    for name in _TEXT_COLUMNS if wanted is None else (wanted.lower(),):
-        if name in lowered:
-            if len(header) == 1:
-                raise InputError(f"{path}:1: there is no column of labels beside {name!r}")
-            return lowered.index(name) if wanted is None else header.index(wanted)
-    raise InputError(
-        f"{path}:1: no column is named {', '.join(_TEXT_COLUMNS)}; say which of {', '.join(header)} has the text: "
-        "--text-column"
-    )
+    said = said_delimiter(path)
+    return said or max(",;\t|", key=re.sub(r'"[^"]*"', "", header_line(path)).count)

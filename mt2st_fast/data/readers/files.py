@@ -1,30 +1,17 @@
-"""Text files: reading them (.gz too) with errors a user can act on, and finding a folder's splits."""
+"""Which file of a folder is of which split."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading
+from mt2st_fast.spelling import listed
 
 # A split's word must begin a word of the file name: `latest.txt` is no test file.
 _SPLIT_PATTERNS = {
     part: re.compile(rf"(?<![a-z])(?:{words})", re.IGNORECASE)
     for part, words in {"train": "train", "dev": "dev|valid|val(?![a-z])", "test": "test"}.items()
 }
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 text file, compressed where it is named .gz.
-
-    Raises InputError for a missing, empty, unreadable or undecodable file.
-    """
-    number = 0
-    with reading(path) as file:
-        for number, line in enumerate(file, start=1):
-            yield number, _decode(line, path, number).rstrip("\r\n")
-    if not number:
-        raise InputError(f"{path}: the file is empty")
 
 
 def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
@@ -36,28 +23,23 @@ def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
     """
     if not path.is_dir():
         return {"train": path}
-    files = sorted(file for file in path.iterdir() if file.is_file() and _extension(file) in extensions)
+    files = [file for file in _files_in(path) if _extension(file) in extensions]
     if not files:
-        raise InputError(
-            f"{path}: no file in the folder ends in {', '.join(sorted(extensions))} (or that and .gz)"
-        )
+        raise _no_files(path, extensions)
     if len(files) == 1:
         return {"train": files[0]}
     splits = {}
     for file in files:
         _check_one_split(file)
-    for part, pattern in _SPLIT_PATTERNS.items():
-        matches = [file for file in files if pattern.search(file.name)]
+    for part in _SPLIT_PATTERNS:
+        matches = [file for file in files if part in parts_by_name(file.name)]
         if len(matches) > 1:
             names = ", ".join(file.name for file in matches)
             raise InputError(f"{path}: several files look like {part} ({names}); leave one, or name one file")
         if matches:
             splits[part] = matches[0]
     if "train" not in splits:
-        names = ", ".join(file.name for file in files[:5])
-        raise InputError(
-            f"{path}: no file has `train` in its name (found {names}); rename one, or name one file"
-        )
+        raise _no_training_file(path, files)
     return splits
 
 
@@ -65,24 +47,54 @@ def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
     """The files of each split, as `find_splits` finds them, of a treebank as it is released.
 
     The same text may lie there in files of several extensions, of which the first in the order counts; a split may
-    come in parts (train-a, train-b), which are read in the order of their names.
+    come in parts (train-a, train-b), which are read in the order of their names. Raises InputError as `find_splits`
+    does.
     """
     if not path.is_dir():
         return {"train": [path]}
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    for extension in extensions:
-        if found := [file for file in files if _extension(file) == extension]:
-            if len(found) == 1:
-                return {"train": found}
-            splits = {
-                part: [file for file in found if pattern.search(file.name)]
-                for part, pattern in _SPLIT_PATTERNS.items()
-            }
-            if splits["train"]:
-                _check_each_in_one(path, found, splits)
-                return {part: paths for part, paths in splits.items() if paths}
-            break
-    return {part: [file] for part, file in find_splits(path, extensions).items()}
+    files = _files_in(path)
+    found = next(
+        (same for e in extensions if (same := [file for file in files if _extension(file) == e])), []
+    )
+    if not found:
+        raise _no_files(path, extensions)
+    if len(found) == 1:
+        return {"train": found}
+    splits = {part: [file for file in found if part in parts_by_name(file.name)] for part in _SPLIT_PATTERNS}
+    if not splits["train"]:
+        raise _no_training_file(path, found)
+    _check_each_in_one(path, found, splits)
+    return {part: paths for part, paths in splits.items() if paths}
+
+
+def parts_by_name(name: str) -> list[str]:
+    """The splits (train, dev, test) that a file is of by its name."""
+    return [part for part, pattern in _SPLIT_PATTERNS.items() if pattern.search(name)]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Its files in order, but for hidden ones, such as what some systems leave beside each file."""
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+
+
+def _no_files(folder: Path, extensions: Collection[str]) -> InputError:
+    inside = sorted(
+        below.name
+        for below in folder.iterdir()
+        if below.is_dir() and any(_extension(file) in extensions for file in _files_in(below))
+    )
+    fix = f"; there are such files in its folders {listed(inside, 3)}: give one of these" if inside else ""
+    return InputError(
+        f"{folder}: no file in the folder ends in {', '.join(sorted(extensions))} (or that and .gz){fix}"
+    )
+
+
+def _no_training_file(folder: Path, files: Sequence[Path]) -> InputError:
+    names = listed((file.name for file in files), 5)
+    return InputError(
+        f"{folder}: no file has `train` in its name (found {names}); add or rename one, or give one file alone, as in "
+        f"{folder / files[0].name}, which is then split into train, dev and test"
+    )
 
 
 def _check_each_in_one(folder: Path, files: Sequence[Path], splits: Mapping[str, Sequence[Path]]) -> None:
@@ -96,18 +108,9 @@ def _check_each_in_one(folder: Path, files: Sequence[Path], splits: Mapping[str,
 
 
 def _check_one_split(file: Path) -> None:
-    parts = [part for part, pattern in _SPLIT_PATTERNS.items() if pattern.search(file.name)]
+    parts = parts_by_name(file.name)
     if len(parts) > 1:
         raise InputError(f"{file}: looks like {' and '.join(parts)} by its name; rename it")
-
-
-def _decode(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}:{number}: is not UTF-8 (byte {error.start + 1}); convert the file to UTF-8"
-        ) from None
 
 
 def _extension(file: Path) -> str:

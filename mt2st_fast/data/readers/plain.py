@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
 from mt2st_fast.data.readers.delimited import tokenize_text
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest
+from mt2st_fast.data.text.lines import TextLines, open_lines
 from mt2st_fast.errors import InputError
 
 _EXTENSIONS = (".txt", ".text")
@@ -14,9 +15,16 @@ _EXTENSIONS = (".txt", ".text")
 
 def read(request: ReadRequest) -> Splits:
     """A corpus without tasks."""
-    found = {part: _read_section(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
+    found, files, notes = {}, [], []
+    for part, path in find_splits(request.path, _EXTENSIONS).items():
+        text = open_lines(path, tell=False)
+        found[part], without_words = _read_section(text, path)
+        n_words = sum(map(len, found[part].units))
+        left_out = {"lines without words": without_words} if without_words else {}
+        files.append(FileRead(str(path), part, len(found[part].units), n_words, left_out))
+        notes += [f"{path.name}: {note}" for note in text.notes]
     sections = complete_splits(found, str(request.path))
-    return assemble(f"text:{request.path}", sections, {}, "token", None, ())
+    return assemble(f"text:{request.path}", sections, {}, "token", None, (), notes, ReadRecord(tuple(files)))
 
 
 READER = Reader(
@@ -28,8 +36,10 @@ READER = Reader(
 )
 
 
-def _read_section(path: Path) -> Section:
-    units = [words for _, line in numbered_lines(path) if (words := tokenize_text(line))]
+def _read_section(text: TextLines, path: Path) -> tuple[Section, int]:
+    """The lines that have words, and how many have none."""
+    lines = [tokenize_text(line) for _, line in text]
+    units = [words for words in lines if words]
     if not units:
         raise InputError(f"{path}: the file has no words")
-    return Section(units, {})
+    return Section(units, {}), len(lines) - len(units)

@@ -13,12 +13,12 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
+from mt2st_fast.data.corpus import MISSING, Corpus, FileRead, ReadRecord, Splits, TargetColumn
 from mt2st_fast.data.readers import python_source
 from mt2st_fast.data.readers.request import Progress, Reader, ReadRequest, choose_tasks
 from mt2st_fast.data.tokens import Tokens, bounds_of
@@ -84,8 +84,14 @@ def read(request: ReadRequest) -> Splits:
     """
     main, auxiliary = choose_tasks(request, _TASKS, _DEFAULT_MAIN, _TASKS, "stdlib")
     root = Path(sysconfig.get_path("stdlib"))
-    source = _load_or_read(root, source_paths(root), request.progress)
-    return make_splits(source, main.name, [task.name for task in auxiliary])
+    paths = source_paths(root)
+    source = _load_or_read(root, paths, request.progress)
+    splits = make_splits(source, main.name, [task.name for task in auxiliary])
+    unread = len(paths) - len(source.modules)
+    left_out = {"files that this Python cannot parse": unread} if unread else {}
+    units, rows = len(source.unit_lengths), len(source.tokens)
+    library = FileRead(f"{len(source.modules):,} files of {root}", "train, dev, test", units, rows, left_out)
+    return replace(splits, record=ReadRecord((library,)))
 
 
 READER = Reader("stdlib", read, path="", label_fraction=DEFAULT_LABEL_FRACTION)

@@ -23,6 +23,34 @@ def test_columns_are_named_by_a_header(write):
     assert message_of(f"columns:{folder}", main="col1").endswith("no task 'col1'; it has pos, chunk")
 
 
+def test_blanks_within_cells_between_tabs_are_kept(write):
+    text = "New York \tN\tB\n\u3000\tN\t\n10\u00a0000\t N\tI x\n\n" * 4
+    splits = open_data(f"columns:{write(**{'x.txt': text}) / 'x.txt'}")
+    assert set(splits.vocabulary.words) == {"New York", "\u3000", "10\u00a0000"}
+    assert splits.train.targets["col1"].class_names == ("N",)
+    assert splits.train.targets["col2"].class_names == ("B", "I x")
+    assert splits.notes[:2] == (
+        "x.txt: 4 cells are empty and so no label",
+        "x.txt: labels with a blank in them, as tabs alone part columns here: on 4 lines, the first is line 3",
+    )
+    text = "\u3000 N\n10\u00a0000  N\n\t\u2003 \nb\tV\n\n"
+    splits = open_data(f"columns:{write(**{'y.txt': text * 4}) / 'y.txt'}")
+    assert set(splits.vocabulary.words) == {"\u3000", "10\u00a0000", "b"}
+
+
+@pytest.mark.parametrize(
+    "comment", ["# domain = news", "#\tdomain = news", "# id 7\tdomain=train", "# by hand", "#split=a", "#"]
+)
+@pytest.mark.parametrize("sign", [" ", "\t"])
+def test_comments_are_no_words_and_are_counted(write, comment, sign):
+    sentence = "a _ _ O\nb _ _ B\n\n".replace(" ", sign)
+    path = write(**{"x.txt": f"{comment}\n{sentence}" * 6}) / "x.txt"
+    splits = open_data(f"columns:{path}")
+    assert set(splits.vocabulary.words) == {"a", "b"}
+    assert splits.record.files[0].left_out == {"comments": 6}
+    assert "x.txt: 6 lines of comments (# id and the like) were left out, the first is line 1" in splits.notes
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

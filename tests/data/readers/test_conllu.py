@@ -66,3 +66,14 @@ def test_ewt_has_its_published_size():
     assert splits.train.n_units == 12_544
     assert splits.train.column("upos").size == 17
     assert 0.03 < splits.train.column("upos").labelled().mean() < 0.07
+
+
+def test_sentences_without_a_blank_line_between_are_told_apart(write):
+    row = "{}\tw\t_\tX\t_\t_\t0\troot\t_\t_\n"
+    text = row.format(1) + row.format(2) + "# sent_id = 2\n" + row.format(1) + row.format(3) + "\n"
+    splits = open_data(f"conllu:{write(**{'x.conllu': text * 3}) / 'x.conllu'}")
+    assert sum(corpus.n_units for corpus in splits.parts.values()) == 6
+    assert splits.notes[:2] == (
+        "x.conllu: 3 sentences have no blank line before them, the first begins on line 4",
+        "x.conllu: the ids of 3 words do not count up from 1, the first is on line 5: is a line missing?",
+    )

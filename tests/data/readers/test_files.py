@@ -65,3 +65,39 @@ def test_missing_empty_and_undecodable_files_are_named(write, kind):
 def test_too_little_text_to_split_is_named(write):
     path = write(**{"x.txt": sentences(2)}) / "x.txt"
     assert "2 sentences or documents are too few to split" in message_of(f"columns:{path}")
+
+
+@pytest.mark.parametrize("kind", ["conllu", "columns", "csv", "text"])
+def test_a_folder_without_training_text_is_told_what_to_give(write, kind):
+    name = {"conllu": "conllu", "csv": "csv"}.get(kind, "txt")
+    folder = write(**{f"x-dev.{name}": "x", f"x-test.{name}": "x", "LICENSE": "free"})
+    assert message_of(f"{kind}:{folder}") == (
+        f"{folder}: no file has `train` in its name (found x-dev.{name}, x-test.{name}); add or rename one, or give "
+        f"one file alone, as in {folder}/x-dev.{name}, which is then split into train, dev and test"
+    )
+
+
+def test_a_test_set_alone_is_split_and_said(write):
+    folder = write(**{"xx_pud-ud-test.conllu": f"{CONLLU}\n" * 5, "LICENSE.txt": "free"})
+    splits = open_data(f"conllu:{folder}")
+    assert sum(corpus.n_units for corpus in splits.parts.values()) == 10
+    assert splits.notes[0] == (
+        "xx_pud-ud-test.conllu is test by its name, and is split into train, dev and test as it is the only file"
+    )
+    [file] = splits.record.files
+    assert (file.units, file.rows) == (10, 25)
+    assert file.left_out == {"comments": 15, "ranges of words and empty nodes": 10}
+
+
+def test_hidden_files_are_no_data(write):
+    folder = write(**{"a-train.conllu": CONLLU * 2, "._a-train.conllu": "\0\0", ".a-dev.conllu": "x"})
+    assert [file.part for file in open_data(f"conllu:{folder}").record.files] == ["train"]
+
+
+def test_a_folder_of_folders_names_them(write, tmp_path):
+    (tmp_path / "UD_English-EWT").mkdir()
+    (tmp_path / "UD_English-EWT" / "en-train.conllu").write_text(CONLLU)
+    (tmp_path / "empty").mkdir()
+    assert message_of(f"conllu:{tmp_path}").endswith(
+        "; there are such files in its folders UD_English-EWT: give one of these"
+    )

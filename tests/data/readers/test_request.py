@@ -61,14 +61,15 @@ LINES_READER = """
 import json
 
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.files import find_splits, numbered_lines
+from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader
+from mt2st_fast.data.text.lines import open_lines
 
 
 def read(request):
     found = {}
     for part, path in find_splits(request.path, (".jsonl",)).items():
-        rows = [json.loads(line) for _, line in numbered_lines(path)]
+        rows = [json.loads(line) for _, line in open_lines(path)]
         cells = {"label": [[row["label"]] for row in rows]}
         found[part] = Section([row["text"].split() for row in rows], cells)
     return assemble("lines", complete_splits(found, "lines"), {"label": "classes"}, "document", "label", ())

@@ -13,7 +13,6 @@ from mt2st_fast.kernels import END, PADDING, WordCounter, split_lines
 from mt2st_fast.kernels.text import words as words_module
 from mt2st_fast.kernels.text.reference import ReferenceCounter, reference_split_lines
 
-RULES = [{}, {"nul_is_blank": True}, {"any_newline": True}]
 SPACES = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace())
 PIECES = [1, 2, 7, 64, 1 << 20]
 TEXTS = {
@@ -21,7 +20,9 @@ TEXTS = {
     "a word": "word",
     "line feeds": "\n\n\n",
     "no final newline": "a b\nc",
-    "returns": "a\r\nb\rc\r\r\nd \r\n\r\n e\r",
+    "returns": "a\r\nb\rc\r\r\nd \r\n\r\n e\r\r\r f\r\r",
+    "returns alone": "\r" * 100,
+    "marks of lines": "\ufeffa\n\ufeff\ufeffb\r\ufeff\n\ufeff c \ufeffd\ufeff\0\ufeff\r\n\ufeff",
     "only white space": " \t  ",
     "NUL": "a\0b \0 c\0\nd\0",
     "control characters": "a\x01b \x7f c\x1cd\x1e \x08\n",
@@ -53,9 +54,12 @@ def blocks_of(content: bytes, size: int) -> list[bytes]:
     return [*blocks, rest]
 
 
-def check(content: bytes, rules: dict[str, bool], block_bytes: int = 1 << 30) -> None:
-    counter, reference = WordCounter(**rules), ReferenceCounter(**rules)
-    found = [counter.add(padded(block), len(block)) for block in blocks_of(content, block_bytes)]
+def check(content: bytes, block_bytes: int = 1 << 30) -> None:
+    counter, reference = WordCounter(), ReferenceCounter()
+    found, begins_line = [], True
+    for block in blocks_of(content, block_bytes):
+        found.append(counter.add(padded(block), len(block), begins_line))
+        begins_line = block.endswith(b"\n")
     expected = reference.add(np.frombuffer(content, np.uint8), len(content))
     assert all(numbers.dtype == np.int32 for numbers in found)
     assert np.concatenate(found).tolist() == expected.tolist()
@@ -64,13 +68,12 @@ def check(content: bytes, rules: dict[str, bool], block_bytes: int = 1 << 30) ->
     assert len(counter) == len(reference)
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_words_are_those_of_split(name, rules, monkeypatch):
+def test_the_words_are_those_of_split(name, monkeypatch):
     content = TEXTS[name].encode()
     for piece_bytes in PIECES if len(content) < 30_000 else PIECES[-2:]:
         monkeypatch.setattr(words_module, "PIECE_BYTES", (piece_bytes, piece_bytes))
-        check(content, rules)
+        check(content)
 
 
 def random_text(chance: random.Random, n: int) -> str:
@@ -85,6 +88,9 @@ def random_text(chance: random.Random, n: int) -> str:
         "\x01",
         "abcdefgh",
         "\ufeff",
+        "\n\ufeff",
+        "\r",
+        "\r\r",
         *SPACES,
         " ",
         " ",
@@ -94,16 +100,15 @@ def random_text(chance: random.Random, n: int) -> str:
     return "".join(chance.choices(letters, k=n))
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
 @pytest.mark.parametrize("seed", range(4))
-def test_neither_blocks_nor_pieces_nor_threads_change_anything(seed, rules, monkeypatch):
+def test_neither_blocks_nor_pieces_nor_threads_change_anything(seed, monkeypatch):
     chance, threads = random.Random(seed), torch.get_num_threads()
     content = random_text(chance, 3000).encode()
     try:
         for piece_bytes, block_bytes, n_threads in [(13, 100, 1), (29, 1000, 2), (256, 1 << 20, 4)]:
             torch.set_num_threads(n_threads)
             monkeypatch.setattr(words_module, "PIECE_BYTES", (piece_bytes, piece_bytes))
-            check(content, rules, block_bytes)
+            check(content, block_bytes)
     finally:
         torch.set_num_threads(threads)
 

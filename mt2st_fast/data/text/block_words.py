@@ -1,7 +1,7 @@
 """The words of a block of text as ids, by the standard library alone.
 
-Also runs as a script: pickled blocks on stdin, pickled answers on stdout. As it imports nothing of the package, nor
-numpy, a worker starts in 30 ms and never needs the caller's `if __name__ == "__main__"`.
+Also runs in processes of its own: pickled blocks on stdin, pickled answers on stdout. As it imports nothing of the
+package but decoding.py, nor numpy, a worker starts in 30 ms and never needs the caller's `if __name__ == "__main__"`.
 """
 
 import pickle
@@ -9,10 +9,12 @@ import sys
 from array import array
 from itertools import islice
 
+from .decoding import decode, found_in
+
 END = 0
 """The id that stands for the end of a line."""
 
-_MARK = "\0"
+_MARK = "\0"  # which no decoded text has
 
 
 class WordIds(dict):
@@ -32,37 +34,34 @@ class Encoder:
     def __init__(self) -> None:
         self._id_of = WordIds()
 
-    def encode(self, block, first: bool, last: bool, lower: bool) -> tuple[bool, object]:
-        """(True, (int32 ids of the words in order with END behind each line, new words in the order of their ids)),
-        or (False, the place of the byte that is not UTF-8), or (False, an OSError's text).
+    def encode(self, block, begins_line: bool, last: bool, lower: bool) -> tuple[bool, object]:
+        """(True, (int32 ids of the words in order with END behind each line, new words in the order of their ids, what
+        is odd)), or (False, the place of the byte that is not UTF-8), or (False, an OSError's text).
 
-        A block is UTF-8 bytes, or (path, offset, length) of them; `first` and `last` say whether it begins and ends
-        its file. It ends behind white space or with its file. White space is what `str.split` takes for it, and NUL.
+        A block is bytes, or (path, offset, length) of them; it ends behind white space, and not between a return and
+        what follows it, or with its file, which `last` says. `begins_line`: whether it stands at the start of a line.
         """
         known = len(self._id_of)
         try:
-            words = _words(block, first, last, lower)
+            content = block if isinstance(block, bytes) else _bytes_of(*block)
+            words = _words(decode(content, begins_line), last, lower)
         except UnicodeDecodeError as error:
             return False, error.start
         except OSError as error:
             return False, error.strerror or str(error)
         ids = array("i", map(self._id_of.__getitem__, words))
         new = list(islice(self._id_of, known, None)) if len(self._id_of) > known else []
-        return True, (ids.tobytes(), new)
+        return True, (ids.tobytes(), new, found_in(content, len(content), begins_line))
 
 
-def _words(block, first: bool, last: bool, lower: bool) -> list[str]:
+def _bytes_of(path: str, offset: int, length: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _words(text: str, last: bool, lower: bool) -> list[str]:
     """The words, and a mark at the end of every line and of the file."""
-    if not isinstance(block, bytes):
-        path, offset, length = block
-        with open(path, "rb") as file:
-            file.seek(offset)
-            block = file.read(length)
-    text = block.decode("utf-8")
-    if first:
-        text = text.removeprefix("\ufeff")
-    if _MARK in text:
-        text = text.replace(_MARK, " ")
     # A mark in place of the line feeds lets one split do all lines, however long they are.
     text = text.replace("\n", f" {_MARK} ")
     if lower:
@@ -83,7 +82,3 @@ def main() -> None:
             return
         pickle.dump(encoder.encode(*request), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
         sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,88 @@
+"""`mt2st-fast export`: a trained model as a graph for ONNX runtimes or torch.export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mt2st_fast.cli.tasks import tasks_named
+from mt2st_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from mt2st_fast.exporting.writing import Exported
+
+
+def export(
+    model: Annotated[
+        Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
+    ],
+    form: Annotated[
+        str | None, typer.Option("--format", help="onnx or torch (a .pt2); by the name of --out, else onnx")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="a file; beside the model's folder by default. FILE.json is written, too"
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="the tasks to compute, separated by commas; the main one by default")
+    ] = None,
+) -> None:
+    """Write a model as a graph of plain operators, of any size of batch, and a JSON that says what goes in and out."""
+    from mt2st_fast.exporting.writing import SUFFIXES, format_of
+    from mt2st_fast.model_folder import model_in
+
+    folder = model_in(model)
+    names = list(tasks_named(tasks)) or None
+    named = format_of(out or Path(f"graph{SUFFIXES.get(form or 'onnx', '')}"), form)
+    file = out or folder.with_name(f"{folder.name}{SUFFIXES[named]}")
+    _say(_written(folder, file, named, names))
+
+
+def _written(folder: Path, file: Path, form: str, tasks: list[str] | None) -> Exported:
+    from mt2st_fast.exporting.models import export_modules
+    from mt2st_fast.model.description import KIND as MODULES
+    from mt2st_fast.model_folder import kind_of
+    from mt2st_fast.serving.load import load
+    from mt2st_fast.words.word2vec_model import KIND as WORD2VEC
+
+    kind = kind_of(folder)
+    if kind == WORD2VEC:
+        raise InputError(
+            f"{folder}: is a Word2Vec, which has vectors and no task to compute; write them with "
+            "Word2Vec.load(folder).wv.save_word2vec_format(file)"
+        )
+    loaded = load(folder)
+    if kind == MODULES:
+        encoder, heads = loaded
+        return export_modules(encoder, heads, file, form, tasks=tasks)
+    written: Exported = loaded.export(file, form, tasks)
+    return written
+
+
+def _say(written: Exported) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    size = written.graph.stat().st_size
+    shown = [
+        ", ".join(f"{name} ({' x '.join(map(str, axes))})" for name, axes in some.items())
+        for some in (written.inputs, written.outputs)
+    ]
+    console.print(escape(f"{written.graph} ({size:,} bytes): {shown[0]} -> {shown[1]}"))
+    console.print(
+        escape(
+            f"{written.description}: what the inputs are, the words and the labels; see mt2st_fast.TextInputs"
+        )
+    )
+    if written.compared_by:
+        console.print(
+            f"compared in {written.compared_by}: logits at most {written.largest_difference:.1e} off the model's"
+        )
+    else:
+        console.print(
+            "not compared with the model, as onnxruntime is not installed: pip install 'mt2st-fast[export]'"
+        )

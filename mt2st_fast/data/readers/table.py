@@ -1,0 +1,227 @@
+"""The columns of tables: which one has the text, which ones can be tasks, and the cells of a task."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mt2st_fast.data.corpus import ColumnRead
+from mt2st_fast.data.readers.request import TaskRequest
+from mt2st_fast.data.readers.table_rows import Rows
+from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import in_any_case, listed, meant
+
+TEXT_COLUMNS = ("text", "sentence", "review", "content")
+_NO_NUMBER = frozenset({"nan", "<na>"})  # what pandas writes for none where it is told to write something
+_TRUTHS = frozenset({"true", "false"})
+_PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
+_INTEGER = re.compile(r"[+-]?\d+")
+
+Cell = str | float | tuple[str, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The header and the rows of one file, the cells without blanks around them; `line_numbers` say where rows end.
+
+    left_out: how many of its rows were none, by what they were. notes: lines about its columns.
+    """
+
+    path: Path
+    delimiter: str
+    header: list[str]
+    rows: list[list[str]]
+    line_numbers: list[int]
+    left_out: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def column(self, name: str) -> Iterator[str]:
+        """The cells of a column, from above."""
+        at = self.header.index(name)
+        return (row[at] for row in self.rows)
+
+
+def make_table(path: Path, delimiter: str, read: Rows) -> Table:
+    """The named columns of what was read, and the rows that have any cell.
+
+    Raises InputError for a column that is named twice and for a table without rows.
+    """
+    header = read.header
+    named = [c for c, name in enumerate(header) if name and not _PANDAS_UNNAMED.fullmatch(name)]
+    names = [header[c] for c in named]
+    for c, name in zip(named, names, strict=True):
+        if (second := header.index(name)) != c:
+            raise InputError(
+                f"{path}:1: a column is named twice in the header: {name!r}, columns {second + 1} and {c + 1}; "
+                "rename one of them"
+            )
+    rows, numbers = [], []
+    for number, row in zip(read.line_numbers, read.rows, strict=True):
+        cells = [row[c].strip() for c in named]
+        if any(cells):
+            rows.append(cells)
+            numbers.append(number)
+    if not rows:
+        raise InputError(f"{path}: the file has a header and no rows")
+    left_out = {**read.left_out, "rows of empty cells": len(read.rows) - len(rows)}
+    notes = list(read.notes)
+    if len(named) < len(header):  # pandas' index, or what stands behind a last comma
+        unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
+        notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
+    counts = {why: n for why, n in left_out.items() if n}
+    return Table(path, delimiter, names, rows, numbers, counts, tuple(notes))
+
+
+def text_column(table: Table, wanted: str | None) -> str:
+    """The column that has the text: the one wanted, else one of TEXT_COLUMNS, in any case.
+
+    Raises InputError where there is none, and where two differ by their case alone.
+    """
+    where = f"{table.path}:1"
+    if wanted is not None:
+        found = in_any_case(wanted, table.header)
+        if found is None:
+            raise InputError(
+                f"{where}: there is no column {wanted!r}; the columns are {listed(table.header)}"
+                + meant(wanted, table.header)
+            )
+        return _beside_labels(found, table)
+    for name in TEXT_COLUMNS:
+        alike = [column for column in table.header if column.casefold() == name]
+        if len(alike) > 1:
+            raise InputError(
+                f"{where}: {' and '.join(alike)} are both columns; say which has the text: --text-column"
+            )
+        if alike:
+            return _beside_labels(alike[0], table)
+    raise InputError(
+        f"{where}: no column is named {', '.join(TEXT_COLUMNS)}; say which of {listed(table.header)} has the text: "
+        "--text-column (the first line must be the names of the columns)"
+    )
+
+
+def _beside_labels(text: str, table: Table) -> str:
+    if len(table.header) == 1:
+        raise InputError(
+            f"{table.path}:1: there is no column of labels beside {text!r}; is {table.delimiter!r} what stands between "
+            "cells? --delimiter says otherwise"
+        )
+    return text
+
+
+def aligned(table: Table, train: Table) -> Table:
+    """The table with the columns of training, in their order; names may differ in their case.
+
+    A column that training has not is left out, one that only training has stays out; notes say so.
+    """
+    if table.header == train.header:
+        return table
+    place_of: dict[str, int] = {}
+    for at, name in enumerate(table.header):
+        known = in_any_case(name, train.header)
+        if known is not None and (known not in place_of or name == known):
+            place_of[known] = at
+    header = [name for name in train.header if name in place_of]
+    foreign = [name for at, name in enumerate(table.header) if at not in place_of.values()]
+    notes = list(table.notes)
+    if foreign:
+        notes.append(f"left out, as training has no such column: {listed(foreign)}")
+    if renamed := [table.header[place_of[name]] for name in header if table.header[place_of[name]] != name]:
+        notes.append(f"in another case than in training, and read as its columns: {listed(renamed)}")
+    places = [place_of[name] for name in header]
+    rows = [[row[at] for at in places] for row in table.rows]
+    return replace(table, header=header, rows=rows, notes=tuple(notes))
+
+
+class Columns:
+    """The columns of the aligned tables of all files: what stands in them, and which of them can be what."""
+
+    def __init__(self, tables: Mapping[str, Table], text: str) -> None:
+        self._tables, self.text = tables, text
+        self._counts: dict[str, Counter[str]] = {}  # of the cells of a column, over all files
+        self.names = [name for name in tables["train"].header if name != text]
+        self._seen = {name: set(tables["train"].column(name)) - {""} for name in (text, *self.names)}
+        self.unfit = [name for name in self.names if not self._is_fit(name)]
+
+    def values(self, name: str) -> set[str]:
+        """The different cells of a column in the training file, empty ones aside and nan where it is a number."""
+        seen = self._seen[name]
+        return (
+            {cell for cell in seen if cell.casefold() not in _NO_NUMBER} if self.nan_is_none(name) else seen
+        )
+
+    def nan_is_none(self, name: str) -> bool:
+        """Whether nan is no class: beside numbers alone, or beside true and false."""
+        seen = {cell.casefold() for cell in self._seen[name]} - _NO_NUMBER
+        return bool(seen) and (seen <= _TRUTHS or all(map(is_number, seen)))
+
+    def _is_fit(self, name: str) -> bool:
+        """Whether the column looks like classes, and not like ids, numbers or text."""
+        return 2 <= len(self.values(name)) <= len(self._tables["train"].rows) / 2
+
+    @property
+    def default_main(self) -> str:
+        """The first column behind the text that looks like classes, else before it, else the first behind it."""
+        at = self.names.index(self.behind_text)
+        candidates = [*self.names[at:], *self.names[:at]]
+        return next((name for name in candidates if name not in self.unfit), self.behind_text)
+
+    @property
+    def behind_text(self) -> str:
+        """The first column behind the text, or the first one."""
+        return [*self.names[self._tables["train"].header.index(self.text) :], *self.names][0]
+
+    def cells(self, part: str, task: TaskRequest) -> list[Cell]:
+        """A task's cells in the file of a part, None for no label. Raises InputError for what is no number."""
+        table = self._tables[part]
+        if task.name not in table.header:
+            return [None] * len(table.rows)
+        none = _NO_NUMBER if task.kind == "values" or self.nan_is_none(task.name) else frozenset()
+        texts = table.column(task.name)
+        if task.kind == "values" and self.has_decimal_commas(task.name):
+            texts = (text.replace(",", ".") for text in texts)
+        return [
+            None if not text or text.casefold() in none else _cell(text, task, table.path, number)
+            for text, number in zip(texts, table.line_numbers, strict=True)
+        ]
+
+    def has_decimal_commas(self, name: str) -> bool:
+        """Whether all cells are numbers that may have a comma, and one of them cannot be thousands."""
+        seen = {cell for cell in self._seen[name] if cell.casefold() not in _NO_NUMBER}
+        commas = [found[1] for cell in seen if (found := _DECIMAL_COMMA.fullmatch(cell))]
+        return any(len(decimals) != 3 for decimals in commas) and all(
+            _INTEGER.fullmatch(cell) or _DECIMAL_COMMA.fullmatch(cell) for cell in seen
+        )
+
+    def read_as(self, name: str, taken_as: str) -> ColumnRead:
+        """What a report says of a column, over all files."""
+        if name not in self._counts:
+            tables = [table for table in self._tables.values() if name in table.header]
+            self._counts[name] = Counter(cell for table in tables for cell in table.column(name))
+        counts = self._counts[name]
+        nan = sum(n for cell, n in counts.items() if cell.casefold() in _NO_NUMBER)
+        return ColumnRead(name, taken_as, len(counts) - ("" in counts), counts[""], nan)
+
+
+def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
+    if task.kind == "labels":
+        return tuple(label.strip() for label in re.split(r"[|;]", text) if label.strip())
+    if task.kind == "classes":
+        return text
+    if not is_number(text):
+        fix = f"write {text.replace(',', '.')}" if _DECIMAL_COMMA.fullmatch(text) else "regression needs one"
+        raise InputError(f"{path}:{number}: {text!r} in column {task.name!r} is no number; {fix}")
+    return float(text)
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a finite number."""
+    try:
+        return math.isfinite(float(text)) and "_" not in text
+    except ValueError:
+        return False

@@ -1,0 +1,228 @@
+"""The rows of a table as text: which lines each stands on, and no row merged into another by a stray quotation mark.
+
+A cell in quotation marks may go on over lines, which is said. Where one does, and a line in it is a row by itself, the
+mark was meant as a sign and not as the beginning of a cell: that is refused.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mt2st_fast.data.text.lines import TextLines, open_lines
+from mt2st_fast.errors import InputError
+
+MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's own bound is 131,072
+_MARK = '"'
+# "# domain = news", "# written by hand": no cell begins so, but a text may, which the number of cells tells.
+_SAYS = re.compile(r"#\s*[\w.:-]+\s*=")
+_COMMENT = re.compile(rf"{_SAYS.pattern}|#(\s|$)")
+_SEPARATOR = re.compile(r'"?sep=(.)"?')  # what Excel writes and reads
+
+
+@dataclass(eq=False)
+class Rows:
+    """The header and the rows of one file; `line_numbers` say where each row ends, `notes` what was left out and why,
+    `left_out` how many of the lines."""
+
+    header: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    line_numbers: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _LongRow:
+    """A row over several lines: its number among the rows, and the lines with their numbers."""
+
+    row: int
+    lines: Sequence[tuple[int, str]]
+
+
+def read_rows(path: Path, delimiter: str) -> Rows:
+    """All rows of a table. Blank lines are none, nor is a comment (`# domain = news`) that has not the header's cells.
+
+    Raises InputError, naming the line, for a row of another number of cells than the header, a quotation mark that is
+    not closed, and one that is closed so late that rows would be merged.
+    """
+    text = open_lines(path, tell=False)
+    feed = _Feed(text)
+    # In tables with tabs a quotation mark is a sign like any other.
+    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    csv.field_size_limit(MOST_CHARACTERS)
+    reader = csv.reader(feed, delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        header = _names(next(reader, []))
+        if not header:
+            raise InputError(f"{path}: the file has neither a header nor rows")
+        table = Rows(header)
+        long_rows, comments, headers, blank = [], [], [], 0
+        feed.header_read = True
+        feed.taken.clear()
+        for row in reader:
+            lines, feed.taken = feed.taken, []
+            if len(row) != len(header):
+                if len(row) < 2 and not "".join(row).strip():  # a blank line
+                    blank += 1
+                    continue
+                if len(lines) == 1 and _COMMENT.match(lines[0][1]):
+                    comments.append(lines[0][0])
+                    continue
+                raise _other_cells(path, lines, len(row), len(header), tabs=delimiter == "\t")
+            if _names(row) == header:  # files were joined
+                headers.append(lines[0][0])
+                continue
+            if len(lines) > 1:
+                long_rows.append(_LongRow(len(table.rows), lines))
+            table.rows.append(row)
+            table.line_numbers.append(lines[-1][0])
+    except csv.Error as error:
+        raise _unreadable(path, feed.taken, error) from None
+    if not table.rows:
+        raise InputError(f"{path}: the file has a header and no rows")
+    _check_not_merged(path, table, long_rows, delimiter)
+    comments = [*feed.comments, *comments]
+    table.left_out = {"blank lines": blank, "comments": len(comments), "repeated headers": len(headers)}
+    table.notes = [
+        *_left_out("comments (#)", comments),
+        *_left_out("the header, repeated as where files were joined", headers),
+        *_long(long_rows),
+        *(_marked(table) if delimiter == "\t" else ()),
+        *text.notes,
+    ]
+    return table
+
+
+def said_delimiter(path: Path) -> str | None:
+    """What stands between cells as Excel says it in a line before the header, `sep=;`; None where it does not."""
+    first = next((line for _, line in open_lines(path, tell=False)), "")
+    said = _SEPARATOR.fullmatch(first)
+    return said[1] if said else None
+
+
+def header_line(path: Path) -> str:
+    """The first line of a table that is neither blank nor a comment."""
+    lines = (line for _, line in open_lines(path, tell=False) if line.strip() and not _is_comment(line))
+    return next(lines, "")
+
+
+class _Feed:
+    """Lines for csv.reader, and those that the row in work has taken."""
+
+    def __init__(self, text: TextLines) -> None:
+        self._lines = iter(text)
+        self.taken: list[tuple[int, str]] = []
+        self.comments: list[int] = []  # before the header
+        self.header_read = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        while not self.header_read and not self.taken and (not line.strip() or _is_comment(line)):
+            if line.strip() and not _SEPARATOR.fullmatch(line):
+                self.comments.append(number)
+            number, line = next(self._lines)
+        self.taken.append((number, line))
+        return f"{line}\n"
+
+
+def _is_comment(line: str) -> bool:
+    """Whether a line before the header is none: `# key = value`, or words; `# ,text` names columns; `sep=;`."""
+    return (
+        bool(_SEPARATOR.fullmatch(line))
+        or bool(_SAYS.match(line))
+        or (bool(_COMMENT.match(line)) and not re.search(r"[,;\t|]", line))
+    )
+
+
+def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: int, tabs: bool) -> InputError:
+    first, last = lines[0][0], lines[-1][0]
+    if first == last:
+        sign = "; with tabs between cells a quotation mark is a sign, and a cell ends with its line"
+        return InputError(
+            f"{path}:{last}: {n} cells where the header has {wanted}; add or take out cells"
+            f"{sign if tabs and _MARK in lines[0][1] else ''}"
+        )
+    return InputError(
+        f"{path}:{first}: {n} cells where the header has {wanted}, as a quotation mark in this line is closed in line "
+        f"{last} only; close it, or double it where it is a sign"
+    )
+
+
+def _unreadable(path: Path, lines: Sequence[tuple[int, str]], error: csv.Error) -> InputError:
+    first, last = lines[0][0], lines[-1][0]
+    if first == last:
+        return InputError(
+            f"{path}:{first}: is not a readable row ({error}); double quotation marks that stand within a cell"
+        )
+    return InputError(
+        f"{path}:{first}: a quotation mark begins a cell in this line that does not end well by line {last} ({error}); "
+        "close it, or double it where it is a sign"
+    )
+
+
+def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], delimiter: str) -> None:
+    """Raises InputError where a line within a row over several lines is a row by itself: of the header's number of
+    cells, with a value that other rows have in that column, too. Columns of cells over several lines are text, and
+    tell nothing."""
+    if not long_rows:
+        return
+    n = len(table.header)
+    of_text = {c for long in long_rows for c in range(n) if "\n" in table.rows[long.row][c]}
+    known = {c: {row[c] for row in table.rows} - {""} for c in range(n) if c not in of_text}
+    for long in long_rows:
+        for i, (number, line) in enumerate(long.lines):
+            cells = line.split(delimiter)
+            if len(cells) != n:
+                continue
+            # The mark opens behind the cells of the row's own beginning, and closes before those of its end.
+            marked = [c for c, cell in enumerate(cells) if _MARK in cell]
+            first = marked[0] + 1 if i == 0 and marked else 0
+            last = marked[-1] if i == len(long.lines) - 1 and marked else n
+            if any(cells[c] in known.get(c, ()) for c in range(first, last)):
+                raise InputError(
+                    f"{path}:{long.lines[0][0]}: a quotation mark that begins a cell in this line is closed in line "
+                    f"{long.lines[-1][0]} only, and line {number} is a row by itself; close the mark, or double it "
+                    "where it is a sign"
+                )
+
+
+def _left_out(what: str, numbers: Sequence[int]) -> list[str]:
+    """What is said of lines that were left out."""
+    return [f"lines left out: {len(numbers):,} of {what}, the first is line {numbers[0]}"] if numbers else []
+
+
+def _names(row: Sequence[str]) -> list[str]:
+    """The names of columns as they stand in a line."""
+    return [" ".join(name.split()) for name in row]
+
+
+def _marked(table: Rows) -> list[str]:
+    """What is said of a table with tabs that was written as if its cells had quotation marks around them."""
+    pairs = zip(table.line_numbers, table.rows, strict=True)
+    numbers = [
+        number
+        for number, row in pairs
+        if any(len(c) > 1 and c[0] == c[-1] == _MARK and c.count(_MARK) % 2 == 0 for c in row)
+    ]
+    if not numbers:
+        return []
+    return [
+        f"cells that begin and end with a quotation mark, which with tabs between cells is a sign of the text: on "
+        f"{len(numbers):,} lines, the first is line {numbers[0]}"
+    ]
+
+
+def _long(long_rows: Sequence[_LongRow]) -> list[str]:
+    if not long_rows:
+        return []
+    first, last = long_rows[0].lines[0][0], long_rows[0].lines[-1][0]
+    some = f"{len(long_rows):,} rows have" if len(long_rows) > 1 else "a row has"
+    return [
+        f"{some} cells in quotation marks over several lines, the first stands on lines {first} to {last}"
+    ]

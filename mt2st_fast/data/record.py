@@ -1,0 +1,99 @@
+"""What was read, as reports say it: files and their rows, columns of tables, and classes that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mt2st_fast.data.corpus import Splits, TargetColumn
+from mt2st_fast.spelling import listed, other_spelling
+
+MOST_CLASSES_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Classes of a task that no training row has, and how many rows of each part (dev, test) have one of them."""
+
+    task: str
+    rows: Mapping[str, int]
+    names: tuple[str, ...]
+    known: tuple[str, ...] = field(repr=False)
+
+    def line(self) -> str:
+        """One line for people, with the fix where a class is one of training in another spelling."""
+        return unseen_line(self.task, self.rows, self.names, self.known)
+
+
+def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known: Sequence[str]) -> str:
+    """What to say of rows (by part) that have classes of these names, where training saw those known alone."""
+    counts = (f"{n:,} {part}{' ' if part else ''}row{'s' if n > 1 else ''}" for part, n in rows.items())
+    line = (
+        f"{task}: classes that training never saw, and so nothing can learn, in {' and '.join(counts)}: "
+        f"{listed(names, MOST_CLASSES_NAMED)}"
+    )
+    for name in names:
+        other = other_spelling(name, known)
+        if other is not None:
+            return f"{line}; training has {other!r}, not {name!r}: write them alike in every file"
+    return line
+
+
+def unseen_classes(splits: Splits) -> list[Unseen]:
+    """For each task with such classes, in the order of the tasks."""
+    found = []
+    for task in splits.tasks:
+        column = splits.train.column(task)
+        if column.kind == "values":
+            continue
+        seen = counts_of(column) > 0
+        if seen.all():
+            continue
+        held_out = {part: splits.parts[part].column(task) for part in ("dev", "test")}
+        rows = {part: rows_with(other, ~seen) for part, other in held_out.items()}
+        per_class = np.where(seen, 0, sum(counts_of(other) for other in held_out.values()))
+        if any(rows.values()):
+            order = np.argsort(-per_class, kind="stable")
+            names = tuple(column.class_names[c] for c in order if per_class[c])
+            known = tuple(column.class_names[c] for c in np.flatnonzero(seen))
+            found.append(Unseen(task, {part: n for part, n in rows.items() if n}, names, known))
+    return found
+
+
+def never_seen(column: TargetColumn) -> tuple[str, ...]:
+    """The classes or labels that no row of a training column has."""
+    if column.kind == "values":
+        return ()
+    return tuple(name for name, n in zip(column.class_names, counts_of(column), strict=True) if not n)
+
+
+def counts_of(column: TargetColumn) -> np.ndarray:
+    """(C,) rows of each class, or with each label."""
+    if column.kind == "classes":
+        return np.bincount(column.values[column.labelled()], minlength=column.size)
+    return (column.values == 1).sum(axis=0)
+
+
+def rows_with(column: TargetColumn, chosen: np.ndarray) -> int:
+    """Rows with a class or label of those chosen, bool (C,)."""
+    if column.kind == "classes":
+        return int(counts_of(column)[chosen].sum())
+    return int((column.values[:, chosen] == 1).any(axis=1).sum())
+
+
+def labels_read(splits: Splits) -> list[dict[str, object]]:
+    """For each task what a report says of its labels: kind, classes, labelled rows by part, unseen rows by part."""
+    unseen = {each.task: each.rows for each in unseen_classes(splits)}
+    return [
+        {
+            "task": task,
+            "kind": splits.train.column(task).kind,
+            "classes": splits.train.column(task).size,
+            "first_classes": list(splits.train.column(task).class_names[:MOST_CLASSES_NAMED]),
+            "labelled": {part: int(c.column(task).labelled().sum()) for part, c in splits.parts.items()},
+            "unseen": {part: unseen.get(task, {}).get(part, 0) for part in ("dev", "test")},
+        }
+        for task in splits.tasks
+    ]

@@ -1,0 +1,136 @@
+"""The words of a whole text file as numbers: its bytes are read in blocks, and nothing of them is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+
+from mt2st_fast.data.text.decoding import Oddities
+from mt2st_fast.data.text.lines import not_utf8, reading_text
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.kernels import END, PADDING, WordCounter, split_lines
+
+log = logging.getLogger("mt2st_fast")
+BLOCK_BYTES = 4 << 20
+_LONGEST_WORD_BYTES = 1 << 20
+_LOOKED_AT = 1 << 12  # bytes at the end of a block, at first, for the end of its last word
+_NUL, _LINE_FEED, _RETURN, _SPACE, _TAB = b"\0\n\r \t"
+
+
+@dataclass(frozen=True, eq=False)
+class NumberedWords:
+    """A text in numbers int32 (N,) of its V words, with END behind every line.
+
+    words and counts int64 (V,) are those of the words, in the order of their first appearance.
+    """
+
+    numbers: np.ndarray
+    words: list[str]
+    counts: np.ndarray
+
+
+def read_words(path: Path) -> NumberedWords:
+    """The words of a file, between white space, in lines by the one rule of decoding.py. A line of the log says what
+    in it is odd.
+
+    Raises InputError for a file that is missing, empty, not UTF-8 or no text.
+    """
+    counter, oddities = WordCounter(), Oddities()
+    parts: list[np.ndarray] = []
+    number, ended = 1, False
+    with reading_text(path) as file:
+        for text, n, held, begins_line in _blocks(file):
+            if n > max(BLOCK_BYTES, _LONGEST_WORD_BYTES):
+                raise InputError(
+                    f"{path}: has a word of more than a million bytes; is it text with white space between words?"
+                )
+            try:
+                parts.append(counter.add(text, n, begins_line))
+            except UnicodeDecodeError as error:
+                raise not_utf8(str(path), number, [bytes(held[: error.start])]) from None
+            oddities.look(held, n, number, begins_line)
+            number += int((parts[-1] == END).sum())
+            ended = text[n - 1] in (_LINE_FEED, _RETURN)
+    if not ended:
+        parts.append(np.array([END], np.int32))
+    for note in oddities.notes():
+        log.warning("%s: %s", path, note)
+    return NumberedWords(np.concatenate(parts), counter.words(), counter.counts)
+
+
+def words_of(texts: Sequence[str]) -> NumberedWords:
+    """The words of texts, a line each and without line feeds, as `read_words` finds them in a file.
+
+    Raises InputError for half of a surrogate pair, which UTF-8 does not have.
+    """
+    try:
+        joined = "".join(f"{text}\n" for text in texts).replace("\r", " ")  # a text is a line
+        content = np.frombuffer(joined.encode(), np.uint8)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a text holds {error.object[error.start]!r}, half of a character; decode it with errors='replace'"
+        ) from None
+    counter = WordCounter()
+    numbers = counter.add(np.append(content, np.zeros(PADDING, np.uint8)), len(content))
+    return NumberedWords(numbers, counter.words(), counter.counts)
+
+
+def read_lines(path: Path) -> Tokens:
+    """A unit a line, also an empty one. Raises InputError as `read_words` does."""
+    text = read_words(path)
+    vocabulary, id_of = Vocabulary.numbered(text.words, text.counts)
+    ids, bounds, *_ = split_lines(text.numbers, id_of, np.zeros(len(id_of), bool), keep_empty=True)
+    return Tokens(ids, bounds, vocabulary)
+
+
+class _Block(NamedTuple):
+    """text[:n] as `WordCounter.add` takes it, and the same bytes, `held`; whether it stands at the start of a line."""
+
+    text: np.ndarray
+    n: int
+    held: bytearray
+    begins_line: bool
+
+
+def _blocks(file: BinaryIO) -> Iterator[_Block]:
+    """All in the same memory."""
+    held, n, begins_line = bytearray(BLOCK_BYTES + PADDING), 0, True
+    text = np.frombuffer(held, np.uint8)
+    while more := cast(Any, file).readinto(text[n:-PADDING]):
+        n += more
+        if n < len(text) - PADDING:
+            continue
+        if end := _end_of_last_word(text, n):
+            rest, before = text[end:n].copy(), text[end - 1]  # what is behind a block is overwritten
+            yield _Block(text, end, held, begins_line)
+            n, begins_line = len(rest), before in (_LINE_FEED, _RETURN)
+            text[:n] = rest
+        else:
+            held = held[:n] + bytearray(n + PADDING)
+            text = np.frombuffer(held, np.uint8)
+    if n:
+        yield _Block(text, n, held, begins_line)
+
+
+def _end_of_last_word(text: np.ndarray, n: int) -> int:
+    """The place behind the last white space of text[:n], 0 where there is none; not behind a return at its end, which
+    a line feed may follow."""
+    while n and text[n - 1] == _RETURN:
+        n -= 1
+    looked_at = _LOOKED_AT
+    while True:
+        first = max(0, n - looked_at)
+        tail = text[first:n]
+        places = np.flatnonzero(
+            (tail == _LINE_FEED) | (tail == _SPACE) | (tail == _TAB) | (tail == _RETURN) | (tail == _NUL)
+        )
+        if len(places) or not first:
+            return first + int(places[-1]) + 1 if len(places) else 0
+        looked_at *= 16

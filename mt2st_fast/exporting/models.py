@@ -1,0 +1,259 @@
+"""Which graph a model is, and what its description says of texts and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.data.labelled_text import BagFeatures, documents_of
+from mt2st_fast.data.subwords import SubwordTable
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.exporting.graphs import AnyEncoder, IdBags, TypeBags, TypeWindows, WordBags, WordTagger
+from mt2st_fast.exporting.inputs import TextInputs
+from mt2st_fast.exporting.writing import Exported, Graph, Trial, output_of, write_graph
+from mt2st_fast.model.encoders import NO_ROW, BagEncoder, WindowEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
+
+# How a line is cut into words, by the names that readers of training data have for it.
+_WORD = r"\w+(?:['’]\w+)*|[^\w\s]"
+CUTS = {
+    "words": {"pattern": _WORD, "lower": False},
+    "lowered words": {"pattern": _WORD, "lower": True},
+    "blanks": {"pattern": r"\S+", "lower": False},
+}
+
+TRIAL_WORDS = 1500  # of the vocabulary, as far apart as they can be
+_TRIAL_SIZES = (5, 0, 1, 40, 2, 0, 13, 3)  # of units, again and again
+# Words that training will not have seen, so that their parts are compared, too.
+_UNSEEN = ("Unseenword", "ZÜRICH-2031", "don’t", "x", "…", "日本語", "a1b2", "Ünseen's", "ǅungla", "😀")
+
+_KINDS: dict[type, str] = {Classification: "classes", MultiLabel: "labels", Regression: "values"}
+Tasks = Mapping[str, tuple[str, Sequence[str]]]  # {task: (classes, labels or values, names of the outputs)}
+
+
+@dataclass(frozen=True, eq=False)
+class WordModel:
+    """An encoder over words made of hashed parts, and how text is cut into words (see `CUTS`)."""
+
+    encoder: WindowEncoder | BagEncoder
+    heads: MultiTaskHeads
+    vocabulary: Vocabulary
+    table: SubwordTable
+    tokenizer: str
+
+
+def export_words(
+    model: WordModel,
+    tasks: Tasks,
+    logits: Callable[[Sequence[Sequence[str]]], Mapping[str, Tensor]],
+    file: str | Path,
+    wanted: str | None = None,
+) -> Exported:
+    """The graph of a tagger or classifier of words; logits: what the model itself says of units, by task.
+
+    Raises InputError as `write_graph` does.
+    """
+    is_tagger = isinstance(model.encoder, WindowEncoder)
+    description = {
+        "text": "words",
+        "rows_of_logits": "words" if is_tagger else "units",
+        "tasks": _described(tasks),
+        "cut": CUTS[model.tokenizer],
+        "rows": {
+            word: row
+            for word, row in zip(model.vocabulary.words, model.table.rows[:, 0].tolist(), strict=True)
+            if row != model.table.unk_row
+        },
+        "unknown_row": model.table.unk_row,
+    } | asdict(model.table.parts)
+    made = WordTagger if is_tagger else WordBags
+    axes = {"rows": ("rows",), "rows_per_word": ("words",), "words_per_unit": ("units",)}
+    return write_graph(
+        Graph(
+            made(model.encoder, model.heads, list(tasks)),  # type: ignore[arg-type]
+            axes,
+            "words" if is_tagger else "units",
+            _trials(description, _units(model.vocabulary.words), logits),
+        ),
+        file,
+        wanted,
+        description,
+    )
+
+
+def export_bags(
+    encoder: BagEncoder,
+    heads: MultiTaskHeads,
+    features: BagFeatures,
+    prefix: str,
+    tasks: Tasks,
+    file: str | Path,
+    wanted: str | None = None,
+) -> Exported:
+    """The graph of a classifier of bags of words and n-grams. Raises InputError as `write_graph` does."""
+    description = {
+        "text": "lines",
+        "rows_of_logits": "units",
+        "tasks": _described(tasks),
+        "words": features.vocabulary.words,
+        "word_ngrams": features.word_ngrams,
+        "buckets": features.buckets,
+        "minn": features.minn,
+        "maxn": features.maxn,
+        "prefix": prefix,
+    }
+    device = encoder.table.device
+
+    @torch.no_grad()
+    def logits(lines: Sequence[str]) -> dict[str, Tensor]:
+        ids, bounds = map(torch.from_numpy, features.bags(documents_of(lines, prefix)))
+        found = encoder.eval()((ids.to(device), bounds.to(device)))
+        return {task: heads.logits(found, task).cpu() for task in tasks}
+
+    lines = [" ".join(unit) for unit in _units(features.vocabulary.words)]
+    lines[0] += f" {prefix}label"
+    graph = Graph(
+        IdBags(encoder, heads, list(tasks)),
+        {"ids": ("ids",), "ids_per_unit": ("units",)},
+        "units",
+        _trials(description, lines, logits),
+    )
+    return write_graph(graph, file, wanted, description)
+
+
+def export_modules(
+    encoder: nn.Module,
+    heads: MultiTaskHeads,
+    file: str | Path,
+    format: str | None = None,
+    *,
+    tasks: Sequence[str] | None = None,
+    example: Sequence[Tensor] | None = None,
+    axes: Sequence[Sequence[str | int]] | None = None,
+) -> Exported:
+    """Write an encoder and its heads as a graph: ONNX (.onnx) or torch.export's (.pt2), by the file's name or `format`.
+
+    A WindowEncoder takes `windows` (rows, width) of word types, a BagEncoder `types` and `types_per_unit`, all int64.
+    Another encoder is traced with `example`, its inputs (named input_0, ...), for any size of those of their `axes`
+    that have a name: by default the first alone, "rows". tasks: the main one by default.
+
+    Raises InputError for a task without a fused head, an encoder of one's own without an example, or that cannot be
+    traced, for parameters that are not float32, and as `write_graph` does.
+    """
+    names = list(tasks or (heads.main,))
+    for name in names:
+        if name not in heads.tasks:
+            known = ", ".join(heads.tasks) or "none"
+            raise InputError(f"the task {name} has no head to export; those that have one: {known}")
+    other = {p.dtype for module in (encoder, heads) for p in module.parameters()} - {torch.float32}
+    if other:
+        raise InputError(
+            f"parameters are {str(other.pop()).removeprefix('torch.')}, a graph has float32: call .float() first"
+        )
+    graph = _graph_of(encoder, heads, names, example, axes)
+    sizes: Tasks = {name: (_kind(heads.tasks[name]), ()) for name in names}
+    return write_graph(
+        graph, file, format, {"text": None, "rows_of_logits": graph.rows, "tasks": _described(sizes)}
+    )
+
+
+def _graph_of(
+    encoder: nn.Module,
+    heads: MultiTaskHeads,
+    names: Sequence[str],
+    example: Sequence[Tensor] | None,
+    axes: Sequence[Sequence[str | int]] | None,
+) -> Graph:
+    chance = np.random.default_rng(1)
+    if type(encoder) is WindowEncoder:
+        windows = _types(chance, encoder, (60, encoder.width))
+        trials = [_asked(encoder, heads, names, {"windows": windows[:n]}, windows[:n]) for n in (7, 60, 1, 0)]
+        return Graph(TypeWindows(encoder, heads, names), {"windows": ("rows", encoder.width)}, "rows", trials)
+    if type(encoder) is BagEncoder:
+        trials = []
+        for sizes in (_TRIAL_SIZES, (1,), (0, 0), (300,)):
+            types, counts = _types(chance, encoder, (sum(sizes),)), torch.tensor(sizes)
+            bags = types, torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+            trials.append(_asked(encoder, heads, names, {"types": types, "types_per_unit": counts}, bags))
+        shapes = {"types": ("types",), "types_per_unit": ("units",)}
+        return Graph(TypeBags(encoder, heads, names), shapes, "units", trials)
+    if not example:
+        raise InputError(
+            f"a {type(encoder).__name__} is traced: give example=, the tensors that it is called with, of 2 rows "
+            "or more"
+        )
+    given = [tensor.detach().cpu() for tensor in example]
+    named = axes or [("rows", *tensor.shape[1:]) for tensor in given]
+    inputs = {f"input_{i}": tensor for i, tensor in enumerate(given)}
+    module = AnyEncoder(encoder, heads, names)
+    with torch.no_grad():
+        trial = Trial(inputs, module(*given))
+    return Graph(module, dict(zip(inputs, named, strict=True)), str(named[0][0]), [trial], takes_any=True)
+
+
+@torch.no_grad()
+def _asked(
+    encoder: nn.Module, heads: MultiTaskHeads, names: Sequence[str], inputs: Mapping[str, Tensor], given: Any
+) -> Trial:
+    """What an encoder of this package says of its own inputs, without dropout."""
+    was_training = encoder.training
+    device = next(encoder.parameters()).device
+    features = encoder.eval()(
+        tuple(t.to(device) for t in given) if isinstance(given, tuple) else given.to(device)
+    )
+    encoder.train(was_training)
+    return Trial(inputs, {name: heads.logits(features, name).cpu() for name in names})
+
+
+def _types(
+    chance: np.random.Generator, encoder: WindowEncoder | BagEncoder, shape: tuple[int, ...]
+) -> Tensor:
+    return torch.from_numpy(chance.integers(NO_ROW, encoder.num_types, shape))
+
+
+def _kind(task: Any) -> str:
+    """What its outputs are; a task of one's own is called by its class."""
+    return _KINDS.get(type(task), type(task).__name__)
+
+
+def _described(tasks: Tasks) -> dict[str, dict[str, Any]]:
+    return {
+        task: {"kind": kind, "labels": list(names), "output": output_of(task)}
+        for task, (kind, names) in tasks.items()
+    }
+
+
+def _trials(
+    description: dict[str, Any], units: Sequence[Any], logits: Callable[[Sequence[Any]], Mapping[str, Tensor]]
+) -> list[Trial]:
+    """Of a few units, of all, of one and of none: by the inputs that the description says, as its reader makes them."""
+    made = TextInputs(description)
+    trials = []
+    for some in (units[: len(_TRIAL_SIZES)], units, units[:1], []):
+        inputs = {name: torch.from_numpy(values) for name, values in made(some).items()}
+        trials.append(Trial(inputs, logits(some)))
+    return trials
+
+
+def _units(words: Sequence[str]) -> list[list[str]]:
+    """Units of many sizes, of words of a vocabulary and of others."""
+    known = (
+        [words[i] for i in np.linspace(0, len(words) - 1, min(TRIAL_WORDS, len(words))).astype(int)]
+        if words
+        else []
+    )
+    left = [*_UNSEEN, *known, *_UNSEEN]
+    units: list[list[str]] = []
+    while left:
+        size = _TRIAL_SIZES[len(units) % len(_TRIAL_SIZES)]
+        units.append(left[:size])
+        left = left[size:]
+    return units

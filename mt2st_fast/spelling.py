@@ -1,0 +1,65 @@
+"""Names that were written otherwise: which known name is meant, and which names are one number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+MOST_NAMED = 20
+_LEAST_ALIKE = 0.7
+_WHOLE = re.compile(r"[+-]?\d+")
+_NUMBERLIKE = re.compile(r"[+-]?\d[\d.,]*")
+_WHOLE_AS_FLOAT = re.compile(r"([+-]?\d+)\.0+")
+
+
+def listed(names: Iterable[str], most: int = MOST_NAMED) -> str:
+    """Names with commas between, the first `most` of them and how many more there are; "none" for none."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
+
+
+def in_any_case(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is this one, or else the only one that is but for its case."""
+    if name in known:
+        return name
+    alike = [other for other in known if other.casefold() == name.casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that looks most like this one, if any does."""
+    of_folded = {other.casefold().strip(): other for other in reversed(known)}
+    found = get_close_matches(name.casefold().strip(), of_folded, 1, _LEAST_ALIKE)
+    return of_folded[found[0]] if found else None
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """What to add to a refusal of a name: `: is 'label' meant?`, or nothing."""
+    near = nearest(name, known)
+    return "" if near is None else f": is {near!r} meant?"
+
+
+def one_number_each(names: Iterable[str]) -> dict[str, str]:
+    """{"1.0": "1"} for all names that are a whole number written with a point where it stands without one, too.
+
+    Empty where another name is a number with decimals, or a version such as 1.0.1: 1.0 may be one, too.
+    """
+    names = set(names)
+    spelled = {name: found[1] for name in names if (found := _WHOLE_AS_FLOAT.fullmatch(name))}
+    others = (name for name in names - spelled.keys() if not _WHOLE.fullmatch(name))
+    if any(map(_NUMBERLIKE.fullmatch, others)):
+        return {}
+    return {name: whole for name, whole in sorted(spelled.items()) if whole in names}
+
+
+def other_spelling(name: str, known: Sequence[str]) -> str | None:
+    """The known name that this one is as a number, or but for its case and the blanks around it."""
+    found = _WHOLE_AS_FLOAT.fullmatch(name)
+    key = (found[1] if found else name).casefold().strip()
+    for other in known:
+        as_whole = _WHOLE_AS_FLOAT.fullmatch(other)
+        if other != name and key == (as_whole[1] if as_whole else other).casefold().strip():
+            return other
+    return None

@@ -1,0 +1,223 @@
+"""Everyday tables: which column is what, what is left out, and the lines that say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mt2st_fast.data import open_data
+from tests.data.readers.opened import labels, message_of, words
+
+
+def rows(header, row, n=40):
+    return header + "\n" + "".join(row(i) + "\n" for i in range(n))
+
+
+def label(i):
+    return "pos" if i % 2 else "neg"
+
+
+def one(write, text, name="t.csv"):
+    return f"csv:{write(**{name: text}) / name}"
+
+
+def test_1_and_1_point_0_are_one_class(write):
+    folder = write(
+        **{
+            "train.csv": rows("text,label", lambda i: f"film,{i % 2}"),
+            "dev.csv": rows("text,label", lambda i: f"film,{'' if i == 3 else f'{i % 2}.0'}"),
+            "test.csv": rows("text,label", lambda i: f"film,{i % 2}.0"),
+        }
+    )
+    splits = open_data(f"csv:{folder}")
+    assert splits.train.column("label").class_names == ("0", "1")
+    assert labels(splits, "label", "dev")[:4] == ["0", "1", "0", None]
+    [note] = splits.notes
+    assert note.startswith(
+        "label: read as one class each, as they are the same whole numbers: 0.0 and 0, 1.0 and 1"
+    )
+    assert "79 cells" in note
+
+
+def test_classes_that_training_never_saw_are_said(write):
+    folder = write(
+        **{
+            "train.csv": rows("text,label", lambda i: f"film,{label(i)}"),
+            "dev.csv": rows("text,label", lambda i: f"film,{'meh' if i < 3 else 'pos'}"),
+        }
+    )
+    assert open_data(f"csv:{folder}").notes == (
+        "label: classes that training never saw, and so nothing can learn, in 3 dev rows: meh",
+    )
+
+
+def test_columns_are_found_by_name_in_any_case_and_order(write):
+    folder = write(
+        **{
+            "train.csv": rows(
+                "id,Text,Label,lang", lambda i: f"{i},film {i},{label(i)},{'de' if i % 3 else 'en'}"
+            ),
+            "test.csv": rows("LABEL,extra,TEXT", lambda i: f"{label(i)},x,other {i}"),
+        }
+    )
+    splits = open_data(f"csv:{folder}", main="label")
+    assert splits.tasks == ("Label", "lang")
+    assert words(splits, "test")[:2] == ["other", "0"]
+    assert labels(splits, "Label", "test")[:2] == ["neg", "pos"]
+    assert set(labels(splits, "lang", "test")) == {None}
+    assert splits.notes == (
+        "column 'id' is no auxiliary task: it has 40 classes",
+        "test.csv: left out, as training has no such column: extra",
+        "test.csv: in another case than in training, and read as its columns: TEXT, LABEL",
+        "test.csv: has no column lang, and so no labels of it",
+    )
+
+
+def test_a_part_without_the_main_task_is_refused(write):
+    folder = write(
+        **{
+            "train.csv": rows("text,label", lambda i: f"film,{label(i)}"),
+            "test.csv": rows("id,text", lambda i: f"{i},film"),
+        }
+    )
+    assert (
+        "test.csv: the columns differ from the training file's: there is no 'label', which is the main task"
+        in (message_of(f"csv:{folder}"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "settings", "message"),
+    [
+        (
+            "text,sentiment",
+            {"main": "sentimnet"},
+            "no task 'sentimnet'; it has sentiment: is 'sentiment' meant?",
+        ),
+        ("text,mood", {"auxiliary": ["Moood"]}, "no task 'Moood'; it has mood: is 'mood' meant?"),
+        (
+            "body,mood",
+            {"text_column": "boddy"},
+            "no column 'boddy'; the columns are body, mood: is 'body' meant?",
+        ),
+        ("text,mood", {"main": "TEXT"}, "column 'text' has the text and is no task; --text-column says"),
+        ("text,mood,mood", {}, "t.csv:1: a column is named twice in the header: 'mood', columns 2 and 3"),
+        (
+            "text,Text,mood",
+            {},
+            "t.csv:1: text and Text are both columns; say which has the text: --text-column",
+        ),
+    ],
+)
+def test_a_column_that_there_is_not_is_named_with_the_nearest(write, header, settings, message):
+    text = rows(header, lambda i: ",".join([f"film {i}"] * header.count(",") + [label(i)]))
+    assert message in message_of(one(write, text), **settings)
+
+
+def test_the_main_task_is_the_first_column_that_looks_like_classes(write):
+    splits = open_data(one(write, rows("label,text,id", lambda i: f"{label(i)},film,{i}")))
+    assert splits.main == "label"
+    assert "column 'id' is not the main task, as it has 40 classes: 'label' is (--label-column decides)" in (
+        splits.notes
+    )
+
+
+def test_rows_without_anything_are_counted_and_no_documents(write):
+    text = rows("text,label", lambda i: f"film,{label(i)}") + ",\n , \n\n\n"
+    [file] = open_data(one(write, text)).record.files
+    assert (file.rows, file.left_out) == (40, {"blank lines": 2, "rows of empty cells": 2})
+
+
+def test_a_record_counts_rows_cells_and_columns(write):
+    text = rows(
+        "Unnamed: 0,text,label,n",
+        lambda i: f"{i},{'' if i < 4 else 'film'},{label(i)},{'nan' if i < 6 else i % 3}",
+    )
+    splits = open_data(one(write, text))
+    assert (
+        sum(file.rows for file in splits.record.files) == sum(c.n_rows for c in splits.parts.values()) == 40
+    )
+    found = {c.name: (c.taken_as, c.values, c.empty, c.nan) for c in splits.record.columns}
+    assert found == {
+        "text": ("text", 1, 4, 0),
+        "label": ("main task, classes", 2, 0, 0),
+        "n": ("auxiliary task, classes", 4, 0, 6),
+    }
+    assert splits.record.understood == {
+        "text column": "text",
+        "between cells": "comma",
+        "dev and test": "a tenth of the training text each, the same in every run",
+    }
+    assert "t.csv: without a name in the header, and left out: column 1" in splits.notes
+
+
+@pytest.mark.parametrize("values", [("0", "1"), ("True", "False"), ("0.5", "2")])
+def test_nan_beside_numbers_and_truths_is_no_label(write, values):
+    splits = open_data(
+        one(write, rows("text,label", lambda i: f"film,{'NaN' if i % 5 == 0 else values[i % 2]}"))
+    )
+    assert splits.train.column("label").class_names == tuple(sorted(values))
+    assert splits.notes == ("column 'label': nan in 8 cells is no label",)
+
+
+def test_nan_beside_words_is_a_class_and_said(write):
+    splits = open_data(one(write, rows("text,label", lambda i: f"film,{['nan', 'deu', 'eng'][i % 3]}")))
+    assert splits.train.column("label").class_names == ("deu", "eng", "nan")
+    assert splits.notes == (
+        "column 'label': nan in 14 cells is a class; empty the cells if there is no label",
+    )
+
+
+def test_a_table_from_excel(write):
+    text = "sep=;\r\n" + rows(
+        "Text;Label;Note", lambda i: f"film; {i}".join('""') + f";{label(i)};{i % 7},5"
+    ).replace("\n", "\r\n")
+    splits = open_data(one(write, text), auxiliary=["note:regression"])
+    assert splits.record.understood["between cells"] == "semicolon"
+    assert splits.main == "Label"
+    assert {float(v) for v in splits.train.column("Note").values.ravel()} == {i + 0.5 for i in range(7)}
+    assert splits.notes == ("column 'Note': commas are read as decimal points (1,5 is 1.5)",)
+
+
+@pytest.mark.parametrize("cells", [("1,234", "5"), ("1,5", "1.5"), ("1,5", "x")])
+def test_a_comma_that_may_stand_between_thousands_is_refused(write, cells):
+    text = rows("text;label;n", lambda i: f"film;{label(i)};{cells[i % 2]}")
+    assert "in column 'n' is no number" in message_of(one(write, text), auxiliary=["n:regression"])
+
+
+def test_one_value_only_is_said(write):
+    splits = open_data(one(write, rows("text,label", lambda i: "film,pos")))
+    assert splits.notes == (
+        "label: every training label is 'pos', so there is nothing to learn; give rows of other classes or choose "
+        "another main task",
+    )
+
+
+def test_numbers_as_classes_are_said(write):
+    splits = open_data(one(write, rows("text,stars", lambda i: f"film,{i * 0.37:.2f}")))
+    assert splits.notes[0] == (
+        "column 'stars' has 40 classes, all of them numbers: to learn the number itself say stars:regression"
+    )
+    splits = open_data(one(write, rows("text,stars", lambda i: f"film,{i / 4}")), main="STARS:regression")
+    assert splits.train.column("stars").values.dtype == np.float32
+    assert splits.notes == ()
+
+
+def test_cells_without_text_are_documents_without_words_and_said(write):
+    splits = open_data(one(write, rows("text,label", lambda i: f"{'' if i % 4 else 'film'},{label(i)}")))
+    assert sum(corpus.n_rows for corpus in splits.parts.values()) == 40
+    assert splits.notes == ("column 'text': 30 cells are empty, and so 30 documents without words",)
+    nothing = rows("text,label", lambda i: f",{label(i)}")
+    assert "t.csv: no row has a word in the column 'text'; --text-column" in message_of(one(write, nothing))
+
+
+def test_a_test_set_without_labels_is_said(write):
+    folder = write(
+        **{
+            "train.csv": rows("text,label", lambda i: f"film,{label(i)}"),
+            "test.csv": rows("text,label", lambda i: "film,"),
+        }
+    )
+    assert open_data(f"csv:{folder}").notes == (
+        "label: no test row has a label of the main task, so nothing is measured on them",
+    )

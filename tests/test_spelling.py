@@ -1,0 +1,48 @@
+"""Names that were written otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from mt2st_fast.spelling import in_any_case, listed, meant, one_number_each, other_spelling
+
+
+def test_lists_end_somewhere():
+    assert listed([]) == "none"
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(map(str, range(1005)), 2) == "0, 1 and 1,003 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("Text", "Text"), ("text", "text"), ("TEXT", None), ("LABEL", "Label"), ("tex", None)]
+)
+def test_a_name_is_found_in_any_case_where_only_one_is_meant(name, found):
+    assert in_any_case(name, ["Text", "text", "Label"]) == found
+
+
+def test_the_nearest_name_is_asked_for():
+    assert meant("sentimnet", ["text", "Sentiment"]) == ": is 'Sentiment' meant?"
+    assert meant("zzz", ["text", "Sentiment"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (["0", "1", "0.0", "1.0"], {"0.0": "0", "1.0": "1"}),
+        (["-1", "-1.00", "2.0"], {"-1.00": "-1"}),
+        (["0.0", "1.0"], {}),  # nothing beside them
+        (["1", "1.0", "none"], {"1.0": "1"}),
+        (["1", "1.0", "1.1"], {}),  # decimals, or versions
+        (["1", "1.0", "1.0.1"], {}),
+        (["01", "1.0"], {}),
+    ],
+)
+def test_whole_numbers_are_one_class_each(names, alike):
+    assert one_number_each(names) == alike
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("1.0", "1"), ("1", "1.0"), ("TRUE", "True"), (" a ", "a"), ("b", None), ("a", None)]
+)
+def test_another_spelling_of_a_known_name_is_found(name, known):
+    assert other_spelling(name, ["1", "True", "a"] if known != "1.0" else ["1.0"]) == known
