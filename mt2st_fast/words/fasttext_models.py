@@ -102,7 +102,7 @@ class FastTextModel:
         for name, old, new in zip(("input", "output"), before, (input_matrix, output_matrix), strict=True):
             if np.shape(new) != old.shape:
                 raise InputError(f"the {name} matrix is {old.shape}, not {np.shape(new)}")
-        self._set_matrices(np.float32(input_matrix), np.float32(output_matrix))
+        self._set_matrices(np.asarray(input_matrix, np.float32), np.asarray(output_matrix, np.float32))
 
     def get_input_vector(self, ind: int) -> np.ndarray:
         """A row of the input matrix."""

@@ -57,10 +57,11 @@ class Word2Vec(GensimNames):
 
     Arguments are gensim's. `workers` parts of the corpus are read side by side: the same seed and workers give the
     same bits on any number of threads. `words` are sorted by falling count, those of one
-    count alphabetically (gensim leaves these in any order); `vectors` (V, vector_size) float32 are
-    theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with on_train_begin(model),
-    on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that cannot be used, and for
-    values of gensim's arguments that mean what there is not. hs=1 with negative=0 is hierarchical softmax;
+    count alphabetically (gensim leaves these in any order), with sorted_vocab=0 as they first appear; `vectors`
+    (V, vector_size) float32 are theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with
+    on_train_begin(model), on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that
+    cannot be used, and for values of gensim's arguments that mean what there is not; docs/doors.md has every name.
+    hs=1 is hierarchical softmax, and with negatives (negative=0 for none) words are predicted in both ways.
     max_final_vocab takes the most frequent words, of one count the alphabetically first.
 
     min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to

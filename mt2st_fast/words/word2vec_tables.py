@@ -104,19 +104,23 @@ class WordTables:
 
     def _adopt_vectors(self) -> None:
         """Go on from `wv.vectors` where they were set. Raises InputError for vectors that cannot be the model's."""
-        if self._keyed is None or self._keyed.vectors is self.vectors:
+        if self._keyed is None:
             return
         given = np.asarray(self._keyed.vectors)
-        if (
-            self._subwords is not None
-            or given.shape != self.vectors.shape
-            or self._keyed.index_to_key != self.words
-        ):
+        if given.shape != self.vectors.shape or self._keyed.index_to_key != self.words:
             raise InputError(
                 f"wv has other words or vectors {given.shape} than the model {self.vectors.shape} was built with, "
                 "and it cannot train those: build_vocab(..., update=True) adds words"
             )
-        self.vectors = self.input_rows = np.ascontiguousarray(given, np.float32)
+        if self._subwords is None:
+            # What is mapped or locked in memory cannot be moved.
+            self.vectors = self.input_rows = np.require(given, np.float32, ["C", "W"])
+            self._keyed.vectors = self.vectors
+        elif not np.array_equal(given, self._means()):
+            raise InputError(
+                "wv.vectors were changed, and with n-grams (max_n) they are means of other rows, which are trained: "
+                "change model.input_rows instead"
+            )
 
     def vector(self, word: str) -> np.ndarray:
         """(vector_size,) float32: of a word that is not in `words` the mean of its character n-grams' rows.

@@ -248,8 +248,26 @@ def test_vectors_that_are_set_are_trained_on():
     model.wv.vectors = given.copy()
     model.train(common_texts, epochs=1, start_alpha=1e-9, end_alpha=0.0)
     np.testing.assert_allclose(model.vectors, given, atol=1e-6)
+    fixed = given.copy()
+    fixed.flags.writeable = False
+    model.wv.vectors = fixed
+    model.train(common_texts, epochs=1)
+    assert not np.array_equal(model.wv.vectors, fixed)
     model.wv.add_vectors(["another"], np.ones((1, 8), np.float32))
     with pytest.raises(InputError, match="wv has other words or vectors"):
+        model.train(common_texts, epochs=1)
+
+
+def test_means_of_ngrams_that_were_changed_are_not_trained_on():
+    model = Word2Vec(common_texts, min_count=1, vector_size=8, min_n=2, max_n=3, bucket=100)
+    model.wv.most_similar("graph")
+    model.train(common_texts, epochs=1)
+    model.wv.vectors[0] = 1
+    with pytest.raises(InputError, match=r"change model\.input_rows"):
+        model.train(common_texts, epochs=1)
+    model.build_vocab(common_texts)
+    model.wv.vectors_lockf = np.zeros(12)
+    with pytest.raises(InputError, match="vectors_lockf is not for n-grams"):
         model.train(common_texts, epochs=1)
 
 
