@@ -25,6 +25,8 @@ REFUSED = {
     "f": "it is fastText's own object in C++; the model behind these methods is `model`",
 }
 
+_UNKNOWN = "training did not see it and learnt no n-grams"
+
 
 class FastTextModel:
     """What both kinds have. words and labels are lists, vectors are float32 (dim,).
@@ -34,6 +36,7 @@ class FastTextModel:
     """
 
     model: Any
+    _label_prefix = "__label__"
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in REFUSED:
@@ -67,6 +70,15 @@ class FastTextModel:
     ) -> list[str] | tuple[list[str], np.ndarray]:
         """`labels`; with include_freq also how often training saw each, int64."""
         return self.get_words(include_freq)
+
+    def get_line(self, text: str | list[str], on_unicode_error: str = "strict") -> Any:
+        """(words, labels) of a line; of a list (words of each, labels of each)."""
+        if isinstance(text, list):
+            lines = [self.get_line(line) for line in text]
+            return [words for words, _ in lines], [labels for _, labels in lines]
+        fields = _of_a_line(text).split()
+        labels = [field for field in fields if field.startswith(self._label_prefix)]
+        return [field for field in fields if not field.startswith(self._label_prefix)], labels
 
     def get_dimension(self) -> int:
         """The length of a vector."""
@@ -116,12 +128,15 @@ class FastTextModel:
         self, word: str, k: int = 10, on_unicode_error: str = "strict"
     ) -> list[tuple[float, str]]:
         """(cosine, word) of the k nearest words to any string, the nearest first. Raises InputError for k below 1."""
-        return self._nearest(self.get_word_vector(word), k, {word}, f"{word!r} has no vector")
+        return self._nearest(self.get_word_vector(word), k, {word}, f"{word!r} has no vector: {_UNKNOWN}")
 
     def get_analogies(
         self, wordA: str, wordB: str, wordC: str, k: int = 10, on_unicode_error: str = "strict"
     ) -> list[tuple[float, str]]:
         """(cosine, word) of the k words nearest to A - B + C, of unit vectors; A, B and C are none of them."""
+        for word in (wordA, wordB, wordC):
+            if not self.get_word_vector(word).any():
+                raise InputError(f"{word!r} has no vector: {_UNKNOWN}")
         a, b, c = (_unit(self.get_word_vector(word)) for word in (wordA, wordB, wordC))
         return self._nearest(a - b + c, k, {wordA, wordB, wordC}, "the analogy has no direction")
 
@@ -151,7 +166,7 @@ class FastTextModel:
     def _nearest(self, query: np.ndarray, k: int, banned: set[str], nothing: str) -> list[tuple[float, str]]:
         check_choice(k, 0.0)
         if not query.any():
-            raise InputError(f"{nothing}: training did not see it and learnt no n-grams")
+            raise InputError(nothing)
         words, cosines = self.words, _unit(self._word_vectors()) @ _unit(query)
         best = np.argsort(-cosines, kind="stable")[: len(words) if k == -1 else k + len(banned)]
         found = [(float(cosines[i]), words[i]) for i in best if words[i] not in banned]
@@ -163,6 +178,7 @@ class Classifier(FastTextModel):
 
     def __init__(self, model: SupervisedModel) -> None:
         self.model: SupervisedModel = model
+        self._label_prefix = model.prefix
 
     @property
     def labels(self) -> list[str]:
@@ -182,15 +198,6 @@ class Classifier(FastTextModel):
     def get_label_id(self, label: str) -> int:
         """The number of a label, -1 for one that training did not see."""
         return self.labels.index(label) if label in self.labels else -1
-
-    def get_line(self, text: str | list[str], on_unicode_error: str = "strict") -> Any:
-        """(words, labels) of a line; of a list (words of each, labels of each)."""
-        if not isinstance(text, str):
-            lines = [self.get_line(line) for line in text]
-            return [words for words, _ in lines], [labels for _, labels in lines]
-        fields = _of_a_line(text).split()
-        labels = [field for field in fields if field.startswith(self.model.prefix)]
-        return [field for field in fields if not field.startswith(self.model.prefix)], labels
 
     def predict(
         self, text: str | list[str], k: int = 1, threshold: float = 0.0, on_unicode_error: str = "strict"
@@ -280,9 +287,9 @@ class Vectors(FastTextModel):
 
     def predict(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: raises InputError, a ValueError as fastText's."""
-        raise InputError("predict: these are vectors of words; train_supervised trains a classifier")
+        raise InputError("these are vectors of words, without labels; train_supervised trains a classifier")
 
-    test = test_label = predict
+    test = test_label = get_label_id = predict
 
     def get_word_id(self, word: str) -> int:
         return self.model.vocabulary.get(word, -1)
@@ -346,6 +353,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _of_a_line(text: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"a text is a string, not {type(text).__name__}")
     if "\n" in text:
         raise InputError("the text has a line feed; a text is one line: replace '\\n' by a blank")
     return text

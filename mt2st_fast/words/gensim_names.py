@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
 from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
-from mt2st_fast.words.gensim_options import one_of, read_text
-from mt2st_fast.words.gensim_vocabulary import TrimRule, counted_words, estimated_memory, vocabulary_report
+from mt2st_fast.words.gensim_options import check_at_least, one_of, read_text
+from mt2st_fast.words.gensim_vocabulary import (
+    TrimRule,
+    counted_words,
+    estimated_memory,
+    vocabulary_of,
+    vocabulary_report,
+)
 from mt2st_fast.words.keyed import fill_keyed
 from mt2st_fast.words.vectors import gensims_class
 from mt2st_fast.words.word2vec_queries import sentence_scores, words_in
@@ -82,6 +89,8 @@ class GensimNames(WordTables):
     def wv(self, keyed: Any) -> None:
         if keyed is self._keyed:
             return
+        if not isinstance(keyed, gensims_class()):
+            raise InputError(f"wv is a KeyedVectors of gensim's, not {type(keyed).__name__}")
         counts = keyed.expandos.get("count", np.zeros(len(keyed.index_to_key), np.int64))
         self.vocabulary = Vocabulary(keyed.index_to_key, counts)
         self.words, self.counts, self._subwords = self.vocabulary.words, self.vocabulary.counts, None
@@ -145,7 +154,10 @@ class GensimNames(WordTables):
         """
         if not self.raw_vocab:
             raise NoWordsError("there are no words to choose from: call scan_vocab first")
-        counted = Vocabulary(list(self.raw_vocab), list(self.raw_vocab.values()))
+        check_at_least(0, min_count=self.min_count if min_count is None else min_count)
+        if sample is not None and not 0 <= sample < np.inf:
+            raise InputError(f"sample ({sample}) must be a number that is not negative")
+        counted = vocabulary_of(self.raw_vocab)
         before = self.min_count, self.sample
         self.min_count = self.min_count if min_count is None else min_count
         self.sample = self.sample if sample is None else sample
@@ -177,6 +189,8 @@ class GensimNames(WordTables):
 
     def reset_from(self, other_model: Any) -> None:
         """Fresh tables of the words of another model."""
+        if not isinstance(other_model, GensimNames):
+            raise InputError(f"reset_from takes a Word2Vec, not {type(other_model).__name__}")
         other_model._check_words()
         self._take_vocabulary(other_model.vocabulary)
         self.effective_min_count = other_model.effective_min_count
@@ -186,9 +200,9 @@ class GensimNames(WordTables):
         self, vocab_size: int | None = None, report: dict[str, int] | None = None
     ) -> dict[str, int]:
         """Bytes of the tables for so many words, by default those at hand, after what `report` has."""
-        found = dict(report or {})
-        found.update(estimated_memory(self, len(self.words) if vocab_size is None else vocab_size))
-        return found
+        words = len(self.words) if vocab_size is None else vocab_size
+        check_at_least(0, vocab_size=words)
+        return {**(report or {}), **estimated_memory(self, words)}
 
     # --- questions ----------------------------------------------------------------------------------------
 

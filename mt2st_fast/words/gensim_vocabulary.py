@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,17 @@ def _pruned(text: Tokens, most: int, trim_rule: TrimRule | None) -> Vocabulary:
             seen = {word: n for (word, n), keep in zip(seen.items(), kept, strict=True) if keep}
             least += 1
     return Vocabulary.from_counts([words[i] for i in seen], list(seen.values()))
+
+
+def vocabulary_of(counts: Mapping[str, int]) -> Vocabulary:
+    """Words and counts in their order. Raises InputError for a word that is no string, and a count that is no number
+    of times."""
+    for word, count in counts.items():
+        if not isinstance(word, str):
+            raise InputError(f"a word is a string, not {word!r}")
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+            raise InputError(f"the count of {word!r} is {count!r}; give how many times it was seen")
+    return Vocabulary(list(counts), np.fromiter(counts.values(), np.int64, len(counts)))
 
 
 def frequent_words(

@@ -39,7 +39,10 @@ def _codes(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 def lock_factors(given: Any, words: Sequence[str]) -> np.ndarray:
     """float32 (V,) of one number, or of V; (0,) where all are 1. Raises InputError for anything else."""
-    locks = np.asarray(given, np.float32).reshape(-1)
+    try:
+        locks = np.asarray(given, np.float32).reshape(-1)
+    except (TypeError, ValueError):
+        raise InputError(f"wv.vectors_lockf must be numbers, not {given!r}") from None
     if len(locks) not in (1, len(words)):
         raise InputError(
             f"wv.vectors_lockf has {len(locks)} numbers for {len(words)} words; give one a word, or one"

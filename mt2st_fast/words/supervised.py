@@ -87,7 +87,7 @@ def train_supervised(
 
     Raises InputError for a file or a family that cannot be used and for an option out of range.
     """
-    _check_numbers(
+    check_numbers(
         {
             "dim": (dim, 1),
             "min_count": (min_count, 1),
@@ -143,7 +143,7 @@ def train_supervised(
     return SupervisedModel(features, known, encoder, heads, label, families is not False, trainer)
 
 
-def _check_numbers(whole: Mapping[str, tuple[Any, int | None]], positive: Mapping[str, Any]) -> None:
+def check_numbers(whole: Mapping[str, tuple[Any, int | None]], positive: Mapping[str, Any]) -> None:
     """Raises InputError for an option that is no whole number or below its least, or not positive and finite."""
     for name, (value, least) in whole.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):

@@ -22,7 +22,13 @@ from mt2st_fast.training.table_tasks import check_kinds
 from mt2st_fast.words.gensim_errors import NoSuchNameError
 from mt2st_fast.words.gensim_names import REFUSED, GensimNames
 from mt2st_fast.words.gensim_options import check_at_least, check_predicted_by, one_of, read_text, refuse
-from mt2st_fast.words.gensim_vocabulary import TrimRule, counted_words, frequent_words, with_words_of
+from mt2st_fast.words.gensim_vocabulary import (
+    TrimRule,
+    counted_words,
+    frequent_words,
+    vocabulary_of,
+    with_words_of,
+)
 from mt2st_fast.words.vectors import import_gensim_early
 from mt2st_fast.words.word2vec_device import training_device
 from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
@@ -185,7 +191,7 @@ class Word2Vec(GensimNames):
         update: bool = False,
     ) -> None:
         """Take words seen so often as `build_vocab` takes those of a text; corpus_count: of so many sentences."""
-        counted = Vocabulary(list(word_freq), np.array(list(word_freq.values()), np.int64))
+        counted = vocabulary_of(word_freq)
         counted = Vocabulary.from_counts(counted.words, counted.counts) if self.sorted_vocab else counted
         self._take(self._chosen(counted, trim_rule, update), update)
         self.corpus_count, self.corpus_total_words = corpus_count or 0, int(counted.counts.sum())

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.hierarchy import TreePaths, tree_paths
 from mt2st_fast.words.gensim_errors import NoWordsError
+from mt2st_fast.words.gensim_options import check_at_least
 
 log = logging.getLogger("mt2st_fast")
 PAIRS_AT_ONCE = 1 << 15  # windows whose path's nodes are gathered together
@@ -19,8 +21,13 @@ PAIRS_AT_ONCE = 1 << 15  # windows whose path's nodes are gathered together
 def words_in(model: Any, context: Sequence[str | int], topn: int | None) -> list[tuple[str, float]] | None:
     """The topn (None: all) likeliest words amid `context`, words or their rows; None where no word of it is known.
 
-    Probabilities are softmax over all words. Raises NoWordsError for a model that has no output vectors of words.
+    Probabilities are softmax over all words. Raises NoWordsError for a model that has no output vectors of words, and
+    InputError for a context that is one string and for topn below 1.
     """
+    if isinstance(context, str):
+        raise InputError(f"a context is a list of words, not one string: give {context.split()}")
+    if topn is not None:
+        check_at_least(1, topn=topn)
     if model.output_vectors is None:
         raise NoWordsError("predict_output_word needs output vectors of words: train with negative=5, hs=0")
     rows = [

@@ -152,8 +152,10 @@ def test_word_representations(vectors, tmp_path):
     again = fasttext.load_model(tmp_path / "fil9.bin")
     assert np.array_equal(again.get_word_vector("unseen"), vectors.get_word_vector("unseen"))
     assert isinstance(load(tmp_path / "fil9.bin"), Word2Vec)
-    with pytest.raises(ValueError, match="these are vectors of words"):
-        vectors.predict("bread")
+    assert vectors.get_line("bread __label__tea") == (["bread"], ["__label__tea"])
+    for ask in (vectors.predict, vectors.test, vectors.test_label, vectors.get_label_id):
+        with pytest.raises(ValueError, match="these are vectors of words"):
+            ask("bread")
 
 
 def test_matrices_are_put_in(cooking):
@@ -225,6 +227,16 @@ def test_a_model_of_families_is_shown_by_its_main_one(tmp_path):
         (lambda m, t: fasttext.train_unsupervised(t, loss="softmax"), "give ns or hs"),
         (lambda m, t: fasttext.train_unsupervised(t, model="glove"), "skipgram and cbow"),
         (lambda m, t: fasttext.train_unsupervised(t, wordNgrams=2), "wordNgrams=2"),
+        (lambda m, t: fasttext.train_unsupervised(t, dim=0), "^dim must be at least 1"),
+        (lambda m, t: fasttext.train_unsupervised(t, thread=1.5), "^thread must be a whole number"),
+        (lambda m, t: fasttext.train_unsupervised(t, minn=5, maxn=3), r"^minn \(5\)"),
+        (lambda m, t: fasttext.train_unsupervised(t, lr=float("nan")), "^lr must be a positive"),
+        (lambda m, t: fasttext.train_supervised(), "give input="),
+        (lambda m, t: m.get_line(3), "a text is a string, not int"),
+        (
+            lambda m, t: fasttext.train_supervised(t, dim=4, epoch=1).get_analogies("?", "qqq", "my"),
+            "'qqq' has no vector",
+        ),
         (lambda m, t: fasttext.load_model(t), "is a file, and a model is a folder"),
         (lambda m, t: fasttext.cbow(t), "model='cbow'"),
         (lambda m, t: fasttext.skipgram(t), "model='skipgram'"),

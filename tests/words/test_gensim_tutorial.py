@@ -309,6 +309,8 @@ def test_scores_are_log_probabilities_by_the_tree(way):
     assert found == pytest.approx(expected, rel=1e-4)
     assert found[0] < found[1] == found[2] == 0
     assert len(model.score(sentences, total_sentences=2)) == 2
+    with pytest.raises(InputError, match="not a string"):
+        model.score(["sea1 sea2"])
 
 
 def test_what_gensim_raises_is_raised(tmp_path):
@@ -337,3 +339,29 @@ def test_what_gensim_raises_is_raised(tmp_path):
     for refused in (lambda: alone.train(common_texts, epochs=1), lambda: alone.save(tmp_path / "m")):
         with pytest.raises(InputError, match="vectors alone"):
             refused()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.predict_output_word("human system"), "a context is a list of words"),
+        (lambda m: m.predict_output_word(["human"], topn=0), "topn is 0"),
+        (lambda m: setattr(m, "wv", 5), "wv is a KeyedVectors of gensim's, not int"),
+        (lambda m: m.build_vocab_from_freq({"a": "x"}), "the count of 'a' is 'x'"),
+        (lambda m: m.build_vocab_from_freq({"a": -5}), "the count of 'a' is -5"),
+        (lambda m: m.build_vocab_from_freq({1: 5}), "a word is a string, not 1"),
+        (lambda m: (m.scan_vocab(common_texts), m.prepare_vocab(min_count=-1)), "min_count is -1"),
+        (lambda m: (m.scan_vocab(common_texts), m.prepare_vocab(sample=np.nan)), "sample"),
+        (lambda m: m.reset_from(m.wv), "reset_from takes a Word2Vec, not KeyedVectors"),
+        (lambda m: m.estimate_memory(-1), "vocab_size is -1"),
+        (lambda m: (setattr(m.wv, "vectors_lockf", "x"), m.train(common_texts, epochs=1)), "must be numbers"),
+    ],
+)
+def test_misuse_is_a_line_and_changes_nothing(call, message):
+    model = Word2Vec(common_texts, min_count=1, vector_size=4)
+    before = model.vectors.copy()
+    with pytest.raises(InputError, match=message) as caught:
+        call(model)
+    assert "\n" not in str(caught.value)
+    assert np.array_equal(model.vectors, before)
+    assert (model.min_count, model.sample) == (1, 1e-3)
