@@ -1,10 +1,10 @@
 """python -m bench.words: Word2Vec against gensim's, quality beside speed, and append records.
 
 Each seed is a round: gensim and ours take turns on the same file, with 2 workers each, for skip-gram and CBOW. Words a
-second are raw words times epochs over the time of training alone, as gensim counts them; the time of reading and of
-the vocabulary stands beside it. The repeated treebank is also trained from a token file that stays mapped. Quality is
-Spearman's correlation with WordSim-353 and SimLex-999, gensim's own files by gensim's own evaluate_word_pairs. Both
-corpora are small, so these scores are low and differ much between seeds.
+second are raw words times epochs over the time of training alone, as gensim counts them, and then over that of the
+whole call, with reading and the vocabulary. The repeated treebank is also trained from a token file that stays mapped.
+Quality is Spearman's correlation with WordSim-353 and SimLex-999, gensim's own files by gensim's own
+evaluate_word_pairs. Both corpora are small, so these scores are low and differ much between seeds.
 
 Both have the same mean rate: with `corpus_file` each of gensim's W workers counts its own sentences against all
 (get_next_alpha of word2vec_corpusfile.pyx), so that within an epoch the rate falls by 1 / W of its share only. Ours
@@ -16,7 +16,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -57,6 +57,12 @@ class Run(NamedTuple):
     quality: dict[str, float]
 
 
+DIRECTIONS: dict[str, Callable[[Run], float]] = {
+    "train": lambda run: run.train_seconds,
+    "whole call": lambda run: run.prepare_seconds + run.train_seconds,
+}
+
+
 def main(
     treebank: Annotated[
         Path | None, typer.Option(help="A CoNLL-U file, repeated to --words; without: only Wikipedia.")
@@ -90,9 +96,8 @@ def main(
 
 def measure(name: str, path: Path, n_words: int, mode: str, seeds: range, records: Path) -> None:
     """One corpus and mode: the peers take turns, a round a seed."""
-    Word2Vec(
-        [["warm", "up"] * 600] * 40, sg=MODES[mode], workers=WORKERS
-    )  # compiles, or loads from the cache
+    text = [[f"w{i * j % 97}" for j in range(600)] for i in range(1, 40)]
+    Word2Vec(text, sg=MODES[mode], workers=WORKERS)  # compiles, or loads from the cache
     runs: dict[str, list[Run]] = {"gensim": [], "ours": []}
     load = CpuLoad()
     for seed in seeds:
@@ -101,11 +106,12 @@ def measure(name: str, path: Path, n_words: int, mode: str, seeds: range, record
         for peer, made in runs.items():
             last = made[-1]
             console.print(f"{name} {mode} seed {seed} {peer}: {last.train_seconds:.1f} s {last.quality}")
-    timings = Timings(
-        {peer: np.array([run.train_seconds for run in made]) * 1e6 for peer, made in runs.items()},
-        load.others_share(),
-    )
-    _report(name, n_words, mode, runs, timings, records)
+    others_share = load.others_share()
+    for direction, seconds_of in DIRECTIONS.items():
+        microseconds = {
+            peer: np.array([seconds_of(run) for run in made]) * 1e6 for peer, made in runs.items()
+        }
+        _report(name, n_words, mode, direction, runs, Timings(microseconds, others_share), records)
 
 
 def measure_mapped(path: Path, n_words: int, seeds: range, records: Path) -> None:
@@ -189,7 +195,13 @@ def quality(vectors: Any) -> dict[str, float]:
 
 
 def _report(
-    name: str, n_words: int, mode: str, runs: dict[str, list[Run]], timings: Timings, records: Path
+    name: str,
+    n_words: int,
+    mode: str,
+    direction: str,
+    runs: dict[str, list[Run]],
+    timings: Timings,
+    records: Path,
 ) -> None:
     epochs = SETTINGS["epochs"]
     speed = {peer: n_words * epochs / (timings.median_us(peer) / 1e6) for peer in runs}
@@ -211,10 +223,10 @@ def _report(
     }
     made = record_and_print(
         console,
-        Measured(environment, "words", f"{name}, {mode}", shape, "train"),
+        Measured(environment, "words", f"{name}, {mode}", shape, direction),
         timings,
         {"ours": ("gensim", "ours")},
-        title=f"{name}, {mode}: {n_words:,} words",
+        title=f"{name}, {mode}, {direction}: {n_words:,} words",
         more=fields,
         columns={
             "words/s": field("words_per_second", digits=0),
@@ -222,10 +234,11 @@ def _report(
             **{task: lambda record, task=task: f"{record['quality_median'][task]:.3f}" for task in PAIRS},
         },
     )
-    fast = timings.ratio("gensim", "ours").of_medians >= WORDS_OVER_GENSIM
+    least = WORDS_OVER_GENSIM[direction]
+    fast = timings.ratio("gensim", "ours").of_medians >= least
     good = all(median["ours"][task] >= median["gensim"][task] - ALLOWED_LOSS for task in PAIRS)
     console.print(
-        f"required: {WORDS_OVER_GENSIM:g} times gensim: {decided(fast, made)}; "
+        f"required: {least:g} times gensim: {decided(fast, made)}; "
         f"no score lower by more than {ALLOWED_LOSS}: {decided(good, ())}"
     )
     ledger.append(made, records)

@@ -27,6 +27,7 @@ from .context.training import ContextOptions, ContextTraining
 from .heads.kind import HeadSpec, Kind, task_of_column
 from .heads.layout import HeadLayout
 from .heads.op import MultitaskLoss, multitask_loss, warm_up
+from .heads.parts import lay_adjacent
 from .heads.plans import (
     PLANS,
     RULES,
@@ -86,6 +87,7 @@ __all__ = [
     "embedding_bag",
     "embedding_bag_of_types",
     "fuse_update",
+    "lay_adjacent",
     "multitask_loss",
     "pools_types",
     "prepare_bags",

@@ -23,6 +23,7 @@ from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.schedules import (
+    AdaptiveSwitch,
     Diminish,
     DiminishThenSwitch,
     Moment,
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SGD",
+    "AdaptiveSwitch",
     "BagEncoder",
     "Callback",
     "Classification",

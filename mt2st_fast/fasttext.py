@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.serving.load import load
 from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors
 from mt2st_fast.words.fasttext_options import UNSUPERVISED_LOSSES, check_refused
 from mt2st_fast.words.gensim_vocabulary import RULE_DEFAULT, RULE_DISCARD
-from mt2st_fast.words.supervised import check_numbers
 from mt2st_fast.words.supervised import train_supervised as train_families
 from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.vectors import WordVectors
@@ -81,25 +81,12 @@ def train_unsupervised(
     thread: parts of the text that are read side by side, by which the bits change. Raises InputError for a file or an
     option that cannot be used.
     """
-    least = {
-        "dim": dim,
-        "ws": ws,
-        "epoch": epoch,
-        "bucket": bucket,
-        "thread": thread,
-        "neg": neg if loss == "ns" else 1,
-    }
-    check_numbers(
-        {
-            **{name: (value, 1) for name, value in least.items()},
-            **{
-                name: (value, 0) for name, value in {"minCount": minCount, "maxn": maxn, "seed": seed}.items()
-            },
-            "minn": (minn, None),
-        },
-        {"lr": lr},
-    )
-    if maxn and not 0 <= minn <= maxn:
+    check_count(dim=dim, ws=ws, epoch=epoch, bucket=bucket, thread=thread)
+    check_count(0, minCount=minCount, minn=minn, maxn=maxn, seed=seed)
+    check_positive(lr=lr)
+    if loss == "ns":
+        check_count(neg=neg)
+    if maxn and minn > maxn:
         raise InputError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
     check_refused(minCountLabel=minCountLabel, lrUpdateRate=lrUpdateRate, verbose=verbose)
     if model not in MODELS:

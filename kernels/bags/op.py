@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..machine.registry import Choice, Room
 from . import reference as reference_embedding
@@ -151,6 +152,7 @@ def update_rows(
     if not (gradient.is_coalesced() or module.is_ascending(rows)):
         rows, values = module.sum_repeated(rows, values.contiguous(), len(table))
     module.update_rows(rule, table.detach(), rows, values.contiguous(), state)
+    increment_version(table)
 
 
 def update_all_rows(
@@ -161,7 +163,9 @@ def update_all_rows(
     values = parameter.detach().contiguous()
     gradient = gradient.reshape(n_rows, -1).contiguous()
     serving(parameter, backend).update_all_rows(rule, values.view(n_rows, -1), gradient, state)
-    if not parameter.is_contiguous():
+    if parameter.is_contiguous():
+        increment_version(parameter)
+    else:
         parameter.detach().copy_(values)
 
 
@@ -205,6 +209,7 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
     fused: FusedUpdate | None = getattr(table, _FUSED_ATTRIBUTE, None) if ctx.sparse else None
     if fused is not None:
         module.update_from_bags(fused.rule(), table.detach(), bags, gradient, fused.state)
+        increment_version(table)
         return None
     if not ctx.sparse:
         return module.dense_gradient(gradient, bags, len(table))

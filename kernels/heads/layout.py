@@ -22,6 +22,7 @@ class HeadLayout:
     names: tuple[str, ...] = ()
     # Made at once: torch.compile cannot trace a cached_property.
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) first row of each head
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) rows of each head
     width: int = field(init=False, repr=False, compare=False)  # S, the outputs of all heads together
     widest: int = field(init=False, repr=False, compare=False)  # outputs of the widest head
     has_values: bool = field(init=False, repr=False, compare=False)  # whether a head's targets are floats
@@ -34,10 +35,12 @@ class HeadLayout:
             object.__setattr__(self, "names", tuple(f"task {k}" for k in range(len(self.heads))))
         if len(self.names) != len(self.heads):
             raise ValueError(f"{len(self.names)} names for {len(self.heads)} heads")
-        ends = tuple(accumulate(head.size for head in self.heads))
+        sizes = tuple(head.size for head in self.heads)
+        ends = tuple(accumulate(sizes))
         object.__setattr__(self, "offsets", (0, *ends[:-1]))
+        object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "width", ends[-1])
-        object.__setattr__(self, "widest", max(head.size for head in self.heads))
+        object.__setattr__(self, "widest", max(sizes))
         object.__setattr__(self, "has_values", not all(head.kind.takes_classes for head in self.heads))
         heads = [[head.kind.name, head.size, asdict(head.options)] for head in self.heads]
         key = json.dumps({"heads": heads, "names": self.names})

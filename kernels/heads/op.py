@@ -23,8 +23,10 @@ from ..heads.plans import (
 )
 from ..machine.registry import Room
 from . import reference
+from .arguments import check_arguments
 from .call import Forward, Gradients, HeadsCall, Needs, Plan
 from .layout import HeadLayout
+from .parts import Rows, gradient_parts, take_parameters
 
 log = logging.getLogger("mt2st_fast")
 
@@ -41,8 +43,8 @@ class MultitaskLoss(NamedTuple):
 
 def multitask_loss(
     features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    weight: Rows,
+    bias: Rows | None,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     layout: HeadLayout,
@@ -52,12 +54,13 @@ def multitask_loss(
 ) -> MultitaskLoss:
     """Weighted multi-task loss of K linear heads over shared features.
 
-    features (N, D), weight (S, D) and bias (S,) hold the heads' rows one after another as `layout` says;
-    targets are K tensors, integers (N,) for a softmax head and floats (N, C) for the others; task_weights
-    is (K,) float32 on the features' device. losses[k] is the mean over the valid rows of task k (valid
-    elements for float targets), and 0 where there are none. A head of weight exactly 0 is not computed at all: its
-    loss and correct count are 0, unless task_weights wants a gradient. total = sum_k task_weights[k] losses[k]; its
-    gradient flows to features, weight, bias and task_weights.
+    features are (N, D); weight (S, D) and bias (S,) hold the heads' rows one after another as `layout` says, or are a
+    tensor (C, D), (C,) for each head: those that `lay_adjacent` has placed are read where they lie. targets are K
+    tensors, integers (N,) for a softmax head and floats (N, C) for the others; task_weights is (K,) float32 on the
+    features' device. losses[k] is the mean over the valid rows of task k (valid elements for float targets), and 0
+    where there are none. A head of weight exactly 0 is not computed at all: its loss and correct count are 0, unless
+    task_weights wants a gradient. total = sum_k task_weights[k] losses[k]; its gradient flows to features, weight, bias
+    and task_weights.
 
     Under autocast the features are taken in the autocast dtype and the weight may stay float32.
 
@@ -65,7 +68,9 @@ def multitask_loss(
     outside [0, C) (on a GPU its task's loss is NaN instead: looking would wait for the device);
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
-    _check(features, weight, bias, targets, task_weights, layout)
+    parameters = take_parameters(weight, bias, layout)
+    weight, bias, parts = parameters
+    check_arguments(features, weight, bias, targets, task_weights, layout)
     task_weights = task_weights.contiguous()
     # As in torch's own linear, autocast leaves float64 alone.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
@@ -75,6 +80,7 @@ def multitask_loss(
     skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
         check_plan(plan, chosen)
+        weight, bias, _ = parameters.by_autograd()
         with torch.autocast(features.device.type, enabled=False):
             total, losses, correct = reference.multitask_loss(
                 features,
@@ -92,12 +98,9 @@ def multitask_loss(
             'use backend="reference" under torch.func, or loss.backward() without it'
         )
     # autograd's needs_input_grad says yes under no_grad, too.
-    recording = torch.is_grad_enabled()
-    needs = (
-        recording and features.requires_grad,
-        recording and weight.requires_grad,
-        recording and bias is not None and bias.requires_grad,
-    )
+    needs = (False, False, False)
+    if torch.is_grad_enabled():
+        needs = (features.requires_grad, *parameters.needs)
     if torch.compiler.is_compiling():
         total, losses, correct, *_ = _forward_op(
             features,
@@ -123,6 +126,7 @@ def multitask_loss(
             _implementation(chosen, plan, features, layout),
             needs,
             skip_zero_weights,
+            *parts,
         )
     )
 
@@ -179,11 +183,14 @@ class _FusedLoss(torch.autograd.Function):
         plan: Plan,
         needs: Needs,
         skip_zero_weights: bool,
+        *parts: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         result = plan.forward(
             HeadsCall(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights)
         )
-        ctx.save_for_backward(features, weight, bias, task_weights, result.losses)
+        # The parts, too: autograd refuses a backward pass through what has changed since.
+        ctx.save_for_backward(features, weight, bias, task_weights, result.losses, *parts)
+        ctx.n_parts = len(parts)
         ctx.targets, ctx.layout, ctx.needs, ctx.skip_zero_weights = targets, layout, needs, skip_zero_weights
         ctx.plan, ctx.residual = plan, result.residual
         ctx.mark_non_differentiable(result.losses, result.correct)
@@ -193,9 +200,9 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_total is None:
-            return (None,) * 9
+            return (None,) * (9 + ctx.n_parts)
         _refuse_second_derivative()
-        features, weight, bias, task_weights, losses = ctx.saved_tensors
+        features, weight, bias, task_weights, losses, *_ = ctx.saved_tensors
         gradients: Gradients = (None, None, None)
         if any(ctx.needs):
             call = HeadsCall(
@@ -216,7 +223,13 @@ class _FusedLoss(torch.autograd.Function):
             else:
                 gradients = _gradients(ctx, call, grad_total)
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
-        return *gradients, d_task_weights, None, None, None, None, None
+        if not ctx.n_parts:
+            return *gradients, d_task_weights, None, None, None, None, None
+        d_features, d_weight, d_bias = gradients
+        d_parts = gradient_parts(d_weight, ctx.layout)
+        if bias is not None:
+            d_parts += gradient_parts(d_bias, ctx.layout)
+        return d_features, None, None, d_task_weights, None, None, None, None, None, *d_parts
 
 
 def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
@@ -340,54 +353,3 @@ def _backward_of_op(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 _forward_op.register_autograd(_backward_of_op, setup_context=_keep_for_backward)
-
-
-# --- checks --------------------------------------------------------------------------------------------
-
-
-def _check(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Sequence[Tensor],
-    task_weights: Tensor,
-    layout: HeadLayout,
-) -> None:
-    K, S = len(layout), layout.width
-    if features.dim() != 2:
-        raise ValueError(f"features must be (N, D), not {tuple(features.shape)}")
-    if not features.is_floating_point():
-        raise TypeError(f"features must be floating point, not {features.dtype}")
-    N, D = features.shape
-    if D == 0:
-        raise ValueError("features must have at least one column: with D = 0 there is nothing to weigh")
-    if weight.shape != (S, D):
-        raise ValueError(f"weight must be (S, D) = ({S}, {D}), not {tuple(weight.shape)}")
-    if bias is not None and bias.shape != (S,):
-        raise ValueError(f"bias must be (S,) = ({S},), not {tuple(bias.shape)}")
-    for argument, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{argument} must be floating point, not {tensor.dtype}")
-    if task_weights.shape != (K,):
-        raise ValueError(f"task_weights must be (K,) = ({K},), not {tuple(task_weights.shape)}")
-    if task_weights.dtype != torch.float32 and features.dtype != torch.float64:
-        raise TypeError(f"task_weights must be float32, not {task_weights.dtype}")
-    if len(targets) != K:
-        raise ValueError(f"targets: {len(targets)} given for {K} heads ({', '.join(layout.names)})")
-    for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
-        if head.kind.takes_classes:
-            if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-                raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
-            if target.shape != (N,):
-                raise ValueError(f"targets of {name} must be (N,) = ({N},), not {tuple(target.shape)}")
-        elif not target.is_floating_point():
-            raise TypeError(f"targets of {name} must be floating point, not {target.dtype}")
-        elif target.shape != (N, head.size):
-            raise ValueError(
-                f"targets of {name} must be (N, C) = ({N}, {head.size}), not {tuple(target.shape)}"
-            )
-        if target.device != features.device:
-            raise ValueError(f"targets of {name} are on {target.device}, features on {features.device}")
-    for argument, tensor in (("weight", weight), ("bias", bias), ("task_weights", task_weights)):
-        if tensor is not None and tensor.device != features.device:
-            raise ValueError(f"{argument} is on {tensor.device}, features are on {features.device}")

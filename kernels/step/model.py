@@ -45,6 +45,7 @@ class BagModel:
                 raise ValueError(f"the weight of {name} is {shape}, not ({spec.size}, {D})")
         self.table, self.heads, self.layout = table, tuple(heads), layout
         parts = [part for head in heads for part in head]
+        self.parameters = [table.parameter, *(part.parameter for part in parts if part is not None)]
         # (K, 2, 2): of weight and bias the address, and that of the state; 0 = there is none.
         self.addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
         # (1 + 2 K,): of the table, then of every head's weight and bias.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..bags.prepared import PreparedBags
 from ..bags.rules import RowRule
@@ -54,7 +55,9 @@ def bag_step(
     check_targets(model.layout, targets, task_weights, len(bags.scales), "bags")
     table = model.table.parameter
     kernels = cast(StepKernels, step_kernels("bag_step", table.device.type, table.dtype))
-    return BagStep(*kernels.step(model, rules, bags, targets, task_weights))
+    found = BagStep(*kernels.step(model, rules, bags, targets, task_weights))
+    increment_version(model.parameters)
+    return found
 
 
 class StepKernels(Protocol):

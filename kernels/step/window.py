@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule, RowState
 from ..heads.layout import HeadLayout
@@ -93,6 +94,7 @@ class WindowModel:
         counts = [part.state.per_row for _, _, part in dense if part.whole]
         self.counts = np.array([count.data_ptr() for count in counts if count is not None], np.int64)
         self.memory: Any = None  # of the backend that steps it
+        self.parameters = [table.parameter, *(part.parameter for _, _, part in dense)]
 
     @property
     def width(self) -> int:
@@ -174,7 +176,9 @@ def window_step(
     """
     _check_types(model, types)
     check_targets(model.layout, targets, task_weights, len(types), "windows")
-    return BagStep(*_kernels(model).step(model, rules, decays, types, targets, task_weights, dropout))
+    found = BagStep(*_kernels(model).step(model, rules, decays, types, targets, task_weights, dropout))
+    increment_version(model.parameters)
+    return found
 
 
 def window_features(model: WindowModel, types: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone ends no run
             stream.reconfigure(errors="replace")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.addFilter(_Once())
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[handler])
     try:
         code = app(args=arguments, standalone_mode=False)
     except typer.TyperException as error:
@@ -64,6 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Once(logging.Filter):
+    """Lets a message through the first time: a command that trains many models says once what is true of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is new."""
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
 
 
 def _leave(message: str) -> None:

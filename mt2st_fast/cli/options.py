@@ -38,6 +38,42 @@ OutOption = Annotated[
     typer.Option("--out", "-o", help="folder for everything that the run writes", rich_help_panel="Output"),
 ]
 
+CheckpointOption = Annotated[
+    float,
+    typer.Option(
+        help="minutes between checkpoints, beside the one at the end of every epoch", rich_help_panel="Output"
+    ),
+]
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The names of the options that stand on the command line, be it with their default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def going_on(stored: Config, config: Config, given: set[str], folder: Path) -> Config:
+    """The configuration of the run in a folder, with the end that is given now.
+
+    Raises InputError for any other option that is given with another value than that run has.
+    """
+    for name in sorted(given - {"epochs"}):
+        own, then = (_value(of, name) for of in (config, stored))
+        if own != then:
+            raise InputError(
+                f"--{name.replace('_', '-')} {own} is given, and the run in {folder} has {then}: leave it out to go on "
+                "with that run, or choose another --out for one of its own"
+            )
+    if "epochs" in given and config.epochs is not None:
+        return stored.going_on_to(config.epochs)
+    return stored
+
+
+def _value(config: Config, name: str) -> Any:
+    if name in strategy_options():
+        return config.strategy_options.get(name)
+    return getattr(config, name, None)  # None: no option of a run, such as --out
+
 
 def takes_config(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command `f(config, ...)` take a flag for each field of Config but those in `without`, and for each option

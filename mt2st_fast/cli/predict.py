@@ -18,6 +18,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import reading, writing_atomically
 
 CHUNK_BYTES = 1 << 19
+SWITCH_SECONDS = 2e-4  # Python's own are 5e-3, longer than a block takes
 
 
 def predict(
@@ -62,6 +63,8 @@ def predict(
     source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
     gc.disable()  # words make no circles, and looking for some takes half of the time
+    # One thread computes, one reads and writes: each is to have the interpreter soon after it has asked for it.
+    sys.setswitchinterval(SWITCH_SECONDS)
     with _sink(out) as sink:
         for text in answers(model, source, kind, tokenizer, names, form, asked):
             sink.write(text.encode("utf-8", "surrogatepass"))

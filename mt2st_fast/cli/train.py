@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +12,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mt2st_fast.cli.options import OutOption, make_writable, takes_config
+from mt2st_fast.cli.options import (
+    CheckpointOption,
+    OutOption,
+    given_options,
+    going_on,
+    make_writable,
+    takes_config,
+)
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
+from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_MODEL
+from mt2st_fast.numbers import check_positive
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, write_run
 from mt2st_fast.runs.shown import shown
-from mt2st_fast.training.trainer import Trainer
 
 CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
@@ -35,45 +40,50 @@ CHECKPOINT = "checkpoint/last.safetensors"
 @takes_config()
 def train(
     config: Config,
+    context: typer.Context,
     out: OutOption = Path("runs/train"),
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="go on with the run in --out, with its own options", rich_help_panel="Output"
+            "--resume",
+            help="go on with the run in --out, with its own options; --epochs may be more",
+            rich_help_panel="Output",
         ),
     ] = False,
+    checkpoint_every: CheckpointOption = 10.0,
 ) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
     Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out.
     Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there.
     """
+    check_positive(**{"--checkpoint-every": checkpoint_every})
     folder = make_writable(out)
     with holding(folder):
-        _train(config, folder, resume)
+        if resume:
+            config = going_on(_stored_config(folder), config, given_options(context), folder)
+        _train(config, folder, resume, 60 * checkpoint_every)
 
 
-def _train(config: Config, folder: Path, resume: bool) -> None:
-    if resume:
-        config = _stored_config(folder)
+def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float) -> None:
     console = Console()
     splits = read_data(config)
     experiment = Experiment.prepare(config, splits)
     trainer = experiment.trainer
     _announce(console, experiment)
-    progress = TrainingProgress(experiment.total_steps)
-    trainer.callbacks.append(progress)
+    progress, stopping = TrainingProgress(experiment.total_steps), StoppingOnSignals()
+    trainer.callbacks += [progress, stopping]
     if not resume:
         _clear(folder)
     write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
-    with progress, _stopping_on_signals(trainer) as received:
-        experiment.run(folder / CHECKPOINT, resume)
+    with progress, stopping:
+        experiment.run(folder / CHECKPOINT, resume, checkpoint_seconds)
     if trainer.step < experiment.total_steps:
         console.print(
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
             f"Go on with: mt2st-fast train --resume --out {escape(str(folder))}"
         )
-        raise typer.Exit(128 + received[0] if received else 130)
+        raise typer.Exit(stopping.exit_code)
     report = write_run(experiment, folder)
     _summarise(console, report, folder)
 
@@ -93,30 +103,6 @@ def _stored_config(folder: Path) -> Config:
         raise InputError(f"there is no run to resume in {folder}: {CONFIG_FILE} is missing") from None
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged ({error}); train again without --resume") from error
-
-
-@contextmanager
-def _stopping_on_signals(trainer: Trainer) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM (which schedulers send) ends the run after the step at hand; the second at once.
-
-    Yields the signals that came.
-    """
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        trainer.stop_requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _announce(console: Console, experiment: Experiment) -> None:

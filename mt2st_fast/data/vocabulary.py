@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,21 @@ class Vocabulary:
         """Take types that already stand in id order; `from_counts` and `build` put them in order."""
         self.words = list(words)
         self.counts = np.asarray(counts, dtype=np.int64)
-        self._id_of = dict(zip(self.words, range(len(self.words)), strict=True))
         if self.counts.shape != (len(self.words),):
             raise ValueError(f"{len(self.words)} words but counts of shape {self.counts.shape}")
         if len(self._id_of) != len(self.words):
             raise ValueError("a word stands twice in the vocabulary")
+
+    @classmethod
+    def _of_different(cls, words: list[str], counts: np.ndarray) -> "Vocabulary":
+        """Of words that are known to differ, so that nobody has to look them up before they are asked for."""
+        vocabulary = cls.__new__(cls)
+        vocabulary.words, vocabulary.counts = words, counts
+        return vocabulary
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return dict(zip(self.words, range(len(self.words)), strict=True))
 
     @classmethod
     def build(cls, training_words: Iterable[str], *other_words: Iterable[str]) -> "Vocabulary":
@@ -71,7 +82,7 @@ class Vocabulary:
         order = _id_order(words, counts)
         id_of = np.empty(len(words), np.int32)
         id_of[order] = np.arange(len(words), dtype=np.int32)
-        return cls(list(map(words.__getitem__, order.tolist())), counts[order]), id_of
+        return cls._of_different(list(map(words.__getitem__, order.tolist())), counts[order]), id_of
 
     def frequent(self, min_count: int, where: str = "the text") -> "Vocabulary":
         """The types seen at least `min_count` times, with the ids that they have. Raises as `from_counts` does."""
@@ -82,7 +93,7 @@ class Vocabulary:
             not kept or (self.counts[:kept] < min_count).any()
         ):  # the latter where types were given in another order
             return self.from_counts(self.words, self.counts, min_count=min_count, where=where)
-        return Vocabulary(self.words[:kept], self.counts[:kept])
+        return self._of_different(self.words[:kept], self.counts[:kept])
 
     def __len__(self) -> int:
         return len(self.words)

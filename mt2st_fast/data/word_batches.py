@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from mt2st_fast.kernels.context.batch import (
     word_sampler,
 )
 
+# Of a text that may be mapped so much is read to know it again, in pieces.
+DIGEST_BYTES, DIGEST_PIECE = 2**26, 2**14
 # Negatives that 16 positions share.
 SHARED_NEGATIVES = 16
 # Of the random stream, so that two tasks of one seed do not shuffle alike.
@@ -57,12 +61,17 @@ class WordBatches:
         """Let go of the words."""
         self._types, self._target = self._types[:0], self._target[:0]
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the shuffled stream stands."""
-        return {"pass": self._rows.pass_number, "position": self._rows.position}
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(self._types.numpy(), self._target.numpy())
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where the shuffled stream stands."""
+        return {"pass": self._rows.pass_number, "position": self._rows.position, "data": self._digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken. Raises InputError for other rows."""
+        _check_same(self.task, state, self._digest)
         self._rows.seek(state["pass"], state["position"])
 
 
@@ -127,13 +136,39 @@ class ContextBatches:
         self._tokens = self._tokens[:0].copy()
         self._bounds = self._bounds[:1].copy()
 
-    def state_dict(self) -> dict[str, int]:
-        """Where in the text the next batch begins."""
-        return {"pass": self._pass, "batch": self._batch}
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(self._tokens, self._bounds)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the text the next batch begins."""
+        return {"pass": self._pass, "batch": self._batch, "data": self._digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken. Raises InputError for another text."""
+        _check_same(self.task, state, self._digest)
         self._pass, self._batch = state["pass"], state["batch"]
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """A checksum of arrays: of those above DIGEST_BYTES, which may be mapped, of pieces at even distances."""
+    state = hashlib.sha256()
+    for array in arrays:
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        state.update(f"{array.dtype} {array.shape}".encode())
+        pieces = -(-len(flat) // DIGEST_PIECE)
+        step = max(1, -(-pieces * DIGEST_PIECE // DIGEST_BYTES))
+        for piece in sorted({*range(0, pieces, step), pieces - 1}) if pieces else ():
+            state.update(flat[piece * DIGEST_PIECE : (piece + 1) * DIGEST_PIECE].data)
+    return state.hexdigest()
+
+
+def _check_same(task: str, state: dict[str, Any], digest: str) -> None:
+    if state["data"] != digest:
+        raise InputError(
+            f"the data of {task} has changed since the checkpoint: give the file of then, or begin a run of its own, "
+            "without resume"
+        )
 
 
 def similarity_batches(

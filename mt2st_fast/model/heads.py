@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, multitask_loss
+from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, lay_adjacent, multitask_loss
+from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.tasks import Task
 from mt2st_fast.model.word_tasks import VectorsOf, WordTask
@@ -57,12 +58,13 @@ class MultiTaskHeads(nn.Module):
             n: task for n, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
         }
         self.backend, self.plan = backend, plan
-        _check_module_names(ordered)
+        self._takes_layers = False  # whether somebody else may hold views of the parameters' memory
+        check_module_names(ordered)
         self.word_tasks = nn.ModuleDict(
-            {_module_name(name): task for name, task in ordered.items() if isinstance(task, WordTask)}
+            {module_name(name): task for name, task in ordered.items() if isinstance(task, WordTask)}
         )
         self.open_tasks = nn.ModuleDict(
-            {_module_name(name): task for name, task in ordered.items() if isinstance(task, OpenTask)}
+            {module_name(name): task for name, task in ordered.items() if isinstance(task, OpenTask)}
         )
         self.names = tuple(ordered)
         # Asked in every step.
@@ -70,7 +72,7 @@ class MultiTaskHeads(nn.Module):
         self._open = frozenset(n for n, task in ordered.items() if isinstance(task, OpenTask))
         self.linears = nn.ModuleDict(
             {
-                _module_name(name): nn.Linear(in_features, task.head.size, bias=bias)
+                module_name(name): nn.Linear(in_features, task.head.size, bias=bias)
                 for name, task in self.tasks.items()
             }
         )
@@ -79,6 +81,7 @@ class MultiTaskHeads(nn.Module):
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
         if self.tasks:
             self._layout(tuple(self.tasks))
+        self.lay_adjacent()
 
     @classmethod
     def from_modules(
@@ -92,9 +95,9 @@ class MultiTaskHeads(nn.Module):
 
         Raises ValueError where layers and tasks do not match in name, outputs, features or bias.
         """
-        task_of = {_module_name(name): name for name in tasks}
+        task_of = {module_name(name): name for name in tasks}
         linears: dict[str, nn.Linear] = {
-            task_of.get(_module_name(name), name): linear  # type: ignore[misc]
+            task_of.get(module_name(name), name): linear  # type: ignore[misc]
             for name, linear in modules.items()
         }
         if set(linears) != set(tasks):
@@ -110,7 +113,8 @@ class MultiTaskHeads(nn.Module):
             raise ValueError("modules must agree in in_features and in having a bias")
         first = next(iter(linears.values()))
         heads = cls(first.in_features, tasks, main, bias=first.bias is not None, **options)
-        heads.linears = nn.ModuleDict({_module_name(name): linears[name] for name in heads.tasks})
+        heads._takes_layers = True
+        heads.linears = nn.ModuleDict({module_name(name): linears[name] for name in heads.tasks})
         return heads
 
     def to_modules(self) -> nn.ModuleDict:
@@ -127,18 +131,22 @@ class MultiTaskHeads(nn.Module):
             raise ValueError(
                 f"task {task} has no head: {type(self._module(task)).__name__} is a loss of its own"
             )
-        return self.linears[_module_name(task)]  # type: ignore[return-value]
+        return self.linears[module_name(task)]  # type: ignore[return-value]
 
     def open_task(self, task: str) -> OpenTask:
         """The module of a task that is a loss of its own. Raises ValueError for another."""
         if not self.is_open_task(task):
             raise ValueError(f"task {task} is no OpenTask; there are {', '.join(self.open_tasks) or 'none'}")
-        return self.open_tasks[_module_name(task)]  # type: ignore[return-value]
+        return self.open_tasks[module_name(task)]  # type: ignore[return-value]
 
     @property
     def active(self) -> tuple[str, ...]:
         """The tasks that are being trained, main task first."""
         return self._active
+
+    def label_count(self, task: str, target: Any) -> Tensor | float:
+        """How many labels of a batch the loss of a task without a head is a mean of; see `OpenTask.count`."""
+        return self._module(task).count(target)  # type: ignore[operator,no-any-return]
 
     def set_active(self, tasks: Iterable[str]) -> None:
         """Train these tasks only: the others' parameters need no gradient any more and lose the one they have.
@@ -163,6 +171,25 @@ class MultiTaskHeads(nn.Module):
         self._active = tuple(name for name in self.names if name in wanted)
         if with_heads := tuple(name for name in self._active if name in self.tasks):
             self._layout(with_heads)
+        self.lay_adjacent()
+
+    def lay_adjacent(self) -> None:
+        """Move the active heads' parameters to one piece of memory, as torch's recurrent layers do with theirs.
+
+        A step then reads them as one weight, without a copy; what cannot be moved, and layers that were taken over from
+        somebody else, are copied in every step.
+        """
+        if self._takes_layers:
+            return
+        linears = [self.linear(name) for name in self._active if name in self.tasks]
+        lay_adjacent([linear.weight for linear in linears])
+        lay_adjacent([linear.bias for linear in linears if linear.bias is not None])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What moves to a device or to another dtype is moved one by one.
+        super()._apply(fn, recurse)
+        self.lay_adjacent()
+        return self
 
     def forward(
         self,
@@ -207,8 +234,8 @@ class MultiTaskHeads(nn.Module):
         linears = [self.linear(name) for name in batch.layout.names]
         out = multitask_loss(
             features.flatten(0, -2) if features.dim() > 2 else features,
-            _packed([linear.weight for linear in linears]),
-            _packed([linear.bias for linear in linears]) if linears[0].bias is not None else None,
+            [linear.weight for linear in linears],
+            [linear.bias for linear in linears] if linears[0].bias is not None else None,
             batch.targets,
             batch.weights,
             batch.layout,
@@ -307,7 +334,7 @@ class MultiTaskHeads(nn.Module):
 
     def _module(self, name: str) -> nn.Module:
         """What holds a task's parameters."""
-        place = _module_name(name)
+        place = module_name(name)
         if place in self.word_tasks:
             return self.word_tasks[place]
         return self.open_tasks[place] if place in self.open_tasks else self.linear(name)
@@ -338,11 +365,6 @@ class MultiTaskHeads(nn.Module):
             raise ValueError(f"unknown task {unknown[0]}; there are {', '.join(self.names)}")
 
 
-def _packed(parts: list[Tensor]) -> Tensor:
-    # A single head needs no packing: the step after the switch is the single-task step.
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
     wanted = rows if head.kind.takes_classes else (*rows, head.size)
     if wanted == (*rows, 1) and target.shape == rows:
@@ -365,22 +387,3 @@ def _spread_values(values: Tensor, places: list[int], K: int) -> Tensor:
     for place, value in zip(places, values.unbind(), strict=True):
         of_task[place] = value
     return torch.stack(of_task)
-
-
-def _module_name(task: str) -> str:
-    """A task's name as a module's name, which may not hold a dot (feats.Number) or be taken (type)."""
-    name = task.replace(".", "__")
-    return f"{name}__" if name in _TAKEN_NAMES else name
-
-
-_TAKEN_NAMES = frozenset(dir(nn.ModuleDict()))
-
-
-def _check_module_names(tasks: Iterable[str]) -> None:
-    task_of: dict[str, str] = {}
-    for task in tasks:
-        if not task:
-            raise ValueError("a task needs a name")
-        other = task_of.setdefault(_module_name(task), task)
-        if other != task:
-            raise ValueError(f"tasks {other} and {task} would share the module name {_module_name(task)}")

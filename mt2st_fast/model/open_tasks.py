@@ -31,6 +31,15 @@ class OpenTask(nn.Module, ABC):
         (N,) or (N, T), True for what is real, if the encoder returned (features, mask), else None.
         """
 
+    def count(self, targets: Any) -> float | Tensor:
+        """How many labels the loss of a batch is a mean of, a number or ().
+
+        By it `Trainer(accumulate=)` weights the batches of a step: a loss that is a mean over labels is then that of
+        one large batch. By default 1: the batches count alike.
+        """
+        del targets
+        return 1.0
+
     def sums(self, features: Tensor, targets: Any, mask: Tensor | None) -> Tensor:
         """(n,) numbers that are added up over held-out batches; by default the negative loss, and 1."""
         loss = self.loss(features, targets, mask)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind, embedding_bag, multitask_loss
 from mt2st_fast.kernels.context.batch import LocalBatch
 from mt2st_fast.kernels.context.op import context_loss
+from mt2st_fast.numbers import check_positive
 
 VectorsOf = Callable[[Tensor], Tensor]  # word types (...) to their vectors (..., D)
 
@@ -28,6 +29,11 @@ class WordTask(nn.Module, ABC):
     @abstractmethod
     def forward(self, vectors_of: VectorsOf, inputs: Any, target: Tensor) -> Tensor:
         """The mean loss () float32 of a batch."""
+
+    def count(self, target: Tensor) -> float:
+        """How many labels the loss of a batch is a mean of; by default 1, and batches count alike."""
+        del target
+        return 1.0
 
 
 class WordSimilarity(WordTask):
@@ -42,6 +48,10 @@ class WordSimilarity(WordTask):
         vectors = vectors_of(inputs).float()
         return F.mse_loss(F.cosine_similarity(vectors[:, 0], vectors[:, 1], dim=1), target.float())
 
+    def count(self, target: Tensor) -> float:
+        """B pairs."""
+        return float(len(target))
+
 
 class WordAnalogy(WordTask):
     """a is to b as c is to d: b - a + c is nearest, by cosine, to its own d among those of the batch.
@@ -53,8 +63,7 @@ class WordAnalogy(WordTask):
 
     def __init__(self, temperature: float = 0.1, *, backend: str = "auto") -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
+        check_positive(temperature=temperature)
         self.temperature, self.backend = temperature, backend
 
     def forward(self, vectors_of: VectorsOf, inputs: Tensor, target: Tensor) -> Tensor:

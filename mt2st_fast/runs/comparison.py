@@ -22,11 +22,10 @@ COLUMNS = (
 )
 
 
-def summarise_seed(history: History, seed: int, test: float) -> dict[str, Any]:
+def summarise_seed(history: History, test: float) -> dict[str, Any]:
     """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards."""
     best = history.best
     return {
-        "seed": seed,
         "best": best.metrics[history.main] if best else None,
         "test": test,
         "steps": history.steps[-1].step,

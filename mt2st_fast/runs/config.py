@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mt2st_fast.data import READERS, Splits
 from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_count, check_positive, check_within
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500
 LEAST_BATCH = 16
 POSITIVE = ("label_fraction", "epochs", "lr", "clip_norm")
+
+
+def _kind_of_number(option: Field[Any]) -> type[int] | type[float] | None:
+    """int or float where the field takes one."""
+    names = str(option.type).split(" | ")
+    return int if "int" in names else float if "float" in names else None
 
 
 def _option(default: Any, panel: str, help: str, **limits: float) -> Any:
@@ -60,7 +67,9 @@ class Config:
     )
     lr: float = _option(1e-2, "Training", "learning rate of AdamW")
     lr_decay: str = _option("linear", "Training", "linear (to 0 at the end) or none")
-    weight_decay: float = _option(0.0, "Training", "decoupled weight decay", min=0.0)
+    weight_decay: float = _option(
+        0.0, "Training", "decoupled weight decay of dense layers; rows of word vectors have none", min=0.0
+    )
     clip_norm: float | None = _option(None, "Training", "largest norm of all gradients together")
     accumulate: int = _option(1, "Training", "batches a step", min=1)
     precision: str = _option("float32", "Training", "float32, bfloat16 or float16 (autocast)")
@@ -93,19 +102,19 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Raises InputError naming a number that is not finite or out of its limits."""
+        """Raises InputError naming an option that is no number of its kind, not finite or out of its limits."""
         for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            value, taken = getattr(self, option.name), _kind_of_number(option)
+            if taken is None or (value is None and "None" in str(option.type)):
                 continue
-            limits = option.metadata["limits"]
-            if option.name in POSITIVE and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{option.name} must be positive, not {value}")
-            if not math.isfinite(value):
-                raise InputError(f"{option.name} must be a finite number, not {value}")
-            if value < limits.get("min", value) or value > limits.get("max", value):
-                allowed = " and ".join(f"{end} {limit}" for end, limit in limits.items())
-                raise InputError(f"{option.name} must be within {allowed}, not {value}")
+            if value is None:
+                raise InputError(f"{option.name} must be a number, not None")
+            named, limits = {option.name: value}, option.metadata["limits"]
+            if taken is int:
+                check_count(int(limits.get("min", 0)), **named)
+            elif option.name in POSITIVE:
+                check_positive(**named)
+            check_within(limits.get("min", -math.inf), limits.get("max", math.inf), **named)
 
     def resolved(self, splits: Splits) -> Config:
         """This configuration with what the corpus decides filled in: main and auxiliary tasks, batch size, epochs."""
@@ -124,6 +133,13 @@ class Config:
         if self.epochs is None:
             raise InputError("epochs must be known before the schedule: call resolved(splits) first")
         return find_strategy(self.strategy).make(self.strategy_options, RunFacts(self.epochs))
+
+    def going_on_to(self, epochs: float) -> Config:
+        """This configuration with another end, and the decay of its strategy as it was for the end of before."""
+        if self.epochs is None or epochs == self.epochs:
+            return replace(self, epochs=epochs)
+        options = find_strategy(self.strategy).settled(self.strategy_options, RunFacts(self.epochs))
+        return replace(self, epochs=epochs, strategy_options=options)
 
     def for_strategy(self, name: str) -> Config:
         """This configuration for another strategy, with those of the options that it takes."""

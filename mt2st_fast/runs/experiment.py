@@ -114,7 +114,12 @@ class Experiment:
         assert self.config.epochs is not None
         return math.ceil(self.config.epochs * -(-len(self.train) // self.config.accumulate))
 
-    def run(self, checkpoint: Path | None = None, resume: bool = False) -> History:
+    def run(
+        self,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+        checkpoint_seconds: float | None = 600.0,
+    ) -> History:
         """Train to the end, or to where a callback asks to stop."""
         return self.trainer.fit(
             self.train,
@@ -122,6 +127,7 @@ class Experiment:
             epochs=self.config.epochs,  # type: ignore[arg-type]
             evaluate_every=self._evaluate_every(),
             checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
             resume=resume,
         )
 

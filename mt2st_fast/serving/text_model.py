@@ -61,7 +61,7 @@ class TextModel:
         self.labels, self.tokenizer, self.source = dict(labels), tokenizer, source
         self._trained = encoder.eval()
         self._words = OpenVocabulary(vocabulary, table, encoder)
-        self._windows = WindowFeatures(self.heads)
+        self._windows = WindowFeatures()
 
     @property
     def level(self) -> str:
@@ -192,7 +192,7 @@ class TextModel:
             features: Tensor = encoder(BagInputs(corpus)(rows))
             return features
         types = WindowInputs(corpus, encoder.width // 2)(rows)
-        return self._windows(encoder, types)
+        return self._windows(encoder, types, self._words.times_forgotten)
 
     def check_task(self, task: str) -> None:
         """Raises InputError for a task that there is not."""

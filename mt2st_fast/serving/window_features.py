@@ -1,67 +1,97 @@
-"""What a window encoder makes of windows when it is not trained: by the kernel of its training step, where that can."""
+"""What a window encoder makes of windows when it is not trained: sums of what each word contributes at each place.
+
+    h = ReLU(b + sum_w A_w v(t_w))        A_w (H, D) the columns of the hidden weight for place w, v(t) a type's vector
+
+Without dropout a word contributes the same to every window that it stands in at the same place: A_w v(t) is computed
+when a type is first met and kept, and a window costs W rows of H numbers, read and added.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import (
-    Dense,
-    HeadLayout,
-    Trained,
-    WindowModel,
-    window_features,
-    window_step_obstacle,
-)
-from mt2st_fast.kernels.bags.rules import RowState
 from mt2st_fast.model.encoders import WindowEncoder
-from mt2st_fast.model.heads import MultiTaskHeads
+
+TYPES_AT_ONCE = 4096
 
 
 class WindowFeatures:
-    """Features of windows, without dropout and without gradients."""
+    """Features of windows, without dropout and without gradients, with the parameters as they are when it is asked."""
 
-    def __init__(self, heads: MultiTaskHeads) -> None:
-        self._heads = heads
-        self._of: tuple[Tensor | None, ...] = ()  # where what the model was made of lay
-        self._model: WindowModel | None = None
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()  # what the contributions were made of
+        self._of: tuple[Tensor, ...] = ()  # kept alive: another tensor may come to the same address
+        self._contributions = torch.empty(0)  # ((T + 1) W, H); those of no word are zero
+        self._known = np.zeros(0, bool)  # (T + 1,)
 
-    def __call__(self, encoder: WindowEncoder, types: Tensor) -> Tensor:
-        """(N, out_features) of windows of types (N, W)."""
-        # The tensors themselves: an address alone may be somebody else's by now.
-        of = (encoder.table, encoder.rows_of_type, *_parameters(encoder))
-        if len(of) != len(self._of) or any(a is not b for a, b in zip(of, self._of, strict=True)):
-            self._of, self._model = of, _model(encoder, self._heads)
-        if self._model is None or not len(types):
+    def __call__(self, encoder: WindowEncoder, types: Tensor, times_forgotten: int = 0) -> Tensor:
+        """(N, out_features) of windows of types (N, W). times_forgotten: how often types became others before."""
+        if not _is_plain(encoder) or not len(types):
             features: Tensor = encoder(types)
             return features
-        return window_features(self._model, types)
+        self._begin(encoder, times_forgotten)
+        W, none = encoder.width, len(self._known) - 1
+        places = types.numpy().astype(np.int32)  # a copy
+        places[places < 0] = none
+        self._learn(encoder, places)
+        places *= W
+        places += np.arange(W, dtype=np.int32)
+        return F.embedding_bag(torch.from_numpy(places), self._contributions, mode="sum").relu_()
+
+    def _begin(self, encoder: WindowEncoder, times_forgotten: int) -> None:
+        """Forget contributions that were made of other parameters."""
+        hidden = encoder.hidden
+        assert hidden is not None  # that of a plain encoder
+        of = tuple(
+            t for t in (encoder.table, hidden.weight, hidden.bias, encoder.rows_of_type) if t is not None
+        )
+        key = (times_forgotten, *((id(tensor), tensor._version) for tensor in of))
+        if key == self._key:
+            return
+        self._key, self._of = key, of
+        # What is not written is not in memory either.
+        self._contributions = torch.empty((encoder.num_types + 1) * encoder.width, hidden.out_features)
+        self._known = np.zeros(encoder.num_types + 1, bool)
+        self._known[-1] = True
+        last = self._contributions[-encoder.width :]
+        last.zero_()
+
+    @torch.no_grad()
+    def _learn(self, encoder: WindowEncoder, types: np.ndarray) -> None:
+        """Compute what types contribute that were not met before."""
+        new = types[~self._known[types]]
+        if not len(new):
+            return
+        hidden, W, D = encoder.hidden, encoder.width, encoder.dim
+        assert hidden is not None
+        by_place = hidden.weight.view(-1, W, D).permute(2, 1, 0).reshape(D, -1)  # (D, W H)
+        contributions = self._contributions.view(-1, W, hidden.out_features)
+        for some in torch.from_numpy(np.unique(new)).split(TYPES_AT_ONCE):
+            made = (_vectors(encoder, some) @ by_place).view(len(some), W, -1)
+            if hidden.bias is not None:  # the word in the middle is there in every window
+                made[:, W // 2] += hidden.bias
+            contributions[some] = made
+            self._known[some.numpy()] = True
 
 
-def _parameters(encoder: WindowEncoder) -> list[Tensor | None]:
-    return [] if encoder.hidden is None else [encoder.hidden.weight, encoder.hidden.bias]
+def _vectors(encoder: WindowEncoder, types: Tensor) -> Tensor:
+    """(n, D) of types: by torch, whose kernels need not be loaded for a few words."""
+    if encoder.rows_of_type is None:
+        return encoder.table[types]
+    rows = encoder.rows_of_type[types]
+    real = rows >= 0
+    counts = real.sum(1)
+    return F.embedding_bag(rows[real], encoder.table, counts.cumsum(0) - counts, mode="mean")
 
 
-def _model(encoder: WindowEncoder, heads: MultiTaskHeads) -> WindowModel | None:
-    """The encoder as the kernel takes it; None where it has to be asked itself."""
+def _is_plain(encoder: WindowEncoder) -> bool:
+    """Whether it is nothing but what its class computes."""
     if type(encoder) is not WindowEncoder or type(encoder.hidden) is not nn.Linear:
-        return None
-    hidden = [encoder.hidden.weight, encoder.hidden.bias]
-    if any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules()):
-        return None
-    if window_step_obstacle(encoder.table, hidden, [1], encoder.backend) is not None:
-        return None
-    weight, bias = hidden
-    # A model has a head; that of the main task is never asked.
-    head, spec = heads.linear(heads.main), heads.tasks[heads.main].head
-    return WindowModel(
-        Trained(encoder.table.detach(), RowState(), 0),
-        encoder.rows_of_type,
-        (_still(weight), None if bias is None else _still(bias)),
-        [(_still(head.weight), None)],
-        HeadLayout((spec,), (heads.main,)),
-    )
-
-
-def _still(parameter: Tensor) -> Dense:
-    """A parameter that no rule moves."""
-    return Dense(parameter.detach(), RowState(), 0, False)
+        return False
+    parameters = (encoder.table, encoder.hidden.weight)
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())

@@ -30,6 +30,7 @@ class OpenVocabulary:
         if rows is None or len(rows) != len(vocabulary) + 1 or rows.device.type != "cpu":
             raise ValueError(f"the encoder must have {len(vocabulary):,} types made of rows, on a CPU")
         self._vocabulary, self._table = vocabulary, table
+        self.times_forgotten = 0  # since when a number may be another word's
         self.encoder = copy.copy(encoder)
         self.encoder._buffers = dict(encoder._buffers)
         self._take(rows[:-1].cpu().numpy(), rows.shape[1], NEW_TYPES)
@@ -61,6 +62,7 @@ class OpenVocabulary:
 
     def _forget(self) -> None:
         """All words that are no types."""
+        self.times_forgotten += 1
         self._id_of = dict(zip(self._vocabulary.words, range(len(self._vocabulary)), strict=True))
 
     def _add(self, rows_of: dict[str, list[int]]) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -107,12 +108,13 @@ def _sentences(
     out: list[str] = []
     begin = 0
     [(only, (column, name))] = place_of.items() if len(place_of) == 1 else [("", (0, ""))]
+    endings = _Endings(column)
     for unit in units:
         end = begin + len(unit.words)
         if unit.words_at is None and not unit.words:
             continue  # an empty line is no sentence
         if only and not name:
-            out.extend(_labelled(unit, column, found[only][begin:end]))
+            out.extend(_labelled(unit, column, found[only][begin:end], endings))
         else:
             out.extend(_sentence(unit, place_of, {task: labels[begin:end] for task, labels in found.items()}))
         out.append("")
@@ -120,17 +122,34 @@ def _sentences(
     return "\n".join(out) + "\n" if out else ""
 
 
-def _labelled(unit: Unit, column: int, labels: Sequence[str]) -> list[str]:
+class _Endings(dict[str, str]):
+    """What stands behind a word whose label is in one column, by the label."""
+
+    def __init__(self, column: int) -> None:
+        super().__init__()
+        self._before, self._after = "\t_" * (column - 2) + "\t", "\t_" * (_MISC - column)
+
+    def __missing__(self, label: str) -> str:
+        ending = self[label] = f"{self._before}{label}{self._after}"
+        return ending
+
+
+def _numbers(n: int) -> list[str]:
+    """The beginnings of n lines or more of words."""
+    if n > len(_NUMBERS):
+        _NUMBERS.extend(f"{i}\t" for i in range(len(_NUMBERS) + 1, 2 * n))
+    return _NUMBERS
+
+
+_NUMBERS: list[str] = []
+
+
+def _labelled(unit: Unit, column: int, labels: Sequence[str], endings: _Endings) -> list[str]:
     """The lines of a sentence with a label in one column: most of what this is used for, and the fastest."""
     if unit.words_at is None:
-        before, after = "\t_" * (column - 2), "\t_" * (_MISC - column)
-        return [
-            f"# text = {unit.lines[0]}",
-            *(
-                f"{i}\t{word}{before}\t{label}{after}"
-                for i, (word, label) in enumerate(zip(unit.words, labels, strict=True), 1)
-            ),
-        ]
+        # By map and add a word takes a tenth of a microsecond; formatted it would take three times as long.
+        numbered = map(add, _numbers(len(unit.words)), unit.words)
+        return [f"# text = {unit.lines[0]}", *map(add, numbered, map(endings.__getitem__, labels))]
     lines = unit.lines
     for at, label in zip(unit.words_at, labels, strict=True):
         columns = lines[at].split("\t", column + 1)

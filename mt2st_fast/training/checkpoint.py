@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
+from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
-FORMAT = "mt2st-fast checkpoint 2"
+FORMAT = "mt2st-fast checkpoint 3"
 
 
 def save_checkpoint(
@@ -80,10 +80,18 @@ class Checkpoint:
             try:
                 module.load_state_dict(self._under(f"{name}/"))
             except RuntimeError as error:
-                raise InputError(f"the checkpoint does not fit the {name}: {_one_line(error)}") from error
+                raise InputError(
+                    f"the checkpoint does not fit the {name}: {_one_line(error)}; give the {name} of then, with what a "
+                    "callback has added to it, or begin a run of its own from what fits: "
+                    "trainer.load(checkpoint, partial=True)"
+                ) from error
+
+    def weights(self, parts: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of modules, "encoder/0.weight" of the part encoder."""
+        return {name: t for name, t in self._tensors.items() if name.partition("/")[0] in parts}
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Load the optimizer's state; its parameters must be those that were active."""
+        """Load the optimizer's state; it must hold the parameters that were held, in their groups."""
         stored = self._content["optimizer"]
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in stored["state"].items()}
         for key, tensor in self._under("optimizer/").items():
@@ -105,9 +113,7 @@ class Checkpoint:
     def restore_random_states(self) -> None:
         """Put every random generator back where it was."""
         stored = self._content["random"]
-        version, internal, gauss = stored["python"]
-        random.setstate((version, tuple(internal), gauss))
-        np.random.set_state(("MT19937", np.array(stored["numpy"][0], np.uint32), *stored["numpy"][1:]))
+        set_python_states(stored)
         torch.set_rng_state(self._tensors["random/cpu"])
         for index in range(torch.cuda.device_count()):
             if f"random/cuda{index}" in self._tensors:
@@ -140,11 +146,7 @@ def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
     if torch.cuda.is_initialized():
         for index in range(torch.cuda.device_count()):
             tensors[f"random/cuda{index}"] = torch.cuda.get_rng_state(index)
-    _, keys, position, has_gauss, cached = np.random.get_state()
-    return tensors, {
-        "python": random.getstate(),
-        "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
-    }
+    return tensors, states_to_json(python_states())
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

@@ -186,8 +186,10 @@ class ContextRun:
         if not lost and not self._training.finite():
             lost = ["a vector"]
         if lost:
+            tasks = ", ".join((MAIN, *self._tasks.active))
             raise InputError(
-                f"{lost[0]} is not finite any more in epoch {self._plan.epochs_before + epoch + 1} at a rate of "
+                f"{lost[0]} is not finite any more at step {self.steps_done} of {self.total_steps}, in epoch "
+                f"{self._plan.epochs_before + epoch + 1}, trained on {tasks} at a rate of "
                 f"{rate:g}: lower the rate that training begins with ({self._plan.rate:g})"
             )
 

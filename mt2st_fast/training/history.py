@@ -49,6 +49,7 @@ class PhaseRecord:
 
     first_step: int
     active: tuple[str, ...]
+    reasons: dict[str, str] = field(default_factory=dict)  # why tasks retired, where the schedule says it
     # How it was computed, not what:
     engine: str = field(default="", compare=False)
     passed_over: dict[str, str] = field(default_factory=dict, compare=False)
@@ -109,6 +110,7 @@ class History:
                     "kind": "phase",
                     "step": p.first_step,
                     "active": p.active,
+                    "reasons": p.reasons,
                     "engine": p.engine,
                     "passed_over": p.passed_over,
                     "graph": p.graph,

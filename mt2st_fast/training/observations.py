@@ -4,6 +4,8 @@ All of it is optional. A schedule of any class may have
 
     observe(observation)                    called where losses are read, every `log_every` steps
     wants_gradients = True                  observations then hold `gradients`
+    observe_held_out(held_out)              called after every evaluation; needs `fit(val=...)`
+    wants_held_out_gradients = True         these then hold `gradients`
     state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit;
                                             a schedule that observes needs them wherever there is a checkpoint
 
@@ -12,8 +14,9 @@ Weights that are learnt: see `learnt_weights`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,7 +24,10 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines import StepParts
-from mt2st_fast.training.sources import Batch, materialised, tasks_of, to_device
+from mt2st_fast.training.history import Evaluation
+from mt2st_fast.training.sources import Batch, PlainBatch, materialised, tasks_of, to_device
+
+HELD_OUT_ROWS = 512  # that gradients are looked at on: a step's worth
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,33 @@ class Observation:
     gradients: Mapping[str, TaskGradient] | None = None
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What was measured on held-out batches after `step` steps: the metric of every active task.
+
+    gradients: as in `Observation`, on some rows of one held-out batch, another each time.
+    """
+
+    step: int
+    main: str
+    metrics: Mapping[str, float]
+    gradients: Mapping[str, TaskGradient] | None = None
+
+
 @runtime_checkable
 class Observing(Protocol):
     """A schedule that sees losses."""
 
     def observe(self, observation: Observation) -> None:
+        """Take note."""
+        ...
+
+
+@runtime_checkable
+class ObservingHeldOut(Protocol):
+    """A schedule that sees evaluations."""
+
+    def observe_held_out(self, seen: HeldOut) -> None:
         """Take note."""
         ...
 
@@ -69,11 +97,35 @@ class Stateful(Protocol):
 
 def check_resumable(schedule: object) -> None:
     """Raises ValueError for a schedule that observes and could not say, in a checkpoint, what it has seen."""
-    if isinstance(schedule, Observing) and not isinstance(schedule, Stateful):
+    if isinstance(schedule, Observing | ObservingHeldOut) and not isinstance(schedule, Stateful):
         raise ValueError(
             f"the schedule {type(schedule).__name__} observes, and a resumed run could not know what it has seen: give "
             "it state_dict() and load_state_dict(state), or train without a checkpoint"
         )
+
+
+def look_at_held_out(
+    schedule: object, parts: StepParts, evaluation: Evaluation, batches: Iterable[Batch], n_before: int
+) -> None:
+    """Show a schedule that wants to see it what was measured; n_before: how many evaluations there were before."""
+    if not isinstance(schedule, ObservingHeldOut):
+        return
+    gradients = None
+    if getattr(schedule, "wants_held_out_gradients", False):
+        n_batches = len(batches) if isinstance(batches, Sized) else 1
+        chosen = [first_rows(materialised(b)) for b in islice(batches, n_before % max(1, n_batches), None)][
+            :1
+        ]
+        gradients = task_gradients(parts, chosen)
+    schedule.observe_held_out(HeldOut(evaluation.step, parts.heads.main, evaluation.metrics, gradients))
+
+
+def first_rows(batch: PlainBatch) -> PlainBatch:
+    """At most HELD_OUT_ROWS of a batch whose inputs are a tensor of rows; the whole of another."""
+    inputs, targets = batch
+    if not isinstance(inputs, Tensor) or any(len(target) != len(inputs) for target in targets.values()):
+        return batch
+    return inputs[:HELD_OUT_ROWS], {name: target[:HELD_OUT_ROWS] for name, target in targets.items()}
 
 
 def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, TaskGradient] | None:

@@ -25,6 +25,7 @@ from mt2st_fast.kernels import (
     update_rows,
 )
 from mt2st_fast.kernels.bags import rules
+from mt2st_fast.numbers import check_finite_number, check_not_negative, check_positive, check_within
 
 ROW_STATE = "row_"  # begins the names of what only the rows of a batch change
 
@@ -137,6 +138,7 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
     kind = rules.SGD
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
+        check_positive(lr=lr)
         super().__init__(params, lr=lr)
 
     def dense_state(self, parameter: Tensor) -> RowState:
@@ -168,8 +170,8 @@ class RuleOptimizer(RowSparseOptimizer, _AllRows):
     """
 
     def __init__(self, params: Any, lr: float = 0.1, **numbers: float) -> None:
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, not {lr}")
+        check_positive(lr=lr)
+        check_finite_number(**numbers)
         rule = RowRule(self.kind, lr, **numbers)
         super().__init__(params, {"lr": lr, **dict(zip(self.kind.numbers, rule.numbers, strict=True))})
 
@@ -200,8 +202,7 @@ class RowwiseAdagrad(RuleOptimizer):
     kind = rules.ADAGRAD
 
     def __init__(self, params: Any, lr: float = 0.1, *, eps: float = 1e-10) -> None:
-        if not lr > 0 or not eps > 0:
-            raise ValueError(f"lr and eps must be positive, not {lr} and {eps}")
+        check_positive(eps=eps)
         super().__init__(params, lr, eps=eps)
 
 
@@ -213,6 +214,22 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
     """
 
     kind = rules.ADAM
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        **options: Any,
+    ) -> None:
+        if not isinstance(lr, Tensor):  # one on the device may not be looked at here
+            check_positive(lr=lr)
+        check_positive(eps=eps)
+        check_not_negative(weight_decay=weight_decay)
+        check_within(0.0, 1.0, **{f"betas[{i}]": beta for i, beta in enumerate(betas)})
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
 
     def rule(self, group: dict[str, Any]) -> RowRule:
         """Adam at the group's rate and betas."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -96,8 +96,22 @@ def row_sparse_tables(module: nn.Module) -> list[nn.Parameter]:
     return [part.table if hasattr(part, "table") else part.weight for part in sparse]  # type: ignore[misc]
 
 
-def optimizer_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The class of an optimizer and what it was told, JSON-able: {"class": name, "groups": [{option: value}]}."""
+def undecayed(optimizer: torch.optim.Optimizer, tables: Iterable[nn.Parameter]) -> float:
+    """The decay that the optimizer is told to give row-sparse tables, and does not; 0 where it is told none."""
+    sparse = {id(table) for table in tables}
+    told = [
+        float(group.get("weight_decay") or 0.0)
+        for group in optimizer.param_groups
+        if any(id(p) in sparse for p in group["params"])
+    ]
+    return max(told, default=0.0)
+
+
+def optimizer_options(optimizer: torch.optim.Optimizer, names: list[list[str]] | None) -> dict[str, Any]:
+    """The class of an optimizer and what it was told, JSON-able.
+
+    {"class": name, "groups": [{option: value}], "names": of the parameters in each group, where those have names}.
+    """
     plain = (bool, int, float, str)
     groups = []
     for group in optimizer.param_groups:
@@ -110,7 +124,7 @@ def optimizer_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
                 and (value is None or isinstance(value, plain) or (name == "betas"))
             }
         )
-    return {"class": type(optimizer).__name__, "groups": groups}
+    return {"class": type(optimizer).__name__, "groups": groups, "names": names}
 
 
 def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
@@ -119,7 +133,7 @@ def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
         raise InputError(
             f"the checkpoint was made with {stored['class']}, this run has {own['class']}; give the same optimizer"
         )
-    for before, now in zip(stored["groups"], own["groups"], strict=False):
+    for before, now in _same_groups(stored, own):
         for name in sorted(before.keys() & now.keys()):
             if before[name] != now[name]:
                 shown = "lr" if name == "initial_lr" else name
@@ -127,6 +141,19 @@ def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
                     f"the checkpoint was made with {shown} {before[name]}, this run has {now[name]}; "
                     "give the same, or begin a run of its own"
                 )
+
+
+def _same_groups(
+    stored: dict[str, Any], own: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The options of groups that share a parameter; by their order where parameters have no names."""
+    if stored["names"] is None or own["names"] is None:
+        yield from zip(stored["groups"], own["groups"], strict=False)
+        return
+    for before, names in zip(stored["groups"], stored["names"], strict=True):
+        for now, own_names in zip(own["groups"], own["names"], strict=True):
+            if not set(names).isdisjoint(own_names):
+                yield before, now
 
 
 def admit(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mt2st_fast.training.observations import (
     Observing,
     Stateful,
     check_resumable,
+    look_at_held_out,
     task_gradients,
 )
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
@@ -39,7 +40,23 @@ from mt2st_fast.training.optimizer_upkeep import (
     set_rate,
 )
 from mt2st_fast.training.phases import enter_phase
-from mt2st_fast.training.run_options import RunListener, RunOptions, check_finite, description
+from mt2st_fast.training.resuming import (
+    check_end,
+    check_settings,
+    freeze_as_then,
+    group_names,
+    hold_groups,
+    named_parameters,
+    trained,
+)
+from mt2st_fast.training.run_options import (
+    Rates,
+    RunListener,
+    RunOptions,
+    check_finite,
+    check_finite_parameters,
+    description,
+)
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
 
@@ -74,9 +91,15 @@ class Run:
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
-        heads.set_active(heads.names if resume is None else self._stored_active(resume))
+        heads.set_active(heads.names)
+        self._trained_at_start = trained(self._named())
+        if resume is not None:
+            heads.set_active(self._stored_active(resume))
         self._parts = self._make_parts()
-        self._optimizer_options = optimizer_options(self._parts.optimizer)  # a callback may change them later
+        # A callback may change them later.
+        self._optimizer_options = optimizer_options(
+            self.optimizer, group_names(self.optimizer, self._named())
+        )
         self._engine = ChosenEngine(make_engines(self._parts, make_capturer))
         if options.device.type == "cuda":
             source.reside_on(options.device)
@@ -149,10 +172,11 @@ class Run:
         if admit(self._parts.trainable(), self.optimizer) and self._phase_active:
             self._engine.choose(self.history.phases)
 
-    def note_evaluation(self, metrics: dict[str, float]) -> Evaluation:
-        """Enter what was measured on held-out batches after the steps so far."""
-        epoch = self.steps_done / self.steps_per_epoch
+    def note_evaluation(self, metrics: dict[str, float], held_out: Iterable[Batch]) -> Evaluation:
+        """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
+        epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
+        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before)
         self.history.evaluations.append(evaluation)
         return evaluation
 
@@ -199,10 +223,13 @@ class Run:
         weights = self._options.schedule.task_weights(moment, main, auxiliary)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
+            before = self.heads.active
             enter_phase(active, self.heads, self.optimizer, self.source)
             self.record(after_step=False)
             self._phase_active = active
-            self.history.phases.append(PhaseRecord(self.steps_done, active))
+            told: dict[str, str] = getattr(self._options.schedule, "reasons", {})
+            reasons = {name: told[name] for name in before if name not in active and name in told}
+            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons))
             self._engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
         self._set_weights([weights[name] for name in active])
@@ -280,17 +307,25 @@ class Run:
         learnt = {} if self._learnt is None else {"schedule": self._learnt}
         return {"encoder": self.encoder, "heads": self.heads, **learnt}
 
+    def _named(self) -> dict[str, nn.Parameter]:
+        return named_parameters(self._modules())
+
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
-        run = self._description()
-        for key, value in stored.state["run"].items():
-            if run[key] != value:
-                raise InputError(f"the checkpoint was made with {key} {value}, this run has {run[key]}")
-        return tuple(stored.state["active"])
+        state = stored.state
+        check_settings(state["run"], self._description())
+        check_end(
+            state["step"], state["total_steps"], self.total_steps, self.steps_per_epoch,
+            rate_falls=self._options.lr_decay != "none",
+        )  # fmt: skip
+        return tuple(state["active"])
 
     def _restore(self, stored: Checkpoint) -> None:
         state, device = stored.state, self._options.device
         stored.restore_modules(self._modules())
+        named = self._named()
+        freeze_as_then(named, state["trained"], self._trained_at_start)
         check_optimizer(state["optimizer"], self._optimizer_options)
+        hold_groups(self.optimizer, state["groups"], named)
         stored.restore_optimizer(self.optimizer)
         self._parts.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
@@ -316,12 +351,14 @@ class Run:
         """
         check_resumable(self._options.schedule)
         schedule = self._options.schedule
-        if self._unread_losses:
-            self._check_finite(torch.stack(self._unread_losses))
+        self.check_finite()
         self._read_learnt_weights()
         state = {
             "run": self._description(),
+            "total_steps": self.total_steps,
             "optimizer": self._optimizer_options,
+            "groups": group_names(self.optimizer, self._named()),
+            "trained": {"at_start": self._trained_at_start, "now": trained(self._named())},
             "step": self.steps_done,
             "active": self.heads.active,
             "phase_active": self._phase_active,
@@ -344,15 +381,25 @@ class Run:
         return {
             "tasks": ", ".join(self.heads.names),
             "schedule": description(self._options.schedule),
-            "steps": self.total_steps,
-            "steps an epoch": self.steps_per_epoch,
             "accumulate": self._options.accumulate,
+            "steps an epoch": self.steps_per_epoch,
             "lr_decay": self._options.lr_decay,
             "clip_norm": self._options.clip_norm,
             "precision": self._options.precision,
         }
 
+    def check_finite(self) -> None:
+        """Raises NonFiniteLossError where a loss that is not read yet, or a trained parameter, is not finite."""
+        if self._unread_losses:
+            self._check_finite(torch.stack(self._unread_losses))
+        # A last step may lose them without a loss that shows it.
+        found = [(name, p) for name, p in self._named().items() if p.requires_grad]
+        check_finite_parameters(found, self._phase_active, self._rates())
+
     def _check_finite(self, losses_mk: Tensor) -> None:
         first_step = self.steps_done - len(losses_mk)
+        check_finite(losses_mk, self._phase_active, first_step, self._rates())
+
+    def _rates(self) -> Rates:
         given = float(self.optimizer.param_groups[0]["initial_lr"])
-        check_finite(losses_mk, self._phase_active, first_step, self.steps_per_epoch, self._rate_at, given)
+        return Rates(self._rate_at, given, self.steps_done, self.steps_per_epoch)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.observations import Stateful
@@ -50,10 +51,26 @@ class RunListener(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Where a run stands, and at which rates it has stepped: for messages."""
+
+    rate_at: Callable[[int], float]
+    given: float  # what was asked for
+    steps_done: int
+    steps_per_epoch: int
+
+    def at(self, step: int) -> str:
+        """Step, epoch and rate in use, and what to do."""
+        return (
+            f"at step {step}: in epoch {step / self.steps_per_epoch:.2f} at a rate of {self.rate_at(step):g}; "
+            f"lower lr ({self.given:g}), set clip_norm, or look for bad values in inputs and targets"
+        )
+
+
 def steps_of(epochs: float, steps_per_epoch: int) -> int:
-    """Optimizer steps that `epochs` passes take. Raises ValueError unless there is one."""
-    if not (math.isfinite(epochs) and epochs > 0):
-        raise ValueError(f"epochs must be positive, not {epochs}")
+    """Optimizer steps that `epochs` passes take. Raises InputError unless there is one."""
+    check_positive(epochs=epochs)
     return math.ceil(epochs * steps_per_epoch)
 
 
@@ -61,22 +78,26 @@ def check_finite(
     losses_mk: Tensor,
     names: Sequence[str],
     first_step: int,
-    steps_per_epoch: int,
-    rate_at: Callable[[int], float],
-    given: float,
+    rates: Rates,
 ) -> None:
-    """Raises NonFiniteLossError if one of M steps' losses (M, K), from first_step on, is not finite.
-
-    given: the rate that was asked for.
-    """
+    """Raises NonFiniteLossError if one of M steps' losses (M, K), from first_step on, is not finite."""
     if torch.isfinite(losses_mk).all():
         return
     m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
     step = first_step + m
+    raise NonFiniteLossError(f"the loss of {names[k]} is {losses_mk[m, k].item()} {rates.at(step)}")
+
+
+def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence[str], rates: Rates) -> None:
+    """Raises NonFiniteLossError where a parameter of any shape is not finite, naming the tasks that moved it."""
+    floats = [(name, p.detach()) for name, p in named if p.is_floating_point()]
+    # Asked of all at once: a device is waited for once.
+    if not floats or torch.stack([torch.isfinite(p).all() for _, p in floats]).all():
+        return
+    name = next(name for name, p in floats if not torch.isfinite(p).all())
+    after = f"{rates.at(rates.steps_done - 1)}" if rates.steps_done else "before the first step"
     raise NonFiniteLossError(
-        f"the loss of {names[k]} is {losses_mk[m, k].item()} at step {step}: in epoch {step / steps_per_epoch:.2f} "
-        f"at a rate of {rate_at(step):g}; lower lr ({given:g}), set clip_norm, or look for bad values in its inputs "
-        "and targets"
+        f"{name} is not finite any more, trained on {', '.join(tasks) or 'nothing'} {after}"
     )
 
 

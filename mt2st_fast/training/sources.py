@@ -6,6 +6,7 @@ that a resumed run goes on with the very next batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -14,6 +15,11 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.data.resident import ResidentBatch
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.data_digest import content_of, known_again, remembered
+from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
+
+logger = logging.getLogger(__name__)
 
 PlainBatch = tuple[Any, dict[str, Tensor]]
 Batch = PlainBatch | ResidentBatch
@@ -60,8 +66,15 @@ class _Loader:
     """An endless stream over a loader that can be iterated again and again.
 
     A loader with `state_dict` and `load_state_dict` is asked where it stands. Any other is started again
-    from the random state that its epoch began with (torch's, or that of the loader's own `generator`), and
-    the batches already used are skipped.
+    from the random states that its epoch began with (Python's, numpy's and torch's, or for the last that of the
+    loader's own `generator`), and the batches already used are skipped. One that knows its place knows its data, too,
+    and refuses other data itself, as those of mt2st_fast.data do.
+
+    Resumed data must be the data of then. Where all rows can be seen without asking the loader for a batch (see
+    `content_of`), they are compared as a whole. Of another loader the first batch of its epoch is: where it comes with
+    the same rows all is well, and where not, these rows are looked for in a whole pass, as an order that others than
+    torch, Python and numpy draw may be another one. A loader whose rows do not come again even in this process (they
+    are drawn with replacement, or augmented) is not refused: nothing can be known of it, and the log says so.
     """
 
     def __init__(self, loader: Any, name: str) -> None:
@@ -80,7 +93,16 @@ class _Loader:
         self.used = 0
         own = getattr(loader, "generator", None)
         self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
-        self.random_state = self.generator.get_state()
+        self.random_states = self._states()
+        self.watched = False  # whether somebody will ask for the state
+        self._content: str | None = None
+        self.first: list[
+            int
+        ] = []  # rows of this epoch's first batch, where they are needed to know the data again
+
+    def watch(self) -> None:
+        """Note from now on what a checkpoint says of the data."""
+        self.watched, self._content = True, content_of(self.loader)
 
     def next(self) -> Batch:
         if self.iterator is None:
@@ -95,6 +117,8 @@ class _Loader:
         self.used += 1
         if not isinstance(batch, ResidentBatch):
             self._check(batch)
+            if self.used == 1 and self.watched and not self.stateful and self._content is None:
+                self.first = remembered(batch)
         return batch
 
     def _check(self, batch: Any) -> None:
@@ -110,25 +134,64 @@ class _Loader:
                 )
 
     def _start(self) -> None:
-        self.random_state = self.generator.get_state()
+        self.random_states = self._states()
         resident = None if self.device is None else self.loader.resident_on(self.device)
         self.iterator = iter(self.loader) if resident is None else resident
         self.used = 0
 
     def state(self) -> dict[str, Any]:
+        known = {"content": self._content, "first": self.first}
         if self.stateful:
-            return {"loader": self.loader.state_dict()}
-        return {"used": self.used, "random_state": self.random_state.tolist()}
+            return {"loader": self.loader.state_dict(), **known}
+        return {"used": self.used, "random": self._states_to_json(), **known}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Raises InputError where the data is other data than where `state` was taken."""
+        if None not in (state["content"], self._content) and state["content"] != self._content:
+            raise self._changed(f"had {state['content']}, and has {self._content}")
         if self.stateful:
             self.loader.load_state_dict(state["loader"])
             return
-        self.generator.set_state(torch.tensor(state["random_state"], dtype=torch.uint8))
-        if state["used"]:
+        self._set_states(state["random"])
+        if not state["used"]:
+            return
+        self._start()
+        self.next()
+        if state["first"] and self.first and state["first"] != self.first:
+            self._look_for(state["first"])
+            self._set_states(state["random"])
             self._start()
-            for _ in range(state["used"]):
-                self.next()
+            self.next()
+        for _ in range(state["used"] - 1):
+            self.next()
+
+    def _look_for(self, then: list[int]) -> None:
+        """Raises InputError where rows of then are no longer in the data."""
+        known = known_again(then, self.first, iter(self.loader))
+        if known is False:
+            raise self._changed("rows that it had are not in it")
+        logger.warning(
+            "%s gives its batches in another order than before the checkpoint: its pass goes on in the new one%s",
+            self.name,
+            "" if known else "; its rows are others in every pass, so that its data cannot be compared",
+        )
+
+    def _changed(self, how: str) -> InputError:
+        return InputError(
+            f"{self.name} has changed since the checkpoint ({how}): give the inputs and labels of then, or begin a run "
+            "of its own, without resume"
+        )
+
+    def _states(self) -> tuple[Tensor, Any]:
+        return self.generator.get_state(), python_states()
+
+    def _states_to_json(self) -> dict[str, Any]:
+        of_torch, others = self.random_states
+        return {"torch": of_torch.tolist(), **states_to_json(others)}
+
+    def _set_states(self, states: dict[str, Any]) -> None:
+        self.generator.set_state(torch.tensor(states["torch"], dtype=torch.uint8))
+        set_python_states(states)
 
     def close(self) -> None:
         """For good: a loader that can be closed (files, workers, memory) is."""
@@ -220,12 +283,20 @@ class Source:
             if hasattr(loader.loader, "resident_on") and loader.stateful:
                 loader.device, loader.iterator = device, None
 
+    def watch(self) -> None:
+        """Note from now on what a checkpoint says of the data; to be called before the first step."""
+        for loader in self.loaders.values():
+            loader.watch()
+
     def state(self) -> dict[str, Any]:
         """Where every loader stands, JSON-able."""
         return {name: loader.state() for name, loader in self.loaders.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was taken; loaders that had retired by then are let go."""
+        """Stand where `state` was taken; loaders that had retired by then are let go.
+
+        Raises InputError where a loader's data is other data than then.
+        """
         self.loaders = {name: loader for name, loader in self.loaders.items() if name in state}
         for name, loader in self.loaders.items():
             loader.restore(cast("dict[str, Any]", state[name]))

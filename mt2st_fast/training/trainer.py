@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,16 +13,17 @@ import torch
 from torch import nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint
 from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.numbers import check_count, check_not_negative, check_positive
-from mt2st_fast.training.observations import check_resumable
+from mt2st_fast.training.loading import LoadedWeights, load_weights
+from mt2st_fast.training.observations import ObservingHeldOut, check_resumable
 from mt2st_fast.training.optim import LazyAdam
-from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
 from mt2st_fast.training.schedules import Schedule, Switch
@@ -27,13 +31,20 @@ from mt2st_fast.training.sources import Batch, Source
 
 __all__ = ["NonFiniteLossError", "Trainer"]
 
+logger = logging.getLogger(__name__)
+UNDECAYED = (
+    "weight_decay=%g acts on dense parameters only: the rows of a row-sparse table (sparse=True, as the command line's "
+    "word vectors are) are moved by their own batches alone, and are not decayed"
+)
+
 
 class Trainer:
     """Trains an encoder and its heads on all active tasks, and lets tasks go as the schedule says.
 
     encoder: any module whose output is (N, D) or (N, T, D) features. heads: MultiTaskHeads over D.
     optimizer: a function from parameters to a torch optimizer; AdamW(lr) by default, and LazyAdam(lr) where the
-    encoder has a row-sparse table (`sparse=True`). weight_decay belongs to that default.
+    encoder has a row-sparse table (`sparse=True`). weight_decay belongs to that default, and acts on dense parameters
+    only: a row-sparse table is not decayed, which the log says.
     lr_decay: the learning rate falls linearly to 0 over the run, or stays. clip_norm: the
     largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
@@ -70,7 +81,7 @@ class Trainer:
         graph: bool | Literal["auto"] = "auto",
         fuse_backward: bool | None = None,
     ) -> None:
-        check_positive(lr=lr, clip_norm=clip_norm)
+        check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
         check_count(accumulate=accumulate, log_every=log_every)
         if precision not in ("float32", *AUTOCAST):
@@ -94,6 +105,8 @@ class Trainer:
             raise ValueError(
                 f"task {words[0]} is on words: it needs an encoder with pool(types), such as BagEncoder"
             )
+        if optimizer is None and weight_decay and (row_sparse_tables(encoder) or row_sparse_tables(heads)):
+            logger.warning(UNDECAYED, weight_decay)
         if fuse_backward:
             self._check_fusible(encoder, clip_norm, accumulate, precision)
         self.graph = graph
@@ -136,6 +149,7 @@ class Trainer:
         epochs: float = 10,
         evaluate_every: int | None = None,
         checkpoint: str | Path | None = None,
+        checkpoint_seconds: float | None = 600.0,
         resume: bool = False,
     ) -> History:
         """Train for `epochs` passes over `train` and return what happened.
@@ -143,19 +157,25 @@ class Trainer:
         train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another
         active one, or {task: loader}. val: one loader of such batches, evaluated every `evaluate_every` steps
         (an epoch by default) and at the end. What a callback unfreezes trains from the next record on.
-        checkpoint: a file, written at the end of every epoch and where
+        checkpoint: a file, written at the end of every epoch, after `checkpoint_seconds` of an epoch that is long
+        (None: not within epochs), and where
         `stop_requested` ends the run; with `resume` the run goes on from it, on a CPU bit for bit as if it
-        had never stopped.
+        had never stopped. Then `epochs` may be more than it was: the schedule and lr_decay go by the new end, which the
+        log says. Data, options and heads must be those of then.
 
-        Raises NonFiniteLossError naming task, step, epoch and rate, and InputError for a checkpoint that does not fit.
+        Raises NonFiniteLossError naming task, step, epoch and rate where a loss or a parameter is not finite any more,
+        and InputError for a checkpoint that does not fit, naming what differs and the fix.
         """
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
-        check_count(evaluate_every=evaluate_every)
+        if val is None and isinstance(self.schedule, ObservingHeldOut):
+            raise ValueError(f"{type(self.schedule).__name__} decides by held-out batches: give fit(val=...)")
+        check_count(**given(evaluate_every=evaluate_every))
+        check_positive(**given(checkpoint_seconds=checkpoint_seconds))
         run = self.begin(train, epochs=epochs, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:
-            self._train(run, val, evaluate_every or run.steps_per_epoch, path)
+            self._train(run, val, evaluate_every or run.steps_per_epoch, _Saving(path, checkpoint_seconds))
         finally:
             run.close()
         return run.history
@@ -172,6 +192,8 @@ class Trainer:
         if checkpoint is not None:
             check_resumable(self.schedule)
         source = Source(train, self.heads.main, self.heads.names, self.accumulate)
+        if checkpoint is not None:
+            source.watch()
         options = RunOptions(
             schedule=self.schedule,
             make_optimizer=self._make_optimizer,
@@ -196,8 +218,21 @@ class Trainer:
             _Callbacks(self),
             Checkpoint(Path(checkpoint)) if resume and checkpoint is not None else None,
         )
+        tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
+        if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
+            logger.warning(UNDECAYED, decay)
         self.encoder.train()
         return self._run
+
+    def load(self, checkpoint: str | Path, *, partial: bool = False) -> LoadedWeights:
+        """Begin from the weights of a checkpoint, and nothing else of it: its optimizer, step and data are left alone.
+
+        partial: take what fits in name and shape into this encoder and these heads. The result says what was taken,
+        what was not, and why. Raises InputError, with nothing changed, for a file that is no checkpoint, where
+        something does not fit and partial is not asked for, and where nothing fits.
+        """
+        modules: dict[str, nn.Module] = {"encoder": self.encoder, "heads": self.heads}
+        return load_weights(modules, Checkpoint(Path(checkpoint)).weights(modules), partial=partial)
 
     def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
         """The metric of each task (of the active ones that have a head by default) over all batches."""
@@ -229,7 +264,7 @@ class Trainer:
         """Passes over the main task's data done so far."""
         return self.step / self.run.steps_per_epoch
 
-    def _train(self, run: Run, val: Iterable[Batch] | None, evaluate_every: int, path: Path | None) -> None:
+    def _train(self, run: Run, val: Iterable[Batch] | None, evaluate_every: int, saving: _Saving) -> None:
         self._each(lambda callback: callback.on_fit_start(self))
         while run.steps_done < run.total_steps and not self.stop_requested:
             run.step()
@@ -240,16 +275,16 @@ class Trainer:
             if due or epoch_ends or run.steps_done % self.log_every == 0:
                 run.record()
             if due and val is not None:
-                evaluation = run.note_evaluation(self.evaluate(val))
+                evaluation = run.note_evaluation(self.evaluate(val), val)
                 self._each(lambda callback: callback.on_evaluation(self, evaluation))  # noqa: B023 (called at once)
-            if path is not None and epoch_ends:
-                run.save(path)
+            saving.after_step(run, epoch_ends)
             if epoch_ends:
                 self._each(lambda callback: callback.on_epoch_end(self))
             if due or epoch_ends or run.steps_done % self.log_every == 0:
                 run.admit_unfrozen()
-        if path is not None and self.stop_requested:
-            run.save(path)
+        if self.stop_requested:
+            saving.now(run)
+        run.check_finite()
         self._each(lambda callback: callback.on_fit_end(self))
 
     def _make_capturer(self) -> Capturer:
@@ -258,6 +293,23 @@ class Trainer:
     def _each(self, call: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             call(callback)
+
+
+class _Saving:
+    """Writes a run's checkpoint where it is due: at the end of an epoch, and within one by the clock."""
+
+    def __init__(self, path: Path | None, seconds: float | None) -> None:
+        self._path, self._seconds = path, math.inf if seconds is None else seconds
+        self._last = time.monotonic()
+
+    def after_step(self, run: Run, epoch_ends: bool) -> None:
+        if self._path is not None and (epoch_ends or time.monotonic() - self._last >= self._seconds):
+            self.now(run)
+
+    def now(self, run: Run) -> None:
+        if self._path is not None:
+            run.save(self._path)
+            self._last = time.monotonic()
 
 
 class _Callbacks:

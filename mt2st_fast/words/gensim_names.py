@@ -10,8 +10,9 @@ import numpy as np
 
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_count, check_not_negative, given
 from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
-from mt2st_fast.words.gensim_options import check_at_least, one_of, read_text
+from mt2st_fast.words.gensim_options import one_of, read_text
 from mt2st_fast.words.gensim_vocabulary import (
     TrimRule,
     counted_words,
@@ -154,9 +155,8 @@ class GensimNames(WordTables):
         """
         if not self.raw_vocab:
             raise NoWordsError("there are no words to choose from: call scan_vocab first")
-        check_at_least(0, min_count=self.min_count if min_count is None else min_count)
-        if sample is not None and not 0 <= sample < np.inf:
-            raise InputError(f"sample ({sample}) must be a number that is not negative")
+        check_count(0, **given(min_count=min_count))
+        check_not_negative(**given(sample=sample))
         counted = vocabulary_of(self.raw_vocab)
         before = self.min_count, self.sample
         self.min_count = self.min_count if min_count is None else min_count
@@ -201,7 +201,7 @@ class GensimNames(WordTables):
     ) -> dict[str, int]:
         """Bytes of the tables for so many words, by default those at hand, after what `report` has."""
         words = len(self.words) if vocab_size is None else vocab_size
-        check_at_least(0, vocab_size=words)
+        check_count(0, vocab_size=words)
         return {**(report or {}), **estimated_memory(self, words)}
 
     # --- questions ----------------------------------------------------------------------------------------

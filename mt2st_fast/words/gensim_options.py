@@ -10,6 +10,7 @@ from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.word_files import read_lines
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_count, check_finite_number, check_not_negative
 from mt2st_fast.words.gensim_errors import NotATextError, NoWordsError
 
 # Option: (gensim's default, the only value that there is here; why, and what to do).
@@ -26,20 +27,37 @@ def refuse(**options: Any) -> None:
             raise InputError(f"{name}={value!r} is not supported: {why}")
 
 
-def check_predicted_by(hs: int, negative: int, max_n: int) -> None:
+def check_predicted_by(sg: int, hs: int, negative: int, max_n: int) -> None:
     """Raise InputError for neither hierarchical softmax nor negatives, and for a tree beside n-grams."""
+    if sg not in (0, 1):
+        raise InputError(f"sg is {sg!r}; it is 1 for skip-gram, else 0")
     if hs not in (0, 1):
         raise InputError(f"hs is {hs!r}; it is 1 for hierarchical softmax, else 0")
-    check_at_least(0 if hs else 1, negative=negative)
+    check_count(0 if hs else 1, negative=negative)
     if hs and max_n:
         raise InputError("hs=1 is not supported with n-grams (max_n): give negative=5 and hs=0")
 
 
-def check_at_least(least: int, **values: int) -> None:
-    """Raise InputError for a value below `least`."""
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
+def check_ngrams(min_n: Any, max_n: Any) -> None:
+    """Raise InputError but for lengths of character n-grams, of which the first is not above the second."""
+    check_count(0, min_n=min_n, max_n=max_n)
+    if min_n > max_n:
+        raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
+
+
+def check_sampling(sample: Any, ns_exponent: Any) -> None:
+    """Raise InputError but for a finite threshold of at least 0 and a finite exponent, of any sign as in gensim."""
+    check_not_negative(sample=sample)
+    check_finite_number(ns_exponent=ns_exponent)
+
+
+def check_rates(alpha: Any, min_alpha: Any, names: tuple[str, str] = ("alpha", "min_alpha")) -> None:
+    """Raise InputError but for finite rates, of which the first is not below the second."""
+    check_not_negative(**dict(zip(names, (alpha, min_alpha), strict=True)))
+    if alpha < min_alpha:
+        raise InputError(
+            f"{names[0]} ({alpha}) must not be below {names[1]} ({min_alpha}): the rate falls from one to the other"
+        )
 
 
 def one_of(sentences: Any, corpus_iterable: Any) -> Any:

@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -31,6 +32,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
+from mt2st_fast.numbers import check_count, check_positive, given, is_number
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trainer import Trainer
@@ -43,6 +45,7 @@ log = logging.getLogger("mt2st_fast")
 LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
 MOST_KEPT_IDS = 50_000_000  # of batches that are kept in memory, where an id takes about 15 bytes
 MOST_BUCKETS = 2_000_000_000  # rows have numbers of 32 bits
+ROWS_DRAWN_AT_ONCE = 4096
 MOST_NAMED = 5  # families in a line of the log
 
 
@@ -87,20 +90,16 @@ def train_supervised(
 
     Raises InputError for a file or a family that cannot be used and for an option out of range.
     """
-    check_numbers(
-        {
-            "dim": (dim, 1),
-            "min_count": (min_count, 1),
-            "word_ngrams": (word_ngrams, 1),
-            "bucket": (bucket, 1),
-            "minn": (minn, None),
-            "maxn": (maxn, None),
-            "seed": (seed, 0),
-            "batch_size": (1 if batch_size is None else batch_size, 1),
-            "threads": (1 if threads is None else threads, 1),
-        },
-        {"epoch": epoch, "lr": lr},
+    check_count(
+        1,
+        dim=dim,
+        min_count=min_count,
+        word_ngrams=word_ngrams,
+        bucket=bucket,
+        **given(batch_size=batch_size, threads=threads),
     )
+    check_count(0, minn=minn, maxn=maxn, seed=seed)
+    check_positive(epoch=epoch, **given(lr=lr))
     _check_others(minn, maxn, bucket, dropout, label, families)
     _check_trainer_options(lr, trainer_options)
     loss = loss_of(loss)
@@ -143,28 +142,12 @@ def train_supervised(
     return SupervisedModel(features, known, encoder, heads, label, families is not False, trainer)
 
 
-def check_numbers(whole: Mapping[str, tuple[Any, int | None]], positive: Mapping[str, Any]) -> None:
-    """Raises InputError for an option that is no whole number or below its least, or not positive and finite."""
-    for name, (value, least) in whole.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise InputError(f"{name} must be a whole number, not {value!r}")
-        if least is not None and value < least:
-            raise InputError(f"{name} must be at least {least}, not {value}")
-    for name, value in positive.items():
-        if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be a positive number, not {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def _check_others(minn: int, maxn: int, bucket: int, dropout: Any, label: Any, families: Any) -> None:
-    if not 0 <= minn <= maxn:
+    if minn > maxn:
         raise InputError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
     if bucket > MOST_BUCKETS:
         raise InputError(f"bucket must be at most {MOST_BUCKETS:,}, not {bucket:,}")
-    if not (_is_number(dropout) and 0 <= dropout < 1):
+    if not (is_number(dropout) and 0 <= dropout < 1):
         raise InputError(f"dropout must be a probability below 1, not {dropout!r}")
     if not isinstance(label, str) or label.split() != [label]:
         raise InputError(f"label must be what label words begin with, such as '__label__', not {label!r}")
@@ -256,9 +239,23 @@ def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncod
     with torch.device("meta"):  # without the encoder's own start, which would take longer than this one
         encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
     encoder.to_empty(device="cpu")
-    with torch.no_grad():
-        encoder.table.uniform_(-1.0 / dim, 1.0 / dim)
+    _fill_uniform(encoder.table.data, 1.0 / dim)
     return encoder
+
+
+def _fill_uniform(table: torch.Tensor, bound: float) -> None:
+    """Random numbers within the bound, drawn on all cores: a block of rows has a seed of its own, so that they are
+    the same on any number of them.
+    """
+    seed = int(torch.randint(2**48, ()))
+
+    def fill(block: tuple[int, torch.Tensor]) -> None:
+        i, rows = block
+        rows.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed + i))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(fill, enumerate(table.split(ROWS_DRAWN_AT_ONCE))):
+            pass
 
 
 def _zero(heads: MultiTaskHeads) -> None:

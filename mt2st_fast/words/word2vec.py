@@ -16,12 +16,21 @@ import numpy as np
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_count, given
 from mt2st_fast.training.context_run import ContextPlan
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.table_tasks import check_kinds
 from mt2st_fast.words.gensim_errors import NoSuchNameError
 from mt2st_fast.words.gensim_names import REFUSED, GensimNames
-from mt2st_fast.words.gensim_options import check_at_least, check_predicted_by, one_of, read_text, refuse
+from mt2st_fast.words.gensim_options import (
+    check_ngrams,
+    check_predicted_by,
+    check_rates,
+    check_sampling,
+    one_of,
+    read_text,
+    refuse,
+)
 from mt2st_fast.words.gensim_vocabulary import (
     TrimRule,
     counted_words,
@@ -120,21 +129,17 @@ class Word2Vec(GensimNames):
         device: str = "cpu",
     ) -> None:
         refuse(null_word=null_word)
-        check_predicted_by(hs, negative, max_n)
+        check_predicted_by(sg, hs, negative, max_n)
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
-        check_at_least(
-            1, vector_size=vector_size, window=window, workers=workers, epochs=epochs,
-            bucket=bucket, max_final_vocab=1 if max_final_vocab is None else max_final_vocab,
-            max_vocab_size=1 if max_vocab_size is None else max_vocab_size,
-        )  # fmt: skip
-        check_at_least(0, min_count=min_count)
-        if not 0 <= min_n <= max_n:
-            raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
-        if sample < 0 or not alpha >= min_alpha >= 0:
-            raise InputError(
-                f"sample ({sample}) must not be negative, nor alpha ({alpha}) below min_alpha ({min_alpha})"
-            )
+        check_count(vector_size=vector_size, window=window, workers=workers, epochs=epochs, bucket=bucket)
+        check_count(
+            batch_words=batch_words, **given(max_final_vocab=max_final_vocab, max_vocab_size=max_vocab_size)
+        )
+        check_count(0, min_count=min_count, seed=seed)
+        check_ngrams(min_n, max_n)
+        check_sampling(sample, ns_exponent)
+        check_rates(alpha, min_alpha)
         self.vector_size, self.window, self.min_count, self.workers = vector_size, window, min_count, workers
         self.sample, self.negative, self.ns_exponent, self.epochs = sample, negative, ns_exponent, epochs
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, int(sg)
@@ -254,6 +259,8 @@ class Word2Vec(GensimNames):
         start = self.alpha if start_alpha is None else start_alpha
         end = self.min_alpha if end_alpha is None else end_alpha
         epochs = self.epochs if epochs is None else epochs
+        check_count(epochs=epochs)
+        check_rates(start, end, ("start_alpha", "end_alpha"))
         known = self._known(text)
         self._fit(known, epochs, start, end, callbacks)
         return epochs * int((known.ids >= 0).sum()), epochs * len(text.ids)
@@ -294,7 +301,6 @@ class Word2Vec(GensimNames):
     def _fit(
         self, text: Tokens, epochs: int, alpha: float, min_alpha: float, callbacks: Sequence[Any]
     ) -> None:
-        check_at_least(1, epochs=epochs)
         self._adopt_vectors()
         tell_of_training(self, alpha)
         run = begin_run(self, text, ContextPlan(epochs, alpha, min_alpha, self.seed, self.epochs_done))

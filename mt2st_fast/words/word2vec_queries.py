@@ -11,8 +11,8 @@ import numpy as np
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.hierarchy import TreePaths, tree_paths
+from mt2st_fast.numbers import check_count
 from mt2st_fast.words.gensim_errors import NoWordsError
-from mt2st_fast.words.gensim_options import check_at_least
 
 log = logging.getLogger("mt2st_fast")
 PAIRS_AT_ONCE = 1 << 15  # windows whose path's nodes are gathered together
@@ -27,7 +27,7 @@ def words_in(model: Any, context: Sequence[str | int], topn: int | None) -> list
     if isinstance(context, str):
         raise InputError(f"a context is a list of words, not one string: give {context.split()}")
     if topn is not None:
-        check_at_least(1, topn=topn)
+        check_count(topn=topn)
     if model.output_vectors is None:
         raise NoWordsError("predict_output_word needs output vectors of words: train with negative=5, hs=0")
     rows = [

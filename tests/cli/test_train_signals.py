@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mt2st_fast.cli.train import _stopping_on_signals
+from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.folder_lock import holding
 from tests.cli.running import QUICK, fails
 
@@ -20,10 +20,14 @@ from tests.cli.running import QUICK, fails
 def test_a_signal_asks_the_run_to_stop_and_the_handlers_come_back(number: int) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     trainer = types.SimpleNamespace(stop_requested=False)
-    with _stopping_on_signals(trainer) as received:  # type: ignore[arg-type]
+    with StoppingOnSignals() as stopping:
+        stopping.on_step(trainer)  # type: ignore[arg-type]
+        assert not trainer.stop_requested
         signal.raise_signal(number)
+        assert stopping.received == [number]
+        assert stopping.exit_code == 128 + number
+        stopping.on_fit_start(trainer)  # type: ignore[arg-type]
         assert trainer.stop_requested
-        assert received == [number]
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends it at once
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 

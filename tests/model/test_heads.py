@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mt2st_fast import Classification, MultiLabel, MultiTaskHeads, Regression
+from tests.kernels.launches import counted_launches
 
 TASKS = {
     "upos": Classification(5, label_smoothing=0.1),
@@ -315,3 +316,53 @@ def test_backend_and_plan_are_passed_on():
     for option in ({"backend": "cuda"}, {"plan": "tiled"}):
         with pytest.raises(ValueError, match="is unknown"):
             MultiTaskHeads(D, TASKS, "upos", **option)(features, targets)
+
+
+def copies_in_a_step(heads):
+    features, targets = data(6)
+    features = features.to(heads.linear("upos").weight.dtype)
+    with counted_launches() as launches:
+        heads(features, targets).total.backward()
+    return launches.names.count("aten::cat")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda heads: None,
+        lambda heads: heads.set_active(["upos", "score"]),
+        lambda heads: heads.load_state_dict(copy.deepcopy(heads.state_dict())),
+        lambda heads: heads.to(torch.float64).to(torch.float32),
+        lambda heads: heads.share_memory(),
+        lambda heads: nn.Sequential(heads).half().float(),
+    ],
+)
+def test_parameters_lie_together_whatever_was_done(heads, change):
+    before = dict(heads.named_parameters())
+    change(heads)
+    assert copies_in_a_step(heads) == 0
+    assert all(parameter is before[name] for name, parameter in heads.named_parameters())
+
+
+def test_shared_memory_stays_shared(heads):
+    heads.share_memory()
+    heads.set_active(["upos", "score"])
+    heads.float()
+    assert all(parameter.is_shared() for parameter in heads.parameters())
+
+
+def test_a_copy_trains_as_the_original_does(heads):
+    twin = copy.deepcopy(heads)
+    features, targets = data(6)
+    for one in (heads, twin):
+        one(features, targets).total.backward()
+    for own, other in zip(heads.parameters(), twin.parameters(), strict=True):
+        assert own.data_ptr() != other.data_ptr()
+        assert torch.equal(own.grad, other.grad)
+
+
+def test_layers_of_somebody_else_stay_where_they_are():
+    layers = {name: nn.Linear(D, task.head.size) for name, task in TASKS.items()}
+    before = [layer.weight.data_ptr() for layer in layers.values()]
+    MultiTaskHeads.from_modules(layers, TASKS, "upos")
+    assert [layer.weight.data_ptr() for layer in layers.values()] == before

@@ -62,5 +62,5 @@ def test_nonsense_is_refused_by_name(name, value):
 
 @pytest.mark.parametrize("name", ["label_fraction", "epochs", "lr", "clip_norm"])
 def test_nothing_is_no_amount(name):
-    with pytest.raises(InputError, match=f"^{name} must be positive, not 0"):
+    with pytest.raises(InputError, match=f"^{name} must be positive and finite, not 0"):
         Config(**{name: 0.0})

@@ -354,7 +354,7 @@ def test_a_missing_file_is_named(toy, tmp_path):
     [
         ({"schedule": MultiTask()}, r"made with schedule Switch\(.*this run has MultiTask"),
         ({"schedule": Switch(at=0.6)}, "made with schedule Switch"),
-        ({"accumulate": 2}, "made with steps 30, this run has 15"),
+        ({"accumulate": 2}, "made with accumulate 1, this run has 2; give accumulate 1 again, or begin"),
         ({"precision": "bfloat16"}, "made with precision float32, this run has bfloat16"),
         (
             {"optimizer": lambda parameters: torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1)},
@@ -363,7 +363,10 @@ def test_a_missing_file_is_named(toy, tmp_path):
         ({"lr": 1e-5}, "made with lr 0.01, this run has 1e-05"),
         ({"weight_decay": 0.5}, "made with weight_decay 0.05, this run has 0.5"),
         ({"lr_decay": "none"}, "made with lr_decay linear, this run has none"),
-        ({"clip_norm": 1.0}, "made with clip_norm None, this run has 1.0"),
+        (
+            {"clip_norm": 1.0},
+            "has 1.0; give clip_norm None again, or begin a run of its own",
+        ),
     ],
     ids=[
         "schedule",

@@ -148,6 +148,9 @@ def test_vectors_that_are_no_numbers_end_the_run_in_one_line(mode):
     run = run_on(text, training, plan=ContextPlan(epochs=3, rate=0.05, least_rate=0.05, seed=7))
     run.finish_epoch()
     training.inputs[:] = np.nan
-    with pytest.raises(InputError, match=r"in epoch 2 at a rate of 0\.05: lower the rate") as refused:
+    with pytest.raises(
+        InputError,
+        match=r"at step \d+ of \d+, in epoch 2, trained on context at a rate of 0\.05: lower the rate",
+    ) as refused:
         run.finish_epoch()
     assert "\n" not in str(refused.value)

@@ -136,7 +136,7 @@ def test_an_optimizer_by_a_rule_refuses_what_the_rule_does_not_know():
         optimizer_by_rule("lion")
     with pytest.raises(ValueError, match="sgd has no momentum"):
         optimizer_by_rule("sgd")([torch.zeros(1)], momentum=0.9)
-    with pytest.raises(ValueError, match="lr must be positive, not 0"):
+    with pytest.raises(ValueError, match="lr must be positive and finite, not 0"):
         optimizer_by_rule("sgd")([torch.zeros(1)], lr=0)
 
 

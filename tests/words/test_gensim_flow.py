@@ -111,11 +111,11 @@ def test_gensims_defaults_are_taken():
     ("arguments", "message"),
     [
         ({"hs": 2}, "hs is 2"),
-        ({"negative": 0}, "negative is 0"),
+        ({"negative": 0}, "negative must be a whole number of at least 1, not 0"),
         ({"hs": 1, "negative": 0, "max_n": 3}, "hs=1 is not supported with n-grams"),
         ({"null_word": 1}, "null_word=1"),
-        ({"max_vocab_size": 0}, "max_vocab_size is 0"),
-        ({"max_final_vocab": 0}, "max_final_vocab is 0"),
+        ({"max_vocab_size": 0}, "max_vocab_size must be a whole number of at least 1, not 0"),
+        ({"max_final_vocab": 0}, "max_final_vocab must be a whole number of at least 1, not 0"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(arguments, message):

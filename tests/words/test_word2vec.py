@@ -85,13 +85,13 @@ def test_callbacks_hear_of_epochs():
         ({"sentences": ["a string"]}, "split it"),
         ({"corpus_file": "no-such-file.txt"}, "cannot read no-such-file.txt"),
         ({"sentences": [["a"]], "corpus_file": "x"}, "either sentences or"),
-        ({"window": 0}, "window is 0"),
-        ({"negative": 0}, "negative is 0"),
+        ({"window": 0}, "window must be a whole number of at least 1, not 0"),
+        ({"negative": 0}, "negative must be a whole number"),
         ({"alpha": 0.0}, "min_alpha"),
         ({"min_n": 3, "max_n": 2}, r"min_n \(3\) and max_n \(2\) must be"),
-        ({"min_n": -1, "max_n": 2}, r"min_n \(-1\)"),
-        ({"max_n": -1}, r"max_n \(-1\)"),
-        ({"max_n": 3, "bucket": 0}, "bucket is 0"),
+        ({"min_n": -1, "max_n": 2}, "min_n must be a whole number of at least 0"),
+        ({"max_n": -1}, "max_n must be a whole number of at least 0"),
+        ({"max_n": 3, "bucket": 0}, "bucket must be a whole number of at least 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message):

@@ -22,6 +22,7 @@ class EagerSteps:
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
+        self._one: Tensor | None = None
 
     def enter_phase(self) -> None:
         """Nothing is kept from phase to phase."""
@@ -46,7 +47,7 @@ class EagerSteps:
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         if len(plain) == 1:
             total, losses = self._forward(plain[0], parts.weights())
-            parts.scaler.scale(total).backward()
+            self._backward(total)
         else:
             losses = self._accumulate(plain)
         if parts.clip_norm is not None:
@@ -57,6 +58,13 @@ class EagerSteps:
         parts.optimizer.zero_grad(set_to_none=True)
         return losses
 
+    def _backward(self, total: Tensor) -> None:
+        scaled = self._parts.scaler.scale(total)
+        # What backward() would fill in every step; made before a capture, as its first steps are not captured.
+        if self._one is None or self._one.dtype != scaled.dtype or self._one.device != scaled.device:
+            self._one = torch.ones_like(scaled)
+        scaled.backward(self._one)
+
     def _accumulate(self, micro_steps: list[list[PlainBatch]]) -> Tensor:
         """Gradients of all micro-steps as of one batch, and its losses (K,)."""
         shares_mk = label_shares(self._parts.heads, micro_steps, self._parts.device)
@@ -64,7 +72,7 @@ class EagerSteps:
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
             # Learnt weights belong to a graph that every backward pass frees: they are asked for again.
             total, micro_losses = self._forward(batches, self._parts.weights() * share_k, len(micro_steps))
-            self._parts.scaler.scale(total).backward()
+            self._backward(total)
             losses = losses + share_k * micro_losses
         return losses
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.sources import PlainBatch
+from mt2st_fast.training.sources import PlainBatch, to_device
 
 
 def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> Tensor:
     """(M, K) float32: which part of all labels of each active task the batches of each micro-step have.
 
     A loss is a mean over labels, so that the mean over all is the sum of the means, each times its part. A task that is
-    no head has a loss whose parts are unknown: its batches count alike. 0 for a task that has no label in any.
+    no head says itself how many labels its loss is a mean of (`count`). 0 for a task that has no label in any.
     """
     counts_mk = torch.stack([_counts(heads, batches, device) for batches in micro_steps])
     return counts_mk / counts_mk.sum(0).clamp_min(torch.finfo(torch.float32).tiny)
@@ -26,7 +26,7 @@ def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.devi
     """(K,) what the losses of one micro-step are divided by."""
     targets = {name: target for _, of_batch in batches for name, target in of_batch.items()}
     counts = [
-        _count(heads, name, targets[name].to(device, non_blocking=True))
+        _count(heads, name, to_device(targets[name], device), device)
         if name in targets
         else torch.zeros((), device=device)
         for name in heads.active
@@ -34,9 +34,11 @@ def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.devi
     return torch.stack(counts)
 
 
-def _count(heads: MultiTaskHeads, name: str, target: Tensor) -> Tensor:
+def _count(heads: MultiTaskHeads, name: str, target: Any, device: torch.device) -> Tensor:
     if name not in heads.tasks:
-        return torch.ones((), device=target.device)
+        count = heads.label_count(name, target)
+        # A number is filled in: a copy to a device could not be captured in a graph.
+        return count.float() if isinstance(count, Tensor) else torch.full((), float(count), device=device)
     head = heads.tasks[name].head
     if not head.kind.takes_classes:
         return (~target.isnan()).sum().float()

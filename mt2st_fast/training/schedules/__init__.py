@@ -3,6 +3,7 @@
 A new one is one file here: a class with `task_weights`, and a `STRATEGY` that makes it known to the command line.
 """
 
+from mt2st_fast.training.schedules.adaptive_switch import AdaptiveSwitch
 from mt2st_fast.training.schedules.base import Moment, PerTask, Schedule, Unit
 from mt2st_fast.training.schedules.diminish import Diminish
 from mt2st_fast.training.schedules.diminish_then_switch import DiminishThenSwitch
@@ -20,6 +21,7 @@ from mt2st_fast.training.schedules.strategy import (
 from mt2st_fast.training.schedules.switch import Switch
 
 __all__ = [
+    "AdaptiveSwitch",
     "Diminish",
     "DiminishThenSwitch",
     "Moment",

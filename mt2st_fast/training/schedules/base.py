@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
+from mt2st_fast.numbers import check_count, check_within
+
 PerTask = float | Mapping[str, float]
 Unit = Literal["epoch", "step"]
 
@@ -70,12 +72,20 @@ def value_of(value: PerTask, task: str, default: float) -> float:
     return float(value.get(task, default)) if isinstance(value, Mapping) else float(value)
 
 
-def check(name: str, value: PerTask | None, low: float, high: float = math.inf) -> None:
-    """Raises ValueError, naming the field, for a value that is not finite or not within [low, high]."""
-    values = value.values() if isinstance(value, Mapping) else [] if value is None else [value]
-    for v in values:
-        if not (math.isfinite(v) and low <= v <= high):
-            raise ValueError(f"{name} must lie in [{low}, {high}], not {v}")
+def check(name: str, value: PerTask, low: float, high: float = math.inf) -> None:
+    """Raises InputError, naming the field, for a value that is no number within [low, high], or not finite."""
+    for v in _values(value):
+        check_within(low, high, **{name: v})
+
+
+def check_steps(name: str, value: PerTask) -> None:
+    """Raises InputError, naming the field, for a value that is no whole number of steps."""
+    for v in _values(value):
+        check_count(0, **{name: v})
+
+
+def _values(value: PerTask) -> list[float]:
+    return [*value.values()] if isinstance(value, Mapping) else [value]
 
 
 def check_unit(unit: str) -> None:

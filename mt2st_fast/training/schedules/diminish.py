@@ -26,6 +26,8 @@ from mt2st_fast.training.schedules.strategy import (
     required,
 )
 
+MOST_NU = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diminish(AuxiliaryWeights):
@@ -40,7 +42,7 @@ class Diminish(AuxiliaryWeights):
     def __post_init__(self) -> None:
         for name in ("eta", "gamma", "floor"):
             check(name, getattr(self, name), 0.0)
-        check("nu", self.nu, 0.0, 10.0)
+        check("nu", self.nu, 0.0, MOST_NU)
         check_unit(self.unit)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
@@ -52,8 +54,10 @@ class Diminish(AuxiliaryWeights):
         return weight if weight >= value_of(self.floor, task, 1e-3) else None
 
 
-def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
-    """eta None: the weight falls under the floor where Switch would retire the task."""
+def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:
+    """The decay that was given; or for this run the one by which the weight falls under the floor where Switch would
+    retire the task.
+    """
     gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
     eta = values["eta"]
     if eta is None:
@@ -65,14 +69,20 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
             )
         # Solve gamma * exp(-eta t^nu) = floor for t = switch_at * epochs.
         eta = math.log(gamma / floor) / (switch_at * facts.epochs) ** nu
-    return Diminish(eta=eta, gamma=gamma, nu=nu, floor=floor)
+    return {"eta": eta}
+
+
+def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
+    """With the decay that was given or found."""
+    gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
+    return Diminish(eta=found_eta(values, facts)["eta"], gamma=gamma, nu=nu, floor=floor)
 
 
 OPTIONS = (
-    StrategyOption("eta", "decay an epoch; by default the floor falls on --switch-at", None),
-    StrategyOption("nu", "exponent of time", 1.0, low=0.0),
+    StrategyOption("eta", "decay an epoch; by default the floor falls on --switch-at", None, low=0.0),
+    StrategyOption("nu", "exponent of time", 1.0, low=0.0, high=MOST_NU),
     AUX_WEIGHT,
     FLOOR,
     SWITCH_AT,
 )
-STRATEGY = Strategy("diminish", "weights decay exponentially, down to the floor", build, OPTIONS)
+STRATEGY = Strategy("diminish", "weights decay exponentially, down to the floor", build, OPTIONS, found_eta)

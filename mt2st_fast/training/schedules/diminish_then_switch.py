@@ -35,5 +35,9 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> DiminishThenSw
 
 
 STRATEGY = Strategy(
-    "diminish-switch", "weights decay, and what is left retires at once", build, diminishing.OPTIONS
+    "diminish-switch",
+    "weights decay, and what is left retires at once",
+    build,
+    diminishing.OPTIONS,
+    diminishing.found_eta,
 )

@@ -6,12 +6,14 @@ A file in this package that has a `STRATEGY` is found by `strategies()`: nothing
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import is_number
 from mt2st_fast.training.schedules.base import Schedule
 
 
@@ -33,6 +35,17 @@ class StrategyOption:
         """What a user writes."""
         return "--" + self.name.replace("_", "-")
 
+    def check(self, value: float) -> None:
+        """Raises InputError, naming the flag, for what is no finite number within the limits."""
+        low, high = (
+            (-math.inf if self.low is None else self.low),
+            (math.inf if self.high is None else self.high),
+        )
+        if not (is_number(value) and low <= value <= high):
+            limits = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+            wanted = " and ".join(["a finite number", *limits])
+            raise InputError(f"{self.flag} must be {wanted}, not {value!r}")
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -45,13 +58,19 @@ class RunFacts:
 class Strategy:
     """name: what `--strategy` takes. build: the schedule from all options' values, by name, and the run's facts.
 
-    `build` raises InputError for values that do not go together.
+    `build` raises InputError for values that do not go together. found: the values of options without a default that
+    `build` finds from the run's facts.
     """
 
     name: str
     help: str
     build: Callable[[Mapping[str, float | None], RunFacts], Schedule]
     options: tuple[StrategyOption, ...] = ()
+    found: Callable[[Mapping[str, float | None], RunFacts], dict[str, float]] = lambda values, facts: {}
+
+    def settled(self, given: Mapping[str, float], facts: RunFacts) -> dict[str, float]:
+        """The given options with what would be found for a run of these facts: they make its schedule for any run."""
+        return {**given, **self.found(self._values(given), facts)}
 
     def make(self, given: Mapping[str, float], facts: RunFacts) -> Schedule:
         """The schedule for the options that were given. Raises InputError for one that this strategy does not take."""
@@ -62,7 +81,11 @@ class Strategy:
                 raise InputError(
                     f"strategy {self.name} takes no --{name.replace('_', '-')}; it takes {flags}"
                 )
-        return self.build({name: given.get(name, option.default) for name, option in known.items()}, facts)
+            known[name].check(given[name])
+        return self.build(self._values(given), facts)
+
+    def _values(self, given: Mapping[str, float]) -> dict[str, float | None]:
+        return {option.name: given.get(option.name, option.default) for option in self.options}
 
 
 def required(values: Mapping[str, float | None], name: str) -> float:

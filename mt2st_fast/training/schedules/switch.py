@@ -6,7 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, PerTask, check, value_of
+from mt2st_fast.training.schedules.base import (
+    AuxiliaryWeights,
+    Moment,
+    PerTask,
+    check,
+    check_steps,
+    value_of,
+)
 from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, SWITCH_AT, RunFacts, Strategy, required
 
 
@@ -28,9 +35,12 @@ class Switch(AuxiliaryWeights):
             raise ValueError(f"Switch takes one of at, at_epoch and at_step, not {' and '.join(given)}")
         if not given:
             object.__setattr__(self, "at", 0.6)
-        check("at", self.at, 0.0, 1.0)
-        check("at_epoch", self.at_epoch, 0.0)
-        check("at_step", self.at_step, 0.0)
+        if self.at is not None:
+            check("at", self.at, 0.0, 1.0)
+        if self.at_epoch is not None:
+            check("at_epoch", self.at_epoch, 0.0)
+        if self.at_step is not None:
+            check_steps("at_step", self.at_step)
         check("weights", self.weights, 0.0)
 
     def switch_step(self, moment: Moment, task: str) -> float:

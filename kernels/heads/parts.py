@@ -1,0 +1,122 @@
+"""Weight and bias that come as one tensor a head: read in place where they lie one after another.
+
+A module has a parameter a head; the kernels read one weight (S, D). Parameters that `lay_adjacent` has placed are that
+weight already, so that a step neither concatenates them nor cuts their gradient up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .layout import HeadLayout
+
+Rows = Tensor | Sequence[Tensor]  # the heads' rows: one after another in one tensor, or a tensor a head
+
+
+class Parameters(NamedTuple):
+    """What the kernels read, and the tensors that its gradient belongs to."""
+
+    weight: Tensor  # (S, D)
+    bias: Tensor | None  # (S,)
+    parts: tuple[
+        Tensor, ...
+    ]  # K weights, then K biases if any; none where weight and bias get the gradient themselves
+
+    @property
+    def needs(self) -> tuple[bool, bool]:
+        """Whether the weight, and whether the bias, is to have a gradient."""
+        if not self.parts:
+            return self.weight.requires_grad, self.bias is not None and self.bias.requires_grad
+        K = len(self.parts) if self.bias is None else len(self.parts) // 2
+        return any(p.requires_grad for p in self.parts[:K]), any(p.requires_grad for p in self.parts[K:])
+
+    def by_autograd(self) -> Parameters:
+        """The same, concatenated so that autograd sees it."""
+        if not self.parts:
+            return self
+        K = len(self.parts) if self.bias is None else len(self.parts) // 2
+        bias = None if self.bias is None else torch.cat(self.parts[K:])
+        return Parameters(torch.cat(self.parts[:K]), bias, ())
+
+
+def take_parameters(weight: Rows, bias: Rows | None, layout: HeadLayout) -> Parameters:
+    """Weight (S, D) and bias (S,) from one tensor, or from one a head. Raises ValueError for heads of another size."""
+    if isinstance(weight, Tensor):
+        if bias is not None and not isinstance(bias, Tensor):
+            raise ValueError("bias must be one tensor, as weight is")
+        return Parameters(weight, bias, ())
+    if isinstance(bias, Tensor):
+        raise ValueError("bias must be a tensor a head, as weight is")
+    _check(weight, bias, layout)
+    if len(weight) == 1:
+        return Parameters(weight[0], None if bias is None else bias[0], ())
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return Parameters(torch.cat(list(weight)), None if bias is None else torch.cat(list(bias)), ())
+    return Parameters(_joined(weight), None if bias is None else _joined(bias), (*weight, *(bias or ())))
+
+
+def gradient_parts(gradient: Tensor | None, layout: HeadLayout) -> tuple[Tensor | None, ...]:
+    """A head's rows of the gradient (S, ...), each a view."""
+    return (None,) * len(layout) if gradient is None else gradient.split(layout.sizes)
+
+
+def lay_adjacent(parameters: Sequence[nn.Parameter]) -> bool:
+    """Move parameters to one piece of memory, one after another; whether they lie there now.
+
+    They stay the parameters that they are; a tensor that shares memory with one does not follow it. What is no plain
+    tensor, or shared with another process, stays where it is.
+    """
+    if len(parameters) < 2 or _adjacent(parameters):
+        return bool(parameters)
+    first = parameters[0]
+    for parameter in parameters:
+        plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
+        if not plain or parameter.is_meta or not parameter.is_contiguous():
+            return False
+        if not parameter.is_cuda and parameter.is_shared():
+            return False
+        if (parameter.device, parameter.dtype) != (first.device, first.dtype):
+            return False
+    together = torch.cat([parameter.data for parameter in parameters])
+    for parameter, rows in zip(parameters, together.split([len(p) for p in parameters]), strict=True):
+        parameter.data = rows
+    return True
+
+
+def _check(weight: Sequence[Tensor], bias: Sequence[Tensor] | None, layout: HeadLayout) -> None:
+    for argument, parts in (("weight", weight), ("bias", bias)):
+        if parts is None:
+            continue
+        if len(parts) != len(layout):
+            raise ValueError(f"{argument}: {len(parts)} tensors given for {len(layout)} heads")
+        for name, size, part in zip(layout.names, layout.sizes, parts, strict=True):
+            if len(part) != size:
+                raise ValueError(f"{argument} of {name} has {len(part)} rows, its head {size} outputs")
+
+
+@torch.no_grad()
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of all parts: a view where they lie one after another, else a copy."""
+    if not _adjacent(parts):
+        return torch.cat(list(parts))
+    first = parts[0].detach()
+    n_rows = sum(len(part) for part in parts)
+    return first.as_strided((n_rows, *first.shape[1:]), first.stride())
+
+
+def _adjacent(parts: Sequence[Tensor]) -> bool:
+    """Whether parts lie one after another in one storage, and so are the rows of one tensor."""
+    first = parts[0]
+    if type(first.data) is not Tensor:
+        return False
+    storage, pointer = first.untyped_storage().data_ptr(), first.data_ptr()
+    for part in parts:
+        alike = part.dtype == first.dtype and part.is_contiguous() and part.shape[1:] == first.shape[1:]
+        if not alike or part.data_ptr() != pointer or part.untyped_storage().data_ptr() != storage:
+            return False
+        pointer += part.numel() * part.element_size()
+    return True

@@ -1,0 +1,26 @@
+"""Tasks' names as names of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+_TAKEN_NAMES = frozenset(dir(nn.ModuleDict()))
+
+
+def module_name(task: str) -> str:
+    """A task's name as a module's name, which may not hold a dot (feats.Number) or be taken (type)."""
+    name = task.replace(".", "__")
+    return f"{name}__" if name in _TAKEN_NAMES else name
+
+
+def check_module_names(tasks: Iterable[str]) -> None:
+    """Raises ValueError for a task without a name, and for two that would share a module's."""
+    task_of: dict[str, str] = {}
+    for task in tasks:
+        if not task:
+            raise ValueError("a task needs a name")
+        other = task_of.setdefault(module_name(task), task)
+        if other != task:
+            raise ValueError(f"tasks {other} and {task} would share the module name {module_name(task)}")

@@ -1,0 +1,124 @@
+"""What a checkpoint and the run that goes on from it must have in common, and what may have changed meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mt2st_fast.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+OR_ANEW = "or begin a run of its own, without resume"
+FIXES = {
+    "tasks": "give heads of the same tasks, or begin a run of its own from the weights that fit: "
+    "trainer.load(checkpoint, partial=True)",
+    "steps an epoch": f"give the data and the batch size of then, {OR_ANEW}",
+}
+
+
+def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises InputError that names the first setting which is another than in the checkpoint, and the fix."""
+    for name, value in own.items():
+        if stored.get(name) != value:
+            fix = FIXES.get(name, f"give {name} {stored.get(name)} again, {OR_ANEW}")
+            raise InputError(
+                f"the checkpoint was made with {name} {stored.get(name)}, this run has {value}; {fix}"
+            )
+
+
+def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_falls: bool) -> None:
+    """Tell what an end that is not the one of then means. Raises InputError where it has already been passed."""
+    if new_end == end:
+        return
+    epochs = new_end / steps_per_epoch
+    if new_end < step:
+        raise InputError(
+            f"the checkpoint stands at epoch {step / steps_per_epoch:g}, this run ends at {epochs:g}: give "
+            f"epochs={math.ceil(step / steps_per_epoch)} or more, {OR_ANEW}"
+        )
+    rate = (
+        f"; the rate falls to 0 over all of them, and so goes on at {1 - step / new_end:.0%} of its first value where "
+        f"it would have been at {1 - step / end:.0%}"
+        if rate_falls and step < new_end
+        else ""
+    )
+    logger.warning(
+        "the run goes on from step %d to %d (%g epochs) instead of %d: what its schedule puts at a fraction of the run "
+        "is now one of that, and tasks that have retired stay so%s",
+        step, new_end, epochs, end, rate,
+    )  # fmt: skip
+
+
+def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """All parameters, each once and under its first name: "encoder/0.weight"."""
+    named: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for part, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                named[f"{part}/{name}"] = parameter
+    return named
+
+
+def trained(named: Mapping[str, nn.Parameter]) -> list[str]:
+    """The names of parameters that are not frozen."""
+    return [name for name, parameter in named.items() if parameter.requires_grad]
+
+
+def freeze_as_then(
+    named: Mapping[str, nn.Parameter],
+    then: Mapping[str, Sequence[str]],
+    trained_at_start: Sequence[str],
+) -> None:
+    """Train and freeze what was trained and frozen in the checkpoint, which callbacks may have changed in its run.
+
+    then: names {"at_start", "now"}. trained_at_start: of this run, before tasks that had retired by then were let go.
+    Raises InputError where this run begins with others than that of the checkpoint began or ended with.
+    """
+    own = set(trained(named))
+    retired = set(trained_at_start) - own
+    start, now = set(then["at_start"]) - retired, set(then["now"]) - retired
+    if own not in (start, now):
+        name = sorted(own ^ start)[0]
+        ways = ("is trained", "was frozen", "False") if name in own else ("is frozen", "was trained", "True")
+        raise InputError(
+            f"{name} {ways[0]} in this run, and {ways[1]} where the checkpoint's began: call "
+            f"requires_grad_({ways[2]}) on it before fit, {OR_ANEW}"
+        )
+    for name, parameter in named.items():
+        if name not in retired and parameter.requires_grad != (name in now):
+            parameter.requires_grad_(name in now)
+
+
+def group_names(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]
+) -> list[list[str]] | None:
+    """The names of the parameters in each group; None where the optimizer holds others, too."""
+    name_of = {id(parameter): name for name, parameter in named.items()}
+    groups = [[name_of.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
+    return None if any("" in group for group in groups) else groups
+
+
+def hold_groups(
+    optimizer: torch.optim.Optimizer, groups: list[list[str]] | None, named: Mapping[str, nn.Parameter]
+) -> None:
+    """Have the optimizer hold parameters in the groups of then, whose options it is about to be given.
+
+    Groups grow where a callback unfreezes or adds parameters, and shrink where tasks retire.
+    """
+    own = group_names(optimizer, named)
+    if groups is None or own is None or groups == own:
+        return
+    first = optimizer.param_groups[0]
+    for place, names in enumerate(groups):
+        if place == len(optimizer.param_groups):
+            optimizer.param_groups.append(dict(first))
+        optimizer.param_groups[place]["params"] = [named[name] for name in names]
+    del optimizer.param_groups[len(groups) :]

@@ -1,0 +1,148 @@
+"""Commands that were stopped go on, with their own options, and one at a time writes to a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mt2st_fast.cli import main
+from mt2st_fast.cli.signals import StoppingOnSignals
+from mt2st_fast.folder_lock import holding
+from mt2st_fast.training.trainer import Trainer
+from tests.cli.running import QUICK, fails, run
+
+SMALL = [*QUICK, "--strategies", "stl,mtl", "--seeds", "2", "--epochs", "3"]
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch):
+    """Sends this process a signal after so many steps of all runs together."""
+
+    def arrange(steps: int, number: int) -> None:
+        heed, taken = StoppingOnSignals.on_step, [0]
+
+        def on_step(stopping, trainer):
+            if trainer.step:  # not before the first
+                taken[0] += 1
+            if taken[0] == steps:
+                os.kill(os.getpid(), number)
+            heed(stopping, trainer)
+
+        monkeypatch.setattr(StoppingOnSignals, "on_step", on_step)
+
+    return arrange
+
+
+def ends_with(code: int, *arguments: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == code
+
+
+def without_seconds(value):
+    if isinstance(value, dict):
+        return {k: without_seconds(v) for k, v in value.items() if "second" not in k and "vs_" not in k}
+    return [without_seconds(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
+    number: int, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
+) -> None:
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run("compare", "--data", treebank, *SMALL, "--out", str(straight))
+    stop_at(27 + 12, number)  # in the second of four runs
+    ends_with(128 + number, "compare", "--data", treebank, *SMALL, "--out", str(out))
+    shown = capsys.readouterr().out
+    assert (
+        "Stopped at step 12 of 27 of mtl, seed 1; 1 of 4 runs are done. Go on with: mt2st-fast compare --resume"
+        in (" ".join(shown.split()))
+    )
+    assert not (out / "compare.json").exists()
+    done = json.loads((out / "compare.progress.json").read_text())
+    assert [run["seed"] for run in done["runs"]["stl"]] == [1]
+    run("compare", "--resume", "--out", str(out))
+    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (out, straight))
+    assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
+    assert not (out / "compare.progress.json").exists()
+    assert not (out / "checkpoint").exists()
+
+
+def test_a_comparison_in_a_folder_that_is_written_to_is_refused(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with holding(tmp_path):
+        assert "another run is writing" in fails(
+            capsys, "compare", "--data", treebank, "--out", str(tmp_path)
+        )
+    assert not (tmp_path / "compare.progress.json").exists()
+
+
+def test_a_comparison_goes_on_with_its_own_options(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
+) -> None:
+    out = str(tmp_path / "out")
+    assert "no comparison to resume" in fails(capsys, "compare", "--resume", "--out", out)
+    stop_at(5, signal.SIGTERM)
+    ends_with(143, "compare", "--data", treebank, *SMALL, "--out", out)
+    capsys.readouterr()
+    for flag, value, then in (
+        ("--lr", "0.5", "0.02"), ("--epochs", "9", "3.0"), ("--seeds", "3", "2"), ("--strategies", "stl", "stl,mtl"),
+    ):  # fmt: skip
+        error = fails(capsys, "compare", "--resume", flag, value, "--out", out)
+        assert flag in error
+        assert f"has {then}: leave it out" in error
+    path = Path(treebank.partition(":")[2])
+    path.write_text(path.read_text().replace("XNOUN", "XVERB"))
+    assert "has changed since the comparison began" in fails(capsys, "compare", "--resume", "--out", out)
+    (tmp_path / "out/compare.progress.json").write_text("{}")
+    assert "is damaged" in fails(capsys, "compare", "--resume", "--out", out)
+
+
+@pytest.mark.parametrize("command", [["train"], ["compare", "--strategies", "stl", "--seeds", "1"]])
+def test_minutes_between_checkpoints_are_handed_on(
+    command: list[str], treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, fit = [], Trainer.fit
+    monkeypatch.setattr(
+        Trainer,
+        "fit",
+        lambda *args, **options: seconds.append(options["checkpoint_seconds"]) or fit(*args, **options),
+    )
+    arguments = [*command, "--data", treebank, *QUICK, "--epochs", "1"]
+    run(*arguments, "--out", str(tmp_path / "a"))
+    run(*arguments, "--checkpoint-every", "0.5", "--out", str(tmp_path / "b"))
+    assert seconds == [600, 30]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_comparison_that_diverges_names_the_run(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = fails(capsys, "compare", "--data", treebank, *SMALL, "--lr", "1e38", "--out", str(tmp_path / "o"))
+    assert "mt2st-fast: stl, seed 1: " in error
+    for part in ("upos", "at step", "in epoch", "at a rate of", "lower lr (1e+38)"):
+        assert part in error
+
+
+def test_a_run_goes_on_with_its_own_options_and_more_epochs(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    run("train", "--data", treebank, *QUICK, "--epochs", "2", "--strategy", "diminish", "--out", out)
+    schedule = json.loads((tmp_path / "out/report.json").read_text())["phases"]
+    for flag, value, then in (("--lr", "0.01", "0.02"), ("--nu", "2", "None"), ("--dim", "16", "8")):
+        error = fails(capsys, "train", "--resume", flag, value, "--out", out)
+        assert flag in error
+        assert f"has {then}: leave it out" in error
+    assert "give epochs=2 or more" in fails(capsys, "train", "--resume", "--epochs", "1", "--out", out)
+    run("train", "--resume", "--epochs", "4", "--lr", "0.02", "--out", out)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["steps"] == 36
+    # The decay is the one that was found for two epochs: tasks retire where they did.
+    assert [phase["first_step"] for phase in report["phases"]] == [phase["first_step"] for phase in schedule]
+    assert json.loads((tmp_path / "out/config.json").read_text())["epochs"] == 4

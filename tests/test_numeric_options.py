@@ -1,0 +1,227 @@
+"""Every option that is a number refuses what means nothing, by its name and in one line: a walk over all of them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tempfile
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+
+from mt2st_fast import (
+    SGD,
+    Classification,
+    Diminish,
+    InputError,
+    LazyAdam,
+    MultiTask,
+    MultiTaskHeads,
+    RowwiseAdagrad,
+    SingleTask,
+    SquaringDecay,
+    Switch,
+    Trainer,
+    Word2Vec,
+    train_supervised,
+)
+from mt2st_fast.cli import app
+from mt2st_fast.runs.config import Config
+from mt2st_fast.serving.writing import Wanted
+from mt2st_fast.training.schedules import RunFacts, find_strategy, strategy_options
+from tests.cli.running import fails, make_treebank
+
+NAN, INF = math.nan, math.inf
+FOR_ANY = (NAN, INF, -INF, -1, -0.5, True, "1", "many", None, [1])
+# Options that may be what is nonsense elsewhere.
+MAY_BE = {
+    ("Word2Vec", "ns_exponent"): (-1, -0.5),  # of any sign, as gensim's
+    ("Word2Vec", "sg"): (True,),  # a switch by its meaning, as are these:
+    ("Word2Vec", "hs"): (True,),
+    ("Word2Vec", "cbow_mean"): (True,),
+    ("Word2Vec", "null_word"): (False,),
+    ("Word2Vec", "sorted_vocab"): (True,),
+}
+SENTENCES = [["a", "b"], ["b", "c"]] * 5
+DATA = [(torch.randn(2, 3), {"a": torch.tensor([0, 1])})]
+
+
+def trainer(**options):
+    heads = MultiTaskHeads(4, {"a": Classification(2)}, "a")
+    return Trainer(torch.nn.Linear(3, 4), heads, schedule=SingleTask(), device="cpu", **options)
+
+
+def parameters():
+    return [torch.nn.Parameter(torch.zeros(2, 2))]
+
+
+def known_words(**options):
+    model = Word2Vec(min_count=1, vector_size=2)
+    model.build_vocab(SENTENCES)
+    model.train(SENTENCES, **options)
+
+
+def classifier(**options):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "train.txt")
+        path.write_text("__label__a x y\n__label__b z y\n", "utf-8")
+        train_supervised(path, **options)
+
+
+# A door: what has the options, and how it is called with one of them.
+DOORS = {
+    "Trainer": (Trainer, trainer),
+    "Trainer.fit": (Trainer.fit, lambda **options: trainer().fit(DATA, **options)),
+    "Config": (Config, Config),
+    "Diminish": (Diminish, lambda **options: Diminish(**{"eta": 1.0} | options)),
+    "SquaringDecay": (SquaringDecay, SquaringDecay),
+    "MultiTask": (MultiTask, MultiTask),
+    "Switch": (Switch, Switch),
+    "SGD": (SGD, lambda **options: SGD(parameters(), **options)),
+    "RowwiseAdagrad": (RowwiseAdagrad, lambda **options: RowwiseAdagrad(parameters(), **options)),
+    "LazyAdam": (LazyAdam, lambda **options: LazyAdam(parameters(), **options)),
+    "Word2Vec": (Word2Vec, lambda **options: Word2Vec(SENTENCES, **{"min_count": 1} | options)),
+    "Word2Vec.train": (Word2Vec.train, known_words),
+    "train_supervised": (train_supervised, classifier),
+}
+# Numbers by their annotation that nothing is done with, as gensim says itself.
+WITHOUT_EFFECT = {
+    ("Word2Vec.train", name)
+    for name in ("total_examples", "total_words", "queue_factor", "report_delay", "word_count")
+}
+
+
+def numeric(annotation):
+    """The types of number that an annotation names: {int}, {float} or none."""
+    text = annotation if isinstance(annotation, str) else str(annotation)
+    words = set(text.replace("[", " ").replace("]", " ").replace(",", " ").replace("|", " ").split())
+    if "Callable" in words or "Sequence" in words:
+        return set()
+    return words & {"int", "float", "PerTask"}
+
+
+def options_of(owner):
+    if is_dataclass(owner):
+        return {field.name: (field.type, field.default) for field in fields(owner)}
+    signature = inspect.signature(owner)
+    return {name: (p.annotation, p.default) for name, p in signature.parameters.items()}
+
+
+def cases():
+    for door, (owner, _) in DOORS.items():
+        for name, (annotation, default) in options_of(owner).items():
+            kinds = numeric(annotation)
+            if not kinds or (door, name) in WITHOUT_EFFECT or name in ("betas", "strategy_options"):
+                continue
+            for value in (*FOR_ANY, *((1.5, 2.0) if "int" in kinds else ())):
+                if value is None and (default is None or "None" in str(annotation)):
+                    continue
+                if value in MAY_BE.get((door, name), ()) and type(value) is not float:
+                    continue
+                if value in MAY_BE.get((door, name), ()) and value == value:
+                    continue
+                yield pytest.param(door, name, value, id=f"{door}-{name}-{value}")
+
+
+@pytest.mark.parametrize(("door", "name", "value"), [*cases()])
+def test_nonsense_is_refused_by_name(door, name, value):
+    with pytest.raises(InputError) as refused:
+        DOORS[door][1](**{name: value})
+    message = str(refused.value)
+    assert name in message
+    assert "\n" not in message
+
+
+def test_the_walk_sees_the_options_that_there_are():
+    seen = {tuple(case.values[:2]) for case in cases()}
+    assert {door for door, _ in seen} == set(DOORS)
+    for option in (
+        ("Trainer", "lr"), ("Trainer", "accumulate"), ("Trainer.fit", "checkpoint_seconds"), ("Config", "dim"),
+        ("Diminish", "nu"), ("Word2Vec", "alpha"), ("train_supervised", "epoch"), ("LazyAdam", "eps"),
+    ):  # fmt: skip
+        assert option in seen
+    assert len(seen) > 60
+
+
+@pytest.mark.parametrize("value", [-0.5, NAN, INF, 1.5, True, "0.9"])
+def test_a_beta_is_named(value):
+    with pytest.raises(InputError, match=r"betas\[1\] must be a finite number within"):
+        LazyAdam(parameters(), betas=(0.9, value))
+
+
+@pytest.mark.parametrize("value", [-0.5, NAN, INF, 1.5])
+def test_a_probability_to_predict_from_is_named(value):
+    with pytest.raises(InputError, match="--threshold is a probability"):
+        Wanted(("pos",), "jsonl", threshold=value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    Config(dim=np.int64(8), lr=np.float32(0.1))
+    Diminish(eta=np.float64(1), nu=np.int32(2))
+    trainer(lr=np.float32(0.1), accumulate=np.int64(2)).fit(DATA, epochs=np.int64(1))
+
+
+# --- values by task, strategies, the command line ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-1.0, NAN, INF, True, "1"])
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        *((Diminish, name) for name in ("eta", "gamma", "nu", "floor")),
+        *((SquaringDecay, name) for name in ("alpha", "floor")),
+        *((Switch, name) for name in ("at", "at_epoch", "at_step", "weights")),
+        (MultiTask, "weights"),
+    ],
+)
+def test_a_value_of_one_task_is_refused_too(schedule, name, value):
+    with pytest.raises(InputError, match=f"^{name} must be "):
+        schedule(**({"eta": 1.0} if schedule is Diminish else {}) | {name: {"pos": 1.0, "chunk": value}})
+
+
+@pytest.mark.parametrize("value", [-1.0, NAN, INF, -INF, True])
+@pytest.mark.parametrize("name", sorted(strategy_options()))
+def test_an_option_of_a_strategy_is_named_by_its_flag(name, value):
+    option, taken_by = strategy_options()[name]
+    for strategy in taken_by:
+        with pytest.raises(InputError, match=f"^{option.flag} must be a finite number"):
+            find_strategy(strategy).make({name: value}, RunFacts(5))
+
+
+def command_line_cases():
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        (callback,) = [c.callback for c in app.registered_commands if (c.name or c.callback.__name__) == name]
+        for parameter in inspect.signature(callback, eval_str=True).parameters.values():
+            (flag, *_) = next((p.opts for p in command.params if p.name == parameter.name), ["-"])
+            taken = (
+                numeric(typing.get_args(parameter.annotation)[0])
+                if flag not in ("-", "--threshold")
+                else set()
+            )
+            for value in ("nan", "inf", "many", *(["1.5"] if "int" in taken else [])) if taken else ():
+                yield pytest.param(name, flag, value, id=f"{name} {flag} {value}")
+
+
+@pytest.mark.parametrize(("command", "flag", "value"), [*command_line_cases()])
+def test_the_command_line_refuses_in_one_line(command, flag, value, tmp_path, capsys):
+    treebank = make_treebank(tmp_path)
+    arguments: typing.Sequence[str] = {
+        "train": ["--data", treebank, "--out", str(tmp_path / "o")],
+        "compare": ["--data", treebank, "--out", str(tmp_path / "o")],
+        "prepare": [str(tmp_path / "text"), "--out", str(tmp_path / "o")],
+        "predict": [str(tmp_path), str(tmp_path / "text")],
+        "test": [str(tmp_path), treebank],
+        "evaluate": [str(tmp_path / "text")],
+    }.get(command, [])
+    (tmp_path / "text").write_text("a b\n")
+    if flag.removeprefix("--").replace("-", "_") in strategy_options() and command == "train":
+        taken_by = strategy_options()[flag.removeprefix("--").replace("-", "_")][1]
+        arguments = [*arguments, "--strategy", taken_by[0]]
+    error = fails(capsys, command, *arguments, f"{flag}={value}")
+    assert flag in error or flag.removeprefix("--").replace("-", "_") in error
+    assert not list((tmp_path / "o").rglob("*.*")) if (tmp_path / "o").exists() else True

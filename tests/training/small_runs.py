@@ -1,0 +1,40 @@
+"""A run that takes milliseconds: a linear encoder, two tasks, eight batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mt2st_fast import Callback, Classification, MultiTaskHeads, SingleTask, Trainer
+
+N, ROWS = 64, 8
+X = torch.randn(N, 3, generator=torch.Generator().manual_seed(1))
+Y = torch.randint(0, 3, (N,), generator=torch.Generator().manual_seed(2))
+
+
+class Stop(Callback):
+    def __init__(self, step):
+        self.at = step
+
+    def on_step(self, trainer):
+        trainer.stop_requested = trainer.stop_requested or trainer.step == self.at
+
+
+def trainer_of(encoder=None, **options):
+    torch.manual_seed(3)
+    heads = MultiTaskHeads(4, {"a": Classification(3), "b": Classification(3)}, "a")
+    options = {"schedule": SingleTask(), "device": "cpu", "log_every": 3, "lr": 0.05} | options
+    return Trainer(nn.Linear(3, 4) if encoder is None else encoder, heads, **options)
+
+
+def batches(x=X, y=Y, rows=ROWS):
+    return [(x[i : i + rows], {"a": y[i : i + rows]}) for i in range(0, len(x), rows)]
+
+
+def parameters_of(trainer):
+    return {**trainer.encoder.state_dict(), **trainer.heads.state_dict()}
+
+
+def assert_same(one, other):
+    for (name, ours), theirs in zip(parameters_of(one).items(), parameters_of(other).values(), strict=True):
+        assert torch.equal(ours, theirs), name

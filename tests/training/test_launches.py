@@ -1,0 +1,41 @@
+"""How much a GPU is told to do in a call of the fused heads and in a whole step of the tagger."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Names of all launches, by case; counted by a process whose Triton interprets."""
+    out = tmp_path_factory.mktemp("launches") / "found.json"
+    command = [sys.executable, "-m", "tests.training.interpret_steps", str(out)]
+    worker = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert worker.returncode == 0, worker.stderr[-4000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(
+    ("case", "most"),
+    [("5 small heads", 4), ("8 heads, S=256", 8), ("tagger", 25), ("tagger, after the switch", 21)],
+)
+def test_no_more_launches_than(launches, case, most):
+    assert len(launches[case]) <= most, launches[case]
+
+
+def test_kernels_are_ours_and_heads_are_not_concatenated(launches):
+    for names in launches.values():
+        assert "aten::cat" not in names
+        assert names.count("mean_kernel") == 1
+    assert "tile_forward_kernel" in launches["5 small heads"]
+    assert "row_loss_kernel" in launches["tagger"]
+    assert "update_kernel" in launches["tagger"], "the row update is in the backward pass"

@@ -1,0 +1,255 @@
+"""What may change between a checkpoint and its resumption, and what is refused by name."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import (
+    Callback,
+    Classification,
+    Diminish,
+    InputError,
+    MultiTask,
+    MultiTaskHeads,
+    NonFiniteLossError,
+    SingleTask,
+    Switch,
+    Trainer,
+)
+from mt2st_fast.model.encoders import BagEncoder
+from mt2st_fast.training.optim import LazyAdam
+from tests.training.small_runs import Stop, X, Y, assert_same, batches, parameters_of, trainer_of
+
+
+class Unfreeze(Callback):
+    """At the end of the first epoch; `added`: a layer that the encoder did not have, too."""
+
+    def __init__(self, encoder, added=False):
+        self.encoder, self.added = encoder, added
+
+    def on_epoch_end(self, trainer):
+        if trainer.epoch == 1:
+            self.encoder[0].requires_grad_(True)
+            self.encoder[2].requires_grad_(False)
+            if self.added:
+                self.encoder.append(nn.Linear(4, 4))
+
+
+def encoder_of(layers=3):
+    torch.manual_seed(4)
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 4))[:layers]
+    encoder[0].requires_grad_(False)
+    return encoder
+
+
+# --- what callbacks have done to the model ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [8, 9, 20])
+def test_what_a_callback_has_unfrozen_and_frozen_stays_so(tmp_path, step):
+    def go(stop, **options):
+        encoder = encoder_of()
+        trainer = trainer_of(encoder, callbacks=[Unfreeze(encoder), *([Stop(stop)] if stop else [])])
+        trainer.fit(batches(), epochs=3, **options)
+        return trainer
+
+    straight = go(None)
+    path = tmp_path / "c"
+    go(step, checkpoint=path)
+    resumed = go(None, checkpoint=path, resume=True)
+    assert_same(straight, resumed)
+    assert resumed.history == straight.history
+    assert resumed.encoder[0].weight.requires_grad
+    assert not resumed.encoder[2].weight.requires_grad
+
+
+def test_a_trainer_that_goes_on_with_its_own_model_needs_no_fix(tmp_path):
+    encoder = encoder_of()
+    trainer = trainer_of(encoder, callbacks=[Unfreeze(encoder), Stop(12)])
+    trainer.fit(batches(), epochs=3, checkpoint=tmp_path / "c")
+    trainer.callbacks.pop()
+    trainer.fit(batches(), epochs=3, checkpoint=tmp_path / "c", resume=True)
+    assert trainer.step == 24
+
+
+def test_a_layer_that_a_callback_has_added_must_be_there(tmp_path):
+    encoder = encoder_of()
+    trainer = trainer_of(encoder, callbacks=[Unfreeze(encoder, added=True), Stop(12)])
+    trainer.fit(batches(), epochs=3, checkpoint=tmp_path / "c")
+    with pytest.raises(
+        InputError, match=r"give the encoder of then, with what a callback has added"
+    ) as refused:
+        trainer_of(encoder_of()).fit(batches(), epochs=3, checkpoint=tmp_path / "c", resume=True)
+    assert "\n" not in str(refused.value)
+    whole = encoder_of(4)
+    whole[0].requires_grad_(True)
+    whole[2].requires_grad_(False)
+    resumed = trainer_of(whole)
+    resumed.fit(batches(), epochs=3, checkpoint=tmp_path / "c", resume=True)
+    assert resumed.step == 24
+
+
+def test_other_frozen_layers_are_refused_by_name(tmp_path):
+    trainer_of(encoder_of(), callbacks=[Stop(4)]).fit(batches(), epochs=1, checkpoint=tmp_path / "c")
+    encoder = encoder_of().requires_grad_(True)
+    with pytest.raises(
+        InputError, match=r"encoder/0\.bias is trained in this run, and was frozen .*_\(False\)"
+    ):
+        trainer_of(encoder).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
+    encoder.requires_grad_(False)
+    with pytest.raises(
+        InputError, match=r"encoder/2\.bias is frozen in this run, and was trained .*_\(True\)"
+    ):
+        trainer_of(encoder).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
+
+
+def test_groups_of_a_retired_task_are_compared_by_name(tmp_path):
+    def of_rates(parameters):
+        return torch.optim.SGD([{"params": [p], "lr": 0.1 * p.numel()} for p in parameters], lr=0.1)
+
+    data = [(x, {**y, "b": y["a"]}) for x, y in batches()]
+    for step in (None, 6):
+        trainer = trainer_of(
+            optimizer=of_rates, schedule=Switch(at_step=4), callbacks=[Stop(step)] if step else []
+        )
+        trainer.fit(data, epochs=1, checkpoint=tmp_path / str(step))
+    resumed = trainer_of(optimizer=of_rates, schedule=Switch(at_step=4))
+    resumed.fit(data, epochs=1, checkpoint=tmp_path / "6", resume=True)
+    assert resumed.step == 8
+
+
+# --- more epochs, and weights alone ----------------------------------------------------------------------------
+
+
+def test_a_finished_run_goes_on_as_if_it_had_been_longer(tmp_path, caplog):
+    straight = trainer_of()
+    straight.fit(batches(), epochs=4)
+    trainer_of().fit(batches(), epochs=2, checkpoint=tmp_path / "c")
+    longer = trainer_of()
+    with caplog.at_level(logging.WARNING, "mt2st_fast"):
+        longer.fit(batches(), epochs=4, checkpoint=tmp_path / "c", resume=True)
+    assert_same(straight, longer)
+    (record,) = caplog.records
+    assert "goes on from step 16 to 32 (4 epochs) instead of 16" in record.getMessage()
+
+
+def test_a_falling_rate_is_taken_over_the_new_end_and_that_is_said(tmp_path, caplog):
+    trainer_of(lr_decay="linear").fit(batches(), epochs=2, checkpoint=tmp_path / "c")
+    longer = trainer_of(lr_decay="linear", log_every=1)
+    longer.fit(batches(), epochs=4, checkpoint=tmp_path / "c", resume=True)
+    assert longer.history.steps[-16].learning_rate == pytest.approx(0.05 * (1 - 16 / 32))
+    assert "goes on at 50% of its first value where it would have been at 0%" in caplog.text
+
+
+def test_tasks_that_have_retired_stay_so_in_a_longer_run(tmp_path):
+    data = [(x, {**y, "b": y["a"]}) for x, y in batches()]
+    trainer_of(schedule=Switch(at=0.5)).fit(data, epochs=2, checkpoint=tmp_path / "c")
+    longer = trainer_of(schedule=Switch(at=0.5))
+    history = longer.fit(data, epochs=6, checkpoint=tmp_path / "c", resume=True)
+    assert [(phase.first_step, phase.active) for phase in history.phases] == [(0, ("a", "b")), (8, ("a",))]
+
+
+def test_an_end_that_is_past_names_the_epochs_to_give(tmp_path):
+    trainer_of().fit(batches(), epochs=3, checkpoint=tmp_path / "c")
+    with pytest.raises(InputError, match=r"stands at epoch 3, this run ends at 2: give epochs=3 or more"):
+        trainer_of().fit(batches(), epochs=2, checkpoint=tmp_path / "c", resume=True)
+
+
+def test_weights_that_fit_are_taken_and_the_others_named(tmp_path):
+    trainer_of().fit(batches(), epochs=1, checkpoint=tmp_path / "c")
+    stored = trainer_of()
+    stored.load(tmp_path / "c")
+    heads = MultiTaskHeads(4, {"a": Classification(3), "new": Classification(2), "b": Classification(5)}, "a")
+    other = Trainer(nn.Linear(3, 4), heads, device="cpu")
+    before = {name: value.clone() for name, value in parameters_of(other).items()}
+    with pytest.raises(InputError, match=r"does not fit: .* load what fits with partial=True") as refused:
+        other.load(tmp_path / "c")
+    assert "\n" not in str(refused.value)
+    assert all(torch.equal(value, before[name]) for name, value in parameters_of(other).items())
+    found = other.load(tmp_path / "c", partial=True)
+    assert set(found.taken) == {
+        "encoder/weight", "encoder/bias", "heads/linears.a.weight", "heads/linears.a.bias"
+    }  # fmt: skip
+    assert found.skipped["heads/linears.b.weight"] == "is (3, 4) there and (5, 4) here"
+    assert found.skipped["heads/linears.new.bias"] == "is not in the checkpoint, stays as it is"
+    assert str(found).startswith(
+        "4 of 8 tensors taken; left out: heads/linears.new.weight (is not in the checkpoint,"
+    )
+    assert torch.equal(other.encoder.weight, stored.encoder.weight)
+    assert torch.equal(other.heads.linear("b").weight, before["linears.b.weight"])
+    with pytest.raises(InputError, match="nothing of the checkpoint fits"):
+        Trainer(nn.Linear(5, 6), MultiTaskHeads(6, {"z": Classification(2)}, "z"), device="cpu").load(
+            tmp_path / "c", partial=True
+        )
+
+
+# --- by the clock, decay, divergence ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(1e-9, 8), (None, 1), (600.0, 1)])
+def test_checkpoints_come_by_the_clock_too(tmp_path, monkeypatch, seconds, saved):
+    from mt2st_fast.training.run import Run
+
+    steps, save = [], Run.save
+    monkeypatch.setattr(Run, "save", lambda run, path: steps.append(run.steps_done) or save(run, path))
+    trainer_of().fit(batches(), epochs=1, checkpoint=tmp_path / "c", checkpoint_seconds=seconds)
+    assert len(steps) == saved
+    assert steps[-1] == 8
+
+
+def test_a_checkpoint_within_an_epoch_is_gone_on_from(tmp_path):
+    class Break(Callback):
+        def on_step(self, trainer):
+            if trainer.step == 5:
+                raise KeyboardInterrupt
+
+    straight = trainer_of()
+    straight.fit(batches(), epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(callbacks=[Break()]).fit(
+            batches(), epochs=2, checkpoint=tmp_path / "c", checkpoint_seconds=1e-9
+        )
+    resumed = trainer_of()
+    resumed.fit(batches(), epochs=2, checkpoint=tmp_path / "c", resume=True)
+    assert_same(straight, resumed)
+    assert resumed.history == straight.history
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_decay_that_does_not_reach_rows_is_said_once(caplog, own):
+    heads = MultiTaskHeads(4, {"a": Classification(3)}, "a")
+    options = (
+        {"weight_decay": 0.25} if own else {"optimizer": lambda p: LazyAdam(p, lr=0.1, weight_decay=0.25)}
+    )
+    data = [((torch.arange(8), torch.tensor([0, 4, 8])), {"a": torch.tensor([0, 1])})]
+    for sparse, expected in ((True, 1), (False, 0)):
+        caplog.clear()
+        trainer = Trainer(
+            BagEncoder(9, 4, sparse=sparse), heads, schedule=SingleTask(), device="cpu", **options
+        )
+        trainer.fit(data, epochs=1)
+        assert sum("weight_decay=0.25 acts on dense" in r.getMessage() for r in caplog.records) == expected
+
+
+@pytest.mark.parametrize("with_checkpoint", [True, False])
+def test_weights_that_the_last_step_loses_are_not_kept(tmp_path, with_checkpoint):
+    path = tmp_path / "c" if with_checkpoint else None
+    trainer = trainer_of(optimizer=lambda p: torch.optim.SGD(p, lr=1e38))
+    with pytest.raises(
+        NonFiniteLossError, match=r"trained on a at step 0: in epoch 0\.00 at a rate of 1e\+38; "
+    ):
+        trainer.fit([(1e30 * X, {"a": Y})], epochs=1, checkpoint=path)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_schedule_of_another_kind_names_the_fix(tmp_path):
+    trainer_of(callbacks=[Stop(3)]).fit(batches(), epochs=1, checkpoint=tmp_path / "c")
+    for schedule in (MultiTask(), Diminish(eta=1.0)):
+        with pytest.raises(
+            InputError, match=r"give schedule SingleTask\(\) again, or begin a run of its own"
+        ):
+            trainer_of(schedule=schedule).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
