@@ -88,13 +88,14 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.training.table_tasks": None,
     "mt2st_fast.serving.window_features": None,
     "mt2st_fast.training.context_run": {
+        "BothTraining",
         "ContextOptions",
         "ContextTraining",
         "HierarchyTraining",
         "WalkTraining",
         "stream_key",
     },
-    "mt2st_fast.words.word2vec": {"WordRows"},
+    "mt2st_fast.words.word2vec_tables": {"WordRows"},
     "mt2st_fast.words.word2vec_device": {
         "WalkOptions",
         "WalkTraining",
@@ -102,7 +103,11 @@ FROM_KERNELS: dict[str, set[str] | None] = {
         "choose_walkers",
         "walk_obstacle",
     },
+    "mt2st_fast.words.word2vec_queries": {"TreePaths", "tree_paths"},
+    "mt2st_fast.words.gensim_vocabulary": {"kept_shares"},
+    "mt2st_fast.words.keyed": {"NO_LOCKS", "kept_shares", "tree_paths"},
     "mt2st_fast.words.word2vec_run": {
+        "BothTraining",
         "ContextTraining",
         "HierarchyTraining",
         "WalkTraining",

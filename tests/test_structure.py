@@ -17,6 +17,7 @@ LONG_SIGNATURES = {
     "mt2st_fast.words.word2vec.Word2Vec.__init__",  # gensim's
     "mt2st_fast.words.word2vec.Word2Vec.train",  # gensim's
     "mt2st_fast.words.supervised.train_supervised",  # fastText's
+    "mt2st_fast.fasttext.train_unsupervised",  # fastText's
     "mt2st_fast.training.trainer.Trainer.__init__",
 }
 

@@ -69,14 +69,23 @@ def word_sampler(counts: np.ndarray, sample: float = 1e-3, power: float = 0.75) 
     from .on_numba.draw import alias_table
 
     V = len(counts)
-    keep = np.ones(V)
-    if sample > 0:
-        threshold = sample * counts.sum()
-        keep = (np.sqrt(counts / threshold) + 1) * (threshold / counts)
+    keep = kept_shares(counts, sample)
     shares = counts.astype(np.float64) ** power
     accept, alias = np.empty(V, np.uint32), np.empty(V, np.int32)
     alias_table(shares / shares.sum(), accept, alias)
     return WordSampler(np.minimum(keep * 2.0**32, 2.0**32 - 1).astype(np.uint32), accept, alias)
+
+
+def kept_shares(counts: np.ndarray, sample: float) -> np.ndarray:
+    """(V,) the share of its occurrences that a word is kept in, 1 or above for all; sample=0: all of all words.
+
+    Below 1 `sample` is word2vec's share of all words, from 1 on gensim's number of times that a word comes whole.
+    """
+    if sample <= 0:
+        return np.ones(len(counts))
+    threshold = sample * counts.sum() if sample < 1 else sample * (3 + np.sqrt(5)) / 2
+    kept: np.ndarray = (np.sqrt(counts / threshold) + 1) * (threshold / counts)
+    return kept
 
 
 def stream_key(seed: int, epoch: int) -> Any:
@@ -107,7 +116,7 @@ def draw_batch(
 
     check_options(mode, window, negatives, shared)
     words, low, high = (np.empty(max(0, last - first), np.int32) for _ in range(3))
-    n = draw_positions(tokens, bounds, first, last, sampler.keep, key, window, words, low, high)
+    n = draw_positions(tokens, bounds, first, last, sampler.keep, key, (window, True), words, low, high)
     drawn = np.empty((-(-n // TILE), shared), np.int32)
     draw_negatives(key, first, sampler.accept, sampler.alias, drawn.reshape(-1), drawn.size)
     return ContextBatch(words[:n], low[:n], high[:n], drawn, mode, window, negatives)

@@ -2,7 +2,8 @@
 
     loss = sum_k softplus(-s_k h y_k)   y_k of the path's k-th node, s_k = 1 to the left, -1 to the right
 
-h is a word's input vector in skip-gram, the mean of a window's in CBOW, where every word of it is taught whole.
+h is a word's input vector in skip-gram, the mean of a window's in CBOW, where every word of it is taught whole; or
+their sum, where what it is taught is shared out among them.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .batch import MODES, WordSampler, check_options
+from .batch import WordSampler, check_options
 from .room import load_numba
-from .training import WORDS_A_CALL, ContextOptions
-from .workspace import Steps, Stream, Tables
+from .training import NO_LOCKS, WORDS_A_CALL, ContextOptions
+from .workspace import Stream, Tables
 
 
 class TreePaths(NamedTuple):
@@ -78,12 +79,13 @@ class HierarchyTraining:
         sampler: WordSampler,
         paths: TreePaths,
         options: ContextOptions,
+        locks: np.ndarray = NO_LOCKS,
         backend: str = "auto",
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
         self._kernels: Any = load_numba("hierarchy", "HierarchyTraining", backend)
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
-        self.paths = paths
+        self.paths, self.locks = paths, locks
         V, D = inputs.shape
         self._workspace = _make_workspace(
             V, D, options.shards, options.shard_words, int(np.diff(paths.bounds).max())
@@ -107,8 +109,7 @@ class HierarchyTraining:
         """As ContextTraining.run, but returns the loss sum and the pairs of all words."""
         o = self.options
         stream = Stream(tokens, bounds, key)
-        steps = Steps(MODES.index(o.mode), o.window, 0.0, True, float(o.pull), o.shard_words)
-        tables = Tables(self.inputs, self.outputs)
+        steps, tables = o.steps(0.0), Tables(self.inputs, self.outputs, self.locks)
         found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])
         at_once = max(1, WORDS_A_CALL // (o.shards * o.shard_words))
         for first in range(rounds[0], rounds[1], at_once):

@@ -19,6 +19,7 @@ from .workspace import (
     make_workspace,
 )
 
+NO_LOCKS = np.empty(0, np.float32)
 WORDS_A_CALL = 1 << 19  # about half a second; between calls Ctrl-C is heard
 
 
@@ -33,6 +34,8 @@ class ContextOptions:
              move it P times too far together, and their changes are shrunk by (1 - e^-Pk) / (P (1 - e^-k)),
              k = pull * rate * visits / P
     true_mean   CBOW: the gradient of the mean; word2vec's own step omits the division by the window's size
+    mean   CBOW predicts from the mean of a window, else from its sum, whose gradient is shared out among its words
+    shrink   windows are drawn from 1 to `window` words, else are all of `window`
     """
 
     mode: str = "cbow"
@@ -43,12 +46,22 @@ class ContextOptions:
     shard_words: int = 8192
     pull: float = 4.0
     true_mean: bool = False
+    mean: bool = True
+    shrink: bool = True
+
+    def steps(self, negatives: float) -> Steps:
+        """As the kernels take them."""
+        return Steps(
+            MODES.index(self.mode), self.window, negatives, self.shrink, self.mean, self.mean and not self.true_mean,
+            float(self.pull), self.shard_words,
+        )  # fmt: skip
 
 
 class ContextTraining:
     """Trains two tables in place over a stream of tokens; what it does next is a function of its arguments alone.
 
-    inputs and outputs are (V, D); with subwords inputs are (R, D), the rows that the words are means of.
+    inputs and outputs are (V, D); with subwords inputs are (R, D), the rows that the words are means of. locks: see
+    Tables; not for subwords.
     Raises ValueError for options that the kernel does not take, RuntimeError for a backend that is asked for and is not
     Numba. measured: the share of the pairs whose loss `run` returns.
     """
@@ -62,12 +75,13 @@ class ContextTraining:
         sampler: WordSampler,
         options: ContextOptions,
         subwords: WordRows | None = None,
+        locks: np.ndarray = NO_LOCKS,
         backend: str = "auto",
     ):
         check_options(options.mode, options.window, options.negatives, options.shared)
         self._kernels: Any = load_numba("training", "ContextTraining", backend)
         self.inputs, self.outputs, self.sampler, self.options = inputs, outputs, sampler, options
-        self.subwords = subwords
+        self.subwords, self.locks = subwords, locks
         V, D = outputs.shape
         o = options
         self._workspace = make_workspace(V, D, o.shards, o.shard_words, o.window, o.shared)
@@ -98,10 +112,8 @@ class ContextTraining:
         """
         o = self.options
         stream = Stream(tokens, bounds, key)
-        steps = Steps(
-            MODES.index(o.mode), o.window, float(o.negatives), not o.true_mean, float(o.pull), o.shard_words
-        )
-        tables, parts = Tables(self.inputs, self.outputs), None
+        steps = o.steps(float(o.negatives))
+        tables, parts = Tables(self.inputs, self.outputs, self.locks), None
         if self.subwords is not None:
             parts = SubwordParts(self.subwords, self._subword_workspace)
         found, rates = np.zeros((o.shards, 2)), np.array([rate, rate_fall, least_rate])

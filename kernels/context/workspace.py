@@ -46,16 +46,22 @@ class Steps(NamedTuple):
     mode: int
     window: int
     negatives: float
+    shrink: bool  # windows are drawn from 1 to `window`
+    mean: bool  # CBOW: of a window, not its sum
     spread: bool  # CBOW: word2vec's own step
     pull: float
     shard_words: int
 
 
 class Tables(NamedTuple):
-    """What is trained, float32: inputs (V, D), or (R, D) with subwords, and outputs (V, D)."""
+    """What is trained, float32: inputs (V, D), or (R, D) with subwords, and outputs (V, D).
+
+    locks (V,) are what the changes of input rows are multiplied with at the end of a round; empty for 1.
+    """
 
     inputs: np.ndarray
     outputs: np.ndarray
+    locks: np.ndarray
 
 
 class WordRows(NamedTuple):

@@ -64,7 +64,7 @@ def gradient_parts(gradient: Tensor | None, layout: HeadLayout) -> tuple[Tensor 
     return (None,) * len(layout) if gradient is None else gradient.split(layout.sizes)
 
 
-def lay_adjacent(parameters: Sequence[nn.Parameter]) -> bool:
+def lay_adjacent(parameters: Sequence[Tensor]) -> bool:
     """Move parameters to one piece of memory, one after another; whether they lie there now.
 
     They stay the parameters that they are; a tensor that shares memory with one does not follow it. What is no plain

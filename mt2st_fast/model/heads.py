@@ -183,7 +183,7 @@ class MultiTaskHeads(nn.Module):
             return
         linears = [self.linear(name) for name in self._active if name in self.tasks]
         lay_adjacent([linear.weight for linear in linears])
-        lay_adjacent([linear.bias for linear in linears if isinstance(linear.bias, nn.Parameter)])
+        lay_adjacent([linear.bias for linear in linears if linear.bias is not None])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # What moves to a device or to another dtype is moved one by one.

@@ -12,6 +12,7 @@ from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key
+from mt2st_fast.kernels.context.both import BothTraining
 from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.walkers import WalkTraining
@@ -25,7 +26,10 @@ ENGINE = "context rounds"  # what takes the steps, for the record of a phase
 MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 200
 # By experiment (bench/words.py). Skip-gram needs 30 negatives a word, CBOW 5: with 16 for a tile skip-gram is more than
 # twice as fast, but loses 0.03 on WordSim-353; CBOW loses nothing with 8 where rounds are short.
+# In a short text the few tiles of CBOW must draw more: with 8 the neighbours of a word changed with the seed. (Not
+# tried with subwords.)
 SHARED = {"skipgram": 64, "cbow": 8}
+SHARED_OF_SHORT, SHORT_TEXT_WORDS = 64, 200_000
 # Two shards are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
 PULL = {"skipgram": 2.0, "cbow": 0.5}
 STABLE_SHARDS = 2
@@ -42,7 +46,7 @@ def context_options(
         mode=mode,
         window=window,
         negatives=negatives,
-        shared=SHARED[mode],
+        shared=SHARED_OF_SHORT if n_words < SHORT_TEXT_WORDS and not subwords else SHARED[mode],
         # A part of many words is visited much more often than a word.
         pull=PULL[mode] if shards > STABLE_SHARDS or subwords else 0.0,
         shards=shards,
@@ -81,7 +85,7 @@ class ContextRun:
 
     def __init__(
         self,
-        training: ContextTraining | HierarchyTraining | WalkTraining,
+        training: ContextTraining | HierarchyTraining | BothTraining | WalkTraining,
         text: Tokens,
         tasks: TableTasks,
         schedule: Schedule,

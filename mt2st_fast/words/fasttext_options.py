@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "neg": ((5,), "it belongs to loss='ns'; heads are computed whole here"),
     "lrUpdateRate": ((100,), "the rate falls with every step here; lr_decay='none' keeps it"),
     "t": ((0.0001, 1e-4), "sampling of frequent words belongs to word vectors; Word2Vec has sample="),
-    "verbose": ((0,), "nothing is printed while training; callbacks=[...] are told of every step"),
+    "verbose": ((0, 1, 2), "nothing is printed while training; callbacks=[...] are told of every step"),
     "saveOutput": ((0, False), "the heads are always kept; model.save(folder) writes them"),
     "autotuneValidationFile": (("",), _AUTOTUNE),
     "autotuneMetric": (("f1",), _AUTOTUNE),
@@ -39,6 +39,9 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 _EXACT = "heads are computed whole here, which needs no approximation; leave it out for softmax"
 LOSSES = {"hs": _EXACT, "ns": _EXACT}
+UNSUPERVISED_LOSSES = (
+    "words are predicted among negatives or by a tree here, as there are too many for more; give ns or hs"
+)
 
 
 def with_fasttext_names(function: Callable[P, T]) -> Callable[P, T]:
@@ -59,9 +62,7 @@ def own_names(given: Mapping[str, Any], placed: tuple[str, ...] = ()) -> dict[st
     own = {name: value for name, value in given.items() if name not in SAME and name not in REFUSED}
     for name, value in given.items():
         if name in REFUSED:
-            harmless, why = REFUSED[name]
-            if value is not None and value not in harmless:
-                raise InputError(f"{name}={value!r}: {why}")
+            check_refused(**{name: value})
         elif name in SAME:
             if SAME[name] in own or SAME[name] in placed:
                 raise InputError(
@@ -70,6 +71,14 @@ def own_names(given: Mapping[str, Any], placed: tuple[str, ...] = ()) -> dict[st
             if value != "":  # fastText's way to say none
                 own[SAME[name]] = value
     return own
+
+
+def check_refused(**given: Any) -> None:
+    """Raise InputError for a value that asks for what we do not have."""
+    for name, value in given.items():
+        harmless, why = REFUSED[name]
+        if value is not None and value not in harmless:
+            raise InputError(f"{name}={value!r}: {why}")
 
 
 def loss_of(name: str | None) -> str | None:

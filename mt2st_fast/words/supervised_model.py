@@ -319,6 +319,14 @@ class SupervisedModel:
         return self._scorer.vectors(*self.features.bags(documents))[0].cpu().numpy()
 
     @torch.no_grad()
+    def word_vectors(self) -> Tensor:
+        """(words, dim) float32 on the CPU, of `words`."""
+        blocks = (
+            self.words[first : first + ROWS_AT_ONCE] for first in range(0, len(self.words), ROWS_AT_ONCE)
+        )
+        return torch.cat([self._scorer.vectors(*self.features.ids_of(words)).cpu() for words in blocks])
+
+    @torch.no_grad()
     def get_nearest_neighbors(self, word: str, k: int = 10) -> list[tuple[float, str]]:
         """(cosine, word) of the k other words of training that are nearest to any string, the nearest first.
 
@@ -330,8 +338,9 @@ class SupervisedModel:
             raise InputError(
                 f"{word!r} has no vector: training did not see it and learnt no n-grams (maxn=0)"
             )
-        vectors = torch.cat([self._word_vectors(first) for first in range(0, len(self.words), ROWS_AT_ONCE)])
-        cosines = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(query, dim=0)
+        cosines = torch.nn.functional.normalize(self.word_vectors(), dim=1) @ torch.nn.functional.normalize(
+            query, dim=0
+        )
         own = self.get_word_id(word)
         if own >= 0:
             cosines[own] = -torch.inf
@@ -384,10 +393,6 @@ class SupervisedModel:
         """Refused: raises InputError."""
         raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger min_count= "
                          "makes a smaller model")  # fmt: skip
-
-    def _word_vectors(self, first: int) -> Tensor:
-        """(B, dim) of a block of words."""
-        return self._scorer.vectors(*self.features.ids_of(self.words[first : first + ROWS_AT_ONCE])).cpu()
 
     def _read(self, path: str | Path) -> LabelledText:
         return read_labelled_text(Path(path), self.prefix, self._split_labels)

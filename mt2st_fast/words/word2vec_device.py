@@ -60,6 +60,14 @@ def _obstacle(model: Any) -> str | None:
         return "does not train character n-grams (max_n)"
     if model.tasks:
         return "does not train auxiliary tasks (tasks)"
+    if not model.shrink_windows:
+        return "does not train windows of one width (shrink_windows=False)"
+    if not model.cbow_mean and not model.sg:
+        return "does not train the sum of a window (cbow_mean=0)"
+    if not model.sorted_vocab:
+        return "does not train words in another order than by count (sorted_vocab=0)"
+    if len(model.lock_factors()):
+        return "does not lock vectors (wv.vectors_lockf)"
     return walk_obstacle(mode_of(model), model.window, model.vector_size)
 
 

@@ -13,12 +13,13 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.model_folder import read_model, write_model
 from mt2st_fast.training.schedules import Switch
+from mt2st_fast.words.gensim_errors import NoSuchNameError
 
 KIND = "word2vec"
 ARGUMENTS = (
     "vector_size", "alpha", "window", "min_count", "sample", "seed", "workers", "min_alpha", "sg", "hs", "negative",
     "ns_exponent", "cbow_mean", "epochs", "batch_words", "compute_loss", "comment", "max_final_vocab", "min_n", "max_n",
-    "bucket",
+    "bucket", "max_vocab_size", "sorted_vocab", "shrink_windows",
 )  # fmt: skip
 STATE = (
     "losses", "task_losses", "epochs_done", "running_training_loss", "min_alpha_yet_reached", "corpus_count",
@@ -40,16 +41,20 @@ def save_word2vec(model: Any, folder: str | Path) -> None:
         "words": model.words,
         "counts": model.counts.tolist(),
     }
+    tables = {"input_rows": model.input_rows, "output_vectors": model.output_vectors}
+    tables |= {"node_vectors": model.node_vectors, "locks": model.lock_factors()}
     tensors = {
-        "input_rows": torch.from_numpy(model.input_rows),
-        "output_vectors": torch.from_numpy(model.output_vectors),
+        name: torch.from_numpy(table) for name, table in tables.items() if table is not None and len(table)
     }
     write_model(folder, KIND, configuration, tensors)
 
 
 def load_word2vec(cls: Any, folder: str | Path) -> Any:
     """Raises InputError for a folder that is no such model."""
-    _, configuration, tensors = read_model(folder, KIND)
+    try:
+        _, configuration, tensors = read_model(folder, KIND)
+    except InputError as error:
+        raise NoSuchNameError(str(error)) from None
     at = configuration["switch_at"]
     model = cls(
         **configuration["arguments"],
@@ -57,8 +62,10 @@ def load_word2vec(cls: Any, folder: str | Path) -> Any:
         schedule=None if at is None else Switch(at=at),
     )
     model._know(Vocabulary(configuration["words"], configuration["counts"]))
-    model.input_rows = tensors["input_rows"].numpy()
-    model.output_vectors = tensors["output_vectors"].numpy()
+    tables = {name: tensor.numpy() for name, tensor in tensors.items()}
+    model.input_rows = tables["input_rows"]
+    model.output_vectors, model.node_vectors = tables.get("output_vectors"), tables.get("node_vectors")
+    model._locks = tables.get("locks", model._locks)
     for name, value in configuration["state"].items():
         setattr(model, name, value)
     model._show_vectors()

@@ -21,43 +21,14 @@ DIFFERENT = {
         "test_load_old_models_3_x",
         "test_persistence_backwards_compatible",
     },
-    "a model is a folder, where gensim's is a file": {
-        "test_large_mmap",
+    "a model is a folder, which gensim's KeyedVectors then do not replace by a file": {
         "test_persistence",
         "test_persistence_from_file",
     },
-    "what cannot be used is an InputError, where gensim logs a warning or raises another error": {
+    "a sentence that is a string is refused, where gensim takes its letters for words and warns": {
         "test_build_vocab_warning",
-        "test_load_on_class_error",
-        "test_persistence_word2vec_format_combination_with_standard_persistence",
-        "test_train_warning",
-        "test_vocab",
     },
     "train needs neither epochs nor total_examples": {"test_train_with_explicit_param"},
-    "hs=1 beside negatives is refused": {
-        "test_compute_training_loss",
-        "test_locking",
-        "test_train_hs_and_neg",
-    },
-    "shrink_windows=False is refused": {
-        "test_cbow_fixedwindowsize",
-        "test_cbow_fixedwindowsize_fromfile",
-        "test_sg_fixedwindowsize",
-        "test_sg_fixedwindowsize_fromfile",
-    },
-    "max_vocab_size is refused": {"test_prune_vocab"},
-    "there is no such method": {
-        "test_max_final_vocab",
-        "test_no_training_c_format",
-        "test_predict_output_word",
-        "test_reset_from",
-        "test_scoring",
-        "test_total_word_count",
-    },
-    "of 300 short texts CBOW learns less here: one neighbour is the 77th, where gensim asks for the 50th": {
-        "test_cbow_neg",
-        "test_cbow_neg_fromfile",
-    },
 }
 
 

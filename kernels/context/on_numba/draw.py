@@ -4,7 +4,7 @@ Nothing carries a generator's state: a number is the hash of its place in the st
 no number of threads changes what is drawn.
 
     kept with probability  sqrt(t / n) + t / n    for a word seen n times, t = sample * all words (word2vec's)
-    window                 uniform in 1..window, over kept words of the same sentence
+    window                 uniform in 1..window, or always that wide, over kept words of the same sentence
     negatives              proportional to counts^0.75, by Walker's alias table
 """
 
@@ -34,16 +34,17 @@ def hashed(key, place):
 
 
 @entry
-def draw_positions(tokens, bounds, first, last, keep, key, window, words, low, high):
+def draw_positions(tokens, bounds, first, last, keep, key, reach, words, low, high):
     """The kept words of tokens[first:last] and their windows; returns how many.
 
     tokens int32 (T,), negative = not in the vocabulary; sentence u is tokens[bounds[u]:bounds[u + 1]]; keep uint32 (V,)
-    times 2^-32 is the probability to keep a word. Kept word i stands in words[i], its window is low[i] to high[i],
-    itself included.
+    times 2^-32 is the probability to keep a word; reach is (window, whether it shrinks). Kept word i stands in
+    words[i], its window is low[i] to high[i], itself included.
     """
     n = 0
     sentence = np.searchsorted(bounds, first, side="right") - 1
     at = first
+    window, shrink = reach
     span = _U64(window)
     while at < last:
         end = min(bounds[sentence + 1], last)
@@ -55,10 +56,10 @@ def draw_positions(tokens, bounds, first, last, keep, key, window, words, low, h
             bits = hashed(key, _U64(t))
             if (bits & _LOW) > _U64(keep[word]):
                 continue
-            reach = 1 + np.int64(((bits >> _32) * span) >> _32)
+            around = 1 + np.int64(((bits >> _32) * span) >> _32) if shrink else window
             words[n] = word
-            low[n] = max(start, n - reach)
-            high[n] = n + reach + 1
+            low[n] = max(start, n - around)
+            high[n] = n + around + 1
             n += 1
         for i in range(max(start, n - window), n):
             high[i] = min(high[i], n)

@@ -13,7 +13,16 @@ import numpy as np
 from ...machine.jit import exact_entry, helper
 from ...machine.team import Kernel, in_parallel
 from .draw import draw_positions, number_rows
-from .rounds import add_changes, clear_factors, copy_in, rate_of, set_factors, shard_words_of, to_changes
+from .rounds import (
+    NO_LOCKS,
+    add_changes,
+    clear_factors,
+    copy_in,
+    rate_of,
+    set_factors,
+    shard_words_of,
+    to_changes,
+)
 from .tile import SKIPGRAM
 
 f32 = np.float32
@@ -87,8 +96,11 @@ def _follow(h, d_h, signs, on_path, y, step):
 
 
 @helper
-def _step(i, mode, w, p, path, step):
-    """Position i: in skip-gram each word of its window predicts it, in CBOW their mean. Returns (loss, pairs)."""
+def _step(i, mode, mean, w, p, path, step):
+    """Position i: in skip-gram each word of its window predicts it, in CBOW their mean or sum does.
+
+    Returns (loss, pairs).
+    """
     x, y, slots = w.x[p], w.y[p], w.slots[p]
     low, high = w.low[p, i], w.high[p, i]
     h, d_h = w.h[p, 0], w.h[p, 1]
@@ -114,6 +126,7 @@ def _step(i, mode, w, p, path, step):
                 row[d] += d_h[d]
         return loss, around
     share = ONE / f32(around)
+    forth, back = (share, ONE) if mean else (ONE, share)
     for d in range(D):
         h[d] = ZERO
         d_h[d] = ZERO
@@ -121,13 +134,13 @@ def _step(i, mode, w, p, path, step):
         if j != i:
             row = x[slots[j]]
             for d in range(D):
-                h[d] += share * row[d]
+                h[d] += forth * row[d]
     loss += _follow(h, d_h, signs, on_path, y, step)
-    for j in range(low, high):  # each word of the window is taught whole, as word2vec does
+    for j in range(low, high):  # each word of a mean is taught whole, as word2vec does
         if j != i:
             row = x[slots[j]]
             for d in range(D):
-                row[d] += d_h[d]
+                row[d] += back * d_h[d]
     return loss, 1
 
 
@@ -155,7 +168,8 @@ def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
     """Shard p's part of round r: its changes, and += its loss and pairs."""
     first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)
     n = draw_positions(
-        stream.tokens, stream.bounds, first, last, keep, stream.key, steps.window, w.words[p], w.low[p], w.high[p]
+        stream.tokens, stream.bounds, first, last, keep, stream.key, (steps.window, steps.shrink),
+        w.words[p], w.low[p], w.high[p],
     )  # fmt: skip
     n_inputs = number_rows(w.words[p], n, w.slot_of[p], w.slots[p], w.rows[p], w.visits[p], 0)
     n_nodes = _number_nodes(w, p, n, path)
@@ -163,7 +177,7 @@ def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
     copy_in(tables.inputs, w.rows[p], n_inputs, w.x[p])
     copy_in(tables.outputs, w.nodes[p], n_nodes, w.y[p])
     for i in range(n):
-        loss, pairs = _step(i, steps.mode, w, p, path, f32(rate))
+        loss, pairs = _step(i, steps.mode, steps.mean, w, p, path, f32(rate))
         found[p, 0] += loss
         found[p, 1] += pairs
     for u in range(n_inputs):
@@ -180,11 +194,11 @@ def _merge_part(p, tables, w, rate, pull):
     P = len(w.rows)
     set_factors(w.rows, w.visits, w.n_rows, w.factors, rate, pull, p)
     for q in range(P):
-        add_changes(tables.inputs, w.rows[q], w.n_rows[q], w.x[q], w.factors, p, P)
+        add_changes(tables.inputs, w.rows[q], w.n_rows[q], w.x[q], w.factors, tables.locks, p, P)
     clear_factors(w.rows, w.n_rows, w.factors, p)
     set_factors(w.nodes, w.node_visits, w.n_nodes, w.factors, rate, pull, p)
     for q in range(P):
-        add_changes(tables.outputs, w.nodes[q], w.n_nodes[q], w.y[q], w.factors, p, P)
+        add_changes(tables.outputs, w.nodes[q], w.n_nodes[q], w.y[q], w.factors, NO_LOCKS, p, P)
     clear_factors(w.nodes, w.n_nodes, w.factors, p)
 
 

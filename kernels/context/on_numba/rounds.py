@@ -27,6 +27,7 @@ f32 = np.float32
 ZERO, ONE = f32(0), f32(1)
 AHEAD = 4  # rows that are asked for before they are needed
 LINE_BYTES = 64
+NO_LOCKS = np.empty(0, np.float32)
 LOSS_EVERY = 8  # tiles: the loss is for watching only
 
 # --- a shard ---------------------------------------------------------------------------------------------
@@ -68,8 +69,8 @@ def to_changes(table, rows, n, copies):
 
 
 @helper
-def add_changes(table, rows, n, changes, factors, part, parts):
-    """Add changes, times factors, to the rows of one part of the table."""
+def add_changes(table, rows, n, changes, factors, locks, part, parts):
+    """Add changes, times factors and locks where there are any, to the rows of one part of the table."""
     D, ld = table.shape[1], changes.shape[1]
     source, target = changes.ctypes.data, table.ctypes.data
     for u in range(n):
@@ -77,6 +78,8 @@ def add_changes(table, rows, n, changes, factors, part, parts):
         if row % parts != part:
             continue
         at, change, factor = target + FLOAT_BYTES * row * D, source + FLOAT_BYTES * u * ld, factors[row]
+        if len(locks):
+            factor *= locks[row]
         for d in range(0, FLOAT_BYTES * (D // WIDTH * WIDTH), FLOAT_BYTES * WIDTH):
             store(load(at + d) + load(change + d) * factor, at + d)
         for d in range(D // WIDTH * WIDTH, D):
@@ -116,8 +119,8 @@ def merge(tables, w, rate, pull, part):
     P = len(w.rows)
     set_factors(w.rows, w.visits, w.counts[:, 1], w.factors, rate, pull, part)
     for q in range(P):
-        add_changes(tables.inputs, w.rows[q], w.counts[q, 0], w.x[q], w.factors, part, P)
-        add_changes(tables.outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, part, P)
+        add_changes(tables.inputs, w.rows[q], w.counts[q, 0], w.x[q], w.factors, tables.locks, part, P)
+        add_changes(tables.outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, NO_LOCKS, part, P)
     clear_factors(w.rows, w.counts[:, 1], w.factors, part)
 
 
@@ -129,7 +132,8 @@ def go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p):
     slots, low, high, drawn, rows = w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p]
     x, y, how = w.x[p], w.y[p], tile_options(steps, rate, M, D)
     n = draw_positions(
-        stream.tokens, stream.bounds, first, last, sampler.keep, stream.key, steps.window, w.words[p], low, high
+        stream.tokens, stream.bounds, first, last, sampler.keep, stream.key, (steps.window, steps.shrink),
+        w.words[p], low, high,
     )  # fmt: skip
     n_tiles = -(-n // TILE)
     n_inputs = number_rows(w.words[p], n, w.slot_of[p], slots, rows, w.visits[p], 0)
@@ -157,7 +161,8 @@ def go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p):
 @helper
 def tile_options(steps, rate, M, D):
     """Of a tile with M negatives and D columns, at a rate."""
-    return TileOptions(steps.mode, f32(steps.negatives / M), f32(-rate), steps.window, steps.spread, D)
+    each = f32(steps.negatives / M)
+    return TileOptions(steps.mode, each, f32(-rate), steps.window, steps.mean, steps.spread, D)
 
 
 @helper
@@ -225,7 +230,7 @@ def _gradients(team, mode, low, high, n, negatives, window, scale, inputs, outpu
     copy_in(inputs, rows, n_inputs, x)
     copy_in(outputs, rows, n_outputs, y)
     losses = np.zeros(P)
-    how = TileOptions(mode, f32(negatives / M), scale, window, False, inputs.shape[1])
+    how = TileOptions(mode, f32(negatives / M), scale, window, True, False, inputs.shape[1])
     windows = Windows(slots, slots, low, high)
     in_parallel(team, P, _run_split, (windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses))
     for p in range(1, P):

@@ -17,6 +17,7 @@ from ..batch import TILE
 from .draw import draw_negatives, draw_positions, number_rows
 from .rounds import (
     LOSS_EVERY,
+    NO_LOCKS,
     ONE,
     add_changes,
     clear_factors,
@@ -106,7 +107,8 @@ def go_over_subword_shard(stream, first, last, sampler, steps, rate, tables, par
     copies, part_slots, begins, y = s.x[p], s.slots[p], s.begins[p], w.y[p]
     taught, changes, x_slots = s.vectors[p], s.changes[p], s.x_slots
     n = draw_positions(
-        stream.tokens, stream.bounds, first, last, sampler.keep, stream.key, steps.window, w.words[p], low, high
+        stream.tokens, stream.bounds, first, last, sampler.keep, stream.key, (steps.window, steps.shrink),
+        w.words[p], low, high,
     )  # fmt: skip
     n_tiles = -(-n // TILE)
     n_words = number_rows(w.words[p], n, w.slot_of[p], slots, rows, visits, 0)
@@ -152,7 +154,7 @@ def merge_subwords(tables, parts, w, rate, pull, part):
     set_factors(s.rows, s.visits, s.counts, s.factors, rate, pull, part)
     set_factors(w.rows, w.visits, w.counts[:, 1], w.factors, rate, pull, part)
     for q in range(P):
-        add_changes(tables.inputs, s.rows[q], s.counts[q], s.x[q], s.factors, part, P)
-        add_changes(tables.outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, part, P)
+        add_changes(tables.inputs, s.rows[q], s.counts[q], s.x[q], s.factors, NO_LOCKS, part, P)
+        add_changes(tables.outputs, w.rows[q], w.counts[q, 1], w.y[q], w.factors, NO_LOCKS, part, P)
     clear_factors(s.rows, s.counts, s.factors, part)
     clear_factors(w.rows, w.counts[:, 1], w.factors, part)

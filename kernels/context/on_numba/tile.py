@@ -4,7 +4,7 @@ A tile is T consecutive kept words. Its vectors h (T, D), the centres' input vec
 meet M negatives n_m in one matrix product; the pairs of a window are a band beside the diagonal.
 
     skip-gram  loss_i = sum_j softplus(-h_i y_j) + sum_m a_im softplus(h_i n_m)   j in the window of i, j != i
-    CBOW       loss_i = softplus(-h_i y_i)       + sum_m a_im softplus(h_i n_m)   h_i = mean of x_j
+    CBOW       loss_i = softplus(-h_i y_i)       + sum_m a_im softplus(h_i n_m)   h_i = mean, or sum, of x_j
     a_im = negatives / M times the positive pairs of i whose output word is not n_m
 
 so that a pair meets `negatives` negatives in expectation, as if each pair drew its own. x and y are rows of the input
@@ -64,7 +64,8 @@ class TileOptions(NamedTuple):
     each: np.float32  # what a negative that is drawn counts
     step: np.float32  # what gradients are multiplied with
     window: int
-    spread: bool  # CBOW: every word of a window is taught whole, as word2vec does
+    mean: bool  # CBOW: of a window, else its sum
+    spread: bool  # CBOW: every word of a window is taught whole, as word2vec does; of a sum a share
     D: int
 
 
@@ -197,7 +198,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
     wanted. stamp is a number that no other tile marks with, drawn (M,) are its negatives' rows of y."""
     x, y, to_x, to_y = vectors
     x_slots, slots, low, high = windows
-    mode, each, step, window, spread, D = how
+    mode, each, step, window, mean, spread, D = how
     _, rows, band, z, share, h_t = scratch
     ld = x.shape[1]
     M = len(drawn)
@@ -256,7 +257,7 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
                 continue
             row = band[i - first]
             for j in range(low[i] - start, high[i] - start):
-                row[j] = ONE / f32(pairs)
+                row[j] = ONE / f32(pairs) if mean else ONE
             row[i - start] = ZERO
             from_j = low[i] - start
             combine(
@@ -289,10 +290,11 @@ def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scrat
             g = scores[i]
             for d in range(0, row_bytes, FLOAT_BYTES * WIDTH):
                 store(load(at_y + d) + load(h + i * row_bytes + d) * g, at_y + d)
-            if spread:
-                row = band[i]
+            if spread == mean:
+                row, pairs = band[i], high[first + i] - low[first + i] - 1
+                back = ONE if spread or pairs == 0 else ONE / f32(pairs)
                 for j in range(low[first + i] - start, high[first + i] - start):
-                    row[j] = ONE
+                    row[j] = back
                 row[first + i - start] = ZERO
         _add_window(band, first, last, start, stop, window, d_h, to_x_at, x_slots, ld)
     return loss

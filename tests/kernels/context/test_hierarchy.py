@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mt2st_fast.kernels.context.batch import draw_batch, stream_key, word_sampler
+from mt2st_fast.kernels.context.both import BothTraining
 from mt2st_fast.kernels.context.hierarchy import HierarchyTraining, tree_paths
-from mt2st_fast.kernels.context.training import ContextOptions
+from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 
 
 def text(V: int = 12, n: int = 200):
@@ -35,8 +36,8 @@ def test_paths_are_those_of_a_huffman_tree():
     assert {paths.nodes[a] for a in paths.bounds[:-1]} == {len(counts) - 2}
 
 
-@pytest.mark.parametrize("mode", ["skipgram", "cbow"])
-def test_a_round_of_one_shard_is_word2vecs(mode):
+@pytest.mark.parametrize(("mode", "mean"), [("skipgram", True), ("cbow", True), ("cbow", False)])
+def test_a_round_of_one_shard_is_word2vecs(mode, mean):
     tokens, bounds, counts = text()
     V, D, rate = 12, 5, 0.1
     generator = np.random.default_rng(1)
@@ -47,7 +48,7 @@ def test_a_round_of_one_shard_is_word2vecs(mode):
     for i, word in enumerate(batch.words):
         window = [batch.words[j] for j in range(batch.low[i], batch.high[i]) if j != i]
         for inputs in [[w] for w in window] if mode == "skipgram" else [window] if window else []:
-            h, d_h = want_x[inputs].mean(0), np.zeros(D)
+            h, d_h = want_x[inputs].sum(0) / (len(inputs) if mean else 1), np.zeros(D)
             for k in range(paths.bounds[word], paths.bounds[word + 1]):
                 node, sign = paths.nodes[k], paths.signs[k]
                 s = sign * (h @ want_y[node])
@@ -55,15 +56,44 @@ def test_a_round_of_one_shard_is_word2vecs(mode):
                 g = rate * sign / (1 + np.exp(s))
                 d_h += g * want_y[node]
                 want_y[node] += g * h
-            np.add.at(want_x, inputs, d_h)
+            np.add.at(want_x, inputs, d_h / (1 if mean else len(inputs)))
             want_pairs += 1
-    options = ContextOptions(mode=mode, window=2, shards=1, shard_words=len(tokens), pull=0.0)
+    options = ContextOptions(mode=mode, window=2, shards=1, shard_words=len(tokens), pull=0.0, mean=mean)
     training = HierarchyTraining(x, y, sampler, paths, options)
     loss, pairs = training.run(tokens, bounds, key, (0, 1), rate, 0.0, 0.0)
     assert pairs == want_pairs
     assert loss == pytest.approx(want_loss, rel=1e-4)
     np.testing.assert_allclose(x, want_x, atol=1e-4)
     np.testing.assert_allclose(y, want_y, atol=1e-4)
+
+
+def test_both_ways_are_turns_of_a_round():
+    tokens, bounds, counts = text(40, 3000)
+    options = ContextOptions(mode="skipgram", window=3, shards=2, shard_words=256)
+    key, rate = stream_key(1, 0), (0.05, 1e-6, 1e-4)
+
+    def trainings():
+        x = np.random.default_rng(2).random((40, 9), np.float32)
+        nodes, y = np.zeros((2, 40, 9), np.float32)
+        sampler = word_sampler(counts)
+        tree = HierarchyTraining(x, nodes, sampler, tree_paths(counts), options)
+        return tree, ContextTraining(x, y, sampler, options)
+
+    tree, negatives = trainings()
+    loss = 0.0
+    for r in range(tree.rounds(len(tokens))):
+        loss += tree.run(tokens, bounds, key, (r, r + 1), *rate)[0]
+        loss += negatives.run(tokens, bounds, key, (r, r + 1), *rate)[0] / negatives.measured
+    both = BothTraining(*trainings())
+    found, pairs = both.run(tokens, bounds, key, (0, both.rounds(len(tokens))), *rate)
+    assert found == pytest.approx(loss)
+    assert np.array_equal(both.tree.inputs, tree.inputs)
+    assert pairs == tree.run(tokens, bounds, key, (0, tree.rounds(len(tokens))), *rate)[1]
+    assert both.negatives.outputs.any()
+    assert both.tree.outputs.any()
+    other = HierarchyTraining(tree.inputs, tree.outputs, tree.sampler, tree.paths, ContextOptions(shards=3))
+    with pytest.raises(ValueError, match="the same input vectors, shards"):
+        BothTraining(other, negatives)
 
 
 def test_two_threads_give_the_bits_of_one():

@@ -1,0 +1,360 @@
+"""Models as fastText's Python module shows them: its methods, its shapes, its label names.
+
+They hold one of ours, `model`: a SupervisedModel whose labels are whole, or a Word2Vec.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hash
+from mt2st_fast.errors import InputError
+from mt2st_fast.words.bag_scorer import check_choice, chosen
+from mt2st_fast.words.gensim_errors import NoSuchNameError
+from mt2st_fast.words.supervised_model import SupervisedModel
+from mt2st_fast.words.word2vec import Word2Vec
+
+# Name of fastText's: why there is none here, and what to do.
+REFUSED = {
+    "get_meter": "its curves are not drawn here; test_label gives precision, recall and F1 of every label",
+    "set_args": "arguments are given to train_supervised and train_unsupervised, and kept with the model",
+    "f": "it is fastText's own object in C++; the model behind these methods is `model`",
+}
+
+_UNKNOWN = "training did not see it and learnt no n-grams"
+
+
+class FastTextModel:
+    """What both kinds have. words and labels are lists, vectors are float32 (dim,).
+
+    Arguments `on_unicode_error` have no effect: text is UTF-8, which reading has checked. A name that is refused raises
+    InputError, which is an AttributeError, too.
+    """
+
+    model: Any
+    _label_prefix = "__label__"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in REFUSED:
+            raise NoSuchNameError(f"{name}: {REFUSED[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getitem__(self, word: str) -> np.ndarray:
+        return self.get_word_vector(word)
+
+    def __contains__(self, word: object) -> bool:
+        return isinstance(word, str) and self.get_word_id(word) >= 0
+
+    @property
+    def words(self) -> list[str]:
+        """The words that have a vector of their own, the most frequent first."""
+        return list(self.model.words)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, with their prefix; of vectors alone the words, as fastText has it."""
+        return self.words
+
+    def get_words(
+        self, include_freq: bool = False, on_unicode_error: str = "strict"
+    ) -> list[str] | tuple[list[str], np.ndarray]:
+        """`words`; with include_freq also how often training saw each, int64."""
+        return (self.words, self._counts().copy()) if include_freq else self.words
+
+    def get_labels(
+        self, include_freq: bool = False, on_unicode_error: str = "strict"
+    ) -> list[str] | tuple[list[str], np.ndarray]:
+        """`labels`; with include_freq also how often training saw each, int64."""
+        return self.get_words(include_freq)
+
+    def get_line(self, text: str | list[str], on_unicode_error: str = "strict") -> Any:
+        """(words, labels) of a line; of a list (words of each, labels of each)."""
+        if isinstance(text, list):
+            lines = [self.get_line(line) for line in text]
+            return [words for words, _ in lines], [labels for _, labels in lines]
+        fields = _of_a_line(text).split()
+        labels = [field for field in fields if field.startswith(self._label_prefix)]
+        return [field for field in fields if not field.startswith(self._label_prefix)], labels
+
+    def get_dimension(self) -> int:
+        """The length of a vector."""
+        return self.get_input_matrix().shape[1]
+
+    def get_word_id(self, word: str) -> int:
+        """The row of a word, -1 for one that training did not see."""
+        raise NotImplementedError
+
+    def get_word_vector(self, word: str) -> np.ndarray:
+        """Of any string: the mean of its own row, if it has one, and of its n-grams'; zeros where it has neither."""
+        raise NotImplementedError
+
+    def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
+        """The word itself, if training saw it, and its character n-grams; and their rows."""
+        raise NotImplementedError
+
+    def get_subword_id(self, subword: str) -> int:
+        """The row of a character n-gram. Raises InputError for a model without n-grams."""
+        raise NotImplementedError
+
+    def get_input_matrix(self) -> np.ndarray:
+        """float32 (words and buckets, dim)."""
+        raise NotImplementedError
+
+    def get_output_matrix(self) -> np.ndarray:
+        """float32 (labels, dim), or (words, dim) of vectors alone."""
+        raise NotImplementedError
+
+    def set_matrices(self, input_matrix: np.ndarray, output_matrix: np.ndarray) -> None:
+        """Put in other numbers of the shapes that there are. Raises InputError for another shape."""
+        before = self.get_input_matrix(), self.get_output_matrix()
+        for name, old, new in zip(("input", "output"), before, (input_matrix, output_matrix), strict=True):
+            if np.shape(new) != old.shape:
+                raise InputError(f"the {name} matrix is {old.shape}, not {np.shape(new)}")
+        self._set_matrices(np.asarray(input_matrix, np.float32), np.asarray(output_matrix, np.float32))
+
+    def get_input_vector(self, ind: int) -> np.ndarray:
+        """A row of the input matrix."""
+        return self.get_input_matrix()[ind]
+
+    def get_sentence_vector(self, text: str) -> np.ndarray:
+        """The mean of the vectors of a line's words. Raises InputError for a text with a line feed."""
+        raise NotImplementedError
+
+    def get_nearest_neighbors(
+        self, word: str, k: int = 10, on_unicode_error: str = "strict"
+    ) -> list[tuple[float, str]]:
+        """(cosine, word) of the k nearest words to any string, the nearest first. Raises InputError for k below 1."""
+        return self._nearest(self.get_word_vector(word), k, {word}, f"{word!r} has no vector: {_UNKNOWN}")
+
+    def get_analogies(
+        self, wordA: str, wordB: str, wordC: str, k: int = 10, on_unicode_error: str = "strict"
+    ) -> list[tuple[float, str]]:
+        """(cosine, word) of the k words nearest to A - B + C, of unit vectors; A, B and C are none of them."""
+        for word in (wordA, wordB, wordC):
+            if not self.get_word_vector(word).any():
+                raise InputError(f"{word!r} has no vector: {_UNKNOWN}")
+        a, b, c = (_unit(self.get_word_vector(word)) for word in (wordA, wordB, wordC))
+        return self._nearest(a - b + c, k, {wordA, wordB, wordC}, "the analogy has no direction")
+
+    def is_quantized(self) -> bool:
+        """Never."""
+        return False
+
+    def quantize(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: raises InputError."""
+        raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger minCount= "
+                         "makes a smaller model")  # fmt: skip
+
+    def save_model(self, path: str | Path) -> None:
+        """Write a folder, which `load_model` reads. Raises InputError for a folder that holds something else."""
+        self.model.save(path)
+
+    def _counts(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _word_vectors(self) -> np.ndarray:
+        """float32 (words, dim)."""
+        raise NotImplementedError
+
+    def _nearest(self, query: np.ndarray, k: int, banned: set[str], nothing: str) -> list[tuple[float, str]]:
+        check_choice(k, 0.0)
+        if not query.any():
+            raise InputError(nothing)
+        words, cosines = self.words, _unit(self._word_vectors()) @ _unit(query)
+        best = np.argsort(-cosines, kind="stable")[: len(words) if k == -1 else k + len(banned)]
+        found = [(float(cosines[i]), words[i]) for i in best if words[i] not in banned]
+        return found if k == -1 else found[:k]
+
+
+class Classifier(FastTextModel):
+    """A SupervisedModel with fastText's shapes."""
+
+    def __init__(self, model: SupervisedModel) -> None:
+        self.model: SupervisedModel = model
+        self._label_prefix = model.prefix
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, with their prefix."""
+        return [self._prefix + name for name in self.model.labels[self.model.main]]
+
+    @property
+    def _prefix(self) -> str:
+        return self.model.prefix_of(self.model.main)
+
+    def get_labels(
+        self, include_freq: bool = False, on_unicode_error: str = "strict"
+    ) -> list[str] | tuple[list[str], np.ndarray]:
+        """`labels`; with include_freq also how many documents each had, int64."""
+        return (self.labels, np.asarray(self.model.get_labels(True)[1])) if include_freq else self.labels
+
+    def get_label_id(self, label: str) -> int:
+        """The number of a label, -1 for one that training did not see."""
+        return self.labels.index(label) if label in self.labels else -1
+
+    def predict(
+        self, text: str | list[str], k: int = 1, threshold: float = 0.0, on_unicode_error: str = "strict"
+    ) -> Any:
+        """(labels, float64 probabilities) of a line, the likeliest first; of a list (labels of each, those of each)."""
+        if isinstance(text, str):
+            labels, shares = self.model.predict(text, k, threshold)
+            return tuple(self._prefix + label for label in labels), np.array(shares)
+        found = self.model.predict(text, k, threshold)
+        return [[self._prefix + label for label in one.labels] for one in found], [
+            np.array(one.probabilities) for one in found
+        ]
+
+    @torch.no_grad()
+    def test(self, path: str | Path, k: int = 1, threshold: float = 0.0) -> tuple[int, float, float]:
+        """(documents with a label, precision, recall) of the k likeliest labels of at least that probability.
+
+        A label that training never saw is missed. NaN where nothing is predicted. Raises InputError as reading does.
+        """
+        check_choice(k, threshold)
+        true = self._labels_of_lines(path)
+        place = {label: i for i, label in enumerate(self.labels)}
+        hits = guesses = truths = n = 0
+        for lines, guessed in true_and_guessed(self.model, path, k, threshold):
+            for i, row in zip(lines, guessed, strict=True):
+                if true[i]:
+                    n, truths, guesses = n + 1, truths + len(true[i]), guesses + int(row.sum())
+                    hits += sum(bool(row[place[label]]) for label in true[i] if label in place)
+        return n, hits / guesses if guesses else float("nan"), hits / truths if truths else float("nan")
+
+    def test_label(self, path: str | Path, k: int = 1, threshold: float = 0.0) -> dict[str, dict[str, float]]:
+        """{label: {"precision": ..., "recall": ..., "f1score": ...}}, NaN where there is none."""
+        found = self.model.test_label(path, k, threshold)
+        return {self._prefix + label: scores for label, scores in found.items()}
+
+    def _labels_of_lines(self, path: str | Path) -> list[set[str]]:
+        text = self.model._read(path)
+        if self.model.main not in text.labels:
+            raise InputError(
+                f"{path}: has no label of {self.model.main}; there are {', '.join(text.families)}"
+            )
+        found = text.labels[self.model.main]
+        sets: list[set[str]] = [set() for _ in range(text.documents.n_units)]
+        for document, label in zip(found.documents.tolist(), found.values.tolist(), strict=True):
+            sets[document].add(self._prefix + found.names[label])
+        return sets
+
+    def get_word_id(self, word: str) -> int:
+        return self.model.get_word_id(word)
+
+    def get_word_vector(self, word: str) -> np.ndarray:
+        return self.model.vector(word)
+
+    def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
+        return self.model.get_subwords(word)
+
+    def get_subword_id(self, subword: str) -> int:
+        return self.model.get_subword_id(subword)
+
+    def get_input_matrix(self) -> np.ndarray:
+        return self.model.get_input_matrix()
+
+    def get_output_matrix(self) -> np.ndarray:
+        return self.model.get_output_matrix()
+
+    def get_sentence_vector(self, text: str) -> np.ndarray:
+        return self.model.get_sentence_vector(text)
+
+    def _counts(self) -> np.ndarray:
+        return self.model.features.vocabulary.counts
+
+    @torch.no_grad()
+    def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
+        self.model.encoder.table.copy_(torch.from_numpy(inputs))
+        self.model.heads.linear(self.model.main).weight.copy_(torch.from_numpy(outputs))
+
+    @torch.no_grad()
+    def _word_vectors(self) -> np.ndarray:
+        return self.model.word_vectors().numpy()
+
+
+class Vectors(FastTextModel):
+    """A Word2Vec with fastText's shapes."""
+
+    def __init__(self, model: Word2Vec) -> None:
+        self.model: Word2Vec = model
+
+    def predict(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: raises InputError, a ValueError as fastText's."""
+        raise InputError("these are vectors of words, without labels; train_supervised trains a classifier")
+
+    test = test_label = get_label_id = predict
+
+    def get_word_id(self, word: str) -> int:
+        return self.model.vocabulary.get(word, -1)
+
+    def get_word_vector(self, word: str) -> np.ndarray:
+        try:
+            return self.model.vector(word)
+        except KeyError:
+            return np.zeros(self.model.vector_size, np.float32)
+
+    def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
+        known = [word] if self.get_word_id(word) >= 0 else []
+        grams = character_ngrams(word, self.model.min_n, self.model.max_n) if self.model.max_n else []
+        own = [self.get_word_id(word)] * len(known)
+        return known + grams, np.array(own + [self.get_subword_id(gram) for gram in grams], np.int32)
+
+    def get_subword_id(self, subword: str) -> int:
+        if not self.model.max_n:
+            raise InputError("this model has no n-grams: train it with maxn=6")
+        return len(self.model.words) + ngram_hash(subword) % self.model.bucket
+
+    def get_input_matrix(self) -> np.ndarray:
+        return self.model.input_rows.copy()
+
+    def get_output_matrix(self) -> np.ndarray:
+        outputs = self.model.node_vectors if self.model.hs else self.model.output_vectors
+        assert outputs is not None
+        return outputs.copy()
+
+    def get_sentence_vector(self, text: str) -> np.ndarray:
+        """As fastText's: the mean of the words' unit vectors; words whose vector is zero do not count."""
+        units = [_unit(self.get_word_vector(word)) for word in _of_a_line(text).split()]
+        units = [unit for unit in units if unit.any()]
+        return np.mean(units, 0) if units else np.zeros(self.model.vector_size, np.float32)
+
+    def _counts(self) -> np.ndarray:
+        return self.model.counts
+
+    def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
+        self.model.input_rows[:] = inputs
+        (self.model.syn1 if self.model.hs else self.model.syn1neg)[:] = outputs
+        self.model._show_vectors()
+
+    def _word_vectors(self) -> np.ndarray:
+        return self.model.vectors
+
+
+def true_and_guessed(model: SupervisedModel, path: str | Path, k: int, threshold: float) -> Any:
+    """Blocks of (numbers of documents, the labels that they are given (B, C) bool)."""
+    first = 0
+    documents = model._read(path).documents
+    for probabilities in model._scorer.probabilities(*model.features.bags(documents), model.main):
+        yield range(first, first + len(probabilities)), chosen(probabilities, k, threshold)
+        first += len(probabilities)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1, zeros where they were zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def _of_a_line(text: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"a text is a string, not {type(text).__name__}")
+    if "\n" in text:
+        raise InputError("the text has a line feed; a text is one line: replace '\\n' by a blank")
+    return text

@@ -1,0 +1,246 @@
+"""gensim's other names on a Word2Vec: its vocabulary by steps, its vectors as KeyedVectors, what it can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_count, check_not_negative, given
+from mt2st_fast.words.gensim_errors import NoSuchNameError, NoWordsError
+from mt2st_fast.words.gensim_options import one_of, read_text
+from mt2st_fast.words.gensim_vocabulary import (
+    TrimRule,
+    counted_words,
+    estimated_memory,
+    vocabulary_of,
+    vocabulary_report,
+)
+from mt2st_fast.words.keyed import fill_keyed
+from mt2st_fast.words.vectors import gensims_class
+from mt2st_fast.words.word2vec_queries import sentence_scores, words_in
+from mt2st_fast.words.word2vec_tables import WordTables
+
+_OF_WV = "gensim has it on the vectors, too: model.wv.{name}"
+_INNER = "it is a part of gensim's own training, of which there is none here"
+# Name of gensim's: why there is none here, and what to do.
+REFUSED = {
+    "add_lifecycle_event": "a model keeps no diary; log what you need to know",
+    "lifecycle_events": "a model keeps no diary; log what you need to know",
+    "add_null_word": "there is no word for nothing",
+    "create_binary_tree": "the tree is made from the counts when training begins; wv.get_vecattr(word, 'code') has it",
+    "cum_table": "negatives are drawn by another table, which training makes from the counts",
+    "init_sims": "model.wv.unit_normalize_all() does it",
+    "load": "it makes a model: call Word2Vec.load(folder), not load of a model",
+    "make_cum_table": "negatives are drawn by another table, which training makes from the counts",
+    "random": "draws are functions of the seed, the epoch and the place; there is no generator",
+    "seeded_vector": "gensim.models.keyedvectors.pseudorandom_weak_vector does it",
+    "syn1": "it is the vectors of the tree's nodes, which a model with words and hs=1 has",
+    "syn1neg": "it is the output vectors of words, which a model with words and negative=5 has",
+    "train_epoch_cbow": _INNER,
+    "train_epoch_sg": _INNER,
+    **{
+        name: _OF_WV.format(name=name)
+        for name in (
+            "doesnt_match", "evaluate_word_pairs", "most_similar", "n_similarity", "similar_by_vector",
+            "similar_by_word", "similarity", "wmdistance",
+        )
+    },
+}  # fmt: skip
+
+
+class GensimNames(WordTables):
+    """What Word2Vec has beside training; see there. Two methods are its own."""
+
+    min_count: int
+    max_vocab_size: int | None
+    sorted_vocab: int
+    corpus_count: int
+    corpus_total_words: int
+    effective_min_count: int
+    running_training_loss: float
+
+    def __getattr__(self, name: str) -> Any:
+        if name in REFUSED:
+            raise NoSuchNameError(f"Word2Vec has no {name}: {REFUSED[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # --- vectors ------------------------------------------------------------------------------------------
+
+    @property
+    def wv(self) -> Any:
+        """The vectors as gensim's KeyedVectors, made once: it shares `vectors`, and follows training and updates.
+
+        `wv.vectors_lockf` is what the changes of each word's vector are multiplied with: one number, or one a word.
+        Vectors that are set are then the model's, which can no longer be trained: they come without output vectors.
+        """
+        if self._keyed is None:
+            gensims_class()
+            self._check_words()
+            self._keyed = gensims_class()(self.vector_size)
+            self._keyed.vectors_lockf = self._locks
+            fill_keyed(self._keyed, self)
+        return self._keyed
+
+    @wv.setter
+    def wv(self, keyed: Any) -> None:
+        if keyed is self._keyed:
+            return
+        if not isinstance(keyed, gensims_class()):
+            raise InputError(f"wv is a KeyedVectors of gensim's, not {type(keyed).__name__}")
+        counts = keyed.expandos.get("count", np.zeros(len(keyed.index_to_key), np.int64))
+        self.vocabulary = Vocabulary(keyed.index_to_key, counts)
+        self.words, self.counts, self._subwords = self.vocabulary.words, self.vocabulary.counts, None
+        self.vector_size = keyed.vector_size
+        self.vectors = self.input_rows = keyed.vectors
+        self.output_vectors = self.node_vectors = None
+        self._keyed = keyed
+
+    @property
+    def syn1neg(self) -> np.ndarray:
+        """gensim's name of `output_vectors`: what words are as those that are predicted among negatives."""
+        if self.output_vectors is None:
+            raise AttributeError
+        return self.output_vectors
+
+    @property
+    def syn1(self) -> np.ndarray:
+        """gensim's name of `node_vectors`, those of the words' Huffman tree."""
+        if self.node_vectors is None:
+            raise AttributeError
+        return self.node_vectors
+
+    @property
+    def layer1_size(self) -> int:
+        """gensim's other name of `vector_size`."""
+        return self.vector_size
+
+    # --- the vocabulary by steps --------------------------------------------------------------------------
+
+    def scan_vocab(
+        self,
+        corpus_iterable: Iterable[Sequence[str]] | None = None,
+        corpus_file: str | Path | None = None,
+        progress_per: int = 10_000,
+        workers: int | None = None,
+        trim_rule: TrimRule | None = None,
+        *,
+        sentences: Iterable[Sequence[str]] | None = None,
+    ) -> tuple[int, int]:
+        """Count the words of a text, into `raw_vocab`, and return (words, sentences); progress_per and workers have no
+        effect. `prepare_vocab` then takes the words."""
+        text = read_text(one_of(sentences, corpus_iterable), corpus_file)
+        counted = counted_words(text, self.max_vocab_size, trim_rule, bool(self.sorted_vocab))
+        self.raw_vocab = dict(zip(counted.words, counted.counts.tolist(), strict=True))
+        self.corpus_count, self.corpus_total_words = text.n_units, len(text.ids)
+        return len(text.ids), text.n_units
+
+    def prepare_vocab(
+        self,
+        update: bool = False,
+        keep_raw_vocab: bool = False,
+        trim_rule: TrimRule | None = None,
+        min_count: int | None = None,
+        sample: float | None = None,
+        dry_run: bool = False,
+    ) -> dict[str, int]:
+        """Take the words of `raw_vocab`, with fresh tables, or with update those at hand and rows for other words.
+
+        Returns gensim's numbers of what is kept. dry_run: these alone; nothing changes. Raises InputError before
+        `scan_vocab`, and where no word is left.
+        """
+        if not self.raw_vocab:
+            raise NoWordsError("there are no words to choose from: call scan_vocab first")
+        check_count(0, **given(min_count=min_count))
+        check_not_negative(**given(sample=sample))
+        counted = vocabulary_of(self.raw_vocab)
+        before = self.min_count, self.sample
+        self.min_count = self.min_count if min_count is None else min_count
+        self.sample = self.sample if sample is None else sample
+        try:
+            chosen = self._chosen(counted, trim_rule, update)
+            report = vocabulary_report(counted, chosen, self.sample)
+        finally:
+            if dry_run:
+                self.min_count, self.sample = before
+        if not dry_run:
+            self._take(chosen, update)
+            self.raw_vocab = self.raw_vocab if keep_raw_vocab else {}
+        return report
+
+    def prepare_weights(self, update: bool = False) -> None:
+        """Fresh tables; with update nothing, as `prepare_vocab` has added the rows."""
+        self._check_words()
+        if not update:
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Fresh tables of the words at hand; what was trained is forgotten."""
+        self._check_words()
+        self._take_vocabulary(self.vocabulary)
+
+    def update_weights(self) -> None:
+        """Nothing: `prepare_vocab(update=True)` and `build_vocab(update=True)` have added the rows."""
+        self._check_words()
+
+    def reset_from(self, other_model: Any) -> None:
+        """Fresh tables of the words of another model."""
+        if not isinstance(other_model, GensimNames):
+            raise InputError(f"reset_from takes a Word2Vec, not {type(other_model).__name__}")
+        other_model._check_words()
+        self._take_vocabulary(other_model.vocabulary)
+        self.effective_min_count = other_model.effective_min_count
+        self.corpus_count, self.corpus_total_words = other_model.corpus_count, other_model.corpus_total_words
+
+    def estimate_memory(
+        self, vocab_size: int | None = None, report: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        """Bytes of the tables for so many words, by default those at hand, after what `report` has."""
+        words = len(self.words) if vocab_size is None else vocab_size
+        check_count(0, vocab_size=words)
+        return {**(report or {}), **estimated_memory(self, words)}
+
+    # --- questions ----------------------------------------------------------------------------------------
+
+    def get_latest_training_loss(self) -> float:
+        """The sum of the losses of all pairs since `train` began, as gensim's; of negatives measured on an eighth.
+
+        `losses` are the means of the epochs, which are easier to read.
+        """
+        return self.running_training_loss
+
+    def predict_output_word(
+        self, context_words_list: Sequence[str | int], topn: int = 10
+    ) -> list[tuple[str, float]] | None:
+        """(word, probability) of the topn likeliest words amid those of a context, which may be rows of `wv`, too.
+
+        None, and a line of the log, where none of them is known. Raises NoWordsError, a RuntimeError, for a model
+        that has no output vectors of words (hs=1 with negative=0).
+        """
+        self._check_words()
+        return words_in(self, context_words_list, topn)
+
+    def score(
+        self,
+        sentences: Iterable[Sequence[str]],
+        total_sentences: int = 1_000_000,
+        chunksize: int = 100,
+        queue_factor: int = 2,
+        report_delay: float = 1,
+    ) -> np.ndarray:
+        """float32 (sentences,): the log probability of each by the Huffman tree, at most of total_sentences.
+
+        The last three arguments have no effect. Raises NoWordsError, a RuntimeError, for a model without hs=1.
+        """
+        self._check_words()
+        return sentence_scores(self, sentences, total_sentences)
+
+    def _chosen(self, counted: Vocabulary, trim_rule: TrimRule | None, update: bool) -> Vocabulary:
+        raise NotImplementedError
+
+    def _take(self, chosen: Vocabulary, update: bool) -> None:
+        raise NotImplementedError

@@ -1,0 +1,140 @@
+"""Which words of a text a Word2Vec takes, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.kernels.context.batch import kept_shares
+from mt2st_fast.words.gensim_errors import NoWordsError
+
+# (word, count, min_count) -> one of gensim.utils' RULE_DEFAULT, RULE_DISCARD, RULE_KEEP.
+TrimRule = Callable[[str, int, int], int]
+RULE_DEFAULT, RULE_DISCARD, RULE_KEEP = 0, 1, 2
+
+
+def counted_words(
+    text: Tokens, most: int | None = None, trim_rule: TrimRule | None = None, sort: bool = True
+) -> Vocabulary:
+    """The words of a text and how often it has them, by falling count or, without `sort`, as they first appear.
+
+    most: gensim's max_vocab_size. Whenever more words are known at the end of a sentence, those seen fewer times than a
+    bound are forgotten, and the bound rises by one from 1: counts of words that come rarely are then too small.
+    """
+    counted = text.vocabulary if most is None else _pruned(text, most, trim_rule)
+    if sort:
+        return counted
+    ids, first = np.unique(text.ids, return_index=True)
+    words = [text.vocabulary.words[i] for i in ids[np.argsort(first)].tolist() if i >= 0]
+    rows = counted.lookup(words)
+    rows = rows[rows >= 0]
+    return Vocabulary([counted.words[i] for i in rows], counted.counts[rows])
+
+
+def _pruned(text: Tokens, most: int, trim_rule: TrimRule | None) -> Vocabulary:
+    words, least = text.vocabulary.words, 1
+    seen: dict[int, int] = {}
+    for begin, end in zip(text.bounds[:-1].tolist(), text.bounds[1:].tolist(), strict=True):
+        for word in text.ids[begin:end].tolist():
+            seen[word] = seen.get(word, 0) + 1
+        seen.pop(-1, None)  # of a token file: a word that is not among its words
+        if len(seen) > most:
+            counted = Vocabulary([words[i] for i in seen], list(seen.values()))
+            kept = _kept(counted, least, trim_rule).tolist()
+            seen = {word: n for (word, n), keep in zip(seen.items(), kept, strict=True) if keep}
+            least += 1
+    return Vocabulary.from_counts([words[i] for i in seen], list(seen.values()))
+
+
+def vocabulary_of(counts: Mapping[str, int]) -> Vocabulary:
+    """Words and counts in their order. Raises InputError for a word that is no string, and a count that is no number
+    of times."""
+    for word, count in counts.items():
+        if not isinstance(word, str):
+            raise InputError(f"a word is a string, not {word!r}")
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+            raise InputError(f"the count of {word!r} is {count!r}; give how many times it was seen")
+    return Vocabulary(list(counts), np.fromiter(counts.values(), np.int64, len(counts)))
+
+
+def frequent_words(
+    counted: Vocabulary, min_count: int, most: int | None = None, trim_rule: TrimRule | None = None
+) -> Vocabulary:
+    """Words seen min_count times or as trim_rule says, of them the `most` most frequent.
+
+    They stay in their order. Of words of one count the first are taken, where gensim takes none of them. Raises
+    NoWordsError where no word is left.
+    """
+    if not len(counted):
+        raise NoWordsError("the text has no words")
+    kept = _kept(counted, min_count, trim_rule)
+    if not kept.any():
+        rule = "" if trim_rule is None else "trim_rule keeps no word, and "
+        raise NoWordsError(
+            f"the text: {rule}no word occurs {min_count} times (the most frequent occurs {counted.counts.max()} "
+            "times); give more text or a smaller min_count"
+        )
+    if most is not None and most < kept.sum():
+        rows = np.flatnonzero(kept)
+        kept[np.delete(rows, np.argsort(-counted.counts[rows], kind="stable")[:most])] = False
+    return _of(counted, kept)
+
+
+def with_words_of(
+    known: Vocabulary, counted: Vocabulary, min_count: int, trim_rule: TrimRule | None = None
+) -> Vocabulary:
+    """The known words, in their order and counted further, then those of the others that are to be kept."""
+    places = known.lookup(counted.words)
+    counts = known.counts.copy()
+    counts[places[places >= 0]] += counted.counts[places >= 0]
+    new = _of(counted, (places < 0) & _kept(counted, min_count, trim_rule))
+    return Vocabulary([*known.words, *new.words], np.concatenate([counts, new.counts]))
+
+
+def _kept(counted: Vocabulary, min_count: int, trim_rule: TrimRule | None) -> np.ndarray:
+    frequent = counted.counts >= min_count
+    if trim_rule is None:
+        return frequent
+    said = np.array(
+        [trim_rule(*pair, min_count) for pair in zip(counted.words, counted.counts.tolist(), strict=True)]
+    )
+    unknown = ~np.isin(said, (RULE_DEFAULT, RULE_DISCARD, RULE_KEEP))
+    if unknown.any():
+        raise InputError(f"trim_rule gave {said[unknown][0]!r}; it gives one of gensim.utils.RULE_*")
+    return np.where(said == RULE_DEFAULT, frequent, said == RULE_KEEP)
+
+
+def _of(counted: Vocabulary, kept: np.ndarray) -> Vocabulary:
+    if kept.all():
+        return counted
+    return Vocabulary([counted.words[i] for i in np.flatnonzero(kept)], counted.counts[kept])
+
+
+def vocabulary_report(counted: Vocabulary, kept: Vocabulary, sample: float) -> dict[str, int]:
+    """gensim's numbers of prepare_vocab: words dropped, words of the text kept, and what `sample` leaves of those."""
+    rows = counted.lookup(kept.words)
+    counts = counted.counts[rows[rows >= 0]]
+    shares = kept_shares(counts, sample)
+    return {
+        "drop_unique": len(counted) - len(counts),
+        "retain_total": int(counts.sum()),
+        "downsample_unique": int((shares < 1).sum()),
+        "downsample_total": int((np.minimum(shares, 1) * counts).sum()),
+        "num_retained_words": len(counts),
+    }
+
+
+def estimated_memory(model: Any, vocab_size: int) -> dict[str, int]:
+    """Bytes of the tables of a model of so many words, by gensim's names."""
+    row = 4 * model.vector_size
+    report = {"vectors": (vocab_size + (model.bucket if model.max_n else 0)) * row}
+    if model.hs:
+        report["syn1"] = vocab_size * row
+    if model.negative:
+        report["syn1neg"] = vocab_size * row
+    return report | {"total": sum(report.values())}

@@ -1,0 +1,110 @@
+"""What a Word2Vec with its output vectors can be asked: the word in a context, how likely sentences are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.errors import InputError
+from mt2st_fast.kernels.context.hierarchy import TreePaths, tree_paths
+from mt2st_fast.numbers import check_count
+from mt2st_fast.words.gensim_errors import NoWordsError
+
+log = logging.getLogger("mt2st_fast")
+PAIRS_AT_ONCE = 1 << 15  # windows whose path's nodes are gathered together
+
+
+def words_in(model: Any, context: Sequence[str | int], topn: int | None) -> list[tuple[str, float]] | None:
+    """The topn (None: all) likeliest words amid `context`, words or their rows; None where no word of it is known.
+
+    Probabilities are softmax over all words. Raises NoWordsError for a model that has no output vectors of words, and
+    InputError for a context that is one string and for topn below 1.
+    """
+    if isinstance(context, str):
+        raise InputError(f"a context is a list of words, not one string: give {context.split()}")
+    if topn is not None:
+        check_count(topn=topn)
+    if model.output_vectors is None:
+        raise NoWordsError("predict_output_word needs output vectors of words: train with negative=5, hs=0")
+    rows = [
+        word if isinstance(word, int | np.integer) else model.vocabulary.get(word, -1) for word in context
+    ]
+    rows = [row for row in rows if 0 <= row < len(model.words)]
+    if not rows:
+        log.warning("none of the %d words of the context is in the vocabulary", len(context))
+        return None
+    h = model.vectors[rows].sum(0) / (len(rows) if model.cbow_mean else 1)
+    scores = (model.output_vectors @ h).astype(np.float64)
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    best = np.argsort(-shares, kind="stable")[: len(shares) if topn is None else topn]
+    return [(model.words[i], float(shares[i])) for i in best]
+
+
+def sentence_scores(model: Any, sentences: Iterable[Sequence[str]], most: int) -> np.ndarray:
+    """float32 (sentences,), at most so many: the log probability of each by the tree of hierarchical softmax.
+
+    Every known word is predicted from whole windows of `window` known words. Raises NoWordsError without hs=1.
+    """
+    if model.node_vectors is None:
+        raise NoWordsError("score needs hierarchical softmax: train with hs=1, negative=0")
+    text = Tokens.of(_first(sentences, most), model.vocabulary)
+    of_sentence = np.repeat(np.arange(text.n_units), np.diff(text.bounds))[text.ids >= 0]
+    ids = text.ids[text.ids >= 0]
+    paths, scores = tree_paths(model.counts), np.zeros(text.n_units)
+    for begin in range(0, len(ids), PAIRS_AT_ONCE):
+        some = np.arange(begin, min(begin + PAIRS_AT_ONCE, len(ids)))
+        if model.sg:
+            for at, others in _neighbours(some, of_sentence, model.window):
+                h = model.vectors[ids[others]]
+                _add(scores, of_sentence[at], _log_likelihoods(h, ids[at], paths, model.node_vectors))
+        else:
+            sums, sizes = np.zeros((len(some), model.vector_size), np.float32), np.zeros(len(some), np.int64)
+            for at, others in _neighbours(some, of_sentence, model.window):
+                sums[at - begin] += model.vectors[ids[others]]
+                sizes[at - begin] += 1
+            at = some[sizes > 0]
+            h = sums[at - begin] / (sizes[at - begin, None] if model.cbow_mean else 1)
+            _add(scores, of_sentence[at], _log_likelihoods(h, ids[at], paths, model.node_vectors))
+    return scores.astype(np.float32)
+
+
+def _first(sentences: Iterable[Sequence[str]], most: int) -> Iterable[Sequence[str]]:
+    for number, sentence in enumerate(sentences):
+        if number == most:
+            log.warning(
+                "score stops after total_sentences=%d sentences; give a larger one for the others", most
+            )
+            return
+        yield sentence
+
+
+def _neighbours(
+    some: np.ndarray, of_sentence: np.ndarray, window: int
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """For each distance within the window: the places that have a neighbour there in their sentence, and that."""
+    for distance in (*range(-window, 0), *range(1, window + 1)):
+        others = some + distance
+        there = (others >= 0) & (others < len(of_sentence))
+        there[there] = of_sentence[others[there]] == of_sentence[some[there]]
+        yield some[there], others[there]
+
+
+def _log_likelihoods(h: np.ndarray, words: np.ndarray, paths: TreePaths, nodes: np.ndarray) -> np.ndarray:
+    """(B,) of word b by h (B, D): the sum over its path of the log probability of each turn."""
+    lengths = paths.bounds[words + 1] - paths.bounds[words]
+    found = np.zeros(len(words))
+    for k in range(int(lengths.max(initial=0))):
+        on = np.flatnonzero(lengths > k)
+        turn = paths.bounds[words[on]] + k
+        score = paths.signs[turn] * np.einsum("bd,bd->b", h[on], nodes[paths.nodes[turn]])
+        found[on] -= np.logaddexp(0, -score.astype(np.float64))
+    return found
+
+
+def _add(scores: np.ndarray, of_sentence: np.ndarray, values: np.ndarray) -> None:
+    scores += np.bincount(of_sentence, values, len(scores))
