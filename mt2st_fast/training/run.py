@@ -14,7 +14,7 @@ from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
-from mt2st_fast.training.engines import StepParts, make_engines
+from mt2st_fast.training.engines import make_engines
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.choice import ChosenEngine
 from mt2st_fast.training.fusing import fuse
@@ -57,6 +57,7 @@ from mt2st_fast.training.run_options import (
     check_finite_parameters,
     description,
 )
+from mt2st_fast.training.run_parts import make_parts, modules_of
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
 
@@ -95,7 +96,7 @@ class Run:
         self._trained_at_start = trained(self._named())
         if resume is not None:
             heads.set_active(self._stored_active(resume))
-        self._parts = self._make_parts()
+        self._parts = make_parts(encoder, heads, options, self._learnt, fixed_batches=source.fixed_batches)
         # A callback may change them later.
         self._optimizer_options = optimizer_options(
             self.optimizer, group_names(self.optimizer, self._named())
@@ -277,35 +278,8 @@ class Run:
 
     # --- begin, save, resume ----------------------------------------------------------------------------
 
-    def _make_parts(self) -> StepParts:
-        options = self._options
-        modules = self._modules().values()
-        trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
-        # An encoder may hold the heads as well: they are trained once.
-        optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", float(group["lr"]))
-        return StepParts(
-            encoder=self.encoder,
-            heads=self.heads,
-            learnt=self._learnt,
-            optimizer=optimizer,
-            scaler=torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16"),
-            weights_k=torch.empty(0, dtype=torch.float32, device=options.device),
-            device=options.device,
-            precision=options.precision,
-            clip_norm=options.clip_norm,
-            accumulate=options.accumulate,
-            lr_changes=options.lr_decay != "none",
-            graph=options.graph,
-            fuse_backward=options.fuse_backward,
-            fixed_batches=self.source.fixed_batches,
-        )
-
     def _modules(self) -> dict[str, nn.Module]:
-        """What has parameters, by the names that a checkpoint gives it."""
-        learnt = {} if self._learnt is None else {"schedule": self._learnt}
-        return {"encoder": self.encoder, "heads": self.heads, **learnt}
+        return modules_of(self.encoder, self.heads, self._learnt)
 
     def _named(self) -> dict[str, nn.Parameter]:
         return named_parameters(self._modules())
