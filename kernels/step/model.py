@@ -12,6 +12,9 @@ from ..bags.rules import RowState
 from ..heads.layout import HeadLayout
 
 
+FROZEN = -1  # in the place of a rule: the parameter stays as it is, and nothing is computed for its gradient
+
+
 class Trained(NamedTuple):
     """A parameter whose first axis counts rows, what its rule remembers of them, and which of a step's rules it is."""
 

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule, RowState
 from ..heads.layout import HeadLayout
-from .model import Trained
+from .model import FROZEN, Trained
 from .room import BagStep, check_targets, parameters_obstacle, step_kernels
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
@@ -26,6 +26,9 @@ ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
 HIDDEN_WEIGHT, HIDDEN_BIAS, HEAD_WEIGHT, HEAD_BIAS = range(4)
 HIDDEN, HEAD = (HIDDEN_WEIGHT, HIDDEN_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
 NO_HEAD = -1
+
+# How far back from the losses a step has gradients to make; with none there are only features.
+TO_NOTHING, TO_HEADS, TO_HIDDEN, TO_TABLE = range(4)
 
 # A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
 PIECE = np.dtype(
@@ -48,7 +51,7 @@ PIECE = np.dtype(
 class Dense(NamedTuple):
     """A dense parameter, what its rule remembers of it and which of a step's rules it is.
 
-    `whole`: the rule takes it as one row; else its rows are what the first axis counts.
+    `whole`: the rule takes it as one row; else its rows are what the first axis counts. The rule FROZEN leaves it alone.
     """
 
     parameter: Tensor
@@ -61,9 +64,10 @@ class WindowModel:
     """A table (V, D), rows of word types, a hidden layer (H, W D) and K linear heads, as `window_step` trains them.
 
     rows_of_type: (T + 1, M) int32, the rows whose mean is a type, -1 = none; the last, of no type, has none. None: type
-    t is row t. hidden and heads are (weight, bias or None). Parameters and states have to stay where they are.
+    t is row t. frozen_rows (V,) bool says which rows of the table stay as they are. hidden and heads are (weight, bias
+    or None). Parameters and states have to stay where they are. What is frozen costs a step no gradient.
 
-    Raises ValueError for heads whose shapes do not fit the layout.
+    Raises ValueError for heads whose shapes do not fit the layout, and for another number of frozen rows.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class WindowModel:
         hidden: tuple[Dense, Dense | None],
         heads: Sequence[tuple[Dense, Dense | None]],
         layout: HeadLayout,
+        frozen_rows: Tensor | None = None,
     ) -> None:
         H = hidden[0].parameter.shape[0]
         for name, spec, (weight, _) in zip(layout.names, layout.heads, heads, strict=True):
@@ -81,25 +86,39 @@ class WindowModel:
                     f"the weight of {name} is {tuple(weight.parameter.shape)}, not ({spec.size}, {H})"
                 )
         self.table, self.hidden, self.heads, self.layout = table, hidden, tuple(heads), layout
-        self.rows_of_type = _rows_of_type(rows_of_type, len(table.parameter))
+        V = len(table.parameter)
+        if frozen_rows is not None and frozen_rows.shape != (V,):
+            raise ValueError(f"frozen_rows are {tuple(frozen_rows.shape)}, the table has {V:,} rows")
+        self.rows_of_type = _rows_of_type(rows_of_type, V)
+        # (V,), or (0,) where every row moves.
+        self.frozen_rows = np.zeros(0, np.uint8) if frozen_rows is None else frozen_rows.numpy().astype(np.uint8)
         pairs = [(HIDDEN, NO_HEAD, hidden), *((HEAD, k, head) for k, head in enumerate(heads))]
         dense = [
             (kind, k, part)
             for kinds, k, pair in pairs
             for kind, part in zip(kinds, pair, strict=True)
-            if part is not None
+            if part is not None and part.rule != FROZEN
         ]
         self.pieces = np.array([piece for each in dense for piece in _pieces(*each)], PIECE)
+        self.reach = _reach(table, [kind for kind, _, _ in dense])
         # Where the steps of parameters that are one row are counted.
         counts = [part.state.per_row for _, _, part in dense if part.whole]
         self.counts = np.array([count.data_ptr() for count in counts if count is not None], np.int64)
         self.memory: Any = None  # of the backend that steps it
-        self.parameters = [table.parameter, *(part.parameter for _, _, part in dense)]
+        moved = [*([] if table.rule == FROZEN else [table]), *(part for _, _, part in dense)]
+        self.parameters = [part.parameter for part in moved]
 
     @property
     def width(self) -> int:
         """W, words of a window."""
         return int(self.hidden[0].parameter.shape[1] // self.table.parameter.shape[1])
+
+
+def _reach(table: Trained, kinds: Sequence[int]) -> int:
+    """How far back gradients are wanted: to the table, else to the hidden layer or the heads, where those are trained."""
+    if table.rule != FROZEN:
+        return TO_TABLE
+    return TO_HIDDEN if any(kind in HIDDEN for kind in kinds) else TO_HEADS
 
 
 def _rows_of_type(rows_of_type: Tensor | None, V: int) -> np.ndarray:

@@ -129,14 +129,21 @@ def index_types(types, rows_of_type, index):
 
 
 @helper
-def index_rows(index):
-    """Number the rows of the types, and find the types of every row."""
+def moves(row, frozen):
+    """Whether a step moves a row; frozen (V,), or (0,) where it moves all."""
+    return len(frozen) == 0 or frozen[row] == 0
+
+
+@helper
+def index_rows(index, frozen):
+    """Number the rows of the types that move, and find the types of every one."""
     U = index.counts[0]
     total = index.starts[U]
-    slots, owners = np.empty(total, np.int32), np.empty(total, np.int32)
+    slots, owners, moving = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)
     for u in range(U):
         for i in range(index.starts[u], index.starts[u + 1]):
             owners[i] = u
-    R = _number(index.ids, total, index.slot_of_row, slots, index.rows)
+            moving[i] = index.ids[i] if moves(index.ids[i], frozen) else NONE
+    R = _number(moving, total, index.slot_of_row, slots, index.rows)
     index.counts[1] = R
     _transpose(slots, owners, total, R, index.row_begins, index.row_types)

@@ -3,12 +3,13 @@
 Four rounds of pieces of work, each on all threads:
 1. the vectors of the batch's types, the mean of their rows; the hidden weight packed for both its products;
 2. tiles of windows: gather and drop out, hidden layer, logits, losses, and all gradients down to the windows;
-   beside them, which types every row is in;
+   beside them, which types every row is in that moves;
 3. dense parameters: the gradient of some rows over all windows, and their step; and the gradient of every type;
 4. rows of the table: the sum over their types, and their step.
 
 What a piece computes does not depend on the others, and a sum is taken by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. No gradient of the table or of a dense parameter is ever held whole.
+Gradients are made as far back as something is trained: with a frozen table neither windows nor rows have one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..window import Dropout, WindowModel
+from ..window import TO_NOTHING, TO_TABLE, Dropout, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
 from .window_memory import TILE_ROWS, memory_of
@@ -67,14 +68,14 @@ def _columns_by_task(heads, columns, n_tasks):
 
 def _step_on_windows(  # type: ignore[no-untyped-def]
     team, rules, decays, types, table, hidden, hidden_bias, weights, biases, pieces, counts, heads, column_weights,
-    targets, mean_scale, scale, drop, train, index, b, losses_address, correct_address,
+    targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
 ):  # fmt: skip
     """One step on N windows types (N, W); losses and hits of the heads.
 
     rules and decays are a step's; hidden (H, W D) and hidden_bias (its address) are of the hidden layer; weights and
     biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are a WindowModel's. heads are the
-    records of those that are computed; the rest is as in tile_pass. Unless in training nothing moves, and b.a holds the
-    features.
+    records of those that are computed; reach is how far back there are gradients to make; the rest is as in tile_pass.
+    With TO_NOTHING nothing moves, and b.a holds the features.
     """
     N, W = types.shape
     H, D, K = hidden.shape[0], table.D, len(heads)
@@ -84,7 +85,7 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
     column_of = _columns_by_task(heads, columns, len(targets))
     index_types(types.reshape(N * W), table.rows_of_type, index)
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
-    in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, b))
+    in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, reach, b))
     for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, True)
     hidden_bias_h = np.empty(H, np.float32)
     _copy_from(hidden_bias, hidden_bias_h)
@@ -92,15 +93,17 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, index, drop, hidden_bias_h, for_logits, for_features, head_bias_s, heads, columns, column_weights,
-        targets, scale, train, b,
+        targets, scale, reach, table.frozen, b,
     ))  # fmt: skip
-    if not train:
+    if reach == TO_NOTHING:
         return
-    in_parallel(
-        team, len(pieces) + n_types, move_dense, (pieces, rules, decays, column_of, N, W, D, H, index, b)
-    )
-    n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)
-    in_parallel(team, n_row_pieces, move_rows, (rules[table.rule], table, index, b))
+    n_type_pieces = n_types if reach == TO_TABLE else 0
+    in_parallel(team, len(pieces) + n_type_pieces, move_dense, (
+        pieces, rules, decays, column_of, N, W, D, H, table.frozen, index, b
+    ))  # fmt: skip
+    if reach == TO_TABLE:
+        n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)
+        in_parallel(team, n_row_pieces, move_rows, (rules[table.rule], table, index, b))
     for i in range(len(counts)):
         numba.carray(pointer_to_float32(counts[i]), (1,))[0] += ONE
     for k in range(K):
@@ -140,7 +143,7 @@ def step(
     losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
     _call(
         model, packed(rules), np.array(decays, np.float32), _checked(types, model), model.pieces, model.counts,
-        batch.computed(), batch, drop_of(dropout), True, losses.data_ptr(), correct.data_ptr(),
+        batch.computed(), batch, drop_of(dropout), model.reach, losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct
 
@@ -164,7 +167,7 @@ def features(model: WindowModel, types: Tensor) -> Tensor:
         some = types_nw[first : first + at_once]
         _call(
             model, _NO_RULE, np.ones(1, np.float32), some, model.pieces[:0], model.counts[:0],
-            batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), False, 0, 0,
+            batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), TO_NOTHING, 0, 0,
         )  # fmt: skip
         out.numpy()[first : first + at_once] = model.memory.buffers.a[: len(some), :H]
     return out
@@ -191,7 +194,7 @@ def _call(
     heads: np.ndarray,
     batch: Batch,
     drop: Drop,
-    train: bool,
+    reach: int,
     losses: int,
     correct: int,
 ) -> None:
@@ -200,6 +203,6 @@ def _call(
     step_on_windows(
         rules, decays, types, memory.table, weight.parameter.numpy(),
         0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, pieces, counts, heads,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, train, memory.batch,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, reach, memory.batch,
         memory.buffers, losses, correct,
     )  # fmt: skip

@@ -33,6 +33,7 @@ from ...machine.gemm import (
 )
 from ...machine.jit import helper
 from ...machine.simd import FLOAT_BYTES, WIDTH
+from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE
 from .dropout import draw_factors, words_of
 from .window_batch import NONE, index_rows
 from .window_memory import TILE_ROWS
@@ -60,13 +61,14 @@ class Drop(NamedTuple):
 
 
 @helper
-def prepare_types(p, table, index, hidden, b):
+def prepare_types(p, table, index, hidden, reach, b):
     """Piece 0 packs the hidden weight (H, W D); the others make the vectors of some types."""
     if p == 0:
         H = len(hidden)
         for panel in range(-(-H // PANEL)):
             pack_for_logits(hidden, panel * PANEL, min(PANEL, H - panel * PANEL), b.forward[panel])
-        pack_for_features(hidden, 0, H, b.backward)
+        if reach == TO_TABLE:
+            pack_for_features(hidden, 0, H, b.backward)
         return
     for u in range((p - 1) * TYPES_A_PIECE, min(index.counts[0], p * TYPES_A_PIECE)):
         first, last = index.starts[u], index.starts[u + 1]
@@ -169,15 +171,15 @@ def _head_logits(a, lda, rows, H, S, for_logits, product, z):
 @helper
 def run_tile(
     p, N, W, D, index, drop, hidden_bias, for_logits, for_features, head_bias, heads, columns, column_weights, targets,
-    scale, train, b,
+    scale, reach, frozen_rows, b,
 ):  # fmt: skip
     """Windows of tile p: losses, and the gradients of logits, hidden layer and windows. Piece 0 is no tile.
 
-    Unless in training, only b.a.
+    Only as far back as `reach`: with TO_NOTHING only b.a.
     """
     if p == 0:
-        if train:
-            index_rows(index)
+        if reach == TO_TABLE:
+            index_rows(index, frozen_rows)
         return
     tile, H, S, F = p - 1, len(hidden_bias), columns[-1], W * D
     first = tile * TILE_ROWS
@@ -187,7 +189,7 @@ def run_tile(
     factors = scratch(rows if drop.threshold > 0 else 0, F)
     _gather(first, rows, padded, W, D, index, drop, factors, b)
     _hidden_outputs(first, rows, padded, F, H, hidden_bias, b)
-    if not train:
+    if reach == TO_NOTHING:
         return
     a, d_a, z = address_of(b.a[first]), address_of(b.d_a[first]), b.z[tile]
     product, lanes = scratch(WIDTH, PANEL), scratch(LANES, padded)
@@ -202,6 +204,8 @@ def run_tile(
         z, head_bias, heads, columns, column_weights, targets, N, b.all_rows, first, rows, scale, True, loss_k,
         correct_k, d_head_bias, tile_bias_gradient, gathered, lanes,
     )  # fmt: skip
+    if reach < TO_HIDDEN:
+        return
     if S > 0:
         feature_gradient(address_of(z), ldz, rows, S, H, address_of(for_features), d_a, lda, False)
     else:  # no task has a label here
@@ -209,6 +213,8 @@ def run_tile(
             for h in range(H):
                 b.d_a[i, h] = ZERO
     _hidden_gradient(first, rows, H, b, b.d_hidden_bias[tile])
+    if reach < TO_TABLE:
+        return
     d_x = scratch(padded, ldx)
     _multiply(d_a, lda, round_up(rows, BLOCK_ROWS), H, address_of(b.backward), F, address_of(d_x), ldx)
     for i in range(rows):

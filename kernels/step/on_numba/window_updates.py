@@ -12,6 +12,7 @@ from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..window import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
+from .window_batch import moves
 from .window_memory import TILE_ROWS
 from .window_tiles import ONE, TYPES_A_PIECE, ZERO, address_of
 
@@ -109,13 +110,24 @@ def _move_piece(piece, rules, decays, column_of, N, F, H, b):
 
 
 @helper
-def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, index, b):
+def _has_moving_row(u, index, frozen):
+    """Whether a step moves a row of the type u."""
+    for i in range(index.starts[u], index.starts[u + 1]):
+        if moves(index.ids[i], frozen):
+            return True
+    return False
+
+
+@helper
+def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, frozen_rows, index, b):
     """The first pieces are of dense parameters; the others make the gradients of some types."""
     if p < len(pieces):
         _move_piece(pieces[p], rules, decays, column_of, N, W * D, H, b)
         return
     first = (p - len(pieces)) * TYPES_A_PIECE
     for u in range(first, min(index.counts[0], first + TYPES_A_PIECE)):
+        if len(frozen_rows) and not _has_moving_row(u, index, frozen_rows):
+            continue
         sum_rows(
             address_of(b.d_x), D, index.positions, index.begins[u], index.begins[u + 1], b.no_scales,
             address_of(b.d_vectors[u]),
