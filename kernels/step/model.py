@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -33,13 +33,22 @@ class TrainedHead(NamedTuple):
 class BagModel:
     """A table (V, D) and K linear heads on it, as `bag_step` trains them: where they and their states lie.
 
-    Parameters and states have to stay where they are for as long as it is used.
+    Parameters and states have to stay where they are for as long as it is used. What has the rule FROZEN stays as it
+    is, and so do the rows of the table that frozen_rows (V,) bool names; a step makes no gradient for them, but for a
+    frozen head beside one that is trained.
 
-    Raises ValueError for heads whose shapes do not fit the layout.
+    Raises ValueError for heads whose shapes do not fit the layout, and for another number of frozen rows.
     """
 
-    def __init__(self, table: Trained, heads: Sequence[TrainedHead], layout: HeadLayout) -> None:
-        D = table.parameter.shape[1]
+    def __init__(
+        self,
+        table: Trained,
+        heads: Sequence[TrainedHead],
+        layout: HeadLayout,
+        frozen_rows: Tensor | None = None,
+    ) -> None:
+        V, D = table.parameter.shape
+        self.frozen_rows = rows_left_alone(frozen_rows, V)
         if len(heads) != len(layout):
             raise ValueError(f"layout has {len(layout)} heads, not {len(heads)}")
         for name, spec, head in zip(layout.names, layout.heads, heads, strict=True):
@@ -48,11 +57,23 @@ class BagModel:
                 raise ValueError(f"the weight of {name} is {shape}, not ({spec.size}, {D})")
         self.table, self.heads, self.layout = table, tuple(heads), layout
         parts = [part for head in heads for part in head]
-        self.parameters = [table.parameter, *(part.parameter for part in parts if part is not None)]
+        moved = [part for part in (table, *parts) if part is not None and part.rule != FROZEN]
+        self.parameters = [part.parameter for part in moved]
         # (K, 2, 2): of weight and bias the address, and that of the state; 0 = there is none.
         self.addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
-        # (1 + 2 K,): of the table, then of every head's weight and bias.
-        self.rules = np.array([table.rule, *(table.rule if part is None else part.rule for part in parts)])
+        # (1 + 2 K,): of the table, then of every head's weight and bias. What does not move has any.
+        ruled = [table.rule, *(FROZEN if part is None else part.rule for part in parts)]
+        self.moved = np.array([rule != FROZEN for rule in ruled], np.uint8)
+        self.rules = np.array([0 if rule == FROZEN else rule for rule in ruled])
+
+
+def rows_left_alone(frozen_rows: Tensor | None, V: int) -> np.ndarray:
+    """(V,) uint8, 1 where a row of a table stays as it is; (0,) where all move. Raises ValueError for another number."""
+    if frozen_rows is None:
+        return np.zeros(0, np.uint8)
+    if frozen_rows.shape != (V,):
+        raise ValueError(f"frozen_rows are {tuple(frozen_rows.shape)}, the table has {V:,} rows")
+    return cast(np.ndarray, frozen_rows.numpy().astype(np.uint8))
 
 
 def _addresses(part: Trained | None) -> tuple[int, int]:

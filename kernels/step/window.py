@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule, RowState
 from ..heads.layout import HeadLayout
-from .model import FROZEN, Trained
+from .model import FROZEN, Trained, rows_left_alone
 from .room import BagStep, check_targets, parameters_obstacle, step_kernels
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
@@ -87,11 +87,8 @@ class WindowModel:
                 )
         self.table, self.hidden, self.heads, self.layout = table, hidden, tuple(heads), layout
         V = len(table.parameter)
-        if frozen_rows is not None and frozen_rows.shape != (V,):
-            raise ValueError(f"frozen_rows are {tuple(frozen_rows.shape)}, the table has {V:,} rows")
         self.rows_of_type = _rows_of_type(rows_of_type, V)
-        # (V,), or (0,) where every row moves.
-        self.frozen_rows = np.zeros(0, np.uint8) if frozen_rows is None else frozen_rows.numpy().astype(np.uint8)
+        self.frozen_rows = rows_left_alone(frozen_rows, V)
         pairs = [(HIDDEN, NO_HEAD, hidden), *((HEAD, k, head) for k, head in enumerate(heads))]
         dense = [
             (kind, k, part)

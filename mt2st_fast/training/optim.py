@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -59,6 +59,30 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         del parameter
         return None
 
+    def freeze_rows(self, table: Tensor, frozen: Tensor | None) -> None:
+        """Leave the rows of a row-sparse table that are true in frozen (V,) as they are from now on; None: move all.
+
+        Raises ValueError for another shape.
+        """
+        if frozen is None:
+            self._frozen_rows.pop(id(table), None)
+            return
+        if frozen.shape != table.shape[:1] or frozen.dtype != torch.bool:
+            raise ValueError(
+                f"frozen rows must be {tuple(table.shape[:1])} bool, not {tuple(frozen.shape)} {frozen.dtype}"
+            )
+        self._frozen_rows[id(table)] = frozen
+
+    def frozen_rows(self, table: Tensor) -> Tensor | None:
+        """(V,) bool, which rows of a table stay as they are; None: none does."""
+        return self._frozen_rows.get(id(table))
+
+    @cached_property
+    def _frozen_rows(self) -> dict[int, Tensor]:
+        # By id(): the tables are held in the groups. Made when it is asked for, as a class behind this one may have an
+        # __init__ of its own.
+        return {}
+
     def fuse(self, tables: Iterable[Tensor]) -> None:
         """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.
 
@@ -85,7 +109,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             if parameter.grad is not None and parameter.grad.is_sparse
         ]
         for group, table, gradient in row_sparse:
-            update_rows(self.rule(group), table, gradient, self.row_state(table))
+            moving = without_rows(gradient, self.frozen_rows(table))
+            update_rows(self.rule(group), table, moving, self.row_state(table))
             table.grad = None
         self._fuse_dense_steps()
         try:
@@ -124,6 +149,19 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             return state[prefix + name]
 
         return self.kind.new_state(kept, n_rows, n_columns)
+
+
+def without_rows(gradient: Tensor, frozen: Tensor | None) -> Tensor:
+    """A row-sparse gradient (V, D) without the rows that are frozen (V,); None: none is."""
+    if frozen is None:
+        return gradient
+    gradient = gradient if gradient.is_coalesced() else gradient.coalesce()
+    rows = gradient._indices()[0]
+    moving = ~frozen[rows]
+    return torch.sparse_coo_tensor(
+        rows[moving].unsqueeze(0), gradient._values()[moving], gradient.shape, is_coalesced=True,
+        check_invariants=False,
+    )  # fmt: skip
 
 
 def unfuse(tables: Iterable[Tensor]) -> None:

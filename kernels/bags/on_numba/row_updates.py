@@ -104,9 +104,10 @@ def _update_split_from_bags(
     p, rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits
 ):
     bags, rows, begins = group_bags(ids, starts, V - 1, p, n_splits)
+    none_frozen = np.empty(0, np.uint8)
     update_from_transposed(
-        rule[0], table, rows, begins, bags, 0, len(rows), scales, gradient, D, per_row, first, second
-    )
+        rule[0], table, rows, begins, bags, 0, len(rows), none_frozen, scales, gradient, D, per_row, first, second
+    )  # fmt: skip
 
 
 def _update_from_bags(  # type: ignore[no-untyped-def]
@@ -122,28 +123,41 @@ def _update_from_bags(  # type: ignore[no-untyped-def]
 
 
 @helper
+def moves(row, frozen):
+    """Whether a step moves a row of a table; frozen (V,) uint8, or (0,) where it moves all."""
+    return len(frozen) == 0 or frozen[row] == 0
+
+
+@helper
 def update_from_transposed(
-    rule, table, rows, begins, bags, first_row, last_row, scales, gradient, D, per_row, first, second
+    rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, first, second
 ):  # fmt: skip
-    """A step of rows[first_row:last_row] by the gradient of their bags, bags[begins[u] : begins[u + 1]] for u."""
+    """A step of rows[first_row:last_row] by the gradient of their bags, bags[begins[u] : begins[u + 1]] for u.
+
+    Rows that are frozen (V,) cost nothing; (0,): none is.
+    """
     if WIDTH <= D <= 8 * WIDTH and rule["by_step"]:
         lanes = _new_lanes(D)
         for u in range(first_row, last_row):
-            if u + AHEAD < last_row:
+            if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
                 _ask_to_write_row(table, np.int64(rows[u + AHEAD]), D)
+            if not moves(rows[u], frozen):
+                continue
             _update_in_registers(
                 rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D, per_row, lanes
             )  # fmt: skip
         return
     sums = np.empty((1, D + WIDTH), np.float32)
     for u in range(first_row, last_row):
-        if u + AHEAD < last_row:
+        if u + AHEAD < last_row and moves(rows[u + AHEAD], frozen):
             ahead = np.int64(rows[u + AHEAD])
             _ask_to_write_row(table, ahead, D)
             if first:
                 _ask_to_write_row(first, ahead, D)
             if second:
                 _ask_to_write_row(second, ahead, D)
+        if not moves(rows[u], frozen):
+            continue
         _update_by_sum(
             rule, table, np.int64(rows[u]), bags, begins[u], begins[u + 1], scales, gradient, D,
             per_row, first, second, sums,

@@ -100,9 +100,9 @@ def _pool_part(p, table, D, ids, starts, pooled):
 @helper
 def _run_bags(
     p, table, D, ids, starts, pooled, scales, for_logits, for_features, bias, heads, columns, column_weights, targets,
-    scale, tile_bags, d_features, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
+    scale, tile_bags, trains_table, trains_heads, d_features, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
 ):  # fmt: skip
-    """Losses of split p of the bags, and the gradients of the heads and of every row in a bag."""
+    """Losses of split p of the bags, and the gradients of heads and rows as far as those are trained."""
     n_splits = len(loss_pk)
     first_bag, last_bag = _share_of_bags(starts, p, n_splits)
     d_weight = rows_of_split(d_weight_ps, p, n_splits)
@@ -121,9 +121,12 @@ def _run_bags(
             z, bias, heads, columns, column_weights, targets, B, NO_ROWS_LEFT_OUT, first, bags, scale, True, loss_k,
             correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
         )  # fmt: skip
-        add_weight_gradient(
-            z_address, ldz, h_address, ldh, bags, S, D, d_weight.ctypes.data, d_weight.shape[1]
-        )
+        if trains_heads:
+            add_weight_gradient(
+                z_address, ldz, h_address, ldh, bags, S, D, d_weight.ctypes.data, d_weight.shape[1]
+            )
+        if not trains_table:
+            continue
         feature_gradient(z_address, ldz, bags, S, D, for_features.ctypes.data, h_address, ldh, False)
         for i in range(bags):
             for d in range(D):
@@ -140,16 +143,22 @@ def _update_rows_of(rule, address, C, D, gradient, ldg):
 
 
 @helper
-def _update_head(rules, addresses, C, D, column, d_weight_ps, d_bias_ps, S_blocks):
-    """A step of one head by the sums of the splits' gradients; rules (2,) and addresses (2, 2): of weight and bias."""
+def _update_head(rules, moved, addresses, C, D, column, d_weight_ps, d_bias_ps, S_blocks):
+    """A step of one head by the sums of the splits' gradients; rules, moved (2,) and addresses (2, 2): of weight, bias.
+
+    moved: 0 where one stays as it is.
+    """
+    if not (moved[WEIGHT] or moved[BIAS]):
+        return
     for p in range(1, len(d_bias_ps)):
         for s in range(column, column + C):
             for d in range(D):
                 d_weight_ps[s, d] += d_weight_ps[p * S_blocks + s, d]
             d_bias_ps[0, s] += d_bias_ps[p, s]
     d_weight, d_bias = d_weight_ps[column].ctypes.data, d_bias_ps[0, column:].ctypes.data
-    _update_rows_of(rules[WEIGHT], addresses[WEIGHT], C, D, d_weight, d_weight_ps.shape[1])
-    if addresses[BIAS, PARAMETER]:
+    if moved[WEIGHT]:
+        _update_rows_of(rules[WEIGHT], addresses[WEIGHT], C, D, d_weight, d_weight_ps.shape[1])
+    if moved[BIAS] and addresses[BIAS, PARAMETER]:
         _update_rows_of(rules[BIAS], addresses[BIAS], C, 1, d_bias, 1)
 
 
@@ -166,8 +175,8 @@ def _biases(heads, addresses, S):
 
 @helper
 def _update_part(
-    p, rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
-    d_bias_ps,
+    p, rules, moved, table, D, per_row, rows, begins, bags, parts, frozen, d_features, heads, columns, addresses,
+    d_weight_ps, d_bias_ps,
 ):  # fmt: skip
     """Move a piece of a part of the rows, and of the heads every n_pieces-th."""
     n_splits = len(parts) - 1
@@ -177,26 +186,29 @@ def _update_part(
         parts[part] + i * n_rows // PIECES_A_PART,
         parts[part] + (i + 1) * n_rows // PIECES_A_PART,
     )
-    update_from_transposed(
-        rules[0], table, rows, begins, bags, first, last, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0
-    )  # fmt: skip
+    if moved[0]:
+        update_from_transposed(
+            rules[0], table, rows, begins, bags, first, last, frozen, NO_SCALES, d_features.ctypes.data, D, per_row, 0,
+            0,
+        )  # fmt: skip
     for k in range(p, len(heads), n_pieces):
         index = heads[k]["index"]
         _update_head(
-            rules[1 + 2 * index : 3 + 2 * index], addresses[index], heads[k]["size"], D, columns[k], d_weight_ps,
-            d_bias_ps, len(d_weight_ps) // n_splits,
+            rules[1 + 2 * index : 3 + 2 * index], moved[1 + 2 * index : 3 + 2 * index], addresses[index],
+            heads[k]["size"], D, columns[k], d_weight_ps, d_bias_ps, len(d_weight_ps) // n_splits,
         )  # fmt: skip
 
 
 def _step_on_bags(  # type: ignore[no-untyped-def]
-    team, rules, table, D, per_row, scales, ids, starts, rows, begins, bags, parts, heads, addresses, column_weights,
-    targets, mean_scale, scale, tile_bags, losses_address, correct_address,
+    team, rules, moved, table, D, per_row, frozen, scales, ids, starts, rows, begins, bags, parts, heads, addresses,
+    column_weights, targets, mean_scale, scale, tile_bags, losses_address, correct_address,
 ):  # fmt: skip
     """One step of a table (V, D) and of heads (records of a layout) on B bags; losses and hits of the heads.
 
-    rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout. addresses (K, 2, 2): their
-    weights and biases, and the states (C,) of those; 0 = there is none. per_row (V,) is the table's state. scales to
-    parts are the fields of PreparedBags. The rest is as in tile_pass.
+    rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout; moved (1 + 2 K,): 0 where one
+    stays as it is. addresses (K, 2, 2): their weights and biases, and the states (C,) of those; 0 = there is none.
+    per_row (V,) is the table's state, frozen (V,) 1 for a row that stays, or (0,). scales to parts are the fields of
+    PreparedBags. The rest is as in tile_pass.
     """
     K, B, n_splits, n_pools = len(heads), len(scales), len(parts) - 1, len(starts)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
@@ -205,23 +217,24 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     S = columns[K]
     bias_s = _biases(heads, addresses, len(column_weights))
     weights = addresses[:, WEIGHT, PARAMETER][heads["index"]]
-    for_logits, for_features = pack_heads(weights, D, heads, columns, True)
+    trains_table, trains_heads = moved[0] > 0, moved[1:].any()
+    for_logits, for_features = pack_heads(weights, D, heads, columns, trains_table)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)
     d_bias_ps = np.zeros((n_splits, S), np.float32)
     S_blocks = round_up(S, BLOCK_ROWS)
     d_weight_ps = scratch(n_splits * S_blocks, round_up(D, WIDTH) + SKEW)
-    d_features = np.empty((B, D), np.float32)
+    d_features = np.empty((B if trains_table else 0, D), np.float32)
     pooled = np.empty((n_pools if n_pools > 1 else 0, B, D), np.float32)
     if n_pools > 1:
         in_parallel(team, n_pools, _pool_part, (table, D, ids, starts, pooled))
     in_parallel(team, n_splits, _run_bags, (
         table, D, ids, starts, pooled, scales, for_logits, for_features, bias_s, heads, columns, column_weights,
-        targets, scale, tile_bags, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk, d_bias_ps,
+        targets, scale, tile_bags, trains_table, trains_heads, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk, d_bias_ps,
     ))  # fmt: skip
     in_parallel(team, n_splits * PIECES_A_PART, _update_part, (
-        rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
-        d_bias_ps,
+        rules, moved, table, D, per_row, rows, begins, bags, parts, frozen, d_features, heads, columns, addresses,
+        d_weight_ps, d_bias_ps,
     ))  # fmt: skip
     for k in range(K):
         index = heads[k]["index"]
@@ -254,8 +267,8 @@ def step(
     table, state = model.table.parameter, model.table.state.per_row
     D, n_splits = table.shape[1], len(bags.parts) - 1
     step_on_bags(
-        packed(rules)[model.rules], table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
-        *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
+        packed(rules)[model.rules], model.moved, table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
+        model.frozen_rows, *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
         batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(),
         correct.data_ptr(),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...bags.on_numba.row_updates import moves
 from ...machine.jit import entry, helper
 from ..window import WindowModel
 
@@ -126,12 +127,6 @@ def index_types(types, rows_of_type, index):
                 index.ids[total] = row
                 total += 1
     index.starts[U] = total
-
-
-@helper
-def moves(row, frozen):
-    """Whether a step moves a row; frozen (V,), or (0,) where it moves all."""
-    return len(frozen) == 0 or frozen[row] == 0
 
 
 @helper

@@ -26,7 +26,7 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..window import TO_NOTHING, TO_TABLE, Dropout, WindowModel
+from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE, Dropout, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
 from .window_memory import TILE_ROWS, memory_of
@@ -86,7 +86,7 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
     index_types(types.reshape(N * W), table.rows_of_type, index)
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
     in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, reach, b))
-    for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, True)
+    for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, reach >= TO_HIDDEN)
     hidden_bias_h = np.empty(H, np.float32)
     _copy_from(hidden_bias, hidden_bias_h)
     head_bias_s = _head_biases(heads, biases, len(column_weights))

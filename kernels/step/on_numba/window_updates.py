@@ -6,13 +6,12 @@ import numba
 import numpy as np
 
 from ...bags.on_numba.row_sums import sum_rows
-from ...bags.on_numba.row_updates import update_from_transposed, update_row
+from ...bags.on_numba.row_updates import moves, update_from_transposed, update_row
 from ...heads.on_numba.stages import DEPTH, SKEW, add_weight_gradient, round_up, scratch
 from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..window import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
-from .window_batch import moves
 from .window_memory import TILE_ROWS
 from .window_tiles import ONE, TYPES_A_PIECE, ZERO, address_of
 
@@ -145,6 +144,6 @@ def move_rows(p, rule, table, index, b):
     first = p * ROWS_A_PIECE
     update_from_transposed(
         rule, table.address, index.rows, index.row_begins, index.row_types, first,
-        min(index.counts[1], first + ROWS_A_PIECE), b.no_scales, address_of(b.d_vectors), table.D, table.per_row,
+        min(index.counts[1], first + ROWS_A_PIECE), table.frozen, b.no_scales, address_of(b.d_vectors), table.D, table.per_row,
         table.first, table.second,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mt2st_fast.kernels import (
+    FROZEN,
     BagModel,
     HeadLayout,
     PreparedBags,
@@ -23,6 +24,7 @@ from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
+    are_moved,
     group_of,
     head_parameters,
     model_obstacle,
@@ -73,16 +75,20 @@ class BagTraining:
         reason = parameter_obstacle(parameters, optimizer)
         if reason is not None:
             return reason
-        if any(optimizer.dense_state(p) is None for p in parameters[1:]):
+        moved = are_moved(parameters, optimizer)
+        if any(moved[1:]) and not all(moved[1:]) and len(heads.active) > 1:
+            return "a head is frozen beside others that are trained"
+        dense = [p for p, is_moved in zip(parameters[1:], moved[1:], strict=True) if is_moved]
+        if any(optimizer.dense_state(p) is None for p in dense):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
         rules = [optimizer.rule(group) for group in optimizer.param_groups]
         return bag_step_obstacle(parameters[0], parameters[1:], rules, encoder.backend)
 
     def declines(self) -> str | None:
         """Why this step cannot be taken, or None."""
-        if self._held.lie_elsewhere():
+        if self._held.are_others():
             self._hold()
-        return None if self._held.are_trained() else "a parameter is frozen"
+        return None if self._held.any_is_moved() else "every parameter is frozen"
 
     def _hold(self) -> None:
         self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
@@ -114,7 +120,8 @@ class BagTraining:
                 )
                 for linear in linears
             ]
-            model = BagModel(self._trained[self._encoder.table], heads, layout)
+            table = self._encoder.table
+            model = BagModel(self._trained[table], heads, layout, self._optimizer.frozen_rows(table))
             self._models[layout.names] = model
         return model
 
@@ -132,7 +139,11 @@ def _trained(
     """Table and dense parameters with what their rules remember."""
     groups = group_of(optimizer)
     trained: dict[Tensor, Trained] = {}
-    for parameter in (encoder.table, *head_parameters(heads)):
+    parameters = [encoder.table, *head_parameters(heads)]
+    for parameter, is_moved in zip(parameters, are_moved(parameters, optimizer), strict=True):
+        if not is_moved:
+            trained[parameter] = Trained(parameter.detach(), RowState(), FROZEN)
+            continue
         state = _state_of(parameter, encoder, optimizer)
         assert state is not None
         trained[parameter] = Trained(parameter.detach(), state, groups[id(parameter)])

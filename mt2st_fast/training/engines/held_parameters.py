@@ -39,9 +39,8 @@ def model_obstacle(
 
 def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> str | None:
     """What about these parameters stands against moving them without autograd, or None."""
-    held = group_of(optimizer)
-    if any(id(p) not in held or not p.requires_grad for p in parameters):
-        return "a parameter is frozen"
+    if not any(are_moved(parameters, optimizer)):
+        return "every parameter is frozen"
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
         return "a parameter has hooks"
     return None
@@ -51,6 +50,12 @@ def head_parameters(heads: MultiTaskHeads) -> list[nn.Parameter]:
     """Those of the active heads."""
     linears = [heads.linear(name) for name in heads.active if not heads.is_word_task(name)]
     return [p for linear in linears for p in linear.parameters()]
+
+
+def are_moved(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> list[bool]:
+    """Which parameters a step moves: those that are not frozen, and that the optimizer holds."""
+    held = group_of(optimizer)
+    return [p.requires_grad and id(p) in held for p in parameters]
 
 
 def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
@@ -70,11 +75,12 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 class HeldParameters:
-    """Where parameters and an optimizer's state of them lie: kernels were given addresses."""
+    """Which parameters move, and where they and an optimizer's state of them lie: kernels were given addresses."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
         self._addresses = [p.data_ptr() for p in parameters]
+        self._moved = are_moved(parameters, optimizer)
         # The tensors themselves: while they are held, nobody else gets their id().
         self._states = self._state_tensors()
 
@@ -82,13 +88,15 @@ class HeldParameters:
         states = self._optimizer.state  # a defaultdict, which looking would fill
         return [value for p in self._parameters if p in states for value in states[p].values()]
 
-    def lie_elsewhere(self) -> bool:
-        """Whether somebody has put other memory into a parameter, or loaded another state."""
+    def any_is_moved(self) -> bool:
+        """Whether a step moves anything."""
+        return any(self._moved)
+
+    def are_others(self) -> bool:
+        """Whether somebody has put other memory into a parameter, loaded another state, frozen one or trained another."""
         now = self._state_tensors()
         if len(now) != len(self._states) or not all(map(is_, now, self._states)):
             return True
-        return [p.data_ptr() for p in self._parameters] != self._addresses
-
-    def are_trained(self) -> bool:
-        """Whether none has been frozen."""
-        return all(p.requires_grad for p in self._parameters)
+        if [p.data_ptr() for p in self._parameters] != self._addresses:
+            return True
+        return are_moved(self._parameters, self._optimizer) != self._moved

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import (
+    FROZEN,
     Dense,
     Dropout,
     HeadLayout,
+    RowState,
     Trained,
     WindowModel,
     window_features,
@@ -21,6 +23,7 @@ from mt2st_fast.model.encoders import WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
+    are_moved,
     group_of,
     head_parameters,
     model_obstacle,
@@ -67,17 +70,18 @@ class WindowTraining:
             return reason
         if len(dense) <= len(list(encoder.hidden.parameters())):
             return "no active task has a head"
-        if any(optimizer.whole_state(p) is None and optimizer.dense_state(p) is None for p in dense):
+        moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
+        if any(optimizer.whole_state(p) is None and optimizer.dense_state(p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
         sizes = [heads.linear(name).out_features for name in heads.active if not heads.is_word_task(name)]
         return window_step_obstacle(table, dense, sizes, encoder.backend)
 
     def declines(self) -> str | None:
         """Why this step cannot be taken, or None."""
-        if self._held.lie_elsewhere():
+        if self._held.are_others():
             self._models = {}
             self._hold()
-        return None if self._held.are_trained() else "a parameter is frozen"
+        return None if self._held.any_is_moved() else "every parameter is frozen"
 
     def __call__(self, types: Tensor, targets: Mapping[str, Tensor], weights: Tensor) -> Tensor:
         """One step on N windows of types (N, W); the losses (K,) of the active tasks, 0 where one has no target here.
@@ -95,7 +99,7 @@ class WindowTraining:
 
     def features(self, types: Tensor) -> Tensor | None:
         """(N, H) features of windows of types (N, W), without dropout; None before the first step."""
-        if not self._models or self._held.lie_elsewhere():
+        if not self._models or self._held.are_others():
             return None
         # For instance a hook of somebody who wants to see the features.
         if self.obstacle(self._encoder, self._heads, self._optimizer) is not None:
@@ -112,24 +116,31 @@ class WindowTraining:
         # Asking for states makes those that are missing: before it is noted what there is.
         for parameter in self._parameters[1:]:
             self._dense(parameter)
-        self._optimizer.row_state(self._encoder.table)
+        self._table()
         self._held = HeldParameters(self._parameters, self._optimizer)
 
     def _new_model(self, layout: HeadLayout) -> WindowModel:
         encoder, names = self._encoder, layout.names
         assert encoder.hidden is not None
-        group = group_of(self._optimizer)[id(encoder.table)]
-        table = Trained(encoder.table.detach(), self._optimizer.row_state(encoder.table), group)
         linears = [encoder.hidden, *(self._heads.linear(name) for name in names)]
         hidden, *heads = [
             (self._dense(linear.weight), None if linear.bias is None else self._dense(linear.bias))
             for linear in linears
         ]
-        model = WindowModel(table, encoder.rows_of_type, hidden, heads, layout)
+        frozen_rows = self._optimizer.frozen_rows(encoder.table)
+        model = WindowModel(self._table(), encoder.rows_of_type, hidden, heads, layout, frozen_rows)
         self._models[names] = model
         return model
 
+    def _table(self) -> Trained:
+        table, optimizer = self._encoder.table, self._optimizer
+        if not any(are_moved([table], optimizer)):
+            return Trained(table.detach(), RowState(), FROZEN)
+        return Trained(table.detach(), optimizer.row_state(table), group_of(optimizer)[id(table)])
+
     def _dense(self, parameter: Tensor) -> Dense:
+        if not any(are_moved([parameter], self._optimizer)):
+            return Dense(parameter.detach(), RowState(), FROZEN, False)
         whole = self._optimizer.whole_state(parameter)
         state = self._optimizer.dense_state(parameter) if whole is None else whole
         assert state is not None
