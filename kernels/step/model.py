@@ -11,7 +11,6 @@ from torch import Tensor
 from ..bags.rules import RowState
 from ..heads.layout import HeadLayout
 
-
 FROZEN = -1  # in the place of a rule: the parameter stays as it is, and nothing is computed for its gradient
 
 
@@ -68,7 +67,7 @@ class BagModel:
 
 
 def rows_left_alone(frozen_rows: Tensor | None, V: int) -> np.ndarray:
-    """(V,) uint8, 1 where a row of a table stays as it is; (0,) where all move. Raises ValueError for another number."""
+    """(V,) uint8, 1 where a row of a table stays as it is; (0,) where all move. Raises ValueError for another V."""
     if frozen_rows is None:
         return np.zeros(0, np.uint8)
     if frozen_rows.shape != (V,):

@@ -51,7 +51,7 @@ PIECE = np.dtype(
 class Dense(NamedTuple):
     """A dense parameter, what its rule remembers of it and which of a step's rules it is.
 
-    `whole`: the rule takes it as one row; else its rows are what the first axis counts. The rule FROZEN leaves it alone.
+    `whole`: the rule takes it as one row; else its rows are what the first axis counts. FROZEN for a rule leaves it.
     """
 
     parameter: Tensor
@@ -112,7 +112,7 @@ class WindowModel:
 
 
 def _reach(table: Trained, kinds: Sequence[int]) -> int:
-    """How far back gradients are wanted: to the table, else to the hidden layer or the heads, where those are trained."""
+    """How far back gradients are wanted: to the table, the hidden layer or the heads, as the first trained one is."""
     if table.rule != FROZEN:
         return TO_TABLE
     return TO_HIDDEN if any(kind in HIDDEN for kind in kinds) else TO_HEADS

@@ -230,7 +230,8 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
         in_parallel(team, n_pools, _pool_part, (table, D, ids, starts, pooled))
     in_parallel(team, n_splits, _run_bags, (
         table, D, ids, starts, pooled, scales, for_logits, for_features, bias_s, heads, columns, column_weights,
-        targets, scale, tile_bags, trains_table, trains_heads, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk, d_bias_ps,
+        targets, scale, tile_bags, trains_table, trains_heads, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk,
+        d_bias_ps,
     ))  # fmt: skip
     in_parallel(team, n_splits * PIECES_A_PART, _update_part, (
         rules, moved, table, D, per_row, rows, begins, bags, parts, frozen, d_features, heads, columns, addresses,
@@ -268,8 +269,8 @@ def step(
     D, n_splits = table.shape[1], len(bags.parts) - 1
     step_on_bags(
         packed(rules)[model.rules], model.moved, table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
-        model.frozen_rows, *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
-        batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(),
-        correct.data_ptr(),
+        model.frozen_rows, *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses,
+        batch.scale, batch.gradient_scale,
+        tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct

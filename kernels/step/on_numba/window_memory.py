@@ -77,7 +77,9 @@ def _table(model: WindowModel) -> Table:
     per_row = np.zeros(0, np.float32) if state.per_row is None else state.per_row.numpy()
     first, second = (0 if part is None else part.data_ptr() for part in state[1:])
     D = table.shape[1]
-    return Table(table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule, model.frozen_rows)
+    return Table(
+        table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule, model.frozen_rows
+    )
 
 
 def _addresses(model: WindowModel) -> list[np.ndarray]:

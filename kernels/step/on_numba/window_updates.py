@@ -111,10 +111,10 @@ def _move_piece(piece, rules, decays, column_of, N, F, H, b):
 @helper
 def _has_moving_row(u, index, frozen):
     """Whether a step moves a row of the type u."""
+    n_moving = 0
     for i in range(index.starts[u], index.starts[u + 1]):
-        if moves(index.ids[i], frozen):
-            return True
-    return False
+        n_moving += moves(index.ids[i], frozen)
+    return n_moving > 0
 
 
 @helper
@@ -144,6 +144,6 @@ def move_rows(p, rule, table, index, b):
     first = p * ROWS_A_PIECE
     update_from_transposed(
         rule, table.address, index.rows, index.row_begins, index.row_types, first,
-        min(index.counts[1], first + ROWS_A_PIECE), table.frozen, b.no_scales, address_of(b.d_vectors), table.D, table.per_row,
-        table.first, table.second,
+        min(index.counts[1], first + ROWS_A_PIECE), table.frozen, b.no_scales, address_of(b.d_vectors), table.D,
+        table.per_row, table.first, table.second,
     )  # fmt: skip

@@ -93,7 +93,7 @@ class HeldParameters:
         return any(self._moved)
 
     def are_others(self) -> bool:
-        """Whether somebody has put other memory into a parameter, loaded another state, frozen one or trained another."""
+        """Whether somebody has put other memory into a parameter, loaded another state, frozen or unfrozen one."""
         now = self._state_tensors()
         if len(now) != len(self._states) or not all(map(is_, now, self._states)):
             return True

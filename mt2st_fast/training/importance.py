@@ -1,0 +1,255 @@
+"""How much every part of a model matters to every task, measured on held-out batches; nothing moves.
+
+A part is what can be frozen by itself: a layer, a head, or some rows of a row-sparse table, grouped by how many of the
+batches use them. With g the gradient of a task's mean loss on a batch, and w a part's parameters, the importance is the
+mean over the batches of
+
+    taylor  (sum g w)^2    the loss change where the part is set to zero, to first order, squared (Molchanov et al. 2017,
+                           arXiv 1611.06440, section 2.2; squared as in Molchanov et al. 2019, arXiv 1906.10771)
+    fisher  sum g^2        the diagonal of the empirical Fisher information (Kirkpatrick et al. 2017, arXiv 1612.00796):
+                           how fast the loss falls where a gradient step moves the part alone, to first order
+
+What a part costs is how many numbers of it a step moves: all of a layer's, of a table those in the rows that a batch
+uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.open_tasks import features_and_mask
+from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
+from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
+
+Measure = Literal["taylor", "fisher"]
+MEASURES: tuple[Measure, ...] = ("taylor", "fisher")
+MOST_BATCHES, MOST_ROWS = 8, 512  # that are looked at: a few steps' worth, whatever the held-out data
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Parameters that are frozen together; rows (V,) bool: those of the one table that they are.
+
+    cost: how many numbers of it a step moves. task: whose head it is, None for a part of the encoder.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    cost: float
+    rows: Tensor | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Importances:
+    """Parts, and by task what each of them matters, in their order."""
+
+    parts: tuple[Part, ...]
+    by_task: Mapping[str, tuple[float, ...]]
+
+    def shares(self, task: str) -> tuple[float, ...]:
+        """Every part's share of the importance to one task, 0 where nothing matters."""
+        total = sum(self.by_task[task])
+        return tuple(value / total if total else 0.0 for value in self.by_task[task])
+
+
+class _Moments(NamedTuple):
+    """What is kept of a parameter's gradient g in one batch: of all its numbers, or of the rows (U,) that have one."""
+
+    rows: Tensor | None
+    products: Tensor  # () or (U,), sums of g w
+    squares: Tensor  # () or (U,), sums of g^2
+
+
+def importances(parts: StepParts, batches: Iterable[Batch], measure: Measure) -> Importances:
+    """Of everything that is trained, for every active task that the held-out batches have targets of.
+
+    Looks at some rows of the first MOST_BATCHES batches. Raises ValueError where no batch has a target of the main
+    task.
+    """
+    layers = list(_layers(parts))
+    trained = [p for _, _, owned in layers for p in owned]
+    seen = _gradients(parts, trained, batches)
+    main = parts.heads.main
+    if main not in seen:
+        raise ValueError(
+            f"no held-out batch has a target of the main task {main}: importance cannot be measured"
+        )
+    found = [part for layer in layers for part in _parts_of(layer, trained, seen[main], parts)]
+    by_task = {
+        task: tuple(_importance(part, trained, of_batches, measure) for part in found)
+        for task, of_batches in seen.items()
+    }
+    return Importances(tuple(found), by_task)
+
+
+# --- gradients -------------------------------------------------------------------------------------------
+
+
+def _gradients(
+    parts: StepParts, trained: Sequence[nn.Parameter], batches: Iterable[Batch]
+) -> dict[str, list[list[_Moments | None]]]:
+    """By task, for every batch with a target of it, what is kept of each parameter's gradient; None: it has none."""
+    seen: dict[str, list[list[_Moments | None]]] = {}
+    was_training = parts.encoder.training
+    parts.encoder.eval()  # dropout would draw random numbers that training then misses
+    try:
+        with _gradients_of_tables(parts), torch.enable_grad():
+            for batch in islice(batches, MOST_BATCHES):
+                inputs, targets = (to_device(part, parts.device) for part in _some_rows(materialised(batch)))
+                with parts.autocast():
+                    features, mask = features_and_mask(parts.encoder(inputs))
+                present = [n for n in parts.heads.active if n in targets and not parts.heads.is_word_task(n)]
+                for task in present:
+                    with parts.autocast():
+                        loss = parts.heads(features, {task: targets[task]}, {task: 1.0}, mask=mask).total
+                    found = torch.autograd.grad(
+                        loss, trained, retain_graph=task != present[-1], allow_unused=True
+                    )
+                    moments = [_moments(g, p) for g, p in zip(found, trained, strict=True)]
+                    seen.setdefault(task, []).append(moments)
+    finally:
+        parts.encoder.train(was_training)
+    return seen
+
+
+def _some_rows(batch: PlainBatch) -> PlainBatch:
+    """At most MOST_ROWS of a batch whose inputs are a tensor of rows, from all over it; the whole of another."""
+    inputs, targets = batch
+    if not isinstance(inputs, Tensor) or any(len(target) != len(inputs) for target in targets.values()):
+        return batch
+    # Neighbours are often of one text, whose words are fewer than those of a shuffled training batch.
+    chosen = slice(None, None, max(1, -(-len(inputs) // MOST_ROWS)))
+    return inputs[chosen], {name: target[chosen] for name, target in targets.items()}
+
+
+@contextmanager
+def _gradients_of_tables(parts: StepParts) -> Iterator[None]:
+    """The backward pass makes the gradients of tables that it would otherwise step."""
+    unfuse(parts.fused_tables)
+    try:
+        yield
+    finally:
+        if parts.fused_tables:
+            assert isinstance(parts.optimizer, RowSparseOptimizer)
+            parts.optimizer.fuse(parts.fused_tables)
+
+
+def _moments(gradient: Tensor | None, parameter: Tensor) -> _Moments | None:
+    if gradient is None:
+        return None
+    values = parameter.detach()
+    if not gradient.is_sparse:
+        g = gradient.double()
+        return _Moments(None, (g * values).sum(), g.square().sum())
+    gradient = gradient.coalesce()
+    rows, g = gradient._indices()[0], gradient._values().double().flatten(1)
+    return _Moments(rows, (g * values[rows].flatten(1)).sum(1), g.square().sum(1))
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+_Layer = tuple[str, str | None, tuple[nn.Parameter, ...]]  # name, whose head it is, and what it owns
+
+
+def _layers(parts: StepParts) -> Iterator[_Layer]:
+    """Every module with trained parameters of its own; of the heads every active task's. A parameter comes once."""
+    seen: set[int] = set()
+
+    def new(parameters: Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
+        found = [p for p in parameters if p.requires_grad and id(p) not in seen]
+        seen.update(map(id, found))
+        return tuple(found)
+
+    # An encoder may hold the heads as well: they are heads first.
+    heads = [(task, new(_parameters_of(parts.heads, task))) for task in parts.heads.active]
+    for path, module in parts.encoder.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if owned := new(own.values()):
+            # A module with one parameter is that parameter: a table, and not the encoder around it.
+            name = f"{path}.{next(iter(own))}".strip(".") if len(own) == 1 else path
+            yield f"encoder/{name}".rstrip("/"), None, owned
+    yield from ((f"heads/{task}", task, owned) for task, owned in heads if owned)
+
+
+def _parameters_of(heads: MultiTaskHeads, task: str) -> Iterator[nn.Parameter]:
+    """A task's own."""
+    if heads.is_word_task(task):
+        return iter(())
+    module = heads.open_task(task) if heads.is_open_task(task) else heads.linear(task)
+    return module.parameters()
+
+
+def _parts_of(
+    layer: _Layer,
+    trained: Sequence[nn.Parameter],
+    of_batches: Sequence[Sequence[_Moments | None]],
+    parts: StepParts,
+) -> Iterator[Part]:
+    """The layer itself; or of a row-sparse table, whose rows can be frozen, the rows that are used alike."""
+    name, task, owned = layer
+    place = next(i for i, p in enumerate(trained) if p is owned[0])
+    used = [moments[place] for moments in of_batches]
+    rows_used = [m.rows for m in used if m is not None and m.rows is not None]
+    can_be_split = isinstance(parts.optimizer, RowSparseOptimizer) and not parts.fused_tables
+    if len(owned) > 1 or not rows_used:
+        yield Part(name, owned, float(sum(p.numel() for p in owned)), None, task)
+        return
+    table = owned[0]
+    per_row = table.numel() // len(table)
+    uses = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+    for rows in rows_used:
+        uses[rows] += 1
+    if not can_be_split:
+        yield Part(name, owned, float(uses.sum()) * per_row / len(of_batches), None, task)
+        return
+    for low, high in _bands(len(of_batches)):
+        rows = (uses >= low) & (uses <= high)
+        if rows.any():
+            times = f"{low}" if low == high else f"{low} to {high}"
+            text = f"{name}, rows in {times} of {len(of_batches)} batches"
+            yield Part(text, owned, float(uses[rows].sum()) * per_row / len(of_batches), rows, task)
+
+
+def _bands(n_batches: int) -> Iterator[tuple[int, int]]:
+    """Numbers of uses (first, last) that are alike: 0, 1, 2 to 3, 4 to 7, ..., all."""
+    yield 0, 0
+    low = 1
+    while low < n_batches:
+        yield low, min(2 * low, n_batches) - 1
+        low *= 2
+    yield n_batches, n_batches
+
+
+def _importance(
+    part: Part,
+    trained: Sequence[nn.Parameter],
+    of_batches: Sequence[Sequence[_Moments | None]],
+    measure: Measure,
+) -> float:
+    """The mean over the batches."""
+    owned = {id(p) for p in part.parameters}
+    places = [i for i, p in enumerate(trained) if id(p) in owned]
+    found = [_of_batch([moments[i] for i in places], part.rows, measure) for moments in of_batches]
+    return sum(found) / len(found)
+
+
+def _of_batch(moments: Sequence[_Moments | None], rows: Tensor | None, measure: Measure) -> float:
+    sums = [0.0, 0.0]
+    for each in moments:
+        if each is None:
+            continue
+        chosen = slice(None) if rows is None or each.rows is None else rows[each.rows]
+        for i, values in enumerate((each.products, each.squares)):
+            sums[i] += float(values.reshape(-1)[chosen].sum())
+    products, squares = sums
+    return products**2 if measure == "taylor" else squares
