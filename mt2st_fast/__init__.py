@@ -26,6 +26,7 @@ from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRe
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.schedules import (
     AdaptiveSwitch,
+    AdaptiveTaskSelector,
     Diminish,
     DiminishThenSwitch,
     Moment,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD",
     "AdaptiveSwitch",
+    "AdaptiveTaskSelector",
     "BagEncoder",
     "Callback",
     "Classification",

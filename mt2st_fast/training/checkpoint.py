@@ -21,7 +21,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
-FORMAT = "mt2st-fast checkpoint 3"
+FORMAT = "mt2st-fast checkpoint 4"
 
 
 def save_checkpoint(

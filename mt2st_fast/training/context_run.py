@@ -17,6 +17,7 @@ from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.walkers import WalkTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
+from mt2st_fast.training.observations import ObservingHeldOut
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.table_tasks import TableTasks
 
@@ -91,6 +92,10 @@ class ContextRun:
         schedule: Schedule,
         plan: ContextPlan,
     ) -> None:
+        if isinstance(schedule, ObservingHeldOut):
+            raise InputError(
+                f"{type(schedule).__name__} decides by held-out batches, which a text has none of: give another schedule"
+            )
         n_words = len(text.ids)
         self._training, self._text, self._tasks = training, text, tasks
         self._schedule, self._plan = schedule, plan

@@ -25,7 +25,9 @@ class StepRecord:
     weights: dict[str, float]  # by active task, at `step`
     learning_rate: float
     step_ms: float = field(compare=False)
-    train_seconds: float = field(compare=False)  # spent in training steps so far
+    train_seconds: float = field(
+        compare=False
+    )  # spent so far in training steps, and in choosing what trains on
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,38 @@ class PhaseRecord:
     graph: str | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class PartRecord:
+    """A part of the model as it was measured: a layer, a head, or some rows of a table.
+
+    parameters: its names in the run. rows: how many of a table's it is. cost: how many numbers of it a step moved.
+    importance: by task. becomes: "trained", "frozen", or "retired" with its task.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    rows: int | None
+    cost: float
+    importance: dict[str, float]
+    becomes: str
+
+
+@dataclass(frozen=True)
+class SelectionRecord:
+    """Which parts train on from step `step` on, and by what they were chosen; see training/importance.py."""
+
+    step: int
+    measure: str
+    parts: tuple[PartRecord, ...]
+    seconds: float = field(compare=False)  # that measuring took
+
+    def shares(self, task: str) -> tuple[float, ...]:
+        """Every part's share of the importance to a task, 0 where nothing matters."""
+        values = [part.importance.get(task, 0.0) for part in self.parts]
+        total = sum(values)
+        return tuple(value / total if total else 0.0 for value in values)
+
+
 @dataclass
 class History:
     """Everything that `fit` saw, in order; `main` is the main task."""
@@ -64,6 +98,7 @@ class History:
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     phases: list[PhaseRecord] = field(default_factory=list)
+    selections: list[SelectionRecord] = field(default_factory=list)
 
     @property
     def best(self) -> Evaluation | None:
@@ -73,7 +108,7 @@ class History:
 
     @property
     def train_seconds(self) -> float:
-        """Seconds spent in training steps: no evaluation, no checkpoint, no logging."""
+        """Seconds spent in training steps and in choosing parts: no evaluation, no checkpoint, no logging."""
         return self.steps[-1].train_seconds if self.steps else 0.0
 
     def step_ms_median(self, phase: PhaseRecord) -> float | None:
@@ -100,10 +135,11 @@ class History:
             steps=[StepRecord(**record) for record in stored["steps"]],
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
             phases=[PhaseRecord(**{**phase, "active": tuple(phase["active"])}) for phase in stored["phases"]],
+            selections=[_selection(record) for record in stored["selections"]],
         )
 
     def write_jsonl(self, path: Path) -> None:
-        """One JSON object a line: {"kind": "step" | "evaluation" | "phase", ...} in the order of steps."""
+        """One JSON object a line, {"kind": "step" | "evaluation" | "phase" | "selection", ...}, by step."""
         lines = [
             *(
                 {
@@ -119,6 +155,12 @@ class History:
             ),
             *({"kind": "step", **asdict(record)} for record in self.steps),
             *({"kind": "evaluation", **asdict(record)} for record in self.evaluations),
+            *({"kind": "selection", **asdict(record)} for record in self.selections),
         ]
         lines.sort(key=lambda line: line["step"])  # type: ignore[arg-type,return-value]
         write_atomically(path, "".join(json_text(line) + "\n" for line in lines).encode())
+
+
+def _selection(stored: dict[str, Any]) -> SelectionRecord:
+    parts = [PartRecord(**{**part, "parameters": tuple(part["parameters"])}) for part in stored["parts"]]
+    return SelectionRecord(**{**stored, "parts": tuple(parts)})

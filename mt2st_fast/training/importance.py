@@ -4,10 +4,10 @@ A part is what can be frozen by itself: a layer, a head, or some rows of a row-s
 batches use them. With g the gradient of a task's mean loss on a batch, and w a part's parameters, the importance is the
 mean over the batches of
 
-    taylor  (sum g w)^2    the loss change where the part is set to zero, to first order, squared (Molchanov et al. 2017,
-                           arXiv 1611.06440, section 2.2; squared as in Molchanov et al. 2019, arXiv 1906.10771)
-    fisher  sum g^2        the diagonal of the empirical Fisher information (Kirkpatrick et al. 2017, arXiv 1612.00796):
-                           how fast the loss falls where a gradient step moves the part alone, to first order
+    taylor  (sum g w)^2    the loss change where the part is set to zero, to first order, squared (Molchanov et al.
+                           2017, arXiv 1611.06440; squared as in Molchanov et al. 2019, arXiv 1906.10771)
+    fisher  sum g^2        the diagonal of the empirical Fisher information, of batches instead of examples: how fast
+                           the loss falls, to first order, where a gradient step moves the part alone
 
 What a part costs is how many numbers of it a step moves: all of a layer's, of a table those in the rows that a batch
 uses.
@@ -30,9 +30,8 @@ from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
 
-Measure = Literal["taylor", "fisher"]
-MEASURES: tuple[Measure, ...] = ("taylor", "fisher")
-MOST_BATCHES, MOST_ROWS = 8, 512  # that are looked at: a few steps' worth, whatever the held-out data
+Measure = Literal["fisher", "taylor"]
+MOST_BATCHES, MOST_ROWS = 4, 512  # that are looked at: a few steps' worth, whatever the held-out data
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +52,7 @@ class Part:
 class Importances:
     """Parts, and by task what each of them matters, in their order."""
 
+    main: str
     parts: tuple[Part, ...]
     by_task: Mapping[str, tuple[float, ...]]
 
@@ -89,7 +89,7 @@ def importances(parts: StepParts, batches: Iterable[Batch], measure: Measure) ->
         task: tuple(_importance(part, trained, of_batches, measure) for part in found)
         for task, of_batches in seen.items()
     }
-    return Importances(tuple(found), by_task)
+    return Importances(main, tuple(found), by_task)
 
 
 # --- gradients -------------------------------------------------------------------------------------------
@@ -129,7 +129,9 @@ def _some_rows(batch: PlainBatch) -> PlainBatch:
         return batch
     # Neighbours are often of one text, whose words are fewer than those of a shuffled training batch.
     chosen = slice(None, None, max(1, -(-len(inputs) // MOST_ROWS)))
-    return inputs[chosen], {name: target[chosen] for name, target in targets.items()}
+    return inputs[chosen].contiguous(), {
+        name: target[chosen].contiguous() for name, target in targets.items()
+    }
 
 
 @contextmanager

@@ -6,6 +6,8 @@ All of it is optional. A schedule of any class may have
     wants_gradients = True                  observations then hold `gradients`
     observe_held_out(held_out)              called after every evaluation; needs `fit(val=...)`
     wants_held_out_gradients = True         these then hold `gradients`
+    measure, select(importances)            asked where the last auxiliary task retires which parts are to be frozen, by
+                                            their names; needs `fit(val=...)`; see training/importance.py
     state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit;
                                             a schedule that observes needs them wherever there is a checkpoint
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
+from mt2st_fast.training.importance import Importances, Measure
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised, tasks_of, to_device
 
 HELD_OUT_ROWS = 512  # that gradients are looked at on: a step's worth
@@ -79,6 +82,17 @@ class ObservingHeldOut(Protocol):
 
     def observe_held_out(self, seen: HeldOut) -> None:
         """Take note."""
+        ...
+
+
+@runtime_checkable
+class Selecting(Protocol):
+    """A schedule that chooses what the main task trains on."""
+
+    measure: Measure
+
+    def select(self, found: Importances) -> Sequence[str]:
+        """The names of the parts to freeze."""
         ...
 
 

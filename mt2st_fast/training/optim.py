@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from mt2st_fast.kernels.bags import rules
 from mt2st_fast.numbers import check_finite_number, check_not_negative, check_positive, check_within
 
 ROW_STATE = "row_"  # begins the names of what only the rows of a batch change
+FROZEN_ROWS = "frozen_rows"  # (V,) 1 for a row of a table that stays as it is
 
 
 class RowSparseOptimizer(torch.optim.Optimizer, ABC):
@@ -62,26 +63,23 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     def freeze_rows(self, table: Tensor, frozen: Tensor | None) -> None:
         """Leave the rows of a row-sparse table that are true in frozen (V,) as they are from now on; None: move all.
 
-        Raises ValueError for another shape.
+        They stand in the table's state, as the moments of rows do. Raises ValueError for another shape.
         """
+        self.row_state(table)  # which others look for where there is any state
         if frozen is None:
-            self._frozen_rows.pop(id(table), None)
+            self.state[table].pop(FROZEN_ROWS, None)
             return
         if frozen.shape != table.shape[:1] or frozen.dtype != torch.bool:
             raise ValueError(
                 f"frozen rows must be {tuple(table.shape[:1])} bool, not {tuple(frozen.shape)} {frozen.dtype}"
             )
-        self._frozen_rows[id(table)] = frozen
+        # As numbers of the table's kind, which is what torch makes of a state that it loads.
+        self.state[table][FROZEN_ROWS] = frozen.to(table.device, table.dtype)
 
     def frozen_rows(self, table: Tensor) -> Tensor | None:
         """(V,) bool, which rows of a table stay as they are; None: none does."""
-        return self._frozen_rows.get(id(table))
-
-    @cached_property
-    def _frozen_rows(self) -> dict[int, Tensor]:
-        # By id(): the tables are held in the groups. Made when it is asked for, as a class behind this one may have an
-        # __init__ of its own.
-        return {}
+        stored = self.state[table].get(FROZEN_ROWS) if table in self.state else None
+        return None if stored is None else stored.bool()
 
     def fuse(self, tables: Iterable[Tensor]) -> None:
         """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.

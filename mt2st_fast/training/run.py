@@ -59,6 +59,7 @@ from mt2st_fast.training.run_options import (
 )
 from mt2st_fast.training.run_parts import make_parts, modules_of
 from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.selection import PartSelection
 from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
 
 
@@ -79,6 +80,7 @@ class Run:
         make_capturer: Callable[[], Capturer],
         listener: RunListener,
         resume: Checkpoint | None = None,
+        held_out: Iterable[Batch] | None = None,
     ) -> None:
         self.encoder, self.heads, self.source = encoder, heads, source
         self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
@@ -88,6 +90,7 @@ class Run:
         self._weight_values: list[float] = []
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
         self._interval_seconds = 0.0  # spent in steps since the last record
+        self._choosing_seconds = 0.0  # spent in choosing what trains on, that no record has told yet
         self._last_tasks: tuple[str, ...] = ()  # of a batch that was found to be in order
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, options.device)
@@ -101,6 +104,7 @@ class Run:
         self._optimizer_options = optimizer_options(
             self.optimizer, group_names(self.optimizer, self._named())
         )
+        self._selection = PartSelection(options.schedule, self._parts, held_out)
         self._engine = ChosenEngine(make_engines(self._parts, make_capturer))
         if options.device.type == "cuda":
             source.reside_on(options.device)
@@ -161,9 +165,9 @@ class Run:
             weights=weights,
             learning_rate=rate_as_set(self.optimizer.param_groups[0], self._learning_rate),
             step_ms=1e3 * self._interval_seconds / steps,
-            train_seconds=self.history.train_seconds + self._interval_seconds,
+            train_seconds=self.history.train_seconds + self._interval_seconds + self._choosing_seconds,
         )
-        self._unread_losses, self._interval_seconds = [], 0.0
+        self._unread_losses, self._interval_seconds, self._choosing_seconds = [], 0.0, 0.0
         self.history.steps.append(record)
         self._observe(means, after_step)
         self._listener.on_record(record)
@@ -186,8 +190,9 @@ class Run:
         return self._engine.features(inputs)
 
     def close(self) -> None:
-        """Have the backward pass make gradients again, as before the run."""
+        """Have the backward pass make gradients again, and train what was frozen, as before the run."""
         unfuse(self._parts.fused_tables)
+        self._selection.undo()
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -225,6 +230,8 @@ class Run:
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
             before = self.heads.active
+            if self._selection.due(active):
+                self._select_parts()
             enter_phase(active, self.heads, self.optimizer, self.source)
             self.record(after_step=False)
             self._phase_active = active
@@ -235,6 +242,12 @@ class Run:
             self._listener.on_phase(self.history.phases[-1])
         self._set_weights([weights[name] for name in active])
         self._set_learning_rate(moment)
+
+    def _select_parts(self) -> None:
+        """While the tasks that are about to retire are still there."""
+        selection = self._selection.make(self.steps_done, self._named())
+        self.history.selections.append(selection)
+        self._choosing_seconds += selection.seconds
 
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
@@ -304,12 +317,16 @@ class Run:
         self._parts.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
         self.history = History.from_json(state["history"])
+        self._selection.restore(self.history.selections, named)
         self._phase_active = tuple(state["phase_active"])
         # A run that is stopped between two records goes on to the very record it would have made.
         self._unread_losses = [
             torch.tensor(k, dtype=torch.float32, device=device) for k in state["unread_losses"]
         ]
-        self._interval_seconds = state["interval_seconds"]
+        self._interval_seconds, self._choosing_seconds = (
+            state["interval_seconds"],
+            state["choosing_seconds"],
+        )
         self._weight_values = state["weights"]
         self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
         if self._phase_active:
@@ -342,6 +359,7 @@ class Run:
             "weights": self._weight_values,
             "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],
             "interval_seconds": self._interval_seconds,
+            "choosing_seconds": self._choosing_seconds,
             "schedule": dict(schedule.state_dict()) if self._remembers(schedule) else None,  # type: ignore[attr-defined]
         }
         save_checkpoint(path, self._modules(), self.optimizer, state)

@@ -21,12 +21,13 @@ from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.loading import LoadedWeights, load_weights
-from mt2st_fast.training.observations import ObservingHeldOut, check_resumable
+from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
 from mt2st_fast.training.schedules import Schedule, Switch
+from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Batch, Source
 
 __all__ = ["NonFiniteLossError", "Trainer"]
@@ -169,10 +170,10 @@ class Trainer:
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
         if val is None and isinstance(self.schedule, ObservingHeldOut):
-            raise ValueError(f"{type(self.schedule).__name__} decides by held-out batches: give fit(val=...)")
+            raise ValueError(no_held_out(self.schedule))
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
-        run = self.begin(train, epochs=epochs, checkpoint=checkpoint, resume=resume)
+        run = self.begin(train, val=val, epochs=epochs, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:
             self._train(run, val, evaluate_every or run.steps_per_epoch, _Saving(path, checkpoint_seconds))
@@ -181,14 +182,24 @@ class Trainer:
         return run.history
 
     def begin(
-        self, train: Any, *, epochs: float = 10, checkpoint: str | Path | None = None, resume: bool = False
+        self,
+        train: Any,
+        *,
+        val: Iterable[Batch] | None = None,
+        epochs: float = 10,
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
     ) -> Run:
         """A run that is ready for its first step, as `fit` begins one; arguments and errors are those of `fit`.
+
+        val: held-out batches for a schedule that chooses by them which parts to train.
 
         For loops of one's own: call its `step()`, `record()` where losses are wanted, and `close()` at the end.
         """
         if resume and checkpoint is None:
             raise ValueError("resume needs the checkpoint to go on from")
+        if val is None and isinstance(self.schedule, Selecting):
+            raise ValueError(no_held_out(self.schedule))
         if checkpoint is not None:
             check_resumable(self.schedule)
         source = Source(train, self.heads.main, self.heads.names, self.accumulate)
@@ -217,6 +228,7 @@ class Trainer:
             self._make_capturer,
             _Callbacks(self),
             Checkpoint(Path(checkpoint)) if resume and checkpoint is not None else None,
+            val,
         )
         tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
         if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):

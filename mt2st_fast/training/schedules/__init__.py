@@ -4,6 +4,7 @@ A new one is one file here: a class with `task_weights`, and a `STRATEGY` that m
 """
 
 from mt2st_fast.training.schedules.adaptive_switch import AdaptiveSwitch
+from mt2st_fast.training.schedules.adaptive_task_selector import AdaptiveTaskSelector
 from mt2st_fast.training.schedules.base import Moment, PerTask, Schedule, Unit
 from mt2st_fast.training.schedules.diminish import Diminish
 from mt2st_fast.training.schedules.diminish_then_switch import DiminishThenSwitch
@@ -22,6 +23,7 @@ from mt2st_fast.training.schedules.switch import Switch
 
 __all__ = [
     "AdaptiveSwitch",
+    "AdaptiveTaskSelector",
     "Diminish",
     "DiminishThenSwitch",
     "Moment",
