@@ -94,7 +94,7 @@ class ContextRun:
     ) -> None:
         if isinstance(schedule, ObservingHeldOut):
             raise InputError(
-                f"{type(schedule).__name__} decides by held-out batches, which a text has none of: give another schedule"
+                f"{type(schedule).__name__} decides by held-out batches, which a text has none of: give another"
             )
         n_words = len(text.ids)
         self._training, self._text, self._tasks = training, text, tasks

@@ -20,7 +20,7 @@ from mt2st_fast.training.sources import Batch
 class PartSelection:
     """A run's: `due` asks for it, `make` measures and freezes, `undo` lets everything train again.
 
-    What is frozen needs no gradient, and leaves the optimizer with its state; frozen rows stay there and are left alone.
+    What is frozen needs no gradient, and leaves the optimizer with its state; frozen rows stay there, left alone.
     """
 
     def __init__(self, schedule: object, parts: StepParts, held_out: Iterable[Batch] | None) -> None:

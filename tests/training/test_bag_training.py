@@ -286,7 +286,8 @@ def dropout(encoder, heads):
 
 
 def frozen(encoder, heads):
-    heads.linear("topic").bias.requires_grad_(False)
+    encoder.requires_grad_(False)
+    heads.requires_grad_(False)
 
 
 def hook(encoder, heads):
@@ -305,7 +306,7 @@ def reference(encoder, heads):
     ("spoil", "make", "reason"),
     [
         (dropout, SGD, "dropout"),
-        (frozen, SGD, "frozen"),
+        (frozen, SGD, "every parameter is frozen"),
         (hook, SGD, "hooks"),
         (parameter_hook, SGD, "hooks"),
         (reference, SGD, "backend reference"),

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast import BagEncoder, Classification, LazyAdam, MultiTaskHeads, SingleTask, Trainer, WindowEncoder
+from mt2st_fast import (
+    BagEncoder,
+    Classification,
+    LazyAdam,
+    MultiTaskHeads,
+    SingleTask,
+    Trainer,
+    WindowEncoder,
+)
 from mt2st_fast.training.importance import MOST_BATCHES, Importances, Part, importances
 
 V, W = 12, 3

@@ -345,8 +345,9 @@ def test_parameters_that_are_put_elsewhere_are_found():
     before = encoder.hidden.weight.detach().clone()
     training(*batch(), torch.ones(3))
     assert not torch.equal(before, encoder.hidden.weight)
-    encoder.hidden.weight.requires_grad_(False)
-    assert training.declines() == "a parameter is frozen"
+    encoder.requires_grad_(False)
+    heads.requires_grad_(False)
+    assert training.declines() == "every parameter is frozen"
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_parameters_that_are_put_elsewhere_are_found():
         (lambda e, h: setattr(e, "backend", "reference"), "reference"),
         (lambda e, h: setattr(e, "dropout", nn.AlphaDropout(0.1)), "not as they were made"),
         (lambda e, h: e.hidden.register_forward_hook(lambda *a: None), "hooks"),
-        (lambda e, h: e.hidden.bias.requires_grad_(False), "frozen"),
+        (lambda e, h: (e.requires_grad_(False), h.requires_grad_(False)), "every parameter is frozen"),
         (lambda e, h: e.double(), "float64"),
     ],
 )

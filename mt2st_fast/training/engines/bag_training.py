@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from mt2st_fast.training.engines.held_parameters import (
     parameter_obstacle,
 )
 from mt2st_fast.training.optim import RowSparseOptimizer
+
+PARTLY_FROZEN = "a head is frozen beside others that are trained"  # whose gradients are made together
 
 
 class BagTraining:
@@ -76,8 +78,8 @@ class BagTraining:
         if reason is not None:
             return reason
         moved = are_moved(parameters, optimizer)
-        if any(moved[1:]) and not all(moved[1:]) and len(heads.active) > 1:
-            return "a head is frozen beside others that are trained"
+        if _is_partly_frozen(moved[1:], heads):
+            return PARTLY_FROZEN
         dense = [p for p, is_moved in zip(parameters[1:], moved[1:], strict=True) if is_moved]
         if any(optimizer.dense_state(p) is None for p in dense):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
@@ -88,7 +90,9 @@ class BagTraining:
         """Why this step cannot be taken, or None."""
         if self._held.are_others():
             self._hold()
-        return None if self._held.any_is_moved() else "every parameter is frozen"
+        if _is_partly_frozen(self._held.moved[1:], self._heads):
+            return PARTLY_FROZEN
+        return None if any(self._held.moved) else "every parameter is frozen"
 
     def _hold(self) -> None:
         self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
@@ -131,6 +135,11 @@ class BagTraining:
         if self._kept is not None and kept is None:
             self._kept[ids] = bags
         return bags
+
+
+def _is_partly_frozen(moved: Sequence[bool], heads: MultiTaskHeads) -> bool:
+    """moved: which parameters of the active heads are. The bias beside a weight costs nothing."""
+    return len(heads.active) > 1 and any(moved) and not all(moved)
 
 
 def _trained(

@@ -80,17 +80,13 @@ class HeldParameters:
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
         self._addresses = [p.data_ptr() for p in parameters]
-        self._moved = are_moved(parameters, optimizer)
+        self.moved = are_moved(parameters, optimizer)
         # The tensors themselves: while they are held, nobody else gets their id().
         self._states = self._state_tensors()
 
     def _state_tensors(self) -> list[Tensor]:
         states = self._optimizer.state  # a defaultdict, which looking would fill
         return [value for p in self._parameters if p in states for value in states[p].values()]
-
-    def any_is_moved(self) -> bool:
-        """Whether a step moves anything."""
-        return any(self._moved)
 
     def are_others(self) -> bool:
         """Whether somebody has put other memory into a parameter, loaded another state, frozen or unfrozen one."""
@@ -99,4 +95,4 @@ class HeldParameters:
             return True
         if [p.data_ptr() for p in self._parameters] != self._addresses:
             return True
-        return are_moved(self._parameters, self._optimizer) != self._moved
+        return are_moved(self._parameters, self._optimizer) != self.moved

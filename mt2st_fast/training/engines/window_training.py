@@ -81,7 +81,7 @@ class WindowTraining:
         if self._held.are_others():
             self._models = {}
             self._hold()
-        return None if self._held.any_is_moved() else "every parameter is frozen"
+        return None if any(self._held.moved) else "every parameter is frozen"
 
     def __call__(self, types: Tensor, targets: Mapping[str, Tensor], weights: Tensor) -> Tensor:
         """One step on N windows of types (N, W); the losses (K,) of the active tasks, 0 where one has no target here.

@@ -1,0 +1,186 @@
+"""What is frozen in a step of one kernel call stays, all else moves as beside it, and nothing is computed for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mt2st_fast import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.training.engines.bag_training import BagTraining
+from mt2st_fast.training.engines.window_training import WindowTraining
+from tests.training import test_bag_training as bag
+from tests.training import test_window_training as window
+
+OPTIMIZERS = {"adam": LazyAdam, "adagrad": RowwiseAdagrad, "sgd": SGD}
+SOME_ROWS = torch.arange(window.V) % 3 > 0
+
+
+def freeze(encoder, heads, optimizer, what):
+    """By names: of parameters, "rows", and "head" of the main task."""
+    for name in what:
+        if name == "rows":
+            optimizer.freeze_rows(encoder.table, SOME_ROWS[: len(encoder.table)])
+        elif name == "head":
+            heads.linear(heads.main).requires_grad_(False)
+        else:
+            encoder.get_parameter(name).requires_grad_(False)
+
+
+CASES = [
+    ("table",), ("hidden.weight",), ("hidden.bias",), ("hidden.weight", "hidden.bias"), ("rows",), ("head",),
+    ("table", "hidden.weight", "hidden.bias"), ("rows", "hidden.weight"), ("rows", "head"), ("table", "head"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("what", CASES, ids=" ".join)
+def test_a_window_step_is_that_of_autograd_with_the_same_frozen(what, optimizer):
+    weights = torch.tensor([1.0, 0.5, 0.25])
+    batches = [window.batch(150, seed=seed) for seed in range(4)]
+    found = []
+    for fused in (False, True):
+        encoder, heads = window.model()
+        before = window.parameters(encoder, heads)
+        stepping = window.optimizer_of(lambda p: OPTIMIZERS[optimizer](p, lr=0.01), encoder, heads)
+        freeze(encoder, heads, stepping, what)
+        if fused:
+            training = WindowTraining(encoder, heads, stepping)
+            losses = torch.stack([training(types, targets, weights) for types, targets in batches])
+        else:
+            losses = window.eager_steps(encoder, heads, stepping, batches, weights)
+        after = window.parameters(encoder, heads)
+        for p, old, new in zip([*encoder.parameters(), *heads.parameters()], before, after, strict=True):
+            rows = (
+                SOME_ROWS if p is encoder.table and "rows" in what else torch.zeros(len(p), dtype=torch.bool)
+            )
+            assert torch.equal(old[rows], new[rows])
+            assert torch.equal(old, new) != p.requires_grad
+        found.append([losses, *after])
+    for ours, want in zip(*found, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [SGD, RowwiseAdagrad])
+@pytest.mark.parametrize("what", [("table",), ("rows",), ("head",), ("rows", "head")], ids=" ".join)
+@pytest.mark.parametrize(("B", "most_words"), [(37, 30), (700, 20), (333, 100)])
+def test_a_bag_step_is_that_of_autograd_with_the_same_frozen(what, make, B, most_words):
+    found = []
+    inputs, targets = bag.batch(B, ("topic",), most_words=most_words)
+    for fused in (False, True):
+        encoder, heads, optimizer = bag.model(tasks=("topic",), make=make)
+        before = bag.parameters(encoder, heads)
+        freeze(encoder, heads, optimizer, what)
+        if fused:
+            BagTraining(encoder, heads, optimizer)(inputs, targets, torch.ones(1))
+        else:
+            heads(encoder(inputs), targets).total.backward()
+            optimizer.step()
+        after = bag.parameters(encoder, heads)
+        for p, old, new in zip([*encoder.parameters(), *heads.parameters()], before, after, strict=True):
+            rows = (
+                SOME_ROWS[: len(p)] if p is encoder.table and "rows" in what else torch.zeros(len(p)).bool()
+            )
+            assert torch.equal(old[rows], new[rows])
+            assert torch.equal(old, new) != p.requires_grad
+        found.append(after)
+    for ours, want in zip(*found, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-6)
+
+
+def poisoned(buffers, names):
+    for name in names:
+        getattr(buffers, name)[...] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("what", "untouched", "made"),
+    [
+        (("table",), ("d_x", "d_vectors", "backward"), ("d_a", "d_hidden_bias")),
+        (
+            ("table", "hidden.weight", "hidden.bias"),
+            ("d_x", "d_vectors", "backward", "d_a", "d_hidden_bias"),
+            ("d_head_bias",),
+        ),
+    ],
+)
+def test_nothing_is_computed_for_a_frozen_table_and_layer(what, untouched, made):
+    encoder, heads = window.model()
+    optimizer = window.optimizer_of(lambda p: LazyAdam(p, lr=0.01), encoder, heads)
+    freeze(encoder, heads, optimizer, what)
+    training = WindowTraining(encoder, heads, optimizer)
+    training(*window.batch(), torch.ones(3))
+    (model,) = training._models.values()
+    poisoned(model.memory.buffers, (*untouched, *made))
+    training(*window.batch(seed=1), torch.ones(3))
+    buffers = model.memory.buffers
+    assert all(np.isnan(getattr(buffers, name)).all() for name in untouched)
+    assert not any(np.isnan(getattr(buffers, name)).all() for name in made)
+    kinds = {int(piece["of"]) for piece in model.pieces}
+    assert kinds == (
+        {0, 1, 2, 3} if len(what) == 1 else {2, 3}
+    )  # of these the gradients are made, and no other
+
+
+def test_frozen_rows_are_not_looked_at_and_types_of_them_alone_have_no_gradient():
+    encoder, heads = window.model()
+    optimizer = window.optimizer_of(lambda p: LazyAdam(p, lr=0.01), encoder, heads)
+    types, targets = window.batch()
+    of_type = encoder.rows_of_type[5]
+    frozen = torch.zeros(window.V, dtype=torch.bool)
+    frozen[of_type[of_type >= 0].long()] = True
+    frozen[::2] = True
+    optimizer.freeze_rows(encoder.table, frozen)
+    training = WindowTraining(encoder, heads, optimizer)
+    types[0, 0] = 5
+    training(types, targets, torch.ones(3))
+    (model,) = training._models.values()
+    index, buffers = model.memory.batch, model.memory.buffers
+    poisoned(buffers, ("d_vectors",))
+    training(types, targets, torch.ones(3))
+    used = torch.from_numpy(index.rows[: index.counts[1]].copy()).long()
+    every = encoder.rows_of_type[types.unique()[1:].long()].unique()
+    assert sorted(used.tolist()) == [r for r in every.tolist() if r >= 0 and not frozen[r]]
+    number = int(index.slots[0])
+    assert np.isnan(buffers.d_vectors[number]).all()
+    assert not np.isnan(buffers.d_vectors[: index.counts[0]]).all()
+
+
+def test_a_frozen_head_beside_a_trained_one_goes_the_other_way():
+    encoder, heads, optimizer = bag.model(tasks=("topic", "tone"))
+    heads.linear("tone").weight.requires_grad_(False)
+    reason = "a head is frozen beside others that are trained"
+    assert BagTraining.obstacle(encoder, heads, optimizer) == reason
+    heads.linear("tone").weight.requires_grad_(True)
+    training = BagTraining(encoder, heads, optimizer)
+    assert training.declines() is None
+    heads.linear("tone").weight.requires_grad_(False)
+    assert training.declines() == reason
+
+
+def test_what_is_frozen_and_trained_again_between_steps_is_followed():
+    encoder, heads = window.model()
+    training = WindowTraining(encoder, heads, window.optimizer_of(lambda p: SGD(p, lr=0.1), encoder, heads))
+    moved = []
+    for trained in (True, False, True):
+        encoder.hidden.weight.requires_grad_(trained)
+        assert training.declines() is None
+        before = encoder.hidden.weight.detach().clone()
+        training(*window.batch(), torch.ones(3))
+        moved.append(not torch.equal(before, encoder.hidden.weight))
+    assert moved == [True, False, True]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values())
+def test_frozen_rows_are_kept_with_the_state(make):
+    encoder, heads = window.model()
+    optimizer = window.optimizer_of(lambda p: make(p, lr=0.01), encoder, heads)
+    assert optimizer.frozen_rows(encoder.table) is None
+    optimizer.freeze_rows(encoder.table, SOME_ROWS)
+    other = window.optimizer_of(lambda p: make(p, lr=0.01), encoder, heads)
+    other.load_state_dict(optimizer.state_dict())
+    assert torch.equal(other.frozen_rows(encoder.table), SOME_ROWS)
+    other.freeze_rows(encoder.table, None)
+    assert other.frozen_rows(encoder.table) is None
+    with pytest.raises(ValueError, match=r"frozen rows must be \(500,\) bool, not \(3,\) torch.bool"):
+        optimizer.freeze_rows(encoder.table, torch.ones(3, dtype=torch.bool))
