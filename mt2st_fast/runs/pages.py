@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mt2st_fast.runs import chosen_parts
 from mt2st_fast.runs.comparison import COLUMNS, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page
-from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_seconds
+from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_importance, plot_seconds
 from mt2st_fast.runs.shown import engine_of, option, shown
 from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.serving.scores import TaskScore
@@ -29,6 +30,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
         ),
         Section("Tasks", tables=[_tasks(report)]),
         Section("Phases, and what took their steps", tables=[_phases(report)]),
+        *_chosen_parts(report["chosen_parts"]),
         Section(
             f"{main['task']} on the test rows, by class",
             lines=[f"{score.metric} {shown(score.value)} on {score.rows:,} rows."],
@@ -113,6 +115,14 @@ def _phases(report: Mapping[str, Any]) -> Table:
         for p in report["phases"]
     ]
     return Table(columns, rows)
+
+
+def _chosen_parts(chosen: Mapping[str, Any] | None) -> list[Section]:
+    if chosen is None:
+        return []
+    table = Table(*chosen_parts.table_of(chosen))
+    picture = Picture(plot_importance(chosen), chosen_parts.ALT)
+    return [Section(chosen_parts.TITLE, chosen_parts.lines_of(chosen), [table], [picture])]
 
 
 def _classes(score: TaskScore) -> Table:

@@ -95,6 +95,33 @@ def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], la
     return figure
 
 
+def plot_importance(chosen: Mapping[str, Any]) -> Figure:
+    """The map of parts and tasks: shares of the importance, by row what becomes of the part; see runs/chosen_parts.py."""
+    parts, tasks = chosen["parts"], chosen["tasks"]
+    figure = _figure(figsize=(4.5 + 0.9 * len(tasks), 1.6 + 0.34 * len(parts)), layout="constrained")
+    axes = figure.subplots()
+    shares = [[part["importance_shares"][task] for task in tasks] for part in parts]
+    # By the root: a share of a thousandth is told from nothing.
+    axes.imshow(
+        [[share**0.5 for share in row] for row in shares], aspect="auto", cmap="Blues", vmin=0, vmax=1
+    )
+    for y, row in enumerate(shares):
+        for x, share in enumerate(row):
+            axes.text(
+                x, y, f"{share:.1%}", ha="center", va="center", fontsize="x-small",
+                color="white" if share > 0.3 else "black",
+            )  # fmt: skip
+    axes.set_xticks(
+        range(len(tasks)), [plain(task) for task in tasks], rotation=30, ha="right", fontsize="small"
+    )
+    names = [plain(f"{part['name']}: {part['becomes']}") for part in parts]
+    axes.set_yticks(range(len(parts)), names, fontsize="small")
+    for label, part in zip(axes.get_yticklabels(), parts, strict=True):
+        label.set_fontweight("bold" if part["becomes"] == "trained" else "normal")
+    axes.set_title("share of a task's importance; bold: trains on", fontsize="small")
+    return figure
+
+
 def _figure(**options: Any) -> Figure:
     from matplotlib.figure import Figure
 

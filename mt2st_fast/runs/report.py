@@ -1,4 +1,7 @@
-"""What a run leaves behind: report.json, report.md, report.html, curves.png, history.jsonl, vectors.txt and model/."""
+"""What a run leaves behind: report.json, report.md, report.html, curves.png, history.jsonl, vectors.txt and model/.
+
+A run that has chosen the parts to train has importance.png, too.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,18 @@ import numpy as np
 from mt2st_fast.environment import environment
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.model_folder import RUN_MODEL
+from mt2st_fast.runs.chosen_parts import PICTURE, chosen_parts, section
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import run_page
-from mt2st_fast.runs.plots import plot_curves, write_png
+from mt2st_fast.runs.plots import plot_curves, plot_importance, write_png
 from mt2st_fast.runs.shown import engine_of, shown
 from mt2st_fast.runs.what_was_read import section_on_data, what_was_read
 from mt2st_fast.serving.scores import scores
 from mt2st_fast.training.history import History
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
-RUN_FILES = ("report.json", "report.md", "report.html", "curves.png", "history.jsonl", "vectors.txt")
+RUN_FILES = ("report.json", "report.md", "report.html", "curves.png", PICTURE, "history.jsonl", "vectors.txt")
 
 
 def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -43,6 +47,8 @@ def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
     [score] = scores(model, experiment.splits, ("test",), (model.main,))
     history.write_jsonl(folder / "history.jsonl")
     write_png(plot_curves(history, report["main"]["metric"]), folder / "curves.png")
+    if report["chosen_parts"] is not None:
+        write_png(plot_importance(report["chosen_parts"]), folder / PICTURE)
     write_atomically(folder / "report.json", json_text(report, indent=2).encode())
     write_atomically(folder / "report.html", run_page(report, history, score))
     write_atomically(folder / "report.md", render(report).encode("utf-8", "replace"))
@@ -104,6 +110,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             }
             for phase in history.phases
         ],
+        "chosen_parts": chosen_parts(history),
     }
 
 
@@ -182,6 +189,7 @@ def render(report: dict[str, Any]) -> str:
             ],
         ),
         "",
+        *section(report["chosen_parts"]),
         *markdown_table(
             ("word", "nearest neighbours"),
             [(word, ", ".join(near)) for word, near in report["neighbours"].items()],
