@@ -96,7 +96,7 @@ def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], la
 
 
 def plot_importance(chosen: Mapping[str, Any]) -> Figure:
-    """The map of parts and tasks: shares of the importance, by row what becomes of the part; see runs/chosen_parts.py."""
+    """The map of parts and tasks, shares of a task's importance; chosen as runs/chosen_parts.py has it."""
     parts, tasks = chosen["parts"], chosen["tasks"]
     figure = _figure(figsize=(4.5 + 0.9 * len(tasks), 1.6 + 0.34 * len(parts)), layout="constrained")
     axes = figure.subplots()

@@ -230,7 +230,7 @@ class Run:
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
             before = self.heads.active
-            if self._selection.due(active):
+            if self._selection.due(self._phase_active, active):
                 self._select_parts()
             enter_phase(active, self.heads, self.optimizer, self.source)
             self.record(after_step=False)

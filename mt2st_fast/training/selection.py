@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import PartRecord, SelectionRecord
 from mt2st_fast.training.importance import Importances, Part, importances
@@ -28,10 +29,9 @@ class PartSelection:
         self._made = False
         self._frozen: list[nn.Parameter] = []
 
-    def due(self, active: Sequence[str]) -> bool:
-        """Whether a phase of these tasks is the first that is left to the main task."""
-        heads = self._parts.heads
-        alone = tuple(active) == (heads.main,) != heads.active
+    def due(self, before: Sequence[str], active: Sequence[str]) -> bool:
+        """Whether a phase of these tasks, after one of those before, is the first that is left to the main task."""
+        alone = len(active) == 1 < len(before)
         return alone and not self._made and isinstance(self._schedule, Selecting)
 
     def make(self, step: int, named: Mapping[str, nn.Parameter]) -> SelectionRecord:
@@ -43,10 +43,11 @@ class PartSelection:
         assert isinstance(self._schedule, Selecting)
         if self._held_out is None:
             raise ValueError(no_held_out(self._schedule))
-        started = time.perf_counter()
+        # What a first call compiles is no part of it, as of no step.
+        started, compiled = time.perf_counter(), compile_seconds()
         found = importances(self._parts, self._held_out, self._schedule.measure)
         chosen = set(self._schedule.select(found))
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - (compile_seconds() - compiled)
         self._freeze([part for part in found.parts if part.name in chosen])
         self._made = True
         return SelectionRecord(step, self._schedule.measure, _records(found, chosen, named), seconds)
