@@ -102,8 +102,8 @@ class WindowModel:
         counts = [part.state.per_row for _, _, part in dense if part.whole]
         self.counts = np.array([count.data_ptr() for count in counts if count is not None], np.int64)
         self.memory: Any = None  # of the backend that steps it
-        moved = [*([] if table.rule == FROZEN else [table]), *(part for _, _, part in dense)]
-        self.parameters = [part.parameter for part in moved]
+        of_table = [] if table.rule == FROZEN else [table.parameter]
+        self.parameters = [*of_table, *(part.parameter for _, _, part in dense)]
 
     @property
     def width(self) -> int:

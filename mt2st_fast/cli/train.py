@@ -29,6 +29,7 @@ from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.numbers import check_positive
+from mt2st_fast.runs.chosen_parts import PICTURE
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, write_run
@@ -56,7 +57,8 @@ def train(
 ) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
-    Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out.
+    Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out,
+    and importance.png where parts were chosen (--strategy selector).
     Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there.
     """
     check_positive(**{"--checkpoint-every": checkpoint_every})
@@ -160,8 +162,9 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
         f"(step {main['best_step']}), {shown(main['test'])} on test. "
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
     )
+    pictures = "curves.png" if report["chosen_parts"] is None else f"curves.png, {PICTURE}"
     written = (
-        "report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/, checkpoint/"
+        f"report.html, report.md, report.json, {pictures}, history.jsonl, vectors.txt, model/, checkpoint/"
     )
     say(console, f"Written to {folder}: {written}")
     say(console, f"Label text with: mt2st-fast predict {folder} FILE")

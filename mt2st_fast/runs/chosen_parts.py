@@ -54,7 +54,7 @@ def lines_of(chosen: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[object]]]:
+def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
     """Columns and rows."""
     columns = ("part", "rows:", "numbers a step moved:", *(f"{task}:" for task in chosen["tasks"]), "becomes")
     rows = [

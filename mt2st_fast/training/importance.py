@@ -32,6 +32,7 @@ from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_devi
 
 Measure = Literal["fisher", "taylor"]
 MOST_BATCHES, MOST_ROWS = 4, 512  # that are looked at: a few steps' worth, whatever the held-out data
+MOST_AUXILIARY_BATCHES = 1  # of these, for tasks that are about to retire: nothing is decided by them
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +74,8 @@ class _Moments(NamedTuple):
 def importances(parts: StepParts, batches: Iterable[Batch], measure: Measure) -> Importances:
     """Of everything that is trained, for every active task that the held-out batches have targets of.
 
-    Looks at some rows of the first MOST_BATCHES batches. Raises ValueError where no batch has a target of the main
-    task.
+    Looks at some rows of the first MOST_BATCHES batches for the main task, of fewer for the others. Raises ValueError
+    where no batch has a target of the main task.
     """
     layers = list(_layers(parts))
     trained = [p for _, _, owned in layers for p in owned]
@@ -108,7 +109,7 @@ def _gradients(
                 inputs, targets = (to_device(part, parts.device) for part in _some_rows(materialised(batch)))
                 with parts.autocast():
                     features, mask = features_and_mask(parts.encoder(inputs))
-                present = [n for n in parts.heads.active if n in targets and not parts.heads.is_word_task(n)]
+                present = [n for n in parts.heads.active if n in targets and _is_wanted(n, parts.heads, seen)]
                 for task in present:
                     with parts.autocast():
                         loss = parts.heads(features, {task: targets[task]}, {task: 1.0}, mask=mask).total
@@ -120,6 +121,13 @@ def _gradients(
     finally:
         parts.encoder.train(was_training)
     return seen
+
+
+def _is_wanted(task: str, heads: MultiTaskHeads, seen: Mapping[str, Sequence[object]]) -> bool:
+    """Whether to measure for a task on one more batch."""
+    if heads.is_word_task(task):  # it has no loss on features
+        return False
+    return task == heads.main or len(seen.get(task, ())) < MOST_AUXILIARY_BATCHES
 
 
 def _some_rows(batch: PlainBatch) -> PlainBatch:
@@ -149,13 +157,14 @@ def _gradients_of_tables(parts: StepParts) -> Iterator[None]:
 def _moments(gradient: Tensor | None, parameter: Tensor) -> _Moments | None:
     if gradient is None:
         return None
-    values = parameter.detach()
+    values, exact = parameter.detach(), torch.float64
     if not gradient.is_sparse:
-        g = gradient.double()
-        return _Moments(None, (g * values).sum(), g.square().sum())
+        return _Moments(None, (gradient * values).sum(dtype=exact), gradient.square().sum(dtype=exact))
+    # Autograd drops the mark of a coalesced gradient; where rows come twice it matters.
     gradient = gradient.coalesce()
-    rows, g = gradient._indices()[0], gradient._values().double().flatten(1)
-    return _Moments(rows, (g * values[rows].flatten(1)).sum(1), g.square().sum(1))
+    rows, g = gradient._indices()[0], gradient._values().flatten(1)
+    products, squares = g * values[rows].flatten(1), g.square()
+    return _Moments(rows, products.sum(1).to(exact), squares.sum(1).to(exact))
 
 
 # --- parts -----------------------------------------------------------------------------------------------
