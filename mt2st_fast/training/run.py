@@ -23,6 +23,7 @@ from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import (
     Observation,
     Observing,
+    ObservingHeldOut,
     Stateful,
     check_resumable,
     look_at_held_out,
@@ -92,6 +93,7 @@ class Run:
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
+        self._keeps_step = self._wants_gradients or isinstance(options.schedule, ObservingHeldOut)
         heads.set_active(heads.names)
         self._trained_at_start = trained(self._named())
         if resume is not None:
@@ -177,7 +179,8 @@ class Run:
         """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
-        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before)
+        last_step = [batch for batches in self._last_step or () for batch in batches]
+        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step)
         self.history.evaluations.append(evaluation)
         return evaluation
 
@@ -195,7 +198,7 @@ class Run:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
         losses = self._engine(wanted)
         self._unread_losses.append(losses)
-        self._last_step = wanted if self._wants_gradients else None
+        self._last_step = wanted if self._keeps_step else None
         self.steps_done += 1
         if self._options.device.type == "cpu" and self.steps_done % FADE_STEPS == 0:
             drop_faded_moments(self.optimizer)
@@ -265,7 +268,7 @@ class Run:
         schedule, gradients = self._options.schedule, None
         if not isinstance(schedule, Observing):
             return
-        if after_step and self._last_step is not None:
+        if after_step and self._wants_gradients and self._last_step is not None:
             gradients = task_gradients(
                 self._parts, [batch for batches in self._last_step for batch in batches]
             )

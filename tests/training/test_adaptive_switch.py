@@ -67,7 +67,7 @@ def test_all_rest_at_the_main_tasks_plateau():
     schedule = AdaptiveSwitch(margin=0.01)
     show(schedule, [0.5, 0.7, 0.8, 0.805, 0.79])
     assert weights(schedule)["b"] == 1.0
-    show(schedule, [0.8], first=5)
+    show(schedule, [0.8], first=5)  # the best of three, of the last third where that is more
     assert weights(schedule)["b"] == 0.0
     show(schedule, [0.81, 0.80, 0.82], first=6)
     assert weights(schedule) == {"a": 1.0}
@@ -88,6 +88,31 @@ def test_a_task_comes_back_once_where_the_main_task_fell_without_it():
     show(schedule, [0.7, 0.6, 0.6, 0.6], first=9)
     assert weights(schedule) == {"a": 1.0}  # worse again, but it has been back
     assert "b" in schedule.reasons
+
+
+def show_fresh(schedule, freshness, *, epochs_each=0.5, metrics=RISING):
+    for i, (fresh, metric) in enumerate(zip(freshness, metrics, strict=False)):
+        gradients = {"a": TaskGradient(1.0, 1.0), "b": TaskGradient(1.0, ALIGNED[i % 3])}
+        seen = {"a": metric, "b": 0.5}
+        schedule.observe_held_out(HeldOut(10 * (i + 1), "a", seen, gradients, fresh, epochs_each * (i + 1)))
+
+
+def test_all_rest_where_the_main_tasks_own_labels_stay_fresh_from_the_second_epoch_on():
+    schedule = AdaptiveSwitch()
+    show_fresh(schedule, [0.9, 0.9, 0.8])
+    assert weights(schedule)["b"] == 1.0  # two evaluations of these count: an epoch had gone by
+    schedule = AdaptiveSwitch()
+    show_fresh(schedule, [0.9, 0.9, 0.8, 0.85])
+    assert weights(schedule)["b"] == 0.0
+    assert schedule.evidence == [
+        "step 40: b rests, as the main task's own labels still teach it (freshness 0.85)"
+    ]
+
+
+def test_auxiliary_tasks_stay_where_the_main_task_knows_its_rows_by_heart():
+    schedule = AdaptiveSwitch()
+    show_fresh(schedule, [1.0, 1.0, 0.6, 0.3, 0.2, 0.1, 0.05])
+    assert weights(schedule)["b"] == 1.0
 
 
 def test_a_metric_that_is_no_number_decides_nothing():

@@ -1,15 +1,19 @@
 """A switch that nobody has to set: every auxiliary task trains for as long as held-out rows say that it helps.
 
-Two signs, both read on held-out rows at every evaluation:
+Three signs, all read at every evaluation:
 
     alignment   the cosine of its gradient on the shared features with the main task's (Du et al. 2018, "Adapting
                 Auxiliary Losses Using Gradient Similarity", arXiv 1812.02224): what a task pulls the features towards.
-                On training rows the main task's own gradient fades as they are learnt by heart; held out it does not
+                On training rows the main task's own gradient fades as they are learnt by heart; on held-out rows, where
+                it is read, it does not
+    freshness   how large the main task's gradients are on training rows, over those on held-out rows. Where they are
+                alike, its own labels still teach all that there is to learn, and other tasks take room in the encoder;
+                where they fade, it has learnt its rows by heart, and what else it learns comes from the others
     progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998)
 
-A task that is not aligned has nothing to teach and rests; where the main task has stopped getting better all that are
-left rest. A task that rests has weight 0 and costs nothing but the reading of its labels. Some evaluations later it
-retires for good, or, where the main task has become worse without it, comes back, once.
+A task that is not aligned has nothing to teach and rests; where the main task's own labels stay fresh, and where it has
+stopped getting better, all that are left rest. A task that rests has weight 0 and costs nothing but the reading of its
+labels. Some evaluations later it retires for good, or comes back, once, where the main task has become worse without it.
 """
 
 from __future__ import annotations
@@ -29,15 +33,18 @@ if TYPE_CHECKING:
     from mt2st_fast.training.observations import HeldOut
 
 LEAST_COSINE = 0.01  # of tasks that have to do with each other: 512 rows of unrelated labels stay below it
+FRESH = (
+    0.75  # of a main task whose labels teach it: about 0.9 with all labels of a treebank, below 0.5 with 5 %
+)
 ERRORS = 2.0  # standard errors that a mean cosine has to lie above zero
 
 
 @dataclass(kw_only=True)
 class AdaptiveSwitch(AuxiliaryWeights):
-    """Constant weights until a task's gradient is not aligned with the main task's, or the main task's plateau.
+    """Constant weights for as long as held-out rows say that a task helps; see above for the signs.
 
     weights: of auxiliary tasks while they train. patience: evaluations that a judgement needs. margin: what a metric
-    has to move by to count: the main task has stopped getting better where its best of the last `patience` evaluations
+    has to move by to count: the main task has stopped getting better where its best of the last third of evaluations
     is not above the best before by this much, and has become worse where it is that much below. Needs `fit(val=...)`.
 
     `reasons` says of every retired task why it did, `evidence` tells every decision in order. What was seen is part of
@@ -49,6 +56,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
     margin: float = 0.001
     reasons: dict[str, str] = field(default_factory=dict, init=False)
     evidence: list[str] = field(default_factory=list, init=False)
+    _freshness: list[float] = field(default_factory=list, init=False, repr=False)  # from the second epoch on
     _cosines: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _metrics: list[float] = field(default_factory=list, init=False, repr=False)
     _resting: dict[str, int] = field(
@@ -91,9 +99,11 @@ class AdaptiveSwitch(AuxiliaryWeights):
             if name != seen.main:
                 self._cosines.setdefault(name, []).append(gradient.cosine)
         training = [name for name in auxiliary if name not in self._resting and name not in self.reasons]
-        stopped = self._stopped()
+        if seen.freshness is not None and seen.epoch >= 1:  # in the first one all rows are new
+            self._freshness.append(seen.freshness)
+        dispensable = self._fresh() or self._stopped()
         for name in training:
-            if reason := self._unaligned(self._cosines.get(name, ())) or stopped:
+            if reason := self._unaligned(self._cosines.get(name, ())) or dispensable:
                 self._resting[name], self._why[name] = n_before + 1, f"{reason} at step {seen.step}"
                 self.evidence.append(f"step {seen.step}: {name} rests, as {reason}")
 
@@ -108,6 +118,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
         if without < before - self.margin and name not in self._came_back:
             self._came_back.append(name)
             self._cosines.pop(name, None)
+            self._freshness.clear()
             self._judged_from = len(self._metrics)
             self.evidence.append(f"step {step}: {name} is back, as {seen}")
         else:
@@ -124,14 +135,22 @@ class AdaptiveSwitch(AuxiliaryWeights):
             return None
         return f"its gradient is not aligned with the main task's (cosine {mean:.3f}, standard error {error:.3f})"
 
+    def _fresh(self) -> str | None:
+        """What says that the main task's own labels teach it all there is to learn, or None."""
+        recent = self._freshness[-self.patience :]
+        if len(recent) < self.patience or fmean(recent) < FRESH:
+            return None
+        return f"the main task's own labels still teach it (freshness {fmean(recent):.2f})"
+
     def _stopped(self) -> str | None:
         """What says that the main task does not get better any more, or None."""
-        if len(self._metrics) - self._judged_from < self.patience or len(self._metrics) == self.patience:
+        window = max(self.patience, len(self._metrics) // 3)
+        if len(self._metrics) - self._judged_from < window or len(self._metrics) == window:
             return None
-        before, recent = max(self._metrics[: -self.patience]), max(self._metrics[-self.patience :])
+        before, recent = max(self._metrics[:-window]), max(self._metrics[-window:])
         if not recent < before + self.margin:  # a metric that is not a number decides nothing
             return None
-        return f"the main task has not risen by {self.margin:g} in {self.patience} evaluations ({recent:.4f})"
+        return f"the main task has not risen by {self.margin:g} in {window} evaluations ({recent:.4f})"
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen and decided."""
@@ -143,7 +162,17 @@ class AdaptiveSwitch(AuxiliaryWeights):
             setattr(self, name, copy.deepcopy(state[name]))
 
 
-_STATE = ("reasons", "evidence", "_cosines", "_metrics", "_resting", "_why", "_came_back", "_judged_from")
+_STATE = (
+    "reasons",
+    "evidence",
+    "_cosines",
+    "_freshness",
+    "_metrics",
+    "_resting",
+    "_why",
+    "_came_back",
+    "_judged_from",
+)
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> AdaptiveSwitch:
