@@ -13,7 +13,7 @@ Three signs, all read at every evaluation:
 
 A task that is not aligned has nothing to teach and rests; where the main task's own labels stay fresh, and where it has
 stopped getting better, all that are left rest. A task that rests has weight 0 and costs nothing but the reading of its
-labels. Some evaluations later it retires for good, or comes back, once, where the main task has become worse without it.
+labels. Some evaluations later it retires for good, or, where the main task has become worse, comes back, once.
 """
 
 from __future__ import annotations
