@@ -122,6 +122,11 @@ class HeadBank(nn.Module):
             )
         return self.linears[module_name(task)]  # type: ignore[return-value]
 
+    def task(self, name: str) -> Task | OpenTask | WordTask:
+        """What a task is. Raises ValueError for an unknown one."""
+        self._check_known([name])
+        return self.tasks[name] if name in self.tasks else self._module(name)  # type: ignore[return-value]
+
     def open_task(self, task: str) -> OpenTask:
         """The module of a task that is a loss of its own. Raises ValueError for another."""
         if not self.is_open_task(task):

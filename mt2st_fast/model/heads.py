@@ -40,9 +40,8 @@ class MultiTaskHeads(HeadBank):
     Every head is a torch.nn.Linear of its own under `linears`, so an optimizer, DDP and a state dict can name its
     parameters; the state dict also says which tasks are active. All are at first; `set_active` retires the others. What
     somebody puts around a head or in its place (a hook, an adapter, a shard) is called, never passed by: slower, which
-    the log says once. A WordTask has no head: it is a module of its own under `word_tasks`, with a loss on the encoder's
-    table (`word_loss`). Nor has an OpenTask: it is a module under `open_tasks`, with a loss of its own on the same
-    features.
+    the log says once. A WordTask has no head: it is a module under `word_tasks`, with a loss on the encoder's table
+    (`word_loss`). Nor has an OpenTask: it is a module under `open_tasks`, with a loss of its own on the same features.
 
     Raises ValueError for a main task that is not among `tasks`, or is a WordTask.
     """
@@ -61,8 +60,8 @@ class MultiTaskHeads(HeadBank):
         """Weighted loss of the active tasks that have a target here.
 
         features are (N, D) or (N, T, D); targets of a classification (N,) or (N, T), of the others with a last axis C
-        (which may be left out where C = 1); of a task that pools a sequence they are as for features (N, D). weights are
-        (K,) over `active`, or by name (1 where a name is missing); without any they are those of `set_weights`. The
+        (which may be left out where C = 1); of a task that pools a sequence they are as for features (N, D). weights
+        are (K,) over `active`, or by name (1 where a name is missing); without any they are those of `set_weights`. The
         result's `losses` and `correct` are (K,) over `active`: 0 for a task that is missing from this batch. mask, (N,)
         or (N, T), says to a task that pools, and to an OpenTask, what is real in the features.
 

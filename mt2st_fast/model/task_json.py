@@ -55,8 +55,8 @@ def tasks_from_json(stored: Mapping[str, Any], classes: Iterable[type] = ()) -> 
 def _described(name: str, task: Any) -> dict[str, Any]:
     if not is_dataclass(task) or isinstance(task, type) or not hasattr(task, "head"):
         raise InputError(
-            f"the task {name} cannot be kept: a {type(task).__name__} is a loss of its own, or no dataclass; keep heads "
-            "without it"
+            f"the task {name} cannot be kept: a {type(task).__name__} is a loss of its own, or no dataclass; keep "
+            "heads without it"
         )
     options = asdict(task)
     if taken := options.keys() & {"name", "class"}:
