@@ -27,8 +27,15 @@ def weights_of_rows(token_weights: TokenWeights, task: str) -> Tensor | None:
     return token_weights.get(task) if isinstance(token_weights, Mapping) else token_weights
 
 
-def check_denominators(denominators: Mapping[str, float | Tensor] | None, reduction: str) -> None:
-    """Raises ValueError for an unknown reduction, denominators that it has no use for, and a negative number."""
+def check_denominators(
+    denominators: Mapping[str, float | Tensor] | None, reduction: str, *, of_rows: bool = True
+) -> None:
+    """Raises ValueError for an unknown reduction, denominators that it has no use for, and a negative number.
+
+    of_rows: whether losses of rows may be asked for.
+    """
+    if reduction == "none" and not of_rows:
+        raise ValueError("reduction='none' gives losses of rows, and no total: ask task_losses for them")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be mean, sum or none, not {reduction!r}")
     if not denominators:

@@ -106,6 +106,7 @@ def rebuild(
         raise InputError(
             f"the model does not fit its classes: {' '.join(str(error).split())[:300]}"
         ) from error
+    heads.set_active(heads.active)  # which tensors said; now the others are frozen
     return encoder.eval(), heads.eval()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -147,19 +147,29 @@ class HeadBank(nn.Module):
         self._check_known(wanted)
         if self.main not in wanted:
             raise ValueError(f"the main task {self.main} cannot retire")
+        self._begin_training(wanted)
         for name in self.names:
-            if name in wanted and name not in self._active:
-                for parameter in self._parameters_of(name, self._frozen_by_retirement.pop(name)):
-                    parameter.requires_grad_(True)
-            elif name not in wanted and name in self._active:
+            if name not in wanted and name not in self._frozen_by_retirement:
                 # What the user has frozen stays frozen when the task comes back.
                 named = self._module(name).named_parameters()
-                trained = [own for own, parameter in named if parameter.requires_grad]
-                self._frozen_by_retirement[name] = trained
-                for parameter in self._parameters_of(name, trained):
+                self._frozen_by_retirement[name] = [own for own, p in named if p.requires_grad]
+                for parameter in self._parameters_of(name, self._frozen_by_retirement[name]):
                     parameter.requires_grad_(False)
-                    parameter.grad = None
+        self._activate(wanted)
+
+    def _begin_training(self, tasks: Iterable[str]) -> None:
+        """Train the parameters of tasks that had retired."""
+        for name in tasks:
+            for parameter in self._parameters_of(name, self._frozen_by_retirement.pop(name, ())):
+                parameter.requires_grad_(True)
+
+    def _activate(self, wanted: Collection[str]) -> None:
+        """Compute these tasks, and no others, from now on."""
         self._active = tuple(name for name in self.names if name in wanted)
+        for name in self.names:
+            if name not in wanted:
+                for parameter in self._module(name).parameters():
+                    parameter.grad = None
         if with_heads := tuple(name for name in self._active if name in self.tasks):
             self._layout(with_heads)
         self.lay_adjacent()
@@ -179,15 +189,18 @@ class HeadBank(nn.Module):
         return torch.tensor([*flags, *json.dumps(self.names).encode()], dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Train the tasks that were active; those that were not there at all stay as they are, and so does main."""
-        content = bytes(
-            state.to("cpu", torch.uint8).tolist()
-        )  # whoever loads in bfloat16 may have rounded nothing
+        """Compute the tasks that were active; those that were not there at all stay as they are, and so does main.
+
+        The others are not frozen: many loops make their optimizer, only now, of what is trainable, and load its state
+        into that. They have no gradient, and the next `set_active` or step of a PhaseController freezes them.
+        """
+        content = bytes(state.to("cpu", torch.uint8).tolist())
         text = content.lstrip(b"\x00\x01")
         flags = content[: len(content) - len(text)]
         was_active = dict(zip(json.loads(text), flags, strict=True))
-        wanted = {n for n in self.names if was_active.get(n, n in self._active)}
-        self.set_active({*wanted, self.main})
+        wanted = {name for name in self.names if was_active.get(name, name in self._active)} | {self.main}
+        self._begin_training(wanted)
+        self._activate(wanted)
 
     def _load_from_state_dict(
         self,

@@ -78,7 +78,7 @@ class MultiTaskHeads(HeadBank):
             reduction == "mean"
         ):
             return self._fused_loss(features, targets, weights)
-        check_denominators(denominators, reduction)
+        check_denominators(denominators, reduction, of_rows=False)
         # The fused heads look at what they get; a batch of other tasks alone never comes to them.
         present = self._present(targets)
         weights_k = self._weights(weights, features.device)
