@@ -30,7 +30,7 @@ class RowLosses(NamedTuple):
 def reason_to_call(layer: nn.Module) -> str | None:
     """Why a head cannot be computed from its weight and bias, or None: it is a plain torch.nn.Linear."""
     if type(layer) is not nn.Linear:
-        return f"is a {type(layer).__name__}, no plain torch.nn.Linear"
+        return f"is a {type(layer).__module__}.{type(layer).__qualname__}, no plain torch.nn.Linear"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks"
     if "forward" in vars(layer):
