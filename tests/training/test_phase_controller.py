@@ -90,6 +90,7 @@ class Loop:
             module.load_state_dict(state)
 
     def load(self, stored, order=("modules", "optimizer", "controller")):
+        stored = copy.deepcopy(stored)  # torch's optimizers take over the tensors of a state
         for part in order:
             if part == "modules":
                 self._load_modules(stored)
