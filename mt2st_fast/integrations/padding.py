@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,71 +13,56 @@ from mt2st_fast.model.pooling import pooling_of
 from mt2st_fast.model.tasks import Task
 
 
-def label_batch(
-    tasks: Mapping[str, Task],
-    rows: Sequence[Mapping[str, Any]],
-    lengths: Sequence[int],
-    longest: int,
-    *,
-    left: bool,
-    ignored: int,
-) -> dict[str, Tensor]:
-    """(N, longest) or (N,) by task, with a last axis C for values; a label that is None or missing is marked.
+class Room(NamedTuple):
+    """Where a row's tokens lie among the places of a batch."""
 
-    left: padding stands before the tokens. ignored: what marks a class that is missing, for a task with the usual
-    ignore_index. Raises InputError for an unknown task and, naming task and row, for labels that do not fit.
+    first: int
+    tokens: int
+    places: int
+
+
+def label_batch(
+    tasks: Mapping[str, Task], rows: Sequence[Mapping[str, Any]], rooms: Sequence[Room]
+) -> dict[str, Tensor]:
+    """(N, places) or (N,) by task, with a last axis C for values; a label that is None or missing is marked.
+
+    Classes are marked by the task's ignore_index, values by NaN. Raises InputError for an unknown task and, naming task
+    and row, for labels that do not fit.
     """
     unknown = sorted({name for row in rows for name in row} - set(tasks))
     if unknown:
         raise InputError(f"labels of {unknown[0]}, which is no task; there are {', '.join(tasks)}")
+    places = list(enumerate(zip(rows, rooms, strict=True)))
     return {
         name: torch.stack(
-            [
-                _placed(
-                    name, task, row.get(name), n, longest, left=left, missing=_missing(task, ignored), row=i
-                )
-                for i, (row, n) in enumerate(zip(rows, lengths, strict=True))
-            ]
+            [_placed(f"{name} in row {i}", task, row.get(name), room) for i, (row, room) in places]
         )
         for name, task in tasks.items()
     }
 
 
-def _missing(task: Task, ignored: int) -> float:
-    """What marks a label that is not there."""
-    if not task.head.kind.takes_classes:
-        return float("nan")
-    own = int(task.head.ignore_index)
-    return ignored if own == -100 else own
-
-
-def _placed(
-    name: str, task: Task, labels: Any, n: int, longest: int, *, left: bool, missing: float, row: int
-) -> Tensor:
-    """One row's labels of one task among `longest` places, or its one label."""
-    classes, on_tokens = task.head.kind.takes_classes, pooling_of(task) == "none"
-    shape = ((longest,) if on_tokens else ()) + (() if classes else (task.head.size,))
+def _placed(where: str, task: Task, labels: Any, room: Room) -> Tensor:
+    """One row's labels of one task among all places, or its one label."""
+    head, on_tokens = task.head, pooling_of(task) == "none"
+    classes, of_one = head.kind.takes_classes, () if head.kind.takes_classes else (head.size,)
+    places = (room.places,) if on_tokens else ()
     dtype = torch.int64 if classes else torch.float32
-    placed = torch.full(shape, missing, dtype=dtype)
+    placed = torch.full((*places, *of_one), head.ignore_index if classes else float("nan"), dtype=dtype)
     if labels is None:
         return placed
     try:
         given = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(
-            f"the labels of {name} in row {row} are no numbers of one shape: {labels!r}"
-        ) from None
-    if classes and given.is_floating_point():
-        raise InputError(f"the labels of {name} in row {row} must be whole numbers, not {given.dtype}")
-    if not classes and task.head.size == 1 and given.dim() == len(shape) - 1:
+        raise InputError(f"the labels of {where} are no numbers of one shape: {labels!r}") from None
+    if classes and (given.is_floating_point() or given.dtype == torch.bool):
+        raise InputError(f"the labels of {where} must be whole numbers, not {given.dtype}")
+    wanted = ((room.tokens,) if on_tokens else ()) + of_one
+    if of_one == (1,) and given.shape == wanted[:-1]:
         given = given.unsqueeze(-1)
-    wanted = ((n,) if on_tokens else ()) + shape[on_tokens:]
     if given.shape != wanted:
-        raise InputError(
-            f"the labels of {name} in row {row} must be {tuple(wanted)}, {'one a token' if on_tokens else 'one a row'}, "
-            f"not {tuple(given.shape)}"
-        )
+        each = "one a token" if on_tokens else "one a row"
+        raise InputError(f"the labels of {where} must be {wanted}, {each}, not {tuple(given.shape)}")
     if not on_tokens:
         return given.to(dtype)
-    placed[longest - n if left else 0 : longest if left else n] = given.to(dtype)
+    placed[room.first : room.first + room.tokens] = given.to(dtype)
     return placed

@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.integrations.finding import heads_of
-from mt2st_fast.integrations.padding import label_batch
+from mt2st_fast.integrations.padding import Room, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
@@ -151,8 +151,7 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer, which counts the labels of every task in all batches of a step.
 
     So accumulating gradients is exact, whatever labels are missing: transformers itself counts `labels` that are one
-    tensor, and takes the mean of the batches' means of any other. It also gives the model's inputs on, whatever columns
-    they are (remove_unused_columns=False), which a row's labels need not be.
+    tensor, and takes the mean of the batches' means of any other.
     """
 
     def get_batch_samples(
@@ -219,27 +218,22 @@ def _steps_per_epoch(args: TrainingArguments, state: TrainerState, others: Mappi
 class DataCollatorForMultiTask:
     """Pads rows of a tokenizer with "labels": {task: labels}, in which a task may be None or missing.
 
-    Labels of a task on tokens are one a token, those of a task that pools one a row. Places without a label hold
-    label_pad_token_id (the task's ignore_index where it has one of its own) for classes, NaN for values.
+    Labels of a task on tokens are one a token, those of a task that pools one a row. Places without a label hold the
+    task's ignore_index where it is on classes, and NaN where it is on values.
     """
 
     tokenizer: Any
     tasks: Mapping[str, Task]
-    label_pad_token_id: int = -100
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """{inputs, "labels": {task: tensor}}. Raises InputError, naming task and row, for labels of another length."""
         labels = [dict(row.get("labels") or {}) for row in rows]
         inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
-        lengths = [len(row["input_ids"]) for row in inputs]
+        places = batch["input_ids"].shape[1]
         left = getattr(self.tokenizer, "padding_side", "right") == "left"
-        batch["labels"] = label_batch(
-            self.tasks,
-            labels,
-            lengths,
-            batch["input_ids"].shape[1],
-            left=left,
-            ignored=self.label_pad_token_id,
-        )
+        rooms = [
+            Room(places - n if left else 0, n, places) for n in (len(row["input_ids"]) for row in inputs)
+        ]
+        batch["labels"] = label_batch(self.tasks, labels, rooms)
         return batch
