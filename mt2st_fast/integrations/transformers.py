@@ -55,7 +55,7 @@ class MultiTaskConfig(PretrainedConfig):  # type: ignore[misc]
     """encoder: the configuration of any AutoModel, as a dictionary. tasks: as `tasks_to_json` describes them."""
 
     model_type = "mt2st_fast"
-    keys_to_ignore_at_inference = ("losses",)
+    keys_to_ignore_at_inference = ["losses"]  # noqa: RUF012 (transformers adds lists to it)
 
     def __init__(
         self,
