@@ -36,9 +36,9 @@ def made_up(n=256):
     return TensorDataset(inputs, first.long(), (2 * first + second.int()).long())
 
 
-def main(epochs=10, resume=None, callbacks=(), **more):
+def main(epochs=10, at=0.6, resume=None, callbacks=(), **more):
     L.seed_everything(0, verbose=False)
-    module, phases = Tagger(), PhaseCallback(Switch(at=0.6))
+    module, phases = Tagger(), PhaseCallback(Switch(at=at))
     loader = DataLoader(made_up(), batch_size=32, shuffle=False)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
