@@ -49,7 +49,7 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         batches = trainer.num_training_batches
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else total
         self._steps_per_epoch = max(1, int(per_epoch))
-        optimizers = [getattr(each, "optimizer", each) for each in trainer.optimizers]
+        optimizers = list(trainer.optimizers)
         self.controller = PhaseController(
             self._heads_in(pl_module), self.schedule, optimizers if self.prune else None
         )

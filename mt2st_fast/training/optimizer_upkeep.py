@@ -29,8 +29,8 @@ def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
     for parameter in gone:
         parameter.grad = None
     known = {id(parameter) for parameter in gone}
-    for parameter in [p for p in optimizer.state if id(p) in known]:
-        del optimizer.state[parameter]
+    for held in [p for p in optimizer.state if id(p) in known]:
+        del optimizer.state[held]
 
 
 def remove(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:

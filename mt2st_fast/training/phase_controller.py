@@ -101,8 +101,8 @@ class PhaseController:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         if self.optimizer is None:
             return []
-        # What wraps an optimizer, as accelerate's does, has groups and a state as well.
-        return [self.optimizer] if hasattr(self.optimizer, "param_groups") else list(self.optimizer)
+        # What wraps an optimizer, as accelerate's does, is one, too.
+        return [self.optimizer] if isinstance(self.optimizer, torch.optim.Optimizer) else list(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from, JSON-able."""
