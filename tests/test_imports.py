@@ -81,7 +81,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast": None,
     "mt2st_fast.compiling": {"clock", "compile_seconds"},
     "mt2st_fast.model.heads": None,
-    "mt2st_fast.model.head_bank": {"HeadLayout", "Pooling", "lay_adjacent"},
+    "mt2st_fast.model.head_bank": {"POOLINGS", "HeadLayout", "Pooling", "lay_adjacent"},
     "mt2st_fast.model.called_heads": {
         "REFERENCE",
         "HeadSpec",

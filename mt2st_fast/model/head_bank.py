@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.kernels import HeadLayout, Pooling, lay_adjacent
+from mt2st_fast.kernels import POOLINGS, HeadLayout, Pooling, lay_adjacent
 from mt2st_fast.model.called_heads import reason_to_call
 from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.open_tasks import OpenTask
@@ -53,6 +53,7 @@ class HeadBank(nn.Module):
         )
         self.names = tuple(ordered)
         # Asked in every step.
+        self._specs = {name: task.head for name, task in self.tasks.items()}
         self._poolings = {
             name: how for name, task in self.tasks.items() if (how := pooling_of(task)) != "none"
         }
@@ -68,8 +69,7 @@ class HeadBank(nn.Module):
         self._default_weights: dict[str, float] | None = None  # where a call gives none
         self._frozen_by_retirement: dict[str, list[str]] = {}  # names of a task's parameters
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
-        if self.tasks:
-            self._layout(tuple(self.tasks))
+        self._make_layouts()
         self.lay_adjacent()
 
     @classmethod
@@ -170,8 +170,7 @@ class HeadBank(nn.Module):
             if name not in wanted:
                 for parameter in self._module(name).parameters():
                     parameter.grad = None
-        if with_heads := tuple(name for name in self._active if name in self.tasks):
-            self._layout(with_heads)
+        self._make_layouts()
         self.lay_adjacent()
 
     def _parameters_of(self, task: str, names: Iterable[str]) -> list[nn.Parameter]:
@@ -276,10 +275,17 @@ class HeadBank(nn.Module):
             return self.word_tasks[place]
         return self.open_tasks[place] if place in self.open_tasks else self.linear(name)
 
+    def _make_layouts(self) -> None:
+        """Those that calls without a missing task need: of all active heads, of those that pool alike, of each."""
+        with_heads = tuple(name for name in self._active if name in self.tasks)
+        alike = {how: tuple(n for n in with_heads if self.pooling(n) == how) for how in POOLINGS}
+        for names in {with_heads, *alike.values(), *((name,) for name in with_heads)} - {()}:
+            self._layout(names)
+
     def _layout(self, names: tuple[str, ...]) -> HeadLayout:
         # A dict, not lru_cache: torch.compile traces what is found here and cannot make a layout.
         if names not in self._layouts:
-            self._layouts[names] = HeadLayout(tuple(self.tasks[name].head for name in names), names)
+            self._layouts[names] = HeadLayout(tuple(self._specs[name] for name in names), names)
         return self._layouts[names]
 
     def _check_known(self, names: Iterable[str]) -> None:

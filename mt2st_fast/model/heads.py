@@ -155,9 +155,7 @@ class MultiTaskHeads(HeadBank):
                 continue
             target = targets[name]
             if name in self.tasks:
-                counts[name] = label_count(
-                    self.tasks[name].head, target, weights_of_rows(token_weights, name)
-                )
+                counts[name] = label_count(self._specs[name], target, weights_of_rows(token_weights, name))
                 continue
             count = self._module(name).count(target)  # type: ignore[operator]
             # A number is filled in: a copy to a device could not be captured in a graph.
@@ -193,7 +191,7 @@ class MultiTaskHeads(HeadBank):
 
     def _rows(self, name: str, features: Tensor, target: Tensor, mask: Tensor | None) -> RowLosses:
         """Losses of the rows of one task, by calling its head."""
-        head = self.tasks[name].head
+        head = self._specs[name]
         pooled = pool(features, self.pooling(name), mask, name)
         flat = _flat_target(name, target, head, pooled.shape[:-1])
         return called(name, self.linear(name), pooled.flatten(0, -2), flat, head)

@@ -55,10 +55,17 @@ def _counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
     return weights[torch.where(valid, target, 0).long()] * valid
 
 
-@lru_cache(maxsize=256)
 def _class_weights(head: HeadSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Kept: a copy to a device would wait for it in every step.
-    return torch.tensor(head.column_weights, dtype=dtype, device=device)
+    make = _made_weights if torch.compiler.is_compiling() else _kept_weights
+    return make(head.column_weights, dtype, device)
+
+
+def _made_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(weights, dtype=dtype, device=device)
+
+
+# Kept: a copy to a device would wait for it in every step.
+_kept_weights = lru_cache(maxsize=256)(_made_weights)
 
 
 def _correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
