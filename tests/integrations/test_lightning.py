@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -108,6 +113,37 @@ def test_precisions_and_accumulation(monkeypatch, options):
     assert all(p.isfinite().all() for p in module.parameters())
     steps = -(-BATCHES // options.get("accumulate_grad_batches", 1)) * EPOCHS
     assert trainer.callbacks[0].controller.phase.first_step == -(-steps * 6 // 10)
+
+
+ON_TWO = """
+import torch, lightning as L
+from tests.integrations.examples import load
+example = load("lightning_tagger")
+class Compared(L.Callback):
+    def on_train_end(self, trainer, module):
+        own = torch.cat([p.detach().flatten() for p in module.parameters()])
+        all_ranks = [torch.zeros_like(own) for _ in range(2)]
+        torch.distributed.all_gather(all_ranks, own)
+        assert torch.equal(*all_ranks)
+        if trainer.global_rank == 0:
+            print("active", *module.heads.active, "steps", trainer.global_step)
+if __name__ == "__main__":
+    example.main(epochs=3, strategy="ddp", devices=2, callbacks=[Compared()])
+"""
+
+
+def test_two_processes_go_over_the_switch_without_looking_for_unused_parameters(tmp_path):
+    (tmp_path / "on_two.py").write_text(ON_TWO)
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "on_two.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "active sign steps 12" in done.stdout, done.stderr[-2000:]
 
 
 def test_the_active_tasks_are_those_of_the_checkpoint(tmp_path, monkeypatch):

@@ -180,6 +180,20 @@ def with_features(encoder, **options):
     return encoder(inputs), targets
 
 
+def test_it_compiles_without_a_graph_break():
+    torch.compiler.reset()
+    encoder, heads = make()
+    features, targets = with_features(encoder)
+    counts, mask = heads.label_counts(targets), torch.ones(N, T, dtype=torch.bool)
+
+    def total(features, targets, mask, counts):
+        return heads(features, targets, mask=mask, denominators=counts).total
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    arguments = features.detach(), targets, mask, counts
+    torch.testing.assert_close(compiled(*arguments), total(*arguments))
+
+
 # --- weights of rows -----------------------------------------------------------------------------------
 
 
