@@ -175,9 +175,8 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
     """Lets a model's tasks go as the schedule says; the model holds MultiTaskHeads anywhere in it.
 
     A retired task has no forward pass, no gradient and, with `prune`, no state in the optimizer. A resumed run goes on
-    bit for bit. DDP has to look for unused parameters, as it does here but with activation checkpointing: then set
-    ddp_find_unused_parameters=True. Raises InputError for a schedule that remembers something, which no checkpoint of transformers holds,
-    and what PhaseController raises.
+    bit for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
+    schedule that remembers something, which no checkpoint of transformers holds, and what PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
