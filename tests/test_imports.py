@@ -91,6 +91,7 @@ FROM_KERNELS: dict[str, set[str] | None] = {
         "row_losses",
     },
     "mt2st_fast.model.denominators": {"HeadSpec"},
+    "mt2st_fast.model.over_tasks": {"HeadSpec", "MultitaskLoss"},
     "mt2st_fast.model.pooling": {"Pooling"},
     "mt2st_fast.model.encoders": None,
     "mt2st_fast.training.optim": None,

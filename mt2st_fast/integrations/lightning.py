@@ -56,6 +56,7 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         if self._stored is not None:
             self.controller.load_state_dict(self._stored)
             self._stored = None
+            self._wrap_anew(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -65,9 +66,17 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         assert self.controller is not None
         # Lightning counts the steps of every optimizer.
         step = trainer.global_step // max(1, len(trainer.optimizers))
-        phase = self.controller.step(step, self._total_steps, self._steps_per_epoch)
-        if phase is not None and phase.retired:
-            _wrap_anew(trainer)
+        if self.controller.step(step, self._total_steps, self._steps_per_epoch) is not None:
+            self._wrap_anew(trainer)
+
+    def _wrap_anew(self, trainer: L.Trainer) -> None:
+        """DDP waits for the gradients of all parameters that it was made for."""
+        assert self.controller is not None
+        heads, strategy = self.controller.heads, trainer.strategy
+        wrapped = isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
+        if wrapped and heads.active != heads.names:
+            strategy.model = strategy.model.module
+            strategy.configure_ddp()
 
     def _heads_in(self, pl_module: L.LightningModule) -> MultiTaskHeads:
         try:
@@ -91,11 +100,3 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts: there are no optimizers yet."""
         self._stored = state_dict or None
-
-
-def _wrap_anew(trainer: L.Trainer) -> None:
-    """DDP waits for the gradients of all parameters that it was made for."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
-        strategy.model = strategy.model.module
-        strategy.configure_ddp()

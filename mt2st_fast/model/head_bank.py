@@ -196,7 +196,12 @@ class HeadBank(nn.Module):
         content = bytes(state.to("cpu", torch.uint8).tolist())
         text = content.lstrip(b"\x00\x01")
         flags = content[: len(content) - len(text)]
-        was_active = dict(zip(json.loads(text), flags, strict=True))
+        try:
+            was_active = dict(zip(json.loads(text), flags, strict=True))
+        except (ValueError, TypeError):
+            raise ValueError(
+                "_extra_state of the heads does not say which tasks are active: it is damaged, or of another module"
+            ) from None
         wanted = {name for name in self.names if was_active.get(name, name in self._active)} | {self.main}
         self._begin_training(wanted)
         self._activate(wanted)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, Pooling, multitask_loss
+from mt2st_fast.kernels import HeadLayout, MultitaskLoss, Pooling, multitask_loss
 from mt2st_fast.model.called_heads import RowLosses, called, say_once
 from mt2st_fast.model.denominators import (
     Reduction,
@@ -18,6 +18,7 @@ from mt2st_fast.model.denominators import (
     weights_of_rows,
 )
 from mt2st_fast.model.head_bank import HeadBank
+from mt2st_fast.model.over_tasks import flat_target, spread, spread_losses, sum_losses
 from mt2st_fast.model.pooling import pool
 from mt2st_fast.model.word_tasks import VectorsOf
 
@@ -100,7 +101,7 @@ class MultiTaskHeads(HeadBank):
         for how, names in fused.items():
             pooled = pool(features, how, mask, names[0])
             parts.append(self._fused_loss(pooled, {name: targets[name] for name in names}, scaled_k))
-        out = _sum(parts)
+        out = sum_losses(parts)
         return out if scale_k is None else MultitaskLoss(out.total, out.losses * scale_k, out.correct)
 
     def task_losses(
@@ -187,13 +188,13 @@ class MultiTaskHeads(HeadBank):
             backend=self.backend,
             plan=self.plan,
         )
-        return out if batch.places is None else _spread(out, batch.places, len(self._active))
+        return out if batch.places is None else spread_losses(out, batch.places, len(self._active))
 
     def _rows(self, name: str, features: Tensor, target: Tensor, mask: Tensor | None) -> RowLosses:
         """Losses of the rows of one task, by calling its head."""
         head = self._specs[name]
         pooled = pool(features, self.pooling(name), mask, name)
-        flat = _flat_target(name, target, head, pooled.shape[:-1])
+        flat = flat_target(name, target, head, pooled.shape[:-1])
         return called(name, self.linear(name), pooled.flatten(0, -2), flat, head)
 
     def _of_rows(self, name: str, rows: RowLosses, by_row: Tensor | None, weights_k: Tensor) -> MultitaskLoss:
@@ -204,8 +205,13 @@ class MultiTaskHeads(HeadBank):
         total, count = losses.sum(), counts.sum()
         loss = torch.where(count > 0, total / count.clamp_min(torch.finfo(torch.float32).tiny), total * 0)
         k, K = self._active.index(name), len(self._active)
+        correct = rows.correct
+        if not (
+            torch.is_grad_enabled() and weights_k.requires_grad
+        ):  # as the kernels: a head of weight 0 is nothing
+            loss, correct = (torch.where(weights_k[k] == 0, 0, value) for value in (loss, correct))
         mean = loss.detach().float().reshape(1)
-        return _spread(MultitaskLoss(weights_k[k] * loss, mean, rows.correct.reshape(1)), [k], K)
+        return spread_losses(MultitaskLoss(weights_k[k] * loss, mean, correct.reshape(1)), [k], K)
 
     def _losses_of_rows(
         self,
@@ -283,7 +289,7 @@ class MultiTaskHeads(HeadBank):
             raise ValueError(f"the loss of {name} must be a number (), not {tuple(loss.shape)}")
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
         weighted = weights_k[k] * loss.float()
-        return _spread(MultitaskLoss(weighted, loss.detach().float().reshape(1), correct), [k], K)
+        return spread_losses(MultitaskLoss(weighted, loss.detach().float().reshape(1), correct), [k], K)
 
     def batch(
         self,
@@ -301,7 +307,7 @@ class MultiTaskHeads(HeadBank):
         weights_k = self._weights(weights, device)
         layout = self._layout(present)
         flat_targets = [
-            _flat_target(name, targets[name], head, rows)
+            flat_target(name, targets[name], head, rows)
             for name, head in zip(present, layout.heads, strict=True)
         ]
         if len(present) == len(self._active):
@@ -312,7 +318,7 @@ class MultiTaskHeads(HeadBank):
 
     def over_active(self, values: Tensor, batch: HeadBatch) -> Tensor:
         """(K,) values over the active tasks from those of the tasks in a batch; 0 for a task that is not."""
-        return values if batch.places is None else _spread_values(values, batch.places, len(self._active))
+        return values if batch.places is None else spread(values, batch.places, len(self._active))
 
     def word_loss(
         self,
@@ -333,7 +339,7 @@ class MultiTaskHeads(HeadBank):
         weight = self._weights(weights, target.device)[k]
         loss = self._module(name)(vectors_of, inputs, target)
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
-        return _spread(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
+        return spread_losses(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
 
     def logits(self, features: Tensor, task: str, mask: Tensor | None = None) -> Tensor:
         """(..., C) outputs of one task, active or retired; (N, C) of one that pools a sequence, by `mask` (N, T)."""
@@ -362,34 +368,3 @@ class MultiTaskHeads(HeadBank):
         return torch.tensor(
             [float(by_name.get(name, 1.0)) for name in self._active], dtype=torch.float32, device=device
         )
-
-
-def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
-    wanted = rows if head.kind.takes_classes else (*rows, head.size)
-    if wanted == (*rows, 1) and target.shape == rows:
-        target = target.unsqueeze(-1)
-    # Checked before flattening: (T, N) would pass for (N, T).
-    if target.shape != wanted:
-        raise ValueError(f"targets of {name} must be {tuple(wanted)}, not {tuple(target.shape)}")
-    return target.flatten(0, len(rows) - 1) if len(rows) > 1 else target
-
-
-def _sum(parts: Sequence[MultitaskLoss]) -> MultitaskLoss:
-    """Of losses of different tasks, each (K,) with zeros for the others."""
-    if len(parts) == 1:
-        return parts[0]
-    return MultitaskLoss(*(torch.stack(same).sum(0) for same in zip(*parts, strict=True)))
-
-
-def _spread(out: MultitaskLoss, places: list[int], K: int) -> MultitaskLoss:
-    """Values of the tasks that are present, zeros for the absent ones."""
-    return MultitaskLoss(
-        out.total, _spread_values(out.losses, places, K), _spread_values(out.correct, places, K)
-    )
-
-
-def _spread_values(values: Tensor, places: list[int], K: int) -> Tensor:
-    of_task = [values.new_zeros(())] * K
-    for place, value in zip(places, values.unbind(), strict=True):
-        of_task[place] = value
-    return torch.stack(of_task)

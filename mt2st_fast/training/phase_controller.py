@@ -44,8 +44,8 @@ class PhaseController:
 
     To resume: make heads and optimizer as at the beginning, load modules, optimizer and this state in any order, and go
     on with the next step. The optimizer may also be made after the modules were loaded, of what is trainable. A DDP
-    wrapper around the heads has to be made anew where `step` returns a phase with retired tasks, or have
-    find_unused_parameters=True.
+    wrapper around the heads has to be made after loading, and anew where `step` returns a phase with retired tasks; or
+    it has find_unused_parameters=True.
 
     Raises ValueError for a schedule that has to be shown what training sees, or learns its weights: those are for
     `Trainer`.

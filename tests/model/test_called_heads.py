@@ -123,6 +123,19 @@ def test_loss_and_every_gradient_are_those_of_the_called_layer(way):
     assert out.correct[0] == right
 
 
+@pytest.mark.parametrize("way", ["adapter", "hook"])
+def test_a_called_head_of_weight_0_is_nothing_as_a_fused_one_is(way):
+    features, targets = data()
+    targets["a"] = targets["a"].clamp(min=0)
+    heads = make(way)
+    with torch.no_grad():
+        for parameter in heads.linears["a"].parameters():
+            parameter.fill_(float("inf"))
+    out = heads(features, targets, {"a": 0.0})
+    assert out.losses[0] == out.correct[0] == 0
+    assert out.total.isfinite()
+
+
 def test_an_adapter_retires_and_returns_with_what_was_trained():
     heads = MultiTaskHeads(D, TASKS, "b")
     put(heads, Adapter(heads.linear("a")))

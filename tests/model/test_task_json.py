@@ -130,6 +130,12 @@ def test_loading_leaves_parameters_trainable_until_somebody_says_what_is_active(
     assert len(trained(other)) == 4
 
 
+@pytest.mark.parametrize("content", [[], [1, 0], [1, 91, 93], [255, 1], [*b'{"a": 1}'], [1, 1, *b'["zeta"]']])
+def test_what_does_not_say_it_is_refused_by_name(content):
+    with pytest.raises(ValueError, match="_extra_state of the heads does not say which tasks are active"):
+        heads().set_extra_state(torch.tensor(content, dtype=torch.uint8))
+
+
 def test_its_length_does_not_depend_on_what_is_active():
     one = heads()
     before = one.get_extra_state()
