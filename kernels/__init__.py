@@ -35,7 +35,9 @@ from .heads.plans import (
     choose_plan,
     table_path,
 )
-from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
+from .heads.pooling import POOLINGS, Pooling
+from .heads.reference import check_classes, head_correct, row_losses
+from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
 from .step.model import BagModel, Trained, TrainedHead
 from .step.op import bag_step, bag_step_obstacle
 from .step.room import BagStep
@@ -47,6 +49,7 @@ __all__ = [
     "END",
     "PADDING",
     "PLANS",
+    "POOLINGS",
     "REFERENCE",
     "ROOMS",
     "ROW_RULES",
@@ -66,6 +69,7 @@ __all__ = [
     "HeadSpec",
     "Kind",
     "MultitaskLoss",
+    "Pooling",
     "PreparedBags",
     "Room",
     "RowRule",
@@ -77,8 +81,10 @@ __all__ = [
     "TypeRows",
     "WindowModel",
     "WordCounter",
+    "asked_for",
     "bag_step",
     "bag_step_obstacle",
+    "check_classes",
     "choose_backend",
     "choose_embedding_backend",
     "choose_plan",
@@ -87,12 +93,14 @@ __all__ = [
     "embedding_bag",
     "embedding_bag_of_types",
     "fuse_update",
+    "head_correct",
     "lay_adjacent",
     "multitask_loss",
     "pools_types",
     "prepare_bags",
     "prepare_on_device",
     "prepared_embedding_bag",
+    "row_losses",
     "split_lines",
     "table_path",
     "take_bags",

@@ -17,6 +17,7 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.subword_vectors import SubwordVectors
+from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
 from mt2st_fast.serving.load import load
@@ -24,6 +25,7 @@ from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.training.phase_controller import Phase, PhaseController
 from mt2st_fast.training.schedules import (
     AdaptiveSwitch,
     Diminish,
@@ -65,6 +67,8 @@ __all__ = [
     "MultiTaskHeads",
     "NonFiniteLossError",
     "OpenTask",
+    "Phase",
+    "PhaseController",
     "PhaseRecord",
     "Prediction",
     "Regression",
@@ -94,5 +98,7 @@ __all__ = [
     "load_modules",
     "multitask_loss",
     "save_modules",
+    "tasks_from_json",
+    "tasks_to_json",
     "train_supervised",
 ]

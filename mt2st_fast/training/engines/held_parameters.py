@@ -30,6 +30,10 @@ def model_obstacle(
         return "the encoder's table is not row-sparse"
     if any(heads.is_open_task(name) for name in heads.active):
         return "an active task is a loss of its own"
+    if (reason := next(iter(heads.reasons_to_call().items()), None)) is not None:
+        return f"the head of {reason[0]} {reason[1]}"
+    if any(heads.pooling(name) != "none" for name in heads.active):
+        return "an active task pools a sequence"
     if any(_has_hooks(module) for module in (*encoder.modules(), *heads.modules())):
         return "a module has hooks"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
