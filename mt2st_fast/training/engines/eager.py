@@ -23,6 +23,7 @@ class EagerSteps:
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._one: Tensor | None = None
+        self._moves = True  # whether the step at hand has a gradient
 
     def enter_phase(self) -> None:
         """Nothing is kept from phase to phase."""
@@ -45,20 +46,31 @@ class EagerSteps:
         """The losses (K,) of one step."""
         parts = self._parts
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
-        if len(plain) == 1:
-            total, losses = self._forward(plain[0], parts.weights())
-            self._backward(total)
-        else:
-            losses = self._accumulate(plain)
+        self._moves = False
+        with parts.own_parameters_still():
+            if len(plain) == 1:
+                total, losses = self._forward(plain[0], parts.weights())
+                self._backward(total)
+            else:
+                losses = self._accumulate(plain)
+        if self._moves:
+            self._optimizer_step()
+        return losses
+
+    def _optimizer_step(self) -> None:
+        parts = self._parts
         if parts.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
             clip_gradients(parts.trainable(), parts.clip_norm)
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad(set_to_none=True)
-        return losses
 
     def _backward(self, total: Tensor) -> None:
+        # Tasks without parameters of their own, where only such train. Else torch says that nothing trains.
+        if self._parts.part == "tasks" and not total.requires_grad:
+            return
+        self._moves = True
         scaled = self._parts.scaler.scale(total)
         # What backward() would fill in every step; made before a capture, as its first steps are not captured.
         if self._one is None or self._one.dtype != scaled.dtype or self._one.device != scaled.device:
@@ -99,6 +111,12 @@ class EagerSteps:
         encoder, heads = self._parts.encoder, self._parts.heads
         name = next(iter(targets))
         if heads.is_word_task(name):  # and so the only one: heads refuse it beside others
-            return heads.word_loss(name, encoder.pool, inputs, targets[name], weights_k)  # type: ignore[arg-type]
-        features, mask = features_and_mask(encoder(inputs))
+            return heads.word_loss(name, self._vectors, inputs, targets[name], weights_k)
+        with self._parts.encoding():
+            features, mask = features_and_mask(encoder(inputs))
         return heads(features, targets, weights_k, mask=mask)  # type: ignore[no-any-return]
+
+    def _vectors(self, types: Tensor) -> Tensor:
+        """(..., D) those of word types."""
+        with self._parts.encoding():
+            return self._parts.encoder.pool(types)  # type: ignore[operator,no-any-return]

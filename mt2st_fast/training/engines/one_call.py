@@ -6,11 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from mt2st_fast.kernels import Moves
 from mt2st_fast.model.encoders import WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.schedules.base import Part
 from mt2st_fast.training.sources import materialised, tasks_of
+
+MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks": Moves(shared=False)}
 
 
 class OneCallSteps:
@@ -72,4 +76,4 @@ class OneCallSteps:
         """The losses (K,) of one step."""
         assert self._training is not None
         inputs, targets = materialised(micro_steps[0][0])
-        return self._training(inputs, targets, self._parts.weights_k)
+        return self._training(inputs, targets, self._parts.weights_k, MOVES[self._parts.part])

@@ -4,7 +4,9 @@ A new one is one file here: a class with `task_weights`, and a `STRATEGY` that m
 """
 
 from mt2st_fast.training.schedules.adaptive_switch import AdaptiveSwitch
-from mt2st_fast.training.schedules.base import Moment, PerTask, Schedule, Unit
+from mt2st_fast.training.schedules.alternate import Alternate
+from mt2st_fast.training.schedules.alternate_steps import AlternateSteps
+from mt2st_fast.training.schedules.base import Moment, Part, PerTask, Schedule, Unit
 from mt2st_fast.training.schedules.diminish import Diminish
 from mt2st_fast.training.schedules.diminish_then_switch import DiminishThenSwitch
 from mt2st_fast.training.schedules.multi_task import MultiTask
@@ -22,10 +24,13 @@ from mt2st_fast.training.schedules.switch import Switch
 
 __all__ = [
     "AdaptiveSwitch",
+    "Alternate",
+    "AlternateSteps",
     "Diminish",
     "DiminishThenSwitch",
     "Moment",
     "MultiTask",
+    "Part",
     "PerTask",
     "RunFacts",
     "Schedule",
