@@ -26,6 +26,8 @@ from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRe
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.schedules import (
     AdaptiveSwitch,
+    Alternate,
+    AlternateSteps,
     Diminish,
     DiminishThenSwitch,
     Moment,
@@ -46,6 +48,8 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD",
     "AdaptiveSwitch",
+    "Alternate",
+    "AlternateSteps",
     "BagEncoder",
     "Callback",
     "Classification",

@@ -51,9 +51,7 @@ class Alternate(AuxiliaryWeights):
     @property
     def turns(self) -> str:
         """How they take turns."""
-        return (
-            f"shared parameters for {self.shared_epochs} epochs, then task parameters for {self.task_epochs}"
-        )
+        return f"shared and task parameters in turns of {self.shared_epochs} and {self.task_epochs} epochs"
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> Alternate:

@@ -50,7 +50,7 @@ class AlternateSteps(AuxiliaryWeights):
     @property
     def turns(self) -> str:
         """How they take turns."""
-        return f"shared parameters for {self.shared_steps} steps, then task parameters for {self.task_steps}"
+        return f"shared and task parameters in turns of {self.shared_steps} and {self.task_steps} steps"
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> AlternateSteps:
