@@ -25,17 +25,20 @@ from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.schedules import (
+    FAMO,
     AdaptiveSwitch,
     Alternate,
     AlternateSteps,
     Diminish,
     DiminishThenSwitch,
+    DynamicWeightAverage,
     Moment,
     MultiTask,
     Schedule,
     SingleTask,
     SquaringDecay,
     Switch,
+    Uncertainty,
 )
 from mt2st_fast.training.trainer import NonFiniteLossError, Trainer
 from mt2st_fast.words.supervised import train_supervised
@@ -46,6 +49,7 @@ from mt2st_fast.words.word2vec import Word2Vec
 __version__ = "0.1.0"
 
 __all__ = [
+    "FAMO",
     "SGD",
     "AdaptiveSwitch",
     "Alternate",
@@ -56,6 +60,7 @@ __all__ = [
     "ContextPrediction",
     "Diminish",
     "DiminishThenSwitch",
+    "DynamicWeightAverage",
     "Evaluation",
     "HeadLayout",
     "HeadSpec",
@@ -84,6 +89,7 @@ __all__ = [
     "TextModel",
     "TokenStream",
     "Trainer",
+    "Uncertainty",
     "WindowEncoder",
     "Word2Vec",
     "WordAnalogy",

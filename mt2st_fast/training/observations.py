@@ -43,12 +43,14 @@ class Observation:
     """Mean losses by active task over the steps since the observation before, up to and including `step`.
 
     gradients: of the unweighted losses, on the last step's batch with the encoder in evaluation mode; None where the
-    schedule does not want them, where a phase has just ended, and for batches without the main task.
+    schedule does not want them, where a phase has just ended, and for batches without the main task. epoch: passes over
+    the main task's data so far, a whole number where one has just ended.
     """
 
     step: int
     losses: Mapping[str, float]
     gradients: Mapping[str, TaskGradient] | None = None
+    epoch: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Run:
         self._interval_seconds = 0.0  # spent in steps since the last record
         self._last_tasks: tuple[str, ...] = ()  # of a batch that was found to be in order
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
-        self._learnt = learnt_schedule(options.schedule, options.device)
+        self._learnt = learnt_schedule(options.schedule, heads, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
         heads.set_active(heads.names)
         self._trained_at_start = trained(self._named())
@@ -275,13 +275,14 @@ class Run:
 
     def _observe(self, losses: dict[str, float], after_step: bool) -> None:
         schedule, gradients = self._options.schedule, None
+        epoch = self.steps_done / self.steps_per_epoch
         if not isinstance(schedule, Observing):
             return
         if after_step and self._last_step is not None:
             gradients = task_gradients(
                 self._parts, [batch for batches in self._last_step for batch in batches]
             )
-        schedule.observe(Observation(self.steps_done, losses, gradients))
+        schedule.observe(Observation(self.steps_done, losses, gradients, epoch))
 
     def _read_learnt_weights(self) -> None:
         if self._learnt is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.run_options import RunOptions
 
 
@@ -23,7 +25,15 @@ def make_parts(
     *,
     fixed_batches: bool,
 ) -> StepParts:
-    """Of a run that begins: a fresh optimizer of every parameter that is not frozen. learnt: weights as a module."""
+    """Of a run that begins: a fresh optimizer of every parameter that is not frozen. learnt: weights as a module.
+
+    Raises InputError for weights by a step's losses where a step is several backward passes.
+    """
+    if isinstance(learnt, WeighsByLosses) and options.accumulate > 1:
+        raise InputError(
+            f"{type(learnt).__name__} weighs a step by its losses, which accumulate={options.accumulate} knows only at "
+            "its end: leave accumulate at 1"
+        )
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     # An encoder may hold the heads as well: they are trained once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -54,9 +54,11 @@ class StepParts:
         """(K,) what the active tasks weigh; with gradient where that is learnt."""
         return self.weights_k if self.learnt is None else learnt_weights(self.learnt, self.heads.active)
 
-    def penalty(self) -> Tensor | None:
-        """() what learnt weights add to the total loss, or None."""
-        return None if self.learnt is None else penalty(self.learnt, self.heads.active)
+    def penalty(self, present: Collection[str]) -> Tensor | None:
+        """() what learnt weights add to the total loss of tasks with targets, or None."""
+        if self.learnt is None:
+            return None
+        return penalty(self.learnt, [name for name in self.heads.active if name in present])
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, each once: an encoder may hold the heads as well."""

@@ -9,6 +9,8 @@ from mt2st_fast.training.schedules.alternate_steps import AlternateSteps
 from mt2st_fast.training.schedules.base import Moment, Part, PerTask, Schedule, Unit
 from mt2st_fast.training.schedules.diminish import Diminish
 from mt2st_fast.training.schedules.diminish_then_switch import DiminishThenSwitch
+from mt2st_fast.training.schedules.dynamic_weight_average import DynamicWeightAverage
+from mt2st_fast.training.schedules.famo import FAMO
 from mt2st_fast.training.schedules.multi_task import MultiTask
 from mt2st_fast.training.schedules.single_task import SingleTask
 from mt2st_fast.training.schedules.squaring_decay import SquaringDecay
@@ -21,13 +23,16 @@ from mt2st_fast.training.schedules.strategy import (
     strategy_options,
 )
 from mt2st_fast.training.schedules.switch import Switch
+from mt2st_fast.training.schedules.uncertainty import Uncertainty
 
 __all__ = [
+    "FAMO",
     "AdaptiveSwitch",
     "Alternate",
     "AlternateSteps",
     "Diminish",
     "DiminishThenSwitch",
+    "DynamicWeightAverage",
     "Moment",
     "MultiTask",
     "Part",
@@ -39,6 +44,7 @@ __all__ = [
     "Strategy",
     "StrategyOption",
     "Switch",
+    "Uncertainty",
     "Unit",
     "find_strategy",
     "strategies",
