@@ -152,7 +152,7 @@ class EagerSteps:
     @torch.no_grad()
     def _losses_alone(self, encoded: list[_Encoded]) -> Tensor:
         """(K,) of one batch a loader."""
-        ones_k = torch.ones_like(self._parts.weights_k)
+        ones_k = torch.ones(len(self._parts.heads.active), device=self._parts.device)
         return torch.stack([self._losses(each, ones_k).losses for each in encoded]).sum(0)
 
     @torch.no_grad()

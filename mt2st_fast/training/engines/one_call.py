@@ -6,15 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mt2st_fast.kernels import Moves
 from mt2st_fast.model.encoders import WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.window_training import WindowTraining
-from mt2st_fast.training.schedules.base import Part
 from mt2st_fast.training.sources import materialised, tasks_of
-
-MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks": Moves(shared=False)}
 
 
 class OneCallSteps:

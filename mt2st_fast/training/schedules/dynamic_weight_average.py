@@ -21,8 +21,8 @@ class DynamicWeightAverage:
 
     "End-to-End Multi-Task Learning with Attention" (CVPR 2019), section 3.3, equation 7: L_k(t) is the mean loss of
     epoch t, and r_k is 1 in the first two epochs; a large `temperature` T makes the weights even. The K weights of all
-    tasks, the main task's among them, sum to K, and all tasks train to the end. A task without a loss in the epoch before
-    the last has r_k = 1. What was seen is part of a checkpoint.
+    tasks, the main task's among them, sum to K, and all tasks train to the end. A task without a loss in one of the two
+    epochs has r_k = 1. What was seen is part of a checkpoint.
     """
 
     temperature: float = 2.0

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from mt2st_fast.training.observations import Observation
 
 
-XI, FIRST, SECOND, STEPS, WEIGHT = range(5)  # what is kept of a task
+# What is kept of a task: xi, Adam's moments and steps, the weight of the last step, and the least loss below 0.
+XI, FIRST, SECOND, STEPS, WEIGHT, LEAST = range(6)
 BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8  # Adam's own
 TINY = torch.finfo(torch.float32).tiny
 
 
 class FAMO(nn.Module):
-    """weight_k = c z_k / L_k with z = softmax(xi) and c = 1 / sum over i of z_i / L_i; xi learns which loss falls least.
+    """weight_k = c z_k / L_k, z = softmax(xi), c = 1 / sum over i of z_i / L_i; xi learns which loss falls least.
 
     "FAMO: Fast Adaptive Multitask Optimization" (NeurIPS 2023, arXiv 2306.03792), algorithm 1. After a step on losses L
     that left them at L', with J the Jacobian of the softmax at xi, a step of xi has the gradient
@@ -51,7 +52,7 @@ class FAMO(nn.Module):
         """Zeros for every task that is new; what has been learnt stays."""
         for name in map(module_name, heads.names):
             if name not in self.kept._buffers:
-                self.kept.register_buffer(name, torch.zeros(5))
+                self.kept.register_buffer(name, torch.zeros(LEAST + 1))
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """All tasks, always."""
@@ -65,17 +66,18 @@ class FAMO(nn.Module):
     @torch.no_grad()
     def weigh(self, active: Sequence[str], losses: Tensor) -> Tensor:
         """(K,) from a step's losses (K,)."""
-        kept, taking_part = self._kept(active), losses != 0
+        kept, taking_part = self._kept(active), losses > 0
         shares = _shares(kept[:, XI], taking_part) / torch.where(taking_part, losses, 1.0)
         kept[:, WEIGHT] = shares / shares.sum().clamp_min(TINY)
+        kept[:, LEAST] = torch.minimum(kept[:, LEAST], losses)
         self._keep(active, kept)
         return kept[:, WEIGHT]
 
     @torch.no_grad()
     def learn(self, active: Sequence[str], before: Tensor, after: Tensor) -> None:
         """A step of xi by losses (K,) before and after a step of the model."""
-        kept, taking_part = self._kept(active), (before != 0) & (after != 0)
-        xi, first, second, steps, weights = kept.unbind(1)
+        kept, taking_part = self._kept(active), (before > 0) & (after > 0)
+        xi, first, second, steps, weights, least = kept.unbind(1)
         z = _shares(xi, taking_part)
         fall = torch.where(taking_part, before, 1.0).log() - torch.where(taking_part, after, 1.0).log()
         # The Jacobian of the softmax is diag(z) - z z^T.
@@ -85,20 +87,21 @@ class FAMO(nn.Module):
         second = BETA_2 * second + (1.0 - BETA_2) * gradient * gradient
         size = (second / (1.0 - BETA_2**steps)).sqrt() + EPS
         xi = xi - self.rate * first / (1.0 - BETA_1**steps) / size
-        moved = torch.stack([xi, first, second, steps, weights], 1)
+        moved = torch.stack([xi, first, second, steps, weights, least], 1)
         self._keep(active, torch.where(taking_part[:, None], moved, kept))
 
     def observe(self, observation: Observation) -> None:
         """Raises InputError for a loss without a logarithm."""
-        for name, loss in observation.losses.items():
-            if loss < 0:
+        names = tuple(observation.losses)
+        for name, least in zip(names, self._kept(names)[:, LEAST].tolist(), strict=True):
+            if least < 0:
                 raise InputError(
-                    f"the loss of {name} is {loss:g} up to step {observation.step}, and FAMO weighs by the logarithm of "
+                    f"the loss of {name} is {least:g} before step {observation.step}, and FAMO weighs by logarithms of "
                     "losses: give that task a loss that is not negative, or take another weighting"
                 )
 
     def _kept(self, active: Sequence[str]) -> Tensor:
-        """(K, 5) a copy of what is kept of these tasks."""
+        """(K, 6) a copy of what is kept of these tasks."""
         return torch.stack([self.kept.get_buffer(module_name(name)) for name in active])
 
     def _keep(self, active: Sequence[str], values: Tensor) -> None:
