@@ -36,7 +36,7 @@ from .heads.plans import (
     table_path,
 )
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
-from .step.model import EVERYTHING, BagModel, Moves, Trained, TrainedHead
+from .step.model import EVERYTHING, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.op import bag_step, bag_step_obstacle
 from .step.room import BagStep
 from .step.window import Dense, Dropout, WindowModel, window_features, window_step, window_step_obstacle
@@ -46,6 +46,7 @@ from .text.words import WordCounter, split_lines
 __all__ = [
     "END",
     "EVERYTHING",
+    "NOTHING",
     "PADDING",
     "PLANS",
     "REFERENCE",

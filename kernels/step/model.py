@@ -13,13 +13,13 @@ from ..heads.layout import HeadLayout
 
 
 class Moves(NamedTuple):
-    """Which side of a model a step moves; of the other it computes no gradient. At least one of them."""
+    """Which sides of a model a step moves; of the others it computes no gradient. Neither: its losses alone."""
 
     shared: bool = True  # the table, and what lies between it and the heads
     heads: bool = True
 
 
-EVERYTHING = Moves()
+EVERYTHING, NOTHING = Moves(), Moves(shared=False, heads=False)
 
 
 class Trained(NamedTuple):

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule, RowState
 from ..heads.layout import HeadLayout
-from .model import EVERYTHING, Moves, Trained
+from .model import EVERYTHING, NOTHING, Moves, Trained
 from .room import BagStep, check_targets, parameters_obstacle, step_kernels
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
@@ -101,7 +101,7 @@ class WindowModel:
         ]
         self._moving = {
             moves: _moving(table.parameter, dense, moves)
-            for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False))
+            for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)
         }
         self.memory: Any = None  # of the backend that steps it
 

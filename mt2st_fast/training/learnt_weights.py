@@ -14,8 +14,8 @@ gives the weights of the last step without a gradient:
     weigh(active, losses)       (K,) from the losses (K,) of the step's batches, 0 for a task that they have no label of
     learn(active, before, after)    called after the step, with the losses (K,) of the same batches before and after it
 
-Both compute on the device and wait for nothing. It costs a second forward pass of the heads before each step, and one
-of the whole model after it.
+Both compute on the device and wait for nothing. It costs a second forward pass before each step (of the heads alone,
+where autograd keeps the features), and one of the whole model after it.
 """
 
 from __future__ import annotations

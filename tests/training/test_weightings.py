@@ -19,13 +19,14 @@ from mt2st_fast import (
     Regression,
     Trainer,
     Uncertainty,
+    WindowEncoder,
 )
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.observations import Observation
 from mt2st_fast.training.schedules import Moment, RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
 from tests.training.small_runs import Stop
-from tests.training.turn_runs import OPTIMIZERS, PER_EPOCH, batches, parameters_of, trainer_of
+from tests.training.turn_runs import OPTIMIZERS, PER_EPOCH, batches, parameters_of, trainer_of, windows
 
 TASKS = {
     "tag": Classification(4),
@@ -171,6 +172,13 @@ def test_a_task_without_a_loss_is_taken_as_one_that_stays():
     assert huge == {"main": 2.0, "aux": 0.0}
 
 
+def test_a_second_run_begins_anew():
+    schedule = DynamicWeightAverage()
+    _, first = trained(schedule, 4)
+    _, second = trained(schedule, 4)
+    assert first == second
+
+
 # --- FAMO -----------------------------------------------------------------------------------------------
 
 
@@ -278,16 +286,81 @@ def test_graphs_replay_them(name):
 
 
 def test_who_takes_their_steps():
-    def phase_of(schedule):
-        trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=schedule)
+    def phase_of(schedule, **options):
+        trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=schedule, **options)
         return trainer.fit(batches("window"), epochs=1).phases[0]
 
-    assert phase_of(DynamicWeightAverage()).engine == "one kernel call"
-    for schedule in (Uncertainty(), FAMO()):
-        phase = phase_of(schedule)
-        assert phase.engine == "eager"
-        reason = "the schedule learns its weights, which takes autograd"
-        assert phase.passed_over["one kernel call"] == reason
+    for schedule in (DynamicWeightAverage(), Uncertainty(), FAMO()):
+        assert phase_of(schedule).engine == "one kernel call"
+        assert phase_of(schedule, clip_norm=1.0).engine == "eager"
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "famo"])
+@pytest.mark.parametrize(("kind", "optimizer"), [("window", "adam"), ("window", "sgd"), ("bag", "adagrad")])
+def test_one_kernel_call_learns_what_autograd_learns(name, kind, optimizer):
+    found = []
+    for fuse_backward in (None, False):
+        schedule = MAKE[name]()
+        trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=schedule, fuse_backward=fuse_backward)
+        data_of_run = batches(kind)
+        data_of_run[1] = without(data_of_run[1], "wide")
+        history = trainer.fit(data_of_run, epochs=5)
+        assert (history.phases[0].engine == "eager") == (fuse_backward is False)
+        found.append((parameters_of(trainer), schedule.state_dict(), history.steps[-1].losses))
+    (ours, learnt, losses), (theirs, by_autograd, losses_of_autograd) = found
+    assert losses == pytest.approx(losses_of_autograd, rel=1e-4)
+    for key, wanted in by_autograd.items():
+        torch.testing.assert_close(learnt[key], wanted, rtol=1e-3, atol=1e-4, msg=key)
+        assert wanted.any(), key
+    for key, wanted in theirs.items():
+        torch.testing.assert_close(ours[key], wanted, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("kind", ["window", "bag"])
+def test_a_learnt_weight_of_zero_gets_its_loss_as_gradient(kind):
+    class FromZero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]))
+
+        def task_weights(self, moment, main, auxiliary):
+            return dict.fromkeys((main, *auxiliary), 1.0)
+
+        def weights(self, active):
+            return self.own
+
+    ends = []
+    for fuse_backward in (None, False):
+        trainer = trainer_of(kind, OPTIMIZERS["sgd"], schedule=FromZero(), fuse_backward=fuse_backward)
+        history = trainer.fit(batches(kind)[:1], epochs=1)
+        assert (history.phases[0].engine == "eager") == (fuse_backward is False)
+        ends.append(trainer.schedule.own.detach().clone())
+        assert all(loss > 0 for loss in history.steps[0].losses.values())
+    torch.testing.assert_close(*ends)
+    assert (ends[0][1:] < 0).all()
+
+
+def test_famo_looks_at_a_step_with_the_dropout_of_the_step():
+    torch.manual_seed(0)
+    heads = MultiTaskHeads(20, {"a": Classification(3), "b": Classification(5)}, "a")
+    encoder = WindowEncoder(90, 12, window=2, hidden=20, dropout=0.5, sparse=True)
+    seen = []
+
+    class Watched(FAMO):
+        def weigh(self, active, losses):
+            seen.append(losses.clone())
+            return super().weigh(active, losses)
+
+        def learn(self, active, before, after):
+            seen.append(before.clone())
+            super().learn(active, before, after)
+
+    trainer = Trainer(encoder, heads, schedule=Watched(), optimizer=OPTIMIZERS["sgd"], device="cpu")
+    targets = {"a": torch.randint(0, 3, (60,)), "b": torch.randint(0, 5, (60,))}
+    history = trainer.fit([(windows(0), targets)], epochs=2)
+    assert history.phases[0].engine == "one kernel call"
+    for weighed, stepped in zip(seen[::2], seen[1::2], strict=True):
+        torch.testing.assert_close(weighed, stepped, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -248,7 +248,9 @@ def step(
     moves: Moves,
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of `bag_step` in step/op.py."""
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not task_weights.requires_grad
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     losses, correct = (
         torch.zeros(len(model.heads), dtype=torch.float32),
         torch.zeros(len(model.heads), dtype=torch.int64),

@@ -25,7 +25,7 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..model import EVERYTHING, Moves
+from ..model import NOTHING, Moves
 from ..window import Dropout, Moving, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
@@ -142,7 +142,9 @@ def step(
     moves: Moves,
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of `window_step` in step/window.py."""
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not task_weights.requires_grad
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
     losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
     _call(
@@ -167,12 +169,10 @@ def features(model: WindowModel, types: Tensor) -> Tensor:
         0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
         np.zeros(0, np.int64), True,
     )  # fmt: skip
-    everything = model.moving(EVERYTHING)
-    nothing = Moving(everything.pieces[:0], everything.counts[:0], [])
     for first in range(0, N, at_once):
         some = types_nw[first : first + at_once]
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), some, nothing, batch.table.records[:0], batch,
+            model, _NO_RULE, np.ones(1, np.float32), some, model.moving(NOTHING), batch.table.records[:0], batch,
             drop_of(Dropout(0.0, 0)), False, False, 0, 0,
         )  # fmt: skip
         out.numpy()[first : first + at_once] = model.memory.buffers.a[: len(some), :H]

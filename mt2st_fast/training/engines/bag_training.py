@@ -96,11 +96,16 @@ class BagTraining:
         targets: Mapping[str, Tensor],
         weights: Tensor,
         moves: Moves = EVERYTHING,
+        *,
+        again: bool = False,
     ) -> Tensor:
         """One step on a batch of B bags; the losses (K,) of the active tasks, 0 where one has no target here.
 
+        again: as of `WindowTraining`; here nothing is dropped.
+
         Raises what `bag_step` and the heads raise, with nothing moved.
         """
+        del again
         _, starts = inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
         # Rates may fall at every step; all else stays for the phase.

@@ -37,8 +37,9 @@ class DynamicWeightAverage:
         check_positive(temperature=self.temperature)
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
-        """Of all tasks, from the epochs that are over."""
-        del moment
+        """Of all tasks, from the epochs that are over; a run that begins has seen none."""
+        if moment.step == 0:
+            self._means, self._sums, self._steps, self._seen = [], {}, 0, 0
         names = (main, *auxiliary)
         if len(self._means) < 2:
             return dict.fromkeys(names, 1.0)

@@ -35,7 +35,7 @@ class FAMO(nn.Module):
 
     by Adam at `rate`, as in the authors' program; rate and decay are the paper's beta and gamma. Weights sum to 1.
     Losses must not be negative, and a task without a label in a step's batches takes no part in the step. All tasks
-    train to the end. A step costs a second forward pass of the heads and one more of the model.
+    train to the end. A step costs a second forward pass before it, and one more after it.
 
     Raises InputError for a rate that is not positive, and for a negative decay.
     """

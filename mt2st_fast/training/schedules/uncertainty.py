@@ -23,8 +23,7 @@ class Uncertainty(nn.Module):
     "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (CVPR 2018), section 3.2,
     equations 7 and 10: c is 1/2 for squared errors, and 1 for the other losses, each taken for a negative
     log-likelihood (Huber's holds the 1/2 itself). All tasks train to the end, the main task is weighted, too, and a
-    task counts in the steps whose batches have targets of it. Learning the weights takes autograd: a step is no single
-    kernel call.
+    task counts in the steps whose batches have targets of it.
     """
 
     def __init__(self) -> None:
