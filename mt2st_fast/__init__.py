@@ -27,6 +27,7 @@ from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.schedules import (
     FAMO,
     AdaptiveSwitch,
+    AdaTask,
     Alternate,
     AlternateSteps,
     Diminish,
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FAMO",
     "SGD",
+    "AdaTask",
     "AdaptiveSwitch",
     "Alternate",
     "AlternateSteps",

@@ -34,12 +34,15 @@ def make_parts(
             f"{type(learnt).__name__} weighs a step by its losses, which accumulate={options.accumulate} knows only at "
             "its end: leave accumulate at 1"
         )
+    by_task = bool(getattr(options.schedule, "accumulator_a_task", False))
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     # An encoder may hold the heads as well: they are trained once.
     optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
+    if by_task:
+        _check_by_task(options, optimizer)
     return StepParts(
         encoder=encoder,
         heads=heads,
@@ -55,4 +58,21 @@ def make_parts(
         graph=options.graph,
         fuse_backward=options.fuse_backward,
         fixed_batches=fixed_batches,
+        by_task=by_task,
     )
+
+
+def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> None:
+    """Raises InputError for what a step of the optimizer a task cannot do as one step would."""
+    name = type(options.schedule).__name__
+    for given, option in (
+        (options.accumulate > 1, f"accumulate={options.accumulate}"),
+        (options.clip_norm is not None, f"clip_norm={options.clip_norm}"),
+        (options.precision == "float16", "precision float16, whose losses are scaled"),
+        (options.fuse_backward is True, "fuse_backward=True"),
+        (any(group.get("weight_decay") for group in optimizer.param_groups), "weight_decay"),
+    ):
+        if given:
+            raise InputError(
+                f"{name} steps the shared parameters once a task, which rules out {option}: leave it out"
+            )

@@ -16,7 +16,7 @@ from mt2st_fast.training.optimizer_upkeep import clip_gradients
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """A batch on the device, with its features and what is real in them; none of a task on words."""
 
     inputs: Any
@@ -103,18 +103,18 @@ class EagerSteps:
             losses = losses + share_k * micro_losses
         return losses
 
-    def _encoded(self, batch: PlainBatch) -> _Encoded:
+    def _encoded(self, batch: PlainBatch) -> Encoded:
         """A batch through the encoder, unless its task is one on words, which reads the table."""
         device = self._parts.device
         inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
         if self._parts.heads.is_word_task(
             next(iter(targets))
         ):  # so the only one: heads refuse it beside others
-            return _Encoded(inputs, targets, None, None)
+            return Encoded(inputs, targets, None, None)
         with self._parts.autocast(), self._parts.encoding():
-            return _Encoded(inputs, targets, *features_and_mask(self._parts.encoder(inputs)))
+            return Encoded(inputs, targets, *features_and_mask(self._parts.encoder(inputs)))
 
-    def _total(self, encoded: list[_Encoded], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
+    def _total(self, encoded: list[Encoded], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
         """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up.
 
         parts: how many such batches make a step, for what is of the step and not of a batch.
@@ -127,7 +127,7 @@ class EagerSteps:
         total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         return total, losses[0] if len(losses) == 1 else sum(losses)  # type: ignore[return-value]
 
-    def _losses(self, encoded: _Encoded, weights_k: Tensor) -> MultitaskLoss:
+    def _losses(self, encoded: Encoded, weights_k: Tensor) -> MultitaskLoss:
         """Of one batch, by its features or, for a task on words, by the encoder's table."""
         heads, (inputs, targets, features, mask) = self._parts.heads, encoded
         with self._parts.autocast():
@@ -143,14 +143,14 @@ class EagerSteps:
 
     # --- weights by the losses of the step itself ---------------------------------------------------------
 
-    def _weights(self, encoded: list[_Encoded]) -> Tensor:
+    def _weights(self, encoded: list[Encoded]) -> Tensor:
         """(K,) of this step; with gradient where they are learnt by one."""
         if self._weigher is None:
             return self._parts.weights()
         return weights_by_losses(self._weigher, self._parts.heads.active, self._losses_alone(encoded))
 
     @torch.no_grad()
-    def _losses_alone(self, encoded: list[_Encoded]) -> Tensor:
+    def _losses_alone(self, encoded: list[Encoded]) -> Tensor:
         """(K,) of one batch a loader."""
         ones_k = torch.ones(len(self._parts.heads.active), device=self._parts.device)
         return torch.stack([self._losses(each, ones_k).losses for each in encoded]).sum(0)

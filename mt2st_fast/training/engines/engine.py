@@ -43,6 +43,7 @@ class StepParts:
         default_factory=list
     )  # that the backward pass steps, without a gradient
     part: Part = "all"  # what trains in the step at hand
+    by_task: bool = False  # whether the optimizer has moments a task of what they share
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

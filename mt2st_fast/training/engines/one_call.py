@@ -50,6 +50,8 @@ class OneCallSteps:
             return "clip_norm needs the gradients, which it never makes"
         if parts.precision != "float32":
             return f"its kernel knows no autocast (precision {parts.precision})"
+        if parts.by_task:
+            return "an accumulator a task takes a backward pass a task"
         training = WindowTraining if isinstance(parts.encoder, WindowEncoder) else BagTraining
         return training.obstacle(parts.encoder, parts.heads, parts.optimizer)
 

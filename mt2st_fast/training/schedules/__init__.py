@@ -4,6 +4,7 @@ A new one is one file here: a class with `task_weights`, and a `STRATEGY` that m
 """
 
 from mt2st_fast.training.schedules.adaptive_switch import AdaptiveSwitch
+from mt2st_fast.training.schedules.adatask import AdaTask
 from mt2st_fast.training.schedules.alternate import Alternate
 from mt2st_fast.training.schedules.alternate_steps import AlternateSteps
 from mt2st_fast.training.schedules.base import Moment, Part, PerTask, Schedule, Unit
@@ -27,6 +28,7 @@ from mt2st_fast.training.schedules.uncertainty import Uncertainty
 
 __all__ = [
     "FAMO",
+    "AdaTask",
     "AdaptiveSwitch",
     "Alternate",
     "AlternateSteps",
