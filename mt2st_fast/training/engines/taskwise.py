@@ -104,8 +104,9 @@ class TaskwiseSteps(EagerSteps):
             for parameter, state in kept.items():
                 own = optimizer.state[parameter]
                 state.update({f"{key}{suffix}": value for key, value in own.items()})
-                if "step" in own:  # Adam looks for it in every parameter's state when it is loaded
-                    state.setdefault("step", torch.zeros_like(own["step"]))
+                # Adam looks for it in every parameter's state when it is loaded.
+                if "step" in own and "step" not in state:
+                    state["step"] = torch.zeros_like(own["step"])
                 optimizer.state[parameter] = state
 
     def _states(self) -> dict[nn.Parameter, dict[str, Any]]:
