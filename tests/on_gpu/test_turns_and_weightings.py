@@ -1,4 +1,4 @@
-"""Parts in turns, weightings and moments a task on a real GPU: with CUDA graphs as without them, and what is launched."""
+"""Turns, weightings and moments a task on a real GPU: with CUDA graphs as without them, and what is launched."""
 
 from __future__ import annotations
 
