@@ -76,7 +76,7 @@ def test_parts_take_turns(schedule, parts):
         ),
         (
             lambda: find_strategy("alternate").make({"shared_epochs": 1.5}, RunFacts(9.0)),
-            "--shared-epochs must be a whole number and at least 1, not 1.5",
+            "--shared-epochs must be a finite number, whole and at least 1, not 1.5",
         ),
         (lambda: find_strategy("alternate-steps").make({"eta": 1.5}, RunFacts(9.0)), "takes no --eta"),
     ],

@@ -45,8 +45,7 @@ class StrategyOption:
         )
         if not (is_number(value) and low <= value <= high and (value % 1 == 0 or not self.whole)):
             limits = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-            kind = "a whole number" if self.whole else "a finite number"
-            wanted = " and ".join([kind, *limits])
+            wanted = " and ".join(["a finite number" + ", whole" * self.whole, *limits])
             raise InputError(f"{self.flag} must be {wanted}, not {value!r}")
 
 
