@@ -28,7 +28,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
             ],
         ),
         Section("Tasks", tables=[_tasks(report)]),
-        Section("Phases, and what took their steps", tables=[_phases(report)]),
+        Section("Phases, and what took their steps", tables=[_phases(report)], lines=report["decisions"]),
         Section(
             f"{main['task']} on the test rows, by class",
             lines=[f"{score.metric} {shown(score.value)} on {score.rows:,} rows."],

@@ -108,6 +108,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             }
             for phase in history.phases
         ],
+        "decisions": list(getattr(trainer.schedule, "evidence", ())),
     }
 
 
@@ -191,6 +192,8 @@ def render(report: dict[str, Any]) -> str:
             ],
         ),
         "",
+        *(f"- {one_line(decision)}" for decision in report["decisions"]),
+        *([""] if report["decisions"] else []),
         *markdown_table(
             ("word", "nearest neighbours"),
             [(word, ", ".join(near)) for word, near in report["neighbours"].items()],

@@ -321,10 +321,7 @@ class SupervisedModel:
     @torch.no_grad()
     def word_vectors(self) -> Tensor:
         """(words, dim) float32 on the CPU, of `words`."""
-        blocks = (
-            self.words[first : first + ROWS_AT_ONCE] for first in range(0, len(self.words), ROWS_AT_ONCE)
-        )
-        return torch.cat([self._scorer.vectors(*self.features.ids_of(words)).cpu() for words in blocks])
+        return self._scorer.word_vectors()
 
     @torch.no_grad()
     def get_nearest_neighbors(self, word: str, k: int = 10) -> list[tuple[float, str]]:
@@ -338,15 +335,7 @@ class SupervisedModel:
             raise InputError(
                 f"{word!r} has no vector: training did not see it and learnt no n-grams (maxn=0)"
             )
-        cosines = torch.nn.functional.normalize(self.word_vectors(), dim=1) @ torch.nn.functional.normalize(
-            query, dim=0
-        )
-        own = self.get_word_id(word)
-        if own >= 0:
-            cosines[own] = -torch.inf
-        others = len(self.words) - (own >= 0)
-        best = cosines.topk(others if k == -1 else min(k, others))
-        return [(value, self.words[i]) for value, i in zip(*map(Tensor.tolist, best), strict=True)]
+        return self._scorer.nearest(query, k, without=self.get_word_id(word))
 
     # --- fastText's names -------------------------------------------------------------------------------
 

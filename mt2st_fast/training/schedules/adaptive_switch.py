@@ -7,18 +7,21 @@ Two signs, both read on held-out rows at every evaluation:
                 On training rows the main task's own gradient fades as they are learnt by heart; held out it does not
     progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998)
 
-A task that is not aligned has nothing to teach and retires by itself; where the main task has stopped getting better
-all that are left retire, and training ends on the main task alone.
+A task that is not aligned has nothing to teach and rests; where the main task has stopped getting better all that are
+left rest. A task that rests has weight 0 and costs nothing but the reading of its labels. Some evaluations later it
+retires for good, or, where the main task has become worse without it, comes back, once.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from mt2st_fast.numbers import check_count
 from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, PerTask, check, value_of
 from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, RunFacts, Strategy, required
 
@@ -33,25 +36,36 @@ ERRORS = 2.0  # standard errors that a mean cosine has to lie above zero
 class AdaptiveSwitch(AuxiliaryWeights):
     """Constant weights until a task's gradient is not aligned with the main task's, or the main task's plateau.
 
-    weights: of auxiliary tasks while they train. patience: evaluations that a judgement needs. margin: the main task
-    has stopped getting better where its best of the last `patience` evaluations is not above the best before by this
-    much. Needs `fit(val=...)`. `reasons` says of every retired task why it did. What was seen is part of a checkpoint.
+    weights: of auxiliary tasks while they train. patience: evaluations that a judgement needs. margin: what a metric
+    has to move by to count: the main task has stopped getting better where its best of the last `patience` evaluations
+    is not above the best before by this much, and has become worse where it is that much below. Needs `fit(val=...)`.
+
+    `reasons` says of every retired task why it did, `evidence` tells every decision in order. What was seen is part of
+    a checkpoint. Raises ValueError for numbers out of range, and for weights of tasks that are not there.
     """
 
     weights: PerTask = 1.0
     patience: int = 3
     margin: float = 0.001
     reasons: dict[str, str] = field(default_factory=dict, init=False)
+    evidence: list[str] = field(default_factory=list, init=False)
     _cosines: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _metrics: list[float] = field(default_factory=list, init=False, repr=False)
+    _resting: dict[str, int] = field(
+        default_factory=dict, init=False, repr=False
+    )  # since so many evaluations
+    _why: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # they rest
+    _came_back: list[str] = field(default_factory=list, init=False, repr=False)
+    _judged_from: int = field(
+        default=0, init=False, repr=False
+    )  # evaluations before say nothing of a plateau
 
     wants_held_out_gradients = True
 
     def __post_init__(self) -> None:
         check("weights", self.weights, 0.0)
         check("margin", self.margin, 0.0)
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 2:
-            raise ValueError(f"patience must be a whole number of at least 2, not {self.patience!r}")
+        check_count(2, patience=self.patience)
 
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
         unknown = [t for t in self.weights if t not in auxiliary] if isinstance(self.weights, Mapping) else []
@@ -60,21 +74,45 @@ class AdaptiveSwitch(AuxiliaryWeights):
                              f"{', '.join(auxiliary)}")  # fmt: skip
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The constant weight until the task has retired."""
-        return None if task in self.reasons else value_of(self.weights, task, 1.0)
+        """The constant weight, 0 while the task rests, None once it has retired."""
+        if task in self.reasons:
+            return None
+        return 0.0 if task in self._resting else value_of(self.weights, task, 1.0)
 
     def observe_held_out(self, seen: HeldOut) -> None:
-        """Judge every task that still trains; from the next step on those that do not help are left out."""
-        gradients = seen.gradients or {}
-        auxiliary = [name for name in gradients if name != seen.main]
+        """Judge every auxiliary task; the next step heeds it."""
+        n_before, metric = len(self._metrics), seen.metrics[seen.main]
+        self._metrics.append(metric)
+        auxiliary = [name for name in seen.metrics if name != seen.main]
         for name in auxiliary:
-            self._cosines.setdefault(name, []).append(gradients[name].cosine)
-            if reason := self._unaligned(self._cosines[name]):
-                self.reasons.setdefault(name, f"{reason} at step {seen.step}")
-        self._metrics.append(seen.metrics[seen.main])
-        if reason := self._stopped():
-            for name in auxiliary:
-                self.reasons.setdefault(name, f"{reason} at step {seen.step}")
+            if name in self._resting:
+                self._end_rest(name, seen.step)
+        for name, gradient in (seen.gradients or {}).items():
+            if name != seen.main:
+                self._cosines.setdefault(name, []).append(gradient.cosine)
+        training = [name for name in auxiliary if name not in self._resting and name not in self.reasons]
+        stopped = self._stopped()
+        for name in training:
+            if reason := self._unaligned(self._cosines.get(name, ())) or stopped:
+                self._resting[name], self._why[name] = n_before + 1, f"{reason} at step {seen.step}"
+                self.evidence.append(f"step {seen.step}: {name} rests, as {reason}")
+
+    def _end_rest(self, name: str, step: int) -> None:
+        """Have a task that has rested for long enough retire, or come back where the main task is worse without it."""
+        since = self._resting[name]
+        if len(self._metrics) < since + self.patience:
+            return
+        before, without = max(self._metrics[:since]), max(self._metrics[since:])
+        del self._resting[name]
+        seen = f"the main task reached {without:.4f} without it, after {before:.4f}"
+        if without < before - self.margin and name not in self._came_back:
+            self._came_back.append(name)
+            self._cosines.pop(name, None)
+            self._judged_from = len(self._metrics)
+            self.evidence.append(f"step {step}: {name} is back, as {seen}")
+        else:
+            self.reasons[name] = self._why[name]
+            self.evidence.append(f"step {step}: {name} retires; {seen}")
 
     def _unaligned(self, cosines: Sequence[float]) -> str | None:
         """Why a task does not help, or None where it does or nobody knows yet."""
@@ -88,7 +126,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
 
     def _stopped(self) -> str | None:
         """What says that the main task does not get better any more, or None."""
-        if len(self._metrics) <= self.patience:
+        if len(self._metrics) - self._judged_from < self.patience or len(self._metrics) == self.patience:
             return None
         before, recent = max(self._metrics[: -self.patience]), max(self._metrics[-self.patience :])
         if not recent < before + self.margin:  # a metric that is not a number decides nothing
@@ -97,15 +135,15 @@ class AdaptiveSwitch(AuxiliaryWeights):
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen and decided."""
-        return {"reasons": self.reasons, "cosines": self._cosines, "metrics": self._metrics}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.reasons, self._cosines = (
-            dict(state["reasons"]),
-            {k: list(v) for k, v in state["cosines"].items()},
-        )
-        self._metrics = list(state["metrics"])
+        for name in _STATE:
+            setattr(self, name, copy.deepcopy(state[name]))
+
+
+_STATE = ("reasons", "evidence", "_cosines", "_metrics", "_resting", "_why", "_came_back", "_judged_from")
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> AdaptiveSwitch:
