@@ -65,14 +65,18 @@ def make_parts(
 def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> None:
     """Raises InputError for what a step of the optimizer a task cannot do as one step would."""
     name = type(options.schedule).__name__
-    for given, option in (
-        (options.accumulate > 1, f"accumulate={options.accumulate}"),
-        (options.clip_norm is not None, f"clip_norm={options.clip_norm}"),
-        (options.precision == "float16", "precision float16, whose losses are scaled"),
-        (options.fuse_backward is True, "fuse_backward=True"),
-        (any(group.get("weight_decay") for group in optimizer.param_groups), "weight_decay"),
+    for given, option, instead in (
+        (options.accumulate > 1, f"accumulate={options.accumulate}", "accumulate=1"),
+        (options.clip_norm is not None, f"clip_norm={options.clip_norm}", "clip_norm=None"),
+        (options.precision == "float16", "precision float16", "float32 or bfloat16"),
+        (options.fuse_backward is True, "fuse_backward=True", "fuse_backward=False"),
+        (
+            any(group.get("weight_decay") for group in optimizer.param_groups),
+            "weight_decay",
+            "weight_decay=0",
+        ),
     ):
         if given:
             raise InputError(
-                f"{name} steps the shared parameters once a task, which rules out {option}: leave it out"
+                f"{name} steps the shared parameters once a task, which rules out {option}: give {instead}"
             )
