@@ -21,9 +21,10 @@ from mt2st_fast.training.schedules.strategy import (
 class Alternate(AuxiliaryWeights):
     """Epochs that train only what the tasks share, then epochs that train only their own parameters, and again.
 
-    All on the joint loss at constant weights, by one optimizer that leaves alone what does not train (Alternate
-    Training through the Epochs, arXiv 2312.16340, section 3). Epochs of shared parameters compute no gradient of heads;
-    epochs of task parameters run the encoder without gradient.
+    All on the joint loss at constant weights, by one optimizer that leaves alone what does not train: ATE-SG of
+    Bellavia, Della Santa and Papini, "ATE-SG: Alternate Through the Epochs Stochastic Gradient for Multi-Task Neural
+    Networks" (arXiv 2312.16340). Epochs of shared parameters compute no gradient of heads; epochs of task parameters
+    run the encoder without gradient.
     """
 
     shared_epochs: int = 1

@@ -21,7 +21,7 @@ from mt2st_fast.training.schedules.strategy import (
 class AlternateSteps(AuxiliaryWeights):
     """Steps that train only what the tasks share, then steps that train only their own parameters, and again.
 
-    As `Alternate`, by mini-batches in place of epochs (arXiv 2312.16340, section 3).
+    As `Alternate`, by mini-batches in place of epochs: SAT-SG of the same paper (arXiv 2312.16340).
     """
 
     shared_steps: int = 1

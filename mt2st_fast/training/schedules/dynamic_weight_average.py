@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class DynamicWeightAverage:
     """weight_k = K exp(r_k / T) / sum over i of exp(r_i / T), with r_k = L_k(t - 1) / L_k(t - 2) by epochs t.
 
-    "End-to-End Multi-Task Learning with Attention" (CVPR 2019), section 3.3, equation 7: L_k(t) is the mean loss of
+    "End-to-End Multi-Task Learning with Attention" (CVPR 2019), "Dynamic Weight Average": L_k(t) is the mean loss of
     epoch t, and r_k is 1 in the first two epochs; a large `temperature` T makes the weights even. The K weights of all
     tasks, the main task's among them, sum to K, and all tasks train to the end. A task without a loss in one of the two
     epochs has r_k = 1. What was seen is part of a checkpoint.
