@@ -8,8 +8,9 @@ All of it is optional. A schedule of any class may have
     wants_held_out_gradients = True         these then hold `gradients`
     state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit;
                                             a schedule that observes needs them wherever there is a checkpoint
+    accumulator_a_task = True               the optimizer keeps moments a task of what they share (schedules/adatask.py)
 
-Weights that are learnt: see `learnt_weights`.
+Weights that are learnt: see `learnt_weights`. Parts of the model that train in turns: see `turns`.
 """
 
 from __future__ import annotations
