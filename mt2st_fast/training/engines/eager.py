@@ -107,9 +107,8 @@ class EagerSteps:
         """A batch through the encoder, unless its task is one on words, which reads the table."""
         device = self._parts.device
         inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
-        if self._parts.heads.is_word_task(
-            next(iter(targets))
-        ):  # so the only one: heads refuse it beside others
+        # A task on words is the only one of its batch: heads refuse it beside others.
+        if self._parts.heads.is_word_task(next(iter(targets))):
             return Encoded(inputs, targets, None, None)
         with self._parts.autocast(), self._parts.encoding():
             return Encoded(inputs, targets, *features_and_mask(self._parts.encoder(inputs)))
