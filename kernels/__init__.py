@@ -38,7 +38,7 @@ from .heads.plans import (
 from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import check_classes, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
-from .step.model import BagModel, Trained, TrainedHead
+from .step.model import EVERYTHING, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.op import bag_step, bag_step_obstacle
 from .step.room import BagStep
 from .step.window import Dense, Dropout, WindowModel, window_features, window_step, window_step_obstacle
@@ -47,6 +47,8 @@ from .text.words import WordCounter, split_lines
 
 __all__ = [
     "END",
+    "EVERYTHING",
+    "NOTHING",
     "PADDING",
     "PLANS",
     "POOLINGS",
@@ -68,6 +70,7 @@ __all__ = [
     "HeadLayout",
     "HeadSpec",
     "Kind",
+    "Moves",
     "MultitaskLoss",
     "Pooling",
     "PreparedBags",

@@ -27,15 +27,21 @@ from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRe
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.phase_controller import Phase, PhaseController
 from mt2st_fast.training.schedules import (
+    FAMO,
     AdaptiveSwitch,
+    AdaTask,
+    Alternate,
+    AlternateSteps,
     Diminish,
     DiminishThenSwitch,
+    DynamicWeightAverage,
     Moment,
     MultiTask,
     Schedule,
     SingleTask,
     SquaringDecay,
     Switch,
+    Uncertainty,
 )
 from mt2st_fast.training.trainer import NonFiniteLossError, Trainer
 from mt2st_fast.words.supervised import train_supervised
@@ -46,14 +52,19 @@ from mt2st_fast.words.word2vec import Word2Vec
 __version__ = "0.1.0"
 
 __all__ = [
+    "FAMO",
     "SGD",
+    "AdaTask",
     "AdaptiveSwitch",
+    "Alternate",
+    "AlternateSteps",
     "BagEncoder",
     "Callback",
     "Classification",
     "ContextPrediction",
     "Diminish",
     "DiminishThenSwitch",
+    "DynamicWeightAverage",
     "Evaluation",
     "HeadLayout",
     "HeadSpec",
@@ -84,6 +95,7 @@ __all__ = [
     "TextModel",
     "TokenStream",
     "Trainer",
+    "Uncertainty",
     "WindowEncoder",
     "Word2Vec",
     "WordAnalogy",

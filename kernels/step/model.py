@@ -12,6 +12,16 @@ from ..bags.rules import RowState
 from ..heads.layout import HeadLayout
 
 
+class Moves(NamedTuple):
+    """Which sides of a model a step moves; of the others it computes no gradient. Neither: its losses alone."""
+
+    shared: bool = True  # the table, and what lies between it and the heads
+    heads: bool = True
+
+
+EVERYTHING, NOTHING = Moves(), Moves(shared=False, heads=False)
+
+
 class Trained(NamedTuple):
     """A parameter whose first axis counts rows, what its rule remembers of them, and which of a step's rules it is."""
 
@@ -45,11 +55,15 @@ class BagModel:
                 raise ValueError(f"the weight of {name} is {shape}, not ({spec.size}, {D})")
         self.table, self.heads, self.layout = table, tuple(heads), layout
         parts = [part for head in heads for part in head]
-        self.parameters = [table.parameter, *(part.parameter for part in parts if part is not None)]
+        self._of_heads = [part.parameter for part in parts if part is not None]
         # (K, 2, 2): of weight and bias the address, and that of the state; 0 = there is none.
         self.addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
         # (1 + 2 K,): of the table, then of every head's weight and bias.
         self.rules = np.array([table.rule, *(table.rule if part is None else part.rule for part in parts)])
+
+    def moved(self, moves: Moves) -> list[Tensor]:
+        """The parameters that such a step changes."""
+        return [self.table.parameter] * moves.shared + self._of_heads * moves.heads
 
 
 def _addresses(part: Trained | None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule, RowState
 from ..heads.layout import HeadLayout
-from .model import Trained
+from .model import EVERYTHING, NOTHING, Moves, Trained
 from .room import BagStep, check_targets, parameters_obstacle, step_kernels
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
@@ -57,6 +57,16 @@ class Dense(NamedTuple):
     whole: bool
 
 
+class Moving(NamedTuple):
+    """What a step moves beside the table: pieces, where the steps of parameters that are one row are counted, and all
+    parameters that change.
+    """
+
+    pieces: np.ndarray
+    counts: np.ndarray
+    parameters: list[Tensor]
+
+
 class WindowModel:
     """A table (V, D), rows of word types, a hidden layer (H, W D) and K linear heads, as `window_step` trains them.
 
@@ -89,17 +99,31 @@ class WindowModel:
             for kind, part in zip(kinds, pair, strict=True)
             if part is not None
         ]
-        self.pieces = np.array([piece for each in dense for piece in _pieces(*each)], PIECE)
-        # Where the steps of parameters that are one row are counted.
-        counts = [part.state.per_row for _, _, part in dense if part.whole]
-        self.counts = np.array([count.data_ptr() for count in counts if count is not None], np.int64)
+        self._moving = {
+            moves: _moving(table.parameter, dense, moves)
+            for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)
+        }
         self.memory: Any = None  # of the backend that steps it
-        self.parameters = [table.parameter, *(part.parameter for _, _, part in dense)]
+
+    def moving(self, moves: Moves) -> Moving:
+        """What such a step moves."""
+        return self._moving[moves]
 
     @property
     def width(self) -> int:
         """W, words of a window."""
         return int(self.hidden[0].parameter.shape[1] // self.table.parameter.shape[1])
+
+
+def _moving(table: Tensor, dense: Sequence[tuple[int, int, Dense]], moves: Moves) -> Moving:
+    """What moves of a table and of dense parameters (kind, head, parameter)."""
+    own = [each for each in dense if (moves.heads if each[0] in HEAD else moves.shared)]
+    counts = [part.state.per_row for _, _, part in own if part.whole]
+    return Moving(
+        np.array([piece for each in own for piece in _pieces(*each)], PIECE),
+        np.array([count.data_ptr() for count in counts if count is not None], np.int64),
+        [table] * moves.shared + [part.parameter for _, _, part in own],
+    )
 
 
 def _rows_of_type(rows_of_type: Tensor | None, V: int) -> np.ndarray:
@@ -164,8 +188,10 @@ def window_step(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
+    moves: Moves = EVERYTHING,
 ) -> BagStep:
-    """Train table, hidden layer and heads on N windows, in place; `window_step_obstacle` is the caller's to ask.
+    """Train table, hidden layer and heads, or one side of them, on N windows, in place; `window_step_obstacle` is the
+    caller's to ask.
 
     types (N, W) int32 hold word types, -1 = none; rules are those that the model's parameters name, at the rates of
     this step, and decays (len(rules),) what each multiplies dense parameters with before it moves them. targets and
@@ -176,8 +202,9 @@ def window_step(
     """
     _check_types(model, types)
     check_targets(model.layout, targets, task_weights, len(types), "windows")
-    found = BagStep(*_kernels(model).step(model, rules, decays, types, targets, task_weights, dropout))
-    increment_version(model.parameters)
+    kernels = _kernels(model)
+    found = BagStep(*kernels.step(model, rules, decays, types, targets, task_weights, dropout, moves))
+    increment_version(model.moving(moves).parameters)
     return found
 
 
@@ -208,6 +235,7 @@ class WindowKernels(Protocol):
         targets: Sequence[Tensor],
         task_weights: Tensor,
         dropout: Dropout,
+        moves: Moves,
     ) -> tuple[Tensor, Tensor]:
         """(losses (K,), correct (K,)) as `window_step` returns them, and the parameters moved."""
 

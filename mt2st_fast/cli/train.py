@@ -32,7 +32,7 @@ from mt2st_fast.numbers import check_positive
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, write_run
-from mt2st_fast.runs.shown import shown
+from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 
 CONFIG_FILE = "config.json"
@@ -144,8 +144,8 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     for phase in report["phases"]:
         phases.add_row(
             str(phase["first_step"]),
-            ", ".join(phase["active"]),
-            shown(phase["step_ms_median"], 2),
+            trained_in(phase),
+            step_ms_of(phase),
             phase["engine"],
         )
     words = Table("word", "nearest neighbours")

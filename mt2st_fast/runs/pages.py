@@ -8,7 +8,7 @@ from typing import Any
 from mt2st_fast.runs.comparison import COLUMNS, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_seconds
-from mt2st_fast.runs.shown import engine_of, option, shown
+from mt2st_fast.runs.shown import engine_of, option, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.serving.scores import TaskScore
 from mt2st_fast.training.history import History
@@ -108,10 +108,7 @@ def _tasks(report: Mapping[str, Any]) -> Table:
 
 def _phases(report: Mapping[str, Any]) -> Table:
     columns = ("from step:", "active tasks", "median step, ms:", "steps taken by")
-    rows = [
-        (p["first_step"], ", ".join(p["active"]), shown(p["step_ms_median"], 2), engine_of(p))
-        for p in report["phases"]
-    ]
+    rows = [(p["first_step"], trained_in(p), step_ms_of(p), engine_of(p)) for p in report["phases"]]
     return Table(columns, rows)
 
 

@@ -15,7 +15,7 @@ from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import run_page
 from mt2st_fast.runs.plots import plot_curves, write_png
-from mt2st_fast.runs.shown import engine_of, shown
+from mt2st_fast.runs.shown import engine_of, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import section_on_data, what_was_read
 from mt2st_fast.serving.scores import scores
 from mt2st_fast.training.history import History
@@ -97,10 +97,14 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             {
                 "first_step": phase.first_step,
                 "active": list(phase.active),
+                "turns": phase.turns,
                 "engine": phase.engine,
                 "passed_over": phase.passed_over,
                 "graph": phase.graph,
                 "step_ms_median": history.step_ms_median(phase),
+                "step_ms_median_by_part": {
+                    part: history.step_ms_median(phase, part) for part in _parts_in(history)
+                },
             }
             for phase in history.phases
         ],
@@ -115,6 +119,11 @@ def _tokens_per_second(experiment: Experiment) -> float:
     tokens_per_row = len(corpus.tokens) / corpus.n_rows
     rows = experiment.trainer.step * min(config.batch_size, corpus.n_rows) * config.accumulate
     return rows * tokens_per_row / history.train_seconds if history.train_seconds else 0.0
+
+
+def _parts_in(history: History) -> list[str]:
+    """The parts that took turns."""
+    return sorted({part for record in history.steps for part in record.trained})
 
 
 def _number(value: float) -> float | None:
@@ -175,8 +184,8 @@ def render(report: dict[str, Any]) -> str:
             [
                 (
                     phase["first_step"],
-                    ", ".join(phase["active"]),
-                    shown(phase["step_ms_median"], 2),
+                    trained_in(phase),
+                    step_ms_of(phase),
                     engine_of(phase),
                 )
                 for phase in report["phases"]

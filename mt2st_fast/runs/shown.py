@@ -32,3 +32,18 @@ def engine_of(phase: dict[str, Any]) -> str:
     """What took a phase's steps, and why the ones before it in the order did not."""
     passed_over = "; ".join(f"not {name}: {reason}" for name, reason in phase["passed_over"].items())
     return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])
+
+
+def trained_in(phase: dict[str, Any]) -> str:
+    """A phase's tasks, and how the parts of the model take turns in it."""
+    tasks = ", ".join(phase["active"])
+    return f"{tasks}; {phase['turns']}" if phase["turns"] else tasks
+
+
+def step_ms_of(phase: dict[str, Any]) -> str:
+    """The median milliseconds of a phase's steps, and of those that train one part."""
+    by_part = ", ".join(
+        f"{part} {shown(ms, 2)}" for part, ms in phase["step_ms_median_by_part"].items() if ms is not None
+    )
+    median = shown(phase["step_ms_median"], 2)
+    return f"{median} ({by_part})" if by_part else median

@@ -26,6 +26,8 @@ class StepRecord:
     learning_rate: float
     step_ms: float = field(compare=False)
     train_seconds: float = field(compare=False)  # spent in training steps so far
+    # How many of the steps trained which part; empty where all parameters train in all.
+    trained: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Evaluation:
 class PhaseRecord:
     """A stretch of training with one set of active tasks, main task first.
 
+    turns: how shared and task parameters take turns in it, "" where all train; records of steps say which did.
     engine: what took its steps. passed_over: why the engines before that one in the order did not, by their names; for
     the engine itself, why it left some steps to the last one. graph: with `Trainer(graph=True)`, "captured" or
     "not captured: ..." with the reason; None without.
@@ -50,6 +53,7 @@ class PhaseRecord:
     first_step: int
     active: tuple[str, ...]
     reasons: dict[str, str] = field(default_factory=dict)  # why tasks retired, where the schedule says it
+    turns: str = ""
     # How it was computed, not what:
     engine: str = field(default="", compare=False)
     passed_over: dict[str, str] = field(default_factory=dict, compare=False)
@@ -76,15 +80,19 @@ class History:
         """Seconds spent in training steps: no evaluation, no checkpoint, no logging."""
         return self.steps[-1].train_seconds if self.steps else 0.0
 
-    def step_ms_median(self, phase: PhaseRecord) -> float | None:
-        """Median milliseconds of a step of this phase; None if no record lies within it."""
+    def step_ms_median(self, phase: PhaseRecord, part: str | None = None) -> float | None:
+        """Median milliseconds of a step of this phase, or of its steps that train a part; None if no record is of such
+        steps alone.
+        """
         later = [p.first_step for p in self.phases if p.first_step > phase.first_step]
         last = min(later, default=float("inf"))
         # The record that spans the border belongs to neither side.
         inside = [
             record.step_ms
             for before, record in zip([None, *self.steps], self.steps, strict=False)
-            if (before.step if before else 0) >= phase.first_step and record.step <= last
+            if (before.step if before else 0) >= phase.first_step
+            and record.step <= last
+            and (part is None or list(record.trained) == [part])
         ]
         return statistics.median(inside) if inside else None
 
@@ -111,6 +119,7 @@ class History:
                     "step": p.first_step,
                     "active": p.active,
                     "reasons": p.reasons,
+                    "turns": p.turns,
                     "engine": p.engine,
                     "passed_over": p.passed_over,
                     "graph": p.graph,

@@ -8,8 +8,9 @@ All of it is optional. A schedule of any class may have
     wants_held_out_gradients = True         these then hold `gradients`
     state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit;
                                             a schedule that observes needs them wherever there is a checkpoint
+    accumulator_a_task = True               the optimizer keeps moments a task of what they share (schedules/adatask.py)
 
-Weights that are learnt: see `learnt_weights`.
+Weights that are learnt: see `learnt_weights`. Parts of the model that train in turns: see `turns`.
 """
 
 from __future__ import annotations
@@ -48,12 +49,14 @@ class Observation:
     """Mean losses by active task over the steps since the observation before, up to and including `step`.
 
     gradients: of the unweighted losses, on the last step's batch with the encoder in evaluation mode; None where the
-    schedule does not want them, where a phase has just ended, and for batches without the main task.
+    schedule does not want them, where a phase has just ended, and for batches without the main task. epoch: passes over
+    the main task's data so far, a whole number where one has just ended.
     """
 
     step: int
     losses: Mapping[str, float]
     gradients: Mapping[str, TaskGradient] | None = None
+    epoch: float = 0.0
 
 
 @dataclass(frozen=True)

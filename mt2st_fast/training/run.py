@@ -61,6 +61,7 @@ from mt2st_fast.training.run_options import (
 from mt2st_fast.training.run_parts import make_parts, modules_of
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
+from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_of
 
 
 class Run:
@@ -91,7 +92,7 @@ class Run:
         self._interval_seconds = 0.0  # spent in steps since the last record
         self._last_tasks: tuple[str, ...] = ()  # of a batch that was found to be in order
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
-        self._learnt = learnt_schedule(options.schedule, options.device)
+        self._learnt = learnt_schedule(options.schedule, heads, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
         self._keeps_step = self._wants_gradients or isinstance(options.schedule, ObservingHeldOut)
         heads.set_active(heads.names)
@@ -121,7 +122,7 @@ class Run:
     @property
     def moment(self) -> Moment:
         """The step at hand, counted from 0."""
-        return Moment(self.steps_done, self.steps_per_epoch, self.total_steps)
+        return self._moment(self.steps_done)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -164,6 +165,7 @@ class Run:
             learning_rate=rate_as_set(self.optimizer.param_groups[0], self._learning_rate),
             step_ms=1e3 * self._interval_seconds / steps,
             train_seconds=self.history.train_seconds + self._interval_seconds,
+            trained=self._steps_by_part(steps),
         )
         self._unread_losses, self._interval_seconds = [], 0.0
         self.history.steps.append(record)
@@ -233,11 +235,21 @@ class Run:
             self._phase_active = active
             told: dict[str, str] = getattr(self._options.schedule, "reasons", {})
             reasons = {name: told[name] for name in before if name not in active and name in told}
-            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons))
+            turns = turns_of(self._options.schedule)
+            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns))
             self._engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
+        take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
         self._set_weights([weights[name] for name in active])
         self._set_learning_rate(moment)
+
+    def _moment(self, step: int) -> Moment:
+        return Moment(step, self.steps_per_epoch, self.total_steps)
+
+    def _steps_by_part(self, last: int) -> dict[str, int]:
+        """Of so many last steps."""
+        steps = range(self.steps_done - last, self.steps_done)
+        return steps_by_part(self._options.schedule, map(self._moment, steps))
 
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
@@ -266,13 +278,14 @@ class Run:
 
     def _observe(self, losses: dict[str, float], after_step: bool) -> None:
         schedule, gradients = self._options.schedule, None
+        epoch = self.steps_done / self.steps_per_epoch
         if not isinstance(schedule, Observing):
             return
         if after_step and self._wants_gradients and self._last_step is not None:
             gradients = task_gradients(
                 self._parts, [batch for batches in self._last_step for batch in batches]
             )
-        schedule.observe(Observation(self.steps_done, losses, gradients))
+        schedule.observe(Observation(self.steps_done, losses, gradients, epoch))
 
     def _read_learnt_weights(self) -> None:
         if self._learnt is not None:

@@ -210,6 +210,12 @@ def test_strategies_are_found_by_their_files():
         "diminish-switch",
         "squaring",
         "adaptive",
+        "adatask",
+        "alternate",
+        "alternate-steps",
+        "dwa",
+        "famo",
+        "uncertainty",
     }
     for name, strategy in strategies().items():
         assert strategy.name == name
@@ -254,4 +260,12 @@ def test_two_files_must_not_claim_one_name_or_option():
 def test_every_option_knows_who_takes_it():
     found = strategy_options()
     assert found["alpha"][1] == ("squaring",)
-    assert set(found["aux_weight"][1]) == {"mtl", "diminish", "switch", "diminish-switch", "adaptive"}
+    assert set(found["aux_weight"][1]) == {
+        "mtl",
+        "diminish",
+        "switch",
+        "diminish-switch",
+        "adaptive",
+        "alternate",
+        "alternate-steps",
+    }

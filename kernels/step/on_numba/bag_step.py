@@ -38,7 +38,7 @@ from ...machine.gemm import BLOCK_ROWS
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ...machine.team import Kernel, in_parallel
-from ..model import BagModel
+from ..model import BagModel, Moves
 
 ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
@@ -100,9 +100,9 @@ def _pool_part(p, table, D, ids, starts, pooled):
 @helper
 def _run_bags(
     p, table, D, ids, starts, pooled, scales, for_logits, for_features, bias, heads, columns, column_weights, targets,
-    scale, tile_bags, d_features, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
+    scale, tile_bags, moves, d_features, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
 ):  # fmt: skip
-    """Losses of split p of the bags, and the gradients of the heads and of every row in a bag."""
+    """Losses of split p of the bags, and the gradients of the heads and of every row in a bag, of what moves."""
     n_splits = len(loss_pk)
     first_bag, last_bag = _share_of_bags(starts, p, n_splits)
     d_weight = rows_of_split(d_weight_ps, p, n_splits)
@@ -121,9 +121,12 @@ def _run_bags(
             z, bias, heads, columns, column_weights, targets, B, NO_ROWS_LEFT_OUT, first, bags, scale, True, loss_k,
             correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
         )  # fmt: skip
-        add_weight_gradient(
-            z_address, ldz, h_address, ldh, bags, S, D, d_weight.ctypes.data, d_weight.shape[1]
-        )
+        if moves.heads:
+            add_weight_gradient(
+                z_address, ldz, h_address, ldh, bags, S, D, d_weight.ctypes.data, d_weight.shape[1]
+            )
+        if not moves.shared:
+            continue
         feature_gradient(z_address, ldz, bags, S, D, for_features.ctypes.data, h_address, ldh, False)
         for i in range(bags):
             for d in range(D):
@@ -166,10 +169,10 @@ def _biases(heads, addresses, S):
 
 @helper
 def _update_part(
-    p, rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
+    p, rules, table, D, per_row, rows, begins, bags, parts, moves, d_features, heads, columns, addresses, d_weight_ps,
     d_bias_ps,
 ):  # fmt: skip
-    """Move a piece of a part of the rows, and of the heads every n_pieces-th."""
+    """Move a piece of a part of the rows, and of the heads every n_pieces-th; of the sides that move."""
     n_splits = len(parts) - 1
     n_pieces, part, i = n_splits * PIECES_A_PART, p // PIECES_A_PART, p % PIECES_A_PART
     n_rows = parts[part + 1] - parts[part]
@@ -177,10 +180,11 @@ def _update_part(
         parts[part] + i * n_rows // PIECES_A_PART,
         parts[part] + (i + 1) * n_rows // PIECES_A_PART,
     )
-    update_from_transposed(
-        rules[0], table, rows, begins, bags, first, last, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0
-    )  # fmt: skip
-    for k in range(p, len(heads), n_pieces):
+    if moves.shared:
+        update_from_transposed(
+            rules[0], table, rows, begins, bags, first, last, NO_SCALES, d_features.ctypes.data, D, per_row, 0, 0
+        )  # fmt: skip
+    for k in range(p, len(heads) if moves.heads else 0, n_pieces):
         index = heads[k]["index"]
         _update_head(
             rules[1 + 2 * index : 3 + 2 * index], addresses[index], heads[k]["size"], D, columns[k], d_weight_ps,
@@ -190,13 +194,13 @@ def _update_part(
 
 def _step_on_bags(  # type: ignore[no-untyped-def]
     team, rules, table, D, per_row, scales, ids, starts, rows, begins, bags, parts, heads, addresses, column_weights,
-    targets, mean_scale, scale, tile_bags, losses_address, correct_address,
+    targets, mean_scale, scale, tile_bags, moves, losses_address, correct_address,
 ):  # fmt: skip
     """One step of a table (V, D) and of heads (records of a layout) on B bags; losses and hits of the heads.
 
     rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout. addresses (K, 2, 2): their
     weights and biases, and the states (C,) of those; 0 = there is none. per_row (V,) is the table's state. scales to
-    parts are the fields of PreparedBags. The rest is as in tile_pass.
+    parts are the fields of PreparedBags. moves says which sides get gradients and move. The rest is as in tile_pass.
     """
     K, B, n_splits, n_pools = len(heads), len(scales), len(parts) - 1, len(starts)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
@@ -205,23 +209,23 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     S = columns[K]
     bias_s = _biases(heads, addresses, len(column_weights))
     weights = addresses[:, WEIGHT, PARAMETER][heads["index"]]
-    for_logits, for_features = pack_heads(weights, D, heads, columns, True)
+    for_logits, for_features = pack_heads(weights, D, heads, columns, moves.shared)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)
     d_bias_ps = np.zeros((n_splits, S), np.float32)
     S_blocks = round_up(S, BLOCK_ROWS)
-    d_weight_ps = scratch(n_splits * S_blocks, round_up(D, WIDTH) + SKEW)
-    d_features = np.empty((B, D), np.float32)
+    d_weight_ps = scratch(n_splits * S_blocks if moves.heads else 0, round_up(D, WIDTH) + SKEW)
+    d_features = np.empty((B if moves.shared else 0, D), np.float32)
     pooled = np.empty((n_pools if n_pools > 1 else 0, B, D), np.float32)
     if n_pools > 1:
         in_parallel(team, n_pools, _pool_part, (table, D, ids, starts, pooled))
     in_parallel(team, n_splits, _run_bags, (
         table, D, ids, starts, pooled, scales, for_logits, for_features, bias_s, heads, columns, column_weights,
-        targets, scale, tile_bags, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk, d_bias_ps,
+        targets, scale, tile_bags, moves, d_features.ctypes.data, d_weight_ps, loss_pk, correct_pk, d_bias_ps,
     ))  # fmt: skip
     in_parallel(team, n_splits * PIECES_A_PART, _update_part, (
-        rules, table, D, per_row, rows, begins, bags, parts, d_features, heads, columns, addresses, d_weight_ps,
-        d_bias_ps,
+        rules, table, D, per_row, rows, begins, bags, parts, moves, d_features, heads, columns, addresses,
+        d_weight_ps, d_bias_ps,
     ))  # fmt: skip
     for k in range(K):
         index = heads[k]["index"]
@@ -241,9 +245,12 @@ def step(
     bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
+    moves: Moves,
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of `bag_step` in step/op.py."""
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not task_weights.requires_grad
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     losses, correct = (
         torch.zeros(len(model.heads), dtype=torch.float32),
         torch.zeros(len(model.heads), dtype=torch.int64),
@@ -256,7 +263,7 @@ def step(
     step_on_bags(
         packed(rules)[model.rules], table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
         *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses, batch.scale,
-        batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(),
-        correct.data_ptr(),
+        batch.gradient_scale, tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), moves,
+        losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct

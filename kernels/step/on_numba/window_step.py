@@ -25,7 +25,8 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..window import Dropout, WindowModel
+from ..model import NOTHING, Moves
+from ..window import Dropout, Moving, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
 from .window_memory import TILE_ROWS, memory_of
@@ -67,14 +68,14 @@ def _columns_by_task(heads, columns, n_tasks):
 
 def _step_on_windows(  # type: ignore[no-untyped-def]
     team, rules, decays, types, table, hidden, hidden_bias, weights, biases, pieces, counts, heads, column_weights,
-    targets, mean_scale, scale, drop, train, index, b, losses_address, correct_address,
+    targets, mean_scale, scale, drop, train, shared, index, b, losses_address, correct_address,
 ):  # fmt: skip
     """One step on N windows types (N, W); losses and hits of the heads.
 
     rules and decays are a step's; hidden (H, W D) and hidden_bias (its address) are of the hidden layer; weights and
-    biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are a WindowModel's. heads are the
-    records of those that are computed; the rest is as in tile_pass. Unless in training nothing moves, and b.a holds the
-    features.
+    biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are those of a WindowModel that
+    move. heads are the records of those that are computed; the rest is as in tile_pass. Unless in training nothing
+    moves, and b.a holds the features; unless `shared` no gradient is computed below the logits, and the table stays.
     """
     N, W = types.shape
     H, D, K = hidden.shape[0], table.D, len(heads)
@@ -84,23 +85,28 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
     column_of = _columns_by_task(heads, columns, len(targets))
     index_types(types.reshape(N * W), table.rows_of_type, index)
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
-    in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, b))
-    for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, True)
+    in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, shared, b))
+    for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, shared)
     hidden_bias_h = np.empty(H, np.float32)
     _copy_from(hidden_bias, hidden_bias_h)
     head_bias_s = _head_biases(heads, biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
         N, W, D, index, drop, hidden_bias_h, for_logits, for_features, head_bias_s, heads, columns, column_weights,
-        targets, scale, train, b,
+        targets, scale, train, shared, b,
     ))  # fmt: skip
     if not train:
         return
+    n_type_gradients = n_types if shared else 0
     in_parallel(
-        team, len(pieces) + n_types, move_dense, (pieces, rules, decays, column_of, N, W, D, H, index, b)
+        team,
+        len(pieces) + n_type_gradients,
+        move_dense,
+        (pieces, rules, decays, column_of, N, W, D, H, index, b),
     )
-    n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)
-    in_parallel(team, n_row_pieces, move_rows, (rules[table.rule], table, index, b))
+    if shared:
+        n_row_pieces = -(-index.counts[1] // ROWS_A_PIECE)
+        in_parallel(team, n_row_pieces, move_rows, (rules[table.rule], table, index, b))
     for i in range(len(counts)):
         numba.carray(pointer_to_float32(counts[i]), (1,))[0] += ONE
     for k in range(K):
@@ -133,14 +139,17 @@ def step(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
+    moves: Moves,
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of `window_step` in step/window.py."""
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not task_weights.requires_grad
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
     losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
     _call(
-        model, packed(rules), np.array(decays, np.float32), _checked(types, model), model.pieces, model.counts,
-        batch.computed(), batch, drop_of(dropout), True, losses.data_ptr(), correct.data_ptr(),
+        model, packed(rules), np.array(decays, np.float32), _checked(types, model), model.moving(moves),
+        batch.computed(), batch, drop_of(dropout), True, moves.shared, losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct
 
@@ -163,8 +172,8 @@ def features(model: WindowModel, types: Tensor) -> Tensor:
     for first in range(0, N, at_once):
         some = types_nw[first : first + at_once]
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), some, model.pieces[:0], model.counts[:0],
-            batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), False, 0, 0,
+            model, _NO_RULE, np.ones(1, np.float32), some, model.moving(NOTHING), batch.table.records[:0], batch,
+            drop_of(Dropout(0.0, 0)), False, False, 0, 0,
         )  # fmt: skip
         out.numpy()[first : first + at_once] = model.memory.buffers.a[: len(some), :H]
     return out
@@ -186,12 +195,12 @@ def _call(
     rules: np.ndarray,
     decays: np.ndarray,
     types: np.ndarray,
-    pieces: np.ndarray,
-    counts: np.ndarray,
+    moving: Moving,
     heads: np.ndarray,
     batch: Batch,
     drop: Drop,
     train: bool,
+    shared: bool,
     losses: int,
     correct: int,
 ) -> None:
@@ -199,7 +208,7 @@ def _call(
     weight, bias = model.hidden
     step_on_windows(
         rules, decays, types, memory.table, weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, pieces, counts, heads,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, train, memory.batch,
-        memory.buffers, losses, correct,
+        0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, moving.pieces,
+        moving.counts, heads, batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop,
+        train, shared, memory.batch, memory.buffers, losses, correct,
     )  # fmt: skip

@@ -60,13 +60,16 @@ class Drop(NamedTuple):
 
 
 @helper
-def prepare_types(p, table, index, hidden, b):
-    """Piece 0 packs the hidden weight (H, W D); the others make the vectors of some types."""
+def prepare_types(p, table, index, hidden, shared, b):
+    """Piece 0 packs the hidden weight (H, W D), for its gradients only if `shared`; the others make the vectors of some
+    types.
+    """
     if p == 0:
         H = len(hidden)
         for panel in range(-(-H // PANEL)):
             pack_for_logits(hidden, panel * PANEL, min(PANEL, H - panel * PANEL), b.forward[panel])
-        pack_for_features(hidden, 0, H, b.backward)
+        if shared:
+            pack_for_features(hidden, 0, H, b.backward)
         return
     for u in range((p - 1) * TYPES_A_PIECE, min(index.counts[0], p * TYPES_A_PIECE)):
         first, last = index.starts[u], index.starts[u + 1]
@@ -169,14 +172,14 @@ def _head_logits(a, lda, rows, H, S, for_logits, product, z):
 @helper
 def run_tile(
     p, N, W, D, index, drop, hidden_bias, for_logits, for_features, head_bias, heads, columns, column_weights, targets,
-    scale, train, b,
+    scale, train, shared, b,
 ):  # fmt: skip
     """Windows of tile p: losses, and the gradients of logits, hidden layer and windows. Piece 0 is no tile.
 
-    Unless in training, only b.a.
+    Unless in training, only b.a; unless `shared`, no gradient but that of the logits.
     """
     if p == 0:
-        if train:
+        if shared:
             index_rows(index)
         return
     tile, H, S, F = p - 1, len(hidden_bias), columns[-1], W * D
@@ -202,6 +205,8 @@ def run_tile(
         z, head_bias, heads, columns, column_weights, targets, N, b.all_rows, first, rows, scale, True, loss_k,
         correct_k, d_head_bias, tile_bias_gradient, gathered, lanes,
     )  # fmt: skip
+    if not shared:
+        return
     if S > 0:
         feature_gradient(address_of(z), ldz, rows, S, H, address_of(for_features), d_a, lda, False)
     else:  # no task has a label here

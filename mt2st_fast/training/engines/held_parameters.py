@@ -8,9 +8,14 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.kernels import NOTHING, Moves
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.schedules.base import Part
+
+LOSSES_ALONE = NOTHING
+MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks": Moves(shared=False)}
 
 
 def model_obstacle(
