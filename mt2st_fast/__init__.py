@@ -22,6 +22,7 @@ from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimi
 from mt2st_fast.serving.load import load
 from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.schedules import (
@@ -52,6 +53,7 @@ __all__ = [
     "ContextPrediction",
     "Diminish",
     "DiminishThenSwitch",
+    "EarlyStopping",
     "Evaluation",
     "HeadLayout",
     "HeadSpec",

@@ -85,6 +85,12 @@ class Config:
         20_000, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0
     )
     evaluations: int = _option(20, "Training", "evaluations in a run", min=1)
+    patience: int | None = _option(
+        None, "Training", "end a run after so many evaluations without a rise; never by default", min=1
+    )
+    min_delta: float = _option(
+        0.0, "Training", "what --patience takes for a rise: more than this on the development rows", min=0.0
+    )
     seed: int = _option(1, "Training", "seed of everything random", min=0)
     device: str = _option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...")
     backend: str = _option("auto", "Machine", "auto, numba, triton or reference")
@@ -115,6 +121,8 @@ class Config:
             elif option.name in POSITIVE:
                 check_positive(**named)
             check_within(limits.get("min", -math.inf), limits.get("max", math.inf), **named)
+        if self.min_delta and self.patience is None:
+            raise InputError(f"min_delta {self.min_delta:g} is what patience goes by: give patience, too")
 
     def resolved(self, splits: Splits) -> Config:
         """This configuration with what the corpus decides filled in: main and auxiliary tasks, batch size, epochs."""

@@ -33,6 +33,7 @@ from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.runs.config import Config
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import History
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.trainer import Trainer
@@ -93,6 +94,8 @@ class Experiment:
             coverage = start_from_vectors(encoder, config, splits)
             tasks = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
+            patience = config.patience
+            stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
             trainer = Trainer(
                 encoder,
                 heads,
@@ -104,7 +107,7 @@ class Experiment:
                 accumulate=config.accumulate,
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
-                callbacks=callbacks,
+                callbacks=[*callbacks, *stopping],
                 graph="auto" if config.graph is None else config.graph,
                 fuse_backward=config.fuse_backward,
             )
@@ -118,6 +121,11 @@ class Experiment:
         """Steps of the whole run."""
         assert self.config.epochs is not None
         return math.ceil(self.config.epochs * -(-len(self.train) // self.config.accumulate))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train: all steps are done, or the run has come to its plateau."""
+        return self.trainer.step == self.total_steps or self.trainer.history.stopped is not None
 
     def run(
         self,

@@ -47,6 +47,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
         f"{main['metric']} of the main task {main['task']}: best on development {shown(main['best'])} "
         f"(step {main['best_step']}), on test {shown(main['test'])}. {report['steps']:,} steps, "
         f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s."
+        + (f" Ended early: {report['stopped']}." if report["stopped"] else "")
     )
     title = f"{main['task']} on {data['name']}, strategy {report['strategy']}"
     return page(title, lead, sections, _environment(report["environment"]))
