@@ -60,7 +60,8 @@ class PhaseRecord:
 class History:
     """Everything that `fit` saw, in order; `main` is the main task.
 
-    stopped: why a run ended before its last step, where something in it decided so.
+    stopped: why a run ended before its last step, where something in it decided so. joules: (step, joules of all
+    training steps up to it) at every record, where somebody measures them (see `training/energy.py`).
     """
 
     main: str
@@ -68,6 +69,7 @@ class History:
     evaluations: list[Evaluation] = field(default_factory=list)
     phases: list[PhaseRecord] = field(default_factory=list)
     stopped: str | None = None
+    joules: list[tuple[int, float]] = field(default_factory=list, compare=False)
 
     @property
     def best(self) -> Evaluation | None:
@@ -105,6 +107,7 @@ class History:
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
             phases=[PhaseRecord(**{**phase, "active": tuple(phase["active"])}) for phase in stored["phases"]],
             stopped=stored["stopped"],
+            joules=[(step, joules) for step, joules in stored["joules"]],
         )
 
     def write_jsonl(self, path: Path) -> None:
