@@ -39,7 +39,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
 
 
-@takes_config()
+@takes_config(without=("engine",))
 def train(
     config: Config,
     context: typer.Context,

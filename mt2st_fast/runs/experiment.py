@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mt2st_fast.data import (
     READERS,
@@ -28,6 +29,7 @@ from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.plain import PlainHeads, plain_encoder, plain_optimizer
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.runs.config import Config
@@ -96,20 +98,19 @@ class Experiment:
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
             patience = config.patience
             stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
+            trained, trained_heads, engine = _on_engine(config, encoder, heads)
             trainer = Trainer(
-                encoder,
-                heads,
+                trained,
+                trained_heads,
                 schedule=config.schedule(),
                 lr=config.lr,
                 lr_decay=config.lr_decay,  # type: ignore[arg-type]
-                weight_decay=config.weight_decay,
                 clip_norm=config.clip_norm,
                 accumulate=config.accumulate,
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
                 callbacks=[*callbacks, *stopping],
-                graph="auto" if config.graph is None else config.graph,
-                fuse_backward=config.fuse_backward,
+                **engine,
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
             backend = choose_backend(trainer.device, dtype, config.backend)
@@ -150,6 +151,11 @@ class Experiment:
         log_every = self.trainer.log_every
         return every if every < log_every else round(every / log_every) * log_every
 
+    @property
+    def rows_a_step(self) -> int:
+        """Examples that every step learns from."""
+        return self.train.batch_size * self.config.accumulate
+
     def test(self) -> dict[str, float]:
         """The test metric of every task with the weights as they are now."""
         return self.trainer.evaluate(self._held_out(self.splits.test), self.splits.tasks)
@@ -182,6 +188,20 @@ def text_model(experiment: Experiment) -> TextModel:
         splits.name,
         experiment.config.text_column,
     )
+
+
+def _on_engine(
+    config: Config, encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads
+) -> tuple[nn.Module, MultiTaskHeads, dict[str, Any]]:
+    """(encoder, heads, options of the Trainer) by which the engine that is asked for trains these."""
+    if config.engine == "torch":
+        optimizer = plain_optimizer(encoder.table, config.lr, config.weight_decay)
+        options = {"optimizer": optimizer, "graph": False, "fuse_backward": False}
+        return plain_encoder(encoder), PlainHeads.of(heads), options
+    graph = "auto" if config.graph is None else config.graph
+    return encoder, heads, {
+        "weight_decay": config.weight_decay, "graph": graph, "fuse_backward": config.fuse_backward,
+    }  # fmt: skip
 
 
 def make_task(column: TargetColumn) -> Task:

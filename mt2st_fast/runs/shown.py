@@ -32,3 +32,13 @@ def engine_of(phase: dict[str, Any]) -> str:
     """What took a phase's steps, and why the ones before it in the order did not."""
     passed_over = "; ".join(f"not {name}: {reason}" for name, reason in phase["passed_over"].items())
     return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])
+
+
+def change(share: float | None) -> str:
+    """A change as people say it: 60 % less is -60 %."""
+    return "–" if share is None else f"{round(100 * share):+d} %"
+
+
+def points(quality: float | None) -> str:
+    """A difference in quality in points, hundredths of it."""
+    return "–" if quality is None else f"{100 * quality:+.2f} points"
