@@ -56,11 +56,15 @@ def summarise_seed(history: History, test: float, rows_a_step: int) -> dict[str,
 
 
 def compare_runs(
-    runs: Runs, arms: Sequence[Arm], target: float | None = None, plateau_margin: float = 0.002
+    runs: Runs,
+    arms: Sequence[Arm],
+    facts: Mapping[str, Any],
+    target: float | None = None,
+    plateau_margin: float = 0.002,
 ) -> dict[str, Any]:
-    """What compare.json has of the runs: targets, medians and quartiles by arm, differences and conclusions.
+    """What compare.json has of the runs beside `facts`: targets, medians and quartiles, differences and conclusions.
 
-    runs: by the names of the arms, in the order of seeds. target: a quality of the main task; None takes the highest
+    runs: by the names of the arms, in the order of seeds. facts: metric, and what else there is to say. target: a quality of the main task; None takes the highest
     that every run reached. plateau_margin: a run has come to its plateau where its best rises by less. A run that does
     not arrive has None, and so has the median where most do not.
     """
@@ -74,14 +78,13 @@ def compare_runs(
 
     first = arms[0].engine
     comparison = {
+        **facts,
         "target": targets[0].median,
         "targets": {each.key: each.to_json() for each in targets},
         "plateau_margin": plateau_margin,
         "strategies": strategies,
         "reductions": {
-            arm.name: _reductions(
-                strategies, arm.name, {b: by_place.get((b, arm.engine)) for b in BASELINES}
-            )
+            arm.name: _reductions(strategies, arm.name, {b: by_place.get((b, arm.engine)) for b in BASELINES})
             for arm in arms
         },
         # What the algorithm saves: within one engine.

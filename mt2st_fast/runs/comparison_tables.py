@@ -223,7 +223,9 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
         own = next(n for n, s in strategies.items() if s["strategy"] == strategies[other]["strategy"])
         if differences is None:
             continue
-        per_step = [1e3 * strategies[n]["seconds_median"] / strategies[n]["steps_median"] for n in (own, other)]
+        per_step = [
+            1e3 * strategies[n]["seconds_median"] / strategies[n]["steps_median"] for n in (own, other)
+        ]
         rows.append(
             [
                 f"{own}, {first} against {strategies[other]['engine']}",
@@ -257,7 +259,7 @@ def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
             strategy,
             f"{number + 1}{' chosen' * (number == found['chosen'])}",
             *(option(trial["values"].get(name)) for name in names),
-            shown(trial["best"]) if trial["error"] is None else trial["error"],
+            shown(trial["best"]) if trial["error"] is None else trial["error"].partition(":")[0],
             option(trial["step"]),
         ]
         for strategy, found in tuning["strategies"].items()

@@ -57,17 +57,13 @@ def _against(comparison: Mapping[str, Any], own: str, base: str, found: Mapping[
     key = "given" if "given" in targets else OWN_TARGET[base]
     engine = comparison["strategies"][own]["engine"]
     base_arm = next(
-        name
-        for name, s in comparison["strategies"].items()
-        if (s["strategy"], s["engine"]) == (base, engine)
+        name for name, s in comparison["strategies"].items() if (s["strategy"], s["engine"]) == (base, engine)
     )
     times = [_on_time(comparison, own, base_arm, each, found) for each in (key, PLATEAU)]
     return f"{own} against {base_arm}: {'; '.join(times)}; {_on_quality(comparison, found)}."
 
 
-def _on_time(
-    comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any]
-) -> str:
+def _on_time(comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any]) -> str:
     label = "its plateau" if key == PLATEAU else comparison["targets"][key]["label"]
     missing = list(_missing(comparison, own, base, key))
     if missing:
@@ -85,7 +81,7 @@ def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> It
 
 def _on_quality(comparison: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     where = "test" if found["test"]["value"] is not None else "best"
-    label = f"{comparison.get('metric', 'quality')} " + (
+    label = f"{comparison['metric']} " + (
         "on test rows" if where == "test" else "on development rows at best"
     )
     return f"{label}: {_verdict(found[where], 'lower', 'higher', points)}"

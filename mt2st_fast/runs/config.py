@@ -157,10 +157,16 @@ class Config:
 
     def on_engine(self, engine: str) -> Config:
         """This configuration on another engine. Raises InputError for an option that it does not have."""
-        fused = {"--backend": self.backend != "auto", "--graph": self.graph, "--fuse-backward": self.fuse_backward}
+        fused = {
+            "--backend": self.backend != "auto",
+            "--graph": self.graph,
+            "--fuse-backward": self.fuse_backward,
+        }
         given = [flag for flag, is_given in fused.items() if is_given]
         if engine == "torch" and given:
-            raise InputError(f"{given[0]} is not for the engine torch, which has nothing of the kind; leave it out")
+            raise InputError(
+                f"{given[0]} is not for the engine torch, which has nothing of the kind; leave it out"
+            )
         return replace(self, engine=engine)
 
     def for_strategy(self, name: str) -> Config:

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.runs.comparison_progress import Progress
 from mt2st_fast.runs.config import Config
 from mt2st_fast.training.schedules import find_strategy
 
+TUNED = ("lr", "switch_at", "aux_weight")
 RATE_SPAN = 5.0  # rates are tried from a fifth of the given one to five times that
 
 
@@ -56,16 +58,19 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
         raise InputError(f"--tune {n} leaves nothing to choose from: give 2 or more trials, or 0 for none")
     ranges = ranges_of(config, fixed)
     if not ranges:
-        raise InputError(f"--tune {n} has nothing to tune: {', '.join(sorted(fixed))} are given; leave one out")
+        raise InputError(
+            f"--tune {n} has nothing to tune: {', '.join(sorted(fixed))} are given; leave one out"
+        )
     options = {option.name: option.default for option in find_strategy(strategy).options}
     given = {"lr": config.lr, **options, **config.for_strategy(strategy).strategy_options}
     taken = [name for name in ranges if name == "lr" or name in options]
     chance = np.random.default_rng(config.seed)
     # Drawn for all numbers, taken or not: trials of different strategies then have the same rate.
-    parts = {name: chance.permutation(n - 1) for name in ("lr", "switch_at", "aux_weight")}
+    parts = {name: chance.permutation(n - 1) for name in TUNED}
     first = {name: float(given[name]) for name in taken if given[name] is not None}
     others = [
-        {name: ranges[name].at((parts[name][trial] + 0.5) / (n - 1)) for name in taken} for trial in range(n - 1)
+        {name: ranges[name].at((parts[name][trial] + 0.5) / (n - 1)) for name in taken}
+        for trial in range(n - 1)
     ]
     return [first, *others]
 
@@ -78,7 +83,9 @@ def with_values(config: Config, values: Mapping[str, float]) -> Config:
     )
 
 
-def trial_result(values: Mapping[str, float], summary: Mapping[str, Any] | None, error: str | None) -> dict[str, Any]:
+def trial_result(
+    values: Mapping[str, float], summary: Mapping[str, Any] | None, error: str | None
+) -> dict[str, Any]:
     """What is kept of a trial: its values, and its best with the step of it, or why it has none."""
     if summary is None:
         return {"values": dict(values), "best": None, "step": None, "error": error}
@@ -99,17 +106,16 @@ def chosen(strategy: str, trials: Sequence[Mapping[str, Any]]) -> int:
     return min(done, key=lambda i: (-trials[i]["best"], trials[i]["step"], i))
 
 
-def tuning_record(
-    config: Config, fixed: Collection[str], n: int, seed: int, trials: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
+def tuning_record(progress: Progress) -> dict[str, Any]:
     """What compare.json has of it."""
+    ranges = ranges_of(progress.config, progress.fixed)
     return {
-        "trials": n,
-        "seed": seed,
-        "fixed": sorted(fixed),
-        "ranges": {name: [found.low, found.high] for name, found in ranges_of(config, fixed).items()},
+        "trials": progress.tune,
+        "seed": progress.tuning_seed,
+        "fixed": progress.fixed,
+        "ranges": {name: [found.low, found.high] for name, found in ranges.items()},
         "strategies": {
-            strategy: {"chosen": chosen(strategy, of_strategy), "trials": list(of_strategy)}
-            for strategy, of_strategy in trials.items()
+            strategy: {"chosen": chosen(strategy, trials), "trials": list(trials)}
+            for strategy, trials in progress.trials.items()
         },
     }
