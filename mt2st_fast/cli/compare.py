@@ -31,11 +31,13 @@ from mt2st_fast.runs.comparison import compare_runs
 from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_progress import Progress
 from mt2st_fast.runs.comparison_tables import render, table_rows
+from mt2st_fast.runs.conclusions import sentence
 from mt2st_fast.runs.config import ENGINES, Config
 from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import write_png
-from mt2st_fast.runs.tuning import TUNED, trials_of, tuning_record
+from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.energy import energy_counter
 from mt2st_fast.training.schedules import strategies as strategies_by_name
@@ -108,14 +110,15 @@ def compare(
     if not resume:
         for name in names:
             config.for_strategy(name)
-            if tune:
-                trials_of(config, name, tune, asked.fixed)
+        if tune and not any(map(asked.trials_of, names)):
+            raise InputError(f"--tune {tune} has nothing to tune: all that {', '.join(names)} take is given")
         for each in engines:
             config.on_engine(each)
         config.check_strategy_options(tuple(names))
     folder = make_writable(out)
     with holding(folder), StoppingOnSignals() as stopping:
         progress = _stored(folder, asked, on_command_line) if resume else asked
+        progress.note_load()
         _compare(progress, folder, (target, plateau_margin), stopping, 60 * checkpoint_every)
 
 
@@ -193,10 +196,15 @@ def _comparison(
         "config": {name: value for name, value in options.items() if name not in ("strategy", "engine")},
         "n_seeds": progress.seeds,
         "engines": progress.engines,
+        "load": progress.load,
         "energy": energy_counter(experiment.trainer.device)[1],
         "environment": environment(experiment.trainer.device),
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
-        "tuning": tuning_record(progress) if progress.tune else None,
+        "tuning": (
+            tuning_record(progress.config, progress.fixed, progress.tuning_seed, progress.trials)
+            if progress.trials
+            else None
+        ),
     }
     return compare_runs(
         {arm.name: progress.runs[arm.name] for arm in progress.arms}, progress.arms, facts, *judged_by
@@ -206,25 +214,19 @@ def _comparison(
 def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> None:
     table = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # all columns fit into 80
+        padding=(0, 1, 0, 0),
         title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
         f"medians of {comparison['n_seeds']} seeds",
     )
     table.add_column("strategy", no_wrap=True)
-    for name in (
-        "dev",
-        "test",
-        "steps",
-        "s",
-        "steps to\ntarget",
-        "s to\ntarget",
-        "vs stl",
-        "vs mtl",
-    ):
+    for name in ("dev", "test", "s", "steps to\ntarget", "s to\ntarget", "vs stl", "vs mtl"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in table_rows(comparison):
-        table.add_row(*row)
+    for name, dev, test, _, *others in table_rows(comparison):  # without all steps it fits into 80
+        table.add_row(name, dev, test, *others)
     console.print(table)
-    for sentence in comparison["conclusions"]:
-        say(console, sentence)
+    for line in comparison["conclusions"]:
+        say(console, line)
+    if comparison["n_seeds"] >= LEAST_SEEDS:
+        for verdict in comparison["verdicts"]:
+            say(console, sentence(verdict))
     say(console, f"Written to {folder}: report.html, compare.md, compare.json, compare.png")

@@ -19,7 +19,7 @@ from mt2st_fast.runs.comparison import summarise_seed
 from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.tuning import chosen, trial_result, trials_of, with_values
+from mt2st_fast.runs.tuning import trial_result, with_values
 from mt2st_fast.training.energy import MeasuringEnergy, energy_counter
 from mt2st_fast.training.run_options import NonFiniteLossError
 
@@ -39,33 +39,39 @@ class Comparing:
         """Find what cannot run before anything has run. An experiment of the first arm."""
         for arm in reversed(self.progress.arms):
             experiment = Experiment.prepare(self._config(arm), self.first)
-            for values in self._trials(arm.strategy):
+            for values in self.progress.trials_of(arm.strategy):
                 with_values(experiment.config, values).schedule()
         return experiment
 
     def tune(self) -> None:
         """The trials that are left: the same trial of all strategies, then the next."""
         progress, engine = self.progress, self.progress.engines[0]
-        seed, strategies = progress.tuning_seed, progress.strategies
-        if all(progress.n_trials(strategy) >= progress.tune for strategy in strategies):
+        trials = {strategy: progress.trials_of(strategy) for strategy in progress.strategies}
+        left = [
+            (number, strategy)
+            for number in range(progress.tune)
+            for strategy, of_strategy in trials.items()
+            if progress.n_trials(strategy) <= number < len(of_strategy)
+        ]
+        if not left:
             return
+        seed = progress.tuning_seed
         splits = read_data(replace(progress.config, seed=seed))
-        for number in range(progress.tune):
-            for strategy in strategies:
-                if progress.n_trials(strategy) > number:
-                    continue
-                values = self._trials(strategy)[number]
-                config = with_values(self._config(Arm(strategy, strategy, engine)), values)
-                label = f"{strategy}, trial {number + 1} of {progress.tune}"
-                resumes = progress.begin(self.folder, "trial", strategy, number)
-                try:
-                    summary = self._run(replace(config, seed=seed), splits, label, resumes)
-                    result = trial_result(values, summary, None)
-                except NonFiniteLossError as error:  # such a rate is none to choose
-                    result = trial_result(values, None, str(error).removeprefix(f"{label}: "))
-                progress.end(self.folder, result)
-        for strategy in strategies:
-            say(self.console, f"tuned {strategy}: {self._shown(self._tuned(strategy))}")
+        for number, strategy in left:
+            values = trials[strategy][number]
+            config = with_values(self._config(Arm(strategy, strategy, engine)), values)
+            label = f"{strategy}, trial {number + 1} of {progress.tune}"
+            resumes = progress.begin(self.folder, "trial", strategy, number)
+            try:
+                summary = self._run(replace(config, seed=seed), splits, label, resumes)
+                result = trial_result(values, summary, None)
+            except NonFiniteLossError as error:  # such a rate is none to choose
+                result = trial_result(values, None, str(error).removeprefix(f"{label}: "))
+            progress.end(self.folder, result)
+        for strategy in progress.strategies:
+            values = progress.tuned(strategy)
+            shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            say(self.console, f"tuned {strategy}: {shown or 'all that it takes is given'}")
 
     def run(self) -> None:
         """The runs that are left. Seeds outside, arms inside: a machine that slows down slows all of them down."""
@@ -75,31 +81,13 @@ class Comparing:
             own = seed == progress.config.seed or not left
             splits = self.first if own else read_data(replace(progress.config, seed=seed))
             for arm in left:
-                config = with_values(self._config(arm), self._tuned(arm.strategy))
+                config = with_values(self._config(arm), progress.tuned(arm.strategy))
                 resumes = progress.begin(self.folder, "run", arm.name, seed)
                 summary = self._run(replace(config, seed=seed), splits, f"{arm.name}, seed {seed}", resumes)
                 progress.end(self.folder, {"seed": seed, **summary})
 
     def _config(self, arm: Arm) -> Config:
         return self.progress.config.for_strategy(arm.strategy).on_engine(arm.engine)
-
-    def _trials(self, strategy: str) -> list[dict[str, float]]:
-        progress = self.progress
-        if not progress.tune:
-            return []
-        return trials_of(progress.config, strategy, progress.tune, progress.fixed)
-
-    def _tuned(self, strategy: str) -> dict[str, float]:
-        """The values that tuning has chosen, of the same for every engine; none without it."""
-        if not self.progress.tune:
-            return {}
-        trials = self.progress.trials[strategy]
-        values: dict[str, float] = trials[chosen(strategy, trials)]["values"]
-        return values
-
-    @staticmethod
-    def _shown(values: dict[str, float]) -> str:
-        return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
     def _run(self, config: Config, splits: Splits, label: str, resumes: bool) -> dict[str, Any]:
         """The summary of one run.

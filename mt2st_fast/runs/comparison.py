@@ -7,7 +7,7 @@ from typing import Any
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.arms import BASELINES, Arm
-from mt2st_fast.runs.conclusions import conclusions
+from mt2st_fast.runs.conclusions import conclusions, verdicts
 from mt2st_fast.runs.intervals import (
     change_of_medians,
     difference,
@@ -64,9 +64,10 @@ def compare_runs(
 ) -> dict[str, Any]:
     """What compare.json has of the runs beside `facts`: targets, medians and quartiles, differences and conclusions.
 
-    runs: by the names of the arms, in the order of seeds. facts: metric, and what else there is to say. target: a quality of the main task; None takes the highest
-    that every run reached. plateau_margin: a run has come to its plateau where its best rises by less. A run that does
-    not arrive has None, and so has the median where most do not.
+    runs: by the names of the arms, in the order of seeds. facts: metric, n_seeds, engines, environment, load, and what
+    else there is to say. target: a quality of the main task; None takes the highest that every run reached.
+    plateau_margin: a run has come to its plateau where its best rises by less. A run that does not arrive has None, and
+    so has the median where most do not.
     """
     targets = make_targets(runs, arms, target)
     arrivals = {arm.name: _arrivals(runs[arm.name], targets, plateau_margin) for arm in arms}
@@ -77,7 +78,7 @@ def compare_runs(
         return None if base in (None, own) else _differences(runs, arrivals, own, str(base))
 
     first = arms[0].engine
-    comparison = {
+    comparison: dict[str, Any] = {
         **facts,
         "target": targets[0].median,
         "targets": {each.key: each.to_json() for each in targets},
@@ -99,6 +100,7 @@ def compare_runs(
             if arm.engine != first
         },
     }
+    comparison["verdicts"] = verdicts(comparison)
     return comparison | {"conclusions": conclusions(comparison)}
 
 

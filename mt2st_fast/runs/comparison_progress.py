@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.arms import Arm, arms_of
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.tuning import chosen, trials_of
 
 FILE = "compare.progress.json"
 CHECKPOINT = "checkpoint/last.safetensors"
@@ -36,6 +38,14 @@ class Progress:
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     current: list[Any] = field(default_factory=list)
     data: str = ""  # the digest of the first seed's data
+    load: float | None = (
+        None  # processes that wanted a CPU when it began, or went on, where the system tells it
+    )
+
+    def note_load(self) -> None:
+        """Note how busy others keep the machine; to be called before anything runs here."""
+        if hasattr(os, "getloadavg"):
+            self.load = max(self.load or 0.0, os.getloadavg()[0])
 
     def check_data(self, splits: Splits) -> None:
         """Raises InputError where runs that are over were of other data."""
@@ -71,7 +81,19 @@ class Progress:
     @property
     def n_all(self) -> int:
         """Runs of the whole comparison, trials among them."""
-        return len(self.arms) * self.seeds + len(self.strategies) * self.tune
+        return len(self.arms) * self.seeds + sum(
+            len(self.trials_of(strategy)) for strategy in self.strategies
+        )
+
+    def trials_of(self, strategy: str) -> list[dict[str, float]]:
+        """The values of all trials of a strategy, of which `n_trials` are over."""
+        return trials_of(self.config, strategy, self.tune, self.fixed) if self.tune else []
+
+    def tuned(self, strategy: str) -> dict[str, float]:
+        """The values that its trials have chosen, the same for every engine; none without any."""
+        trials = self.trials.get(strategy, [])
+        values: dict[str, float] = trials[chosen(strategy, trials)]["values"] if trials else {}
+        return values
 
     def is_done(self, arm: str, seed: int) -> bool:
         """Whether that run is over."""

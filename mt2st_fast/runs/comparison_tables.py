@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mt2st_fast.runs.comparison import MEASURES
+from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.markdown import markdown_table, one_line
-from mt2st_fast.runs.shown import change, option, points, short, shown
+from mt2st_fast.runs.shown import change, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.targets import PLATEAU, POINT
 from mt2st_fast.runs.what_was_read import section_on_data
 
@@ -38,7 +39,7 @@ class Part:
 def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
     """All that there is to say, in the order in which it is asked for."""
     return [
-        Part("What can be concluded", comparison["conclusions"]),
+        _verdicts(comparison),
         Part("Quality", [_stopped(comparison)], *_quality(comparison)),
         *(
             Part(f"To the target: {target['label']}", [_of_seeds(target)], *_to(comparison, key))
@@ -54,8 +55,8 @@ def lead(comparison: Mapping[str, Any]) -> str:
     """How to read the numbers."""
     machine = comparison["environment"]
     return (
-        f"Medians over {comparison['n_seeds']} seeds, quartiles in brackets. Seconds are those of training steps alone, "
-        f"on {machine['processor']}, {machine['threads']} threads; {comparison['energy']}. "
+        f"Medians over {comparison['n_seeds']} seeds, quartiles in brackets. Seconds are those of training steps "
+        f"alone, on {machine['processor']}, {machine['threads']} threads; {comparison['energy']}. "
         f"Engine: {', '.join(comparison['engines'])}."
     )
 
@@ -114,14 +115,6 @@ def _spread(spread: Mapping[str, float | None], show: Any) -> str:
     return f"{show(spread['median'])} ({show(low)}–{'…' if high is None else show(high)})"
 
 
-def _difference(found: Mapping[str, Any] | None, show: Any) -> str:
-    """The value, and its interval where there is one."""
-    if found is None or found["value"] is None:
-        return "–"
-    interval = "" if found["low"] is None else f" [{show(found['low'])}, {show(found['high'])}]"
-    return f"{show(found['value'])}{interval}"
-
-
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -136,10 +129,19 @@ def _bases(comparison: Mapping[str, Any]) -> list[str]:
     return [base for base in bases if base in strategies]
 
 
+def _verdicts(comparison: Mapping[str, Any]) -> Part:
+    columns = ["strategy", "against", "time", "time to its plateau", "quality at the end"]
+    rows = [
+        [v[name] for name in ("own", "base", "time", "plateau", "quality")] for v in comparison["verdicts"]
+    ]
+    enough = comparison["n_seeds"] >= LEAST_SEEDS
+    return Part("What can be concluded", comparison["conclusions"], columns, rows if enough else [])
+
+
 def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
     bases = _bases(comparison)
     columns = ["strategy", "best on development:", "test, at the end:"]
-    columns += [f"{where} vs {base}:" for where in ("development", "test") for base in bases]
+    columns += [f"{where} vs {base}, points:" for where in ("development", "test") for base in bases]
     rows = []
     for name, strategy in comparison["strategies"].items():
         found = comparison["differences"][name]
@@ -147,7 +149,7 @@ def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
             [
                 name,
                 *(_spread(strategy["spread"][where], shown) for where in ("best", "test")),
-                *(_difference(found[base] and found[base][w], points) for w in ("best", "test") for base in bases),
+                *(in_points(found[base] and found[base][w]) for w in ("best", "test") for base in bases),
             ]
         )  # fmt: skip
     return columns, rows
@@ -172,7 +174,7 @@ def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[li
                 *(_spread(to[m], short if m in ("seconds", "joules") else _whole) for m in measured),
                 *(_spread(to["quality"], shown) for _ in at_plateau),
                 *(
-                    _difference(differences[base] and differences[base]["to"][key]["seconds"], change)
+                    in_percent(differences[base] and differences[base]["to"][key]["seconds"])
                     for base in bases
                 ),
             ]
@@ -230,18 +232,18 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
             [
                 f"{own}, {first} against {strategies[other]['engine']}",
                 *map(short, per_step),
-                _difference(differences["best"], points),
-                *(_difference(differences["to"][key]["seconds"], change) for key in keys),
+                in_points(differences["best"]),
+                *(in_percent(differences["to"][key]["seconds"]) for key in keys),
             ]
         )
-    columns = ["strategy", f"ms a step, {first}:", "the other:", "development:"]
+    columns = ["strategy", f"ms a step, {first}:", "the other:", "development, points:"]
     columns += [f"time to {comparison['targets'][key]['label']}:" for key in keys]
     yield Part(
         "What the engine saves",
         [
-            "The same strategy, initial values, order of rows and rates. torch is a separate nn.Linear and loss a task, "
-            "a dense table and torch.optim.AdamW, which also moves rows that a batch does not hold: qualities differ a "
-            "little. Differences from stl and mtl in the other tables are within one engine."
+            "The same strategy, initial values, order of rows and rates. torch is a separate nn.Linear and loss a "
+            "task, a dense table and torch.optim.AdamW, which also moves rows that a batch does not hold: qualities "
+            "differ a little. Differences from stl and mtl in the other tables are within one engine."
         ],
         columns,
         rows,
@@ -269,9 +271,9 @@ def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
     yield Part(
         "Tuning",
         [
-            f"{tuning['trials']} trials for every strategy on seed {tuning['seed']}, which no result is of; the best on "
-            f"development rows is taken. The first has the values as given, the others lie within {ranges}: each takes "
-            "what the strategy has."
+            f"{tuning['trials']} trials for every strategy on seed {tuning['seed']}, which no result is of; the best "
+            f"on development rows is taken. The first has the values as given, the others lie within {ranges}: each "
+            "takes what the strategy has."
         ],
         ["strategy", "trial:", *(f"{name}:" for name in names), "best on development:", "at step:"],
         rows,

@@ -1,38 +1,32 @@
-"""What can be concluded from a comparison and what cannot, in sentences."""
+"""What can be concluded from a comparison and what cannot: on the whole, and for each difference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mt2st_fast.runs.arms import BASELINES
 from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
-from mt2st_fast.runs.shown import change, points
+from mt2st_fast.runs.shown import in_percent, in_points
 from mt2st_fast.runs.targets import PLATEAU
 
-# By what each baseline is measured, where it is not a quality that the user has given.
+# By what each baseline is measured, where there is no quality that the user has given.
 OWN_TARGET = {"stl": "stl_best", "mtl": "mtl_best_less"}
+BUSY = 0.5  # of the CPUs, taken by others: times then depend on who else wants them
+
+Difference = Mapping[str, float | None]
 
 
 def conclusions(comparison: Mapping[str, Any]) -> list[str]:
-    """A sentence on how much the seeds say at all, one for each difference from a baseline, and one for each engine."""
-    strategies = comparison["strategies"]
-    n_seeds = min(len(strategy["seeds"]) for strategy in strategies.values())
-    said = [_on_seeds(n_seeds)]
-    if n_seeds < LEAST_SEEDS:
-        return said
-    of_pairs = [
-        _against(comparison, own, base, found)
-        for own, bases in comparison["differences"].items()
-        for base, found in bases.items()
-        if found is not None and strategies[own]["strategy"] not in BASELINES[: BASELINES.index(base)]
-    ]
-    if len(of_pairs) > 1:
+    """Sentences on how much seeds and machine let one say at all."""
+    n_seeds, verdicts = comparison["n_seeds"], comparison["verdicts"]
+    said = [_on_seeds(n_seeds), *_on_load(comparison)]
+    if n_seeds >= LEAST_SEEDS and len(verdicts) > 1:
         said.append(
             "Each difference has an interval of its own: of twenty with nothing behind them, about one would lie apart "
             "from 0 by chance."
         )
-    return [*said, *of_pairs, *_on_engines(comparison)]
+    return said
 
 
 def _on_seeds(n: int) -> str:
@@ -40,35 +34,84 @@ def _on_seeds(n: int) -> str:
     if n < LEAST_SEEDS:
         return (
             f"{seeds}: nothing can be concluded about differences between strategies; give --seeds {LEAST_SEEDS} or "
-            f"more, {FEW_SEEDS} or more for a firm answer."
+            f"more for a hint, {FEW_SEEDS} or more for an answer."
         )
-    intervals = f"intervals are {LEVEL:.0%}, by a bootstrap over seeds that keeps runs of one seed together"
+    intervals = (
+        f"intervals are {100 * LEVEL:g} %, by a bootstrap over seeds that keeps runs of one seed together"
+    )
     if n < FEW_SEEDS:
         return (
             f"{seeds}; {intervals}. Of fewer than {FEW_SEEDS} seeds such intervals are too narrow, and even all seeds "
-            f"on one side may be chance (p = {2 * 0.5**n:.2g} in a sign test): take what follows as a hint."
+            f"on one side may be chance (p = {2 * 0.5**n:.2g} in a sign test): what they show is a hint."
         )
     return f"{seeds}; {intervals}."
 
 
-def _against(comparison: Mapping[str, Any], own: str, base: str, found: Mapping[str, Any]) -> str:
-    """An arm against STL or MTL of its engine: time to the baseline's target, then quality at the end."""
-    targets = comparison["targets"]
-    key = "given" if "given" in targets else OWN_TARGET[base]
-    engine = comparison["strategies"][own]["engine"]
-    base_arm = next(
-        name for name, s in comparison["strategies"].items() if (s["strategy"], s["engine"]) == (base, engine)
-    )
-    times = [_on_time(comparison, own, base_arm, each, found) for each in (key, PLATEAU)]
-    return f"{own} against {base_arm}: {'; '.join(times)}; {_on_quality(comparison, found)}."
+def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:
+    load, cpus = comparison["load"], comparison["environment"]["cores"]
+    if load is not None and cpus and load > BUSY * cpus:
+        yield (
+            f"The machine was busy when the comparison began (load {load:.1f} on {cpus} CPUs): seconds are not to be "
+            "trusted; steps, examples and qualities are."
+        )
 
 
-def _on_time(comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any]) -> str:
-    label = "its plateau" if key == PLATEAU else comparison["targets"][key]["label"]
+def verdicts(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What is shown of each arm against STL and MTL of its engine, and of each engine with the strategy the same.
+
+    Each has "own", "base" and, as texts, "time" (to the target that it names), "plateau" and "quality".
+    """
+    strategies = comparison["strategies"]
+    found = [
+        _verdict(
+            comparison,
+            own,
+            _baseline(strategies, base, strategies[own]["engine"]),
+            _target(comparison, base),
+            d,
+        )
+        for own, bases in comparison["differences"].items()
+        for base, d in bases.items()
+        if d is not None and strategies[own]["strategy"] not in BASELINES[: BASELINES.index(base)]
+    ]
+    first = next(iter(comparison["targets"]))
+    for other, d in comparison["engine_differences"].items():
+        own = _baseline(strategies, strategies[other]["strategy"], comparison["engines"][0])
+        found.append(_verdict(comparison, own, other, first, d))
+    return found
+
+
+def _baseline(strategies: Mapping[str, Any], strategy: str, engine: str) -> str:
+    return next(n for n, s in strategies.items() if (s["strategy"], s["engine"]) == (strategy, engine))
+
+
+def _target(comparison: Mapping[str, Any], base: str) -> str:
+    return "given" if "given" in comparison["targets"] else OWN_TARGET[base]
+
+
+def _verdict(
+    comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any]
+) -> dict[str, str]:
+    hint = comparison["n_seeds"] < FEW_SEEDS
+    tested = found["test"]["value"] is not None
+    rows = "on test rows" if tested else "on development rows"
+    quality = _said(found["test" if tested else "best"], ("lower", "higher"), in_points, hint)
+    return {
+        "own": own,
+        "base": base,
+        "time": f"to {comparison['targets'][key]['label']}: {_on_time(comparison, own, base, key, found, hint)}",
+        "plateau": _on_time(comparison, own, base, PLATEAU, found, hint),
+        "quality": f"{comparison['metric']} {rows}, in points: {quality}",
+    }
+
+
+def _on_time(
+    comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any], hint: bool
+) -> str:
     missing = list(_missing(comparison, own, base, key))
     if missing:
-        return f"to {label}, {' and '.join(missing)}, so nothing is said of the time"
-    return f"to {label}, {_verdict(found['to'][key]['seconds'], 'less time', 'more time', change)}"
+        return f"{' and '.join(missing)}, so nothing is said of the time"
+    return _said(found["to"][key]["seconds"], ("less time", "more time"), in_percent, hint)
 
 
 def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> Iterator[str]:
@@ -76,33 +119,24 @@ def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> It
         strategy = comparison["strategies"][name]
         n, reached = len(strategy["seeds"]), strategy["to"][key]["reached"]
         if reached < n:
-            yield f"{name} came in {reached} of {n} seeds"
+            yield f"{name} came there in {reached} of {n} seeds"
 
 
-def _on_quality(comparison: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    where = "test" if found["test"]["value"] is not None else "best"
-    label = f"{comparison['metric']} " + (
-        "on test rows" if where == "test" else "on development rows at best"
-    )
-    return f"{label}: {_verdict(found[where], 'lower', 'higher', points)}"
-
-
-def _verdict(difference: Mapping[str, float | None], below: str, above: str, shown: Any) -> str:
+def _said(
+    difference: Difference, words: tuple[str, str], shown: Callable[[Difference], str], hint: bool
+) -> str:
     """What an interval says: where 0 lies in it, no difference is shown, which does not say that there is none."""
-    value, low, high = difference["value"], difference["low"], difference["high"]
-    if value is None or low is None or high is None:
-        return "no difference can be told"
-    text = f"{shown(value)} [{shown(low)}, {shown(high)}]"
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return "nothing can be said"
     if low <= 0.0 <= high:
-        return f"no difference shown ({text})"
-    return f"{below if high < 0 else above} ({text})"
+        return f"no difference shown ({shown(difference)})"
+    return f"{'a hint of ' * hint}{words[0] if high < 0 else words[1]} ({shown(difference)})"
 
 
-def _on_engines(comparison: Mapping[str, Any]) -> Iterator[str]:
-    """The same strategy on both engines, step for step: what the engine saves whatever the strategy."""
-    for other, found in comparison["engine_differences"].items():
-        strategy = comparison["strategies"][other]["strategy"]
-        own = next(n for n, s in comparison["strategies"].items() if s["strategy"] == strategy)
-        key = next(iter(comparison["targets"]))
-        time = _on_time(comparison, own, other, key, found)
-        yield f"The engine alone, {own} against {other}: {time}; {_on_quality(comparison, found)}."
+def sentence(verdict: Mapping[str, str]) -> str:
+    """A verdict as a line for a terminal."""
+    return (
+        f"{verdict['own']} against {verdict['base']}: {verdict['time']}; to its plateau: {verdict['plateau']}; "
+        f"{verdict['quality']}."
+    )

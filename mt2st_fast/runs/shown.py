@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -39,6 +40,19 @@ def change(share: float | None) -> str:
     return "–" if share is None else f"{round(100 * share):+d} %"
 
 
-def points(quality: float | None) -> str:
-    """A difference in quality in points, hundredths of it."""
-    return "–" if quality is None else f"{100 * quality:+.2f} points"
+def in_percent(difference: Mapping[str, float | None] | None) -> str:
+    """A change with its interval, where there is one: -60 % [-70, -55]."""
+    return _with_interval(difference, "+.0f", " %")
+
+
+def in_points(difference: Mapping[str, float | None] | None) -> str:
+    """A difference in quality with its interval, in points, hundredths of it: +0.40 [+0.10, +0.70]."""
+    return _with_interval(difference, "+.2f", "")
+
+
+def _with_interval(difference: Mapping[str, float | None] | None, digits: str, unit: str) -> str:
+    if difference is None or difference["value"] is None:
+        return "–"
+    low, high = difference["low"], difference["high"]
+    text = f"{100 * difference['value']:{digits}}{unit}"
+    return text if low is None or high is None else f"{text} [{100 * low:{digits}}, {100 * high:{digits}}]"

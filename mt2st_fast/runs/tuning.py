@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.runs.comparison_progress import Progress
 from mt2st_fast.runs.config import Config
 from mt2st_fast.training.schedules import find_strategy
 
@@ -32,11 +31,8 @@ class Range:
 
     def at(self, place: float) -> float:
         """The value at a place in [0, 1), to three digits: reports show it whole."""
-        if self.ratios:
-            value = self.low * (self.high / self.low) ** place
-        else:
-            value = self.low + place * (self.high - self.low)
-        return float(f"{value:.3g}")
+        ratio, width = self.high / self.low, self.high - self.low
+        return float(f"{self.low * ratio**place if self.ratios else self.low + width * place:.3g}")
 
 
 def ranges_of(config: Config, fixed: Collection[str]) -> dict[str, Range]:
@@ -50,9 +46,9 @@ def ranges_of(config: Config, fixed: Collection[str]) -> dict[str, Range]:
 
 
 def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> list[dict[str, float]]:
-    """The values of n trials, of what the strategy takes; the same whenever they are asked for.
+    """The values of n trials, of what the strategy takes; none where all of that is fixed.
 
-    Raises InputError where nothing is left to tune, or there is nothing to choose from.
+    They are the same whenever they are asked for. Raises InputError where there is nothing to choose from.
     """
     if n < 2:
         raise InputError(f"--tune {n} leaves nothing to choose from: give 2 or more trials, or 0 for none")
@@ -64,6 +60,8 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
     options = {option.name: option.default for option in find_strategy(strategy).options}
     given = {"lr": config.lr, **options, **config.for_strategy(strategy).strategy_options}
     taken = [name for name in ranges if name == "lr" or name in options]
+    if not taken:
+        return []
     chance = np.random.default_rng(config.seed)
     # Drawn for all numbers, taken or not: trials of different strategies then have the same rate.
     parts = {name: chance.permutation(n - 1) for name in TUNED}
@@ -106,16 +104,17 @@ def chosen(strategy: str, trials: Sequence[Mapping[str, Any]]) -> int:
     return min(done, key=lambda i: (-trials[i]["best"], trials[i]["step"], i))
 
 
-def tuning_record(progress: Progress) -> dict[str, Any]:
-    """What compare.json has of it."""
-    ranges = ranges_of(progress.config, progress.fixed)
+def tuning_record(
+    config: Config, fixed: Collection[str], seed: int, trials: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """What compare.json has of it; trials: by strategy, as `trial_result` made them."""
     return {
-        "trials": progress.tune,
-        "seed": progress.tuning_seed,
-        "fixed": progress.fixed,
-        "ranges": {name: [found.low, found.high] for name, found in ranges.items()},
+        "trials": max(map(len, trials.values())),
+        "seed": seed,
+        "fixed": sorted(fixed),
+        "ranges": {name: [found.low, found.high] for name, found in ranges_of(config, fixed).items()},
         "strategies": {
-            strategy: {"chosen": chosen(strategy, trials), "trials": list(trials)}
-            for strategy, trials in progress.trials.items()
+            strategy: {"chosen": chosen(strategy, of_strategy), "trials": list(of_strategy)}
+            for strategy, of_strategy in trials.items()
         },
     }
