@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +145,7 @@ def plain_optimizer(
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         others = [p for p in parameters if p is not table]
-        groups = [{"params": others}, {"params": [table], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": [table], "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
     return make

@@ -122,9 +122,9 @@ def _strategy(
     arm: Arm, runs: Sequence[Run], arrivals: Mapping[str, Sequence[Any]], first: Target
 ) -> dict[str, Any]:
     """An arm's medians and quartiles, and its runs."""
-    spreads = {name: spread([run[name] for run in runs]) for name in OF_RUNS}
+    spreads: dict[str, Any] = {name: spread([run[name] for run in runs]) for name in OF_RUNS}
     reached = arrivals[first.key]
-    to = {
+    to: dict[str, Any] = {
         key: {
             "reached": sum(point is not None for point in points),
             **{measure: spread(_taken(points, measure)) for measure in MEASURES},

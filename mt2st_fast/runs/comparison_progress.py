@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class Progress:
 
     def note_load(self) -> None:
         """Note how busy others keep the machine; to be called before anything runs here."""
-        if hasattr(os, "getloadavg"):
+        with suppress(OSError, AttributeError):
             self.load = max(self.load or 0.0, os.getloadavg()[0])
 
     def check_data(self, splits: Splits) -> None:

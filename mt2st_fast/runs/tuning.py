@@ -65,7 +65,7 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
     chance = np.random.default_rng(config.seed)
     # Drawn for all numbers, taken or not: trials of different strategies then have the same rate.
     parts = {name: chance.permutation(n - 1) for name in TUNED}
-    first = {name: float(given[name]) for name in taken if given[name] is not None}
+    first = {name: float(value) for name in taken if (value := given[name]) is not None}
     others = [
         {name: ranges[name].at((parts[name][trial] + 0.5) / (n - 1)) for name in taken}
         for trial in range(n - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,7 @@ def energy_counter(device: torch.device, nvml: Any = None) -> tuple[Joules | Non
     if device.type != "cuda":
         return None, f"energy is not measured: no counter of it is read on {device.type}"
     try:
-        if nvml is None:
-            import pynvml as nvml
+        nvml = nvml or importlib.import_module("pynvml")
     except ImportError:
         return None, "energy is not measured: nvidia-ml-py is not installed (pip install nvidia-ml-py)"
     try:
