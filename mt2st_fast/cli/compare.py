@@ -111,7 +111,10 @@ def compare(
         for name in names:
             config.for_strategy(name)
         if tune and not any(map(asked.trials_of, names)):
-            raise InputError(f"--tune {tune} has nothing to tune: all that {', '.join(names)} take is given")
+            given_flags = ", ".join("--" + name.replace("_", "-") for name in asked.fixed)
+            raise InputError(
+                f"--tune {tune} has nothing left to tune for {', '.join(names)}: leave out {given_flags}, or --tune"
+            )
         for each in engines:
             config.on_engine(each)
         config.check_strategy_options(tuple(names))

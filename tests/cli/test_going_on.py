@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,50 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
     assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
     assert not (out / "compare.progress.json").exists()
     assert not (out / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("steps", [12, 27 * 3 + 5, 27 * 4 + 27 + 9])
+def test_tuning_and_the_engines_after_it_go_on_as_well(
+    steps: int, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
+) -> None:
+    """Stopped in the first trial, in the last one, and in a run of the second engine."""
+    small = [option for option in SMALL if option not in ("--lr", "0.02")]
+    small += ["--strategies", "stl,mtl", "--seeds", "1", "--tune", "2", "--engine", "torch,fused"]
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run("compare", "--data", treebank, *small, "--out", str(straight))
+    stop_at(steps, signal.SIGTERM)
+    ends_with(143, "compare", "--data", treebank, *small, "--out", str(out))
+    done = json.loads((out / "compare.progress.json").read_text())
+    assert sum(map(len, done["trials"].values())) == min(4, steps // 27)
+    error = fails(capsys, "compare", "--resume", "--tune", "3", "--out", str(out))
+    assert "--tune 3 is given" in error
+    assert "has 2: leave it out" in error
+    assert "--engine fused is given" in fails(
+        capsys, "compare", "--resume", "--engine", "fused", "--out", str(out)
+    )
+    run("compare", "--resume", "--out", str(out))
+    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (out, straight))
+    assert ours["tuning"] == theirs["tuning"]
+    assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
+
+
+def test_a_trial_that_diverges_is_none_to_choose(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mt2st_fast.runs.tuning.RATE_SPAN", 1e40
+    )  # of three trials the last one is far too fast
+    small = [option for option in SMALL if option not in ("--lr", "0.02")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # overflows
+        run("compare", "--data", treebank, *small, "--strategies", "stl", "--seeds", "1", "--tune", "3",
+            "--out", str(tmp_path))  # fmt: skip
+    tuning = json.loads((tmp_path / "compare.json").read_text())["tuning"]["strategies"]["stl"]
+    assert sorted(trial["error"] is None for trial in tuning["trials"]) == [False, True, True]
+    failed = next(trial for trial in tuning["trials"] if trial["error"])
+    assert "the loss of upos is" in failed["error"]
+    assert tuning["trials"][tuning["chosen"]]["error"] is None
+    assert "the loss of upos is" in (tmp_path / "compare.md").read_text()
 
 
 def test_a_comparison_in_a_folder_that_is_written_to_is_refused(
