@@ -29,6 +29,7 @@ def test_compare_writes_a_table_of_all_strategies(
     assert (out / "compare.png").exists()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_compare_shows_all_that_it_was_asked_for(
     treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
     assert not (out / "checkpoint").exists()
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("steps", [12, 27 * 3 + 5, 27 * 4 + 27 + 9])
 def test_tuning_and_the_engines_after_it_go_on_as_well(
     steps: int, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
