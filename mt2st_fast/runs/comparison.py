@@ -42,6 +42,7 @@ def summarise_seed(history: History, test: float, rows_a_step: int) -> dict[str,
         "examples": steps * rows_a_step,
         "joules": joules.get(steps),
         "stopped": history.stopped,
+        "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
         "curve": [
             {
                 "step": e.step,
@@ -98,6 +99,12 @@ def compare_runs(
             arm.name: against(by_place[(arm.strategy, first)], arm.name)
             for arm in arms
             if arm.engine != first
+        },
+        # What both save: a strategy on the first engine, against STL and MTL on each of the others.
+        "joint_differences": {
+            base.name: {arm.name: against(arm.name, base.name) for arm in arms if arm.engine == first}
+            for base in arms
+            if base.engine != first and base.strategy in BASELINES
         },
     }
     comparison["verdicts"] = verdicts(comparison)

@@ -40,13 +40,14 @@ def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
     """All that there is to say, in the order in which it is asked for."""
     return [
         _verdicts(comparison),
-        Part("Quality", [_stopped(comparison)], *_quality(comparison)),
+        Part("Quality", [_stopped(comparison), _taken_by(comparison)], *_quality(comparison)),
         *(
             Part(f"To the target: {target['label']}", [_of_seeds(target)], *_to(comparison, key))
             for key, target in comparison["targets"].items()
         ),
         Part("To the plateau", [_on_plateau(comparison)], *_to(comparison, PLATEAU)),
         *_engines(comparison),
+        *_joint(comparison),
         *_tuning(comparison),
     ]
 
@@ -115,6 +116,13 @@ def _spread(spread: Mapping[str, float | None], show: Any) -> str:
     return f"{show(spread['median'])} ({show(low)}–{'…' if high is None else show(high)})"
 
 
+def _taken(spread: Mapping[str, float | None], measure: str) -> str:
+    """What a target took; examples go with the steps, whose quartiles say it all."""
+    if measure == "examples":
+        return "–" if spread["median"] is None else _whole(spread["median"])
+    return _spread(spread, _whole if measure == "steps" else short)
+
+
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -162,7 +170,7 @@ def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[li
     measured = [m for m in MEASURES if m != "joules" or any(s["joules_median"] for s in strategies.values())]
     at_plateau = ["development there:"] if key == PLATEAU else []
     columns = ["strategy", "reached by:", *(f"{m}:" for m in measured), *at_plateau]
-    columns += [f"time vs {base}:" for base in bases]
+    columns += [f"{measure} vs {base}:" for measure in ("time", "steps") for base in bases]
     rows = []
     for name, strategy in strategies.items():
         to = strategy["to"][key]
@@ -171,10 +179,11 @@ def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[li
             [
                 name,
                 f"{to['reached']} of {len(strategy['seeds'])}",
-                *(_spread(to[m], short if m in ("seconds", "joules") else _whole) for m in measured),
+                *(_taken(to[m], m) for m in measured),
                 *(_spread(to["quality"], shown) for _ in at_plateau),
                 *(
-                    in_percent(differences[base] and differences[base]["to"][key]["seconds"])
+                    in_percent(differences[base] and differences[base]["to"][key][measure])
+                    for measure in ("seconds", "steps")
                     for base in bases
                 ),
             ]
@@ -210,6 +219,16 @@ def _stopped(comparison: Mapping[str, Any]) -> str:
         f"Runs ended early, after {config['patience']} evaluations without a rise of more than "
         f"{config['min_delta']:g}: {', '.join(ended)}."
     )
+
+
+def _taken_by(comparison: Mapping[str, Any]) -> str:
+    """Which way of taking a step (see `training/engines`) the arms had."""
+    arms_of: dict[str, list[str]] = {}
+    for name, strategy in comparison["strategies"].items():
+        ways = dict.fromkeys(way for run in strategy["seeds"] for way in run["taken_by"])
+        arms_of.setdefault(" and ".join(ways), []).append(name)
+    told = [f"{ways}: {', '.join(arms)}" for ways, arms in arms_of.items()]
+    return f"Steps were taken by {'; by '.join(told)}."
 
 
 def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
@@ -248,6 +267,20 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
         columns,
         rows,
     )
+
+
+def _joint(comparison: Mapping[str, Any]) -> Iterator[Part]:
+    """What algorithm and engine save together."""
+    targets = comparison["targets"]
+    rows = [
+        [own, base, in_points(d["best"]), *(in_percent(d["to"][key]["seconds"]) for key in targets)]
+        for base, of_arms in comparison["joint_differences"].items()
+        for own, d in of_arms.items()
+    ]
+    if rows:
+        columns = ["strategy", "against", "development, points:"]
+        columns += [f"time to {target['label']}:" for target in targets.values()]
+        yield Part("What algorithm and engine save together", [], columns, rows)
 
 
 def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:

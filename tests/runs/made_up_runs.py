@@ -28,6 +28,7 @@ def run_of(seed, *qualities, seconds=1.0, test=0.5, joules=None):
         "test": test,
         "steps": len(curve),
         "stopped": None,
+        "taken_by": ["eager"],
         "curve": curve,
         **last,
     }

@@ -125,6 +125,12 @@ def test_algorithm_and_engine_stand_apart():
     assert list(engine) == ["stl (torch)", "mtl (torch)", "switch (torch)"]
     assert engine["switch (torch)"]["to"]["stl_best"]["seconds"]["value"] == -0.75
     assert engine["switch (torch)"]["to"]["stl_best"]["steps"]["value"] == 0.0
+    joint = comparison["joint_differences"]
+    assert {base: list(of_arms) for base, of_arms in joint.items()} == {
+        "stl (torch)": ["stl", "mtl", "switch"],
+        "mtl (torch)": ["stl", "mtl", "switch"],
+    }
+    assert joint["stl (torch)"]["switch"]["to"]["stl_best"]["seconds"]["value"] == 1 / 8 - 1
     assert "less time (-75 %" in verdict_of(comparison, "mtl", "mtl (torch)")["time"]
     assert comparison["strategies"]["mtl (torch)"]["engine"] == "torch"
 

@@ -16,7 +16,15 @@ from mt2st_fast.model.plain import PlainHeads, plain_loss
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 
-SMALL = {"lr": 0.02, "batch_size": 64, "dim": 8, "dropout": 0.0, "epochs": 3.0, "seed": 5, "weight_decay": 0.01}
+SMALL = {
+    "lr": 0.02,
+    "batch_size": 64,
+    "dim": 8,
+    "dropout": 0.0,
+    "epochs": 3.0,
+    "seed": 5,
+    "weight_decay": 0.01,
+}
 
 
 def documents(folder: Path) -> str:
@@ -39,7 +47,9 @@ def config(request, treebank: str, tmp_path: Path) -> Config:
     options = {**SMALL, "buckets": buckets, "strategy": "mtl"}
     if request.param.startswith("windows"):
         return Config(data=treebank, main="upos", aux=("xpos", "feats.Number"), hidden=16, **options)
-    return Config(data=documents(tmp_path), main="kind", aux=("size:regression", "tags:multilabel"), **options)
+    return Config(
+        data=documents(tmp_path), main="kind", aux=("size:regression", "tags:multilabel"), **options
+    )
 
 
 def experiment_on(engine: str, config: Config) -> Experiment:
