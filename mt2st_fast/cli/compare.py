@@ -37,6 +37,7 @@ from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import write_png
+from mt2st_fast.runs.shown import counted
 from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.energy import energy_counter
@@ -219,13 +220,13 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
-        f"medians of {comparison['n_seeds']} seeds",
+        f"medians of {counted(comparison['n_seeds'], 'seed')}",
     )
     table.add_column("strategy", no_wrap=True)
     for name in ("dev", "test", "s", "steps to\ntarget", "s to\ntarget", "vs stl", "vs mtl"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, dev, test, _, *others in table_rows(comparison):  # without all steps it fits into 80
-        table.add_row(name, dev, test, *others)
+    for name, dev, test, _, *others in table_rows(comparison):  # shortened, it fits into 80 columns
+        table.add_row(name, dev, test, *(cell.removesuffix(" came") for cell in others))
     console.print(table)
     for line in comparison["conclusions"]:
         say(console, line)

@@ -84,6 +84,7 @@ def compare_runs(
         "target": targets[0].median,
         "targets": {each.key: each.to_json() for each in targets},
         "plateau_margin": plateau_margin,
+        "steps_between_evaluations": runs[arms[0].name][0]["curve"][0]["step"],
         "strategies": strategies,
         "reductions": {
             arm.name: _reductions(strategies, arm.name, {b: by_place.get((b, arm.engine)) for b in BASELINES})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.runs.plots import new_figure, plain
-from mt2st_fast.runs.shown import short
+from mt2st_fast.runs.shown import counted, short
 from mt2st_fast.runs.targets import PLATEAU
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def plot_comparison(comparison: Mapping[str, Any]) -> Figure:
     for axes, label in zip(grid[-1], MEASURES.values(), strict=True):
         axes.set_xlabel(label)
     figure.suptitle(
-        plain(f"{comparison['main']}: development {comparison['metric']}, {comparison['n_seeds']} seeds")
+        plain(
+            f"{comparison['main']}: development {comparison['metric']}, {counted(comparison['n_seeds'], 'seed')}"
+        )
         + " (bar or mark: median; line: quartiles; dots: runs)",
         fontsize="large",
     )

@@ -9,7 +9,7 @@ from typing import Any
 from mt2st_fast.runs.comparison import MEASURES
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.markdown import markdown_table, one_line
-from mt2st_fast.runs.shown import change, in_percent, in_points, option, short, shown
+from mt2st_fast.runs.shown import change, counted, in_percent, in_points, option, short, shown
 from mt2st_fast.runs.targets import PLATEAU, POINT
 from mt2st_fast.runs.what_was_read import section_on_data
 
@@ -56,9 +56,10 @@ def lead(comparison: Mapping[str, Any]) -> str:
     """How to read the numbers."""
     machine = comparison["environment"]
     return (
-        f"Medians over {comparison['n_seeds']} seeds, quartiles in brackets. Seconds are those of training steps "
-        f"alone, on {machine['processor']}, {machine['threads']} threads; {comparison['energy']}. "
-        f"Engine: {', '.join(comparison['engines'])}."
+        f"Medians over {counted(comparison['n_seeds'], 'seed')}, quartiles in brackets. Seconds are those of training "
+        f"steps alone, on {machine['processor']}, {machine['threads']} threads; {comparison['energy']}. "
+        f"Engine: {', '.join(comparison['engines'])}. Runs come to a target at one of their evaluations, which are "
+        f"{comparison['steps_between_evaluations']:,} steps apart."
     )
 
 
@@ -84,7 +85,7 @@ def table_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     for name, strategy in comparison["strategies"].items():
         steps, seconds = strategy["steps_to_target_median"], strategy["seconds_to_target_median"]
         reached = strategy["to"][next(iter(comparison["targets"]))]["reached"]
-        missing = f"reached by {reached} of {len(strategy['seeds'])}"
+        missing = f"{reached} of {len(strategy['seeds'])} came"
         reduction = comparison["reductions"][name]
         rows.append(
             [

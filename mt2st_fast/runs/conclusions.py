@@ -7,7 +7,7 @@ from typing import Any
 
 from mt2st_fast.runs.arms import BASELINES
 from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
-from mt2st_fast.runs.shown import in_percent, in_points
+from mt2st_fast.runs.shown import counted, in_percent, in_points
 from mt2st_fast.runs.targets import PLATEAU
 
 # By what each baseline is measured, where there is no quality that the user has given.
@@ -30,7 +30,7 @@ def conclusions(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _on_seeds(n: int) -> str:
-    seeds = f"{n} seed{'s' * (n != 1)}"
+    seeds = counted(n, "seed")
     if n < LEAST_SEEDS:
         return (
             f"{seeds}: nothing can be concluded about differences between strategies; give --seeds {LEAST_SEEDS} or "

@@ -35,6 +35,11 @@ def engine_of(phase: dict[str, Any]) -> str:
     return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])
 
 
+def counted(number: int, what: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def change(share: float | None) -> str:
     """A change as people say it: 60 % less is -60 %."""
     return "–" if share is None else f"{round(100 * share):+d} %"

@@ -29,6 +29,28 @@ def test_compare_writes_a_table_of_all_strategies(
     assert (out / "compare.png").exists()
 
 
+def test_the_table_of_a_terminal_is_whole(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In 80 columns, with a target that nobody reaches."""
+    options = [
+        *QUICK,
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--target",
+        "2",
+        "--strategies",
+        "stl,diminish-switch",
+    ]
+    run("compare", "--data", treebank, *options, "--out", str(tmp_path))
+    shown = capsys.readouterr().out
+    assert shown.count("0 of 1") == 4
+    assert "…" not in shown
+    assert "nothing can be concluded" in shown
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_compare_shows_all_that_it_was_asked_for(
     treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
