@@ -57,7 +57,7 @@ def lead(comparison: Mapping[str, Any]) -> str:
     machine = comparison["environment"]
     return (
         f"Medians over {counted(comparison['n_seeds'], 'seed')}, quartiles in brackets. Seconds are those of training "
-        f"steps alone, on {machine['processor']}, {machine['threads']} threads; {comparison['energy']}. "
+        f"steps alone, on {machine['processor']}, {counted(machine['threads'], 'thread')}; {comparison['energy']}. "
         f"Engine: {', '.join(comparison['engines'])}. Runs come to a target at one of their evaluations, which are "
         f"{comparison['steps_between_evaluations']:,} steps apart."
     )
@@ -262,8 +262,9 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
         "What the engine saves",
         [
             "The same strategy, initial values, order of rows and rates. torch is a separate nn.Linear and loss a "
-            "task, a dense table and torch.optim.AdamW, which also moves rows that a batch does not hold: qualities "
-            "differ a little. Differences from stl and mtl in the other tables are within one engine."
+            "task, a dense table and torch.optim.AdamW, which also moves rows that a batch does not hold: that is "
+            "another optimizer, and qualities differ by it. Differences from stl and mtl in the other tables are "
+            "within one engine."
         ],
         columns,
         rows,

@@ -77,7 +77,11 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
             pictures=[Picture(plot_comparison(comparison), "seconds and steps to every target by strategy")],
         ),
         Section(
-            "Every run", pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")]
+            "Every run",
+            lines=[
+                "With marks: the median over seeds at every evaluation that all runs have; faint: every run."
+            ],
+            pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")],
         ),
         *rest,
         _data(comparison["read"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,24 +75,36 @@ def plot_curves(history: History, metric: str) -> Figure:
 
 
 def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], label: str) -> Figure:
-    """Quality over seconds of training; runs are the curves of every strategy, points (seconds, quality)."""
+    """Quality over seconds of training; runs are the curves of every strategy, points (seconds, quality).
+
+    Of several curves their median is drawn with marks, and each of them as a faint line.
+    """
     figure = new_figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
         # Curves of different strategies may coincide: each has marks of its own, and shows on both sides of the next.
         style: dict[str, Any] = {"color": f"C{index}", "marker": MARKS[index % len(MARKS)], "mfc": "none"}
-        width = 1.2 + 0.9 * (len(runs) - 1 - index)
-        for number, points in enumerate(curves):
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True), lw=width, ms=4 + width, alpha=0.7,
-                    label=plain(name) if number == 0 else None, **style,
-                )  # fmt: skip
+        width = 1.2 + 0.5 * (len(runs) - 1 - index)
+        for points in curves if len(curves) > 1 else ():
+            axes.plot(*zip(*points, strict=True), lw=0.8, alpha=0.3, color=f"C{index}") if points else None
+        points = median_curve(curves)
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), lw=width, ms=4 + width, alpha=0.8, label=plain(name), **style
+            )
     axes.set(xlabel="seconds of training", ylabel=plain(label))
     axes.grid(alpha=0.25)
     if len(runs) > 1:
-        figure.legend(loc="outside upper center", ncols=5, fontsize="small", frameon=False)
+        figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return figure
+
+
+def median_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """Median seconds and quality at each evaluation that all of the curves have."""
+    return [
+        (statistics.median(seconds), statistics.median(qualities))
+        for seconds, qualities in (zip(*same, strict=True) for same in zip(*curves, strict=False))
+    ]
 
 
 def new_figure(**options: Any) -> Figure:
