@@ -76,6 +76,7 @@ class Comparing:
     def run(self) -> None:
         """The runs that are left. Seeds outside, arms inside: a machine that slows down slows all of them down."""
         progress = self.progress
+        self._warm_up()
         for seed in progress.reported_seeds:
             left = [arm for arm in progress.arms if not progress.is_done(arm.name, seed)]
             own = seed == progress.config.seed or not left
@@ -85,6 +86,15 @@ class Comparing:
                 resumes = progress.begin(self.folder, "run", arm.name, seed)
                 summary = self._run(replace(config, seed=seed), splits, f"{arm.name}, seed {seed}", resumes)
                 progress.end(self.folder, {"seed": seed, **summary})
+
+    def _warm_up(self) -> None:
+        """A few steps of every arm that nobody counts: what comes but once in a process is no arm's own time.
+
+        Kernels are loaded, threads begin, memory is touched; the first arm of the first seed would bear it all.
+        """
+        for arm in self.progress.arms:
+            config = with_values(self._config(arm), self.progress.tuned(arm.strategy))
+            Experiment.prepare(config, self.first).warm_up()
 
     def _config(self, arm: Arm) -> Config:
         return self.progress.config.for_strategy(arm.strategy).on_engine(arm.engine)

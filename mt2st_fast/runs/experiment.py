@@ -41,6 +41,8 @@ from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
+WARMING_STEPS = 5
+
 
 @contextmanager
 def _options_as_input() -> Iterator[None]:
@@ -144,6 +146,20 @@ class Experiment:
             checkpoint_seconds=checkpoint_seconds,
             resume=resume,
         )
+
+    def warm_up(self) -> None:
+        """Take the steps of a run of WARMING_STEPS, which the schedule divides into its phases, and forget them.
+
+        For what comes but once in a process; a run that is to count is prepared anew.
+        """
+        steps_per_epoch = -(-len(self.train) // self.config.accumulate)
+        run = self.trainer.begin(self.train, epochs=WARMING_STEPS / steps_per_epoch)
+        try:
+            while run.steps_done < run.total_steps:
+                run.step()
+            run.record()
+        finally:
+            run.close()
 
     def _evaluate_every(self) -> int:
         """Steps between evaluations: on a record where possible, or a record would cover a few steps only."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mt2st_fast.runs.experiment import Experiment
 from tests.cli.running import QUICK, fails, run
 
 
@@ -133,3 +134,19 @@ def test_compare_refuses_before_it_trains(
 ) -> None:
     error = fails(capsys, "compare", "--data", treebank, "--out", str(tmp_path / "out"), *QUICK, *options)
     assert all(name in error for name in names)
+
+
+def test_every_arm_is_warmed_up_before_any_is_timed(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading kernels and starting threads took the first run of a process a second."""
+    done, warm_up, train = [], Experiment.warm_up, Experiment.run
+    monkeypatch.setattr(
+        Experiment, "warm_up", lambda own: done.append(f"warm {own.config.strategy}") or warm_up(own)
+    )
+    monkeypatch.setattr(
+        Experiment, "run", lambda own, *given: done.append(own.config.strategy) or train(own, *given)
+    )
+    options = [*QUICK, "--epochs", "1", "--strategies", "stl,mtl", "--seeds", "1"]
+    run("compare", "--data", treebank, *options, "--out", str(tmp_path))
+    assert done == ["warm stl", "warm mtl", "stl", "mtl"]

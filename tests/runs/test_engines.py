@@ -14,7 +14,7 @@ from mt2st_fast.data import open_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.plain import PlainHeads, plain_loss
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.experiment import WARMING_STEPS, Experiment
 
 SMALL = {
     "lr": 0.02,
@@ -138,3 +138,19 @@ def test_what_is_of_the_fused_engine_is_refused(option) -> None:
     assert Config(**option).on_engine("fused") == Config(**option)
     with pytest.raises(InputError, match="unknown engine tensorflow; there are fused, torch"):
         Config().on_engine("tensorflow")
+
+
+@pytest.mark.parametrize("engine", ["fused", "torch"])
+@pytest.mark.parametrize("strategy", ["switch", "adaptive"])
+def test_warming_up_takes_steps_and_changes_nothing(treebank: str, engine: str, strategy: str) -> None:
+    config = Config(data=treebank, strategy=strategy, **SMALL | {"dropout": 0.3, "accumulate": 2})
+    expected = experiment_on(engine, config)
+    history = expected.run()
+    warming = experiment_on(engine, config)
+    warming.warm_up()
+    assert warming.trainer.step == WARMING_STEPS
+    if strategy == "switch":  # of both phases
+        assert [len(phase.active) for phase in warming.trainer.history.phases] == [4, 1]
+    again = experiment_on(engine, config)
+    assert again.run() == history
+    assert again.test() == expected.test()
