@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -150,3 +151,34 @@ def test_every_arm_is_warmed_up_before_any_is_timed(
     options = [*QUICK, "--epochs", "1", "--strategies", "stl,mtl", "--seeds", "1"]
     run("compare", "--data", treebank, *options, "--out", str(tmp_path))
     assert done == ["warm stl", "warm mtl", "stl", "mtl"]
+
+
+def test_energy_stands_beside_seconds_where_it_is_measured(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joules = iter(range(10**6))
+    found = (lambda: next(joules)), "energy is counted"
+    for module in ("mt2st_fast.cli.compare", "mt2st_fast.cli.comparing"):
+        monkeypatch.setattr(importlib.import_module(module), "energy_counter", lambda device: found)
+    run(
+        "compare",
+        "--data",
+        treebank,
+        *QUICK,
+        "--strategies",
+        "stl,mtl",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path),
+    )
+    comparison = json.loads((tmp_path / "compare.json").read_text())
+    for strategy in comparison["strategies"].values():
+        (seed,) = strategy["seeds"]
+        assert strategy["joules_median"] == seed["curve"][-1]["joules"] > 0
+        measured = [point["joules"] for point in seed["curve"]]
+        assert measured == sorted(measured)
+        assert strategy["to"]["common"]["joules"]["median"] in measured
+    text = (tmp_path / "compare.md").read_text()
+    assert "energy is counted" in text
+    assert "| examples | joules |" in text

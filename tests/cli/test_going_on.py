@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from mt2st_fast.cli import main
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.folder_lock import holding
+from mt2st_fast.runs.comparison_progress import Progress
+from mt2st_fast.training.run import Run
 from mt2st_fast.training.trainer import Trainer
 from tests.cli.running import QUICK, fails, run
 
@@ -192,3 +195,24 @@ def test_a_run_goes_on_with_its_own_options_and_more_epochs(
     # The decay is the one that was found for two epochs: tasks retire where they did.
     assert [phase["first_step"] for phase in report["phases"]] == [phase["first_step"] for phase in schedule]
     assert json.loads((tmp_path / "out/config.json").read_text())["epochs"] == 4
+
+
+def test_a_run_that_ended_early_is_not_trained_again_where_its_result_was_lost(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the last step of a run that had come to its plateau, before that was noted."""
+    early = [*SMALL, "--seeds", "1", "--patience", "1", "--min-delta", "0.9"]
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run("compare", "--data", treebank, *early, "--out", str(straight))
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "end", lambda own, folder, result: sys.exit(1))
+        ends_with(1, "compare", "--data", treebank, *early, "--out", str(out))
+    taken, step = [], Run.step
+    monkeypatch.setattr(Run, "step", lambda own: taken.append(own.total_steps) or step(own))
+    run("compare", "--resume", "--out", str(out))
+    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (out, straight))
+    assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
+    of_stl, of_mtl = (ours["strategies"][name]["seeds"][0] for name in ("stl", "mtl"))
+    assert "has not risen by more than 0.9" in of_stl["stopped"]
+    assert of_stl["steps"] < 27
+    assert taken.count(27) == of_mtl["steps"]  # none of stl's; warming up has runs of its own
