@@ -302,13 +302,13 @@ def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
         for strategy, found in tuning["strategies"].items()
         for number, trial in enumerate(found["trials"])
     ]
-    ranges = ", ".join(f"{name} within [{low:g}, {high:g}]" for name, (low, high) in tuning["ranges"].items())
+    ranges = ", ".join(f"{name} [{low:g}, {high:g}]" for name, (low, high) in tuning["ranges"].items())
     yield Part(
         "Tuning",
         [
             f"{tuning['trials']} trials for every strategy on seed {tuning['seed']}, which no result is of; the best "
-            f"on development rows is taken. The first has the values as given, the others lie within {ranges}: each "
-            "takes what the strategy has."
+            f"on development rows is taken. The first has the values as given, the others lie in {ranges}, of "
+            "which each takes what its strategy has."
         ],
         ["strategy", "trial:", *(f"{name}:" for name in names), "best on development:", "at step:"],
         rows,

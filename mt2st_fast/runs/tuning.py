@@ -1,8 +1,8 @@
 """Tuning before a comparison: as many trials for every strategy, on a seed that no result is of.
 
 The first trial has the values as they were given. The others are a Latin hypercube (McKay, Beckman and Conover 1979):
-each number's range is cut into as many parts as there are trials, and each part is tried once. The same trial of two
-strategies has the same rate.
+each number's range is cut into as many parts as there are other trials, and each part is tried once, anywhere in it.
+The same trial of two strategies has the same rate.
 """
 
 from __future__ import annotations
@@ -64,12 +64,9 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
         return []
     chance = np.random.default_rng(config.seed)
     # Drawn for all numbers, taken or not: trials of different strategies then have the same rate.
-    parts = {name: chance.permutation(n - 1) for name in TUNED}
+    places = {name: (chance.permutation(n - 1) + chance.random(n - 1)) / (n - 1) for name in TUNED}
     first = {name: float(value) for name in taken if (value := given[name]) is not None}
-    others = [
-        {name: ranges[name].at((parts[name][trial] + 0.5) / (n - 1)) for name in taken}
-        for trial in range(n - 1)
-    ]
+    others = [{name: ranges[name].at(places[name][trial]) for name in taken} for trial in range(n - 1)]
     return [first, *others]
 
 
