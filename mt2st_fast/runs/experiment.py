@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import History
+from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
@@ -150,16 +151,14 @@ class Experiment:
     def warm_up(self) -> None:
         """Take the steps of a run of WARMING_STEPS, which the schedule divides into its phases, and forget them.
 
-        For what comes but once in a process; a run that is to count is prepared anew.
+        For what comes but once in a process; a run that is to count is prepared anew, and says so where it diverges.
         """
         steps_per_epoch = -(-len(self.train) // self.config.accumulate)
         run = self.trainer.begin(self.train, epochs=WARMING_STEPS / steps_per_epoch)
-        try:
+        with closing(run), suppress(NonFiniteLossError):
             while run.steps_done < run.total_steps:
                 run.step()
             run.record()
-        finally:
-            run.close()
 
     def _evaluate_every(self) -> int:
         """Steps between evaluations: on a record where possible, or a record would cover a few steps only."""
