@@ -23,6 +23,7 @@ from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimi
 from mt2st_fast.serving.load import load
 from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.phase_controller import Phase, PhaseController
@@ -65,6 +66,7 @@ __all__ = [
     "Diminish",
     "DiminishThenSwitch",
     "DynamicWeightAverage",
+    "EarlyStopping",
     "Evaluation",
     "HeadLayout",
     "HeadSpec",

@@ -39,7 +39,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
 
 
-@takes_config()
+@takes_config(without=("engine",))
 def train(
     config: Config,
     context: typer.Context,
@@ -80,13 +80,18 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
     write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
     with progress, stopping:
         experiment.run(folder / CHECKPOINT, resume, checkpoint_seconds)
-    if trainer.step < experiment.total_steps:
+    if not experiment.is_over:
         say(
             console,
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
             f"Go on with: mt2st-fast train --resume --out {folder}",
         )
         raise typer.Exit(stopping.exit_code)
+    if trainer.history.stopped:
+        say(
+            console,
+            f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
+        )
     report = write_run(experiment, folder)
     _summarise(console, report, folder)
 

@@ -90,6 +90,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             for name, task in tasks.items()
         },
         "steps": trainer.step,
+        "stopped": history.stopped,
         "epochs": trainer.epoch,
         "train_seconds": history.train_seconds,
         "tokens_per_second": _tokens_per_second(experiment),
@@ -153,6 +154,7 @@ def render(report: dict[str, Any]) -> str:
         f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "
         f"{report['backend']['reason']}.",
         "",
+        *([f"Ended early: {report['stopped']}.", ""] if report["stopped"] else []),
         "![losses, task weights and quality over steps](curves.png)",
         "",
         *markdown_table(

@@ -62,12 +62,18 @@ class PhaseRecord:
 
 @dataclass
 class History:
-    """Everything that `fit` saw, in order; `main` is the main task."""
+    """Everything that `fit` saw, in order; `main` is the main task.
+
+    stopped: why a run ended before its last step, where something in it decided so. joules: (step, joules of all
+    training steps up to it) at every record, where somebody measures them (see `training/energy.py`).
+    """
 
     main: str
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     phases: list[PhaseRecord] = field(default_factory=list)
+    stopped: str | None = None
+    joules: list[tuple[int, float]] = field(default_factory=list, compare=False)
 
     @property
     def best(self) -> Evaluation | None:
@@ -108,10 +114,12 @@ class History:
             steps=[StepRecord(**record) for record in stored["steps"]],
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
             phases=[PhaseRecord(**{**phase, "active": tuple(phase["active"])}) for phase in stored["phases"]],
+            stopped=stored["stopped"],
+            joules=[(step, joules) for step, joules in stored["joules"]],
         )
 
     def write_jsonl(self, path: Path) -> None:
-        """One JSON object a line: {"kind": "step" | "evaluation" | "phase", ...} in the order of steps."""
+        """One JSON object a line: {"kind": "step" | "evaluation" | "phase" | "stopped", ...} in the order of steps."""
         lines = [
             *(
                 {
@@ -130,4 +138,6 @@ class History:
             *({"kind": "evaluation", **asdict(record)} for record in self.evaluations),
         ]
         lines.sort(key=lambda line: line["step"])  # type: ignore[arg-type,return-value]
+        if self.stopped is not None:
+            lines.append({"kind": "stopped", "step": lines[-1]["step"], "reason": self.stopped})
         write_atomically(path, "".join(json_text(line) + "\n" for line in lines).encode())

@@ -320,6 +320,7 @@ class Run:
         self._parts.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
         self.history = History.from_json(state["history"])
+        self.history.stopped = None  # it goes on; what ended it may end it again
         self._phase_active = tuple(state["phase_active"])
         # A run that is stopped between two records goes on to the very record it would have made.
         self._unread_losses = [
