@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.cases import DIRECTIONS, HEAD_CASES, TINY, HeadCase
+from bench.cases import DIRECTIONS, HEAD_CASES, TINY, HeadCase, HeadInputs
 from bench.interleaved import interleave
 from bench.peer_checks import check
 from bench.peers import builders, eager, obstacle, ours
+from mt2st_fast.kernels import Shape, choose_backend, choose_plan
 
 # Inductor loads parts of torch that torch itself calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 LONG = pytest.mark.long
 CPU = torch.device("cpu")
 BUILDERS = builders(CPU)
+QUICK_PEERS = ("ours", "eager", "linear_cross_entropy")
 # Compiling takes longer than all the rest of the tiny case together.
 TINY_PEERS = [pytest.param(name, marks=LONG if name == "compiled" else ()) for name in BUILDERS]
 
@@ -26,13 +28,32 @@ def run_benchmark(benchmark, case: HeadCase, name: str, direction: str) -> None:
     peer = BUILDERS[name](inputs, direction)
     check(peer, inputs, direction)
     benchmark.group = f"{case.name}: {case.shape}, {direction}"
+    benchmark.extra_info |= {"threads": torch.get_num_threads(), **how(name, inputs)}
     benchmark.pedantic(peer.run, setup=peer.clear, rounds=30, warmup_rounds=3)
 
 
+@pytest.mark.tried
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", TINY_PEERS)
 def test_tiny_heads(benchmark, name, direction):
     run_benchmark(benchmark, TINY, name, direction)
+
+
+def how(name: str, inputs: HeadInputs) -> dict[str, str]:
+    """The backend and the plan that ours takes."""
+    if name != "ours":
+        return {}
+    backend = choose_backend(CPU, inputs.features_nd.dtype)
+    features, layout = inputs.features_nd, inputs.layout
+    shape = Shape(*features.shape, layout.width, layout.widest, features.element_size())
+    return {"backend": backend.name, "plan": choose_plan(backend.name, shape).name}
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("name", QUICK_PEERS)
+@pytest.mark.parametrize("case", HEAD_CASES, ids=lambda case: case.name)
+def test_real_heads(benchmark, case, name):
+    run_benchmark(benchmark, case, name, "forward+backward")
 
 
 @pytest.mark.long

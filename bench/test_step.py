@@ -22,8 +22,8 @@ from bench.step_cases import (
 MULTI_AND_SINGLE = ("ours multi", "ours single", "eager multi", "eager single")
 SWITCHED_AND_STL = ("after switch", "stl")
 CASES = [
-    TINY_STEP,
-    *(pytest.param(case, marks=pytest.mark.long, id=case.name) for case in STEP_CASES),
+    pytest.param(TINY_STEP, marks=pytest.mark.tried, id=TINY_STEP.name),
+    *(pytest.param(case, marks=pytest.mark.timed, id=case.name) for case in STEP_CASES),
 ]
 
 
@@ -41,6 +41,7 @@ def checked_model(case: StepCase) -> StepModel:
 def test_step(benchmark, case, peer):
     step = multi_and_single(checked_model(case))[peer]
     benchmark.group = f"{case.name}: training step"
+    benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.pedantic(step, rounds=30, warmup_rounds=3)
 
 
@@ -49,6 +50,7 @@ def test_step(benchmark, case, peer):
 def test_step_after_switch(benchmark, case, peer):
     step = switched_and_stl(checked_model(case))[peer]
     benchmark.group = f"{case.name}: step after the switch"
+    benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.pedantic(step, rounds=30, warmup_rounds=3)
 
 

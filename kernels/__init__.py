@@ -35,8 +35,10 @@ from .heads.plans import (
     choose_plan,
     table_path,
 )
-from .machine.registry import REFERENCE, ROOMS, Choice, Room, choose_backend
-from .step.model import FROZEN, BagModel, Trained, TrainedHead
+from .heads.pooling import POOLINGS, Pooling
+from .heads.reference import check_classes, head_correct, row_losses
+from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
+from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.op import bag_step, bag_step_obstacle
 from .step.room import BagStep
 from .step.window import Dense, Dropout, WindowModel, window_features, window_step, window_step_obstacle
@@ -45,9 +47,12 @@ from .text.words import WordCounter, split_lines
 
 __all__ = [
     "END",
+    "EVERYTHING",
     "FROZEN",
+    "NOTHING",
     "PADDING",
     "PLANS",
+    "POOLINGS",
     "REFERENCE",
     "ROOMS",
     "ROW_RULES",
@@ -66,7 +71,9 @@ __all__ = [
     "HeadLayout",
     "HeadSpec",
     "Kind",
+    "Moves",
     "MultitaskLoss",
+    "Pooling",
     "PreparedBags",
     "Room",
     "RowRule",
@@ -78,8 +85,10 @@ __all__ = [
     "TypeRows",
     "WindowModel",
     "WordCounter",
+    "asked_for",
     "bag_step",
     "bag_step_obstacle",
+    "check_classes",
     "choose_backend",
     "choose_embedding_backend",
     "choose_plan",
@@ -88,12 +97,14 @@ __all__ = [
     "embedding_bag",
     "embedding_bag_of_types",
     "fuse_update",
+    "head_correct",
     "lay_adjacent",
     "multitask_loss",
     "pools_types",
     "prepare_bags",
     "prepare_on_device",
     "prepared_embedding_bag",
+    "row_losses",
     "split_lines",
     "table_path",
     "take_bags",

@@ -17,24 +17,33 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.subword_vectors import SubwordVectors
+from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
 from mt2st_fast.serving.load import load
 from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.training.phase_controller import Phase, PhaseController
 from mt2st_fast.training.schedules import (
+    FAMO,
     AdaptiveSwitch,
     AdaptiveTaskSelector,
+    AdaTask,
+    Alternate,
+    AlternateSteps,
     Diminish,
     DiminishThenSwitch,
+    DynamicWeightAverage,
     Moment,
     MultiTask,
     Schedule,
     SingleTask,
     SquaringDecay,
     Switch,
+    Uncertainty,
 )
 from mt2st_fast.training.trainer import NonFiniteLossError, Trainer
 from mt2st_fast.words.supervised import train_supervised
@@ -45,15 +54,21 @@ from mt2st_fast.words.word2vec import Word2Vec
 __version__ = "0.1.0"
 
 __all__ = [
+    "FAMO",
     "SGD",
+    "AdaTask",
     "AdaptiveSwitch",
     "AdaptiveTaskSelector",
+    "Alternate",
+    "AlternateSteps",
     "BagEncoder",
     "Callback",
     "Classification",
     "ContextPrediction",
     "Diminish",
     "DiminishThenSwitch",
+    "DynamicWeightAverage",
+    "EarlyStopping",
     "Evaluation",
     "HeadLayout",
     "HeadSpec",
@@ -67,6 +82,8 @@ __all__ = [
     "MultiTaskHeads",
     "NonFiniteLossError",
     "OpenTask",
+    "Phase",
+    "PhaseController",
     "PhaseRecord",
     "Prediction",
     "Regression",
@@ -82,6 +99,7 @@ __all__ = [
     "TextModel",
     "TokenStream",
     "Trainer",
+    "Uncertainty",
     "WindowEncoder",
     "Word2Vec",
     "WordAnalogy",
@@ -96,5 +114,7 @@ __all__ = [
     "load_modules",
     "multitask_loss",
     "save_modules",
+    "tasks_from_json",
+    "tasks_to_json",
     "train_supervised",
 ]

@@ -95,8 +95,9 @@ class Kind(metaclass=_Kinds):
     """How the outputs of a head are trained and judged.
 
     targets: "classes", integers (N,), or "values", floats (N, C) with NaN = missing.
-    loss: the oracle, from logits (N, C), targets and the head's spec to the mean () over the valid rows or values, 0
-    without any; in the dtype of the logits.
+    row_losses: the oracle, from logits (N, C), targets and the head's spec to the loss (N,) of every row, 0 of a row
+    that is not valid; in the dtype of the logits.
+    counts: from targets, the head's spec and a dtype to what every row (N,) counts for in the mean.
     correct: rows () int64 that are right, from logits (N, C), targets and the spec.
     metric: how good a head is on held-out rows.
     options: what may be set beside the number of outputs.
@@ -107,13 +108,20 @@ class Kind(metaclass=_Kinds):
 
     name: str
     targets: Literal["classes", "values"]
-    loss: Callable[[Tensor, Tensor, HeadSpec], Tensor]
+    row_losses: Callable[[Tensor, Tensor, HeadSpec], Tensor]
+    counts: Callable[[Tensor, HeadSpec, torch.dtype], Tensor]
     correct: Callable[[Tensor, Tensor, HeadSpec], Tensor]
     metric: Metric
     options: type[Options] = Options
     element: Callable[..., Any] | None = None
     hit: Callable[..., Any] | None = None
     task_of_column: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
+
+    def loss(self, logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+        """Mean () over what counts in logits (N, C) and targets, 0 where nothing does; in the dtype of the logits."""
+        total = self.row_losses(logits, target, head).sum()
+        count = self.counts(target, head, logits.dtype).sum()
+        return torch.where(count > 0, total / count.clamp_min(1e-30), total * 0)
 
     @property
     def code(self) -> int:
@@ -226,12 +234,18 @@ def elementwise_kind(
     hit(z, y) -> 1.0 where an output is right, else 0.0; without it no row counts as right.
     """
 
-    def mean_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+    def row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
         target = target.to(logits.dtype)
         valid = ~torch.isnan(target)
         weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
         weights = weights.expand(valid.shape)[valid]
-        return loss(logits[valid], target[valid], weights, head.options).sum() / max(int(valid.sum()), 1)
+        # What is not valid is left out before the loss, not masked behind it: it may be infinite.
+        of_valid = loss(logits[valid], target[valid], weights, head.options)
+        return torch.zeros_like(logits).masked_scatter(valid, of_valid).sum(1)
+
+    def counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
+        del head  # a positive weight counts for no more than another
+        return (~torch.isnan(target)).sum(1).to(dtype)
 
     def correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
         if hit is None:
@@ -240,7 +254,7 @@ def elementwise_kind(
         return (((hit(logits, target) == 1.0) | ~valid).all(dim=1) & valid.any(dim=1)).sum()
 
     columns = {} if task_of_column is None else task_of_column
-    return Kind(name, "values", mean_loss, correct, metric, options, element, hit, columns)
+    return Kind(name, "values", row_losses, counts, correct, metric, options, element, hit, columns)
 
 
 def task_of_column(column: str, size: int) -> Any:

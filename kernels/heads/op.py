@@ -204,7 +204,10 @@ class _FusedLoss(torch.autograd.Function):
         _refuse_second_derivative()
         features, weight, bias, task_weights, losses, *_ = ctx.saved_tensors
         gradients: Gradients = (None, None, None)
+        # Of vmap over several gradients: the kernels see none of it, and a gradient is linear in what comes down.
+        batched = grad_total if _is_batched(grad_total) else None
         if any(ctx.needs):
+            unit = grad_total if batched is None else torch.ones((), dtype=losses.dtype, device=losses.device)
             call = HeadsCall(
                 features,
                 weight,
@@ -219,10 +222,15 @@ class _FusedLoss(torch.autograd.Function):
             if torch.is_autocast_enabled(device_type):
                 # backward() inside an autocast region would round the GEMMs of the gradients.
                 with torch.autocast(device_type, enabled=False):
-                    gradients = _gradients(ctx, call, grad_total)
+                    gradients = _gradients(ctx, call, unit)
             else:
-                gradients = _gradients(ctx, call, grad_total)
+                gradients = _gradients(ctx, call, unit)
         d_task_weights = grad_total * losses if ctx.needs_input_grad[3] else None
+        if batched is not None:
+            d_features, d_weight, d_bias = (
+                None if g is None else (g * batched).to(g.dtype) for g in gradients
+            )
+            gradients = (d_features, d_weight, d_bias)
         if not ctx.n_parts:
             return *gradients, d_task_weights, None, None, None, None, None
         d_features, d_weight, d_bias = gradients
@@ -241,6 +249,11 @@ def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
     if plan.RESIDUAL_IS_GRADIENT:
         ctx.residual = None
     return plan.backward(call, residual, grad_total, own=True)
+
+
+def _is_batched(grad_total: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(grad_total) or functorch.is_legacy_batchedtensor(grad_total)
 
 
 def _total(result: Forward, task_weights: Tensor) -> Tensor:

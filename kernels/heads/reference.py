@@ -30,7 +30,7 @@ def multitask_loss(
     """
     losses, correct = [], []
     for (first, last, head), name, target in zip(layout, layout.names, targets, strict=True):
-        _check_classes(name, target, head)
+        check_classes(name, target, head)
         logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
         losses.append(head_loss(logits, target, head))
         correct.append(head_correct(logits.detach(), target, head))
@@ -47,10 +47,24 @@ def head_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
 
     Computed in float32, or in float64 where the logits are.
     """
-    return head.kind.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, head)
+    return head.kind.loss(_exact(logits), target, head)
 
 
-def _check_classes(name: str, target: Tensor, head: HeadSpec) -> None:
+def row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, Tensor]:
+    """The loss (N,) of every row of one head, and what each counts for (N,): the sums' quotient is `head_loss`.
+
+    Computed in float32, or in float64 where the logits are.
+    """
+    exact = _exact(logits)
+    return head.kind.row_losses(exact, target, head), head.kind.counts(target, head, exact.dtype)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def check_classes(name: str, target: Tensor, head: HeadSpec) -> None:
+    """Raises ValueError for a class target outside [0, C) that is not ignored."""
     if not head.kind.takes_classes:
         return
     outside = target[(target != head.ignore_index) & ((target < 0) | (target >= head.size))]

@@ -88,10 +88,7 @@ class Room:
         back. Raises ValueError for an unknown name and RuntimeError for a backend that was asked for and
         cannot run here.
         """
-        asked_by = "backend="
-        if requested == "auto":
-            asked_by = f"{BACKEND_VARIABLE}="
-            requested = os.environ.get(BACKEND_VARIABLE, "auto") or "auto"
+        requested, asked_by = asked_for(requested)
         return _choose(self, device_type, dtype, requested, asked_by)
 
     def load(self, backend: str, part: str) -> ModuleType:
@@ -100,6 +97,13 @@ class Room:
 
 
 ROOMS: dict[str, Room] = {}
+
+
+def asked_for(requested: str) -> tuple[str, str]:
+    """The backend that is asked for, or "auto", and by what: "backend=" wins over the environment variable."""
+    if requested != "auto":
+        return requested, "backend="
+    return os.environ.get(BACKEND_VARIABLE, "auto") or "auto", f"{BACKEND_VARIABLE}="
 
 
 @lru_cache(maxsize=256)

@@ -14,6 +14,16 @@ from ..heads.layout import HeadLayout
 FROZEN = -1  # in the place of a rule: the parameter stays as it is, and nothing is computed for its gradient
 
 
+class Moves(NamedTuple):
+    """Which sides of a model a step moves; of the others it computes no gradient. Neither: its losses alone."""
+
+    shared: bool = True  # the table, and what lies between it and the heads
+    heads: bool = True
+
+
+EVERYTHING, NOTHING = Moves(), Moves(shared=False, heads=False)
+
+
 class Trained(NamedTuple):
     """A parameter whose first axis counts rows, what its rule remembers of them, and which of a step's rules it is."""
 
@@ -56,14 +66,25 @@ class BagModel:
                 raise ValueError(f"the weight of {name} is {shape}, not ({spec.size}, {D})")
         self.table, self.heads, self.layout = table, tuple(heads), layout
         parts = [part for head in heads for part in head]
-        moved = [part for part in (table, *parts) if part is not None and part.rule != FROZEN]
-        self.parameters = [part.parameter for part in moved]
+        held = [part for part in parts if part is not None and part.rule != FROZEN]
+        self._of_heads = [part.parameter for part in held]
+        self._of_table = [] if table.rule == FROZEN else [table.parameter]
         # (K, 2, 2): of weight and bias the address, and that of the state; 0 = there is none.
         self.addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
         # (1 + 2 K,): of the table, then of every head's weight and bias. What does not move has any.
         ruled = [table.rule, *(FROZEN if part is None else part.rule for part in parts)]
-        self.moved = np.array([rule != FROZEN for rule in ruled], np.uint8)
+        self._trained = np.array([rule != FROZEN for rule in ruled])
         self.rules = np.array([0 if rule == FROZEN else rule for rule in ruled])
+
+    def moved(self, moves: Moves) -> np.ndarray:
+        """(1 + 2 K,) uint8, 1 where such a step changes the table, a head's weight or a head's bias."""
+        sides = np.full(len(self._trained), moves.heads)
+        sides[0] = moves.shared
+        return (self._trained & sides).astype(np.uint8)
+
+    def parameters(self, moves: Moves) -> list[Tensor]:
+        """Those that such a step changes."""
+        return self._of_table * moves.shared + self._of_heads * moves.heads
 
 
 def rows_left_alone(frozen_rows: Tensor | None, V: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.prepared import PreparedBags
 from ..bags.rules import RowRule
-from .model import BagModel
+from .model import EVERYTHING, BagModel, Moves
 from .room import ROOM, BagStep, check_targets, parameters_obstacle, step_kernels
 
 __all__ = ["ROOM", "BagStep", "StepKernels", "bag_step", "bag_step_obstacle"]
@@ -39,8 +39,9 @@ def bag_step(
     bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
+    moves: Moves = EVERYTHING,
 ) -> BagStep:
-    """Train table and heads on B bags, in place; all of `bag_step_obstacle`'s obstacles are the caller's.
+    """Train table and heads, or one side of them, on B bags, in place; `bag_step_obstacle` is the caller's to ask.
 
     bags come from `prepare_bags`, and may come again; rules are those that the model's parameters name, at the rates of
     this step; targets and task_weights (K,) are as in `multitask_loss`. A head without a target or with weight 0 stays
@@ -55,8 +56,8 @@ def bag_step(
     check_targets(model.layout, targets, task_weights, len(bags.scales), "bags")
     table = model.table.parameter
     kernels = cast(StepKernels, step_kernels("bag_step", table.device.type, table.dtype))
-    found = BagStep(*kernels.step(model, rules, bags, targets, task_weights))
-    increment_version(model.parameters)
+    found = BagStep(*kernels.step(model, rules, bags, targets, task_weights, moves))
+    increment_version(model.parameters(moves))
     return found
 
 
@@ -70,5 +71,6 @@ class StepKernels(Protocol):
         bags: PreparedBags,
         targets: Sequence[Tensor],
         task_weights: Tensor,
+        moves: Moves,
     ) -> tuple[Tensor, Tensor]:
         """(losses (K,), correct (K,)) as `bag_step` returns them, and the parameters moved."""

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ..bags.rules import RowRule, RowState
 from ..heads.layout import HeadLayout
-from .model import FROZEN, Trained, rows_left_alone
+from .model import EVERYTHING, FROZEN, NOTHING, Moves, Trained, rows_left_alone
 from .room import BagStep, check_targets, parameters_obstacle, step_kernels
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
@@ -27,7 +27,8 @@ HIDDEN_WEIGHT, HIDDEN_BIAS, HEAD_WEIGHT, HEAD_BIAS = range(4)
 HIDDEN, HEAD = (HIDDEN_WEIGHT, HIDDEN_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
 NO_HEAD = -1
 
-# How far back from the losses a step has gradients to make; with none there are only features.
+# How far back from the losses a step has gradients to make: to the logits alone where no more than heads moves, and
+# with TO_NOTHING there are no losses, but only features.
 TO_NOTHING, TO_HEADS, TO_HIDDEN, TO_TABLE = range(4)
 
 # A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
@@ -58,6 +59,19 @@ class Dense(NamedTuple):
     state: RowState
     rule: int
     whole: bool
+
+
+class Moving(NamedTuple):
+    """What a step moves: what is not frozen of the sides that move.
+
+    pieces are of dense parameters; counts the addresses where the steps of those that are one row are counted; reach is
+    how far back from the losses there are gradients to make.
+    """
+
+    pieces: np.ndarray
+    counts: np.ndarray
+    reach: int
+    parameters: list[Tensor]
 
 
 class WindowModel:
@@ -96,14 +110,15 @@ class WindowModel:
             for kind, part in zip(kinds, pair, strict=True)
             if part is not None and part.rule != FROZEN
         ]
-        self.pieces = np.array([piece for each in dense for piece in _pieces(*each)], PIECE)
-        self.reach = _reach(table, [kind for kind, _, _ in dense])
-        # Where the steps of parameters that are one row are counted.
-        counts = [part.state.per_row for _, _, part in dense if part.whole]
-        self.counts = np.array([count.data_ptr() for count in counts if count is not None], np.int64)
+        self._moving = {
+            moves: _moving(table, dense, moves)
+            for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)
+        }
         self.memory: Any = None  # of the backend that steps it
-        of_table = [] if table.rule == FROZEN else [table.parameter]
-        self.parameters = [*of_table, *(part.parameter for _, _, part in dense)]
+
+    def moving(self, moves: Moves) -> Moving:
+        """What such a step moves."""
+        return self._moving[moves]
 
     @property
     def width(self) -> int:
@@ -111,9 +126,22 @@ class WindowModel:
         return int(self.hidden[0].parameter.shape[1] // self.table.parameter.shape[1])
 
 
-def _reach(table: Trained, kinds: Sequence[int]) -> int:
-    """How far back gradients are wanted: to the table, the hidden layer or the heads, as the first trained one is."""
-    if table.rule != FROZEN:
+def _moving(table: Trained, dense: Sequence[tuple[int, int, Dense]], moves: Moves) -> Moving:
+    """What moves of a table and of dense parameters (kind, head, parameter), none of which is frozen."""
+    own = [each for each in dense if (moves.heads if each[0] in HEAD else moves.shared)]
+    counts = [part.state.per_row for _, _, part in own if part.whole]
+    of_table = [table.parameter] if moves.shared and table.rule != FROZEN else []
+    return Moving(
+        np.array([piece for each in own for piece in _pieces(*each)], PIECE),
+        np.array([count.data_ptr() for count in counts if count is not None], np.int64),
+        _reach(bool(of_table), [kind for kind, _, _ in own]),
+        [*of_table, *(part.parameter for _, _, part in own)],
+    )
+
+
+def _reach(table_moves: bool, kinds: Sequence[int]) -> int:
+    """How far back gradients are wanted: to the table, the hidden layer or the heads, as the first that moves is."""
+    if table_moves:
         return TO_TABLE
     return TO_HIDDEN if any(kind in HIDDEN for kind in kinds) else TO_HEADS
 
@@ -180,8 +208,10 @@ def window_step(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
+    moves: Moves = EVERYTHING,
 ) -> BagStep:
-    """Train table, hidden layer and heads on N windows, in place; `window_step_obstacle` is the caller's to ask.
+    """Train table, hidden layer and heads, or one side of them, on N windows, in place; `window_step_obstacle` is the
+    caller's to ask.
 
     types (N, W) int32 hold word types, -1 = none; rules are those that the model's parameters name, at the rates of
     this step, and decays (len(rules),) what each multiplies dense parameters with before it moves them. targets and
@@ -192,8 +222,9 @@ def window_step(
     """
     _check_types(model, types)
     check_targets(model.layout, targets, task_weights, len(types), "windows")
-    found = BagStep(*_kernels(model).step(model, rules, decays, types, targets, task_weights, dropout))
-    increment_version(model.parameters)
+    kernels = _kernels(model)
+    found = BagStep(*kernels.step(model, rules, decays, types, targets, task_weights, dropout, moves))
+    increment_version(model.moving(moves).parameters)
     return found
 
 
@@ -224,6 +255,7 @@ class WindowKernels(Protocol):
         targets: Sequence[Tensor],
         task_weights: Tensor,
         dropout: Dropout,
+        moves: Moves,
     ) -> tuple[Tensor, Tensor]:
         """(losses (K,), correct (K,)) as `window_step` returns them, and the parameters moved."""
 

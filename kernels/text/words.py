@@ -74,10 +74,12 @@ class WordCounter:
         self._n_words = self._kernels.take_in(text, scratch, begins, self._table, self._n_words, numbers)
         return numbers
 
-    def words(self) -> list[str]:
-        """All words in the order of their numbers."""
-        used = self._n_letters
-        return self._table.letters[: used - 1].tobytes().decode("utf-8").split("\n") if used else []
+    def words(self, first: int = 0) -> list[str]:
+        """The words from number `first` on, in the order of their numbers."""
+        if first >= self._n_words:
+            return []
+        letters = self._table.letters[self._table.words[first, WHERE] : self._n_letters - 1]
+        return letters.tobytes().decode("utf-8").split("\n")
 
     @property
     def counts(self) -> np.ndarray:

@@ -113,8 +113,8 @@ def _of_lines(
     asked: dict[str, Any],
 ) -> Iterator[str]:
     """By a model of train_supervised, which cuts lines itself."""
+    from mt2st_fast.data.text.lines import TextLines
     from mt2st_fast.serving.classified_lines import check_format, write_lines
-    from mt2st_fast.serving.reading import read_units
     from mt2st_fast.serving.writing import Wanted
     from mt2st_fast.words.supervised_model import SupervisedModel
 
@@ -123,7 +123,7 @@ def _of_lines(
                          "--input and --tokenizer")  # fmt: skip
     model = SupervisedModel.load(folder, device="cpu")
     wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
-    return write_lines(model, read_units(*source, lambda line: [], "text"), wanted)
+    return write_lines(model, (lines for _, lines in TextLines(*source).blocks()), wanted)
 
 
 def _chunks(file: str) -> Iterator[bytes]:

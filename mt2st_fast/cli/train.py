@@ -33,14 +33,14 @@ from mt2st_fast.runs.chosen_parts import PICTURE
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, write_run
-from mt2st_fast.runs.shown import shown
+from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 
 CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
 
 
-@takes_config()
+@takes_config(without=("engine",))
 def train(
     config: Config,
     context: typer.Context,
@@ -82,13 +82,18 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
     write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
     with progress, stopping:
         experiment.run(folder / CHECKPOINT, resume, checkpoint_seconds)
-    if trainer.step < experiment.total_steps:
+    if not experiment.is_over:
         say(
             console,
             f"Stopped at step {trainer.step} of {experiment.total_steps}. "
             f"Go on with: mt2st-fast train --resume --out {folder}",
         )
         raise typer.Exit(stopping.exit_code)
+    if trainer.history.stopped:
+        say(
+            console,
+            f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
+        )
     report = write_run(experiment, folder)
     _summarise(console, report, folder)
 
@@ -146,8 +151,8 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     for phase in report["phases"]:
         phases.add_row(
             str(phase["first_step"]),
-            ", ".join(phase["active"]),
-            shown(phase["step_ms_median"], 2),
+            trained_in(phase),
+            step_ms_of(phase),
             phase["engine"],
         )
     words = Table("word", "nearest neighbours")

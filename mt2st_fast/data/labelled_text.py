@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
 from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
-from mt2st_fast.data.text.word_files import NumberedWords, read_words, words_of
+from mt2st_fast.data.text.word_files import NumberedWords, read_words
 from mt2st_fast.data.tokens import MISSING_WORD, Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
@@ -75,27 +76,17 @@ def read_labelled_text(path: Path, prefix: str = "__label__", families: bool = T
     return LabelledText(documents, _labels_by_family(split, labels, lines))
 
 
-def documents_of(texts: Sequence[str], prefix: str = "__label__") -> Tokens:
-    """The words of texts, without labels, as reading a file finds them; a text without words stays. Raises InputError
-    as `words_of` does.
-    """
-    text = words_of(texts)
-    return _split_lines(text, _labels_among(text.words, prefix), keep_empty=True)[0]
-
-
 def _labels_among(words: Sequence[str], prefix: str) -> np.ndarray:
     return np.fromiter(map(str.startswith, words, repeat(prefix)), bool, len(words))
 
 
-def _split_lines(
-    text: NumberedWords, is_label: np.ndarray, *, keep_empty: bool = False
-) -> tuple[Tokens, np.ndarray, np.ndarray]:
+def _split_lines(text: NumberedWords, is_label: np.ndarray) -> tuple[Tokens, np.ndarray, np.ndarray]:
     """(documents, labels (M,), and the documents (M,) that they stand in)."""
     id_of = np.full(len(is_label), MISSING_WORD, np.int32)
     vocabulary, id_of[~is_label] = Vocabulary.numbered(
         list(compress(text.words, (~is_label).tolist())), text.counts[~is_label]
     )
-    ids, bounds, labels, lines = split_lines(text.numbers, id_of, is_label, keep_empty=keep_empty)
+    ids, bounds, labels, lines = split_lines(text.numbers, id_of, is_label)
     return Tokens(ids, bounds, vocabulary), labels, lines
 
 
@@ -119,6 +110,22 @@ def _labels_by_family(
 def _split_label(label: str) -> tuple[str, str]:
     family, separator, value = label.partition("__")
     return (family, value) if separator and family and value else (DEFAULT_FAMILY, label)
+
+
+class WordParts(NamedTuple):
+    """Of V words: the ids of word v are ids[bounds[v]:bounds[v + 1]], int32, its own if known, and its n-grams'.
+
+    hashes: uint64 (V,) that word n-grams are made of; (0,) where there are none.
+    """
+
+    ids: np.ndarray
+    bounds: np.ndarray
+    hashes: np.ndarray
+
+    def joined(self, more: WordParts) -> WordParts:
+        """These words, and then others."""
+        bounds = np.append(self.bounds, more.bounds[1:] + self.bounds[-1])
+        return WordParts(np.append(self.ids, more.ids), bounds, np.append(self.hashes, more.hashes))
 
 
 @dataclass(frozen=True)
@@ -167,16 +174,32 @@ class BagFeatures:
 
         A word is looked up and hashed once, however often it stands in the documents.
         """
-        if self.word_ngrams == 1 and not self.maxn:
+        if self.words_alone:
             return self._words_alone(documents)
-        words, bounds = documents.vocabulary.words, documents.bounds
-        ids, id_bounds = self.ids_of(words)
-        hashes = np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
+        return self.bags_of(documents.ids, documents.bounds, self.parts_of(documents.vocabulary.words))
+
+    @property
+    def words_alone(self) -> bool:
+        """Whether a bag holds nothing but words."""
+        return self.word_ngrams == 1 and not self.maxn
+
+    def parts_of(self, words: Sequence[str]) -> WordParts:
+        """What each of some words adds to a bag."""
+        ids, bounds = self.ids_of(words)
+        return WordParts(
+            ids, bounds, np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
+        )
+
+    def bags_of(
+        self, words: np.ndarray, bounds: np.ndarray, word_parts: WordParts
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Bags of the documents words[bounds[d]:bounds[d + 1]], int32 numbers of the words that the parts are of."""
+        ids, id_bounds, hashes = word_parts
         parts, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-        for first in range(0, documents.n_units, DOCUMENTS_AT_ONCE):
+        for first in range(0, len(bounds) - 1, DOCUMENTS_AT_ONCE):
             of_block = bounds[first : first + DOCUMENTS_AT_ONCE + 1]
             n_documents = len(of_block) - 1
-            tokens = documents.ids[of_block[0] : of_block[-1]]
+            tokens = words[of_block[0] : of_block[-1]]
             document = np.repeat(np.arange(n_documents), np.diff(of_block))
             per_token = np.diff(id_bounds)[tokens]
             found, owner = ids[_ranges(id_bounds[tokens], per_token)], np.repeat(document, per_token)

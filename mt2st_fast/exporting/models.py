@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.data.labelled_text import BagFeatures, documents_of
+from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.subwords import SubwordTable
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
@@ -114,7 +115,7 @@ def export_bags(
 
     @torch.no_grad()
     def logits(lines: Sequence[str]) -> dict[str, Tensor]:
-        ids, bounds = map(torch.from_numpy, features.bags(documents_of(lines, prefix)))
+        ids, bounds = map(torch.from_numpy, LineBags(features, prefix)(lines))
         found = encoder.eval()((ids.to(device), bounds.to(device)))
         return {task: heads.logits(found, task).cpu() for task in tasks}
 

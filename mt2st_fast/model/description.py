@@ -8,7 +8,6 @@ that are not this package's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
+from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model_folder import read_model, write_model
 
 KIND = "encoder and heads"
-_KNOWN = (WindowEncoder, BagEncoder, Classification, MultiLabel, Regression)
+_KNOWN = (WindowEncoder, BagEncoder)
 
 
 def save_modules(folder: str | Path, encoder: nn.Module, heads: MultiTaskHeads) -> None:
@@ -56,6 +55,11 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
             f"a {type(encoder).__name__} cannot be kept: give it a method configuration() that returns the arguments "
             "of its class"
         )
+    if reason := next(iter(heads.reasons_to_call().items()), None):
+        raise InputError(
+            f"the head of {reason[0]} {reason[1]}, and cannot be kept: remove its hooks, merge its adapter, or put a "
+            "torch.nn.Linear in its place"
+        )
     arguments: Mapping[str, Any] = encoder.configuration()  # type: ignore[operator]
     tensors = {f"argument/{name}": value for name, value in arguments.items() if isinstance(value, Tensor)}
     tensors |= {f"encoder/{name}": value for name, value in encoder.state_dict().items()}
@@ -70,22 +74,12 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
             "in_features": linear.in_features,
             "bias": linear.bias is not None,
             "main": heads.main,
-            "active": list(heads.active),
             "backend": heads.backend,
             "plan": heads.plan,
-            "tasks": [[name, *_task(heads, name)] for name in heads.names],
+            **tasks_to_json({name: heads.task(name) for name in heads.names}),
         },
     }
     return configuration, tensors
-
-
-def _task(heads: MultiTaskHeads, name: str) -> tuple[str, dict[str, Any]]:
-    """The class of a task and its options."""
-    task = heads.tasks.get(name)
-    if task is None or not is_dataclass(task):
-        what = "loss of its own" if task is None else f"{type(task).__name__}, which is no dataclass"
-        raise InputError(f"the task {name} cannot be kept: it is a {what}; keep heads without it")
-    return type(task).__name__, asdict(task)
 
 
 def rebuild(
@@ -101,9 +95,7 @@ def rebuild(
     try:
         with torch.random.fork_rng(devices=[]):  # random starts, which are written over
             encoder: nn.Module = _class(known, of_encoder["class"])(**given)
-            tasks = {
-                name: _class(known, kind)(**_tuples(options)) for name, kind, options in of_heads["tasks"]
-            }
+            tasks = tasks_from_json(of_heads, classes)
             options = {name: of_heads[name] for name in ("bias", "backend", "plan")}
             heads = MultiTaskHeads(of_heads["in_features"], tasks, of_heads["main"], **options)
         encoder.load_state_dict(_under(tensors, "encoder/"))
@@ -114,7 +106,7 @@ def rebuild(
         raise InputError(
             f"the model does not fit its classes: {' '.join(str(error).split())[:300]}"
         ) from error
-    heads.set_active(of_heads["active"])
+    heads.set_active(heads.active)  # which tensors said; now the others are frozen
     return encoder.eval(), heads.eval()
 
 
@@ -124,11 +116,6 @@ def _class(known: Mapping[str, type], name: str) -> type:
             f"the model is made of a class {name}, which is not known here; load it with classes=({name},)"
         )
     return known[name]
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows lists alone."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mt2st_fast.kernels import HeadLayout, HeadSpec, MultitaskLoss, lay_adjacent, multitask_loss
-from mt2st_fast.model.module_names import check_module_names, module_name
-from mt2st_fast.model.open_tasks import OpenTask
-from mt2st_fast.model.tasks import Task
-from mt2st_fast.model.word_tasks import VectorsOf, WordTask
+from mt2st_fast.kernels import HeadLayout, MultitaskLoss, Pooling, multitask_loss
+from mt2st_fast.model.called_heads import RowLosses, called, say_once
+from mt2st_fast.model.denominators import (
+    Reduction,
+    TokenWeights,
+    check_denominators,
+    label_count,
+    weights_of_rows,
+)
+from mt2st_fast.model.head_bank import HeadBank
+from mt2st_fast.model.over_tasks import flat_target, spread, spread_losses, sum_losses
+from mt2st_fast.model.pooling import pool
+from mt2st_fast.model.word_tasks import VectorsOf
+
+Weights = Tensor | Mapping[str, float] | None
+Denominators = Mapping[str, float | Tensor] | None
 
 
 class HeadBatch(NamedTuple):
@@ -25,210 +35,146 @@ class HeadBatch(NamedTuple):
     places: list[int] | None  # theirs among the active tasks; None: they are all of them
 
 
-class MultiTaskHeads(nn.Module):
+class MultiTaskHeads(HeadBank):
     """One linear head a task over shared features (..., D), trained by the fused loss.
 
-    Every head is a torch.nn.Linear of its own under `linears`, so an optimizer, DDP and a state
-    dict can name its parameters. All tasks are active at first; `set_active` retires the others. A WordTask has no
-    head: it is a module of its own under `word_tasks`, with a loss on the encoder's table (`word_loss`). Nor has an
-    OpenTask: it is a module under `open_tasks`, with a loss of its own on the same features.
+    Every head is a torch.nn.Linear of its own under `linears`, so an optimizer, DDP and a state dict can name its
+    parameters; the state dict also says which tasks are active. All are at first; `set_active` retires the others. What
+    somebody puts around a head or in its place (a hook, an adapter, a shard) is called, never passed by: slower, which
+    the log says once. A WordTask has no head: it is a module under `word_tasks`, with a loss on the encoder's table
+    (`word_loss`). Nor has an OpenTask: it is a module under `open_tasks`, with a loss of its own on the same features.
 
     Raises ValueError for a main task that is not among `tasks`, or is a WordTask.
     """
-
-    def __init__(
-        self,
-        in_features: int,
-        tasks: Mapping[str, Task | OpenTask | WordTask],
-        main: str,
-        *,
-        bias: bool = True,
-        backend: str = "auto",
-        plan: str = "auto",
-    ) -> None:
-        super().__init__()
-        if main not in tasks:
-            raise ValueError(f"main task {main} is not among the tasks: {', '.join(tasks)}")
-        self.main = main
-        if isinstance(tasks[main], WordTask):
-            raise ValueError(f"the main task {main} needs features; {type(tasks[main]).__name__} is on words")
-        # What kinds of tasks there are, in one order: the main task first.
-        ordered = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
-        self.tasks: dict[str, Task] = {
-            n: task for n, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
-        }
-        self.backend, self.plan = backend, plan
-        self._takes_layers = False  # whether somebody else may hold views of the parameters' memory
-        check_module_names(ordered)
-        self.word_tasks = nn.ModuleDict(
-            {module_name(name): task for name, task in ordered.items() if isinstance(task, WordTask)}
-        )
-        self.open_tasks = nn.ModuleDict(
-            {module_name(name): task for name, task in ordered.items() if isinstance(task, OpenTask)}
-        )
-        self.names = tuple(ordered)
-        # Asked in every step.
-        self._on_words = frozenset(n for n, task in ordered.items() if isinstance(task, WordTask))
-        self._open = frozenset(n for n, task in ordered.items() if isinstance(task, OpenTask))
-        self.linears = nn.ModuleDict(
-            {
-                module_name(name): nn.Linear(in_features, task.head.size, bias=bias)
-                for name, task in self.tasks.items()
-            }
-        )
-        self._active = self.names
-        self._frozen_by_retirement: dict[str, list[nn.Parameter]] = {}
-        self._layouts: dict[tuple[str, ...], HeadLayout] = {}
-        if self.tasks:
-            self._layout(tuple(self.tasks))
-        self.lay_adjacent()
-
-    @classmethod
-    def from_modules(
-        cls,
-        modules: nn.ModuleDict | Mapping[str, nn.Linear],
-        tasks: Mapping[str, Task],
-        main: str,
-        **options: str,
-    ) -> MultiTaskHeads:
-        """Heads that take over (and share) the parameters of existing linear layers, one a task.
-
-        Raises ValueError where layers and tasks do not match in name, outputs, features or bias.
-        """
-        task_of = {module_name(name): name for name in tasks}
-        linears: dict[str, nn.Linear] = {
-            task_of.get(module_name(name), name): linear  # type: ignore[misc]
-            for name, linear in modules.items()
-        }
-        if set(linears) != set(tasks):
-            raise ValueError(f"modules are {', '.join(linears)}; tasks are {', '.join(tasks)}")
-        for name, linear in linears.items():
-            if not isinstance(linear, nn.Linear):
-                raise TypeError(f"module {name} must be torch.nn.Linear, not {type(linear).__name__}")
-            if linear.out_features != tasks[name].head.size:
-                raise ValueError(
-                    f"module {name} has {linear.out_features} outputs, its task {tasks[name].head.size}"
-                )
-        if len({(linear.in_features, linear.bias is None) for linear in linears.values()}) != 1:
-            raise ValueError("modules must agree in in_features and in having a bias")
-        first = next(iter(linears.values()))
-        heads = cls(first.in_features, tasks, main, bias=first.bias is not None, **options)
-        heads._takes_layers = True
-        heads.linears = nn.ModuleDict({module_name(name): linears[name] for name in heads.tasks})
-        return heads
-
-    def to_modules(self) -> nn.ModuleDict:
-        """The heads as plain linear layers by task, sharing their parameters.
-
-        A name that no module may have is spelled as in the state dict: feats.Number as feats__Number.
-        """
-        return nn.ModuleDict(dict(self.linears.items()))
-
-    def linear(self, task: str) -> nn.Linear:
-        """The layer of one task. Raises ValueError for an unknown one, or one without a head."""
-        self._check_known([task])
-        if task not in self.tasks:
-            raise ValueError(
-                f"task {task} has no head: {type(self._module(task)).__name__} is a loss of its own"
-            )
-        return self.linears[module_name(task)]  # type: ignore[return-value]
-
-    def open_task(self, task: str) -> OpenTask:
-        """The module of a task that is a loss of its own. Raises ValueError for another."""
-        if not self.is_open_task(task):
-            raise ValueError(f"task {task} is no OpenTask; there are {', '.join(self.open_tasks) or 'none'}")
-        return self.open_tasks[module_name(task)]  # type: ignore[return-value]
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        """The tasks that are being trained, main task first."""
-        return self._active
-
-    def label_count(self, task: str, target: Any) -> Tensor | float:
-        """How many labels of a batch the loss of a task without a head is a mean of; see `OpenTask.count`."""
-        return self._module(task).count(target)  # type: ignore[operator,no-any-return]
-
-    def set_active(self, tasks: Iterable[str]) -> None:
-        """Train these tasks only: the others' parameters need no gradient any more and lose the one they have.
-
-        Raises ValueError for an unknown task or without the main task.
-        """
-        wanted = set(tasks)
-        self._check_known(wanted)
-        if self.main not in wanted:
-            raise ValueError(f"the main task {self.main} cannot retire")
-        for name in self.names:
-            if name in wanted and name not in self._active:
-                for parameter in self._frozen_by_retirement.pop(name):
-                    parameter.requires_grad_(True)
-            elif name not in wanted and name in self._active:
-                # What the user has frozen stays frozen when the task comes back.
-                trained = [p for p in self._module(name).parameters() if p.requires_grad]
-                self._frozen_by_retirement[name] = trained
-                for parameter in trained:
-                    parameter.requires_grad_(False)
-                    parameter.grad = None
-        self._active = tuple(name for name in self.names if name in wanted)
-        if with_heads := tuple(name for name in self._active if name in self.tasks):
-            self._layout(with_heads)
-        self.lay_adjacent()
-
-    def lay_adjacent(self) -> None:
-        """Move the active heads' parameters to one piece of memory, as torch's recurrent layers do with theirs.
-
-        A step then reads them as one weight, without a copy; what cannot be moved, and layers that were taken over from
-        somebody else, are copied in every step.
-        """
-        if self._takes_layers:
-            return
-        linears = [self.linear(name) for name in self._active if name in self.tasks]
-        lay_adjacent([linear.weight for linear in linears])
-        lay_adjacent([linear.bias for linear in linears if linear.bias is not None])
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # What moves to a device or to another dtype is moved one by one.
-        super()._apply(fn, recurse)
-        self.lay_adjacent()
-        return self
 
     def forward(
         self,
         features: Tensor,
         targets: Mapping[str, Tensor],
-        weights: Tensor | Mapping[str, float] | None = None,
+        weights: Weights = None,
         *,
         mask: Tensor | None = None,
+        denominators: Denominators = None,
+        token_weights: TokenWeights = None,
+        reduction: Literal["mean", "sum"] = "mean",
     ) -> MultitaskLoss:
         """Weighted loss of the active tasks that have a target here.
 
-        features are (N, D) or (N, T, D); targets of a classification (N,) or (N, T), of the others with a
-        last axis C (which may be left out where C = 1). weights are (K,) over `active`, or by name (1 where
-        a name is missing). The result's `losses` and `correct` are (K,) over `active`: 0 for a task that is
-        missing from this batch. mask, (N,) or (N, T), says to an OpenTask what is real in the features.
-        Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and what
-        `multitask_loss` raises.
-        """
-        if not self._open:
-            return self._fused_loss(features, targets, weights)
-        open_present = [name for name in self._active if name in self._open and name in targets]
-        if not open_present:
-            return self._fused_loss(features, targets, weights)
-        # The fused heads look at what they get; a batch of open tasks alone never comes to them.
-        self._check_known(targets)
-        self.check_together(name for name in self._active if name in targets)
-        weights_k = self._weights(weights, features.device)
-        parts = [self._open_loss(name, features, targets[name], mask, weights_k) for name in open_present]
-        row_wise = {name: target for name, target in targets.items() if name not in open_present}
-        if any(name in self.tasks for name in row_wise if name in self._active):
-            parts.insert(0, self._fused_loss(features, row_wise, weights_k))
-        return MultitaskLoss(*(torch.stack(same).sum(0) for same in zip(*parts, strict=True)))
+        features are (N, D) or (N, T, D); targets of a classification (N,) or (N, T), of the others with a last axis C
+        (which may be left out where C = 1); of a task that pools a sequence they are as for features (N, D). weights
+        are (K,) over `active`, or by name (1 where a name is missing); without any they are those of `set_weights`. The
+        result's `losses` and `correct` are (K,) over `active`: 0 for a task that is missing from this batch. mask, (N,)
+        or (N, T), says to a task that pools, and to an OpenTask, what is real in the features.
 
-    def _fused_loss(
+        A task's loss is the sum over its labels, divided by how many there are here; denominators give another divisor
+        by task, as that of all batches that one optimizer step is made of: then the gradients of these batches add up
+        to that of one batch, whatever labels are missing (`label_counts` counts). reduction="sum" divides by nothing.
+        token_weights weight rows in both sums: (N,) or (N, T) for every task on these rows, or by task.
+
+        Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and what
+        `multitask_loss` raises; RuntimeError for a backend that was asked for where a head must be called.
+        """
+        reasons = self.reasons_to_call()
+        if not (self._open or self._poolings or reasons or denominators or token_weights is not None) and (
+            reduction == "mean"
+        ):
+            return self._fused_loss(features, targets, weights)
+        check_denominators(denominators, reduction, of_rows=False)
+        # The fused heads look at what they get; a batch of other tasks alone never comes to them.
+        present = self._present(targets)
+        weights_k = self._weights(weights, features.device)
+        by_row = self._row_weights(token_weights, present, features)
+        scale_k = self._scales(targets, present, by_row, denominators, reduction, features.device)
+        scaled_k = weights_k if scale_k is None else weights_k * scale_k
+        reasons |= dict.fromkeys(by_row, "has token weights")
+        parts = []
+        fused: dict[Pooling, list[str]] = {}
+        for name in present:
+            if name in self._open:
+                parts.append(self._open_loss(name, features, targets[name], mask, scaled_k))
+            elif name in reasons:
+                say_once(name, reasons[name], self.backend, self.plan)
+                rows = self._rows(name, features, targets[name], mask)
+                parts.append(self._of_rows(name, rows, by_row.get(name), scaled_k))
+            else:
+                fused.setdefault(self.pooling(name), []).append(name)
+        for how, names in fused.items():
+            pooled = pool(features, how, mask, names[0])
+            parts.append(self._fused_loss(pooled, {name: targets[name] for name in names}, scaled_k))
+        out = sum_losses(parts)
+        return out if scale_k is None else MultitaskLoss(out.total, out.losses * scale_k, out.correct)
+
+    def task_losses(
         self,
         features: Tensor,
         targets: Mapping[str, Tensor],
-        weights: Tensor | Mapping[str, float] | None,
-    ) -> MultitaskLoss:
+        *,
+        mask: Tensor | None = None,
+        denominators: Denominators = None,
+        token_weights: TokenWeights = None,
+        reduction: Reduction = "mean",
+    ) -> dict[str, Tensor]:
+        """The unweighted loss () of every active task that has a target here, each with a gradient of its own.
+
+        For methods that look at the gradient of every task (TorchJD, GradNorm, PCGrad, DWA): a pass a task, and so
+        slower than one `forward`. Arguments and errors are those of `forward`. reduction="none" gives losses of the
+        shape of the rows instead, 0 of a row without a valid target: divided by `label_counts`, their sum is the mean
+        loss. An OpenTask has none.
+        """
+        check_denominators(denominators, reduction)
+        present = self._present(targets)
+        if reduction == "none":
+            return self._losses_of_rows(features, targets, mask, present, token_weights)
+        ones_k = torch.ones(len(self._active), dtype=torch.float32, device=features.device)
+        by_row = self._row_weights(token_weights, present, features)
+        return {
+            name: self.forward(
+                features,
+                {name: targets[name]},
+                ones_k,
+                mask=mask,
+                denominators=None
+                if denominators is None
+                else {n: d for n, d in denominators.items() if n == name},
+                token_weights={name: by_row[name]} if name in by_row else None,
+                reduction=reduction,
+            ).total
+            for name in present
+        }
+
+    def label_counts(
+        self, targets: Mapping[str, Any], *, token_weights: TokenWeights = None
+    ) -> dict[str, Tensor]:
+        """What the loss of every active task with a target here is divided by: () float32 each.
+
+        Labels; with class weights or token weights the sum of these. Of a task that is no head what it says itself
+        (`OpenTask.count`). Added up over the batches of an optimizer step they are the denominators of each batch.
+        """
+        counts = {}
+        for name in self._active:
+            if name not in targets:
+                continue
+            target = targets[name]
+            if name in self.tasks:
+                counts[name] = label_count(self._specs[name], target, weights_of_rows(token_weights, name))
+                continue
+            count = self._module(name).count(target)  # type: ignore[operator]
+            # A number is filled in: a copy to a device could not be captured in a graph.
+            device = target.device if isinstance(target, Tensor) else None
+            counts[name] = (
+                count.float() if isinstance(count, Tensor) else torch.full((), float(count), device=device)
+            )
+        return counts
+
+    def set_weights(self, weights: Mapping[str, float] | None) -> None:
+        """What tasks weigh where a call gives no weights, as a PhaseController sets them; None: 1 each.
+
+        Raises ValueError for an unknown task.
+        """
+        self._check_known(weights or ())
+        self._default_weights = None if weights is None else dict(weights)
+
+    def _fused_loss(self, features: Tensor, targets: Mapping[str, Tensor], weights: Weights) -> MultitaskLoss:
         """Of the tasks with a head."""
         batch = self.batch(targets, features.shape[:-1], weights, features.device)
         linears = [self.linear(name) for name in batch.layout.names]
@@ -242,7 +188,96 @@ class MultiTaskHeads(nn.Module):
             backend=self.backend,
             plan=self.plan,
         )
-        return out if batch.places is None else _spread(out, batch.places, len(self._active))
+        return out if batch.places is None else spread_losses(out, batch.places, len(self._active))
+
+    def _rows(self, name: str, features: Tensor, target: Tensor, mask: Tensor | None) -> RowLosses:
+        """Losses of the rows of one task, by calling its head."""
+        head = self._specs[name]
+        pooled = pool(features, self.pooling(name), mask, name)
+        flat = flat_target(name, target, head, pooled.shape[:-1])
+        return called(name, self.linear(name), pooled.flatten(0, -2), flat, head)
+
+    def _of_rows(self, name: str, rows: RowLosses, by_row: Tensor | None, weights_k: Tensor) -> MultitaskLoss:
+        """Weighted loss of one task of its rows, the result that of `forward` with every other task missing."""
+        losses, counts = rows.losses, rows.counts
+        if by_row is not None:
+            losses, counts = losses * by_row, counts * by_row
+        total, count = losses.sum(), counts.sum()
+        loss = torch.where(count > 0, total / count.clamp_min(torch.finfo(torch.float32).tiny), total * 0)
+        k, K = self._active.index(name), len(self._active)
+        correct = rows.correct
+        if not (
+            torch.is_grad_enabled() and weights_k.requires_grad
+        ):  # as the kernels: a head of weight 0 is nothing
+            loss, correct = (torch.where(weights_k[k] == 0, 0, value) for value in (loss, correct))
+        mean = loss.detach().float().reshape(1)
+        return spread_losses(MultitaskLoss(weights_k[k] * loss, mean, correct.reshape(1)), [k], K)
+
+    def _losses_of_rows(
+        self,
+        features: Tensor,
+        targets: Mapping[str, Tensor],
+        mask: Tensor | None,
+        present: Sequence[str],
+        token_weights: TokenWeights,
+    ) -> dict[str, Tensor]:
+        by_row = self._row_weights(token_weights, present, features)
+        losses = {}
+        for name in present:
+            if name not in self.tasks:
+                raise ValueError(f"{name} is a loss of its own, of no rows: leave its targets out")
+            say_once(name, "has losses of rows", self.backend, self.plan)
+            of_rows = self._rows(name, features, targets[name], mask).losses
+            of_rows = of_rows * by_row[name] if name in by_row else of_rows
+            losses[name] = of_rows.unflatten(0, self._row_shape(name, features))
+        return losses
+
+    def _row_shape(self, name: str, features: Tensor) -> torch.Size:
+        """Of the rows of a task: tokens, or sequences."""
+        return features.shape[:-1] if self.pooling(name) == "none" else features.shape[:1]
+
+    def _row_weights(
+        self, token_weights: TokenWeights, present: Sequence[str], features: Tensor
+    ) -> dict[str, Tensor]:
+        """(N,) float32 by task that has any. Raises ValueError for another shape, and for a task without rows."""
+        if isinstance(token_weights, Mapping):
+            self._check_known(token_weights)
+        found = {}
+        for name in present:
+            given = weights_of_rows(token_weights, name)
+            if given is None or (isinstance(token_weights, Tensor) and name not in self.tasks):
+                continue
+            if name not in self.tasks:
+                raise ValueError(f"token_weights has {name}, a loss of its own, which weighs its rows itself")
+            if given.shape != (rows := self._row_shape(name, features)):
+                raise ValueError(f"token_weights of {name} must be {tuple(rows)}, not {tuple(given.shape)}")
+            found[name] = given.reshape(-1).float()
+        return found
+
+    def _scales(
+        self,
+        targets: Mapping[str, Tensor],
+        present: Sequence[str],
+        by_row: Mapping[str, Tensor],
+        denominators: Denominators,
+        reduction: str,
+        device: torch.device,
+    ) -> Tensor | None:
+        """(K,) what makes a mean a sum over another denominator; None where all are means."""
+        if reduction == "mean" and not denominators:
+            return None
+        self._check_known(denominators or ())
+        wanted = dict.fromkeys(present, 1.0) if denominators is None else denominators
+        of_task = [torch.ones((), device=device, dtype=torch.float32)] * len(self._active)
+        counts = self.label_counts({n: targets[n] for n in present if n in wanted}, token_weights=by_row)
+        for name, count in counts.items():
+            divisor = wanted[name]
+            if isinstance(divisor, Tensor):
+                divisor = divisor.to(device, torch.float32).reshape(())
+            # Where there are no labels at all, here or anywhere, 0 / 0 would poison the sum.
+            scale = torch.where(count == 0, 0.0, count.to(device) / divisor)
+            of_task[self._active.index(name)] = scale
+        return torch.stack(of_task)
 
     def _open_loss(
         self, name: str, features: Tensor, target: Any, mask: Tensor | None, weights_k: Tensor
@@ -254,7 +289,7 @@ class MultiTaskHeads(nn.Module):
             raise ValueError(f"the loss of {name} must be a number (), not {tuple(loss.shape)}")
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
         weighted = weights_k[k] * loss.float()
-        return _spread(MultitaskLoss(weighted, loss.detach().float().reshape(1), correct), [k], K)
+        return spread_losses(MultitaskLoss(weighted, loss.detach().float().reshape(1), correct), [k], K)
 
     def batch(
         self,
@@ -272,7 +307,7 @@ class MultiTaskHeads(nn.Module):
         weights_k = self._weights(weights, device)
         layout = self._layout(present)
         flat_targets = [
-            _flat_target(name, targets[name], head, rows)
+            flat_target(name, targets[name], head, rows)
             for name, head in zip(present, layout.heads, strict=True)
         ]
         if len(present) == len(self._active):
@@ -281,30 +316,9 @@ class MultiTaskHeads(nn.Module):
         # Indexing with a list would copy it to the device, which a CUDA graph cannot capture.
         return HeadBatch(layout, flat_targets, torch.stack([weights_k[k] for k in places]), places)
 
-    def check_together(self, names: Iterable[str]) -> None:
-        """Raises ValueError where one batch holds the targets of a task on words and of another task."""
-        if not self._on_words:
-            return
-        present = list(names)
-        words = next((name for name in present if self.is_word_task(name)), None)
-        if words is not None and len(present) > 1:
-            other = next(name for name in present if name != words)
-            raise ValueError(
-                f"one batch has targets of {words} and of {other}: a task on words reads inputs of its own; give each "
-                f"its loader, as in {{{other!r}: ..., {words!r}: ...}}"
-            )
-
     def over_active(self, values: Tensor, batch: HeadBatch) -> Tensor:
         """(K,) values over the active tasks from those of the tasks in a batch; 0 for a task that is not."""
-        return values if batch.places is None else _spread_values(values, batch.places, len(self._active))
-
-    def is_word_task(self, name: str) -> bool:
-        """Whether a task's loss comes from word vectors, and not from features."""
-        return name in self._on_words
-
-    def is_open_task(self, name: str) -> bool:
-        """Whether a task is a loss of its own on the features, and has no fused head."""
-        return name in self._open
+        return values if batch.places is None else spread(values, batch.places, len(self._active))
 
     def word_loss(
         self,
@@ -325,27 +339,23 @@ class MultiTaskHeads(nn.Module):
         weight = self._weights(weights, target.device)[k]
         loss = self._module(name)(vectors_of, inputs, target)
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
-        return _spread(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
+        return spread_losses(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
 
-    def logits(self, features: Tensor, task: str) -> Tensor:
-        """(..., C) outputs of one task, active or retired."""
-        linear = self.linear(task)
-        return F.linear(features, linear.weight, linear.bias)
+    def logits(self, features: Tensor, task: str, mask: Tensor | None = None) -> Tensor:
+        """(..., C) outputs of one task, active or retired; (N, C) of one that pools a sequence, by `mask` (N, T)."""
+        layer = self.linear(task)
+        return layer(pool(features, self.pooling(task), mask, task))  # type: ignore[no-any-return]
 
-    def _module(self, name: str) -> nn.Module:
-        """What holds a task's parameters."""
-        place = module_name(name)
-        if place in self.word_tasks:
-            return self.word_tasks[place]
-        return self.open_tasks[place] if place in self.open_tasks else self.linear(name)
+    def _present(self, targets: Mapping[str, Any]) -> list[str]:
+        """The active tasks with a target. Raises ValueError for an unknown one, none, and what cannot go together."""
+        self._check_known(targets)
+        self.check_together(name for name in self._active if name in targets)
+        present = [name for name in self._active if name in targets and name not in self._on_words]
+        if not present:
+            raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
+        return present
 
-    def _layout(self, names: tuple[str, ...]) -> HeadLayout:
-        # A dict, not lru_cache: torch.compile traces what is found here and cannot make a layout.
-        if names not in self._layouts:
-            self._layouts[names] = HeadLayout(tuple(self.tasks[name].head for name in names), names)
-        return self._layouts[names]
-
-    def _weights(self, weights: Tensor | Mapping[str, float] | None, device: torch.device) -> Tensor:
+    def _weights(self, weights: Weights, device: torch.device) -> Tensor:
         if isinstance(weights, Tensor):
             if weights.shape != (len(self._active),):
                 raise ValueError(
@@ -353,37 +363,8 @@ class MultiTaskHeads(nn.Module):
                     f"({', '.join(self._active)}), not {tuple(weights.shape)}"
                 )
             return weights
-        by_name = weights or {}
+        by_name = (self._default_weights if weights is None else weights) or {}
         self._check_known(by_name)
         return torch.tensor(
             [float(by_name.get(name, 1.0)) for name in self._active], dtype=torch.float32, device=device
         )
-
-    def _check_known(self, names: Iterable[str]) -> None:
-        unknown = [name for name in names if name not in self.names]
-        if unknown:
-            raise ValueError(f"unknown task {unknown[0]}; there are {', '.join(self.names)}")
-
-
-def _flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
-    wanted = rows if head.kind.takes_classes else (*rows, head.size)
-    if wanted == (*rows, 1) and target.shape == rows:
-        target = target.unsqueeze(-1)
-    # Checked before flattening: (T, N) would pass for (N, T).
-    if target.shape != wanted:
-        raise ValueError(f"targets of {name} must be {tuple(wanted)}, not {tuple(target.shape)}")
-    return target.flatten(0, len(rows) - 1) if len(rows) > 1 else target
-
-
-def _spread(out: MultitaskLoss, places: list[int], K: int) -> MultitaskLoss:
-    """Values of the tasks that are present, zeros for the absent ones."""
-    return MultitaskLoss(
-        out.total, _spread_values(out.losses, places, K), _spread_values(out.correct, places, K)
-    )
-
-
-def _spread_values(values: Tensor, places: list[int], K: int) -> Tensor:
-    of_task = [values.new_zeros(())] * K
-    for place, value in zip(places, values.unbind(), strict=True):
-        of_task[place] = value
-    return torch.stack(of_task)

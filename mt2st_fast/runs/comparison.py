@@ -1,89 +1,174 @@
-"""Strategies on the same data, over seeds: quality, steps, seconds, and what it takes to reach a target."""
+"""Arms over seeds: quality, and what it takes each to reach a target, with intervals for what differs."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mt2st_fast.runs.markdown import markdown_table, one_line
-from mt2st_fast.runs.shown import short
-from mt2st_fast.runs.what_was_read import section_on_data
+from mt2st_fast.errors import InputError
+from mt2st_fast.runs.arms import BASELINES, Arm
+from mt2st_fast.runs.conclusions import conclusions, verdicts
+from mt2st_fast.runs.intervals import (
+    change_of_medians,
+    difference,
+    median,
+    median_of_differences,
+    spread,
+)
+from mt2st_fast.runs.targets import PLATEAU, Run, Runs, Target, first_reaching, make_targets, plateau
 from mt2st_fast.training.history import History
 
-COLUMNS = (
-    "strategy",
-    "best development:",
-    "test:",
-    "steps:",
-    "seconds:",
-    "steps to target:",
-    "seconds to target:",
-    "time to target vs stl:",
-    "vs mtl:",
-)
+MEASURES = ("seconds", "steps", "examples", "joules")
+OF_RUNS = ("best", "test", *MEASURES)
 
 
-def summarise_seed(history: History, test: float) -> dict[str, Any]:
-    """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards."""
+def summarise_seed(history: History, test: float, rows_a_step: int) -> dict[str, Any]:
+    """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
+
+    Raises InputError where no evaluation has a value to compare by.
+    """
     best = history.best
+    if best is None:
+        raise InputError(
+            f"no evaluation has a value for {history.main}: its development labels are all the same, or there are none"
+        )
+    joules = dict(history.joules)
+    steps = history.steps[-1].step
     return {
-        "best": best.metrics[history.main] if best else None,
-        "test": test,
-        "steps": history.steps[-1].step,
+        "best": best.metrics[history.main],
+        "test": None if test != test else test,
+        "steps": steps,
         "seconds": history.train_seconds,
+        "examples": steps * rows_a_step,
+        "joules": joules.get(steps),
+        "stopped": history.stopped,
+        "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
         "curve": [
-            {"step": e.step, "seconds": e.train_seconds, "quality": e.metrics[history.main]}
+            {
+                "step": e.step,
+                "seconds": e.train_seconds,
+                "examples": e.step * rows_a_step,
+                "joules": joules.get(e.step),
+                "quality": e.metrics[history.main],
+            }
             for e in history.evaluations
         ],
     }
 
 
-def compare_runs(runs: dict[str, list[dict[str, Any]]], target: float | None = None) -> dict[str, Any]:
-    """Medians over seeds by strategy, and the reductions of time to target against stl and mtl.
+def compare_runs(
+    runs: Runs,
+    arms: Sequence[Arm],
+    facts: Mapping[str, Any],
+    target: float | None = None,
+    plateau_margin: float = 0.002,
+) -> dict[str, Any]:
+    """What compare.json has of the runs beside `facts`: targets, medians and quartiles, differences and conclusions.
 
-    `target` is a quality of the main task; None takes the highest that every run reached. A run that does
-    not reach it has None, and so has the median where most do not.
+    runs: by the names of the arms, in the order of seeds. facts: metric, n_seeds, engines, environment, load, and what
+    else there is to say. target: a quality of the main task; None takes the highest that every run reached.
+    plateau_margin: a run has come to its plateau where its best rises by less. A run that does not arrive has None, and
+    so has the median where most do not.
     """
-    if target is None:
-        target = min(run["best"] for seeds in runs.values() for run in seeds)
-    strategies: dict[str, dict[str, Any]] = {}
-    for name, seeds in runs.items():
-        reached = [_first_reaching(run, target) for run in seeds]
-        strategies[name] = {
-            "best_median": statistics.median(run["best"] for run in seeds),
-            "test_median": statistics.median(run["test"] for run in seeds),
-            "steps_median": statistics.median(run["steps"] for run in seeds),
-            "seconds_median": statistics.median(run["seconds"] for run in seeds),
-            "steps_to_target_median": _median([None if r is None else r["step"] for r in reached]),
-            "seconds_to_target_median": _median([None if r is None else r["seconds"] for r in reached]),
-            "seeds": [
-                {**run, "steps_to_target": r and r["step"], "seconds_to_target": r and r["seconds"]}
-                for run, r in zip(seeds, reached, strict=True)
-            ],
+    targets = make_targets(runs, arms, target)
+    arrivals = {arm.name: _arrivals(runs[arm.name], targets, plateau_margin) for arm in arms}
+    strategies = {arm.name: _strategy(arm, runs[arm.name], arrivals[arm.name], targets[0]) for arm in arms}
+    by_place = {(arm.strategy, arm.engine): arm.name for arm in arms}
+
+    def against(own: str, base: str | None) -> dict[str, Any] | None:
+        return None if base in (None, own) else _differences(runs, arrivals, own, str(base))
+
+    first = arms[0].engine
+    comparison: dict[str, Any] = {
+        **facts,
+        "target": targets[0].median,
+        "targets": {each.key: each.to_json() for each in targets},
+        "plateau_margin": plateau_margin,
+        "steps_between_evaluations": runs[arms[0].name][0]["curve"][0]["step"],
+        "strategies": strategies,
+        "reductions": {
+            arm.name: _reductions(strategies, arm.name, {b: by_place.get((b, arm.engine)) for b in BASELINES})
+            for arm in arms
+        },
+        # What the algorithm saves: within one engine.
+        "differences": {
+            arm.name: {base: against(arm.name, by_place.get((base, arm.engine))) for base in BASELINES}
+            for arm in arms
+        },
+        # What the engine saves: the same strategy on the first engine, against each of the others.
+        "engine_differences": {
+            arm.name: against(by_place[(arm.strategy, first)], arm.name)
+            for arm in arms
+            if arm.engine != first
+        },
+        # What both save: a strategy on the first engine, against STL and MTL on each of the others.
+        "joint_differences": {
+            base.name: {arm.name: against(arm.name, base.name) for arm in arms if arm.engine == first}
+            for base in arms
+            if base.engine != first and base.strategy in BASELINES
+        },
+    }
+    comparison["verdicts"] = verdicts(comparison)
+    return comparison | {"conclusions": conclusions(comparison)}
+
+
+def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> dict[str, list[Any]]:
+    """The points at which an arm's runs come to each target, and to their plateau; None for a run that does not."""
+    to_targets = {
+        target.key: [first_reaching(run, target.of_seed[run["seed"]]) for run in runs] for target in targets
+    }
+    return {**to_targets, PLATEAU: [plateau(run, margin) for run in runs]}
+
+
+def _taken(points: Sequence[Mapping[str, Any] | None], measure: str) -> list[float | None]:
+    """What each run has taken up to its point: seconds, steps, examples or joules."""
+    name = "step" if measure == "steps" else measure
+    return [None if point is None else point[name] for point in points]
+
+
+def _strategy(
+    arm: Arm, runs: Sequence[Run], arrivals: Mapping[str, Sequence[Any]], first: Target
+) -> dict[str, Any]:
+    """An arm's medians and quartiles, and its runs."""
+    spreads: dict[str, Any] = {name: spread([run[name] for run in runs]) for name in OF_RUNS}
+    reached = arrivals[first.key]
+    to: dict[str, Any] = {
+        key: {
+            "reached": sum(point is not None for point in points),
+            **{measure: spread(_taken(points, measure)) for measure in MEASURES},
         }
-    return {"target": target, "strategies": strategies, "reductions": _reductions(strategies)}
+        for key, points in arrivals.items()
+    }
+    to[PLATEAU]["quality"] = spread(_taken(arrivals[PLATEAU], "quality"))
+    return {
+        "strategy": arm.strategy,
+        "engine": arm.engine,
+        **{f"{name}_median": median([run[name] for run in runs]) for name in OF_RUNS},
+        "spread": spreads,
+        "steps_to_target_median": to[first.key]["steps"]["median"],
+        "seconds_to_target_median": to[first.key]["seconds"]["median"],
+        "to": to,
+        "stopped": sum(run["stopped"] is not None for run in runs),
+        "seeds": [
+            {
+                **run,
+                "steps_to_target": point and point["step"],
+                "seconds_to_target": point and point["seconds"],
+                "to": {key: points[i] for key, points in arrivals.items()},
+            }
+            for i, (run, point) in enumerate(zip(runs, reached, strict=True))
+        ],
+    }
 
 
-def _first_reaching(run: dict[str, Any], target: float) -> dict[str, Any] | None:
-    return next((point for point in run["curve"] if point["quality"] >= target), None)
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    """The median, a run that never arrived counting as later than any other."""
-    median = statistics.median(float("inf") if value is None else value for value in values)
-    return None if median == float("inf") else median
-
-
-def _reductions(strategies: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _reductions(
+    strategies: Mapping[str, Mapping[str, Any]], own: str, bases: Mapping[str, str | None]
+) -> dict[str, float | None]:
     """1 - time / time of the baseline, in seconds and in steps to target; None where either never arrived."""
     return {
-        name: {
-            f"{prefix}vs_{baseline}": _reduction(strategy[key], strategies.get(baseline, {}).get(key))
-            for prefix, key in (("", "seconds_to_target_median"), ("steps_", "steps_to_target_median"))
-            for baseline in ("stl", "mtl")
-        }
-        for name, strategy in strategies.items()
+        f"{prefix}vs_{baseline}": _reduction(strategies[own][key], strategies.get(name or "", {}).get(key))
+        for prefix, key in (("", "seconds_to_target_median"), ("steps_", "steps_to_target_median"))
+        for baseline, name in bases.items()
     }
 
 
@@ -91,52 +176,23 @@ def _reduction(value: float | None, baseline: float | None) -> float | None:
     return None if value is None or not baseline else 1.0 - value / baseline
 
 
-def render(comparison: dict[str, Any]) -> str:
-    """The comparison as Markdown."""
-    lines = [
-        one_line(f"# {comparison['main']} on {comparison['data']}: strategies compared"),
-        "",
-        f"Medians over {comparison['n_seeds']} seeds. Target: development {comparison['metric']} "
-        f"{comparison['target']:.4f}. Seconds are training steps only, on {comparison['environment']['processor']}, "
-        f"{comparison['environment']['threads']} threads.",
-        "",
-        *markdown_table(
-            COLUMNS,
-            table_rows(comparison),
-        ),
-        "",
-        "![time to target](compare.png)",
-        "",
-        *section_on_data(comparison["read"]),
-    ]
-    return "\n".join(lines)
-
-
-def table_rows(comparison: dict[str, Any]) -> list[list[str]]:
-    """The cells of the table, a row a strategy."""
-    rows = []
-    for name, strategy in comparison["strategies"].items():
-        reached = sum(run["steps_to_target"] is not None for run in strategy["seeds"])
-        seeds = len(strategy["seeds"])
-        steps, seconds = strategy["steps_to_target_median"], strategy["seconds_to_target_median"]
-        missing = f"reached by {reached} of {seeds}"
-        reduction = comparison["reductions"][name]
-        rows.append(
-            [
-                name,
-                f"{strategy['best_median']:.4f}",
-                f"{strategy['test_median']:.4f}",
-                f"{strategy['steps_median']:,.0f}",
-                short(strategy["seconds_median"]),
-                missing if steps is None else f"{steps:,.0f}",
-                missing if seconds is None else short(seconds),
-                _percent(reduction["vs_stl"]),
-                _percent(reduction["vs_mtl"]),
-            ]
+def _differences(
+    runs: Runs, arrivals: Mapping[str, Mapping[str, Sequence[Any]]], own: str, base: str
+) -> dict[str, Any]:
+    """What an arm takes more (+) or less (-) than another, as a share; and how much better (+) it ends."""
+    found: dict[str, Any] = {
+        name: difference(
+            median_of_differences, [run[name] for run in runs[own]], [run[name] for run in runs[base]]
         )
-    return rows
-
-
-def _percent(reduction: float | None) -> str:
-    """A change as people say it: 60 % less time is -60 %."""
-    return "–" if reduction is None else f"{round(-100 * reduction):+d} %"
+        for name in ("best", "test")
+    }
+    found["to"] = {
+        key: {
+            measure: difference(
+                change_of_medians, _taken(points, measure), _taken(arrivals[base][key], measure)
+            )
+            for measure in MEASURES
+        }
+        for key, points in arrivals[own].items()
+    }
+    return found

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mt2st_fast.data import Splits
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
+from mt2st_fast.runs.arms import Arm, arms_of
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.tuning import chosen, trials_of
 
 FILE = "compare.progress.json"
 CHECKPOINT = "checkpoint/last.safetensors"
@@ -18,17 +22,31 @@ CHECKPOINT = "checkpoint/last.safetensors"
 
 @dataclass
 class Progress:
-    """The runs of a comparison, by strategy in the order of seeds, and the one at hand.
+    """The runs of a comparison, by arm in the order of seeds, the trials before them, and the one at hand.
 
-    current: [strategy, seed] of the run whose checkpoint lies in the folder, if it has got so far.
+    tune: trials for every strategy. fixed: options that the user has given, which trials leave alone. trials: by
+    strategy, in their order. current: ["trial", strategy, number] or ["run", arm, seed] of what has a checkpoint in the
+    folder, if it has got so far.
     """
 
     config: Config
     strategies: list[str]
     seeds: int
+    engines: list[str]
+    tune: int = 0
+    fixed: list[str] = field(default_factory=list)
+    trials: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     current: list[Any] = field(default_factory=list)
     data: str = ""  # the digest of the first seed's data
+    load: float | None = (
+        None  # processes that wanted a CPU when it began, or went on, where the system tells it
+    )
+
+    def note_load(self) -> None:
+        """Note how busy others keep the machine; to be called before anything runs here."""
+        with suppress(OSError, AttributeError):
+            self.load = max(self.load or 0.0, os.getloadavg()[0])
 
     def check_data(self, splits: Splits) -> None:
         """Raises InputError where runs that are over were of other data."""
@@ -42,32 +60,64 @@ class Progress:
         self.data = digest
 
     @property
+    def arms(self) -> list[Arm]:
+        """What is compared."""
+        return arms_of(self.strategies, self.engines)
+
+    @property
+    def reported_seeds(self) -> range:
+        """The seeds that results are of."""
+        return range(self.config.seed, self.config.seed + self.seeds)
+
+    @property
+    def tuning_seed(self) -> int:
+        """The seed that trials are of: none of the others."""
+        return self.config.seed + self.seeds
+
+    @property
     def n_done(self) -> int:
-        """Runs that are over."""
-        return sum(map(len, self.runs.values()))
+        """Runs that are over, trials among them."""
+        return sum(map(len, self.runs.values())) + sum(map(len, self.trials.values()))
 
     @property
     def n_all(self) -> int:
-        """Runs of the whole comparison."""
-        return len(self.strategies) * self.seeds
+        """Runs of the whole comparison, trials among them."""
+        return len(self.arms) * self.seeds + sum(
+            len(self.trials_of(strategy)) for strategy in self.strategies
+        )
 
-    def is_done(self, strategy: str, seed: int) -> bool:
+    def trials_of(self, strategy: str) -> list[dict[str, float]]:
+        """The values of all trials of a strategy, of which `n_trials` are over."""
+        return trials_of(self.config, strategy, self.tune, self.fixed) if self.tune else []
+
+    def tuned(self, strategy: str) -> dict[str, float]:
+        """The values that its trials have chosen, the same for every engine; none without any."""
+        trials = self.trials.get(strategy, [])
+        values: dict[str, float] = trials[chosen(strategy, trials)]["values"] if trials else {}
+        return values
+
+    def is_done(self, arm: str, seed: int) -> bool:
         """Whether that run is over."""
-        return any(run["seed"] == seed for run in self.runs.get(strategy, ()))
+        return any(run["seed"] == seed for run in self.runs.get(arm, ()))
 
-    def begin(self, folder: Path, strategy: str, seed: int) -> bool:
+    def n_trials(self, strategy: str) -> int:
+        """How many trials of a strategy are over."""
+        return len(self.trials.get(strategy, ()))
+
+    def begin(self, folder: Path, kind: Literal["trial", "run"], name: str, number: int) -> bool:
         """Note that this run is at hand; whether it goes on from the checkpoint of a run that was stopped."""
         checkpoint = folder / CHECKPOINT
-        if self.current == [strategy, seed] and checkpoint.exists():
+        if self.current == [kind, name, number] and checkpoint.exists():
             return True
         checkpoint.unlink(missing_ok=True)
-        self.current = [strategy, seed]
+        self.current = [kind, name, number]
         self.write(folder)
         return False
 
-    def end(self, folder: Path, strategy: str, summary: dict[str, Any]) -> None:
-        """Note that the run at hand is over."""
-        self.runs.setdefault(strategy, []).append(summary)
+    def end(self, folder: Path, result: dict[str, Any]) -> None:
+        """Note what came of the run at hand, which is over."""
+        kind, name, _ = self.current
+        (self.trials if kind == "trial" else self.runs).setdefault(name, []).append(result)
         self.current = []
         self.write(folder)
 

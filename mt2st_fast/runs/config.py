@@ -15,6 +15,7 @@ from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, str
 
 MOST_STEPS_BY_DEFAULT = 2500
 LEAST_BATCH = 16
+ENGINES = ("fused", "torch")
 POSITIVE = ("label_fraction", "epochs", "lr", "clip_norm")
 
 
@@ -85,8 +86,17 @@ class Config:
         20_000, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0
     )
     evaluations: int = _option(20, "Training", "evaluations in a run", min=1)
+    patience: int | None = _option(
+        None, "Training", "end a run after so many evaluations without a rise; never by default", min=1
+    )
+    min_delta: float = _option(
+        0.0, "Training", "what --patience takes for a rise: more than this on the development rows", min=0.0
+    )
     seed: int = _option(1, "Training", "seed of everything random", min=0)
     device: str = _option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...")
+    engine: str = _option(
+        "fused", "Machine", "fused, or torch: separate layers, a dense table and torch's own optimizer"
+    )
     backend: str = _option("auto", "Machine", "auto, numba, triton or reference")
     graph: bool | None = _option(
         None,
@@ -115,6 +125,10 @@ class Config:
             elif option.name in POSITIVE:
                 check_positive(**named)
             check_within(limits.get("min", -math.inf), limits.get("max", math.inf), **named)
+        if self.engine not in ENGINES:
+            raise InputError(f"unknown engine {self.engine}; there are {', '.join(ENGINES)}")
+        if self.min_delta and self.patience is None:
+            raise InputError(f"min_delta {self.min_delta:g} is what patience goes by: give patience, too")
 
     def resolved(self, splits: Splits) -> Config:
         """This configuration with what the corpus decides filled in: main and auxiliary tasks, batch size, epochs."""
@@ -140,6 +154,20 @@ class Config:
             return replace(self, epochs=epochs)
         options = find_strategy(self.strategy).settled(self.strategy_options, RunFacts(self.epochs))
         return replace(self, epochs=epochs, strategy_options=options)
+
+    def on_engine(self, engine: str) -> Config:
+        """This configuration on another engine. Raises InputError for an option that it does not have."""
+        fused = {
+            "--backend": self.backend != "auto",
+            "--graph": self.graph,
+            "--fuse-backward": self.fuse_backward,
+        }
+        given = [flag for flag, is_given in fused.items() if is_given]
+        if engine == "torch" and given:
+            raise InputError(
+                f"{given[0]} is not for the engine torch, which has nothing of the kind; leave it out"
+            )
+        return replace(self, engine=engine)
 
     def for_strategy(self, name: str) -> Config:
         """This configuration for another strategy, with those of the options that it takes."""

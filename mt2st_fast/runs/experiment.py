@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mt2st_fast.data import (
     READERS,
@@ -28,15 +29,20 @@ from mt2st_fast.kernels import Choice, choose_backend
 from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.plain import PlainHeads, plain_encoder, plain_optimizer
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.runs.config import Config
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
+from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import History
+from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
+
+WARMING_STEPS = 5
 
 
 @contextmanager
@@ -93,20 +99,21 @@ class Experiment:
             coverage = start_from_vectors(encoder, config, splits)
             tasks = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
+            patience = config.patience
+            stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
+            trained, trained_heads, engine = _on_engine(config, encoder, heads)
             trainer = Trainer(
-                encoder,
-                heads,
+                trained,
+                trained_heads,
                 schedule=config.schedule(),
                 lr=config.lr,
                 lr_decay=config.lr_decay,  # type: ignore[arg-type]
-                weight_decay=config.weight_decay,
                 clip_norm=config.clip_norm,
                 accumulate=config.accumulate,
                 precision=config.precision,  # type: ignore[arg-type]
                 device=config.device,
-                callbacks=callbacks,
-                graph="auto" if config.graph is None else config.graph,
-                fuse_backward=config.fuse_backward,
+                callbacks=[*callbacks, *stopping],
+                **engine,
             )
             dtype = torch.float32 if config.precision == "float32" else getattr(torch, config.precision)
             backend = choose_backend(trainer.device, dtype, config.backend)
@@ -118,6 +125,11 @@ class Experiment:
         """Steps of the whole run."""
         assert self.config.epochs is not None
         return math.ceil(self.config.epochs * -(-len(self.train) // self.config.accumulate))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train: all steps are done, or the run has come to its plateau."""
+        return self.trainer.step == self.total_steps or self.trainer.history.stopped is not None
 
     def run(
         self,
@@ -136,11 +148,28 @@ class Experiment:
             resume=resume,
         )
 
+    def warm_up(self) -> None:
+        """Take the steps of a run of WARMING_STEPS, which the schedule divides into its phases, and forget them.
+
+        For what comes but once in a process; a run that is to count is prepared anew, and says so where it diverges.
+        """
+        steps_per_epoch = -(-len(self.train) // self.config.accumulate)
+        run = self.trainer.begin(self.train, epochs=WARMING_STEPS / steps_per_epoch)
+        with closing(run), suppress(NonFiniteLossError):
+            while run.steps_done < run.total_steps:
+                run.step()
+            run.record()
+
     def _evaluate_every(self) -> int:
         """Steps between evaluations: on a record where possible, or a record would cover a few steps only."""
         every = max(1, self.total_steps // self.config.evaluations)
         log_every = self.trainer.log_every
         return every if every < log_every else round(every / log_every) * log_every
+
+    @property
+    def rows_a_step(self) -> int:
+        """Examples that every step learns from."""
+        return self.train.batch_size * self.config.accumulate
 
     def test(self) -> dict[str, float]:
         """The test metric of every task with the weights as they are now."""
@@ -174,6 +203,20 @@ def text_model(experiment: Experiment) -> TextModel:
         splits.name,
         experiment.config.text_column,
     )
+
+
+def _on_engine(
+    config: Config, encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads
+) -> tuple[nn.Module, MultiTaskHeads, dict[str, Any]]:
+    """(encoder, heads, options of the Trainer) by which the engine that is asked for trains these."""
+    if config.engine == "torch":
+        optimizer = plain_optimizer(encoder.table, config.lr, config.weight_decay)
+        options = {"optimizer": optimizer, "graph": False, "fuse_backward": False}
+        return plain_encoder(encoder), PlainHeads.of(heads), options
+    graph = "auto" if config.graph is None else config.graph
+    return encoder, heads, {
+        "weight_decay": config.weight_decay, "graph": graph, "fuse_backward": config.fuse_backward,
+    }  # fmt: skip
 
 
 def make_task(column: TargetColumn) -> Task:

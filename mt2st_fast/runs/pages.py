@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mt2st_fast.runs import chosen_parts
-from mt2st_fast.runs.comparison import COLUMNS, table_rows
+from mt2st_fast.runs.comparison_plots import plot_comparison
+from mt2st_fast.runs.comparison_tables import COLUMNS, lead, parts_of, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page
-from mt2st_fast.runs.plots import plot_comparison, plot_curves, plot_importance, plot_seconds
-from mt2st_fast.runs.shown import engine_of, option, shown
+from mt2st_fast.runs.plots import plot_curves, plot_importance, plot_seconds
+from mt2st_fast.runs.shown import engine_of, option, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.serving.scores import TaskScore
 from mt2st_fast.training.history import History
@@ -29,7 +30,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
             ],
         ),
         Section("Tasks", tables=[_tasks(report)]),
-        Section("Phases, and what took their steps", tables=[_phases(report)]),
+        Section("Phases, and what took their steps", tables=[_phases(report)], lines=report["decisions"]),
         *_chosen_parts(report["chosen_parts"]),
         Section(
             f"{main['task']} on the test rows, by class",
@@ -49,6 +50,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
         f"{main['metric']} of the main task {main['task']}: best on development {shown(main['best'])} "
         f"(step {main['best_step']}), on test {shown(main['test'])}. {report['steps']:,} steps, "
         f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s."
+        + (f" Ended early: {report['stopped']}." if report["stopped"] else "")
     )
     title = f"{main['task']} on {data['name']}, strategy {report['strategy']}"
     return page(title, lead, sections, _environment(report["environment"]))
@@ -61,26 +63,34 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
         for name, strategy in comparison["strategies"].items()
     }
     quality = f"{comparison['main']}: development {comparison['metric']}"
+    first, *rest = [
+        Section(
+            part.title,
+            [line for line in part.lines if line],
+            [Table(part.columns, part.rows)] * bool(part.rows),
+        )
+        for part in parts_of(comparison)
+    ]
     sections = [
+        first,
         Section(
-            "To the target",
-            tables=[Table(COLUMNS, table_rows(dict(comparison)))],
-            pictures=[
-                Picture(plot_comparison(dict(comparison)), "seconds and steps to the target by strategy")
+            "To the target, at a glance",
+            tables=[Table(COLUMNS, table_rows(comparison))],
+            pictures=[Picture(plot_comparison(comparison), "seconds and steps to every target by strategy")],
+        ),
+        Section(
+            "Every run",
+            lines=[
+                "With marks: the median over seeds at every evaluation that all runs have; faint: every run."
             ],
+            pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")],
         ),
-        Section(
-            "Every run", pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")]
-        ),
+        *rest,
         _data(comparison["read"]),
         Section("Options", tables=[_options(comparison["config"])]),
     ]
-    lead = (
-        f"Medians over {comparison['n_seeds']} seeds; the target is development {comparison['metric']} "
-        f"{comparison['target']:.4f}; seconds are those of training steps alone."
-    )
     title = f"{comparison['main']} on {comparison['data']}: strategies compared"
-    return page(title, lead, sections, _environment(comparison["environment"]))
+    return page(title, lead(comparison), sections, _environment(comparison["environment"]))
 
 
 def _tasks(report: Mapping[str, Any]) -> Table:
@@ -110,10 +120,7 @@ def _tasks(report: Mapping[str, Any]) -> Table:
 
 def _phases(report: Mapping[str, Any]) -> Table:
     columns = ("from step:", "active tasks", "median step, ms:", "steps taken by")
-    rows = [
-        (p["first_step"], ", ".join(p["active"]), shown(p["step_ms_median"], 2), engine_of(p))
-        for p in report["phases"]
-    ]
+    rows = [(p["first_step"], trained_in(p), step_ms_of(p), engine_of(p)) for p in report["phases"]]
     return Table(columns, rows)
 
 

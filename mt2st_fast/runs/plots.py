@@ -1,8 +1,9 @@
-"""The pictures: a run's curves, and the comparison of strategies."""
+"""The pictures of runs: curves over steps, and over seconds."""
 
 from __future__ import annotations
 
 import io
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.files import write_atomically
-from mt2st_fast.runs.shown import short
 from mt2st_fast.training.history import History
 
 if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` need not wait for
@@ -38,7 +38,7 @@ def _whatever_letters() -> Iterator[None]:
 
 def plot_curves(history: History, metric: str) -> Figure:
     """Losses, task weights and main-task quality over steps, every phase border marked."""
-    figure = _figure(figsize=(8, 8.5), layout="constrained")
+    figure = new_figure(figsize=(8, 8.5), layout="constrained")
     losses, weights, quality = figure.subplots(3, 1, sharex=True)
     tasks = list(dict.fromkeys(task for record in history.steps for task in record.losses))
     every = [record.step for record in history.steps]
@@ -75,30 +75,34 @@ def plot_curves(history: History, metric: str) -> Figure:
 
 
 def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], label: str) -> Figure:
-    """Quality over seconds of training; runs are the curves of every strategy, points (seconds, quality)."""
-    figure = _figure(figsize=(8, 4), layout="constrained")
+    """Quality over seconds of training; runs are the curves of every strategy, points (seconds, quality).
+
+    Of several curves their median is drawn with marks, and each of them as a faint line.
+    """
+    figure = new_figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
         # Curves of different strategies may coincide: each has marks of its own, and shows on both sides of the next.
         style: dict[str, Any] = {"color": f"C{index}", "marker": MARKS[index % len(MARKS)], "mfc": "none"}
-        width = 1.2 + 0.9 * (len(runs) - 1 - index)
-        for number, points in enumerate(curves):
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True), lw=width, ms=4 + width, alpha=0.7,
-                    label=plain(name) if number == 0 else None, **style,
-                )  # fmt: skip
+        width = 1.2 + 0.5 * (len(runs) - 1 - index)
+        for points in curves if len(curves) > 1 else ():
+            axes.plot(*zip(*points, strict=True), lw=0.8, alpha=0.3, color=f"C{index}") if points else None
+        points = median_curve(curves)
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), lw=width, ms=4 + width, alpha=0.8, label=plain(name), **style
+            )
     axes.set(xlabel="seconds of training", ylabel=plain(label))
     axes.grid(alpha=0.25)
     if len(runs) > 1:
-        figure.legend(loc="outside upper center", ncols=5, fontsize="small", frameon=False)
+        figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return figure
 
 
 def plot_importance(chosen: Mapping[str, Any]) -> Figure:
     """The map of parts and tasks, shares of a task's importance; chosen as runs/chosen_parts.py has it."""
     parts, tasks = chosen["parts"], chosen["tasks"]
-    figure = _figure(figsize=(4.5 + 0.9 * len(tasks), 1.6 + 0.34 * len(parts)), layout="constrained")
+    figure = new_figure(figsize=(4.5 + 0.9 * len(tasks), 1.6 + 0.34 * len(parts)), layout="constrained")
     axes = figure.subplots()
     shares = [[part["importance_shares"][task] for task in tasks] for part in parts]
     # By the root: a share of a thousandth is told from nothing.
@@ -122,7 +126,16 @@ def plot_importance(chosen: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _figure(**options: Any) -> Figure:
+def median_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """Median seconds and quality at each evaluation that all of the curves have."""
+    return [
+        (statistics.median(seconds), statistics.median(qualities))
+        for seconds, qualities in (zip(*same, strict=True) for same in zip(*curves, strict=False))
+    ]
+
+
+def new_figure(**options: Any) -> Figure:
+    """A figure without a window."""
     from matplotlib.figure import Figure
 
     return Figure(**options)
@@ -149,29 +162,3 @@ def svg(figure: Figure) -> bytes:
 def _mark_phases(axes: Axes, borders: Sequence[float]) -> None:
     for border in borders:
         axes.axvline(border, color="black", ls=":", lw=1)
-
-
-def plot_comparison(comparison: dict[str, Any]) -> Figure:
-    """Seconds and steps to the target quality by strategy, every seed a dot on its bar."""
-    names = list(comparison["strategies"])
-    figure = _figure(figsize=(9, 4), layout="constrained")
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("seconds_to_target", "steps_to_target"), ("seconds", "steps"), strict=True
-    ):
-        said: list[str] = []
-        for position, name in enumerate(names):
-            strategy = comparison["strategies"][name]
-            median = strategy[f"{key}_median"]
-            if median is not None:
-                axes.bar(position, median, color=f"C{position}", alpha=0.75, width=0.65)
-            # Not at the bar's end, where the dots are.
-            said.append(f"{name}\n{'not reached' if median is None else short(median)}")
-            dots = [run[key] for run in strategy["seeds"] if run[key] is not None]
-            axes.plot([position] * len(dots), dots, "k.", ms=5)
-        axes.set_xticks(range(len(names)), said)
-        axes.set(ylabel=f"training {label} to target")
-        axes.margins(y=0.12)
-    figure.suptitle(
-        plain(f"{comparison['main']}: to development {comparison['metric']} {comparison['target']:.4f}")
-    )
-    return figure

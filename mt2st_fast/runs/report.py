@@ -19,7 +19,7 @@ from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import run_page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, write_png
-from mt2st_fast.runs.shown import engine_of, shown
+from mt2st_fast.runs.shown import engine_of, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import section_on_data, what_was_read
 from mt2st_fast.serving.scores import scores
 from mt2st_fast.training.history import History
@@ -96,6 +96,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             for name, task in tasks.items()
         },
         "steps": trainer.step,
+        "stopped": history.stopped,
         "epochs": trainer.epoch,
         "train_seconds": history.train_seconds,
         "tokens_per_second": _tokens_per_second(experiment),
@@ -103,13 +104,18 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             {
                 "first_step": phase.first_step,
                 "active": list(phase.active),
+                "turns": phase.turns,
                 "engine": phase.engine,
                 "passed_over": phase.passed_over,
                 "graph": phase.graph,
                 "step_ms_median": history.step_ms_median(phase),
+                "step_ms_median_by_part": {
+                    part: history.step_ms_median(phase, part) for part in _parts_in(history)
+                },
             }
             for phase in history.phases
         ],
+        "decisions": list(getattr(trainer.schedule, "evidence", ())),
         "chosen_parts": chosen_parts(history),
     }
 
@@ -121,6 +127,11 @@ def _tokens_per_second(experiment: Experiment) -> float:
     tokens_per_row = len(corpus.tokens) / corpus.n_rows
     rows = experiment.trainer.step * min(config.batch_size, corpus.n_rows) * config.accumulate
     return rows * tokens_per_row / history.train_seconds if history.train_seconds else 0.0
+
+
+def _parts_in(history: History) -> list[str]:
+    """The parts that took turns."""
+    return sorted({part for record in history.steps for part in record.trained})
 
 
 def _number(value: float) -> float | None:
@@ -150,6 +161,7 @@ def render(report: dict[str, Any]) -> str:
         f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "
         f"{report['backend']['reason']}.",
         "",
+        *([f"Ended early: {report['stopped']}.", ""] if report["stopped"] else []),
         "![losses, task weights and quality over steps](curves.png)",
         "",
         *markdown_table(
@@ -181,14 +193,16 @@ def render(report: dict[str, Any]) -> str:
             [
                 (
                     phase["first_step"],
-                    ", ".join(phase["active"]),
-                    shown(phase["step_ms_median"], 2),
+                    trained_in(phase),
+                    step_ms_of(phase),
                     engine_of(phase),
                 )
                 for phase in report["phases"]
             ],
         ),
         "",
+        *(f"- {one_line(decision)}" for decision in report["decisions"]),
+        *([""] if report["decisions"] else []),
         *section(report["chosen_parts"]),
         *markdown_table(
             ("word", "nearest neighbours"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -32,3 +33,46 @@ def engine_of(phase: dict[str, Any]) -> str:
     """What took a phase's steps, and why the ones before it in the order did not."""
     passed_over = "; ".join(f"not {name}: {reason}" for name, reason in phase["passed_over"].items())
     return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])
+
+
+def trained_in(phase: dict[str, Any]) -> str:
+    """A phase's tasks, and how the parts of the model take turns in it."""
+    tasks = ", ".join(phase["active"])
+    return f"{tasks}; {phase['turns']}" if phase["turns"] else tasks
+
+
+def step_ms_of(phase: dict[str, Any]) -> str:
+    """The median milliseconds of a phase's steps, and of those that train one part."""
+    by_part = ", ".join(
+        f"{part} {shown(ms, 2)}" for part, ms in phase["step_ms_median_by_part"].items() if ms is not None
+    )
+    median = shown(phase["step_ms_median"], 2)
+    return f"{median} ({by_part})" if by_part else median
+
+
+def counted(number: int, what: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def change(share: float | None) -> str:
+    """A change as people say it: 60 % less is -60 %."""
+    return "–" if share is None else f"{round(100 * share):+d} %"
+
+
+def in_percent(difference: Mapping[str, float | None] | None) -> str:
+    """A change with its interval, where there is one: -60 % [-70, -55]."""
+    return _with_interval(difference, "+.0f", " %")
+
+
+def in_points(difference: Mapping[str, float | None] | None) -> str:
+    """A difference in quality with its interval, in points, hundredths of it: +0.40 [+0.10, +0.70]."""
+    return _with_interval(difference, "+.2f", "")
+
+
+def _with_interval(difference: Mapping[str, float | None] | None, digits: str, unit: str) -> str:
+    if difference is None or difference["value"] is None:
+        return "–"
+    low, high = difference["low"], difference["high"]
+    text = f"{100 * difference['value']:{digits}}{unit}"
+    return text if low is None or high is None else f"{text} [{100 * low:{digits}}, {100 * high:{digits}}]"

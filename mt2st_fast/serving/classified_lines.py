@@ -6,12 +6,16 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from mt2st_fast.errors import InputError
-from mt2st_fast.serving.reading import Unit
+from mt2st_fast.serving.ahead import computed_ahead
 from mt2st_fast.serving.writing import Wanted
-from mt2st_fast.words.supervised_model import Prediction, SupervisedModel
+from mt2st_fast.words.bag_scorer import Choices
+from mt2st_fast.words.supervised_model import SupervisedModel
 
 FORMATS = ("labels", "jsonl")
+Found = list[tuple[Choices, ...]]  # of some lines at a time, and of each family
 
 
 def check_format(wanted: str | None) -> str:
@@ -21,35 +25,59 @@ def check_format(wanted: str | None) -> str:
     return FORMATS[0] if wanted is None else wanted
 
 
-def write_lines(model: SupervisedModel, blocks: Iterable[Sequence[Unit]], wanted: Wanted) -> Iterator[str]:
-    """The text of every block: an answer for each line. Raises InputError as `predict` does."""
-    k, threshold = wanted.k or 1, wanted.threshold or 0.0
-    for units in blocks:
-        texts = [unit.lines[0] for unit in units]
-        found = {family: model.predict(texts, k, threshold, family) for family in wanted.tasks}
+def write_lines(model: SupervisedModel, blocks: Iterable[Sequence[str]], wanted: Wanted) -> Iterator[str]:
+    """The text of every block of lines: an answer for each. Raises InputError as `SupervisedModel.labeller` does."""
+    label = model.labeller(wanted.tasks, wanted.k or 1, wanted.threshold or 0.0)
+    for lines, found in computed_ahead(label, blocks):
         if wanted.format == "jsonl":
-            yield _jsonl(texts, found)
+            yield _jsonl(model, lines, found, wanted.tasks)
         else:
-            prefixes = {family: model.prefix_of(family) for family in found}
-            yield _labels(found, prefixes, wanted.probabilities)
+            yield _labels(model, found, wanted)
 
 
-def _jsonl(texts: Sequence[str], found: dict[str, list[Prediction]]) -> str:
-    lines = []
-    for i, text in enumerate(texts):
-        answer: dict[str, Any] = {"text": text}
-        for family, predictions in found.items():
-            answer[family] = list(zip(*predictions[i], strict=True))
-        lines.append(json.dumps(answer, ensure_ascii=False))
-    return "".join(f"{line}\n" for line in lines)
+def _jsonl(model: SupervisedModel, texts: Sequence[str], found: Found, families: Sequence[str]) -> str:
+    names = [np.array(model.labels[family], object) for family in families]
+    answers: list[dict[str, Any]] = [{"text": text} for text in texts]
+    first = 0
+    for of_families in found:
+        n_rows = len(of_families[0].counts)
+        for family, own, choices in zip(families, names, of_families, strict=True):
+            rows = zip(own[choices.labels].tolist(), *map(np.ndarray.tolist, choices[1:]), strict=True)
+            for answer, (labels, values, count) in zip(answers[first : first + n_rows], rows, strict=True):
+                answer[family] = list(zip(labels[:count], values[:count], strict=True))
+        first += n_rows
+    return "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in answers)
 
 
-def _labels(found: dict[str, list[Prediction]], prefixes: dict[str, str], probabilities: bool) -> str:
-    lines = []
-    for of_line in zip(*found.values(), strict=True):
-        cells = []
-        for prefix, (labels, values) in zip(prefixes.values(), of_line, strict=True):
-            for label, value in zip(labels, values, strict=True):
-                cells.append(f"{prefix}{label} {value:.6g}" if probabilities else prefix + label)
-        lines.append(" ".join(cells))
-    return "".join(f"{line}\n" for line in lines)
+def _labels(model: SupervisedModel, found: Found, wanted: Wanted) -> str:
+    # A label is put together once, not in every line.
+    shown = [
+        np.array([model.prefix_of(family) + name for name in model.labels[family]], object)
+        for family in wanted.tasks
+    ]
+    parts = []
+    for of_families in found:
+        cells = [
+            _cells(own, choices, wanted.probabilities)
+            for own, choices in zip(shown, of_families, strict=True)
+        ]
+        if len(cells) == 1:
+            parts += cells[0]
+        else:
+            parts += [" ".join(filter(None, of_line)) for of_line in zip(*cells, strict=True)]
+    return "\n".join(parts) + "\n" if parts else ""
+
+
+def _cells(shown: np.ndarray, choices: Choices, probabilities: bool) -> list[str]:
+    """What one family has in each line."""
+    labels: list[list[str]] = shown[choices.labels].tolist()
+    if probabilities:
+        values = choices.probabilities.tolist()
+        labels = [
+            [f"{label} {value:.6g}" for label, value in zip(*row, strict=True)]
+            for row in zip(labels, values, strict=True)
+        ]
+    counts = choices.counts
+    if choices.labels.shape[1] == 1 and counts.all():
+        return [row[0] for row in labels]
+    return [" ".join(row[:count]) for row, count in zip(labels, counts.tolist(), strict=True)]

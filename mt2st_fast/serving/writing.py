@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import add
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.serving.ahead import computed_ahead
 from mt2st_fast.serving.reading import Unit, words_of
 from mt2st_fast.serving.text_model import TextModel
 
@@ -64,23 +64,12 @@ def check_format(model: TextModel, wanted: str | None) -> str:
 def write_units(model: TextModel, blocks: Iterable[Sequence[Unit]], wanted: Wanted) -> Iterator[str]:
     """The text of every block: what the model says of its units."""
     say = _sentences if wanted.format == "conllu" else _rows
-    for units, outputs in _labelled_ahead(model, blocks, wanted.tasks):
+
+    def label(units: Sequence[Unit]) -> dict[str, Tensor]:
+        return model.outputs(words_of(units), wanted.tasks)
+
+    for units, outputs in computed_ahead(label, blocks):
         yield say(model, units, {task: found.numpy() for task, found in outputs.items()}, wanted)
-
-
-def _labelled_ahead(
-    model: TextModel, blocks: Iterable[Sequence[Unit]], tasks: Sequence[str]
-) -> Iterator[tuple[Sequence[Unit], Mapping[str, Tensor]]]:
-    """Every block with what the model makes of it, which is computed while the one before is written."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        before: tuple[Sequence[Unit], Future[dict[str, Tensor]]] | None = None
-        for units in blocks:
-            now = units, pool.submit(model.outputs, words_of(units), tasks)
-            if before is not None:
-                yield before[0], before[1].result()
-            before = now
-        if before is not None:
-            yield before[0], before[1].result()
 
 
 def _rows(model: TextModel, units: Sequence[Unit], logits: Mapping[str, np.ndarray], wanted: Wanted) -> str:

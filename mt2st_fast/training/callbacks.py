@@ -23,6 +23,11 @@ class Training(Protocol):
         ...
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps that the run is to have."""
+        ...
+
+    @property
     def epoch(self) -> float:
         """Passes over the main task's data done."""
         ...

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.data.tokens import Tokens
@@ -17,9 +18,10 @@ from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.walkers import WalkTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.observations import ObservingHeldOut
+from mt2st_fast.training.observations import Observing, ObservingHeldOut
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.table_tasks import TableTasks
+from mt2st_fast.training.turns import takes_turns
 
 MAIN = "context"  # the text's own task
 ENGINE = "context rounds"  # what takes the steps, for the record of a phase
@@ -92,12 +94,10 @@ class ContextRun:
         schedule: Schedule,
         plan: ContextPlan,
     ) -> None:
-        if isinstance(schedule, ObservingHeldOut):
-            raise InputError(
-                f"{type(schedule).__name__} decides by held-out batches, which a text has none of: give another"
-            )
         n_words = len(text.ids)
         self._training, self._text, self._tasks = training, text, tasks
+        if tasks.names:
+            check_weighs_only(schedule)
         self._schedule, self._plan = schedule, plan
         self._rounds = training.rounds(n_words)
         self.steps_per_epoch = (
@@ -203,3 +203,21 @@ class ContextRun:
         self.epoch_loss_sums.append(self._epoch_loss / self._training.measured)
         self.epoch_losses.append(self._epoch_loss / max(1, self._epoch_pairs))
         self._epoch_loss, self._epoch_pairs = 0.0, 0
+
+
+def check_weighs_only(schedule: Schedule) -> None:
+    """Raises InputError for a schedule that does more than to weigh tasks by the moment: a text's kernel moves the
+    vectors in place, and has no gradients, no evaluations and no heads.
+    """
+    does = [
+        (takes_turns(schedule), "has shared parameters and those of tasks take turns"),
+        (isinstance(schedule, nn.Module), "learns its weights"),
+        (isinstance(schedule, Observing), "decides by losses"),
+        (isinstance(schedule, ObservingHeldOut), "decides by held-out batches"),
+    ]
+    reason = next((reason for true, reason in does if true), None)
+    if reason is not None:
+        raise InputError(
+            f"{type(schedule).__name__} {reason}, and the training of word vectors on a text cannot do that: give a "
+            "schedule of the moment alone, such as Switch or Diminish"
+        )

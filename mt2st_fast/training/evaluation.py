@@ -63,6 +63,6 @@ def _sums(heads: MultiTaskHeads, task: str, features: Tensor, target: Any, mask:
     """(n,) float64 sums from which a task's metric is made."""
     if heads.is_open_task(task):
         return heads.open_task(task).sums(features, target, mask)
-    logits, head = heads.logits(features, task).flatten(0, -2), heads.tasks[task].head
+    logits, head = heads.logits(features, task, mask).flatten(0, -2), heads.tasks[task].head
     target = target.reshape(head.target_shape(len(logits)))
     return torch.stack([part.double() for part in head.kind.metric.sums(logits, target, head)])

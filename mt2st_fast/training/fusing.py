@@ -17,7 +17,11 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Param
     of. wants_gradients: whether the schedule looks at gradients. Raises ValueError where it is asked for and cannot be.
     """
     if parts.fuse_backward is None:
-        fits = parts.device.type == "cuda" and _nothing_needs_gradients(parts, loaders, wants_gradients)
+        fits = (
+            not parts.by_task
+            and parts.device.type == "cuda"
+            and _nothing_needs_gradients(parts, loaders, wants_gradients)
+        )
     else:
         fits = parts.fuse_backward
     if not fits:

@@ -25,9 +25,10 @@ class StepRecord:
     weights: dict[str, float]  # by active task, at `step`
     learning_rate: float
     step_ms: float = field(compare=False)
-    train_seconds: float = field(
-        compare=False
-    )  # spent so far in training steps, and in choosing what trains on
+    # Spent so far in training steps, and in choosing what trains on.
+    train_seconds: float = field(compare=False)
+    # How many of the steps trained which part; empty where all parameters train in all.
+    trained: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Evaluation:
 class PhaseRecord:
     """A stretch of training with one set of active tasks, main task first.
 
+    turns: how shared and task parameters take turns in it, "" where all train; records of steps say which did.
     engine: what took its steps. passed_over: why the engines before that one in the order did not, by their names; for
     the engine itself, why it left some steps to the last one. graph: with `Trainer(graph=True)`, "captured" or
     "not captured: ..." with the reason; None without.
@@ -52,6 +54,7 @@ class PhaseRecord:
     first_step: int
     active: tuple[str, ...]
     reasons: dict[str, str] = field(default_factory=dict)  # why tasks retired, where the schedule says it
+    turns: str = ""
     # How it was computed, not what:
     engine: str = field(default="", compare=False)
     passed_over: dict[str, str] = field(default_factory=dict, compare=False)
@@ -92,13 +95,19 @@ class SelectionRecord:
 
 @dataclass
 class History:
-    """Everything that `fit` saw, in order; `main` is the main task."""
+    """Everything that `fit` saw, in order; `main` is the main task.
+
+    stopped: why a run ended before its last step, where something in it decided so. joules: (step, joules of all
+    training steps up to it) at every record, where somebody measures them (see `training/energy.py`).
+    """
 
     main: str
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     phases: list[PhaseRecord] = field(default_factory=list)
     selections: list[SelectionRecord] = field(default_factory=list)
+    stopped: str | None = None
+    joules: list[tuple[int, float]] = field(default_factory=list, compare=False)
 
     @property
     def best(self) -> Evaluation | None:
@@ -111,15 +120,19 @@ class History:
         """Seconds spent in training steps and in choosing parts: no evaluation, no checkpoint, no logging."""
         return self.steps[-1].train_seconds if self.steps else 0.0
 
-    def step_ms_median(self, phase: PhaseRecord) -> float | None:
-        """Median milliseconds of a step of this phase; None if no record lies within it."""
+    def step_ms_median(self, phase: PhaseRecord, part: str | None = None) -> float | None:
+        """Median milliseconds of a step of this phase, or of its steps that train a part; None if no record is of such
+        steps alone.
+        """
         later = [p.first_step for p in self.phases if p.first_step > phase.first_step]
         last = min(later, default=float("inf"))
         # The record that spans the border belongs to neither side.
         inside = [
             record.step_ms
             for before, record in zip([None, *self.steps], self.steps, strict=False)
-            if (before.step if before else 0) >= phase.first_step and record.step <= last
+            if (before.step if before else 0) >= phase.first_step
+            and record.step <= last
+            and (part is None or list(record.trained) == [part])
         ]
         return statistics.median(inside) if inside else None
 
@@ -136,10 +149,12 @@ class History:
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
             phases=[PhaseRecord(**{**phase, "active": tuple(phase["active"])}) for phase in stored["phases"]],
             selections=[_selection(record) for record in stored["selections"]],
+            stopped=stored["stopped"],
+            joules=[(step, joules) for step, joules in stored["joules"]],
         )
 
     def write_jsonl(self, path: Path) -> None:
-        """One JSON object a line, {"kind": "step" | "evaluation" | "phase" | "selection", ...}, by step."""
+        """One JSON object a line, {"kind": "step" | "evaluation" | "phase" | "selection" | "stopped", ...}, by step."""
         lines = [
             *(
                 {
@@ -147,6 +162,7 @@ class History:
                     "step": p.first_step,
                     "active": p.active,
                     "reasons": p.reasons,
+                    "turns": p.turns,
                     "engine": p.engine,
                     "passed_over": p.passed_over,
                     "graph": p.graph,
@@ -158,6 +174,8 @@ class History:
             *({"kind": "selection", **asdict(record)} for record in self.selections),
         ]
         lines.sort(key=lambda line: line["step"])  # type: ignore[arg-type,return-value]
+        if self.stopped is not None:
+            lines.append({"kind": "stopped", "step": lines[-1]["step"], "reason": self.stopped})
         write_atomically(path, "".join(json_text(line) + "\n" for line in lines).encode())
 
 

@@ -1,20 +1,50 @@
 """Task weights that are learnt: a schedule that is an nn.Module.
 
-Its `weights(active)` are (K,) and carry a gradient; `penalty(active)`, if it has one, is added to the total loss (as
-the logarithms of uncertainty weighting are, Kendall et al. 2018, equation 10); its parameters join the optimizer. Which
-tasks are active its `task_weights` says, as any schedule's; the numbers there are not read.
+Which tasks are active its `task_weights` says, as any schedule's; the numbers there are not read. It has
+
+    prepare(heads)              if it has one, called before its first step: what it learns a task can be made there
+    weights(active)             (K,) of the active tasks, with the gradient by which they are learnt
+    penalty(present)            if it has one, () what is added to the total loss for the tasks that a step's batches
+                                have targets of (as the logarithms of uncertainty weighting, Kendall et al. 2018,
+                                equation 10)
+
+and its parameters join the optimizer. One that weighs a step by that step's own losses has beside `weights`, which then
+gives the weights of the last step without a gradient:
+
+    weigh(active, losses)       (K,) from the losses (K,) of the step's batches, 0 for a task that they have no label of
+    learn(active, before, after)    called after the step, with the losses (K,) of the same batches before and after it
+
+Both compute on the device and wait for nothing. It costs a second forward pass before each step (of the heads alone,
+where autograd keeps the features), and one of the whole model after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.model.heads import MultiTaskHeads
 
-def learnt_schedule(schedule: object, device: torch.device) -> nn.Module | None:
-    """The schedule itself, moved to `device`, where it learns its weights; None for any other.
+
+@runtime_checkable
+class WeighsByLosses(Protocol):
+    """A schedule that weighs a step by the step's own losses."""
+
+    def weigh(self, active: Sequence[str], losses: Tensor) -> Tensor:
+        """(K,) the weights."""
+        ...
+
+    def learn(self, active: Sequence[str], before: Tensor, after: Tensor) -> None:
+        """Take note of what the step has done to the losses (K,)."""
+        ...
+
+
+def learnt_schedule(schedule: object, heads: MultiTaskHeads, device: torch.device) -> nn.Module | None:
+    """The schedule itself, prepared for these heads and moved to `device`, where it learns its weights; None for any
+    other.
 
     Raises TypeError for a module without `weights`.
     """
@@ -24,18 +54,29 @@ def learnt_schedule(schedule: object, device: torch.device) -> nn.Module | None:
         raise TypeError(
             f"the schedule {type(schedule).__name__} is a module, and so needs weights(active) -> (K,) tensor"
         )
+    prepare = getattr(schedule, "prepare", None)
+    if prepare is not None:
+        prepare(heads)
     return schedule.to(device)
 
 
 def learnt_weights(schedule: nn.Module, active: Sequence[str]) -> Tensor:
     """(K,) float32 with gradient. Raises ValueError for another shape."""
-    weights: Tensor = schedule.weights(tuple(active))  # type: ignore[operator,assignment]
+    return _checked(schedule.weights(tuple(active)), active)  # type: ignore[operator,arg-type]
+
+
+def weights_by_losses(schedule: WeighsByLosses, active: Sequence[str], losses: Tensor) -> Tensor:
+    """(K,) float32 of a step with these losses (K,). Raises ValueError for another shape."""
+    return _checked(schedule.weigh(tuple(active), losses), active)
+
+
+def _checked(weights: Tensor, active: Sequence[str]) -> Tensor:
     if weights.shape != (len(active),):
         raise ValueError(f"the schedule's weights must be ({len(active)},), not {tuple(weights.shape)}")
     return weights.float()
 
 
-def penalty(schedule: nn.Module, active: Sequence[str]) -> Tensor | None:
+def penalty(schedule: nn.Module, present: Sequence[str]) -> Tensor | None:
     """() what is added to the total loss, or None."""
     own = getattr(schedule, "penalty", None)
-    return None if own is None else own(tuple(active))
+    return None if own is None else own(tuple(present))

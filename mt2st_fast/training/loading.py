@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 
 MOST_NAMED = 5
+EXTRA_STATE = "_extra_state"  # as torch names what a module keeps beside tensors
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def load_weights(
     and partial is not asked for, and where nothing fits.
     """
     own = {f"{part}/{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
+    # Which tasks were active is no weight: a run of its own begins with all of them.
+    own, stored = _without_extra_state(own), _without_extra_state(stored)
     skipped = {name: "is not in this model" for name in stored if name not in own}
     for name, tensor in own.items():
         if name not in stored:
@@ -54,3 +57,7 @@ def load_weights(
         for name in taken:
             own[name].copy_(stored[name])
     return found
+
+
+def _without_extra_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t for name, t in tensors.items() if not name.endswith(EXTRA_STATE)}

@@ -10,8 +10,9 @@ All of it is optional. A schedule of any class may have
                                             their names; needs `fit(val=...)`; see training/importance.py
     state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit;
                                             a schedule that observes needs them wherever there is a checkpoint
+    accumulator_a_task = True               the optimizer keeps moments a task of what they share (schedules/adatask.py)
 
-Weights that are learnt: see `learnt_weights`.
+Weights that are learnt: see `learnt_weights`. Parts of the model that train in turns: see `turns`.
 """
 
 from __future__ import annotations
@@ -35,10 +36,15 @@ HELD_OUT_ROWS = 512  # that gradients are looked at on: a step's worth
 
 @dataclass(frozen=True)
 class TaskGradient:
-    """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none)."""
+    """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none).
+
+    row_norm: root mean square over labelled rows of what each adds to it, times their number: of a loss that is a mean
+    it does not grow with the batch.
+    """
 
     norm: float
     cosine: float
+    row_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,25 +52,31 @@ class Observation:
     """Mean losses by active task over the steps since the observation before, up to and including `step`.
 
     gradients: of the unweighted losses, on the last step's batch with the encoder in evaluation mode; None where the
-    schedule does not want them, where a phase has just ended, and for batches without the main task.
+    schedule does not want them, where a phase has just ended, and for batches without the main task. epoch: passes over
+    the main task's data so far, a whole number where one has just ended.
     """
 
     step: int
     losses: Mapping[str, float]
     gradients: Mapping[str, TaskGradient] | None = None
+    epoch: float = 0.0
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What was measured on held-out batches after `step` steps: the metric of every active task.
+    """What was measured on held-out batches after `step` steps, `epoch` epochs: the metric of every active task.
 
-    gradients: as in `Observation`, on some rows of one held-out batch, another each time.
+    gradients: as in `Observation`, on some rows of one held-out batch, another each time. freshness: what the last
+    training step's rows still teach the main task, its row_norm on them over that on held-out rows: about 1 where it
+    learns from both alike, towards 0 where it knows its training rows by heart; None where nobody knows.
     """
 
     step: int
     main: str
     metrics: Mapping[str, float]
     gradients: Mapping[str, TaskGradient] | None = None
+    freshness: float | None = None
+    epoch: float = 0.0
 
 
 @runtime_checkable
@@ -119,19 +131,28 @@ def check_resumable(schedule: object) -> None:
 
 
 def look_at_held_out(
-    schedule: object, parts: StepParts, evaluation: Evaluation, batches: Iterable[Batch], n_before: int
+    schedule: object,
+    parts: StepParts,
+    evaluation: Evaluation,
+    batches: Iterable[Batch],
+    n_before: int,
+    last_step: Sequence[Batch],
 ) -> None:
     """Show a schedule that wants to see it what was measured; n_before: how many evaluations there were before."""
     if not isinstance(schedule, ObservingHeldOut):
         return
-    gradients = None
+    gradients, freshness, main = None, None, parts.heads.main
     if getattr(schedule, "wants_held_out_gradients", False):
         n_batches = len(batches) if isinstance(batches, Sized) else 1
-        chosen = [first_rows(materialised(b)) for b in islice(batches, n_before % max(1, n_batches), None)][
-            :1
-        ]
-        gradients = task_gradients(parts, chosen)
-    schedule.observe_held_out(HeldOut(evaluation.step, parts.heads.main, evaluation.metrics, gradients))
+        chosen = islice(batches, n_before % max(1, n_batches), None)
+        gradients = task_gradients(parts, [first_rows(materialised(batch)) for batch in islice(chosen, 1)])
+        trained = [first_rows(materialised(batch)) for batch in last_step if main in tasks_of(batch)]
+        own = task_gradients(parts, trained[:1], (main,))
+        if own and gradients and gradients[main].row_norm > 0:
+            freshness = own[main].row_norm / gradients[main].row_norm
+    schedule.observe_held_out(
+        HeldOut(evaluation.step, main, evaluation.metrics, gradients, freshness, evaluation.epoch)
+    )
 
 
 def first_rows(batch: PlainBatch) -> PlainBatch:
@@ -142,8 +163,11 @@ def first_rows(batch: PlainBatch) -> PlainBatch:
     return inputs[:HELD_OUT_ROWS], {name: target[:HELD_OUT_ROWS] for name, target in targets.items()}
 
 
-def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, TaskGradient] | None:
-    """Of all tasks with a head in the first batch that has the main task's targets; None where there is none."""
+def task_gradients(
+    parts: StepParts, batches: Sequence[Batch], tasks: Sequence[str] | None = None
+) -> dict[str, TaskGradient] | None:
+    """Of all tasks with a head (or of some of them, the main one among these) in the first batch that has the main
+    task's targets; None where there is none."""
     heads = parts.heads
     found = next((batch for batch in batches if heads.main in tasks_of(batch)), None)
     if found is None:
@@ -156,15 +180,22 @@ def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, Task
             features, mask = features_and_mask(parts.encoder(inputs))
     finally:
         parts.encoder.train(was_training)
-    present = [name for name in heads.active if name in targets]
+    present = [name for name in tasks or heads.active if name in targets]
     gradients = {name: _gradient_on(features, mask, name, targets[name], parts) for name in present}
     main = gradients[heads.main]
     return {
         name: TaskGradient(
-            float(gradient.norm()), float(nn.functional.cosine_similarity(gradient, main, dim=0))
+            float(gradient.norm()),
+            float(nn.functional.cosine_similarity(gradient, main, dim=0)),
+            _row_norm(gradient, features.shape[-1]),
         )
         for name, gradient in gradients.items()
     }
+
+
+def _row_norm(gradient: Tensor, D: int) -> float:
+    n_rows = int(gradient.view(-1, D).any(1).sum())  # an unlabelled row has no gradient
+    return float(gradient.norm()) * n_rows**0.5
 
 
 def _gradient_on(

@@ -168,13 +168,20 @@ def unfuse(tables: Iterable[Tensor]) -> None:
         fuse_update(table, None)
 
 
+def _check_rate(lr: float | Tensor) -> None:
+    """Raises InputError for a rate that is not positive; one that is a tensor may not be looked at: it may be on a
+    device, which would be waited for."""
+    if not isinstance(lr, Tensor):
+        check_positive(lr=lr)
+
+
 class SGD(RowSparseOptimizer, torch.optim.SGD):
     """Stochastic gradient descent, w -= lr g; no momentum on rows, as a row would have to move without a gradient."""
 
     kind = rules.SGD
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
-        check_positive(lr=lr)
+        _check_rate(lr)
         super().__init__(params, lr=lr)
 
     def dense_state(self, parameter: Tensor) -> RowState:
@@ -206,7 +213,7 @@ class RuleOptimizer(RowSparseOptimizer, _AllRows):
     """
 
     def __init__(self, params: Any, lr: float = 0.1, **numbers: float) -> None:
-        check_positive(lr=lr)
+        _check_rate(lr)
         check_finite_number(**numbers)
         rule = RowRule(self.kind, lr, **numbers)
         super().__init__(params, {"lr": lr, **dict(zip(self.kind.numbers, rule.numbers, strict=True))})
@@ -260,8 +267,7 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         weight_decay: float = 1e-2,
         **options: Any,
     ) -> None:
-        if not isinstance(lr, Tensor):  # one on the device may not be looked at here
-            check_positive(lr=lr)
+        _check_rate(lr)
         check_positive(eps=eps)
         check_not_negative(weight_decay=weight_decay)
         check_within(0.0, 1.0, **{f"betas[{i}]": beta for i, beta in enumerate(betas)})

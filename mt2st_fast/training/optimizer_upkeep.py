@@ -19,13 +19,31 @@ FADE_STEPS = 250
 
 
 def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Take parameters, and their state, out of an optimizer; a group that is left empty goes too."""
-    gone = {id(parameter) for parameter in parameters}
+    """Let an optimizer forget what it remembers of parameters that have retired, and their gradients.
+
+    They keep their places in its groups: without a gradient an optimizer passes them by, moments and weight decay
+    included. So a scheduler finds the groups that it counted, and a state dict from before or after fits an optimizer
+    that was made of all parameters.
+    """
+    gone = list(parameters)
+    for parameter in gone:
+        parameter.grad = None
+    known = {id(parameter) for parameter in gone}
+    for held in [p for p in optimizer.state if id(p) in known]:
+        del optimizer.state[held]
+
+
+def remove(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Take parameters, and their state, out of an optimizer; a group that is left empty goes too.
+
+    For a run whose checkpoints name what each group holds.
+    """
+    gone = list(parameters)
+    release(optimizer, gone)
+    known = {id(parameter) for parameter in gone}
     for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
+        group["params"] = [p for p in group["params"] if id(p) not in known]
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    for parameter in [p for p in optimizer.state if id(p) in gone]:
-        del optimizer.state[parameter]
 
 
 def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.optimizer_upkeep import release
+from mt2st_fast.training.optimizer_upkeep import remove
 from mt2st_fast.training.sources import Source
 
 
@@ -18,5 +18,5 @@ def enter_phase(
     and weight decay would go on moving them; their loaders are let go and their labels no longer read.
     """
     heads.set_active(active)
-    release(optimizer, (p for p in heads.parameters() if not p.requires_grad))
+    remove(optimizer, (p for p in heads.parameters() if not p.requires_grad))
     source.enter_phase(active)

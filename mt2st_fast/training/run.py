@@ -23,6 +23,7 @@ from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import (
     Observation,
     Observing,
+    ObservingHeldOut,
     Stateful,
     check_resumable,
     look_at_held_out,
@@ -61,6 +62,7 @@ from mt2st_fast.training.run_parts import make_parts, modules_of
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.selection import PartSelection
 from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
+from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_of
 
 
 class Run:
@@ -93,8 +95,9 @@ class Run:
         self._choosing_seconds = 0.0  # spent in choosing what trains on, that no record has told yet
         self._last_tasks: tuple[str, ...] = ()  # of a batch that was found to be in order
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
-        self._learnt = learnt_schedule(options.schedule, options.device)
+        self._learnt = learnt_schedule(options.schedule, heads, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
+        self._keeps_step = self._wants_gradients or isinstance(options.schedule, ObservingHeldOut)
         heads.set_active(heads.names)
         self._trained_at_start = trained(self._named())
         if resume is not None:
@@ -123,7 +126,7 @@ class Run:
     @property
     def moment(self) -> Moment:
         """The step at hand, counted from 0."""
-        return Moment(self.steps_done, self.steps_per_epoch, self.total_steps)
+        return self._moment(self.steps_done)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -166,6 +169,7 @@ class Run:
             learning_rate=rate_as_set(self.optimizer.param_groups[0], self._learning_rate),
             step_ms=1e3 * self._interval_seconds / steps,
             train_seconds=self.history.train_seconds + self._interval_seconds + self._choosing_seconds,
+            trained=self._steps_by_part(steps),
         )
         self._unread_losses, self._interval_seconds, self._choosing_seconds = [], 0.0, 0.0
         self.history.steps.append(record)
@@ -181,7 +185,8 @@ class Run:
         """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
-        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before)
+        last_step = [batch for batches in self._last_step or () for batch in batches]
+        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step)
         self.history.evaluations.append(evaluation)
         return evaluation
 
@@ -200,7 +205,7 @@ class Run:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
         losses = self._engine(wanted)
         self._unread_losses.append(losses)
-        self._last_step = wanted if self._wants_gradients else None
+        self._last_step = wanted if self._keeps_step else None
         self.steps_done += 1
         if self._options.device.type == "cpu" and self.steps_done % FADE_STEPS == 0:
             drop_faded_moments(self.optimizer)
@@ -237,9 +242,11 @@ class Run:
             self._phase_active = active
             told: dict[str, str] = getattr(self._options.schedule, "reasons", {})
             reasons = {name: told[name] for name in before if name not in active and name in told}
-            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons))
+            turns = turns_of(self._options.schedule)
+            self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns))
             self._engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
+        take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
         self._set_weights([weights[name] for name in active])
         self._set_learning_rate(moment)
 
@@ -248,6 +255,14 @@ class Run:
         selection = self._selection.make(self.steps_done, self._named())
         self.history.selections.append(selection)
         self._choosing_seconds += selection.seconds
+
+    def _moment(self, step: int) -> Moment:
+        return Moment(step, self.steps_per_epoch, self.total_steps)
+
+    def _steps_by_part(self, last: int) -> dict[str, int]:
+        """Of so many last steps."""
+        steps = range(self.steps_done - last, self.steps_done)
+        return steps_by_part(self._options.schedule, map(self._moment, steps))
 
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
@@ -276,13 +291,14 @@ class Run:
 
     def _observe(self, losses: dict[str, float], after_step: bool) -> None:
         schedule, gradients = self._options.schedule, None
+        epoch = self.steps_done / self.steps_per_epoch
         if not isinstance(schedule, Observing):
             return
-        if after_step and self._last_step is not None:
+        if after_step and self._wants_gradients and self._last_step is not None:
             gradients = task_gradients(
                 self._parts, [batch for batches in self._last_step for batch in batches]
             )
-        schedule.observe(Observation(self.steps_done, losses, gradients))
+        schedule.observe(Observation(self.steps_done, losses, gradients, epoch))
 
     def _read_learnt_weights(self) -> None:
         if self._learnt is not None:
@@ -318,6 +334,7 @@ class Run:
         self.steps_done = state["step"]
         self.history = History.from_json(state["history"])
         self._selection.restore(self.history.selections, named)
+        self.history.stopped = None  # it goes on; what ended it may end it again
         self._phase_active = tuple(state["phase_active"])
         # A run that is stopped between two records goes on to the very record it would have made.
         self._unread_losses = [

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines import StepParts
+from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.run_options import RunOptions
 
 
@@ -23,13 +25,24 @@ def make_parts(
     *,
     fixed_batches: bool,
 ) -> StepParts:
-    """Of a run that begins: a fresh optimizer of every parameter that is not frozen. learnt: weights as a module."""
+    """Of a run that begins: a fresh optimizer of every parameter that is not frozen. learnt: weights as a module.
+
+    Raises InputError for weights by a step's losses where a step is several backward passes.
+    """
+    if isinstance(learnt, WeighsByLosses) and options.accumulate > 1:
+        raise InputError(
+            f"{type(learnt).__name__} weighs a step by its losses, which accumulate={options.accumulate} knows only at "
+            "its end: leave accumulate at 1"
+        )
+    by_task = bool(getattr(options.schedule, "accumulator_a_task", False))
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     # An encoder may hold the heads as well: they are trained once.
     optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
+    if by_task:
+        _check_by_task(options, optimizer)
     return StepParts(
         encoder=encoder,
         heads=heads,
@@ -45,4 +58,25 @@ def make_parts(
         graph=options.graph,
         fuse_backward=options.fuse_backward,
         fixed_batches=fixed_batches,
+        by_task=by_task,
     )
+
+
+def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> None:
+    """Raises InputError for what a step of the optimizer a task cannot do as one step would."""
+    name = type(options.schedule).__name__
+    for given, option, instead in (
+        (options.accumulate > 1, f"accumulate={options.accumulate}", "accumulate=1"),
+        (options.clip_norm is not None, f"clip_norm={options.clip_norm}", "clip_norm=None"),
+        (options.precision == "float16", "precision float16", "float32 or bfloat16"),
+        (options.fuse_backward is True, "fuse_backward=True", "fuse_backward=False"),
+        (
+            any(group.get("weight_decay") for group in optimizer.param_groups),
+            "weight_decay",
+            "weight_decay=0",
+        ),
+    ):
+        if given:
+            raise InputError(
+                f"{name} steps the shared parameters once a task, which rules out {option}: give {instead}"
+            )

@@ -272,6 +272,11 @@ class Trainer:
         return 0 if self._run is None else self._run.steps_done
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps that the run at hand is to have."""
+        return 0 if self._run is None else self._run.total_steps
+
+    @property
     def epoch(self) -> float:
         """Passes over the main task's data done so far."""
         return self.step / self.run.steps_per_epoch

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt2st_fast.data.batches import BagInputs
 from mt2st_fast.data.corpus import Corpus
-from mt2st_fast.data.labelled_text import BagFeatures, documents_of
-from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
@@ -20,6 +21,18 @@ from mt2st_fast.model.tasks import MultiLabel
 
 ROWS_AT_ONCE = 4096
 MOST_PROBABILITIES = 1 << 24  # that are made together
+
+
+class Choices(NamedTuple):
+    """Of N documents the k likeliest labels, the likeliest first: their numbers int64 (N, k) and probabilities float32
+    (N, k); counts int64 (N,) says how many of them are likely enough."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    counts: np.ndarray
+
+
+Labeller = Callable[[Sequence[str]], list[tuple[Choices, ...]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +49,8 @@ class BagScorer:
         """Where it computes."""
         return self.encoder.table.device
 
-    def documents(self, texts: Sequence[str]) -> Iterator[Tokens]:
-        """Blocks of texts as words. Raises InputError for what is no string, and for a line feed in one."""
+    def bags(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Bags of blocks of texts. Raises InputError for what is no string, and for a line feed in one."""
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
             raise InputError(f"a text is a string and texts are a list of them, not {type(texts).__name__}")
         texts = list(texts)
@@ -48,22 +61,68 @@ class BagScorer:
                 raise InputError(
                     f"text {number} has a line feed; a text is one line: replace '\\n' by a blank"
                 )
+        make_bags = LineBags(self.features, self.prefix)
         for first in range(0, len(texts), ROWS_AT_ONCE):
-            yield documents_of(texts[first : first + ROWS_AT_ONCE], self.prefix)
+            yield make_bags(texts[first : first + ROWS_AT_ONCE])
 
     def probabilities(self, ids: np.ndarray, bounds: np.ndarray, family: str) -> Iterator[Tensor]:
         """(B, C) of N bags, a block of them at a time."""
-        task = self.heads.tasks[family]
-        rows = max(1, min(ROWS_AT_ONCE, MOST_PROBABILITIES // task.head.size))
+        for (found,) in self._probabilities(ids, bounds, [family]):
+            yield found
+
+    def choices(
+        self, ids: np.ndarray, bounds: np.ndarray, families: Sequence[str], k: int, threshold: float
+    ) -> Iterator[tuple[Choices, ...]]:
+        """Of each family the k likeliest labels (-1: all) of N bags, a block of them at a time."""
+        for of_families in self._probabilities(ids, bounds, families):
+            yield tuple(_likeliest(probabilities, k, threshold) for probabilities in of_families)
+
+    def labeller(self, families: Sequence[str], k: int, threshold: float) -> Labeller:
+        """What makes `choices` of blocks of lines without line feeds, some rows at a time.
+
+        It remembers the words of blocks before, and serves one thread at a time.
+        """
+        make_bags = LineBags(self.features, self.prefix)
+
+        @torch.no_grad()
+        def label(lines: Sequence[str]) -> list[tuple[Choices, ...]]:
+            return list(self.choices(*make_bags(lines), families, k, threshold))
+
+        return label
+
+    def _probabilities(
+        self, ids: np.ndarray, bounds: np.ndarray, families: Sequence[str]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        largest = max(self.heads.tasks[family].head.size for family in families)
+        rows = max(1, min(ROWS_AT_ONCE, MOST_PROBABILITIES // largest))
         inputs = BagInputs(Corpus(ids, bounds, {}, level="document"))
         for first in range(0, len(bounds) - 1, rows):
-            block = inputs(np.arange(first, min(first + rows, len(bounds) - 1)))
-            logits = self.heads.logits(self._encoded(*block), family)
-            yield logits.sigmoid() if isinstance(task, MultiLabel) else logits.softmax(1)
+            features = self._encoded(*inputs(np.arange(first, min(first + rows, len(bounds) - 1))))
+            yield tuple(self._of_family(features, family) for family in families)
+
+    def _of_family(self, features: Tensor, family: str) -> Tensor:
+        logits = self.heads.logits(features, family)
+        return logits.sigmoid() if isinstance(self.heads.tasks[family], MultiLabel) else logits.softmax(1)
 
     def vectors(self, ids: np.ndarray, bounds: np.ndarray) -> Tensor:
         """(N, dim) of N bags."""
         return self._encoded(torch.from_numpy(ids), torch.from_numpy(bounds))
+
+    def word_vectors(self) -> Tensor:
+        """(words, dim) float32 on the CPU, of the vocabulary."""
+        words = self.features.vocabulary.words
+        blocks = (words[first : first + ROWS_AT_ONCE] for first in range(0, len(words), ROWS_AT_ONCE))
+        return torch.cat([self.vectors(*self.features.ids_of(block)).cpu() for block in blocks])
+
+    def nearest(self, query: Tensor, k: int, *, without: int) -> list[tuple[float, str]]:
+        """(cosine, word) of the k words (-1: all) nearest to a vector (dim,), the nearest first, but for one row."""
+        words = self.features.vocabulary.words
+        cosines = nn.functional.normalize(self.word_vectors(), dim=1) @ nn.functional.normalize(query, dim=0)
+        others = len(words)
+        if without >= 0:
+            cosines[without], others = -torch.inf, others - 1
+        best = cosines.topk(others if k == -1 else min(k, others))
+        return [(value, words[i]) for value, i in zip(*map(Tensor.tolist, best), strict=True)]
 
     def _encoded(self, ids: Tensor, bounds: Tensor) -> Tensor:
         self.encoder.eval()
@@ -90,6 +149,15 @@ def check_choice(k: int, threshold: float) -> None:
         raise InputError(f"k must be a whole number of at least 1, or -1 for all, not {k!r}")
     if not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
         raise InputError(f"threshold must be a probability from 0 to 1, not {threshold!r}")
+
+
+def _likeliest(probabilities: Tensor, k: int, threshold: float) -> Choices:
+    C = probabilities.shape[1]
+    if k == 1:  # finding one is much faster than sorting
+        values, labels = (each[:, None] for each in probabilities.max(1))
+    else:
+        values, labels = probabilities.topk(C if k == -1 else min(k, C))
+    return Choices(labels.cpu().numpy(), values.cpu().numpy(), (values >= threshold).sum(1).cpu().numpy())
 
 
 def chosen(probabilities: Tensor, k: int, threshold: float) -> np.ndarray:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mt2st_fast.data.stream import TokenStream, is_token_file
 from mt2st_fast.data.text.word_files import read_lines
 from mt2st_fast.data.tokens import Tokens
@@ -27,12 +29,24 @@ def refuse(**options: Any) -> None:
             raise InputError(f"{name}={value!r} is not supported: {why}")
 
 
-def check_predicted_by(sg: int, hs: int, negative: int, max_n: int) -> None:
+# Options that are 1 or 0, and what 1 means.
+SWITCHES = {
+    "sg": "skip-gram",
+    "hs": "hierarchical softmax",
+    "cbow_mean": "the mean of a window's vectors",
+    "sorted_vocab": "words by falling count",
+}
+
+
+def check_switches(**options: Any) -> None:
+    """Raise InputError for a switch that is neither 0 nor 1."""
+    for name, value in options.items():
+        if not isinstance(value, int | np.integer) or value not in (0, 1):
+            raise InputError(f"{name} is {value!r}; it is 1 for {SWITCHES[name]}, else 0")
+
+
+def check_predicted_by(hs: int, negative: int, max_n: int) -> None:
     """Raise InputError for neither hierarchical softmax nor negatives, and for a tree beside n-grams."""
-    if sg not in (0, 1):
-        raise InputError(f"sg is {sg!r}; it is 1 for skip-gram, else 0")
-    if hs not in (0, 1):
-        raise InputError(f"hs is {hs!r}; it is 1 for hierarchical softmax, else 0")
     check_count(0 if hs else 1, negative=negative)
     if hs and max_n:
         raise InputError("hs=1 is not supported with n-grams (max_n): give negative=5 and hs=0")

@@ -31,7 +31,7 @@ from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, check_choice, chosen, device_of
+from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, Labeller, check_choice, chosen, device_of
 from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores, tell_unseen
 
 KIND = "supervised"
@@ -231,15 +231,16 @@ class SupervisedModel:
         texts = [text] if isinstance(text, str) else text
         predictions: list[Prediction] = []
         names = np.array(self.labels[family], object)
-        for documents in self._scorer.documents(texts):
-            for probabilities in self._scorer.probabilities(*self.features.bags(documents), family):
-                best = probabilities.topk(len(names) if k == -1 else min(k, len(names)))
-                counts = (best.values >= threshold).sum(1).tolist()
-                found = zip(
-                    names[best.indices.cpu().numpy()].tolist(), best.values.tolist(), counts, strict=True
-                )
-                predictions += [Prediction(tuple(n[:count]), tuple(p[:count])) for n, p, count in found]
+        for bags in self._scorer.bags(texts):
+            for (found,) in self._scorer.choices(*bags, (family,), k, threshold):
+                rows = zip(names[found.labels].tolist(), *map(np.ndarray.tolist, found[1:]), strict=True)
+                predictions += [Prediction(tuple(n[:count]), tuple(p[:count])) for n, p, count in rows]
         return predictions[0] if isinstance(text, str) else predictions
+
+    def labeller(self, families: Sequence[str], k: int = 1, threshold: float = 0.0) -> Labeller:
+        """What `predict` says of blocks of lines, in numbers; see `BagScorer.labeller`. Raises as `predict` does."""
+        check_choice(k, threshold)
+        return self._scorer.labeller([self._known(family) for family in families], k, threshold)
 
     def test(self, path: str | Path) -> dict[str, float]:
         """The metric of every family in a file: accuracy, or micro F1 where a document may have several labels.
@@ -315,16 +316,13 @@ class SupervisedModel:
     @torch.no_grad()
     def get_sentence_vector(self, text: str) -> np.ndarray:
         """(dim,) float32, the mean of the vectors in the bag of a line. Raises InputError as `predict` does."""
-        (documents,) = self._scorer.documents([text])
-        return self._scorer.vectors(*self.features.bags(documents))[0].cpu().numpy()
+        (bags,) = self._scorer.bags([text])
+        return self._scorer.vectors(*bags)[0].cpu().numpy()
 
     @torch.no_grad()
     def word_vectors(self) -> Tensor:
         """(words, dim) float32 on the CPU, of `words`."""
-        blocks = (
-            self.words[first : first + ROWS_AT_ONCE] for first in range(0, len(self.words), ROWS_AT_ONCE)
-        )
-        return torch.cat([self._scorer.vectors(*self.features.ids_of(words)).cpu() for words in blocks])
+        return self._scorer.word_vectors()
 
     @torch.no_grad()
     def get_nearest_neighbors(self, word: str, k: int = 10) -> list[tuple[float, str]]:
@@ -338,15 +336,7 @@ class SupervisedModel:
             raise InputError(
                 f"{word!r} has no vector: training did not see it and learnt no n-grams (maxn=0)"
             )
-        cosines = torch.nn.functional.normalize(self.word_vectors(), dim=1) @ torch.nn.functional.normalize(
-            query, dim=0
-        )
-        own = self.get_word_id(word)
-        if own >= 0:
-            cosines[own] = -torch.inf
-        others = len(self.words) - (own >= 0)
-        best = cosines.topk(others if k == -1 else min(k, others))
-        return [(value, self.words[i]) for value, i in zip(*map(Tensor.tolist, best), strict=True)]
+        return self._scorer.nearest(query, k, without=self.get_word_id(word))
 
     # --- fastText's names -------------------------------------------------------------------------------
 

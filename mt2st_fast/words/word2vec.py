@@ -27,6 +27,7 @@ from mt2st_fast.words.gensim_options import (
     check_predicted_by,
     check_rates,
     check_sampling,
+    check_switches,
     one_of,
     read_text,
     refuse,
@@ -129,7 +130,8 @@ class Word2Vec(GensimNames):
         device: str = "cpu",
     ) -> None:
         refuse(null_word=null_word)
-        check_predicted_by(sg, hs, negative, max_n)
+        check_switches(sg=sg, hs=hs, cbow_mean=cbow_mean, sorted_vocab=sorted_vocab)
+        check_predicted_by(hs, negative, max_n)
         self.tasks, self.schedule = dict(tasks or {}), schedule or Switch(at=0.6)
         check_kinds(self.tasks)
         check_count(vector_size=vector_size, window=window, workers=workers, epochs=epochs, bucket=bucket)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.running import make_treebank
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small steps of plain torch: its threads wait for each other, beside busy processes for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from mt2st_fast.runs.experiment import Experiment
 from tests.cli.running import QUICK, fails, run
 
 
@@ -29,9 +31,97 @@ def test_compare_writes_a_table_of_all_strategies(
     assert (out / "compare.png").exists()
 
 
+def test_the_table_of_a_terminal_is_whole(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In 80 columns, with a target that nobody reaches."""
+    options = [
+        *QUICK,
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--target",
+        "2",
+        "--strategies",
+        "stl,diminish-switch",
+    ]
+    run("compare", "--data", treebank, *options, "--out", str(tmp_path))
+    shown = capsys.readouterr().out
+    assert shown.count("0 of 1") == 4
+    assert "…" not in shown
+    assert "nothing can be concluded" in shown
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_compare_shows_all_that_it_was_asked_for(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both engines, tuned, with early stopping, a target and a margin of one's own, over three seeds."""
+    out = tmp_path / "out"
+    options = [
+        *QUICK,
+        "--seeds",
+        "3",
+        "--strategies",
+        "stl,switch",
+        "--switch-at",
+        "0.5",
+        "--label-fraction",
+        "0.2",
+    ]
+    options += ["--engine", "fused,torch", "--tune", "2", "--patience", "3", "--min-delta", "0.01"]
+    options += ["--target", "0.5", "--plateau-margin", "0.05"]
+    run("compare", "--data", treebank, *options, "--aux", "xpos", "--out", str(out))
+    comparison = json.loads((out / "compare.json").read_text())
+    assert list(comparison["strategies"]) == ["stl", "switch", "stl (torch)", "switch (torch)"]
+    assert comparison["engines"] == ["fused", "torch"]
+    assert list(comparison["targets"]) == ["given", "stl_best"]
+    assert (comparison["target"], comparison["plateau_margin"]) == (0.5, 0.05)
+    for name, strategy in comparison["strategies"].items():
+        assert [seed["seed"] for seed in strategy["seeds"]] == [1, 2, 3], name
+        assert strategy["examples_median"] == 64 * strategy["steps_median"]
+        for seed in strategy["seeds"]:
+            assert (seed["stopped"] is not None) == (seed["steps"] < 90)
+        assert strategy["stopped"] > 0
+    # Tuned on a seed that no result is of, and with the same values on both engines.
+    tuning = comparison["tuning"]
+    assert (tuning["seed"], tuning["trials"], tuning["fixed"]) == (4, 2, ["lr", "switch_at"])
+    assert list(tuning["ranges"]) == ["aux_weight"]
+    assert list(tuning["strategies"]) == ["switch"]  # all that stl takes is given
+    first, second = (trial["values"]["aux_weight"] for trial in tuning["strategies"]["switch"]["trials"])
+    assert first == 1.0 != second
+    assert 0.1 <= second <= 3.0
+    assert len(comparison["verdicts"]) == 4
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "tuned stl: all that it takes is given",
+        "tuned switch: aux_weight ",
+        "3 seeds; intervals are 95 %",
+    ):
+        assert words in shown
+    for file in ("compare.md", "report.html"):
+        text = (out / file).read_text()
+        for words in ("To the target: 0.5, as given", "To the plateau", "What the engine saves", "Tuning", "aux_weight",
+                      "switch (torch)", "ended early, after 3 evaluations without a rise of more than 0.01",
+                      "energy is not measured", "examples"):  # fmt: skip
+            assert words in text.replace("Runs ended", "ended"), (file, words)
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
+        (["--engine", "tensorflow"], ["tensorflow", "fused, torch"]),
+        (["--engine", ""], ["--engine names none", "fused, torch"]),
+        (["--engine", "torch,torch"], ["--engine names torch twice"]),
+        (["--engine", "torch", "--backend", "numba"], ["--backend", "torch"]),
+        (["--engine", "fused,torch", "--fuse-backward"], ["--fuse-backward", "torch"]),
+        (["--tune", "1"], ["--tune 1", "2 or more"]),
+        (["--tune", "3", "--strategies", "stl"], ["--tune 3", "lr"]),
+        (["--tune", "-1"], ["tune"]),
+        (["--plateau-margin", "0"], ["--plateau-margin"]),
+        (["--target", "nan"], ["--target"]),
+        (["--min-delta", "0.1"], ["min_delta", "patience"]),
         (["--floor", "0"], ["floor", "diminish"]),
         (["--aux-weight", "0"], ["aux-weight"]),
         (["--switch-at", "0"], ["switch-at"]),
@@ -44,3 +134,50 @@ def test_compare_refuses_before_it_trains(
 ) -> None:
     error = fails(capsys, "compare", "--data", treebank, "--out", str(tmp_path / "out"), *QUICK, *options)
     assert all(name in error for name in names)
+
+
+def test_every_arm_is_warmed_up_before_any_is_timed(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading kernels and starting threads took the first run of a process a second."""
+    done, warm_up, train = [], Experiment.warm_up, Experiment.run
+    monkeypatch.setattr(
+        Experiment, "warm_up", lambda own: done.append(f"warm {own.config.strategy}") or warm_up(own)
+    )
+    monkeypatch.setattr(
+        Experiment, "run", lambda own, *given: done.append(own.config.strategy) or train(own, *given)
+    )
+    options = [*QUICK, "--epochs", "1", "--strategies", "stl,mtl", "--seeds", "1"]
+    run("compare", "--data", treebank, *options, "--out", str(tmp_path))
+    assert done == ["warm stl", "warm mtl", "stl", "mtl"]
+
+
+def test_energy_stands_beside_seconds_where_it_is_measured(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joules = iter(range(10**6))
+    found = (lambda: next(joules)), "energy is counted"
+    for module in ("mt2st_fast.cli.compare", "mt2st_fast.cli.comparing"):
+        monkeypatch.setattr(importlib.import_module(module), "energy_counter", lambda device: found)
+    run(
+        "compare",
+        "--data",
+        treebank,
+        *QUICK,
+        "--strategies",
+        "stl,mtl",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path),
+    )
+    comparison = json.loads((tmp_path / "compare.json").read_text())
+    for strategy in comparison["strategies"].values():
+        (seed,) = strategy["seeds"]
+        assert strategy["joules_median"] == seed["curve"][-1]["joules"] > 0
+        measured = [point["joules"] for point in seed["curve"]]
+        assert measured == sorted(measured)
+        assert strategy["to"]["common"]["joules"]["median"] in measured
+    text = (tmp_path / "compare.md").read_text()
+    assert "energy is counted" in text
+    assert "| examples | joules |" in text

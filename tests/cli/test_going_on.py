@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ import pytest
 from mt2st_fast.cli import main
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.folder_lock import holding
+from mt2st_fast.runs.comparison_progress import Progress
+from mt2st_fast.runs.tuning import Range
+from mt2st_fast.training.run import Run
 from mt2st_fast.training.trainer import Trainer
 from tests.cli.running import QUICK, fails, run
 
@@ -70,6 +75,49 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
     assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
     assert not (out / "compare.progress.json").exists()
     assert not (out / "checkpoint").exists()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("steps", [12, 27 * 3 + 5, 27 * 4 + 27 + 9])
+def test_tuning_and_the_engines_after_it_go_on_as_well(
+    steps: int, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
+) -> None:
+    """Stopped in the first trial, in the last one, and in a run of the second engine."""
+    small = [option for option in SMALL if option not in ("--lr", "0.02")]
+    small += ["--strategies", "stl,mtl", "--seeds", "1", "--tune", "2", "--engine", "torch,fused"]
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run("compare", "--data", treebank, *small, "--out", str(straight))
+    stop_at(steps, signal.SIGTERM)
+    ends_with(143, "compare", "--data", treebank, *small, "--out", str(out))
+    done = json.loads((out / "compare.progress.json").read_text())
+    assert sum(map(len, done["trials"].values())) == min(4, steps // 27)
+    error = fails(capsys, "compare", "--resume", "--tune", "3", "--out", str(out))
+    assert "--tune 3 is given" in error
+    assert "has 2: leave it out" in error
+    assert "--engine fused is given" in fails(
+        capsys, "compare", "--resume", "--engine", "fused", "--out", str(out)
+    )
+    run("compare", "--resume", "--out", str(out))
+    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (out, straight))
+    assert ours["tuning"] == theirs["tuning"]
+    assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
+
+
+def test_a_trial_that_diverges_is_none_to_choose(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_too_fast = {"lr": Range(1e37, 1e38, ratios=True)}
+    monkeypatch.setattr("mt2st_fast.runs.tuning.ranges_of", lambda config, fixed: far_too_fast)
+    small = [option for option in SMALL if option not in ("--lr", "0.02")]
+    small += ["--strategies", "stl", "--seeds", "1", "--tune", "2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # overflows
+        run("compare", "--data", treebank, *small, "--out", str(tmp_path))
+    tuning = json.loads((tmp_path / "compare.json").read_text())["tuning"]["strategies"]["stl"]
+    given, failed = tuning["trials"]
+    assert "the loss of upos is" in failed["error"]
+    assert (tuning["chosen"], given["error"]) == (0, None)
+    assert "the loss of upos is" in (tmp_path / "compare.md").read_text()
 
 
 def test_a_comparison_in_a_folder_that_is_written_to_is_refused(
@@ -146,3 +194,24 @@ def test_a_run_goes_on_with_its_own_options_and_more_epochs(
     # The decay is the one that was found for two epochs: tasks retire where they did.
     assert [phase["first_step"] for phase in report["phases"]] == [phase["first_step"] for phase in schedule]
     assert json.loads((tmp_path / "out/config.json").read_text())["epochs"] == 4
+
+
+def test_a_run_that_ended_early_is_not_trained_again_where_its_result_was_lost(
+    treebank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the last step of a run that had come to its plateau, before that was noted."""
+    early = [*SMALL, "--seeds", "1", "--patience", "1", "--min-delta", "0.9"]
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run("compare", "--data", treebank, *early, "--out", str(straight))
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "end", lambda own, folder, result: sys.exit(1))
+        ends_with(1, "compare", "--data", treebank, *early, "--out", str(out))
+    taken, step = [], Run.step
+    monkeypatch.setattr(Run, "step", lambda own: taken.append(own.total_steps) or step(own))
+    run("compare", "--resume", "--out", str(out))
+    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (out, straight))
+    assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
+    of_stl, of_mtl = (ours["strategies"][name]["seeds"][0] for name in ("stl", "mtl"))
+    assert "has not risen by more than 0.9" in of_stl["stopped"]
+    assert of_stl["steps"] < 27
+    assert taken.count(27) == of_mtl["steps"]  # none of stl's; warming up has runs of its own

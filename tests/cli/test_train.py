@@ -29,6 +29,8 @@ FILES = (
     "model/tensors.safetensors",
 )
 
+ALL_TO_THE_END = ("mtl", "adatask", "alternate", "alternate-steps", "dwa", "famo", "uncertainty")
+
 
 @pytest.mark.parametrize("strategy", strategies())
 def test_train_writes_every_file(strategy: str, treebank: str, tmp_path: Path) -> None:
@@ -56,9 +58,15 @@ def test_train_writes_every_file(strategy: str, treebank: str, tmp_path: Path) -
     assert 0 < report["main"]["best_step"] <= report["steps"]
     active = [phase["active"] for phase in report["phases"]]
     everything = ["upos", "xpos", "feats.Number"]
-    expected = {"stl": [["upos"]], "mtl": [everything]}
-    assert active == expected.get(strategy, [everything, ["upos"]])
-    assert (report["tasks"]["xpos"]["retired_at_step"] is None) == (strategy == "mtl")
+    expected = {"stl": [["upos"]], **{name: [everything] for name in ALL_TO_THE_END}}
+    if strategy == "adaptive":  # one by one, by what it sees
+        assert active[0] == everything
+        assert active[-1] == ["upos"]
+    else:
+        assert active == expected.get(strategy, [everything, ["upos"]])
+    assert (report["tasks"]["xpos"]["retired_at_step"] is None) == (strategy in ALL_TO_THE_END)
+    turns = [phase["turns"] for phase in report["phases"]]
+    assert all(turns) if strategy.startswith("alternate") else not any(turns)
 
 
 def test_vectors_load_in_gensim(treebank: str, tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ import pytest
 
 from mt2st_fast.data import TokenStream, prepare, stream
 from mt2st_fast.errors import InputError
-from tests.data.token_files import text_of
+from tests.data.token_files import lines_of, text_of
 
 
 def test_memory_and_file_agree(corpus: Path, tmp_path: Path) -> None:
     prepare([corpus], tmp_path / "t", min_count=3, lower=True)
     read = TokenStream.open(tmp_path / "t")
-    text = text_of(corpus)
-    for sentences in (text.split("\n"), (line.split() for line in text.split("\n"))):
+    lines = lines_of(text_of(corpus))
+    for sentences in (lines, (line.split() for line in lines)):
         held = TokenStream.from_sentences(sentences, min_count=3, lower=True)
         assert np.array_equal(held.ids, read.ids)
         assert np.array_equal(held.bounds, read.bounds)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from mt2st_fast import Word2Vec
-from mt2st_fast.data.labelled_text import documents_of, read_labelled_text, target_columns
+from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
+from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.text import word_files
 from mt2st_fast.data.text.decoding import decode
 from mt2st_fast.data.text.word_files import read_lines, read_words
 from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import END
 from mt2st_fast.kernels.text import words as kernel_words
@@ -221,5 +223,6 @@ def test_a_corpus_file_that_cannot_be_used_is_one_line(content, message, tmp_pat
 
 
 def test_a_text_is_a_line_whatever_returns_it_has():
-    found = documents_of(["a\rb", "c\r", "\r\r", "\ufeffd"])
-    assert words_of(found) == [["a", "b"], ["c"], [], ["d"]]
+    features = BagFeatures(Vocabulary(list("abcd"), [1] * 4), 1, 0)
+    ids, bounds = LineBags(features, "__label__")(["a\rb", "c\r", "\r\r", "\ufeffd"])
+    assert (ids.tolist(), bounds.tolist()) == ([0, 1, 2, 3], [0, 2, 3, 3, 4])

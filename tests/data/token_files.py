@@ -30,10 +30,15 @@ def sentences_of(tokens: TokenStream) -> list[list[str]]:
 
 def expected(text: str, min_count: int) -> list[list[str]]:
     """The sentences by the plainest means."""
-    lines = [line.split() for line in re.split("\r*\n|\r", text)]
+    lines = [line.split() for line in lines_of(text)]
     counts = Counter(word for line in lines for word in line)
     kept = [[word for word in line if counts[word] >= min_count] for line in lines]
     return [line for line in kept if line]
+
+
+def lines_of(text: str) -> list[str]:
+    """A line feed ends one, as do carriage returns before it and one that stands alone."""
+    return re.split("\r*\n|\r", text)
 
 
 def text_of(corpus: Path) -> str:

@@ -227,7 +227,7 @@ def test_context_batches_go_on_where_they_stood_and_draw_anew_in_every_pass():
     assert len(first) == len(again) == len(batches) == 6
     assert not np.array_equal(first[0].drawn, again[0].drawn)
     later = ContextBatches(tokens, bounds, counts, words=500)
-    later.load_state_dict({"pass": 1, "batch": 4})
+    later.load_state_dict({**later.state_dict(), "pass": 1, "batch": 4})
     batch, _ = next(iter(later))
     for mine, theirs in zip(batch, again[4], strict=True):
         assert np.array_equal(mine, theirs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mt2st_fast.runs.plots import plain, plot_seconds, svg
+from mt2st_fast.runs.plots import median_curve, plain, plot_seconds, svg
 
 
 @pytest.mark.parametrize("name", [r"$\frac$", "_hidden", "a\nb", "\udcff", "中文"])
@@ -13,3 +13,11 @@ def test_any_name_can_be_drawn(name: str) -> None:
     assert svg(figure)
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert shown == [plain(name), "other"]
+
+
+def test_several_curves_have_a_median_and_are_faint_themselves() -> None:
+    curves = [[(1.0, 0.1), (2.0, 0.5), (3.0, 0.6)], [(2.0, 0.3), (6.0, 0.4)], [(1.5, 0.2), (9.0, 0.9)]]
+    assert median_curve(curves) == [(1.5, 0.2), (6.0, 0.5)]  # one run ended early
+    (axes,) = plot_seconds({"stl": curves, "one": [[(1.0, 0.2)]], "none": [[]]}, "quality").axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [3, 2, 2, 2, 1]
+    assert [line.get_marker() for line in axes.lines] == ["None", "None", "None", "o", "s"]

@@ -27,6 +27,7 @@ from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.schedules.base import Part
 from tests.kernels.launches import counted_launches
 
 CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ def heads_call(sizes: tuple[int, ...]) -> list[str]:
     return launches.names
 
 
-def tagger(active: tuple[str, ...]) -> tuple[EagerSteps, ResidentBatch]:
+def tagger(active: tuple[str, ...], part: Part = "all") -> tuple[EagerSteps, ResidentBatch]:
     """What `train --device cuda` steps by default on EWT, and a batch of it that lives on the device."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(1, 60_000, (20_000, 12), generator=generator)
@@ -75,7 +76,7 @@ def tagger(active: tuple[str, ...]) -> tuple[EagerSteps, ResidentBatch]:
         encoder=encoder, heads=heads, learnt=None, optimizer=adam,
         scaler=torch.amp.GradScaler("cpu", enabled=False), weights_k=torch.ones(len(active)), device=CPU,
         precision="float32", clip_norm=None, accumulate=1, lr_changes=False, graph=False, fuse_backward=True,
-        fixed_batches=False,
+        fixed_batches=False, part=part,
     )  # fmt: skip
     parts.fused_tables = fuse(parts, 1, False)
     windows = torch.randint(-1, 20_000, (2_000, 5), generator=generator, dtype=torch.int32)
@@ -84,9 +85,9 @@ def tagger(active: tuple[str, ...]) -> tuple[EagerSteps, ResidentBatch]:
     return EagerSteps(parts), batch
 
 
-def whole_step(retired: bool = False) -> list[str]:
+def whole_step(retired: bool = False, part: Part = "all") -> list[str]:
     """A step of the tagger, from the numbers of its rows to the update; counted at its second time."""
-    steps, batch = tagger(tuple(EWT)[: 1 if retired else None])
+    steps, batch = tagger(tuple(EWT)[: 1 if retired else None], part)
     # On CUDA torch's dropout is one operator.
     with mock.patch.object(
         F, "dropout", lambda x, p, training, inplace: torch.native_dropout(x, p, training)[0]
@@ -104,6 +105,8 @@ def main(out: str) -> None:
         "8 heads, S=256": heads_call(WIDE),
         "tagger": whole_step(),
         "tagger, after the switch": whole_step(retired=True),
+        "tagger, shared turn": whole_step(part="shared"),
+        "tagger, task turn": whole_step(part="tasks"),
     }
     Path(out).write_text(json.dumps(found))
 

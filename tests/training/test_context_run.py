@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mt2st_fast import MultiTask, SingleTask, Switch
+from mt2st_fast import AdaptiveSwitch, Alternate, MultiTask, SingleTask, Switch
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
@@ -154,3 +154,18 @@ def test_vectors_that_are_no_numbers_end_the_run_in_one_line(mode):
     ) as refused:
         run.finish_epoch()
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (Alternate(1, 1), "Alternate has shared parameters and those of tasks take turns"),
+        (AdaptiveSwitch(), "AdaptiveSwitch decides by held-out batches"),
+    ],
+    ids=repr,
+)
+def test_a_schedule_that_a_text_cannot_follow_is_refused(pairs, schedule, message):
+    text = text_of(200)
+    with pytest.raises(InputError, match=f"{message}, and the training of word vectors on a text cannot"):
+        run_on(text, training_on(text), schedule, {"similarity": pairs})
+    assert run_on(text, training_on(text), schedule).steps_done == 0, "a text alone has no tasks to weigh"

@@ -123,7 +123,7 @@ def test_nothing_is_computed_for_a_frozen_table_and_layer(what, untouched, made)
     buffers = model.memory.buffers
     assert [name for name in untouched if not is_marked(buffers, name)] == []
     assert [name for name in made if is_marked(buffers, name)] == []
-    kinds = {int(piece["of"]) for piece in model.pieces}
+    kinds = {int(piece["of"]) for piece in model.moving(EVERYTHING).pieces}
     assert kinds == (
         {0, 1, 2, 3} if len(what) == 1 else {2, 3}
     )  # of these the gradients are made, and no other

@@ -204,6 +204,6 @@ def test_a_schedule_that_forgets_what_it_saw_is_refused_a_checkpoint(toy, tmp_pa
     assert not path.exists()
 
 
-def test_learnt_weights_go_to_the_device():
-    schedule = learnt_schedule(Uncertainty(("tag", "score")), torch.device("meta"))
+def test_learnt_weights_go_to_the_device(toy):
+    schedule = learnt_schedule(Uncertainty(("tag", "score")), toy.heads(), torch.device("meta"))
     assert {parameter.device.type for parameter in schedule.parameters()} == {"meta"}

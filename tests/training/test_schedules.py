@@ -202,7 +202,21 @@ def test_a_value_for_a_task_that_is_not_there_is_named(schedule):
 
 
 def test_strategies_are_found_by_their_files():
-    assert set(strategies()) == {"stl", "mtl", "diminish", "switch", "diminish-switch", "squaring"}
+    assert set(strategies()) == {
+        "stl",
+        "mtl",
+        "diminish",
+        "switch",
+        "diminish-switch",
+        "squaring",
+        "adaptive",
+        "adatask",
+        "alternate",
+        "alternate-steps",
+        "dwa",
+        "famo",
+        "uncertainty",
+    }
     for name, strategy in strategies().items():
         assert strategy.name == name
         assert strategy.help
@@ -246,4 +260,12 @@ def test_two_files_must_not_claim_one_name_or_option():
 def test_every_option_knows_who_takes_it():
     found = strategy_options()
     assert found["alpha"][1] == ("squaring",)
-    assert set(found["aux_weight"][1]) == {"mtl", "diminish", "switch", "diminish-switch"}
+    assert set(found["aux_weight"][1]) == {
+        "mtl",
+        "diminish",
+        "switch",
+        "diminish-switch",
+        "adaptive",
+        "alternate",
+        "alternate-steps",
+    }

@@ -227,10 +227,10 @@ def test_a_model_of_families_is_shown_by_its_main_one(tmp_path):
         (lambda m, t: fasttext.train_unsupervised(t, loss="softmax"), "give ns or hs"),
         (lambda m, t: fasttext.train_unsupervised(t, model="glove"), "skipgram and cbow"),
         (lambda m, t: fasttext.train_unsupervised(t, wordNgrams=2), "wordNgrams=2"),
-        (lambda m, t: fasttext.train_unsupervised(t, dim=0), "^dim must be at least 1"),
+        (lambda m, t: fasttext.train_unsupervised(t, dim=0), "^dim must be a whole number of at least 1"),
         (lambda m, t: fasttext.train_unsupervised(t, thread=1.5), "^thread must be a whole number"),
         (lambda m, t: fasttext.train_unsupervised(t, minn=5, maxn=3), r"^minn \(5\)"),
-        (lambda m, t: fasttext.train_unsupervised(t, lr=float("nan")), "^lr must be a positive"),
+        (lambda m, t: fasttext.train_unsupervised(t, lr=float("nan")), "^lr must be positive and finite"),
         (lambda m, t: fasttext.train_supervised(), "give input="),
         (lambda m, t: m.get_line(3), "a text is a string, not int"),
         (

@@ -110,7 +110,7 @@ def test_gensims_defaults_are_taken():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hs": 2}, "hs is 2"),
+        ({"hs": 2}, "hs is 2; it is 1"),
         ({"negative": 0}, "negative must be a whole number of at least 1, not 0"),
         ({"hs": 1, "negative": 0, "max_n": 3}, "hs=1 is not supported with n-grams"),
         ({"null_word": 1}, "null_word=1"),

@@ -318,7 +318,7 @@ def test_what_gensim_raises_is_raised(tmp_path):
         Word2Vec([])
     with pytest.raises(RuntimeError, match="no word occurs 99 times"):
         Word2Vec(common_texts, min_count=99)
-    with pytest.raises(ValueError, match="negative is 0"):
+    with pytest.raises(ValueError, match="negative must be a whole number of at least 1, not 0"):
         Word2Vec(common_texts, hs=0, negative=0)
     with pytest.raises(TypeError, match="sentences are lists of words"):
         Word2Vec([[["a"]]])
@@ -345,15 +345,21 @@ def test_what_gensim_raises_is_raised(tmp_path):
     ("call", "message"),
     [
         (lambda m: m.predict_output_word("human system"), "a context is a list of words"),
-        (lambda m: m.predict_output_word(["human"], topn=0), "topn is 0"),
+        (
+            lambda m: m.predict_output_word(["human"], topn=0),
+            "topn must be a whole number of at least 1, not 0",
+        ),
         (lambda m: setattr(m, "wv", 5), "wv is a KeyedVectors of gensim's, not int"),
         (lambda m: m.build_vocab_from_freq({"a": "x"}), "the count of 'a' is 'x'"),
         (lambda m: m.build_vocab_from_freq({"a": -5}), "the count of 'a' is -5"),
         (lambda m: m.build_vocab_from_freq({1: 5}), "a word is a string, not 1"),
-        (lambda m: (m.scan_vocab(common_texts), m.prepare_vocab(min_count=-1)), "min_count is -1"),
+        (
+            lambda m: (m.scan_vocab(common_texts), m.prepare_vocab(min_count=-1)),
+            "min_count must be a whole number",
+        ),
         (lambda m: (m.scan_vocab(common_texts), m.prepare_vocab(sample=np.nan)), "sample"),
         (lambda m: m.reset_from(m.wv), "reset_from takes a Word2Vec, not KeyedVectors"),
-        (lambda m: m.estimate_memory(-1), "vocab_size is -1"),
+        (lambda m: m.estimate_memory(-1), "vocab_size must be a whole number of at least 0, not -1"),
         (lambda m: (setattr(m.wv, "vectors_lockf", "x"), m.train(common_texts, epochs=1)), "must be numbers"),
     ],
 )

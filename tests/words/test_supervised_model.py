@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from mt2st_fast import InputError, SupervisedModel, Switch, load_model, train_supervised
-from mt2st_fast.data.labelled_text import documents_of
-from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.line_bags import LineBags
+from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.words import bag_scorer
 
 TEXTS = ["goal match poor", "soup great", "", "unseen kickings bread", "the the a", "übel 日本 goal"]
@@ -172,13 +173,14 @@ def test_labels_in_a_text_are_no_words_of_it(model):
 
 def test_texts_are_cut_as_a_file_is():
     texts = ["a\u3000b\x00c\r", "", "\u00a0", "__label__x d a"]
-    documents = documents_of(texts)
-    found = [
-        [documents.vocabulary.words[i] for i in documents.ids[first:last]]
-        for first, last in itertools.pairwise(documents.bounds)
+    features = BagFeatures(Vocabulary(list("abcd"), [1] * 4), 1, 0)
+    ids, bounds = LineBags(features, "__label__")(texts)
+    assert [["abcd"[i] for i in ids[first:last]] for first, last in itertools.pairwise(bounds)] == [
+        ["a", "b", "c"],
+        [],
+        [],
+        ["d", "a"],
     ]
-    assert found == [["a", "b", "c"], [], [], ["d", "a"]]
-    assert isinstance(documents, Tokens)
 
 
 @pytest.mark.parametrize(

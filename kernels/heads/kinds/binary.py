@@ -6,7 +6,7 @@ With positive weights q (binary_cross_entropy_with_logits) and l = 1 + (q-1) y:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..elements import absolute, exp_of_negative, log1p_and_reciprocal, where
 from ..kind import HeadSpec, Metric, Options, as_weights, check_weights, elementwise_kind
+from ..pooling import Pooling, check_pooling
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,16 @@ def _micro_f1(hits: float, false_alarms: float, misses: float) -> float:
 class MultiLabel:
     """Any of C labels: binary cross-entropy on float targets (N, C) in [0, 1], NaN = missing.
 
-    pos_weight as in torch.nn.functional.binary_cross_entropy_with_logits.
+    pos_weight as in torch.nn.functional.binary_cross_entropy_with_logits; pooling as in Classification.
     """
 
     labels: int
     pos_weight: tuple[float, ...] | None = None
+    pooling: Pooling = field(default="none", kw_only=True)
     metric = "micro_f1"
 
     def __post_init__(self) -> None:
+        check_pooling(self.pooling)
         _ = self.head
 
     @property

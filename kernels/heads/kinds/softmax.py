@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_weights
+from ..pooling import Pooling, check_pooling
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,36 @@ class SoftmaxOptions(Options):
         return self.class_weights
 
 
-def _loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
-    target = target.long()
-    valid = target != head.ignore_index
-    weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
-    denominator = weights[target[valid]].sum()
-    total = F.cross_entropy(
+def _row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
+    return F.cross_entropy(
         logits,
-        target,
-        weight=weights,
+        target.long(),
+        weight=_class_weights(head, logits.dtype, logits.device),
         ignore_index=head.ignore_index,
         label_smoothing=head.label_smoothing,
-        reduction="sum",
+        reduction="none",
     )
-    return torch.where(denominator > 0, total / denominator.clamp_min(1e-30), total * 0)
+
+
+def _counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
+    valid = target != head.ignore_index
+    if head.options.column_weights is None:
+        return valid.to(dtype)
+    weights = _class_weights(head, dtype, target.device)
+    return weights[torch.where(valid, target, 0).long()] * valid
+
+
+def _class_weights(head: HeadSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
+    make = _made_weights if torch.compiler.is_compiling() else _kept_weights
+    return make(head.column_weights, dtype, device)
+
+
+def _made_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(weights, dtype=dtype, device=device)
+
+
+# Kept: a copy to a device would wait for it in every step.
+_kept_weights = lru_cache(maxsize=256)(_made_weights)
 
 
 def _correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
@@ -67,16 +85,19 @@ def _accuracy(right: float, valid: float) -> float:
 class Classification:
     """One of C classes: softmax cross-entropy on integer targets (N,).
 
-    Options as in torch.nn.functional.cross_entropy. Raises ValueError for one out of range.
+    Options as in torch.nn.functional.cross_entropy. pooling: of a task on whole sequences, whose features are those of
+    the first token ("first") or the mean of all ("mean"). Raises ValueError for one out of range.
     """
 
     classes: int
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     ignore_index: int = -100
+    pooling: Pooling = field(default="none", kw_only=True)
     metric = "accuracy"
 
     def __post_init__(self) -> None:
+        check_pooling(self.pooling)
         _ = self.head
 
     @property
@@ -94,7 +115,8 @@ class Classification:
 SOFTMAX = Kind(
     "SOFTMAX",
     "classes",
-    loss=_loss,
+    row_losses=_row_losses,
+    counts=_counts,
     correct=_correct,
     metric=Metric("accuracy", _sums, _accuracy),
     options=SoftmaxOptions,

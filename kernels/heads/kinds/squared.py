@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..kind import HeadSpec, Kind, Metric, Options, elementwise_kind
+from ..pooling import Pooling, check_pooling
 
 
 def _loss(z: Tensor, y: Tensor, weights: Tensor, options: Options) -> Tensor:
@@ -37,13 +38,18 @@ R2 = Metric("r2", _sums, _r2)
 
 @dataclass(frozen=True)
 class Regression:
-    """C values: squared error on float targets (N, C), or Huber loss where `huber_delta` is given; NaN = missing."""
+    """C values: squared error on float targets (N, C), or Huber loss where `huber_delta` is given; NaN = missing.
+
+    pooling as in Classification.
+    """
 
     outputs: int = 1
     huber_delta: float | None = None
+    pooling: Pooling = field(default="none", kw_only=True)
     metric = "r2"
 
     def __post_init__(self) -> None:
+        check_pooling(self.pooling)
         _ = self.head
 
     @property

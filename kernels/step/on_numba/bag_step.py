@@ -38,7 +38,7 @@ from ...machine.gemm import BLOCK_ROWS
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ...machine.team import Kernel, in_parallel
-from ..model import BagModel
+from ..model import BagModel, Moves
 
 ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
@@ -178,7 +178,7 @@ def _update_part(
     p, rules, moved, table, D, per_row, rows, begins, bags, parts, frozen, d_features, heads, columns, addresses,
     d_weight_ps, d_bias_ps,
 ):  # fmt: skip
-    """Move a piece of a part of the rows, and of the heads every n_pieces-th."""
+    """Move a piece of a part of the rows, and of the heads every n_pieces-th, as far as they are moved."""
     n_splits = len(parts) - 1
     n_pieces, part, i = n_splits * PIECES_A_PART, p // PIECES_A_PART, p % PIECES_A_PART
     n_rows = parts[part + 1] - parts[part]
@@ -223,7 +223,7 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     correct_pk = np.zeros((n_splits, K), np.int64)
     d_bias_ps = np.zeros((n_splits, S), np.float32)
     S_blocks = round_up(S, BLOCK_ROWS)
-    d_weight_ps = scratch(n_splits * S_blocks, round_up(D, WIDTH) + SKEW)
+    d_weight_ps = scratch(n_splits * S_blocks if trains_heads else 0, round_up(D, WIDTH) + SKEW)
     d_features = np.empty((B if trains_table else 0, D), np.float32)
     pooled = np.empty((n_pools if n_pools > 1 else 0, B, D), np.float32)
     if n_pools > 1:
@@ -255,9 +255,12 @@ def step(
     bags: PreparedBags,
     targets: Sequence[Tensor],
     task_weights: Tensor,
+    moves: Moves,
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of `bag_step` in step/op.py."""
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not task_weights.requires_grad
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     losses, correct = (
         torch.zeros(len(model.heads), dtype=torch.float32),
         torch.zeros(len(model.heads), dtype=torch.int64),
@@ -268,9 +271,9 @@ def step(
     table, state = model.table.parameter, model.table.state.per_row
     D, n_splits = table.shape[1], len(bags.parts) - 1
     step_on_bags(
-        packed(rules)[model.rules], model.moved, table.data_ptr(), D, NO_SCALES if state is None else state.numpy(),
-        model.frozen_rows, *bags[1:], computed, model.addresses, batch.table.column_weights, batch.addresses,
-        batch.scale, batch.gradient_scale,
+        packed(rules)[model.rules], model.moved(moves), table.data_ptr(), D,
+        NO_SCALES if state is None else state.numpy(), model.frozen_rows, *bags[1:], computed, model.addresses,
+        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale,
         tile_rows(len(bags.scales), int(computed["size"].sum()) + D, n_splits), losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct

@@ -26,7 +26,8 @@ from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
-from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE, Dropout, WindowModel
+from ..model import NOTHING, Moves
+from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE, Dropout, Moving, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
 from .window_memory import TILE_ROWS, memory_of
@@ -73,9 +74,9 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
     """One step on N windows types (N, W); losses and hits of the heads.
 
     rules and decays are a step's; hidden (H, W D) and hidden_bias (its address) are of the hidden layer; weights and
-    biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are a WindowModel's. heads are the
-    records of those that are computed; reach is how far back there are gradients to make; the rest is as in tile_pass.
-    With TO_NOTHING nothing moves, and b.a holds the features.
+    biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are those of a WindowModel that
+    move. heads are the records of those that are computed; reach is how far back there are gradients to make; the rest
+    is as in tile_pass. With TO_NOTHING nothing moves, and b.a holds the features.
     """
     N, W = types.shape
     H, D, K = hidden.shape[0], table.D, len(heads)
@@ -136,14 +137,17 @@ def step(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
+    moves: Moves,
 ) -> tuple[Tensor, Tensor]:
     """(losses (K,), correct (K,)) of `window_step` in step/window.py."""
-    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights=True)
+    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    skip_zero_weights = not task_weights.requires_grad
+    batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
     losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
     _call(
-        model, packed(rules), np.array(decays, np.float32), _checked(types, model), model.pieces, model.counts,
-        batch.computed(), batch, drop_of(dropout), model.reach, losses.data_ptr(), correct.data_ptr(),
+        model, packed(rules), np.array(decays, np.float32), _checked(types, model), model.moving(moves),
+        batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(),
     )  # fmt: skip
     return losses, correct
 
@@ -166,8 +170,8 @@ def features(model: WindowModel, types: Tensor) -> Tensor:
     for first in range(0, N, at_once):
         some = types_nw[first : first + at_once]
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), some, model.pieces[:0], model.counts[:0],
-            batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), TO_NOTHING, 0, 0,
+            model, _NO_RULE, np.ones(1, np.float32), some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
+            batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), 0, 0,
         )  # fmt: skip
         out.numpy()[first : first + at_once] = model.memory.buffers.a[: len(some), :H]
     return out
@@ -189,12 +193,10 @@ def _call(
     rules: np.ndarray,
     decays: np.ndarray,
     types: np.ndarray,
-    pieces: np.ndarray,
-    counts: np.ndarray,
+    moving: Moving,
     heads: np.ndarray,
     batch: Batch,
     drop: Drop,
-    reach: int,
     losses: int,
     correct: int,
 ) -> None:
@@ -202,7 +204,7 @@ def _call(
     weight, bias = model.hidden
     step_on_windows(
         rules, decays, types, memory.table, weight.parameter.numpy(),
-        0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, pieces, counts, heads,
-        batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop, reach, memory.batch,
-        memory.buffers, losses, correct,
+        0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, moving.pieces,
+        moving.counts, heads, batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop,
+        moving.reach, memory.batch, memory.buffers, losses, correct,
     )  # fmt: skip

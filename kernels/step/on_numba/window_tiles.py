@@ -62,7 +62,9 @@ class Drop(NamedTuple):
 
 @helper
 def prepare_types(p, table, index, hidden, reach, b):
-    """Piece 0 packs the hidden weight (H, W D); the others make the vectors of some types."""
+    """Piece 0 packs the hidden weight (H, W D), for the gradients of windows only if those are made; the others make
+    the vectors of some types.
+    """
     if p == 0:
         H = len(hidden)
         for panel in range(-(-H // PANEL)):

@@ -65,21 +65,27 @@ def read_words(path: Path) -> NumberedWords:
     return NumberedWords(np.concatenate(parts), counter.words(), counter.counts)
 
 
-def words_of(texts: Sequence[str]) -> NumberedWords:
-    """The words of texts, a line each and without line feeds, as `read_words` finds them in a file.
+def add_lines(counter: WordCounter, texts: Sequence[str]) -> np.ndarray:
+    """The numbers that a counter gives the words of texts, a line each and without line feeds, END behind each: the
+    words that `read_words` finds in a file.
 
     Raises InputError for half of a surrogate pair, which UTF-8 does not have.
     """
+    if not texts:
+        return np.empty(0, np.int32)
+    joined = "\n".join(texts)
+    if "\r" in joined:
+        joined = joined.replace("\r", " ")  # a text is a line
     try:
-        joined = "".join(f"{text}\n" for text in texts).replace("\r", " ")  # a text is a line
-        content = np.frombuffer(joined.encode(), np.uint8)
+        content = joined.encode() + bytes(1 + PADDING)
     except UnicodeEncodeError as error:
         raise InputError(
             f"a text holds {error.object[error.start]!r}, half of a character; decode it with errors='replace'"
         ) from None
-    counter = WordCounter()
-    numbers = counter.add(np.append(content, np.zeros(PADDING, np.uint8)), len(content))
-    return NumberedWords(numbers, counter.words(), counter.counts)
+    held = np.frombuffer(bytearray(content), np.uint8)
+    n = len(held) - PADDING
+    held[n - 1] = _LINE_FEED
+    return counter.add(held, n)
 
 
 def read_lines(path: Path) -> Tokens:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mt2st_fast.kernels import (
+    EVERYTHING,
     FROZEN,
     BagModel,
     HeadLayout,
+    Moves,
     PreparedBags,
     RowState,
     Trained,
@@ -99,18 +101,27 @@ class BagTraining:
         self._held = HeldParameters([self._encoder.table, *head_parameters(self._heads)], self._optimizer)
 
     def __call__(
-        self, inputs: tuple[Tensor, Tensor], targets: Mapping[str, Tensor], weights: Tensor
+        self,
+        inputs: tuple[Tensor, Tensor],
+        targets: Mapping[str, Tensor],
+        weights: Tensor,
+        moves: Moves = EVERYTHING,
+        *,
+        again: bool = False,
     ) -> Tensor:
         """One step on a batch of B bags; the losses (K,) of the active tasks, 0 where one has no target here.
 
+        again: as of `WindowTraining`; here nothing is dropped.
+
         Raises what `bag_step` and the heads raise, with nothing moved.
         """
+        del again
         _, starts = inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
         # Rates may fall at every step; all else stays for the phase.
         rules = [self._optimizer.rule(group) for group in self._optimizer.param_groups]
         bags = self._prepared(*inputs)
-        found = bag_step(self._model(batch.layout), rules, bags, batch.targets, batch.weights)
+        found = bag_step(self._model(batch.layout), rules, bags, batch.targets, batch.weights, moves)
         return self._heads.over_active(found.losses, batch)
 
     def _model(self, layout: HeadLayout) -> BagModel:

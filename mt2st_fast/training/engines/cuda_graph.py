@@ -80,6 +80,7 @@ class CudaGraphSteps:
         """What a captured step has frozen, beside the shapes of its inputs."""
         return (
             self._parts.encoder.training,
+            self._parts.part,
             tuple([p.requires_grad for p in self._parameters]),
             optimizer_constants(self._parts.optimizer),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,18 @@ from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.shares import label_shares
+from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
+
+
+class Encoded(NamedTuple):
+    """A batch on the device, with its features and what is real in them; none of a task on words."""
+
+    inputs: Any
+    targets: dict[str, Tensor]
+    features: Tensor | None
+    mask: Tensor | None
 
 
 class EagerSteps:
@@ -23,6 +33,8 @@ class EagerSteps:
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._one: Tensor | None = None
+        self._moves = True  # whether the step at hand has a gradient
+        self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
     def enter_phase(self) -> None:
         """Nothing is kept from phase to phase."""
@@ -45,20 +57,34 @@ class EagerSteps:
         """The losses (K,) of one step."""
         parts = self._parts
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
-        if len(plain) == 1:
-            total, losses = self._forward(plain[0], parts.weights())
-            self._backward(total)
-        else:
-            losses = self._accumulate(plain)
+        self._moves = False
+        with parts.own_parameters_still():
+            if len(plain) == 1:
+                encoded = [self._encoded(batch) for batch in plain[0]]
+                total, losses = self._total(encoded, self._weights(encoded))
+                self._backward(total)
+            else:
+                losses = self._accumulate(plain)
+        if self._moves:
+            self._optimizer_step()
+        if self._weigher is not None:
+            self._weigher.learn(parts.heads.active, losses, self._losses_now(plain[0]))
+        return losses
+
+    def _optimizer_step(self) -> None:
+        parts = self._parts
         if parts.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
             clip_gradients(parts.trainable(), parts.clip_norm)
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad(set_to_none=True)
-        return losses
 
     def _backward(self, total: Tensor) -> None:
+        # Tasks without parameters of their own, where only such train. Else torch says that nothing trains.
+        if self._parts.part == "tasks" and not total.requires_grad:
+            return
+        self._moves = True
         scaled = self._parts.scaler.scale(total)
         # What backward() would fill in every step; made before a capture, as its first steps are not captured.
         if self._one is None or self._one.dtype != scaled.dtype or self._one.device != scaled.device:
@@ -70,35 +96,65 @@ class EagerSteps:
         shares_mk = label_shares(self._parts.heads, micro_steps, self._parts.device)
         losses = torch.zeros_like(shares_mk[0])
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
+            encoded = [self._encoded(batch) for batch in batches]
             # Learnt weights belong to a graph that every backward pass frees: they are asked for again.
-            total, micro_losses = self._forward(batches, self._parts.weights() * share_k, len(micro_steps))
+            total, micro_losses = self._total(encoded, self._parts.weights() * share_k, len(micro_steps))
             self._backward(total)
             losses = losses + share_k * micro_losses
         return losses
 
-    def _forward(self, batches: list[PlainBatch], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
+    def _encoded(self, batch: PlainBatch) -> Encoded:
+        """A batch through the encoder, unless its task is one on words, which reads the table."""
+        device = self._parts.device
+        inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
+        # A task on words is the only one of its batch: heads refuse it beside others.
+        if self._parts.heads.is_word_task(next(iter(targets))):
+            return Encoded(inputs, targets, None, None)
+        with self._parts.autocast(), self._parts.encoding():
+            return Encoded(inputs, targets, *features_and_mask(self._parts.encoder(inputs)))
+
+    def _total(self, encoded: list[Encoded], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
         """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up.
 
         parts: how many such batches make a step, for what is of the step and not of a batch.
         """
-        totals, losses = [], []
-        for inputs, targets in batches:
-            with self._parts.autocast():
-                out = self._losses(
-                    to_device(inputs, self._parts.device), to_device(targets, self._parts.device), weights_k
-                )
-            totals.append(out.total)
-            losses.append(out.losses)
-        if (penalty := self._parts.penalty()) is not None:
+        found = [self._losses(each, weights_k) for each in encoded]
+        totals, losses = [out.total for out in found], [out.losses for out in found]
+        present = {name for each in encoded for name in each.targets}
+        if (penalty := self._parts.penalty(present)) is not None:
             totals.append(penalty / parts)
         total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         return total, losses[0] if len(losses) == 1 else sum(losses)  # type: ignore[return-value]
 
-    def _losses(self, inputs: Any, targets: dict[str, Tensor], weights_k: Tensor) -> MultitaskLoss:
-        """Of one batch, through the encoder's features or, for a task on words, through its table."""
-        encoder, heads = self._parts.encoder, self._parts.heads
-        name = next(iter(targets))
-        if heads.is_word_task(name):  # and so the only one: heads refuse it beside others
-            return heads.word_loss(name, encoder.pool, inputs, targets[name], weights_k)  # type: ignore[arg-type]
-        features, mask = features_and_mask(encoder(inputs))
-        return heads(features, targets, weights_k, mask=mask)  # type: ignore[no-any-return]
+    def _losses(self, encoded: Encoded, weights_k: Tensor) -> MultitaskLoss:
+        """Of one batch, by its features or, for a task on words, by the encoder's table."""
+        heads, (inputs, targets, features, mask) = self._parts.heads, encoded
+        with self._parts.autocast():
+            if features is None:
+                name = next(iter(targets))
+                return heads.word_loss(name, self._vectors, inputs, targets[name], weights_k)
+            return heads(features, targets, weights_k, mask=mask)  # type: ignore[no-any-return]
+
+    def _vectors(self, types: Tensor) -> Tensor:
+        """(..., D) those of word types."""
+        with self._parts.encoding():
+            return self._parts.encoder.pool(types)  # type: ignore[operator,no-any-return]
+
+    # --- weights by the losses of the step itself ---------------------------------------------------------
+
+    def _weights(self, encoded: list[Encoded]) -> Tensor:
+        """(K,) of this step; with gradient where they are learnt by one."""
+        if self._weigher is None:
+            return self._parts.weights()
+        return weights_by_losses(self._weigher, self._parts.heads.active, self._losses_alone(encoded))
+
+    @torch.no_grad()
+    def _losses_alone(self, encoded: list[Encoded]) -> Tensor:
+        """(K,) of one batch a loader."""
+        ones_k = torch.ones(len(self._parts.heads.active), device=self._parts.device)
+        return torch.stack([self._losses(each, ones_k).losses for each in encoded]).sum(0)
+
+    @torch.no_grad()
+    def _losses_now(self, batches: list[PlainBatch]) -> Tensor:
+        """(K,) with the parameters as they are now."""
+        return self._losses_alone([self._encoded(batch) for batch in batches])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
+from mt2st_fast.training.schedules.base import Part
 
 Precision = Literal["float32", "bfloat16", "float16"]
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,7 +22,7 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class StepParts:
     """What the steps of a run move and read.
 
-    Of all this `weights_k`, a value of each active task, changes its tensor.
+    Of all this `weights_k`, a value of each active task, changes its tensor, and `part` with the turns of a schedule.
     """
 
     encoder: nn.Module
@@ -40,6 +42,8 @@ class StepParts:
     fused_tables: list[nn.Parameter] = field(
         default_factory=list
     )  # that the backward pass steps, without a gradient
+    part: Part = "all"  # what trains in the step at hand
+    by_task: bool = False  # whether the optimizer has moments a task of what they share
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -51,14 +55,42 @@ class StepParts:
         """(K,) what the active tasks weigh; with gradient where that is learnt."""
         return self.weights_k if self.learnt is None else learnt_weights(self.learnt, self.heads.active)
 
-    def penalty(self) -> Tensor | None:
-        """() what learnt weights add to the total loss, or None."""
-        return None if self.learnt is None else penalty(self.learnt, self.heads.active)
+    def penalty(self, present: Collection[str]) -> Tensor | None:
+        """() what learnt weights add to the total loss of tasks with targets, or None."""
+        if self.learnt is None:
+            return None
+        return penalty(self.learnt, [name for name in self.heads.active if name in present])
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, each once: an encoder may hold the heads as well."""
         parameters = [p for module in self.modules for p in module.parameters()]
         return [p for p in dict.fromkeys(parameters) if p.requires_grad]
+
+    def parameters_of(self, part: Part) -> Iterable[nn.Parameter]:
+        """All parameters of a part, frozen ones, too."""
+        own = [p for module in self.modules[1:] for p in module.parameters()]
+        if part == "tasks":
+            return own
+        held = {id(p) for p in own} if part == "shared" else set()  # an encoder may hold the heads as well
+        return [p for module in self.modules for p in module.parameters() if id(p) not in held]
+
+    @contextmanager
+    def own_parameters_still(self) -> Iterator[None]:
+        """While it lasts no gradient is computed of the tasks' own parameters, if only shared ones train."""
+        still = [p for p in self.parameters_of("tasks") if p.requires_grad] if self.part == "shared" else []
+        for parameter in still:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in still:
+                parameter.requires_grad_(True)
+
+    def encoding(self) -> AbstractContextManager[Any]:
+        """The region in which the encoder computes, and a task on words reads its table: without gradient if only the
+        tasks' own parameters train.
+        """
+        return torch.no_grad() if self.part == "tasks" else nullcontext()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The region in which losses are computed."""

@@ -8,9 +8,14 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.kernels import NOTHING, Moves
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.optim import RowSparseOptimizer
+from mt2st_fast.training.schedules.base import Part
+
+LOSSES_ALONE = NOTHING
+MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks": Moves(shared=False)}
 
 
 def model_obstacle(
@@ -30,6 +35,10 @@ def model_obstacle(
         return "the encoder's table is not row-sparse"
     if any(heads.is_open_task(name) for name in heads.active):
         return "an active task is a loss of its own"
+    if (reason := next(iter(heads.reasons_to_call().items()), None)) is not None:
+        return f"the head of {reason[0]} {reason[1]}"
+    if any(heads.pooling(name) != "none" for name in heads.active):
+        return "an active task pools a sequence"
     if any(_has_hooks(module) for module in (*encoder.modules(), *heads.modules())):
         return "a module has hooks"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:

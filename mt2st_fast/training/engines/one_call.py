@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mt2st_fast.model.encoders import WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
 from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
 from mt2st_fast.training.sources import materialised, tasks_of
 
 
@@ -46,8 +50,8 @@ class OneCallSteps:
             return "clip_norm needs the gradients, which it never makes"
         if parts.precision != "float32":
             return f"its kernel knows no autocast (precision {parts.precision})"
-        if parts.learnt is not None:
-            return "the schedule learns its weights, which takes autograd"
+        if parts.by_task:
+            return "an accumulator a task takes a backward pass a task"
         training = WindowTraining if isinstance(parts.encoder, WindowEncoder) else BagTraining
         return training.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
@@ -72,4 +76,35 @@ class OneCallSteps:
         """The losses (K,) of one step."""
         assert self._training is not None
         inputs, targets = materialised(micro_steps[0][0])
-        return self._training(inputs, targets, self._parts.weights_k)
+        learnt, moves = self._parts.learnt, MOVES[self._parts.part]
+        if learnt is None:
+            return self._training(inputs, targets, self._parts.weights_k, moves)
+        if isinstance(learnt, WeighsByLosses):
+            return self._weighed_by_losses(learnt, inputs, targets)
+        weights_k = self._parts.weights()
+        losses = self._training(inputs, targets, weights_k, moves)
+        self._learn_weights(weights_k, losses, targets)
+        return losses
+
+    def _learn_weights(self, weights_k: Tensor, losses: Tensor, targets: Collection[str]) -> None:
+        """A step of learnt weights, of which the total loss is linear: autograd begins at the losses."""
+        parts = self._parts
+        total = torch.dot(weights_k, losses)
+        if (penalty := parts.penalty(targets)) is not None:
+            total = total + penalty
+        if parts.part == "shared" or not total.requires_grad:
+            return
+        total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad(set_to_none=True)
+
+    def _weighed_by_losses(self, learnt: WeighsByLosses, inputs: Any, targets: dict[str, Tensor]) -> Tensor:
+        """A step with weights from its own losses, which are computed before it, and once more after it."""
+        assert self._training is not None
+        active = self._parts.heads.active
+        ones_k = torch.ones(len(active))
+        before = self._training(inputs, targets, ones_k, LOSSES_ALONE)
+        weights_k = weights_by_losses(learnt, active, before)
+        losses = self._training(inputs, targets, weights_k, MOVES[self._parts.part], again=True)
+        learnt.learn(active, losses, self._training(inputs, targets, ones_k, LOSSES_ALONE))
+        return losses

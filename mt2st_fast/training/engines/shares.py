@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -24,31 +21,9 @@ def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], dev
 
 def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> Tensor:
     """(K,) what the losses of one micro-step are divided by."""
-    targets = {name: target for _, of_batch in batches for name, target in of_batch.items()}
-    counts = [
-        _count(heads, name, to_device(targets[name], device), device)
-        if name in targets
-        else torch.zeros((), device=device)
-        for name in heads.active
-    ]
-    return torch.stack(counts)
-
-
-def _count(heads: MultiTaskHeads, name: str, target: Any, device: torch.device) -> Tensor:
-    if name not in heads.tasks:
-        count = heads.label_count(name, target)
-        # A number is filled in: a copy to a device could not be captured in a graph.
-        return count.float() if isinstance(count, Tensor) else torch.full((), float(count), device=device)
-    head = heads.tasks[name].head
-    if not head.kind.takes_classes:
-        return (~target.isnan()).sum().float()
-    valid = target != head.ignore_index
-    if head.options.column_weights is None:
-        return valid.sum().float()
-    return (_column_weights(head, target.device)[torch.where(valid, target, 0)] * valid).sum()
-
-
-@cache
-def _column_weights(head: Any, device: torch.device) -> Tensor:
-    # Kept: a copy to a device would wait for it in every step.
-    return torch.tensor(head.column_weights, dtype=torch.float32, device=device)
+    targets = {
+        name: to_device(target, device) for _, of_batch in batches for name, target in of_batch.items()
+    }
+    counts = heads.label_counts(targets)
+    nothing = torch.zeros((), device=device)
+    return torch.stack([counts[name].to(device) if name in counts else nothing for name in heads.active])

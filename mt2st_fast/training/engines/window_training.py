@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import (
+    EVERYTHING,
     FROZEN,
     Dense,
     Dropout,
     HeadLayout,
+    Moves,
     RowState,
     Trained,
     WindowModel,
@@ -50,6 +52,7 @@ class WindowTraining:
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._parameters = _parameters(encoder, heads)
         self._models: dict[tuple[str, ...], WindowModel] = {}  # by the tasks of a batch
+        self._dropped = Dropout(0.0, 0)
         self._hold()
 
     @staticmethod
@@ -83,8 +86,18 @@ class WindowTraining:
             self._hold()
         return None if any(self._held.moved) else "every parameter is frozen"
 
-    def __call__(self, types: Tensor, targets: Mapping[str, Tensor], weights: Tensor) -> Tensor:
+    def __call__(
+        self,
+        types: Tensor,
+        targets: Mapping[str, Tensor],
+        weights: Tensor,
+        moves: Moves = EVERYTHING,
+        *,
+        again: bool = False,
+    ) -> Tensor:
         """One step on N windows of types (N, W); the losses (K,) of the active tasks, 0 where one has no target here.
+
+        again: with the numbers dropped that were dropped in the call before.
 
         Raises what `window_step` and the heads raise, with nothing moved.
         """
@@ -94,7 +107,8 @@ class WindowTraining:
         rules = [self._optimizer.rule(group) for group in groups]
         decays = [1.0 - float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups]
         model = self._models.get(batch.layout.names) or self._new_model(batch.layout)
-        found = window_step(model, rules, decays, types, batch.targets, batch.weights, self._dropout())
+        self._dropped = self._dropped if again else self._dropout()
+        found = window_step(model, rules, decays, types, batch.targets, batch.weights, self._dropped, moves)
         return self._heads.over_active(found.losses, batch)
 
     def features(self, types: Tensor) -> Tensor | None:

@@ -1,24 +1,31 @@
 """A switch that nobody has to set: every auxiliary task trains for as long as held-out rows say that it helps.
 
-Two signs, both read on held-out rows at every evaluation:
+Three signs, all read at every evaluation:
 
     alignment   the cosine of its gradient on the shared features with the main task's (Du et al. 2018, "Adapting
                 Auxiliary Losses Using Gradient Similarity", arXiv 1812.02224): what a task pulls the features towards.
-                On training rows the main task's own gradient fades as they are learnt by heart; held out it does not
+                On training rows the main task's own gradient fades as they are learnt by heart; on held-out rows, where
+                it is read, it does not
+    freshness   how large the main task's gradients are on training rows, over those on held-out rows. Where they are
+                alike, its own labels still teach all that there is to learn, and other tasks take room in the encoder;
+                where they fade, it has learnt its rows by heart, and what else it learns comes from the others
     progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998)
 
-A task that is not aligned has nothing to teach and retires by itself; where the main task has stopped getting better
-all that are left retire, and training ends on the main task alone.
+A task that is not aligned has nothing to teach and rests; where the main task's own labels stay fresh, and where it has
+stopped getting better, all that are left rest. A task that rests has weight 0 and costs nothing but the reading of its
+labels. Some evaluations later it retires for good, or, where the main task has become worse, comes back, once.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from mt2st_fast.numbers import check_count
 from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, PerTask, check, value_of
 from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, RunFacts, Strategy, required
 
@@ -26,32 +33,47 @@ if TYPE_CHECKING:
     from mt2st_fast.training.observations import HeldOut
 
 LEAST_COSINE = 0.01  # of tasks that have to do with each other: 512 rows of unrelated labels stay below it
+FRESH = (
+    0.75  # of a main task whose labels teach it: about 0.9 with all labels of a treebank, below 0.5 with 5 %
+)
 ERRORS = 2.0  # standard errors that a mean cosine has to lie above zero
 
 
 @dataclass(kw_only=True)
 class AdaptiveSwitch(AuxiliaryWeights):
-    """Constant weights until a task's gradient is not aligned with the main task's, or the main task's plateau.
+    """Constant weights for as long as held-out rows say that a task helps; see above for the signs.
 
-    weights: of auxiliary tasks while they train. patience: evaluations that a judgement needs. margin: the main task
-    has stopped getting better where its best of the last `patience` evaluations is not above the best before by this
-    much. Needs `fit(val=...)`. `reasons` says of every retired task why it did. What was seen is part of a checkpoint.
+    weights: of auxiliary tasks while they train. patience: evaluations that a judgement needs. margin: what a metric
+    has to move by to count: the main task has stopped getting better where its best of the last third of evaluations
+    is not above the best before by this much, and has become worse where it is that much below. Needs `fit(val=...)`.
+
+    `reasons` says of every retired task why it did, `evidence` tells every decision in order. What was seen is part of
+    a checkpoint. Raises ValueError for numbers out of range, and for weights of tasks that are not there.
     """
 
     weights: PerTask = 1.0
     patience: int = 3
     margin: float = 0.001
     reasons: dict[str, str] = field(default_factory=dict, init=False)
+    evidence: list[str] = field(default_factory=list, init=False)
+    _freshness: list[float] = field(default_factory=list, init=False, repr=False)  # from the second epoch on
     _cosines: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _metrics: list[float] = field(default_factory=list, init=False, repr=False)
+    _resting: dict[str, int] = field(
+        default_factory=dict, init=False, repr=False
+    )  # since so many evaluations
+    _why: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # they rest
+    _came_back: list[str] = field(default_factory=list, init=False, repr=False)
+    _judged_from: int = field(
+        default=0, init=False, repr=False
+    )  # evaluations before say nothing of a plateau
 
     wants_held_out_gradients = True
 
     def __post_init__(self) -> None:
         check("weights", self.weights, 0.0)
         check("margin", self.margin, 0.0)
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 2:
-            raise ValueError(f"patience must be a whole number of at least 2, not {self.patience!r}")
+        check_count(2, patience=self.patience)
 
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
         unknown = [t for t in self.weights if t not in auxiliary] if isinstance(self.weights, Mapping) else []
@@ -60,21 +82,48 @@ class AdaptiveSwitch(AuxiliaryWeights):
                              f"{', '.join(auxiliary)}")  # fmt: skip
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The constant weight until the task has retired."""
-        return None if task in self.reasons else value_of(self.weights, task, 1.0)
+        """The constant weight, 0 while the task rests, None once it has retired."""
+        if task in self.reasons:
+            return None
+        return 0.0 if task in self._resting else value_of(self.weights, task, 1.0)
 
     def observe_held_out(self, seen: HeldOut) -> None:
-        """Judge every task that still trains; from the next step on those that do not help are left out."""
-        gradients = seen.gradients or {}
-        auxiliary = [name for name in gradients if name != seen.main]
+        """Judge every auxiliary task; the next step heeds it."""
+        n_before, metric = len(self._metrics), seen.metrics[seen.main]
+        self._metrics.append(metric)
+        auxiliary = [name for name in seen.metrics if name != seen.main]
         for name in auxiliary:
-            self._cosines.setdefault(name, []).append(gradients[name].cosine)
-            if reason := self._unaligned(self._cosines[name]):
-                self.reasons.setdefault(name, f"{reason} at step {seen.step}")
-        self._metrics.append(seen.metrics[seen.main])
-        if reason := self._stopped():
-            for name in auxiliary:
-                self.reasons.setdefault(name, f"{reason} at step {seen.step}")
+            if name in self._resting:
+                self._end_rest(name, seen.step)
+        for name, gradient in (seen.gradients or {}).items():
+            if name != seen.main:
+                self._cosines.setdefault(name, []).append(gradient.cosine)
+        training = [name for name in auxiliary if name not in self._resting and name not in self.reasons]
+        if seen.freshness is not None and seen.epoch >= 1:  # in the first one all rows are new
+            self._freshness.append(seen.freshness)
+        dispensable = self._fresh() or self._stopped()
+        for name in training:
+            if reason := self._unaligned(self._cosines.get(name, ())) or dispensable:
+                self._resting[name], self._why[name] = n_before + 1, f"{reason} at step {seen.step}"
+                self.evidence.append(f"step {seen.step}: {name} rests, as {reason}")
+
+    def _end_rest(self, name: str, step: int) -> None:
+        """Have a task that has rested for long enough retire, or come back where the main task is worse without it."""
+        since = self._resting[name]
+        if len(self._metrics) < since + self.patience:
+            return
+        before, without = max(self._metrics[:since]), max(self._metrics[since:])
+        del self._resting[name]
+        seen = f"the main task reached {without:.4f} without it, after {before:.4f}"
+        if without < before - self.margin and name not in self._came_back:
+            self._came_back.append(name)
+            self._cosines.pop(name, None)
+            self._freshness.clear()
+            self._judged_from = len(self._metrics)
+            self.evidence.append(f"step {step}: {name} is back, as {seen}")
+        else:
+            self.reasons[name] = self._why[name]
+            self.evidence.append(f"step {step}: {name} retires; {seen}")
 
     def _unaligned(self, cosines: Sequence[float]) -> str | None:
         """Why a task does not help, or None where it does or nobody knows yet."""
@@ -86,26 +135,44 @@ class AdaptiveSwitch(AuxiliaryWeights):
             return None
         return f"its gradient is not aligned with the main task's (cosine {mean:.3f}, standard error {error:.3f})"
 
+    def _fresh(self) -> str | None:
+        """What says that the main task's own labels teach it all there is to learn, or None."""
+        recent = self._freshness[-self.patience :]
+        if len(recent) < self.patience or fmean(recent) < FRESH:
+            return None
+        return f"the main task's own labels still teach it (freshness {fmean(recent):.2f})"
+
     def _stopped(self) -> str | None:
         """What says that the main task does not get better any more, or None."""
-        if len(self._metrics) <= self.patience:
+        window = max(self.patience, len(self._metrics) // 3)
+        if len(self._metrics) - self._judged_from < window or len(self._metrics) == window:
             return None
-        before, recent = max(self._metrics[: -self.patience]), max(self._metrics[-self.patience :])
+        before, recent = max(self._metrics[:-window]), max(self._metrics[-window:])
         if not recent < before + self.margin:  # a metric that is not a number decides nothing
             return None
-        return f"the main task has not risen by {self.margin:g} in {self.patience} evaluations ({recent:.4f})"
+        return f"the main task has not risen by {self.margin:g} in {window} evaluations ({recent:.4f})"
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen and decided."""
-        return {"reasons": self.reasons, "cosines": self._cosines, "metrics": self._metrics}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.reasons, self._cosines = (
-            dict(state["reasons"]),
-            {k: list(v) for k, v in state["cosines"].items()},
-        )
-        self._metrics = list(state["metrics"])
+        for name in _STATE:
+            setattr(self, name, copy.deepcopy(state[name]))
+
+
+_STATE = (
+    "reasons",
+    "evidence",
+    "_cosines",
+    "_freshness",
+    "_metrics",
+    "_resting",
+    "_why",
+    "_came_back",
+    "_judged_from",
+)
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> AdaptiveSwitch:

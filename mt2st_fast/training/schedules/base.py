@@ -15,6 +15,7 @@ from mt2st_fast.numbers import check_count, check_within
 
 PerTask = float | Mapping[str, float]
 Unit = Literal["epoch", "step"]
+Part = Literal["all", "shared", "tasks"]  # which parameters train in a step; see training/turns.py
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from mt2st_fast.training.schedules.base import Schedule
 class StrategyOption:
     """A number that a strategy takes, `--name` on the command line; `low` and `high` are its inclusive limits.
 
-    default None: the strategy finds a value itself where none is given, and `help` says which.
+    whole: a fraction means nothing. default None: the strategy finds a value itself where none is given, and `help`
+    says which.
     """
 
     name: str
@@ -29,6 +30,7 @@ class StrategyOption:
     default: float | None
     low: float | None = None
     high: float | None = None
+    whole: bool = False
 
     @property
     def flag(self) -> str:
@@ -41,9 +43,9 @@ class StrategyOption:
             (-math.inf if self.low is None else self.low),
             (math.inf if self.high is None else self.high),
         )
-        if not (is_number(value) and low <= value <= high):
+        if not (is_number(value) and low <= value <= high and (value % 1 == 0 or not self.whole)):
             limits = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-            wanted = " and ".join(["a finite number", *limits])
+            wanted = " and ".join(["a finite number" + ", whole" * self.whole, *limits])
             raise InputError(f"{self.flag} must be {wanted}, not {value!r}")
 
 

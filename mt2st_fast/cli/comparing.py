@@ -1,0 +1,126 @@
+"""The runs of a comparison, one after another: trials first, then every arm on every seed; stopped and gone on with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from mt2st_fast.cli.progress import TrainingProgress
+from mt2st_fast.cli.reading import read_data
+from mt2st_fast.cli.signals import StoppingOnSignals
+from mt2st_fast.cli.terminal import say
+from mt2st_fast.data import Splits
+from mt2st_fast.runs.arms import Arm
+from mt2st_fast.runs.comparison import summarise_seed
+from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.tuning import trial_result, with_values
+from mt2st_fast.training.energy import MeasuringEnergy, energy_counter
+from mt2st_fast.training.run_options import NonFiniteLossError
+
+
+@dataclass
+class Comparing:
+    """What runs a comparison in a folder, from where `progress` says that it stands; first: the first seed's data."""
+
+    progress: Progress
+    folder: Path
+    first: Splits
+    console: Console
+    stopping: StoppingOnSignals
+    checkpoint_seconds: float
+
+    def check(self) -> Experiment:
+        """Find what cannot run before anything has run. An experiment of the first arm."""
+        for arm in reversed(self.progress.arms):
+            experiment = Experiment.prepare(self._config(arm), self.first)
+            for values in self.progress.trials_of(arm.strategy):
+                with_values(experiment.config, values).schedule()
+        return experiment
+
+    def tune(self) -> None:
+        """The trials that are left: the same trial of all strategies, then the next."""
+        progress, engine = self.progress, self.progress.engines[0]
+        trials = {strategy: progress.trials_of(strategy) for strategy in progress.strategies}
+        left = [
+            (number, strategy)
+            for number in range(progress.tune)
+            for strategy, of_strategy in trials.items()
+            if progress.n_trials(strategy) <= number < len(of_strategy)
+        ]
+        if not left:
+            return
+        seed = progress.tuning_seed
+        splits = read_data(replace(progress.config, seed=seed))
+        for number, strategy in left:
+            values = trials[strategy][number]
+            config = with_values(self._config(Arm(strategy, strategy, engine)), values)
+            label = f"{strategy}, trial {number + 1} of {progress.tune}"
+            resumes = progress.begin(self.folder, "trial", strategy, number)
+            try:
+                summary = self._run(replace(config, seed=seed), splits, label, resumes)
+                result = trial_result(values, summary, None)
+            except NonFiniteLossError as error:  # such a rate is none to choose
+                result = trial_result(values, None, str(error).removeprefix(f"{label}: "))
+            progress.end(self.folder, result)
+        for strategy in progress.strategies:
+            values = progress.tuned(strategy)
+            shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            say(self.console, f"tuned {strategy}: {shown or 'all that it takes is given'}")
+
+    def run(self) -> None:
+        """The runs that are left. Seeds outside, arms inside: a machine that slows down slows all of them down."""
+        progress = self.progress
+        self._warm_up()
+        for seed in progress.reported_seeds:
+            left = [arm for arm in progress.arms if not progress.is_done(arm.name, seed)]
+            own = seed == progress.config.seed or not left
+            splits = self.first if own else read_data(replace(progress.config, seed=seed))
+            for arm in left:
+                config = with_values(self._config(arm), progress.tuned(arm.strategy))
+                resumes = progress.begin(self.folder, "run", arm.name, seed)
+                summary = self._run(replace(config, seed=seed), splits, f"{arm.name}, seed {seed}", resumes)
+                progress.end(self.folder, {"seed": seed, **summary})
+
+    def _warm_up(self) -> None:
+        """A few steps of every arm that nobody counts: what comes but once in a process is no arm's own time.
+
+        Kernels are loaded, threads begin, memory is touched; the first arm of the first seed would bear it all.
+        """
+        for arm in self.progress.arms:
+            config = with_values(self._config(arm), self.progress.tuned(arm.strategy))
+            Experiment.prepare(config, self.first).warm_up()
+
+    def _config(self, arm: Arm) -> Config:
+        return self.progress.config.for_strategy(arm.strategy).on_engine(arm.engine)
+
+    def _run(self, config: Config, splits: Splits, label: str, resumes: bool) -> dict[str, Any]:
+        """The summary of one run.
+
+        Raises Exit where a signal has stopped it, which leaves its checkpoint, and NonFiniteLossError that names the
+        run where it diverges.
+        """
+        experiment = Experiment.prepare(config, splits)
+        bar = TrainingProgress(experiment.total_steps, label)
+        counter, _ = energy_counter(experiment.trainer.device)
+        meters = [] if counter is None else [MeasuringEnergy(counter)]
+        experiment.trainer.callbacks += [bar, self.stopping, *meters]
+        try:
+            with bar:
+                history = experiment.run(self.folder / CHECKPOINT, resumes, self.checkpoint_seconds)
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{label}: {error}") from error
+        if not experiment.is_over:
+            say(
+                self.console,
+                f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}; "
+                f"{self.progress.n_done} of {self.progress.n_all} runs are done. "
+                f"Go on with: mt2st-fast compare --resume --out {self.folder}",
+            )
+            raise typer.Exit(self.stopping.exit_code)
+        return summarise_seed(history, experiment.test()[history.main], experiment.rows_a_step)

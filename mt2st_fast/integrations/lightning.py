@@ -1,0 +1,102 @@
+"""Lightning: phases as a callback.
+
+    L.Trainer(callbacks=[PhaseCallback(Switch(at=0.6))]).fit(module, loader)
+
+where the module's `self.heads` are MultiTaskHeads, and its training step returns `self.heads(features, targets).total`:
+the heads take the weights of the step by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.phase_controller import PhaseController
+from mt2st_fast.training.schedules import Schedule
+
+__all__ = ["PhaseCallback"]
+
+
+class PhaseCallback(L.Callback):  # type: ignore[misc]
+    """Lets tasks go as the schedule says, by the optimizer steps of the run; resumed runs go on bit for bit.
+
+    heads: where the MultiTaskHeads are in the module, "heads" or "model.heads". prune: whether the optimizers forget
+    what they remember of retired parameters; these keep their places in the groups, for schedulers and stored states.
+    Under DDP the wrapper is made anew where tasks retire, which needs no find_unused_parameters.
+
+    Raises InputError where there are no MultiTaskHeads and for a run without an end, and what PhaseController raises.
+    """
+
+    def __init__(self, schedule: Schedule, heads: str = "heads", *, prune: bool = True) -> None:
+        self.schedule, self.heads, self.prune = schedule, heads, prune
+        self.controller: PhaseController | None = None
+        self._stored: Mapping[str, Any] | None = None  # of a checkpoint, until there are heads
+        self._total_steps = self._steps_per_epoch = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the heads, and go on where a checkpoint stood."""
+        total = trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise InputError("a schedule of phases needs an end: give the Trainer max_epochs or max_steps")
+        self._total_steps = int(total)
+        batches = trainer.num_training_batches
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else total
+        self._steps_per_epoch = max(1, int(per_epoch))
+        optimizers = list(trainer.optimizers)
+        self.controller = PhaseController(
+            self._heads_in(pl_module), self.schedule, optimizers if self.prune else None
+        )
+        if self._stored is not None:
+            self.controller.load_state_dict(self._stored)
+            self._stored = None
+            self._wrap_anew(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Enter the phase that is due with the next optimizer step."""
+        del batch, batch_idx
+        assert self.controller is not None
+        # Lightning counts the steps of every optimizer.
+        step = trainer.global_step // max(1, len(trainer.optimizers))
+        if self.controller.step(step, self._total_steps, self._steps_per_epoch) is not None:
+            self._wrap_anew(trainer)
+
+    def _wrap_anew(self, trainer: L.Trainer) -> None:
+        """DDP waits for the gradients of all parameters that it was made for."""
+        assert self.controller is not None
+        heads, strategy = self.controller.heads, trainer.strategy
+        wrapped = isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
+        if wrapped and heads.active != heads.names:
+            strategy.model = strategy.model.module
+            strategy.configure_ddp()
+
+    def _heads_in(self, pl_module: L.LightningModule) -> MultiTaskHeads:
+        try:
+            found = pl_module.get_submodule(self.heads)
+        except AttributeError:
+            found = None
+        if not isinstance(found, MultiTaskHeads):
+            what = "there is nothing" if found is None else f"there is a {type(found).__name__}"
+            raise InputError(
+                f"{type(pl_module).__name__} has no MultiTaskHeads at {self.heads!r} ({what}): say where they are, "
+                'PhaseCallback(schedule, heads="model.heads")'
+            )
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        if self.controller is None:
+            return dict(self._stored or {})
+        return self.controller.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until training starts: there are no optimizers yet."""
+        self._stored = state_dict or None

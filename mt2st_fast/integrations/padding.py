@@ -1,0 +1,68 @@
+"""Labels of rows of different lengths as one tensor a task, in which what is missing is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.pooling import pooling_of
+from mt2st_fast.model.tasks import Task
+
+
+class Room(NamedTuple):
+    """Where a row's tokens lie among the places of a batch."""
+
+    first: int
+    tokens: int
+    places: int
+
+
+def label_batch(
+    tasks: Mapping[str, Task], rows: Sequence[Mapping[str, Any]], rooms: Sequence[Room]
+) -> dict[str, Tensor]:
+    """(N, places) or (N,) by task, with a last axis C for values; a label that is None or missing is marked.
+
+    Classes are marked by the task's ignore_index, values by NaN. Raises InputError for an unknown task and, naming task
+    and row, for labels that do not fit.
+    """
+    unknown = sorted({name for row in rows for name in row} - set(tasks))
+    if unknown:
+        raise InputError(f"labels of {unknown[0]}, which is no task; there are {', '.join(tasks)}")
+    places = list(enumerate(zip(rows, rooms, strict=True)))
+    return {
+        name: torch.stack(
+            [_placed(f"{name} in row {i}", task, row.get(name), room) for i, (row, room) in places]
+        )
+        for name, task in tasks.items()
+    }
+
+
+def _placed(where: str, task: Task, labels: Any, room: Room) -> Tensor:
+    """One row's labels of one task among all places, or its one label."""
+    head, on_tokens = task.head, pooling_of(task) == "none"
+    classes, of_one = head.kind.takes_classes, () if head.kind.takes_classes else (head.size,)
+    places = (room.places,) if on_tokens else ()
+    dtype = torch.int64 if classes else torch.float32
+    placed = torch.full((*places, *of_one), head.ignore_index if classes else float("nan"), dtype=dtype)
+    if labels is None:
+        return placed
+    try:
+        given = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"the labels of {where} are no numbers of one shape: {labels!r}") from None
+    if classes and (given.is_floating_point() or given.dtype == torch.bool):
+        raise InputError(f"the labels of {where} must be whole numbers, not {given.dtype}")
+    wanted = ((room.tokens,) if on_tokens else ()) + of_one
+    if of_one == (1,) and given.shape == wanted[:-1]:
+        given = given.unsqueeze(-1)
+    if given.shape != wanted:
+        each = "one a token" if on_tokens else "one a row"
+        raise InputError(f"the labels of {where} must be {wanted}, {each}, not {tuple(given.shape)}")
+    if not on_tokens:
+        return given.to(dtype)
+    placed[room.first : room.first + room.tokens] = given.to(dtype)
+    return placed

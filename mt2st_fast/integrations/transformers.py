@@ -1,0 +1,239 @@
+"""Hugging Face transformers: a model of any encoder and our heads, its collator, its phases, its Trainer.
+
+    model = MultiTaskModel.from_encoder(AutoModel.from_pretrained(name), tasks, main="upos")
+    trainer = MultiTaskTrainer(
+        model, arguments, train_dataset=rows, data_collator=DataCollatorForMultiTask(tokenizer, tasks),
+        callbacks=[PhaseCallback(Switch(at=0.6))],
+    )
+
+A row is what its tokenizer gave and "labels": {task: labels}, of which any may be missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.utils import ModelOutput
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.finding import heads_of
+from mt2st_fast.integrations.padding import Room, label_batch
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
+from mt2st_fast.model.tasks import Task
+from mt2st_fast.training.observations import Stateful
+from mt2st_fast.training.phase_controller import PhaseController
+from mt2st_fast.training.schedules import Schedule
+
+__all__ = [
+    "DataCollatorForMultiTask",
+    "MultiTaskConfig",
+    "MultiTaskModel",
+    "MultiTaskOutput",
+    "MultiTaskTrainer",
+    "PhaseCallback",
+]
+
+
+class MultiTaskConfig(PretrainedConfig):  # type: ignore[misc]
+    """encoder: the configuration of any AutoModel, as a dictionary. tasks: as `tasks_to_json` describes them."""
+
+    model_type = "mt2st_fast"
+    keys_to_ignore_at_inference = ["losses"]  # noqa: RUF012 (transformers adds lists to it)
+
+    def __init__(
+        self,
+        encoder: Mapping[str, Any] | None = None,
+        tasks: Mapping[str, Any] | None = None,
+        main: str | None = None,
+        **others: Any,
+    ) -> None:
+        self.encoder = None if encoder is None else dict(encoder)
+        self.tasks = None if tasks is None else dict(tasks)
+        self.main = main
+        super().__init__(**others)
+
+
+@dataclass
+class MultiTaskOutput(ModelOutput):  # type: ignore[misc]
+    """loss: (), by the weights of the phase. losses: (K,), of the active tasks. logits: by active task."""
+
+    loss: Tensor | None = None
+    losses: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+
+
+class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
+    """An encoder of transformers and a head a task; which tasks are active is saved with the weights.
+
+    Raises InputError for a configuration that lacks its encoder, tasks or main task.
+    """
+
+    config_class = MultiTaskConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # so that a Trainer tells what all batches of a step have together
+
+    def __init__(self, config: MultiTaskConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if config.encoder is None or config.tasks is None or config.main is None:
+            raise InputError(
+                "a MultiTaskConfig needs encoder, tasks and main; MultiTaskModel.from_encoder(encoder, tasks, main) "
+                "makes one"
+            )
+        if encoder is None:
+            encoder = AutoModel.from_config(AutoConfig.for_model(**config.encoder))
+        self.encoder = encoder
+        width = encoder.config.get_text_config().hidden_size
+        self.heads = MultiTaskHeads(width, tasks_from_json(config.tasks), config.main)
+        self.post_init()
+
+    @classmethod
+    def from_encoder(cls, encoder: PreTrainedModel, tasks: Mapping[str, Task], main: str) -> Self:
+        """Heads over an encoder that is already loaded. Raises InputError for a task that cannot be kept."""
+        config = MultiTaskConfig(encoder=encoder.config.to_dict(), tasks=tasks_to_json(tasks), main=main)
+        return cls(config, encoder)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Those of the encoder."""
+        return self.encoder.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+        num_items_in_batch: Mapping[str, Tensor] | None = None,
+        **of_encoder: Any,
+    ) -> MultiTaskOutput:
+        """Loss where there are labels, logits where the model does not train.
+
+        labels: by task, (N, T) or (N,) of a task that pools, with a last axis C for values; without any a loss is not
+        computed. num_items_in_batch: by task what the loss is divided by, the labels of all batches of a step; a
+        MultiTaskTrainer gives it. Logits are of the active tasks, since they are those that were trained to the end.
+        """
+        if not (num_items_in_batch is None or isinstance(num_items_in_batch, Mapping)):
+            raise InputError(
+                "num_items_in_batch must be {task: labels}, as MultiTaskTrainer counts them: one number says nothing "
+                "of several tasks"
+            )
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **of_encoder)
+        features = encoded.last_hidden_state
+        mask = None if attention_mask is None or attention_mask.dim() != 2 else attention_mask.bool()
+        loss = losses = logits = None
+        if labels is not None:
+            out = self.heads(features, labels, mask=mask, denominators=num_items_in_batch)
+            loss, losses = out.total, out.losses
+        if labels is None or not self.training:
+            with_heads = [name for name in self.heads.active if name in self.heads.tasks]
+            logits = {name: self.heads.logits(features, name, mask) for name in with_heads}
+        return MultiTaskOutput(loss=loss, losses=losses, logits=logits)
+
+
+class MultiTaskTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer, which counts the labels of every task in all batches of a step.
+
+    So accumulating gradients is exact, whatever labels are missing: transformers itself counts `labels` that are one
+    tensor, and takes the mean of the batches' means of any other.
+    """
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step, and what every task's loss is divided by, over all processes."""
+        batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or not all(isinstance(batch.get("labels"), Mapping) for batch in batches):
+            return batches, counted
+        heads = heads_of(self.accelerator.unwrap_model(self.model))
+        counts: dict[str, Tensor] = {}
+        for batch in batches:
+            for name, count in heads.label_counts(batch["labels"]).items():
+                counts[name] = counts.get(name, 0.0) + count.to(device)
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
+            counts = {name: self.accelerator.reduce(count, "sum") for name, count in counts.items()}
+        return batches, counts
+
+
+class PhaseCallback(TrainerCallback):  # type: ignore[misc]
+    """Lets a model's tasks go as the schedule says; the model holds MultiTaskHeads anywhere in it.
+
+    A retired task has no forward pass, no gradient and, with `prune`, no state in the optimizer. A resumed run goes on
+    bit for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
+    schedule that remembers something, which no checkpoint of transformers holds, and what PhaseController raises.
+    """
+
+    def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
+        if isinstance(schedule, Stateful):
+            raise InputError(
+                f"the schedule {type(schedule).__name__} remembers something, and a resumed run of transformers would "
+                "not: give one that goes by the step"
+            )
+        self.schedule, self.prune = schedule, prune
+        self.controller: PhaseController | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """A run of its own."""
+        self.controller = PhaseController(heads_of(others["model"]), self.schedule)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Enter the phase that is due."""
+        if self.controller is None:
+            self.on_train_begin(args, state, control, **others)
+        assert self.controller is not None
+        self.controller.optimizer = others.get("optimizer") if self.prune else None
+        self.controller.step(state.global_step, state.max_steps, _steps_per_epoch(args, state, others))
+
+
+def _steps_per_epoch(args: TrainingArguments, state: TrainerState, others: Mapping[str, Any]) -> int:
+    loader = others.get("train_dataloader")
+    try:
+        batches = len(loader)  # type: ignore[arg-type]
+    except TypeError:  # a stream: all of it is one pass
+        return int(state.max_steps)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
+
+@dataclass
+class DataCollatorForMultiTask:
+    """Pads rows of a tokenizer with "labels": {task: labels}, in which a task may be None or missing.
+
+    Labels of a task on tokens are one a token, those of a task that pools one a row. Places without a label hold the
+    task's ignore_index where it is on classes, and NaN where it is on values.
+    """
+
+    tokenizer: Any
+    tasks: Mapping[str, Task]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """{inputs, "labels": {task: tensor}}. Raises InputError, naming task and row, for labels of another length."""
+        labels = [dict(row.get("labels") or {}) for row in rows]
+        inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
+        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        places = batch["input_ids"].shape[1]
+        left = getattr(self.tokenizer, "padding_side", "right") == "left"
+        rooms = [
+            Room(places - n if left else 0, n, places) for n in (len(row["input_ids"]) for row in inputs)
+        ]
+        batch["labels"] = label_batch(self.tasks, labels, rooms)
+        return batch

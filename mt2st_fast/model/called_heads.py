@@ -1,0 +1,68 @@
+"""Heads that have to be called: layers that are more than a weight and a bias, and losses of single rows.
+
+The kernels read a head's weight and bias, and so would pass by what somebody has put around them. Such a layer is
+called, and its loss computed in plain torch: slower, and said once.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from mt2st_fast.kernels import REFERENCE, HeadSpec, asked_for, check_classes, head_correct, row_losses
+
+logger = logging.getLogger("mt2st_fast")
+
+
+class RowLosses(NamedTuple):
+    """Of one head, of rows in the order of its flattened features."""
+
+    losses: Tensor  # (N,) float32, 0 of a row without a valid target
+    counts: Tensor  # (N,) what each counts for in the mean
+    correct: Tensor  # () int64
+
+
+def reason_to_call(layer: nn.Module) -> str | None:
+    """Why a head cannot be computed from its weight and bias, or None: it is a plain torch.nn.Linear."""
+    if type(layer) is not nn.Linear:
+        return f"is a {type(layer).__module__}.{type(layer).__qualname__}, no plain torch.nn.Linear"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return "has hooks"
+    if "forward" in vars(layer):
+        return "has a forward of its own"
+    return "is seen by global hooks" if torch_module._has_any_global_hook() else None
+
+
+def say_once(name: str, reason: str, backend: str, plan: str) -> None:
+    """Log that a head is not fused. Raises RuntimeError where kernels were asked for by name."""
+    asked, by = asked_for(backend)
+    if asked == REFERENCE:
+        return
+    asked, by = (plan, "plan=") if asked == "auto" else (asked, by)
+    if asked != "auto":
+        raise RuntimeError(
+            f"{by}{asked} cannot be honoured: head {name} {reason}, and is called; leave {by}auto"
+        )
+    if not torch.compiler.is_compiling():
+        _log_once(name, reason)
+
+
+@lru_cache(maxsize=256)
+def _log_once(name: str, reason: str) -> None:
+    logger.warning("the head of %s %s, and so is called instead of fused (slower)", name, reason)
+
+
+def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:
+    """Losses of features (N, D), by the layer's own forward pass, with autograd.
+
+    Raises ValueError for a class outside [0, C).
+    """
+    check_classes(name, target, head)
+    logits = layer(features)
+    losses, counts = row_losses(logits, target, head)
+    return RowLosses(losses, counts, head_correct(logits.detach(), target, head))

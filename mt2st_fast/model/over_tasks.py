@@ -1,0 +1,41 @@
+"""Targets as rows, and values of some tasks as values of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.kernels import HeadSpec, MultitaskLoss
+
+
+def flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> Tensor:
+    """(N,) or (N, C) targets of one head over features (*rows, D). Raises ValueError, naming it, for another shape."""
+    wanted = rows if head.kind.takes_classes else (*rows, head.size)
+    if wanted == (*rows, 1) and target.shape == rows:
+        target = target.unsqueeze(-1)
+    # Checked before flattening: (T, N) would pass for (N, T).
+    if target.shape != wanted:
+        raise ValueError(f"targets of {name} must be {tuple(wanted)}, not {tuple(target.shape)}")
+    return target.flatten(0, len(rows) - 1) if len(rows) > 1 else target
+
+
+def sum_losses(parts: Sequence[MultitaskLoss]) -> MultitaskLoss:
+    """Of losses of different tasks, each (K,) with zeros for the others."""
+    if len(parts) == 1:
+        return parts[0]
+    return MultitaskLoss(*(torch.stack(same).sum(0) for same in zip(*parts, strict=True)))
+
+
+def spread_losses(out: MultitaskLoss, places: list[int], K: int) -> MultitaskLoss:
+    """Losses of K' tasks as those of K: zeros for the absent ones."""
+    return MultitaskLoss(out.total, spread(out.losses, places, K), spread(out.correct, places, K))
+
+
+def spread(values: Tensor, places: list[int], K: int) -> Tensor:
+    """(K,) with values (K',) at their places, and zeros."""
+    of_task = [values.new_zeros(())] * K
+    for place, value in zip(places, values.unbind(), strict=True):
+        of_task[place] = value
+    return torch.stack(of_task)

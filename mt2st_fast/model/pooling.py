@@ -1,0 +1,39 @@
+"""The features of a whole sequence, of those of its tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.kernels import Pooling
+
+
+def pooling_of(task: object) -> Pooling:
+    """What a task takes of a sequence's features; "none" where it does not say so."""
+    found: Pooling = getattr(task, "pooling", "none")
+    return found
+
+
+def pool(features: Tensor, how: Pooling, mask: Tensor | None, task: str) -> Tensor:
+    """(N, D) of features (N, T, D): those of the first token, or the mean of all; features as they are for "none".
+
+    mask: (N, T), True for what is real, without which all is; a sequence without a real token is its first one, or 0.
+    Raises ValueError, naming the task, for features without tokens and for a mask of another shape.
+    """
+    if how == "none":
+        return features
+    if features.dim() != 3:
+        raise ValueError(
+            f"{task} pools the tokens of a sequence ({how}): its features must be (N, T, D), not "
+            f"{tuple(features.shape)}"
+        )
+    if mask is None:
+        return features[:, 0] if how == "first" else features.mean(1)
+    if mask.shape != features.shape[:2]:
+        raise ValueError(f"mask must be (N, T) = {tuple(features.shape[:2])}, not {tuple(mask.shape)}")
+    real = mask.to(torch.bool)
+    if how == "first":  # which is not that of place 0 where padding stands on the left
+        return features[torch.arange(len(features), device=features.device), real.int().argmax(1)]
+    # Left out and not multiplied by 0: what stands where nothing is real may be anything.
+    kept = torch.where(real.unsqueeze(2), features, 0)
+    return kept.sum(1) / real.sum(1, keepdim=True).clamp_min(1).to(features.dtype)

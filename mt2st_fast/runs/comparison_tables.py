@@ -1,0 +1,315 @@
+"""A comparison as tables and sentences: what compare.md, report.html and the terminal show of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mt2st_fast.runs.comparison import MEASURES
+from mt2st_fast.runs.intervals import LEAST_SEEDS
+from mt2st_fast.runs.markdown import markdown_table, one_line
+from mt2st_fast.runs.shown import change, counted, in_percent, in_points, option, short, shown
+from mt2st_fast.runs.targets import PLATEAU, POINT
+from mt2st_fast.runs.what_was_read import section_on_data
+
+COLUMNS = (
+    "strategy",
+    "best development:",
+    "test:",
+    "steps:",
+    "seconds:",
+    "steps to target:",
+    "seconds to target:",
+    "time to target vs stl:",
+    "vs mtl:",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part under a title: lines, then a table, whose columns that end in ":" are set to the right."""
+
+    title: str
+    lines: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
+
+
+def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
+    """All that there is to say, in the order in which it is asked for."""
+    return [
+        _verdicts(comparison),
+        Part("Quality", [_stopped(comparison), _taken_by(comparison)], *_quality(comparison)),
+        *(
+            Part(f"To the target: {target['label']}", [_of_seeds(target)], *_to(comparison, key))
+            for key, target in comparison["targets"].items()
+        ),
+        Part("To the plateau", [_on_plateau(comparison)], *_to(comparison, PLATEAU)),
+        *_engines(comparison),
+        *_joint(comparison),
+        *_tuning(comparison),
+    ]
+
+
+def lead(comparison: Mapping[str, Any]) -> str:
+    """How to read the numbers."""
+    machine = comparison["environment"]
+    return (
+        f"Medians over {counted(comparison['n_seeds'], 'seed')}, quartiles in brackets. Seconds are those of training "
+        f"steps alone, on {machine['processor']}, {counted(machine['threads'], 'thread')}; {comparison['energy']}. "
+        f"Engine: {', '.join(comparison['engines'])}. Runs come to a target at one of their evaluations, which are "
+        f"{comparison['steps_between_evaluations']:,} steps apart."
+    )
+
+
+def render(comparison: Mapping[str, Any]) -> str:
+    """The comparison as Markdown."""
+    lines = [
+        one_line(f"# {comparison['main']} on {comparison['data']}: strategies compared"),
+        "",
+        lead(comparison),
+        "",
+        "![seconds and steps to every target](compare.png)",
+        "",
+    ]
+    for part in parts_of(comparison):
+        lines += [f"## {part.title}", "", *(f"- {one_line(line)}" for line in part.lines if line), ""]
+        lines += [*markdown_table(part.columns, part.rows), ""] if part.rows else []
+    return "\n".join([*lines, *section_on_data(comparison["read"])])
+
+
+def table_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table of a terminal, of `COLUMNS`, a row an arm."""
+    rows = []
+    for name, strategy in comparison["strategies"].items():
+        steps, seconds = strategy["steps_to_target_median"], strategy["seconds_to_target_median"]
+        reached = strategy["to"][next(iter(comparison["targets"]))]["reached"]
+        missing = f"{reached} of {len(strategy['seeds'])} came"
+        reduction = comparison["reductions"][name]
+        rows.append(
+            [
+                name,
+                shown(strategy["best_median"]),
+                shown(strategy["test_median"]),
+                f"{strategy['steps_median']:,.0f}",
+                short(strategy["seconds_median"]),
+                missing if steps is None else f"{steps:,.0f}",
+                missing if seconds is None else short(seconds),
+                *(_reduced(reduction[f"vs_{base}"]) for base in ("stl", "mtl")),
+            ]
+        )
+    return rows
+
+
+def _reduced(reduction: float | None) -> str:
+    return change(None if reduction is None else -reduction)
+
+
+# --- cells ------------------------------------------------------------------------------------------------
+
+
+def _spread(spread: Mapping[str, float | None], show: Any) -> str:
+    """Median, and quartiles in brackets; one that lies among runs that never arrived is open."""
+    if spread["median"] is None:
+        return "–"
+    low, high = (spread[name] for name in ("q1", "q3"))
+    return f"{show(spread['median'])} ({show(low)}–{'…' if high is None else show(high)})"
+
+
+def _taken(spread: Mapping[str, float | None], measure: str) -> str:
+    """What a target took; examples go with the steps, whose quartiles say it all."""
+    if measure == "examples":
+        return "–" if spread["median"] is None else _whole(spread["median"])
+    return _spread(spread, _whole if measure == "steps" else short)
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def _bases(comparison: Mapping[str, Any]) -> list[str]:
+    """The baselines that there are."""
+    bases = next(iter(comparison["differences"].values()))
+    strategies = {strategy["strategy"] for strategy in comparison["strategies"].values()}
+    return [base for base in bases if base in strategies]
+
+
+def _verdicts(comparison: Mapping[str, Any]) -> Part:
+    columns = ["strategy", "against", "time", "time to its plateau", "quality at the end"]
+    rows = [
+        [v[name] for name in ("own", "base", "time", "plateau", "quality")] for v in comparison["verdicts"]
+    ]
+    enough = comparison["n_seeds"] >= LEAST_SEEDS
+    return Part("What can be concluded", comparison["conclusions"], columns, rows if enough else [])
+
+
+def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+    bases = _bases(comparison)
+    columns = ["strategy", "best on development:", "test, at the end:"]
+    columns += [f"{where} vs {base}, points:" for where in ("development", "test") for base in bases]
+    rows = []
+    for name, strategy in comparison["strategies"].items():
+        found = comparison["differences"][name]
+        rows.append(
+            [
+                name,
+                *(_spread(strategy["spread"][where], shown) for where in ("best", "test")),
+                *(in_points(found[base] and found[base][w]) for w in ("best", "test") for base in bases),
+            ]
+        )  # fmt: skip
+    return columns, rows
+
+
+def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[list[str]]]:
+    """What it takes every arm to come to one target, or to its plateau."""
+    bases = _bases(comparison)
+    strategies = comparison["strategies"]
+    measured = [m for m in MEASURES if m != "joules" or any(s["joules_median"] for s in strategies.values())]
+    at_plateau = ["development there:"] if key == PLATEAU else []
+    columns = ["strategy", "reached by:", *(f"{m}:" for m in measured), *at_plateau]
+    columns += [f"{measure} vs {base}:" for measure in ("time", "steps") for base in bases]
+    rows = []
+    for name, strategy in strategies.items():
+        to = strategy["to"][key]
+        differences = comparison["differences"][name]
+        rows.append(
+            [
+                name,
+                f"{to['reached']} of {len(strategy['seeds'])}",
+                *(_taken(to[m], m) for m in measured),
+                *(_spread(to["quality"], shown) for _ in at_plateau),
+                *(
+                    in_percent(differences[base] and differences[base]["to"][key][measure])
+                    for measure in ("seconds", "steps")
+                    for base in bases
+                ),
+            ]
+        )
+    return columns, rows
+
+
+def _of_seeds(target: Mapping[str, Any]) -> str:
+    values = sorted(target["of_seed"].values())
+    if values[0] == values[-1]:
+        return f"{shown(values[0])} on development rows, for every seed."
+    return (
+        f"Each seed has its own, as its data are its own: {shown(values[0])} to {shown(values[-1])} on development "
+        f"rows, median {shown(target['median'])}."
+    )
+
+
+def _on_plateau(comparison: Mapping[str, Any]) -> str:
+    return (
+        f"The first evaluation after which the best of a run rises by less than "
+        f"{comparison['plateau_margin'] / POINT:g} points: how long until one may stop. A run that still rises at its "
+        "end has none; one that levels off early may do so at a low quality."
+    )
+
+
+def _stopped(comparison: Mapping[str, Any]) -> str:
+    """How many runs --patience has ended, or nothing."""
+    ended = [f"{n}: {s['stopped']} of {len(s['seeds'])}" for n, s in comparison["strategies"].items()]
+    if comparison["config"]["patience"] is None:
+        return ""
+    config = comparison["config"]
+    return (
+        f"Runs ended early, after {config['patience']} evaluations without a rise of more than "
+        f"{config['min_delta']:g}: {', '.join(ended)}."
+    )
+
+
+def _taken_by(comparison: Mapping[str, Any]) -> str:
+    """Which way of taking a step (see `training/engines`) the arms had."""
+    arms_of: dict[str, list[str]] = {}
+    for name, strategy in comparison["strategies"].items():
+        ways = dict.fromkeys(way for run in strategy["seeds"] for way in run["taken_by"])
+        arms_of.setdefault(" and ".join(ways), []).append(name)
+    told = [f"{ways}: {', '.join(arms)}" for ways, arms in arms_of.items()]
+    return f"Steps were taken by {'; by '.join(told)}."
+
+
+def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
+    """What the engine saves, the strategy being the same."""
+    found = comparison["engine_differences"]
+    if not found:
+        return
+    strategies = comparison["strategies"]
+    first = comparison["engines"][0]
+    keys = list(comparison["targets"])
+    rows = []
+    for other, differences in found.items():
+        own = next(n for n, s in strategies.items() if s["strategy"] == strategies[other]["strategy"])
+        if differences is None:
+            continue
+        per_step = [
+            1e3 * strategies[n]["seconds_median"] / strategies[n]["steps_median"] for n in (own, other)
+        ]
+        rows.append(
+            [
+                f"{own}, {first} against {strategies[other]['engine']}",
+                *map(short, per_step),
+                in_points(differences["best"]),
+                *(in_percent(differences["to"][key]["seconds"]) for key in keys),
+            ]
+        )
+    columns = ["strategy", f"ms a step, {first}:", "the other:", "development, points:"]
+    columns += [f"time to {comparison['targets'][key]['label']}:" for key in keys]
+    yield Part(
+        "What the engine saves",
+        [
+            "The same strategy, initial values, order of rows and rates. torch is a separate nn.Linear and loss a "
+            "task, a dense table and torch.optim.AdamW, which also moves rows that a batch does not hold: that is "
+            "another optimizer, and qualities differ by it. Differences from stl and mtl in the other tables are "
+            "within one engine."
+        ],
+        columns,
+        rows,
+    )
+
+
+def _joint(comparison: Mapping[str, Any]) -> Iterator[Part]:
+    """What algorithm and engine save together."""
+    targets = comparison["targets"]
+    rows = [
+        [own, base, in_points(d["best"]), *(in_percent(d["to"][key]["seconds"]) for key in targets)]
+        for base, of_arms in comparison["joint_differences"].items()
+        for own, d in of_arms.items()
+    ]
+    if rows:
+        columns = ["strategy", "against", "development, points:"]
+        columns += [f"time to {target['label']}:" for target in targets.values()]
+        yield Part("What algorithm and engine save together", [], columns, rows)
+
+
+def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
+    """Every trial, the chosen one marked."""
+    tuning = comparison["tuning"]
+    if tuning is None:
+        return
+    names = list(tuning["ranges"])
+    rows = [
+        [
+            strategy,
+            f"{number + 1}{' chosen' * (number == found['chosen'])}",
+            *(option(trial["values"].get(name)) for name in names),
+            shown(trial["best"]) if trial["error"] is None else trial["error"].partition(":")[0],
+            option(trial["step"]),
+        ]
+        for strategy, found in tuning["strategies"].items()
+        for number, trial in enumerate(found["trials"])
+    ]
+    ranges = ", ".join(f"{name} [{low:g}, {high:g}]" for name, (low, high) in tuning["ranges"].items())
+    yield Part(
+        "Tuning",
+        [
+            f"{tuning['trials']} trials for every strategy on seed {tuning['seed']}, which no result is of; the best "
+            f"on development rows is taken. The first has the values as given, the others lie in {ranges}, of "
+            "which each takes what its strategy has."
+        ],
+        ["strategy", "trial:", *(f"{name}:" for name in names), "best on development:", "at step:"],
+        rows,
+    )

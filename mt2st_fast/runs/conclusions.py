@@ -1,0 +1,142 @@
+"""What can be concluded from a comparison and what cannot: on the whole, and for each difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mt2st_fast.runs.arms import BASELINES
+from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
+from mt2st_fast.runs.shown import counted, in_percent, in_points
+from mt2st_fast.runs.targets import PLATEAU
+
+# By what each baseline is measured, where there is no quality that the user has given.
+OWN_TARGET = {"stl": "stl_best", "mtl": "mtl_best_less"}
+BUSY = 0.5  # of the CPUs, taken by others: times then depend on who else wants them
+
+Difference = Mapping[str, float | None]
+
+
+def conclusions(comparison: Mapping[str, Any]) -> list[str]:
+    """Sentences on how much seeds and machine let one say at all."""
+    n_seeds, verdicts = comparison["n_seeds"], comparison["verdicts"]
+    said = [_on_seeds(n_seeds), *_on_load(comparison)]
+    if n_seeds >= LEAST_SEEDS and len(verdicts) > 1:
+        said.append(
+            "Each difference has an interval of its own: of twenty with nothing behind them, about one would lie apart "
+            "from 0 by chance."
+        )
+    return said
+
+
+def _on_seeds(n: int) -> str:
+    seeds = counted(n, "seed")
+    if n < LEAST_SEEDS:
+        return (
+            f"{seeds}: nothing can be concluded about differences between strategies; give --seeds {LEAST_SEEDS} or "
+            f"more for a hint, {FEW_SEEDS} or more for an answer."
+        )
+    intervals = (
+        f"intervals are {100 * LEVEL:g} %, by a bootstrap over seeds that keeps runs of one seed together"
+    )
+    if n < FEW_SEEDS:
+        return (
+            f"{seeds}; {intervals}. Of fewer than {FEW_SEEDS} seeds such intervals are too narrow, and even all seeds "
+            f"on one side may be chance (p = {2 * 0.5**n:.2g} in a sign test): what they show is a hint."
+        )
+    return f"{seeds}; {intervals}."
+
+
+def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:
+    load, cpus = comparison["load"], comparison["environment"]["cores"]
+    if load is not None and cpus and load > BUSY * cpus:
+        yield (
+            f"The machine was busy when the comparison began (load {load:.1f} on {cpus} CPUs): seconds are not to be "
+            "trusted; steps, examples and qualities are."
+        )
+
+
+def verdicts(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What is shown of each arm against STL and MTL of its engine, and of each engine with the strategy the same.
+
+    Each has "own", "base" and, as texts, "time" (to the target that it names), "plateau" and "quality".
+    """
+    strategies = comparison["strategies"]
+    found = [
+        _verdict(
+            comparison,
+            own,
+            _baseline(strategies, base, strategies[own]["engine"]),
+            _target(comparison, base),
+            d,
+        )
+        for own, bases in comparison["differences"].items()
+        for base, d in bases.items()
+        if d is not None and strategies[own]["strategy"] not in BASELINES[: BASELINES.index(base)]
+    ]
+    first = next(iter(comparison["targets"]))
+    for other, d in comparison["engine_differences"].items():
+        own = _baseline(strategies, strategies[other]["strategy"], comparison["engines"][0])
+        found.append(_verdict(comparison, own, other, first, d))
+    return found
+
+
+def _baseline(strategies: Mapping[str, Any], strategy: str, engine: str) -> str:
+    return next(n for n, s in strategies.items() if (s["strategy"], s["engine"]) == (strategy, engine))
+
+
+def _target(comparison: Mapping[str, Any], base: str) -> str:
+    return "given" if "given" in comparison["targets"] else OWN_TARGET[base]
+
+
+def _verdict(
+    comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any]
+) -> dict[str, str]:
+    hint = comparison["n_seeds"] < FEW_SEEDS
+    tested = found["test"]["value"] is not None
+    rows = "on test rows" if tested else "on development rows"
+    quality = _said(found["test" if tested else "best"], ("lower", "higher"), in_points, hint)
+    return {
+        "own": own,
+        "base": base,
+        "time": f"to {comparison['targets'][key]['label']}: {_on_time(comparison, own, base, key, found, hint)}",
+        "plateau": _on_time(comparison, own, base, PLATEAU, found, hint),
+        "quality": f"{comparison['metric']} {rows}, in points: {quality}",
+    }
+
+
+def _on_time(
+    comparison: Mapping[str, Any], own: str, base: str, key: str, found: Mapping[str, Any], hint: bool
+) -> str:
+    missing = list(_missing(comparison, own, base, key))
+    if missing:
+        return f"{' and '.join(missing)}, so nothing is said of the time"
+    return _said(found["to"][key]["seconds"], ("less time", "more time"), in_percent, hint)
+
+
+def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> Iterator[str]:
+    for name in (own, base):
+        strategy = comparison["strategies"][name]
+        n, reached = len(strategy["seeds"]), strategy["to"][key]["reached"]
+        if reached < n:
+            yield f"{name} came there in {reached} of {n} seeds"
+
+
+def _said(
+    difference: Difference, words: tuple[str, str], shown: Callable[[Difference], str], hint: bool
+) -> str:
+    """What an interval says: where 0 lies in it, no difference is shown, which does not say that there is none."""
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return "nothing can be said"
+    if low <= 0.0 <= high:
+        return f"no difference shown ({shown(difference)})"
+    return f"{'a hint of ' * hint}{words[0] if high < 0 else words[1]} ({shown(difference)})"
+
+
+def sentence(verdict: Mapping[str, str]) -> str:
+    """A verdict as a line for a terminal."""
+    return (
+        f"{verdict['own']} against {verdict['base']}: {verdict['time']}; to its plateau: {verdict['plateau']}; "
+        f"{verdict['quality']}."
+    )

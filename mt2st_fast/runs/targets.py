@@ -1,0 +1,90 @@
+"""What runs are asked to reach, and where on its curve each one does.
+
+A curve is a list of points {"step", "seconds", "examples", "joules", "quality"}, one an evaluation. Runs of one seed
+share their data and which labels are hidden, so "STL's best" is another number for each seed: the best of its own STL.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mt2st_fast.runs.arms import Arm
+
+POINT = 0.01  # of quality, as people count it: 0.2 points are 0.002
+LESS = 0.2 * POINT
+PLATEAU = "plateau"  # the key of a run's own, beside those of targets
+
+Run = Mapping[str, Any]
+Runs = Mapping[str, Sequence[Run]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A quality of the main task on development rows, for each seed. key: its name in compare.json."""
+
+    key: str
+    label: str
+    of_seed: Mapping[int, float]
+
+    @property
+    def median(self) -> float:
+        """Over the seeds."""
+        return statistics.median(self.of_seed.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """As compare.json has it."""
+        return {
+            "label": self.label,
+            "median": self.median,
+            "of_seed": {str(seed): value for seed, value in self.of_seed.items()},
+        }
+
+
+def make_targets(runs: Runs, arms: Sequence[Arm], given: float | None) -> list[Target]:
+    """The given quality, or else the highest that every run reaches; then what STL and MTL of the first engine reach.
+
+    runs: by the names of the arms, all of them over the same seeds.
+    """
+    every = [run for of_arm in runs.values() for run in of_arm]
+    seeds = sorted({run["seed"] for run in every})
+    if given is not None:
+        targets = [Target("given", f"{given:.4g}, as given", dict.fromkeys(seeds, given))]
+    else:
+        common = min(run["best"] for run in every)
+        targets = [Target("common", "what every run reaches", dict.fromkeys(seeds, common))]
+    best = {arm.strategy: {r["seed"]: r["best"] for r in runs[arm.name]} for arm in reversed(arms)}
+    if "stl" in best:
+        targets.append(Target("stl_best", "STL's best", best["stl"]))
+    if "mtl" in best:
+        less = {seed: value - LESS for seed, value in best["mtl"].items()}
+        targets.append(Target("mtl_best", "MTL's best", best["mtl"]))
+        targets.append(Target("mtl_best_less", f"MTL's best less {LESS / POINT:g} points", less))
+    return targets
+
+
+def first_reaching(run: Run, quality: float) -> dict[str, Any] | None:
+    """The first point of a run's curve that has come to a quality."""
+    return next((point for point in run["curve"] if _measured(point) and point["quality"] >= quality), None)
+
+
+def plateau(run: Run, margin: float) -> dict[str, Any] | None:
+    """The first point after which the best of the run rises by less than `margin`.
+
+    None where that is only the last one: a run that ends as it rises has shown no plateau.
+    """
+    points = [point for point in run["curve"] if _measured(point)]
+    last = max((point["quality"] for point in points), default=0.0)
+    best = -float("inf")
+    for point in points[:-1]:
+        best = max(best, point["quality"])
+        if last - best < margin:
+            return dict(point)
+    return None
+
+
+def _measured(point: Mapping[str, Any]) -> bool:
+    quality = point["quality"]
+    return quality is not None and quality == quality

@@ -1,0 +1,277 @@
+"""Hugging Face transformers, by its own Trainer: needs the extra `transformers`, and is skipped without it."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mt2st_fast import Classification, InputError, MultiTaskHeads, Regression, Switch
+from tests.integrations.examples import load
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from mt2st_fast.integrations.transformers import (  # noqa: E402
+    DataCollatorForMultiTask,
+    MultiTaskConfig,
+    MultiTaskModel,
+    MultiTaskTrainer,
+    PhaseCallback,
+)
+
+pytestmark = pytest.mark.filterwarnings("default")  # other people's code warns of what is to come there
+
+EXAMPLE = load("transformers_tagger")
+TASKS = {
+    "tag": Classification(4, label_smoothing=0.1),
+    "genre": Classification(2, pooling="first"),
+    "length": Regression(pooling="mean"),
+}
+SWITCH, STEPS = 4, 7
+
+
+def small_model(tasks=TASKS, **options):
+    transformers.set_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=EXAMPLE.WORDS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **options,
+    )  # fmt: skip
+    return MultiTaskModel.from_encoder(transformers.BertModel(config, add_pooling_layer=False), tasks, "tag")
+
+
+def made_up(n, seed=0):
+    """Rows of different lengths whose labels are missing here and there, for some altogether."""
+    draw, tokenizer = random.Random(seed), EXAMPLE.small_tokenizer()
+    rows = []
+    for _ in range(n):
+        ids = [draw.randrange(1, EXAMPLE.WORDS) for _ in range(draw.randint(2, 7))]
+        labels = {
+            "tag": [w % 4 if draw.random() < 0.5 else -100 for w in ids],
+            "genre": ids[0] % 2,
+            "length": len(ids) / 7,
+        }
+        kept = {name: label for name, label in labels.items() if draw.random() < 0.6}
+        rows.append({**tokenizer(" ".join(f"w{i}" for i in ids)), "labels": kept})
+    return rows
+
+
+COLLATE = DataCollatorForMultiTask(EXAMPLE.small_tokenizer(), TASKS)
+
+
+DEFAULTS = {
+    "max_steps": STEPS,
+    "learning_rate": 0.01,
+    "per_device_train_batch_size": 4,
+    "save_strategy": "no",
+}
+
+
+def train(model, folder, rows, *, schedule=None, resume=None, collate=COLLATE, **options):
+    arguments = transformers.TrainingArguments(
+        str(folder), report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False, logging_steps=1,
+        **DEFAULTS | options,
+    )  # fmt: skip
+    trainer = MultiTaskTrainer(
+        model, arguments, train_dataset=rows, data_collator=collate,
+        callbacks=[] if schedule is None else [PhaseCallback(schedule)],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_the_example_runs_and_learns(tmp_path):
+    trainer = EXAMPLE.main(steps=25, folder=str(tmp_path), save_strategy="no")
+    assert trainer.model.heads.active == ("tag",)
+    measured = trainer.evaluate()
+    assert measured["eval_right"] > 0.5  # a quarter is right by chance
+    assert measured["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("missing_everywhere", [False, True])
+def test_accumulating_is_one_large_batch_whatever_labels_are_missing(tmp_path, missing_everywhere):
+    rows = made_up(16)
+    if missing_everywhere:
+        rows = [row | {"labels": {n: v for n, v in row["labels"].items() if n != "genre"}} for row in rows]
+
+    def update(parts):
+        model = small_model()
+        options = {
+            "optim": "sgd",
+            "learning_rate": 0.5,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+        }
+        train(
+            model, tmp_path, rows, max_steps=1, per_device_train_batch_size=16 // parts,
+            gradient_accumulation_steps=parts, **options,
+        )  # fmt: skip
+        return weights(model)
+
+    whole, start = update(1), weights(small_model())
+    assert max((whole[n] - start[n]).abs().max() for n in whole) > 1e-3
+    for parts in (2, 4, 8):
+        split = update(parts)
+        assert max((split[n] - whole[n]).abs().max().item() for n in whole) < 1e-6, parts
+
+
+def by_hand(model, batches, lr):
+    """A loop without anything of ours: linear layers and torch's losses."""
+    encoder = model.encoder
+    layers = {n: copy.deepcopy(model.heads.linear(n)) for n in TASKS}
+    parameters = [*encoder.parameters(), *(p for layer in layers.values() for p in layer.parameters())]
+    optimizer = torch.optim.SGD(parameters, lr=lr)
+    losses = []
+    for batch in batches:
+        mask, labels = batch["attention_mask"], batch["labels"]
+        features = encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        mean = (features * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
+        tag = layers["tag"](features).flatten(0, 1), labels["tag"].flatten()
+        genre = layers["genre"](features[:, 0]), labels["genre"]
+        known = ~labels["length"].isnan()
+        parts = [
+            F.cross_entropy(*tag, label_smoothing=0.1, reduction="sum") / (tag[1] >= 0).sum().clamp(min=1),
+            F.cross_entropy(*genre, reduction="sum") / (genre[1] >= 0).sum().clamp(min=1),
+            (((layers["length"](mean) - labels["length"])[known]) ** 2).sum() / known.sum().clamp(min=1),
+        ]
+        loss = sum(parts)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, weights(nn.ModuleDict({"encoder": encoder, "linears": nn.ModuleDict(layers)}))
+
+
+def test_losses_are_those_of_a_loop_written_by_hand(tmp_path):
+    rows = made_up(4 * SWITCH)
+    batches = [COLLATE(rows[i : i + 4]) for i in range(0, len(rows), 4)]
+    expected, ends = by_hand(small_model(), batches, lr=0.1)
+    trainer = train(
+        small_model(), tmp_path, rows, schedule=Switch(at_step=SWITCH), max_steps=SWITCH, optim="sgd",
+        learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0.0, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [float(loss) for loss in logged] == pytest.approx(expected, abs=1e-4)  # as rounded as the log is
+    for name, own in weights(trainer.model).items():
+        torch.testing.assert_close(own, ends[name.removeprefix("heads.")], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"bf16": True}])
+def test_what_has_retired_has_no_gradient_no_state_and_no_forward_pass(tmp_path, options):
+    model = small_model()
+    trainer = train(model, tmp_path, made_up(24), schedule=Switch(at_step=SWITCH), **options)
+    assert model.heads.active == ("tag",)
+    retired = [p for name in ("genre", "length") for p in model.heads.linear(name).parameters()]
+    state = trainer.optimizer.state
+    assert not any(p.requires_grad or p.grad is not None or p in state for p in retired)
+    assert all(p in state for p in model.heads.linear("tag").parameters())
+    model.eval()
+    batch = COLLATE(made_up(3))
+    out = model(**batch)
+    assert list(out.logits) == ["tag"]
+    assert out.losses.shape == (1,)
+
+
+def test_resumed_before_at_and_after_the_switch_it_goes_on_bit_for_bit(tmp_path):
+    rows = made_up(40)
+    run = {"schedule": Switch(at_step=SWITCH), "save_strategy": "steps", "save_steps": 1}
+    end = train(small_model(), tmp_path, rows, **run)
+    expected = weights(end.model)
+    for step in (SWITCH - 1, SWITCH, SWITCH + 2):
+        resumed = train(
+            small_model(), tmp_path / str(step), rows, resume=str(tmp_path / f"checkpoint-{step}"), **run
+        )
+        assert all(torch.equal(own, expected[name]) for name, own in weights(resumed.model).items()), step
+        assert resumed.model.heads.active == ("tag",)
+        assert len(resumed.optimizer.state) == len(end.optimizer.state)
+
+
+def test_a_model_is_kept_with_its_tasks_and_which_of_them_are_active(tmp_path):
+    model = small_model()
+    model.heads.set_active(["tag", "length"])
+    model.save_pretrained(tmp_path)
+    model.eval()
+    batch = COLLATE(made_up(5))
+    again = MultiTaskModel.from_pretrained(tmp_path).eval()
+    assert again.heads.active == ("tag", "length")
+    assert again.heads.tasks == model.heads.tasks
+    assert all(torch.equal(own, weights(again)[name]) for name, own in weights(model).items())
+    assert torch.equal(again(**batch).loss, model(**batch).loss)
+    low = MultiTaskModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert low.heads.active == ("tag", "length")
+    assert low(**batch).loss.item() == pytest.approx(model(**batch).loss.item(), rel=0.05)
+
+
+def test_an_encoder_that_is_loaded_stays_as_it_was():
+    transformers.set_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    encoder = transformers.BertModel(config)
+    before = weights(encoder)
+    model = MultiTaskModel.from_encoder(encoder, TASKS, "tag")
+    assert model.encoder is encoder
+    assert all(torch.equal(own, before[name]) for name, own in weights(encoder).items())
+
+
+def test_adapters_on_heads_and_encoder_are_trained():
+    peft = pytest.importorskip("peft")
+    model = small_model()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["linears.tag", "query"], r=2))
+    adapted(**COLLATE(made_up(6))).loss.backward()
+    trained = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(trained) == 4
+    assert all(grad is not None for grad in trained.values())
+    assert all(grad.abs().max() > 0 for name, grad in trained.items() if "lora_B" in name)
+    kept = peft.get_peft_model(
+        small_model(), peft.LoraConfig(target_modules=["query"], modules_to_save=["heads"])
+    )
+    callback = PhaseCallback(Switch(at_step=0))
+    state, arguments = (
+        transformers.TrainerState(max_steps=2),
+        transformers.TrainingArguments("unused", use_cpu=True),
+    )
+    callback.on_train_begin(arguments, state, None, model=kept)
+    callback.on_step_begin(arguments, state, None, model=kept)
+    kept(**COLLATE(made_up(6))).loss.backward()
+    heads = kept.base_model.model.heads.modules_to_save["default"]
+    assert heads.active == ("tag",)
+    assert heads.linear("tag").weight.grad is not None
+    assert heads.linear("genre").weight.grad is None
+
+
+class Counting:
+    """A schedule with a memory."""
+
+    def task_weights(self, moment, main, auxiliary):
+        return {main: 1.0}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_what_cannot_be_done_is_refused_by_name():
+    with pytest.raises(InputError, match="Counting remembers something"):
+        PhaseCallback(Counting())
+    with pytest.raises(InputError, match=r"needs encoder, tasks and main; MultiTaskModel\.from_encoder"):
+        MultiTaskModel(MultiTaskConfig())
+    with pytest.raises(InputError, match="one number says nothing of several tasks"):
+        small_model()(**COLLATE(made_up(2)), num_items_in_batch=torch.tensor(8))
+    state, arguments = (
+        transformers.TrainerState(max_steps=2),
+        transformers.TrainingArguments("unused", use_cpu=True),
+    )
+    with pytest.raises(InputError, match="Linear has none"):
+        PhaseCallback(Switch()).on_train_begin(arguments, state, None, model=nn.Linear(2, 2))
+    assert isinstance(small_model().heads, MultiTaskHeads)

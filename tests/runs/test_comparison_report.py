@@ -1,0 +1,165 @@
+"""compare.md, report.html and compare.png of runs that are made up: nobody comes to a target, or energy is known."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mt2st_fast.runs.comparison_plots import plot_comparison
+from mt2st_fast.runs.comparison_tables import parts_of, render
+from mt2st_fast.runs.pages import comparison_page
+from mt2st_fast.runs.plots import svg
+from tests.runs.made_up_runs import compared, run_of
+
+READ = {"name": "toy", "files": [], "rows": {"train": 9}, "tokens": {"train": 9}, "columns": [], "labels": [],
+        "understood": {}, "notes": []}  # fmt: skip
+TUNING = {
+    "trials": 2,
+    "seed": 9,
+    "fixed": [],
+    "ranges": {"lr": [0.002, 0.05], "switch_at": [0.1, 0.9]},
+    "strategies": {
+        "stl": {
+            "chosen": 0,
+            "trials": [
+                {"values": {"lr": 0.01}, "best": 0.8, "step": 3, "error": None},
+                {
+                    "values": {"lr": 0.05},
+                    "best": None,
+                    "step": None,
+                    "error": "the loss is nan at step 3: so",
+                },
+            ],
+        }
+    },
+}
+FACTS = {
+    "main": "$tag$ <b>",
+    "data": "toy",
+    "read": READ,
+    "config": {"patience": 2, "min_delta": 0.0, "lr": 0.01},
+    "energy": "energy is made up",
+    "environment": {"processor": "abacus", "threads": 1, "cores": 4},
+    "tuning": TUNING,
+}
+
+
+def runs_of(*seeds, factor=1.0, joules=None):
+    return {
+        "stl": [
+            run_of(s, 0.2, 0.4 + s / 100, 0.8 + s / 100, 0.8, seconds=factor, joules=joules) for s in seeds
+        ],
+        "mtl": [run_of(s, 0.3, 0.7 + s / 100, 0.7, seconds=factor, joules=joules) for s in seeds],
+        "switch": [run_of(s, 0.3, 0.7 + s / 100, 0.825, seconds=factor, joules=joules) for s in seeds],
+    }
+
+
+def both_engines(*seeds, factor):
+    slow = {f"{name} (torch)": runs for name, runs in runs_of(*seeds, factor=factor).items()}
+    return compared({**runs_of(*seeds), **slow}, engines=("fused", "torch"), **FACTS)
+
+
+COMPARISONS = {
+    "one seed": compared(runs_of(1), **FACTS),
+    "three seeds": compared(runs_of(1, 2, 3), **FACTS),
+    "out of reach": compared(runs_of(1, 2, 3), target=0.99, **FACTS),
+    "joules": compared(runs_of(1, 2, 3, joules=3.0), **FACTS),
+    "engines": both_engines(1, 2, 3, 4, 5, 6, factor=2.0),
+    "one arm": compared({"switch": runs_of(1, 2)["switch"]}, **FACTS | {"tuning": None}),
+}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_report_is_whole(name):
+    comparison = COMPARISONS[name]
+    text, page = render(comparison), comparison_page(comparison).decode()
+    for title in (part.title for part in parts_of(comparison)):
+        assert f"## {title}" in text
+        assert title.replace("'", "&#39;") in page
+    for shown in (text, re.sub(r"base64,[^\"]*", "", page)):
+        assert not re.search(r"\bNone\b|\bnan\b(?! at step)|\binf\b", shown)
+    assert "<b>" not in page
+    rows = [line for line in text.splitlines() if line.startswith("| switch |")]
+    assert len(rows) >= 3
+
+
+def part(comparison, title):
+    (found,) = [part for part in parts_of(comparison) if part.title == title]
+    return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+
+
+def test_what_nobody_reaches_is_a_dash_with_its_count():
+    (_, mtl, _) = part(COMPARISONS["out of reach"], "To the target: 0.99, as given")
+    assert (mtl["reached by:"], mtl["seconds:"], mtl["steps:"], mtl["time vs stl:"]) == (
+        "0 of 3",
+        "–",
+        "–",
+        "–",
+    )
+
+
+def test_medians_quartiles_and_intervals():
+    (stl, mtl, switch) = part(COMPARISONS["three seeds"], "To the target: STL's best")
+    assert (stl["seconds:"], stl["steps:"], stl["examples:"]) == ("3 (3–3)", "3 (3–3)", "24")
+    assert mtl["reached by:"] == "0 of 3"
+    assert switch["reached by:"] == "2 of 3"  # seed 3 has a higher one
+    found = part(COMPARISONS["three seeds"], "To the target: MTL's best less 0.2 points")[2]
+    assert (found["time vs mtl:"], found["steps vs stl:"]) == ("+0 % [+0, +0]", "-33 % [-33, -33]")
+    assert not any("joules:" in row for row in part(COMPARISONS["three seeds"], "To the plateau"))
+    energy = part(COMPARISONS["joules"], "To the target: STL's best")[0]["joules:"]
+    assert energy == "9 (9–9)"
+
+
+def test_of_too_few_seeds_no_verdicts_are_shown():
+    assert part(COMPARISONS["one seed"], "What can be concluded") == []
+    assert len(part(COMPARISONS["three seeds"], "What can be concluded")) == 3
+
+
+def test_tuning_shows_every_trial():
+    first, second = part(COMPARISONS["three seeds"], "Tuning")
+    assert list(first.values()) == ["stl", "1 chosen", "0.01", "–", "0.8000", "3"]
+    assert list(second.values()) == ["stl", "2", "0.05", "–", "the loss is nan at step 3", "–"]
+    assert "Tuning" not in [part.title for part in parts_of(COMPARISONS["one arm"])]
+
+
+def test_engines_have_a_table_of_their_own():
+    rows = part(COMPARISONS["engines"], "What the engine saves")
+    assert [row["strategy"] for row in rows] == [
+        f"{n}, fused against torch" for n in ("stl", "mtl", "switch")
+    ]
+    assert rows[0]["time to STL's best:"] == "-50 % [-50, -50]"
+    joint = part(COMPARISONS["engines"], "What algorithm and engine save together")
+    assert [(row["strategy"], row["against"]) for row in joint][:2] == [
+        ("stl", "stl (torch)"),
+        ("mtl", "stl (torch)"),
+    ]
+
+
+def texts_of(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_the_picture_has_a_row_for_each_target_and_says_who_came_there():
+    figure = plot_comparison(COMPARISONS["out of reach"])
+    assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == [
+        "to 0.99, as given (median 0.9900)",
+        "to STL's best (median 0.8200)",
+        "to MTL's best (median 0.7200)",
+        "to MTL's best less 0.2 points (median 0.7180)",
+        "to the plateau (rises by less than 0.2 points)",
+    ]
+    given, stl_best = figure.axes[0], figure.axes[2]
+    assert texts_of(given) == ["0 of 3 came"] * 3
+    assert texts_of(stl_best) == ["3", "0 of 3 came", "3 (2 of 3)"]
+    assert len(stl_best.patches) == 2
+    assert svg(figure)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(2.0, "linear"), (100.0, "log")])
+def test_what_is_many_times_longer_is_drawn_by_ratios(factor, scale):
+    seconds, steps = plot_comparison(both_engines(1, 2, 3, factor=factor)).axes[:2]
+    assert seconds.get_xscale() == scale
+    assert steps.get_xscale() == "linear"
+    low, high = seconds.get_xlim()
+    assert all(low <= x <= high for line in seconds.lines for x in line.get_xdata())

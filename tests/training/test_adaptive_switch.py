@@ -1,0 +1,234 @@
+"""AdaptiveSwitch: what it decides on given evidence, and that it finds unrelated tasks in real runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import AdaptiveSwitch, Callback, Classification, InputError, MultiTaskHeads, Trainer
+from mt2st_fast.training.observations import HeldOut, TaskGradient
+from mt2st_fast.training.schedules import Moment
+from tests.training.small_runs import Stop
+
+ALIGNED = (0.3, 0.25, 0.35)
+UNRELATED = (0.004, -0.003, 0.001)
+
+
+def show(schedule, metrics, cosines=None, *, first=0, main="a"):
+    """An evaluation every 10 steps; cosines: {task: one for each evaluation, repeated}."""
+    tasks = cosines or {"b": ALIGNED}
+    for i, metric in enumerate(metrics, first):
+        gradients = {main: TaskGradient(1.0, 1.0)} | {
+            name: TaskGradient(1.0, values[i % len(values)]) for name, values in tasks.items()
+        }
+        seen = {main: metric} | dict.fromkeys(tasks, 0.5)
+        schedule.observe_held_out(HeldOut(10 * (i + 1), main, seen, gradients))
+
+
+def weights(schedule, *tasks):
+    return schedule.task_weights(Moment(0, 10, 100), "a", tasks or ("b",))
+
+
+RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_an_aligned_task_trains_for_as_long_as_the_main_task_gets_better():
+    schedule = AdaptiveSwitch(weights=0.5)
+    show(schedule, RISING)
+    assert weights(schedule) == {"a": 1.0, "b": 0.5}
+    assert not schedule.evidence
+
+
+def test_a_task_that_is_not_aligned_rests_and_then_retires_with_its_reason():
+    schedule = AdaptiveSwitch()
+    show(schedule, RISING[:3], {"b": ALIGNED, "c": UNRELATED})
+    assert weights(schedule, "b", "c") == {"a": 1.0, "b": 1.0, "c": 0.0}
+    show(schedule, RISING[3:6], {"b": ALIGNED, "c": UNRELATED}, first=3)
+    assert weights(schedule, "b", "c") == {"a": 1.0, "b": 1.0}
+    assert list(schedule.reasons) == ["c"]
+    assert "not aligned" in schedule.reasons["c"]
+    assert schedule.reasons["c"].endswith("at step 30")
+    assert [line.split(";")[0].split(",")[0] for line in schedule.evidence] == [
+        "step 30: c rests",
+        "step 60: c retires",
+    ]
+
+
+def test_a_noisy_task_whose_mean_alignment_could_be_nothing_rests():
+    schedule = AdaptiveSwitch()
+    show(schedule, RISING[:3], {"b": (0.2, -0.15, 0.05)})
+    assert weights(schedule) == {"a": 1.0, "b": 0.0}
+
+
+def test_all_rest_at_the_main_tasks_plateau():
+    schedule = AdaptiveSwitch(margin=0.01)
+    show(schedule, [0.5, 0.7, 0.8, 0.805, 0.79])
+    assert weights(schedule)["b"] == 1.0
+    show(schedule, [0.8], first=5)  # the best of three, of the last third where that is more
+    assert weights(schedule)["b"] == 0.0
+    show(schedule, [0.81, 0.80, 0.82], first=6)
+    assert weights(schedule) == {"a": 1.0}
+    assert "has not risen by 0.01 in 3 evaluations (0.8050)" in schedule.reasons["b"]
+
+
+def test_a_task_comes_back_once_where_the_main_task_fell_without_it():
+    schedule = AdaptiveSwitch()
+    show(schedule, [0.8, 0.8, 0.8, 0.8])
+    assert weights(schedule)["b"] == 0.0
+    show(schedule, [0.7, 0.75, 0.74], first=4)
+    assert weights(schedule)["b"] == 1.0
+    assert schedule.evidence[-1] == (
+        "step 70: b is back, as the main task reached 0.7500 without it, after 0.8000"
+    )
+    show(schedule, [0.7, 0.7], first=7)
+    assert weights(schedule)["b"] == 1.0  # a plateau is judged anew
+    show(schedule, [0.7, 0.6, 0.6, 0.6], first=9)
+    assert weights(schedule) == {"a": 1.0}  # worse again, but it has been back
+    assert "b" in schedule.reasons
+
+
+def show_fresh(schedule, freshness, *, epochs_each=0.5, metrics=RISING):
+    for i, (fresh, metric) in enumerate(zip(freshness, metrics, strict=False)):
+        gradients = {"a": TaskGradient(1.0, 1.0), "b": TaskGradient(1.0, ALIGNED[i % 3])}
+        seen = {"a": metric, "b": 0.5}
+        schedule.observe_held_out(HeldOut(10 * (i + 1), "a", seen, gradients, fresh, epochs_each * (i + 1)))
+
+
+def test_all_rest_where_the_main_tasks_own_labels_stay_fresh_from_the_second_epoch_on():
+    schedule = AdaptiveSwitch()
+    show_fresh(schedule, [0.9, 0.9, 0.8])
+    assert weights(schedule)["b"] == 1.0  # two evaluations of these count: an epoch had gone by
+    schedule = AdaptiveSwitch()
+    show_fresh(schedule, [0.9, 0.9, 0.8, 0.85])
+    assert weights(schedule)["b"] == 0.0
+    assert schedule.evidence == [
+        "step 40: b rests, as the main task's own labels still teach it (freshness 0.85)"
+    ]
+
+
+def test_auxiliary_tasks_stay_where_the_main_task_knows_its_rows_by_heart():
+    schedule = AdaptiveSwitch()
+    show_fresh(schedule, [1.0, 1.0, 0.6, 0.3, 0.2, 0.1, 0.05])
+    assert weights(schedule)["b"] == 1.0
+
+
+def test_a_metric_that_is_no_number_decides_nothing():
+    schedule = AdaptiveSwitch()
+    show(schedule, [float("nan")] * 6)
+    assert weights(schedule)["b"] == 1.0
+
+
+def test_tasks_without_gradients_on_the_features_are_let_go_by_the_plateau_alone():
+    schedule = AdaptiveSwitch()
+    for i in range(8):
+        schedule.observe_held_out(HeldOut(i, "a", {"a": 0.9, "words": 0.1}, None))
+    assert weights(schedule, "words") == {"a": 1.0}
+
+
+def test_its_state_is_json_and_goes_on():
+    metrics = [0.8, 0.8, 0.8, 0.8, 0.7, 0.75]
+    through, stopped = AdaptiveSwitch(), AdaptiveSwitch()
+    show(through, metrics)
+    show(stopped, metrics)
+    resumed = AdaptiveSwitch()
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    for schedule in (through, resumed):
+        show(schedule, [0.74, 0.7], first=len(metrics))
+    assert resumed == through
+    assert weights(resumed) == weights(through)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patience": 1}, "patience must be a whole number of at least 2, not 1"),
+        ({"margin": -0.1}, "margin"),
+        ({"weights": float("nan")}, "weights"),
+    ],
+)
+def test_nonsense_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        AdaptiveSwitch(**options)
+
+
+def test_weights_of_a_task_that_is_not_there_are_refused():
+    with pytest.raises(ValueError, match="weights names z, which is no auxiliary task; there are b"):
+        weights(AdaptiveSwitch(weights={"z": 1.0}))
+
+
+# --- in a run ----------------------------------------------------------------------------------------------
+
+
+def related_and_permuted(rows=2048):
+    """Batches of a main task, one that shares its inputs' structure, and one with the labels of other rows."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 12, generator=draw)
+    hidden = x @ torch.randn(12, 6, generator=draw)
+    main, near = hidden.argmax(1), hidden[:, :4].argmax(1)
+    targets = {"main": main, "near": near, "permuted": main[torch.randperm(rows, generator=draw)]}
+    return [(x[i : i + 64], {name: t[i : i + 64] for name, t in targets.items()}) for i in range(0, rows, 64)]
+
+
+def trainer_of(**options):
+    torch.manual_seed(1)
+    tasks = {"main": Classification(6), "near": Classification(4), "permuted": Classification(6)}
+    encoder = nn.Sequential(nn.Linear(12, 32), nn.ReLU())
+    heads = MultiTaskHeads(32, tasks, "main")
+    schedule = AdaptiveSwitch()
+    return Trainer(encoder, heads, schedule=schedule, device="cpu", lr=0.01, log_every=5, **options)
+
+
+def fit(trainer, epochs=12, **options):
+    batches = related_and_permuted()
+    return trainer.fit(batches[8:], val=batches[:8], epochs=epochs, evaluate_every=8, **options)
+
+
+def test_a_permuted_task_retires_first_and_the_history_says_why():
+    trainer = trainer_of()
+    history = fit(trainer)
+    first = history.phases[1]
+    assert set(history.phases[0].active) == {"main", "near", "permuted"}
+    assert first.active == ("main", "near")
+    assert "not aligned" in first.reasons["permuted"]
+    assert history.phases[-1].active == ("main",)
+    assert trainer.schedule.evidence[0].split(",")[0].endswith("permuted rests")
+
+
+def test_a_resumed_run_decides_the_same(tmp_path):
+    path = tmp_path / "last.safetensors"
+    through = trainer_of()
+    expected = fit(through)
+    rests = expected.phases[1].first_step - 4  # permuted has weight 0, and has not retired
+    fit(trainer_of(callbacks=[Stop(rests)]), checkpoint=path)
+    resumed = trainer_of()
+    assert fit(resumed, checkpoint=path, resume=True).phases == expected.phases
+    assert resumed.schedule.evidence == through.schedule.evidence
+    for name, tensor in through.heads.state_dict().items():
+        assert torch.equal(resumed.heads.state_dict()[name], tensor), name
+
+
+def test_a_task_that_rests_gets_no_gradient():
+    class Watch(Callback):
+        gradients = ()
+
+        def on_step(self, trainer):
+            weights = trainer.schedule.task_weights(Moment(0, 1, 1), "main", ["near", "permuted"])
+            if self.rested:  # in the step that has just been taken
+                gradient = trainer.heads.linear("permuted").weight.grad
+                self.gradients = (*self.gradients, gradient is not None and bool(gradient.any()))
+            self.rested = weights.get("permuted") == 0.0
+
+        rested = False
+
+    watch = Watch()
+    fit(trainer_of(callbacks=[watch]), epochs=4)
+    assert len(watch.gradients) > 5
+    assert not any(watch.gradients)
+
+
+def test_it_needs_held_out_batches():
+    with pytest.raises(ValueError, match=r"AdaptiveSwitch decides by held-out batches: give fit\(val=...\)"):
+        trainer_of().fit(related_and_permuted(128), epochs=1)

@@ -1,0 +1,188 @@
+"""Weightings in runs: their state in checkpoints, the engines that take their steps, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import (
+    FAMO,
+    Classification,
+    DynamicWeightAverage,
+    MultiTaskHeads,
+    OpenTask,
+    Trainer,
+    Uncertainty,
+    WindowEncoder,
+)
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.schedules import Moment, RunFacts, find_strategy
+from tests.training.graphs_on_cpu import GraphedOnCpu
+from tests.training.small_runs import Stop
+from tests.training.turn_runs import OPTIMIZERS, PER_EPOCH, batches, parameters_of, trainer_of, windows
+from tests.training.weighting_runs import assert_same_model, data, encoder_and_heads, sgd, trained, without
+
+MAKE = {"uncertainty": Uncertainty, "dwa": DynamicWeightAverage, "famo": FAMO}
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("stop", [1, 5, 9, 14])
+def test_a_resumed_run_ends_with_the_same_bits(name, stop, tmp_path):
+    def run(callbacks=(), **options):
+        torch.manual_seed(8)
+        trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=MAKE[name](), callbacks=list(callbacks))
+        return trainer, trainer.fit(batches("window"), epochs=4, **options)
+
+    whole, history = run()
+    run([Stop(stop)], checkpoint=tmp_path / "c")
+    resumed, again = run(checkpoint=tmp_path / "c", resume=True)
+    assert again == history
+    for parameter, value in parameters_of(whole).items():
+        assert torch.equal(parameters_of(resumed)[parameter], value), parameter
+    if isinstance(whole.schedule, nn.Module):
+        ours, theirs = resumed.schedule.state_dict(), whole.schedule.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    else:
+        assert resumed.schedule == whole.schedule
+        assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_graphs_replay_them(name):
+    eager, graphed = (trained(MAKE[name](), 6, kind=kind) for kind in (Trainer, GraphedOnCpu))
+    assert graphed[1] == eager[1]
+    assert graphed[1].phases[0].graph == "captured"
+    assert graphed[0].capturer.replayed > 5
+    assert_same_model(graphed[0], eager[0].encoder, eager[0].heads)
+
+
+def test_who_takes_their_steps():
+    def phase_of(schedule, **options):
+        trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=schedule, **options)
+        return trainer.fit(batches("window"), epochs=1).phases[0]
+
+    for schedule in (DynamicWeightAverage(), Uncertainty(), FAMO()):
+        assert phase_of(schedule).engine == "one kernel call"
+        assert phase_of(schedule, clip_norm=1.0).engine == "eager"
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "famo"])
+@pytest.mark.parametrize(("kind", "optimizer"), [("window", "adam"), ("window", "sgd"), ("bag", "adagrad")])
+def test_one_kernel_call_learns_what_autograd_learns(name, kind, optimizer):
+    found = []
+    for fuse_backward in (None, False):
+        schedule = MAKE[name]()
+        trainer = trainer_of(kind, OPTIMIZERS[optimizer], schedule=schedule, fuse_backward=fuse_backward)
+        data_of_run = batches(kind)
+        data_of_run[1] = without(data_of_run[1], "wide")
+        history = trainer.fit(data_of_run, epochs=5)
+        assert (history.phases[0].engine == "eager") == (fuse_backward is False)
+        found.append((parameters_of(trainer), schedule.state_dict(), history.steps[-1].losses))
+    (ours, learnt, losses), (theirs, by_autograd, losses_of_autograd) = found
+    assert losses == pytest.approx(losses_of_autograd, rel=1e-4)
+    for key, wanted in by_autograd.items():
+        torch.testing.assert_close(learnt[key], wanted, rtol=1e-3, atol=1e-4, msg=key)
+        assert wanted.any(), key
+    for key, wanted in theirs.items():
+        torch.testing.assert_close(ours[key], wanted, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("kind", ["window", "bag"])
+def test_a_learnt_weight_of_zero_gets_its_loss_as_gradient(kind):
+    class FromZero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]))
+
+        def task_weights(self, moment, main, auxiliary):
+            return dict.fromkeys((main, *auxiliary), 1.0)
+
+        def weights(self, active):
+            return self.own
+
+    ends = []
+    for fuse_backward in (None, False):
+        trainer = trainer_of(kind, OPTIMIZERS["sgd"], schedule=FromZero(), fuse_backward=fuse_backward)
+        history = trainer.fit(batches(kind)[:1], epochs=1)
+        assert (history.phases[0].engine == "eager") == (fuse_backward is False)
+        ends.append(trainer.schedule.own.detach().clone())
+        assert all(loss > 0 for loss in history.steps[0].losses.values())
+    torch.testing.assert_close(*ends)
+    assert (ends[0][1:] < 0).all()
+
+
+def test_famo_looks_at_a_step_with_the_dropout_of_the_step():
+    torch.manual_seed(0)
+    heads = MultiTaskHeads(20, {"a": Classification(3), "b": Classification(5)}, "a")
+    encoder = WindowEncoder(90, 12, window=2, hidden=20, dropout=0.5, sparse=True)
+    seen = []
+
+    class Watched(FAMO):
+        def weigh(self, active, losses):
+            seen.append(losses.clone())
+            return super().weigh(active, losses)
+
+        def learn(self, active, before, after):
+            seen.append(before.clone())
+            super().learn(active, before, after)
+
+    trainer = Trainer(encoder, heads, schedule=Watched(), optimizer=OPTIMIZERS["sgd"], device="cpu")
+    targets = {"a": torch.randint(0, 3, (60,)), "b": torch.randint(0, 5, (60,))}
+    history = trainer.fit([(windows(0), targets)], epochs=2)
+    assert history.phases[0].engine == "one kernel call"
+    for weighed, stepped in zip(seen[::2], seen[1::2], strict=True):
+        torch.testing.assert_close(weighed, stepped, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_strategies_make_them(name):
+    schedule = find_strategy(name).make({}, RunFacts(9.0))
+    assert type(schedule) is MAKE[name]
+    assert set(schedule.task_weights(Moment(0, 1, 9), "main", ("aux",))) == {"main", "aux"}
+    trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=schedule)
+    history = trainer.fit(batches("window"), epochs=5)
+    assert history.steps[-1].losses["main"] < history.steps[0].losses["main"]
+    assert trainer.step == 5 * PER_EPOCH
+
+
+class Contrast(OpenTask):
+    """A loss below 0."""
+
+    def loss(self, features, targets, mask):
+        del targets, mask
+        return -features.square().mean() - 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DynamicWeightAverage(temperature=0.0), "temperature must be positive and finite, not 0.0"),
+        (lambda: DynamicWeightAverage(temperature=math.nan), "temperature must be positive"),
+        (lambda: FAMO(rate=0.0), "rate must be positive"),
+        (lambda: FAMO(decay=-1.0), "decay must be finite and not negative"),
+        (lambda: find_strategy("dwa").make({"temperature": 0.0}, RunFacts(1.0)), "--temperature must be"),
+        (lambda: find_strategy("famo").make({"famo_rate": -1.0}, RunFacts(1.0)), "--famo-rate must be"),
+        (lambda: find_strategy("uncertainty").make({"temperature": 1.0}, RunFacts(1.0)), "takes no option"),
+        (
+            lambda: trained(FAMO(), 1, accumulate=2),
+            "FAMO weighs a step by its losses, which accumulate=2 knows only at its end",
+        ),
+    ],
+)
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_famo_refuses_a_loss_without_a_logarithm():
+    heads = MultiTaskHeads(8, {"tag": Classification(4), "contrast": Contrast()}, "tag")
+    trainer = Trainer(encoder_and_heads()[0], heads, schedule=FAMO(), optimizer=sgd)
+    batch = [(inputs, {"tag": t["tag"], "contrast": torch.zeros(24)}) for inputs, t in data()]
+    with pytest.raises(
+        InputError, match=r"loss of contrast is -1\.\d+ before step \d+, and FAMO weighs by log"
+    ):
+        trainer.fit(batch, epochs=1)
