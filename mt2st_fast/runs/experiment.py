@@ -154,7 +154,9 @@ class Experiment:
         For what comes but once in a process; a run that is to count is prepared anew, and says so where it diverges.
         """
         steps_per_epoch = -(-len(self.train) // self.config.accumulate)
-        run = self.trainer.begin(self.train, epochs=WARMING_STEPS / steps_per_epoch)
+        run = self.trainer.begin(
+            self.train, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / steps_per_epoch
+        )
         with closing(run), suppress(NonFiniteLossError):
             while run.steps_done < run.total_steps:
                 run.step()

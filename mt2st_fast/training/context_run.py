@@ -18,7 +18,7 @@ from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.walkers import WalkTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.observations import Observing, ObservingHeldOut
+from mt2st_fast.training.observations import Observing, ObservingHeldOut, Selecting
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.table_tasks import TableTasks
 from mt2st_fast.training.turns import takes_turns
@@ -212,8 +212,8 @@ def check_weighs_only(schedule: Schedule) -> None:
     does = [
         (takes_turns(schedule), "has shared parameters and those of tasks take turns"),
         (isinstance(schedule, nn.Module), "learns its weights"),
+        (isinstance(schedule, ObservingHeldOut | Selecting), "decides by held-out batches"),
         (isinstance(schedule, Observing), "decides by losses"),
-        (isinstance(schedule, ObservingHeldOut), "decides by held-out batches"),
     ]
     reason = next((reason for true, reason in does if true), None)
     if reason is not None:

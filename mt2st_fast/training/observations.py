@@ -130,6 +130,19 @@ def check_resumable(schedule: object) -> None:
         )
 
 
+def look_at_losses(
+    schedule: object,
+    parts: StepParts,
+    step: int,
+    epoch: float,
+    losses: Mapping[str, float],
+    last_step: Sequence[Batch],
+) -> None:
+    """Show a schedule that wants to see them the mean losses so far; last_step: what gradients are looked at on."""
+    if isinstance(schedule, Observing):
+        schedule.observe(Observation(step, losses, task_gradients(parts, last_step), epoch))
+
+
 def look_at_held_out(
     schedule: object,
     parts: StepParts,

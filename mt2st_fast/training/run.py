@@ -21,13 +21,11 @@ from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import (
-    Observation,
-    Observing,
     ObservingHeldOut,
     Stateful,
     check_resumable,
     look_at_held_out,
-    task_gradients,
+    look_at_losses,
 )
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.optimizer_upkeep import (
@@ -155,7 +153,7 @@ class Run:
         started = time.perf_counter()
         losses_mk = torch.stack(self._unread_losses).double().cpu()
         self._interval_seconds += time.perf_counter() - started
-        steps = len(losses_mk)
+        done = range(self.steps_done - len(losses_mk), self.steps_done)
         self._check_finite(losses_mk)
         self._read_learnt_weights()
         means = dict(zip(self._phase_active, losses_mk.mean(0).tolist(), strict=True))
@@ -167,13 +165,14 @@ class Run:
             losses=means,
             weights=weights,
             learning_rate=rate_as_set(self.optimizer.param_groups[0], self._learning_rate),
-            step_ms=1e3 * self._interval_seconds / steps,
+            step_ms=1e3 * self._interval_seconds / len(done),
             train_seconds=self.history.train_seconds + self._interval_seconds + self._choosing_seconds,
-            trained=self._steps_by_part(steps),
+            trained=steps_by_part(self._options.schedule, map(self._moment, done)),
         )
         self._unread_losses, self._interval_seconds, self._choosing_seconds = [], 0.0, 0.0
         self.history.steps.append(record)
-        self._observe(means, after_step)
+        last_step = self._batches_of_last_step() if after_step and self._wants_gradients else []
+        look_at_losses(self._options.schedule, self._parts, self.steps_done, record.epoch, means, last_step)
         self._listener.on_record(record)
 
     def admit_unfrozen(self) -> None:
@@ -185,7 +184,7 @@ class Run:
         """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
-        last_step = [batch for batches in self._last_step or () for batch in batches]
+        last_step = self._batches_of_last_step()
         look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step)
         self.history.evaluations.append(evaluation)
         return evaluation
@@ -259,11 +258,6 @@ class Run:
     def _moment(self, step: int) -> Moment:
         return Moment(step, self.steps_per_epoch, self.total_steps)
 
-    def _steps_by_part(self, last: int) -> dict[str, int]:
-        """Of so many last steps."""
-        steps = range(self.steps_done - last, self.steps_done)
-        return steps_by_part(self._options.schedule, map(self._moment, steps))
-
     def _set_weights(self, values: list[float]) -> None:
         if self._learnt is not None or values == self._weight_values:
             return
@@ -289,16 +283,8 @@ class Run:
 
     # --- what the schedule sees -------------------------------------------------------------------------
 
-    def _observe(self, losses: dict[str, float], after_step: bool) -> None:
-        schedule, gradients = self._options.schedule, None
-        epoch = self.steps_done / self.steps_per_epoch
-        if not isinstance(schedule, Observing):
-            return
-        if after_step and self._wants_gradients and self._last_step is not None:
-            gradients = task_gradients(
-                self._parts, [batch for batches in self._last_step for batch in batches]
-            )
-        schedule.observe(Observation(self.steps_done, losses, gradients, epoch))
+    def _batches_of_last_step(self) -> list[Batch]:
+        return [batch for batches in self._last_step or () for batch in batches]
 
     def _read_learnt_weights(self) -> None:
         if self._learnt is not None:
@@ -340,10 +326,8 @@ class Run:
         self._unread_losses = [
             torch.tensor(k, dtype=torch.float32, device=device) for k in state["unread_losses"]
         ]
-        self._interval_seconds, self._choosing_seconds = (
-            state["interval_seconds"],
-            state["choosing_seconds"],
-        )
+        self._interval_seconds = state["interval_seconds"]
+        self._choosing_seconds = state["choosing_seconds"]
         self._weight_values = state["weights"]
         self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
         if self._phase_active:

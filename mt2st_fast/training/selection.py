@@ -14,7 +14,7 @@ from mt2st_fast.training.history import PartRecord, SelectionRecord
 from mt2st_fast.training.importance import Importances, Part, importances
 from mt2st_fast.training.observations import Selecting
 from mt2st_fast.training.optim import RowSparseOptimizer
-from mt2st_fast.training.optimizer_upkeep import release
+from mt2st_fast.training.optimizer_upkeep import remove
 from mt2st_fast.training.sources import Batch
 
 
@@ -75,8 +75,7 @@ class PartSelection:
         whole += [table for table, of_table in rows.items() if of_table.all()]
         for parameter in whole:
             parameter.requires_grad_(False)
-            parameter.grad = None
-        release(self._parts.optimizer, whole)
+        remove(self._parts.optimizer, whole)
         for table, of_table in rows.items():
             if table.requires_grad:
                 assert isinstance(self._parts.optimizer, RowSparseOptimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mt2st_fast import AdaptiveSwitch, Alternate, MultiTask, SingleTask, Switch
+from mt2st_fast import AdaptiveSwitch, AdaptiveTaskSelector, Alternate, MultiTask, SingleTask, Switch
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels.context.batch import stream_key, word_sampler
@@ -161,6 +161,7 @@ def test_vectors_that_are_no_numbers_end_the_run_in_one_line(mode):
     [
         (Alternate(1, 1), "Alternate has shared parameters and those of tasks take turns"),
         (AdaptiveSwitch(), "AdaptiveSwitch decides by held-out batches"),
+        (AdaptiveTaskSelector(), "AdaptiveTaskSelector decides by held-out batches"),
     ],
     ids=repr,
 )

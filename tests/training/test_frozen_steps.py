@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mt2st_fast import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.kernels import EVERYTHING, NOTHING, Moves
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.window_training import WindowTraining
 from tests.training import test_bag_training as bag
@@ -87,6 +88,99 @@ def test_a_bag_step_is_that_of_autograd_with_the_same_frozen(what, make, B, most
     for ours, want in zip(*found, strict=True):
         torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-6)
 
+
+# --- what is frozen, where sides of the model take turns -----------------------------------------------------
+
+TURNS = {"shared": Moves(heads=False), "tasks": Moves(shared=False)}
+
+
+def hold_still(encoder, heads, turn):
+    """Freeze the side that has no turn."""
+    (heads if turn == "shared" else encoder).requires_grad_(False)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("what", "turn"),
+    [
+        (("table",), "shared"), (("hidden.weight",), "shared"), (("hidden.weight", "hidden.bias"), "shared"),
+        (("table", "hidden.weight"), "shared"), (("rows", "head"), "shared"), (("table", "head"), "tasks"),
+        (("hidden.weight", "head"), "tasks"), (("rows",), "tasks"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_window_turn_moves_what_is_not_frozen_of_its_side(what, turn, optimizer):
+    weights = torch.tensor([1.0, 0.5, 0.25])
+    batches = [window.batch(150, seed=seed) for seed in range(4)]
+    found = []
+    for fused in (False, True):
+        encoder, heads = window.model()
+        before = window.parameters(encoder, heads)
+        stepping = window.optimizer_of(lambda p: OPTIMIZERS[optimizer](p, lr=0.01), encoder, heads)
+        freeze(encoder, heads, stepping, what)
+        if fused:
+            training = WindowTraining(encoder, heads, stepping)
+            losses = [training(types, targets, weights, TURNS[turn]) for types, targets in batches]
+            losses = torch.stack(losses)
+        else:
+            hold_still(encoder, heads, turn)
+            losses = window.eager_steps(encoder, heads, stepping, batches, weights)
+            still = [not p.requires_grad for p in [*encoder.parameters(), *heads.parameters()]]
+        after = window.parameters(encoder, heads)
+        assert list(map(torch.equal, before, after)) == still
+        found.append([losses, *after])
+    for ours, want in zip(*found, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [SGD, RowwiseAdagrad])
+@pytest.mark.parametrize(
+    ("what", "turn"), [(("rows", "head"), "shared"), (("rows",), "tasks"), (("table",), "tasks")], ids=" ".join
+)  # fmt: skip
+def test_a_bag_turn_moves_what_is_not_frozen_of_its_side(what, turn, make):
+    inputs, targets = bag.batch(333, ("topic",), most_words=30)
+    found = []
+    for fused in (False, True):
+        encoder, heads, optimizer = bag.model(tasks=("topic",), make=make)
+        before = bag.parameters(encoder, heads)
+        freeze(encoder, heads, optimizer, what)
+        if fused:
+            BagTraining(encoder, heads, optimizer)(inputs, targets, torch.ones(1), TURNS[turn])
+        else:
+            hold_still(encoder, heads, turn)
+            heads(encoder(inputs), targets).total.backward()
+            optimizer.step()
+            still = [not p.requires_grad for p in [*encoder.parameters(), *heads.parameters()]]
+        after = bag.parameters(encoder, heads)
+        assert list(map(torch.equal, before, after)) == still
+        found.append(after)
+    for ours, want in zip(*found, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("what", "moves"),
+    [
+        ((), NOTHING),
+        (("head",), TURNS["tasks"]),
+        (("table", "hidden.weight", "hidden.bias"), TURNS["shared"]),
+    ],
+)
+def test_a_step_that_moves_nothing_gives_its_losses(what, moves):
+    (types, targets), weights = window.batch(150), torch.ones(1)
+    targets = {"main": targets["main"]}
+    encoder, heads = window.model()
+    heads.set_active(["main"])
+    optimizer = window.optimizer_of(lambda p: LazyAdam(p, lr=0.01), encoder, heads)
+    freeze(encoder, heads, optimizer, what)
+    training, before = WindowTraining(encoder, heads, optimizer), window.parameters(encoder, heads)
+    first = training(types, targets, weights, moves)
+    assert torch.equal(first, training(types, targets, weights, moves))
+    assert all(map(torch.equal, before, window.parameters(encoder, heads)))
+    torch.testing.assert_close(first.sum(), heads(encoder(types), targets).total, rtol=1e-5, atol=1e-6)
+
+
+# --- what is computed ------------------------------------------------------------------------------------
 
 MARK = np.float32(12345)  # no NaN: what is computed from one is one, and looks as if it had been left alone
 

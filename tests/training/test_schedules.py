@@ -215,6 +215,7 @@ def test_strategies_are_found_by_their_files():
         "alternate-steps",
         "dwa",
         "famo",
+        "selector",
         "uncertainty",
     }
     for name, strategy in strategies().items():
@@ -268,4 +269,5 @@ def test_every_option_knows_who_takes_it():
         "adaptive",
         "alternate",
         "alternate-steps",
+        "selector",
     }

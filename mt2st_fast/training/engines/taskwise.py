@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.training.engines.eager import EagerSteps, Encoded
 from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.optim import FROZEN_ROWS
 from mt2st_fast.training.sources import Batch, materialised
 
 OF_TASK = (
@@ -96,14 +97,16 @@ class TaskwiseSteps(EagerSteps):
         optimizer = self._parts.optimizer
         for parameter, state in kept.items():
             optimizer.state[parameter] = {
-                key.removesuffix(suffix): value for key, value in state.items() if key.endswith(suffix)
+                key.removesuffix(suffix): value
+                for key, value in state.items()
+                if key.endswith(suffix) or key == FROZEN_ROWS
             }
         try:
             yield
         finally:
             for parameter, state in kept.items():
                 own = optimizer.state[parameter]
-                state.update({f"{key}{suffix}": value for key, value in own.items()})
+                state.update({f"{key}{suffix}": value for key, value in own.items() if key != FROZEN_ROWS})
                 # Adam looks for it in every parameter's state when it is loaded.
                 if "step" in own and "step" not in state:
                     state["step"] = torch.zeros_like(own["step"])

@@ -32,7 +32,7 @@ SKIP = 0.7
 class AdaptiveTaskSelector:
     """Another schedule's phases, the last of them on the parts that matter to the main task.
 
-    schedule: which tasks train, and what they weigh; one that learns its weights has no place here. skip: the share of
+    schedule: which tasks train, and what they weigh. skip: the share of
     the numbers moved by a single-task step that are to move no more: parts are frozen in the order of their importance
     by number, until they make up that share; the one that matters most trains in any case. measure: "fisher" or
     "taylor". Of the two Fisher can tell layers apart: where layers are homogeneous (linear, ReLU), sum g w is the same
@@ -41,7 +41,8 @@ class AdaptiveTaskSelector:
     Needs `fit(val=...)`. `history.selections` keeps what was measured and decided. In a run without an auxiliary task
     nothing retires, and nothing is frozen.
 
-    Raises ValueError for a share outside [0, 1] and for an unknown measure, TypeError for a schedule that learns.
+    Raises ValueError for a share outside [0, 1] and for an unknown measure, TypeError for a schedule that learns, has
+    parts take turns or keeps moments a task.
     """
 
     schedule: Schedule = field(default_factory=Switch)
@@ -52,11 +53,16 @@ class AdaptiveTaskSelector:
         check_within(0.0, 1.0, skip=self.skip)
         if self.measure not in MEASURES:
             raise ValueError(f"measure {self.measure!r} is unknown; there are {', '.join(MEASURES)}")
-        if isinstance(self.schedule, nn.Module):
-            raise TypeError(
-                f"{type(self.schedule).__name__} learns its weights, which AdaptiveTaskSelector cannot hand on: give a "
-                "schedule that is no module"
-            )
+        for given, does in (
+            (isinstance(self.schedule, nn.Module), "learns its weights"),
+            (hasattr(self.schedule, "part"), "has shared parameters and those of tasks take turns"),
+            (getattr(self.schedule, "accumulator_a_task", False), "has the optimizer keep moments a task"),
+        ):
+            if given:
+                raise TypeError(
+                    f"{type(self.schedule).__name__} {does}, which AdaptiveTaskSelector cannot hand on: give a "
+                    "schedule that only says when tasks train and what they weigh, such as Switch"
+                )
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Those of the schedule."""
@@ -83,6 +89,11 @@ class AdaptiveTaskSelector:
     def reasons(self) -> dict[str, str]:
         """Why tasks have retired, where the schedule says it."""
         return dict(getattr(self.schedule, "reasons", {}))
+
+    @property
+    def evidence(self) -> list[str]:
+        """What the schedule has decided, where it says it."""
+        return list(getattr(self.schedule, "evidence", ()))
 
     @property
     def wants_gradients(self) -> bool:
