@@ -136,6 +136,15 @@ class TrainingBatches:
     def __len__(self) -> int:
         return self.sampler.steps_per_epoch
 
+    def take_part(self, rank: int, count: int) -> None:
+        """From the next batch on, hand out one of `count` parts of its rows: number `rank`; (0, 1) is all of them.
+
+        For several processes, each with such batches of the same corpus and seed. What `state_dict` gives is the same
+        in all of them, and good for any count.
+        """
+        self.ahead.put_back()
+        self.sampler.part, self._kept = (rank, count), {}
+
     def enter_phase(self, active: Sequence[str]) -> None:
         """From the next batch on, deliver the targets of these tasks; retired tasks' labels are let go of.
 
@@ -264,7 +273,12 @@ class BagBatches(TrainingBatches):
 
 
 class EvaluationBatches:
-    """All rows of a corpus in their order, with the targets of the requested tasks; can be iterated again."""
+    """All rows of a corpus in their order, with the targets of the requested tasks; can be iterated again.
+
+    same_everywhere: of several processes with the same corpus each has the same batches.
+    """
+
+    same_everywhere = True
 
     def __init__(self, corpus: Corpus, batch_size: int, inputs, tasks: Sequence[str]):
         if batch_size < 1:

@@ -129,7 +129,19 @@ def first_rows(batch: PlainBatch) -> PlainBatch:
 
 
 def task_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, TaskGradient] | None:
-    """Of all tasks with a head in the first batch that has the main task's targets; None where there is none."""
+    """Of all tasks with a head in the first batch that has the main task's targets; None where there is none.
+
+    Of several processes all see what process 0 has found on its batches.
+    """
+    if not parts.processes.are_several:
+        return _own_gradients(parts, batches)
+    own = _own_gradients(parts, batches) if parts.processes.rank == 0 else None
+    told = {name: (gradient.norm, gradient.cosine) for name, gradient in (own or {}).items()}
+    found = parts.processes.from_first(told)
+    return {name: TaskGradient(*numbers) for name, numbers in found.items()} or None
+
+
+def _own_gradients(parts: StepParts, batches: Sequence[Batch]) -> dict[str, TaskGradient] | None:
     heads = parts.heads
     found = next((batch for batch in batches if heads.main in tasks_of(batch)), None)
     if found is None:

@@ -40,6 +40,8 @@ from mt2st_fast.training.optimizer_upkeep import (
     set_rate,
 )
 from mt2st_fast.training.phases import enter_phase
+from mt2st_fast.training.processes.decisions import agreed_weights
+from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.resuming import (
     check_end,
     check_settings,
@@ -66,7 +68,7 @@ class Run:
     """Training of an encoder and its heads on one source of batches, a step at a time.
 
     `Trainer.begin` makes one. steps_done: optimizer steps so far. history: what happened; losses are in it once
-    `record` has read them.
+    `record` has read them. processes: that take these steps together; all of them call the same methods.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Run:
         self.encoder, self.heads, self.source = encoder, heads, source
         self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
         self.steps_done, self.history = 0, History(heads.main)
-        self._options, self._listener = options, listener
+        self._options, self._listener, self.processes = options, listener, options.processes
         self._phase_active: tuple[str, ...] = ()  # the tasks that losses and weights (K,) are of
         self._weight_values: list[float] = []
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
@@ -186,8 +188,9 @@ class Run:
         return self._engine.features(inputs)
 
     def close(self) -> None:
-        """Have the backward pass make gradients again, as before the run."""
+        """Have the backward pass make gradients again, as before the run, and leave the other processes."""
         unfuse(self._parts.fused_tables)
+        self.processes.close()
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -222,6 +225,7 @@ class Run:
         moment = self.moment
         main, *auxiliary = self.heads.names
         weights = self._options.schedule.task_weights(moment, main, auxiliary)
+        weights = agreed_weights(self.processes, self._options.schedule, weights)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
             before = self.heads.active
@@ -278,6 +282,10 @@ class Run:
 
     # --- begin, save, resume ----------------------------------------------------------------------------
 
+    def modules(self) -> list[nn.Module]:
+        """Everything that has parameters: the encoder, the heads, and a schedule that learns."""
+        return list(self._modules().values())
+
     def _modules(self) -> dict[str, nn.Module]:
         return modules_of(self.encoder, self.heads, self._learnt)
 
@@ -314,17 +322,20 @@ class Run:
         self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
         if self._phase_active:
             self.source.enter_phase(self._phase_active)
-        self.source.restore(state["source"])
+        self.source.restore(own_source(self.processes, state, self._options.taken))
         if self._remembers(self._options.schedule):
             self._options.schedule.load_state_dict(state["schedule"])  # type: ignore[attr-defined]
         stored.restore_random_states()
+        restore_random_states(self.processes, state)
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed run goes on from. Raises NonFiniteLossError rather than keep a broken state,
-        and ValueError for a schedule that observes and has no state to keep.
+        """Write all that a resumed run goes on from; of several processes all call it, and one writes.
+
+        Raises NonFiniteLossError rather than keep a broken state, and ValueError for a schedule that observes and has
+        no state to keep.
         """
         check_resumable(self._options.schedule)
-        schedule = self._options.schedule
+        schedule, source = self._options.schedule, self.source.state()
         self.check_finite()
         self._read_learnt_weights()
         state = {
@@ -338,13 +349,15 @@ class Run:
             "phase_active": self._phase_active,
             "scaler": self._parts.scaler.state_dict(),
             "history": self.history.to_json(),
-            "source": self.source.state(),
+            "source": source,
+            "processes": states_of_all(self.processes, source, self._options.taken),
             "weights": self._weight_values,
             "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],
             "interval_seconds": self._interval_seconds,
             "schedule": dict(schedule.state_dict()) if self._remembers(schedule) else None,  # type: ignore[attr-defined]
         }
-        save_checkpoint(path, self._modules(), self.optimizer, state)
+        if self.processes.writes:
+            save_checkpoint(path, self._modules(), self.optimizer, state)
 
     def _remembers(self, schedule: Schedule) -> bool:
         """Whether a schedule has a state that is not tensors: a module's stands among the modules."""

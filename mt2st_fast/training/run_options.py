@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from mt2st_fast.numbers import check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.observations import Stateful
+from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules import Schedule
 
 
@@ -37,6 +38,8 @@ class RunOptions:
     device: torch.device
     graph: bool
     fuse_backward: bool | None
+    processes: Processes = field(default_factory=Processes)  # that train together
+    taken: Mapping[str, str] = field(default_factory=dict)  # how they take each loader, see processes/data.py
 
 
 class RunListener(Protocol):

@@ -45,4 +45,5 @@ def make_parts(
         graph=options.graph,
         fuse_backward=options.fuse_backward,
         fixed_batches=fixed_batches,
+        processes=options.processes,
     )

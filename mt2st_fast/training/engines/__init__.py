@@ -8,6 +8,7 @@ from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import AUTOCAST, Engine, Precision, StepParts
+from mt2st_fast.training.engines.exchanging import ExchangingSteps
 from mt2st_fast.training.engines.one_call import OneCallSteps
 
 __all__ = ["AUTOCAST", "Engine", "Precision", "StepParts", "make_engines"]
@@ -15,5 +16,5 @@ __all__ = ["AUTOCAST", "Engine", "Precision", "StepParts", "make_engines"]
 
 def make_engines(parts: StepParts, make_capturer: Callable[[], Capturer]) -> list[Engine]:
     """The engines of a run."""
-    eager = EagerSteps(parts)
+    eager = ExchangingSteps(parts) if parts.processes.are_several else EagerSteps(parts)
     return [OneCallSteps(parts), CudaGraphSteps(parts, eager, make_capturer), eager]

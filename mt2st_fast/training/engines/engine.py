@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
+from mt2st_fast.training.processes.group import Processes
 
 Precision = Literal["float32", "bfloat16", "float16"]
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,6 +41,7 @@ class StepParts:
     fused_tables: list[nn.Parameter] = field(
         default_factory=list
     )  # that the backward pass steps, without a gradient
+    processes: Processes = field(default_factory=Processes)  # that take the step together
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
