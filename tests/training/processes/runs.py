@@ -70,7 +70,8 @@ def learnt(trainer: Trainer) -> dict[str, Any]:
     return {
         "weights": weights,
         "history": trainer.history.to_json(),
-        "moments": [v.clone() for s in state.values() for v in s.values() if isinstance(v, torch.Tensor)],
+        "step": trainer.step,
+        "moments": [dict(sorted(of_one.items())) for of_one in state.values()],
     }
 
 
@@ -128,7 +129,7 @@ def corpus(level: str) -> Corpus:
     score[::3] = np.nan
     columns = {"main": classes(main), "aux": classes((of_row % 3).astype(np.int64)),
                "score": TargetColumn("values", ("x",), score)}  # fmt: skip
-    return Corpus(tokens, bounds, columns)
+    return Corpus(tokens, bounds, columns, level=level)
 
 
 def words(level: str, make_optimizer: Any = None, similarity: bool = False, **options: Any) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def words(level: str, make_optimizer: Any = None, similarity: bool = False, **op
         tasks["similarity"] = WordSimilarity()
         pairs = np.random.default_rng(1).integers(0, 40, (30, 2))
         scores = np.linspace(0, 1, 30).astype(np.float32)
-        data = {"main": data, "similarity": WordBatches(pairs, scores, "similarity", 8, 1, 9)}
+        data = {"main": list(data), "similarity": WordBatches(pairs, scores, "similarity", 8, 1, 9)}
     heads = MultiTaskHeads(8, tasks, "main")
     fit = {name: options.pop(name) for name in ("checkpoint", "resume", "epochs") if name in options}
     trainer = Trainer(
