@@ -3,7 +3,8 @@
 A collective of torch waits for a process that hangs, and says of one that died that a connection was closed, not whose.
 So every process counts up a number of its own in a store, once a second, from a thread beside its training, and looks
 at the number of the next process: who has stood still for SILENT_SECONDS is lost, and everybody is told. A process that
-leaves with an error says so there, with its line.
+leaves with an error says so there, with its line. A second thread, which asks nobody, ends the process where training
+does not notice by itself, and knows when the first waits for a store that does not answer.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class LostProcessError(InputError):
 
 
 class Watch:
-    """A thread that beats for this process and looks after the others, from `__init__` to `close`.
+    """Beats for this process and looks after the others, from `start` to `close`.
 
-    store: shared by all `count` processes, of which this is number `rank`. end: what is done where training does not
-    notice by itself, within GRACE_SECONDS, that somebody is lost; by default the process ends, as nothing else gets
-    it out of a collective.
+    store: shared by all `count` processes, of which this is number `rank`; process 0 keeps it. trouble: who is lost, or
+    has stopped, in a line. Where training has not left within GRACE_SECONDS of it, the process is ended: nothing else
+    gets it out of a collective.
     """
 
     def __init__(self, store: dist.TCPStore, rank: int, count: int) -> None:
@@ -46,12 +47,14 @@ class Watch:
         self._alarmed = False
         self._seen: dict[int, tuple[bytes, float]] = {}  # the number of a process, and since when it stands
         self.trouble: str | None = None
+        self._unanswered = 0  # seconds of one question to the store
         self._store.add(_beat(rank), 1)
-        self._thread = threading.Thread(target=self._look, name="mt2st-fast watch", daemon=True)
+        self._threads = [threading.Thread(target=f, daemon=True) for f in (self._look, self._guard)]
 
     def start(self) -> None:
         """Begin to look; to be called when every process has made its watch."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def check(self) -> None:
         """Raises LostProcessError where another process is known to be gone."""
@@ -61,7 +64,7 @@ class Watch:
     def explain(self, error: Exception) -> LostProcessError:
         """What a collective that failed with `error` means: who is gone, found out within half a minute."""
         self._alarmed = True
-        self._found.wait(SILENT_SECONDS + STORE_SECONDS)
+        self._found.wait(SILENT_SECONDS + GRACE_SECONDS / 2)
         said = " ".join(str(error).split())[:200]
         return LostProcessError(self.trouble or f"the processes have lost touch with each other ({said})")
 
@@ -96,22 +99,38 @@ class Watch:
     def close(self) -> None:
         """Look no more."""
         self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * STORE_SECONDS)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(STORE_SECONDS)
 
     def _look(self) -> None:
-        while not self._closed.wait(BEAT_SECONDS):
+        while not self._closed.wait(BEAT_SECONDS) and self.trouble is None:
             try:
                 self._store.add(_beat(self._rank), 1)
                 trouble = self._what_is_wrong()
             except RuntimeError:  # torch's DistNetworkError and DistStoreError among them
-                trouble = f"{self._name(0)} is lost: the store that it keeps does not answer"
+                trouble = self._no_store()
+            self._unanswered = 0
             if trouble is not None:
-                self.trouble = trouble
-                self._found.set()
+                self._find(trouble)
+
+    def _guard(self) -> None:
+        # In beats and not by the clock: a machine that was asleep has not been silent.
+        while not self._closed.wait(BEAT_SECONDS):
+            self._unanswered += 1
+            if self.trouble is None and self._unanswered * BEAT_SECONDS > SILENT_SECONDS:
+                self._find(self._no_store())
+            if self.trouble is not None:
                 if not self._closed.wait(GRACE_SECONDS):
-                    self._end(trouble)
+                    self._end(self.trouble)
                 return
+
+    def _find(self, trouble: str) -> None:
+        self.trouble = trouble
+        self._found.set()
+
+    def _no_store(self) -> str:
+        return f"{self._name(0)} is lost: the store that it keeps does not answer"
 
     def _what_is_wrong(self) -> str | None:
         if self._store.check(["failed"]):
