@@ -143,7 +143,8 @@ class TrainingBatches:
         in all of them, and good for any count.
         """
         self.ahead.put_back()
-        self.sampler.part, self._kept = (rank, count), {}
+        self.sampler.part = (rank, count)
+        self._kept.clear()
 
     def enter_phase(self, active: Sequence[str]) -> None:
         """From the next batch on, deliver the targets of these tasks; retired tasks' labels are let go of.

@@ -136,8 +136,8 @@ class _Loader:
     def _start(self) -> None:
         self.random_states = self._states()
         # As torch's DistributedSampler wants it, or every pass has the same order.
-        if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
-            sampler.set_epoch(self.passes)
+        if (set_epoch := getattr(getattr(self.loader, "sampler", None), "set_epoch", None)) is not None:
+            set_epoch(self.passes)
         self.passes += 1
         resident = None if self.device is None else self.loader.resident_on(self.device)
         self.iterator = iter(self.loader) if resident is None else resident

@@ -25,7 +25,8 @@ from mt2st_fast.training.loading import LoadedWeights, load_weights
 from mt2st_fast.training.observations import ObservingHeldOut, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
-from mt2st_fast.training.processes.begin import begin_together, check_several
+from mt2st_fast.training.processes.begin import begin_together
+from mt2st_fast.training.processes.checks import check_modules, check_options
 from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
 from mt2st_fast.training.processes.group import Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
@@ -216,7 +217,8 @@ class Trainer:
     def _begin(
         self, train: Any, epochs: float, processes: Processes, stored: Checkpoint | None, *, watched: bool
     ) -> Run:
-        check_several(processes, self, graph_is_asked=self._graph_is_asked)
+        check_options(processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward)
+        check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
         train, taken = divide(train, processes)
         source = Source(train, self.heads.main, self.heads.names, self.accumulate)
         if watched:

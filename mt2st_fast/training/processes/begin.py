@@ -1,24 +1,16 @@
-"""Several processes begin a run: doing what they can do together, with the same options, from the same weights."""
+"""Several processes begin a run: with the same options, from the same weights."""
 
 from __future__ import annotations
 
 import zlib
 from typing import TYPE_CHECKING
 
-from mt2st_fast.training.processes.checks import check_modules, check_options
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import draw_own_numbers
 from mt2st_fast.training.run_options import RunOptions, description
 
 if TYPE_CHECKING:
     from mt2st_fast.training.run import Run
-    from mt2st_fast.training.trainer import Trainer
-
-
-def check_several(processes: Processes, trainer: Trainer, *, graph_is_asked: bool) -> None:
-    """Raises InputError, before anything has begun, for what several processes cannot do."""
-    check_options(processes, graph=graph_is_asked, fuse_backward=trainer.fuse_backward)
-    check_modules(processes, {"encoder": trainer.encoder, "heads": trainer.heads})
 
 
 def begin_together(processes: Processes, run: Run, options: RunOptions, *, resumed: bool) -> None:
