@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mt2st_fast import Callback, Classification, MultiTask, MultiTaskHeads, Trainer
+from mt2st_fast import Callback, Classification, MultiTask, MultiTaskHeads, Switch, Trainer
+from mt2st_fast.training.processes.watch import LostProcessError
 from tests.training.processes import runs
 
 
@@ -49,3 +51,25 @@ def endless(folder: Path) -> NoReturn:
 
 def failing(folder: Path) -> NoReturn:
     _train(folder, fails_in=1)
+
+
+class Slowly(Mark):
+    def on_step(self, trainer: Any) -> None:
+        super().on_step(trainer)
+        if trainer.step > 4:
+            time.sleep(0.02)
+
+
+def slow(folder: Path) -> dict[str, Any]:
+    """Goes on where there is a checkpoint, which is written every few steps; dropout draws numbers in every process."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(runs.FEATURES, 8), nn.Dropout(0.3))
+    heads = MultiTaskHeads(8, {"classes": Classification(4), "weighted": runs.TASKS["weighted"]}, "classes")
+    trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), device="cpu", callbacks=[Slowly(folder)])
+    path = folder / "slow.safetensors"
+    try:
+        trainer.fit(runs.batches(), epochs=50, checkpoint=path, checkpoint_seconds=0.1, resume=path.exists())
+    except LostProcessError as error:
+        print(f"ended: {error}", flush=True)
+        os._exit(3)
+    return runs.learnt(trainer)

@@ -25,7 +25,7 @@ DIVIDED = [
 OWN = ["own_parts", "stopped_by_one"]
 OTHERS = ["distributed_sampler", "stopped_then_resumed", "left_for_others"]
 # Sums are made in another order: float32 and some dozen steps.
-RTOL, ATOL = 1e-4, 1e-5
+RTOL, ATOL = 1e-5, 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,17 @@ def test_two_processes_learn_what_one_learns(name: str, of_two: Any) -> None:
     assert_close(plain(alone["history"]), plain(first["history"]))
     assert plain(first["history"]) == plain(second["history"])
     assert_close(alone["weights"], first["weights"])
+
+
+@pytest.mark.long
+def test_four_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    for name, (first, *others) in run_together("runs", [*DIVIDED, *OWN], tmp_path, count=4).items():
+        assert "error" not in first, first
+        for other in others:
+            assert_bits(first, other)
+        alone = getattr(runs, name)(tmp_path)
+        assert_close(plain(alone["history"]), plain(first["history"]), name)
+        assert_close(alone["weights"], first["weights"], name)
 
 
 def test_every_pass_of_a_distributed_sampler_has_an_order_of_its_own(of_two: Any) -> None:

@@ -20,23 +20,24 @@ SECONDS = 240  # a group of scenarios that takes longer hangs
 
 
 @contextlib.contextmanager
-def started(
-    module: str, names: list[str], folder: Path, count: int = 2
-) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that run functions of a module of tests one after another; none outlives the block."""
+def started(arguments: list[str], count: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that find each other as torchrun's do, of `python` with these arguments; none outlives the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = str(free.getsockname()[1])
     found = []
     for rank in range(count):
-        env = os.environ | {
-            "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.training.processes.together", module, str(folder), *names]
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        one_thread = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
         found.append(
             subprocess.Popen(
-                command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=os.environ | place | master | one_thread,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
         )
     try:
@@ -47,9 +48,14 @@ def started(
             process.communicate()
 
 
+def scenarios(module: str, names: list[str], folder: Path) -> list[str]:
+    """Arguments that run functions of a module of tests one after another."""
+    return ["-m", "tests.training.processes.together", module, str(folder), *names]
+
+
 def run_together(module: str, names: list[str], folder: Path, count: int = 2) -> dict[str, list[Any]]:
     """What the functions returned, or {"error": line}, by name and process."""
-    with started(module, names, folder, count) as processes:
+    with started(scenarios(module, names, folder), count) as processes:
         for rank, process in enumerate(processes):
             text, _ = process.communicate(timeout=SECONDS)
             assert process.returncode == 0, f"process {rank}:\n{text}"
