@@ -274,16 +274,12 @@ class BagBatches(TrainingBatches):
 
 
 class EvaluationBatches:
-    """All rows of a corpus in their order, with the targets of the requested tasks; can be iterated again.
-
-    same_everywhere: of several processes with the same corpus each has the same batches.
-    """
-
-    same_everywhere = True
+    """All rows of a corpus in their order, with the targets of the requested tasks; can be iterated again."""
 
     def __init__(self, corpus: Corpus, batch_size: int, inputs, tasks: Sequence[str]):
         if batch_size < 1:
             raise InputError(f"batch size {batch_size} is not positive")
+        self._corpus, self._tasks = corpus, tuple(tasks)
         self._n_rows = corpus.n_rows
         self._batch_size = batch_size
         self._inputs = inputs
@@ -294,6 +290,10 @@ class EvaluationBatches:
 
     def __len__(self) -> int:
         return -(-self._n_rows // self._batch_size)
+
+    def digest(self) -> str:
+        """By which processes find out whether they have the same batches."""
+        return f"{self._batch_size} {self._corpus.digest(self._tasks)}"
 
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, self._n_rows, self._batch_size):

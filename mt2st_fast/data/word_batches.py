@@ -50,7 +50,7 @@ class WordBatches:
         self._types, self._target = torch.from_numpy(types), torch.from_numpy(target)
         self._batch_size = min(batch_size, len(types))
         self._rows = RowStream(np.arange(len(types)), seed, stream)
-        self._part = (0, 1)
+        self._seed, self._part = seed, (0, 1)
 
     def __len__(self) -> int:
         return -(-len(self._types) // self._batch_size)
@@ -75,7 +75,8 @@ class WordBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the shuffled stream stands."""
-        return {"pass": self._rows.pass_number, "position": self._rows.position, "data": self._digest}
+        rows = self._rows
+        return {"pass": rows.pass_number, "position": rows.position, "data": self._digest, "seed": self._seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises InputError for other rows."""

@@ -75,8 +75,8 @@ def own_batches(val: Iterable[Any] | None, processes: Processes) -> Iterable[Any
     """
     if val is None or not processes.are_several:
         return val
-    same = getattr(val, "same_everywhere", False)
-    first, *others = processes.gather_json("same" if same else _digest_in_order(val))
+    digest = getattr(val, "digest", None)
+    first, *others = processes.gather_json(digest() if callable(digest) else _digest_in_order(val))
     if first is None or any(digest != first for digest in others):
         return val
     return EveryNth(val, processes.rank, processes.count)
@@ -84,10 +84,11 @@ def own_batches(val: Iterable[Any] | None, processes: Processes) -> Iterable[Any
 
 def _described(loader: Any, processes: Processes) -> dict[str, Any]:
     """What the processes compare of a loader."""
-    if hasattr(loader, "take_part"):
-        return {"kind": "parts"}
+    kind = "parts" if hasattr(loader, "take_part") else "own"
     if not processes.are_several:
-        return {"kind": "own"}
+        return {"kind": kind}
+    if kind == "parts":
+        return {"kind": kind, "stands": loader.state_dict()}
     plain = isinstance(loader, list | tuple) or (
         isinstance(loader, DataLoader) and _knows_no_processes(loader)
     )
@@ -101,7 +102,15 @@ def _described(loader: Any, processes: Processes) -> dict[str, Any]:
 
 def _way(of_all: Sequence[Mapping[str, Any]], name: str, processes: Processes) -> str:
     first = of_all[0]
-    if first["kind"] == "parts" or not processes.are_several:
+    if not processes.are_several:
+        return PARTS
+    if first["kind"] == "parts":
+        rank = next((r for r, found in enumerate(of_all) if found["stands"] != first["stands"]), 0)
+        if rank:
+            raise InputError(
+                f"{name} is other data, or stands elsewhere, in process {rank} of {processes.count} than in process 0: "
+                "give all processes batches of the same corpus, size and seed, which they divide"
+            )
         return PARTS
     if first["in order"] is not None and all(found["in order"] == first["in order"] for found in of_all):
         return PARTS

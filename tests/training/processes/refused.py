@@ -20,7 +20,9 @@ from mt2st_fast import (
     MultiTask,
     MultiTaskHeads,
     Trainer,
+    WindowEncoder,
 )
+from mt2st_fast.data import TokenBatches
 from mt2st_fast.data.word_batches import ContextBatches
 from mt2st_fast.training.processes.group import Processes, the_processes
 from tests.training.processes import runs
@@ -85,6 +87,14 @@ def validated_in_one(folder: Path) -> None:
 def bags_without_rows(folder: Path) -> None:
     bags = (torch.zeros(6, dtype=torch.int32), torch.tensor([0, 2, 6]))
     _fit(BagEncoder(9, 8), [(bags, {"classes": torch.zeros(2, dtype=torch.int64)})] * 4)
+
+
+def another_corpus(folder: Path) -> None:
+    text = runs.corpus("token")
+    data = TokenBatches(text, 24, 1, "main", seed=1 + dist.get_rank())
+    heads = MultiTaskHeads(8, {"main": Classification(5)}, "main")
+    encoder = WindowEncoder(40, 6, window=1, hidden=8)
+    Trainer(encoder, heads, schedule=MultiTask(), device="cpu").fit(data, epochs=1)
 
 
 def context(folder: Path) -> None:

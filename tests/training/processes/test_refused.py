@@ -19,6 +19,7 @@ LINES = {
     "another_rate": "process 1 of 2 has lr 0.2, process 0 has 0.1",
     "validated_in_one": "process 1 of 2 has val given, process 0 has None",
     "bags_without_rows": "train is the same in all 2 processes, and the rows of its batches cannot be told apart",
+    "another_corpus": "train is other data, or stands elsewhere, in process 1 of 2 than in process 0",
     "context": "the context batches of context are not divided among 2 processes",
     "unfrozen_in_one": "process 1 of 2 trains other tasks or parameters than process 0",
 }
