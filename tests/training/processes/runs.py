@@ -21,6 +21,7 @@ from mt2st_fast import (
     MultiLabel,
     MultiTask,
     MultiTaskHeads,
+    OpenTask,
     Regression,
     RowwiseAdagrad,
     SingleTask,
@@ -171,6 +172,100 @@ def bags(folder: Path) -> dict[str, Any]:
 
 def with_similarity(folder: Path) -> dict[str, Any]:
     return words("token", similarity=True)
+
+
+class Uncertainty(nn.Module):
+    """Weights that are learnt, exp(-s), with the penalty sum(s)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s = nn.Parameter(torch.full((len(TASKS),), 0.1))
+
+    def task_weights(self, moment: Any, main: str, auxiliary: Any) -> dict[str, float]:
+        return dict.fromkeys((main, *auxiliary), 1.0)
+
+    def weights(self, active: Any) -> torch.Tensor:
+        return torch.exp(-self.s[: len(active)])
+
+    def penalty(self, active: Any) -> torch.Tensor:
+        return self.s[: len(active)].sum()
+
+
+def learnt_weights(folder: Path) -> dict[str, Any]:
+    schedule = Uncertainty()
+    found = dense([*batches(3), rows(8, 1)], schedule=schedule, accumulate=2, epochs=2)
+    return found | {"weights": found["weights"] | {"s": schedule.s.detach()}}
+
+
+class Nearness(OpenTask):
+    """Mean squared distance of the first feature from a number."""
+
+    def loss(self, features: torch.Tensor, targets: Any, mask: Any) -> torch.Tensor:
+        return (features[:, 0] - targets).square().mean()
+
+    def count(self, targets: Any) -> float:
+        return float(len(targets))
+
+
+class WordsBySum(nn.Module):
+    """A table of torch's own, whose gradient repeats rows, beside one that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.unused = nn.Embedding(12, 8, sparse=True), nn.Embedding(3, 8, sparse=True)
+
+    def forward(self, types: torch.Tensor) -> torch.Tensor:
+        return self.words(types).sum(1)
+
+
+def tables_of_torch(folder: Path) -> dict[str, Any]:
+    torch.manual_seed(4)
+    heads = MultiTaskHeads(8, {"classes": Classification(4), "near": Nearness()}, "classes")
+    optimizer = lambda p: torch.optim.SGD(p, lr=0.5)  # noqa: E731
+    trainer = Trainer(
+        WordsBySum(),
+        heads,
+        optimizer=optimizer,
+        schedule=MultiTask(),
+        device="cpu",
+        clip_norm=0.5,
+        log_every=2,
+    )
+    data = []
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        types = torch.randint(0, 12, (9, 4), generator=generator)
+        data.append((types, {"classes": types[:, 0] % 4, "near": torch.rand(9, generator=generator)}))
+    trainer.fit(data, epochs=3)
+    return learnt(trainer)
+
+
+def halves(folder: Path) -> dict[str, Any]:
+    return _of_type(torch.bfloat16)
+
+
+def doubles(folder: Path) -> dict[str, Any]:
+    return _of_type(torch.float64)
+
+
+def scaled(folder: Path) -> dict[str, Any]:
+    """By float16 autocast, with loss scaling."""
+    return dense(batches(), schedule=MultiTask(), precision="float16", clip_norm=1.0)
+
+
+def _of_type(dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(1)
+    encoder = nn.Linear(FEATURES, 8).to(dtype)
+    heads = MultiTaskHeads(
+        8, {"classes": TASKS["classes"], "weighted": TASKS["weighted"]}, "classes", backend="reference"
+    )
+    optimizer = lambda p: torch.optim.SGD(p, lr=0.5)  # noqa: E731
+    trainer = Trainer(
+        encoder, heads.to(dtype), optimizer=optimizer, schedule=MultiTask(), device="cpu", log_every=2
+    )
+    data = [(x.to(dtype), {n: t[n] for n in ("classes", "weighted")}) for x, t in batches()]
+    trainer.fit(data, epochs=1)
+    return learnt(trainer)
 
 
 # --- every process its own ------------------------------------------------------------------------------------

@@ -22,10 +22,13 @@ DIVIDED = [
     "bags",
     "with_similarity",
 ]
+DIVIDED += ["learnt_weights", "tables_of_torch", "halves", "doubles", "scaled"]
 OWN = ["own_parts", "stopped_by_one"]
 OTHERS = ["distributed_sampler", "stopped_then_resumed", "left_for_others"]
 # Sums are made in another order: float32 and some dozen steps.
 RTOL, ATOL = 1e-5, 1e-5
+# Half types round what is added up.
+COARSE = {"halves": 0.03, "scaled": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +58,22 @@ def plain(history: dict[str, Any]) -> dict[str, Any]:
     return history
 
 
-def assert_close(one: Any, other: Any, where: str = "") -> None:
+def assert_close(one: Any, other: Any, where: str = "", coarse: float = 0.0) -> None:
+    """coarse: the error allowed beside RTOL and ATOL."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for name in one:
-            assert_close(one[name], other[name], f"{where}/{name}")
+            assert_close(one[name], other[name], f"{where}/{name}", coarse)
     elif isinstance(one, list):
         assert len(one) == len(other), where
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_close(a, b, f"{where}/{i}")
+            assert_close(a, b, f"{where}/{i}", coarse)
     elif isinstance(one, float):
-        assert other == pytest.approx(one, rel=RTOL, abs=ATOL, nan_ok=True), where
+        assert other == pytest.approx(one, rel=RTOL, abs=ATOL + coarse, nan_ok=True), where
     elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(other, one, rtol=RTOL, atol=ATOL, msg=lambda text: f"{where}: {text}")
+        torch.testing.assert_close(
+            other, one, rtol=RTOL, atol=ATOL + coarse, msg=lambda text: f"{where}: {text}"
+        )
     else:
         assert one == other, where
 
@@ -82,9 +88,10 @@ def test_two_processes_learn_what_one_learns(name: str, of_two: Any) -> None:
         assert alone["step"] == first["step"] == second["step"] == 5
     assert {phase["engine"] for phase in first["history"]["phases"]} == {"eager"}
     assert_bits(first, second)
-    assert_close(plain(alone["history"]), plain(first["history"]))
+    coarse = COARSE.get(name, 0.0)
+    assert_close(plain(alone["history"]), plain(first["history"]), coarse=coarse)
     assert plain(first["history"]) == plain(second["history"])
-    assert_close(alone["weights"], first["weights"])
+    assert_close(alone["weights"], first["weights"], coarse=coarse)
 
 
 @pytest.mark.long
@@ -94,8 +101,9 @@ def test_four_processes_learn_what_one_learns(tmp_path: Path) -> None:
         for other in others:
             assert_bits(first, other)
         alone = getattr(runs, name)(tmp_path)
-        assert_close(plain(alone["history"]), plain(first["history"]), name)
-        assert_close(alone["weights"], first["weights"], name)
+        coarse = COARSE.get(name, 0.0)
+        assert_close(plain(alone["history"]), plain(first["history"]), name, coarse)
+        assert_close(alone["weights"], first["weights"], name, coarse)
 
 
 def test_every_pass_of_a_distributed_sampler_has_an_order_of_its_own(of_two: Any) -> None:
