@@ -24,6 +24,7 @@ from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
+from mt2st_fast.training.processes.watch import LostProcessError
 from mt2st_fast.training.schedules import (
     AdaptiveSwitch,
     Diminish,
@@ -59,6 +60,7 @@ __all__ = [
     "InputError",
     "Kind",
     "LazyAdam",
+    "LostProcessError",
     "Moment",
     "MultiLabel",
     "MultiTask",
