@@ -22,6 +22,7 @@ from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, 
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import InputError
+from mt2st_fast.training.processes.watch import LostProcessError
 
 app = typer.Typer(
     name="mt2st-fast",
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave(f"{error.format_message()} (see mt2st-fast --help)", of_all=True)
     except SaidElsewhereError:
         sys.exit(2)
+    except LostProcessError as error:
+        print(f"mt2st-fast: {error}", file=sys.stderr, flush=True)
+        os._exit(2)  # on the way out Python would take down a group that waits for the process that is gone
     except InputError as error:
         if os.environ.get("MT2ST_DEBUG"):
             raise

@@ -67,14 +67,15 @@ def together(device: str) -> Iterator[Processes]:
     processes = the_processes()
     try:
         yield processes
-    except typer.Exit:
+    except typer.Exit:  # in order, and of all alike
+        processes.close()
         raise
     except BaseException as error:
+        # What is in trouble is let be: taking it down may wait for a process that is gone.
         processes.tell(error)
         if processes.is_echo and isinstance(error, InputError | OSError):
             raise SaidElsewhereError(str(error)) from error
         raise
-    finally:
-        processes.close()
-        if made:
-            dist.destroy_process_group()
+    processes.close()
+    if made:
+        dist.destroy_process_group()

@@ -159,15 +159,17 @@ class Processes:
             return
         _open = None if _open is self else _open
         watch = self._watch
+        if (
+            watch is None
+        ):  # a group that somebody has left in trouble is let be: taking it down may wait for him
+            return
         try:
-            if watch is not None:
-                self.barrier()
+            self.barrier()
         finally:
-            if watch is not None:
-                watch.close()
+            watch.close()
             self._watch = None
-            if dist.group.WORLD is self._world:
-                dist.destroy_process_group(self._group)
+        if dist.group.WORLD is self._world:
+            dist.destroy_process_group(self._group)
 
     def _group_of(self, values: Tensor) -> Any:
         return self._group if values.device.type == "cpu" else None

@@ -21,5 +21,5 @@ def test_the_program_trains_one_model(block: str, tmp_path: Path) -> None:
         assert [process.returncode for process in processes] == [0, 0], texts
     losses = re.fullmatch(r"\{'topic': (\d\.\d+)\}\n", texts[0])
     assert losses is not None, texts[0]
-    assert float(losses[1]) < 0.5  # it was log 2 at first
+    assert float(losses[1]) < 0.6  # it was above log 2 at first
     assert texts[1] == ""

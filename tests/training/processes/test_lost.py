@@ -70,7 +70,7 @@ def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(tmp_path: 
             while not (tmp_path / f"going-{lost}").exists():
                 assert time.monotonic() - began < IN_TIME
                 time.sleep(0.05)
-            time.sleep(chance.uniform(0.0, 3.0))
+            time.sleep(chance.uniform(0.0, 1.5))
             processes[lost].kill()
             assert f"process {lost} of 2 is lost" in ends_with(processes[1 - lost])
         for file in tmp_path.glob("going-*"):

@@ -65,11 +65,6 @@ def run_together(module: str, names: list[str], folder: Path, count: int = 2) ->
     }
 
 
-import faulthandler, signal
-
-faulthandler.register(signal.SIGUSR1)
-
-
 def _work(module: str, folder: Path, names: list[str]) -> None:
     dist.init_process_group("gloo")
     scenarios = __import__(f"tests.training.processes.{module}", fromlist=["*"])
