@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ import typer
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.processes.group import Processes, the_processes
 
+MEETING = timedelta(minutes=5)  # that all may take to start
 TOGETHER = "train"  # the one command that several processes run together
 
 
@@ -61,7 +63,10 @@ def together(device: str) -> Iterator[Processes]:
         if on_cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         try:
-            dist.init_process_group("nccl" if on_cuda else "gloo")
+            if on_cuda:
+                dist.init_process_group("nccl")
+            else:
+                dist.init_process_group("gloo", timeout=MEETING)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
     processes = the_processes()

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.processes.watch import Watch
+from mt2st_fast.training.processes.watch import LostProcessError, Watch
+
+# Of a message, which waits for a process that measures or writes; who is lost the watch finds out.
+MOST_PATIENCE = timedelta(hours=12)
 
 
 class Processes:
@@ -35,7 +39,8 @@ class Processes:
         self.is_echo = False  # whether this one has told an error that process 0 has told, too
         if count > 1:
             self._world = dist.group.WORLD
-            self._group = dist.new_group(backend="gloo")
+            self._meet()
+            self._group = dist.new_group(backend="gloo", timeout=MOST_PATIENCE)
             self._watch = self._make_watch()
             self.barrier()
             self._watch.start()
@@ -170,6 +175,17 @@ class Processes:
             self._watch = None
         if dist.group.WORLD is self._world:
             dist.destroy_process_group(self._group)
+
+    def _meet(self) -> None:
+        """Wait for all by connections that there are: making new ones would wait for a process that is gone."""
+        if dist.get_backend() == "gloo":
+            try:
+                dist.barrier()
+            except RuntimeError as error:
+                said = str(error).splitlines()[0]
+                raise LostProcessError(
+                    f"another of {self.count} processes is lost before a step ({said})"
+                ) from error
 
     def _group_of(self, values: Tensor) -> Any:
         return self._group if values.device.type == "cpu" else None
