@@ -151,9 +151,7 @@ class Processes:
         """Say to the others that this process stops with an error; nobody waits for it any more."""
         if self._watch is not None:
             watch, self._watch = self._watch, None
-            message = _one_line(error)
-            watch.tell(message)
-            self.is_echo = self.rank > 0 and watch.said_by_first(message)
+            self.is_echo = watch.tell(_one_line(error))
             watch.close()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
 
@@ -68,33 +69,36 @@ class Watch:
         said = " ".join(str(error).split())[:200]
         return LostProcessError(self.trouble or f"the processes have lost touch with each other ({said})")
 
-    def tell(self, message: str) -> None:
-        """Say to the others that this process stops with an error; waits until they have heard it."""
-        if self.trouble is not None:  # they have trouble of their own
-            return
+    def tell(self, message: str) -> bool:
+        """Say to the others that this process stops with an error; whether process 0 stops with the same one.
+
+        Nobody has to say that again. Waits until it is heard, or known.
+        """
+        if self.trouble is not None:  # they have it, too
+            return self.trouble == f"{self._name(0)} stopped: {message}"
+        is_echo = False
         try:
             self._store.set(f"failed/{self._rank}", message)
             self._store.compare_set("failed", "", str(self._rank))
+            if self._rank:
+                is_echo = self._await(lambda: self._store.check(["failed/0"])) and (
+                    self._store.get("failed/0").decode() == message
+                )
             self._store.add("heard", 1)
-            end = time.monotonic() + HEARD_SECONDS
-            while self._rank == 0 and time.monotonic() < end:  # the store goes with it
-                if self._store.add("heard", 0) >= self._count:
-                    break
-                time.sleep(0.05)
+            if self._rank == 0:  # the store goes with it
+                self._await(lambda: self._store.add("heard", 0) >= self._count)
         except RuntimeError:  # whoever kept the store is gone already
-            return
+            pass
+        return is_echo
 
-    def said_by_first(self, message: str) -> bool:
-        """Whether process 0 stops with the same error: nobody has to say it again."""
-        key, end = "failed/0", time.monotonic() + HEARD_SECONDS
-        try:
-            while time.monotonic() < end:
-                if self._store.check([key]):
-                    return bool(self._store.get(key).decode() == message)
-                time.sleep(0.05)
-        except RuntimeError:
-            return False
-        return False
+    @staticmethod
+    def _await(happened: Callable[[], bool]) -> bool:
+        end = time.monotonic() + HEARD_SECONDS
+        while not happened():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
 
     def close(self) -> None:
         """Look no more."""
