@@ -70,7 +70,7 @@ def slow(folder: Path) -> dict[str, Any]:
     trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), device="cpu", callbacks=[Slowly(folder)])
     path = folder / "slow.safetensors"
     try:
-        trainer.fit(runs.batches(), epochs=150, checkpoint=path, checkpoint_seconds=0.1, resume=path.exists())
+        trainer.fit(runs.batches(), epochs=60, checkpoint=path, checkpoint_seconds=0.1, resume=path.exists())
     except LostProcessError as error:
         print(f"ended: {error}", flush=True)
         os._exit(3)

@@ -64,14 +64,14 @@ def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(tmp_path: 
     undisturbed = run_together("losses_of_one", ["slow"], tmp_path)["slow"]
     for file in tmp_path.iterdir():
         file.unlink()
-    for _ in range(8):
+    for _ in range(4):
         with started(scenarios("losses_of_one", ["slow"], tmp_path)) as processes:
             lost = chance.randrange(2)
             began = time.monotonic()
             while not (tmp_path / f"going-{lost}").exists():
                 assert time.monotonic() - began < IN_TIME
                 time.sleep(0.05)
-            time.sleep(chance.uniform(0.0, 1.5))
+            time.sleep(chance.uniform(0.0, 0.8))
             processes[lost].kill()
             assert f"process {lost} of 2 is lost" in ends_with(processes[1 - lost])
         for file in tmp_path.glob("going-*"):
