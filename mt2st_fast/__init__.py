@@ -27,6 +27,7 @@ from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.phase_controller import Phase, PhaseController
+from mt2st_fast.training.processes.watch import LostProcessError
 from mt2st_fast.training.schedules import (
     FAMO,
     AdaptiveSwitch,
@@ -76,6 +77,7 @@ __all__ = [
     "InputError",
     "Kind",
     "LazyAdam",
+    "LostProcessError",
     "Moment",
     "MultiLabel",
     "MultiTask",

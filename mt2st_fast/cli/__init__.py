@@ -18,9 +18,11 @@ from mt2st_fast.cli.kernels import kernels
 from mt2st_fast.cli.measure import measure
 from mt2st_fast.cli.predict import predict
 from mt2st_fast.cli.prepare import prepare
+from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, is_first, refusal
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import InputError
+from mt2st_fast.training.processes.watch import LostProcessError
 
 app = typer.Typer(
     name="mt2st-fast",
@@ -49,10 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler = logging.StreamHandler()
     handler.addFilter(_Once())
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[handler])
+    be_quiet_unless_first()
+    if why_not := refusal(sys.argv[1:] if arguments is None else arguments):
+        _leave(why_not, of_all=True)
     try:
         code = app(args=arguments, standalone_mode=False)
     except typer.TyperException as error:
-        _leave(f"{error.format_message()} (see mt2st-fast --help)")
+        _leave(f"{error.format_message()} (see mt2st-fast --help)", of_all=True)
+    except SaidElsewhereError:
+        sys.exit(2)
+    except LostProcessError as error:
+        print(f"mt2st-fast: {error}", file=sys.stderr, flush=True)
+        os._exit(2)  # on the way out Python would take down a group that waits for the process that is gone
     except InputError as error:
         if os.environ.get("MT2ST_DEBUG"):
             raise
@@ -85,6 +95,8 @@ class _Once(logging.Filter):
         return is_new
 
 
-def _leave(message: str) -> None:
-    print(f"mt2st-fast: {' '.join(message.split())}", file=sys.stderr)
+def _leave(message: str, *, of_all: bool = False) -> None:
+    """of_all: an error that all of several processes make alike, and one says."""
+    if is_first() or not of_all:
+        print(f"mt2st-fast: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from mt2st_fast.cli.options import (
     make_writable,
     takes_config,
 )
+from mt2st_fast.cli.processes import together
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
@@ -59,28 +61,33 @@ def train(
 
     Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out,
     and importance.png where parts were chosen (--strategy selector).
-    Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there.
+    Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there. Under torchrun
+    several processes train one model, and one of them writes.
     """
     check_positive(**{"--checkpoint-every": checkpoint_every})
-    folder = make_writable(out)
-    with holding(folder):
-        if resume:
-            config = going_on(_stored_config(folder), config, given_options(context), folder)
-        _train(config, folder, resume, 60 * checkpoint_every)
+    with together(config.device) as processes:
+        folder = make_writable(out) if processes.writes else out
+        with holding(folder) if processes.writes else nullcontext():
+            if resume:
+                config = going_on(_stored_config(folder), config, given_options(context), folder)
+            processes.barrier()  # everybody has read what is there before anything is written
+            _train(config, folder, resume, 60 * checkpoint_every, writes=processes.writes)
 
 
-def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float) -> None:
+def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float, *, writes: bool) -> None:
+    """Of several processes one writes files; what the others print goes nowhere."""
     console = plain_console()
     splits = read_data(config)
     experiment = Experiment.prepare(config, splits)
     trainer = experiment.trainer
     _announce(console, experiment)
     progress, stopping = TrainingProgress(experiment.total_steps), StoppingOnSignals()
-    trainer.callbacks += [progress, stopping]
-    if not resume:
-        _clear(folder)
-    write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
-    with progress, stopping:
+    trainer.callbacks += [progress, stopping] if writes else [stopping]
+    if writes:
+        if not resume:
+            _clear(folder)
+        write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
+    with progress if writes else nullcontext(), stopping:
         experiment.run(folder / CHECKPOINT, resume, checkpoint_seconds)
     if not experiment.is_over:
         say(
@@ -94,8 +101,9 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
             console,
             f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
         )
-    report = write_run(experiment, folder)
-    _summarise(console, report, folder)
+    if writes:
+        report = write_run(experiment, folder)
+        _summarise(console, report, folder)
 
 
 def _clear(folder: Path) -> None:

@@ -136,6 +136,16 @@ class TrainingBatches:
     def __len__(self) -> int:
         return self.sampler.steps_per_epoch
 
+    def take_part(self, rank: int, count: int) -> None:
+        """From the next batch on, hand out one of `count` parts of its rows: number `rank`; (0, 1) is all of them.
+
+        For several processes, each with such batches of the same corpus and seed. What `state_dict` gives is the same
+        in all of them, and good for any count.
+        """
+        self.ahead.put_back()
+        self.sampler.part = (rank, count)
+        self._kept.clear()
+
     def enter_phase(self, active: Sequence[str]) -> None:
         """From the next batch on, deliver the targets of these tasks; retired tasks' labels are let go of.
 
@@ -269,6 +279,7 @@ class EvaluationBatches:
     def __init__(self, corpus: Corpus, batch_size: int, inputs, tasks: Sequence[str]):
         if batch_size < 1:
             raise InputError(f"batch size {batch_size} is not positive")
+        self._corpus, self._tasks = corpus, tuple(tasks)
         self._n_rows = corpus.n_rows
         self._batch_size = batch_size
         self._inputs = inputs
@@ -279,6 +290,10 @@ class EvaluationBatches:
 
     def __len__(self) -> int:
         return -(-self._n_rows // self._batch_size)
+
+    def digest(self) -> str:
+        """By which processes find out whether they have the same batches."""
+        return f"{self._batch_size} {self._corpus.digest(self._tasks)}"
 
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, self._n_rows, self._batch_size):

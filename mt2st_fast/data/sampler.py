@@ -51,9 +51,13 @@ class Sampler:
 
     A single-task phase draws rows with a main label only. An epoch is ceil(N / batch_size) batches in every
     phase, so that strategies compare step by step.
+
+    Of several processes that draw the same batches each hands out its own part of the rows: number `part[0]` of
+    part[1], every part[1]-th row, so that rows with a main label are shared out evenly.
     """
 
     fixed = False
+    part = (0, 1)
 
     def __init__(self, labelled: np.ndarray, batch_size: int, share: float = 0.5, seed: int = 1):
         if batch_size < 1:
@@ -83,7 +87,11 @@ class Sampler:
         self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
 
     def next_rows(self) -> np.ndarray:
-        """The rows of the next batch, int64 (batch_size,)."""
+        """The own part of the rows of the next batch, int64; (batch_size,) where that is all of them."""
+        first, step = self.part
+        return self._draw_rows()[first::step]
+
+    def _draw_rows(self) -> np.ndarray:
         self.position = (self.position + 1) % self.steps_per_epoch
         if self.single_task:
             return self._streams["main"].draw(self.batch_size)
@@ -148,8 +156,9 @@ class FixedSampler(Sampler):
         return int(self._streams[self._phase].draw(1)[0])
 
     def rows_of(self, number: int) -> np.ndarray:
-        """The rows of a batch, int64 (B,)."""
-        return self._batches[self._phase][number]
+        """The own part of the rows of a batch, int64."""
+        first, step = self.part
+        return self._batches[self._phase][number][first::step]
 
     def next_rows(self) -> np.ndarray:
         """The rows of the next batch, int64 (B,)."""

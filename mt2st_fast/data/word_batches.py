@@ -50,14 +50,20 @@ class WordBatches:
         self._types, self._target = torch.from_numpy(types), torch.from_numpy(target)
         self._batch_size = min(batch_size, len(types))
         self._rows = RowStream(np.arange(len(types)), seed, stream)
+        self._seed, self._part = seed, (0, 1)
 
     def __len__(self) -> int:
         return -(-len(self._types) // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         for _ in range(len(self)):
-            rows = torch.from_numpy(self._rows.draw(self._batch_size))
+            first, step = self._part
+            rows = torch.from_numpy(self._rows.draw(self._batch_size)[first::step])
             yield self._types[rows], {self.task: self._target[rows]}
+
+    def take_part(self, rank: int, count: int) -> None:
+        """Hand out one of `count` parts of the rows of every batch, as `TrainingBatches` do."""
+        self._part = (rank, count)
 
     def close(self) -> None:
         """Let go of the words."""
@@ -69,7 +75,8 @@ class WordBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the shuffled stream stands."""
-        return {"pass": self._rows.pass_number, "position": self._rows.position, "data": self._digest}
+        rows = self._rows
+        return {"pass": rows.pass_number, "position": rows.position, "data": self._digest, "seed": self._seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises InputError for other rows."""
@@ -132,6 +139,15 @@ class ContextBatches:
             yield local_words(batch), {self.task: torch.zeros(1, dtype=torch.float32)}
             if ends_pass:
                 return
+
+    def take_part(self, rank: int, count: int) -> None:
+        """Raises InputError for more than one part: what is drawn for a batch belongs to all of its words."""
+        del rank
+        if count > 1:
+            raise InputError(
+                f"the context batches of {self.task} are not divided among {count} processes; train on them in one, or "
+                "give each process batches of a text of its own, in a loader that has no take_part"
+            )
 
     def close(self) -> None:
         """Let go of the text, mapped or in memory."""

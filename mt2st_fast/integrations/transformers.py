@@ -34,7 +34,7 @@ from transformers.utils import ModelOutput
 from mt2st_fast.errors import InputError
 from mt2st_fast.integrations.finding import heads_of
 from mt2st_fast.integrations.padding import Room, label_batch
-from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
 from mt2st_fast.training.observations import Stateful
@@ -139,12 +139,24 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         mask = None if attention_mask is None or attention_mask.dim() != 2 else attention_mask.bool()
         loss = losses = logits = None
         if labels is not None:
-            out = self.heads(features, labels, mask=mask, denominators=num_items_in_batch)
+            out = _loss(self.heads, features, labels, mask, num_items_in_batch)
             loss, losses = out.total, out.losses
         if labels is None or not self.training:
             with_heads = [name for name in self.heads.active if name in self.heads.tasks]
             logits = {name: self.heads.logits(features, name, mask) for name in with_heads}
         return MultiTaskOutput(loss=loss, losses=losses, logits=logits)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _loss(
+    heads: MultiTaskHeads,
+    features: Tensor,
+    labels: Mapping[str, Tensor],
+    mask: Tensor | None,
+    denominators: Mapping[str, Tensor] | None,
+) -> MultitaskLoss:
+    # Outside of what torch_compile compiles: nothing is gained there, as the heads are kernels already.
+    return heads(features, labels, mask=mask, denominators=denominators)  # type: ignore[no-any-return]
 
 
 class MultiTaskTrainer(Trainer):  # type: ignore[misc]

@@ -27,8 +27,9 @@ def content_of(loader: Any) -> str | None:
     """The digest of all rows of a list of batches or of a DataLoader over tensors; None where they cannot be seen.
 
     Nothing of the loader is called: neither its order nor its random numbers move. Of a Subset the rows are those
-    that it holds.
+    that it holds, and of a list that several processes have divided those of all.
     """
+    loader = getattr(loader, "whole", loader)
     if isinstance(loader, list | tuple):
         batches = list(tuple.__iter__(loader) if isinstance(loader, tuple) else list.__iter__(loader))
         if len(batches) > MOST_BATCHES or sum(map(_n_bytes, batches)) > MOST_BYTES:

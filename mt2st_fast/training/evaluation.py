@@ -21,11 +21,12 @@ def evaluate(
     tasks: Sequence[str],
     device: torch.device,
     shortcut: Callable[[Any], Tensor | None] = lambda inputs: None,
+    add_up: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda sums: sums,
 ) -> dict[str, float]:
     """The metric of each task in `tasks` over all batches; NaN where no row carries a target.
 
     shortcut: what the encoder makes of some inputs, or None where the encoder has to be asked. Sums stay on the device
-    until the end. Restores the training mode of the encoder.
+    until the end; add_up: makes those of several processes one. Restores the training mode of the encoder.
     """
     was_training = encoder.training
     encoder.eval()
@@ -42,6 +43,7 @@ def evaluate(
                     sums[task] = sums[task] + found if task in sums else found
     finally:
         encoder.train(was_training)
+    sums = add_up(sums)
     return {task: _value(heads, task, sums[task]) if task in sums else float("nan") for task in tasks}
 
 

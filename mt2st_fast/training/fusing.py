@@ -39,6 +39,8 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Param
 def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bool) -> bool:
     """Whether a step is one backward pass, through a table that is read once, and nobody looks at its gradient."""
     optimizer, encoder = parts.optimizer, parts.encoder
+    if parts.processes.are_several:  # which exchange gradients
+        return False
     if not isinstance(optimizer, RowSparseOptimizer) or type(encoder) not in (BagEncoder, WindowEncoder):
         return False
     looked_at = parts.clip_norm is not None or parts.scaler.is_enabled() or wants_gradients

@@ -18,7 +18,7 @@ Weights that are learnt: see `learnt_weights`. Parts of the model that train in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -140,7 +140,8 @@ def look_at_losses(
 ) -> None:
     """Show a schedule that wants to see them the mean losses so far; last_step: what gradients are looked at on."""
     if isinstance(schedule, Observing):
-        schedule.observe(Observation(step, losses, task_gradients(parts, last_step), epoch))
+        gradients = task_gradients(parts, last_step) if last_step else None
+        schedule.observe(Observation(step, losses, gradients, epoch))
 
 
 def look_at_held_out(
@@ -180,7 +181,21 @@ def task_gradients(
     parts: StepParts, batches: Sequence[Batch], tasks: Sequence[str] | None = None
 ) -> dict[str, TaskGradient] | None:
     """Of all tasks with a head (or of some of them, the main one among these) in the first batch that has the main
-    task's targets; None where there is none."""
+    task's targets; None where there is none.
+
+    Of several processes all see what process 0 has found on its batches.
+    """
+    if not parts.processes.are_several:
+        return _own_gradients(parts, batches, tasks)
+    own = _own_gradients(parts, batches, tasks) if parts.processes.rank == 0 else None
+    told = {name: astuple(gradient) for name, gradient in (own or {}).items()}
+    found = parts.processes.from_first(told)
+    return {name: TaskGradient(*numbers) for name, numbers in found.items()} or None
+
+
+def _own_gradients(
+    parts: StepParts, batches: Sequence[Batch], tasks: Sequence[str] | None
+) -> dict[str, TaskGradient] | None:
     heads = parts.heads
     found = next((batch for batch in batches if heads.main in tasks_of(batch)), None)
     if found is None:

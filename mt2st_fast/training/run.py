@@ -39,6 +39,8 @@ from mt2st_fast.training.optimizer_upkeep import (
     set_rate,
 )
 from mt2st_fast.training.phases import enter_phase
+from mt2st_fast.training.processes.decisions import agreed_weights
+from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.resuming import (
     check_end,
     check_settings,
@@ -54,7 +56,7 @@ from mt2st_fast.training.run_options import (
     RunOptions,
     check_finite,
     check_finite_parameters,
-    description,
+    fixed_settings,
 )
 from mt2st_fast.training.run_parts import make_parts, modules_of
 from mt2st_fast.training.schedules import Moment, Schedule
@@ -67,7 +69,7 @@ class Run:
     """Training of an encoder and its heads on one source of batches, a step at a time.
 
     `Trainer.begin` makes one. steps_done: optimizer steps so far. history: what happened; losses are in it once
-    `record` has read them.
+    `record` has read them. processes: that take these steps together; all of them call the same methods.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Run:
         self.encoder, self.heads, self.source = encoder, heads, source
         self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
         self.steps_done, self.history = 0, History(heads.main)
-        self._options, self._listener = options, listener
+        self._options, self._listener, self.processes = options, listener, options.processes
         self._phase_active: tuple[str, ...] = ()  # the tasks that losses and weights (K,) are of
         self._weight_values: list[float] = []
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
@@ -194,9 +196,10 @@ class Run:
         return self._engine.features(inputs)
 
     def close(self) -> None:
-        """Have the backward pass make gradients again, and train what was frozen, as before the run."""
+        """Make gradients and train what was frozen again, as before the run, and leave the other processes."""
         unfuse(self._parts.fused_tables)
         self._selection.undo()
+        self.processes.close()
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -231,6 +234,7 @@ class Run:
         moment = self.moment
         main, *auxiliary = self.heads.names
         weights = self._options.schedule.task_weights(moment, main, auxiliary)
+        weights = agreed_weights(self.processes, self._options.schedule, weights)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
             before = self.heads.active
@@ -293,6 +297,10 @@ class Run:
 
     # --- begin, save, resume ----------------------------------------------------------------------------
 
+    def modules(self) -> list[nn.Module]:
+        """Everything that has parameters: the encoder, the heads, and a schedule that learns."""
+        return list(self._modules().values())
+
     def _modules(self) -> dict[str, nn.Module]:
         return modules_of(self.encoder, self.heads, self._learnt)
 
@@ -301,7 +309,7 @@ class Run:
 
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
         state = stored.state
-        check_settings(state["run"], self._description())
+        check_settings(state["run"], fixed_settings(self._options, self.heads.names, self.steps_per_epoch))
         check_end(
             state["step"], state["total_steps"], self.total_steps, self.steps_per_epoch,
             rate_falls=self._options.lr_decay != "none",
@@ -332,21 +340,24 @@ class Run:
         self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
         if self._phase_active:
             self.source.enter_phase(self._phase_active)
-        self.source.restore(state["source"])
+        self.source.restore(own_source(self.processes, state, self._options.taken))
         if self._remembers(self._options.schedule):
             self._options.schedule.load_state_dict(state["schedule"])  # type: ignore[attr-defined]
         stored.restore_random_states()
+        restore_random_states(self.processes, state)
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed run goes on from. Raises NonFiniteLossError rather than keep a broken state,
-        and ValueError for a schedule that observes and has no state to keep.
+        """Write all that a resumed run goes on from; of several processes all call it, and one writes.
+
+        Raises NonFiniteLossError rather than keep a broken state, and ValueError for a schedule that observes and has
+        no state to keep.
         """
         check_resumable(self._options.schedule)
-        schedule = self._options.schedule
+        schedule, source = self._options.schedule, self.source.state()
         self.check_finite()
         self._read_learnt_weights()
         state = {
-            "run": self._description(),
+            "run": fixed_settings(self._options, self.heads.names, self.steps_per_epoch),
             "total_steps": self.total_steps,
             "optimizer": self._optimizer_options,
             "groups": group_names(self.optimizer, self._named()),
@@ -356,30 +367,20 @@ class Run:
             "phase_active": self._phase_active,
             "scaler": self._parts.scaler.state_dict(),
             "history": self.history.to_json(),
-            "source": self.source.state(),
+            "source": source,
+            "processes": states_of_all(self.processes, source, self._options.taken),
             "weights": self._weight_values,
             "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],
             "interval_seconds": self._interval_seconds,
             "choosing_seconds": self._choosing_seconds,
             "schedule": dict(schedule.state_dict()) if self._remembers(schedule) else None,  # type: ignore[attr-defined]
         }
-        save_checkpoint(path, self._modules(), self.optimizer, state)
+        if self.processes.writes:
+            save_checkpoint(path, self._modules(), self.optimizer, state)
 
     def _remembers(self, schedule: Schedule) -> bool:
         """Whether a schedule has a state that is not tensors: a module's stands among the modules."""
         return self._learnt is None and isinstance(schedule, Stateful)
-
-    def _description(self) -> dict[str, Any]:
-        """What must not change between a checkpoint and its resumption."""
-        return {
-            "tasks": ", ".join(self.heads.names),
-            "schedule": description(self._options.schedule),
-            "accumulate": self._options.accumulate,
-            "steps an epoch": self.steps_per_epoch,
-            "lr_decay": self._options.lr_decay,
-            "clip_norm": self._options.clip_norm,
-            "precision": self._options.precision,
-        }
 
     def check_finite(self) -> None:
         """Raises NonFiniteLossError where a loss that is not read yet, or a trained parameter, is not finite."""

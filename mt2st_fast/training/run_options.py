@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mt2st_fast.numbers import check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.observations import Stateful
+from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules import Schedule
 
 
@@ -37,6 +38,8 @@ class RunOptions:
     device: torch.device
     graph: bool
     fuse_backward: bool | None
+    processes: Processes = field(default_factory=Processes)  # that train together
+    taken: Mapping[str, str] = field(default_factory=dict)  # how they take each loader, see processes/data.py
 
 
 class RunListener(Protocol):
@@ -99,6 +102,19 @@ def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence
     raise NonFiniteLossError(
         f"{name} is not finite any more, trained on {', '.join(tasks) or 'nothing'} {after}"
     )
+
+
+def fixed_settings(options: RunOptions, tasks: Sequence[str], steps_per_epoch: int) -> dict[str, Any]:
+    """What must not change between a checkpoint and its resumption."""
+    return {
+        "tasks": ", ".join(tasks),
+        "schedule": description(options.schedule),
+        "accumulate": options.accumulate,
+        "steps an epoch": steps_per_epoch,
+        "lr_decay": options.lr_decay,
+        "clip_norm": options.clip_norm,
+        "precision": options.precision,
+    }
 
 
 def description(schedule: Schedule) -> str:

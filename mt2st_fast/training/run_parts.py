@@ -59,6 +59,7 @@ def make_parts(
         fuse_backward=options.fuse_backward,
         fixed_batches=fixed_batches,
         by_task=by_task,
+        processes=options.processes,
     )
 
 

@@ -90,7 +90,7 @@ class _Loader:
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self.iterator: Iterator[Batch] | None = None
         self.device: torch.device | None = None  # where a loader's data may lie as a whole
-        self.used = 0
+        self.used = self.passes = 0  # batches of this pass, and passes that were begun
         own = getattr(loader, "generator", None)
         self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
         self.random_states = self._states()
@@ -135,6 +135,10 @@ class _Loader:
 
     def _start(self) -> None:
         self.random_states = self._states()
+        # As torch's DistributedSampler wants it, or every pass has the same order.
+        if (set_epoch := getattr(getattr(self.loader, "sampler", None), "set_epoch", None)) is not None:
+            set_epoch(self.passes)
+        self.passes += 1
         resident = None if self.device is None else self.loader.resident_on(self.device)
         self.iterator = iter(self.loader) if resident is None else resident
         self.used = 0
@@ -143,7 +147,7 @@ class _Loader:
         known = {"content": self._content, "first": self.first}
         if self.stateful:
             return {"loader": self.loader.state_dict(), **known}
-        return {"used": self.used, "random": self._states_to_json(), **known}
+        return {"used": self.used, "pass": self.passes, "random": self._states_to_json(), **known}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises InputError where the data is other data than where `state` was taken."""
@@ -153,6 +157,7 @@ class _Loader:
             self.loader.load_state_dict(state["loader"])
             return
         self._set_states(state["random"])
+        self.passes = max(0, state["pass"] - 1)  # the pass at hand begins again
         if not state["used"]:
             return
         self._start()
@@ -160,6 +165,7 @@ class _Loader:
         if state["first"] and self.first and state["first"] != self.first:
             self._look_for(state["first"])
             self._set_states(state["random"])
+            self.passes -= 1
             self._start()
             self.next()
         for _ in range(state["used"] - 1):

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,10 @@ from mt2st_fast.training.loading import LoadedWeights, load_weights
 from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
+from mt2st_fast.training.processes.begin import begin_together
+from mt2st_fast.training.processes.checks import check_modules, check_options
+from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
+from mt2st_fast.training.processes.group import Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
 from mt2st_fast.training.schedules import Schedule, Switch
@@ -57,7 +62,9 @@ class Trainer:
     RowwiseAdagrad or SGD of this package, of a BagEncoder with the last two; on CUDA the backward pass steps the table
     of these encoders by these optimizers, whose gradient is never made, where nothing needs it. True: the backward
     pass steps all row-sparse tables. False: gradients are made, and the optimizer steps.
-    `history.phases` says which engine took a phase, and what stood against the others.
+    `history.phases` says which engine took a phase, and what stood against the others. distributed: with "auto" the
+    processes of an initialized process group of torch train one model together (docs/processes.md); with "none" each
+    trains its own.
 
     Raises ValueError for an option out of range, for graph=True without a CUDA device, and for fuse_backward where
     something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
@@ -81,6 +88,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         graph: bool | Literal["auto"] = "auto",
         fuse_backward: bool | None = None,
+        distributed: Literal["auto", "none"] = "auto",
     ) -> None:
         check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
@@ -89,13 +97,14 @@ class Trainer:
             raise ValueError(f"precision {precision} is unknown; there are float32, {', '.join(AUTOCAST)}")
         if lr_decay not in ("linear", "none"):
             raise ValueError(f"lr_decay {lr_decay} is unknown; there are linear, none")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        if distributed not in ("auto", "none"):
+            raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
+        self.device = own_device() if device == "auto" else torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device} is not available: torch sees no CUDA device here")
         if graph not in ("auto", True, False):
             raise ValueError(f"graph must be 'auto', True or False, not {graph!r}")
+        asked_graph = graph is True
         graph = self.device.type == "cuda" if graph == "auto" else graph
         if graph and self.device.type != "cuda":
             raise ValueError(
@@ -110,8 +119,8 @@ class Trainer:
             logger.warning(UNDECAYED, weight_decay)
         if fuse_backward:
             self._check_fusible(encoder, clip_norm, accumulate, precision)
-        self.graph = graph
-        self.fuse_backward = fuse_backward
+        self._graph_is_asked, self.graph = asked_graph, graph
+        self.fuse_backward, self.distributed = fuse_backward, distributed
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
         self.schedule: Schedule = Switch() if schedule is None else schedule
         self.lr, self.lr_decay = lr, lr_decay
@@ -176,7 +185,10 @@ class Trainer:
         run = self.begin(train, val=val, epochs=epochs, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:
-            self._train(run, val, evaluate_every or run.steps_per_epoch, _Saving(path, checkpoint_seconds))
+            with run.processes.telling_errors():
+                self._train(
+                    run, val, evaluate_every or run.steps_per_epoch, _Saving(path, checkpoint_seconds)
+                )
         finally:
             run.close()
         return run.history
@@ -202,8 +214,26 @@ class Trainer:
             raise ValueError(no_held_out(self.schedule))
         if checkpoint is not None:
             check_resumable(self.schedule)
+        self._run, self.stop_requested = None, False
+        processes = the_processes(self.distributed)
+        with processes.joining():
+            stored = Checkpoint(Path(checkpoint)) if resume and checkpoint is not None else None
+            self._run = self._begin(train, val, epochs, processes, stored, watched=checkpoint is not None)
+        tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
+        if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
+            logger.warning(UNDECAYED, decay)
+        self.encoder.train()
+        return self._run
+
+    def _begin(
+        self, train: Any, held_out: Iterable[Batch] | None, epochs: float, processes: Processes,
+        stored: Checkpoint | None, *, watched: bool,
+    ) -> Run:  # fmt: skip
+        check_options(processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward)
+        check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
+        train, taken = divide(train, processes)
         source = Source(train, self.heads.main, self.heads.names, self.accumulate)
-        if checkpoint is not None:
+        if watched:
             source.watch()
         options = RunOptions(
             schedule=self.schedule,
@@ -217,24 +247,16 @@ class Trainer:
             device=self.device,
             graph=self.graph,
             fuse_backward=self.fuse_backward,
+            processes=processes,
+            taken=taken,
         )
-        self._run, self.stop_requested = None, False
-        self._run = Run(
-            self.encoder,
-            self.heads,
-            options,
-            source,
-            steps_of(epochs, source.steps_per_epoch),
-            self._make_capturer,
-            _Callbacks(self),
-            Checkpoint(Path(checkpoint)) if resume and checkpoint is not None else None,
-            val,
-        )
-        tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
-        if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
-            logger.warning(UNDECAYED, decay)
-        self.encoder.train()
-        return self._run
+        total_steps = steps_of(epochs, source.steps_per_epoch)
+        run = Run(
+            self.encoder, self.heads, options, source, total_steps, self._make_capturer, _Callbacks(self), stored,
+            held_out,
+        )  # fmt: skip
+        begin_together(processes, run, options, resumed=stored is not None)
+        return run
 
     def load(self, checkpoint: str | Path, *, partial: bool = False) -> LoadedWeights:
         """Begin from the weights of a checkpoint, and nothing else of it: its optimizer, step and data are left alone.
@@ -247,12 +269,23 @@ class Trainer:
         return load_weights(modules, Checkpoint(Path(checkpoint)).weights(modules), partial=partial)
 
     def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
-        """The metric of each task (of the active ones that have a head by default) over all batches."""
+        """The metric of each task (of the active ones that have a head by default) over all batches.
+
+        Of several processes each measures what it is given, and waits for nobody.
+        """
+        return self._evaluate(batches, tasks)
+
+    def _evaluate(
+        self, batches: Iterable[Batch], tasks: Sequence[str] | None = None, together: Processes | None = None
+    ) -> dict[str, float]:
+        """together: the processes that measure batches of their own, all at once."""
         measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
         dtype = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            shortcut = {} if self._run is None else {"shortcut": self._run.features}
-            return evaluate(self.encoder, self.heads, batches, measured, self.device, **shortcut)
+            options: dict[str, Any] = {} if self._run is None else {"shortcut": self._run.features}
+            if together is not None:
+                options["add_up"] = partial(add_up_sums, processes=together)
+            return evaluate(self.encoder, self.heads, batches, measured, self.device, **options)
 
     @property
     def run(self) -> Run:
@@ -282,8 +315,17 @@ class Trainer:
         return self.step / self.run.steps_per_epoch
 
     def _train(self, run: Run, val: Iterable[Batch] | None, evaluate_every: int, saving: _Saving) -> None:
+        run.processes.check_same(
+            {
+                "log_every": self.log_every,
+                "evaluate_every": evaluate_every,
+                "val": "given" if val is not None else None,
+                "checkpoint": "given" if saving.is_asked else None,
+            }
+        )
+        own_val = own_batches(val, run.processes)
         self._each(lambda callback: callback.on_fit_start(self))
-        while run.steps_done < run.total_steps and not self.stop_requested:
+        while self._goes_on(run, saving) and run.steps_done < run.total_steps:
             run.step()
             self._each(lambda callback: callback.on_step(self))
             ended = run.steps_done == run.total_steps
@@ -291,8 +333,8 @@ class Trainer:
             due = run.steps_done % evaluate_every == 0 or ended
             if due or epoch_ends or run.steps_done % self.log_every == 0:
                 run.record()
-            if due and val is not None:
-                evaluation = run.note_evaluation(self.evaluate(val), val)
+            if due and val is not None and own_val is not None:
+                evaluation = run.note_evaluation(self._evaluate(own_val, together=run.processes), val)
                 self._each(lambda callback: callback.on_evaluation(self, evaluation))  # noqa: B023 (called at once)
             saving.after_step(run, epoch_ends)
             if epoch_ends:
@@ -303,6 +345,11 @@ class Trainer:
             saving.now(run)
         run.check_finite()
         self._each(lambda callback: callback.on_fit_end(self))
+
+    def _goes_on(self, run: Run, saving: _Saving) -> bool:
+        """Whether nobody wants to stop; several processes stop, and save, at the same step."""
+        self.stop_requested, saving.due = run.processes.any(self.stop_requested, saving.is_due_by_clock())
+        return not self.stop_requested
 
     def _make_capturer(self) -> Capturer:
         return CudaCapturer(self.device)
@@ -318,9 +365,17 @@ class _Saving:
     def __init__(self, path: Path | None, seconds: float | None) -> None:
         self._path, self._seconds = path, math.inf if seconds is None else seconds
         self._last = time.monotonic()
+        self.due = False  # by the clock, as all processes have agreed
+
+    @property
+    def is_asked(self) -> bool:
+        return self._path is not None
+
+    def is_due_by_clock(self) -> bool:
+        return self.is_asked and time.monotonic() - self._last >= self._seconds
 
     def after_step(self, run: Run, epoch_ends: bool) -> None:
-        if self._path is not None and (epoch_ends or time.monotonic() - self._last >= self._seconds):
+        if self.due or epoch_ends:
             self.now(run)
 
     def now(self, run: Run) -> None:

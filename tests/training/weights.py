@@ -9,4 +9,5 @@ def weights_of(trainer):
         f"{name}.{key}": value.clone()
         for name, module in modules.items()
         for key, value in module.state_dict().items()
+        if value.is_floating_point()  # heads also say which of them are active
     }

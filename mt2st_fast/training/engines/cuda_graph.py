@@ -55,6 +55,8 @@ class CudaGraphSteps:
                 "a row-sparse gradient has a length of its own in every batch: leave fuse_backward to its default and "
                 "out what needs gradients (clip_norm, accumulate, float16), or give the encoder sparse=False"
             )
+        if parts.processes.are_several:
+            self._obstacle = "what several processes exchange has another length in every step"
         self._steps.enter_phase(self._obstacle)
 
     def obstacle(self) -> str | None:

@@ -64,14 +64,16 @@ class EagerSteps:
                 total, losses = self._total(encoded, self._weights(encoded))
                 self._backward(total)
             else:
-                losses = self._accumulate(plain)
+                shares_mk = label_shares(parts.heads, plain, parts.device)
+                losses = self._accumulate(plain, shares_mk, len(plain))
         if self._moves:
-            self._optimizer_step()
+            self._step_optimizer()
         if self._weigher is not None:
             self._weigher.learn(parts.heads.active, losses, self._losses_now(plain[0]))
         return losses
 
-    def _optimizer_step(self) -> None:
+    def _step_optimizer(self) -> None:
+        """By the gradients that there are, which are then let go."""
         parts = self._parts
         if parts.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
@@ -91,14 +93,16 @@ class EagerSteps:
             self._one = torch.ones_like(scaled)
         scaled.backward(self._one)
 
-    def _accumulate(self, micro_steps: list[list[PlainBatch]]) -> Tensor:
-        """Gradients of all micro-steps as of one batch, and its losses (K,)."""
-        shares_mk = label_shares(self._parts.heads, micro_steps, self._parts.device)
-        losses = torch.zeros_like(shares_mk[0])
+    def _accumulate(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, n_parts: int) -> Tensor:
+        """Gradients of all micro-steps as of one batch, and its losses (K,).
+
+        shares_mk: what each has of all labels. n_parts: micro-steps that the whole batch is made of.
+        """
+        losses = torch.zeros(shares_mk.shape[1], dtype=torch.float32, device=self._parts.device)
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
             encoded = [self._encoded(batch) for batch in batches]
             # Learnt weights belong to a graph that every backward pass frees: they are asked for again.
-            total, micro_losses = self._total(encoded, self._parts.weights() * share_k, len(micro_steps))
+            total, micro_losses = self._total(encoded, self._parts.weights() * share_k, n_parts)
             self._backward(total)
             losses = losses + share_k * micro_losses
         return losses

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
+from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules.base import Part
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -44,6 +45,7 @@ class StepParts:
     )  # that the backward pass steps, without a gradient
     part: Part = "all"  # what trains in the step at hand
     by_task: bool = False  # whether the optimizer has moments a task of what they share
+    processes: Processes = field(default_factory=Processes)  # that take the step together
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

@@ -44,6 +44,8 @@ class OneCallSteps:
         # First: looking at an optimizer makes its state, in a CPU's form.
         if parts.device.type != "cpu":
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
+        if parts.processes.are_several:
+            return "several processes exchange gradients, which it never makes"
         if parts.fuse_backward is False:
             return "not asked for (fuse_backward=False)"
         if parts.clip_norm is not None:

@@ -15,11 +15,16 @@ def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], dev
     A loss is a mean over labels, so that the mean over all is the sum of the means, each times its part. A task that is
     no head says itself how many labels its loss is a mean of (`count`). 0 for a task that has no label in any.
     """
-    counts_mk = torch.stack([_counts(heads, batches, device) for batches in micro_steps])
-    return counts_mk / counts_mk.sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+    counts_mk = torch.stack([label_counts(heads, batches, device) for batches in micro_steps])
+    return shares_of(counts_mk, counts_mk.sum(0))
 
 
-def _counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> Tensor:
+def shares_of(counts_mk: Tensor, totals_k: Tensor) -> Tensor:
+    """(M, K) the parts that counts are of totals (K,); 0 of nothing."""
+    return counts_mk / totals_k.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def label_counts(heads: MultiTaskHeads, batches: list[PlainBatch], device: torch.device) -> Tensor:
     """(K,) what the losses of one micro-step are divided by."""
     targets = {
         name: to_device(target, device) for _, of_batch in batches for name, target in of_batch.items()

@@ -1,0 +1,92 @@
+"""The eager step of several processes: each on its own rows, and together that of one process on all of them."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.engines.eager import EagerSteps
+from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.shares import label_counts, shares_of
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
+from mt2st_fast.training.processes.gradients import Exchange
+from mt2st_fast.training.sources import Batch, PlainBatch, materialised
+
+
+class ExchangingSteps(EagerSteps):
+    """Forward and backward on this process's batches; then the gradients of all are added up, and all step alike.
+
+    A task's loss is a mean over its labels. Here every batch counts for as many of a step's labels, of all processes,
+    as it has (as with `accumulate`, see `shares`), so that sums of gradients are those of one batch, whatever labels
+    are missing where. Nothing is exchanged of a parameter that is not trained any more.
+    """
+
+    def __init__(self, parts: StepParts) -> None:
+        super().__init__(parts)
+        self._exchange: Exchange | None = None
+        self._phase = 0.0  # what must be the same in every process, as one number
+
+    def enter_phase(self) -> None:
+        """Look at what is trained now."""
+        parts = self._parts
+        trained = {id(p) for p in parts.trainable()}
+        tables = [
+            table
+            for table in dict.fromkeys([*row_sparse_tables(parts.encoder), *row_sparse_tables(parts.heads)])
+            if id(table) in trained
+        ]
+        sparse = {id(table) for table in tables}
+        dense = {
+            name: p for module in parts.modules for name, p in module.named_parameters() if id(p) in trained
+        }
+        by_id = {id(p): name for name, p in dense.items()}  # a parameter that is held twice counts once
+        named = {by_id[id(p)]: p for p in parts.trainable() if id(p) not in sparse}
+        self._exchange = Exchange(parts.processes, named, tables)
+        shapes = [tuple(p.shape) for p in parts.trainable()]
+        self._phase = float(zlib.crc32(repr((parts.heads.active, shapes)).encode()))
+
+    def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
+        """The losses (K,) of one step of all processes, the same in every one."""
+        assert self._exchange is not None
+        plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
+        # A process may have no row of a small batch.
+        with_rows = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
+        shares_mk, n_parts = self._shares(with_rows)
+        losses_k = self._accumulate(with_rows, shares_mk, n_parts)
+        losses_k = self._exchange(losses_k)
+        self._step_optimizer()
+        return losses_k
+
+    def _shares(self, micro_steps: list[list[PlainBatch]]) -> tuple[Tensor, int]:
+        """(M, K) which part of a step's labels, of all processes, these micro-steps have; how many all together are.
+
+        Raises InputError where a process trains something else.
+        """
+        parts = self._parts
+        counts = [label_counts(parts.heads, batches, parts.device) for batches in micro_steps]
+        counts_mk = torch.stack(counts) if counts else torch.zeros(0, len(parts.heads.active))
+        counts_mk = counts_mk.double().cpu()
+        told = torch.cat(
+            [torch.tensor([self._phase, len(micro_steps)], dtype=torch.float64), counts_mk.sum(0)]
+        )
+        # As long in every process, whatever it trains: or those that differ could not say so.
+        told = torch.nn.functional.pad(told, (0, len(parts.heads.names) - len(parts.heads.active)))
+        of_all = torch.stack(parts.processes.gather(told))
+        if (wrong := (of_all[:, 0] != of_all[0, 0]).nonzero()).numel():
+            raise InputError(
+                f"process {int(wrong[0])} of {len(of_all)} trains other tasks or parameters than process 0: schedules "
+                "and callbacks must do the same in every process"
+            )
+        totals_k = of_all[:, 2 : 2 + counts_mk.shape[1]].sum(0)
+        shares_mk = shares_of(counts_mk, totals_k).float().to(parts.device)
+        return shares_mk, int(of_all[:, 1].sum())
+
+
+def _has_rows(batch: PlainBatch) -> bool:
+    """Whether anything is in a batch; of targets that are no tensors nobody but their task knows."""
+    sizes: list[Any] = [len(t) for t in batch[1].values() if isinstance(t, Tensor) and t.dim()]
+    return not sizes or max(sizes) > 0

@@ -1,0 +1,1 @@
+"""Training by several processes, on what torch.distributed has: each takes its rows, and all make the same step."""

@@ -1,0 +1,52 @@
+"""What several processes cannot do, refused by name before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.processes.group import Processes
+
+
+def check_options(processes: Processes, *, graph: bool, fuse_backward: bool | None) -> None:
+    """Raises InputError for options that need a step without an exchange of gradients."""
+    if not processes.are_several:
+        return
+    for option, asked in (("graph=True", graph), ("fuse_backward=True", fuse_backward is True)):
+        if asked:
+            raise InputError(
+                f"{option} is for one process: {processes.count} exchange the gradients of every step; leave it out, "
+                'or let every process train a model of its own with distributed="none"'
+            )
+
+
+def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> None:
+    """Raises InputError for modules, by name, that exchange something themselves, or ought to."""
+    if not processes.are_several:
+        return
+    from torch.distributed.tensor import DTensor  # takes its time, and one process needs none of it
+
+    for name, module in modules.items():
+        for part_name, part in module.named_modules():
+            where = f"{name}.{part_name}" if part_name else f"the {name}"
+            if isinstance(part, DistributedDataParallel):
+                raise InputError(
+                    f"{where} is wrapped in DistributedDataParallel, and the Trainer exchanges gradients itself, those "
+                    "of the heads too: give it the module within (.module)"
+                )
+            if isinstance(part, _BatchNorm):
+                raise InputError(
+                    f"{where} is a {type(part).__name__}, whose statistics {processes.count} processes do not have in "
+                    "common: take LayerNorm or GroupNorm, or train in one process"
+                )
+        for parameter_name, parameter in module.named_parameters():
+            # Of the older FullyShardedDataParallel the parameters are flat pieces under this name.
+            if isinstance(parameter, DTensor) or "_flat_param" in parameter_name:
+                raise InputError(
+                    f"{name}.{parameter_name} is sharded (FSDP), and the Trainer keeps whole parameters in every "
+                    "process: give it modules that are not sharded, or shard them in a loop of your own"
+                )

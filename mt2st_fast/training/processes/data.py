@@ -1,0 +1,196 @@
+"""Which batches each of several processes trains on, and measures on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.data_digest import content_of, row_numbers
+from mt2st_fast.training.processes.group import Processes
+
+logger = logging.getLogger(__name__)
+OWN = "own"  # how a loader is taken: every batch of it is this process's own
+PARTS = "parts"  # it is the same in all processes, and each has its rows of every batch
+
+
+class DividedBatches(list[Any]):
+    """One process's rows of every batch of a list; `whole` is the list, by which a resumed run knows its data again."""
+
+    def __init__(self, whole: Sequence[Any], name: str, rank: int, count: int) -> None:
+        super().__init__(_part_of(batch, name, rank, count) for batch in whole)
+        self.whole = whole
+
+
+def divide(train: Any, processes: Processes) -> tuple[Any, dict[str, str]]:
+    """What this process trains on of what `fit` was given, and how each loader is taken, by its name.
+
+    Loaders that have `take_part` (those of this package) are the same in all processes, and so are lists of batches
+    that are found to be: a process has its rows of every batch. All others are taken as the process's own, as they are
+    with DistributedSampler. Raises InputError where processes were given different loaders, and where one is not the
+    process's own and cannot be divided.
+    """
+    several = isinstance(train, Mapping)
+    loaders = {f"train[{name}]": loader for name, loader in train.items()} if several else {"train": train}
+    of_all = processes.gather_json({name: _described(loader, processes) for name, loader in loaders.items()})
+    for rank, found in enumerate(of_all):
+        if found.keys() != of_all[0].keys() or any(found[n]["kind"] != of_all[0][n]["kind"] for n in found):
+            raise InputError(
+                f"process {rank} of {processes.count} was given other loaders to train on than process 0: give all the "
+                "same kind for the same tasks"
+            )
+    ways = {name: _way([found[name] for found in of_all], name, processes) for name in loaders}
+    taken = [_taken(loader, name, ways[name], processes) for name, loader in loaders.items()]
+    return dict(zip(train, taken, strict=True)) if several else taken[0], ways
+
+
+class EveryNth:
+    """Every count-th of some batches, from number `rank` on; can be iterated as often as they."""
+
+    def __init__(self, whole: Iterable[Any], rank: int, count: int) -> None:
+        self._whole, self._rank, self._count = whole, rank, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._whole), self._rank, None, self._count)
+
+    def resident_on(self, device: torch.device) -> Iterator[Any] | None:
+        """The same as views of data on the device; None where the batches have no such form."""
+        make = getattr(self._whole, "resident_on", None)
+        resident = None if make is None else make(device)
+        return None if resident is None else islice(resident, self._rank, None, self._count)
+
+
+def own_batches(val: Iterable[Any] | None, processes: Processes) -> Iterable[Any] | None:
+    """The held-out batches that this process measures: its share of those that are the same in all.
+
+    Of others all: sums over processes are then of all their batches, and metrics are ratios of sums.
+    """
+    if val is None or not processes.are_several:
+        return val
+    digest = getattr(val, "digest", None)
+    first, *others = processes.gather_json(digest() if callable(digest) else _digest_in_order(val))
+    if first is None or any(digest != first for digest in others):
+        return val
+    return EveryNth(val, processes.rank, processes.count)
+
+
+def _described(loader: Any, processes: Processes) -> dict[str, Any]:
+    """What the processes compare of a loader."""
+    kind = "parts" if hasattr(loader, "take_part") else "own"
+    if not processes.are_several:
+        return {"kind": kind}
+    if kind == "parts":
+        return {"kind": kind, "stands": loader.state_dict()}
+    plain = isinstance(loader, list | tuple) or (
+        isinstance(loader, DataLoader) and _knows_no_processes(loader)
+    )
+    return {
+        "kind": "own",
+        "in order": _digest_in_order(loader),
+        "content": content_of(loader) if plain else None,
+        "plain": plain,
+    }
+
+
+def _way(of_all: Sequence[Mapping[str, Any]], name: str, processes: Processes) -> str:
+    first = of_all[0]
+    if not processes.are_several:
+        return PARTS
+    if first["kind"] == "parts":
+        rank = next((r for r, found in enumerate(of_all) if found["stands"] != first["stands"]), 0)
+        if rank:
+            raise InputError(
+                f"{name} is other data, or stands elsewhere, in process {rank} of {processes.count} than in process 0: "
+                "give all processes batches of the same corpus, size and seed, which they divide"
+            )
+        return PARTS
+    if first["in order"] is not None and all(found["in order"] == first["in order"] for found in of_all):
+        return PARTS
+    if not all(
+        found["plain"] for found in of_all
+    ):  # a sampler or a loader of somebody's own knows what it does
+        return OWN
+    if first["content"] is None:
+        logger.warning("%s is taken as process %d's own part of the data: whether it is one cannot be seen",
+                       name, processes.rank)  # fmt: skip
+    elif all(found["content"] == first["content"] for found in of_all):
+        raise InputError(
+            f"{name} is the same data in all {processes.count} processes, and each would train on all of it: give it "
+            "sampler=torch.utils.data.DistributedSampler(dataset), or each process a part of its own"
+        )
+    return OWN
+
+
+def _taken(loader: Any, name: str, way: str, processes: Processes) -> Any:
+    if hasattr(loader, "take_part"):
+        loader.take_part(processes.rank, processes.count)  # alone, too: it may have been divided before
+    elif way == PARTS and processes.are_several:
+        return DividedBatches(loader, name, processes.rank, processes.count)
+    return loader
+
+
+def _knows_no_processes(loader: DataLoader[Any]) -> bool:
+    """Whether a loader's order is torch's own for one process."""
+    plain = type(loader.sampler) in (SequentialSampler, RandomSampler)
+    return plain and type(loader.batch_sampler) in (BatchSampler, type(None))
+
+
+def _digest_in_order(batches: Any) -> str | None:
+    """Of a list; None of anything else, and of one that is too long to look at."""
+    if not isinstance(batches, list | tuple) or content_of(batches) is None:
+        return None
+    digest = hashlib.sha256()
+    for batch in batches:
+        numbers = row_numbers(batch)
+        digest.update(np.uint64(len(numbers)).tobytes() + numbers.tobytes())
+    return digest.hexdigest()
+
+
+def _part_of(batch: Any, name: str, rank: int, count: int) -> Any:
+    """Every count-th row of a batch's inputs and targets, from number `rank` on.
+
+    Raises InputError where they do not have their rows in common.
+    """
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        return batch  # the source says what is wrong with it
+    lengths: set[int] = set()
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim():
+            lengths.add(len(value))
+            return value[rank::count]
+        if isinstance(value, Mapping):
+            return {key: part(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            items = [part(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        lengths.add(-1)
+        return value
+
+    inputs, targets = part(batch[0]), part(batch[1])
+    if len(lengths) != 1 or -1 in lengths:
+        raise InputError(
+            f"{name} is the same in all {count} processes, and the rows of its batches cannot be told apart: give each "
+            "process batches of its own"
+        )
+    return inputs, targets
+
+
+def add_up_sums(sums: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """Sums (n,) by task, float64, added up over all processes; a process need not have every task."""
+    if not processes.are_several:
+        return dict(sums)
+    total: dict[str, Tensor] = {}
+    for of_one in processes.gather_json({task: values.tolist() for task, values in sums.items()}):
+        for task, values in of_one.items():
+            found = torch.tensor(values, dtype=torch.float64)
+            total[task] = total[task] + found if task in total else found
+    return total

@@ -1,0 +1,19 @@
+"""Decisions that must be the same in every process: those of process 0."""
+
+from __future__ import annotations
+
+from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.training.schedules import Schedule
+
+OWN_SCHEDULES = "mt2st_fast.training.schedules."
+
+
+def agreed_weights(processes: Processes, schedule: Schedule, weights: dict[str, float]) -> dict[str, float]:
+    """What a schedule says of a moment, as that of process 0 says it.
+
+    The schedules of this package are functions of the moment and of what they were shown, which is the same for all.
+    """
+    if not processes.are_several or type(schedule).__module__.startswith(OWN_SCHEDULES):
+        return weights
+    agreed: dict[str, float] = processes.from_first({name: float(w) for name, w in weights.items()})
+    return agreed

@@ -1,0 +1,207 @@
+"""The gradients of all processes, added up: dense ones as they are, row-sparse ones as (row, gradient) pairs.
+
+A step takes two messages. The first is one sum over float32 numbers: the losses, which parameters have a gradient at
+all (one that no process has a gradient of is not stepped, as with one process), how many rows each process has of each
+table, and the dense gradients. The second, where there are rows, carries them: every process sends its own, once each,
+as many bytes as the process with the most needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.processes.group import Processes
+
+DIGIT = 4096  # numbers of rows travel as two float32 digits, each of which is exact
+ALIGNED = 8  # bytes
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What is exchanged in a step.
+
+    dense: parameters whose gradients are whole, by name. tables: those whose gradients hold some rows (V, D). Both in
+    the same order in every process.
+    """
+
+    processes: Processes
+    dense: Mapping[str, nn.Parameter]
+    tables: Sequence[nn.Parameter]
+
+    @torch.no_grad()
+    def __call__(self, losses_k: Tensor) -> Tensor:
+        """Put the sums over all processes into every `.grad`, and return that of losses (K,) float32.
+
+        Raises InputError for a sparse gradient of a parameter that is no table.
+        """
+        for name, parameter in self.dense.items():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                raise InputError(
+                    f"the gradient of {name} is sparse, and its layer does not say so: several processes exchange rows "
+                    "of modules with sparse=True alone"
+                )
+        own_rows = [_rows_of(table) for table in self.tables]
+        head, losses_k = self._sum_dense(losses_k, own_rows)
+        self._exchange_rows(head, own_rows)
+        return losses_k
+
+    def _sum_dense(self, losses_k: Tensor, own_rows: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """What stands before the dense gradients, from all processes, and the losses."""
+        device = losses_k.device
+        present = [float(p.grad is not None) for p in self.dense.values()]
+        has_dense = [float(_is_dense(table.grad)) for table in self.tables]
+        head = torch.tensor([*present, *has_dense, *self._digits(own_rows)], dtype=torch.float32).to(device)
+        parameters = [*self.dense.values()]
+        single = [p for p in parameters if _travels_as(p) is torch.float32]
+        double = [p for p in parameters if _travels_as(p) is torch.float64]
+        flat = torch.cat([losses_k.float(), head, *map(_flat_gradient, single)])
+        self.processes.add_up(flat)
+        wide = None
+        if double:
+            wide = self.processes.add_up(torch.cat([*map(_flat_gradient, double)]))
+        losses_k, head, flat = flat.split([len(losses_k), len(head), len(flat) - len(losses_k) - len(head)])
+        have = dict(zip(map(id, parameters), head[: len(parameters)].tolist(), strict=True))
+        _put_back(single, flat, have)
+        if wide is not None:
+            _put_back(double, wide, have)
+        return head[len(parameters) :].cpu(), losses_k
+
+    def _digits(self, own_rows: Sequence[Tensor | None]) -> list[float]:
+        """Of each table and process two digits of 1 + its rows; 0 without a gradient, and in others' places."""
+        digits = [0.0] * (2 * len(self.tables) * self.processes.count)
+        for t, rows in enumerate(own_rows):
+            if rows is not None:
+                place = 2 * (t * self.processes.count + self.processes.rank)
+                digits[place : place + 2] = divmod(1 + rows._nnz(), DIGIT)
+        return digits
+
+    def _exchange_rows(self, head: Tensor, own_rows: Sequence[Tensor | None]) -> None:
+        """head: for each table whether anybody has a dense gradient; then the digits of rows."""
+        n_tables = len(self.tables)
+        has_dense = [flag > 0 for flag in head[:n_tables].tolist()]
+        digits = head[n_tables:].view(n_tables, self.processes.count, 2).round().long()
+        sizes = (digits[:, :, 0] * DIGIT + digits[:, :, 1]).tolist()  # of 1 + rows
+        by_rows = []
+        for table, rows, of_table, dense in zip(self.tables, own_rows, sizes, has_dense, strict=True):
+            if dense:  # of a table that is read densely, too
+                whole = table.grad.to_dense() if table.grad is not None else torch.zeros_like(table)
+                table.grad = self.processes.add_up(whole.contiguous())
+            elif any(of_table):
+                by_rows.append((table, rows, [max(0, size - 1) for size in of_table]))
+        if by_rows:
+            self._gather_rows(*zip(*by_rows, strict=True))
+
+    def _gather_rows(
+        self,
+        tables: Sequence[nn.Parameter],
+        own_rows: Sequence[Tensor | None],
+        sizes: Sequence[Sequence[int]],
+    ) -> None:
+        """One message for all tables. sizes: rows by table and process."""
+        lengths = [
+            sum(_bytes_of(table, of_table[rank]) for table, of_table in zip(tables, sizes, strict=True))
+            for rank in range(self.processes.count)
+        ]
+        packed = torch.zeros(max(lengths), dtype=torch.uint8, device=tables[0].device)
+        _pack(packed, tables, own_rows)
+        found = self.processes.gather(packed) if len(packed) else [packed] * self.processes.count
+        pairs = [
+            _unpack(message, tables, [of_table[rank] for of_table in sizes])
+            for rank, message in enumerate(found)
+        ]
+        for table, of_all in zip(tables, zip(*pairs, strict=True), strict=True):
+            rows = torch.cat([rows for rows, _ in of_all]).long()
+            values = torch.cat([values for _, values in of_all])
+            # The optimizer adds up what is there twice, in the same order in every process.
+            table.grad = torch.sparse_coo_tensor(
+                rows.unsqueeze(0), values, table.shape, check_invariants=False
+            )
+
+
+def _is_dense(gradient: Tensor | None) -> bool:
+    return gradient is not None and not gradient.is_sparse
+
+
+def _rows_of(table: nn.Parameter) -> Tensor | None:
+    """The rows of a table's gradient, each once; None without a sparse one."""
+    gradient = table.grad
+    if gradient is None or not gradient.is_sparse:
+        return None
+    rows = gradient._indices()[0]
+    # As the kernels make it; the mark of that is lost on its way into .grad.
+    if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
+        return gradient
+    return gradient.coalesce()
+
+
+def _travels_as(parameter: Tensor) -> torch.dtype:
+    """Half types are added up in float32."""
+    return torch.float64 if parameter.dtype is torch.float64 else torch.float32
+
+
+def _flat_gradient(parameter: nn.Parameter) -> Tensor:
+    dtype = _travels_as(parameter)
+    if parameter.grad is None:
+        return torch.zeros(parameter.numel(), dtype=dtype, device=parameter.device)
+    return parameter.grad.to(dtype).reshape(-1)
+
+
+def _put_back(parameters: Sequence[nn.Parameter], flat: Tensor, have: Mapping[int, float]) -> None:
+    parts = flat.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        if not have[id(parameter)]:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter)
+        parameter.grad.copy_(part.view(parameter.shape))
+
+
+def _padded(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNED) * ALIGNED
+
+
+def _row_type(table: Tensor) -> torch.dtype:
+    return torch.int32 if len(table) <= torch.iinfo(torch.int32).max else torch.int64
+
+
+def _parts_of(table: Tensor, n_rows: int) -> tuple[int, int]:
+    """Bytes of the numbers of n rows, and of their gradients."""
+    numbers = n_rows * _row_type(table).itemsize
+    return numbers, n_rows * table[0].numel() * table.element_size()
+
+
+def _bytes_of(table: Tensor, n_rows: int) -> int:
+    return sum(map(_padded, _parts_of(table, n_rows)))
+
+
+def _pack(packed: Tensor, tables: Sequence[nn.Parameter], own_rows: Sequence[Tensor | None]) -> None:
+    first = 0
+    for table, rows in zip(tables, own_rows, strict=True):
+        if rows is None or not rows._nnz():
+            continue
+        numbers = rows._indices()[0].to(_row_type(table))
+        values = rows._values().to(table.dtype).contiguous()
+        for part in (numbers, values):
+            content = part.reshape(-1).view(torch.uint8)
+            packed[first : first + len(content)] = content
+            first += _padded(len(content))
+
+
+def _unpack(
+    message: Tensor, tables: Sequence[nn.Parameter], sizes: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """(rows (n,), gradients (n, D)) of each table."""
+    found, first = [], 0
+    for table, n_rows in zip(tables, sizes, strict=True):
+        numbers, values = _parts_of(table, n_rows)
+        rows = message[first : first + numbers].view(_row_type(table))
+        first += _padded(numbers)
+        gradients = message[first : first + values].view(table.dtype).view(n_rows, *table.shape[1:])
+        first += _padded(values)
+        found.append((rows, gradients))
+    return found

@@ -1,0 +1,249 @@
+"""The processes that train one model together, and what they tell each other.
+
+One process alone is a group, too, in which nothing has to be told: whoever trains asks no `if`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.processes.watch import LostProcessError, Watch
+
+# Of a message, which waits for a process that measures or writes; who is lost the watch finds out.
+MOST_PATIENCE = timedelta(hours=12)
+
+
+class Processes:
+    """`count` processes, of which this is number `rank`. Each method but the properties is called by all at once.
+
+    Numbers and texts travel by gloo on a CPU, tensors of a device by the group that `init_process_group` has made.
+    Everything raises LostProcessError, naming it, where another process is gone or has stopped.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank, self.count = rank, count
+        self._group: Any = None
+        self._watch: Watch | None = None
+        self._users = 1
+        self.is_echo = False  # whether this one has told an error that process 0 has told, too
+        if count > 1:
+            self._world = dist.group.WORLD
+            self._meet()
+            self._group = dist.new_group(backend="gloo", timeout=MOST_PATIENCE)
+            self._watch = self._make_watch()
+            self.barrier()
+            self._watch.start()
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there is anybody else."""
+        return self.count > 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the one process that writes files and prints."""
+        return self.rank == 0
+
+    # --- what is told -----------------------------------------------------------------------------------
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.are_several:
+            with self._talking():
+                dist.barrier(group=self._group)
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place: the same bits in every one."""
+        if self.are_several:
+            with self._talking():
+                dist.all_reduce(values, group=self._group_of(values))
+        return values
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The tensors of all, of one shape, in the order of the processes."""
+        if not self.are_several:
+            return [values]
+        found = [torch.empty_like(values) for _ in range(self.count)]
+        with self._talking():
+            dist.all_gather(found, values.contiguous(), group=self._group_of(values))
+        return found
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """What JSON can say, of all processes."""
+        if not self.are_several:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [int(n) for n in self.gather(torch.tensor([len(text)]))]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(text)] = text
+        texts = zip(self.gather(padded), lengths, strict=True)
+        return [json.loads(bytes(found[:n].tolist())) for found, n in texts]
+
+    def from_first(self, value: Any) -> Any:
+        """What JSON can say, as process 0 has it."""
+        return self.gather_json(value if self.rank == 0 else None)[0]
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether any process has it."""
+        if not self.are_several:
+            return list(flags)
+        found = self.gather(torch.tensor(flags, dtype=torch.uint8))
+        return [bool(flag) for flag in torch.stack(found).amax(0)]
+
+    @torch.no_grad()
+    def take_from_first(self, modules: Sequence[nn.Module]) -> None:
+        """Put the parameters and buffers of process 0 into those of all."""
+        if not self.are_several:
+            return
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        for tensor in dict.fromkeys(tensors):
+            value = tensor.detach().contiguous()
+            with self._talking():  # as bytes: gloo does not know every type
+                dist.broadcast(value.view(-1).view(torch.uint8), group=self._group_of(value), group_src=0)
+            if value.data_ptr() != tensor.data_ptr():
+                tensor.copy_(value)
+
+    def check_same(self, facts: Mapping[str, Any], fix: str = "start all with the same options") -> None:
+        """Raises InputError, in every process, naming the first fact that one has otherwise than process 0."""
+        if not self.are_several:
+            return
+        first, *others = self.gather_json({name: str(value) for name, value in facts.items()})
+        for rank, found in enumerate(others, 1):
+            for name, value in first.items():
+                if found.get(name) != value:
+                    raise InputError(
+                        f"process {rank} of {self.count} has {name} {found.get(name)}, process 0 has {value}: {fix}"
+                    )
+
+    # --- begin and end ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def telling_errors(self) -> Iterator[None]:
+        """Whatever ends the block with an error here ends the others, too, with a line that says so."""
+        try:
+            yield
+        except BaseException as error:
+            self.tell(error)
+            raise
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """A block that gets ready for work in common: an error in it is told, and ends what `the_processes` began."""
+        try:
+            with self.telling_errors():
+                yield
+        except BaseException:
+            self.close()
+            raise
+
+    def tell(self, error: BaseException) -> None:
+        """Say to the others that this process stops with an error; nobody waits for it any more."""
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            self.is_echo = watch.tell(_one_line(error))
+            watch.close()
+
+    def close(self) -> None:
+        """Leave, when all others do; who has told an error is gone at once."""
+        global _open
+        self._users -= 1
+        if self._users or not self.are_several:
+            return
+        _open = None if _open is self else _open
+        watch = self._watch
+        if (
+            watch is None
+        ):  # a group that somebody has left in trouble is let be: taking it down may wait for him
+            return
+        try:
+            self.barrier()
+        finally:
+            watch.close()
+            self._watch = None
+        if dist.group.WORLD is self._world:
+            dist.destroy_process_group(self._group)
+
+    def _meet(self) -> None:
+        """Wait for all by connections that there are: making new ones would wait for a process that is gone."""
+        if dist.get_backend() == "gloo":
+            try:
+                dist.barrier()
+            except RuntimeError as error:
+                said = str(error).splitlines()[0]
+                raise LostProcessError(
+                    f"another of {self.count} processes is lost before a step ({said})"
+                ) from error
+
+    def _group_of(self, values: Tensor) -> Any:
+        return self._group if values.device.type == "cpu" else None
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        if self._watch is not None:
+            self._watch.check()
+        try:
+            yield
+        except RuntimeError as error:  # of gloo and NCCL
+            if self._watch is None:
+                raise
+            raise self._watch.explain(error) from error
+
+    def _make_watch(self) -> Watch:
+        """On a store of its own, which process 0 keeps: that of the group may be a file, or somebody else's."""
+        store, here = None, socket.gethostname()
+        if self.rank == 0:
+            store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        host, port = self.gather_json([here, None if store is None else store.port])[0]
+        if store is None:
+            # The address that the processes have found each other by.
+            address = "localhost" if host == here else os.environ.get("MASTER_ADDR", host)
+            try:
+                store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+            except RuntimeError as error:
+                raise InputError(
+                    f"process 0 cannot be reached at {address}: set MASTER_ADDR to its address"
+                ) from error
+        return Watch(store, self.rank, self.count)
+
+
+_open: Processes | None = None
+
+
+def the_processes(distributed: str = "auto") -> Processes:
+    """Those of the process group that torch.distributed has, or this one alone; every call needs its `close`.
+
+    distributed: "none" leaves a group that there is alone. Where several are asked for, all must ask.
+    """
+    global _open
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if distributed == "none" or not several:
+        return Processes()
+    if _open is not None and _open._world is dist.group.WORLD:
+        _open._users += 1
+        return _open
+    _open = Processes(dist.get_rank(), dist.get_world_size())
+    return _open
+
+
+def own_device() -> torch.device:
+    """What `device="auto"` is: the CUDA device of this process's number on its machine, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return torch.device("cuda", local % torch.cuda.device_count()) if several else torch.device("cuda")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

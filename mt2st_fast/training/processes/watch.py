@@ -1,0 +1,182 @@
+"""Who watches that every process still lives: a lost one ends the others, and is named.
+
+A collective of torch waits for a process that hangs, and says of one that died that a connection was closed, not whose.
+So every process counts up a number of its own in a store, once a second, from a thread beside its training, and looks
+at the number of the next process: who has stood still for SILENT_SECONDS is lost, and everybody is told. A process that
+leaves with an error says so there, with its line. A second thread, which asks nobody, ends the process where training
+does not notice by itself, and knows when the first waits for a store that does not answer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from mt2st_fast.errors import InputError
+
+BEAT_SECONDS = 1.0
+SILENT_SECONDS = 20.0  # of a process that has not been heard of
+ALARMED_SECONDS = 5.0  # the same, where a connection has broken
+GRACE_SECONDS = 15.0  # for the training to find out by itself, before its process is ended
+STORE_SECONDS = 10.0  # that the store may take to answer
+HEARD_SECONDS = 3.0  # that a process which leaves with an error waits to be heard, or to hear of the same one
+
+
+class LostProcessError(InputError):
+    """Another process is gone, or has stopped: this one cannot go on alone."""
+
+
+class Watch:
+    """Beats for this process and looks after the others, from `start` to `close`.
+
+    store: shared by all `count` processes, of which this is number `rank`; process 0 keeps it. trouble: who is lost, or
+    has stopped, in a line. Where training has not left within GRACE_SECONDS of it, the process is ended: nothing else
+    gets it out of a collective.
+    """
+
+    def __init__(self, store: dist.TCPStore, rank: int, count: int) -> None:
+        store.set_timeout(timedelta(seconds=STORE_SECONDS))
+        self._store, self._rank, self._count = store, rank, count
+        self._closed, self._found = threading.Event(), threading.Event()
+        self._alarmed = False
+        self._seen: dict[int, tuple[bytes, float]] = {}  # the number of a process, and since when it stands
+        self.trouble: str | None = None
+        self._unanswered = 0  # seconds of one question to the store
+        self._store.add(_beat(rank), 1)
+        self._threads = [threading.Thread(target=f, daemon=True) for f in (self._look, self._guard)]
+
+    def start(self) -> None:
+        """Begin to look; to be called when every process has made its watch."""
+        for thread in self._threads:
+            thread.start()
+
+    def check(self) -> None:
+        """Raises LostProcessError where another process is known to be gone."""
+        if self.trouble is not None:
+            raise LostProcessError(self.trouble)
+
+    def explain(self, error: Exception) -> LostProcessError:
+        """What a collective that failed with `error` means: who is gone, found out within half a minute."""
+        self._alarmed = True
+        self._found.wait(SILENT_SECONDS + GRACE_SECONDS / 2)
+        said = " ".join(str(error).split())[:200]
+        return LostProcessError(self.trouble or f"the processes have lost touch with each other ({said})")
+
+    def tell(self, message: str) -> bool:
+        """Say to the others that this process stops with an error; whether process 0 stops with the same one.
+
+        Nobody has to say that again. Waits until it is heard, or known.
+        """
+        if self.trouble is not None:  # they have it, too
+            return self.trouble == f"{self._name(0)} stopped: {message}"
+        is_echo = False
+        try:
+            self._store.set(f"failed/{self._rank}", message)
+            self._store.compare_set("failed", "", str(self._rank))
+            if self._rank:
+                is_echo = self._await(lambda: self._store.check(["failed/0"])) and (
+                    self._store.get("failed/0").decode() == message
+                )
+            self._store.add("heard", 1)
+            if self._rank == 0:  # the store goes with it
+                self._await(lambda: self._store.add("heard", 0) >= self._count)
+        except RuntimeError:  # whoever kept the store is gone already
+            pass
+        return is_echo
+
+    @staticmethod
+    def _await(happened: Callable[[], bool]) -> bool:
+        end = time.monotonic() + HEARD_SECONDS
+        while not happened():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(STORE_SECONDS)
+
+    def _look(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS) and self.trouble is None:
+            try:
+                self._store.add(_beat(self._rank), 1)
+                trouble = self._what_is_wrong()
+            except RuntimeError:  # torch's DistNetworkError and DistStoreError among them
+                trouble = self._no_store()
+            self._unanswered = 0
+            if trouble is not None:
+                self._find(trouble)
+
+    def _guard(self) -> None:
+        # In beats and not by the clock: a machine that was asleep has not been silent.
+        while not self._closed.wait(BEAT_SECONDS):
+            self._unanswered += 1
+            if self.trouble is None and self._unanswered * BEAT_SECONDS > SILENT_SECONDS:
+                self._find(self._no_store())
+            if self.trouble is not None:
+                if not self._closed.wait(GRACE_SECONDS):
+                    self._end(self.trouble)
+                return
+
+    def _find(self, trouble: str) -> None:
+        self.trouble = trouble
+        self._found.set()
+
+    def _no_store(self) -> str:
+        return f"{self._name(0)} is lost: the store that it keeps does not answer"
+
+    def _what_is_wrong(self) -> str | None:
+        if self._store.check(["failed"]):
+            rank = int(self._store.get("failed"))
+            if rank == self._rank:
+                return None
+            self._store.add("heard", 1)
+            return f"{self._name(rank)} stopped: {self._store.get(f'failed/{rank}').decode(errors='replace')}"
+        if self._store.check(["lost"]):
+            rank = int(self._store.get("lost"))
+            return None if rank == self._rank else self._lost(rank)
+        others = [rank for rank in range(self._count) if rank != self._rank]
+        # All of them would be as many questions as there are pairs of processes.
+        watched = others if self._alarmed else [(self._rank + 1) % self._count]
+        for rank, number in zip(watched, self._store.multi_get([_beat(r) for r in watched]), strict=True):
+            if self._stands_still(rank, number):
+                self._store.set("lost", str(rank))
+                return self._lost(rank)
+        return None
+
+    def _stands_still(self, rank: int, number: bytes) -> bool:
+        """By this process's own clock: those of two machines differ."""
+        now = time.monotonic()
+        before, since = self._seen.get(rank, (b"", now))
+        if number != before:
+            self._seen[rank] = (number, now)
+            return False
+        return now - since > (ALARMED_SECONDS if self._alarmed else SILENT_SECONDS)
+
+    def _lost(self, rank: int) -> str:
+        return (
+            f"{self._name(rank)} is lost: nothing was heard of it any more; start all of them again and go on from "
+            "the last checkpoint"
+        )
+
+    def _name(self, rank: int) -> str:
+        return f"process {rank} of {self._count}"
+
+    def _end(self, trouble: str) -> NoReturn:
+        print(f"mt2st-fast: {trouble}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _beat(rank: int) -> str:
+    return f"beat/{rank}"

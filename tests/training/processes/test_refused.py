@@ -1,0 +1,60 @@
+"""Several processes say what they cannot do, all of them in the same line; and go by one word where they disagree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.processes.together import run_together
+
+LINES = {
+    "wrapped": "the encoder is wrapped in DistributedDataParallel, and the Trainer exchanges gradients itself",
+    "sharded": "encoder.weight is sharded (FSDP)",
+    "batch_norm": "encoder.1 is a BatchNorm1d, whose statistics 2 processes do not have in common: take LayerNorm",
+    "fused": "fuse_backward=True is for one process: 2 exchange the gradients of every step",
+    "shuffled_alike": "train is the same data in all 2 processes, and each would train on all of it: give it sampler",
+    "longer_in_one": "process 1 of 2 has a pass of 4 steps, process 0 has 3 steps: give every process as many batches",
+    "another_rate": "process 1 of 2 has lr 0.2, process 0 has 0.1",
+    "validated_in_one": "process 1 of 2 has val given, process 0 has None",
+    "bags_without_rows": "train is the same in all 2 processes, and the rows of its batches cannot be told apart",
+    "another_corpus": "train is other data, or stands elsewhere, in process 1 of 2 than in process 0",
+    "context": "the context batches of context are not divided among 2 processes",
+    "unfrozen_in_one": "process 1 of 2 trains other tasks or parameters than process 0",
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    names = [*LINES, "whims", "apart", "bytes_of_rows"]
+    return run_together("refused", names, tmp_path_factory.mktemp("refused"))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_what_cannot_be_done_is_said_by_all(name: str, found: dict[str, list[Any]]) -> None:
+    for result in found[name]:
+        assert result["error"].startswith("InputError: ")
+        assert LINES[name] in result["error"]
+        assert "\n" not in result["error"]
+
+
+def test_a_schedule_of_somebody_s_own_goes_by_process_0(found: dict[str, list[Any]]) -> None:
+    for result in found["whims"]:
+        phases = result["history"]["phases"]
+        assert [(p["first_step"], p["active"]) for p in phases] == [
+            (0, ("classes", "weighted")),
+            (3, ("classes",)),
+        ]
+
+
+def test_processes_that_train_apart_do_not_wait(found: dict[str, list[Any]]) -> None:
+    first, second = found["apart"]
+    assert not torch.equal(first["weights"], second["weights"])
+
+
+def test_a_step_sends_the_rows_of_its_batch(found: dict[str, list[Any]]) -> None:
+    for result in found["bytes_of_rows"]:
+        assert result["of rows"] <= result["sent"] <= 1.05 * result["of rows"]
+    first, second = found["bytes_of_rows"]
+    assert torch.equal(first["table"], second["table"])
