@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ class SelectionRecord:
     parts: tuple[PartRecord, ...]
     seconds: float = field(compare=False)  # that measuring took
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> SelectionRecord:
+        """From what `asdict` gave."""
+        parts = [PartRecord(**{**part, "parameters": tuple(part["parameters"])}) for part in stored["parts"]]
+        return cls(**{**stored, "parts": tuple(parts)})
+
     def shares(self, task: str) -> tuple[float, ...]:
         """Every part's share of the importance to a task, 0 where nothing matters."""
         values = [part.importance.get(task, 0.0) for part in self.parts]
@@ -148,7 +155,7 @@ class History:
             steps=[StepRecord(**record) for record in stored["steps"]],
             evaluations=[Evaluation(**record) for record in stored["evaluations"]],
             phases=[PhaseRecord(**{**phase, "active": tuple(phase["active"])}) for phase in stored["phases"]],
-            selections=[_selection(record) for record in stored["selections"]],
+            selections=[SelectionRecord.from_json(record) for record in stored["selections"]],
             stopped=stored["stopped"],
             joules=[(step, joules) for step, joules in stored["joules"]],
         )
@@ -177,8 +184,3 @@ class History:
         if self.stopped is not None:
             lines.append({"kind": "stopped", "step": lines[-1]["step"], "reason": self.stopped})
         write_atomically(path, "".join(json_text(line) + "\n" for line in lines).encode())
-
-
-def _selection(stored: dict[str, Any]) -> SelectionRecord:
-    parts = [PartRecord(**{**part, "parameters": tuple(part["parameters"])}) for part in stored["parts"]]
-    return SelectionRecord(**{**stored, "parts": tuple(parts)})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.training.engines import StepParts
@@ -37,20 +39,31 @@ class PartSelection:
     def make(self, step: int, named: Mapping[str, nn.Parameter]) -> SelectionRecord:
         """Measure while all tasks are still there, and freeze what the schedule does not select.
 
-        named: all parameters by the names that the record has for them. Raises ValueError without held-out batches of
-        the main task.
+        named: all parameters by the names that the record has for them. Of several processes number 0 measures, on
+        its held-out batches, and all freeze what it has found. Raises ValueError without held-out batches of the main
+        task.
         """
         assert isinstance(self._schedule, Selecting)
         if self._held_out is None:
             raise ValueError(no_held_out(self._schedule))
+        processes = self._parts.processes
+        choice = self._choose(step, named) if processes.rank == 0 else None
+        if choice is None or processes.are_several:
+            choice = _choice_told(processes.from_first(choice and _as_json(choice)), named)
+        self._freeze(choice.frozen, named)
+        self._made = True
+        return choice.record
+
+    def _choose(self, step: int, named: Mapping[str, nn.Parameter]) -> _Choice:
+        assert isinstance(self._schedule, Selecting)
+        assert self._held_out is not None
         # What a first call compiles is no part of it, as of no step.
         started, compiled = time.perf_counter(), compile_seconds()
         found = importances(self._parts, self._held_out, self._schedule.measure)
         chosen = set(self._schedule.select(found))
         seconds = time.perf_counter() - started - (compile_seconds() - compiled)
-        self._freeze([part for part in found.parts if part.name in chosen])
-        self._made = True
-        return SelectionRecord(step, self._schedule.measure, _records(found, chosen, named), seconds)
+        record = SelectionRecord(step, self._schedule.measure, _records(found, chosen, named), seconds)
+        return _Choice(record, _frozen([part for part in found.parts if part.name in chosen], named))
 
     def restore(self, selections: Sequence[SelectionRecord], named: Mapping[str, nn.Parameter]) -> None:
         """Know again what was frozen before a checkpoint, which has been frozen since."""
@@ -64,28 +77,60 @@ class PartSelection:
             parameter.requires_grad_(True)
         self._frozen = []
 
-    def _freeze(self, frozen: Sequence[Part]) -> None:
-        rows: dict[nn.Parameter, torch.Tensor] = {}
-        for part in frozen:
-            if part.rows is not None:
-                (table,) = part.parameters
-                rows[table] = rows[table] | part.rows if table in rows else part.rows
-        # A table whose rows are all frozen is frozen itself: then not even the features' gradient is made.
-        whole = [p for part in frozen if part.rows is None for p in part.parameters]
-        whole += [table for table, of_table in rows.items() if of_table.all()]
+    def _freeze(self, frozen: Mapping[str, Tensor | None], named: Mapping[str, nn.Parameter]) -> None:
+        whole = [named[name] for name, rows in frozen.items() if rows is None]
         for parameter in whole:
             parameter.requires_grad_(False)
         remove(self._parts.optimizer, whole)
-        for table, of_table in rows.items():
-            if table.requires_grad:
+        for name, rows in frozen.items():
+            if rows is not None:
                 assert isinstance(self._parts.optimizer, RowSparseOptimizer)
-                self._parts.optimizer.freeze_rows(table, of_table)
+                self._parts.optimizer.freeze_rows(named[name], rows)
         self._frozen = whole
 
 
 def no_held_out(schedule: object) -> str:
     """What to say to who trains with a schedule that decides by held-out batches, and gives none."""
     return f"{type(schedule).__name__} decides by held-out batches: give fit(val=...)"
+
+
+class _Choice(NamedTuple):
+    """What is decided: what there is to tell of it, and by name what is frozen, rows (V,) bool or all (None)."""
+
+    record: SelectionRecord
+    frozen: dict[str, Tensor | None]
+
+
+def _frozen(parts: Sequence[Part], named: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
+    """Of parts that are to be frozen."""
+    name_of = {id(parameter): name for name, parameter in named.items()}
+    frozen: dict[str, Tensor | None] = {}
+    for part in parts:
+        for name in (name_of[id(p)] for p in part.parameters):
+            before = frozen.get(name)
+            frozen[name] = part.rows if before is None or part.rows is None else before | part.rows
+    # A table whose rows are all frozen is frozen itself: then not even the features' gradient is made.
+    return {name: None if rows is None or rows.all() else rows for name, rows in frozen.items()}
+
+
+def _as_json(choice: _Choice) -> dict[str, Any]:
+    rows = {
+        name: None if of_table is None else of_table.nonzero().flatten().tolist()
+        for name, of_table in choice.frozen.items()
+    }
+    return {"record": asdict(choice.record), "frozen": rows}
+
+
+def _choice_told(told: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> _Choice:
+    """From what `_as_json` gave."""
+    frozen: dict[str, Tensor | None] = {}
+    for name, numbers in told["frozen"].items():
+        rows = None
+        if numbers is not None:
+            rows = torch.zeros(len(named[name]), dtype=torch.bool, device=named[name].device)
+            rows[torch.tensor(numbers, dtype=torch.int64, device=rows.device)] = True
+        frozen[name] = rows
+    return _Choice(SelectionRecord.from_json(told["record"]), frozen)
 
 
 def _records(
