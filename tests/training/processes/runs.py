@@ -172,8 +172,8 @@ def bags(folder: Path) -> dict[str, Any]:
 
 
 def selecting(folder: Path) -> dict[str, Any]:
-    """Rows of the table are frozen, and a part of the layers."""
-    return words("token", schedule=AdaptiveTaskSelector(schedule=Switch(at=0.5), skip=0.4))
+    """Rows of the table are frozen."""
+    return words("token", schedule=AdaptiveTaskSelector(schedule=Switch(at=0.5), skip=0.1))
 
 
 def selecting_apart(folder: Path) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def selecting_apart(folder: Path) -> dict[str, Any]:
     data = [(torch.arange(40), {"main": torch.arange(40) % 3, "aux": torch.arange(40) % 2})] * 4
     heads = MultiTaskHeads(8, {"main": Classification(3), "aux": Classification(2)}, "main")
     encoder = nn.Sequential(nn.Embedding(40, 8, sparse=True), nn.Linear(8, 8))
-    schedule = AdaptiveTaskSelector(schedule=Switch(at=0.5), skip=0.3)
+    schedule = AdaptiveTaskSelector(schedule=Switch(at=0.5), skip=0.1)
     trainer = Trainer(
         encoder, heads, schedule=schedule, optimizer=lambda p: LazyAdam(p, lr=0.01), device="cpu"
     )

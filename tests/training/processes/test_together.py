@@ -67,7 +67,7 @@ def assert_close(one: Any, other: Any, where: str = "", coarse: float = 0.0) -> 
         assert one.keys() == other.keys(), where
         for name in one:
             assert_close(one[name], other[name], f"{where}/{name}", coarse)
-    elif isinstance(one, list):
+    elif isinstance(one, list | tuple):
         assert len(one) == len(other), where
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
             assert_close(a, b, f"{where}/{i}", coarse)
