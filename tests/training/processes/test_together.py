@@ -21,11 +21,10 @@ DIVIDED = [
     "windows",
     "bags",
     "with_similarity",
-    "selecting",
 ]
 DIVIDED += ["learnt_weights", "tables_of_torch", "halves", "doubles", "scaled"]
 OWN = ["own_parts", "stopped_by_one"]
-OTHERS = ["distributed_sampler", "stopped_then_resumed", "left_for_others", "selecting_apart"]
+OTHERS = ["distributed_sampler", "stopped_then_resumed", "left_for_others"]
 # Sums are made in another order: float32 and some dozen steps.
 RTOL, ATOL = 1e-5, 1e-5
 # Half types round what is added up.
@@ -95,17 +94,6 @@ def test_two_processes_learn_what_one_learns(name: str, of_two: Any) -> None:
     assert_close(plain(alone["history"]), plain(first["history"]), coarse=coarse)
     assert plain(first["history"]) == plain(second["history"])
     assert_close(alone["weights"], first["weights"], coarse=coarse)
-
-
-@pytest.mark.parametrize("name", ["selecting", "selecting_apart"])
-def test_all_train_on_the_parts_that_process_0_has_chosen(name: str, of_two: Any) -> None:
-    first, second = of_two[1][name]
-    assert "error" not in first, first
-    assert_bits(first, second)
-    assert first["history"]["selections"] == second["history"]["selections"]
-    (selection,) = first["history"]["selections"]
-    becomes = {part["becomes"] for part in selection["parts"] if part["rows"] is not None}
-    assert becomes == {"trained", "frozen"}
 
 
 @pytest.mark.long
