@@ -26,7 +26,7 @@ from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
 from mt2st_fast.training.processes.begin import begin_together
-from mt2st_fast.training.processes.checks import check_modules, check_options
+from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule
 from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
 from mt2st_fast.training.processes.group import Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
@@ -230,6 +230,7 @@ class Trainer:
         stored: Checkpoint | None, *, watched: bool,
     ) -> Run:  # fmt: skip
         check_options(processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward)
+        check_schedule(processes, self.schedule)
         check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
         train, taken = divide(train, processes)
         source = Source(train, self.heads.main, self.heads.names, self.accumulate)

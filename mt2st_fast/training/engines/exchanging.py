@@ -56,7 +56,8 @@ class ExchangingSteps(EagerSteps):
         # A process may have no row of a small batch.
         with_rows = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares_mk, n_parts = self._shares(with_rows)
-        losses_k = self._accumulate(with_rows, shares_mk, n_parts)
+        with self._parts.own_parameters_still():
+            losses_k = self._accumulate(with_rows, shares_mk, n_parts)
         losses_k = self._exchange(losses_k)
         self._step_optimizer()
         return losses_k

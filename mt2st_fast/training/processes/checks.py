@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.processes.group import Processes
 
 
@@ -21,6 +22,22 @@ def check_options(processes: Processes, *, graph: bool, fuse_backward: bool | No
             raise InputError(
                 f"{option} is for one process: {processes.count} exchange the gradients of every step; leave it out, "
                 'or let every process train a model of its own with distributed="none"'
+            )
+
+
+def check_schedule(processes: Processes, schedule: object) -> None:
+    """Raises InputError for a schedule that takes more than one exchange of gradients a step."""
+    if not processes.are_several:
+        return
+    for asked, does in (
+        (isinstance(schedule, WeighsByLosses), "weighs a step by its losses before and after it"),
+        (getattr(schedule, "accumulator_a_task", False), "steps the shared parameters once a task"),
+    ):
+        if asked:
+            raise InputError(
+                f"{type(schedule).__name__} {does}, which is for one process: {processes.count} exchange the gradients "
+                "of a step once; give another schedule, or let every process train a model of its own with "
+                'distributed="none"'
             )
 
 

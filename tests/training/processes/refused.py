@@ -13,6 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from mt2st_fast import (
+    FAMO,
+    AdaTask,
     BagEncoder,
     Classification,
     ContextPrediction,
@@ -103,6 +105,14 @@ def context(folder: Path) -> None:
     heads = MultiTaskHeads(8, {"classes": Classification(4), "context": ContextPrediction(9, 8)}, "classes")
     trainer = Trainer(BagEncoder(9, 8, sparse=True), heads, schedule=MultiTask(), device="cpu")
     trainer.fit({"classes": _own(), "context": text}, epochs=1)
+
+
+def by_losses(folder: Path) -> None:
+    _fit(_linear(), _own(), schedule=FAMO())
+
+
+def once_a_task(folder: Path) -> None:
+    _fit(_linear(), _own(), schedule=AdaTask())
 
 
 def unfrozen_in_one(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from mt2st_fast import (
     AdaptiveSwitch,
+    AlternateSteps,
     BagEncoder,
     Callback,
     Classification,
@@ -116,6 +117,12 @@ def evaluated(folder: Path) -> dict[str, Any]:
 def adaptive(folder: Path) -> dict[str, Any]:
     schedule = AdaptiveSwitch(patience=2)
     return dense(batches(4), val=batches(3), schedule=schedule, epochs=8)
+
+
+def in_turns(folder: Path) -> dict[str, Any]:
+    """With the moments of what has no turn left as they are."""
+    make = lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1)  # noqa: E731
+    return dense(batches(), schedule=AlternateSteps(1, 2), optimizer=make, epochs=2)
 
 
 def corpus(level: str) -> Corpus:

@@ -21,6 +21,8 @@ LINES = {
     "bags_without_rows": "train is the same in all 2 processes, and the rows of its batches cannot be told apart",
     "another_corpus": "train is other data, or stands elsewhere, in process 1 of 2 than in process 0",
     "context": "the context batches of context are not divided among 2 processes",
+    "by_losses": "FAMO weighs a step by its losses before and after it, which is for one process",
+    "once_a_task": "AdaTask steps the shared parameters once a task, which is for one process",
     "unfrozen_in_one": "process 1 of 2 trains other tasks or parameters than process 0",
 }
 

@@ -21,6 +21,7 @@ DIVIDED = [
     "windows",
     "bags",
     "with_similarity",
+    "in_turns",
 ]
 DIVIDED += ["learnt_weights", "tables_of_torch", "halves", "doubles", "scaled"]
 OWN = ["own_parts", "stopped_by_one"]
