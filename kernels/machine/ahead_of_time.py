@@ -8,13 +8,16 @@ import pkgutil
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .launch import family_of
 
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
+JOBS_AT_ONCE = 4
 AMD_TARGET = re.compile(r"gfx[0-9a-f]{3,4}")
 
 
@@ -35,26 +38,40 @@ class CompiledKernel:
 
 
 def compile_all(targets: list[str]) -> list[CompiledKernel]:
-    """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...).
+    """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...), on all cores.
 
     Needs no driver and no device. Raises ValueError
     for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the interpreter has nothing to
     compile) or where a kernel does not compile.
     """
-    parsed = [(target, _gpu_target(target)) for target in targets]
+    gpus = {target: _gpu_target(target) for target in targets}
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 interprets kernels and cannot compile them: unset it")
     package = importlib.import_module(__package__.rpartition(".")[0])
     found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    modules = [
-        importlib.import_module(name) for name in sorted(i.name for i in found) if ".on_triton." in name
-    ]
-    return [
-        _compile(variant, target, gpu)
-        for target, gpu in parsed
+    modules = sorted(i.name for i in found if ".on_triton." in i.name)
+    jobs = [
+        _Job(target, module, place)
+        for target, gpu in gpus.items()
         for module in modules
-        for variant in _variants_of(module, gpu)
+        for place in range(len(_variants_of(importlib.import_module(module), gpu)))
     ]
+    # Fresh processes: one that is forked would inherit locks of threads that it does not have.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        return list(pool.map(_compile_job, jobs, chunksize=JOBS_AT_ONCE))
+
+
+class _Job(NamedTuple):
+    """One variant of a module's, for one target."""
+
+    target: str
+    module: str
+    place: int
+
+
+def _compile_job(job: _Job) -> CompiledKernel:
+    gpu = _gpu_target(job.target)
+    return _compile(_variants_of(importlib.import_module(job.module), gpu)[job.place], job.target, gpu)
 
 
 def _variants_of(module: Any, gpu: Any) -> Any:

@@ -40,7 +40,8 @@ def forward_blocks(N: int, D: int, itemsize: int, has_values: bool, family: str)
     # Measured on an H100 at 64 outputs of 768 features; heads of values take twice the registers.
     warps = 8 if rows > 16 and has_values else 4
     if itemsize == 4:
-        return Blocks(rows, 32, warps, 3)
+        # Products of float32 leave no registers for the addresses of 64 rows that are not aligned, on an A100.
+        return Blocks(min(32, rows) if D % ALIGNED_FEATURES else rows, 32, warps, 3)
     if D % ALIGNED_FEATURES:
         return Blocks(min(32, rows), 64, 8, 2)
     return Blocks(rows, 256 if rows == 16 else 128, warps, 3)
