@@ -210,7 +210,7 @@ def run_words(
         "words/s",
         sizes.words * EPOCHS / trained,
         call_seconds=round(call, 3),
-        train_seconds=round(trained, 3),
+        train_seconds=round(trained, 6),
         first_call_seconds=round(first[0], 3),
         losses=[round(float(loss), 4) for loss in losses],
     )
