@@ -173,7 +173,7 @@ def run_supervised(
             "tokens/s",
             tokens / seconds,
             call_seconds=round(run.seconds, 3),
-            train_seconds=round(seconds, 3),
+            train_seconds=round(seconds, 6),
             first_call_seconds=round(first.seconds, 3),
             quality=round(run.accuracy, 4),
             threads=torch.get_num_threads(),
