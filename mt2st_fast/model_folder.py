@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mt2st_fast.errors import InputError
 
-FORMAT = "mt2st-fast model 1"
+FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
 RUN_MODEL = "model"  # the folder's name within that of a run
 
@@ -84,7 +84,7 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; save the model again") from None
     if named[0] != FORMAT:
-        raise InputError(f"{path}: is written as '{named[0]}', this version reads '{FORMAT}'")
+        raise InputError(f"{path}: is written as '{named[0]}', this version reads '{FORMAT}'; train it again")
     if text != expected:
         what = DESCRIPTION if description.get("tensors_sha256") == _digest(content) else TENSORS
         raise InputError(f"{folder / what}: is damaged, its checksum is another; save the model again")

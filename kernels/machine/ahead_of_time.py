@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .launch import family_of
 
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
-JOBS_AT_ONCE = 4
+JOBS_AT_ONCE, MOST_PROCESSES = 4, 8  # each of which holds torch and Triton
 AMD_TARGET = re.compile(r"gfx[0-9a-f]{3,4}")
 
 
@@ -38,9 +38,9 @@ class CompiledKernel:
 
 
 def compile_all(targets: list[str]) -> list[CompiledKernel]:
-    """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...), on all cores.
+    """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...).
 
-    Needs no driver and no device. Raises ValueError
+    Takes up to eight cores, no driver and no device. Raises ValueError
     for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the interpreter has nothing to
     compile) or where a kernel does not compile.
     """
@@ -57,7 +57,7 @@ def compile_all(targets: list[str]) -> list[CompiledKernel]:
         for place in range(len(_variants_of(importlib.import_module(module), gpu)))
     ]
     # Fresh processes: one that is forked would inherit locks of threads that it does not have.
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(MOST_PROCESSES, os.cpu_count() or 1), get_context("spawn")) as pool:
         return list(pool.map(_compile_job, jobs, chunksize=JOBS_AT_ONCE))
 
 

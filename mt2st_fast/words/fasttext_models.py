@@ -5,6 +5,7 @@ They hold one of ours, `model`: a SupervisedModel whose labels are whole, or a W
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ REFUSED = {
 _UNKNOWN = "training did not see it and learnt no n-grams"
 
 
-class FastTextModel:
+class FastTextModel(ABC):
     """What both kinds have. words and labels are lists, vectors are float32 (dim,).
 
     Arguments `on_unicode_error` have no effect: text is UTF-8, which reading has checked. A name that is refused raises
@@ -84,29 +85,29 @@ class FastTextModel:
         """The length of a vector."""
         return self.get_input_matrix().shape[1]
 
+    @abstractmethod
     def get_word_id(self, word: str) -> int:
         """The row of a word, -1 for one that training did not see."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_word_vector(self, word: str) -> np.ndarray:
         """Of any string: the mean of its own row, if it has one, and of its n-grams'; zeros where it has neither."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
         """The word itself, if training saw it, and its character n-grams; and their rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_subword_id(self, subword: str) -> int:
         """The row of a character n-gram. Raises InputError for a model without n-grams."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_input_matrix(self) -> np.ndarray:
         """float32 (words and buckets, dim)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_output_matrix(self) -> np.ndarray:
         """float32 (labels, dim), or (words, dim) of vectors alone."""
-        raise NotImplementedError
 
     def set_matrices(self, input_matrix: np.ndarray, output_matrix: np.ndarray) -> None:
         """Put in other numbers of the shapes that there are. Raises InputError for another shape."""
@@ -120,9 +121,9 @@ class FastTextModel:
         """A row of the input matrix."""
         return self.get_input_matrix()[ind]
 
+    @abstractmethod
     def get_sentence_vector(self, text: str) -> np.ndarray:
         """The mean of the vectors of a line's words. Raises InputError for a text with a line feed."""
-        raise NotImplementedError
 
     def get_nearest_neighbors(
         self, word: str, k: int = 10, on_unicode_error: str = "strict"
@@ -153,15 +154,17 @@ class FastTextModel:
         """Write a folder, which `load_model` reads. Raises InputError for a folder that holds something else."""
         self.model.save(path)
 
+    @abstractmethod
     def _counts(self) -> np.ndarray:
-        raise NotImplementedError
+        """int64 (words,): how often training saw each."""
 
+    @abstractmethod
     def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
-        raise NotImplementedError
+        """Put in numbers of the shapes that there are."""
 
+    @abstractmethod
     def _word_vectors(self) -> np.ndarray:
         """float32 (words, dim)."""
-        raise NotImplementedError
 
     def _nearest(self, query: np.ndarray, k: int, banned: set[str], nothing: str) -> list[tuple[float, str]]:
         check_choice(k, 0.0)

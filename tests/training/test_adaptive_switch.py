@@ -29,7 +29,7 @@ def show(schedule, metrics, cosines=None, *, first=0, main="a"):
 
 
 def weights(schedule, *tasks):
-    return schedule.task_weights(Moment(0, 10, 100), "a", tasks or ("b",))
+    return schedule.task_weights(Moment(50, 10, 100), "a", tasks or ("b",))
 
 
 RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
@@ -215,7 +215,7 @@ def test_a_task_that_rests_gets_no_gradient():
         gradients = ()
 
         def on_step(self, trainer):
-            weights = trainer.schedule.task_weights(Moment(0, 1, 1), "main", ["near", "permuted"])
+            weights = trainer.schedule.task_weights(Moment(1, 1, 2), "main", ["near", "permuted"])
             if self.rested:  # in the step that has just been taken
                 gradient = trainer.heads.linear("permuted").weight.grad
                 self.gradients = (*self.gradients, gradient is not None and bool(gradient.any()))
@@ -227,6 +227,15 @@ def test_a_task_that_rests_gets_no_gradient():
     fit(trainer_of(callbacks=[watch]), epochs=4)
     assert len(watch.gradients) > 5
     assert not any(watch.gradients)
+
+
+def test_a_second_run_begins_with_all_tasks():
+    trainer = trainer_of()
+    fit(trainer)
+    assert trainer.schedule.reasons
+    again = fit(trainer, epochs=1)
+    assert set(again.phases[0].active) == {"main", "near", "permuted"}
+    assert not trainer.schedule.reasons
 
 
 def test_it_needs_held_out_batches():

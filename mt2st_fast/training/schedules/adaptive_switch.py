@@ -87,6 +87,12 @@ class AdaptiveSwitch(AuxiliaryWeights):
             return None
         return 0.0 if task in self._resting else value_of(self.weights, task, 1.0)
 
+    def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
+        """By what it has seen; a run that begins has seen nothing, whatever a run before has shown."""
+        if moment.step == 0 and self._metrics:
+            self.load_state_dict(type(self)().state_dict())
+        return super().task_weights(moment, main, auxiliary)
+
     def observe_held_out(self, seen: HeldOut) -> None:
         """Judge every auxiliary task; the next step heeds it."""
         n_before, metric = len(self._metrics), seen.metrics[seen.main]

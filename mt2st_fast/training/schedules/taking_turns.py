@@ -1,0 +1,67 @@
+"""What shared and task parameters that train in turns have in common, whatever a turn is counted in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, Part, PerTask, Unit, value_of
+from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, Strategy, StrategyOption, required
+
+
+class TakingTurns(AuxiliaryWeights, ABC):
+    """Constant weights; some epochs or steps train the encoder alone, then some the heads alone, and again."""
+
+    weights: PerTask
+    unit: ClassVar[Unit]
+
+    @property
+    @abstractmethod
+    def lengths(self) -> tuple[int, int]:
+        """Units of a turn of the shared parameters, and of one of the tasks'."""
+
+    def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
+        """The constant weight."""
+        return value_of(self.weights, task, 1.0)
+
+    def part(self, moment: Moment) -> Part:
+        """What trains. Raises InputError for a run that ends before task parameters have had a turn."""
+        shared, own = self.lengths
+        steps = moment.steps_per_epoch if self.unit == "epoch" else 1
+        if moment.total_steps <= shared * steps:
+            raise InputError(
+                f"{type(self).__name__} trains no head before {self.unit} {shared + 1}, and the run ends after "
+                f"{moment.total_steps / steps:g}: give more epochs, or fewer shared_{self.unit}s"
+            )
+        return "shared" if moment.step // steps % (shared + own) < shared else "tasks"
+
+    @property
+    def turns(self) -> str:
+        """How they take turns."""
+        shared, own = self.lengths
+        return f"shared and task parameters in turns of {shared} and {own} {self.unit}s"
+
+
+def strategy_of(
+    name: str, source: str, unit: Unit, make: Callable[[int, int, float], TakingTurns]
+) -> Strategy:
+    """As the command line knows it; source: the name that the paper gives it."""
+    shared, own = f"shared_{unit}s", f"task_{unit}s"
+    return Strategy(
+        name,
+        f"all tasks; encoder and heads train in turns, by {unit}s ({source})",
+        lambda values, facts: make(
+            int(required(values, shared)), int(required(values, own)), required(values, "aux_weight")
+        ),
+        (
+            StrategyOption(
+                shared, f"{unit}s in a row that train the encoder alone", 1.0, low=1.0, whole=True
+            ),
+            StrategyOption(
+                own, f"{unit}s in a row that train the heads alone, after those", 1.0, low=1.0, whole=True
+            ),
+            AUX_WEIGHT,
+        ),
+    )
