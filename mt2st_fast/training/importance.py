@@ -28,10 +28,10 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
+from mt2st_fast.training.sources import Batch, some_rows, to_device
 
 Measure = Literal["fisher", "taylor"]
-MOST_BATCHES, MOST_ROWS = 4, 512  # that are looked at: a few steps' worth, whatever the held-out data
+MOST_BATCHES = 4  # that are looked at: a few steps' worth, whatever the held-out data
 MOST_AUXILIARY_BATCHES = 1  # of these, for tasks that are about to retire: nothing is decided by them
 
 
@@ -106,7 +106,7 @@ def _gradients(
     try:
         with _gradients_of_tables(parts), torch.enable_grad():
             for batch in islice(batches, MOST_BATCHES):
-                inputs, targets = (to_device(part, parts.device) for part in _some_rows(materialised(batch)))
+                inputs, targets = (to_device(part, parts.device) for part in some_rows(batch))
                 with parts.autocast():
                     features, mask = features_and_mask(parts.encoder(inputs))
                 present = [n for n in parts.heads.active if n in targets and _is_wanted(n, parts.heads, seen)]
@@ -128,18 +128,6 @@ def _is_wanted(task: str, heads: MultiTaskHeads, seen: Mapping[str, Sequence[obj
     if heads.is_word_task(task):  # it has no loss on features
         return False
     return task == heads.main or len(seen.get(task, ())) < MOST_AUXILIARY_BATCHES
-
-
-def _some_rows(batch: PlainBatch) -> PlainBatch:
-    """At most MOST_ROWS of a batch whose inputs are a tensor of rows, from all over it; the whole of another."""
-    inputs, targets = batch
-    if not isinstance(inputs, Tensor) or any(len(target) != len(inputs) for target in targets.values()):
-        return batch
-    # Neighbours are often of one text, whose words are fewer than those of a shuffled training batch.
-    chosen = slice(None, None, max(1, -(-len(inputs) // MOST_ROWS)))
-    return inputs[chosen].contiguous(), {
-        name: target[chosen].contiguous() for name, target in targets.items()
-    }
 
 
 @contextmanager

@@ -29,9 +29,7 @@ from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.importance import Importances, Measure
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised, tasks_of, to_device
-
-HELD_OUT_ROWS = 512  # that gradients are looked at on: a step's worth
+from mt2st_fast.training.sources import Batch, materialised, some_rows, tasks_of, to_device
 
 
 @dataclass(frozen=True)
@@ -159,22 +157,14 @@ def look_at_held_out(
     if getattr(schedule, "wants_held_out_gradients", False):
         n_batches = len(batches) if isinstance(batches, Sized) else 1
         chosen = islice(batches, n_before % max(1, n_batches), None)
-        gradients = task_gradients(parts, [first_rows(materialised(batch)) for batch in islice(chosen, 1)])
-        trained = [first_rows(materialised(batch)) for batch in last_step if main in tasks_of(batch)]
+        gradients = task_gradients(parts, [some_rows(batch) for batch in islice(chosen, 1)])
+        trained = [some_rows(batch) for batch in last_step if main in tasks_of(batch)]
         own = task_gradients(parts, trained[:1], (main,))
         if own and gradients and gradients[main].row_norm > 0:
             freshness = own[main].row_norm / gradients[main].row_norm
     schedule.observe_held_out(
         HeldOut(evaluation.step, main, evaluation.metrics, gradients, freshness, evaluation.epoch)
     )
-
-
-def first_rows(batch: PlainBatch) -> PlainBatch:
-    """At most HELD_OUT_ROWS of a batch whose inputs are a tensor of rows; the whole of another."""
-    inputs, targets = batch
-    if not isinstance(inputs, Tensor) or any(len(target) != len(inputs) for target in targets.values()):
-        return batch
-    return inputs[:HELD_OUT_ROWS], {name: target[:HELD_OUT_ROWS] for name, target in targets.items()}
 
 
 def task_gradients(

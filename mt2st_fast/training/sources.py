@@ -24,10 +24,24 @@ logger = logging.getLogger(__name__)
 PlainBatch = tuple[Any, dict[str, Tensor]]
 Batch = PlainBatch | ResidentBatch
 
+MOST_LOOKED_AT = 512  # rows that are measured without training on them: a step's worth
+
 
 def materialised(batch: Batch) -> PlainBatch:
     """(inputs, {task: target}) of a batch, gathered on its device where it is the numbers of its rows."""
     return batch.materialise() if isinstance(batch, ResidentBatch) else batch
+
+
+def some_rows(batch: Batch) -> PlainBatch:
+    """At most MOST_LOOKED_AT rows, from all over a batch whose inputs are a tensor of rows; the whole of another."""
+    inputs, targets = materialised(batch)
+    if not isinstance(inputs, Tensor) or any(len(target) != len(inputs) for target in targets.values()):
+        return inputs, targets
+    # Neighbours are often of one text, whose words are fewer than those of a shuffled training batch.
+    chosen = slice(None, None, max(1, -(-len(inputs) // MOST_LOOKED_AT)))
+    return inputs[chosen].contiguous(), {
+        name: target[chosen].contiguous() for name, target in targets.items()
+    }
 
 
 def tasks_of(batch: Batch) -> tuple[str, ...]:
