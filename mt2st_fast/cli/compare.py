@@ -46,7 +46,7 @@ from mt2st_fast.training.schedules import strategies as strategies_by_name
 FILES = ("report.html", "compare.md", "compare.json", "compare.png")
 
 
-@takes_config(without=("strategy", "engine"))
+@takes_config(without=("strategy", "engine", "against"))
 def compare(
     config: Config,
     context: typer.Context,
@@ -197,7 +197,9 @@ def _comparison(
         "data": splits.name,
         "read": what_was_read(splits),
         "auxiliary": list(splits.auxiliary),
-        "config": {name: value for name, value in options.items() if name not in ("strategy", "engine")},
+        "config": {
+            name: value for name, value in options.items() if name not in ("strategy", "engine", "against")
+        },
         "n_seeds": progress.seeds,
         "engines": progress.engines,
         "load": progress.load,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,12 +32,14 @@ from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.numbers import check_positive
+from mt2st_fast.runs import against as beside
 from mt2st_fast.runs.chosen_parts import PICTURE
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.report import RUN_FILES, write_run
+from mt2st_fast.runs.report import RUN_FILES, WrittenRun, write_run
 from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import summary, what_was_read
+from mt2st_fast.training.run_options import NonFiniteLossError
 
 CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
@@ -60,7 +63,8 @@ def train(
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
     Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out,
-    and importance.png where parts were chosen (--strategy selector).
+    importance.png where parts were chosen (--strategy selector), and against.png where another strategy has trained
+    beside (--against stl, which the default corpus begins with).
     Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there. Under torchrun
     several processes train one model, and one of them writes.
     """
@@ -77,33 +81,78 @@ def train(
 def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float, *, writes: bool) -> None:
     """Of several processes one writes files; what the others print goes nowhere."""
     console = plain_console()
+    config = replace(config, against=beside.against_of(config) or beside.NONE)
     splits = read_data(config)
+    other = None if config.against == beside.NONE else config.for_strategy(str(config.against))
     experiment = Experiment.prepare(config, splits)
-    trainer = experiment.trainer
     _announce(console, experiment)
-    progress, stopping = TrainingProgress(experiment.total_steps), StoppingOnSignals()
-    trainer.callbacks += [progress, stopping] if writes else [stopping]
+    if other is not None:
+        # What comes but once in a process, such as loading kernels, is no run's own time.
+        for each in (other, config):
+            Experiment.prepare(each, splits).warm_up()
+        experiment = Experiment.prepare(config, splits)
     if writes:
         if not resume:
             _clear(folder)
         write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
-    with progress if writes else nullcontext(), stopping:
-        experiment.run(folder / CHECKPOINT, resume, checkpoint_seconds)
+    with StoppingOnSignals() as stopping:
+        how = {"checkpoint": folder / CHECKPOINT, "resume": resume, "checkpoint_seconds": checkpoint_seconds}
+        _run(experiment, "train", stopping, writes, **how)
+        trainer = experiment.trainer
+        if not experiment.is_over:
+            say(
+                console,
+                f"Stopped at step {trainer.step} of {experiment.total_steps}. "
+                f"Go on with: mt2st-fast train --resume --out {folder}",
+            )
+            raise typer.Exit(stopping.exit_code)
+        if trainer.history.stopped:
+            say(
+                console,
+                f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
+            )
+        written = write_run(experiment, folder) if writes else None
+        if other is not None:
+            _train_beside(console, experiment, other, stopping, written, folder)
+    if written is not None:
+        _summarise(console, written.report, folder)
+
+
+def _run(experiment: Experiment, label: str, stopping: StoppingOnSignals, writes: bool, **how: Any) -> None:
+    """Train to the end or to where a signal asks to stop."""
+    progress = TrainingProgress(experiment.total_steps, label)
+    experiment.trainer.callbacks += [progress, stopping] if writes else [stopping]
+    with progress if writes else nullcontext():
+        experiment.run(**how)
+
+
+def _train_beside(
+    console: Console,
+    own: Experiment,
+    config: Config,
+    stopping: StoppingOnSignals,
+    written: WrittenRun | None,
+    folder: Path,
+) -> None:
+    """Train by another strategy for the comparison in the report; the run itself is written already, and stays."""
+    label = f"{config.strategy}, to compare"
+    own_summary = beside.summary_of(own)
+    experiment = Experiment.prepare(config, own.splits)
+    try:
+        _run(experiment, label, stopping, written is not None)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{label}: {error}; the run itself is whole, in {folder}") from error
     if not experiment.is_over:
         say(
             console,
-            f"Stopped at step {trainer.step} of {experiment.total_steps}. "
-            f"Go on with: mt2st-fast train --resume --out {folder}",
+            f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}. The run itself is "
+            f"whole, in {folder}.",
         )
         raise typer.Exit(stopping.exit_code)
-    if trainer.history.stopped:
-        say(
-            console,
-            f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
-        )
-    if writes:
-        report = write_run(experiment, folder)
-        _summarise(console, report, folder)
+    if written is not None:
+        runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}
+        written.report["against"] = beside.beside(own.config.strategy, runs)
+        written.write(folder)
 
 
 def _clear(folder: Path) -> None:
@@ -175,7 +224,15 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
         f"(step {main['best_step']}), {shown(main['test'])} on test. "
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
     )
-    pictures = "curves.png" if report["chosen_parts"] is None else f"curves.png, {PICTURE}"
+    if report["against"] is not None:
+        say(console, beside.sentence(report["against"], main["metric"]))
+    pictures = ", ".join(
+        name
+        for name, drawn in (
+            (beside.PICTURE, report["against"]), ("curves.png", True), (PICTURE, report["chosen_parts"]),
+        )
+        if drawn
+    )  # fmt: skip
     written = (
         f"report.html, report.md, report.json, {pictures}, history.jsonl, vectors.txt, model/, checkpoint/"
     )

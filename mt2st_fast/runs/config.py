@@ -57,6 +57,12 @@ class Config:
     )
     strategy: str = _option("switch", "Strategy", f"one of {', '.join(strategies())}")
     strategy_options: Mapping[str, float] = field(default_factory=dict)
+    against: str | None = _option(
+        None,
+        "Strategy",
+        "a strategy that the same data is trained by afterwards, for a comparison in the report; stl on the default "
+        "corpus otherwise, none for none",
+    )
     epochs: float | None = _option(
         None, "Training", f"passes over all rows; about {MOST_STEPS_BY_DEFAULT:,} steps by default"
     )

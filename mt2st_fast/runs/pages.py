@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mt2st_fast.runs import against as beside
 from mt2st_fast.runs import chosen_parts
 from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_tables import COLUMNS, lead, parts_of, table_rows
@@ -15,6 +16,9 @@ from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.serving.scores import TaskScore
 from mt2st_fast.training.history import History
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> bytes:
     """report.html of a run; score is the main task's on the test rows."""
@@ -22,6 +26,7 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
     curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
     seconds = plot_seconds(curves, f"{main['task']}: development {main['metric']}")
     sections = [
+        *_against(report),
         Section(
             "Curves",
             pictures=[
@@ -54,6 +59,14 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
     )
     title = f"{main['task']} on {data['name']}, strategy {report['strategy']}"
     return page(title, lead, sections, _environment(report["environment"]))
+
+
+def plot_against(report: Mapping[str, Any]) -> Figure:
+    """The curves of a run and of the one beside it, over seconds."""
+    against, main = report["against"], report["main"]
+    label = f"{main['task']}: development {main['metric']}"
+    target = against["target"], f"the best of {against['other']}, {shown(against['target'])}"
+    return plot_seconds(beside.curves_of(against), label, target)
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> bytes:
@@ -91,6 +104,20 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
     ]
     title = f"{comparison['main']} on {comparison['data']}: strategies compared"
     return page(title, lead(comparison), sections, _environment(comparison["environment"]))
+
+
+def _against(report: Mapping[str, Any]) -> list[Section]:
+    against = report["against"]
+    if against is None:
+        return []
+    return [
+        Section(
+            f"Against {against['other']}",
+            [beside.sentence(against, report["main"]["metric"])],
+            [Table(beside.COLUMNS, beside.table_of(against))],
+            [Picture(plot_against(report), beside.ALT)],
+        )
+    ]
 
 
 def _tasks(report: Mapping[str, Any]) -> Table:

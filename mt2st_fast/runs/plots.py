@@ -74,10 +74,15 @@ def plot_curves(history: History, metric: str) -> Figure:
     return figure
 
 
-def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], label: str) -> Figure:
+def plot_seconds(
+    runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    label: str,
+    target: tuple[float, str] | None = None,
+) -> Figure:
     """Quality over seconds of training; runs are the curves of every strategy, points (seconds, quality).
 
-    Of several curves their median is drawn with marks, and each of them as a faint line.
+    Of several curves their median is drawn with marks, and each of them as a faint line. target: a quality to mark, and
+    what it is.
     """
     figure = new_figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
@@ -92,6 +97,8 @@ def plot_seconds(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], la
             axes.plot(
                 *zip(*points, strict=True), lw=width, ms=4 + width, alpha=0.8, label=plain(name), **style
             )
+    if target is not None:
+        axes.axhline(target[0], color="black", ls="--", lw=1, label=plain(target[1]))
     axes.set(xlabel="seconds of training", ylabel=plain(label))
     axes.grid(alpha=0.25)
     if len(runs) > 1:

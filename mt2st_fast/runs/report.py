@@ -5,7 +5,7 @@ A run that has chosen the parts to train has importance.png, too.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,53 @@ import numpy as np
 from mt2st_fast.environment import environment
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.model_folder import RUN_MODEL
+from mt2st_fast.runs import against as beside
 from mt2st_fast.runs.chosen_parts import PICTURE, chosen_parts, section
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table, one_line
-from mt2st_fast.runs.pages import run_page
+from mt2st_fast.runs.pages import plot_against, run_page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, write_png
 from mt2st_fast.runs.shown import engine_of, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import section_on_data, what_was_read
-from mt2st_fast.serving.scores import scores
+from mt2st_fast.serving.scores import TaskScore, scores
 from mt2st_fast.training.history import History
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
-RUN_FILES = ("report.json", "report.md", "report.html", "curves.png", PICTURE, "history.jsonl", "vectors.txt")
+RUN_FILES = (
+    "report.json",
+    "report.md",
+    "report.html",
+    "curves.png",
+    PICTURE,
+    beside.PICTURE,
+    "history.jsonl",
+    "vectors.txt",
+)
 
 
-def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """Write every file of a finished run into `folder` and return the report."""
+@dataclass(frozen=True)
+class WrittenRun:
+    """What is shown of a finished run; report: as report.json has it, score: the main task's on the test rows."""
 
+    report: dict[str, Any]
+    history: History
+    score: TaskScore
+
+    def write(self, folder: Path) -> None:
+        """Write report.json, report.md, report.html and the pictures."""
+        report, history = self.report, self.history
+        write_png(plot_curves(history, report["main"]["metric"]), folder / "curves.png")
+        if report["chosen_parts"] is not None:
+            write_png(plot_importance(report["chosen_parts"]), folder / PICTURE)
+        if report["against"] is not None:
+            write_png(plot_against(report), folder / beside.PICTURE)
+        write_atomically(folder / "report.json", json_text(report, indent=2).encode())
+        write_atomically(folder / "report.html", run_page(report, history, self.score))
+        write_atomically(folder / "report.md", render(report).encode("utf-8", "replace"))
+
+
+def write_run(experiment: Experiment, folder: Path) -> WrittenRun:
+    """Write every file of a finished run into `folder`."""
     history = experiment.trainer.history
     vocabulary = experiment.splits.vocabulary
     table_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
@@ -46,13 +76,9 @@ def write_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
     model.save(folder / RUN_MODEL)
     [score] = scores(model, experiment.splits, ("test",), (model.main,))
     history.write_jsonl(folder / "history.jsonl")
-    write_png(plot_curves(history, report["main"]["metric"]), folder / "curves.png")
-    if report["chosen_parts"] is not None:
-        write_png(plot_importance(report["chosen_parts"]), folder / PICTURE)
-    write_atomically(folder / "report.json", json_text(report, indent=2).encode())
-    write_atomically(folder / "report.html", run_page(report, history, score))
-    write_atomically(folder / "report.md", render(report).encode("utf-8", "replace"))
-    return report
+    written = WrittenRun(report, history, score)
+    written.write(folder)
+    return written
 
 
 def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
@@ -117,6 +143,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
         ],
         "decisions": list(getattr(trainer.schedule, "evidence", ())),
         "chosen_parts": chosen_parts(history),
+        "against": None,  # until another strategy has run beside
     }
 
 
@@ -148,6 +175,22 @@ def _retired_at(history: History, task: str) -> int | None:
     return next((phase.first_step for phase in history.phases if task not in phase.active), None)
 
 
+def _against_lines(report: dict[str, Any]) -> list[str]:
+    against = report["against"]
+    if against is None:
+        return []
+    return [
+        f"## Against {against['other']}",
+        "",
+        beside.sentence(against, report["main"]["metric"]),
+        "",
+        f"![{beside.ALT}]({beside.PICTURE})",
+        "",
+        *markdown_table(beside.COLUMNS, beside.table_of(against)),
+        "",
+    ]
+
+
 def render(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     main, data = report["main"], report["data"]
@@ -162,6 +205,7 @@ def render(report: dict[str, Any]) -> str:
         f"{report['backend']['reason']}.",
         "",
         *([f"Ended early: {report['stopped']}.", ""] if report["stopped"] else []),
+        *_against_lines(report),
         "![losses, task weights and quality over steps](curves.png)",
         "",
         *markdown_table(

@@ -26,9 +26,9 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
 
-DEFAULT_LABEL_FRACTION = 0.05  # of the training files: the case that multi-task training is for
+DEFAULT_LABEL_FRACTION = 0.01  # of the training files: the case that multi-task training is for
 
-_DEFAULT_MAIN = "role"
+_DEFAULT_MAIN = "expression"
 _TASKS = tuple(python_source.CLASS_NAMES)
 # Tests, what others installed, generated character tables, and packages that distributions install apart:
 # what is left is nearly the same text on every machine.
@@ -77,7 +77,7 @@ class SourceFiles:
 
 
 def read(request: ReadRequest) -> Splits:
-    """Tasks role (main by default), statement, expression, scope, depth, next; a row is a token, a unit a
+    """Tasks expression (main by default), role, statement, scope, depth, next; a row is a token, a unit a
     logical line.
 
     Files are the groups, and go to train, dev or test (80/10/10) by a hash of the module's name.

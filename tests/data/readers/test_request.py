@@ -35,7 +35,7 @@ def test_the_default_main_task_among_the_auxiliary_ones_is_named(conllu_folder, 
     assert "'label' is main and auxiliary" in message_of(f"csv:{table_folder}", auxiliary=["label"])
     path = write(**{"c.col": sentences(9)}) / "c.col"
     assert "'col2' is main and auxiliary" in message_of(f"columns:{path}", auxiliary=["col2"])
-    assert "'role' is main and auxiliary" in message_of("stdlib", auxiliary=["role"])
+    assert "'expression' is main and auxiliary" in message_of("stdlib", auxiliary=["expression"])
 
 
 def test_labels_are_hidden_in_training_text_only(write):

@@ -1,0 +1,101 @@
+"""A run beside another of the same data: what the strategy has saved, as JSON, in a table and in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.runs.comparison import summarise_seed
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.shown import shown
+from mt2st_fast.runs.targets import Run, first_reaching
+from mt2st_fast.training.schedules import find_strategy
+
+NONE = "none"
+OF_DEFAULT_CORPUS = "stl"
+PICTURE = "against.png"
+ALT = "quality of the main task over seconds of training, by strategy"
+COLUMNS = (
+    "strategy",
+    "development, best:",
+    "test, at the end:",
+    "seconds of training:",
+    "seconds to the target:",
+    "steps to the target:",
+)
+
+
+def against_of(config: Config) -> str | None:
+    """The strategy that a run is held against: the one given, STL on the default corpus, or none.
+
+    Raises InputError for a strategy that there is not, and for the run's own.
+    """
+    own = find_strategy(config.strategy).name
+    if config.against is None:
+        return OF_DEFAULT_CORPUS if config.data == "stdlib" and own != OF_DEFAULT_CORPUS else None
+    if config.against == NONE:
+        return None
+    other = find_strategy(config.against).name
+    if other == own:
+        raise InputError(f"--against {other} is the run's own strategy; name another, or {NONE}")
+    return other
+
+
+def summary_of(experiment: Experiment) -> Run:
+    """A finished run as comparisons have it. Raises InputError where no evaluation has a value to compare by."""
+    history = experiment.trainer.history
+    return summarise_seed(history, experiment.test()[history.main], experiment.rows_a_step)
+
+
+def beside(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
+    """What reports have of two runs, {strategy: run}, the first of them `own`: the target is the other one's best."""
+    [other] = [name for name in runs if name != own]
+    target = runs[other]["best"]
+    reached = {name: first_reaching(run, target) for name, run in runs.items()}
+    return {
+        "own": own,
+        "other": other,
+        "target": target,
+        "runs": {name: {**run, "at_target": reached[name]} for name, run in runs.items()},
+    }
+
+
+def sentence(against: Mapping[str, Any], metric: str) -> str:
+    """What the two runs show, and that it is two runs."""
+    own, other, runs = against["own"], against["other"], against["runs"]
+    came, base = runs[own]["at_target"], runs[other]["at_target"]
+    best = f"the best of {other} on development ({metric} {shown(against['target'])})"
+    if came is None:
+        time = f"{own} did not come to {best}; its own best is {shown(runs[own]['best'])}"
+    else:
+        share = came["seconds"] / base["seconds"] - 1.0
+        time = (
+            f"{own} came to {best} after {came['seconds']:.2f} s and {came['step']:,} steps, {other} after "
+            f"{base['seconds']:.2f} s and {base['step']:,}: {abs(share):.0%} {'less' if share < 0 else 'more'} time"
+        )
+    ends = ", ".join(f"{name} {shown(run['test'])}" for name, run in runs.items())
+    return f"{time}. On test rows at the end: {ends}. One run each is a hint: mt2st-fast compare says more."
+
+
+def table_of(against: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """Rows under COLUMNS."""
+    return [
+        (
+            name,
+            shown(run["best"]),
+            shown(run["test"]),
+            f"{run['seconds']:.1f}",
+            shown(run["at_target"] and run["at_target"]["seconds"], 2),
+            shown(run["at_target"] and run["at_target"]["step"], 0),
+        )
+        for name, run in against["runs"].items()
+    ]
+
+
+def curves_of(against: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:
+    """Points (seconds, quality) of every strategy's one run, as plots take them."""
+    return {
+        name: [[(p["seconds"], p["quality"]) for p in run["curve"]]] for name, run in against["runs"].items()
+    }
