@@ -84,6 +84,7 @@ def kept_shares(counts: np.ndarray, sample: float) -> np.ndarray:
     if sample <= 0:
         return np.ones(len(counts))
     threshold = sample * counts.sum() if sample < 1 else sample * (3 + np.sqrt(5)) / 2
+    counts = np.maximum(counts, 1)  # a word that the text has not is never asked for
     kept: np.ndarray = (np.sqrt(counts / threshold) + 1) * (threshold / counts)
     return kept
 

@@ -181,7 +181,7 @@ def _announce(console: Console, experiment: Experiment) -> None:
         console,
         (str(splits.main), "bold"),
         f" on {splits.name}: {splits.train.n_rows:,} training rows, {labelled:,} with a main label; "
-        f"auxiliary tasks {', '.join(splits.auxiliary) or 'none'}",
+        f"auxiliary tasks {', '.join(n for n in experiment.trainer.heads.names if n != splits.main) or 'none'}",
     )
     say(
         console,
@@ -198,7 +198,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     for name, task in report["tasks"].items():
         tasks.add_row(
             Text(name, style="bold" if name == main["task"] else ""),
-            str(task["outputs"]),
+            shown(task["outputs"], 0),
             task["metric"],
             shown(task["last_dev"]),
             shown(task["test"]),

@@ -52,6 +52,11 @@ class Config:
     delimiter: str | None = _option(
         None, "Data", "what stands between a table's cells, one character or tab; by its header otherwise"
     )
+    predict_context: bool = _option(
+        False,
+        "Data",
+        "one more auxiliary task: words predict their neighbours in all of the training text, labelled or not",
+    )
     label_fraction: float | None = _option(
         None, "Data", "keep main labels in this fraction of the training units"
     )
@@ -167,6 +172,7 @@ class Config:
             "--backend": self.backend != "auto",
             "--graph": self.graph,
             "--fuse-backward": self.fuse_backward,
+            "--predict-context": self.predict_context,
         }
         given = [flag for flag, is_given in fused.items() if is_given]
         if engine == "torch" and given:

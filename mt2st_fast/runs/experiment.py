@@ -33,6 +33,7 @@ from mt2st_fast.model.plain import PlainHeads, plain_encoder, plain_optimizer
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task, heads_to_keep
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.early_stopping import EarlyStopping
@@ -97,7 +98,10 @@ class Experiment:
             encoder = make_encoder(config, splits, table)
             vectors = SubwordVectors(splits.vocabulary, table, encoder)
             coverage = start_from_vectors(encoder, config, splits)
-            tasks = {name: make_task(splits.train.targets[name]) for name in splits.tasks}
+            tasks = {
+                **{name: make_task(splits.train.targets[name]) for name in splits.tasks},
+                **context_task(config, splits),
+            }
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
             patience = config.patience
             stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
@@ -121,6 +125,13 @@ class Experiment:
         return cls(config, splits, vectors, trainer, train, backend, coverage)
 
     @property
+    def loaders(self) -> Any:
+        """What the trainer reads: the batches of rows, and of the text where words predict their neighbours in it."""
+        if not self.config.predict_context:
+            return self.train
+        return {str(self.splits.main): self.train, CONTEXT: context_batches(self.config, self.splits)}
+
+    @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
         assert self.config.epochs is not None
@@ -139,7 +150,7 @@ class Experiment:
     ) -> History:
         """Train to the end, or to where a callback asks to stop."""
         return self.trainer.fit(
-            self.train,
+            self.loaders,
             val=self._held_out(self.splits.dev),
             epochs=self.config.epochs,  # type: ignore[arg-type]
             evaluate_every=self._evaluate_every(),
@@ -155,7 +166,7 @@ class Experiment:
         """
         steps_per_epoch = -(-len(self.train) // self.config.accumulate)
         run = self.trainer.begin(
-            self.train, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / steps_per_epoch
+            self.loaders, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / steps_per_epoch
         )
         with closing(run), suppress(NonFiniteLossError):
             while run.steps_done < run.total_steps:
@@ -185,7 +196,7 @@ class Experiment:
 def text_model(experiment: Experiment) -> TextModel:
     """What an experiment has learnt, to be kept and asked: on a CPU, of the weights as they are now."""
     trainer, splits = experiment.trainer, experiment.splits
-    configuration, tensors = describe(trainer.encoder, trainer.heads)
+    configuration, tensors = describe(trainer.encoder, heads_to_keep(trainer.heads))
     encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     labels = {

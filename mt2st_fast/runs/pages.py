@@ -134,7 +134,7 @@ def _tasks(report: Mapping[str, Any]) -> Table:
         (
             name,
             task["kind"],
-            task["outputs"],
+            shown(task["outputs"], 0),
             task["metric"],
             shown(task["last_dev"]),
             shown(task["test"]),

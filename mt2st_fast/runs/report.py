@@ -89,8 +89,9 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
         experiment.config,
         experiment.splits,
     )
-    tasks = trainer.heads.tasks
-    main = trainer.heads.main
+    heads = trainer.heads
+    tasks = {name: heads.task(name) for name in heads.names}
+    main = heads.main
     best = history.best
     return {
         "environment": environment(trainer.device),
@@ -105,7 +106,7 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
         "main": {
             "task": main,
-            "metric": tasks[main].metric,
+            "metric": heads.tasks[main].metric,
             "best": _number(best.metrics[main]) if best else None,
             "best_step": best.step if best else None,
             "test": _number(test[main]),
@@ -113,10 +114,11 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
         "tasks": {
             name: {
                 "kind": type(task).__name__,
-                "outputs": task.head.size,
-                "metric": task.metric,
+                # A task on words has no head, and its loss is all that there is to see.
+                "outputs": task.head.size if name in heads.tasks else None,
+                "metric": task.metric if name in heads.tasks else "loss",
                 "last_dev": _last_dev(history, name),
-                "test": _number(test[name]) if _retired_at(history, name) != 0 else None,
+                "test": _number(test[name]) if name in test and _retired_at(history, name) != 0 else None,
                 "retired_at_step": _retired_at(history, name),
             }
             for name, task in tasks.items()
@@ -222,7 +224,7 @@ def render(report: dict[str, Any]) -> str:
                 (
                     name,
                     task["kind"],
-                    task["outputs"],
+                    shown(task["outputs"], 0),
                     task["metric"],
                     shown(task["last_dev"]),
                     shown(task["test"]),

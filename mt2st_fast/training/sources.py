@@ -294,8 +294,9 @@ class Source:
                 if name not in active:
                     loader.close()
             self.loaders = {name: loader for name, loader in self.loaders.items() if name in active}
-        for loader in self.loaders.values():
-            loader.enter_phase(active)
+        for name, loader in self.loaders.items():
+            # A loader may have several tasks, and never those that have a loader of their own.
+            loader.enter_phase(tuple(task for task in active if task == name or task not in self.loaders))
 
     def reside_on(self, device: torch.device) -> None:
         """From now on take batches as rows of data on the device, from loaders that offer it (`resident_on`)."""

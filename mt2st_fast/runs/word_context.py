@@ -1,0 +1,53 @@
+"""`--predict-context`: words that predict their neighbours in all training text are one more auxiliary task."""
+
+from __future__ import annotations
+
+from mt2st_fast.data import Splits
+from mt2st_fast.data.word_batches import ContextBatches
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.word_tasks import ContextPrediction
+from mt2st_fast.runs.config import Config
+
+CONTEXT = "context"
+LEAST_WORDS = 256  # of a batch: fewer leave most of the negatives that they share unused
+
+
+def context_task(config: Config, splits: Splits) -> dict[str, ContextPrediction]:
+    """The task by its name, or nothing where it is not asked for.
+
+    Raises InputError where the data has a task of that name.
+    """
+    if not config.predict_context:
+        return {}
+    if CONTEXT in splits.tasks:
+        raise InputError(
+            f"--predict-context names its task {CONTEXT}, and {splits.name} has one of that name: leave one of both out"
+        )
+    return {CONTEXT: ContextPrediction(len(splits.vocabulary), config.dim, backend=config.backend)}
+
+
+def context_batches(config: Config, splits: Splits) -> ContextBatches:
+    """Batches over the whole training text, as many words in each as a batch of rows has."""
+    corpus = splits.train
+    assert config.batch_size is not None  # `resolved` fills it in
+    words = round(min(config.batch_size, corpus.n_rows) * len(corpus.tokens) / corpus.n_rows)
+    return ContextBatches(
+        corpus.tokens,
+        corpus.bounds,
+        splits.vocabulary.counts,
+        task=CONTEXT,
+        words=max(LEAST_WORDS, words),
+        seed=config.seed,
+    )
+
+
+def heads_to_keep(heads: MultiTaskHeads) -> MultiTaskHeads:
+    """The heads without the task on words, which no text is asked for; they share their parameters with `heads`."""
+    if not len(heads.word_tasks):
+        return heads
+    kept = MultiTaskHeads.from_modules(
+        heads.to_modules(), heads.tasks, heads.main, backend=heads.backend, plan=heads.plan
+    )
+    kept.set_active(name for name in heads.active if name in kept.tasks)
+    return kept
