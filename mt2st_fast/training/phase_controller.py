@@ -59,7 +59,10 @@ class PhaseController:
                 isinstance(schedule, Observing | ObservingHeldOut),
                 "decides by what training sees, and a loop of one's own shows it nothing",
             ),
-            (takes_turns(schedule), "has parts of the model train in turns, which this sets nothing still for"),
+            (
+                takes_turns(schedule),
+                "has parts of the model train in turns, which this sets nothing still for",
+            ),
             (
                 getattr(schedule, "accumulator_a_task", False),
                 "takes an optimizer that keeps moments a task, and this keeps the one that there is",

@@ -23,7 +23,7 @@ OWN = "mt2st-fast"
 SHELL = ("cat", "echo", "head", "ls", "printf")  # run by a shell
 
 
-class Unknown(AssertionError):
+class UnknownCommandError(AssertionError):
     """A command that nobody here can run or parse: mark its block, or teach this file its program."""
 
 
@@ -109,7 +109,7 @@ def _parse(words: list[str]) -> None:
     elif program == "mkdocs":
         assert arguments in (["build"], ["serve"]), words
     elif program not in (*SHELL, "cd", "export", "git", "rm"):
-        raise Unknown(shlex.join(words))
+        raise UnknownCommandError(shlex.join(words))
 
 
 def _parse_own(arguments: list[str]) -> None:
