@@ -22,14 +22,14 @@ OPTIONAL = {"fasttext", "gensim", "lightning", "onnxruntime", "torchjd", "tokeni
 
 
 class Reader:
-    """Runs the blocks of one page in `folder`, each once, in order."""
+    """Runs the blocks of one page in `folder`, each once, in order. printed: by the block before."""
 
     def __init__(self, page: str, folder: Path) -> None:
         self.folder = folder
         self._blocks = [block for block in blocks_of(page) if not block.mark]
         self._read: set[Block] = set()
         self._names: dict[str, Any] = {"__name__": "__main__"}  # of the program so far
-        self._printed = ""  # by the block before
+        self.printed = ""
         self._optional: set[str] = set()  # packages that the program imports
 
     def read_to(self, last: Block) -> None:
@@ -57,16 +57,17 @@ class Reader:
         with chdir(self.folder), warnings.catch_warnings():
             if self._optional:  # other people's code warns of what is to come there
                 warnings.simplefilter("default")
-            getattr(self, f"_{block.language}")(block)
+            run = {"python": self._python, "bash": self._bash, "diff": self._diff, "text": self.compare}
+            run[block.language](block)
 
     def _python(self, block: Block) -> None:
         printed = io.StringIO()
         with redirect_stdout(printed):
             exec(_compiled(block, block.code), self._names)
-        self._printed = printed.getvalue()
+        self.printed = printed.getvalue()
 
     def _bash(self, block: Block) -> None:
-        self._printed = "".join(
+        self.printed = "".join(
             shell.run(statement, self.folder) for statement in shell.statements(block.code)
         )
 
@@ -79,9 +80,9 @@ class Reader:
             lines = [line[1:] for line in block.code.splitlines() if line[:1] in (side, " ")]
             exec(_compiled(block, "\n".join(lines)), {**self._names})
 
-    def _text(self, block: Block) -> None:
-        """What the block before has printed, with other numbers."""
-        printed = " ".join(self._printed.split())
+    def compare(self, block: Block) -> None:
+        """Raises AssertionError for a line that the block before has not printed, be it with other numbers."""
+        printed = " ".join(self.printed.split())
         for line in block.code.splitlines():
             wanted = re.escape(" ".join(line.split())).replace(r"\ ", " ")
             assert re.search(re.sub(r"\d[\d.,]*", r"[\\d.,]+", wanted), printed), f"not printed: {line}"

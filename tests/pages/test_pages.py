@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.pages import shell
 from tests.pages.blocks import PAGES, ROOT, Block, blocks_of, text_of
-from tests.pages.reader import Readers
+from tests.pages.reader import Reader, Readers
 
 LANGUAGES = {"python", "bash", "diff", "text"}
 MOST_NOT_RUN, MOST_PARSED = 1, 8
@@ -82,6 +83,14 @@ def test_the_readmes_commands_would_be_taken() -> None:
 def test_a_command_that_is_wrong_is_found(statement: str) -> None:
     with pytest.raises((Exception, SystemExit)):  # that of the program's own parser
         shell.parse(statement)
+
+
+def test_output_that_was_not_printed_is_found(tmp_path: Path) -> None:
+    reader = Reader("quickstart.md", tmp_path)
+    reader.printed = "tone: accuracy   0.93\non test, 75 steps"
+    reader.compare(Block("quickstart.md", 1, "text", "accuracy 0.5 on test\n75 steps\n"))
+    with pytest.raises(AssertionError, match="not printed: 75 epochs"):
+        reader.compare(Block("quickstart.md", 1, "text", "75 epochs\n"))
 
 
 def test_what_is_not_run_is_little_and_has_a_reason() -> None:
