@@ -70,6 +70,14 @@ def test_every_strategy_is_told_of() -> None:
 def test_every_rule_of_the_plans_is_told_of() -> None:
     rows = re.findall(r"^\| `(numba|triton)` \| `(\w+)` \|", text_of("kernels.md"), re.MULTILINE)
     assert rows == [(backend, rule.plan) for backend, rules in RULES.items() for rule in rules]
+    for number in re.findall(r"\d[\d,]*", " ".join(rule.when for rules in RULES.values() for rule in rules)):
+        assert re.search(rf"\b{number}\b", text_of("kernels.md")), number
+
+
+def test_qualities_are_those_of_the_readme() -> None:
+    qualities = re.findall(r"\b0\.\d{4}\b", text_of("schedules.md"))
+    assert len(qualities) == 4
+    assert all(f"| {quality} |" in text_of("README.md") for quality in qualities)
 
 
 def test_the_reference_has_every_public_name() -> None:
