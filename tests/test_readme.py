@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 
 import mt2st_fast
-from mt2st_fast.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,15 +17,6 @@ def test_ci_calls_the_test_command() -> None:
     commands = [line for line in README.splitlines() if line.endswith("python -m pytest")]
     assert len(commands) == 1
     assert "grep -m1 'python -m pytest$' README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-
-
-def test_options_exist() -> None:
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = {option for command in commands for parameter in command.params for option in parameter.opts}
-    used = set(re.findall(r"mt2st-fast [^`\n]*", README))
-    flags = {flag for command in used for flag in re.findall(r"--[a-z-]+", command)}
-    assert flags
-    assert flags <= known
 
 
 def test_names_exist() -> None:

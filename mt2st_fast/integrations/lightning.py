@@ -73,8 +73,9 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         """DDP waits for the gradients of all parameters that it was made for."""
         assert self.controller is not None
         heads, strategy = self.controller.heads, trainer.strategy
-        wrapped = isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
-        if wrapped and heads.active != heads.names:
+        if heads.active == heads.names or not isinstance(strategy, DDPStrategy):
+            return
+        if isinstance(strategy.model, DistributedDataParallel):
             strategy.model = strategy.model.module
             strategy.configure_ddp()
 

@@ -77,7 +77,7 @@ class Config:
     main_share: float = _option(
         0.5, "Training", "share of a batch with a main label, where those are rare", min=0.0, max=1.0
     )
-    lr: float = _option(1e-2, "Training", "learning rate of AdamW")
+    lr: float = _option(1e-2, "Training", "learning rate of Adam")
     lr_decay: str = _option("linear", "Training", "linear (to 0 at the end) or none")
     weight_decay: float = _option(
         0.0, "Training", "decoupled weight decay of dense layers; rows of word vectors have none", min=0.0

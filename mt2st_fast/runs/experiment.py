@@ -32,6 +32,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.plain import PlainHeads, plain_encoder, plain_optimizer
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.tasks import Task, task_of_column
+from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task, heads_to_keep
 from mt2st_fast.serving.text_model import Labels, TextModel
@@ -98,7 +99,7 @@ class Experiment:
             encoder = make_encoder(config, splits, table)
             vectors = SubwordVectors(splits.vocabulary, table, encoder)
             coverage = start_from_vectors(encoder, config, splits)
-            tasks = {
+            tasks: dict[str, Task | WordTask] = {
                 **{name: make_task(splits.train.targets[name]) for name in splits.tasks},
                 **context_task(config, splits),
             }

@@ -211,6 +211,7 @@ def check_weighs_only(schedule: Schedule) -> None:
     """
     does = [
         (takes_turns(schedule), "has shared parameters and those of tasks take turns"),
+        (getattr(schedule, "accumulator_a_task", False), "has the optimizer keep moments a task"),
         (isinstance(schedule, nn.Module), "learns its weights"),
         (isinstance(schedule, ObservingHeldOut | Selecting), "decides by held-out batches"),
         (isinstance(schedule, Observing), "decides by losses"),

@@ -15,6 +15,7 @@ from mt2st_fast.training.observations import Observing, ObservingHeldOut, Statef
 from mt2st_fast.training.optimizer_upkeep import release
 from mt2st_fast.training.run_options import description
 from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.turns import takes_turns
 
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
@@ -47,19 +48,31 @@ class PhaseController:
     wrapper around the heads has to be made after loading, and anew where `step` returns a phase with retired tasks; or
     it has find_unused_parameters=True.
 
-    Raises ValueError for a schedule that has to be shown what training sees, or learns its weights: those are for
-    `Trainer`.
+    Raises ValueError for a schedule that has to be shown what training sees, learns its weights, has parts of the model
+    train in turns or the optimizer keep moments a task: those are for `Trainer`.
     """
 
     def __init__(self, heads: MultiTaskHeads, schedule: Schedule, optimizer: Optimizers = None) -> None:
-        if isinstance(schedule, Observing | ObservingHeldOut | nn.Module):
-            does = (
-                "learns its weights" if isinstance(schedule, nn.Module) else "decides by what training sees"
-            )
-            raise ValueError(
-                f"the schedule {type(schedule).__name__} {does}, and a loop of one's own shows it nothing: train by "
-                "Trainer, or give a schedule that goes by the step"
-            )
+        for asked, does in (
+            (isinstance(schedule, nn.Module), "learns its weights, and a loop of one's own shows it nothing"),
+            (
+                isinstance(schedule, Observing | ObservingHeldOut),
+                "decides by what training sees, and a loop of one's own shows it nothing",
+            ),
+            (
+                takes_turns(schedule),
+                "has parts of the model train in turns, which this sets nothing still for",
+            ),
+            (
+                getattr(schedule, "accumulator_a_task", False),
+                "takes an optimizer that keeps moments a task, and this keeps the one that there is",
+            ),
+        ):
+            if asked:
+                raise ValueError(
+                    f"the schedule {type(schedule).__name__} {does}: train by Trainer, or give a schedule that only "
+                    "says by the step when tasks train and what they weigh"
+                )
         self.heads, self.schedule = heads, schedule
         self.optimizer = optimizer
         self.weights: dict[str, float] = {}

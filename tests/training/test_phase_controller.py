@@ -11,6 +11,9 @@ from torch import nn
 
 from mt2st_fast import (
     AdaptiveSwitch,
+    AdaTask,
+    Alternate,
+    AlternateSteps,
     Classification,
     Diminish,
     InputError,
@@ -260,9 +263,12 @@ class Learnt(nn.Module):
     [
         (AdaptiveSwitch(), "AdaptiveSwitch decides by what training sees"),
         (Learnt(), "Learnt learns its weights"),
+        (Alternate(), "Alternate has parts of the model train in turns"),
+        (AlternateSteps(), "AlternateSteps has parts of the model train in turns"),
+        (AdaTask(), "AdaTask takes an optimizer that keeps moments a task"),
     ],
 )
-def test_a_schedule_that_sees_training_is_for_the_trainer(schedule, message):
+def test_a_schedule_that_does_more_than_weigh_by_the_step_is_for_the_trainer(schedule, message):
     with pytest.raises(ValueError, match=message):
         PhaseController(MultiTaskHeads(8, TASKS, "a"), schedule)
 

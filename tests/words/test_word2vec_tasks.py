@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mt2st_fast import InputError, MultiTask, SingleTask, Switch, Word2Vec
+from mt2st_fast import (
+    AdaptiveSwitch,
+    AdaptiveTaskSelector,
+    AdaTask,
+    Alternate,
+    DynamicWeightAverage,
+    InputError,
+    MultiTask,
+    SingleTask,
+    Switch,
+    Uncertainty,
+    Word2Vec,
+)
 
 SMALL = {"vector_size": 20, "min_count": 2, "window": 3, "epochs": 5, "sample": 0.0}
 
@@ -51,6 +63,22 @@ def test_tasks_retire_by_the_schedule(pairs, schedule, turns):
     assert len(model.task_losses["similarity"]) == turns
     if not turns:
         assert np.array_equal(model.vectors, Word2Vec(sentences(), **SMALL).vectors)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "does"),
+    [
+        (AdaptiveSwitch(), "decides by held-out batches"),
+        (AdaptiveTaskSelector(), "decides by held-out batches"),
+        (DynamicWeightAverage(), "decides by losses"),
+        (Uncertainty(), "learns its weights"),
+        (Alternate(), "take turns"),
+        (AdaTask(), "keep moments a task"),
+    ],
+)
+def test_a_schedule_that_does_more_than_weigh_is_refused(pairs, schedule, does):
+    with pytest.raises(InputError, match=f"{type(schedule).__name__} .*{does}"):
+        Word2Vec(sentences(), tasks={"similarity": pairs}, schedule=schedule, **SMALL)
 
 
 def test_the_same_bits_every_time(pairs):
