@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
+from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
 from mt2st_fast.training.observations import Stateful
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules import Schedule
@@ -31,7 +32,7 @@ class RunOptions:
     make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     own_optimizer: bool  # whether the Trainer chose it
     lr: float
-    lr_decay: Literal["linear", "none"]
+    lr_decay: Decay
     clip_norm: float | None
     accumulate: int
     precision: Precision
@@ -39,6 +40,7 @@ class RunOptions:
     graph: bool
     fuse_backward: bool | None
     processes: Processes = field(default_factory=Processes)  # that train together
+    lr_scheduler: SchedulerFactory | None = None
     taken: Mapping[str, str] = field(default_factory=dict)  # how they take each loader, see processes/data.py
 
 

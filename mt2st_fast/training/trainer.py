@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
+from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.loading import LoadedWeights, load_weights
 from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.optim import LazyAdam
@@ -31,6 +30,7 @@ from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
 from mt2st_fast.training.processes.group import Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
+from mt2st_fast.training.saving import Saving
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Batch, Source
@@ -51,8 +51,9 @@ class Trainer:
     optimizer: a function from parameters to a torch optimizer; AdamW(lr) by default, and LazyAdam(lr) where the
     encoder has a row-sparse table (`sparse=True`). weight_decay belongs to that default, and acts on dense parameters
     only: a row-sparse table is not decayed, which the log says.
-    lr_decay: the learning rate falls linearly to 0 over the run, or stays. clip_norm: the
-    largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
+    lr_decay: the learning rate falls linearly to 0 over the run, or stays. lr_scheduler: a function from the optimizer,
+    or from it and the run's steps, to a scheduler of torch, which goes on with every step; its state is in checkpoints.
+    clip_norm: the largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
     records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
     CUDA graph and replay it, by default ("auto") wherever there is a CUDA device; a step that cannot be captured runs
@@ -79,7 +80,8 @@ class Trainer:
         lr: float = 2e-3,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         weight_decay: float = 0.0,
-        lr_decay: Literal["linear", "none"] = "none",
+        lr_decay: Decay = "none",
+        lr_scheduler: SchedulerFactory | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
         precision: Precision = "float32",
@@ -95,8 +97,7 @@ class Trainer:
         check_count(accumulate=accumulate, log_every=log_every)
         if precision not in ("float32", *AUTOCAST):
             raise ValueError(f"precision {precision} is unknown; there are float32, {', '.join(AUTOCAST)}")
-        if lr_decay not in ("linear", "none"):
-            raise ValueError(f"lr_decay {lr_decay} is unknown; there are linear, none")
+        check_rates(lr_decay, lr_scheduler)
         if distributed not in ("auto", "none"):
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
         self.device = own_device() if device == "auto" else torch.device(device)
@@ -123,7 +124,7 @@ class Trainer:
         self.fuse_backward, self.distributed = fuse_backward, distributed
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
         self.schedule: Schedule = Switch() if schedule is None else schedule
-        self.lr, self.lr_decay = lr, lr_decay
+        self.lr, self.lr_decay, self.lr_scheduler = lr, lr_decay, lr_scheduler
         self.clip_norm, self.accumulate, self.precision = clip_norm, accumulate, precision
         self.log_every = log_every
         self.callbacks = list(callbacks)
@@ -186,9 +187,7 @@ class Trainer:
         path = Path(checkpoint) if checkpoint is not None else None
         try:
             with run.processes.telling_errors():
-                self._train(
-                    run, val, evaluate_every or run.steps_per_epoch, _Saving(path, checkpoint_seconds)
-                )
+                self._train(run, val, evaluate_every or run.steps_per_epoch, Saving(path, checkpoint_seconds))
         finally:
             run.close()
         return run.history
@@ -242,6 +241,7 @@ class Trainer:
             own_optimizer=self._own_optimizer,
             lr=self.lr,
             lr_decay=self.lr_decay,
+            lr_scheduler=self.lr_scheduler,
             clip_norm=self.clip_norm,
             accumulate=self.accumulate,
             precision=self.precision,
@@ -315,7 +315,7 @@ class Trainer:
         """Passes over the main task's data done so far."""
         return self.step / self.run.steps_per_epoch
 
-    def _train(self, run: Run, val: Iterable[Batch] | None, evaluate_every: int, saving: _Saving) -> None:
+    def _train(self, run: Run, val: Iterable[Batch] | None, evaluate_every: int, saving: Saving) -> None:
         run.processes.check_same(
             {
                 "log_every": self.log_every,
@@ -347,7 +347,7 @@ class Trainer:
         run.check_finite()
         self._each(lambda callback: callback.on_fit_end(self))
 
-    def _goes_on(self, run: Run, saving: _Saving) -> bool:
+    def _goes_on(self, run: Run, saving: Saving) -> bool:
         """Whether nobody wants to stop; several processes stop, and save, at the same step."""
         self.stop_requested, saving.due = run.processes.any(self.stop_requested, saving.is_due_by_clock())
         return not self.stop_requested
@@ -358,31 +358,6 @@ class Trainer:
     def _each(self, call: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             call(callback)
-
-
-class _Saving:
-    """Writes a run's checkpoint where it is due: at the end of an epoch, and within one by the clock."""
-
-    def __init__(self, path: Path | None, seconds: float | None) -> None:
-        self._path, self._seconds = path, math.inf if seconds is None else seconds
-        self._last = time.monotonic()
-        self.due = False  # by the clock, as all processes have agreed
-
-    @property
-    def is_asked(self) -> bool:
-        return self._path is not None
-
-    def is_due_by_clock(self) -> bool:
-        return self.is_asked and time.monotonic() - self._last >= self._seconds
-
-    def after_step(self, run: Run, epoch_ends: bool) -> None:
-        if self.due or epoch_ends:
-            self.now(run)
-
-    def now(self, run: Run) -> None:
-        if self._path is not None:
-            run.save(self._path)
-            self._last = time.monotonic()
 
 
 class _Callbacks:
