@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import features_and_mask
+from mt2st_fast.training.batch_shapes import paired
 from mt2st_fast.training.sources import Batch, materialised, to_device
 
 
@@ -33,7 +34,7 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     try:
         for batch in _on_device(batches, device):
-            inputs, targets = materialised(batch)
+            inputs, targets = materialised(paired(batch, heads.names))
             inputs = to_device(inputs, device)
             known = shortcut(inputs)
             features, mask = features_and_mask(encoder(inputs) if known is None else known)

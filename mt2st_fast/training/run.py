@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
 from mt2st_fast.training.engines import make_engines
 from mt2st_fast.training.engines.capturer import Capturer
@@ -193,7 +194,7 @@ class Run:
         """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
-        last_step = self._batches_of_last_step()
+        last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
         look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step)
         self.history.evaluations.append(evaluation)
         return evaluation
@@ -303,12 +304,16 @@ class Run:
 
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
         state = stored.state
-        check_settings(state["run"], fixed_settings(self._options, self.heads.names, self.steps_per_epoch))
+        check_settings(state["run"], self._settings())
         check_end(
             state["step"], state["total_steps"], self.total_steps, self.steps_per_epoch,
             rate_falls=self._options.lr_decay != "none",
         )  # fmt: skip
         return tuple(state["active"])
+
+    def _settings(self) -> dict[str, Any]:
+        steps = None if self.source.is_stream else self.steps_per_epoch
+        return fixed_settings(self._options, self.heads.names, steps)
 
     def _restore(self, stored: Checkpoint) -> None:
         state, device = stored.state, self._options.device
@@ -352,7 +357,7 @@ class Run:
         self.check_finite()
         self._read_learnt_weights()
         state = {
-            "run": fixed_settings(self._options, self.heads.names, self.steps_per_epoch),
+            "run": self._settings(),
             "total_steps": self.total_steps,
             "optimizer": self._optimizer_options,
             "groups": group_names(self.optimizer, self._named()),

@@ -13,6 +13,7 @@ from torch import nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
+from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint
 from mt2st_fast.training.engines import AUTOCAST, Precision
@@ -157,16 +158,19 @@ class Trainer:
         train: Any,
         *,
         val: Iterable[Batch] | None = None,
-        epochs: float = 10,
+        epochs: float | None = None,
+        steps: int | None = None,
         evaluate_every: int | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float | None = 600.0,
         resume: bool = False,
     ) -> History:
-        """Train for `epochs` passes over `train` and return what happened.
+        """Train for `epochs` passes over `train` (10 by default), or for so many steps, and return what happened.
 
         train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another
-        active one, or {task: loader}. val: one loader of such batches, evaluated every `evaluate_every` steps
+        active one, or {task: loader}. A batch may be a dictionary, with targets under the tasks' names (or in a
+        dictionary under "labels") and inputs beside them. A stream without a length takes steps=, which are one pass.
+        val: one loader of such batches, evaluated every `evaluate_every` steps
         (an epoch by default) and at the end. What a callback unfreezes trains from the next record on.
         checkpoint: a file, written at the end of every epoch, after `checkpoint_seconds` of an epoch that is long
         (None: not within epochs), and where
@@ -183,7 +187,7 @@ class Trainer:
             raise ValueError(no_held_out(self.schedule))
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
-        run = self.begin(train, val=val, epochs=epochs, checkpoint=checkpoint, resume=resume)
+        run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:
             with run.processes.telling_errors():
@@ -197,7 +201,8 @@ class Trainer:
         train: Any,
         *,
         val: Iterable[Batch] | None = None,
-        epochs: float = 10,
+        epochs: float | None = None,
+        steps: int | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
     ) -> Run:
@@ -217,7 +222,9 @@ class Trainer:
         processes = the_processes(self.distributed)
         with processes.joining():
             stored = Checkpoint(Path(checkpoint)) if resume and checkpoint is not None else None
-            self._run = self._begin(train, val, epochs, processes, stored, watched=checkpoint is not None)
+            self._run = self._begin(
+                train, val, epochs, steps, processes, stored, watched=checkpoint is not None
+            )
         tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
         if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
             logger.warning(UNDECAYED, decay)
@@ -225,14 +232,14 @@ class Trainer:
         return self._run
 
     def _begin(
-        self, train: Any, held_out: Iterable[Batch] | None, epochs: float, processes: Processes,
-        stored: Checkpoint | None, *, watched: bool,
+        self, train: Any, held_out: Iterable[Batch] | None, epochs: float | None, steps: int | None,
+        processes: Processes, stored: Checkpoint | None, *, watched: bool,
     ) -> Run:  # fmt: skip
         check_options(processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward)
         check_schedule(processes, self.schedule)
         check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
         train, taken = divide(train, processes)
-        source = Source(train, self.heads.main, self.heads.names, self.accumulate)
+        source = Source(train, self.heads.main, self.heads.names, self.accumulate, steps)
         if watched:
             source.watch()
         options = RunOptions(
@@ -251,10 +258,10 @@ class Trainer:
             processes=processes,
             taken=taken,
         )
-        total_steps = steps_of(epochs, source.steps_per_epoch)
+        total_steps = steps_of(epochs, steps, source.steps_per_epoch)
         run = Run(
             self.encoder, self.heads, options, source, total_steps, self._make_capturer, _Callbacks(self), stored,
-            held_out,
+            None if held_out is None else Paired(held_out, self.heads.names),
         )  # fmt: skip
         begin_together(processes, run, options, resumed=stored is not None)
         return run
