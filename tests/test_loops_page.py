@@ -12,7 +12,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_blocks_are_found():
-    assert len(BLOCKS) == PAGE.count("```") // 2 == 4
+    assert len(BLOCKS) == PAGE.count("```") // 2 == 5
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

@@ -25,6 +25,7 @@ from mt2st_fast.training.loading import LoadedWeights, load_weights
 from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
+from mt2st_fast.training.own_metrics import Metric, check_metrics
 from mt2st_fast.training.processes.begin import begin_together
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule
 from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
@@ -56,7 +57,9 @@ class Trainer:
     or from it and the run's steps, to a scheduler of torch, which goes on with every step; its state is in checkpoints.
     clip_norm: the largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
-    records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
+    records; the loop waits for the device there and nowhere else. metrics: {task: metric} instead of that of its kind:
+    objects of torchmetrics, or functions of predictions (probabilities, but for a regression) and targets of the rows
+    that have them; more must be better. graph: capture the step of each phase as a
     CUDA graph and replay it, by default ("auto") wherever there is a CUDA device; a step that cannot be captured runs
     eagerly and `history.phases` says why. What
     Python does in the encoder, a replay does not do again. fuse_backward: by default, on a CPU the whole step
@@ -89,6 +92,7 @@ class Trainer:
         device: str | torch.device = "auto",
         log_every: int = 20,
         callbacks: Sequence[Callback] = (),
+        metrics: Mapping[str, Metric] | None = None,
         graph: bool | Literal["auto"] = "auto",
         fuse_backward: bool | None = None,
         distributed: Literal["auto", "none"] = "auto",
@@ -121,6 +125,8 @@ class Trainer:
             logger.warning(UNDECAYED, weight_decay)
         if fuse_backward:
             self._check_fusible(encoder, clip_norm, accumulate, precision)
+        self.metrics = dict(metrics or {})
+        check_metrics(self.metrics, heads)
         self._graph_is_asked, self.graph = asked_graph, graph
         self.fuse_backward, self.distributed = fuse_backward, distributed
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
@@ -235,7 +241,9 @@ class Trainer:
         self, train: Any, held_out: Iterable[Batch] | None, epochs: float | None, steps: int | None,
         processes: Processes, stored: Checkpoint | None, *, watched: bool,
     ) -> Run:  # fmt: skip
-        check_options(processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward)
+        check_options(
+            processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward, metrics=self.metrics
+        )
         check_schedule(processes, self.schedule)
         check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
         train, taken = divide(train, processes)
@@ -290,7 +298,9 @@ class Trainer:
         measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
         dtype = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            options: dict[str, Any] = {} if self._run is None else {"shortcut": self._run.features}
+            options: dict[str, Any] = {"metrics": self.metrics}
+            if self._run is not None:
+                options["shortcut"] = self._run.features
             if together is not None:
                 options["add_up"] = partial(add_up_sums, processes=together)
             return evaluate(self.encoder, self.heads, batches, measured, self.device, **options)
@@ -306,6 +316,11 @@ class Trainer:
     def history(self) -> History:
         """What has happened in the run at hand, or in the last one."""
         return History(self.heads.main) if self._run is None else self._run.history
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one of several that writes."""
+        return self.run.processes.writes
 
     @property
     def step(self) -> int:

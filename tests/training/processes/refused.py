@@ -83,6 +83,10 @@ def another_scheduler(folder: Path) -> None:
     _fit(_linear(), _own(), lr_scheduler=kind)
 
 
+def own_metric(folder: Path) -> None:
+    _fit(_linear(), _own(), metrics={"classes": lambda predictions, targets: 1.0})
+
+
 def another_rate(folder: Path) -> None:
     _fit(_linear(), _own(), lr=0.1 * (1 + dist.get_rank()))
 
