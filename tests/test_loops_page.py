@@ -12,12 +12,14 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_blocks_are_found():
-    assert len(BLOCKS) == PAGE.count("```") // 2 == 5
+    assert len(BLOCKS) == PAGE.count("```") // 2 == 7
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_a_block_runs(block):
-    for library in set(re.findall(r"^(?:from|import) (torchjd|sklearn|datasets)", block, re.MULTILINE)):
+    for library in set(
+        re.findall(r"^(?:from|import) (torchjd|sklearn|datasets|accelerate|skorch)", block, re.MULTILINE)
+    ):
         pytest.importorskip(library)
     exec(compile(block, "docs/loops.md", "exec"), {"__name__": "block"})
 
