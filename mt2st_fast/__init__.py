@@ -25,6 +25,7 @@ from mt2st_fast.serving.text_model import TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
+from mt2st_fast.training.log_to import LogTo
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.training.phase_controller import Phase, PhaseController
 from mt2st_fast.training.processes.watch import LostProcessError
@@ -77,6 +78,7 @@ __all__ = [
     "InputError",
     "Kind",
     "LazyAdam",
+    "LogTo",
     "LostProcessError",
     "Moment",
     "MultiLabel",

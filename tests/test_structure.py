@@ -19,6 +19,8 @@ LONG_SIGNATURES = {
     "mt2st_fast.words.supervised.train_supervised",  # fastText's
     "mt2st_fast.fasttext.train_unsupervised",  # fastText's
     "mt2st_fast.training.trainer.Trainer.__init__",
+    "mt2st_fast.integrations.sklearn.MultiTaskTextClassifier.__init__",  # as scikit-learn wants them
+    "mt2st_fast.integrations.sklearn.Word2VecTransformer.__init__",
 }
 
 

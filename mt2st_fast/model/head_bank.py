@@ -206,6 +206,18 @@ class HeadBank(nn.Module):
         self._begin_training(wanted)
         self._activate(wanted)
 
+    def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **others: Any) -> Any:
+        """As of any module, with memory of its own for every tensor; keep_vars gives the parameters themselves.
+
+        safetensors, and so accelerate, takes tensors in one piece of memory for one, and leaves out the others.
+        """
+        found = super().state_dict(*args, prefix=prefix, keep_vars=keep_vars, **others)
+        for name, _ in self.named_parameters():
+            held = found.get(prefix + name)
+            if not keep_vars and type(held) is Tensor and held.untyped_storage().nbytes() > held.nbytes:
+                found[prefix + name] = held.clone()
+        return found
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],

@@ -18,6 +18,11 @@ class Training(Protocol):
     stop_requested: bool
 
     @property
+    def writes(self) -> bool:
+        """Whether this process is the one of several that writes."""
+        ...
+
+    @property
     def step(self) -> int:
         """Optimizer steps done."""
         ...

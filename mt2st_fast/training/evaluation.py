@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import features_and_mask
+from mt2st_fast.training.batch_shapes import paired
+from mt2st_fast.training.own_metrics import Metric, OwnMetric
 from mt2st_fast.training.sources import Batch, materialised, to_device
 
 
@@ -22,29 +25,36 @@ def evaluate(
     device: torch.device,
     shortcut: Callable[[Any], Tensor | None] = lambda inputs: None,
     add_up: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda sums: sums,
+    metrics: Mapping[str, Metric] = MappingProxyType({}),
 ) -> dict[str, float]:
     """The metric of each task in `tasks` over all batches; NaN where no row carries a target.
 
     shortcut: what the encoder makes of some inputs, or None where the encoder has to be asked. Sums stay on the device
-    until the end; add_up: makes those of several processes one. Restores the training mode of the encoder.
+    until the end; add_up: makes those of several processes one. metrics: by task, instead of that
+    of its kind. Restores the training mode of the encoder.
     """
     was_training = encoder.training
     encoder.eval()
     sums: dict[str, Tensor] = {}
+    own = {task: OwnMetric(task, metrics[task], heads, device) for task in tasks if task in metrics}
     try:
         for batch in _on_device(batches, device):
-            inputs, targets = materialised(batch)
+            inputs, targets = materialised(paired(batch, heads.names))
             inputs = to_device(inputs, device)
             known = shortcut(inputs)
             features, mask = features_and_mask(encoder(inputs) if known is None else known)
             for task in tasks:
-                if task in targets:
+                if task in targets and task in own:
+                    own[task].update(*_rows(heads, task, features, to_device(targets[task], device), mask))
+                elif task in targets:
                     found = _sums(heads, task, features, to_device(targets[task], device), mask)
                     sums[task] = sums[task] + found if task in sums else found
     finally:
         encoder.train(was_training)
     sums = add_up(sums)
-    return {task: _value(heads, task, sums[task]) if task in sums else float("nan") for task in tasks}
+    values = {task: _value(heads, task, sums[task]) for task in sums}
+    values |= {task: metric.value() for task, metric in own.items()}
+    return {task: values.get(task, float("nan")) for task in tasks}
 
 
 def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
@@ -65,6 +75,14 @@ def _sums(heads: MultiTaskHeads, task: str, features: Tensor, target: Any, mask:
     """(n,) float64 sums from which a task's metric is made."""
     if heads.is_open_task(task):
         return heads.open_task(task).sums(features, target, mask)
-    logits, head = heads.logits(features, task, mask).flatten(0, -2), heads.tasks[task].head
-    target = target.reshape(head.target_shape(len(logits)))
+    logits, target = _rows(heads, task, features, target, mask)
+    head = heads.tasks[task].head
     return torch.stack([part.double() for part in head.kind.metric.sums(logits, target, head)])
+
+
+def _rows(
+    heads: MultiTaskHeads, task: str, features: Tensor, target: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C), and the targets of N rows as the head takes them."""
+    logits = heads.logits(features, task, mask).flatten(0, -2)
+    return logits, target.reshape(heads.tasks[task].head.target_shape(len(logits)))

@@ -34,7 +34,7 @@ def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
 
 
 def remove(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Take parameters, and their state, out of an optimizer; a group that is left empty goes too.
+    """Take parameters, and their state, out of an optimizer; an empty group stays, as schedulers count them.
 
     For a run whose checkpoints name what each group holds.
     """
@@ -43,7 +43,6 @@ def remove(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter])
     known = {id(parameter) for parameter in gone}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in known]
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -175,13 +174,15 @@ def _same_groups(
 
 
 def admit(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> bool:
-    """Have the optimizer step those parameters, too, that it does not yet know; whether there are any."""
+    """Have the optimizer step those parameters, too, that it does not yet know; whether there are any.
+
+    They come into its first group: schedulers count them.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     new = [p for p in parameters if id(p) not in held]
     if not new:
         return False
     for parameter in new:
         parameter.grad = None  # nobody has stepped or cleared it
-    kept = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
-    optimizer.add_param_group({"params": new, **kept})
+    optimizer.param_groups[0]["params"].extend(new)
     return True

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.checkpoint import Checkpoint, save_checkpoint
 from mt2st_fast.training.engines import make_engines
 from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.choice import ChosenEngine
 from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
+from mt2st_fast.training.learning_rate import LearningRate
 from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import (
     ObservingHeldOut,
@@ -35,8 +37,6 @@ from mt2st_fast.training.optimizer_upkeep import (
     drop_faded_moments,
     optimizer_options,
     put_on_device,
-    rate_as_set,
-    set_rate,
 )
 from mt2st_fast.training.phases import enter_phase
 from mt2st_fast.training.processes.decisions import agreed_weights
@@ -111,13 +111,16 @@ class Run:
         self._engine = ChosenEngine(make_engines(self._parts, make_capturer))
         if options.device.type == "cuda":
             source.reside_on(options.device)
-        if resume is not None:
+        self._rate = LearningRate(options.lr_decay, options.lr_scheduler, total_steps)
+        if resume is None:
+            self._rate.begin(self.optimizer)
+        else:
             self._restore(resume)
+        self._parts.momentum_changes = self._rate.cycles_momentum
         if options.graph and (options.own_optimizer or isinstance(self.optimizer, RowSparseOptimizer)):
             put_on_device(self._parts.optimizer, options.device)
         # After restoring, which puts other tensors into the optimizer's state.
         self._parts.fused_tables = fuse(self._parts, len(source.loaders), self._wants_gradients)
-        self._learning_rate: float = self._parts.optimizer.param_groups[0]["initial_lr"]
         if self._phase_active:
             self._engine.choose(self.history.phases)
 
@@ -132,6 +135,11 @@ class Run:
     def optimizer(self) -> torch.optim.Optimizer:
         """What steps the parameters."""
         return self._parts.optimizer
+
+    @property
+    def scheduler(self) -> str | None:
+        """The class of what sets the learning rate, by name; None without a scheduler."""
+        return self._rate.scheduler
 
     def step(self) -> Tensor:
         """One optimizer step on the source's next batches, entering a phase first where one is due.
@@ -166,7 +174,7 @@ class Run:
             total=sum(weights[name] * means[name] for name in means),
             losses=means,
             weights=weights,
-            learning_rate=rate_as_set(self.optimizer.param_groups[0], self._learning_rate),
+            learning_rate=self._rate.as_set(),
             step_ms=1e3 * self._interval_seconds / len(done),
             train_seconds=self.history.train_seconds + self._interval_seconds + self._choosing_seconds,
             trained=steps_by_part(self._options.schedule, map(self._moment, done)),
@@ -186,7 +194,7 @@ class Run:
         """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
-        last_step = self._batches_of_last_step()
+        last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
         look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step)
         self.history.evaluations.append(evaluation)
         return evaluation
@@ -251,7 +259,7 @@ class Run:
             self._listener.on_phase(self.history.phases[-1])
         take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
         self._set_weights([weights[name] for name in active])
-        self._set_learning_rate(moment)
+        self._rate.set_for(moment.step)
 
     def _select_parts(self) -> None:
         """While the tasks that are about to retire are still there."""
@@ -271,19 +279,6 @@ class Run:
         else:
             self._parts.weights_k = fresh.to(self._options.device)
         self._weight_values = values
-
-    def _set_learning_rate(self, moment: Moment) -> None:
-        if self._options.lr_decay != "none":
-            for group in self.optimizer.param_groups:
-                set_rate(group, group["initial_lr"] * (1.0 - moment.step / moment.total_steps))
-            self._learning_rate = self._rate_at(moment.step)
-
-    def _rate_at(self, step: int) -> float:
-        """The rate of the first group's parameters."""
-        group = self.optimizer.param_groups[0]
-        if self._options.lr_decay == "none":
-            return rate_as_set(group, self._learning_rate)
-        return float(group["initial_lr"] * (1.0 - step / self.total_steps))
 
     # --- what the schedule sees -------------------------------------------------------------------------
 
@@ -309,12 +304,16 @@ class Run:
 
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
         state = stored.state
-        check_settings(state["run"], fixed_settings(self._options, self.heads.names, self.steps_per_epoch))
+        check_settings(state["run"], self._settings())
         check_end(
             state["step"], state["total_steps"], self.total_steps, self.steps_per_epoch,
             rate_falls=self._options.lr_decay != "none",
         )  # fmt: skip
         return tuple(state["active"])
+
+    def _settings(self) -> dict[str, Any]:
+        steps = None if self.source.is_stream else self.steps_per_epoch
+        return fixed_settings(self._options, self.heads.names, steps)
 
     def _restore(self, stored: Checkpoint) -> None:
         state, device = stored.state, self._options.device
@@ -324,6 +323,7 @@ class Run:
         check_optimizer(state["optimizer"], self._optimizer_options)
         hold_groups(self.optimizer, state["groups"], named)
         stored.restore_optimizer(self.optimizer)
+        self._rate.resume(self.optimizer, state.get("learning_rate"))
         self._parts.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
         self.history = History.from_json(state["history"])
@@ -357,7 +357,7 @@ class Run:
         self.check_finite()
         self._read_learnt_weights()
         state = {
-            "run": fixed_settings(self._options, self.heads.names, self.steps_per_epoch),
+            "run": self._settings(),
             "total_steps": self.total_steps,
             "optimizer": self._optimizer_options,
             "groups": group_names(self.optimizer, self._named()),
@@ -366,6 +366,7 @@ class Run:
             "active": self.heads.active,
             "phase_active": self._phase_active,
             "scaler": self._parts.scaler.state_dict(),
+            "learning_rate": self._rate.state(),
             "history": self.history.to_json(),
             "source": source,
             "processes": states_of_all(self.processes, source, self._options.taken),
@@ -395,5 +396,4 @@ class Run:
         check_finite(losses_mk, self._phase_active, first_step, self._rates())
 
     def _rates(self) -> Rates:
-        given = float(self.optimizer.param_groups[0]["initial_lr"])
-        return Rates(self._rate_at, given, self.steps_done, self.steps_per_epoch)
+        return Rates(self._rate.at, self._rate.given(), self.steps_done, self.steps_per_epoch)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.numbers import check_positive
+from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
+from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
 from mt2st_fast.training.observations import Stateful
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules import Schedule
@@ -31,7 +32,7 @@ class RunOptions:
     make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     own_optimizer: bool  # whether the Trainer chose it
     lr: float
-    lr_decay: Literal["linear", "none"]
+    lr_decay: Decay
     clip_norm: float | None
     accumulate: int
     precision: Precision
@@ -39,6 +40,7 @@ class RunOptions:
     graph: bool
     fuse_backward: bool | None
     processes: Processes = field(default_factory=Processes)  # that train together
+    lr_scheduler: SchedulerFactory | None = None
     taken: Mapping[str, str] = field(default_factory=dict)  # how they take each loader, see processes/data.py
 
 
@@ -71,8 +73,17 @@ class Rates:
         )
 
 
-def steps_of(epochs: float, steps_per_epoch: int) -> int:
-    """Optimizer steps that `epochs` passes take. Raises InputError unless there is one."""
+EPOCHS = 10  # where nobody says how long a run is
+
+
+def steps_of(epochs: float | None, steps: int | None, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run: so many, or of so many passes. Raises InputError for both, and unless there is one."""
+    if steps is not None:
+        if epochs is not None:
+            raise InputError("epochs and steps are both given, and each says how long the run is: give one")
+        check_count(steps=steps)
+        return steps
+    epochs = EPOCHS if epochs is None else epochs
     check_positive(epochs=epochs)
     return math.ceil(epochs * steps_per_epoch)
 
@@ -104,13 +115,13 @@ def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence
     )
 
 
-def fixed_settings(options: RunOptions, tasks: Sequence[str], steps_per_epoch: int) -> dict[str, Any]:
-    """What must not change between a checkpoint and its resumption."""
+def fixed_settings(options: RunOptions, tasks: Sequence[str], steps_per_epoch: int | None) -> dict[str, Any]:
+    """What must not change between a checkpoint and its resumption; a stream has no steps per epoch."""
     return {
         "tasks": ", ".join(tasks),
         "schedule": description(options.schedule),
         "accumulate": options.accumulate,
-        "steps an epoch": steps_per_epoch,
+        "steps an epoch": steps_per_epoch or "a stream",
         "lr_decay": options.lr_decay,
         "clip_norm": options.clip_norm,
         "precision": options.precision,

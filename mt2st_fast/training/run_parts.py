@@ -54,7 +54,7 @@ def make_parts(
         precision=options.precision,
         clip_norm=options.clip_norm,
         accumulate=options.accumulate,
-        lr_changes=options.lr_decay != "none",
+        lr_changes=options.lr_decay != "none" or options.lr_scheduler is not None,
         graph=options.graph,
         fuse_backward=options.fuse_backward,
         fixed_batches=fixed_batches,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mt2st_fast.data.resident import ResidentBatch
 from mt2st_fast.errors import InputError
+from mt2st_fast.training.batch_shapes import WANTED, Paired, paired, shape_of
 from mt2st_fast.training.data_digest import content_of, known_again, remembered
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
@@ -91,16 +92,17 @@ class _Loader:
     are drawn with replacement, or augmented) is not refused: nothing can be known of it, and the log says so.
     """
 
-    def __init__(self, loader: Any, name: str) -> None:
-        if not _has_length(loader) or not hasattr(loader, "__iter__"):
+    def __init__(self, loader: Any, name: str, tasks: Sequence[str], *, may_be_stream: bool) -> None:
+        self.length = _length(loader)
+        if not hasattr(loader, "__iter__") or (self.length is None and not may_be_stream):
             raise TypeError(
-                f"{name} must be an iterable of batches with a length, not {type(loader).__name__}; give a stream that "
-                "knows no end a __len__, the batches of a pass"
+                f"{name} must be an iterable of batches with a length, not {type(loader).__name__}; of a stream that "
+                "knows no end say how many steps to take: fit(stream, steps=10_000)"
             )
-        if len(loader) == 0:
+        if self.length == 0:
             raise ValueError(f"{name} has no batches")
         self.loader: Any = loader
-        self.name = name
+        self.name, self.tasks = name, tasks
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self.iterator: Iterator[Batch] | None = None
         self.device: torch.device | None = None  # where a loader's data may lie as a whole
@@ -130,6 +132,7 @@ class _Loader:
                 raise ValueError(f"{self.name} ended at once: it must be iterable once an epoch")
         self.used += 1
         if not isinstance(batch, ResidentBatch):
+            batch = paired(batch, self.tasks)
             self._check(batch)
             if self.used == 1 and self.watched and not self.stateful and self._content is None:
                 self.first = remembered(batch)
@@ -138,9 +141,7 @@ class _Loader:
     def _check(self, batch: Any) -> None:
         """Raises TypeError that shows the shape wanted for a batch of another."""
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Mapping)):
-            raise TypeError(
-                f"a batch of {self.name} must be (inputs, {{task: target}}), not {_shape_of(batch)}"
-            )
+            raise TypeError(f"a batch of {self.name} must be {WANTED}, not {shape_of(batch)}")
         for task, target in batch[1].items():
             if isinstance(target, np.ndarray):
                 raise TypeError(
@@ -149,9 +150,10 @@ class _Loader:
 
     def _start(self) -> None:
         self.random_states = self._states()
-        # As torch's DistributedSampler wants it, or every pass has the same order.
-        if (set_epoch := getattr(getattr(self.loader, "sampler", None), "set_epoch", None)) is not None:
-            set_epoch(self.passes)
+        # As torch's DistributedSampler and a stream of Hugging Face want it, or every pass has the same order.
+        for counts in (self.loader, getattr(self.loader, "sampler", None)):
+            if (set_epoch := getattr(counts, "set_epoch", None)) is not None:
+                set_epoch(self.passes)
         self.passes += 1
         resident = None if self.device is None else self.loader.resident_on(self.device)
         self.iterator = iter(self.loader) if resident is None else resident
@@ -160,18 +162,18 @@ class _Loader:
     def state(self) -> dict[str, Any]:
         known = {"content": self._content, "first": self.first}
         if self.stateful:
-            return {"loader": self.loader.state_dict(), **known}
+            return {"loader": self.loader.state_dict(), "pass": self.passes, **known}
         return {"used": self.used, "pass": self.passes, "random": self._states_to_json(), **known}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises InputError where the data is other data than where `state` was taken."""
         if None not in (state["content"], self._content) and state["content"] != self._content:
             raise self._changed(f"had {state['content']}, and has {self._content}")
+        self.passes = max(0, state.get("pass", 0) - 1)  # the pass at hand begins again
         if self.stateful:
             self.loader.load_state_dict(state["loader"])
             return
         self._set_states(state["random"])
-        self.passes = max(0, state["pass"] - 1)  # the pass at hand begins again
         if not state["used"]:
             return
         self._start()
@@ -187,7 +189,7 @@ class _Loader:
 
     def _look_for(self, then: list[int]) -> None:
         """Raises InputError where rows of then are no longer in the data."""
-        known = known_again(then, self.first, iter(self.loader))
+        known = known_again(then, self.first, Paired(self.loader, self.tasks))
         if known is False:
             raise self._changed("rows that it had are not in it")
         logger.warning(
@@ -224,30 +226,23 @@ class _Loader:
             self.loader.enter_phase(active)
 
 
-def _has_length(loader: Any) -> bool:
+def _length(loader: Any) -> int | None:
     try:
-        return len(loader) >= 0
+        return len(loader)
     except TypeError:  # of a DataLoader whose data set is a stream, too
-        return False
-
-
-def _shape_of(batch: Any) -> str:
-    """A batch as a message shows it."""
-    if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{key!r}: {type(value).__name__}" for key, value in batch.items()) + "}"
-    if isinstance(batch, tuple | list):
-        return "(" + ", ".join(type(part).__name__ for part in batch) + ")"
-    return type(batch).__name__
+        return None
 
 
 class Source:
     """The training batches of a run, from one loader for all tasks or a mapping of loaders by task.
 
-    Steps per epoch are the main task's batches over `accumulate`. Raises TypeError or ValueError naming
-    the loader that cannot serve.
+    Steps per epoch are the main task's batches over `accumulate`; of a stream without a length, which `steps` allows,
+    these steps are one pass. Raises TypeError or ValueError naming the loader that cannot serve.
     """
 
-    def __init__(self, train: Any, main: str, tasks: Sequence[str], accumulate: int = 1) -> None:
+    def __init__(
+        self, train: Any, main: str, tasks: Sequence[str], accumulate: int = 1, steps: int | None = None
+    ) -> None:
         by_task = dict(train) if isinstance(train, Mapping) else {}
         unknown = [name for name in by_task if name not in tasks]
         if unknown:
@@ -257,18 +252,26 @@ class Source:
         if by_task and main not in by_task:
             raise ValueError(f"train has no loader for the main task {main}")
         self.by_task = bool(by_task)
-        self.loaders = (
-            {name: _Loader(loader, f"train[{name}]") for name, loader in by_task.items()}
-            if by_task
-            else {main: _Loader(train, "train")}
-        )
-        self.main = main
-        self.accumulate = accumulate
+        named = {name: (f"train[{name}]", loader) for name, loader in by_task.items()}
+        self.loaders = {
+            name: _Loader(loader, shown, tasks, may_be_stream=steps is not None)
+            for name, (shown, loader) in (named or {main: ("train", train)}).items()
+        }
+        self.main, self.accumulate, self._steps = main, accumulate, steps
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the main task's loader."""
-        return -(-len(self.loaders[self.main].loader) // self.accumulate)
+        batches = self.loaders[self.main].length
+        if batches is None:
+            assert self._steps is not None
+            return self._steps
+        return -(-batches // self.accumulate)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether nobody knows how long a pass over the main task's loader is."""
+        return self.loaders[self.main].length is None
 
     @property
     def fixed_batches(self) -> bool:
@@ -283,8 +286,8 @@ class Source:
         loaders = self.loaders.values()
         if self.accumulate == 1:
             return [[loader.next() for loader in loaders]]
-        before = step % self.steps_per_epoch * self.accumulate
-        left = len(self.loaders[self.main].loader) - before
+        batches, before = self.loaders[self.main].length, step % self.steps_per_epoch * self.accumulate
+        left = self.accumulate if batches is None else batches - before
         return [[loader.next() for loader in loaders] for _ in range(min(self.accumulate, left))]
 
     def enter_phase(self, active: tuple[str, ...]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,22 +13,26 @@ from torch import nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
+from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint
 from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
+from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.loading import LoadedWeights, load_weights
 from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
+from mt2st_fast.training.own_metrics import Metric, check_metrics
 from mt2st_fast.training.processes.begin import begin_together
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule
 from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
 from mt2st_fast.training.processes.group import Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
+from mt2st_fast.training.saving import Saving
 from mt2st_fast.training.schedules import Schedule, Switch
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Batch, Source
@@ -51,10 +53,13 @@ class Trainer:
     optimizer: a function from parameters to a torch optimizer; AdamW(lr) by default, and LazyAdam(lr) where the
     encoder has a row-sparse table (`sparse=True`). weight_decay belongs to that default, and acts on dense parameters
     only: a row-sparse table is not decayed, which the log says.
-    lr_decay: the learning rate falls linearly to 0 over the run, or stays. clip_norm: the
-    largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
+    lr_decay: the learning rate falls linearly to 0 over the run, or stays. lr_scheduler: a function from the optimizer,
+    or from it and the run's steps, to a scheduler of torch, which goes on with every step; its state is in checkpoints.
+    clip_norm: the largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
     float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
-    records; the loop waits for the device there and nowhere else. graph: capture the step of each phase as a
+    records; the loop waits for the device there and nowhere else. metrics: {task: metric} instead of that of its kind:
+    objects of torchmetrics, or functions of predictions (probabilities, but for a regression) and targets of the rows
+    that have them; more must be better. graph: capture the step of each phase as a
     CUDA graph and replay it, by default ("auto") wherever there is a CUDA device; a step that cannot be captured runs
     eagerly and `history.phases` says why. What
     Python does in the encoder, a replay does not do again. fuse_backward: by default, on a CPU the whole step
@@ -79,13 +84,15 @@ class Trainer:
         lr: float = 2e-3,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         weight_decay: float = 0.0,
-        lr_decay: Literal["linear", "none"] = "none",
+        lr_decay: Decay = "none",
+        lr_scheduler: SchedulerFactory | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
         precision: Precision = "float32",
         device: str | torch.device = "auto",
         log_every: int = 20,
         callbacks: Sequence[Callback] = (),
+        metrics: Mapping[str, Metric] | None = None,
         graph: bool | Literal["auto"] = "auto",
         fuse_backward: bool | None = None,
         distributed: Literal["auto", "none"] = "auto",
@@ -95,8 +102,7 @@ class Trainer:
         check_count(accumulate=accumulate, log_every=log_every)
         if precision not in ("float32", *AUTOCAST):
             raise ValueError(f"precision {precision} is unknown; there are float32, {', '.join(AUTOCAST)}")
-        if lr_decay not in ("linear", "none"):
-            raise ValueError(f"lr_decay {lr_decay} is unknown; there are linear, none")
+        check_rates(lr_decay, lr_scheduler)
         if distributed not in ("auto", "none"):
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
         self.device = own_device() if device == "auto" else torch.device(device)
@@ -119,11 +125,13 @@ class Trainer:
             logger.warning(UNDECAYED, weight_decay)
         if fuse_backward:
             self._check_fusible(encoder, clip_norm, accumulate, precision)
+        self.metrics = dict(metrics or {})
+        check_metrics(self.metrics, heads)
         self._graph_is_asked, self.graph = asked_graph, graph
         self.fuse_backward, self.distributed = fuse_backward, distributed
         self.encoder, self.heads = encoder.to(self.device), heads.to(self.device)
         self.schedule: Schedule = Switch() if schedule is None else schedule
-        self.lr, self.lr_decay = lr, lr_decay
+        self.lr, self.lr_decay, self.lr_scheduler = lr, lr_decay, lr_scheduler
         self.clip_norm, self.accumulate, self.precision = clip_norm, accumulate, precision
         self.log_every = log_every
         self.callbacks = list(callbacks)
@@ -156,16 +164,19 @@ class Trainer:
         train: Any,
         *,
         val: Iterable[Batch] | None = None,
-        epochs: float = 10,
+        epochs: float | None = None,
+        steps: int | None = None,
         evaluate_every: int | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float | None = 600.0,
         resume: bool = False,
     ) -> History:
-        """Train for `epochs` passes over `train` and return what happened.
+        """Train for `epochs` passes over `train` (10 by default), or for so many steps, and return what happened.
 
         train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another
-        active one, or {task: loader}. val: one loader of such batches, evaluated every `evaluate_every` steps
+        active one, or {task: loader}. A batch may be a dictionary, with targets under the tasks' names (or in a
+        dictionary under "labels") and inputs beside them. A stream without a length takes steps=, which are one pass.
+        val: one loader of such batches, evaluated every `evaluate_every` steps
         (an epoch by default) and at the end. What a callback unfreezes trains from the next record on.
         checkpoint: a file, written at the end of every epoch, after `checkpoint_seconds` of an epoch that is long
         (None: not within epochs), and where
@@ -182,13 +193,11 @@ class Trainer:
             raise ValueError(no_held_out(self.schedule))
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
-        run = self.begin(train, val=val, epochs=epochs, checkpoint=checkpoint, resume=resume)
+        run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)
         path = Path(checkpoint) if checkpoint is not None else None
         try:
             with run.processes.telling_errors():
-                self._train(
-                    run, val, evaluate_every or run.steps_per_epoch, _Saving(path, checkpoint_seconds)
-                )
+                self._train(run, val, evaluate_every or run.steps_per_epoch, Saving(path, checkpoint_seconds))
         finally:
             run.close()
         return run.history
@@ -198,7 +207,8 @@ class Trainer:
         train: Any,
         *,
         val: Iterable[Batch] | None = None,
-        epochs: float = 10,
+        epochs: float | None = None,
+        steps: int | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
     ) -> Run:
@@ -218,7 +228,9 @@ class Trainer:
         processes = the_processes(self.distributed)
         with processes.joining():
             stored = Checkpoint(Path(checkpoint)) if resume and checkpoint is not None else None
-            self._run = self._begin(train, val, epochs, processes, stored, watched=checkpoint is not None)
+            self._run = self._begin(
+                train, val, epochs, steps, processes, stored, watched=checkpoint is not None
+            )
         tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
         if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
             logger.warning(UNDECAYED, decay)
@@ -226,14 +238,16 @@ class Trainer:
         return self._run
 
     def _begin(
-        self, train: Any, held_out: Iterable[Batch] | None, epochs: float, processes: Processes,
-        stored: Checkpoint | None, *, watched: bool,
+        self, train: Any, held_out: Iterable[Batch] | None, epochs: float | None, steps: int | None,
+        processes: Processes, stored: Checkpoint | None, *, watched: bool,
     ) -> Run:  # fmt: skip
-        check_options(processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward)
+        check_options(
+            processes, graph=self._graph_is_asked, fuse_backward=self.fuse_backward, metrics=self.metrics
+        )
         check_schedule(processes, self.schedule)
         check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
         train, taken = divide(train, processes)
-        source = Source(train, self.heads.main, self.heads.names, self.accumulate)
+        source = Source(train, self.heads.main, self.heads.names, self.accumulate, steps)
         if watched:
             source.watch()
         options = RunOptions(
@@ -242,6 +256,7 @@ class Trainer:
             own_optimizer=self._own_optimizer,
             lr=self.lr,
             lr_decay=self.lr_decay,
+            lr_scheduler=self.lr_scheduler,
             clip_norm=self.clip_norm,
             accumulate=self.accumulate,
             precision=self.precision,
@@ -251,10 +266,10 @@ class Trainer:
             processes=processes,
             taken=taken,
         )
-        total_steps = steps_of(epochs, source.steps_per_epoch)
+        total_steps = steps_of(epochs, steps, source.steps_per_epoch)
         run = Run(
             self.encoder, self.heads, options, source, total_steps, self._make_capturer, _Callbacks(self), stored,
-            held_out,
+            None if held_out is None else Paired(held_out, self.heads.names),
         )  # fmt: skip
         begin_together(processes, run, options, resumed=stored is not None)
         return run
@@ -283,7 +298,9 @@ class Trainer:
         measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
         dtype = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            options: dict[str, Any] = {} if self._run is None else {"shortcut": self._run.features}
+            options: dict[str, Any] = {"metrics": self.metrics}
+            if self._run is not None:
+                options["shortcut"] = self._run.features
             if together is not None:
                 options["add_up"] = partial(add_up_sums, processes=together)
             return evaluate(self.encoder, self.heads, batches, measured, self.device, **options)
@@ -301,6 +318,11 @@ class Trainer:
         return History(self.heads.main) if self._run is None else self._run.history
 
     @property
+    def writes(self) -> bool:
+        """Whether this process is the one of several that writes."""
+        return self.run.processes.writes
+
+    @property
     def step(self) -> int:
         """Optimizer steps done."""
         return 0 if self._run is None else self._run.steps_done
@@ -315,7 +337,7 @@ class Trainer:
         """Passes over the main task's data done so far."""
         return self.step / self.run.steps_per_epoch
 
-    def _train(self, run: Run, val: Iterable[Batch] | None, evaluate_every: int, saving: _Saving) -> None:
+    def _train(self, run: Run, val: Iterable[Batch] | None, evaluate_every: int, saving: Saving) -> None:
         run.processes.check_same(
             {
                 "log_every": self.log_every,
@@ -347,7 +369,7 @@ class Trainer:
         run.check_finite()
         self._each(lambda callback: callback.on_fit_end(self))
 
-    def _goes_on(self, run: Run, saving: _Saving) -> bool:
+    def _goes_on(self, run: Run, saving: Saving) -> bool:
         """Whether nobody wants to stop; several processes stop, and save, at the same step."""
         self.stop_requested, saving.due = run.processes.any(self.stop_requested, saving.is_due_by_clock())
         return not self.stop_requested
@@ -358,31 +380,6 @@ class Trainer:
     def _each(self, call: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             call(callback)
-
-
-class _Saving:
-    """Writes a run's checkpoint where it is due: at the end of an epoch, and within one by the clock."""
-
-    def __init__(self, path: Path | None, seconds: float | None) -> None:
-        self._path, self._seconds = path, math.inf if seconds is None else seconds
-        self._last = time.monotonic()
-        self.due = False  # by the clock, as all processes have agreed
-
-    @property
-    def is_asked(self) -> bool:
-        return self._path is not None
-
-    def is_due_by_clock(self) -> bool:
-        return self.is_asked and time.monotonic() - self._last >= self._seconds
-
-    def after_step(self, run: Run, epoch_ends: bool) -> None:
-        if self.due or epoch_ends:
-            self.now(run)
-
-    def now(self, run: Run) -> None:
-        if self._path is not None:
-            run.save(self._path)
-            self._last = time.monotonic()
 
 
 class _Callbacks:

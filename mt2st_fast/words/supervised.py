@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from mt2st_fast.data import BagBatches, TargetColumn
-from mt2st_fast.data.batches import MOST_ROWS, batch_size_for
-from mt2st_fast.data.labelled_text import (
-    DEFAULT_FAMILY,
-    BagFeatures,
-    LabelledText,
-    bag_corpus,
-    read_labelled_text,
-    target_columns,
-)
-from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.data import TargetColumn
+from mt2st_fast.data.labelled_text import DEFAULT_FAMILY, LabelledText, read_labelled_text, target_columns
 from mt2st_fast.errors import InputError
-from mt2st_fast.model.encoders import BagEncoder
-from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
-from mt2st_fast.numbers import check_count, check_positive, given, is_number
-from mt2st_fast.training.optim import RowwiseAdagrad
-from mt2st_fast.training.schedules import MultiTask, Schedule
+from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.words.bag_training import BagOptions, train_bags
 from mt2st_fast.words.fasttext_options import SAME, loss_of, with_fasttext_names
-from mt2st_fast.words.label_counts import LabelFamily
 from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.vectors import WordVectors
 
 log = logging.getLogger("mt2st_fast")
-LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
-MOST_KEPT_IDS = 50_000_000  # of batches that are kept in memory, where an id takes about 15 bytes
-MOST_BUCKETS = 2_000_000_000  # rows have numbers of 32 bits
-ROWS_DRAWN_AT_ONCE = 4096
 MOST_NAMED = 5  # families in a line of the log
 
 
@@ -90,17 +64,11 @@ def train_supervised(
 
     Raises InputError for a file or a family that cannot be used and for an option out of range.
     """
-    check_count(
-        1,
-        dim=dim,
-        min_count=min_count,
-        word_ngrams=word_ngrams,
-        bucket=bucket,
-        **given(batch_size=batch_size, threads=threads),
-    )
-    check_count(0, minn=minn, maxn=maxn, seed=seed)
-    check_positive(epoch=epoch, **given(lr=lr))
-    _check_others(minn, maxn, bucket, dropout, label, families)
+    options = BagOptions(
+        dim, epoch, lr, min_count, word_ngrams, bucket, minn, maxn, schedule, batch_size, dropout, seed, threads,
+        device, trainer_options,
+    )  # fmt: skip
+    _check_labels(label, families)
     _check_trainer_options(lr, trainer_options)
     loss = loss_of(loss)
     text = read_labelled_text(Path(path), label, families is not False)
@@ -112,43 +80,13 @@ def train_supervised(
     order = [main, *(family for family in text.families if family != main)]
     targets = target_columns(text, order, any_of=loss == "ova")
     _check_loss(path, loss, targets)
-    features = BagFeatures.learn(text.documents, min_count, word_ngrams, bucket, minn, maxn)
     vectors = None if pretrained_vectors is None else _vectors(pretrained_vectors, dim)
-    features = features if vectors is None else replace(features, vocabulary=_with_words(features, vectors))
-    corpus = bag_corpus(text, features, targets)
-    batch_size = batch_size_for(corpus.n_rows, LEAST_BATCH) if batch_size is None else batch_size
-    lr = rate_for(batch_size) if lr is None else lr
-    torch.manual_seed(seed)
-    encoder = make_bag_encoder(features.size, dim, dropout)
-    if vectors is not None:
-        rows = torch.from_numpy(features.vocabulary.ids_of(vectors.words)).long()
-        encoder.table.data[rows] = torch.from_numpy(np.array(vectors.vectors))
-    heads = MultiTaskHeads(dim, {family: _task(column) for family, column in targets.items()}, main)
-    _zero(heads)
-    options: dict[str, Any] = {
-        "lr_decay": "linear",
-        "fuse_backward": True,
-        "device": device,
-    } | trainer_options
-    if "optimizer" not in options:
-        options |= {"optimizer": lambda parameters: RowwiseAdagrad(parameters, lr=lr), "lr": lr}
-    trainer = Trainer(encoder, heads, schedule=schedule or MultiTask(), **options)
-    batches = BagBatches(
-        corpus, batch_size, main, seed=seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
+    return train_bags(
+        text.documents, targets, options, vectors, prefix=label, split_labels=families is not False
     )
-    with _threads(threads), closing(batches):
-        trainer.fit(batches, epochs=epoch)
-    known = {family: LabelFamily.of(column) for family, column in targets.items()}
-    return SupervisedModel(features, known, encoder, heads, label, families is not False, trainer)
 
 
-def _check_others(minn: int, maxn: int, bucket: int, dropout: Any, label: Any, families: Any) -> None:
-    if minn > maxn:
-        raise InputError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
-    if bucket > MOST_BUCKETS:
-        raise InputError(f"bucket must be at most {MOST_BUCKETS:,}, not {bucket:,}")
-    if not (is_number(dropout) and 0 <= dropout < 1):
-        raise InputError(f"dropout must be a probability below 1, not {dropout!r}")
+def _check_labels(label: Any, families: Any) -> None:
     if not isinstance(label, str) or label.split() != [label]:
         raise InputError(f"label must be what label words begin with, such as '__label__', not {label!r}")
     if families not in (True, False, None):
@@ -202,69 +140,3 @@ def _vectors(path: str | Path, dim: int) -> WordVectors:
     if vectors.dim != dim:
         raise InputError(f"{path}: has vectors of {vectors.dim} numbers; give dim={vectors.dim}, not {dim}")
     return vectors
-
-
-def _with_words(features: BagFeatures, vectors: WordVectors) -> Vocabulary:
-    """The words of training, then those that have a vector alone."""
-    known = features.vocabulary
-    others = sorted(word for word in vectors.words if word not in known)
-    return Vocabulary([*known.words, *others], np.append(known.counts, np.zeros(len(others), np.int64)))
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    """torch's CPU threads, and so the kernels', for a while."""
-    before = torch.get_num_threads()
-    try:
-        if n is not None:
-            torch.set_num_threads(int(n))
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def rate_for(batch_size: int) -> float:
-    """The learning rate of row-wise Adagrad for batches of so many documents.
-
-    0.03 at 64 and 0.2 at 512, a power of the size between: what ends best on short sentences and on long documents at
-    400 to 8,500 of them, and what 512 began with.
-    """
-    size = min(max(batch_size, LEAST_BATCH), MOST_ROWS)
-    way = math.log(size / LEAST_BATCH, MOST_ROWS / LEAST_BATCH)  # from 0 to 1
-    return float(RATE_OF_LEAST * (RATE_OF_MOST / RATE_OF_LEAST) ** way)
-
-
-def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncoder:
-    """A row-sparse table of small random vectors, as fastText begins with."""
-    with torch.device("meta"):  # without the encoder's own start, which would take longer than this one
-        encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
-    encoder.to_empty(device="cpu")
-    _fill_uniform(encoder.table.data, 1.0 / dim)
-    return encoder
-
-
-def _fill_uniform(table: torch.Tensor, bound: float) -> None:
-    """Random numbers within the bound, drawn on all cores: a block of rows has a seed of its own, so that they are
-    the same on any number of them.
-    """
-    seed = int(torch.randint(2**48, ()))
-
-    def fill(block: tuple[int, torch.Tensor]) -> None:
-        i, rows = block
-        rows.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed + i))
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(fill, enumerate(table.split(ROWS_DRAWN_AT_ONCE))):
-            pass
-
-
-def _zero(heads: MultiTaskHeads) -> None:
-    """Heads begin at zero, as in fastText: the first steps move the heads and not the words."""
-    for linear in heads.linears.values():
-        nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
-
-
-def _task(column: TargetColumn) -> Classification | MultiLabel:
-    task: Classification | MultiLabel = task_of_column(column.kind, column.size)
-    return task

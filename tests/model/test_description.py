@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -123,3 +124,15 @@ def test_what_does_not_fit_is_one_line():
     configuration["encoder"]["arguments"]["dim"] = 7
     with pytest.raises(InputError, match=r"the model does not fit its classes: [^\n]*$"):
         rebuild(configuration, tensors)
+
+
+def test_safetensors_keeps_every_head(tmp_path):
+    tasks = {"a": Classification(3), "b": Classification(2)}
+    model = nn.ModuleDict({"heads": MultiTaskHeads(4, tasks, "a")})
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    other = nn.ModuleDict({"heads": MultiTaskHeads(4, tasks, "a")})
+    safetensors.torch.load_model(other, tmp_path / "model.safetensors")
+    for (name, ours), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    kept = model.state_dict(keep_vars=True)
+    assert kept["heads.linears.b.weight"] is model["heads"].linear("b").weight

@@ -18,7 +18,10 @@ import pytest
 from tests.pages import shell
 from tests.pages.blocks import DOCS, Block, blocks_of, page_before
 
-OPTIONAL = {"fasttext", "gensim", "lightning", "onnxruntime", "torchjd", "tokenizers", "transformers"}
+OPTIONAL = {
+    "accelerate", "datasets", "fasttext", "gensim", "lightning", "onnxruntime", "sklearn", "skorch", "tokenizers",
+    "torchjd", "transformers",
+}  # fmt: skip
 
 
 class Reader:

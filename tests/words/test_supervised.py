@@ -12,7 +12,8 @@ from mt2st_fast import InputError, MultiTask, Switch
 from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.data.labelled_text import BagFeatures, read_labelled_text, target_columns
 from mt2st_fast.data.tokens import Tokens
-from mt2st_fast.words.supervised import rate_for, train_supervised
+from mt2st_fast.words.bag_training import rate_for
+from mt2st_fast.words.supervised import train_supervised
 
 WORDS = {"sport": "goal match team", "food": "soup bread salt"}
 STEMS = {"sport": ["kick", "sprint", "wrestl", "jump"], "food": ["grill", "roast", "stew", "simmer"]}

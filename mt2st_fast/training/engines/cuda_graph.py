@@ -48,6 +48,11 @@ class CudaGraphSteps:
         self._obstacle = optimizer_obstacle(
             parts.optimizer, lr_changes=parts.lr_changes, loss_scaling=parts.scaler.is_enabled()
         )
+        if parts.momentum_changes:
+            self._obstacle = (
+                "the scheduler changes momentum with every step, which a graph holds as a number: give it "
+                "cycle_momentum=False"
+            )
         tables = [*row_sparse_tables(parts.encoder), *row_sparse_tables(parts.heads)]
         fused = {id(table) for table in parts.fused_tables}
         if any(table.requires_grad and id(table) not in fused for table in tables):
@@ -112,7 +117,7 @@ def optimizer_obstacle(
         )
         return f"the optimizer {name} is not capturable: {advice}"
     if lr_changes and not all(isinstance(group["lr"], Tensor) for group in groups):
-        return f"lr_decay changes the learning rate, which {name} holds as a number: give it lr=tensor on the device"
+        return f"the rate changes with every step, which {name} holds as a number: give it lr=tensor on the device"
     if loss_scaling and not getattr(optimizer, "_step_supports_amp_scaling", False):
         return f"float16 loss scaling waits for the device with this {name}: build it with fused=True"
     return None

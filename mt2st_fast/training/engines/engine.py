@@ -45,6 +45,7 @@ class StepParts:
     )  # that the backward pass steps, without a gradient
     part: Part = "all"  # what trains in the step at hand
     by_task: bool = False  # whether the optimizer has moments a task of what they share
+    momentum_changes: bool = False  # whether momentum or betas are others in every step
     processes: Processes = field(default_factory=Processes)  # that take the step together
 
     @property

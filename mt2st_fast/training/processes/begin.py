@@ -32,6 +32,7 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
             "a run of": f"{run.total_steps} steps",
             "lr": options.lr,
             "lr_decay": options.lr_decay,
+            "lr_scheduler": run.scheduler,
             "optimizer": type(run.optimizer).__name__,
             "clip_norm": options.clip_norm,
             "accumulate": options.accumulate,

@@ -13,10 +13,17 @@ from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.processes.group import Processes
 
 
-def check_options(processes: Processes, *, graph: bool, fuse_backward: bool | None) -> None:
-    """Raises InputError for options that need a step without an exchange of gradients."""
+def check_options(
+    processes: Processes, *, graph: bool, fuse_backward: bool | None, metrics: Mapping[str, object]
+) -> None:
+    """Raises InputError for options that need a step without an exchange of gradients, or all rows in one place."""
     if not processes.are_several:
         return
+    for task, metric in metrics.items():
+        raise InputError(
+            f"the metric of {task}, {type(metric).__name__}, sees the rows of one process, and {processes.count} "
+            "measure a part each: leave metrics= out, and measure in one process"
+        )
     for option, asked in (("graph=True", graph), ("fuse_backward=True", fuse_backward is True)):
         if asked:
             raise InputError(

@@ -159,7 +159,7 @@ def _part_of(batch: Any, name: str, rank: int, count: int) -> Any:
 
     Raises InputError where they do not have their rows in common.
     """
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+    if not isinstance(batch, Mapping) and not (isinstance(batch, tuple | list) and len(batch) == 2):
         return batch  # the source says what is wrong with it
     lengths: set[int] = set()
 
@@ -175,13 +175,13 @@ def _part_of(batch: Any, name: str, rank: int, count: int) -> Any:
         lengths.add(-1)
         return value
 
-    inputs, targets = part(batch[0]), part(batch[1])
+    own = part(batch) if isinstance(batch, Mapping) else (part(batch[0]), part(batch[1]))
     if len(lengths) != 1 or -1 in lengths:
         raise InputError(
             f"{name} is the same in all {count} processes, and the rows of its batches cannot be told apart: give each "
             "process batches of its own"
         )
-    return inputs, targets
+    return own
 
 
 def add_up_sums(sums: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:

@@ -78,6 +78,15 @@ def longer_in_one(folder: Path) -> None:
     _fit(_linear(), _own(3 + dist.get_rank()))
 
 
+def another_scheduler(folder: Path) -> None:
+    kind = (torch.optim.lr_scheduler.LinearLR, torch.optim.lr_scheduler.ConstantLR)[dist.get_rank()]
+    _fit(_linear(), _own(), lr_scheduler=kind)
+
+
+def own_metric(folder: Path) -> None:
+    _fit(_linear(), _own(), metrics={"classes": lambda predictions, targets: 1.0})
+
+
 def another_rate(folder: Path) -> None:
     _fit(_linear(), _own(), lr=0.1 * (1 + dist.get_rank()))
 

@@ -16,6 +16,8 @@ LINES = {
     "fused": "fuse_backward=True is for one process: 2 exchange the gradients of every step",
     "shuffled_alike": "train is the same data in all 2 processes, and each would train on all of it: give it sampler",
     "longer_in_one": "process 1 of 2 has a pass of 4 steps, process 0 has 3 steps: give every process as many batches",
+    "another_scheduler": "process 1 of 2 has lr_scheduler ConstantLR, process 0 has LinearLR",
+    "own_metric": "the metric of classes, function, sees the rows of one process, and 2 measure a part each",
     "another_rate": "process 1 of 2 has lr 0.2, process 0 has 0.1",
     "validated_in_one": "process 1 of 2 has val given, process 0 has None",
     "bags_without_rows": "train is the same in all 2 processes, and the rows of its batches cannot be told apart",

@@ -1,0 +1,126 @@
+"""Labels as scikit-learn's users have them: one array, or a column a task, in which labels may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.utils.multiclass import check_classification_targets
+
+from mt2st_fast.data.corpus import MISSING
+from mt2st_fast.data.labelled_text import DEFAULT_FAMILY
+from mt2st_fast.errors import InputError
+
+NO_VALUE = ("NAType", "NaTType")  # pandas' and polars' marks beside None and NaN
+
+
+class LabelColumn(NamedTuple):
+    """Of N rows the numbers int64 (N,) of their classes, MISSING where there is no label; classes (C,) are sorted."""
+
+    classes: np.ndarray
+    numbers: np.ndarray
+
+
+def columns_of(y: Any, rows: int) -> dict[str, np.ndarray]:
+    """Columns of labels (N,) by task, in their order: of a dictionary, a data frame or an array of two axes (where
+    "0", "1", ... are the tasks); an array of one axis is the task "label".
+
+    Raises InputError for other shapes, and for a column that is not as long as there are rows.
+    """
+    if y is None:
+        raise InputError("this estimator requires y to be passed, but the target y is None")
+    if isinstance(y, Mapping):
+        columns = {str(name): _array(column) for name, column in y.items()}
+    elif hasattr(y, "columns"):
+        columns = {str(name): _array(y[name]) for name in y.columns}
+    else:
+        given = _array(y)
+        if given.ndim not in (1, 2):
+            raise InputError(f"y must be labels (N,) or columns of them (N, tasks), not {given.shape}")
+        columns = {DEFAULT_FAMILY: given} if given.ndim == 1 else {str(k): c for k, c in enumerate(given.T)}
+    if not columns:
+        raise InputError("y has no column; give one a task, the main one first")
+    for name, column in columns.items():
+        if column.shape != (rows,):
+            raise InputError(f"y has labels {column.shape} of {name} for {rows} texts; give one a text")
+    return columns
+
+
+def main_of(columns: Mapping[str, np.ndarray], main: Any) -> str:
+    """The column to get right, the first by default. Raises InputError where there is none of that name."""
+    if main is None:
+        return next(iter(columns))
+    if str(main) not in columns:
+        raise InputError(f"main is {main!r}, and y has no such column; there are {', '.join(columns)}")
+    return str(main)
+
+
+def numbered(name: str, column: np.ndarray) -> LabelColumn:
+    """A column in numbers of its classes. Raises InputError for one without labels, or whose labels are no classes."""
+    missing = _missing(column)
+    known = _typed(name, column[~missing])
+    if not len(known):
+        raise InputError(f"the column {name} of y has no label; leave it out, or label some texts")
+    if known.dtype.kind == "f" and np.isinf(known).any():
+        raise InputError(f"Input contains infinity: the column {name} of y has a label that is {known.max()}")
+    check_classification_targets(known)
+    classes, places = np.unique(known, return_inverse=True)
+    numbers = np.full(len(column), MISSING, np.int64)
+    numbers[~missing] = places
+    return LabelColumn(classes, numbers)
+
+
+def known_labels(name: str, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows (N,) have a label, and the labels of these. Raises InputError where none has."""
+    known = ~_missing(column)
+    if not known.any():
+        raise InputError(f"the column {name} of y has no label to compare with")
+    return known, _typed(name, column[known])
+
+
+def _array(column: Any) -> np.ndarray:
+    """Labels that are not in an array already, as what they are: NumPy would make strings of numbers beside strings."""
+    if hasattr(column, "__array__"):
+        return np.asarray(column)
+    rows = list(column) if hasattr(column, "__iter__") and not isinstance(column, str | bytes) else column
+    try:
+        return np.asarray(rows, object)
+    except ValueError:
+        raise InputError(
+            "the rows of y differ in length; give a label of every task, None for none"
+        ) from None
+
+
+def _missing(column: np.ndarray) -> np.ndarray:
+    if column.dtype.kind == "f":
+        return np.isnan(column)
+    if column.dtype != object:
+        return np.zeros(len(column), bool)
+    return np.fromiter(map(_is_missing, column), bool, len(column))
+
+
+def _is_missing(label: Any) -> bool:
+    if isinstance(label, float | np.floating):
+        return bool(np.isnan(label))
+    return label is None or type(label).__name__ in NO_VALUE
+
+
+def _typed(name: str, known: np.ndarray) -> np.ndarray:
+    """Labels of an object array in an array of their own type."""
+    if known.dtype != object:
+        return known
+    text = {isinstance(label, str) for label in known}
+    others = [
+        label
+        for label in known
+        if not isinstance(label, str | bool | int | float | np.bool | np.integer | np.floating)
+    ]
+    if others:
+        raise InputError(
+            f"a label of the column {name} of y is {others[0]!r} ({type(others[0]).__name__}); labels are strings or "
+            "whole numbers, one a text"
+        )
+    if len(text) > 1:
+        raise InputError(f"the column {name} of y has strings beside numbers; make them one or the other")
+    return np.array(known.tolist())

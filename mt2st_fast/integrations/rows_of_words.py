@@ -1,0 +1,46 @@
+"""Texts as estimators are given them: a list, an array or a column of strings, or rows of words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mt2st_fast.errors import InputError
+
+Tokenizer = Callable[[str], Iterable[str]]
+
+
+def rows_of_words(X: Any, tokenizer: Tokenizer | None) -> list[list[str]]:
+    """The words of every row: of a string what the tokenizer makes of it, by default what stands between blanks.
+
+    A row may be a list, tuple or array of words itself. Raises InputError for anything else, naming the row.
+    """
+    if isinstance(X, str | bytes) or not hasattr(X, "__iter__") or hasattr(X, "columns") or _is_sparse(X):
+        hint = "give one column of it, X['text']" if hasattr(X, "columns") else "give a list of strings"
+        raise InputError(f"X must be texts, not one {type(X).__name__}: {hint}")
+    rows = [_words(number, row, tokenizer) for number, row in enumerate(X)]
+    if not rows:
+        raise InputError("X has no texts; give at least 1")
+    return rows
+
+
+def _words(number: int, row: Any, tokenizer: Tokenizer | None) -> list[str]:
+    if isinstance(row, str):
+        words = list(row.split() if tokenizer is None else tokenizer(row))
+        made = " by the tokenizer"
+    elif isinstance(row, list | tuple) or (hasattr(row, "tolist") and getattr(row, "ndim", 0) == 1):
+        words, made = list(row), ""
+    else:
+        raise InputError(
+            f"row {number} of X is no text but {row!r} ({type(row).__name__}); give strings, or rows of words"
+        )
+    for word in words:
+        if not isinstance(word, str):
+            raise InputError(
+                f"row {number} of X has{made} a word that is no string but {word!r} ({type(word).__name__})"
+            )
+    return words
+
+
+def _is_sparse(X: Any) -> bool:
+    return hasattr(X, "tocsr")

@@ -1,0 +1,244 @@
+"""scikit-learn: a text classifier with auxiliary labels, and word vectors as a step before another estimator.
+
+classifier = MultiTaskTextClassifier(main="topic", schedule=Switch(at=0.6), word_ngrams=2, random_state=0)
+classifier.fit(frame["text"], frame[["topic", "tone", "author"]])      # labels may be missing anywhere
+classifier.predict(["the soup was cold"])                              # of the main task
+
+make_pipeline(Word2VecTransformer(vector_size=50), LogisticRegression()).fit(texts, labels)
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch.nn.functional import embedding_bag
+
+from mt2st_fast.data.corpus import TargetColumn
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.label_columns import LabelColumn, columns_of, known_labels, main_of, numbered
+from mt2st_fast.integrations.rows_of_words import Tokenizer, rows_of_words
+from mt2st_fast.training.schedules import Schedule
+from mt2st_fast.words.bag_scorer import BagScorer
+from mt2st_fast.words.bag_training import BagOptions, train_bags
+from mt2st_fast.words.word2vec import Word2Vec
+
+__all__ = ["MultiTaskTextClassifier", "Word2VecTransformer"]
+
+MOST_SEED = 2**31 - 1
+
+
+class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Classifies texts by bags of words and n-grams, trained beside auxiliary labels that a schedule lets go.
+
+    Options are those of `mt2st_fast.train_supervised`. main: the column of y to get right, by default the first.
+    tokenizer: a function from a text to its words, by default what stands between blanks. random_state: a number makes
+    fits equal, bit for bit on a CPU.
+
+    Fitted: `classes_` of the main task, `task_classes_` of every task, `main_`, and `model_`, a SupervisedModel, which
+    can be saved, exported and asked for vectors; its labels are the classes as strings.
+
+    y: (N,) labels; or labels of several tasks, as a data frame, (N, tasks), or {task: (N,)}, where None and NaN stand
+    for no label. Cross-validation takes rows of y, so no dictionary, and where labels are missing a splitter and no
+    number, cv=KFold(5).
+    """
+
+    def __init__(
+        self,
+        *,
+        main: str | int | None = None,
+        dim: int = 100,
+        epoch: float = 5,
+        lr: float | None = None,
+        min_count: int = 1,
+        word_ngrams: int = 1,
+        bucket: int = 200_000,
+        minn: int = 0,
+        maxn: int = 0,
+        schedule: Schedule | None = None,
+        batch_size: int | None = None,
+        dropout: float = 0.0,
+        tokenizer: Tokenizer | None = None,
+        threads: int | None = None,
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.main, self.dim, self.epoch, self.lr = main, dim, epoch, lr
+        self.min_count, self.word_ngrams, self.bucket, self.minn, self.maxn = (
+            min_count, word_ngrams, bucket, minn, maxn,
+        )  # fmt: skip
+        self.schedule, self.batch_size, self.dropout = schedule, batch_size, dropout
+        self.tokenizer, self.threads, self.device = tokenizer, threads, device
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on texts and labels. Raises InputError, a ValueError, for what cannot be used, naming row or column."""
+        options = BagOptions(
+            self.dim, self.epoch, self.lr, self.min_count, self.word_ngrams, self.bucket, self.minn, self.maxn,
+            copy.deepcopy(self.schedule),  # it may remember what it saw
+            self.batch_size, self.dropout, check_random_state(self.random_state).randint(MOST_SEED), self.threads,
+            self.device,
+        )  # fmt: skip
+        rows = self._rows(X)
+        columns = columns_of(y, len(rows))
+        main = main_of(columns, self.main)
+        tasks = {name: numbered(name, columns[name]) for name in dict.fromkeys([main, *columns])}
+        targets = {name: _target(task) for name, task in tasks.items()}
+        with torch.random.fork_rng(devices=[]):  # an estimator leaves torch's own numbers as they are
+            self.model_ = train_bags(Tokens.of(rows), targets, options)
+        self.main_ = main
+        self.task_classes_ = {name: task.classes for name, task in tasks.items()}
+        self.classes_ = self.task_classes_[main]
+        return self
+
+    def predict(self, X: Any, task: str | None = None) -> np.ndarray:
+        """(N,) the likeliest class of every text; task: the main one by default."""
+        check_is_fitted(self)
+        return self._predicted(self._rows(X), self._known(task))
+
+    def predict_proba(self, X: Any, task: str | None = None) -> np.ndarray:
+        """(N, C) float64 probabilities, in the order of the task's classes."""
+        check_is_fitted(self)
+        return self._probabilities(self._rows(X), self._known(task))
+
+    def _predicted(self, rows: list[list[str]], task: str) -> np.ndarray:
+        return self.task_classes_[task][self._probabilities(rows, task).argmax(1)]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _probabilities(self, rows: list[list[str]], task: str) -> np.ndarray:
+        model = self.model_
+        bags = model.features.bags(Tokens.of(rows))
+        scorer = BagScorer(model.features, model.encoder, model.heads, model.prefix)
+        found = torch.cat([*scorer.probabilities(*bags, task)]).double()
+        return (found / found.sum(1, keepdim=True)).cpu().numpy()
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy of the main task over the texts that have a label of it; y as in `fit`, or its labels alone."""
+        check_is_fitted(self)
+        rows = self._rows(X)
+        columns = columns_of(y, len(rows))
+        main = self.main_ if self.main_ in columns else main_of(columns, None)
+        if len(columns) > 1 and main != self.main_:
+            raise InputError(
+                f"y has no column {self.main_}, which is the main task; it has {', '.join(columns)}"
+            )
+        known, labels = known_labels(main, columns[main])
+        weights = None if sample_weight is None else np.asarray(sample_weight)[known]
+        kept = [row for row, labelled in zip(rows, known, strict=True) if labelled]
+        return float(accuracy_score(labels, self._predicted(kept, self.main_), sample_weight=weights))
+
+    def _rows(self, X: Any) -> list[list[str]]:
+        return rows_of_words(X, self.tokenizer)
+
+    def _known(self, task: str | None) -> str:
+        if task is not None and task not in self.task_classes_:
+            raise InputError(f"there is no task {task!r}; there are {', '.join(self.task_classes_)}")
+        return self.main_ if task is None else task
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+
+class Word2VecTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Turns texts into the mean of their words' vectors, which it learns from the texts that it is fitted on.
+
+    Options are those of `mt2st_fast.Word2Vec`, that is gensim's; X: strings, which the tokenizer (by default between
+    blanks) makes words of, or lists of words. A text of no known word is a vector of zeros; with max_n > 0 words that
+    training never saw have vectors, too.
+
+    Fitted: `model_`, a Word2Vec.
+    """
+
+    def __init__(
+        self,
+        *,
+        vector_size: int = 100,
+        alpha: float = 0.025,
+        window: int = 5,
+        min_count: int = 5,
+        sample: float = 1e-3,
+        sg: int = 0,
+        hs: int = 0,
+        negative: int = 5,
+        epochs: int = 5,
+        min_n: int = 0,
+        max_n: int = 0,
+        bucket: int = 2_000_000,
+        workers: int = 2,
+        tokenizer: Tokenizer | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.vector_size, self.alpha, self.window, self.min_count = vector_size, alpha, window, min_count
+        self.sample, self.sg, self.hs, self.negative, self.epochs = sample, sg, hs, negative, epochs
+        self.min_n, self.max_n, self.bucket, self.workers = min_n, max_n, bucket, workers
+        self.tokenizer, self.random_state = tokenizer, random_state
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn vectors from texts; y is not looked at. Raises InputError, a ValueError, for what cannot be used."""
+        del y
+        options = self.get_params(deep=False)
+        del options["tokenizer"], options["random_state"]
+        seed = check_random_state(self.random_state).randint(MOST_SEED)
+        self.model_ = Word2Vec(self._rows(X), seed=seed, **options)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """(N, vector_size) float32."""
+        check_is_fitted(self)
+        ids, bounds, table = _in_vectors(self.model_, Tokens.of(self._rows(X)))
+        means = embedding_bag(
+            torch.from_numpy(ids), torch.from_numpy(table), torch.from_numpy(bounds[:-1]), mode="mean"
+        )
+        return means.numpy()
+
+    def _rows(self, X: Any) -> list[list[str]]:
+        return rows_of_words(X, self.tokenizer)
+
+    @property
+    def _n_features_out(self) -> int:
+        """What get_feature_names_out numbers."""
+        return int(self.model_.vector_size)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+def _target(task: LabelColumn) -> TargetColumn:
+    return TargetColumn("classes", tuple(str(name) for name in task.classes), task.numbers)
+
+
+def _in_vectors(model: Word2Vec, text: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids int64 (T,), bounds (N + 1,), table): the text in rows of a table of vectors, but for words without one."""
+    own = text.vocabulary
+    row_of_word, table = model.vocabulary.lookup(own.words), model.vectors
+    if model.max_n:
+        found = {
+            t: vector for t, word in enumerate(own.words) if (vector := _vector(model, word)) is not None
+        }
+        row_of_word = np.full(len(own), -1)
+        row_of_word[list(found)] = np.arange(len(found))
+        table = np.stack([*found.values()]) if found else table[:1]
+    rows = row_of_word[text.ids].astype(np.int64)
+    known = rows >= 0
+    return rows[known], np.append(0, np.cumsum(known))[text.bounds], table
+
+
+def _vector(model: Word2Vec, word: str) -> np.ndarray | None:
+    try:
+        return model.vector(word)
+    except KeyError:  # too short for an n-gram
+        return None

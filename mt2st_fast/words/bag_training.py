@@ -1,0 +1,195 @@
+"""A classifier of bags of words and n-grams, from documents and targets to the model: one head a target column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mt2st_fast.data import BagBatches, TargetColumn
+from mt2st_fast.data.batches import MOST_ROWS, batch_size_for
+from mt2st_fast.data.corpus import Corpus
+from mt2st_fast.data.labelled_text import BagFeatures
+from mt2st_fast.data.tokens import Tokens
+from mt2st_fast.data.vocabulary import Vocabulary
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.encoders import BagEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
+from mt2st_fast.numbers import check_count, check_positive, given, is_number
+from mt2st_fast.training.optim import RowwiseAdagrad
+from mt2st_fast.training.schedules import MultiTask, Schedule
+from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.words.label_counts import LabelFamily
+from mt2st_fast.words.supervised_model import SupervisedModel
+from mt2st_fast.words.vectors import WordVectors
+
+LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
+MOST_KEPT_IDS = 50_000_000  # of batches that are kept in memory, where an id takes about 15 bytes
+MOST_BUCKETS = 2_000_000_000  # rows have numbers of 32 bits
+ROWS_DRAWN_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class BagOptions:
+    """What `train_supervised` says of its options of these names; trainer: other options, which go to the Trainer.
+
+    Raises InputError for one that is out of range.
+    """
+
+    dim: int = 100
+    epoch: float = 5
+    lr: float | None = None
+    min_count: int = 1
+    word_ngrams: int = 1
+    bucket: int = 200_000
+    minn: int = 0
+    maxn: int = 0
+    schedule: Schedule | None = None
+    batch_size: int | None = None
+    dropout: float = 0.0
+    seed: int = 1
+    threads: int | None = None
+    device: str = "auto"
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_count(
+            1,
+            dim=self.dim,
+            min_count=self.min_count,
+            word_ngrams=self.word_ngrams,
+            bucket=self.bucket,
+            **given(batch_size=self.batch_size, threads=self.threads),
+        )
+        check_count(0, minn=self.minn, maxn=self.maxn, seed=self.seed)
+        check_positive(epoch=self.epoch, **given(lr=self.lr))
+        if self.minn > self.maxn:
+            raise InputError(f"minn ({self.minn}) and maxn ({self.maxn}) must be 0 <= minn <= maxn")
+        if self.bucket > MOST_BUCKETS:
+            raise InputError(f"bucket must be at most {MOST_BUCKETS:,}, not {self.bucket:,}")
+        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
+            raise InputError(f"dropout must be a probability below 1, not {self.dropout!r}")
+
+
+def train_bags(
+    documents: Tokens,
+    targets: Mapping[str, TargetColumn],
+    options: BagOptions,
+    vectors: WordVectors | None = None,
+    *,
+    prefix: str = "__label__",
+    split_labels: bool = True,
+) -> SupervisedModel:
+    """Train on documents with a target column a family, the main one first.
+
+    vectors: what words begin with; its other words are known to the model, too. prefix and split_labels are how the
+    model reads labels in files. Raises InputError where no word is frequent enough.
+    """
+    features = BagFeatures.learn(
+        documents, options.min_count, options.word_ngrams, options.bucket, options.minn, options.maxn
+    )
+    features = features if vectors is None else replace(features, vocabulary=_with_words(features, vectors))
+    corpus = Corpus(*features.bags(documents), dict(targets), level="document")
+    batch_size = options.batch_size or batch_size_for(corpus.n_rows, LEAST_BATCH)
+    torch.manual_seed(options.seed)
+    encoder = make_bag_encoder(features.size, options.dim, options.dropout)
+    if vectors is not None:
+        rows = torch.from_numpy(features.vocabulary.ids_of(vectors.words)).long()
+        encoder.table.data[rows] = torch.from_numpy(np.array(vectors.vectors))
+    main = next(iter(targets))
+    heads = MultiTaskHeads(options.dim, {family: _task(column) for family, column in targets.items()}, main)
+    _zero(heads)
+    trainer = _trainer(encoder, heads, options, batch_size)
+    batches = BagBatches(
+        corpus, batch_size, main, seed=options.seed, fixed_batches=len(corpus.tokens) <= MOST_KEPT_IDS
+    )
+    with _threads(options.threads), closing(batches):
+        trainer.fit(batches, epochs=options.epoch)
+    known = {family: LabelFamily.of(column) for family, column in targets.items()}
+    return SupervisedModel(features, known, encoder, heads, prefix, split_labels, trainer)
+
+
+def _trainer(encoder: BagEncoder, heads: MultiTaskHeads, options: BagOptions, batch_size: int) -> Trainer:
+    others: dict[str, Any] = {
+        "lr_decay": "none" if options.trainer.get("lr_scheduler") else "linear",
+        "fuse_backward": True,
+        "device": options.device,
+    } | dict(options.trainer)
+    if "optimizer" not in others:
+        lr = rate_for(batch_size) if options.lr is None else options.lr
+        others |= {"optimizer": lambda parameters: RowwiseAdagrad(parameters, lr=lr), "lr": lr}
+    return Trainer(encoder, heads, schedule=options.schedule or MultiTask(), **others)
+
+
+def rate_for(batch_size: int) -> float:
+    """The learning rate of row-wise Adagrad for batches of so many documents.
+
+    0.03 at 64 and 0.2 at 512, a power of the size between: what ends best on short sentences and on long documents at
+    400 to 8,500 of them, and what 512 began with.
+    """
+    size = min(max(batch_size, LEAST_BATCH), MOST_ROWS)
+    way = math.log(size / LEAST_BATCH, MOST_ROWS / LEAST_BATCH)  # from 0 to 1
+    return float(RATE_OF_LEAST * (RATE_OF_MOST / RATE_OF_LEAST) ** way)
+
+
+def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncoder:
+    """A row-sparse table of small random vectors, as fastText begins with."""
+    with torch.device("meta"):  # without the encoder's own start, which would take longer than this one
+        encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
+    encoder.to_empty(device="cpu")
+    _fill_uniform(encoder.table.data, 1.0 / dim)
+    return encoder
+
+
+def _fill_uniform(table: torch.Tensor, bound: float) -> None:
+    """Random numbers within the bound, drawn on all cores: a block of rows has a seed of its own, so that they are
+    the same on any number of them.
+    """
+    seed = int(torch.randint(2**48, ()))
+
+    def fill(block: tuple[int, torch.Tensor]) -> None:
+        i, rows = block
+        rows.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed + i))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(fill, enumerate(table.split(ROWS_DRAWN_AT_ONCE))):
+            pass
+
+
+def _zero(heads: MultiTaskHeads) -> None:
+    """Heads begin at zero, as in fastText: the first steps move the heads and not the words."""
+    for linear in heads.linears.values():
+        nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+
+
+def _task(column: TargetColumn) -> Classification | MultiLabel:
+    task: Classification | MultiLabel = task_of_column(column.kind, column.size)
+    return task
+
+
+def _with_words(features: BagFeatures, vectors: WordVectors) -> Vocabulary:
+    """The words of training, then those that have a vector alone."""
+    known = features.vocabulary
+    others = sorted(word for word in vectors.words if word not in known)
+    return Vocabulary([*known.words, *others], np.append(known.counts, np.zeros(len(others), np.int64)))
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """torch's CPU threads, and so the kernels', for a while."""
+    before = torch.get_num_threads()
+    try:
+        if n is not None:
+            torch.set_num_threads(int(n))
+        yield
+    finally:
+        torch.set_num_threads(before)
