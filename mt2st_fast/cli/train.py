@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mt2st_fast.cli.options import (
-    CheckpointOption,
-    OutOption,
-    given_options,
-    going_on,
-    make_writable,
-    takes_config,
-)
+from mt2st_fast.cli.options import COMMANDS, Given, config_of, going_on, kept_config, takes_options
+from mt2st_fast.cli.output import OutputOptions, make_writable
 from mt2st_fast.cli.processes import together
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
@@ -29,52 +22,39 @@ from mt2st_fast.cli.terminal import plain_console, say, say_notes
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
-from mt2st_fast.model_folder import RUN_MODEL
-from mt2st_fast.numbers import check_positive
+from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL
 from mt2st_fast.runs.chosen_parts import PICTURE
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.report import RUN_FILES, write_run
 from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 
-CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
 
 
-@takes_config(without=("engine",))
-def train(
-    config: Config,
-    context: typer.Context,
-    out: OutOption = Path("runs/train"),
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="go on with the run in --out, with its own options; --epochs may be more",
-            rich_help_panel="Output",
-        ),
-    ] = False,
-    checkpoint_every: CheckpointOption = 10.0,
-) -> None:
+@takes_options(without=("engine",))
+def train(output: OutputOptions, config: Config, given: Given) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
     Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out,
     and importance.png where parts were chosen (--strategy selector).
     Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there. Under torchrun
-    several processes train one model, and one of them writes.
+    several processes train one model, and one of them writes. The options of the run are kept in config.toml, with
+    which --config trains the same again.
     """
-    check_positive(**{"--checkpoint-every": checkpoint_every})
+    out = output.folder("train")
     with together(config.device) as processes:
         folder = make_writable(out) if processes.writes else out
         with holding(folder) if processes.writes else nullcontext():
-            if resume:
-                config = going_on(_stored_config(folder), config, given_options(context), folder)
+            if output.resume:
+                config = going_on(_stored_config(folder), config, given, folder)
             processes.barrier()  # everybody has read what is there before anything is written
-            _train(config, folder, resume, 60 * checkpoint_every, writes=processes.writes)
+            _train(config, output, folder, writes=processes.writes)
 
 
-def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float, *, writes: bool) -> None:
+def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool) -> None:
     """Of several processes one writes files; what the others print goes nowhere."""
     console = plain_console()
     splits = read_data(config)
@@ -84,11 +64,11 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
     progress, stopping = TrainingProgress(experiment.total_steps), StoppingOnSignals()
     trainer.callbacks += [progress, stopping] if writes else [stopping]
     if writes:
-        if not resume:
+        if not output.resume:
             _clear(folder)
-        write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
+        write_atomically(folder / RUN_CONFIG, kept_config("train", output, experiment.config))
     with progress if writes else nullcontext(), stopping:
-        experiment.run(folder / CHECKPOINT, resume, checkpoint_seconds)
+        experiment.run(folder / CHECKPOINT, output.resume, output.checkpoint_seconds)
     if not experiment.is_over:
         say(
             console,
@@ -108,19 +88,19 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration."""
-    for name in (CONFIG_FILE, CHECKPOINT, *RUN_FILES):
+    for name in (RUN_CONFIG, CHECKPOINT, *RUN_FILES):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
 
 
 def _stored_config(folder: Path) -> Config:
-    path = folder / CONFIG_FILE
+    path = folder / RUN_CONFIG
+    if not path.exists():
+        raise InputError(f"there is no run to resume in {folder}: {RUN_CONFIG} is missing")
     try:
-        return Config.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"there is no run to resume in {folder}: {CONFIG_FILE} is missing") from None
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}); train again without --resume") from error
+        return config_of(read_config_file(path, "train", COMMANDS["train"]))
+    except InputError as error:
+        raise InputError(f"{error}; train again without --resume") from None
 
 
 def _announce(console: Console, experiment: Experiment) -> None:
