@@ -118,6 +118,10 @@ def model_in(folder: str | Path) -> Path:
         return folder
     if (folder / RUN_MODEL).is_dir():
         return folder / RUN_MODEL
+    if (folder / "compare.json").exists() or (folder / "compare.progress.json").exists():
+        raise InputError(
+            f"{folder}: is a comparison, which keeps no model; give the folder of a run of train"
+        )
     if (folder / RUN_CONFIG).exists():
         raise InputError(
             f"{folder}: the run has not ended and left no model; finish it with: "

@@ -24,21 +24,17 @@ from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG
 from mt2st_fast.runs.comparison import compare_runs
 from mt2st_fast.runs.comparison_options import ComparisonOptions
-from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_progress import Progress
-from mt2st_fast.runs.comparison_tables import render, table_rows
+from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
+from mt2st_fast.runs.comparison_tables import table_rows
 from mt2st_fast.runs.conclusions import sentence
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.intervals import LEAST_SEEDS
-from mt2st_fast.runs.pages import comparison_page
-from mt2st_fast.runs.plots import write_png
 from mt2st_fast.runs.shown import counted
 from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.energy import energy_counter
-
-FILES = ("report.html", "compare.md", "compare.json", "compare.png")
 
 
 @takes_options(without=("strategy", "engine"))
@@ -100,18 +96,15 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
     comparing = Comparing(progress, folder, first, console, stopping, output.checkpoint_seconds)
     experiment = comparing.check()
     if not progress.n_done and not progress.current:
-        for file in FILES:  # of another comparison
+        for file in (COMPARISON, *REPORT_FILES):  # of another comparison
             (folder / file).unlink(missing_ok=True)
     write_atomically(folder / RUN_CONFIG, _kept(progress, first, output))
     comparing.tune()
     comparing.run()
     comparison = _comparison(progress, experiment)
-    write_atomically(folder / "compare.json", json_text(comparison, indent=2).encode())
-    write_atomically(folder / "compare.md", render(comparison).encode("utf-8", "replace"))
-    write_png(plot_comparison(comparison), folder / "compare.png")
-    write_atomically(folder / "report.html", comparison_page(comparison))
+    write_atomically(folder / COMPARISON, json_text(comparison, indent=2).encode())
     Progress.clear(folder)
-    _summarise(console, comparison, folder)
+    _summarise(console, write_comparison_report(folder), folder)
 
 
 def _kept(progress: Progress, first: Splits, output: OutputOptions) -> bytes:

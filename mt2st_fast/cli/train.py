@@ -27,7 +27,8 @@ from mt2st_fast.runs.chosen_parts import PICTURE
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.report import RUN_FILES, write_run
+from mt2st_fast.runs.report import REPORT_FILES, write_report
+from mt2st_fast.runs.run_facts import LEFT, leave_run
 from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 
@@ -38,8 +39,8 @@ CHECKPOINT = "checkpoint/last.safetensors"
 def train(output: OutputOptions, config: Config, given: Given) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
-    Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out,
-    and importance.png where parts were chosen (--strategy selector).
+    Writes report.html, report.md, report.json, curves.png, history.jsonl, facts.json, config.toml, vectors.txt, model/
+    and checkpoint/ to --out, and importance.png where parts were chosen (--strategy selector).
     Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there. Under torchrun
     several processes train one model, and one of them writes. The options of the run are kept in config.toml, with
     which --config trains the same again.
@@ -82,13 +83,13 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
             f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
         )
     if writes:
-        report = write_run(experiment, folder)
-        _summarise(console, report, folder)
+        leave_run(experiment, folder)
+        _summarise(console, write_report(folder), folder)
 
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration."""
-    for name in (RUN_CONFIG, CHECKPOINT, *RUN_FILES):
+    for name in (RUN_CONFIG, CHECKPOINT, *LEFT, *REPORT_FILES):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
 
@@ -156,8 +157,6 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
     )
     pictures = "curves.png" if report["chosen_parts"] is None else f"curves.png, {PICTURE}"
-    written = (
-        f"report.html, report.md, report.json, {pictures}, history.jsonl, vectors.txt, model/, checkpoint/"
-    )
+    written = f"report.html, report.md, report.json, {pictures}, history.jsonl, facts.json, config.toml, vectors.txt, model/, checkpoint/"
     say(console, f"Written to {folder}: {written}")
     say(console, f"Label text with: mt2st-fast predict {folder} FILE")
