@@ -32,6 +32,7 @@ def report(
     is_comparison = _is_comparison(folder)
     with holding(folder):
         try:
+            names: tuple[str, ...]
             if is_comparison:
                 write_comparison_report(folder)
                 names = OF_A_COMPARISON

@@ -157,6 +157,6 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
     )
     pictures = "curves.png" if report["chosen_parts"] is None else f"curves.png, {PICTURE}"
-    written = f"report.html, report.md, report.json, {pictures}, history.jsonl, facts.json, config.toml, vectors.txt, model/, checkpoint/"
+    written = f"report.html, report.md, report.json, {pictures}, {', '.join((*LEFT, RUN_CONFIG))}, model/, checkpoint/"
     say(console, f"Written to {folder}: {written}")
     say(console, f"Label text with: mt2st-fast predict {folder} FILE")

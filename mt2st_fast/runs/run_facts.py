@@ -23,7 +23,7 @@ from mt2st_fast.serving.scores import scores
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"
-LEFT = (FACTS, HISTORY, VECTORS)
+LEFT = (HISTORY, FACTS, VECTORS)
 FORMAT = "mt2st-fast run 1"
 
 
