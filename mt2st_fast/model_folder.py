@@ -26,6 +26,7 @@ from mt2st_fast.errors import InputError
 FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
 RUN_MODEL = "model"  # the folder's name within that of a run
+RUN_CONFIG = "config.toml"  # beside it, from the run's first step on
 
 
 def write_model(
@@ -117,7 +118,11 @@ def model_in(folder: str | Path) -> Path:
         return folder
     if (folder / RUN_MODEL).is_dir():
         return folder / RUN_MODEL
-    if (folder / "config.json").exists():
+    if (folder / "compare.json").exists() or (folder / "compare.progress.json").exists():
+        raise InputError(
+            f"{folder}: is a comparison, which keeps no model; give the folder of a run of train"
+        )
+    if (folder / RUN_CONFIG).exists():
         raise InputError(
             f"{folder}: the run has not ended and left no model; finish it with: "
             f"mt2st-fast train --resume --out {folder}"

@@ -1,4 +1,4 @@
-"""The command line: train, predict, test, export, compare, prepare, evaluate, info, kernels, tune."""
+"""The command line: train, predict, test, export, compare, report, prepare, evaluate, info, kernels, tune."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mt2st_fast.cli.measure import measure
 from mt2st_fast.cli.predict import predict
 from mt2st_fast.cli.prepare import prepare
 from mt2st_fast.cli.processes import SaidElsewhereError, be_quiet_unless_first, is_first, refusal
+from mt2st_fast.cli.report import report
 from mt2st_fast.cli.train import train
 from mt2st_fast.cli.tune import tune
 from mt2st_fast.errors import InputError
@@ -36,6 +37,7 @@ app.command()(predict)
 app.command("test")(measure)
 app.command()(export)
 app.command()(compare)
+app.command()(report)
 app.command()(prepare)
 app.command()(evaluate)
 app.command()(info)

@@ -45,11 +45,11 @@ class Comparing:
 
     def tune(self) -> None:
         """The trials that are left: the same trial of all strategies, then the next."""
-        progress, engine = self.progress, self.progress.engines[0]
-        trials = {strategy: progress.trials_of(strategy) for strategy in progress.strategies}
+        progress, asked = self.progress, self.progress.comparison
+        trials = {strategy: progress.trials_of(strategy) for strategy in asked.strategies}
         left = [
             (number, strategy)
-            for number in range(progress.tune)
+            for number in range(asked.tune)
             for strategy, of_strategy in trials.items()
             if progress.n_trials(strategy) <= number < len(of_strategy)
         ]
@@ -59,8 +59,8 @@ class Comparing:
         splits = read_data(replace(progress.config, seed=seed))
         for number, strategy in left:
             values = trials[strategy][number]
-            config = with_values(self._config(Arm(strategy, strategy, engine)), values)
-            label = f"{strategy}, trial {number + 1} of {progress.tune}"
+            config = with_values(self._config(Arm(strategy, strategy, asked.engine[0])), values)
+            label = f"{strategy}, trial {number + 1} of {asked.tune}"
             resumes = progress.begin(self.folder, "trial", strategy, number)
             try:
                 summary = self._run(replace(config, seed=seed), splits, label, resumes)
@@ -68,7 +68,7 @@ class Comparing:
             except NonFiniteLossError as error:  # such a rate is none to choose
                 result = trial_result(values, None, str(error).removeprefix(f"{label}: "))
             progress.end(self.folder, result)
-        for strategy in progress.strategies:
+        for strategy in asked.strategies:
             values = progress.tuned(strategy)
             shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
             say(self.console, f"tuned {strategy}: {shown or 'all that it takes is given'}")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mt2st_fast.cli.options import make_writable
+from mt2st_fast.cli.output import make_writable
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.words.vectors import WordVectors
 

@@ -1,149 +1,257 @@
-"""The flags of a run, shared by the commands that train: each field of Config, and each option of a strategy."""
+"""The options of a command, from its flags and from a configuration file: flags win over the file.
+
+A command says which dataclasses of options it takes; each field is a flag and a key at once (see `runs/options.py`).
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
-from mt2st_fast.training.schedules import StrategyOption, strategy_options
+from mt2st_fast.runs.config_file import config_file, read_config_file
+from mt2st_fast.runs.options import Option, options_of, options_of_strategies
+from mt2st_fast.training.schedules import strategy_options
+
+LABEL_COLUMN = Option(
+    "label_column",
+    tuple,
+    None,
+    "Data",
+    "a column of a table that has labels, with :regression or :multilabel for such; said again for each "
+    "auxiliary task, the first is the main one; instead of --main and --aux",
+    {},
+    may_be_none=True,
+    repeated=True,
+)
+
+# By command: every option that it takes, by name.
+COMMANDS: dict[str, dict[str, Option]] = {}
+
+# The names of the options that a user gave, with the file that each stands in, None for the command line.
+Given = Mapping[str, Path | None]
+
+Command = Callable[..., None]
 
 
-def _flag(field: Field[Any], annotation: Any) -> Any:
-    shown = field.metadata
-    # The command line takes a list as one text.
-    taken = str | None if field.name == "aux" else annotation
-    option = typer.Option(help=shown["help"], rich_help_panel=shown["panel"], **shown["limits"])
-    return Annotated[taken, option]
+def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """Let a command `f(config, ..., given)` take a flag for each option of the dataclasses that it is annotated with.
 
-
-def _strategy_flag(option: StrategyOption, taken_by: tuple[str, ...]) -> Any:
-    default = "" if option.default is None else f" (default {option.default:g})"
-    text = f"{option.help}{default}; for {', '.join(taken_by)}"
-    return Annotated[
-        float | None,
-        typer.Option(help=text, rich_help_panel="Strategy", min=option.low, max=option.high),
-    ]
-
-
-_LabelColumns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--label-column",
-        help="a column of a table that has labels, with :regression or :multilabel for such; said again for each "
-        "auxiliary task, the first is the main one; instead of --main and --aux",
-        rich_help_panel="Data",
-    ),
-]
-
-OutOption = Annotated[
-    Path,
-    typer.Option("--out", "-o", help="folder for everything that the run writes", rich_help_panel="Output"),
-]
-
-CheckpointOption = Annotated[
-    float,
-    typer.Option(
-        help="minutes between checkpoints, beside the one at the end of every epoch", rich_help_panel="Output"
-    ),
-]
-
-
-def given_options(context: typer.Context) -> set[str]:
-    """The names of the options that stand on the command line, be it with their default."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def going_on(stored: Config, config: Config, given: set[str], folder: Path) -> Config:
-    """The configuration of the run in a folder, with the end that is given now.
-
-    Raises InputError for any other option that is given with another value than that run has.
-    """
-    for name in sorted(given - {"epochs"}):
-        own, then = (_value(of, name) for of in (config, stored))
-        if own != then:
-            raise InputError(
-                f"--{name.replace('_', '-')} {own} is given, and the run in {folder} has {then}: leave it out to go on "
-                "with that run, or choose another --out for one of its own"
-            )
-    if "epochs" in given and config.epochs is not None:
-        return stored.going_on_to(config.epochs)
-    return stored
-
-
-def _value(config: Config, name: str) -> Any:
-    if name in strategy_options():
-        return config.strategy_options.get(name)
-    return getattr(config, name, None)  # None: no option of a run, such as --out
-
-
-def takes_config(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command `f(config, ...)` take a flag for each field of Config but those in `without`, and for each option
-    of a strategy.
+    With Config come the options of strategies and --label-column; `without`: fields of Config that it does not have.
+    `given` is told to it.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for name, p in signature.parameters.items() if name != "config"]
-        taken = [f for f in fields(Config) if f.name not in (*without, "strategy_options")]
-        hints = get_type_hints(Config)
-        of_strategies = strategy_options()
-        added = [_parameter(f.name, f.default, _flag(f, hints[f.name])) for f in taken]
-        added.append(_parameter("label_column", None, _LabelColumns))
-        added += [_parameter(name, None, _strategy_flag(*found)) for name, found in of_strategies.items()]
+    def decorate(command: Command) -> Command:
+        hints = {
+            name: p.annotation for name, p in inspect.signature(command, eval_str=True).parameters.items()
+        }
+        groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+        known = _options(groups.values(), without)
+        COMMANDS[command.__name__] = known
 
         @wraps(command)
-        def run(**given: Any) -> None:
-            values = {field.name: given.pop(field.name) for field in taken}
-            label_columns = given.pop("label_column")
-            options = {name: given.pop(name) for name in of_strategies}
-            if values["aux"] is not None:
-                values["aux"] = tuple(name.strip() for name in values["aux"].split(",") if name.strip())
-            if label_columns:
-                values |= _tasks_of(label_columns, values)
-            values["strategy_options"] = {name: v for name, v in options.items() if v is not None}
-            command(config=Config(**values), **given)
+        def run(context: typer.Context, config_path: Path | None, **flags: Any) -> None:
+            values = _from_flags(context, known, flags)
+            given: dict[str, Path | None] = dict.fromkeys(values)
+            if config_path is not None:
+                from_file = read_config_file(config_path, command.__name__, known)
+                given |= dict.fromkeys(from_file.keys() - given.keys(), config_path)
+                values = _merged(values, from_file)
+            made = {name: _made(kind, values, without) for name, kind in groups.items()}
+            try:
+                command(**made, given=given)
+            except InputError as error:
+                error.args = (_with_origin(str(error), values, known, given),)
+                raise
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        parameters = [
+            _parameter("context", inspect.Parameter.empty, typer.Context),
+            _parameter("config_path", None, _ConfigPath),
+            *(_parameter(each.name, _default(each), _flag(each)) for each in known.values()),
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
 
     return decorate
 
 
-def _tasks_of(columns: list[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The main task and the auxiliary ones. Raises InputError where they are said otherwise, too."""
-    if values["main"] is not None or values["aux"] is not None:
-        raise InputError(
-            "--label-column names the main task, then the auxiliary ones, as --main and --aux do; leave one of both out"
-        )
-    if not values["data"].startswith("csv:"):
-        raise InputError(f"{values['data']}: --label-column is for csv:PATH; say --main and --aux")
-    return {"main": columns[0], "aux": tuple(columns[1:])}
+_ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", help="a TOML file with any of these options; flags win over it"),
+]
+
+
+def _options(kinds: Any, without: tuple[str, ...]) -> dict[str, Option]:
+    found: dict[str, Option] = {}
+    for kind in kinds:
+        if kind is Config:
+            of_config = {name: each for name, each in options_of(kind).items() if name not in without}
+            found |= {**of_config, LABEL_COLUMN.name: LABEL_COLUMN, **options_of_strategies()}
+        else:
+            found |= options_of(kind)
+    return found
+
+
+# --- flags ------------------------------------------------------------------------------------------------
 
 
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def make_writable(folder: Path) -> Path:
-    """Create `folder` if need be and try it. Raises InputError where nothing can be written."""
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+def _flag(option: Option) -> Any:
+    kind: Any = option.kind
+    if kind is tuple:  # the command line takes a list as one text
+        kind = list[str] if option.repeated else str
+    if option.may_be_none:
+        kind = kind | None
+    declared = [option.flag, option.short] if option.short else [option.flag] if option.repeated else []
+    return Annotated[
+        kind,
+        typer.Option(*declared, help=option.help, rich_help_panel=option.panel, **option.limits),
+    ]
+
+
+def _default(option: Option) -> Any:
+    return ",".join(option.default) if isinstance(option.default, tuple) else option.default
+
+
+def _from_flags(
+    context: typer.Context, known: Mapping[str, Option], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options that stand on the command line, be it with their default. Raises InputError for what is refused."""
+    found = {}
+    for name, option in known.items():
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = flags[name]
+        if option.kind is tuple:
+            value = tuple(value) if option.repeated else _names_in(value)
+        option.check(value, option.flag)
+        found[name] = value
+    return found
+
+
+def _names_in(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+def _merged(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags win. Tasks are said in one of two ways: flags of one of them win over a file that says the other, too."""
+    file = dict(file)
+    if LABEL_COLUMN.name in flags:
+        file = {name: value for name, value in file.items() if name not in ("main", "aux")}
+    elif flags.keys() & {"main", "aux"} and LABEL_COLUMN.name in file:
+        file |= _tasks_of(file.pop(LABEL_COLUMN.name), file)
+    return {**file, **flags}
+
+
+def _made(kind: Any, values: Mapping[str, Any], without: tuple[str, ...]) -> Any:
+    """A dataclass of options from the values that it has; without: options that a Config leaves to others."""
+    if kind is Config:
+        return config_of({name: value for name, value in values.items() if name not in without})
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
+
+
+def config_of(values: Mapping[str, Any]) -> Config:
+    """The configuration of some options by name, those of strategies and --label-column among them."""
+    own = {name: values[name] for name in options_of(Config) if name in values}
+    columns = values.get(LABEL_COLUMN.name)
+    if columns:
+        own |= _tasks_of(columns, values)
+        if not own.get("data", "").startswith("csv:"):
+            raise InputError(
+                f"{own.get('data', Config.data)}: --label-column is for csv:PATH; say --main and --aux"
+            )
+    options = {name: values[name] for name in options_of_strategies() if values.get(name) is not None}
+    return Config(**own, strategy_options=options)
+
+
+def _tasks_of(columns: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The main task and the auxiliary ones. Raises InputError where they are said otherwise, too."""
+    if values.get("main") is not None or values.get("aux") is not None:
         raise InputError(
-            f"--out {folder} cannot be written ({error.strerror}); choose another folder"
-        ) from error
-    return folder
+            "--label-column names the main task, then the auxiliary ones, as --main and --aux do; leave one of both out"
+        )
+    return {"main": columns[0], "aux": tuple(columns[1:])}
+
+
+def _with_origin(message: str, values: Mapping[str, Any], known: Mapping[str, Option], given: Given) -> str:
+    """A refusal, with the options of the file that it speaks of."""
+    named = [
+        f"{known[name].key} in {path}"
+        for name, path in given.items()
+        if path is not None
+        and str(path) not in message
+        and _speaks_of(message, known[name], values.get(name))
+    ]
+    return f"{message} ({', '.join(named)})" if named else message
+
+
+def _speaks_of(message: str, option: Option, value: Any) -> bool:
+    texts = [str(each) for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str)]
+    texts += [text.partition(":")[2] for text in texts]  # the path in KIND:PATH
+    return option.flag in message or any(len(text) > 2 and text in message for text in texts)
+
+
+# --- configurations that are kept -------------------------------------------------------------------------
+
+
+def kept_config(command: str, *parts: Any, without: tuple[str, ...] = ()) -> bytes:
+    """The file that makes a command do the same again, from its dataclasses of options; None is left out.
+
+    Where it writes, and whether it goes on with something, is no part of that.
+    """
+    values: dict[str, Any] = {}
+    for part in reversed(parts):
+        values |= {name: getattr(part, name) for name in options_of(type(part))}
+        values |= getattr(part, "strategy_options", {})
+    left_out = ("out", "resume", *without)
+    options = {name: option for name, option in COMMANDS[command].items() if name not in left_out}
+    head = f"The same again: mt2st-fast {command} --config THIS_FILE --out FOLDER"
+    return config_file(head, options, values)
+
+
+def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Config:
+    """The configuration of the run in a folder, with the end that is given now.
+
+    Raises InputError for any other option that is given with another value than that run has.
+    """
+    columns = LABEL_COLUMN.name
+    places = {**(dict.fromkeys(("main", "aux"), given[columns]) if columns in given else {}), **given}
+    for name in sorted(places.keys() - {"epochs"}):
+        own, then = (_value(of, name) for of in (config, stored))
+        if own != then:
+            raise another_value(name, places[name], own, then, f"the run in {folder}")
+    if "epochs" in given and config.epochs is not None:
+        return stored.going_on_to(config.epochs)
+    return stored
+
+
+def another_value(name: str, file: Path | None, own: Any, then: Any, what: str) -> InputError:
+    """The refusal of an option that what goes on has with another value; file: that it stands in, if it does."""
+    own, then = (",".join(value) if isinstance(value, tuple) else value for value in (own, then))
+    key = name.replace("_", "-")
+    said = f"--{key} {own} is given" if file is None else f"{file}: {key} is {own}"
+    return InputError(
+        f"{said}, and {what} has {then}: leave it out to go on with that one, or choose another --out for one of its "
+        "own"
+    )
+
+
+def _value(config: Config, name: str) -> Any:
+    if name in strategy_options():
+        return config.strategy_options.get(name)
+    return getattr(config, name, None)  # None: no option of a run, such as --out

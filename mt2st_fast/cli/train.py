@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mt2st_fast.cli.options import (
-    CheckpointOption,
-    OutOption,
-    given_options,
-    going_on,
-    make_writable,
-    takes_config,
-)
+from mt2st_fast.cli.options import COMMANDS, Given, config_of, going_on, kept_config, takes_options
+from mt2st_fast.cli.output import OutputOptions, make_writable
 from mt2st_fast.cli.processes import together
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
@@ -30,60 +23,47 @@ from mt2st_fast.cli.terminal import plain_console, say, say_notes
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
-from mt2st_fast.model_folder import RUN_MODEL
-from mt2st_fast.numbers import check_positive
+from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL
 from mt2st_fast.runs import against as beside
-from mt2st_fast.runs.chosen_parts import PICTURE
-from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.config import NONE, Config
+from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
-from mt2st_fast.runs.report import RUN_FILES, WrittenRun, write_run
+from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
+from mt2st_fast.runs.run_facts import LEFT, leave_run
 from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.run_options import NonFiniteLossError
 
-CONFIG_FILE = "config.json"
 CHECKPOINT = "checkpoint/last.safetensors"
 
 
-@takes_config(without=("engine",))
-def train(
-    config: Config,
-    context: typer.Context,
-    out: OutOption = Path("runs/train"),
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="go on with the run in --out, with its own options; --epochs may be more",
-            rich_help_panel="Output",
-        ),
-    ] = False,
-    checkpoint_every: CheckpointOption = 10.0,
-) -> None:
+@takes_options(without=("engine",))
+def train(output: OutputOptions, config: Config, given: Given) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
-    Writes report.html, report.md, report.json, curves.png, history.jsonl, vectors.txt, model/ and checkpoint/ to --out,
-    importance.png where parts were chosen (--strategy selector), and against.png where another strategy has trained
-    beside (--against stl, which the default corpus begins with).
+    Writes report.html, report.md, report.json, curves.png, history.jsonl, facts.json, config.toml, vectors.txt, model/
+    and checkpoint/ to --out, importance.png where parts were chosen (--strategy selector), and against.png and
+    against.json where another strategy has trained beside (--against stl, which the default corpus begins with).
     Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there. Under torchrun
-    several processes train one model, and one of them writes.
+    several processes train one model, and one of them writes. The options of the run are kept in config.toml, with
+    which --config trains the same again.
     """
-    check_positive(**{"--checkpoint-every": checkpoint_every})
+    out = output.folder("train")
     with together(config.device) as processes:
         folder = make_writable(out) if processes.writes else out
         with holding(folder) if processes.writes else nullcontext():
-            if resume:
-                config = going_on(_stored_config(folder), config, given_options(context), folder)
+            if output.resume:
+                config = going_on(_stored_config(folder), config, given, folder)
             processes.barrier()  # everybody has read what is there before anything is written
-            _train(config, folder, resume, 60 * checkpoint_every, writes=processes.writes)
+            _train(config, output, folder, writes=processes.writes)
 
 
-def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float, *, writes: bool) -> None:
+def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool) -> None:
     """Of several processes one writes files; what the others print goes nowhere."""
     console = plain_console()
-    config = replace(config, against=beside.against_of(config) or beside.NONE)
+    config = replace(config, against=beside.against_of(config) or NONE)
+    other = None if config.against == NONE else config.for_strategy(str(config.against))
     splits = read_data(config)
-    other = None if config.against == beside.NONE else config.for_strategy(str(config.against))
     experiment = Experiment.prepare(config, splits)
     _announce(console, experiment)
     if other is not None:
@@ -92,12 +72,12 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
             Experiment.prepare(each, splits).warm_up()
         experiment = Experiment.prepare(config, splits)
     if writes:
-        if not resume:
+        if not output.resume:
             _clear(folder)
-        write_atomically(folder / CONFIG_FILE, json.dumps(experiment.config.to_json(), indent=2).encode())
+        write_atomically(folder / RUN_CONFIG, kept_config("train", output, experiment.config))
     with StoppingOnSignals() as stopping:
-        how = {"checkpoint": folder / CHECKPOINT, "resume": resume, "checkpoint_seconds": checkpoint_seconds}
-        _run(experiment, "train", stopping, writes, **how)
+        how = {"resume": output.resume, "checkpoint_seconds": output.checkpoint_seconds}
+        _run(experiment, "train", stopping, writes, checkpoint=folder / CHECKPOINT, **how)
         trainer = experiment.trainer
         if not experiment.is_over:
             say(
@@ -111,11 +91,16 @@ def _train(config: Config, folder: Path, resume: bool, checkpoint_seconds: float
                 console,
                 f"Ended early, after step {trainer.step} of {experiment.total_steps}: {trainer.history.stopped}.",
             )
-        written = write_run(experiment, folder) if writes else None
+        if writes:
+            leave_run(experiment, folder)
+            report = write_report(folder)
         if other is not None:
-            _train_beside(console, experiment, other, stopping, written, folder)
-    if written is not None:
-        _summarise(console, written.report, folder)
+            against = _train_beside(console, experiment, other, stopping, folder, writes=writes)
+            if writes:
+                beside.leave_against(against, folder)
+                report = write_report(folder)
+    if writes:
+        _summarise(console, report, folder)
 
 
 def _run(experiment: Experiment, label: str, stopping: StoppingOnSignals, writes: bool, **how: Any) -> None:
@@ -131,15 +116,16 @@ def _train_beside(
     own: Experiment,
     config: Config,
     stopping: StoppingOnSignals,
-    written: WrittenRun | None,
     folder: Path,
-) -> None:
-    """Train by another strategy for the comparison in the report; the run itself is written already, and stays."""
+    *,
+    writes: bool,
+) -> dict[str, Any]:
+    """Train by another strategy; what reports have of both runs. The run itself is written already, and stays."""
     label = f"{config.strategy}, to compare"
     own_summary = beside.summary_of(own)
     experiment = Experiment.prepare(config, own.splits)
     try:
-        _run(experiment, label, stopping, written is not None)
+        _run(experiment, label, stopping, writes)
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"{label}: {error}; the run itself is whole, in {folder}") from error
     if not experiment.is_over:
@@ -149,27 +135,25 @@ def _train_beside(
             f"whole, in {folder}.",
         )
         raise typer.Exit(stopping.exit_code)
-    if written is not None:
-        runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}
-        written.report["against"] = beside.beside(own.config.strategy, runs)
-        written.write(folder)
+    runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}
+    return beside.beside(own.config.strategy, runs)
 
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration."""
-    for name in (CONFIG_FILE, CHECKPOINT, *RUN_FILES):
+    for name in (RUN_CONFIG, CHECKPOINT, beside.AGAINST, *LEFT, *REPORT_FILES):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
 
 
 def _stored_config(folder: Path) -> Config:
-    path = folder / CONFIG_FILE
+    path = folder / RUN_CONFIG
+    if not path.exists():
+        raise InputError(f"there is no run to resume in {folder}: {RUN_CONFIG} is missing")
     try:
-        return Config.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"there is no run to resume in {folder}: {CONFIG_FILE} is missing") from None
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}); train again without --resume") from error
+        return config_of(read_config_file(path, "train", COMMANDS["train"]))
+    except InputError as error:
+        raise InputError(f"{error}; train again without --resume") from None
 
 
 def _announce(console: Console, experiment: Experiment) -> None:
@@ -226,15 +210,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     )
     if report["against"] is not None:
         say(console, beside.sentence(report["against"], main["metric"]))
-    pictures = ", ".join(
-        name
-        for name, drawn in (
-            (beside.PICTURE, report["against"]), ("curves.png", True), (PICTURE, report["chosen_parts"]),
-        )
-        if drawn
-    )  # fmt: skip
-    written = (
-        f"report.html, report.md, report.json, {pictures}, history.jsonl, vectors.txt, model/, checkpoint/"
-    )
+    files = "report.html", "report.md", "report.json", *pictures_of(report), *LEFT, RUN_CONFIG
+    written = f"{', '.join(files)}, model/, checkpoint/"
     say(console, f"Written to {folder}: {written}")
     say(console, f"Label text with: mt2st-fast predict {folder} FILE")

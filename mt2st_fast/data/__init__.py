@@ -3,7 +3,7 @@
 from mt2st_fast.data.batches import BagBatches, EvaluationBatches, TokenBatches, evaluation_batches
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn, check_main, hide_labels
 from mt2st_fast.data.preparation import Prepared, prepare
-from mt2st_fast.data.readers import READERS, open_data
+from mt2st_fast.data.readers import READERS, open_data, parse_spec
 from mt2st_fast.data.sampler import Sampler
 from mt2st_fast.data.stream import TokenStream
 from mt2st_fast.data.subwords import SubwordTable, subword_rows
@@ -33,6 +33,7 @@ __all__ = [
     "evaluation_batches",
     "hide_labels",
     "open_data",
+    "parse_spec",
     "prepare",
     "similarity_batches",
     "subword_rows",

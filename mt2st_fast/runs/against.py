@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.runs.comparison import summarise_seed
-from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.config import NONE, Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.shown import shown
 from mt2st_fast.runs.targets import Run, first_reaching
 from mt2st_fast.training.schedules import find_strategy
 
-NONE = "none"
 OF_DEFAULT_CORPUS = "stl"
-PICTURE = "against.png"
+AGAINST, PICTURE = "against.json", "against.png"
 ALT = "quality of the main task over seconds of training, by strategy"
 COLUMNS = (
     "strategy",
@@ -41,6 +43,24 @@ def against_of(config: Config) -> str | None:
     if other == own:
         raise InputError(f"--against {other} is the run's own strategy; name another, or {NONE}")
     return other
+
+
+def leave_against(against: Mapping[str, Any], folder: Path) -> None:
+    """Write what `beside` has found of two runs to the folder of the first."""
+    write_atomically(folder / AGAINST, json_text(dict(against), indent=2).encode())
+
+
+def read_against(folder: Path) -> dict[str, Any] | None:
+    """What `leave_against` wrote, None where nothing trained beside. Raises InputError where it is damaged."""
+    path = folder / AGAINST
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        found["runs"][found["own"]], found["runs"][found["other"]], found["target"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is damaged; remove it for a report without it, or train again") from None
+    return found
 
 
 def summary_of(experiment: Experiment) -> Run:

@@ -13,6 +13,7 @@ from mt2st_fast.data import Splits
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.runs.arms import Arm, arms_of
+from mt2st_fast.runs.comparison_options import ComparisonOptions
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.tuning import chosen, trials_of
 
@@ -24,16 +25,13 @@ CHECKPOINT = "checkpoint/last.safetensors"
 class Progress:
     """The runs of a comparison, by arm in the order of seeds, the trials before them, and the one at hand.
 
-    tune: trials for every strategy. fixed: options that the user has given, which trials leave alone. trials: by
+    fixed: options that the user has given, which trials leave alone. trials: by
     strategy, in their order. current: ["trial", strategy, number] or ["run", arm, seed] of what has a checkpoint in the
     folder, if it has got so far.
     """
 
     config: Config
-    strategies: list[str]
-    seeds: int
-    engines: list[str]
-    tune: int = 0
+    comparison: ComparisonOptions
     fixed: list[str] = field(default_factory=list)
     trials: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -62,17 +60,17 @@ class Progress:
     @property
     def arms(self) -> list[Arm]:
         """What is compared."""
-        return arms_of(self.strategies, self.engines)
+        return arms_of(self.comparison.strategies, self.comparison.engine)
 
     @property
     def reported_seeds(self) -> range:
         """The seeds that results are of."""
-        return range(self.config.seed, self.config.seed + self.seeds)
+        return range(self.config.seed, self.config.seed + self.comparison.seeds)
 
     @property
     def tuning_seed(self) -> int:
         """The seed that trials are of: none of the others."""
-        return self.config.seed + self.seeds
+        return self.config.seed + self.comparison.seeds
 
     @property
     def n_done(self) -> int:
@@ -82,13 +80,14 @@ class Progress:
     @property
     def n_all(self) -> int:
         """Runs of the whole comparison, trials among them."""
-        return len(self.arms) * self.seeds + sum(
-            len(self.trials_of(strategy)) for strategy in self.strategies
+        return len(self.arms) * self.comparison.seeds + sum(
+            len(self.trials_of(strategy)) for strategy in self.comparison.strategies
         )
 
     def trials_of(self, strategy: str) -> list[dict[str, float]]:
         """The values of all trials of a strategy, of which `n_trials` are over."""
-        return trials_of(self.config, strategy, self.tune, self.fixed) if self.tune else []
+        tune = self.comparison.tune
+        return trials_of(self.config, strategy, tune, self.fixed) if tune else []
 
     def tuned(self, strategy: str) -> dict[str, float]:
         """The values that its trials have chosen, the same for every engine; none without any."""
@@ -131,7 +130,11 @@ class Progress:
         path = folder / FILE
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**stored, "config": Config.from_json(stored["config"])})
+            made = {
+                "config": Config.from_json(stored["config"]),
+                "comparison": ComparisonOptions.from_json(stored["comparison"]),
+            }
+            return cls(**{**stored, **made})
         except FileNotFoundError:
             raise InputError(
                 f"there is no comparison to resume in {folder}: {FILE} is missing; compare without --resume"

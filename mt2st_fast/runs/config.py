@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mt2st_fast.data import READERS, Splits
+import torch
+
+from mt2st_fast.data import READERS, Splits, parse_spec
 from mt2st_fast.data.batches import batch_size_for
 from mt2st_fast.errors import InputError
-from mt2st_fast.numbers import check_count, check_positive, check_within
+from mt2st_fast.kernels import ROOMS
+from mt2st_fast.runs.options import check_options, one_of, option, positive
 from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, strategies, strategy_options
 
 MOST_STEPS_BY_DEFAULT = 2500
 LEAST_BATCH = 16
 ENGINES = ("fused", "torch")
-POSITIVE = ("label_fraction", "epochs", "lr", "clip_norm")
+NONE = "none"  # no strategy to train beside
+LR_DECAYS = ("linear", "none")
+PRECISIONS = ("float32", "bfloat16", "float16")
+BACKENDS = ("auto", *dict.fromkeys(name for room in ROOMS.values() for name in room.names))
 
 
-def _kind_of_number(option: Field[Any]) -> type[int] | type[float] | None:
-    """int or float where the field takes one."""
-    names = str(option.type).split(" | ")
-    return int if "int" in names else float if "float" in names else None
+def _names_data(shown: str, value: str) -> None:
+    parse_spec(value, shown)
 
 
-def _option(default: Any, panel: str, help: str, **limits: float) -> Any:
-    """A field with what the command line shows of it: `limits` are min and max, both inclusive."""
-    return field(default=default, metadata={"panel": panel, "help": help, "limits": limits})
+def _names_device(shown: str, value: str) -> None:
+    """Whether torch has a device of this name here is for the trainer to say."""
+    try:
+        if value != "auto":
+            torch.device(value)
+    except RuntimeError:
+        raise InputError(f"{shown} {value!r} is unknown; there are auto, cpu, cuda and cuda:N") from None
 
 
 @dataclass(frozen=True)
@@ -39,83 +46,102 @@ class Config:
     what is not given has the default that the strategy declares.
     """
 
-    data: str = _option(
-        "stdlib", "Data", f"stdlib, or KIND:PATH with KIND one of {', '.join(list(READERS)[1:])}"
+    data: str = option(
+        "stdlib",
+        "Data",
+        f"stdlib, or KIND:PATH with KIND one of {', '.join(list(READERS)[1:])}",
+        test=_names_data,
     )
-    main: str | None = _option(None, "Data", "the task to get right; the reader's default otherwise")
-    aux: tuple[str, ...] | None = _option(
+    main: str | None = option(None, "Data", "the task to get right; the reader's default otherwise")
+    aux: tuple[str, ...] | None = option(
         None, "Data", "auxiliary tasks, separated by commas; the reader's default otherwise"
     )
-    text_column: str | None = _option(
+    text_column: str | None = option(
         None, "Data", "the column of a table that has the text; text, sentence, review or content otherwise"
     )
-    delimiter: str | None = _option(
+    delimiter: str | None = option(
         None, "Data", "what stands between a table's cells, one character or tab; by its header otherwise"
     )
-    predict_context: bool = _option(
+    predict_context: bool = option(
         False,
         "Data",
         "one more auxiliary task: words predict their neighbours in all of the training text, labelled or not",
     )
-    label_fraction: float | None = _option(
-        None, "Data", "keep main labels in this fraction of the training units"
+    label_fraction: float | None = option(
+        None,
+        "Data",
+        "keep main labels in this fraction of the training units",
+        test=positive,
+        min=0.0,
+        max=1.0,
     )
-    strategy: str = _option("switch", "Strategy", f"one of {', '.join(strategies())}")
+    strategy: str = option(
+        "switch", "Strategy", f"one of {', '.join(strategies())}", test=one_of(tuple(strategies()))
+    )
     strategy_options: Mapping[str, float] = field(default_factory=dict)
-    against: str | None = _option(
+    against: str | None = option(
         None,
         "Strategy",
         "a strategy that the same data is trained by afterwards, for a comparison in the report; stl on the default "
         "corpus otherwise, none for none",
+        test=one_of((*strategies(), NONE)),
     )
-    epochs: float | None = _option(
-        None, "Training", f"passes over all rows; about {MOST_STEPS_BY_DEFAULT:,} steps by default"
+    epochs: float | None = option(
+        None,
+        "Training",
+        f"passes over all rows; about {MOST_STEPS_BY_DEFAULT:,} steps by default",
+        test=positive,
     )
-    batch_size: int | None = _option(
+    batch_size: int | None = option(
         None, "Training", "rows a batch; 16 to 512 by default, by the size of the data", min=1
     )
-    main_share: float = _option(
+    main_share: float = option(
         0.5, "Training", "share of a batch with a main label, where those are rare", min=0.0, max=1.0
     )
-    lr: float = _option(1e-2, "Training", "learning rate of Adam")
-    lr_decay: str = _option("linear", "Training", "linear (to 0 at the end) or none")
-    weight_decay: float = _option(
+    lr: float = option(1e-2, "Training", "learning rate of Adam", test=positive)
+    lr_decay: str = option("linear", "Training", "linear (to 0 at the end) or none", test=one_of(LR_DECAYS))
+    weight_decay: float = option(
         0.0, "Training", "decoupled weight decay of dense layers; rows of word vectors have none", min=0.0
     )
-    clip_norm: float | None = _option(None, "Training", "largest norm of all gradients together")
-    accumulate: int = _option(1, "Training", "batches a step", min=1)
-    precision: str = _option("float32", "Training", "float32, bfloat16 or float16 (autocast)")
-    dim: int = _option(64, "Model", "length of a word vector", min=1)
-    window: int = _option(2, "Model", "words on each side that a token's label is read from", min=0)
-    hidden: int = _option(128, "Model", "width of the hidden layer over the window, 0 for none", min=0)
-    dropout: float = _option(0.3, "Model", "dropout on word vectors", min=0.0, max=0.99)
-    min_count: int = _option(2, "Model", "a rarer word shares the row of unknown words", min=1)
-    init: str | None = _option(
+    clip_norm: float | None = option(
+        None, "Training", "largest norm of all gradients together", test=positive
+    )
+    accumulate: int = option(1, "Training", "batches a step", min=1)
+    precision: str = option(
+        "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(PRECISIONS)
+    )
+    dim: int = option(64, "Model", "length of a word vector", min=1)
+    window: int = option(2, "Model", "words on each side that a token's label is read from", min=0)
+    hidden: int = option(128, "Model", "width of the hidden layer over the window, 0 for none", min=0)
+    dropout: float = option(0.3, "Model", "dropout on word vectors", min=0.0, max=0.99)
+    min_count: int = option(2, "Model", "a rarer word shares the row of unknown words", min=1)
+    init: str | None = option(
         None, "Model", "word vectors to start from: .txt, .vec, .bin, .safetensors, GloVe text, .gz"
     )
-    buckets: int = _option(
-        20_000, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0
-    )
-    evaluations: int = _option(20, "Training", "evaluations in a run", min=1)
-    patience: int | None = _option(
+    buckets: int = option(20_000, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0)
+    evaluations: int = option(20, "Training", "evaluations in a run", min=1)
+    patience: int | None = option(
         None, "Training", "end a run after so many evaluations without a rise; never by default", min=1
     )
-    min_delta: float = _option(
+    min_delta: float = option(
         0.0, "Training", "what --patience takes for a rise: more than this on the development rows", min=0.0
     )
-    seed: int = _option(1, "Training", "seed of everything random", min=0)
-    device: str = _option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...")
-    engine: str = _option(
-        "fused", "Machine", "fused, or torch: separate layers, a dense table and torch's own optimizer"
+    seed: int = option(1, "Training", "seed of everything random", min=0)
+    device: str = option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...", test=_names_device)
+    engine: str = option(
+        "fused",
+        "Machine",
+        "fused, or torch: separate layers, a dense table and torch's own optimizer",
+        test=one_of(ENGINES),
     )
-    backend: str = _option("auto", "Machine", "auto, numba, triton or reference")
-    graph: bool | None = _option(
+    backend: str = option("auto", "Machine", "auto, numba, triton or reference", test=one_of(BACKENDS))
+    graph: bool | None = option(
         None,
         "Machine",
         "replay each phase's step as a CUDA graph, by default on every CUDA device; the report says what could not be "
         "captured",
     )
-    fuse_backward: bool | None = _option(
+    fuse_backward: bool | None = option(
         None,
         "Machine",
         "no gradient of word vectors is ever made: a step is one kernel call where that can do all of it (on a CPU the "
@@ -123,21 +149,8 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Raises InputError naming an option that is no number of its kind, not finite or out of its limits."""
-        for option in fields(self):
-            value, taken = getattr(self, option.name), _kind_of_number(option)
-            if taken is None or (value is None and "None" in str(option.type)):
-                continue
-            if value is None:
-                raise InputError(f"{option.name} must be a number, not None")
-            named, limits = {option.name: value}, option.metadata["limits"]
-            if taken is int:
-                check_count(int(limits.get("min", 0)), **named)
-            elif option.name in POSITIVE:
-                check_positive(**named)
-            check_within(limits.get("min", -math.inf), limits.get("max", math.inf), **named)
-        if self.engine not in ENGINES:
-            raise InputError(f"unknown engine {self.engine}; there are {', '.join(ENGINES)}")
+        """Raises InputError naming an option that is not of its kind, out of its limits or unknown."""
+        check_options(self)
         if self.min_delta and self.patience is None:
             raise InputError(f"min_delta {self.min_delta:g} is what patience goes by: give patience, too")
 
@@ -183,7 +196,7 @@ class Config:
 
     def for_strategy(self, name: str) -> Config:
         """This configuration for another strategy, with those of the options that it takes."""
-        taken = {option.name for option in find_strategy(name).options}
+        taken = {each.name for each in find_strategy(name).options}
         options = {key: value for key, value in self.strategy_options.items() if key in taken}
         return replace(self, strategy=name, strategy_options=options)
 

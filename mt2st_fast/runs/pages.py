@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.runs import against as beside
@@ -13,16 +13,15 @@ from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, plot_seconds
 from mt2st_fast.runs.shown import engine_of, option, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
-from mt2st_fast.serving.scores import TaskScore
 from mt2st_fast.training.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> bytes:
-    """report.html of a run; score is the main task's on the test rows."""
-    main, data = report["main"], report["data"]
+def run_page(report: Mapping[str, Any], history: History) -> bytes:
+    """report.html of a run."""
+    main, data, score = report["main"], report["data"], report["score"]
     curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
     seconds = plot_seconds(curves, f"{main['task']}: development {main['metric']}")
     sections = [
@@ -39,8 +38,8 @@ def run_page(report: Mapping[str, Any], history: History, score: TaskScore) -> b
         *_chosen_parts(report["chosen_parts"]),
         Section(
             f"{main['task']} on the test rows, by class",
-            lines=[f"{score.metric} {shown(score.value)} on {score.rows:,} rows."],
-            tables=[_classes(score)] if score.classes else [],
+            lines=[f"{score['metric']} {shown(score['value'])} on {score['rows']:,} rows."],
+            tables=[_classes(score["classes"])] if score["classes"] else [],
         ),
         _data(data),
         Section(
@@ -72,7 +71,7 @@ def plot_against(report: Mapping[str, Any]) -> Figure:
 def comparison_page(comparison: Mapping[str, Any]) -> bytes:
     """report.html of a comparison."""
     curves = {
-        name: [[(p["seconds"], p["quality"]) for p in run["curve"]] for run in strategy["seeds"]]
+        name: [[(p["seconds"], _number(p["quality"])) for p in run["curve"]] for run in strategy["seeds"]]
         for name, strategy in comparison["strategies"].items()
     }
     quality = f"{comparison['main']}: development {comparison['metric']}"
@@ -104,6 +103,11 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
     ]
     title = f"{comparison['main']} on {comparison['data']}: strategies compared"
     return page(title, lead(comparison), sections, _environment(comparison["environment"]))
+
+
+def _number(quality: float | None) -> float:
+    """What could not be measured is NaN to a picture."""
+    return float("nan") if quality is None else quality
 
 
 def _against(report: Mapping[str, Any]) -> list[Section]:
@@ -159,10 +163,10 @@ def _chosen_parts(chosen: Mapping[str, Any] | None) -> list[Section]:
     return [Section(chosen_parts.TITLE, chosen_parts.lines_of(chosen), [table], [picture])]
 
 
-def _classes(score: TaskScore) -> Table:
+def _classes(classes: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
-        (c.name, f"{c.support:,}", *(shown(None if v != v else v) for v in (c.precision, c.recall, c.f1)))
-        for c in sorted(score.classes, key=lambda c: -c.support)
+        (c["name"], f"{c['support']:,}", *(shown(c[value]) for value in ("precision", "recall", "f1")))
+        for c in sorted(classes, key=lambda c: -c["support"])
     ]
     return Table(("class", "rows:", "precision:", "recall:", "F1:"), rows)
 

@@ -7,10 +7,8 @@ import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mt2st_fast.files import write_atomically
 from mt2st_fast.training.history import History
 
 if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` need not wait for
@@ -148,12 +146,12 @@ def new_figure(**options: Any) -> Figure:
     return Figure(**options)
 
 
-def write_png(figure: Figure, path: Path) -> None:
+def png(figure: Figure) -> bytes:
     """The figure as a picture of its own."""
     picture = io.BytesIO()
     with _whatever_letters():
         figure.savefig(picture, format="png", dpi=110)
-    write_atomically(path, picture.getvalue())
+    return picture.getvalue()
 
 
 def svg(figure: Figure) -> bytes:

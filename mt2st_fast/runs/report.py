@@ -1,133 +1,80 @@
-"""What a run leaves behind: report.json, report.md, report.html, curves.png, history.jsonl, vectors.txt and model/.
+"""The report of a run: report.json, report.md, report.html and curves.png, from what the run has left in its folder.
 
 A run that has chosen the parts to train has importance.png, too.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mt2st_fast.environment import environment
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs import against as beside
 from mt2st_fast.runs.chosen_parts import PICTURE, chosen_parts, section
-from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import plot_against, run_page
-from mt2st_fast.runs.plots import plot_curves, plot_importance, write_png
+from mt2st_fast.runs.plots import plot_curves, plot_importance, png
+from mt2st_fast.runs.run_facts import HISTORY, read_facts
 from mt2st_fast.runs.shown import engine_of, shown, step_ms_of, trained_in
-from mt2st_fast.runs.what_was_read import section_on_data, what_was_read
-from mt2st_fast.serving.scores import TaskScore, scores
+from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
-from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
-RUN_FILES = (
-    "report.json",
-    "report.md",
-    "report.html",
-    "curves.png",
-    PICTURE,
-    beside.PICTURE,
-    "history.jsonl",
-    "vectors.txt",
-)
+REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", PICTURE, beside.PICTURE)
 
 
-@dataclass(frozen=True)
-class WrittenRun:
-    """What is shown of a finished run; report: as report.json has it, score: the main task's on the test rows."""
+def write_report(folder: Path) -> dict[str, Any]:
+    """Write the report of the run that has ended in `folder`, and return it; all is made before anything is written.
 
-    report: dict[str, Any]
-    history: History
-    score: TaskScore
-
-    def write(self, folder: Path) -> None:
-        """Write report.json, report.md, report.html and the pictures."""
-        report, history = self.report, self.history
-        write_png(plot_curves(history, report["main"]["metric"]), folder / "curves.png")
-        if report["chosen_parts"] is not None:
-            write_png(plot_importance(report["chosen_parts"]), folder / PICTURE)
-        if report["against"] is not None:
-            write_png(plot_against(report), folder / beside.PICTURE)
-        write_atomically(folder / "report.json", json_text(report, indent=2).encode())
-        write_atomically(folder / "report.html", run_page(report, history, self.score))
-        write_atomically(folder / "report.md", render(report).encode("utf-8", "replace"))
-
-
-def write_run(experiment: Experiment, folder: Path) -> WrittenRun:
-    """Write every file of a finished run into `folder`."""
-    history = experiment.trainer.history
-    vocabulary = experiment.splits.vocabulary
-    table_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
-    vectors = WordVectors(vocabulary.words, table_td, vocabulary.counts).select(
-        np.flatnonzero(vocabulary.counts)
-    )
-    report = {
-        **make_report(experiment, experiment.test()),
-        "vectors": {"count": vectors.write(folder / "vectors.txt"), "dimension": vectors.dim},
-        "neighbours": telling_neighbours(vectors),
+    Raises InputError where the folder has no such run, and KeyError, TypeError or ValueError where what is there is
+    not what a run leaves.
+    """
+    facts = read_facts(folder)
+    history = History.read_jsonl(folder / HISTORY, facts["main"])
+    report = {**make_report(facts, history), "against": beside.read_against(folder)}
+    pictures = {}
+    if report["chosen_parts"] is not None:
+        pictures[PICTURE] = png(plot_importance(report["chosen_parts"]))
+    if report["against"] is not None:
+        pictures[beside.PICTURE] = png(plot_against(report))
+    files = {
+        "curves.png": png(plot_curves(history, report["main"]["metric"])),
+        **pictures,
+        "report.json": json_text(report, indent=2).encode(),
+        "report.html": run_page(report, history),
+        "report.md": render(report).encode("utf-8", "replace"),
     }
-    model = text_model(experiment)
-    model.save(folder / RUN_MODEL)
-    [score] = scores(model, experiment.splits, ("test",), (model.main,))
-    history.write_jsonl(folder / "history.jsonl")
-    written = WrittenRun(report, history, score)
-    written.write(folder)
-    return written
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return report
 
 
-def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
-    """The report of a finished run as JSON-able values; metrics that could not be measured are None."""
-    trainer, history, config, splits = (
-        experiment.trainer,
-        experiment.trainer.history,
-        experiment.config,
-        experiment.splits,
-    )
-    heads = trainer.heads
-    tasks = {name: heads.task(name) for name in heads.names}
-    main = heads.main
-    best = history.best
+def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
+    """The report as JSON-able values; metrics that could not be measured are None."""
+    main, tasks, best = facts["main"], facts["tasks"], history.best
+    seconds = history.train_seconds
     return {
-        "environment": environment(trainer.device),
-        "data": {
-            **what_was_read(splits),
-            "main_labels": int(splits.train.targets[main].labelled().sum()),
-        },
-        "config": config.to_json(),
-        "init": asdict(experiment.coverage) if experiment.coverage else None,
-        "strategy": config.strategy,
-        "schedule": repr(trainer.schedule),
-        "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
+        "environment": facts["environment"],
+        "data": facts["data"],
+        "config": facts["config"],
+        "init": facts["init"],
+        "strategy": facts["config"]["strategy"],
+        "schedule": facts["schedule"],
+        "backend": facts["backend"],
         "main": {
             "task": main,
-            "metric": heads.tasks[main].metric,
-            "best": _number(best.metrics[main]) if best else None,
+            "metric": tasks[main]["metric"],
+            "best": best.metrics[main] if best else None,
             "best_step": best.step if best else None,
-            "test": _number(test[main]),
+            "test": tasks[main]["test"],
         },
-        "tasks": {
-            name: {
-                "kind": type(task).__name__,
-                # A task on words has no head, and its loss is all that there is to see.
-                "outputs": task.head.size if name in heads.tasks else None,
-                "metric": task.metric if name in heads.tasks else "loss",
-                "last_dev": _last_dev(history, name),
-                "test": _number(test[name]) if name in test and _retired_at(history, name) != 0 else None,
-                "retired_at_step": _retired_at(history, name),
-            }
-            for name, task in tasks.items()
-        },
-        "steps": trainer.step,
+        "tasks": {name: _task(task, name, history) for name, task in tasks.items()},
+        "score": facts["score"],
+        "steps": facts["steps"],
         "stopped": history.stopped,
-        "epochs": trainer.epoch,
-        "train_seconds": history.train_seconds,
-        "tokens_per_second": _tokens_per_second(experiment),
+        "epochs": facts["epochs"],
+        "train_seconds": seconds,
+        "tokens_per_second": facts["tokens"] / seconds if seconds else 0.0,
         "phases": [
             {
                 "first_step": phase.first_step,
@@ -143,19 +90,23 @@ def make_report(experiment: Experiment, test: dict[str, float]) -> dict[str, Any
             }
             for phase in history.phases
         ],
-        "decisions": list(getattr(trainer.schedule, "evidence", ())),
+        "decisions": facts["decisions"],
         "chosen_parts": chosen_parts(history),
-        "against": None,  # until another strategy has run beside
+        "vectors": facts["vectors"],
+        "neighbours": facts["neighbours"],
     }
 
 
-def _tokens_per_second(experiment: Experiment) -> float:
-    """Tokens that training steps read a second: a row is a token, or a document of the mean length."""
-    corpus, config, history = experiment.splits.train, experiment.config, experiment.trainer.history
-    assert config.batch_size is not None  # `resolved` filled it in
-    tokens_per_row = len(corpus.tokens) / corpus.n_rows
-    rows = experiment.trainer.step * min(config.batch_size, corpus.n_rows) * config.accumulate
-    return rows * tokens_per_row / history.train_seconds if history.train_seconds else 0.0
+def _task(task: Mapping[str, Any], name: str, history: History) -> dict[str, Any]:
+    retired_at = _retired_at(history, name)
+    return {
+        "kind": task["kind"],
+        "outputs": task["outputs"],
+        "metric": task["metric"],
+        "last_dev": _last_dev(history, name),
+        "test": task["test"] if retired_at != 0 else None,
+        "retired_at_step": retired_at,
+    }
 
 
 def _parts_in(history: History) -> list[str]:
@@ -163,21 +114,23 @@ def _parts_in(history: History) -> list[str]:
     return sorted({part for record in history.steps for part in record.trained})
 
 
-def _number(value: float) -> float | None:
-    return None if value != value else value
-
-
 def _last_dev(history: History, task: str) -> float | None:
     """The development metric when the task was last active."""
     values = [e.metrics[task] for e in history.evaluations if task in e.metrics]
-    return _number(values[-1]) if values else None
+    return values[-1] if values and values[-1] == values[-1] else None
 
 
 def _retired_at(history: History, task: str) -> int | None:
     return next((phase.first_step for phase in history.phases if task not in phase.active), None)
 
 
-def _against_lines(report: dict[str, Any]) -> list[str]:
+def pictures_of(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """The pictures that a report has, by name of file."""
+    optional = (beside.PICTURE, report["against"]), (PICTURE, report["chosen_parts"])
+    return ("curves.png", *(name for name, shown_by in optional if shown_by is not None))
+
+
+def _against_lines(report: Mapping[str, Any]) -> list[str]:
     against = report["against"]
     if against is None:
         return []

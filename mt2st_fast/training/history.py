@@ -5,6 +5,7 @@ Seconds are not compared: two runs that computed the same thing are equal, howev
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt2st_fast.files import json_text, write_atomically
+from mt2st_fast.files import json_text, reading, write_atomically
 
 
 @dataclass(frozen=True)
@@ -184,3 +185,40 @@ class History:
         if self.stopped is not None:
             lines.append({"kind": "stopped", "step": lines[-1]["step"], "reason": self.stopped})
         write_atomically(path, "".join(json_text(line) + "\n" for line in lines).encode())
+
+    @classmethod
+    def read_jsonl(cls, path: Path, main: str) -> History:
+        """The history that `write_jsonl` wrote of a run with this main task; joules are not in it.
+
+        Raises InputError for a file that is missing or cannot be read, and KeyError, TypeError or ValueError for one
+        that says something else.
+        """
+        history = cls(main)
+        with reading(path) as file:
+            lines = [json.loads(line) for line in file.read().splitlines()]
+        for line in lines:
+            kind, line = line["kind"], {name: value for name, value in line.items() if name != "kind"}
+            if kind == "phase":
+                first_step = line.pop("step")
+                history.phases.append(PhaseRecord(first_step, **{**line, "active": tuple(line["active"])}))
+            elif kind == "step":
+                numbers = {name: _numbers(line[name]) for name in ("losses", "weights")}
+                history.steps.append(StepRecord(**{**line, **numbers, "total": _number(line["total"])}))
+            elif kind == "evaluation":
+                history.evaluations.append(Evaluation(**{**line, "metrics": _numbers(line["metrics"])}))
+            elif kind == "selection":
+                history.selections.append(SelectionRecord.from_json(line))
+            elif kind == "stopped":
+                history.stopped = line["reason"]
+            else:
+                raise ValueError(f"{path}: there is no kind {kind!r} of line")
+        return history
+
+
+def _number(stored: float | None) -> float:
+    """A number of a JSON file, which has null for what is none."""
+    return math.nan if stored is None else stored
+
+
+def _numbers(stored: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: _number(value) for name, value in stored.items()}

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -59,9 +60,10 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
     number: int, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
 ) -> None:
     straight, out = tmp_path / "straight", tmp_path / "out"
-    run("compare", "--data", treebank, *SMALL, "--out", str(straight))
+    judged = [*SMALL, "--target", "0.5"]
+    run("compare", "--data", treebank, *judged, "--out", str(straight))
     stop_at(27 + 12, number)  # in the second of four runs
-    ends_with(128 + number, "compare", "--data", treebank, *SMALL, "--out", str(out))
+    ends_with(128 + number, "compare", "--data", treebank, *judged, "--out", str(out))
     shown = capsys.readouterr().out
     assert (
         "Stopped at step 12 of 27 of mtl, seed 1; 1 of 4 runs are done. Go on with: mt2st-fast compare --resume"
@@ -72,6 +74,8 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
     assert [run["seed"] for run in done["runs"]["stl"]] == [1]
     run("compare", "--resume", "--out", str(out))
     ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (out, straight))
+    assert list(ours["targets"]) == list(theirs["targets"])
+    assert ours["target"] == 0.5
     assert without_seconds(ours["strategies"]) == without_seconds(theirs["strategies"])
     assert not (out / "compare.progress.json").exists()
     assert not (out / "checkpoint").exists()
@@ -193,7 +197,7 @@ def test_a_run_goes_on_with_its_own_options_and_more_epochs(
     assert report["steps"] == 36
     # The decay is the one that was found for two epochs: tasks retire where they did.
     assert [phase["first_step"] for phase in report["phases"]] == [phase["first_step"] for phase in schedule]
-    assert json.loads((tmp_path / "out/config.json").read_text())["epochs"] == 4
+    assert tomllib.loads((tmp_path / "out/config.toml").read_text())["epochs"] == 4
 
 
 def test_a_run_that_ended_early_is_not_trained_again_where_its_result_was_lost(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
+from mt2st_fast.files import json_text
 from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_tables import parts_of, render
 from mt2st_fast.runs.pages import comparison_page
@@ -66,6 +68,7 @@ COMPARISONS = {
     "out of reach": compared(runs_of(1, 2, 3), target=0.99, **FACTS),
     "joules": compared(runs_of(1, 2, 3, joules=3.0), **FACTS),
     "engines": both_engines(1, 2, 3, 4, 5, 6, factor=2.0),
+    "not measured": compared({"stl": [run_of(s, float("nan"), 0.4, 0.8) for s in (1, 2, 3)]}, **FACTS),
     "one arm": compared({"switch": runs_of(1, 2)["switch"]}, **FACTS | {"tuning": None}),
 }
 
@@ -80,8 +83,17 @@ def test_every_report_is_whole(name):
     for shown in (text, re.sub(r"base64,[^\"]*", "", page)):
         assert not re.search(r"\bNone\b|\bnan\b(?! at step)|\binf\b", shown)
     assert "<b>" not in page
-    rows = [line for line in text.splitlines() if line.startswith("| switch |")]
+    arm = "switch" if "switch" in comparison["strategies"] else "stl"
+    rows = [line for line in text.splitlines() if line.startswith(f"| {arm} |")]
     assert len(rows) >= 3
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_report_is_the_same_from_the_file(name):
+    """compare.json has no NaN and no tuples; `mt2st-fast report` reads that, and so does `compare`."""
+    again = json.loads(json_text(COMPARISONS[name]))
+    assert render(again) == render(COMPARISONS[name])
+    assert comparison_page(again) == comparison_page(COMPARISONS[name])
 
 
 def part(comparison, title):

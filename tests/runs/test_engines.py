@@ -136,7 +136,7 @@ def test_what_is_of_the_fused_engine_is_refused(option) -> None:
     with pytest.raises(InputError, match=f"^{flag} is not for the engine torch"):
         Config(**option).on_engine("torch")
     assert Config(**option).on_engine("fused") == Config(**option)
-    with pytest.raises(InputError, match="unknown engine tensorflow; there are fused, torch"):
+    with pytest.raises(InputError, match="engine 'tensorflow' is unknown; there are fused, torch"):
         Config().on_engine("tensorflow")
 
 

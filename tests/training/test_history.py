@@ -8,6 +8,8 @@ import math
 import pytest
 
 from mt2st_fast import Evaluation, History, PhaseRecord, StepRecord, Switch, Trainer
+from mt2st_fast.errors import InputError
+from mt2st_fast.training.history import PartRecord, SelectionRecord
 
 
 def record(step, ms):
@@ -38,6 +40,7 @@ def test_history_survives_json_and_writes_lines(toy, tmp_path):
     assert again == history
     assert again.steps[-1].step_ms == history.steps[-1].step_ms
     history.write_jsonl(tmp_path / "history.jsonl")
+    assert History.read_jsonl(tmp_path / "history.jsonl", "tag") == history
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert {line["kind"] for line in lines} == {"phase", "step", "evaluation"}
@@ -53,3 +56,24 @@ def test_a_metric_without_a_value_is_null_in_the_history_file(tmp_path):
     (line,) = (tmp_path / "history.jsonl").read_text().splitlines()
     stored = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert stored["metrics"] == {"tag": 0.25, "aux": None}
+
+
+def test_every_kind_of_line_is_read_again(tmp_path):
+    part = PartRecord("layer 1", ("a.weight", "a.bias"), 3, 12.5, {"tag": 0.1}, "frozen")
+    history = History(
+        "tag",
+        steps=[StepRecord(2, 0.5, 1.5, {"tag": 0.1 + 0.2}, {"tag": 1.0}, 1e-3, 5.5, 0.011, {"shared": 2})],
+        evaluations=[Evaluation(2, 0.5, {"tag": 0.25, "aux": math.nan}, 0.011)],
+        phases=[
+            PhaseRecord(
+                0, ("tag", "aux"), {"aux": "said so"}, "turns", "eager", {"graph": "why not"}, "captured"
+            )
+        ],
+        selections=[SelectionRecord(2, "fisher", (part,), 0.5)],
+        stopped="it had come to its plateau",
+    )
+    history.write_jsonl(tmp_path / "history.jsonl")
+    again = History.read_jsonl(tmp_path / "history.jsonl", "tag")
+    assert repr(again) == repr(history)  # seconds and engines, too, and nan is nan
+    with pytest.raises(InputError, match="no such file"):
+        History.read_jsonl(tmp_path / "none.jsonl", "tag")

@@ -60,7 +60,7 @@ def open_data(
 
     Raises InputError for anything in it that cannot be used.
     """
-    kind, path = _parse_spec(spec)
+    kind, path = parse_spec(spec)
     reader = READERS[kind]
     request = replace(
         make_request(path, main, auxiliary, progress), text_column=text_column, delimiter=delimiter
@@ -120,14 +120,18 @@ def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
     )
 
 
-def _parse_spec(spec: str) -> tuple[str, Path]:
+def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
+    """(reader, path) of `KIND` or `KIND:PATH`, whether there is such a file or not.
+
+    Raises InputError, under the name `shown`, for what is neither.
+    """
     kind, separator, path = spec.partition(":")
     if kind not in READERS:
-        raise InputError(f"data {spec!r}: there is no reader {kind!r}; the readers are {_specs(READERS)}")
+        raise InputError(f"{shown} {spec!r}: there is no reader {kind!r}; the readers are {_specs(READERS)}")
     if READERS[kind].needs_path and not path:
-        raise InputError(f"data {spec!r}: the reader {kind} needs a path, as in {kind}:PATH")
+        raise InputError(f"{shown} {spec!r}: the reader {kind} needs a path, as in {kind}:PATH")
     if not READERS[kind].needs_path and separator:
-        raise InputError(f"data {spec!r}: the reader {kind} takes no path; write {kind} alone")
+        raise InputError(f"{shown} {spec!r}: the reader {kind} takes no path; write {kind} alone")
     return kind, Path(path).expanduser()
 
 

@@ -37,8 +37,8 @@ class StrategyOption:
         """What a user writes."""
         return "--" + self.name.replace("_", "-")
 
-    def check(self, value: float) -> None:
-        """Raises InputError, naming the flag, for what is no finite number within the limits."""
+    def check(self, value: float, shown: str | None = None) -> None:
+        """Raises InputError, naming the flag (or `shown`), for what is no finite number within the limits."""
         low, high = (
             (-math.inf if self.low is None else self.low),
             (math.inf if self.high is None else self.high),
@@ -46,7 +46,7 @@ class StrategyOption:
         if not (is_number(value) and low <= value <= high and (value % 1 == 0 or not self.whole)):
             limits = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
             wanted = " and ".join(["a finite number" + ", whole" * self.whole, *limits])
-            raise InputError(f"{self.flag} must be {wanted}, not {value!r}")
+            raise InputError(f"{shown or self.flag} must be {wanted}, not {value!r}")
 
 
 @dataclass(frozen=True)

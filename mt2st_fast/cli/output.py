@@ -1,0 +1,56 @@
+"""Where a command writes, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.runs.options import check_options, option, positive
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """The folder of a run, and its checkpoints. out None: runs/ and the name of the command."""
+
+    out: str | None = option(
+        None,
+        "Output",
+        "folder for everything that is written; runs/train or runs/compare by default",
+        short="-o",
+    )
+    resume: bool = option(
+        False,
+        "Output",
+        "go on with what was stopped in --out, with its own options; train takes more --epochs",
+    )
+    checkpoint_every: float = option(
+        10.0, "Output", "minutes between checkpoints, beside the one at the end of every epoch", test=positive
+    )
+
+    def __post_init__(self) -> None:
+        """Raises InputError naming an option that cannot be used."""
+        check_options(self)
+
+    def folder(self, command: str) -> Path:
+        """The folder to write to."""
+        return Path("runs") / command if self.out is None else Path(self.out)
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Seconds between checkpoints."""
+        return 60 * self.checkpoint_every
+
+
+def make_writable(folder: Path) -> Path:
+    """Create `folder` if need be and try it. Raises InputError where nothing can be written."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--out {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    return folder

@@ -1,0 +1,79 @@
+"""`mt2st-fast report`: the report of a run or of a comparison, made anew from what stands in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mt2st_fast.cli.terminal import plain_console, say
+from mt2st_fast.errors import InputError
+from mt2st_fast.folder_lock import holding
+from mt2st_fast.model_folder import RUN_CONFIG
+from mt2st_fast.runs.comparison_progress import FILE as PROGRESS
+from mt2st_fast.runs.comparison_report import COMPARISON, write_comparison_report
+from mt2st_fast.runs.comparison_report import REPORT_FILES as OF_A_COMPARISON
+from mt2st_fast.runs.report import REPORT_FILES as OF_A_RUN
+from mt2st_fast.runs.report import pictures_of, write_report
+from mt2st_fast.runs.run_facts import FACTS
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="the folder of `train` or `compare`, what they had as --out")
+    ],
+) -> None:
+    """Make report and pictures of a run or a comparison anew, without training: by another version, or after a loss.
+
+    Of a run from history.jsonl and facts.json, of a comparison from compare.json.
+    """
+    is_comparison = _is_comparison(folder)
+    with holding(folder):
+        try:
+            names: tuple[str, ...]
+            if is_comparison:
+                write_comparison_report(folder)
+                names = OF_A_COMPARISON
+            else:
+                names = (
+                    *(name for name in OF_A_RUN if not name.endswith(".png")),
+                    *pictures_of(write_report(folder)),
+                )
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{folder}: what a report is made of is damaged, or was written by another version "
+                f"({type(error).__name__}: {error}); train again"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}); copy it to where it can"
+            ) from None
+    say(plain_console(), f"Written to {folder}: {', '.join(names)}")
+
+
+def _is_comparison(folder: Path) -> bool:
+    """Whether it is a comparison that has ended, not a run. Raises InputError where it is neither, or both."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; give one that train or compare has written to")
+    has_run, has_comparison = ((folder / name).exists() for name in (FACTS, COMPARISON))
+    if has_run and has_comparison:
+        raise InputError(
+            f"{folder}: has a run and a comparison, and both want report.html: move {COMPARISON} to a folder of its own"
+        )
+    if has_run or has_comparison:
+        return has_comparison
+    if (folder / PROGRESS).exists():
+        raise InputError(
+            f"{folder}: the comparison has not ended; finish it with: mt2st-fast compare --resume --out {folder}"
+        )
+    if (folder / RUN_CONFIG).exists():
+        raise InputError(
+            f"{folder}: the run has not ended; finish it with: mt2st-fast train --resume --out {folder}"
+        )
+    raise InputError(
+        f"{folder}: is no run: it has neither {FACTS} nor {COMPARISON}; give a folder that train or compare has "
+        "written to"
+    )

@@ -1,0 +1,68 @@
+"""Everything that decides a comparison beside the configuration of its runs; each field says what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mt2st_fast.numbers import check_finite_number
+from mt2st_fast.runs.config import ENGINES
+from mt2st_fast.runs.options import check_options, option, positive, some_of
+from mt2st_fast.training.schedules import strategies
+
+
+def _finite(shown: str, value: Any) -> None:
+    check_finite_number(**{shown: value})
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What is compared, over how many seeds, and what runs are asked to reach."""
+
+    strategies: tuple[str, ...] = option(
+        ("stl", "mtl", "diminish", "switch"),
+        "Strategy",
+        "strategies, separated by commas",
+        test=some_of(tuple(strategies())),
+    )
+    seeds: int = option(3, "Training", "runs a strategy", min=1)
+    target: float | None = option(
+        None,
+        "Output",
+        "main-task quality to reach, beside the best of stl and of mtl; the highest that every run reaches otherwise",
+        test=_finite,
+    )
+    plateau_margin: float = option(
+        0.002,
+        "Output",
+        "a run has come to its plateau where its best rises by less than this",
+        test=positive,
+    )
+    engine: tuple[str, ...] = option(
+        ("fused",),
+        "Machine",
+        "fused, torch (separate layers, a dense table and optimizer of torch), or both: fused,torch",
+        test=some_of(ENGINES),
+    )
+    tune: int = option(
+        0,
+        "Strategy",
+        "trials for every strategy before the comparison, of the rate, the switch point and the auxiliary "
+        "weight, where they are not given; on a seed of their own",
+        min=0,
+    )
+
+    def __post_init__(self) -> None:
+        """Raises InputError naming an option that cannot be used."""
+        check_options(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON writes them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ComparisonOptions:
+        """The options that `to_json` wrote."""
+        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+        return cls(**{**stored, **lists})

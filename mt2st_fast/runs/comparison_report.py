@@ -1,0 +1,40 @@
+"""The report of a comparison: compare.md, compare.png and report.html, from compare.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import reading, write_atomically
+from mt2st_fast.runs.comparison_plots import plot_comparison
+from mt2st_fast.runs.comparison_tables import render
+from mt2st_fast.runs.pages import comparison_page
+from mt2st_fast.runs.plots import png
+
+COMPARISON = "compare.json"
+REPORT_FILES = ("compare.md", "compare.png", "report.html")
+
+
+def write_comparison_report(folder: Path) -> dict[str, Any]:
+    """Write the report of the comparison in `folder`, and return that; all is made before anything is written.
+
+    Raises InputError where there is no comparison, and KeyError, TypeError or ValueError where the file says something
+    else.
+    """
+    path = folder / COMPARISON
+    with reading(path) as file:
+        content = file.read()
+    try:
+        comparison: dict[str, Any] = json.loads(content)
+    except ValueError:
+        raise InputError(f"{path}: is damaged; compare again") from None
+    files = {
+        "compare.md": render(comparison).encode("utf-8", "replace"),
+        "compare.png": png(plot_comparison(comparison)),
+        "report.html": comparison_page(comparison),
+    }
+    for name, written in files.items():
+        write_atomically(folder / name, written)
+    return comparison

@@ -1,0 +1,83 @@
+"""A configuration as a TOML file: its keys are the flags of a command, without the dashes before them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import reading
+from mt2st_fast.runs.options import Option
+from mt2st_fast.spelling import meant
+
+LARGEST = 2**63 - 1  # what TOML asks of a whole number
+PATHS = ("data", "init", "out")
+
+
+def read_config_file(path: Path, command: str, known: Mapping[str, Option]) -> dict[str, Any]:
+    """{name of an option: its value} of a file for a command, whose options are `known` by their names.
+
+    Raises InputError in one line that names the file, and the key where it is about one, for a file that cannot be
+    read, a key that the command does not have, and a value that its option refuses.
+    """
+    by_key = {option.key: option for option in known.values()}
+    found = {}
+    for key, value in _parsed(path).items():
+        if key not in by_key:
+            hint = (
+                meant(key, list(by_key)) or f"; its keys are the flags that mt2st-fast {command} --help shows"
+            )
+            if isinstance(value, dict):
+                hint = "; keys stand in no table, such as [training], but alone"
+            raise InputError(f"{path}: there is no option {key!r} of {command}{hint}")
+        option = by_key[key]
+        try:
+            found[option.name] = _as_taken(option, value)
+            option.check(found[option.name], key)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    return found
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    with reading(path) as file:
+        content = file.read()
+    try:
+        # A path need not be UTF-8, on the command line nor here.
+        return tomllib.loads(content.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:  # of TOML, of a number too long, of lists in lists
+        raise InputError(f"{path}: is no TOML in UTF-8: {error}") from None
+
+
+def _as_taken(option: Option, value: Any) -> Any:
+    """A value of TOML as the option takes it; what is of another kind is left to its check."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{option.key} must be at most {LARGEST}, not {value}")
+    if option.name not in PATHS and any(map(_is_broken, value if isinstance(value, list) else [value])):
+        raise InputError(f"{option.key} is not UTF-8; save the file as UTF-8")
+    if option.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return tuple(value) if option.kind is tuple and isinstance(value, list) else value
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, str) and any("\udc80" <= letter <= "\udcff" for letter in value)
+
+
+def config_file(head: str, options: Mapping[str, Option], values: Mapping[str, Any]) -> bytes:
+    """The file of some values by the names of their options, under the titles that `--help` has; None is left out.
+
+    head: a line on top.
+    """
+    by_panel: dict[str, dict[str, Any]] = {}
+    for name, option in options.items():
+        if (value := values.get(name)) is not None:
+            by_panel.setdefault(option.panel, {})[option.key] = (
+                list(value) if isinstance(value, tuple) else value
+            )
+    parts = [f"# {title}\n{tomli_w.dumps(keys)}" for title, keys in by_panel.items()]
+    return "\n".join([f"# {head}\n", *parts]).encode("utf-8", "surrogateescape")

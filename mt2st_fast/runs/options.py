@@ -1,0 +1,180 @@
+"""What a user may set: an option is a flag of a command and a key of its configuration file at once.
+
+Options are fields of dataclasses, made by `option`: the field says what it means, within which limits, and what else
+must hold. A new field is a new flag and a new key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.numbers import check_count, check_positive, check_within
+from mt2st_fast.spelling import meant
+from mt2st_fast.training.schedules import StrategyOption, strategy_options
+
+# What must hold beside kind and limits: a function of the name to say and the value, which raises InputError.
+Test = Callable[[str, Any], None]
+
+KINDS = {bool: "true or false", str: "a text", tuple: "a list of texts"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option by its name in Python; kind is int, float, bool, str, or tuple for names.
+
+    limits: min and max, both inclusive. repeated: its flag is said once for each name, not with commas between.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    panel: str
+    help: str
+    limits: Mapping[str, Any]
+    may_be_none: bool = False
+    test: Test | None = None
+    short: str | None = None
+    repeated: bool = False
+
+    @property
+    def key(self) -> str:
+        """What it is called in a configuration file."""
+        return self.name.replace("_", "-")
+
+    @property
+    def flag(self) -> str:
+        """What it is called on the command line."""
+        return f"--{self.key}"
+
+    def check(self, value: Any, shown: str | None = None) -> None:
+        """Raises InputError for a value of another kind, out of its limits or failing the test; shown: its name."""
+        shown = self.name if shown is None else shown
+        if value is None and self.may_be_none:
+            return
+        is_number = self.kind in (int, float)
+        if not is_number and not _is(self.kind, value):
+            raise InputError(f"{shown} must be {KINDS[self.kind]}, not {value!r}")
+        if is_number and value is None:
+            raise InputError(f"{shown} must be a number, not None")
+        low, high = (self.limits.get(name, limit) for name, limit in (("min", -math.inf), ("max", math.inf)))
+        if self.kind is int:
+            check_count(int(max(low, 0)), **{shown: value})
+        if self.test is not None:
+            self.test(shown, value)
+        if is_number:
+            check_within(low, high, **{shown: value})
+
+
+def _is(kind: type, value: Any) -> bool:
+    if kind is tuple:
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+    return isinstance(value, kind)
+
+
+def option(
+    default: Any,
+    panel: str,
+    help: str,
+    *,
+    test: Test | None = None,
+    short: str | None = None,
+    **limits: float,
+) -> Any:
+    """A field of a dataclass that is an option; panel: under which title `--help` and the file show it."""
+    shown = {"panel": panel, "help": help, "limits": limits, "test": test, "short": short}
+    return field(default=default, metadata=shown)
+
+
+def options_of(kind: Any) -> Mapping[str, Option]:
+    """The options that are fields of a dataclass, by name."""
+    return _options_of(kind)
+
+
+@cache
+def _options_of(kind: Any) -> dict[str, Option]:
+    hints = get_type_hints(kind)
+    return {f.name: _of_field(f, hints[f.name]) for f in fields(kind) if "help" in f.metadata}
+
+
+def _of_field(found: Field[Any], hint: Any) -> Option:
+    assert found.default is not MISSING
+    (taken,) = [each for each in get_args(hint) if each is not NoneType] if _may_be_none(hint) else [hint]
+    return Option(
+        found.name,
+        get_origin(taken) or taken,
+        found.default,
+        may_be_none=_may_be_none(hint),
+        **found.metadata,
+    )
+
+
+def _may_be_none(hint: Any) -> bool:
+    return NoneType in get_args(hint)
+
+
+def check_options(values: Any) -> None:
+    """Raises InputError for a field of a dataclass of options that its option refuses."""
+    for name, each in options_of(type(values)).items():
+        each.check(getattr(values, name))
+
+
+@cache
+def options_of_strategies() -> dict[str, Option]:
+    """The options that strategies declare, by name."""
+    return {name: _of_strategy(*found) for name, found in strategy_options().items()}
+
+
+def _of_strategy(declared: StrategyOption, taken_by: tuple[str, ...]) -> Option:
+    default = "" if declared.default is None else f" (default {declared.default:g})"
+    limits = {"min": declared.low, "max": declared.high}
+    return Option(
+        declared.name,
+        float,
+        None,
+        "Strategy",
+        f"{declared.help}{default}; for {', '.join(taken_by)}",
+        {name: limit for name, limit in limits.items() if limit is not None},
+        may_be_none=True,
+        test=lambda shown, value: declared.check(value, shown),
+    )
+
+
+# --- what must hold ---------------------------------------------------------------------------------------
+
+
+def positive(shown: str, value: Any) -> None:
+    """Raises InputError for what is no finite number above 0."""
+    check_positive(**{shown: value})
+
+
+def one_of(known: Sequence[str]) -> Test:
+    """Refuses a text that is none of these."""
+
+    def test(shown: str, value: str) -> None:
+        if value not in known:
+            raise InputError(
+                f"{shown} {value!r} is unknown{meant(value, known)}; there are {', '.join(known)}"
+            )
+
+    return test
+
+
+def some_of(known: Sequence[str]) -> Test:
+    """Refuses a list of names that is empty, names one twice, or one that is none of these."""
+
+    def test(shown: str, value: Sequence[str]) -> None:
+        if not value:
+            raise InputError(f"{shown} names none; there are {', '.join(known)}")
+        for name in value:
+            one_of(known)(shown, name)
+        twice = [name for name in value if list(value).count(name) > 1]
+        if twice:
+            raise InputError(f"{shown} names {twice[0]} twice; name each once")
+
+    return test

@@ -1,0 +1,104 @@
+"""What a run leaves behind when it has ended: its model and vectors, history.jsonl, and facts.json.
+
+facts.json has what a report shows and the history does not know: the data, the machine, what was measured on the test
+rows. Reports are made of these two alone (`runs/report.py`), when a run ends and whenever somebody asks for them again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt2st_fast.environment import environment
+from mt2st_fast.errors import InputError
+from mt2st_fast.files import json_text, reading, write_atomically
+from mt2st_fast.model_folder import RUN_MODEL
+from mt2st_fast.runs.experiment import Experiment, text_model
+from mt2st_fast.runs.what_was_read import what_was_read
+from mt2st_fast.serving.scores import scores
+from mt2st_fast.words.vectors import WordVectors, telling_neighbours
+
+FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"
+LEFT = (HISTORY, FACTS, VECTORS)
+FORMAT = "mt2st-fast run 1"
+
+
+def leave_run(experiment: Experiment, folder: Path) -> None:
+    """Write what a finished run leaves to `folder`; facts.json is last, and says that all is there."""
+    splits = experiment.splits
+    table_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
+    vectors = WordVectors(splits.vocabulary.words, table_td, splits.vocabulary.counts).select(
+        np.flatnonzero(splits.vocabulary.counts)
+    )
+    model = text_model(experiment)
+    [score] = scores(model, splits, ("test",), (model.main,))
+    facts = {
+        "format": FORMAT,
+        **_facts(experiment, experiment.test()),
+        "score": {name: asdict(score)[name] for name in ("metric", "value", "rows", "classes")},
+        "vectors": {"count": vectors.write(folder / VECTORS), "dimension": vectors.dim},
+        "neighbours": telling_neighbours(vectors),
+    }
+    model.save(folder / RUN_MODEL)
+    experiment.trainer.history.write_jsonl(folder / HISTORY)
+    write_atomically(folder / FACTS, json_text(facts, indent=2).encode())
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `leave_run` wrote. Raises InputError where it is missing, damaged or of another version."""
+    path = folder / FACTS
+    with reading(path) as file:
+        content = file.read()
+    try:
+        facts: dict[str, Any] = json.loads(content)
+        found = facts["format"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is damaged; train again") from None
+    if found != FORMAT:
+        raise InputError(f"{path}: is written as {found!r}, this version reads {FORMAT!r}; train again")
+    return facts
+
+
+def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
+    """JSON-able values; metrics that could not be measured are NaN, which JSON has as null."""
+    trainer, config, splits = experiment.trainer, experiment.config, experiment.splits
+    heads = trainer.heads
+    tasks, main = {name: heads.task(name) for name in heads.names}, heads.main
+    return {
+        "environment": environment(trainer.device),
+        "data": {
+            **what_was_read(splits),
+            "main_labels": int(splits.train.targets[main].labelled().sum()),
+        },
+        "config": config.to_json(),
+        "init": asdict(experiment.coverage) if experiment.coverage else None,
+        "schedule": repr(trainer.schedule),
+        "decisions": list(getattr(trainer.schedule, "evidence", ())),
+        "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
+        "main": main,
+        "tasks": {
+            name: {
+                "kind": type(task).__name__,
+                # A task on words has no head, and its loss is all that there is to see.
+                "outputs": heads.tasks[name].head.size if name in heads.tasks else None,
+                "metric": heads.tasks[name].metric if name in heads.tasks else "loss",
+                "test": test.get(name),
+            }
+            for name, task in tasks.items()
+        },
+        "steps": trainer.step,
+        "epochs": trainer.epoch,
+        "tokens": _tokens(experiment),
+    }
+
+
+def _tokens(experiment: Experiment) -> float:
+    """Tokens that training steps have read: a row is a token, or a document of the mean length."""
+    corpus, config = experiment.splits.train, experiment.config
+    assert config.batch_size is not None  # `resolved` filled it in
+    rows = experiment.trainer.step * min(config.batch_size, corpus.n_rows) * config.accumulate
+    return rows * len(corpus.tokens) / corpus.n_rows

@@ -1,0 +1,354 @@
+"""--config: every flag is a key of a TOML file, flags win over it, and what a run keeps makes the same run again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import typer
+
+from mt2st_fast.cli import app, main
+from mt2st_fast.cli.options import COMMANDS, Given, going_on
+from mt2st_fast.errors import InputError
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.config_file import config_file, read_config_file
+from mt2st_fast.runs.options import Option
+from mt2st_fast.training.schedules import strategies, strategy_options
+from tests.cli.running import QUICK, fails, run
+
+TEXTS = {
+    "data": "csv:some.csv",
+    "strategy": "stl",
+    "lr_decay": "none",
+    "precision": "bfloat16",
+    "device": "cpu",
+    "backend": "numba",
+}
+NAMES = {"strategies": ("stl",), "engine": ("torch",), "label_column": ("stars:regression", "mood")}
+
+
+def another(option: Option) -> Any:
+    """A value that is not the option's default and that it takes."""
+    if option.kind in (int, float):
+        for value in (2, 3, 5) if option.kind is int else (0.5, 1.0, 2.0):
+            try:
+                option.check(value)
+            except InputError:
+                continue
+            if value != option.default:
+                return value
+    if option.kind is bool:
+        return True
+    return NAMES.get(option.name, ("a", "b")) if option.kind is tuple else TEXTS.get(option.name, "word")
+
+
+def as_flags(option: Option, value: Any) -> list[str]:
+    if option.repeated:
+        return [argument for each in value for argument in (option.flag, each)]
+    if option.kind is bool:
+        return [option.flag]
+    return [option.flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+
+
+def value_of(found: tuple[Any, ...], name: str) -> Any:
+    """What a command has of an option, in one of its dataclasses."""
+    config = found[0]
+    if name == "label_column":
+        return (config.main, *config.aux)
+    if name in strategy_options():
+        return config.strategy_options[name]
+    (part,) = [part for part in found[::-1] if hasattr(part, name)][:1]
+    return getattr(part, name)
+
+
+def write(path: Path, **values: Any) -> str:
+    path.write_text(tomli_w.dumps({name.replace("_", "-"): value for name, value in values.items()}))
+    return str(path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What a command is asked to do by some arguments, or how it refuses them; nothing is trained."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        importlib.import_module("mt2st_fast.cli.train"),
+        "_train",
+        lambda config, output, folder, writes: seen.append((config, output)),
+    )
+    monkeypatch.setattr(
+        importlib.import_module("mt2st_fast.cli.compare"),
+        "_compare",
+        lambda progress, folder, output, stopping: seen.append(
+            (progress.config, output, progress.comparison, progress.fixed)
+        ),
+    )
+
+    def of(*arguments: str) -> Any:
+        seen.clear()
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        return seen[0] if stop.value.code == 0 else capsys.readouterr().err
+
+    return of
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_a_key(command: str, tmp_path: Path, asked) -> None:
+    """All of them, as flags and as keys, in two turns: some do not go together."""
+    options = COMMANDS[command]
+    values = {name: another(option) for name, option in options.items() if name != "resume"}
+    if "strategies" in values:  # every option of a strategy must have one that takes it
+        values["strategies"] = tuple(strategies())
+    of_fused = {"backend", "graph", "fuse_backward"}
+    for left_out in ({"label_column", "tune", "engine"}, {"main", "aux", "lr", *of_fused}):
+        said = {name: value for name, value in values.items() if name not in left_out}
+        flags = [argument for name, value in said.items() for argument in as_flags(options[name], value)]
+        as_toml = {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+        by_flag = asked(command, *flags)
+        by_file = asked(command, "--config", write(tmp_path / "run.toml", **as_toml))
+        assert not isinstance(by_flag, str), by_flag
+        assert by_file == by_flag
+        for name, value in said.items():
+            assert value_of(by_file, name) == value != options[name].default, name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_resume_is_a_key(command: str, tmp_path: Path, asked) -> None:
+    by_flag = asked(command, "--resume")
+    assert "to resume in" in by_flag
+    path = write(tmp_path / "run.toml", resume=True)
+    assert asked(command, "--config", path).startswith(by_flag.strip())
+    assert not isinstance(asked(command, "--config", path, "--no-resume"), str)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_there_is_no_other_flag(command: str) -> None:
+    of_typer = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    flags = {flag for parameter in of_typer for flag in parameter.opts if flag.startswith("--")}
+    assert flags - {"--help", "--config"} == {option.flag for option in COMMANDS[command].values()}
+
+
+def test_flags_win(tmp_path: Path, asked) -> None:
+    path = write(tmp_path / "run.toml", lr=0.5, dim=8, graph=True, strategy="diminish", nu=2, aux=["a"])
+    config, *_ = asked("train", "--config", path)
+    assert (config.lr, config.dim, config.graph, config.aux) == (0.5, 8, True, ("a",))
+    assert config.strategy_options == {"nu": 2.0}
+    config, *_ = asked(
+        "train", "--config", path, "--lr", "0.01", "--no-graph", "--nu", "3", "--aux", "b, c", "--dim", "64"
+    )
+    assert config == Config(
+        graph=False, strategy="diminish", aux=("b", "c"), strategy_options={"nu": 3.0}
+    )  # 0.01 and 64 are the defaults, and given
+
+
+def test_tasks_are_said_in_one_way_and_flags_win(tmp_path: Path, asked) -> None:
+    columns = write(tmp_path / "a.toml", data="csv:x.csv", label_column=["stars", "mood"])
+    tasks = write(tmp_path / "b.toml", data="csv:x.csv", main="stars", aux=["mood"])
+    of = {
+        "columns": asked("train", "--config", columns),
+        "aux by flag": asked("train", "--config", columns, "--aux", "plot"),
+        "columns by flag": asked("train", "--config", tasks, "--label-column", "plot"),
+    }
+    assert {name: (found[0].main, found[0].aux) for name, found in of.items()} == {
+        "columns": ("stars", ("mood",)),
+        "aux by flag": ("stars", ("plot",)),
+        "columns by flag": ("plot", ()),
+    }
+    both = write(tmp_path / "c.toml", data="csv:x.csv", label_column=["stars"], main="stars")
+    assert "leave one of both out" in asked("train", "--config", both)
+    assert "--label-column is for csv:PATH" in asked("train", "--label-column", "stars")
+
+
+def test_what_the_file_gives_is_not_tuned(tmp_path: Path, asked) -> None:
+    path = write(tmp_path / "run.toml", tune=2, lr=0.1, strategies=["stl", "switch"])
+    assert asked("compare", "--config", path)[-1] == ["lr"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("lrr = 1", ["'lrr'", "train", "is 'lr' meant?"]),
+        ("batch_size = 8", ["'batch_size'", "is 'batch-size' meant?"]),
+        ("strategies = ['stl']", ["'strategies'", "is 'strategy' meant?"]),
+        ("seeds = 3", ["'seeds'", "is 'seed' meant?"]),
+        ("zzz = 3", ["'zzz'", "--help"]),
+        ("config = 'x'", ["'config'"]),
+        ("[training]\nlr = 0.1", ["'training'", "no table"]),
+        ("lr = 'fast'", ["lr must be", "'fast'"]),
+        ("lr = -1", ["lr must be positive", "-1"]),
+        ("lr = nan", ["lr must be", "nan"]),
+        ("lr = true", ["lr must be", "True"]),
+        ("lr = [0.1]", ["lr must be", "[0.1]"]),
+        ("lr = 2020-01-01", ["lr must be", "2020"]),
+        ("dim = 8.0", ["dim must be a whole number", "8.0"]),
+        ("batch-size = 0", ["batch-size must be a whole number of at least 1"]),
+        ("seed = 9223372036854775808", ["seed must be at most"]),
+        ("dropout = 1", ["dropout must be", "0.99"]),
+        ("label-fraction = 2", ["label-fraction must be", "2"]),
+        ("data = 3", ["data must be a text"]),
+        ("data = 'parquet:x'", ["data 'parquet:x'", "conllu:PATH"]),
+        ("aux = 'xpos'", ["aux must be a list of texts"]),
+        ("aux = [1]", ["aux must be a list of texts"]),
+        ("graph = 'yes'", ["graph must be true or false"]),
+        ("resume = 1", ["resume must be true or false"]),
+        ("strategy = 'swich'", ["strategy 'swich' is unknown: is 'switch' meant?", "stl"]),
+        ("precision = 'float'", ["precision 'float'", "bfloat16"]),
+        ("lr-decay = 'cosine'", ["lr-decay 'cosine'", "linear, none"]),
+        ("device = 'gpu'", ["device 'gpu'", "cuda:N"]),
+        ("backend = 'cuda'", ["backend 'cuda'", "numba"]),
+        ("switch-at = 2", ["switch-at must be", "at most 1"]),
+        ("checkpoint-every = 0", ["checkpoint-every must be positive"]),
+        ("min-delta = 0.1", ["min_delta 0.1", "patience"]),
+        ("nu = 2", ["--nu is not for switch", "(nu in "]),
+        ("main = 'mood'", ["there is no task 'mood'", "(main in "]),
+        ("main = 'upos'\nmain = 'xpos'", ["is no TOML", "verwrite"]),
+        ("lr = ", ["is no TOML", "nvalid value"]),
+        ("main = '\udce4'", ["main is not UTF-8"]),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_with_file_and_key(
+    content: str, words: list[str], treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    data = [] if content.startswith("data") else ["--data", treebank]
+    error = fails(capsys, "train", *data, "--config", str(path), "--out", str(tmp_path / "out"))
+    for word in words:
+        assert word in error
+    if not content.startswith("min-delta"):  # which is about two options, and names them
+        assert str(path) in error
+    assert not [left for left in (tmp_path / "out").rglob("*") if left.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("strategies = ['stl', 'magic']", ["strategies 'magic'", "switch"]),
+        ("strategies = []", ["strategies names none"]),
+        ("engine = ['torch', 'torch']", ["engine names torch twice"]),
+        ("strategy = 'stl'", ["'strategy'", "is 'strategies' meant?"]),
+        ("seeds = 0", ["seeds must be"]),
+        ("tune = 1", ["--tune 1", "(tune in "]),
+        ("target = inf", ["target must be a finite number"]),
+        ("plateau-margin = 0", ["plateau-margin must be positive"]),
+    ],
+)
+def test_compare_refuses_as_well(
+    content: str, words: list[str], treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(content)
+    error = fails(
+        capsys, "compare", "--data", treebank, "--config", str(path), "--out", str(tmp_path / "out")
+    )
+    for word in (str(path), *words):
+        assert word in error
+
+
+@pytest.mark.parametrize("name", ["none.toml", "folder"])
+def test_a_file_that_is_none_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    assert str(tmp_path / name) in fails(capsys, "train", "--config", str(tmp_path / name))
+
+
+def test_the_kept_configuration_trains_the_same_again(treebank: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ["--strategy", "diminish", "--nu", "2", "--seed", "7", "--patience", "9", "--aux", "xpos"]
+    run(
+        "train", "--data", treebank, *QUICK, "--epochs", "2", *options, "--device", "cpu", "--out", str(first)
+    )
+    run("train", "--config", str(first / "config.toml"), "--out", str(second))
+    for file in ("model/tensors.safetensors", "model/model.json", "vectors.txt", "config.toml"):
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+    kept = tomllib.loads((first / "config.toml").read_text())
+    assert (kept["main"], kept["nu"], kept["epochs"], kept["seed"]) == ("upos", 2.0, 2.0, 7)
+    assert "out" not in kept
+    assert "resume" not in kept
+
+
+def test_columns_are_kept_with_their_kinds_whatever_they_are_named(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A name with commas and quotation marks, which --aux could not say; and what the data decided."""
+    rows = "".join(
+        f"{'good' if i % 2 else 'bad'} film,{'pos' if i % 2 else 'neg'},{i % 5}.5\n" for i in range(100)
+    )
+    (tmp_path / "r.csv").write_text('text,mood,"stars, ""of 5"""\n' + rows)
+    columns = ["--label-column", "mood", "--label-column", 'stars, "of 5":regression']
+    run(
+        "train",
+        "--data",
+        f"csv:{tmp_path / 'r.csv'}",
+        *columns,
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    )
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["tasks"]['stars, "of 5"']["metric"] == "r2"
+    asked = request.getfixturevalue("asked")  # from here on nothing is trained
+    config, _ = asked("train", "--config", str(tmp_path / "out/config.toml"))
+    assert json.loads(json.dumps(config.to_json())) == report["config"]
+    assert config.batch_size is not None
+
+
+def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
+    options, values = COMMANDS["train"], {"data": "conllu:/t\udce4ny.conllu", "init": "/v\udce4.txt"}
+    (tmp_path / "run.toml").write_bytes(config_file("", options, values))
+    assert b"/t\xe4ny" in (tmp_path / "run.toml").read_bytes()
+    assert read_config_file(tmp_path / "run.toml", "train", options) == values
+
+
+def test_a_run_goes_on_with_a_file_that_says_the_same(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    out = tmp_path / "out"
+    run("train", "--data", treebank, *QUICK, "--epochs", "1", "--out", str(out))
+    asked = request.getfixturevalue("asked")  # from here on nothing is trained
+    config, _ = asked("train", "--resume", "--config", str(out / "config.toml"), "--out", str(out))
+    assert (config.data, config.lr, config.batch_size) == (treebank, 0.02, 64)
+    other = write(tmp_path / "other.toml", lr=0.5)
+    error = fails(capsys, "train", "--resume", "--config", other, "--out", str(out))
+    assert f"{other}: lr is 0.5, and the run in {out} has 0.02" in error
+    (out / "config.toml").write_text("lr = ")
+    assert f"{out / 'config.toml'}: is no TOML" in fails(capsys, "train", "--resume", "--out", str(out))
+
+
+def test_columns_that_a_run_goes_on_with_are_its_own() -> None:
+    given: Given = {"label_column": None}
+    with pytest.raises(InputError, match="--main stars is given"):
+        going_on(Config(main="mood", aux=()), Config(main="stars", aux=()), given, Path("out"))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_kept_configuration_compares_the_same_again(treebank: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    small = [option for option in QUICK if option not in ("--lr", "0.02")]
+    options = [
+        "--strategies",
+        "stl,switch",
+        "--seeds",
+        "1",
+        "--epochs",
+        "2",
+        "--tune",
+        "2",
+        "--switch-at",
+        "0.5",
+    ]
+    run("compare", "--data", treebank, *small, *options, "--target", "0.5", "--out", str(first))
+    run("compare", "--config", str(first / "config.toml"), "--out", str(second))
+    assert (first / "config.toml").read_bytes() == (second / "config.toml").read_bytes()
+    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (first, second))
+    assert ours["tuning"] == theirs["tuning"]
+    assert ours["tuning"]["fixed"] == ["switch_at"]
+    assert list(ours["targets"]) == list(theirs["targets"]) == ["given", "stl_best"]
+    for name in ("stl", "switch"):
+        assert ours["strategies"][name]["test_median"] == theirs["strategies"][name]["test_median"]
