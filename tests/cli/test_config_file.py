@@ -24,6 +24,7 @@ from tests.cli.running import QUICK, fails, run
 TEXTS = {
     "data": "csv:some.csv",
     "strategy": "stl",
+    "against": "mtl",
     "lr_decay": "none",
     "precision": "bfloat16",
     "device": "cpu",
@@ -105,7 +106,7 @@ def test_every_flag_is_a_key(command: str, tmp_path: Path, asked) -> None:
     values = {name: another(option) for name, option in options.items() if name != "resume"}
     if "strategies" in values:  # every option of a strategy must have one that takes it
         values["strategies"] = tuple(strategies())
-    of_fused = {"backend", "graph", "fuse_backward"}
+    of_fused = {"backend", "graph", "fuse_backward", "predict_context"}
     for left_out in ({"label_column", "tune", "engine"}, {"main", "aux", "lr", *of_fused}):
         said = {name: value for name, value in values.items() if name not in left_out}
         flags = [argument for name, value in said.items() for argument in as_flags(options[name], value)]

@@ -11,16 +11,27 @@ import pytest
 from mt2st_fast.folder_lock import holding
 from tests.cli.running import QUICK, fails, make_treebank, run
 
-OF_A_RUN = ("report.json", "report.md", "report.html", "curves.png", "importance.png")
+OF_A_RUN = ("report.json", "report.md", "report.html", "curves.png", "against.png", "importance.png")
 OF_A_COMPARISON = ("compare.md", "compare.png", "report.html")
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a run, which has chosen parts and has no test label of an auxiliary task, and of a comparison."""
+    """Folders of a run, which has chosen parts and another run beside it, and of a comparison."""
     folder = tmp_path_factory.mktemp("ended")
     data = ["--data", make_treebank(folder), *QUICK, "--aux", "xpos"]
-    run("train", *data, "--epochs", "2", "--strategy", "selector", "--out", str(folder / "train"))
+    run(
+        "train",
+        *data,
+        "--epochs",
+        "2",
+        "--strategy",
+        "selector",
+        "--against",
+        "stl",
+        "--out",
+        str(folder / "train"),
+    )
     compared = [
         "--epochs",
         "1",
