@@ -74,6 +74,18 @@ def test_all_rest_at_the_main_tasks_plateau():
     assert "has not risen by 0.01 in 3 evaluations (0.8050)" in schedule.reasons["b"]
 
 
+def test_a_task_that_no_row_is_measured_by_rests_at_the_plateau_too():
+    schedule = AdaptiveSwitch(margin=0.01)
+    assert weights(schedule, "words") == {"a": 1.0, "words": 1.0}
+    for step, metric in enumerate([0.5, 0.7, 0.8, 0.805, 0.79, 0.8], 1):
+        schedule.observe_held_out(HeldOut(10 * step, "a", {"a": metric}))
+    assert weights(schedule, "words") == {"a": 1.0, "words": 0.0}
+    for step, metric in enumerate([0.81, 0.80, 0.82], 7):
+        schedule.observe_held_out(HeldOut(10 * step, "a", {"a": metric}))
+    assert weights(schedule, "words") == {"a": 1.0}
+    assert "has not risen" in schedule.reasons["words"]
+
+
 def test_a_task_comes_back_once_where_the_main_task_fell_without_it():
     schedule = AdaptiveSwitch()
     show(schedule, [0.8, 0.8, 0.8, 0.8])

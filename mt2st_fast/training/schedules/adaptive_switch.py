@@ -13,7 +13,8 @@ Three signs, all read at every evaluation:
 
 A task that is not aligned has nothing to teach and rests; where the main task's own labels stay fresh, and where it has
 stopped getting better, all that are left rest. A task that rests has weight 0 and costs nothing but the reading of its
-labels. Some evaluations later it retires for good, or, where the main task has become worse, comes back, once.
+labels. Some evaluations later it retires for good, or, where the main task has become worse, comes back, once. A task
+on words, which has no gradient on the features, is judged by the last two signs.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class AdaptiveSwitch(AuxiliaryWeights):
     _judged_from: int = field(
         default=0, init=False, repr=False
     )  # evaluations before say nothing of a plateau
+    # All auxiliary tasks, those too that no held-out row is measured by.
+    _auxiliary: tuple[str, ...] = field(default=(), init=False, repr=False)
 
     wants_held_out_gradients = True
 
@@ -91,13 +94,14 @@ class AdaptiveSwitch(AuxiliaryWeights):
         """By what it has seen; a run that begins has seen nothing, whatever a run before has shown."""
         if moment.step == 0 and self._metrics:
             self.load_state_dict(type(self)().state_dict())
+        self._auxiliary = tuple(auxiliary)
         return super().task_weights(moment, main, auxiliary)
 
     def observe_held_out(self, seen: HeldOut) -> None:
         """Judge every auxiliary task; the next step heeds it."""
         n_before, metric = len(self._metrics), seen.metrics[seen.main]
         self._metrics.append(metric)
-        auxiliary = [name for name in seen.metrics if name != seen.main]
+        auxiliary = [n for n in dict.fromkeys((*seen.metrics, *self._auxiliary)) if n != seen.main]
         for name in auxiliary:
             if name in self._resting:
                 self._end_rest(name, seen.step)
