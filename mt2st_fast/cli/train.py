@@ -72,8 +72,7 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
             Experiment.prepare(each, splits).warm_up()
         experiment = Experiment.prepare(config, splits)
     if writes:
-        if not output.resume:
-            _clear(folder)
+        _clear(folder, of_the_run=not output.resume)
         write_atomically(folder / RUN_CONFIG, kept_config("train", output, experiment.config))
     with StoppingOnSignals() as stopping:
         how = {"resume": output.resume, "checkpoint_seconds": output.checkpoint_seconds}
@@ -139,11 +138,16 @@ def _train_beside(
     return beside.beside(own.config.strategy, runs)
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration."""
-    for name in (RUN_CONFIG, CHECKPOINT, beside.AGAINST, *LEFT, *REPORT_FILES):
+def _clear(folder: Path, *, of_the_run: bool) -> None:
+    """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration.
+
+    Of a run that goes on only what it was held against, which is made anew at its end.
+    """
+    own = (RUN_CONFIG, CHECKPOINT, *LEFT, *REPORT_FILES) if of_the_run else ()
+    for name in (beside.AGAINST, beside.PICTURE, *own):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
+    if of_the_run:
+        shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
 
 
 def _stored_config(folder: Path) -> Config:

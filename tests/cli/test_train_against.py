@@ -66,6 +66,9 @@ def test_the_report_has_both_runs(treebank: str, tmp_path: Path, capsys: pytest.
     assert (alone / "vectors.txt").read_bytes() == (both / "vectors.txt").read_bytes()
     assert json.loads((alone / "report.json").read_text())["against"] is None
     assert not (alone / "against.png").exists()
+    run("train", "--resume", "--epochs", "12", "--out", str(both))  # both go on
+    longer = json.loads((both / "report.json").read_text())["against"]
+    assert longer["runs"]["stl"]["curve"][-1]["step"] > against["runs"]["stl"]["curve"][-1]["step"]
     run("train", *options, "--out", str(both))  # nothing of an earlier comparison stays
     assert not (both / "against.png").exists()
 
