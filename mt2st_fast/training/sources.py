@@ -151,7 +151,7 @@ class _Loader:
     def _start(self) -> None:
         self.random_states = self._states()
         # As torch's DistributedSampler and a stream of Hugging Face want it, or every pass has the same order.
-        for counts in (self.loader, getattr(self.loader, "sampler", None)):
+        for counts in (self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "dataset"))):
             if (set_epoch := getattr(counts, "set_epoch", None)) is not None:
                 set_epoch(self.passes)
         self.passes += 1
