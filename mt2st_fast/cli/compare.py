@@ -123,7 +123,7 @@ def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
         "metric": heads.tasks[heads.main].metric,
         "data": splits.name,
         "read": what_was_read(splits),
-        "auxiliary": list(splits.auxiliary),
+        "auxiliary": [name for name in heads.names if name != heads.main],
         "config": {
             name: value for name, value in options.items() if name not in ("strategy", "engine", "against")
         },
