@@ -98,6 +98,7 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
     if not progress.n_done and not progress.current:
         for file in (COMPARISON, *REPORT_FILES):  # of another comparison
             (folder / file).unlink(missing_ok=True)
+    progress.write(folder)  # first: it says what a configuration beside it is of
     write_atomically(folder / RUN_CONFIG, _kept(progress, first, output))
     comparing.tune()
     comparing.run()
