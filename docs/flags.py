@@ -51,7 +51,7 @@ def written(page: str) -> str:
 
 def _by_panel(command: Any, is_wanted: Callable[[Any], bool]) -> str:
     parts = list(_panels(command, is_wanted))
-    return "\n".join(f"**{panel}**\n\n{table}" for panel, table in parts)
+    return "\n".join(f"**{panel or 'Options'}**\n\n{table}" for panel, table in parts)
 
 
 def _panels(command: Any, is_wanted: Callable[[Any], bool]) -> Iterator[tuple[str, str]]:

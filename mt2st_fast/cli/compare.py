@@ -98,6 +98,7 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
     if not progress.n_done and not progress.current:
         for file in (COMPARISON, *REPORT_FILES):  # of another comparison
             (folder / file).unlink(missing_ok=True)
+    progress.write(folder)  # first: it says what a configuration beside it is of
     write_atomically(folder / RUN_CONFIG, _kept(progress, first, output))
     comparing.tune()
     comparing.run()
@@ -123,7 +124,7 @@ def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
         "metric": heads.tasks[heads.main].metric,
         "data": splits.name,
         "read": what_was_read(splits),
-        "auxiliary": list(splits.auxiliary),
+        "auxiliary": [name for name in heads.names if name != heads.main],
         "config": {
             name: value for name, value in options.items() if name not in ("strategy", "engine", "against")
         },

@@ -6,6 +6,7 @@ A command says which dataclasses of options it takes; each field is a flag and a
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import wraps
@@ -64,8 +65,8 @@ def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comma
                 from_file = read_config_file(config_path, command.__name__, known)
                 given |= dict.fromkeys(from_file.keys() - given.keys(), config_path)
                 values = _merged(values, from_file)
-            made = {name: _made(kind, values, without) for name, kind in groups.items()}
             try:
+                made = {name: _made(kind, values, without) for name, kind in groups.items()}
                 command(**made, given=given)
             except InputError as error:
                 error.args = (_with_origin(str(error), values, known, given),)
@@ -203,7 +204,12 @@ def _with_origin(message: str, values: Mapping[str, Any], known: Mapping[str, Op
 def _speaks_of(message: str, option: Option, value: Any) -> bool:
     texts = [str(each) for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str)]
     texts += [text.partition(":")[2] for text in texts]  # the path in KIND:PATH
-    return option.flag in message or any(len(text) > 2 and text in message for text in texts)
+    return _is_named(option.flag, message) or any(len(t) > 2 and _is_named(t, message) for t in texts)
+
+
+def _is_named(text: str, message: str) -> bool:
+    """Whether it stands there by itself: --lr is not in --lr-decay."""
+    return re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", message) is not None
 
 
 # --- configurations that are kept -------------------------------------------------------------------------

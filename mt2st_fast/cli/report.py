@@ -42,10 +42,10 @@ def report(
                 )
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputError(
                 f"{folder}: what a report is made of is damaged, or was written by another version "
-                f"({type(error).__name__}: {error}); train again"
+                f"({type(error).__name__}: {error}); {'compare' if is_comparison else 'train'} again"
             ) from error
         except OSError as error:
             raise InputError(

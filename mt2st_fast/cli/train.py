@@ -131,7 +131,7 @@ def _train_beside(
         say(
             console,
             f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}. The run itself is "
-            f"whole, in {folder}.",
+            f"whole, in {folder}. Compare with: mt2st-fast train --resume --out {folder}",
         )
         raise typer.Exit(stopping.exit_code)
     runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}

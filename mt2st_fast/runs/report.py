@@ -46,6 +46,9 @@ def write_report(folder: Path) -> dict[str, Any]:
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
+    for name in (PICTURE, beside.PICTURE):
+        if name not in pictures:  # of a report of before
+            (folder / name).unlink(missing_ok=True)
     return report
 
 

@@ -28,7 +28,11 @@ FORMAT = "mt2st-fast run 1"
 
 
 def leave_run(experiment: Experiment, folder: Path) -> None:
-    """Write what a finished run leaves to `folder`; facts.json is last, and says that all is there."""
+    """Write what a finished run leaves to `folder`; facts.json is last, and says that all is there.
+
+    That of an earlier end, where a run has gone on, is gone before anything else is written.
+    """
+    (folder / FACTS).unlink(missing_ok=True)
     splits = experiment.splits
     table_td = experiment.trainer.encoder.vectors().float().cpu().numpy()  # type: ignore[operator]
     vectors = WordVectors(splits.vocabulary.words, table_td, splits.vocabulary.counts).select(

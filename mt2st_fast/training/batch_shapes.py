@@ -32,8 +32,20 @@ class Paired:
     def __init__(self, batches: Iterable[Any], tasks: Collection[str]) -> None:
         self._batches, self._tasks = batches, tasks
 
+    def __len__(self) -> int:
+        """How many; raises TypeError where they do not know, as `len` of them does."""
+        return len(self._batches)  # type: ignore[arg-type]
+
     def __iter__(self) -> Iterator[Any]:
         return (paired(batch, self._tasks) for batch in self._batches)
+
+
+def length_of(batches: Any) -> int | None:
+    """How many batches there are; None of those that do not know."""
+    try:
+        return len(batches)
+    except TypeError:  # of a DataLoader whose data set is a stream, too
+        return None
 
 
 def shape_of(batch: Any) -> str:

@@ -17,7 +17,7 @@ Weights that are learnt: see `learnt_weights`. Parts of the model that train in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.open_tasks import features_and_mask
+from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.importance import Importances, Measure
@@ -155,8 +156,7 @@ def look_at_held_out(
         return
     gradients, freshness, main = None, None, parts.heads.main
     if getattr(schedule, "wants_held_out_gradients", False):
-        n_batches = len(batches) if isinstance(batches, Sized) else 1
-        chosen = islice(batches, n_before % max(1, n_batches), None)
+        chosen = islice(batches, n_before % (length_of(batches) or 1), None)
         gradients = task_gradients(parts, [some_rows(batch) for batch in islice(chosen, 1)])
         trained = [some_rows(batch) for batch in last_step if main in tasks_of(batch)]
         own = task_gradients(parts, trained[:1], (main,))

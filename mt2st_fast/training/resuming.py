@@ -40,7 +40,7 @@ def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_f
     if new_end < step:
         raise InputError(
             f"the checkpoint stands at epoch {step / steps_per_epoch:g}, this run ends at {epochs:g}: give "
-            f"epochs={math.ceil(step / steps_per_epoch)} or more, {OR_ANEW}"
+            f"epochs={math.ceil(step / steps_per_epoch)} or more (of a stream steps={step}), {OR_ANEW}"
         )
     rate = (
         f"; the rate falls to 0 over all of them, and so goes on at {1 - step / new_end:.0%} of its first value where "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mt2st_fast.data.resident import ResidentBatch
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.batch_shapes import WANTED, Paired, paired, shape_of
+from mt2st_fast.training.batch_shapes import WANTED, Paired, length_of, paired, shape_of
 from mt2st_fast.training.data_digest import content_of, known_again, remembered
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
@@ -93,7 +93,7 @@ class _Loader:
     """
 
     def __init__(self, loader: Any, name: str, tasks: Sequence[str], *, may_be_stream: bool) -> None:
-        self.length = _length(loader)
+        self.length = length_of(loader)
         if not hasattr(loader, "__iter__") or (self.length is None and not may_be_stream):
             raise TypeError(
                 f"{name} must be an iterable of batches with a length, not {type(loader).__name__}; of a stream that "
@@ -151,7 +151,7 @@ class _Loader:
     def _start(self) -> None:
         self.random_states = self._states()
         # As torch's DistributedSampler and a stream of Hugging Face want it, or every pass has the same order.
-        for counts in (self.loader, getattr(self.loader, "sampler", None)):
+        for counts in (self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "dataset"))):
             if (set_epoch := getattr(counts, "set_epoch", None)) is not None:
                 set_epoch(self.passes)
         self.passes += 1
@@ -224,13 +224,6 @@ class _Loader:
     def enter_phase(self, active: tuple[str, ...]) -> None:
         if hasattr(self.loader, "enter_phase"):
             self.loader.enter_phase(active)
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:  # of a DataLoader whose data set is a stream, too
-        return None
 
 
 class Source:

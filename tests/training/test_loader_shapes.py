@@ -126,6 +126,20 @@ def test_a_stream_takes_steps_which_are_one_pass():
     assert_same(trainer, same)
 
 
+def test_a_stream_in_a_data_loader_is_told_of_every_pass():
+    class Counting(Endless):
+        def __init__(self):
+            super().__init__()
+            self.passes = []
+
+        def set_epoch(self, number):
+            self.passes.append(number)
+
+    data = Counting()
+    trainer_of().fit(DataLoader(data, batch_size=None), steps=12)
+    assert data.passes == [0, 1, 2]
+
+
 def test_steps_of_a_stream_are_made_of_several_batches():
     trainer = trainer_of(accumulate=2)
     trainer.fit(stream(6), steps=3)

@@ -9,6 +9,7 @@ from torch import nn
 from mt2st_fast import Callback, Trainer
 from mt2st_fast.training.learnt_weights import learnt_schedule
 from mt2st_fast.training.observations import Observation
+from tests.training.small_runs import batches, trainer_of
 
 
 class DynamicAverage:
@@ -207,3 +208,28 @@ def test_a_schedule_that_forgets_what_it_saw_is_refused_a_checkpoint(toy, tmp_pa
 def test_learnt_weights_go_to_the_device(toy):
     schedule = learnt_schedule(Uncertainty(("tag", "score")), toy.heads(), torch.device("meta"))
     assert {parameter.device.type for parameter in schedule.parameters()} == {"meta"}
+
+
+class HeldOutNorms:
+    """The main task alone; remembers its gradients on held-out rows."""
+
+    wants_held_out_gradients = True
+
+    def __init__(self) -> None:
+        self.norms = []
+
+    def task_weights(self, moment, main, auxiliary):
+        return {main: 1.0}
+
+    def observe_held_out(self, seen):
+        self.norms.append(seen.gradients[seen.main].norm)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_held_out_gradients_are_of_another_batch_each_time(loaded):
+    schedule, held_out = HeldOutNorms(), batches()[:2]
+    val = torch.utils.data.DataLoader(held_out, batch_size=None) if loaded else held_out
+    trainer_of(schedule=schedule, lr=1e-9).fit(batches(), val=val, epochs=1, evaluate_every=2)
+    first, second, third, fourth = schedule.norms  # of weights that hardly move
+    assert (first, second) == (pytest.approx(third, rel=1e-4), pytest.approx(fourth, rel=1e-4))
+    assert first != pytest.approx(second, rel=1e-3)

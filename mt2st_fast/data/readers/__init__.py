@@ -51,7 +51,7 @@ def open_data(
                     `tags:multilabel`
     auxiliary       auxiliary tasks; None for the reader's default, () for none
     label_fraction  part of the training units (stdlib: files) that keep their main labels, in (0, 1]; None
-                    for the reader's default (stdlib: 0.05, the others: all). Development and test labels are never
+                    for the reader's default (stdlib: 0.01, the others: all). Development and test labels are never
                     hidden
     seed            decides which units keep their labels; the splits themselves never depend on it
     text_column     of a table (csv); None for text, sentence, review or content, in any case
