@@ -259,6 +259,7 @@ class Run:
             self._listener.on_phase(self.history.phases[-1])
         take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
         self._set_weights([weights[name] for name in active])
+        self.source.resting = {n for n in active if not weights[n] and self.heads.is_word_task(n)}
         self._rate.set_for(moment.step)
 
     def _select_parts(self) -> None:

@@ -7,7 +7,7 @@ that a resumed run goes on with the very next batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -251,6 +251,7 @@ class Source:
             for name, (shown, loader) in (named or {main: ("train", train)}).items()
         }
         self.main, self.accumulate, self._steps = main, accumulate, steps
+        self.resting: Collection[str] = ()  # loaders that are not asked while their task weighs nothing
 
     @property
     def steps_per_epoch(self) -> int:
@@ -276,7 +277,7 @@ class Source:
 
         The last step of a pass over the main task's loader has what is left of it.
         """
-        loaders = self.loaders.values()
+        loaders = [loader for name, loader in self.loaders.items() if name not in self.resting]
         if self.accumulate == 1:
             return [[loader.next() for loader in loaders]]
         batches, before = self.loaders[self.main].length, step % self.steps_per_epoch * self.accumulate

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.data import ContextBatches, Vocabulary, analogy_batches, similarity_batches
 from mt2st_fast.kernels.context.reference import reference_loss
+from mt2st_fast.training.schedules.base import AuxiliaryWeights
 
 WORDS = ["king", "queen", "man", "woman", "paris", "france", "rome", "italy"]
 
@@ -247,6 +250,40 @@ def test_context_prediction_trains_the_encoders_vectors_and_retires():
     table = heads.word_tasks["context"].table
     assert not table.requires_grad
     assert all(table is not p for group in trainer.run.optimizer.param_groups for p in group["params"])
+
+
+@dataclass(frozen=True)
+class Resting(AuxiliaryWeights):
+    """The auxiliary task rests from a step on, and may come back."""
+
+    def auxiliary_weight(self, moment, task):
+        return 0.0 if moment.step >= 40 else 1.0
+
+
+def test_a_task_on_words_that_rests_takes_no_batch_and_moves_no_word():
+    def trained(rests):
+        torch.manual_seed(0)
+        tokens, bounds, counts = text()
+        encoder = BagEncoder(30, 16, sparse=True)
+        heads = MultiTaskHeads(16, {"tone": Classification(2), "context": ContextPrediction(30, 16)}, "tone")
+        trainer = Trainer(encoder, heads, schedule=Resting(), lr=0.02, lr_decay="none", device="cpu")
+        loader = ContextBatches(tokens, bounds, counts, words=500, window=1, sample=0)
+        run = trainer.begin({"tone": bags(), "context": loader}, epochs=20)
+        moved = []
+        while run.steps_done < 60:
+            if rests and run.steps_done == 40:
+                break
+            before = encoder.table.detach().clone()
+            run.step()
+            moved.append(int((encoder.table != before).any(1).sum()))
+        state = loader.state_dict()
+        run.close()
+        return moved, state
+
+    moved, state = trained(rests=False)
+    assert state == trained(rests=True)[1], "no batch is drawn for it"
+    # The text has words that no bag has: they lie still.
+    assert max(moved[40:]) <= len(WORDS) < min(moved[1:40])  # in the first step output vectors are 0
 
 
 # --- in the trainer --------------------------------------------------------------------------------------
