@@ -27,6 +27,15 @@ FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
 RUN_MODEL = "model"  # the folder's name within that of a run
 RUN_CONFIG = "config.toml"  # beside it, from the run's first step on
+OF_COMPARISON = (
+    "compare.json",
+    "compare.progress.json",
+)  # one of them is in a comparison's folder from its start on
+
+
+def has_comparison(folder: Path) -> bool:
+    """Whether `mt2st-fast compare` has written to a folder; what is there is no run of `train` then."""
+    return any((folder / name).exists() for name in OF_COMPARISON)
 
 
 def write_model(
@@ -118,7 +127,7 @@ def model_in(folder: str | Path) -> Path:
         return folder
     if (folder / RUN_MODEL).is_dir():
         return folder / RUN_MODEL
-    if (folder / "compare.json").exists() or (folder / "compare.progress.json").exists():
+    if has_comparison(folder):
         raise InputError(
             f"{folder}: is a comparison, which keeps no model; give the folder of a run of train"
         )

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mt2st_fast.cli.comparing import Comparing
 from mt2st_fast.cli.options import Given, another_value, going_on, kept_config, takes_options
-from mt2st_fast.cli.output import OutputOptions, make_writable
+from mt2st_fast.cli.output import OutputOptions, check_not_of, make_writable
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import plain_console, say, say_notes
@@ -50,6 +50,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
         _check(asked)
     folder = make_writable(output.folder("compare"))
     with holding(folder), StoppingOnSignals() as stopping:
+        check_not_of("train", folder)
         progress = _stored(folder, asked, given) if output.resume else asked
         progress.note_load()
         _compare(progress, folder, output, stopping)

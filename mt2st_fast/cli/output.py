@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
 from mt2st_fast.runs.options import check_options, option, positive
 
 
@@ -54,3 +55,14 @@ def make_writable(folder: Path) -> Path:
             f"--out {folder} cannot be written ({error.strerror}); choose another folder"
         ) from error
     return folder
+
+
+def check_not_of(other: str, folder: Path) -> None:
+    """Raises InputError where the other one of train and compare has written to the folder: both have a config.toml."""
+    compared = has_comparison(folder)
+    found = compared if other == "compare" else not compared and (folder / RUN_CONFIG).exists()
+    if found:
+        what = "comparison" if other == "compare" else "run of train"
+        raise InputError(
+            f"--out {folder} has a {what}, which would be lost; choose another folder, or remove it"
+        )

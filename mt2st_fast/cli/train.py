@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mt2st_fast.cli.options import COMMANDS, Given, config_of, going_on, kept_config, takes_options
-from mt2st_fast.cli.output import OutputOptions, make_writable
+from mt2st_fast.cli.output import OutputOptions, check_not_of, make_writable
 from mt2st_fast.cli.processes import together
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
@@ -24,7 +24,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL
-from mt2st_fast.runs import against as beside
+from mt2st_fast.runs import beside
 from mt2st_fast.runs.config import NONE, Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
@@ -52,6 +52,7 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
     with together(config.device) as processes:
         folder = make_writable(out) if processes.writes else out
         with holding(folder) if processes.writes else nullcontext():
+            check_not_of("compare", folder)
             if output.resume:
                 config = going_on(_stored_config(folder), config, given, folder)
             processes.barrier()  # everybody has read what is there before anything is written
@@ -61,7 +62,7 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
 def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool) -> None:
     """Of several processes one writes files; what the others print goes nowhere."""
     console = plain_console()
-    config = replace(config, against=beside.against_of(config) or NONE)
+    config = replace(config, against=config.held_against() or NONE)
     other = None if config.against == NONE else config.for_strategy(str(config.against))
     splits = read_data(config)
     experiment = Experiment.prepare(config, splits)
@@ -69,7 +70,8 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
     if other is not None:
         # What comes but once in a process, such as loading kernels, is no run's own time.
         for each in (other, config):
-            Experiment.prepare(each, splits).warm_up()
+            # Vectors to start from take long to read, and make no step another one.
+            Experiment.prepare(replace(each, init=None), splits).warm_up()
         experiment = Experiment.prepare(config, splits)
     if writes:
         _clear(folder, of_the_run=not output.resume)
@@ -135,7 +137,7 @@ def _train_beside(
         )
         raise typer.Exit(stopping.exit_code)
     runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}
-    return beside.beside(own.config.strategy, runs)
+    return beside.both_runs(own.config.strategy, runs)
 
 
 def _clear(folder: Path, *, of_the_run: bool) -> None:

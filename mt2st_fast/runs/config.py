@@ -19,6 +19,7 @@ MOST_STEPS_BY_DEFAULT = 2500
 LEAST_BATCH = 16
 ENGINES = ("fused", "torch")
 NONE = "none"  # no strategy to train beside
+OF_DEFAULT_CORPUS = "stl"  # what trains beside there
 LR_DECAYS = ("linear", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
 BACKENDS = ("auto", *dict.fromkeys(name for room in ROOMS.values() for name in room.names))
@@ -178,6 +179,17 @@ class Config:
             return replace(self, epochs=epochs)
         options = find_strategy(self.strategy).settled(self.strategy_options, RunFacts(self.epochs))
         return replace(self, epochs=epochs, strategy_options=options)
+
+    def held_against(self) -> str | None:
+        """The strategy that is to train beside: the one given, STL on the default corpus, or none.
+
+        Raises InputError for the run's own.
+        """
+        if self.against is None:
+            return OF_DEFAULT_CORPUS if self.data == "stdlib" and self.strategy != OF_DEFAULT_CORPUS else None
+        if self.against == self.strategy:
+            raise InputError(f"--against {self.against} is the run's own strategy; name another, or {NONE}")
+        return None if self.against == NONE else self.against
 
     def on_engine(self, engine: str) -> Config:
         """This configuration on another engine. Raises InputError for an option that it does not have."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mt2st_fast.runs import against as beside
-from mt2st_fast.runs import chosen_parts
+from mt2st_fast.runs import beside, chosen_parts
 from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_tables import COLUMNS, lead, parts_of, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mt2st_fast.files import json_text, write_atomically
-from mt2st_fast.runs import against as beside
+from mt2st_fast.runs import beside
 from mt2st_fast.runs.chosen_parts import PICTURE, chosen_parts, section
 from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import plot_against, run_page

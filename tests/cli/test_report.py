@@ -149,3 +149,15 @@ def test_a_run_at_work_is_left_alone(ended: dict[str, Path], capsys: pytest.Capt
 
 def test_a_comparison_has_no_model(ended: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a comparison, which keeps no model" in fails(capsys, "predict", str(ended["compare"]), "x.txt")
+
+
+@pytest.mark.parametrize(("command", "other"), [("train", "compare"), ("compare", "train")])
+def test_neither_writes_over_the_other(
+    command: str, other: str, ended: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(ended[other], folder)
+    before = files(folder)
+    error = fails(capsys, command, "--data", make_treebank(tmp_path), "--out", str(folder))
+    assert "which would be lost; choose another folder" in error
+    assert files(folder) == before

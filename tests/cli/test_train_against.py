@@ -11,7 +11,7 @@ import pytest
 
 from mt2st_fast.cli import main
 from mt2st_fast.cli.signals import StoppingOnSignals
-from mt2st_fast.runs.against import against_of, beside, sentence
+from mt2st_fast.runs.beside import both_runs, sentence
 from mt2st_fast.runs.config import NONE, Config
 from mt2st_fast.training.schedules import SingleTask
 from tests.cli.running import QUICK, fails, run
@@ -28,22 +28,22 @@ def test_the_target_is_the_best_of_the_other_strategy() -> None:
         "switch": of_curve((10, 1.0, 0.6), (20, 2.0, 0.9)),
         "stl": of_curve((10, 0.5, 0.4), (20, 1.0, 0.7), (90, 8.0, 0.8)),
     }
-    found = beside("switch", runs)  # type: ignore[arg-type]
+    found = both_runs("switch", runs)  # type: ignore[arg-type]
     assert found["target"] == 0.8
     assert [found["runs"][name]["at_target"]["step"] for name in runs] == [20, 90]
     said = sentence(found, "accuracy")
     assert "after 2.00 s and 20 steps, stl after 8.00 s and 90: 75% less time" in said
-    other = sentence(beside("stl", runs), "accuracy")  # type: ignore[arg-type]
+    other = sentence(both_runs("stl", runs), "accuracy")  # type: ignore[arg-type]
     assert "stl did not come to the best of switch on development (accuracy 0.9000)" in other
 
 
 def test_the_default_corpus_is_held_against_stl() -> None:
-    assert against_of(Config()) == "stl"
-    assert against_of(Config(against=NONE)) is None
-    assert against_of(Config(against="mtl")) == "mtl"
-    assert against_of(Config(strategy="stl")) is None
-    assert against_of(Config(data="conllu:x")) is None
-    assert against_of(Config(data="conllu:x", against="stl")) == "stl"
+    assert Config().held_against() == "stl"
+    assert Config(against=NONE).held_against() is None
+    assert Config(against="mtl").held_against() == "mtl"
+    assert Config(strategy="stl").held_against() is None
+    assert Config(data="conllu:x").held_against() is None
+    assert Config(data="conllu:x", against="stl").held_against() == "stl"
 
 
 def test_the_report_has_both_runs(treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

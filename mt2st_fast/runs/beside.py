@@ -1,4 +1,4 @@
-"""A run beside another of the same data: what the strategy has saved, as JSON, in a table and in a sentence."""
+"""A run and the one that trained beside it on the same data: what was saved, as a file, a table and a sentence."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from typing import Any
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.runs.comparison import summarise_seed
-from mt2st_fast.runs.config import NONE, Config
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.shown import shown
 from mt2st_fast.runs.targets import Run, first_reaching
-from mt2st_fast.training.schedules import find_strategy
 
-OF_DEFAULT_CORPUS = "stl"
 AGAINST, PICTURE = "against.json", "against.png"
 ALT = "quality of the main task over seconds of training, by strategy"
 COLUMNS = (
@@ -29,24 +26,8 @@ COLUMNS = (
 )
 
 
-def against_of(config: Config) -> str | None:
-    """The strategy that a run is held against: the one given, STL on the default corpus, or none.
-
-    Raises InputError for a strategy that there is not, and for the run's own.
-    """
-    own = find_strategy(config.strategy).name
-    if config.against is None:
-        return OF_DEFAULT_CORPUS if config.data == "stdlib" and own != OF_DEFAULT_CORPUS else None
-    if config.against == NONE:
-        return None
-    other = find_strategy(config.against).name
-    if other == own:
-        raise InputError(f"--against {other} is the run's own strategy; name another, or {NONE}")
-    return other
-
-
 def leave_against(against: Mapping[str, Any], folder: Path) -> None:
-    """Write what `beside` has found of two runs to the folder of the first."""
+    """Write what `both_runs` has found of two runs to the folder of the first."""
     write_atomically(folder / AGAINST, json_text(dict(against), indent=2).encode())
 
 
@@ -69,7 +50,7 @@ def summary_of(experiment: Experiment) -> Run:
     return summarise_seed(history, experiment.test()[history.main], experiment.rows_a_step)
 
 
-def beside(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
+def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
     """What reports have of two runs, {strategy: run}, the first of them `own`: the target is the other one's best."""
     [other] = [name for name in runs if name != own]
     target = runs[other]["best"]
