@@ -80,12 +80,11 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on texts and labels. Raises InputError, a ValueError, for what cannot be used, naming row or column."""
-        options = BagOptions(
-            self.dim, self.epoch, self.lr, self.min_count, self.word_ngrams, self.bucket, self.minn, self.maxn,
-            copy.deepcopy(self.schedule),  # it may remember what it saw
-            self.batch_size, self.dropout, check_random_state(self.random_state).randint(MOST_SEED), self.threads,
-            self.device,
-        )  # fmt: skip
+        given = self.get_params(deep=False)
+        for name in ("main", "tokenizer", "random_state"):
+            del given[name]
+        given["schedule"] = copy.deepcopy(self.schedule)  # it may remember what it saw
+        options = BagOptions(**given, seed=check_random_state(self.random_state).randint(MOST_SEED))
         rows = self._rows(X)
         columns = columns_of(y, len(rows))
         main = main_of(columns, self.main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-class GensimNames(WordTables):
+class GensimNames(WordTables, ABC):
     """What Word2Vec has beside training; see there. Two methods are its own."""
 
     min_count: int
@@ -239,8 +240,10 @@ class GensimNames(WordTables):
         self._check_words()
         return sentence_scores(self, sentences, total_sentences)
 
+    @abstractmethod
     def _chosen(self, counted: Vocabulary, trim_rule: TrimRule | None, update: bool) -> Vocabulary:
-        raise NotImplementedError
+        """The counted words that the model keeps."""
 
+    @abstractmethod
     def _take(self, chosen: Vocabulary, update: bool) -> None:
-        raise NotImplementedError
+        """Make tables of these words, or let those at hand grow by them."""

@@ -20,6 +20,7 @@ from mt2st_fast.cli import app, main
 from tests.pages.blocks import ROOT
 
 OWN = "mt2st-fast"
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no name of its own for it
 SHELL = ("cat", "echo", "head", "ls", "printf")  # run by a shell
 
 
@@ -116,7 +117,9 @@ def _parse_own(arguments: list[str]) -> None:
     if arguments in (["--help"], []):
         return
     name, *of_command = arguments
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert name in commands, f"no command {name}"
+    command = commands[name]
     if of_command != ["--help"]:
         command.make_context(name, of_command)
 
