@@ -39,7 +39,7 @@ class LearningRate:
         self._falls, self._factory, self._total_steps = decay == "linear", factory, total_steps
         self._scheduler: LRScheduler | None = None
         self._made: dict[str, Any] = {}  # the scheduler's state when it was new
-        self._at = 0  # the step that the scheduler's rate is of
+        self._at = 0  # the step that a rate was last set for
 
     @property
     def scheduler(self) -> str | None:
@@ -91,7 +91,6 @@ class LearningRate:
             )
         if stored is not None and self._scheduler is not None:
             self._scheduler.load_state_dict(_merged(self._scheduler.state_dict(), stored["progress"]))
-            self._at = stored["at"]
 
     def state(self) -> dict[str, Any] | None:
         """What `resume` goes on from, JSON-able. Raises InputError for a scheduler that holds what JSON has not."""
@@ -105,13 +104,14 @@ class LearningRate:
             raise InputError(
                 f"lr_scheduler: the state of {self.scheduler} cannot be kept in a checkpoint: {error}"
             ) from None
-        return {"name": self.scheduler, "progress": progress, "at": self._at}
+        return {"name": self.scheduler, "progress": progress}
 
     def set_for(self, step: int) -> None:
         """Have the groups hold the rate of a step that is about to be taken."""
         if self._scheduler is not None:
-            if self._at < step:
+            if self._at < step:  # not where a step that failed is taken again
                 self._advance()
+            self._at = step
         elif self._falls:
             for group in self._optimizer.param_groups:
                 set_rate(group, group["initial_lr"] * (1.0 - step / self._total_steps))
@@ -138,7 +138,6 @@ class LearningRate:
             if self._at == 0:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self._scheduler.step()
-        self._at += 1
 
     def _first_group(self) -> dict[str, Any]:
         groups = self._optimizer.param_groups

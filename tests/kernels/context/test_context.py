@@ -356,3 +356,13 @@ def test_rows_of_all_words_stay_stable(mode, shards):
         )
     )
     assert after < 1.01 * before
+
+
+@pytest.mark.parametrize("sample", [1e-3, 5])
+def test_words_that_the_text_has_not_are_no_matter(sample):
+    """A vocabulary has those of held-out text, too; they are never drawn, and change nothing for the others."""
+    counts = np.array([50, 0, 7, 0])
+    sampler, own = word_sampler(counts, sample), word_sampler(counts[[0, 2]], sample)
+    assert (sampler.keep[[0, 2]] == own.keep).all()
+    assert not sampler.accept[[1, 3]].any()
+    assert set(sampler.alias[[1, 3]]) <= {0, 2}
