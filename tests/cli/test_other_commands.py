@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mt2st_fast.cli import main
 from mt2st_fast.data import TokenStream
 from tests.cli.running import run
 
@@ -26,9 +28,26 @@ def test_info_shows_what_a_forced_backend_cannot_do(
     assert "honoured" in capsys.readouterr().out
 
 
-def test_kernels_compiles_ahead_of_time(capsys: pytest.CaptureFixture[str]) -> None:
-    run("kernels", "--compile", "sm_90")
-    assert "0 with spills" in capsys.readouterr().out
+@pytest.mark.parametrize(("spills", "code"), [(0, 0), (8, 1)])
+def test_kernels_that_spill_fail_the_command(
+    spills: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # That every kernel compiles, tests/kernels/machine shows; it takes minutes.
+    ahead_of_time = pytest.importorskip("mt2st_fast.kernels.machine.ahead_of_time")
+    asked: list[str] = []
+
+    def compile_all(targets: list[str]) -> list[Any]:
+        asked.extend(targets)
+        return [ahead_of_time.CompiledKernel("pool_kernel", "mean", targets[0], 32, spills, 1024)]
+
+    monkeypatch.setattr(ahead_of_time, "compile_all", compile_all)
+    with pytest.raises(SystemExit) as stop:
+        main(["kernels", "--compile", "sm_90, gfx942"])
+    assert stop.value.code == code
+    assert asked == ["sm_90", "gfx942"]
+    shown = capsys.readouterr().out
+    assert "pool_kernel" in shown
+    assert f"1 kernels compiled, {min(spills, 1)} with spills" in shown
 
 
 def test_prepare_writes_a_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

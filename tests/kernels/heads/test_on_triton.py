@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,12 @@ def run_worker(name: str, folder: Path, *group: str) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Everything that the worker stores of the plans, computed once."""
+    """Everything that the workers store of the plans, one a group, computed once."""
     folder = tmp_path_factory.mktemp("interpreter")
     groups = sorted({plan.split("-")[0] for plan in PLANS})
-    return {
-        key: value for group in groups for key, value in run_worker("interpret_plans", folder, group).items()
-    }
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        parts = pool.map(lambda group: run_worker("interpret_plans", folder, group), groups)
+        return {key: value for part in parts for key, value in part.items()}
 
 
 def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, margin: float) -> None:
