@@ -1,4 +1,6 @@
-"""Run the Triton embedding kernels in the interpreter and store what they and torch compute: python <this> OUT.npz.
+"""Run the Triton embedding kernels in the interpreter and store what they and torch compute.
+
+python <this> OUT.npz SHARE SHARES, of which each takes its part of the cases.
 
 A process of its own, because TRITON_INTERPRET is read when triton is imported. Results that are measured are stored
 as `ours`, `torch` (plain torch in the same dtype) and `truth` (in float64), the others as flags.
@@ -334,7 +336,7 @@ def run_long_table(store: dict[str, np.ndarray]) -> None:
     store["long-table/update"] = all_equal((memory[row], expected))
 
 
-def main(out: str) -> None:
+def main(out: str, share: int, shares: int) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}
@@ -347,7 +349,8 @@ def main(out: str) -> None:
     )
     triton_blocks.SCAN = 4
     shared, whole = triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS
-    for name, case in CASES.items():
+    for name in list(CASES)[share::shares]:
+        case = CASES[name]
         triton_blocks.PIECE, triton_blocks.MOST_RANKED = case.piece, case.ranked
         triton_blocks.CHUNK, triton_blocks.MERGE_BLOCK = (256, 64) if sum(case.lengths) > 100 else (16, 8)
         triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = (
@@ -360,13 +363,15 @@ def main(out: str) -> None:
     triton_blocks.PIECE, triton_blocks.SHARED_COLUMNS, triton_blocks.WHOLE_COLUMNS = 4, 16, 16
     triton_blocks.MOST_RANKED = 1000
     triton_blocks.CHUNK, triton_blocks.MERGE_BLOCK = 16, 8
-    run_repeated(store)
-    run_edges(store)
-    triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK = 1024, 64, 256
-    run_unique(store)
-    run_long_table(store)
+    if share == 0:
+        run_repeated(store)
+        run_edges(store)
+    if share == shares - 1:
+        triton_blocks.CHUNK, triton_blocks.RANK_BLOCK, triton_blocks.MERGE_BLOCK = 1024, 64, 256
+        run_unique(store)
+        run_long_table(store)
     np.savez(out, **store)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], share=int(sys.argv[2]), shares=int(sys.argv[3]))

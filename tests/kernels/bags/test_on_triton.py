@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mt2st_fast.kernels.bags.on_triton import bags as triton_embedding
 from mt2st_fast.kernels.bags.on_triton import blocks as triton_blocks
 
 WORKER = Path(__file__).with_name("interpreter_worker.py")
+SHARES = 2  # processes, one a core of a small machine
 CASES = ("1", "5-float16", "37-blocks", "37-blocks-float16", "100", "100-blocks", "5-hot")
 STEPPED = ("1", "5-float16", "37-blocks", "100")
 RULES = {
@@ -29,16 +31,23 @@ RULES = {
 MARGIN = {"float32": 5e-7, "float16": 2.0**-11}
 
 
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Everything that the worker stores, computed once."""
-    out = tmp_path_factory.mktemp("interpreter") / "embedding.npz"
+def _run_worker(out: Path, share: int) -> dict[str, np.ndarray]:
     worker = subprocess.run(
-        [sys.executable, str(WORKER), str(out)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, str(WORKER), str(out), str(share), str(SHARES)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert worker.returncode == 0, worker.stderr[-4000:]
     with np.load(out) as stored:
         return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the workers store, computed once: the interpreter takes minutes, so two share them."""
+    folder = tmp_path_factory.mktemp("interpreter")
+    with ThreadPoolExecutor(max_workers=SHARES) as pool:
+        parts = pool.map(lambda share: _run_worker(folder / f"{share}.npz", share), range(SHARES))
+        return {name: value for part in parts for name, value in part.items()}
 
 
 def assert_as_accurate_as_torch(

@@ -1,4 +1,6 @@
-"""Run the walkers of context prediction in the interpreter and store what they do: python -m <this> OUT.npz.
+"""Run the walkers of context prediction in the interpreter and store what they do.
+
+python -m <this> OUT.npz PART..., of which a part is a mode or draws.
 
 A process of its own, because TRITON_INTERPRET is read when triton is imported. The interpreter runs one program after
 another: a walker sees all steps of those before it.
@@ -144,17 +146,19 @@ def store_draws(store: dict[str, np.ndarray]) -> None:
     store["draws/expected drawn"] = counts**0.75 / (counts**0.75).sum()
 
 
-def main(out: str) -> None:
+def main(out: str, parts: list[str]) -> None:
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}
-    for mode in ("skipgram", "cbow"):
+    for part in parts:
+        if part == "draws":
+            store_draws(store)
+            continue
         for name in CASES:
-            store_case(name, mode, store)
-        store_parts(mode, store)
-        store_run(mode, store)
-    store_draws(store)
+            store_case(name, part, store)
+        store_parts(part, store)
+        store_run(part, store)
     np.savez(out, **store)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,29 @@ from mt2st_fast.kernels.context.on_triton import context as triton_context
 
 WORKER = Path(__file__).with_name("interpreter_worker.py")
 MODES = ("skipgram", "cbow")
+SHARES = [("skipgram",), ("cbow", "sums")]
 CASES = ("ragged", "few words", "one tile", "many negatives", "wide window", "no pairs", "large")
 # What our error may exceed torch's by, relative to the norm: a few roundings of a float32 sum in another order.
 MARGIN = 5e-7
 
 
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Everything that the worker stores, computed once."""
-    out = tmp_path_factory.mktemp("interpreter") / "context.npz"
+def _run_worker(folder: Path, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    out = folder / f"{parts[0]}.npz"
     worker = subprocess.run(
-        [sys.executable, str(WORKER), str(out)], capture_output=True, text=True, check=False
+        [sys.executable, str(WORKER), str(out), *parts], capture_output=True, text=True, check=False
     )
     assert worker.returncode == 0, worker.stderr[-4000:]
     with np.load(out) as stored:
         return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the workers store, computed once: the interpreter takes a minute, so two share it."""
+    folder = tmp_path_factory.mktemp("interpreter")
+    with ThreadPoolExecutor(max_workers=len(SHARES)) as pool:
+        parts = pool.map(lambda share: _run_worker(folder, share), SHARES)
+        return {name: value for part in parts for name, value in part.items()}
 
 
 @pytest.mark.parametrize("result", ["loss", "d_inputs", "d_outputs"])

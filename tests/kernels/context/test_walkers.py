@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,32 @@ from tests.kernels.context.walker_cases import CASES, FALL, LEAST, RATE
 
 ROOT, WORKER = Path(__file__).parents[3], "tests.kernels.context.interpret_walkers"
 MODES = ("skipgram", "cbow")
+SHARES = [("skipgram",), ("cbow", "draws")]
 # Relative to the change of a table: float32 sums of a few hundred steps that build on one another.
 MARGIN = 2e-5
 
 
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Everything that the worker stores, computed once."""
-    out = tmp_path_factory.mktemp("interpreter") / "walkers.npz"
+def _run_worker(folder: Path, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    out = folder / f"{parts[0]}.npz"
     worker = subprocess.run(
-        [sys.executable, "-m", WORKER, str(out)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", WORKER, str(out), *parts],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert worker.returncode == 0, worker.stderr[-4000:]
     with np.load(out) as stored:
         return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Everything that the workers store, computed once: the interpreter takes minutes, so two share them."""
+    folder = tmp_path_factory.mktemp("interpreter")
+    with ThreadPoolExecutor(max_workers=len(SHARES)) as pool:
+        parts = pool.map(lambda share: _run_worker(folder, share), SHARES)
+        return {name: value for part in parts for name, value in part.items()}
 
 
 class Case:
