@@ -1,4 +1,4 @@
-"""Wide heads of the chunked plan in Triton's interpreter, by small blocks: python -m <this> OUT.npz.
+"""Wide heads of the chunked plan in Triton's interpreter, by small blocks: python -m <this> SHARE OUT.npz.
 
 A process of its own, because TRITON_INTERPRET is read when triton is imported. Stores what interpret_plans does for
 each case, and some more.
@@ -53,6 +53,7 @@ def wide(*heads: HeadSpec, N: int = 5, D: int = 8, **more: Any) -> Plan:
     return Plan(chunked, heads, N, D, **more)
 
 
+SHARES = ("first", "second")  # two processes divide the cases
 CASES = {
     # Heads that begin and end anywhere between two multiples of 16, one block of columns and several.
     "between": Case(wide(MIXED[0], PLAIN, MIXED[3], WEIGHTED, SMOOTHED, MIXED[0])),
@@ -197,12 +198,18 @@ def run_launches(store: dict[str, np.ndarray]) -> None:
         store[f"launches/{name}"] = np.array(launches.names)
 
 
-def main(out: str) -> None:
+def main(share: str, out: str) -> None:
     # Fills every torch.empty with NaN, so whatever a kernel leaves unwritten shows.
     torch.use_deterministic_algorithms(True)
     store: dict[str, np.ndarray] = {}
-    for name in CASES:
+    for name in list(CASES)[SHARES.index(share) :: len(SHARES)]:
         run_case(name, store)
+    if share == SHARES[-1]:
+        run_others(store)
+    np.savez(out, **store)
+
+
+def run_others(store: dict[str, np.ndarray]) -> None:
     run_outside(store)
     for columns in (32, 256):
         wide_rows.choose_blocks = lambda *_, columns=columns: wide_rows.Blocks(1, columns, 4, 96)
@@ -212,7 +219,6 @@ def main(out: str) -> None:
     run_column_sums(store)
     torch.use_deterministic_algorithms(False)  # which fills what is allocated
     run_launches(store)
-    np.savez(out, **store)
 
 
 if __name__ == "__main__":

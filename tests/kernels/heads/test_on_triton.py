@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,11 +42,17 @@ PLANS = (
 MARGIN = {"float32": 2e-6, "float16": 2.0**-11}
 
 
-def run_worker(name: str, folder: Path, *group: str) -> dict[str, np.ndarray]:
-    """What the module of that name beside this one stores."""
-    out = folder / "-".join((name, *group, "out.npz"))
+def run_workers(name: str, folder: Path, groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the module of that name beside this one stores, by a process a group, two at a time."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        parts = pool.map(lambda group: _run_worker(name, folder, group), groups)
+        return {key: value for part in parts for key, value in part.items()}
+
+
+def _run_worker(name: str, folder: Path, group: str) -> dict[str, np.ndarray]:
+    out = folder / f"{name}-{group}.npz"
     worker = subprocess.run(
-        [sys.executable, "-m", f"tests.kernels.heads.{name}", *group, str(out)],
+        [sys.executable, "-m", f"tests.kernels.heads.{name}", group, str(out)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -61,9 +68,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Everything that the workers store of the plans, one a group, computed once."""
     folder = tmp_path_factory.mktemp("interpreter")
     groups = sorted({plan.split("-")[0] for plan in PLANS})
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        parts = pool.map(lambda group: run_worker("interpret_plans", folder, group), groups)
-        return {key: value for part in parts for key, value in part.items()}
+    return run_workers("interpret_plans", folder, groups)
 
 
 def assert_as_accurate_as_torch(computed: dict[str, np.ndarray], name: str, margin: float) -> None:

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from mt2st_fast.kernels.heads.on_triton import chunked, column_sums
-from tests.kernels.heads.test_on_triton import MARGIN, assert_as_accurate_as_torch, run_worker
+from tests.kernels.heads.test_on_triton import MARGIN, assert_as_accurate_as_torch, run_workers
 
 CASES = (
     "between",
@@ -32,8 +32,8 @@ WITHOUT_BIAS = {"no-bias"}
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Everything that the worker stores, computed once."""
-    return run_worker("interpret_wide_heads", tmp_path_factory.mktemp("interpreter"))
+    """Everything that the workers store, computed once."""
+    return run_workers("interpret_wide_heads", tmp_path_factory.mktemp("interpreter"), ("first", "second"))
 
 
 @pytest.mark.parametrize("result", ["losses", "correct", "d_features", "d_weight", "d_bias"])
