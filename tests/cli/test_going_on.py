@@ -82,7 +82,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("steps", [12, 27 * 3 + 5, 27 * 4 + 27 + 9])
+@pytest.mark.parametrize("steps", [pytest.param(12, marks=pytest.mark.long), 27 * 3 + 5, 27 * 4 + 27 + 9])
 def test_tuning_and_the_engines_after_it_go_on_as_well(
     steps: int, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
 ) -> None:

@@ -204,7 +204,7 @@ def main(share: str, out: str) -> None:
     store: dict[str, np.ndarray] = {}
     for name in list(CASES)[SHARES.index(share) :: len(SHARES)]:
         run_case(name, store)
-    if share == SHARES[-1]:
+    if share == SHARES[0]:
         run_others(store)
     np.savez(out, **store)
 

@@ -34,9 +34,8 @@ def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
     assert all(0 < kernel.registers <= 512 for kernel in kernels)
 
 
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_compiles_without_spills(target):
-    check(compile_all([target]), [target])
+def test_compiles_without_spills():
+    check(compile_all(["sm_90"]), ["sm_90"])
 
 
 @pytest.mark.long
