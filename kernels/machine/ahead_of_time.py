@@ -8,6 +8,7 @@ import pkgutil
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -37,12 +38,12 @@ class CompiledKernel:
     shared_bytes: int
 
 
-def compile_all(targets: list[str]) -> list[CompiledKernel]:
+def compile_all(targets: list[str], per_kernel: int | None = None) -> list[CompiledKernel]:
     """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...).
 
-    Takes up to eight cores, no driver and no device. Raises ValueError
-    for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the interpreter has nothing to
-    compile) or where a kernel does not compile.
+    `per_kernel` says how many of each kernel's, the last ones; None is all of them. Takes up to eight cores, no driver
+    and no device. Raises ValueError for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the
+    interpreter has nothing to compile) or where a kernel does not compile.
     """
     gpus = {target: _gpu_target(target) for target in targets}
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -54,11 +55,23 @@ def compile_all(targets: list[str]) -> list[CompiledKernel]:
         _Job(target, module, place)
         for target, gpu in gpus.items()
         for module in modules
-        for place in range(len(_variants_of(importlib.import_module(module), gpu)))
+        for place in _places(_variants_of(importlib.import_module(module), gpu), per_kernel)
     ]
     # Fresh processes: one that is forked would inherit locks of threads that it does not have.
     with ProcessPoolExecutor(min(MOST_PROCESSES, os.cpu_count() or 1), get_context("spawn")) as pool:
         return list(pool.map(_compile_job, jobs, chunksize=JOBS_AT_ONCE))
+
+
+def _places(variants: Any, per_kernel: int | None) -> list[int]:
+    """Where among the variants the last `per_kernel` of each kernel stand."""
+    seen: Counter[Any] = Counter()
+    places = []
+    for place in reversed(range(len(variants))):
+        kernel = variants[place][1]
+        seen[kernel] += 1
+        if per_kernel is None or seen[kernel] <= per_kernel:
+            places.append(place)
+    return places[::-1]
 
 
 class _Job(NamedTuple):

@@ -34,13 +34,16 @@ def check(kernels: list[CompiledKernel], targets: list[str]) -> None:
     assert all(0 < kernel.registers <= 512 for kernel in kernels)
 
 
-def test_compiles_without_spills():
-    check(compile_all(["sm_90"]), ["sm_90"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_two_variants_of_every_kernel_compile_without_spills(target):
+    check(compile_all([target], per_kernel=2), [target])
 
 
 @pytest.mark.long
-def test_compiles_for_every_target():
-    check(compile_all(list(SHARED_LIMIT)), list(SHARED_LIMIT))
+def test_all_variants_compile_for_every_target():
+    kernels = compile_all(list(SHARED_LIMIT))
+    check(kernels, list(SHARED_LIMIT))
+    assert len(kernels) > 2 * len(KERNELS) * len(SHARED_LIMIT)
 
 
 @pytest.mark.parametrize("target", ["cuda", "sm90", "gfx", "sm_90x", ""])
