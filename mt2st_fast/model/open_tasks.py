@@ -48,8 +48,3 @@ class OpenTask(nn.Module, ABC):
     def value(self, sums: Tensor) -> float:
         """The metric, where more is better, from the added sums; by default the first over the second."""
         return float(sums[0] / sums[1])
-
-
-def features_and_mask(encoded: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What an encoder returned: features alone, or with the mask of what is real in them."""
-    return (encoded, None) if isinstance(encoded, Tensor) else encoded

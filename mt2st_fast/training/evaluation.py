@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.batch_shapes import paired
+from mt2st_fast.training.encoding import encode, features_and_mask
 from mt2st_fast.training.own_metrics import Metric, OwnMetric
 from mt2st_fast.training.sources import Batch, materialised, to_device
 
@@ -42,7 +42,7 @@ def evaluate(
             inputs, targets = materialised(paired(batch, heads.names))
             inputs = to_device(inputs, device)
             known = shortcut(inputs)
-            features, mask = features_and_mask(encoder(inputs) if known is None else known)
+            features, mask = encode(encoder, inputs) if known is None else features_and_mask(known)
             for task in tasks:
                 if task in targets and task in own:
                     own[task].update(*_rows(heads, task, features, to_device(targets[task], device), mask))

@@ -25,8 +25,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mt2st_fast.model.open_tasks import features_and_mask
 from mt2st_fast.training.batch_shapes import length_of
+from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.importance import Importances, Measure
@@ -195,7 +195,7 @@ def _own_gradients(
     parts.encoder.eval()  # dropout would draw random numbers that training then misses
     try:
         with torch.no_grad(), parts.autocast():
-            features, mask = features_and_mask(parts.encoder(inputs))
+            features, mask = encode(parts.encoder, inputs)
     finally:
         parts.encoder.train(was_training)
     present = [name for name in tasks or heads.active if name in targets]

@@ -55,6 +55,45 @@ def test_the_shape_wanted_is_shown(data, message):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("with_held_out", [False, True])
+def test_what_is_no_input_is_named(with_held_out):
+    heads = MultiTaskHeads(8, {"a": Classification(2)}, "a")
+    trainer = Trainer(nn.Linear(3, 8), heads, schedule=SingleTask(), device="cpu")
+    pairs, more = [(X, {"a": Y})], [{"inputs": X, "a": Y, "b": Y}]
+    message = "a batch has the inputs inputs, b, which Linear does not take as a dictionary: .* take out what is none"
+    with pytest.raises(TypeError, match=message) as refused:
+        trainer.fit(pairs if with_held_out else more, val=more if with_held_out else None, epochs=1)
+    assert "\n" not in str(refused.value)
+
+
+class Returning(nn.Linear):
+    """An encoder that returns what another library's does."""
+
+    made = staticmethod(lambda features: features)
+
+    def forward(self, inputs):
+        return self.made(super().forward(inputs))
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        (lambda f: {"last_hidden_state": f}, "not dict"),
+        (lambda f: (f, f, f), r"not tuple \(Tensor, Tensor, Tensor\)"),
+        (lambda f: None, "not NoneType"),
+    ],
+    ids=["dictionary", "triple", "nothing"],
+)
+def test_what_an_encoder_must_return_is_said(made, shown):
+    heads = MultiTaskHeads(8, {"a": Classification(2)}, "a")
+    encoder = Returning(3, 8)
+    encoder.made = made
+    with pytest.raises(
+        TypeError, match=rf"an encoder must return features, .*, or \(features, mask\), {shown}"
+    ):
+        Trainer(encoder, heads, schedule=SingleTask(), device="cpu").fit([(X, {"a": Y})], epochs=1)
+
+
 class OfDictionary(nn.Linear):
     """An encoder of several inputs."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultitaskLoss
-from mt2st_fast.model.open_tasks import features_and_mask
+from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.shares import label_shares
 from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
@@ -115,7 +115,7 @@ class EagerSteps:
         if self._parts.heads.is_word_task(next(iter(targets))):
             return Encoded(inputs, targets, None, None)
         with self._parts.autocast(), self._parts.encoding():
-            return Encoded(inputs, targets, *features_and_mask(self._parts.encoder(inputs)))
+            return Encoded(inputs, targets, *encode(self._parts.encoder, inputs))
 
     def _total(self, encoded: list[Encoded], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
         """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up.

@@ -1,0 +1,39 @@
+"""A batch's inputs through the user's encoder, and what it returned; what does not fit gets one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor, Tensor | None]:
+    """Features, and the mask of what is real in them if the encoder returns it.
+
+    Raises TypeError where the encoder fails on a dictionary that it was not made for, or returns something else.
+    """
+    try:
+        encoded = encoder(inputs)
+    except (AttributeError, KeyError, TypeError) as error:
+        if not isinstance(inputs, Mapping):
+            raise
+        reason = str(error).strip().splitlines()[:1]
+        raise TypeError(
+            f"a batch has the inputs {', '.join(map(str, inputs))}, which {type(encoder).__name__} does not take as a "
+            "dictionary: whatever does not stand under the name of a task is an input; take out what is none "
+            f"({': '.join([type(error).__name__, *reason])})"
+        ) from error
+    return features_and_mask(encoded)
+
+
+def features_and_mask(encoded: Any) -> tuple[Tensor, Tensor | None]:
+    """What an encoder returned: features alone, or with the mask of what is real in them."""
+    if isinstance(encoded, Tensor):
+        return encoded, None
+    if isinstance(encoded, tuple | list) and len(encoded) == 2 and isinstance(encoded[0], Tensor):
+        return encoded[0], encoded[1]
+    shown = type(encoded).__name__
+    if isinstance(encoded, tuple | list):
+        shown += f" ({', '.join(type(part).__name__ for part in encoded)})"
+    raise TypeError(f"an encoder must return features, a tensor, or (features, mask), not {shown}")
