@@ -18,7 +18,6 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import is_packed, reading, writing_atomically
 
 CHUNK_BYTES = 1 << 19
-SWITCH_SECONDS = 2e-4  # Python's own are 5e-3, longer than a block takes
 
 
 def predict(
@@ -69,8 +68,6 @@ def predict(
     source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
     gc.disable()  # words make no circles, and looking for some takes half of the time
-    # One thread computes, one reads and writes: each is to have the interpreter soon after it has asked for it.
-    sys.setswitchinterval(SWITCH_SECONDS)
     with _sink(out) as sink:
         for text in answers(model, source, kind, tokenizer, names, form, asked):
             sink.write(text.encode("utf-8", "surrogatepass"))
@@ -89,7 +86,8 @@ def _of_texts(
     asked: dict[str, Any],
 ) -> Iterator[str]:
     """By the model of a run."""
-    from mt2st_fast.serving.reading import TOKENIZERS, read_units
+    from mt2st_fast.data.text.tokenizers import TOKENIZERS
+    from mt2st_fast.serving.reading import read_units
     from mt2st_fast.serving.text_model import TextModel
     from mt2st_fast.serving.writing import Wanted, check_format, write_units
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mt2st_fast.data.labelled_text import BagFeatures
 from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.subwords import SubwordTable
+from mt2st_fast.data.text.tokenizers import WORD
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.exporting.graphs import AnyEncoder, IdBags, TypeBags, TypeWindows, WordBags, WordTagger
@@ -24,10 +25,9 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 
 # How a line is cut into words, by the names that readers of training data have for it.
-_WORD = r"\w+(?:['’]\w+)*|[^\w\s]"
 CUTS = {
-    "words": {"pattern": _WORD, "lower": False},
-    "lowered words": {"pattern": _WORD, "lower": True},
+    "words": {"pattern": WORD, "lower": False},
+    "lowered words": {"pattern": WORD, "lower": True},
     "blanks": {"pattern": r"\S+", "lower": False},
 }
 

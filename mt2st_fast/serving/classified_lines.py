@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.serving.ahead import computed_ahead
 from mt2st_fast.serving.writing import Wanted
 from mt2st_fast.words.bag_scorer import Choices
 from mt2st_fast.words.supervised_model import SupervisedModel
@@ -28,7 +27,8 @@ def check_format(wanted: str | None) -> str:
 def write_lines(model: SupervisedModel, blocks: Iterable[Sequence[str]], wanted: Wanted) -> Iterator[str]:
     """The text of every block of lines: an answer for each. Raises InputError as `SupervisedModel.labeller` does."""
     label = model.labeller(wanted.tasks, wanted.k or 1, wanted.threshold or 0.0)
-    for lines, found in computed_ahead(label, blocks):
+    for lines in blocks:
+        found = label(lines)
         if wanted.format == "jsonl":
             yield _jsonl(model, lines, found, wanted.tasks)
         else:

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
 from mt2st_fast.data.readers.conllu import FIRST_ID, is_word
-from mt2st_fast.data.readers.delimited import tokenize_text
 from mt2st_fast.data.text.lines import TextLines
+from mt2st_fast.data.text.tokenizers import Cut
 from mt2st_fast.errors import InputError
 
 WORDS_AT_ONCE = 8192
 CONLLU_COLUMNS = 10
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 _Lines = Iterator[tuple[int, list[str]]]
 
-# How a text is cut into words, by the name that a reader of training data has for it. Where files say themselves what a
-# word is (conllu, columns), other text is cut at blanks and around punctuation marks.
-Cut = Callable[[str], list[str]]
-TOKENIZERS: dict[str, Cut] = {
-    "words": _WORD.findall,
-    "lowered words": tokenize_text,
-    "blanks": str.split,
-}
 
-
-@dataclass
+@dataclass(slots=True)
 class Unit:
     """A sentence or document: its words, and the lines that it stood on.
 
@@ -129,8 +118,3 @@ def _blocks(units: Iterable[Unit]) -> Iterator[list[Unit]]:
             block, n_words = [], 0
     if block:
         yield block
-
-
-def words_of(units: Sequence[Unit]) -> list[list[str]]:
-    """The words of every unit."""
-    return [unit.words for unit in units]

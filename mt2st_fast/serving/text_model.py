@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class TextModel:
         model.probabilities([["They", "buy", "books", "."]])      # (4, C), one row a word
 
     level: "token", a row is a word, or "document", a row is a text. tokenizer: how its training data cut a text into
-    words (see mt2st_fast.serving.reading). text_column: of the table that it learnt from, where that was said.
+    words (see mt2st_fast.data.text.tokenizers). text_column: of the table that it learnt from, where that was said.
     Raises ValueError for parts that do not belong together.
     """
 
@@ -196,8 +196,8 @@ class TextModel:
         """What `predict` says of every row of logits (N, C)."""
         labels = self.labels[self._known(task)]
         if labels.kind == "classes":
-            names = labels.names
-            return [names[c] for c in logits.argmax(1).tolist()] if len(logits) else []
+            best = torch.from_numpy(logits).argmax(1).numpy()  # NumPy's takes six times as long
+            return np.array(labels.names, object)[best].tolist() if len(logits) else []
         if labels.kind == "labels":
             return [tuple(labels.names[c] for c in np.flatnonzero(row >= 0)) for row in logits]
         return [tuple(row) for row in logits.tolist()]
@@ -208,14 +208,14 @@ class TextModel:
             raise InputError(
                 "a unit is a list of words, not one string; split it, or use predict of the command line"
             )
-        sizes = np.array([len(unit) if self.level == "token" else 1 for unit in units], np.int64)
+        sizes = np.array(list(map(len, units)) if self.level == "token" else [1] * len(units), np.int64)
         part_of = (np.cumsum(sizes) - sizes) // ROWS_AT_ONCE
         ends = (np.flatnonzero(np.diff(part_of, append=-1)) + 1).tolist()
         return [units[a:b] for a, b in pairwise([0, *ends])]
 
     def _features(self, units: Sequence[Sequence[str]]) -> Iterator[Tensor]:
         """Of the rows of units, a block at a time: one unit may be a whole book."""
-        ids = self._words.ids([word for unit in units for word in unit])
+        ids = self._words.ids(list(chain.from_iterable(units)))
         bounds = np.cumsum([0, *map(len, units)])
         corpus = Corpus(ids, bounds, {}, self.level)
         rows, encoder = np.arange(corpus.n_rows), self._words.encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from mt2st_fast.data.subwords import SubwordTable
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.model.encoders import NO_ROW, BagEncoder, WindowEncoder
 
+_UNKNOWN = -1
 NEW_TYPES = 1 << 14  # words that are no types, of which the rows are remembered
 
 
@@ -39,16 +41,21 @@ class OpenVocabulary:
         """(n,) int32 of n words."""
         if len(words) > self._room:
             self._take(self._rows[: len(self._vocabulary)], self._rows.shape[1], len(words))
-        found = list(map(self._id_of.get, words))
-        if None in found:
-            missing = dict.fromkeys(words[place] for place, i in enumerate(found) if i is None)
+        found = self._found(words)
+        unknown = np.flatnonzero(found == _UNKNOWN)
+        if len(unknown):
+            missing = dict.fromkeys(words[place] for place in unknown.tolist())
             if len(self._id_of) + len(missing) >= len(self._rows):
                 self._forget()
                 return self.ids(words)
             if not self._add({word: self._table.rows_of_unknown(word) for word in missing}):
                 return self.ids(words)
-            found = list(map(self._id_of.get, words))
-        return np.array(found, np.int32)
+            found = self._found(words)
+        return found
+
+    def _found(self, words: Sequence[str]) -> np.ndarray:
+        """The numbers that words have by now."""
+        return np.fromiter(map(self._id_of.get, words, repeat(_UNKNOWN)), np.int32, len(words))
 
     def _take(self, of_types: np.ndarray, M: int, room: int) -> None:
         """Make a place for the rows (T, <= M) of the types and for those of so many other words."""

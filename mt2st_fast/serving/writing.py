@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import add
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.serving.ahead import computed_ahead
-from mt2st_fast.serving.reading import Unit, words_of
+from mt2st_fast.serving.conllu import sentences
+from mt2st_fast.serving.reading import Unit
 from mt2st_fast.serving.text_model import TextModel
 
 FORMATS = {"token": ("conllu", "jsonl"), "document": ("labels", "jsonl")}
-_COLUMN_OF = {"upos": 3, "xpos": 4, "deprel": 7}
-_FEATS, _MISC = 5, 9
-_FEATURE = "feats."
 
 
 @dataclass(frozen=True)
@@ -63,119 +58,18 @@ def check_format(model: TextModel, wanted: str | None) -> str:
 
 def write_units(model: TextModel, blocks: Iterable[Sequence[Unit]], wanted: Wanted) -> Iterator[str]:
     """The text of every block: what the model says of its units."""
-    say = _sentences if wanted.format == "conllu" else _rows
-
-    def label(units: Sequence[Unit]) -> dict[str, Tensor]:
-        return model.outputs(words_of(units), wanted.tasks)
-
-    for units, outputs in computed_ahead(label, blocks):
-        yield say(model, units, {task: found.numpy() for task, found in outputs.items()}, wanted)
+    for units in blocks:
+        outputs = model.outputs([unit.words for unit in units], wanted.tasks)
+        logits = {task: found.numpy() for task, found in outputs.items()}
+        if wanted.format == "conllu":
+            yield sentences(units, {task: model.shown(values, task) for task, values in logits.items()})
+        else:
+            yield _rows(model, units, logits, wanted)
 
 
 def _rows(model: TextModel, units: Sequence[Unit], logits: Mapping[str, np.ndarray], wanted: Wanted) -> str:
     rows = {task: _answers(model, task, values, wanted) for task, values in logits.items()}
     return _jsonl(units, rows, model.level) if wanted.format == "jsonl" else _lines(rows, wanted)
-
-
-# --- CoNLL-U ---------------------------------------------------------------------------------------------
-
-
-def _place(task: str) -> tuple[int, str]:
-    """The column of a task, and what stands before its label there."""
-    if task in _COLUMN_OF:
-        return _COLUMN_OF[task], ""
-    if task.startswith(_FEATURE):
-        return _FEATS, task.removeprefix(_FEATURE)
-    return _MISC, task
-
-
-def _sentences(
-    model: TextModel, units: Sequence[Unit], logits: Mapping[str, np.ndarray], wanted: Wanted
-) -> str:
-    place_of = {task: _place(task) for task in wanted.tasks}
-    found = {task: model.shown(values, task) for task, values in logits.items()}
-    out: list[str] = []
-    begin = 0
-    [(only, (column, name))] = place_of.items() if len(place_of) == 1 else [("", (0, ""))]
-    endings = _Endings(column)
-    for unit in units:
-        end = begin + len(unit.words)
-        if unit.words_at is None and not unit.words:
-            continue  # an empty line is no sentence
-        if only and not name:
-            out.extend(_labelled(unit, column, found[only][begin:end], endings))
-        else:
-            out.extend(_sentence(unit, place_of, {task: labels[begin:end] for task, labels in found.items()}))
-        out.append("")
-        begin = end
-    return "\n".join(out) + "\n" if out else ""
-
-
-class _Endings(dict[str, str]):
-    """What stands behind a word whose label is in one column, by the label."""
-
-    def __init__(self, column: int) -> None:
-        super().__init__()
-        self._before, self._after = "\t_" * (column - 2) + "\t", "\t_" * (_MISC - column)
-
-    def __missing__(self, label: str) -> str:
-        ending = self[label] = f"{self._before}{label}{self._after}"
-        return ending
-
-
-def _numbers(n: int) -> list[str]:
-    """The beginnings of n lines or more of words."""
-    if n > len(_NUMBERS):
-        _NUMBERS.extend(f"{i}\t" for i in range(len(_NUMBERS) + 1, 2 * n))
-    return _NUMBERS
-
-
-_NUMBERS: list[str] = []
-
-
-def _labelled(unit: Unit, column: int, labels: Sequence[str], endings: _Endings) -> list[str]:
-    """The lines of a sentence with a label in one column: most of what this is used for, and the fastest."""
-    if unit.words_at is None:
-        # By map and add a word takes a tenth of a microsecond; formatted it would take three times as long.
-        numbered = map(add, _numbers(len(unit.words)), unit.words)
-        return [f"# text = {unit.lines[0]}", *map(add, numbered, map(endings.__getitem__, labels))]
-    lines = unit.lines
-    for at, label in zip(unit.words_at, labels, strict=True):
-        columns = lines[at].split("\t", column + 1)
-        columns[column] = label
-        lines[at] = "\t".join(columns)
-    return lines
-
-
-def _sentence(
-    unit: Unit, place_of: Mapping[str, tuple[int, str]], found: Mapping[str, Sequence[Any]]
-) -> list[str]:
-    """The lines of a sentence, with the labels in their columns."""
-    if unit.words_at is None:
-        lines = [f"# text = {unit.lines[0]}"]
-        lines += [f"{i}\t{word}" + "\t_" * 8 for i, word in enumerate(unit.words, 1)]
-        words_at: Sequence[int] = range(1, len(lines))
-    else:
-        lines, words_at = list(unit.lines), unit.words_at
-    for w, at in enumerate(words_at):
-        columns = lines[at].split("\t")
-        for task, (column, name) in place_of.items():
-            label = found[task][w]
-            shown = label if isinstance(label, str) else "|".join(map(str, label))
-            columns[column] = _with(columns[column], name, shown) if name else shown
-        lines[at] = "\t".join(columns)
-    return lines
-
-
-def _with(cell: str, name: str, value: str) -> str:
-    """A cell A=x|B=y in which `name` has a value; "_" takes it out, as a grammar without that feature has it."""
-    pairs = [pair for pair in cell.split("|") if pair != "_" and pair.partition("=")[0] != name]
-    if value != "_":
-        pairs.append(f"{name}={value}")
-    return "|".join(sorted(pairs, key=str.lower)) or "_"
-
-
-# --- JSON lines, and lines of labels ---------------------------------------------------------------------
 
 
 def _answers(model: TextModel, task: str, logits: np.ndarray, wanted: Wanted) -> list[Any]:

@@ -28,8 +28,9 @@ from mt2st_fast.data import (
 from mt2st_fast.data.labelled_text import read_labelled_text
 from mt2st_fast.data.text import lines as lines_module
 from mt2st_fast.data.text import word_files
+from mt2st_fast.data.text.tokenizers import TOKENIZERS
 from mt2st_fast.errors import InputError
-from mt2st_fast.serving.reading import TOKENIZERS, read_units
+from mt2st_fast.serving.reading import read_units
 from mt2st_fast.words.gensim_options import read_text
 from mt2st_fast.words.vectors import WordVectors
 from tests.data.mutations import mutated, plain_lines

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mt2st_fast import InputError, SupervisedModel, TextInputs, TextModel, train_supervised
+from mt2st_fast.data.text.tokenizers import TOKENIZERS
 from mt2st_fast.exporting import models, writing
-from mt2st_fast.serving.reading import TOKENIZERS
 from tests.serving.test_text_model import LABELS, TASKS, WORDS, made
 
 LETTERS = "aAbßéΣ日😀1٣'’-_.,\u0301ǅ<>"

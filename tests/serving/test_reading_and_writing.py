@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from mt2st_fast.data.text.tokenizers import TOKENIZERS
 from mt2st_fast.errors import InputError
 from mt2st_fast.serving import reading
-from mt2st_fast.serving.reading import TOKENIZERS, read_units
+from mt2st_fast.serving.reading import read_units
 from mt2st_fast.serving.writing import Wanted, check_format, write_units
 from tests.serving.test_text_model import LABELS, made
 

@@ -11,12 +11,12 @@ from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest, TaskRequest, choose_tasks
 from mt2st_fast.data.readers.table import Columns, Table, aligned, is_number, make_table, text_column
 from mt2st_fast.data.readers.table_rows import header_line, read_rows, said_delimiter
+from mt2st_fast.data.text.tokenizers import lowered_words_and_marks
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import in_any_case, listed
 
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
 _EXTENSIONS = (".csv", ".tsv", ".tab")
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
 def read(request: ReadRequest) -> Splits:
@@ -42,7 +42,7 @@ def read(request: ReadRequest) -> Splits:
         _check_columns(table, columns.text, main.name)
     sections = {
         part: Section(
-            [tokenize_text(text) for text in table.column(columns.text)],
+            [lowered_words_and_marks(text) for text in table.column(columns.text)],
             {task.name: [[cell] for cell in columns.cells(part, task)] for task in requests},
         )
         for part, table in tables.items()
@@ -163,11 +163,6 @@ def _record(tables: Mapping[str, Table], columns: Columns, tasks: Sequence[TaskR
         _NAMES.get(table.delimiter, repr(table.delimiter)) for table in tables.values()
     )
     return ReadRecord(files, used, {"text column": columns.text, "between cells": " or ".join(delimiters)})
-
-
-def tokenize_text(text: str) -> list[str]:
-    """Lower-case words, numbers and single punctuation marks of a text."""
-    return _WORD.findall(text.lower())
 
 
 def _read_table(path: Path, request: ReadRequest) -> Table:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
 from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
-from mt2st_fast.data.readers.delimited import tokenize_text
 from mt2st_fast.data.readers.files import find_splits
 from mt2st_fast.data.readers.request import Reader, ReadRequest
 from mt2st_fast.data.text.lines import TextLines, open_lines
+from mt2st_fast.data.text.tokenizers import lowered_words_and_marks
 from mt2st_fast.errors import InputError
 
 _EXTENSIONS = (".txt", ".text")
@@ -38,7 +38,7 @@ READER = Reader(
 
 def _read_section(text: TextLines, path: Path) -> tuple[Section, int]:
     """The lines that have words, and how many have none."""
-    lines = [tokenize_text(line) for _, line in text]
+    lines = [lowered_words_and_marks(line) for _, line in text]
     units = [words for words in lines if words]
     if not units:
         raise InputError(f"{path}: the file has no words")

@@ -54,7 +54,7 @@ class Reader:
     read            from a request to Splits; raises InputError for what cannot be used
     path            what PATH is, in a few words; "" for a reader that takes none
     kinds           of the tasks that it can read ("classes", "labels", "values"); () for text without labels
-    tokenizer       how it cuts a text into words, a name in serving/reading.py; "words": its files say what a word is
+    tokenizer       how it cuts a text into words, a name in data/text/tokenizers.py; "words" where files say it
     label_fraction  part of the training units or groups that keep their main labels unless told otherwise
     """
 
