@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
 import math
@@ -20,9 +21,12 @@ _GZIP = b"\x1f\x8b"
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """A file to write that becomes `path` at the end: a reader sees the old file or the new one, also after a
-    power cut. Where the block raises (Ctrl-C too), nothing is left of it.
+    power cut. Where the block raises (Ctrl-C too), nothing is left of it; what a process left that was killed
+    (SIGKILL) is swept up by the next one that writes the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in left_behind(path):
+        left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -32,6 +36,29 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def left_behind(path: Path) -> list[Path]:
+    """What processes of this machine that live no more have left beside `path`: .name.PID, .name.PID.old."""
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*")
+    return [
+        found
+        for found in beside
+        if (process := found.name.removesuffix(".old").rpartition(".")[2]).isdecimal()
+        and not _lives(int(process))
+    ]
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # where kill() of any signal ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # somebody else's, or no process of this system
+    return True
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import left_behind
 
 FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
@@ -51,6 +52,7 @@ def write_model(
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
+        _sweep(folder)
         partial.mkdir(parents=True)
         # safetensors refuses tensors that share memory: each name gets memory of its own.
         copies = {
@@ -70,6 +72,15 @@ def write_model(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Put back the model, and delete the rest, that a process left which was killed as it wrote one here."""
+    for left in left_behind(folder):
+        if left.suffix == ".old" and not folder.exists():
+            left.rename(folder)
+        else:
+            shutil.rmtree(left)
 
 
 def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
