@@ -10,13 +10,14 @@ import pytest
 import mt2st_fast
 
 ROOT = Path(__file__).parent.parent
+COMMAND = "python -m pytest -n 2 --dist loadfile"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_ci_calls_the_test_command() -> None:
-    commands = [line for line in README.splitlines() if line.endswith("python -m pytest")]
+    commands = [line for line in README.splitlines() if line.endswith(COMMAND)]
     assert len(commands) == 1
-    assert "grep -m1 'python -m pytest$' README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert f"grep -m1 '{COMMAND}$' README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_names_exist() -> None:

@@ -5,6 +5,7 @@ A child is a fork of a process that has imported everything and started no threa
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -15,6 +16,17 @@ import time
 from pathlib import Path
 
 from mt2st_fast.cli import main
+
+# What a run imports when it comes to it; a child would do it each time.
+for name in (
+    "torch._dynamo",
+    "matplotlib.backends.backend_agg",
+    "mt2st_fast.runs.report",
+    "mt2st_fast.runs.plots",
+    "mt2st_fast.kernels.step.on_numba.window_step",
+    "mt2st_fast.kernels.bags.on_numba.bags",
+):
+    importlib.import_module(name)
 
 
 def in_a_child(arguments: list[str]) -> int:

@@ -55,7 +55,7 @@ def lines(path: Path) -> list:
     return [without_seconds(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.long)])
 def test_runs_killed_again_and_again_end_with_the_same_bits(kills: int, tmp_path: Path) -> None:
     straight = tmp_path / "straight"
     train_killed(straight, 0)
