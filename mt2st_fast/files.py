@@ -9,7 +9,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +26,8 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in left_behind(path):
-        left.unlink(missing_ok=True)
+        with suppress(OSError):  # another user's, say: it is no hindrance
+            left.unlink()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:

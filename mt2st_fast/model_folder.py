@@ -80,7 +80,7 @@ def _sweep(folder: Path) -> None:
         if left.suffix == ".old" and not folder.exists():
             left.rename(folder)
         else:
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -141,9 +141,13 @@ def test_csv_trains_a_bag_model_with_every_kind_of_head(tmp_path: Path) -> None:
     assert report["main"]["test"] > 0.9
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(treebank: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [["--epochs", "60"], ["--epochs", "10", "--predict-context"]], ids=["labels", "context"]
+)
+def test_interrupted_and_resumed_equals_uninterrupted(more: list[str], treebank: str, tmp_path: Path) -> None:
     """Ctrl-C in a real process; the resumed run's history and weights are those of a run left alone."""
-    options = ["--data", treebank, "--epochs", "60", "--batch-size", "16", "--dim", "8", "--buckets", "50"]
+    small = ["--batch-size", "16", "--dim", "8", "--buckets", "50"]
+    options = ["--data", treebank, *small, *more]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run("train", *options, "--out", str(whole))
     process = subprocess.Popen([sys.executable, "-m", "mt2st_fast", "train", *options, "--out", str(broken)])
