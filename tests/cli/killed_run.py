@@ -50,7 +50,10 @@ def ended(child: int, seconds: float) -> bool:
     status = None
     while status is None and time.monotonic() < end:
         done, found = os.waitpid(child, os.WNOHANG)
-        status = found if done else time.sleep(0.002)
+        if done:
+            status = found
+        else:
+            time.sleep(0.002)
     if status is None:
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

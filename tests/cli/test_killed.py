@@ -16,28 +16,14 @@ from safetensors.torch import load_file
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
 from mt2st_fast.model_folder import read_model, write_model
-from tests.cli.running import make_treebank
+from tests.cli.running import QUICK, make_treebank
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "--lr",
-    "0.02",
-    "--batch-size",
-    "64",
-    "--dim",
-    "8",
-    "--hidden",
-    "16",
-    "--buckets",
-    "50",
-    "--epochs",
-    "300",
-]
 
 
 def train_killed(out: Path, kills: int, seed: int = 0) -> dict[str, int]:
     """By a process of its own, which forks: this one may have threads."""
-    fresh = ["--data", make_treebank(out.parent), *SMALL, "--against", "none"]
+    fresh = ["--data", make_treebank(out.parent), *QUICK, "--epochs", "300", "--against", "none"]
     command = [sys.executable, "-m", "tests.cli.killed_run", str(out), str(kills), str(seed), *fresh]
     threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True)
