@@ -27,7 +27,7 @@ from mt2st_fast.files import left_behind
 FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
 RUN_MODEL = "model"  # the folder's name within that of a run
-RUN_CONFIG = "config.toml"  # beside it, from the run's first step on
+RUN_CONFIG = "config.json"  # beside it, from the run's first step on
 OF_COMPARISON = (
     "compare.json",
     "compare.progress.json",

@@ -41,7 +41,7 @@ from mt2st_fast.training.energy import energy_counter
 def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config, given: Given) -> None:
     """Train the same data by several strategies and compare quality, and the time to several targets.
 
-    Writes report.html, compare.json, compare.md, compare.png and config.toml to --out. Seeds differ in initial weights,
+    Writes report.html, compare.json, compare.md, compare.png and config.json to --out. Seeds differ in initial weights,
     in the order of rows and in which main labels --label-fraction keeps; the strategies share each seed's data.
     Ctrl-C or SIGTERM stops after the step at hand and keeps the runs that are done; --resume goes on from there.
     """
@@ -164,4 +164,4 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     if comparison["n_seeds"] >= LEAST_SEEDS:
         for verdict in comparison["verdicts"]:
             say(console, sentence(verdict))
-    say(console, f"Written to {folder}: report.html, compare.md, compare.json, compare.png, config.toml")
+    say(console, f"Written to {folder}: report.html, compare.md, compare.json, compare.png, config.json")

@@ -86,7 +86,7 @@ def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comma
 
 _ConfigPath = Annotated[
     Path | None,
-    typer.Option("--config", help="a TOML file with any of these options; flags win over it"),
+    typer.Option("--config", help="a TOML or .json file with any of these options; flags win over it"),
 ]
 
 
@@ -226,8 +226,7 @@ def kept_config(command: str, *parts: Any, without: tuple[str, ...] = ()) -> byt
         values |= getattr(part, "strategy_options", {})
     left_out = ("out", "resume", *without)
     options = {name: option for name, option in COMMANDS[command].items() if name not in left_out}
-    head = f"The same again: mt2st-fast {command} --config THIS_FILE --out FOLDER"
-    return config_file(head, options, values)
+    return config_file(options, values)
 
 
 def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Config:

@@ -58,7 +58,7 @@ def make_writable(folder: Path) -> Path:
 
 
 def check_not_of(other: str, folder: Path) -> None:
-    """Raises InputError where the other one of train and compare has written to the folder: both have a config.toml."""
+    """Raises InputError where the other one of train and compare has written to the folder: both have a config.json."""
     compared = has_comparison(folder)
     found = compared if other == "compare" else not compared and (folder / RUN_CONFIG).exists()
     if found:

@@ -41,11 +41,11 @@ CHECKPOINT = "checkpoint/last.safetensors"
 def train(output: OutputOptions, config: Config, given: Given) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
-    Writes report.html, report.md, report.json, curves.png, history.jsonl, facts.json, config.toml, vectors.txt, model/
+    Writes report.html, report.md, report.json, curves.png, history.jsonl, facts.json, config.json, vectors.txt, model/
     and checkpoint/ to --out, importance.png where parts were chosen (--strategy selector), and against.png and
     against.json where another strategy has trained beside (--against stl, which the default corpus begins with).
     Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there. Under torchrun
-    several processes train one model, and one of them writes. The options of the run are kept in config.toml, with
+    several processes train one model, and one of them writes. The options of the run are kept in config.json, with
     which --config trains the same again.
     """
     out = output.folder("train")

@@ -1,20 +1,19 @@
-"""A configuration as a TOML file: its keys are the flags of a command, without the dashes before them."""
+"""A configuration as a file of TOML or, as runs keep it, of JSON: its keys are the flags of a command, without dashes."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import reading
+from mt2st_fast.files import json_text, reading
 from mt2st_fast.runs.options import Option
 from mt2st_fast.spelling import meant
 
-LARGEST = 2**63 - 1  # what TOML asks of a whole number
+LARGEST = 2**63 - 1  # what TOML asks of a whole number, and most that reads JSON
 PATHS = ("data", "init", "out")
 
 
@@ -46,15 +45,34 @@ def read_config_file(path: Path, command: str, known: Mapping[str, Option]) -> d
 def _parsed(path: Path) -> dict[str, Any]:
     with reading(path) as file:
         content = file.read()
+    kind, parsed = ("JSON", _json) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
     try:
         # A path need not be UTF-8, on the command line nor here.
-        return tomllib.loads(content.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:  # of TOML, of a number too long, of lists in lists
-        raise InputError(f"{path}: is no TOML in UTF-8: {error}") from None
+        return parsed(content.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:  # of the format, of a number too long, of lists in lists
+        raise InputError(f"{path}: is no {kind} in UTF-8: {error}") from None
+
+
+def _json(text: str) -> dict[str, Any]:
+    found = json.loads(text, object_pairs_hook=_each_once)
+    if not isinstance(found, dict):
+        raise ValueError(f"{type(found).__name__} where an object of keys and values is expected")
+    return found
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key} is there twice")
+        if value is None:  # which TOML cannot say
+            raise ValueError(f"{key} is null; leave it out")
+        found[key] = value
+    return found
 
 
 def _as_taken(option: Option, value: Any) -> Any:
-    """A value of TOML as the option takes it; what is of another kind is left to its check."""
+    """A value of the file as the option takes it; what is of another kind is left to its check."""
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{option.key} must be at most {LARGEST}, not {value}")
     if option.name not in PATHS and any(map(_is_broken, value if isinstance(value, list) else [value])):
@@ -68,16 +86,7 @@ def _is_broken(value: Any) -> bool:
     return isinstance(value, str) and any("\udc80" <= letter <= "\udcff" for letter in value)
 
 
-def config_file(head: str, options: Mapping[str, Option], values: Mapping[str, Any]) -> bytes:
-    """The file of some values by the names of their options, under the titles that `--help` has; None is left out.
-
-    head: a line on top.
-    """
-    by_panel: dict[str, dict[str, Any]] = {}
-    for name, option in options.items():
-        if (value := values.get(name)) is not None:
-            by_panel.setdefault(option.panel, {})[option.key] = (
-                list(value) if isinstance(value, tuple) else value
-            )
-    parts = [f"# {title}\n{tomli_w.dumps(keys)}" for title, keys in by_panel.items()]
-    return "\n".join([f"# {head}\n", *parts]).encode("utf-8", "surrogateescape")
+def config_file(options: Mapping[str, Option], values: Mapping[str, Any]) -> bytes:
+    """The file of some values by the names of their options, in JSON; None is left out."""
+    by_key = {each.key: values[name] for name, each in options.items() if values.get(name) is not None}
+    return (json_text(by_key, indent=2) + "\n").encode("ascii")

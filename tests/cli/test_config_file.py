@@ -1,15 +1,13 @@
-"""--config: every flag is a key of a TOML file, flags win over it, and what a run keeps makes the same run again."""
+"""--config: every flag is a key of a file, flags win over it, and what a run keeps makes the same run again."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 import typer
 
 from mt2st_fast.cli import app, main
@@ -68,7 +66,11 @@ def value_of(found: tuple[Any, ...], name: str) -> Any:
 
 
 def write(path: Path, **values: Any) -> str:
-    path.write_text(tomli_w.dumps({name.replace("_", "-"): value for name, value in values.items()}))
+    keys = {name.replace("_", "-"): value for name, value in values.items()}
+    as_toml = "".join(
+        f"{key} = {json.dumps(value)}\n" for key, value in keys.items()
+    )  # a value of JSON is one of TOML
+    path.write_text(json.dumps(keys) if path.suffix == ".json" else as_toml)
     return str(path)
 
 
@@ -99,8 +101,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
     return of
 
 
+@pytest.mark.parametrize("file", ["run.toml", "run.json"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_flag_is_a_key(command: str, tmp_path: Path, asked) -> None:
+def test_every_flag_is_a_key(command: str, file: str, tmp_path: Path, asked) -> None:
     """All of them, as flags and as keys, in two turns: some do not go together."""
     options = COMMANDS[command]
     values = {name: another(option) for name, option in options.items() if name != "resume"}
@@ -110,9 +113,8 @@ def test_every_flag_is_a_key(command: str, tmp_path: Path, asked) -> None:
     for left_out in ({"label_column", "tune", "engine"}, {"main", "aux", "lr", *of_fused}):
         said = {name: value for name, value in values.items() if name not in left_out}
         flags = [argument for name, value in said.items() for argument in as_flags(options[name], value)]
-        as_toml = {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
         by_flag = asked(command, *flags)
-        by_file = asked(command, "--config", write(tmp_path / "run.toml", **as_toml))
+        by_file = asked(command, "--config", write(tmp_path / file, **said))
         assert not isinstance(by_flag, str), by_flag
         assert by_file == by_flag
         for name, value in said.items():
@@ -230,6 +232,29 @@ def test_what_cannot_be_used_is_one_line_with_file_and_key(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ('{"lrr": 1}', ["'lrr'", "is 'lr' meant?"]),
+        ('{"lr": NaN}', ["lr must be", "nan"]),
+        ('{"lr": null}', ["is no JSON", "lr is null", "leave it out"]),
+        ('{"lr": 0.1, "lr": 0.2}', ["is no JSON", "lr is there twice"]),
+        ('{"lr": 0.1', ["is no JSON", "line 1"]),
+        ('["lr", 0.1]', ["is no JSON", "list", "keys and values"]),
+        ("lr = 0.1", ["is no JSON"]),
+        ("", ["is no JSON"]),
+    ],
+)
+def test_a_file_of_json_is_refused_as_well(
+    content: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    error = fails(capsys, "train", "--config", str(path), "--out", str(tmp_path / "out"))
+    for word in (str(path), *words):
+        assert word in error
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
         ("strategies = ['stl', 'magic']", ["strategies 'magic'", "switch"]),
         ("strategies = []", ["strategies names none"]),
         ("engine = ['torch', 'torch']", ["engine names torch twice"]),
@@ -264,10 +289,10 @@ def test_the_kept_configuration_trains_the_same_again(treebank: str, tmp_path: P
     run(
         "train", "--data", treebank, *QUICK, "--epochs", "2", *options, "--device", "cpu", "--out", str(first)
     )
-    run("train", "--config", str(first / "config.toml"), "--out", str(second))
-    for file in ("model/tensors.safetensors", "model/model.json", "vectors.txt", "config.toml"):
+    run("train", "--config", str(first / "config.json"), "--out", str(second))
+    for file in ("model/tensors.safetensors", "model/model.json", "vectors.txt", "config.json"):
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
-    kept = tomllib.loads((first / "config.toml").read_text())
+    kept = json.loads((first / "config.json").read_text())
     assert (kept["main"], kept["nu"], kept["epochs"], kept["seed"]) == ("upos", 2.0, 2.0, 7)
     assert "out" not in kept
     assert "resume" not in kept
@@ -295,16 +320,17 @@ def test_columns_are_kept_with_their_kinds_whatever_they_are_named(
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["tasks"]['stars, "of 5"']["metric"] == "r2"
     asked = request.getfixturevalue("asked")  # from here on nothing is trained
-    config, _ = asked("train", "--config", str(tmp_path / "out/config.toml"))
+    config, _ = asked("train", "--config", str(tmp_path / "out/config.json"))
     assert json.loads(json.dumps(config.to_json())) == report["config"]
     assert config.batch_size is not None
 
 
 def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
     options, values = COMMANDS["train"], {"data": "conllu:/t\udce4ny.conllu", "init": "/v\udce4.txt"}
-    (tmp_path / "run.toml").write_bytes(config_file("", options, values))
-    assert b"/t\xe4ny" in (tmp_path / "run.toml").read_bytes()
-    assert read_config_file(tmp_path / "run.toml", "train", options) == values
+    (tmp_path / "run.json").write_bytes(config_file(options, values))
+    (tmp_path / "run.toml").write_bytes(b'data = "conllu:/t\xe4ny.conllu"\ninit = "/v\xe4.txt"')
+    for file in ("run.json", "run.toml"):
+        assert read_config_file(tmp_path / file, "train", options) == values
 
 
 def test_a_run_goes_on_with_a_file_that_says_the_same(
@@ -313,13 +339,13 @@ def test_a_run_goes_on_with_a_file_that_says_the_same(
     out = tmp_path / "out"
     run("train", "--data", treebank, *QUICK, "--epochs", "1", "--out", str(out))
     asked = request.getfixturevalue("asked")  # from here on nothing is trained
-    config, _ = asked("train", "--resume", "--config", str(out / "config.toml"), "--out", str(out))
+    config, _ = asked("train", "--resume", "--config", str(out / "config.json"), "--out", str(out))
     assert (config.data, config.lr, config.batch_size) == (treebank, 0.02, 64)
     other = write(tmp_path / "other.toml", lr=0.5)
     error = fails(capsys, "train", "--resume", "--config", other, "--out", str(out))
     assert f"{other}: lr is 0.5, and the run in {out} has 0.02" in error
-    (out / "config.toml").write_text("lr = ")
-    assert f"{out / 'config.toml'}: is no TOML" in fails(capsys, "train", "--resume", "--out", str(out))
+    (out / "config.json").write_text('{"lr": ')
+    assert f"{out / 'config.json'}: is no JSON" in fails(capsys, "train", "--resume", "--out", str(out))
 
 
 def test_columns_that_a_run_goes_on_with_are_its_own() -> None:
@@ -345,8 +371,8 @@ def test_the_kept_configuration_compares_the_same_again(treebank: str, tmp_path:
         "0.5",
     ]
     run("compare", "--data", treebank, *small, *options, "--target", "0.5", "--out", str(first))
-    run("compare", "--config", str(first / "config.toml"), "--out", str(second))
-    assert (first / "config.toml").read_bytes() == (second / "config.toml").read_bytes()
+    run("compare", "--config", str(first / "config.json"), "--out", str(second))
+    assert (first / "config.json").read_bytes() == (second / "config.json").read_bytes()
     ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (first, second))
     assert ours["tuning"] == theirs["tuning"]
     assert ours["tuning"]["fixed"] == ["switch_at"]

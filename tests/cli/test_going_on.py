@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import tomllib
 import warnings
 from pathlib import Path
 
@@ -197,7 +196,7 @@ def test_a_run_goes_on_with_its_own_options_and_more_epochs(
     assert report["steps"] == 36
     # The decay is the one that was found for two epochs: tasks retire where they did.
     assert [phase["first_step"] for phase in report["phases"]] == [phase["first_step"] for phase in schedule]
-    assert tomllib.loads((tmp_path / "out/config.toml").read_text())["epochs"] == 4
+    assert json.loads((tmp_path / "out/config.json").read_text())["epochs"] == 4
 
 
 def test_a_run_that_ended_early_is_not_trained_again_where_its_result_was_lost(

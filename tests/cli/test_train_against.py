@@ -97,4 +97,4 @@ def test_what_cannot_run_beside_is_refused(
     against: str, words: str, treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert words in fails(capsys, "train", "--data", treebank, "--against", against, "--out", str(tmp_path))
-    assert not (tmp_path / "config.toml").exists()
+    assert not (tmp_path / "config.json").exists()

@@ -53,4 +53,4 @@ def test_a_second_run_into_a_folder_is_refused(
 ) -> None:
     with holding(tmp_path):
         assert "another run is writing" in fails(capsys, "train", "--data", treebank, "--out", str(tmp_path))
-    assert not (tmp_path / "config.toml").exists()
+    assert not (tmp_path / "config.json").exists()
