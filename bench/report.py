@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import typer
@@ -21,6 +21,7 @@ from bench.word_report import gpu_word_section, job_section, word_sections
 RESULTS = ROOT / "bench" / "RESULTS.md"
 HEADS_PICTURE = {"cpu": ROOT / "bench" / "heads.png", "cuda": ROOT / "bench" / "heads_cuda.png"}
 SCALING_PICTURE = {"cpu": ROOT / "bench" / "scaling_cpu.png", "cuda": ROOT / "bench" / "scaling_cuda.png"}
+PICTURED = ("heads", "scaling")  # suites
 PEERS_OF = {
     "cpu": ("eager", "compiled", "linear_cross_entropy", "ours", "heads_module", "gemms"),
     "cuda": (
@@ -70,10 +71,13 @@ def render(found: Sequence[Record]) -> str:
     for title, kind in kinds:
         parts.append(f"## {title}\n")
         here = [record for record in found if record["device"]["kind"] == kind]
-        # No device, no sections: the tables still stand, and say so. The newest is the one in the pictures.
-        for place, device in enumerate(_devices(here) or [None]):
+        # No device, no sections: the tables still stand, and say so.
+        for device in _devices(here) or [None]:
             of_device = [r for r in here if _device(r) == device]
-            parts.append(_device_section(of_device, device, kind, pictured=place == 0))
+            pictured = {
+                suite for suite in PICTURED if device is not None and _pictured(here, suite) == device
+            }
+            parts.append(_device_section(of_device, device, kind, pictured))
     return "\n".join(parts)
 
 
@@ -90,9 +94,16 @@ def _devices(found: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(map(_device, newest_first)))
 
 
-def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKind, *, pictured: bool) -> str:
+def _pictured(found: Iterable[Record], suite: str) -> str | None:
+    """The device in a suite's picture: that of its newest record; None where there is no record."""
+    return next(iter(_devices(r for r in found if r["suite"] == suite)), None)
+
+
+def _device_section(
+    found: Sequence[Record], device: str | None, kind: DeviceKind, pictured: Collection[str]
+) -> str:
     lines = [] if device is None else [f"### {device}\n", _provenance(found), ""]
-    if pictured and any(record["suite"] == "heads" for record in found):
+    if "heads" in pictured:
         lines += [f"![time by case and peer]({HEADS_PICTURE[kind].name})", ""]
     verdicts = cpu_verdicts(found) if kind == "cpu" else gpu_verdicts(found)
     lines += ["**Required**", "", *_verdict_table(verdicts), ""]
@@ -109,7 +120,7 @@ def _device_section(found: Sequence[Record], device: str | None, kind: DeviceKin
         lines += ["**Whole jobs**", "", *job_section(found), ""]
         lines += gpu_word_section(found)
     lines += ["**Scaling: time in µs, peak memory in MB**", ""]
-    if pictured and any(record["suite"] == "scaling" for record in found):
+    if "scaling" in pictured:
         lines += [f"![time and memory against S, K and N]({SCALING_PICTURE[kind].name})", ""]
     lines += [*_scaling_table(found, kind), ""]
     command = REPRODUCE[kind]
@@ -296,17 +307,18 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _draw(found: Sequence[Record], kind: DeviceKind) -> list[Path]:
-    """Draw the newest device of a kind; the plots that there are records for."""
+    """Draw a suite's newest device of a kind; the plots that there are records for."""
     on_kind = [r for r in found if r["device"]["kind"] == kind]
     drawn = []
     for suite, path, draw_suite in (
         ("heads", HEADS_PICTURE[kind], _draw_heads),
         ("scaling", SCALING_PICTURE[kind], _draw_scaling),
     ):
-        of_suite = [record for record in on_kind if record["suite"] == suite]
-        if of_suite:
-            device = _device(max(of_suite, key=lambda record: record["date"]))
-            draw_suite([r for r in of_suite if _device(r) == device], kind, device, path)
+        device = _pictured(on_kind, suite)
+        if device is not None:
+            draw_suite(
+                [r for r in on_kind if r["suite"] == suite and _device(r) == device], kind, device, path
+            )
             drawn.append(path)
     return drawn
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,23 @@ def version(package: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name where the system tells it, with what tells its generations apart: many have one name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return _processor_of(lines) or platform.machine()
+
+
+def _processor_of(lines: Sequence[str]) -> str | None:
+    """By the lines of /proc/cpuinfo, the first processor's; None where they have no name."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    if "model name" not in fields:
+        return None
+    told = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]
+    flags = fields.get("flags", "").split()
+    told += [shown for flag, shown in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags][:1]
+    return fields["model name"] + (f" ({', '.join(told)})" if told else "")
