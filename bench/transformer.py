@@ -133,9 +133,11 @@ class Data:
 
     def heads(self, alone: bool) -> MultiTaskHeads:
         """Heads of both tasks, or of the main one alone."""
-        (main, values), beside = list(self.classes.items())[0], list(self.classes.items())[1:]
-        kept = {main: values} | ({} if alone else dict(beside))
-        return MultiTaskHeads(self.width, {name: _task(name, of) for name, of in kept.items()}, main)
+        main = next(iter(self.classes))
+        tasks = {
+            name: _task(name, values) for name, values in self.classes.items() if not alone or name == main
+        }
+        return MultiTaskHeads(self.width, tasks, main)
 
     def batches(self, size: int, label_fraction: float, seed: int) -> tuple[Any, Any, Any]:
         """Loaders: the sentences that keep the main label, with that; all, with the other; the held-out ones."""
