@@ -1,4 +1,4 @@
-"""A configuration is a file of TOML or, as runs keep it, of JSON: its keys are the flags of a command, without dashes."""
+"""A configuration is a file of TOML or, as runs keep it, JSON: its keys are the flags of a command, without dashes."""
 
 from __future__ import annotations
 
