@@ -43,6 +43,12 @@ def summarise_seed(history: History, test: float, rows_a_step: int) -> dict[str,
         "joules": joules.get(steps),
         "stopped": history.stopped,
         "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
+        # By task, where the schedule says why it let it go.
+        "retired": {
+            task: {"step": phase.first_step, "why": why}
+            for phase in history.phases
+            for task, why in phase.reasons.items()
+        },
         "curve": [
             {
                 "step": e.step,

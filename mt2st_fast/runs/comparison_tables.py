@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
         Part("To the plateau", [_on_plateau(comparison)], *_to(comparison, PLATEAU)),
         *_engines(comparison),
         *_joint(comparison),
+        *_retired(comparison),
         *_tuning(comparison),
     ]
 
@@ -283,6 +285,33 @@ def _joint(comparison: Mapping[str, Any]) -> Iterator[Part]:
         columns = ["strategy", "against", "development, points:"]
         columns += [f"time to {target['label']}:" for target in targets.values()]
         yield Part("What algorithm and engine save together", [], columns, rows)
+
+
+def _retired(comparison: Mapping[str, Any]) -> Iterator[Part]:
+    """What a schedule that decides for itself has let go, over the seeds."""
+    rows = []
+    for name, strategy in comparison["strategies"].items():
+        runs = strategy["seeds"]
+        for task in dict.fromkeys(task for run in runs for task in run["retired"]):
+            found = [run["retired"][task] for run in runs if task in run["retired"]]
+            steps = sorted(each["step"] for each in found)
+            reasons = Counter(each["why"].partition(" (")[0] for each in found)
+            rows.append(
+                [
+                    name,
+                    task,
+                    f"{len(found)} of {len(runs)}",
+                    _whole(steps[0]) if steps[0] == steps[-1] else f"{_whole(steps[0])}–{_whole(steps[-1])}",
+                    "; ".join(f"{why} ({n})" if len(reasons) > 1 else why for why, n in reasons.items()),
+                ]
+            )
+    if rows:
+        yield Part(
+            "When a strategy that decides for itself let tasks go",
+            [],
+            ["strategy", "task", "in runs:", "at step:", "as"],
+            rows,
+        )
 
 
 def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:

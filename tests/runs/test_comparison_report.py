@@ -135,6 +135,27 @@ def test_tuning_shows_every_trial():
     assert "Tuning" not in [part.title for part in parts_of(COMPARISONS["one arm"])]
 
 
+def test_what_a_strategy_let_go_is_shown_with_steps_and_reasons():
+    aligned = "its gradient is not aligned with the main task's"
+    found = [
+        {"pos": {"step": 60, "why": f"{aligned} (cosine 0.001, standard error 0.004) at step 40"}},
+        {"pos": {"step": 90, "why": f"{aligned} (cosine 0.002, standard error 0.005) at step 70"}},
+        {
+            "pos": {
+                "step": 1200,
+                "why": "the main task has not risen by 0.001 in 6 evaluations (to 0.8 in the mean)",
+            }
+        },
+        {},
+    ]
+    runs = [run_of(seed, 0.2, 0.4, retired=retired) for seed, retired in enumerate(found)]
+    comparison = compared({"adaptive": runs}, **FACTS)
+    (part,) = [part for part in parts_of(comparison) if "let tasks go" in part.title]
+    because = f"{aligned} (2); the main task has not risen by 0.001 in 6 evaluations (1)"
+    assert part.rows == [["adaptive", "pos", "3 of 4", "60–1,200", because]]
+    assert "60–1,200" in render(comparison)
+
+
 def test_engines_have_a_table_of_their_own():
     rows = part(COMPARISONS["engines"], "What the engine saves")
     assert [row["strategy"] for row in rows] == [

@@ -63,24 +63,35 @@ def test_a_noisy_task_whose_mean_alignment_could_be_nothing_rests():
     assert weights(schedule) == {"a": 1.0, "b": 0.0}
 
 
+STILL = [0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.8, 0.81, 0.79, 0.8, 0.81, 0.79, 0.8, 0.81, 0.8, 0.8, 0.8, 0.8]
+
+
 def test_all_rest_at_the_main_tasks_plateau():
     schedule = AdaptiveSwitch(margin=0.01)
-    show(schedule, [0.5, 0.7, 0.8, 0.805, 0.79])
-    assert weights(schedule)["b"] == 1.0
-    show(schedule, [0.8], first=5)  # the best of three, of the last third where that is more
+    show(schedule, STILL[:14])
+    assert weights(schedule)["b"] == 1.0  # two windows of 6 evaluations: 0.70 and 0.80 in the mean
+    show(schedule, STILL[14:], first=14)
     assert weights(schedule)["b"] == 0.0
-    show(schedule, [0.81, 0.80, 0.82], first=6)
+    show(schedule, [0.81, 0.80, 0.82], first=len(STILL))
     assert weights(schedule) == {"a": 1.0}
-    assert "has not risen by 0.01 in 3 evaluations (0.8050)" in schedule.reasons["b"]
+    assert "has not risen by 0.01 in 6 evaluations (to 0.8000 in the mean)" in schedule.reasons["b"]
+
+
+def test_one_good_evaluation_among_noisy_ones_is_no_plateau():
+    """Of a metric that rises slowly an early best is not passed for a while."""
+    schedule = AdaptiveSwitch()
+    show(schedule, [0.80, 0.88, 0.81, 0.82, 0.83, 0.82, 0.84, 0.85, 0.84, 0.86, 0.87, 0.86, 0.87, 0.88])
+    assert weights(schedule)["b"] == 1.0
+    assert not schedule.evidence
 
 
 def test_a_task_that_no_row_is_measured_by_rests_at_the_plateau_too():
     schedule = AdaptiveSwitch(margin=0.01)
     assert weights(schedule, "words") == {"a": 1.0, "words": 1.0}
-    for step, metric in enumerate([0.5, 0.7, 0.8, 0.805, 0.79, 0.8], 1):
+    for step, metric in enumerate(STILL, 1):
         schedule.observe_held_out(HeldOut(10 * step, "a", {"a": metric}))
     assert weights(schedule, "words") == {"a": 1.0, "words": 0.0}
-    for step, metric in enumerate([0.81, 0.80, 0.82], 7):
+    for step, metric in enumerate([0.81, 0.80, 0.82], len(STILL) + 1):
         schedule.observe_held_out(HeldOut(10 * step, "a", {"a": metric}))
     assert weights(schedule, "words") == {"a": 1.0}
     assert "has not risen" in schedule.reasons["words"]
@@ -88,16 +99,16 @@ def test_a_task_that_no_row_is_measured_by_rests_at_the_plateau_too():
 
 def test_a_task_comes_back_once_where_the_main_task_fell_without_it():
     schedule = AdaptiveSwitch()
-    show(schedule, [0.8, 0.8, 0.8, 0.8])
+    show(schedule, [0.8] * 12)
     assert weights(schedule)["b"] == 0.0
-    show(schedule, [0.7, 0.75, 0.74], first=4)
+    show(schedule, [0.7, 0.75, 0.74], first=12)
     assert weights(schedule)["b"] == 1.0
     assert schedule.evidence[-1] == (
-        "step 70: b is back, as the main task reached 0.7500 without it, after 0.8000"
+        "step 150: b is back, as the main task reached 0.7500 without it, after 0.8000"
     )
-    show(schedule, [0.7, 0.7], first=7)
+    show(schedule, [0.7] * 11, first=15)
     assert weights(schedule)["b"] == 1.0  # a plateau is judged anew
-    show(schedule, [0.7, 0.6, 0.6, 0.6], first=9)
+    show(schedule, [0.7, 0.6, 0.6, 0.6, 0.6, 0.6], first=26)
     assert weights(schedule) == {"a": 1.0}  # worse again, but it has been back
     assert "b" in schedule.reasons
 
@@ -129,19 +140,19 @@ def test_auxiliary_tasks_stay_where_the_main_task_knows_its_rows_by_heart():
 
 def test_a_metric_that_is_no_number_decides_nothing():
     schedule = AdaptiveSwitch()
-    show(schedule, [float("nan")] * 6)
+    show(schedule, [float("nan")] * 20)
     assert weights(schedule)["b"] == 1.0
 
 
 def test_tasks_without_gradients_on_the_features_are_let_go_by_the_plateau_alone():
     schedule = AdaptiveSwitch()
-    for i in range(8):
+    for i in range(16):
         schedule.observe_held_out(HeldOut(i, "a", {"a": 0.9, "words": 0.1}, None))
     assert weights(schedule, "words") == {"a": 1.0}
 
 
 def test_its_state_is_json_and_goes_on():
-    metrics = [0.8, 0.8, 0.8, 0.8, 0.7, 0.75]
+    metrics = [*[0.8] * 12, 0.7, 0.75]
     through, stopped = AdaptiveSwitch(), AdaptiveSwitch()
     show(through, metrics)
     show(stopped, metrics)

@@ -45,8 +45,9 @@ class AdaptiveSwitch(AuxiliaryWeights):
     """Constant weights for as long as held-out rows say that a task helps; see above for the signs.
 
     weights: of auxiliary tasks while they train. patience: evaluations that a judgement needs. margin: what a metric
-    has to move by to count: the main task has stopped getting better where its best of the last third of evaluations
-    is not above the best before by this much, and has become worse where it is that much below. Needs `fit(val=...)`.
+    has to move by to count: the main task has stopped getting better where the mean of the last third of evaluations,
+    and of 2 * patience at least, is not above the mean of as many before by this much (a best of few would be one by
+    chance); it has become worse where its best is that much below. Needs `fit(val=...)`.
 
     `reasons` says of every retired task why it did, `evidence` tells every decision in order. What was seen is part of
     a checkpoint. Raises ValueError for numbers out of range, and for weights of tasks that are not there.
@@ -154,13 +155,14 @@ class AdaptiveSwitch(AuxiliaryWeights):
 
     def _stopped(self) -> str | None:
         """What says that the main task does not get better any more, or None."""
-        window = max(self.patience, len(self._metrics) // 3)
-        if len(self._metrics) - self._judged_from < window or len(self._metrics) == window:
+        seen = self._metrics[self._judged_from :]
+        window = max(2 * self.patience, len(seen) // 3)
+        if len(seen) < 2 * window:
             return None
-        before, recent = max(self._metrics[:-window]), max(self._metrics[-window:])
+        before, recent = fmean(seen[-2 * window : -window]), fmean(seen[-window:])
         if not recent < before + self.margin:  # a metric that is not a number decides nothing
             return None
-        return f"the main task has not risen by {self.margin:g} in {window} evaluations ({recent:.4f})"
+        return f"the main task has not risen by {self.margin:g} in {window} evaluations (to {recent:.4f} in the mean)"
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen and decided."""
