@@ -7,6 +7,7 @@ gradient is made; that rules out gradient clipping, accumulation and loss scalin
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -31,6 +32,15 @@ ROW_STATE = "row_"  # begins the names of what only the rows of a batch change
 FROZEN_ROWS = "frozen_rows"  # (V,) 1 for a row of a table that stays as it is
 
 
+def _not_to_compile(method: Any) -> Callable[..., Any]:
+    """A method that torch keeps from its compiler, which it imports to say so: more than a second of every start.
+
+    Where nobody has imported the compiler, nobody compiles, and the method is called as it is.
+    """
+    own = getattr(method, "__wrapped__", None)
+    return method if own is None or "torch._dynamo" in sys.modules else partial(own, method.__self__)
+
+
 class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     """Steps row-sparse parameters by a rule, and leaves the dense ones to the optimizer behind it in the bases.
 
@@ -45,6 +55,19 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     def rule(self, group: dict[str, Any]) -> RowRule:
         """The rule of the moment by which rows of this group move, at a rate on the device where the group's is."""
         return RowRule(self.kind, group["lr"], **{name: group[name] for name in self.kind.numbers})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of every optimizer."""
+        _not_to_compile(super().add_param_group)(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer."""
+        found: dict[str, Any] = _not_to_compile(super().state_dict)()
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer."""
+        _not_to_compile(super().load_state_dict)(state_dict)
 
     def row_state(self, table: Tensor) -> RowState:
         """What the rule remembers of a table (V, D), made at its first step."""

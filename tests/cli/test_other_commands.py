@@ -1,4 +1,4 @@
-"""`mt2st-fast info`, `kernels` and `prepare`."""
+"""`mt2st-fast info`, `kernels` and `prepare`, and what the commands do not load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from mt2st_fast.cli import main
 from mt2st_fast.data import TokenStream
-from tests.cli.running import run
+from tests.cli.running import QUICK, run
 
 
 def test_info_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +72,15 @@ def test_the_command_line_starts_without_the_pictures() -> None:
     program = "import sys, mt2st_fast.cli; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_training_starts_without_torchs_compiler(treebank: str, tmp_path: Path) -> None:
+    """Importing it takes longer than a small run trains."""
+    arguments = ["train", "--data", treebank, *QUICK, "--epochs", "1", "--out", str(tmp_path / "out")]
+    program = (
+        "import sys\nfrom mt2st_fast.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "finally: print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
