@@ -35,8 +35,8 @@ def check_metrics(metrics: Mapping[str, Metric], heads: MultiTaskHeads) -> None:
             )
         if getattr(metric, "higher_is_better", None) is False:
             raise InputError(
-                f"the metric of {task}, {_name(metric)}, is better where it is less, and the best evaluation is the "
-                "highest: give lambda predictions, targets: -error(predictions, targets)"
+                f"the metric of {task}, {metric_name(metric)}, is better where it is less, and the best evaluation is "
+                "the highest: give lambda predictions, targets: -error(predictions, targets)"
             )
 
 
@@ -85,7 +85,7 @@ class OwnMetric:
             return float(found)
         except (TypeError, ValueError, RuntimeError):
             raise InputError(
-                f"the metric of {self._task}, {_name(self._metric)}, must give one number, not {_shown(found)}"
+                f"the metric of {self._task}, {metric_name(self._metric)}, must give one number, not {_shown(found)}"
             ) from None
 
     def _labelled(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,10 +103,13 @@ class OwnMetric:
             return call()
         except Exception as error:
             line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise InputError(f"the metric of {self._task}, {_name(self._metric)}, failed: {line}") from error
+            raise InputError(
+                f"the metric of {self._task}, {metric_name(self._metric)}, failed: {line}"
+            ) from error
 
 
-def _name(metric: Any) -> str:
+def metric_name(metric: Any) -> str:
+    """What a function or an object is called in messages, and in a checkpoint."""
     return getattr(metric, "__name__", type(metric).__name__)
 
 

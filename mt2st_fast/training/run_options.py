@@ -42,6 +42,7 @@ class RunOptions:
     processes: Processes = field(default_factory=Processes)  # that train together
     lr_scheduler: SchedulerFactory | None = None
     taken: Mapping[str, str] = field(default_factory=dict)  # how they take each loader, see processes/data.py
+    metrics: Mapping[str, str] = field(default_factory=dict)  # names of those that a user gave, by task
 
 
 class RunListener(Protocol):
@@ -125,6 +126,8 @@ def fixed_settings(options: RunOptions, tasks: Sequence[str], steps_per_epoch: i
         "lr_decay": options.lr_decay,
         "clip_norm": options.clip_norm,
         "precision": options.precision,
+        "metrics": ", ".join(f"{name} of {task}" for task, name in sorted(options.metrics.items()))
+        or "the tasks' own",
     }
 
 

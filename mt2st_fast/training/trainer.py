@@ -25,7 +25,7 @@ from mt2st_fast.training.loading import LoadedWeights, load_weights
 from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
-from mt2st_fast.training.own_metrics import Metric, check_metrics
+from mt2st_fast.training.own_metrics import Metric, check_metrics, metric_name
 from mt2st_fast.training.processes.begin import begin_together
 from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule
 from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
@@ -265,6 +265,7 @@ class Trainer:
             fuse_backward=self.fuse_backward,
             processes=processes,
             taken=taken,
+            metrics={task: metric_name(metric) for task, metric in self.metrics.items()},
         )
         total_steps = steps_of(epochs, steps, source.steps_per_epoch)
         run = Run(

@@ -67,6 +67,21 @@ def test_a_metric_of_ones_own_stands_in_the_history_and_says_which_is_best():
     assert math.isnan(trainer.evaluate([])["a"])
 
 
+def test_a_resumed_run_measures_by_what_it_was_measured_by(tmp_path):
+    def right(predictions, targets):
+        return (predictions.argmax(1) == targets).float().mean()
+
+    def fit(metrics, **options):
+        return trainer_of(metrics=metrics).fit(batches(), val=batches(), checkpoint=tmp_path / "c", **options)
+
+    fit({"a": right}, epochs=1)
+    with pytest.raises(
+        InputError, match="made with metrics right of a, this run has the tasks' own; give metrics"
+    ):
+        fit({}, epochs=2, resume=True)
+    assert len(fit({"a": right}, epochs=2, resume=True).evaluations) == 2
+
+
 def test_torchmetrics_are_told_batch_by_batch_and_begin_anew_every_time(toy):
     classification = pytest.importorskip("torchmetrics.classification")
     regression = pytest.importorskip("torchmetrics.regression")
