@@ -146,9 +146,8 @@ def _cells(sentences: list[list[list[str]]], task: str) -> list[list[str | None]
         column = _COLUMN_OF[task]
         return [[None if row[column] == "_" else row[column] for row in sentence] for sentence in sentences]
     name = task.removeprefix("feats.")
-    value_of = {
-        row[_FEATS_COLUMN]: _feature(row[_FEATS_COLUMN], name) for sentence in sentences for row in sentence
-    }
+    analyses = {row[_FEATS_COLUMN] for sentence in sentences for row in sentence}
+    value_of = {analysis: _feature(analysis, name) for analysis in analyses}
     return [[value_of[row[_FEATS_COLUMN]] for row in sentence] for sentence in sentences]
 
 

@@ -1,10 +1,12 @@
 """What is asked of `open_data`: the reader, the tasks and the share of labels; and a reader of one's own."""
 
+import gc
 import sys
 
 import pytest
 
 from mt2st_fast.data import open_data, readers
+from mt2st_fast.errors import InputError
 from tests.data.readers.opened import message_of, sentences
 
 
@@ -105,3 +107,22 @@ def test_two_readers_of_one_name_are_refused(with_reader):
     with_reader("csv")
     with pytest.raises(ValueError, match="two readers are named csv"):
         readers._find_readers()
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_the_collector_rests_while_a_corpus_is_read_and_no_longer(was_enabled, monkeypatch):
+    seen = []
+
+    def fail(request):
+        seen.append(gc.isenabled())
+        raise InputError(f"{request.path}: is broken")
+
+    monkeypatch.setitem(readers.READERS, "broken", readers.Reader("broken", fail, path="anything"))
+    if not was_enabled:
+        gc.disable()
+    try:
+        assert message_of("broken:x") == "x: is broken"
+        assert seen == [False]
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
