@@ -166,6 +166,8 @@ class Experiment:
         For what comes but once in a process; a run that is to count is prepared anew, and says so where it diverges.
         """
         steps_per_epoch = -(-len(self.train) // self.config.accumulate)
+        if (in_small := getattr(self.trainer.schedule, "in_small", None)) is not None:
+            self.trainer.schedule = in_small()  # which needs more epochs than that to see all that it does
         run = self.trainer.begin(
             self.loaders, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / steps_per_epoch
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mt2st_fast.numbers import check_count
+from mt2st_fast.training.schedules.alternate_steps import AlternateSteps
 from mt2st_fast.training.schedules.base import PerTask, check
 from mt2st_fast.training.schedules.taking_turns import TakingTurns, strategy_of
 
@@ -33,6 +34,10 @@ class Alternate(TakingTurns):
     def lengths(self) -> tuple[int, int]:
         """Epochs of either turn."""
         return self.shared_epochs, self.task_epochs
+
+    def in_small(self) -> AlternateSteps:
+        """Both turns within a few steps, for a run that only has to see both once."""
+        return AlternateSteps(weights=self.weights)
 
 
 STRATEGY = strategy_of("alternate", "ATE-SG", "epoch", Alternate)
