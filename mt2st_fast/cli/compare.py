@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mt2st_fast.cli.comparing import Comparing
-from mt2st_fast.cli.options import Given, another_value, going_on, kept_config, takes_options
+from mt2st_fast.cli.options import COMMANDS, Given, another_value, going_on, kept_config, takes_options
 from mt2st_fast.cli.output import OutputOptions, check_not_of, make_writable
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
@@ -29,6 +29,7 @@ from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_co
 from mt2st_fast.runs.comparison_tables import table_rows
 from mt2st_fast.runs.conclusions import sentence
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.intervals import LEAST_SEEDS
 from mt2st_fast.runs.shown import counted
@@ -51,7 +52,11 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     folder = make_writable(output.folder("compare"))
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)
-        progress = _stored(folder, asked, given) if output.resume else asked
+        progress = asked
+        if output.resume:
+            progress = _stored(folder, asked, given)
+            if (kept := folder / RUN_CONFIG).exists():
+                output = output.going_on(read_config_file(kept, "compare", COMMANDS["compare"]), given)
         progress.note_load()
         _compare(progress, folder, output, stopping)
 

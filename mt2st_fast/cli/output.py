@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
@@ -36,6 +38,11 @@ class OutputOptions:
     def folder(self, command: str) -> Path:
         """The folder to write to."""
         return Path("runs") / command if self.out is None else Path(self.out)
+
+    def going_on(self, stored: Mapping[str, Any], given: Collection[str]) -> OutputOptions:
+        """Of what goes on from options stored by name: as often as then, where nothing else is given now."""
+        own = {"checkpoint_every"} & (stored.keys() - given)
+        return replace(self, **{name: stored[name] for name in own})
 
     @property
     def checkpoint_seconds(self) -> float:

@@ -54,7 +54,9 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
         with holding(folder) if processes.writes else nullcontext():
             check_not_of("compare", folder)
             if output.resume:
-                config = going_on(_stored_config(folder), config, given, folder)
+                stored = _stored_options(folder)
+                config = going_on(config_of(stored), config, given, folder)
+                output = output.going_on(stored, given)
             processes.barrier()  # everybody has read what is there before anything is written
             _train(config, output, folder, writes=processes.writes)
 
@@ -152,14 +154,17 @@ def _clear(folder: Path, *, of_the_run: bool) -> None:
         shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
 
 
-def _stored_config(folder: Path) -> Config:
+def _stored_options(folder: Path) -> dict[str, Any]:
+    """The options of the run in a folder by name. Raises InputError where they cannot make a configuration."""
     path = folder / RUN_CONFIG
     if not path.exists():
         raise InputError(f"there is no run to resume in {folder}: {RUN_CONFIG} is missing")
     try:
-        return config_of(read_config_file(path, "train", COMMANDS["train"]))
+        stored = read_config_file(path, "train", COMMANDS["train"])
+        config_of(stored)
     except InputError as error:
         raise InputError(f"{error}; train again without --resume") from None
+    return stored
 
 
 def _announce(console: Console, experiment: Experiment) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mt2st_fast.cli import main
 from tests.cli.running import make_treebank
 
 
@@ -25,3 +28,30 @@ def treebank(tmp_path: Path) -> str:
     """A small CoNLL-U file whose tags follow from the words; beside it, tiny.vec has one vector of three numbers."""
     (tmp_path / "tiny.vec").write_text("dog 1 2 3\n", encoding="utf-8")
     return make_treebank(tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What a command is asked to do by some arguments, or how it refuses them; nothing is trained."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        importlib.import_module("mt2st_fast.cli.train"),
+        "_train",
+        lambda config, output, folder, writes: seen.append((config, output)),
+    )
+    monkeypatch.setattr(
+        importlib.import_module("mt2st_fast.cli.compare"),
+        "_compare",
+        lambda progress, folder, output, stopping: seen.append(
+            (progress.config, output, progress.comparison, progress.fixed)
+        ),
+    )
+
+    def of(*arguments: str) -> Any:
+        seen.clear()
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        return seen[0] if stop.value.code == 0 else capsys.readouterr().err
+
+    return of

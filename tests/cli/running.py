@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,13 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert error.startswith("mt2st-fast: ")
     assert error.count("\n") == 1, error
     return error
+
+
+def write(path: Path, **values: Any) -> str:
+    """A configuration file of these options, and its path."""
+    keys = {name.replace("_", "-"): value for name, value in values.items()}
+    as_toml = "".join(
+        f"{key} = {json.dumps(value)}\n" for key, value in keys.items()
+    )  # a value of JSON is one of TOML
+    path.write_text(json.dumps(keys) if path.suffix == ".json" else as_toml)
+    return str(path)

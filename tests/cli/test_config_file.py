@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from mt2st_fast.cli import app, main
-from mt2st_fast.cli.options import COMMANDS, Given, going_on
+from mt2st_fast.cli import app
+from mt2st_fast.cli.options import COMMANDS
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.config_file import config_file, read_config_file
 from mt2st_fast.runs.options import Option
 from mt2st_fast.training.schedules import strategies, strategy_options
-from tests.cli.running import QUICK, fails, run
+from tests.cli.running import fails, write
 
 TEXTS = {
     "data": "csv:some.csv",
@@ -63,42 +60,6 @@ def value_of(found: tuple[Any, ...], name: str) -> Any:
         return config.strategy_options[name]
     (part,) = [part for part in found[::-1] if hasattr(part, name)][:1]
     return getattr(part, name)
-
-
-def write(path: Path, **values: Any) -> str:
-    keys = {name.replace("_", "-"): value for name, value in values.items()}
-    as_toml = "".join(
-        f"{key} = {json.dumps(value)}\n" for key, value in keys.items()
-    )  # a value of JSON is one of TOML
-    path.write_text(json.dumps(keys) if path.suffix == ".json" else as_toml)
-    return str(path)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """What a command is asked to do by some arguments, or how it refuses them; nothing is trained."""
-    monkeypatch.chdir(tmp_path)
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        importlib.import_module("mt2st_fast.cli.train"),
-        "_train",
-        lambda config, output, folder, writes: seen.append((config, output)),
-    )
-    monkeypatch.setattr(
-        importlib.import_module("mt2st_fast.cli.compare"),
-        "_compare",
-        lambda progress, folder, output, stopping: seen.append(
-            (progress.config, output, progress.comparison, progress.fixed)
-        ),
-    )
-
-    def of(*arguments: str) -> Any:
-        seen.clear()
-        with pytest.raises(SystemExit) as stop:
-            main(list(arguments))
-        return seen[0] if stop.value.code == 0 else capsys.readouterr().err
-
-    return of
 
 
 @pytest.mark.parametrize("file", ["run.toml", "run.json"])
@@ -281,101 +242,3 @@ def test_compare_refuses_as_well(
 def test_a_file_that_is_none_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder").mkdir()
     assert str(tmp_path / name) in fails(capsys, "train", "--config", str(tmp_path / name))
-
-
-def test_the_kept_configuration_trains_the_same_again(treebank: str, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    options = ["--strategy", "diminish", "--nu", "2", "--seed", "7", "--patience", "9", "--aux", "xpos"]
-    run(
-        "train", "--data", treebank, *QUICK, "--epochs", "2", *options, "--device", "cpu", "--out", str(first)
-    )
-    run("train", "--config", str(first / "config.json"), "--out", str(second))
-    for file in ("model/tensors.safetensors", "model/model.json", "vectors.txt", "config.json"):
-        assert (first / file).read_bytes() == (second / file).read_bytes(), file
-    kept = json.loads((first / "config.json").read_text())
-    assert (kept["main"], kept["nu"], kept["epochs"], kept["seed"]) == ("upos", 2.0, 2.0, 7)
-    assert "out" not in kept
-    assert "resume" not in kept
-
-
-def test_columns_are_kept_with_their_kinds_whatever_they_are_named(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """A name with commas and quotation marks, which --aux could not say; and what the data decided."""
-    rows = "".join(
-        f"{'good' if i % 2 else 'bad'} film,{'pos' if i % 2 else 'neg'},{i % 5}.5\n" for i in range(100)
-    )
-    (tmp_path / "r.csv").write_text('text,mood,"stars, ""of 5"""\n' + rows)
-    columns = ["--label-column", "mood", "--label-column", 'stars, "of 5":regression']
-    run(
-        "train",
-        "--data",
-        f"csv:{tmp_path / 'r.csv'}",
-        *columns,
-        "--epochs",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-    )
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["tasks"]['stars, "of 5"']["metric"] == "r2"
-    asked = request.getfixturevalue("asked")  # from here on nothing is trained
-    config, _ = asked("train", "--config", str(tmp_path / "out/config.json"))
-    assert json.loads(json.dumps(config.to_json())) == report["config"]
-    assert config.batch_size is not None
-
-
-def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
-    options, values = COMMANDS["train"], {"data": "conllu:/t\udce4ny.conllu", "init": "/v\udce4.txt"}
-    (tmp_path / "run.json").write_bytes(config_file(options, values))
-    (tmp_path / "run.toml").write_bytes(b'data = "conllu:/t\xe4ny.conllu"\ninit = "/v\xe4.txt"')
-    for file in ("run.json", "run.toml"):
-        assert read_config_file(tmp_path / file, "train", options) == values
-
-
-def test_a_run_goes_on_with_a_file_that_says_the_same(
-    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> None:
-    out = tmp_path / "out"
-    run("train", "--data", treebank, *QUICK, "--epochs", "1", "--out", str(out))
-    asked = request.getfixturevalue("asked")  # from here on nothing is trained
-    config, _ = asked("train", "--resume", "--config", str(out / "config.json"), "--out", str(out))
-    assert (config.data, config.lr, config.batch_size) == (treebank, 0.02, 64)
-    other = write(tmp_path / "other.toml", lr=0.5)
-    error = fails(capsys, "train", "--resume", "--config", other, "--out", str(out))
-    assert f"{other}: lr is 0.5, and the run in {out} has 0.02" in error
-    (out / "config.json").write_text('{"lr": ')
-    assert f"{out / 'config.json'}: is no JSON" in fails(capsys, "train", "--resume", "--out", str(out))
-
-
-def test_columns_that_a_run_goes_on_with_are_its_own() -> None:
-    given: Given = {"label_column": None}
-    with pytest.raises(InputError, match="--main stars is given"):
-        going_on(Config(main="mood", aux=()), Config(main="stars", aux=()), given, Path("out"))
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_the_kept_configuration_compares_the_same_again(treebank: str, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    small = [option for option in QUICK if option not in ("--lr", "0.02")]
-    options = [
-        "--strategies",
-        "stl,switch",
-        "--seeds",
-        "1",
-        "--epochs",
-        "2",
-        "--tune",
-        "2",
-        "--switch-at",
-        "0.5",
-    ]
-    run("compare", "--data", treebank, *small, *options, "--target", "0.5", "--out", str(first))
-    run("compare", "--config", str(first / "config.json"), "--out", str(second))
-    assert (first / "config.json").read_bytes() == (second / "config.json").read_bytes()
-    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (first, second))
-    assert ours["tuning"] == theirs["tuning"]
-    assert ours["tuning"]["fixed"] == ["switch_at"]
-    assert list(ours["targets"]) == list(theirs["targets"]) == ["given", "stl_best"]
-    for name in ("stl", "switch"):
-        assert ours["strategies"][name]["test_median"] == theirs["strategies"][name]["test_median"]
