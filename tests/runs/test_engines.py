@@ -141,8 +141,13 @@ def test_what_is_of_the_fused_engine_is_refused(option) -> None:
         Config().on_engine("tensorflow")
 
 
-@pytest.mark.parametrize("engine", ["fused", "torch"])
-@pytest.mark.parametrize("strategy", strategies())
+@pytest.mark.parametrize(
+    ("engine", "strategy"),
+    [
+        *(("fused", name) for name in strategies()),
+        *(("torch", name) for name in ("switch", "adaptive", "selector")),
+    ],
+)
 def test_warming_up_takes_steps_and_changes_nothing(treebank: str, engine: str, strategy: str) -> None:
     options = SMALL | {"dropout": 0.3, "accumulate": 2}
     if strategy in ("famo", "adatask"):  # which rule these out
