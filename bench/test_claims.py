@@ -70,6 +70,6 @@ def test_a_transformer_is_trained_by_every_strategy(
         switch_at=0.5,
     )
     printed = capsys.readouterr().out
-    assert f"{task}, 30 labelled sentences, 20 steps, 1 seeds: medians" in printed
+    assert f"{task}, 30 labelled sentences, 20 steps, seeds: 1; medians" in printed
     for name in ("stl", "mtl", "switch"):
         assert f"seed 0, {name}: " in printed

@@ -84,9 +84,9 @@ def main(
             history = trainer.fit(train, steps=steps, val=held_out, evaluate_every=max(1, steps // 10))
             runs[name].append(history)
             console.print(f"seed {seed}, {name}: {_best(history):.4f} at best, {_seconds(history):.1f} s")
-    console.print(
-        _table(runs, task, steps, int(switch_at * steps), lambda s: labelled_of(data, label_fraction, s))
-    )
+    n_labelled = len(labelled_of(data, label_fraction, 0))
+    title = f"{task}, {n_labelled} labelled sentences, {steps} steps, seeds: {seeds}; medians"
+    console.print(_table(title, runs, task, steps, int(switch_at * steps)))
 
 
 class _Encoder(nn.Module):
@@ -224,16 +224,8 @@ def _row(sentence: Sentence, tokenizer: Any, classes: Mapping[str, list[str]]) -
 # --- what came of it -------------------------------------------------------------------------------------
 
 
-def _table(
-    runs: Mapping[str, list[History]],
-    task: str,
-    steps: int,
-    switch: int,
-    labelled: Callable[[int], list[Any]],
-) -> Table:
-    table = Table(
-        title=f"{task}, {len(labelled(0))} labelled sentences, {steps} steps, {len(runs['stl'])} seeds: medians"
-    )
+def _table(title: str, runs: Mapping[str, list[History]], task: str, steps: int, switch: int) -> Table:
+    table = Table(title=title)
     for heading in ("", "best", "at the end", "s", "ms a step before", "after the switch", "s to stl's best"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, histories in runs.items():

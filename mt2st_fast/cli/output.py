@@ -41,8 +41,8 @@ class OutputOptions:
 
     def going_on(self, stored: Mapping[str, Any], given: Collection[str]) -> OutputOptions:
         """Of what goes on from options stored by name: as often as then, where nothing else is given now."""
-        own = {"checkpoint_every"} & (stored.keys() - given)
-        return replace(self, **{name: stored[name] for name in own})
+        name = "checkpoint_every"
+        return replace(self, checkpoint_every=stored[name]) if name in stored and name not in given else self
 
     @property
     def checkpoint_seconds(self) -> float:
