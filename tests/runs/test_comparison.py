@@ -10,7 +10,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text
 from mt2st_fast.runs.comparison import summarise_seed
 from mt2st_fast.runs.conclusions import sentence
-from mt2st_fast.training.history import Evaluation, History, StepRecord
+from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from tests.runs.made_up_runs import compared, run_of
 
 
@@ -158,3 +158,16 @@ def test_a_run_is_summed_up():
 def test_runs_without_a_value_cannot_be_compared():
     with pytest.raises(InputError, match="no evaluation has a value for tag"):
         summarise_seed(history_of(float("nan")), 0.5, rows_a_step=32)
+
+
+def test_what_a_schedule_let_go_is_kept_with_its_step_and_reason():
+    history = history_of(0.5)
+    history.phases = [
+        PhaseRecord(0, ("a", "b", "c")),
+        PhaseRecord(20, ("a", "b"), reasons={"c": "it is not aligned"}),
+        PhaseRecord(50, ("a",), reasons={"b": "nothing rises"}),
+    ]
+    assert summarise_seed(history, 0.5, rows_a_step=32)["retired"] == {
+        "c": {"step": 20, "why": "it is not aligned"},
+        "b": {"step": 50, "why": "nothing rises"},
+    }
