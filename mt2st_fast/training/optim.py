@@ -56,6 +56,11 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """The rule of the moment by which rows of this group move, at a rate on the device where the group's is."""
         return RowRule(self.kind, group["lr"], **{name: group[name] for name in self.kind.numbers})
 
+    def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
+        """The rule by which the rows of a table of this group move in the step that is being taken, which counts it."""
+        del table
+        return self.rule(group)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of every optimizer."""
         _not_to_compile(super().add_param_group)(param_group)
@@ -114,7 +119,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             if id(table) not in group_of:
                 raise ValueError("a table to fuse is not among the optimizer's parameters")
             group = group_of[id(table)]
-            fuse_update(table, FusedUpdate(partial(self.rule, group), self.row_state(table)))
+            fuse_update(table, FusedUpdate(partial(self.next_rule, table, group), self.row_state(table)))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -131,7 +136,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         ]
         for group, table, gradient in row_sparse:
             moving = without_rows(gradient, self.frozen_rows(table))
-            update_rows(self.rule(group), table, moving, self.row_state(table))
+            state = self.row_state(table)
+            update_rows(self.next_rule(table, group), table, moving, state)
             table.grad = None
         self._fuse_dense_steps()
         try:
@@ -275,8 +281,10 @@ class RowwiseAdagrad(RuleOptimizer):
 class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
     """Adam that leaves untouched rows and their moments alone; AdamW on dense parameters.
 
-    A row's bias corrections count the steps of that row. weight_decay acts on dense parameters only. The state of a
-    table is two more tables; `RowwiseAdagrad` needs a number a row.
+    A row moves by its own moments, and the further the rarer it is: as far a gradient as AdamW on the whole table
+    would in the end move it, at the price of the batch (the formula: `mt2st_fast.kernels.bags.rules.adam`).
+    weight_decay acts on dense parameters only. The state of a table is two more tables; `RowwiseAdagrad` needs a number
+    a row.
     """
 
     kind = rules.ADAM
@@ -298,8 +306,21 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
 
     def rule(self, group: dict[str, Any]) -> RowRule:
         """Adam at the group's rate and betas."""
+        return self._rule(group, 0.0)
+
+    def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
+        """Adam of rows, told how many steps the table has taken."""
+        steps: Tensor = self.state[table]["step"]
+        if steps.device != table.device:  # a checkpoint brings it on the CPU
+            steps = self.state[table]["step"] = steps.to(table.device)
+        steps += 1
+        return self._rule(group, steps)
+
+    def _rule(self, group: dict[str, Any], table_steps: float | Tensor) -> RowRule:
         beta1, beta2 = group["betas"]
-        return RowRule(self.kind, group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"])
+        return RowRule(
+            self.kind, group["lr"], table_steps=table_steps, beta1=beta1, beta2=beta2, eps=group["eps"]
+        )
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """AdamW's own state: one count of steps, and both moments. None where AdamW is not plain Adam with decay."""
@@ -315,6 +336,6 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
 
     def row_state(self, table: Tensor) -> RowState:
         """Steps a row, and both moments."""
-        # AdamW looks for `step` in every parameter's state when it is loaded.
+        # Of the table: how many steps it has taken. AdamW looks for it in every parameter's state when it is loaded.
         self.state[table].setdefault("step", torch.zeros((), dtype=torch.float32, device=table.device))
         return super().row_state(table)

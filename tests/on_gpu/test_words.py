@@ -43,7 +43,10 @@ from tests.on_gpu.helpers import (
 # --- row-sparse embeddings -----------------------------------------------------------------------------
 
 V = 5003
-RULES = {name: RowRule(kind, 0.1) for name, kind in ROW_RULES.items()}
+RULES = {
+    name: RowRule(kind, 0.1, table_steps=torch.tensor(40.0, device=DEVICE))  # more than its rows have taken
+    for name, kind in ROW_RULES.items()
+}
 # One thread a column and many; one block of columns, two, and more than a program holds.
 COLUMNS = (1, 37, 128, 300, 1500)
 

@@ -333,3 +333,43 @@ def test_a_word_type_outside_the_vocabulary_is_named(wrong):
     encoder, _ = model(sparse=True)
     with pytest.raises(ValueError, match=f"id {wrong} "):
         encoder((torch.tensor([0, wrong]), torch.tensor([0, 2])))
+
+
+def test_a_rare_row_moves_as_far_as_the_dense_optimizer_moves_it_in_the_end():
+    """Row r comes in every every[r]-th step; dense AdamW moves it in the steps between, too, by its momentum."""
+    every, generator = torch.tensor([1, 4, 20, 100]), torch.Generator().manual_seed(0)
+    rows, dense, own_steps = (nn.Parameter(torch.zeros(4, 8)) for _ in range(3))
+    optimizers = {
+        rows: LazyAdam([rows], lr=0.1),
+        dense: torch.optim.AdamW([dense], lr=0.1, weight_decay=0.0),
+        own_steps: optimizer_by_rule("adam")([own_steps], lr=0.1),
+    }
+    for step in range(1, 461):
+        gradient = torch.rand(4, 8, generator=generator) + 0.5
+        gradient[(step % every != 0) | (step > 400)] = 0.0  # at the end dense Adam spends its momentum
+        for table, optimizer in optimizers.items():
+            table.grad = gradient if table is dense else gradient.to_sparse(1)
+            optimizer.step()
+    truth = dense.detach().mean(1)
+    ratio = rows.detach().mean(1) / truth
+    assert ((ratio > 0.9) & (ratio < 1.1)).all(), ratio
+    assert own_steps.detach().mean(1)[3] / truth[3] < 0.15
+
+
+def test_the_count_of_a_tables_steps_goes_with_its_state():
+    table = nn.Parameter(torch.zeros(4, 8))
+    gradient = torch.eye(4, 8)[:1].expand(4, 8).clone()
+    gradient[1:] = 0.0
+
+    def step(optimizer, parameter, row):
+        parameter.grad = gradient.roll(row, 0).to_sparse(1)
+        optimizer.step()
+
+    optimizer = LazyAdam([table], lr=0.1)
+    for _ in range(24):
+        step(optimizer, table, 0)
+    heir = nn.Parameter(table.detach().clone())
+    inherited = LazyAdam([heir], lr=0.1)
+    inherited.load_state_dict(optimizer.state_dict())
+    step(inherited, heir, 2)
+    assert heir[2, 0].item() == pytest.approx(-0.1 * 25**0.5, rel=1e-4)

@@ -164,8 +164,9 @@ def _update(
         updates.update_kernel[(min(n, _max_programs(table.device)),)](
             table, per_row, first, second, _or(rows, table), gradient,
             table if order is None else order.bags, _or(weights, table), _or(pieces, table),
-            n, len(gradient), V, rule.lr, *numbers, *[0.0] * (MOST_NUMBERS - len(numbers)),
-            D=D, RATE_ON_DEVICE=isinstance(rule.lr, Tensor), FROM_BAGS=order is not None, ALL_ROWS=rows is None,
+            n, len(gradient), V, rule.lr, rule.table_steps, *numbers, *[0.0] * (MOST_NUMBERS - len(numbers)),
+            D=D, RATE_ON_DEVICE=isinstance(rule.lr, Tensor), STEPS_ON_DEVICE=isinstance(rule.table_steps, Tensor),
+            FROM_BAGS=order is not None, ALL_ROWS=rows is None,
             HAS_WEIGHTS=weights is not None, PIECE=sizes.PIECE, SCAN=sizes.SCAN,
             **functions_of(rule.kind).constexprs, **blocks.constexprs, **blocks.options,
         )  # fmt: skip

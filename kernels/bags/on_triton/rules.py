@@ -14,7 +14,7 @@ from ..rules import RowRuleKind
 
 
 @triton.jit
-def _constant_rate(lr, numbers, mean_square, remembered):
+def _constant_rate(lr, table_steps, numbers, mean_square, remembered):
     return lr, 1.0, remembered
 
 

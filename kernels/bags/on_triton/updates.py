@@ -65,6 +65,7 @@ def update_kernel(
     B,
     V,
     lr,  # a number; RATE_ON_DEVICE: () float32
+    table_steps,  # a number; STEPS_ON_DEVICE: () float32
     number0,  # those of the rule, 0 where it has none
     number1,
     number2,
@@ -79,6 +80,7 @@ def update_kernel(
     PER_ROW: tl.constexpr,  # whether it remembers a number a row
     TABLES: tl.constexpr,  # how many tables it keeps
     RATE_ON_DEVICE: tl.constexpr,
+    STEPS_ON_DEVICE: tl.constexpr,
     FROM_BAGS: tl.constexpr,
     ALL_ROWS: tl.constexpr,  # row u is row u of the table: p_rows is not read
     HAS_WEIGHTS: tl.constexpr,
@@ -95,6 +97,9 @@ def update_kernel(
     rate = lr
     if RATE_ON_DEVICE:
         rate = tl.load(lr)
+    steps = table_steps
+    if STEPS_ON_DEVICE:
+        steps = tl.load(table_steps)
     for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
         i_u = tl.zeros((), tl.int64) + i
         row = i_u
@@ -125,7 +130,7 @@ def update_kernel(
             remembered = 0.0
             if PER_ROW:
                 remembered = tl.load(p_per_row + row)
-            step, scale, remembered = ROW(rate, numbers, mean_square, remembered)
+            step, scale, remembered = ROW(rate, steps, numbers, mean_square, remembered)
             p_w, p_m, p_v = p_table + row * D, p_first + row * D, p_second + row * D
             _move(p_w, p_m, p_v, b_g, o_d, D, step, scale, numbers, MOVE, TABLES)
             for o_first in range(BLOCK_D, D, BLOCK_D):
@@ -148,7 +153,8 @@ def _variants() -> list[Variant]:
     ]
     for ((dtype, D), is_from_bags, all_rows), kind in product(ways, RULES.values()):
         chosen = blocks.choose_blocks(D, blocks.WHOLE_COLUMNS)
-        for on_device in (False, True) if is_from_bags else (False,):
+        with_steps = (False, True) if kind.uses_table_steps else (False,)
+        for on_device, steps in product((False, True) if is_from_bags else (False,), with_steps):
             pointers = {
                 **dict.fromkeys(("p_table", "p_gradient"), f"*{dtype}"),
                 **dict.fromkeys(("p_per_row", "p_first", "p_second"), "*fp32"),
@@ -156,17 +162,20 @@ def _variants() -> list[Variant]:
                 **SEGMENTS,
                 **dict.fromkeys(NUMBERS, "fp32"),
                 "lr": "*fp32" if on_device else "fp32",
+                "table_steps": "*fp32" if steps else "fp32",
             }
             constexprs = {
                 "D": D,
                 "RATE_ON_DEVICE": on_device,
+                "STEPS_ON_DEVICE": steps,
                 "FROM_BAGS": is_from_bags,
                 "ALL_ROWS": all_rows,
             }
             constexprs |= {"HAS_WEIGHTS": is_from_bags, "PIECE": blocks.PIECE, "SCAN": blocks.SCAN}
             constexprs |= {**chosen.constexprs, **functions_of(kind).constexprs}
             source = "bags" if is_from_bags else "all rows" if all_rows else "rows"
-            name = f"{dtype} D={D} {kind.name} from {source}{', rate on device' if on_device else ''}"
+            told = f"{', rate on device' if on_device else ''}{', steps on device' if steps else ''}"
+            name = f"{dtype} D={D} {kind.name} from {source}{told}"
             variants.append(variant(name, update_kernel, pointers, "n_rows B V", constexprs, chosen.options))
     return variants
 

@@ -45,6 +45,7 @@ RULE_RECORD = np.dtype(
         ("by_step", np.int64),  # 1: w -= step * g; 0: by elements
         ("uses_mean_square", np.int64),
         ("lr", np.float32),
+        ("table_steps", np.float32),
         ("numbers", np.float64, (MOST_NUMBERS,)),  # 1 - beta2 in float32 would be off in the fifth digit
     ]
 )
@@ -68,7 +69,7 @@ def code_of(kind: RowRuleKind) -> int:
 
 @lru_cache(maxsize=64)
 def _record(kind: RowRuleKind, numbers: tuple[float, ...]) -> np.void:
-    """All of a rule's record but its rate, which may be another in every step."""
+    """All of a rule's record but its rate and its count of steps, which may be others in every step."""
     (record,) = np.zeros(1, RULE_RECORD)
     of_kernels = kind.kernel_numbers(numbers)
     record["kind"], record["by_step"] = code_of(kind), kind.numba_move is None
@@ -83,4 +84,5 @@ def packed(rules: Sequence[RowRule]) -> np.ndarray:
     for place, rule in enumerate(rules):
         records[place] = _record(rule.kind, rule.numbers)
     records["lr"] = [float(rule.lr) for rule in rules]
+    records["table_steps"] = [float(rule.table_steps) for rule in rules]
     return records

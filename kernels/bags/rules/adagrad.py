@@ -28,7 +28,7 @@ def _numba_step(rule: Any, mean_square: Any, per_row: Any, row: Any) -> Any:
     return rule["lr"] / (np.sqrt(per_row[row]) + np.float32(rule["numbers"][0]))
 
 
-def _triton_row(lr, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
+def _triton_row(lr, table_steps, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
     remembered += mean_square
     return lr / (tl.sqrt(remembered) + numbers[0]), 1.0, remembered
 

@@ -1,9 +1,12 @@
-"""Adam of rows, whose bias corrections count the row's own steps n: a rare row's first step is a first step.
+"""Adam of rows, whose moments and bias corrections count the row's own steps n of the t that the table has taken.
 
     n += 1;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
-    w -= lr (m / (1 - beta1^n)) / (sqrt(v / (1 - beta2^n)) + eps)
+    w -= lr sqrt(t / n) (m / (1 - beta1^n)) / (sqrt(v / (1 - beta2^n)) + eps)
 
-Kingma and Ba 2015, algorithm 1, of every row by itself.
+Kingma and Ba 2015, algorithm 1, of every row by itself, but for sqrt(t / n). Dense Adam sees a gradient of 0 in the
+t - n steps without the row: its second moment is n / t of this one, and what a gradient has left in the first moment
+goes on moving the row in those steps. So it moves a row by sqrt(t / n) times as much a gradient as its own steps alone
+would. t / n counts as 1 / (1 - beta2) where it is more, as dense Adam remembers no longer; where nobody counts t, as 1.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ def _oracle(rule: RowRule, w: Tensor, g: Tensor, state: RowState) -> tuple[Tenso
     first = beta1 * state.first + (1.0 - beta1) * g
     second = beta2 * state.second + (1.0 - beta2) * g.square()
     root = (second / (1.0 - beta2**n)).sqrt()
-    return w - rule.lr * (first / (1.0 - beta1**n)) / (root + eps), RowState(steps, first, second)
+    rarity = (rule.table_steps / n).clamp(1.0, 1.0 / (1.0 - beta2))
+    return w - rule.lr * rarity.sqrt() * (first / (1.0 - beta1**n)) / (root + eps), RowState(
+        steps, first, second
+    )
 
 
 def _derived(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
@@ -42,6 +48,8 @@ def _derived(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
 def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, second: Any) -> None:
     beta1, beta2, eps = rule["numbers"][0], rule["numbers"][1], np.float32(rule["numbers"][2])
     per_row[row] += np.float32(1)
+    rarity = np.float64(rule["table_steps"]) / np.float64(per_row[row])
+    rarity = min(max(rarity, 1.0), 1.0 / (1.0 - beta2))
     # beta^n by squaring, a fifth of the time of pow(); in float64, or beta2^n of a young row would lose its digits.
     n, power1, power2, square1, square2 = np.int64(per_row[row]), 1.0, 1.0, beta1, beta2
     while n > 0:
@@ -49,7 +57,8 @@ def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, s
         power2 *= square2 if n & 1 else 1.0
         square1, square2, n = square1 * square1, square2 * square2, n >> 1
     correction1, correction2 = 1.0 - power1, np.sqrt(1.0 - power2)
-    step, inverse = np.float32(np.float64(rule["lr"]) / correction1), np.float32(1.0 / correction2)
+    step = np.float32(np.float64(rule["lr"]) * np.sqrt(rarity) / correction1)
+    inverse = np.float32(1.0 / correction2)
     # In memory, or (new2 * g) * g and new2 * (g * g) are the compiler's to choose between: it chose otherwise where the
     # kernel was loaded from Numba's cache, and a resumed run ended with other bits.
     squares = np.empty(len(w), np.float32)
@@ -63,11 +72,12 @@ def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, s
         w[d] -= step * first[d] / (np.sqrt(second[d]) * inverse + eps)
 
 
-def _triton_row(lr, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
+def _triton_row(lr, table_steps, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
     remembered += 1.0
+    rarity = tl.minimum(tl.maximum(table_steps / remembered, 1.0), 1.0 / numbers[4])
     # beta^n of a young row is close to 1.
     n = remembered.to(tl.float64)
-    step = lr / (1.0 - tl.exp(n * numbers[5])).to(tl.float32)
+    step = lr * tl.sqrt(rarity) / (1.0 - tl.exp(n * numbers[5])).to(tl.float32)
     return step, 1.0 / tl.sqrt((1.0 - tl.exp(n * numbers[6])).to(tl.float32)), remembered
 
 
@@ -83,6 +93,7 @@ RULE = RowRuleKind(
     numbers={"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
     per_row="steps",
     tables=("exp_avg", "exp_avg_sq"),
+    uses_table_steps=True,
     numba_move=_numba_move,
     triton_row=_triton_row,
     triton_move=_triton_move,

@@ -45,11 +45,13 @@ class RowRuleKind:
     per_row: str | None = None  # the name of the number a row
     tables: tuple[str, ...] = ()  # the names of the tables (V, D)
     uses_mean_square: bool = False  # else kernels pass 0
+    uses_table_steps: bool = False  # whether it reads `RowRule.table_steps`; else kernels pass 0
     # (rule record, mean(g^2), per_row (V,), row) -> step, float32; it updates per_row[row].
     numba_step: Callable[..., Any] | None = None
     # (rule record, w (D,), g (D,), per_row (V,), row, first (D,), second (D,)), all float32; updates them all in place.
     numba_move: Callable[..., None] | None = None
-    # (lr, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row; else (lr, 1, remembered).
+    # (lr, table_steps, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row; else
+    # (lr, 1, remembered).
     triton_row: Callable[..., Any] | None = None
     # (w, g, first, second, step, scale, numbers) -> (w, first, second): columns of a row; without it w - step * g.
     triton_move: Callable[..., Any] | None = None
@@ -89,6 +91,8 @@ class RowRuleKind:
 class RowRule:
     """A rule with its rate and its numbers, those not given being what the kind says.
 
+    table_steps: how many steps the whole table has taken, this one included; 0 where nobody counts them.
+
     Raises ValueError for a number that the kind does not know.
     """
 
@@ -97,12 +101,16 @@ class RowRule:
         float | Tensor
     )  # (), float32 on the table's device: read when a row moves, so that a CUDA graph follows it
     numbers: tuple[float, ...]  # in the order of the kind's
+    table_steps: float | Tensor  # (), float32 on the table's device, as the rate
 
-    def __init__(self, kind: RowRuleKind, lr: float | Tensor, **numbers: float) -> None:
+    def __init__(
+        self, kind: RowRuleKind, lr: float | Tensor, *, table_steps: float | Tensor = 0.0, **numbers: float
+    ) -> None:
         unknown = numbers.keys() - kind.numbers.keys()
         if unknown:
             known = ", ".join(kind.numbers) or "none beside lr"
             raise ValueError(f"{kind.name} has no {', '.join(sorted(unknown))}; its numbers are {known}")
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "lr", lr)
+        object.__setattr__(self, "table_steps", table_steps if kind.uses_table_steps else 0.0)
         object.__setattr__(self, "numbers", tuple({**kind.numbers, **numbers}.values()))

@@ -14,6 +14,7 @@ from mt2st_fast.kernels import (
     Dropout,
     HeadLayout,
     Moves,
+    RowRule,
     RowState,
     Trained,
     WindowModel,
@@ -106,6 +107,8 @@ class WindowTraining:
         groups = self._optimizer.param_groups
         rules = [self._optimizer.rule(group) for group in groups]
         decays = [1.0 - float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups]
+        rules.append(self._rule_of_rows(moves))
+        decays.append(1.0)
         model = self._models.get(batch.layout.names) or self._new_model(batch.layout)
         self._dropped = self._dropped if again else self._dropout()
         found = window_step(model, rules, decays, types, batch.targets, batch.weights, self._dropped, moves)
@@ -119,6 +122,13 @@ class WindowTraining:
         if self.obstacle(self._encoder, self._heads, self._optimizer) is not None:
             return None
         return window_features(next(iter(self._models.values())), types)
+
+    def _rule_of_rows(self, moves: Moves) -> RowRule:
+        """The rule of the table, which stands behind those of the groups."""
+        table, optimizer = self._encoder.table, self._optimizer
+        group = optimizer.param_groups[group_of(optimizer).get(id(table), 0)]
+        is_stepped = moves.shared and self._held.moved[0]
+        return optimizer.next_rule(table, group) if is_stepped else optimizer.rule(group)
 
     def _dropout(self) -> Dropout:
         dropout = self._encoder.dropout
@@ -150,7 +160,7 @@ class WindowTraining:
         table, optimizer = self._encoder.table, self._optimizer
         if not any(are_moved([table], optimizer)):
             return Trained(table.detach(), RowState(), FROZEN)
-        return Trained(table.detach(), optimizer.row_state(table), group_of(optimizer)[id(table)])
+        return Trained(table.detach(), optimizer.row_state(table), len(optimizer.param_groups))
 
     def _dense(self, parameter: Tensor) -> Dense:
         if not any(are_moved([parameter], self._optimizer)):

@@ -166,16 +166,18 @@ def test_ids_of_any_size_are_sorted(largest):
 # --- steps of rows ---------------------------------------------------------------------------------------
 
 RULES = {name: RowRule(kind, 0.1) for name, kind in ROW_RULES.items()}
+COUNTED = {f"{name} of {steps:g} steps": RowRule(ROW_RULES[name], 0.1, table_steps=steps)
+           for name in ROW_RULES if ROW_RULES[name].uses_table_steps for steps in (2.0, 40.0, 1e6)}  # fmt: skip
 
 
 def state_for(rule, table, dtype=torch.float32):
     return rule.kind.new_state(lambda _, shape: torch.zeros(shape, dtype=dtype), *table.shape)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [*RULES, *COUNTED])
 @pytest.mark.parametrize("D", [1, 16, 37, 100])
 def test_three_steps_are_those_of_the_oracle(name, D, splits):
-    rule = RULES[name]
+    rule = {**RULES, **COUNTED}[name]
     table, ids, starts, _ = batch(D)
     exact, ours, fused = table.double(), table.clone().requires_grad_(), table.clone().requires_grad_()
     exact_state, state, fused_state = (
