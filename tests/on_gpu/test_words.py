@@ -43,10 +43,13 @@ from tests.on_gpu.helpers import (
 # --- row-sparse embeddings -----------------------------------------------------------------------------
 
 V = 5003
-RULES = {
-    name: RowRule(kind, 0.1, table_steps=torch.tensor(40.0, device=DEVICE))  # more than its rows have taken
-    for name, kind in ROW_RULES.items()
-}
+
+
+def rule_of(name):
+    """Of a table that has taken more steps than its rows."""
+    return RowRule(ROW_RULES[name], 0.1, table_steps=torch.tensor(40.0, device=DEVICE))
+
+
 # One thread a column and many; one block of columns, two, and more than a program holds.
 COLUMNS = (1, 37, 128, 300, 1500)
 
@@ -120,13 +123,13 @@ def test_bags_and_their_gradient_are_as_accurate_as_torch(D, dtype, mode):
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("D", COLUMNS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ROW_RULES)
 def test_three_steps_of_rows_are_as_accurate_as_torch(rule, D, dtype, fused):
     problem = Bags(D, dtype)
     with poisoned_memory():
-        ours = problem.stepped(RULES[rule], BACKEND, fused)
-    truth = problem.stepped(RULES[rule], "reference", False, torch.float64)
-    assert_as_accurate_as_torch(ours, problem.stepped(RULES[rule], "reference", False), truth, dtype)
+        ours = problem.stepped(rule_of(rule), BACKEND, fused)
+    truth = problem.stepped(rule_of(rule), "reference", False, torch.float64)
+    assert_as_accurate_as_torch(ours, problem.stepped(rule_of(rule), "reference", False), truth, dtype)
     touched = torch.cat([ids for ids, _, _ in problem.batches]).unique()
     untouched = torch.ones(V, dtype=torch.bool, device=DEVICE)
     untouched[touched[touched != NONE].long()] = False
@@ -136,29 +139,29 @@ def test_three_steps_of_rows_are_as_accurate_as_torch(rule, D, dtype, fused):
 
 
 @pytest.mark.parametrize("D", [37, 1500])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ROW_RULES)
 def test_twenty_runs_of_rows_give_the_same_bits_fused_or_not(rule, D):
     problem = Bags(D, torch.float32)
-    first = problem.stepped(RULES[rule], BACKEND, True)
+    first = problem.stepped(rule_of(rule), BACKEND, True)
     for i in range(19):
-        again = problem.stepped(RULES[rule], BACKEND, fused=i % 2 == 0)
+        again = problem.stepped(rule_of(rule), BACKEND, fused=i % 2 == 0)
         for key, value in first.items():
             assert torch.equal(value, again[key]), key
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ROW_RULES)
 def test_a_fused_step_of_rows_never_waits_for_the_device(rule):
     problem = Bags(128, torch.float32)
-    problem.stepped(RULES[rule], BACKEND, True)
+    problem.stepped(rule_of(rule), BACKEND, True)
     table = problem.table.clone().requires_grad_()
-    fuse_update(table, FusedUpdate(lambda: RULES[rule], state_for(RULES[rule], table)))
+    fuse_update(table, FusedUpdate(lambda: rule_of(rule), state_for(rule_of(rule), table)))
     ids, starts, upstream = problem.batches[0]
     with no_waiting():
         embedding_bag(table, ids, starts, sparse=True, backend=BACKEND).backward(upstream)
 
 
 def test_a_fused_step_of_rows_can_be_captured_and_replayed_on_other_ids():
-    problem, rule = Bags(128, torch.float32), RULES["adam"]
+    problem, rule = Bags(128, torch.float32), rule_of("adam")
     table = problem.table.clone().requires_grad_()
     state = state_for(rule, table)
     fuse_update(table, FusedUpdate(lambda: rule, state))
@@ -193,12 +196,12 @@ def test_a_fused_step_of_rows_can_be_captured_and_replayed_on_other_ids():
 
 def test_ids_outside_the_table_count_as_none_and_read_nothing():
     problem = Bags(37, torch.float32)
-    expected = problem.stepped(RULES["adam"], BACKEND, True), problem.bags_and_gradient(BACKEND)
+    expected = problem.stepped(rule_of("adam"), BACKEND, True), problem.bags_and_gradient(BACKEND)
     wrong = torch.tensor([V, -2, 2**31 - 1, -(2**31)], dtype=torch.int32, device=DEVICE)
     for ids, _, _ in problem.batches:
         none = ids == NONE
         ids[none] = wrong.repeat(len(ids))[: int(none.sum())]
-    found = problem.stepped(RULES["adam"], BACKEND, True), problem.bags_and_gradient(BACKEND)
+    found = problem.stepped(rule_of("adam"), BACKEND, True), problem.bags_and_gradient(BACKEND)
     for ours, truth in zip(found, expected, strict=True):
         for key, value in truth.items():
             assert torch.equal(ours[key], value), key

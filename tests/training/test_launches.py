@@ -30,9 +30,9 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     [
         ("5 small heads", 4),
         ("8 heads, S=256", 8),
-        ("tagger", 25),
-        ("tagger, after the switch", 21),
-        ("tagger, shared turn", 23),
+        ("tagger", 26),
+        ("tagger, after the switch", 22),
+        ("tagger, shared turn", 24),
         ("tagger, task turn", 14),
     ],
 )

@@ -21,7 +21,7 @@ from torch import Tensor
 from mt2st_fast.kernels import HeadLayout, HeadSpec, Kind
 from mt2st_fast.kernels.heads.call import HeadsCall
 from mt2st_fast.kernels.heads.on_triton import chunked, packed, tile
-from tests.kernels.heads.interpreted_heads import MIXED, WIDE, make_targets, summed_loss
+from tests.kernels.heads.interpreted_heads import MIXED, PROMISING, WIDE, make_targets, summed_loss
 
 CHUNKED = (MIXED[2], HeadSpec(Kind.SOFTMAX, 135, label_smoothing=0.1), MIXED[3], MIXED[0])
 
@@ -69,80 +69,121 @@ PLANS = {
 NEEDS = ((True, False, False), (False, True, False), (False, False, True), (False, False, False))
 
 
+class Calls:
+    """A plan's calls on tensors of its own."""
+
+    def __init__(self, plan: Plan) -> None:
+        torch.manual_seed(11)
+        self.plan, self.layout, self.task_weights = plan, HeadLayout(plan.heads), plan.task_weights
+        N, D, dtype = plan.N, plan.D, plan.dtype
+        self.upstream = torch.tensor(3.0)
+        self.features = torch.randn(N, D).to(dtype)
+        self.weight = (torch.randn(self.layout.width, D) / D**0.5).to(dtype)
+        self.bias = torch.randn(self.layout.width).to(dtype) if plan.bias else None
+        # Equal logits: the first maximum counts.
+        for tensor in (self.weight, self.bias):
+            if tensor is not None:
+                tensor[1] = tensor[0]
+        self.targets = make_targets(plan.heads, N, plan.empty)
+        self.every = (True, True, plan.bias)
+
+    def forward(self, needs: tuple[bool, bool, bool], skip: bool = False) -> Any:
+        call = HeadsCall(
+            self.features, self.weight, self.bias, self.targets, self.task_weights, self.layout, needs, skip
+        )
+        return self.plan.module.forward(call, **self.plan.options)
+
+    def backward(
+        self, residual: Any, needs: tuple[bool, bool, bool], own: bool, g: Tensor | None = None
+    ) -> Any:
+        return self.plan.module.backward(
+            self._without_targets(needs), residual, self.upstream if g is None else g, own=own
+        )
+
+    def residual_like(self) -> Any:
+        return self.plan.module.residual_like(self._without_targets(self.every))
+
+    def _without_targets(self, needs: tuple[bool, bool, bool]) -> HeadsCall:
+        return HeadsCall(self.features, self.weight, self.bias, (), self.task_weights, self.layout, needs)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return all(x is y if x is None or y is None else torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def run_plan(name: str, store: dict[str, np.ndarray]) -> None:
     """Forward and backward against torch in float32 and float64, with an upstream gradient of 3."""
     plan = PLANS[name]
-    module, heads, N, D, dtype, has_bias, empty, options = plan
-    torch.manual_seed(11)
-    layout, weights, upstream = HeadLayout(heads), plan.task_weights, torch.tensor(3.0)
-    features, weight = torch.randn(N, D).to(dtype), (torch.randn(layout.width, D) / D**0.5).to(dtype)
-    bias = torch.randn(layout.width).to(dtype) if has_bias else None
-    # Equal logits: the first maximum counts.
-    for tensor in (weight, bias):
-        if tensor is not None:
-            tensor[1] = tensor[0]
-    targets = make_targets(heads, N, empty)
-    every = (True, True, has_bias)
-
-    def forward(needs: tuple[bool, bool, bool], skip: bool = False) -> Any:
-        call = HeadsCall(features, weight, bias, targets, weights, layout, needs, skip)
-        return module.forward(call, **options)
-
-    def backward(residual: Any, needs: tuple[bool, bool, bool], own: bool, g: Tensor = upstream) -> Any:
-        call = HeadsCall(features, weight, bias, (), weights, layout, needs)
-        return module.backward(call, residual, g, own=own)
-
-    def same(a: Any, b: Any) -> bool:
-        return all(x is y if x is None or y is None else torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-    once, again = forward(every), forward(every)
-    arguments = [t for t in (features, weight, bias, weights, upstream, *once.residual) if t is not None]
+    calls = Calls(plan)
+    once, again = calls.forward(calls.every), calls.forward(calls.every)
+    parts = (calls.features, calls.weight, calls.bias, calls.task_weights, calls.upstream, *once.residual)
+    arguments = [t for t in parts if t is not None]
     before = [tensor.clone() for tensor in arguments]
-    gradients = backward(once.residual, every, own=False)
-    like = module.residual_like(HeadsCall(features, weight, bias, (), weights, layout, every))
-    store[f"{name}/writes-to-no-argument"] = np.array(same(before, arguments))
+    gradients = calls.backward(once.residual, calls.every, own=False)
+    store[f"{name}/writes-to-no-argument"] = np.array(_same(before, arguments))
     store[f"{name}/residual-like"] = np.array(
-        all(a.shape == b.shape and a.dtype is b.dtype for a, b in zip(once.residual, like, strict=True))
-    )
-    store[f"{name}/same-bits"] = np.array(
-        same((*once[:2], *gradients), (*again[:2], *backward(again.residual, every, own=True)))
-    )
-    store[f"{name}/dtypes"] = np.array(all(g is None or g.dtype is dtype for g in gradients))
-    # An upstream gradient of 1 changes nothing.
-    ones = backward(once.residual, every, own=False, g=torch.tensor(1.0))
-    store[f"{name}/upstream-1"] = np.array(
-        same(ones, backward(forward(every).residual, every, own=True, g=torch.tensor(1.0)))
-    )
-    store[f"{name}/needs"] = np.array(
         all(
-            same(part[:2], once[:2])
-            and (
-                not any(needs)
-                or same(
-                    backward(part.residual, needs, own=False),
-                    [g if need else None for g, need in zip(gradients, needs, strict=True)],
-                )
-            )
-            for needs, part in ((n, forward(n)) for n in NEEDS if has_bias or not n[2])
+            a.shape == b.shape and a.dtype is b.dtype
+            for a, b in zip(once.residual, calls.residual_like(), strict=True)
         )
     )
-    skipping = forward(every, skip=True)
-    store[f"{name}/skip"] = np.array(
-        bool(skipping.losses[-1] == 0)
-        and bool(skipping.correct[-1] == 0)
-        and torch.equal(skipping.losses[:-1], once.losses[:-1])
-        and same(gradients, backward(skipping.residual, every, own=False))
+    store[f"{name}/same-bits"] = np.array(
+        _same((*once[:2], *gradients), (*again[:2], *calls.backward(again.residual, calls.every, own=True)))
     )
+    store[f"{name}/dtypes"] = np.array(all(g is None or g.dtype is plan.dtype for g in gradients))
     ours = dict(zip(("d_features", "d_weight", "d_bias"), gradients, strict=True))
     ours |= {"losses": once.losses, "correct": once.correct}
     for kind, wide in (("ours", None), ("torch", torch.float32), ("truth", torch.float64)):
         results = ours
         if wide is not None:
-            of = wide if kind == "truth" else dtype
-            results = plan_by_torch(plan, layout, features.to(of), weight.to(of), bias, targets, wide)
+            of = wide if kind == "truth" else plan.dtype
+            results = plan_by_torch(
+                plan,
+                calls.layout,
+                calls.features.to(of),
+                calls.weight.to(of),
+                calls.bias,
+                calls.targets,
+                wide,
+            )
         for key, value in results.items():
             if value is not None:
                 store[f"{name}/{key}/{kind}"] = value.detach().double().numpy()
+
+
+def run_promises(name: str, store: dict[str, np.ndarray]) -> None:
+    """What no need, no weight and an upstream gradient of 1 change: nothing of the rest."""
+    calls = Calls(PLANS[name])
+    every = calls.every
+    once = calls.forward(every)
+    gradients = calls.backward(once.residual, every, own=False)
+    one = torch.tensor(1.0)
+    store[f"{name}/upstream-1"] = np.array(
+        _same(
+            calls.backward(once.residual, every, own=False, g=one),
+            calls.backward(calls.forward(every).residual, every, own=True, g=one),
+        )
+    )
+    store[f"{name}/needs"] = np.array(
+        all(
+            _same(part[:2], once[:2])
+            and (
+                not any(needs)
+                or _same(
+                    calls.backward(part.residual, needs, own=False),
+                    [g if need else None for g, need in zip(gradients, needs, strict=True)],
+                )
+            )
+            for needs, part in ((n, calls.forward(n)) for n in NEEDS if calls.plan.bias or not n[2])
+        )
+    )
+    skipping = calls.forward(every, skip=True)
+    store[f"{name}/skip"] = np.array(
+        bool(skipping.losses[-1] == 0)
+        and bool(skipping.correct[-1] == 0)
+        and torch.equal(skipping.losses[:-1], once.losses[:-1])
+        and _same(gradients, calls.backward(skipping.residual, every, own=False))
+    )
 
 
 def plan_by_torch(
@@ -194,6 +235,8 @@ def main(group: str, out: str) -> None:
     for name in PLANS:
         if name.split("-")[0] == group:
             run_plan(name, store)
+            if name in PROMISING:
+                run_promises(name, store)
     run_plan_outside(group, {"chunked": chunked, "packed": packed, "tile": tile}[group], store)
     np.savez(out, **store)
 

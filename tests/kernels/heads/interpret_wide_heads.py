@@ -22,8 +22,8 @@ from mt2st_fast.kernels.heads.call import HeadsCall
 from mt2st_fast.kernels.heads.on_triton import chunked, column_sums, wide_rows
 from mt2st_fast.kernels.heads.on_triton.targets import MOST_ADDRESSES
 from tests.kernels.heads import interpret_plans
-from tests.kernels.heads.interpret_plans import Plan, run_plan
-from tests.kernels.heads.interpreted_heads import MIXED
+from tests.kernels.heads.interpret_plans import Plan, run_plan, run_promises
+from tests.kernels.heads.interpreted_heads import MIXED, PROMISING
 from tests.kernels.launches import counted_launches
 
 SOFTMAX, BINARY, HUBER = Kind.SOFTMAX, Kind.BINARY, Kind.HUBER
@@ -81,6 +81,8 @@ def run_case(name: str, store: dict[str, np.ndarray]) -> None:
     interpret_plans.PLANS[name] = plan
     try:
         run_plan(name, store)
+        if name in PROMISING:
+            run_promises(name, store)
     finally:
         wide_rows.choose_blocks, chunked.COPIED_BYTES = blocks, copied
 

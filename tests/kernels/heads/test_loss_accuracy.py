@@ -139,7 +139,7 @@ def test_smoothed_and_soft_binary_targets():
 
 @pytest.mark.parametrize("case", ["softmax-all-options", "binary-weighted", "squared", "huber", "mixed"])
 def test_reference_gradients_are_those_of_finite_differences(case):
-    problem = make_problem(HEADS[case], 4, torch.float64)
+    problem = make_problem(HEADS[case], 4, torch.float64, columns=5)
     leaves = problem.leaves(torch.float64)
 
     def total(features, weight, bias, task_weights):

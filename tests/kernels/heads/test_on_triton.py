@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("triton")
 
 from mt2st_fast.kernels.heads.on_triton import chunked as triton_chunked
+from tests.kernels.heads.interpreted_heads import PROMISING
 
 ROOT = Path(__file__).parents[3]
 PLANS = (
@@ -36,6 +37,7 @@ PLANS = (
     "chunked-narrow",
     "chunked-no-rows",
 )
+PROMISED = sorted(PROMISING & set(PLANS))
 
 # What our largest error may exceed torch's by, relative to the largest true value: a few roundings of a
 # float32 sum in another order. float16 gradients may differ by one rounding of the largest value.
@@ -100,6 +102,10 @@ def test_plan_twice_gives_the_same_bits_in_the_parameters_dtypes(plans, plan):
 @pytest.mark.parametrize("plan", PLANS)
 def test_plan_writes_to_no_argument_it_does_not_own(plans, plan):
     assert plans[f"{plan}/writes-to-no-argument"]
+
+
+@pytest.mark.parametrize("plan", PROMISED)
+def test_an_upstream_gradient_of_one_changes_nothing(plans, plan):
     assert plans[f"{plan}/upstream-1"]
 
 
@@ -108,12 +114,12 @@ def test_residual_is_what_residual_like_says(plans, plan):
     assert plans[f"{plan}/residual-like"]
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", PROMISED)
 def test_gradients_nobody_needs_are_none_and_change_no_other(plans, plan):
     assert plans[f"{plan}/needs"]
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", PROMISED)
 def test_skipping_a_task_of_weight_zero_changes_no_gradient(plans, plan):
     assert plans[f"{plan}/skip"]
 
