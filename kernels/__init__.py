@@ -41,7 +41,15 @@ from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
 from .step.op import bag_step, bag_step_obstacle
 from .step.room import BagStep
-from .step.window import Dense, Dropout, WindowModel, window_features, window_step, window_step_obstacle
+from .step.window import (
+    Dense,
+    Dropout,
+    WindowModel,
+    window_correct,
+    window_features,
+    window_step,
+    window_step_obstacle,
+)
 from .text.layout import END, PADDING
 from .text.words import WordCounter, split_lines
 
@@ -114,6 +122,7 @@ __all__ = [
     "update_all_rows",
     "update_rows",
     "warm_up",
+    "window_correct",
     "window_features",
     "window_step",
     "window_step_obstacle",

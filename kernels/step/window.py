@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -237,6 +238,16 @@ def window_features(model: WindowModel, types: Tensor) -> Tensor:
     return _kernels(model).features(model, types)
 
 
+def window_correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    """(K,) how many of N targets each head hits on windows types (N, W), as `multitask_loss` counts them; no dropout.
+
+    Raises what `window_step` raises.
+    """
+    _check_types(model, types)
+    check_targets(model.layout, targets, torch.ones(len(model.layout)), len(types), "windows")
+    return _kernels(model).correct(model, types, targets)
+
+
 def _check_types(model: WindowModel, types: Tensor) -> None:
     if types.dim() != 2 or types.shape[1] != model.width or types.is_floating_point():
         shape = f"{tuple(types.shape)} of {str(types.dtype).removeprefix('torch.')}"
@@ -261,6 +272,9 @@ class WindowKernels(Protocol):
 
     def features(self, model: WindowModel, types: Tensor) -> Tensor:
         """(N, H) as `window_features` returns them."""
+
+    def correct(self, model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        """(K,) as `window_correct` returns them."""
 
 
 def _kernels(model: WindowModel) -> WindowKernels:

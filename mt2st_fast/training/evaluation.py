@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,16 @@ from mt2st_fast.training.own_metrics import Metric, OwnMetric
 from mt2st_fast.training.sources import Batch, materialised, to_device
 
 
+class Shortcuts(Protocol):
+    """What some know of held-out batches without the encoder's own forward pass; None where they do not."""
+
+    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """(2,) of each of these tasks: the targets that it hits, and all there are."""
+
+    def features(self, inputs: Any) -> Tensor | None:
+        """What the encoder makes of the inputs."""
+
+
 @torch.no_grad()
 def evaluate(
     encoder: nn.Module,
@@ -23,15 +33,14 @@ def evaluate(
     batches: Iterable[Batch],
     tasks: Sequence[str],
     device: torch.device,
-    shortcut: Callable[[Any], Tensor | None] = lambda inputs: None,
+    shortcuts: Shortcuts | None = None,
     add_up: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda sums: sums,
     metrics: Mapping[str, Metric] = MappingProxyType({}),
 ) -> dict[str, float]:
     """The metric of each task in `tasks` over all batches; NaN where no row carries a target.
 
-    shortcut: what the encoder makes of some inputs, or None where the encoder has to be asked. Sums stay on the device
-    until the end; add_up: makes those of several processes one. metrics: by task, instead of that
-    of its kind. Restores the training mode of the encoder.
+    shortcuts: of who knows more than the encoder. Sums stay on the device until the end; add_up: makes those of several
+    processes one. metrics: by task, instead of that of its kind. Restores the training mode of the encoder.
     """
     was_training = encoder.training
     encoder.eval()
@@ -41,14 +50,17 @@ def evaluate(
         for batch in _on_device(batches, device):
             inputs, targets = materialised(paired(batch, heads.names))
             inputs = to_device(inputs, device)
-            known = shortcut(inputs)
-            features, mask = encode(encoder, inputs) if known is None else features_and_mask(known)
-            for task in tasks:
-                if task in targets and task in own:
-                    own[task].update(*_rows(heads, task, features, to_device(targets[task], device), mask))
-                elif task in targets:
-                    found = _sums(heads, task, features, to_device(targets[task], device), mask)
-                    sums[task] = sums[task] + found if task in sums else found
+            asked = {task: to_device(targets[task], device) for task in tasks if task in targets}
+            found = None if own or shortcuts is None else shortcuts.hits(inputs, asked)
+            if found is None:
+                known = None if shortcuts is None else shortcuts.features(inputs)
+                features, mask = encode(encoder, inputs) if known is None else features_and_mask(known)
+                for task in own.keys() & asked.keys():
+                    own[task].update(*_rows(heads, task, features, asked[task], mask))
+                counted = {task: target for task, target in asked.items() if task not in own}
+                found = {task: _sums(heads, task, features, target, mask) for task, target in counted.items()}
+            for task, parts in found.items():
+                sums[task] = sums[task] + parts if task in sums else parts
     finally:
         encoder.train(was_training)
     sums = add_up(sums)

@@ -108,7 +108,7 @@ class Run:
             self.optimizer, group_names(self.optimizer, self._named())
         )
         self._selection = PartSelection(options.schedule, self._parts, held_out)
-        self._engine = ChosenEngine(make_engines(self._parts, make_capturer))
+        self.engine = ChosenEngine(make_engines(self._parts, make_capturer))
         if options.device.type == "cuda":
             source.reside_on(options.device)
         self._rate = LearningRate(options.lr_decay, options.lr_scheduler, total_steps)
@@ -122,7 +122,7 @@ class Run:
         # After restoring, which puts other tensors into the optimizer's state.
         self._parts.fused_tables = fuse(self._parts, len(source.loaders), self._wants_gradients)
         if self._phase_active:
-            self._engine.choose(self.history.phases)
+            self.engine.choose(self.history.phases)
 
     # --- what moves it on -------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class Run:
     def admit_unfrozen(self) -> None:
         """Train parameters that were unfrozen or added since the optimizer was made, from a gradient of their own."""
         if admit(self._parts.trainable(), self.optimizer) and self._phase_active:
-            self._engine.choose(self.history.phases)
+            self.engine.choose(self.history.phases)
 
     def note_evaluation(self, metrics: dict[str, float], held_out: Iterable[Batch]) -> Evaluation:
         """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
@@ -198,10 +198,6 @@ class Run:
         look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step)
         self.history.evaluations.append(evaluation)
         return evaluation
-
-    def features(self, inputs: Any) -> Tensor | None:
-        """What the encoder makes of held-out inputs, where the phase's engine has a way of its own."""
-        return self._engine.features(inputs)
 
     def close(self) -> None:
         """Make gradients and train what was frozen again, as before the run, and leave the other processes."""
@@ -213,7 +209,7 @@ class Run:
 
     def _take_step(self, micro_steps: list[list[Batch]]) -> Tensor:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
-        losses = self._engine(wanted)
+        losses = self.engine(wanted)
         self._unread_losses.append(losses)
         self._last_step = wanted if self._keeps_step else None
         self.steps_done += 1
@@ -255,7 +251,7 @@ class Run:
             reasons = {name: told[name] for name in before if name not in active and name in told}
             turns = turns_of(self._options.schedule)
             self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns))
-            self._engine.choose(self.history.phases)
+            self.engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
         take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
         self._set_weights([weights[name] for name in active])

@@ -301,7 +301,7 @@ class Trainer:
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             options: dict[str, Any] = {"metrics": self.metrics}
             if self._run is not None:
-                options["shortcut"] = self._run.features
+                options["shortcuts"] = self._run.engine
             if together is not None:
                 options["add_up"] = partial(add_up_sums, processes=together)
             return evaluate(self.encoder, self.heads, batches, measured, self.device, **options)

@@ -152,29 +152,49 @@ def step(
     return losses, correct
 
 
-LEAST_ROWS = 512  # of features that are computed together, where there are so many
+LEAST_ROWS = 512  # that are looked at together, where there are so many
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))
+_NOT_DROPPED = drop_of(Dropout(0.0, 0))
 
 
 def features(model: WindowModel, types: Tensor) -> Tensor:
     """(N, H) of `window_features` in step/window.py."""
     types_nw, N, H = _checked(types, model), len(types), len(model.hidden[0].parameter)
     out = torch.empty(N, H, dtype=torch.float32)
-    # As many as there is memory for; the first to ask may have had one row.
-    at_once = N if model.memory is None else max(LEAST_ROWS, model.memory.n_rows)
     batch = Batch(
         0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
         np.zeros(0, np.int64), True,
     )  # fmt: skip
-    for first in range(0, N, at_once):
-        some = types_nw[first : first + at_once]
+    for part in _parts(model, N):
+        some = types_nw[part]
         _call(
             model, _NO_RULE, np.ones(1, np.float32), some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
-            batch.table.records[:0], batch, drop_of(Dropout(0.0, 0)), 0, 0,
+            batch.table.records[:0], batch, _NOT_DROPPED, 0, 0,
         )  # fmt: skip
-        out.numpy()[first : first + at_once] = model.memory.buffers.a[: len(some), :H]
+        out.numpy()[part] = model.memory.buffers.a[: len(some), :H]
     return out
+
+
+def correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    """(K,) of `window_correct` in step/window.py."""
+    types_nw, K = _checked(types, model), len(model.heads)
+    losses, found, total = np.empty(K, np.float32), np.empty(K, np.int64), np.zeros(K, np.int64)
+    for part in _parts(model, len(types)):
+        batch = survey_batch([target[part] for target in targets], torch.ones(K), model.layout, False)
+        found[:] = 0  # a head without a target in this part counts nothing
+        _call(
+            model, _NO_RULE, np.ones(1, np.float32), types_nw[part], model.moving(NOTHING), batch.computed(), batch,
+            _NOT_DROPPED, losses.ctypes.data, found.ctypes.data,
+        )  # fmt: skip
+        total += found
+    return torch.from_numpy(total)
+
+
+def _parts(model: WindowModel, N: int) -> list[slice]:
+    """N rows in parts as large as there is memory for; the first to ask may have had one row."""
+    at_once = max(N, 1) if model.memory is None else max(LEAST_ROWS, model.memory.n_rows)
+    return [slice(first, first + at_once) for first in range(0, N, at_once)]
 
 
 def _checked(types: Tensor, model: WindowModel) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -128,4 +128,8 @@ class Engine(Protocol):
 
     def features(self, inputs: Any) -> Tensor | None:
         """What the encoder makes of held-out inputs, faster than by its own forward pass; None where it cannot."""
+        ...
+
+    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """(2,) of each of these tasks: held-out targets that it hits, and all there are; None where it cannot say."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -73,6 +73,10 @@ class OneCallSteps:
     def features(self, inputs: Any) -> Tensor | None:
         """By the kernel that trains, of a window encoder; without autograd."""
         return self._training.features(inputs) if isinstance(self._training, WindowTraining) else None
+
+    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """By the kernel that trains, of a window encoder."""
+        return self._training.hits(inputs, targets) if isinstance(self._training, WindowTraining) else None
 
     def __call__(self, micro_steps: Any) -> Tensor:
         """The losses (K,) of one step."""

@@ -13,11 +13,13 @@ from mt2st_fast.kernels import (
     Dense,
     Dropout,
     HeadLayout,
+    Kind,
     Moves,
     RowRule,
     RowState,
     Trained,
     WindowModel,
+    window_correct,
     window_features,
     window_step,
     window_step_obstacle,
@@ -116,12 +118,37 @@ class WindowTraining:
 
     def features(self, types: Tensor) -> Tensor | None:
         """(N, H) features of windows of types (N, W), without dropout; None before the first step."""
+        return window_features(next(iter(self._models.values())), types) if self._can_be_asked() else None
+
+    def hits(self, types: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """(2,) of each task: how many targets of windows (N, W) it hits without dropout, and how many there are.
+
+        None where a task is not a classification that is trained, and before the first step.
+        """
+        heads = self._heads
+        for name in targets:
+            if name not in heads.active or heads.tasks[name].head.kind is not Kind.SOFTMAX:
+                return None
+        if not targets or not self._can_be_asked():
+            return None
+        batch = heads.batch(targets, types.shape[:1], None, types.device)
+        model = self._models.get(batch.layout.names) or self._new_model(batch.layout)
+        try:
+            correct = window_correct(model, types, batch.targets)
+        except ValueError:  # a class outside the head is an error of a loss, and to a metric a miss
+            return None
+        return {
+            name: torch.stack([hits, (target != spec.ignore_index).sum()]).double()
+            for name, spec, target, hits in zip(
+                batch.layout.names, batch.layout.heads, batch.targets, correct, strict=True
+            )
+        }
+
+    def _can_be_asked(self) -> bool:
         if not self._models or self._held.are_others():
-            return None
+            return False
         # For instance a hook of somebody who wants to see the features.
-        if self.obstacle(self._encoder, self._heads, self._optimizer) is not None:
-            return None
-        return window_features(next(iter(self._models.values())), types)
+        return self.obstacle(self._encoder, self._heads, self._optimizer) is None
 
     def _rule_of_rows(self, moves: Moves) -> RowRule:
         """The rule of the table, which stands behind those of the groups."""

@@ -1,0 +1,103 @@
+"""Held-out targets that a trained window encoder's own kernel counts: those that the logits hit, of every task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mt2st_fast import Callback, MultiTask, Switch, Trainer
+from tests.training.test_window_training import BATCHES, KINDS, TASKS, batch, model
+
+HELD_OUT = [batch(n, seed=40 + n) for n in (1, 333, 70, 1200)]  # fewer rows than a step has, and more
+
+
+def trained(tasks=TASKS, *, batches=BATCHES, schedule=None, **options):
+    encoder, heads = model(tasks, dropout=0.3)
+    training = Trainer(encoder, heads, schedule=schedule or MultiTask(), lr=0.01, device="cpu", **options)
+    training.fit(batches, epochs=2)
+    assert training.history.phases[-1].engine == "one kernel call"
+    return training
+
+
+def hits_by_logits(training, types, targets):
+    training.encoder.eval()
+    with torch.no_grad():
+        features = training.encoder(types)
+        found = {}
+        for name, target in targets.items():
+            right = (training.heads.logits(features, name).argmax(1) == target) & (target != -100)
+            found[name] = [right.sum().item(), (target != -100).sum().item()]
+    training.encoder.train()
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(HELD_OUT)))
+def test_they_are_those_of_the_logits(number):
+    training = trained()
+    types, targets = HELD_OUT[number]
+    found = training.run.engine.hits(types, targets)
+    assert {name: pair.tolist() for name, pair in found.items()} == hits_by_logits(training, types, targets)
+    one = training.run.engine.hits(types, {"wide": targets["wide"]})
+    assert torch.equal(one["wide"], found["wide"])
+    assert list(one) == ["wide"]
+
+
+def test_an_evaluation_takes_them_and_asks_no_encoder(monkeypatch):
+    training = trained()
+    monkeypatch.setattr(type(training.run.engine), "features", lambda *_: pytest.fail("logits were made"))
+    found = training.evaluate(HELD_OUT)
+    pairs = [hits_by_logits(training, *each) for each in HELD_OUT]
+    for name, value in found.items():
+        right, n = (sum(pair[name][i] for pair in pairs) for i in range(2))
+        assert value == right / n
+
+
+def test_a_task_without_a_target_in_some_rows_counts_none_of_them():
+    training = trained()
+    types, targets = HELD_OUT[3]
+    alone = {name: torch.full_like(target, -100) for name, target in targets.items()}
+    alone["main"][700:] = targets["main"][700:]
+    found = training.run.engine.hits(types, alone)
+    assert {name: pair.tolist() for name, pair in found.items()} == hits_by_logits(training, types, alone)
+    assert found["binary"].tolist() == [0, 0]
+
+
+def test_what_it_cannot_count_is_counted_from_logits():
+    types, targets = HELD_OUT[1]
+    training = trained()
+    outside = targets | {"binary": torch.full_like(targets["binary"], 5)}  # a class that there is not: a miss
+    assert training.run.engine.hits(types, outside) is None
+    assert training.evaluate([(types, outside)])["binary"] == 0.0
+    kinds = trained(KINDS, batches=[batch(70, KINDS, seed) for seed in range(3)])
+    assert kinds.run.engine.hits(*batch(70, KINDS, 9)) is None
+    switched = trained(schedule=Switch(at=0.5))
+    assert set(switched.run.engine.hits(types, {"main": targets["main"]})) == {"main"}
+    assert switched.run.engine.hits(types, targets) is None  # of retired heads it holds nothing
+    assert trained().evaluate(HELD_OUT, ["main"]).keys() == {"main"}
+
+
+def test_own_metrics_see_logits():
+    seen = []
+
+    def metric(logits, target):
+        seen.append(logits.shape)
+        return 0.25
+
+    training = trained(metrics={"main": metric})
+    assert training.evaluate([HELD_OUT[1]])["main"] == 0.25
+    assert seen
+
+
+def test_an_evaluation_within_a_run_changes_no_bit_of_it():
+    def weights(**options):
+        encoder, heads = model(dropout=0.3)
+        training = Trainer(encoder, heads, schedule=MultiTask(), lr=0.01, device="cpu", **options)
+        training.fit(BATCHES, epochs=3)
+        return [p.detach().clone() for p in (*encoder.parameters(), *heads.parameters())]
+
+    class Evaluates(Callback):
+        def on_step(self, trainer):
+            trainer.evaluate(HELD_OUT)
+
+    for with_it, without in zip(weights(callbacks=[Evaluates()]), weights(), strict=True):
+        assert torch.equal(with_it, without)
