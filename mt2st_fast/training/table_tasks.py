@@ -15,7 +15,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import embedding_bag, take_bags
 from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.model.word_tasks import WordAnalogy, WordSimilarity, WordTask
-from mt2st_fast.training.optim import LazyAdam
+from mt2st_fast.training.optim import optimizer_by_rule
 
 LEAST_STEPS = 5  # a turn: files of pairs are short beside a text
 KINDS: dict[str, tuple[Callable[..., WordBatches], type[WordTask]]] = {
@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[Callable[..., WordBatches], type[WordTask]]] = {
 
 
 class TableTasks:
-    """Turns of auxiliary tasks on the input rows (R, D), in place, by lazy Adam at the rate of the text times a weight.
+    """Turns of other tasks on the input rows (R, D), in place: a row by its Adam, at the text's rate times a weight.
 
     Adam, as the gradient of a cosine is large while vectors are short, which Adagrad would never forget; and as Adam
     does not see the scale of a loss, a task's weight is a factor of its rate.
@@ -45,7 +45,8 @@ class TableTasks:
         check_kinds(files)
         self.names, self._subwords = tuple(files), subwords
         self._table = nn.Parameter(torch.from_numpy(input_rows))
-        self._optimizer = LazyAdam([self._table])
+        # Of a row's own steps alone: between them the text moves the row, too.
+        self._optimizer = optimizer_by_rule("adam")([self._table])
         if files:  # or a text alone would pay for Adam's two moments, each as long as the table
             self._optimizer.fuse([self._table])
         self._batches = {name: KINDS[name][0](path, vocabulary, seed=seed) for name, path in files.items()}
