@@ -244,7 +244,9 @@ def window_correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor])
     Raises what `window_step` raises.
     """
     _check_types(model, types)
-    check_targets(model.layout, targets, torch.ones(len(model.layout)), len(types), "windows")
+    check_targets(
+        model.layout, targets, torch.ones(len(model.layout), dtype=torch.float32), len(types), "windows"
+    )
     return _kernels(model).correct(model, types, targets)
 
 

@@ -318,7 +318,7 @@ def test_held_out_windows_are_seen_as_the_encoder_sees_them():
     training = trainer()
     training.fit(BATCHES, epochs=1)
     types = batch(333, seed=9)[0]
-    found = training.run.features(types)
+    found = training.run.engine.features(types)
     training.encoder.eval()
     with torch.no_grad():
         torch.testing.assert_close(found, training.encoder(types), rtol=1e-5, atol=1e-6)

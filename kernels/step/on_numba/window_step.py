@@ -181,7 +181,9 @@ def correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Ten
     types_nw, K = _checked(types, model), len(model.heads)
     losses, found, total = np.empty(K, np.float32), np.empty(K, np.int64), np.zeros(K, np.int64)
     for part in _parts(model, len(types)):
-        batch = survey_batch([target[part] for target in targets], torch.ones(K), model.layout, False)
+        batch = survey_batch(
+            [target[part] for target in targets], torch.ones(K, dtype=torch.float32), model.layout, False
+        )
         found[:] = 0  # a head without a target in this part counts nothing
         _call(
             model, _NO_RULE, np.ones(1, np.float32), types_nw[part], model.moving(NOTHING), batch.computed(), batch,
