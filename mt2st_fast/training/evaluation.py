@@ -55,10 +55,12 @@ def evaluate(
             if found is None:
                 known = None if shortcuts is None else shortcuts.features(inputs)
                 features, mask = encode(encoder, inputs) if known is None else features_and_mask(known)
-                for task in own.keys() & asked.keys():
-                    own[task].update(*_rows(heads, task, features, asked[task], mask))
-                counted = {task: target for task, target in asked.items() if task not in own}
-                found = {task: _sums(heads, task, features, target, mask) for task, target in counted.items()}
+                found = {}
+                for task, target in asked.items():
+                    if task in own:
+                        own[task].update(*_rows(heads, task, features, target, mask))
+                    else:
+                        found[task] = _sums(heads, task, features, target, mask)
             for task, parts in found.items():
                 sums[task] = sums[task] + parts if task in sums else parts
     finally:

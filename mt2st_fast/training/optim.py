@@ -304,9 +304,12 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         check_within(0.0, 1.0, **{f"betas[{i}]": beta for i, beta in enumerate(betas)})
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
 
-    def rule(self, group: dict[str, Any]) -> RowRule:
-        """Adam at the group's rate and betas."""
-        return self._rule(group, 0.0)
+    def rule(self, group: dict[str, Any], table_steps: float | Tensor = 0.0) -> RowRule:
+        """Adam at the group's rate and betas; of a table that has taken so many steps."""
+        beta1, beta2 = group["betas"]
+        return RowRule(
+            self.kind, group["lr"], table_steps=table_steps, beta1=beta1, beta2=beta2, eps=group["eps"]
+        )
 
     def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
         """Adam of rows, told how many steps the table has taken."""
@@ -314,13 +317,7 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         if steps.device != table.device:  # a checkpoint brings it on the CPU
             steps = self.state[table]["step"] = steps.to(table.device)
         steps += 1
-        return self._rule(group, steps)
-
-    def _rule(self, group: dict[str, Any], table_steps: float | Tensor) -> RowRule:
-        beta1, beta2 = group["betas"]
-        return RowRule(
-            self.kind, group["lr"], table_steps=table_steps, beta1=beta1, beta2=beta2, eps=group["eps"]
-        )
+        return self.rule(group, steps)
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """AdamW's own state: one count of steps, and both moments. None where AdamW is not plain Adam with decay."""

@@ -195,7 +195,7 @@ def correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Ten
 
 def _parts(model: WindowModel, N: int) -> list[slice]:
     """N rows in parts as large as there is memory for; the first to ask may have had one row."""
-    at_once = max(N, 1) if model.memory is None else max(LEAST_ROWS, model.memory.n_rows)
+    at_once = max(LEAST_ROWS, 0 if model.memory is None else model.memory.n_rows)
     return [slice(first, first + at_once) for first in range(0, N, at_once)]
 
 
