@@ -127,6 +127,10 @@ class LearningRate:
             return self.as_set()
         return float(self._first_group()["initial_lr"] * (1.0 - step / self._total_steps))
 
+    def left(self, step: int) -> float | None:
+        """What a step's rate is of the first one's, where it falls to nothing; None where nobody knows how it ends."""
+        return 1.0 - step / self._total_steps if self._falls else None
+
     def given(self) -> float:
         """What it began with."""
         return float(self._first_group()["initial_lr"])

@@ -38,12 +38,14 @@ class TaskGradient:
     """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none).
 
     row_norm: root mean square over labelled rows of what each adds to it, times their number: of a loss that is a mean
-    it does not grow with the batch.
+    it does not grow with the batch. learnt: what its loss is below the loss against the labels of other rows, over that:
+    0 where the features tell it nothing of these rows, whatever it predicts, 1 where they tell it all.
     """
 
     norm: float
     cosine: float
     row_norm: float = 0.0
+    learnt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class HeldOut:
 
     gradients: as in `Observation`, on some rows of one held-out batch, another each time. freshness: what the last
     training step's rows still teach the main task, its row_norm on them over that on held-out rows: about 1 where it
-    learns from both alike, towards 0 where it knows its training rows by heart; None where nobody knows.
+    learns from both alike, towards 0 where it knows its training rows by heart; None where nobody knows. rate_left: the
+    learning rate over that of the first step, where it falls linearly to nothing; None where it does not.
     """
 
     step: int
@@ -76,6 +79,7 @@ class HeldOut:
     gradients: Mapping[str, TaskGradient] | None = None
     freshness: float | None = None
     epoch: float = 0.0
+    rate_left: float | None = None
 
 
 @runtime_checkable
@@ -150,6 +154,7 @@ def look_at_held_out(
     batches: Iterable[Batch],
     n_before: int,
     last_step: Sequence[Batch],
+    rate_left: float | None = None,
 ) -> None:
     """Show a schedule that wants to see it what was measured; n_before: how many evaluations there were before."""
     if not isinstance(schedule, ObservingHeldOut):
@@ -163,7 +168,7 @@ def look_at_held_out(
         if own and gradients and gradients[main].row_norm > 0:
             freshness = own[main].row_norm / gradients[main].row_norm
     schedule.observe_held_out(
-        HeldOut(evaluation.step, main, evaluation.metrics, gradients, freshness, evaluation.epoch)
+        HeldOut(evaluation.step, main, evaluation.metrics, gradients, freshness, evaluation.epoch, rate_left)
     )
 
 
@@ -199,15 +204,16 @@ def _own_gradients(
     finally:
         parts.encoder.train(was_training)
     present = [name for name in tasks or heads.active if name in targets]
-    gradients = {name: _gradient_on(features, mask, name, targets[name], parts) for name in present}
-    main = gradients[heads.main]
+    losses = {name: _loss_and_gradient(features, mask, name, targets[name], parts) for name in present}
+    main = losses[heads.main][1]
     return {
         name: TaskGradient(
             float(gradient.norm()),
             float(nn.functional.cosine_similarity(gradient, main, dim=0)),
             _row_norm(gradient, features.shape[-1]),
+            _learnt(loss, features, mask, name, targets[name], parts),
         )
-        for name, gradient in gradients.items()
+        for name, (loss, gradient) in losses.items()
     }
 
 
@@ -216,12 +222,22 @@ def _row_norm(gradient: Tensor, D: int) -> float:
     return float(gradient.norm()) * n_rows**0.5
 
 
-def _gradient_on(
+def _learnt(
+    loss: float, features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
+) -> float:
+    """Against the labels of other rows every prediction that does not look at its row is worth the same."""
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0)).to(target.device)
+    with torch.no_grad(), parts.autocast():
+        among_others = float(parts.heads(features, {name: target[order]}, mask=mask).total)
+    return (among_others - loss) / among_others if among_others > 0 else 0.0
+
+
+def _loss_and_gradient(
     features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
-) -> Tensor:
-    """(N * D,) float32 of one task's own loss."""
+) -> tuple[float, Tensor]:
+    """One task's own loss, and its gradient (N * D,) float32."""
     leaf = features.detach().requires_grad_()
     with torch.enable_grad(), parts.autocast():
         total = parts.heads(leaf, {name: target}, mask=mask).total
         (gradient,) = torch.autograd.grad(total, leaf)
-    return gradient.float().flatten()
+    return float(total.detach()), gradient.float().flatten()

@@ -195,7 +195,8 @@ class Run:
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
         last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
-        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step)
+        left = self._rate.left(self.steps_done)
+        look_at_held_out(self._options.schedule, self._parts, evaluation, held_out, n_before, last_step, left)
         self.history.evaluations.append(evaluation)
         return evaluation
 

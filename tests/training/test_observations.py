@@ -210,6 +210,54 @@ def test_learnt_weights_go_to_the_device(toy):
     assert {parameter.device.type for parameter in schedule.parameters()} == {"meta"}
 
 
+class HeldOutLooks:
+    """Remembers what it sees."""
+
+    wants_held_out_gradients = True
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def task_weights(self, moment, main, auxiliary):
+        return {main: 1.0} | dict.fromkeys(auxiliary, 1.0)
+
+    def observe_held_out(self, seen):
+        self.seen.append(seen)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_what_a_task_has_learnt_is_what_it_can_tell_from_a_row(toy):
+    trainer = make(toy, HeldOutLooks())
+    trainer.fit(toy.batches(8), val=toy.batches(2), epochs=8, evaluate_every=64)
+    found = trainer.schedule.seen[-1].gradients
+    assert all(0.1 < found[name].learnt <= 1.0 for name in ("tag", "score"))
+
+
+def test_a_head_that_does_not_look_at_its_row_has_learnt_nothing(toy):
+    trainer = make(toy, HeldOutLooks())
+    for linear in trainer.heads.linears.values():
+        nn.init.zeros_(linear.weight)
+        nn.init.normal_(linear.bias)
+    for parameter in trainer.heads.parameters():
+        parameter.requires_grad_(False)
+    trainer.fit(toy.batches(2), val=toy.batches(2), epochs=1, evaluate_every=1)
+    learnt = [gradient.learnt for gradient in trainer.schedule.seen[-1].gradients.values()]
+    assert learnt == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("decay", "expected"), [("linear", [0.75, 0.5, 0.25, 0.0]), ("none", [None] * 4)])
+def test_held_out_looks_say_what_is_left_of_a_rate_that_falls_to_nothing(decay, expected):
+    schedule = HeldOutLooks()
+    trainer = trainer_of(schedule=schedule, lr_decay=decay)
+    trainer.fit(batches()[:4], val=batches()[:1], epochs=1, evaluate_every=1)
+    assert [seen.rate_left for seen in schedule.seen] == expected
+
+
 class HeldOutNorms:
     """The main task alone; remembers its gradients on held-out rows."""
 

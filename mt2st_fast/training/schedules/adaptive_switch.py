@@ -1,20 +1,24 @@
 """A switch that nobody has to set: every auxiliary task trains for as long as held-out rows say that it helps.
 
-Three signs, all read at every evaluation:
+Four signs, all read at every evaluation:
 
     alignment   the cosine of its gradient on the shared features with the main task's (Du et al. 2018, "Adapting
                 Auxiliary Losses Using Gradient Similarity", arXiv 1812.02224): what a task pulls the features towards.
                 On training rows the main task's own gradient fades as they are learnt by heart; on held-out rows, where
                 it is read, it does not
+    learnt      how far its loss is below that against the labels of other rows: what it has found in the inputs. Labels
+                that cannot be told from them (of permuted rows, say) teach nothing but the training rows by heart
     freshness   how large the main task's gradients are on training rows, over those on held-out rows. Where they are
                 alike, its own labels still teach all that there is to learn, and other tasks take room in the encoder;
                 where they fade, it has learnt its rows by heart, and what else it learns comes from the others
-    progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998)
+    progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998), once half of a
+                falling rate is gone: a plateau at a high rate does not show the rise that a lower one brings
 
-A task that is not aligned has nothing to teach and rests; where the main task's own labels stay fresh, and where it has
-stopped getting better, all that are left rest. A task that rests has weight 0 and costs nothing but the reading of its
-labels. Some evaluations later it retires for good, or, where the main task has become worse, comes back, once. A task
-on words, which has no gradient on the features, is judged by the last two signs.
+A task rests that pulls against the main task, or is neither aligned with it nor learnt. One that is learnt may be worth
+its place without alignment, as it shapes the encoder below the features. Where the main task's own labels stay fresh,
+and where it has stopped getting better, all that are left rest. A task that rests has weight 0 and costs nothing but
+the reading of its labels. Some evaluations later it retires for good, or, where the main task has become worse, comes
+back, once. A task on words, which has no gradient on the features, is judged by the last two signs.
 """
 
 from __future__ import annotations
@@ -34,10 +38,36 @@ if TYPE_CHECKING:
     from mt2st_fast.training.observations import HeldOut
 
 LEAST_COSINE = 0.01  # of tasks that have to do with each other: 512 rows of unrelated labels stay below it
+AGAINST = -0.05  # of a task that pulls against the main one: what is nearer to zero is worth less than it teaches
+LEAST_LEARNT = 0.05  # of a task that the inputs tell something of: 512 rows of permuted labels stay below it
+RATE_OF_PLATEAU = 0.5  # of the first step's: what is left where a plateau begins to count
 FRESH = (
     0.75  # of a main task whose labels teach it: about 0.9 with all labels of a treebank, below 0.5 with 5 %
 )
-ERRORS = 2.0  # standard errors that a mean cosine has to lie above zero
+ERRORS = 2.0  # standard errors that a mean has to lie beyond zero
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """Of what was seen, with its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> _Mean:
+        return cls(fmean(values), stdev(values) / math.sqrt(len(values)))
+
+    @property
+    def is_beyond_zero(self) -> bool:
+        return abs(self.mean) > ERRORS * self.error
+
+    def is_at_least(self, least: float) -> bool:
+        """Whether it is so large, and not by chance."""
+        return self.mean >= least and self.is_beyond_zero
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}, standard error {self.error:.3f}"
 
 
 @dataclass(kw_only=True)
@@ -60,6 +90,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
     evidence: list[str] = field(default_factory=list, init=False)
     _freshness: list[float] = field(default_factory=list, init=False, repr=False)  # from the second epoch on
     _cosines: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
+    _learnt: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _metrics: list[float] = field(default_factory=list, init=False, repr=False)
     _resting: dict[str, int] = field(
         default_factory=dict, init=False, repr=False
@@ -109,12 +140,13 @@ class AdaptiveSwitch(AuxiliaryWeights):
         for name, gradient in (seen.gradients or {}).items():
             if name != seen.main:
                 self._cosines.setdefault(name, []).append(gradient.cosine)
+                self._learnt.setdefault(name, []).append(gradient.learnt)
         training = [name for name in auxiliary if name not in self._resting and name not in self.reasons]
         if seen.freshness is not None and seen.epoch >= 1:  # in the first one all rows are new
             self._freshness.append(seen.freshness)
-        dispensable = self._fresh() or self._stopped()
+        dispensable = self._fresh() or self._stopped(seen.rate_left)
         for name in training:
-            if reason := self._unaligned(self._cosines.get(name, ())) or dispensable:
+            if reason := self._unhelpful(name) or dispensable:
                 self._resting[name], self._why[name] = n_before + 1, f"{reason} at step {seen.step}"
                 self.evidence.append(f"step {seen.step}: {name} rests, as {reason}")
 
@@ -129,6 +161,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
         if without < before - self.margin and name not in self._came_back:
             self._came_back.append(name)
             self._cosines.pop(name, None)
+            self._learnt.pop(name, None)
             self._freshness.clear()
             self._judged_from = len(self._metrics)
             self.evidence.append(f"step {step}: {name} is back, as {seen}")
@@ -136,15 +169,25 @@ class AdaptiveSwitch(AuxiliaryWeights):
             self.reasons[name] = self._why[name]
             self.evidence.append(f"step {step}: {name} retires; {seen}")
 
-    def _unaligned(self, cosines: Sequence[float]) -> str | None:
+    def _unhelpful(self, name: str) -> str | None:
         """Why a task does not help, or None where it does or nobody knows yet."""
-        recent = cosines[-max(self.patience, len(cosines) // 2) :]
-        if len(recent) < self.patience:
+        cosine, learnt = self._recent(self._cosines, name), self._recent(self._learnt, name)
+        if cosine is None or learnt is None:
             return None
-        mean, error = fmean(recent), stdev(recent) / math.sqrt(len(recent))
-        if mean >= LEAST_COSINE and mean > ERRORS * error:
-            return None
-        return f"its gradient is not aligned with the main task's (cosine {mean:.3f}, standard error {error:.3f})"
+        if cosine.mean <= AGAINST and cosine.is_beyond_zero:
+            return f"its gradient pulls against the main task's (cosine {cosine})"
+        if not cosine.is_at_least(LEAST_COSINE) and not learnt.is_at_least(LEAST_LEARNT):
+            return (
+                f"its gradient is not aligned with the main task's (cosine {cosine}), and it has learnt nothing that "
+                f"holds for other rows (its loss is {learnt} below that against their labels)"
+            )
+        return None
+
+    def _recent(self, seen: Mapping[str, Sequence[float]], name: str) -> _Mean | None:
+        """Of the last half of what was seen of a task; None where that is too little to judge by."""
+        values = seen.get(name, ())
+        recent = values[-max(self.patience, len(values) // 2) :]
+        return _Mean.of(recent) if len(recent) >= self.patience else None
 
     def _fresh(self) -> str | None:
         """What says that the main task's own labels teach it all there is to learn, or None."""
@@ -153,8 +196,10 @@ class AdaptiveSwitch(AuxiliaryWeights):
             return None
         return f"the main task's own labels still teach it (freshness {fmean(recent):.2f})"
 
-    def _stopped(self) -> str | None:
+    def _stopped(self, rate_left: float | None) -> str | None:
         """What says that the main task does not get better any more, or None."""
+        if rate_left is not None and rate_left > RATE_OF_PLATEAU:
+            return None
         seen = self._metrics[self._judged_from :]
         window = max(2 * self.patience, len(seen) // 3)
         if len(seen) < 2 * window:
@@ -178,6 +223,7 @@ _STATE = (
     "reasons",
     "evidence",
     "_cosines",
+    "_learnt",
     "_freshness",
     "_metrics",
     "_resting",
