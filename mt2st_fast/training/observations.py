@@ -38,8 +38,8 @@ class TaskGradient:
     """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none).
 
     row_norm: root mean square over labelled rows of what each adds to it, times their number: of a loss that is a mean
-    it does not grow with the batch. learnt: what its loss is below the loss against the labels of other rows, over that:
-    0 where the features tell it nothing of these rows, whatever it predicts, 1 where they tell it all.
+    it does not grow with the batch. learnt: by how much its loss is below that against the labels of other rows, as a
+    share of that: 0 where the features tell it nothing of these rows, whatever it predicts, 1 where they tell it all.
     """
 
     norm: float

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from mt2st_fast.training.observations import HeldOut
 
 LEAST_COSINE = 0.01  # of tasks that have to do with each other: 512 rows of unrelated labels stay below it
-AGAINST = -0.05  # of a task that pulls against the main one: what is nearer to zero is worth less than it teaches
+AGAINST = (
+    -0.05
+)  # of a task that pulls against the main one: what is nearer to zero is worth less than it teaches
 LEAST_LEARNT = 0.05  # of a task that the inputs tell something of: 512 rows of permuted labels stay below it
 RATE_OF_PLATEAU = 0.5  # of the first step's: what is left where a plateau begins to count
 FRESH = (
