@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+# Read when torch is imported. Threads of torch that spin for one another hold up the other workers, and the tests took
+# three times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from torch import nn

@@ -6,13 +6,10 @@ python -m tests.training.interpret_steps OUT.json
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
+from tests.kernels.interpreter import run_interpreted
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Names of all launches, by case; counted by a process whose Triton interprets."""
     out = tmp_path_factory.mktemp("launches") / "found.json"
-    command = [sys.executable, "-m", "tests.training.interpret_steps", str(out)]
-    worker = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert worker.returncode == 0, worker.stderr[-4000:]
+    run_interpreted("tests.training.interpret_steps", str(out))
     return json.loads(out.read_text())
 
 

@@ -1,19 +1,14 @@
-"""Run encoders over the Triton kernels in the interpreter and print what holds, as JSON: python <this> CHECK...
+"""Run encoders over the Triton kernels in the interpreter and print what holds, as JSON: python -m <this> CHECK...
 
-A process of its own, because TRITON_INTERPRET is read when triton is imported.
+Run by `run_interpreted` (tests/kernels/interpreter.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import torch
 from torch import Tensor, nn

@@ -1,18 +1,15 @@
 """Run the Triton embedding kernels in the interpreter and store what they and torch compute.
 
-python <this> OUT.npz SHARE SHARES, of which each takes its part of the cases.
+python -m <this> OUT.npz SHARE SHARES, of which each takes its part of the cases.
 
-A process of its own, because TRITON_INTERPRET is read when triton is imported. Results that are measured are stored
+Run by `run_interpreted` (tests/kernels/interpreter.py). Results that are measured are stored
 as `ours`, `torch` (plain torch in the same dtype) and `truth` (in float64), the others as flags.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NamedTuple
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
-WORKER = Path(__file__).with_name("encoder_worker.py")
+from tests.kernels.interpreter import run_interpreted
+
 SHARES = [("encoders",), ("launches", "refusals", "capacity", "waits", "seen")]
 
 
 def _run_worker(checks: tuple[str, ...]) -> dict[str, Any]:
-    worker = subprocess.run(
-        [sys.executable, str(WORKER), *checks], capture_output=True, text=True, check=False
-    )
-    assert worker.returncode == 0, worker.stderr[-4000:]
-    print(worker.stderr)
-    return json.loads(worker.stdout.splitlines()[-1])
+    return json.loads(run_interpreted("tests.kernels.bags.encoder_worker", *checks).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +14,8 @@ pytest.importorskip("triton")
 from mt2st_fast.kernels import ROW_RULES, choose_embedding_backend
 from mt2st_fast.kernels.bags.on_triton import bags as triton_embedding
 from mt2st_fast.kernels.bags.on_triton import blocks as triton_blocks
+from tests.kernels.interpreter import run_interpreted
 
-WORKER = Path(__file__).with_name("interpreter_worker.py")
 SHARES = 2  # processes, one a core of a small machine
 CASES = ("1", "5-float16", "37-blocks", "37-blocks-float16", "100", "100-blocks", "5-hot")
 STEPPED = ("1", "5-float16", "37-blocks", "100")
@@ -32,11 +30,7 @@ MARGIN = {"float32": 5e-7, "float16": 2.0**-11}
 
 
 def _run_worker(out: Path, share: int) -> dict[str, np.ndarray]:
-    worker = subprocess.run(
-        [sys.executable, str(WORKER), str(out), str(share), str(SHARES)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert worker.returncode == 0, worker.stderr[-4000:]
+    run_interpreted("tests.kernels.bags.interpreter_worker", str(out), str(share), str(SHARES))
     with np.load(out) as stored:
         return dict(stored)
 

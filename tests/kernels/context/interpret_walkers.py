@@ -2,16 +2,13 @@
 
 python -m <this> OUT.npz PART..., of which a part is a mode or draws.
 
-A process of its own, because TRITON_INTERPRET is read when triton is imported. The interpreter runs one program after
+Run by `run_interpreted` (tests/kernels/interpreter.py). The interpreter runs one program after
 another: a walker sees all steps of those before it.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch

@@ -1,17 +1,14 @@
 """Run the Triton kernels of context prediction in the interpreter and store what they compute.
 
-python <this> OUT.npz PART..., of which a part is a mode or sums.
+python -m <this> OUT.npz PART..., of which a part is a mode or sums.
 
-A process of its own, because TRITON_INTERPRET is read when triton is imported. Results that are measured are stored
+Run by `run_interpreted` (tests/kernels/interpreter.py). Results that are measured are stored
 as `ours`, `torch` (the oracle in float32) and `truth` (in float64), the others as flags.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch

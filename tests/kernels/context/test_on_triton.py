@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +12,8 @@ pytest.importorskip("triton")
 
 from mt2st_fast.kernels.context.batch import TILE
 from mt2st_fast.kernels.context.on_triton import context as triton_context
+from tests.kernels.interpreter import run_interpreted
 
-WORKER = Path(__file__).with_name("interpreter_worker.py")
 MODES = ("skipgram", "cbow")
 SHARES = [("skipgram",), ("cbow", "sums")]
 CASES = ("ragged", "few words", "one tile", "many negatives", "wide window", "no pairs", "large")
@@ -25,10 +23,7 @@ MARGIN = 5e-7
 
 def _run_worker(folder: Path, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
     out = folder / f"{parts[0]}.npz"
-    worker = subprocess.run(
-        [sys.executable, str(WORKER), str(out), *parts], capture_output=True, text=True, check=False
-    )
-    assert worker.returncode == 0, worker.stderr[-4000:]
+    run_interpreted("tests.kernels.context.interpreter_worker", str(out), *parts)
     with np.load(out) as stored:
         return dict(stored)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from mt2st_fast.kernels.context.batch import WordSampler, word_sampler
 from mt2st_fast.kernels.context.on_triton import training as kernels
 from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining, choose_walkers
 from tests.kernels.context.walker_cases import CASES, FALL, LEAST, RATE
+from tests.kernels.interpreter import run_interpreted
 
-ROOT, WORKER = Path(__file__).parents[3], "tests.kernels.context.interpret_walkers"
 MODES = ("skipgram", "cbow")
 SHARES = [("skipgram",), ("cbow", "draws")]
 # Relative to the change of a table: float32 sums of a few hundred steps that build on one another.
@@ -28,14 +26,7 @@ MARGIN = 2e-5
 
 def _run_worker(folder: Path, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
     out = folder / f"{parts[0]}.npz"
-    worker = subprocess.run(
-        [sys.executable, "-m", WORKER, str(out), *parts],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert worker.returncode == 0, worker.stderr[-4000:]
+    run_interpreted("tests.kernels.context.interpret_walkers", str(out), *parts)
     with np.load(out) as stored:
         return dict(stored)
 

@@ -1,17 +1,14 @@
 """Run a Triton plan in the interpreter, and store what it and torch compute: python -m <this> PLAN OUT.npz.
 
-A process of its own, because TRITON_INTERPRET is read when triton is imported. Every case stores, for each
+Run by `run_interpreted` (tests/kernels/interpreter.py). Every case stores, for each
 result: `ours`, `torch` (the same loss by torch in float32) and `truth` (in float64).
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from types import ModuleType
 from typing import Any, NamedTuple
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch

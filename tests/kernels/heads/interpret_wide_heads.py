@@ -1,16 +1,13 @@
 """Wide heads of the chunked plan in Triton's interpreter, by small blocks: python -m <this> SHARE OUT.npz.
 
-A process of its own, because TRITON_INTERPRET is read when triton is imported. Stores what interpret_plans does for
+Run by `run_interpreted` (tests/kernels/interpreter.py). Stores what interpret_plans does for
 each case, and some more.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any, NamedTuple
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch

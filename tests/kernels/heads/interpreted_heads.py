@@ -1,7 +1,4 @@
-"""Heads and targets for kernels in Triton's interpreter, and what torch's own losses say of them.
-
-A worker sets TRITON_INTERPRET before it imports this: it is read when triton is imported.
-"""
+"""Heads and targets for kernels in Triton's interpreter, and what torch's own losses say of them."""
 
 from __future__ import annotations
 

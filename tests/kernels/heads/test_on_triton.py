@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +13,8 @@ pytest.importorskip("triton")
 
 from mt2st_fast.kernels.heads.on_triton import chunked as triton_chunked
 from tests.kernels.heads.interpreted_heads import PROMISING
+from tests.kernels.interpreter import run_interpreted
 
-ROOT = Path(__file__).parents[3]
 PLANS = (
     "packed",
     "packed-float16",
@@ -53,14 +51,7 @@ def run_workers(name: str, folder: Path, groups: Sequence[str]) -> dict[str, np.
 
 def _run_worker(name: str, folder: Path, group: str) -> dict[str, np.ndarray]:
     out = folder / f"{name}-{group}.npz"
-    worker = subprocess.run(
-        [sys.executable, "-m", f"tests.kernels.heads.{name}", group, str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert worker.returncode == 0, worker.stderr[-4000:]
+    run_interpreted(f"tests.kernels.heads.{name}", group, str(out))
     with np.load(out) as stored:
         return dict(stored)
 

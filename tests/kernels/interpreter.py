@@ -1,0 +1,61 @@
+"""Modules of the tests in processes whose Triton interprets its kernels: that is decided where triton is imported.
+
+At every call of a device function the interpreter puts its own functions into triton.language, though the launch that
+calls it has done so: looking through the language once more took half of all time. Here it is done once a launch.
+
+python -m <this> MODULE ARGUMENT...
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_interpreted(module: str, *arguments: str) -> str:
+    """What a module of the tests prints, run with interpreted kernels in a process of its own."""
+    command = [sys.executable, "-m", __name__, module, *arguments]
+    worker = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert worker.returncode == 0, worker.stderr[-4000:]
+    return worker.stdout
+
+
+class _PatchOnce:
+    """Triton's function of that name, which in a launch does nothing more for modules that it was called for."""
+
+    def __init__(self, patch: Any) -> None:
+        self._patch, self._scopes, self._patched = patch, list[Any](), set[str]()
+
+    def __call__(self, fn: Any) -> Any:
+        """Put the interpreter's functions in; what is returned to a launch takes all out that it put in."""
+        if fn.__module__ not in self._patched:
+            self._patched.add(fn.__module__)
+            self._scopes.append(self._patch(fn))
+        return self
+
+    def restore(self) -> None:
+        """At the end of a launch."""
+        while self._scopes:
+            self._scopes.pop().restore()
+        self._patched.clear()
+
+
+def main() -> None:
+    """Run the module that is named first."""
+    assert "triton" not in sys.modules
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime import interpreter
+
+    interpreter._patch_lang = _PatchOnce(interpreter._patch_lang)
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
