@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from .compiling import clock
@@ -25,6 +26,7 @@ from .compiling import clock
 log = logging.getLogger("mt2st_fast")
 
 FOLDER_VARIABLE = "NUMBA_CACHE_DIR"
+BOUNDS_CHECKED = bool(config.BOUNDSCHECK)  # NUMBA_BOUNDSCHECK=1: an index outside an array is an error
 SOURCES = Path(__file__).resolve().parents[1]
 UNUSED_SECONDS = 30 * 86400  # after which the folder of other sources goes
 _STAMP = "used"
@@ -33,7 +35,7 @@ _STAMP = "used"
 @lru_cache
 def digest() -> str:
     """Of every source that a kernel on a CPU may be made from, and of what compiles it."""
-    state = hashlib.sha256()
+    state = hashlib.sha256(b"bounds are checked\n" if BOUNDS_CHECKED else b"")
     for package in ("numba", "llvmlite"):
         try:
             state.update(f"{package} {version(package)}\n".encode())

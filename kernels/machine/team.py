@@ -30,6 +30,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .atomics import add, exchange, lock, nanoseconds, pause, read, sleep, unlock, wake_all, write, yield_core
+from .cache import BOUNDS_CHECKED
 from .jit import free_entry, helper
 
 # What the words of a team's memory hold, one cache line each: threads that spin on one word must not disturb others.
@@ -62,7 +63,7 @@ MOST_PIECES = NEXT // 2  # who comes too late still counts the next piece up, on
 
 # --- in a kernel -----------------------------------------------------------------------------------------
 
-_I64 = ir.IntType(64)
+_I64, _ABORT = ir.IntType(64), ir.FunctionType(ir.VoidType(), [])
 _numbers = count()
 
 
@@ -71,7 +72,8 @@ def in_parallel(typing_context, team, n_pieces, piece, args):  # type: ignore[no
     """piece(p, *args) for all p in range(n_pieces), in any order and side by side; returns when all are done.
 
     team is the address of a team's memory, or 0: then this thread computes all, in order. A piece must not raise, nor
-    have pieces of its own. (An intrinsic, as a function around a piece would be optimised with all that is in it.)
+    have pieces of its own; where bounds are checked, one that reads or writes outside an array ends the process. (An
+    intrinsic, as a function around a piece would be optimised with all that is in it.)
     """
     signature = piece.get_call_type(typing_context, (types.int64, *args.types), {})
     dispatcher = piece.dispatcher
@@ -90,7 +92,10 @@ def in_parallel(typing_context, team, n_pieces, piece, args):  # type: ignore[no
         unpacked = cgutils.unpack_tuple(
             inside, inside.load(inside.inttoptr(address, packed.type)), len(args.types)
         )
-        context.call_internal_no_propagate(inside, compiled.fndesc, signature, [p, *unpacked])
+        status, _ = context.call_internal_no_propagate(inside, compiled.fndesc, signature, [p, *unpacked])
+        if BOUNDS_CHECKED:
+            with inside.if_then(status.is_error):
+                inside.call(cgutils.get_or_insert_function(builder.module, _ABORT, "abort"), [])
         inside.ret_void()
         job = [values[0], values[1], builder.ptrtoint(function, _I64), builder.ptrtoint(packed, _I64)]
         numbers = types.void(*[types.int64] * 4)

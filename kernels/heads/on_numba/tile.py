@@ -135,7 +135,8 @@ def pack_heads(weights, D, heads, columns, for_features_too):
     if not for_features_too:
         return for_logits, for_logits
     for_features = scratch(-(-D // PANEL), S * PANEL)
-    pack_for_features(rows, 0, S, for_features.reshape(for_features.size))
+    if S > 0:
+        pack_for_features(rows, 0, S, for_features.reshape(for_features.size))
     return for_logits, for_features
 
 

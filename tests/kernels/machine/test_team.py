@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +137,20 @@ def test_work_is_cut_by_its_size_and_by_the_threads(threads):
     threads(3)
     assert [splits_of(work, 100) for work in (0, 99, 250, 10**6)] == [1, 1, 2, 3]
     assert [pieces_of(work, 100) for work in (0, 99, 250, 10**6)] == [1, 1, 2, 3 * PIECES_A_THREAD]
+
+
+@pytest.mark.parametrize(("n_sums", "expected"), [(3, 0), (2, -signal.SIGABRT)])
+def test_where_bounds_are_checked_a_piece_outside_an_array_ends_the_process(n_sums, expected, tmp_path):
+    program = f"""
+import numpy as np
+from tests.kernels.machine.test_team import count_pieces
+count_pieces(np.zeros(3, np.int64), np.zeros({n_sums}), np.ones(4), 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == expected, done.stderr
