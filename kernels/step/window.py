@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..bags.rules import RowRule, RowState
+from ..bags.rules import SGD, RowRule, RowState
 from ..heads.layout import HeadLayout
 from .model import EVERYTHING, FROZEN, NOTHING, Moves, Trained, rows_left_alone
 from .room import BagStep, check_targets, parameters_obstacle, step_kernels
@@ -54,12 +54,30 @@ class Dense(NamedTuple):
     """A dense parameter, what its rule remembers of it and which of a step's rules it is.
 
     `whole`: the rule takes it as one row; else its rows are what the first axis counts. FROZEN for a rule leaves it.
+    `moved`: what the rule moves, where that is not the parameter.
     """
 
     parameter: Tensor
     state: RowState
     rule: int
     whole: bool
+    moved: Tensor | None = None
+
+
+class Gradient(NamedTuple):
+    """A dense parameter and its gradient, of the same shape; None where it is frozen."""
+
+    parameter: Tensor
+    gradient: Tensor | None
+
+
+class WindowGradients(NamedTuple):
+    """Losses and hits (K,), and of R rows of the table their numbers (R,) int64, which rise, and gradients (R, D)."""
+
+    losses: Tensor
+    correct: Tensor
+    rows: Tensor
+    d_rows: Tensor
 
 
 class Moving(NamedTuple):
@@ -80,7 +98,8 @@ class WindowModel:
 
     rows_of_type: (T + 1, M) int32, the rows whose mean is a type, -1 = none; the last, of no type, has none. None: type
     t is row t. frozen_rows (V,) bool says which rows of the table stay as they are. hidden and heads are (weight, bias
-    or None). Parameters and states have to stay where they are. What is frozen costs a step no gradient.
+    or None). Parameters and states have to stay where they are. What is frozen costs a step no gradient. gathers_rows:
+    the gradients of the table's rows are written down, and no row moves (`gradient_model`).
 
     Raises ValueError for heads whose shapes do not fit the layout, and for another number of frozen rows.
     """
@@ -93,6 +112,8 @@ class WindowModel:
         heads: Sequence[tuple[Dense, Dense | None]],
         layout: HeadLayout,
         frozen_rows: Tensor | None = None,
+        *,
+        gathers_rows: bool = False,
     ) -> None:
         H = hidden[0].parameter.shape[0]
         for name, spec, (weight, _) in zip(layout.names, layout.heads, heads, strict=True):
@@ -112,9 +133,10 @@ class WindowModel:
             if part is not None and part.rule != FROZEN
         ]
         self._moving = {
-            moves: _moving(table, dense, moves)
+            moves: _moving(table, dense, moves, gathers_rows)
             for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)
         }
+        self.gathers_rows = gathers_rows
         self.memory: Any = None  # of the backend that steps it
 
     def moving(self, moves: Moves) -> Moving:
@@ -127,7 +149,9 @@ class WindowModel:
         return int(self.hidden[0].parameter.shape[1] // self.table.parameter.shape[1])
 
 
-def _moving(table: Trained, dense: Sequence[tuple[int, int, Dense]], moves: Moves) -> Moving:
+def _moving(
+    table: Trained, dense: Sequence[tuple[int, int, Dense]], moves: Moves, gathers_rows: bool
+) -> Moving:
     """What moves of a table and of dense parameters (kind, head, parameter), none of which is frozen."""
     own = [each for each in dense if (moves.heads if each[0] in HEAD else moves.shared)]
     counts = [part.state.per_row for _, _, part in own if part.whole]
@@ -136,8 +160,12 @@ def _moving(table: Trained, dense: Sequence[tuple[int, int, Dense]], moves: Move
         np.array([piece for each in own for piece in _pieces(*each)], PIECE),
         np.array([count.data_ptr() for count in counts if count is not None], np.int64),
         _reach(bool(of_table), [kind for kind, _, _ in own]),
-        [*of_table, *(part.parameter for _, _, part in own)],
+        [*([] if gathers_rows else of_table), *(_moved(part) for _, _, part in own)],
     )
+
+
+def _moved(part: Dense) -> Tensor:
+    return part.parameter if part.moved is None else part.moved
 
 
 def _reach(table_moves: bool, kinds: Sequence[int]) -> int:
@@ -157,7 +185,7 @@ def _rows_of_type(rows_of_type: Tensor | None, V: int) -> np.ndarray:
 
 def _pieces(kind: int, head: int, part: Dense) -> list[tuple[int, ...]]:
     """The pieces of a parameter (R, C), or (C,) where it is a bias."""
-    parameter, state = part.parameter, part.state
+    parameter, state = _moved(part), part.state
     R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape
     if parameter.dim() == 1 and not part.whole:
         R, C = C, R
@@ -229,6 +257,46 @@ def window_step(
     return found
 
 
+def gradient_model(
+    table: Trained,
+    rows_of_type: Tensor | None,
+    hidden: tuple[Gradient, Gradient | None],
+    heads: Sequence[tuple[Gradient, Gradient | None]],
+    layout: HeadLayout,
+    frozen_rows: Tensor | None = None,
+) -> WindowModel:
+    """A model for `window_gradients`; the arguments are those of `WindowModel`, with a gradient for each parameter."""
+    pairs = [
+        (_adding_up(weight), None if bias is None else _adding_up(bias)) for weight, bias in (hidden, *heads)
+    ]
+    return WindowModel(table, rows_of_type, pairs[0], pairs[1:], layout, frozen_rows, gathers_rows=True)
+
+
+def _adding_up(part: Gradient) -> Dense:
+    is_frozen = part.gradient is None
+    return Dense(part.parameter, RowState(), FROZEN if is_frozen else 0, False, part.gradient)
+
+
+def window_gradients(
+    model: WindowModel,
+    types: Tensor,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    dropout: Dropout,
+    moves: Moves = EVERYTHING,
+) -> WindowGradients:
+    """The gradients by which `window_step` would move a `gradient_model`, of the sides that `moves` names.
+
+    Those of dense parameters are added to what stands in the model's gradients. Arguments and errors are those of
+    `window_step`.
+    """
+    found = window_step(
+        model, [RowRule(SGD, -1.0)], [1.0], types, targets, task_weights, dropout, moves
+    )  # parameter - rate * gradient
+    rows, d_rows = _kernels(model).gathered(model, moves)
+    return WindowGradients(found.losses, found.correct, rows, d_rows)
+
+
 def window_features(model: WindowModel, types: Tensor) -> Tensor:
     """(N, H) what the heads see of windows types (N, W), without dropout, with the parameters as they are now.
 
@@ -271,6 +339,9 @@ class WindowKernels(Protocol):
         moves: Moves,
     ) -> tuple[Tensor, Tensor]:
         """(losses (K,), correct (K,)) as `window_step` returns them, and the parameters moved."""
+
+    def gathered(self, model: WindowModel, moves: Moves) -> tuple[Tensor, Tensor]:
+        """(rows, d_rows) of the last step of a gradient_model, as in `WindowGradients`."""
 
     def features(self, model: WindowModel, types: Tensor) -> Tensor:
         """(N, H) as `window_features` returns them."""

@@ -28,6 +28,7 @@ class Table(NamedTuple):
     second: int
     rows_of_type: np.ndarray
     rule: int
+    d_rows: int  # where the gradients of rows are written down, in the order of BatchIndex.rows; 0: rows move
     frozen: np.ndarray  # (V,) 1 where a row stays as it is; (0,): all move
 
 
@@ -61,6 +62,7 @@ class Memory(NamedTuple):
     table: Table
     weights: np.ndarray  # (K,) addresses of the heads'
     biases: np.ndarray  # (K,), 0 without one
+    d_rows: np.ndarray  # (R, D) gradients of rows; (0, D) where rows move
 
 
 def memory_of(model: WindowModel, N: int) -> Memory:
@@ -68,18 +70,23 @@ def memory_of(model: WindowModel, N: int) -> Memory:
     held: Memory | None = model.memory
     if held is None or held.n_rows < N:
         index, buffers = new_index(model, N * model.width), _new_buffers(model, N)
-        held = model.memory = Memory(N, index, buffers, _table(model), *_addresses(model))
+        D = model.table.parameter.shape[1]
+        d_rows = np.empty((len(index.rows) if model.gathers_rows else 0, D), np.float32)
+        held = model.memory = Memory(
+            N, index, buffers, _table(model, d_rows), *_addresses(model), d_rows=d_rows
+        )
     return held
 
 
-def _table(model: WindowModel) -> Table:
+def _table(model: WindowModel, d_rows: np.ndarray) -> Table:
     table, state = model.table.parameter, model.table.state
     per_row = np.zeros(0, np.float32) if state.per_row is None else state.per_row.numpy()
     first, second = (0 if part is None else part.data_ptr() for part in state[1:])
     D = table.shape[1]
     return Table(
-        table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule, model.frozen_rows
-    )
+        table.data_ptr(), D, per_row, first, second, model.rows_of_type, model.table.rule,
+        d_rows.ctypes.data if model.gathers_rows else 0, model.frozen_rows,
+    )  # fmt: skip
 
 
 def _addresses(model: WindowModel) -> list[np.ndarray]:

@@ -152,6 +152,15 @@ def step(
     return losses, correct
 
 
+def gathered(model: WindowModel, moves: Moves) -> tuple[Tensor, Tensor]:
+    """(rows (R,), d_rows (R, D)) of `window_gradients` in step/window.py."""
+    memory = model.memory
+    R = int(memory.batch.counts[1]) if model.moving(moves).reach == TO_TABLE else 0
+    rows = memory.batch.rows[:R]
+    order = np.argsort(rows)
+    return torch.from_numpy(rows[order].astype(np.int64)), torch.from_numpy(memory.d_rows[:R][order])
+
+
 LEAST_ROWS = 512  # that are looked at together, where there are so many
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))

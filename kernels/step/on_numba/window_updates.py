@@ -141,9 +141,17 @@ def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, frozen_rows, ind
 
 @helper
 def move_rows(p, rule, table, index, b):
-    first = p * ROWS_A_PIECE
+    """Move some rows, or write down their gradients."""
+    first, last = p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)
+    d_vectors = address_of(b.d_vectors)
+    if table.d_rows:
+        for r in range(first, last):
+            sum_rows(
+                d_vectors, table.D, index.row_types, index.row_begins[r], index.row_begins[r + 1], b.no_scales,
+                table.d_rows + FLOAT_BYTES * r * table.D,
+            )  # fmt: skip
+        return
     update_from_transposed(
-        rule, table.address, index.rows, index.row_begins, index.row_types, first,
-        min(index.counts[1], first + ROWS_A_PIECE), table.frozen, b.no_scales, address_of(b.d_vectors), table.D,
-        table.per_row, table.first, table.second,
+        rule, table.address, index.rows, index.row_begins, index.row_types, first, last, table.frozen, b.no_scales,
+        d_vectors, table.D, table.per_row, table.first, table.second,
     )  # fmt: skip

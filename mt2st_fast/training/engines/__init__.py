@@ -9,6 +9,7 @@ from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import AUTOCAST, Engine, Precision, StepParts
 from mt2st_fast.training.engines.exchanging import ExchangingSteps
+from mt2st_fast.training.engines.gradient_calls import GradientCallSteps
 from mt2st_fast.training.engines.one_call import OneCallSteps
 from mt2st_fast.training.engines.taskwise import TaskwiseSteps
 
@@ -18,7 +19,9 @@ __all__ = ["AUTOCAST", "Engine", "Precision", "StepParts", "make_engines"]
 def make_engines(parts: StepParts, make_capturer: Callable[[], Capturer]) -> list[Engine]:
     """The engines of a run."""
     if parts.processes.are_several:
-        eager: EagerSteps = ExchangingSteps(parts)
-    else:
-        eager = TaskwiseSteps(parts) if parts.by_task else EagerSteps(parts)
-    return [OneCallSteps(parts), CudaGraphSteps(parts, eager, make_capturer), eager]
+        exchanging = ExchangingSteps(parts)
+        return [OneCallSteps(parts), CudaGraphSteps(parts, exchanging, make_capturer), exchanging]
+    eager = TaskwiseSteps(parts) if parts.by_task else EagerSteps(parts)
+    return [
+        OneCallSteps(parts), GradientCallSteps(parts), CudaGraphSteps(parts, eager, make_capturer), eager,
+    ]  # fmt: skip

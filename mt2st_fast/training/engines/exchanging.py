@@ -1,4 +1,4 @@
-"""The eager step of several processes: each on its own rows, and together that of one process on all of them."""
+"""The step of several processes: each on its own rows, and together that of one process on all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.shares import label_counts, shares_of
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
@@ -18,7 +19,8 @@ from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
 class ExchangingSteps(EagerSteps):
-    """Forward and backward on this process's batches; then the gradients of all are added up, and all step alike.
+    """Gradients of this process's batches, by the kernel that makes them where it can; then those of all processes are
+    added up, and all step alike.
 
     A task's loss is a mean over its labels. Here every batch counts for as many of a step's labels, of all processes,
     as it has (as with `accumulate`, see `shares`), so that sums of gradients are those of one batch, whatever labels
@@ -28,11 +30,14 @@ class ExchangingSteps(EagerSteps):
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
         self._exchange: Exchange | None = None
+        self._calls = GradientCalls(parts)
         self._phase = 0.0  # what must be the same in every process, as one number
 
     def enter_phase(self) -> None:
         """Look at what is trained now."""
         parts = self._parts
+        self._calls.enter_phase()
+        self.name = EagerSteps.name if self._calls.obstacle else self._calls.name
         trained = {id(p) for p in parts.trainable()}
         tables = [
             table
@@ -56,8 +61,11 @@ class ExchangingSteps(EagerSteps):
         # A process may have no row of a small batch.
         with_rows = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares_mk, n_parts = self._shares(with_rows)
-        with self._parts.own_parameters_still():
-            losses_k = self._accumulate(with_rows, shares_mk, n_parts)
+        if self._calls.declines(with_rows) is None:
+            losses_k = self._calls(with_rows, shares_mk)
+        else:
+            with self._parts.own_parameters_still():
+                losses_k = self._accumulate(with_rows, shares_mk, n_parts)
         losses_k = self._exchange(losses_k)
         self._step_optimizer()
         return losses_k

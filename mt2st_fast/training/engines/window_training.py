@@ -11,83 +11,39 @@ from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
     Dense,
-    Dropout,
     HeadLayout,
-    Kind,
     Moves,
     RowRule,
     RowState,
     Trained,
     WindowModel,
-    window_correct,
-    window_features,
     window_step,
-    window_step_obstacle,
 )
 from mt2st_fast.model.encoders import WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.engines.held_parameters import (
-    HeldParameters,
-    are_moved,
-    group_of,
-    head_parameters,
-    model_obstacle,
-    parameter_obstacle,
-)
+from mt2st_fast.training.engines.held_parameters import are_moved, group_of
+from mt2st_fast.training.engines.window_calls import WindowCalls, window_parameters
 from mt2st_fast.training.optim import RowSparseOptimizer
 
 
-class WindowTraining:
-    """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding.
+class WindowTraining(WindowCalls):
+    """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding."""
 
-    Made for one phase and its active tasks. Dropout is drawn by the kernel, from a key that torch's generator gives
-    for every step: other bits than torch's, the same ones on any number of threads and in a resumed run.
-
-    Raises ValueError with the reason where the kernel cannot do all that a step would do (see `obstacle`).
-    """
-
-    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
-        reason = self.obstacle(encoder, heads, optimizer)
-        if reason is not None:
-            raise ValueError(f"a step cannot be one kernel call: {reason}")
-        assert isinstance(encoder, WindowEncoder)
-        assert isinstance(optimizer, RowSparseOptimizer)
-        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._parameters = _parameters(encoder, heads)
-        self._models: dict[tuple[str, ...], WindowModel] = {}  # by the tasks of a batch
-        self._dropped = Dropout(0.0, 0)
-        self._hold()
-
-    @staticmethod
-    def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
+    @classmethod
+    def obstacle(
+        cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
+    ) -> str | None:
         """What stands against one kernel call a step, or None."""
-        reason = model_obstacle(encoder, WindowEncoder, heads, optimizer)
+        reason = super().obstacle(encoder, heads, optimizer)
         if reason is not None:
             return reason
         assert isinstance(encoder, WindowEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
-        if encoder.hidden is None:
-            return "the encoder has no hidden layer"
-        if type(encoder.hidden) is not nn.Linear or type(encoder.dropout) is not nn.Dropout:
-            return "the encoder's layers are not as they were made"
-        table, *dense = parameters = _parameters(encoder, heads)
-        reason = parameter_obstacle(parameters, optimizer)
-        if reason is not None:
-            return reason
-        if len(dense) <= len(list(encoder.hidden.parameters())):
-            return "no active task has a head"
+        _, *dense = window_parameters(encoder, heads)
         moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
         if any(optimizer.whole_state(p) is None and optimizer.dense_state(p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
-        sizes = [heads.linear(name).out_features for name in heads.active if not heads.is_word_task(name)]
-        return window_step_obstacle(table, dense, sizes, encoder.backend)
-
-    def declines(self) -> str | None:
-        """Why this step cannot be taken, or None."""
-        if self._held.are_others():
-            self._models = {}
-            self._hold()
-        return None if any(self._held.moved) else "every parameter is frozen"
+        return None
 
     def __call__(
         self,
@@ -111,44 +67,10 @@ class WindowTraining:
         decays = [1.0 - float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups]
         rules.append(self._rule_of_rows(moves))
         decays.append(1.0)
-        model = self._models.get(batch.layout.names) or self._new_model(batch.layout)
+        model = self._model_of(batch.layout)
         self._dropped = self._dropped if again else self._dropout()
         found = window_step(model, rules, decays, types, batch.targets, batch.weights, self._dropped, moves)
         return self._heads.over_active(found.losses, batch)
-
-    def features(self, types: Tensor) -> Tensor | None:
-        """(N, H) features of windows of types (N, W), without dropout; None before the first step."""
-        return window_features(next(iter(self._models.values())), types) if self._can_be_asked() else None
-
-    def hits(self, types: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """(2,) of each task: how many targets of windows (N, W) it hits without dropout, and how many there are.
-
-        None where a task is not a classification that is trained, and before the first step.
-        """
-        heads = self._heads
-        for name in targets:
-            if name not in heads.active or heads.tasks[name].head.kind is not Kind.SOFTMAX:
-                return None
-        if not targets or not self._can_be_asked():
-            return None
-        batch = heads.batch(targets, types.shape[:1], None, types.device)
-        model = self._models.get(batch.layout.names) or self._new_model(batch.layout)
-        try:
-            correct = window_correct(model, types, batch.targets)
-        except ValueError:  # a class outside the head is an error of a loss, and to a metric a miss
-            return None
-        return {
-            name: torch.stack([hits, (target != spec.ignore_index).sum()]).double()
-            for name, spec, target, hits in zip(
-                batch.layout.names, batch.layout.heads, batch.targets, correct, strict=True
-            )
-        }
-
-    def _can_be_asked(self) -> bool:
-        if not self._models or self._held.are_others():
-            return False
-        # For instance a hook of somebody who wants to see the features.
-        return self.obstacle(self._encoder, self._heads, self._optimizer) is None
 
     def _rule_of_rows(self, moves: Moves) -> RowRule:
         """The rule of the table, which stands behind those of the groups."""
@@ -157,18 +79,12 @@ class WindowTraining:
         is_stepped = moves.shared and self._held.moved[0]
         return optimizer.next_rule(table, group) if is_stepped else optimizer.rule(group)
 
-    def _dropout(self) -> Dropout:
-        dropout = self._encoder.dropout
-        if not (dropout.training and dropout.p):
-            return Dropout(0.0, 0)
-        return Dropout(dropout.p, int(torch.empty((), dtype=torch.int64).random_()))
-
     def _hold(self) -> None:
         # Asking for states makes those that are missing: before it is noted what there is.
         for parameter in self._parameters[1:]:
             self._dense(parameter)
         self._table()
-        self._held = HeldParameters(self._parameters, self._optimizer)
+        super()._hold()
 
     def _new_model(self, layout: HeadLayout) -> WindowModel:
         encoder, names = self._encoder, layout.names
@@ -179,9 +95,7 @@ class WindowTraining:
             for linear in linears
         ]
         frozen_rows = self._optimizer.frozen_rows(encoder.table)
-        model = WindowModel(self._table(), encoder.rows_of_type, hidden, heads, layout, frozen_rows)
-        self._models[names] = model
-        return model
+        return WindowModel(self._table(), encoder.rows_of_type, hidden, heads, layout, frozen_rows)
 
     def _table(self) -> Trained:
         table, optimizer = self._encoder.table, self._optimizer
@@ -197,9 +111,3 @@ class WindowTraining:
         assert state is not None
         group = group_of(self._optimizer)[id(parameter)]
         return Dense(parameter.detach(), state, group, whole is not None)
-
-
-def _parameters(encoder: WindowEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """The table, those of the hidden layer, then those of the active heads."""
-    hidden = [] if encoder.hidden is None else list(encoder.hidden.parameters())
-    return [encoder.table, *hidden, *head_parameters(heads)]

@@ -1,0 +1,116 @@
+"""Gradients by one kernel call a batch, on a CPU, and then the optimizer's own step: where a step needs gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.training.engines.eager import EagerSteps
+from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.engines.held_parameters import MOVES
+from mt2st_fast.training.engines.shares import label_shares
+from mt2st_fast.training.engines.window_gradients import WindowGradients
+from mt2st_fast.training.sources import Batch, PlainBatch, materialised, tasks_of
+
+
+class GradientCalls:
+    """What makes the gradients of micro-steps, where `WindowGradients` can in this phase."""
+
+    name = "gradients in one kernel call"
+
+    def __init__(self, parts: StepParts) -> None:
+        self._parts = parts
+        self.obstacle: str | None = None  # why it cannot in this phase
+        self.gradients: WindowGradients | None = None
+
+    def enter_phase(self) -> None:
+        """Look at model and optimizer again."""
+        parts = self._parts
+        self.gradients, self.obstacle = None, self._found_obstacle()
+        if self.obstacle is None:
+            self.gradients = WindowGradients(parts.encoder, parts.heads, parts.optimizer)
+
+    def _found_obstacle(self) -> str | None:
+        parts = self._parts
+        if parts.device.type != "cpu":
+            return f"its kernels compute on a CPU, the run is on {parts.device.type}"
+        if parts.fuse_backward is False:
+            return "not asked for (fuse_backward=False)"
+        if parts.fused_tables:
+            return "the backward pass steps the table"
+        if parts.precision != "float32":
+            return f"its kernel knows no autocast (precision {parts.precision})"
+        if parts.by_task:
+            return "an accumulator a task takes a backward pass a task"
+        if parts.learnt is not None:
+            return "the weights of tasks are learnt"
+        return WindowGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)
+
+    def declines(self, micro_steps: list[list[Batch]]) -> str | None:
+        """Why it cannot make the gradients of this step, or None."""
+        if self.gradients is None:
+            return self.obstacle
+        tasks = {name for batches in micro_steps for batch in batches for name in tasks_of(batch)}
+        if any(self._parts.heads.is_word_task(name) for name in tasks):
+            return "a task on words has no head"
+        return self.gradients.declines()
+
+    def __call__(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor) -> Tensor:
+        """Fill every `.grad` as of one batch; its losses (K,). shares_mk: what each micro-step has of all labels."""
+        assert self.gradients is not None
+        weights_k, moves = self._parts.weights_k, MOVES[self._parts.part]
+        losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32)
+        self.gradients.begin()
+        for share_k, batches in zip(shares_mk, micro_steps, strict=True):
+            for inputs, targets in batches:
+                losses_k += share_k * self.gradients(inputs, targets, weights_k * share_k, moves)
+        self.gradients.hand_out()
+        return losses_k
+
+
+class GradientCallSteps(EagerSteps):
+    """Steps of one process whose gradients are clipped, come from several batches, or go to a rule of torch's own."""
+
+    name = GradientCalls.name
+
+    def __init__(self, parts: StepParts) -> None:
+        super().__init__(parts)
+        self._calls = GradientCalls(parts)
+
+    def enter_phase(self) -> None:
+        """Look at model and optimizer again."""
+        self._calls.enter_phase()
+
+    def obstacle(self) -> str | None:
+        """Why it cannot take the steps of this phase, or None."""
+        return self._calls.obstacle
+
+    def declines(self, micro_steps: Any) -> str | None:
+        """Why it cannot take this step, or None."""
+        return self._calls.declines(micro_steps)
+
+    def features(self, inputs: Any) -> Tensor | None:
+        """By the kernel that makes gradients; without autograd."""
+        gradients = self._calls.gradients
+        return None if gradients is None else gradients.features(inputs)
+
+    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """By the kernel that makes gradients."""
+        gradients = self._calls.gradients
+        return None if gradients is None else gradients.hits(inputs, targets)
+
+    def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
+        """The losses (K,) of one step."""
+        plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
+        heads, device = self._parts.heads, self._parts.device
+        shares_mk = (
+            torch.ones(1, len(heads.active), dtype=torch.float32)
+            if len(plain) == 1
+            else label_shares(heads, plain, device)
+        )
+        losses_k = self._calls(plain, shares_mk)
+        self._step_optimizer()
+        return losses_k

@@ -1,0 +1,140 @@
+"""A window encoder and its heads as one kernel call sees them: what stands against that, and what can be asked of it.
+
+`WindowTraining` moves parameters by such calls, `WindowGradients` makes gradients by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mt2st_fast.kernels import (
+    Dropout,
+    HeadLayout,
+    Kind,
+    WindowModel,
+    window_correct,
+    window_features,
+    window_step_obstacle,
+)
+from mt2st_fast.model.encoders import WindowEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.engines.held_parameters import (
+    HeldParameters,
+    head_parameters,
+    model_obstacle,
+    parameter_obstacle,
+)
+from mt2st_fast.training.optim import RowSparseOptimizer
+
+
+class WindowCalls:
+    """Kernel calls of one phase and its active tasks.
+
+    Dropout is drawn by the kernel, from a key that torch's generator gives for every step: other bits than torch's, the
+    same ones on any number of threads and in a resumed run.
+
+    Raises ValueError with the reason where the kernel cannot do all that a step would do (see `obstacle`).
+    """
+
+    def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
+        reason = self.obstacle(encoder, heads, optimizer)
+        if reason is not None:
+            raise ValueError(f"a step cannot be one kernel call: {reason}")
+        assert isinstance(encoder, WindowEncoder)
+        assert isinstance(optimizer, RowSparseOptimizer)
+        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        self._parameters = window_parameters(encoder, heads)
+        self._models: dict[tuple[str, ...], WindowModel] = {}  # by the tasks of a batch
+        self._dropped = Dropout(0.0, 0)
+        self._hold()
+
+    @classmethod
+    def obstacle(
+        cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
+    ) -> str | None:
+        """What stands against one kernel call a step, or None."""
+        reason = model_obstacle(encoder, WindowEncoder, heads, optimizer)
+        if reason is not None:
+            return reason
+        assert isinstance(encoder, WindowEncoder)
+        if encoder.hidden is None:
+            return "the encoder has no hidden layer"
+        if type(encoder.hidden) is not nn.Linear or type(encoder.dropout) is not nn.Dropout:
+            return "the encoder's layers are not as they were made"
+        table, *dense = parameters = window_parameters(encoder, heads)
+        reason = parameter_obstacle(parameters, optimizer)
+        if reason is not None:
+            return reason
+        if len(dense) <= len(list(encoder.hidden.parameters())):
+            return "no active task has a head"
+        sizes = [heads.linear(name).out_features for name in heads.active if not heads.is_word_task(name)]
+        return window_step_obstacle(table, dense, sizes, encoder.backend)
+
+    def declines(self) -> str | None:
+        """Why this step cannot be taken, or None."""
+        if self._held.are_others():
+            self._models = {}
+            self._hold()
+        return None if any(self._held.moved) else "every parameter is frozen"
+
+    def features(self, types: Tensor) -> Tensor | None:
+        """(N, H) features of windows of types (N, W), without dropout; None before the first step."""
+        return window_features(next(iter(self._models.values())), types) if self._can_be_asked() else None
+
+    def hits(self, types: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """(2,) of each task: how many targets of windows (N, W) it hits without dropout, and how many there are.
+
+        None where a task is not a classification that is trained, and before the first step.
+        """
+        heads = self._heads
+        for name in targets:
+            if name not in heads.active or heads.tasks[name].head.kind is not Kind.SOFTMAX:
+                return None
+        if not targets or not self._can_be_asked():
+            return None
+        batch = heads.batch(targets, types.shape[:1], None, types.device)
+        model = self._model_of(batch.layout)
+        try:
+            correct = window_correct(model, types, batch.targets)
+        except ValueError:  # a class outside the head is an error of a loss, and to a metric a miss
+            return None
+        return {
+            name: torch.stack([hits, (target != spec.ignore_index).sum()]).double()
+            for name, spec, target, hits in zip(
+                batch.layout.names, batch.layout.heads, batch.targets, correct, strict=True
+            )
+        }
+
+    def _can_be_asked(self) -> bool:
+        if not self._models or self._held.are_others():
+            return False
+        # For instance a hook of somebody who wants to see the features.
+        return self.obstacle(self._encoder, self._heads, self._optimizer) is None
+
+    def _model_of(self, layout: HeadLayout) -> WindowModel:
+        """The kernel's model for batches of these tasks."""
+        if layout.names not in self._models:
+            self._models[layout.names] = self._new_model(layout)
+        return self._models[layout.names]
+
+    def _new_model(self, layout: HeadLayout) -> WindowModel:
+        raise NotImplementedError
+
+    def _dropout(self) -> Dropout:
+        dropout = self._encoder.dropout
+        if not (dropout.training and dropout.p):
+            return Dropout(0.0, 0)
+        return Dropout(dropout.p, int(torch.empty((), dtype=torch.int64).random_()))
+
+    def _hold(self) -> None:
+        """Note where the parameters lie, and which of them move."""
+        self._held = HeldParameters(self._parameters, self._optimizer)
+
+
+def window_parameters(encoder: WindowEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
+    """The table, those of the hidden layer, then those of the active heads."""
+    hidden = [] if encoder.hidden is None else list(encoder.hidden.parameters())
+    return [encoder.table, *hidden, *head_parameters(heads)]

@@ -1,0 +1,160 @@
+"""Gradients of a window encoder by one kernel call a batch: those of autograd, in every step that wants gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mt2st_fast import MultiTask, Switch, Trainer
+from mt2st_fast.training.engines.held_parameters import MOVES
+from mt2st_fast.training.engines.window_gradients import WindowGradients
+from mt2st_fast.training.optim import SGD, LazyAdam
+from tests.training.test_window_training import KINDS, TASKS, batch, model, parameters
+
+WEIGHTS = torch.tensor([1.0, 0.5, 0.25])
+NAME = "gradients in one kernel call"
+
+
+def autograd(encoder, heads, batches, share=1.0):
+    for types, targets in batches:
+        windows = encoder.pool(types).flatten(1)
+        (share * heads(torch.relu(encoder.hidden(windows)), targets, WEIGHTS).total).backward()
+
+
+def gradients_of(encoder, heads):
+    named = [*encoder.named_parameters(), *heads.named_parameters()]
+    return {name: None if p.grad is None else p.grad.to_dense() for name, p in named}
+
+
+def assert_alike(found, wanted):
+    assert {n for n, g in found.items() if g is not None} == {n for n, g in wanted.items() if g is not None}
+    for name, gradient in found.items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
+@pytest.mark.parametrize("shape", [{}, {"subwords": False}, {"dim": 5, "hidden": 9}], ids=str)
+@pytest.mark.parametrize("tasks", [TASKS, KINDS], ids=["classes", "kinds"])
+def test_they_are_those_of_autograd(n_batches, shape, tasks):
+    batches = [batch(150, tasks, seed) for seed in range(n_batches)]
+    encoder, heads = model(tasks, **shape)
+    autograd(encoder, heads, batches)
+    wanted = gradients_of(encoder, heads)
+    encoder, heads = model(tasks, **shape)
+    before = parameters(encoder, heads)
+    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    for _ in range(2):  # the second time from nothing, too
+        made.begin()
+        for types, targets in batches:
+            made(types, targets, WEIGHTS)
+        made.hand_out()
+    assert_alike(gradients_of(encoder, heads), wanted)
+    assert all(map(torch.equal, parameters(encoder, heads), before))
+    rows = encoder.table.grad._indices()[0]
+    assert n_batches > 1 or bool((rows[1:] > rows[:-1]).all())
+
+
+@pytest.mark.parametrize("frozen", ["table", "hidden", "head"])
+def test_of_what_is_frozen_there_are_none(frozen):
+    def freeze(encoder, heads):
+        part = {"hidden": encoder.hidden, "head": heads.linear("wide")}.get(frozen)
+        for p in [encoder.table] if part is None else part.parameters():
+            p.requires_grad_(False)
+
+    encoder, heads = model()
+    freeze(encoder, heads)
+    autograd(encoder, heads, [batch()])
+    wanted = gradients_of(encoder, heads)
+    encoder, heads = model()
+    freeze(encoder, heads)
+    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made(*batch(), WEIGHTS)
+    made.hand_out()
+    assert_alike(gradients_of(encoder, heads), wanted)
+
+
+@pytest.mark.parametrize("part", ["shared", "tasks"])
+def test_of_a_turn_there_are_those_of_its_part(part):
+    encoder, heads = model()
+    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made(*batch(), WEIGHTS, MOVES[part])
+    made.hand_out()
+    has = [p.grad is not None for p in encoder.parameters()], [p.grad is not None for p in heads.parameters()]
+    assert (all(has[0]), any(has[1])) == ((True, False) if part == "shared" else (False, True))
+
+
+def test_heads_without_a_target_in_the_batches_have_none():
+    encoder, heads = model()
+    types, targets = batch()
+    del targets["wide"]
+    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    losses = made(types, targets, WEIGHTS)
+    made.hand_out()
+    assert heads.linear("wide").weight.grad is None
+    assert heads.linear("main").weight.grad is not None
+    assert losses[2] == 0
+
+
+OPTIONS = {
+    "clipped": {"clip_norm": 0.05},
+    "several batches": {"accumulate": 3},
+    "both": {"clip_norm": 0.05, "accumulate": 2},
+    "a rule of torch's own": {"optimizer": lambda p: LazyAdam(p, lr=0.01, amsgrad=True)},
+}
+
+
+def fit(options, schedule, fuse_backward):
+    encoder, heads = model()
+    options = {"optimizer": lambda p: LazyAdam(p, lr=0.01, weight_decay=0.05)} | options
+    trainer = Trainer(
+        encoder, heads, schedule=schedule, device="cpu", fuse_backward=fuse_backward, log_every=1, **options
+    )
+    history = trainer.fit([batch(96, seed=s) for s in range(9)], val=[batch(96, seed=9)], epochs=2)
+    return history, parameters(encoder, heads)
+
+
+@pytest.mark.parametrize("schedule", [MultiTask(), Switch(at=0.5)], ids=["mtl", "switch"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_runs_that_need_gradients_are_those_of_autograd(options, schedule):
+    history, found = fit(options, schedule, None)
+    expected, wanted = fit(options, schedule, False)
+    assert {phase.engine for phase in expected.phases} == {"eager"}
+    takes_batches = "accumulate" in options and "clip_norm" not in options
+    for phase in history.phases:
+        assert phase.engine == ("one kernel call" if takes_batches else NAME)
+        # Its steps go to the next engine, which takes several batches.
+        assert "one kernel call" in phase.passed_over
+        assert NAME not in phase.passed_over
+    for a, b in zip(history.steps, expected.steps, strict=True):
+        assert a.losses == pytest.approx(b.losses, rel=1e-4, abs=1e-5)
+    assert history.evaluations[-1].metrics == pytest.approx(expected.evaluations[-1].metrics, abs=0.011)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_without_targets_of_several_loaders_nothing_else_changes():
+    """A step of one batch a loader, of other tasks each, is one of several batches to the kernel."""
+
+    def trained(fuse_backward):
+        encoder, heads = model()
+        only = {name: [] for name in TASKS}
+        for seed in range(4):
+            types, targets = batch(64, seed=seed)
+            for name in TASKS:
+                only[name].append((types, {name: targets[name]}))
+        trainer = Trainer(
+            encoder,
+            heads,
+            device="cpu",
+            fuse_backward=fuse_backward,
+            optimizer=lambda p: LazyAdam(p, lr=0.01),
+        )
+        history = trainer.fit(only, epochs=2)
+        return history, parameters(encoder, heads)
+
+    (history, found), (_, wanted) = trained(None), trained(False)
+    assert "several batches" in history.phases[0].passed_over["one kernel call"]
+    assert NAME not in history.phases[0].passed_over
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
