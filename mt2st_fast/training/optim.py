@@ -70,6 +70,10 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         found: dict[str, Any] = _not_to_compile(super().state_dict)()
         return found
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of every optimizer."""
+        _not_to_compile(super().zero_grad)(set_to_none)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of every optimizer."""
         _not_to_compile(super().load_state_dict)(state_dict)
@@ -140,8 +144,10 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             update_rows(self.next_rule(table, group), table, moving, state)
             table.grad = None
         self._fuse_dense_steps()
+        # Torch's step lets itself be differentiated through, where that is asked for.
+        step = super().step if self.defaults.get("differentiable") else _not_to_compile(super().step)
         try:
-            super().step()
+            step()
         finally:
             for _, table, gradient in row_sparse:
                 table.grad = gradient

@@ -74,9 +74,20 @@ def test_the_command_line_starts_without_the_pictures() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_training_starts_without_torchs_compiler(treebank: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--clip-norm", "1"], ["--accumulate", "2"]], ids=" ".join)
+def test_training_starts_without_torchs_compiler(treebank: str, tmp_path: Path, options: list[str]) -> None:
     """Importing it takes longer than a small run trains."""
-    arguments = ["train", "--data", treebank, *QUICK, "--epochs", "1", "--out", str(tmp_path / "out")]
+    arguments = [
+        "train",
+        "--data",
+        treebank,
+        *QUICK,
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        *options,
+    ]
     program = (
         "import sys\nfrom mt2st_fast.cli import main\n"
         f"try: main({arguments!r})\n"
