@@ -26,7 +26,8 @@ from .compiling import clock
 log = logging.getLogger("mt2st_fast")
 
 FOLDER_VARIABLE = "NUMBA_CACHE_DIR"
-BOUNDS_CHECKED = bool(config.BOUNDSCHECK)  # NUMBA_BOUNDSCHECK=1: an index outside an array is an error
+# NUMBA_BOUNDSCHECK=1: an index outside an array is an error.
+BOUNDS_CHECKED = bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
 SOURCES = Path(__file__).resolve().parents[1]
 UNUSED_SECONDS = 30 * 86400  # after which the folder of other sources goes
 _STAMP = "used"

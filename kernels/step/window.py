@@ -71,7 +71,7 @@ class Gradient(NamedTuple):
     gradient: Tensor | None
 
 
-class WindowGradients(NamedTuple):
+class BatchGradients(NamedTuple):
     """Losses and hits (K,), and of R rows of the table their numbers (R,) int64, which rise, and gradients (R, D)."""
 
     losses: Tensor
@@ -249,6 +249,21 @@ def window_step(
     Raises ValueError, with nothing moved, for types and targets that do not fit the model, and for a class target that
     is neither in [0, C) nor ignore_index.
     """
+    if model.gathers_rows:
+        raise ValueError("a gradient_model is not stepped: call window_gradients")
+    return _step(model, rules, decays, types, targets, task_weights, dropout, moves)
+
+
+def _step(
+    model: WindowModel,
+    rules: Sequence[RowRule],
+    decays: Sequence[float],
+    types: Tensor,
+    targets: Sequence[Tensor],
+    task_weights: Tensor,
+    dropout: Dropout,
+    moves: Moves,
+) -> BagStep:
     _check_types(model, types)
     check_targets(model.layout, targets, task_weights, len(types), "windows")
     kernels = _kernels(model)
@@ -284,17 +299,18 @@ def window_gradients(
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves = EVERYTHING,
-) -> WindowGradients:
+) -> BatchGradients:
     """The gradients by which `window_step` would move a `gradient_model`, of the sides that `moves` names.
 
     Those of dense parameters are added to what stands in the model's gradients. Arguments and errors are those of
-    `window_step`.
+    `window_step`; ValueError for a model of another kind, too.
     """
-    found = window_step(
-        model, [RowRule(SGD, -1.0)], [1.0], types, targets, task_weights, dropout, moves
-    )  # parameter - rate * gradient
+    if not model.gathers_rows:
+        raise ValueError("window_gradients is for a gradient_model; window_step moves this one")
+    # What such a step moves are gradients: gradient - rate * (more of it).
+    found = _step(model, [RowRule(SGD, -1.0)], [1.0], types, targets, task_weights, dropout, moves)
     rows, d_rows = _kernels(model).gathered(model, moves)
-    return WindowGradients(found.losses, found.correct, rows, d_rows)
+    return BatchGradients(found.losses, found.correct, rows, d_rows)
 
 
 def window_features(model: WindowModel, types: Tensor) -> Tensor:
@@ -341,7 +357,7 @@ class WindowKernels(Protocol):
         """(losses (K,), correct (K,)) as `window_step` returns them, and the parameters moved."""
 
     def gathered(self, model: WindowModel, moves: Moves) -> tuple[Tensor, Tensor]:
-        """(rows, d_rows) of the last step of a gradient_model, as in `WindowGradients`."""
+        """(rows, d_rows) of the last step of a gradient_model, as in `BatchGradients`."""
 
     def features(self, model: WindowModel, types: Tensor) -> Tensor:
         """(N, H) as `window_features` returns them."""

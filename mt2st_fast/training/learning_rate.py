@@ -128,7 +128,7 @@ class LearningRate:
         return float(self._first_group()["initial_lr"] * (1.0 - step / self._total_steps))
 
     def left(self, step: int) -> float | None:
-        """What a step's rate is of the first one's, where it falls to nothing; None where nobody knows how it ends."""
+        """What a step's rate is of the first one's, where it falls linearly to nothing, else None."""
         return 1.0 - step / self._total_steps if self._falls else None
 
     def given(self) -> float:

@@ -25,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.kernels import HeadSpec
 from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines import StepParts
@@ -38,14 +39,15 @@ class TaskGradient:
     """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none).
 
     row_norm: root mean square over labelled rows of what each adds to it, times their number: of a loss that is a mean
-    it does not grow with the batch. learnt: by how much its loss is below that against the labels of other rows, as a
-    share of that: 0 where the features tell it nothing of these rows, whatever it predicts, 1 where they tell it all.
+    it does not grow with the batch. learnt: by how much its loss is below that against the labels of other labelled
+    rows, as a share of that: 0 where it predicts the same for all rows, whatever that is, 1 where it knows every label.
+    None where nobody knows: of tasks without a head, and of less than two labels.
     """
 
     norm: float
     cosine: float
     row_norm: float = 0.0
-    learnt: float = 0.0
+    learnt: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def look_at_held_out(
     gradients, freshness, main = None, None, parts.heads.main
     if getattr(schedule, "wants_held_out_gradients", False):
         chosen = islice(batches, n_before % (length_of(batches) or 1), None)
-        gradients = task_gradients(parts, [some_rows(batch) for batch in islice(chosen, 1)])
+        looked_at = [some_rows(batch) for batch in islice(chosen, 1)]
+        gradients = task_gradients(parts, looked_at, what_is_learnt=True)
         trained = [some_rows(batch) for batch in last_step if main in tasks_of(batch)]
         own = task_gradients(parts, trained[:1], (main,))
         if own and gradients and gradients[main].row_norm > 0:
@@ -173,7 +176,11 @@ def look_at_held_out(
 
 
 def task_gradients(
-    parts: StepParts, batches: Sequence[Batch], tasks: Sequence[str] | None = None
+    parts: StepParts,
+    batches: Sequence[Batch],
+    tasks: Sequence[str] | None = None,
+    *,
+    what_is_learnt: bool = False,
 ) -> dict[str, TaskGradient] | None:
     """Of all tasks with a head (or of some of them, the main one among these) in the first batch that has the main
     task's targets; None where there is none.
@@ -181,15 +188,16 @@ def task_gradients(
     Of several processes all see what process 0 has found on its batches.
     """
     if not parts.processes.are_several:
-        return _own_gradients(parts, batches, tasks)
-    own = _own_gradients(parts, batches, tasks) if parts.processes.rank == 0 else None
+        return _own_gradients(parts, batches, tasks, what_is_learnt)
+    is_first = parts.processes.rank == 0
+    own = _own_gradients(parts, batches, tasks, what_is_learnt) if is_first else None
     told = {name: astuple(gradient) for name, gradient in (own or {}).items()}
     found = parts.processes.from_first(told)
     return {name: TaskGradient(*numbers) for name, numbers in found.items()} or None
 
 
 def _own_gradients(
-    parts: StepParts, batches: Sequence[Batch], tasks: Sequence[str] | None
+    parts: StepParts, batches: Sequence[Batch], tasks: Sequence[str] | None, what_is_learnt: bool
 ) -> dict[str, TaskGradient] | None:
     heads = parts.heads
     found = next((batch for batch in batches if heads.main in tasks_of(batch)), None)
@@ -211,7 +219,7 @@ def _own_gradients(
             float(gradient.norm()),
             float(nn.functional.cosine_similarity(gradient, main, dim=0)),
             _row_norm(gradient, features.shape[-1]),
-            _learnt(loss, features, mask, name, targets[name], parts),
+            _learnt(loss, features, mask, name, targets[name], parts) if what_is_learnt else None,
         )
         for name, (loss, gradient) in losses.items()
     }
@@ -224,12 +232,33 @@ def _row_norm(gradient: Tensor, D: int) -> float:
 
 def _learnt(
     loss: float, features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
-) -> float:
-    """Against the labels of other rows every prediction that does not look at its row is worth the same."""
-    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0)).to(target.device)
+) -> float | None:
+    """Of a task with a head: a loss of somebody's own may be of anything."""
+    task = parts.heads.tasks.get(name)
+    others = None if task is None else _labels_of_others(target, task.head)
+    if others is None:
+        return None
     with torch.no_grad(), parts.autocast():
-        among_others = float(parts.heads(features, {name: target[order]}, mask=mask).total)
-    return (among_others - loss) / among_others if among_others > 0 else 0.0
+        among_others = float(parts.heads(features, {name: others}, mask=mask).total)
+    return (among_others - loss) / among_others if among_others > 0 else None
+
+
+def _labels_of_others(target: Tensor, head: HeadSpec) -> Tensor | None:
+    """The same labels, where there is one, each at another's place; None for less than two."""
+    if head.kind.takes_classes:
+        labelled = target != head.ignore_index
+    else:
+        labelled = ~target.isnan()
+        if head.size > 1:  # of a row
+            labelled = labelled.any(-1)
+    n = int(labelled.sum())
+    if n < 2:
+        return None
+    places = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(target.device)
+    labels, moved, others = target[labelled], target[labelled], target.clone()
+    moved[places] = labels[places.roll(1)]
+    others[labelled] = moved
+    return others
 
 
 def _loss_and_gradient(

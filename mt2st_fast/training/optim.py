@@ -7,6 +7,7 @@ gradient is made; that rules out gradient clipping, accumulation and loss scalin
 
 from __future__ import annotations
 
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -37,8 +38,9 @@ def _not_to_compile(method: Any) -> Callable[..., Any]:
 
     Where nobody has imported the compiler, nobody compiles, and the method is called as it is.
     """
-    own = getattr(method, "__wrapped__", None)
-    return method if own is None or "torch._dynamo" in sys.modules else partial(own, method.__self__)
+    if "torch._dynamo" in sys.modules:
+        return method  # type: ignore[no-any-return]
+    return partial(inspect.unwrap(method.__func__), method.__self__)
 
 
 class RowSparseOptimizer(torch.optim.Optimizer, ABC):
@@ -112,6 +114,13 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         """(V,) bool, which rows of a table stay as they are; None: none does."""
         stored = self.state[table].get(FROZEN_ROWS) if table in self.state else None
         return None if stored is None else stored.bool()
+
+    def drop_frozen_rows(self) -> None:
+        """Leave frozen rows out of the gradients of row-sparse tables, whose norm they are no part of."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None and table.grad.is_sparse:
+                    table.grad = without_rows(table.grad, self.frozen_rows(table))
 
     def fuse(self, tables: Iterable[Tensor]) -> None:
         """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.

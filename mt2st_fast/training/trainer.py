@@ -64,8 +64,9 @@ class Trainer:
     eagerly and `history.phases` says why. What
     Python does in the encoder, a replay does not do again. fuse_backward: by default, on a CPU the whole step
     is one kernel call where that can do all of it, and leaves no gradients: of a WindowEncoder with LazyAdam,
-    RowwiseAdagrad or SGD of this package, of a BagEncoder with the last two; on CUDA the backward pass steps the table
-    of these encoders by these optimizers, whose gradient is never made, where nothing needs it. True: the backward
+    RowwiseAdagrad or SGD of this package, of a BagEncoder with the last two (where a WindowEncoder's step needs
+    gradients, a kernel call a batch makes them); on CUDA the backward pass steps the table of these encoders by these
+    optimizers, whose gradient is never made, where nothing needs it. True: the backward
     pass steps all row-sparse tables. False: gradients are made, and the optimizer steps.
     `history.phases` says which engine took a phase, and what stood against the others. distributed: with "auto" the
     processes of an initialized process group of torch train one model together (docs/processes.md); with "none" each

@@ -35,8 +35,8 @@ class _PatchOnce:
     def __call__(self, fn: Any) -> Any:
         """Put the interpreter's functions in; what is returned to a launch takes all out that it put in."""
         if fn.__module__ not in self._patched:
-            self._patched.add(fn.__module__)
             self._scopes.append(self._patch(fn))
+            self._patched.add(fn.__module__)
         return self
 
     def restore(self) -> None:

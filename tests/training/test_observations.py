@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from mt2st_fast import Callback, Trainer
+from mt2st_fast import Callback, Classification, MultiLabel, MultiTaskHeads, OpenTask, Trainer
 from mt2st_fast.training.learnt_weights import learnt_schedule
-from mt2st_fast.training.observations import Observation
+from mt2st_fast.training.observations import Observation, _labels_of_others
 from tests.training.small_runs import batches, trainer_of
 
 
@@ -177,6 +178,7 @@ def test_engines_say_who_took_a_phase_and_why(toy):
     assert phase.engine == "eager"
     assert phase.passed_over == {
         "one kernel call": "it is for a BagEncoder and MultiTaskHeads as they are",
+        "gradients in one kernel call": "it is for a WindowEncoder and MultiTaskHeads as they are",
         "cuda graph": "not asked for (graph=False)",
     }
 
@@ -248,6 +250,45 @@ def test_a_head_that_does_not_look_at_its_row_has_learnt_nothing(toy):
     trainer.fit(toy.batches(2), val=toy.batches(2), epochs=1, evaluate_every=1)
     learnt = [gradient.learnt for gradient in trainer.schedule.seen[-1].gradients.values()]
     assert learnt == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+def test_labels_of_others_are_the_same_labels_each_at_another_labelled_place():
+    head = Classification(5).head
+    target = torch.tensor([[0, 1, -100, 2], [3, -100, 4, 0]])
+    others = _labels_of_others(target, head)
+    assert torch.equal(others == -100, target == -100)
+    assert sorted(others[others >= 0].tolist()) == sorted(target[target >= 0].tolist())
+    numbered = torch.arange(100)  # every label once: none at its own place
+    assert not (_labels_of_others(numbered, Classification(100).head) == numbered).any()
+    marks = torch.tensor([[1.0, 0.0], [float("nan")] * 2, [0.0, 1.0], [0.0, float("nan")]])
+    shifted = _labels_of_others(marks, MultiLabel(2).head)
+    assert shifted[1].isnan().all()
+    assert sorted(map(str, shifted.tolist())) == sorted(map(str, marks.tolist()))
+    assert not any(torch.equal(shifted[i].nan_to_num(9), marks[i].nan_to_num(9)) for i in (0, 2, 3))
+    assert _labels_of_others(torch.tensor([1, -100, -100]), head) is None
+
+
+class OfPairs(OpenTask):
+    """Its target is no tensor of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(8, 2)
+
+    def loss(self, features, targets, mask=None):
+        return F.mse_loss(self.out(features), targets["of"])
+
+
+def test_what_a_task_of_its_own_loss_has_learnt_nobody_knows(toy):
+    torch.manual_seed(0)
+    heads = MultiTaskHeads(8, {"tag": Classification(4), "own": OfPairs()}, "tag")
+    schedule = HeldOutLooks()
+    batches = [(x, {"tag": y["tag"], "own": {"of": x[:, :2]}}) for x, y in toy.batches(2)]
+    trainer = Trainer(toy.encoder(), heads, schedule=schedule, device="cpu")
+    trainer.fit(batches, val=[(x, {"tag": y["tag"], "own": y["own"]}) for x, y in batches], epochs=1)
+    found = schedule.seen[-1].gradients
+    assert found["own"].learnt is None
+    assert found["tag"].learnt is not None
 
 
 @pytest.mark.parametrize(("decay", "expected"), [("linear", [0.75, 0.5, 0.25, 0.0]), ("none", [None] * 4)])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from mt2st_fast import MultiTask, Switch, Trainer
+from mt2st_fast import Callback, Classification, MultiTask, MultiTaskHeads, Switch, Trainer
+from mt2st_fast.kernels import Dropout, window_gradients, window_step
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.window_gradients import WindowGradients
+from mt2st_fast.training.engines.window_training import WindowTraining
 from mt2st_fast.training.optim import SGD, LazyAdam
+from tests.training.small_runs import Stop
 from tests.training.test_window_training import KINDS, TASKS, batch, model, parameters
 
 WEIGHTS = torch.tensor([1.0, 0.5, 0.25])
@@ -133,7 +137,7 @@ def test_runs_that_need_gradients_are_those_of_autograd(options, schedule):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_without_targets_of_several_loaders_nothing_else_changes():
+def test_a_step_of_one_batch_a_loader_is_that_of_autograd():
     """A step of one batch a loader, of other tasks each, is one of several batches to the kernel."""
 
     def trained(fuse_backward):
@@ -158,3 +162,106 @@ def test_without_targets_of_several_loaders_nothing_else_changes():
     assert NAME not in history.phases[0].passed_over
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_is_drawn_anew_and_a_run_resumes_bit_for_bit(tmp_path):
+    def trainer(*callbacks):
+        encoder, heads = model(dropout=0.3)
+        return Trainer(encoder, heads, device="cpu", clip_norm=0.1, optimizer=LazyAdam, callbacks=callbacks)
+
+    batches = [batch(96, seed=s) for s in range(9)]
+    whole = trainer()
+    history = whole.fit(batches, epochs=2)
+    assert history.phases[0].engine == NAME
+    path = tmp_path / "checkpoint"
+    trainer(Stop(7)).fit(batches, epochs=2, checkpoint=path)
+    resumed = trainer()
+    assert resumed.fit(batches, epochs=2, checkpoint=path, resume=True).steps == history.steps
+    for a, b in zip(
+        parameters(resumed.encoder, resumed.heads), parameters(whole.encoder, whole.heads), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_frozen_rows_are_no_part_of_the_norm():
+    def trained(fuse_backward):
+        encoder, heads = model()
+        frozen = torch.zeros(len(encoder.table), dtype=torch.bool)
+        frozen[::2] = True
+        trainer = Trainer(
+            encoder, heads, device="cpu", clip_norm=0.01, optimizer=lambda p: SGD(p, lr=0.5),
+            fuse_backward=fuse_backward, callbacks=[FreezeRows(frozen)],
+        )  # fmt: skip
+        trainer.fit([batch(96, seed=s) for s in range(4)], epochs=1)
+        return parameters(encoder, heads)
+
+    for a, b in zip(trained(None), trained(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+class FreezeRows(Callback):
+    def __init__(self, frozen):
+        self.frozen = frozen
+
+    def on_fit_start(self, trainer):
+        trainer.run.optimizer.freeze_rows(trainer.encoder.table, self.frozen)
+
+
+def test_a_parameter_that_is_held_twice_is_an_obstacle():
+    encoder, _ = model()
+    linear = nn.Linear(40, 7)
+    heads = MultiTaskHeads.from_modules(
+        {"a": linear, "b": linear}, dict.fromkeys("ab", Classification(7)), main="a"
+    )
+    optimizer = SGD([*encoder.parameters(), *heads.parameters()], lr=1.0)
+    for calls in (WindowGradients, WindowTraining):
+        assert calls.obstacle(encoder, heads, optimizer) == "a parameter is held twice"
+
+
+def test_a_hook_that_is_set_in_the_middle_of_a_run_is_called():
+    class SetHook(Callback):
+        calls = 0
+
+        def on_step(self, trainer):
+            if trainer.step == 3:
+                trainer.encoder.hidden.register_forward_hook(
+                    lambda *_: setattr(self, "calls", self.calls + 1)
+                )
+
+    hook = SetHook()
+    encoder, heads = model()
+    trainer = Trainer(encoder, heads, device="cpu", clip_norm=1.0, callbacks=[hook])
+    history = trainer.fit([batch(32, seed=s) for s in range(6)], epochs=1)
+    assert hook.calls == 3
+    assert history.phases[0].passed_over[NAME] == "in some steps: a module has hooks"
+
+
+def test_types_of_64_bits_and_columns_of_a_wider_batch_are_taken():
+    encoder, heads = model()
+    types, targets = batch()
+    wide = torch.full((len(types), 9), -1, dtype=torch.int64)
+    wide[:, 2:7] = types
+    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    found = []
+    for inputs in (types, wide[:, 2:7]):
+        made.begin()
+        made(inputs, targets, WEIGHTS)
+        made.hand_out()
+        found.append([g.clone() for g in gradients_of(encoder, heads).values() if g is not None])
+    assert all(map(torch.equal, *found))
+
+
+def test_each_kind_of_model_is_refused_by_the_call_for_the_other():
+    encoder, heads = model()
+    optimizer = SGD([*encoder.parameters(), *heads.parameters()], lr=1.0)
+    types, targets = batch()
+    models = []
+    for calls in (WindowGradients(encoder, heads, optimizer), WindowTraining(encoder, heads, optimizer)):
+        calls(types, targets, WEIGHTS)
+        models += calls._models.values()
+    gradients, moves = models
+    given = (types, [targets[name] for name in TASKS], WEIGHTS, Dropout(0.0, 0))
+    with pytest.raises(ValueError, match="a gradient_model is not stepped"):
+        window_step(gradients, [], [], *given)
+    with pytest.raises(ValueError, match="window_gradients is for a gradient_model"):
+        window_gradients(moves, *given)

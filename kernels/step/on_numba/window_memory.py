@@ -72,9 +72,7 @@ def memory_of(model: WindowModel, N: int) -> Memory:
         index, buffers = new_index(model, N * model.width), _new_buffers(model, N)
         D = model.table.parameter.shape[1]
         d_rows = np.empty((len(index.rows) if model.gathers_rows else 0, D), np.float32)
-        held = model.memory = Memory(
-            N, index, buffers, _table(model, d_rows), *_addresses(model), d_rows=d_rows
-        )
+        held = model.memory = Memory(N, index, buffers, _table(model, d_rows), *_addresses(model), d_rows)
     return held
 
 
@@ -89,11 +87,13 @@ def _table(model: WindowModel, d_rows: np.ndarray) -> Table:
     )  # fmt: skip
 
 
-def _addresses(model: WindowModel) -> list[np.ndarray]:
-    return [
+def _addresses(model: WindowModel) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) of the heads' weights, and of their biases."""
+    weights, biases = (
         np.array([0 if part is None else part.parameter.data_ptr() for part in parts], np.int64)
         for parts in zip(*model.heads, strict=True)
-    ]
+    )
+    return weights, biases
 
 
 def _new_buffers(model: WindowModel, N: int) -> Buffers:

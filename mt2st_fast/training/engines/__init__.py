@@ -8,7 +8,7 @@ from mt2st_fast.training.engines.capturer import Capturer
 from mt2st_fast.training.engines.cuda_graph import CudaGraphSteps
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import AUTOCAST, Engine, Precision, StepParts
-from mt2st_fast.training.engines.exchanging import ExchangingSteps
+from mt2st_fast.training.engines.exchanging import ExchangingGradientCalls, ExchangingSteps
 from mt2st_fast.training.engines.gradient_calls import GradientCallSteps
 from mt2st_fast.training.engines.one_call import OneCallSteps
 from mt2st_fast.training.engines.taskwise import TaskwiseSteps
@@ -20,7 +20,10 @@ def make_engines(parts: StepParts, make_capturer: Callable[[], Capturer]) -> lis
     """The engines of a run."""
     if parts.processes.are_several:
         exchanging = ExchangingSteps(parts)
-        return [OneCallSteps(parts), CudaGraphSteps(parts, exchanging, make_capturer), exchanging]
+        return [
+            OneCallSteps(parts), ExchangingGradientCalls(parts), CudaGraphSteps(parts, exchanging, make_capturer),
+            exchanging,
+        ]  # fmt: skip
     eager = TaskwiseSteps(parts) if parts.by_task else EagerSteps(parts)
     return [
         OneCallSteps(parts), GradientCallSteps(parts), CudaGraphSteps(parts, eager, make_capturer), eager,

@@ -13,6 +13,7 @@ from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.shares import label_shares
 from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
+from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
 
@@ -83,6 +84,8 @@ class EagerSteps:
         parts = self._parts
         if parts.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
+            if isinstance(parts.optimizer, RowSparseOptimizer):
+                parts.optimizer.drop_frozen_rows()
             clip_gradients(parts.trainable(), parts.clip_norm)
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()

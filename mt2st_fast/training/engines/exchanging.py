@@ -19,8 +19,7 @@ from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
 class ExchangingSteps(EagerSteps):
-    """Gradients of this process's batches, by the kernel that makes them where it can; then those of all processes are
-    added up, and all step alike.
+    """Forward and backward on this process's batches; then the gradients of all are added up, and all step alike.
 
     A task's loss is a mean over its labels. Here every batch counts for as many of a step's labels, of all processes,
     as it has (as with `accumulate`, see `shares`), so that sums of gradients are those of one batch, whatever labels
@@ -30,14 +29,11 @@ class ExchangingSteps(EagerSteps):
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
         self._exchange: Exchange | None = None
-        self._calls = GradientCalls(parts)
         self._phase = 0.0  # what must be the same in every process, as one number
 
     def enter_phase(self) -> None:
         """Look at what is trained now."""
         parts = self._parts
-        self._calls.enter_phase()
-        self.name = EagerSteps.name if self._calls.obstacle else self._calls.name
         trained = {id(p) for p in parts.trainable()}
         tables = [
             table
@@ -61,14 +57,14 @@ class ExchangingSteps(EagerSteps):
         # A process may have no row of a small batch.
         with_rows = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares_mk, n_parts = self._shares(with_rows)
-        if self._calls.declines(with_rows) is None:
-            losses_k = self._calls(with_rows, shares_mk)
-        else:
-            with self._parts.own_parameters_still():
-                losses_k = self._accumulate(with_rows, shares_mk, n_parts)
-        losses_k = self._exchange(losses_k)
+        losses_k = self._exchange(self._own_gradients(with_rows, shares_mk, n_parts))
         self._step_optimizer()
         return losses_k
+
+    def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, n_parts: int) -> Tensor:
+        """Those of this process's batches, into every `.grad`; the losses (K,)."""
+        with self._parts.own_parameters_still():
+            return self._accumulate(micro_steps, shares_mk, n_parts)
 
     def _shares(self, micro_steps: list[list[PlainBatch]]) -> tuple[Tensor, int]:
         """(M, K) which part of a step's labels, of all processes, these micro-steps have; how many all together are.
@@ -93,6 +89,33 @@ class ExchangingSteps(EagerSteps):
         totals_k = of_all[:, 2 : 2 + counts_mk.shape[1]].sum(0)
         shares_mk = shares_of(counts_mk, totals_k).float().to(parts.device)
         return shares_mk, int(of_all[:, 1].sum())
+
+
+class ExchangingGradientCalls(ExchangingSteps):
+    """The same with gradients of this process by one kernel call a batch. Others may make theirs in another way."""
+
+    name = GradientCalls.name
+
+    def __init__(self, parts: StepParts) -> None:
+        super().__init__(parts)
+        self._calls = GradientCalls(parts)
+
+    def enter_phase(self) -> None:
+        """Look at what is trained now."""
+        super().enter_phase()
+        self._calls.enter_phase()
+
+    def obstacle(self) -> str | None:
+        """Why it cannot take the steps of this phase, or None."""
+        return self._calls.obstacle()
+
+    def declines(self, micro_steps: Any) -> str | None:
+        """Why it cannot take this step, or None."""
+        return self._calls.declines(micro_steps)
+
+    def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, n_parts: int) -> Tensor:
+        del n_parts  # for what learnt weights add, which it knows nothing of
+        return self._calls(micro_steps, shares_mk)
 
 
 def _has_rows(batch: PlainBatch) -> bool:

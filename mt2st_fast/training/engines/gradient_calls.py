@@ -13,7 +13,7 @@ from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.shares import label_shares
 from mt2st_fast.training.engines.window_gradients import WindowGradients
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised, tasks_of
+from mt2st_fast.training.sources import Batch, PlainBatch, materialised, tasks_of, to_device
 
 
 class GradientCalls:
@@ -23,15 +23,16 @@ class GradientCalls:
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
-        self.obstacle: str | None = None  # why it cannot in this phase
-        self.gradients: WindowGradients | None = None
+        self._obstacle: str | None = None
+        self.gradients: WindowGradients | None = None  # from the first step on that needs them
 
     def enter_phase(self) -> None:
         """Look at model and optimizer again."""
-        parts = self._parts
-        self.gradients, self.obstacle = None, self._found_obstacle()
-        if self.obstacle is None:
-            self.gradients = WindowGradients(parts.encoder, parts.heads, parts.optimizer)
+        self.gradients, self._obstacle = None, self._found_obstacle()
+
+    def obstacle(self) -> str | None:
+        """Why it cannot in this phase, or None."""
+        return self._obstacle
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
@@ -51,11 +52,15 @@ class GradientCalls:
 
     def declines(self, micro_steps: list[list[Batch]]) -> str | None:
         """Why it cannot make the gradients of this step, or None."""
-        if self.gradients is None:
-            return self.obstacle
         tasks = {name for batches in micro_steps for batch in batches for name in tasks_of(batch)}
         if any(self._parts.heads.is_word_task(name) for name in tasks):
             return "a task on words has no head"
+        parts = self._parts
+        # Somebody may have set a hook since: beside the optimizer's own step it costs little to look.
+        if reason := WindowGradients.obstacle(parts.encoder, parts.heads, parts.optimizer):
+            return reason
+        if self.gradients is None:
+            self.gradients = WindowGradients(parts.encoder, parts.heads, parts.optimizer)
         return self.gradients.declines()
 
     def __call__(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor) -> Tensor:
@@ -65,7 +70,8 @@ class GradientCalls:
         losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32)
         self.gradients.begin()
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
-            for inputs, targets in batches:
+            for batch in batches:
+                inputs, targets = (to_device(part, self._parts.device) for part in batch)
                 losses_k += share_k * self.gradients(inputs, targets, weights_k * share_k, moves)
         self.gradients.hand_out()
         return losses_k
@@ -86,7 +92,7 @@ class GradientCallSteps(EagerSteps):
 
     def obstacle(self) -> str | None:
         """Why it cannot take the steps of this phase, or None."""
-        return self._calls.obstacle
+        return self._calls.obstacle()
 
     def declines(self, micro_steps: Any) -> str | None:
         """Why it cannot take this step, or None."""

@@ -50,6 +50,8 @@ def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.opti
     """What about these parameters stands against moving them without autograd, or None."""
     if not any(are_moved(parameters, optimizer)):
         return "every parameter is frozen"
+    if len(set(map(id, parameters))) < len(parameters):
+        return "a parameter is held twice"
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
         return "a parameter has hooks"
     return None

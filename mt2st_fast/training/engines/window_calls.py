@@ -42,13 +42,12 @@ class WindowCalls:
     def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
-            raise ValueError(f"a step cannot be one kernel call: {reason}")
+            raise ValueError(f"{type(self).__name__} cannot take one kernel call a batch: {reason}")
         assert isinstance(encoder, WindowEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
         self._parameters = window_parameters(encoder, heads)
         self._models: dict[tuple[str, ...], WindowModel] = {}  # by the tasks of a batch
-        self._dropped = Dropout(0.0, 0)
         self._hold()
 
     @classmethod

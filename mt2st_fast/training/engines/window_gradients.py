@@ -23,7 +23,6 @@ from mt2st_fast.kernels import (
     gradient_model,
     window_gradients,
 )
-from mt2st_fast.training.engines.held_parameters import are_moved
 from mt2st_fast.training.engines.window_calls import WindowCalls
 
 
@@ -41,9 +40,10 @@ class WindowGradients(WindowCalls):
         found = window_gradients(
             self._model_of(batch.layout), types, batch.targets, batch.weights, self._dropout(), moves
         )
-        self._rows.append((found.rows, found.d_rows))
         if moves.shared:
             self._reached += self._hidden
+            if self._held.moved[0]:
+                self._rows.append((found.rows, found.d_rows))
         if moves.heads:
             self._reached += [p for name in batch.layout.names for p in self._heads.linear(name).parameters()]
         return self._heads.over_active(found.losses, batch)
@@ -53,27 +53,25 @@ class WindowGradients(WindowCalls):
         for parameter in dict.fromkeys(self._reached):
             parameter.grad = self._gradients.get(parameter)
         table = self._encoder.table
-        parts = [part for part in self._rows if len(part[0])]
-        if parts:
-            rows, d_rows = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        if self._rows:
+            rows, d_rows = map(torch.cat, zip(*self._rows, strict=True))
+            is_one = len(self._rows) == 1
             table.grad = torch.sparse_coo_tensor(
-                rows.unsqueeze(0), d_rows, table.shape, is_coalesced=len(parts) == 1, check_invariants=False
+                rows.unsqueeze(0), d_rows, table.shape, is_coalesced=is_one, check_invariants=False
             )
 
     def begin(self) -> None:
         """From nothing; what was handed out may be written over."""
-        self._reached, self._rows = [], []
+        self._reached: list[nn.Parameter] = []
+        self._rows: list[tuple[Tensor, Tensor]] = []
         for gradient in self._gradients.values():
             gradient.zero_()
 
     def _hold(self) -> None:
         super()._hold()
-        _, *dense = self._parameters
-        moved = are_moved(dense, self._optimizer)
-        self._gradients = {
-            p: torch.zeros_like(p, memory_format=torch.contiguous_format)
-            for p, is_moved in zip(dense, moved, strict=True)
-            if is_moved
+        dense = zip(self._parameters[1:], self._held.moved[1:], strict=True)
+        self._gradients: dict[Tensor, Tensor] = {
+            p: torch.zeros_like(p, memory_format=torch.contiguous_format) for p, is_moved in dense if is_moved
         }
         hidden = self._encoder.hidden
         assert hidden is not None
@@ -91,10 +89,10 @@ class WindowGradients(WindowCalls):
             )
             for linear in linears
         ]
-        rule = 0 if any(are_moved([encoder.table], self._optimizer)) else FROZEN
+        rule = 0 if self._held.moved[0] else FROZEN
         table = Trained(encoder.table.detach(), RowState(), rule)
         frozen_rows = self._optimizer.frozen_rows(encoder.table)
         return gradient_model(table, encoder.rows_of_type, hidden, heads, layout, frozen_rows)
 
-    def _with_gradient(self, parameter: nn.Parameter) -> Gradient:
+    def _with_gradient(self, parameter: Tensor) -> Gradient:
         return Gradient(parameter.detach(), self._gradients.get(parameter))

@@ -11,6 +11,7 @@ from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
     Dense,
+    Dropout,
     HeadLayout,
     Moves,
     RowRule,
@@ -28,6 +29,8 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 
 class WindowTraining(WindowCalls):
     """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding."""
+
+    _dropped = Dropout(0.0, 0)  # of the call before
 
     @classmethod
     def obstacle(

@@ -6,13 +6,15 @@ Four signs, all read at every evaluation:
                 Auxiliary Losses Using Gradient Similarity", arXiv 1812.02224): what a task pulls the features towards.
                 On training rows the main task's own gradient fades as they are learnt by heart; on held-out rows, where
                 it is read, it does not
-    learnt      how far its loss is below that against the labels of other rows: what it has found in the inputs. Labels
-                that cannot be told from them (of permuted rows, say) teach nothing but the training rows by heart
+    learnt      how far its loss is below that against the labels of other rows: what it can tell from the inputs.
+                Labels that cannot be told from them (of permuted rows, say) teach nothing but the training rows by
+                heart. Not known of a task with a loss of its own, which is judged without it
     freshness   how large the main task's gradients are on training rows, over those on held-out rows. Where they are
                 alike, its own labels still teach all that there is to learn, and other tasks take room in the encoder;
                 where they fade, it has learnt its rows by heart, and what else it learns comes from the others
-    progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998), once half of a
-                falling rate is gone: a plateau at a high rate does not show the rise that a lower one brings
+    progress    whether the main task still gets better (the plateau of early stopping, Prechelt 1998). Of a rate that
+                falls linearly half has to be gone before a plateau is heeded: the rise that a low rate brings is not
+                there yet
 
 A task rests that pulls against the main task, or is neither aligned with it nor learnt. One that is learnt may be worth
 its place without alignment, as it shapes the encoder below the features. Where the main task's own labels stay fresh,
@@ -38,11 +40,10 @@ if TYPE_CHECKING:
     from mt2st_fast.training.observations import HeldOut
 
 LEAST_COSINE = 0.01  # of tasks that have to do with each other: 512 rows of unrelated labels stay below it
-AGAINST = (
-    -0.05
-)  # of a task that pulls against the main one: what is nearer to zero is worth less than it teaches
+# Of a task that pulls against the main one: what is nearer to zero is worth less than it teaches.
+AGAINST = -0.05
 LEAST_LEARNT = 0.05  # of a task that the inputs tell something of: 512 rows of permuted labels stay below it
-RATE_OF_PLATEAU = 0.5  # of the first step's: what is left where a plateau begins to count
+RATE_OF_PLATEAU = 0.5  # of the first step's: what is left where a plateau is first heeded
 FRESH = (
     0.75  # of a main task whose labels teach it: about 0.9 with all labels of a treebank, below 0.5 with 5 %
 )
@@ -142,7 +143,8 @@ class AdaptiveSwitch(AuxiliaryWeights):
         for name, gradient in (seen.gradients or {}).items():
             if name != seen.main:
                 self._cosines.setdefault(name, []).append(gradient.cosine)
-                self._learnt.setdefault(name, []).append(gradient.learnt)
+                if gradient.learnt is not None:
+                    self._learnt.setdefault(name, []).append(gradient.learnt)
         training = [name for name in auxiliary if name not in self._resting and name not in self.reasons]
         if seen.freshness is not None and seen.epoch >= 1:  # in the first one all rows are new
             self._freshness.append(seen.freshness)
@@ -174,20 +176,23 @@ class AdaptiveSwitch(AuxiliaryWeights):
     def _unhelpful(self, name: str) -> str | None:
         """Why a task does not help, or None where it does or nobody knows yet."""
         cosine, learnt = self._recent(self._cosines, name), self._recent(self._learnt, name)
-        if cosine is None or learnt is None:
+        if cosine is None:
             return None
         if cosine.mean <= AGAINST and cosine.is_beyond_zero:
             return f"its gradient pulls against the main task's (cosine {cosine})"
-        if not cosine.is_at_least(LEAST_COSINE) and not learnt.is_at_least(LEAST_LEARNT):
-            return (
-                f"its gradient is not aligned with the main task's (cosine {cosine}), and it has learnt nothing that "
-                f"holds for other rows (its loss is {learnt} below that against their labels)"
-            )
-        return None
+        if cosine.is_at_least(LEAST_COSINE) or (learnt is not None and learnt.is_at_least(LEAST_LEARNT)):
+            return None
+        reason = f"its gradient is not aligned with the main task's (cosine {cosine})"
+        if learnt is not None:
+            reason += f", and it can tell nothing of a row (its own label takes {learnt} off the loss)"
+        return reason
 
     def _recent(self, seen: Mapping[str, Sequence[float]], name: str) -> _Mean | None:
-        """Of the last half of what was seen of a task; None where that is too little to judge by."""
-        values = seen.get(name, ())
+        """Of the last half of what was seen of a task; None where that is too little to judge by.
+
+        What is no number decides nothing.
+        """
+        values = [value for value in seen.get(name, ()) if math.isfinite(value)]
         recent = values[-max(self.patience, len(values) // 2) :]
         return _Mean.of(recent) if len(recent) >= self.patience else None
 
@@ -218,7 +223,8 @@ class AdaptiveSwitch(AuxiliaryWeights):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         for name in _STATE:
-            setattr(self, name, copy.deepcopy(state[name]))
+            if name in state:  # a checkpoint of before has less
+                setattr(self, name, copy.deepcopy(state[name]))
 
 
 _STATE = (
