@@ -367,7 +367,7 @@ def test_an_obstacle_has_a_reason(change, reason):
     change(encoder, heads)
     optimizer = LazyAdam([*encoder.parameters(), *heads.parameters()], lr=0.1)
     assert reason in WindowTraining.obstacle(encoder, heads, optimizer)
-    with pytest.raises(ValueError, match="cannot be one kernel call"):
+    with pytest.raises(ValueError, match="cannot take one kernel call a batch"):
         WindowTraining(encoder, heads, optimizer)
 
 
