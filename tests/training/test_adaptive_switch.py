@@ -58,7 +58,7 @@ def test_a_task_that_is_not_aligned_rests_and_then_retires_with_its_reason():
 
 
 def test_a_task_that_is_learnt_stays_without_alignment():
-    """It shapes the encoder below the features: worth 0.4 points on Python source, with a cosine of 0.00."""
+    """It may shape the encoder below the features."""
     schedule = AdaptiveSwitch()
     show(schedule, RISING, {"b": UNRELATED}, learnt=0.9)
     assert weights(schedule) == {"a": 1.0, "b": 1.0}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -30,7 +31,7 @@ from mt2st_fast.training.engines.held_parameters import (
 from mt2st_fast.training.optim import RowSparseOptimizer
 
 
-class WindowCalls:
+class WindowCalls(ABC):
     """Kernel calls of one phase and its active tasks.
 
     Dropout is drawn by the kernel, from a key that torch's generator gives for every step: other bits than torch's, the
@@ -119,8 +120,9 @@ class WindowCalls:
             self._models[layout.names] = self._new_model(layout)
         return self._models[layout.names]
 
+    @abstractmethod
     def _new_model(self, layout: HeadLayout) -> WindowModel:
-        raise NotImplementedError
+        """What the kernel is told of the parameters of these heads, and of the encoder's."""
 
     def _dropout(self) -> Dropout:
         dropout = self._encoder.dropout
