@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from mt2st_fast.kernels.machine.compiling import clock, compile_seconds
 
+# What takes longest to compile of all that `train` needs, by the level of a corpus.
+LONGEST_OF_LEVEL = {"token": "_step_on_windows", "document": "_tile_pass"}
+
 # with on_compile(listener): listener(name) hears of every kernel that begins to be compiled.
 on_compile = clock.listening
 
@@ -21,4 +24,11 @@ def counted_as_compiling(what: str) -> Iterator[None]:
         clock.stop()
 
 
-__all__ = ["compile_seconds", "counted_as_compiling", "on_compile"]
+def is_first_on(level: str) -> bool:
+    """Whether what trains a corpus of this level on a CPU was never compiled here, and could be kept."""
+    from mt2st_fast.kernels.machine.cache import can_keep  # which loads the compiler
+
+    return can_keep(LONGEST_OF_LEVEL[level])
+
+
+__all__ = ["compile_seconds", "counted_as_compiling", "is_first_on", "on_compile"]

@@ -2,6 +2,7 @@
 
 Numba's own cache looks at the file of a kernel, not at the files of what it calls. This one lies under a digest of all
 sources that Numba compiles here and of the compiler's versions: a change anywhere makes older machine code unreachable.
+Processes that need the same kernel at the same time compile it once: the others wait, and load it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from .compiling import clock
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there every process compiles for itself
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("mt2st_fast")
 
@@ -68,6 +74,12 @@ def folder() -> Path | None:
     return place
 
 
+def can_keep(function_name: str) -> bool:
+    """Whether there is a folder for a kernel of this name that has none of it yet."""
+    place = folder()
+    return place is not None and not any(place.glob(f"*.{function_name}-*.nbi"))
+
+
 def _root() -> Path:
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen) / "mt2st-fast"
@@ -112,17 +124,72 @@ class _Storage(CompileResultCacheImpl):
     _locator_classes = [_Locator]  # noqa: RUF012 (a list, as Numba's own)
 
 
-class _KernelCache(FunctionCache):
+class _Turn:
+    """Whose turn it is, among processes, to compile a function. A process that dies has had its turn."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self, on_wait: Callable[[], object]) -> bool:
+        """Wait for the others, after a call of `on_wait`; returns whether there were any."""
+        if fcntl is None or self._descriptor is not None:
+            return False
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:  # full, or taken away: whoever compiles then is no worse off than alone
+            return False
+        self._descriptor = descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return True
+        except OSError:  # a file system that has no locks
+            return False
+
+    def end(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)  # which gives up the lock
+            self._descriptor = None
+
+
+class KernelCache(FunctionCache):
+    """Numba's, under this package's folder, with turns. Numba asks it to load, compiles, and has it save."""
+
     _impl_class = _Storage
 
+    def __init__(self, py_func: Callable) -> None:
+        super().__init__(py_func)
+        self._turn = _Turn(Path(self.cache_path, f"{self._impl.filename_base}.lock"))
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The machine code for a signature; None where this process is to compile it."""
         clock.start(None)
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
+            if found is None and self._turn.take(lambda: clock.tell(self._py_func.__name__)):
+                found = super().load_overload(sig, target_context)
+            if found is not None:
+                self._turn.end()
+            return found
         finally:
             clock.stop()
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled."""
+        try:
+            super().save_overload(sig, data)
+        finally:
+            self._turn.end()
+
+    def give_up(self) -> None:
+        """What was to be compiled cannot be."""
+        self._turn.end()
 
 
 def kernel_cache(function: Callable) -> Any:
     """What Numba keeps a function's machine code by; None where there is no folder for it."""
-    return None if folder() is None else _KernelCache(function)
+    return None if folder() is None else KernelCache(function)

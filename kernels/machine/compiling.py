@@ -29,7 +29,7 @@ class CompileClock:
         if depth == 0:
             self._depth.started = time.perf_counter()
             if name is not None:
-                self._tell(name)
+                self.tell(name)
 
     def stop(self) -> None:
         """What `start` began is done."""
@@ -37,7 +37,13 @@ class CompileClock:
         if self._depth.value == 0:
             self.seconds += time.perf_counter() - self._depth.started
 
-    def _tell(self, name: str) -> None:
+    @property
+    def runs(self) -> bool:
+        """Whether this thread compiles or loads a kernel now."""
+        return getattr(self._depth, "value", 0) > 0
+
+    def tell(self, name: str) -> None:
+        """Say that a kernel begins to be compiled, here or by a process that this one waits for."""
         for listener in self._listeners:
             listener(name)
         if not self._listeners and not self._told:

@@ -32,6 +32,7 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.intervals import LEAST_SEEDS
+from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.shown import counted
 from mt2st_fast.runs.tuning import TUNED, tuning_record
 from mt2st_fast.runs.what_was_read import summary, what_was_read
@@ -58,7 +59,8 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
             if (kept := folder / RUN_CONFIG).exists():
                 output = output.going_on(read_config_file(kept, "compare", COMMANDS["compare"]), given)
         progress.note_load()
-        _compare(progress, folder, output, stopping)
+        with rehearsed(progress.config):
+            _compare(progress, folder, output, stopping)
 
 
 def _check(asked: Progress) -> None:

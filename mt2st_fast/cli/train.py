@@ -28,6 +28,7 @@ from mt2st_fast.runs import beside
 from mt2st_fast.runs.config import NONE, Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
 from mt2st_fast.runs.run_facts import LEFT, leave_run
 from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
@@ -58,7 +59,8 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
                 config = going_on(config_of(stored), config, given, folder)
                 output = output.going_on(stored, given)
             processes.barrier()  # everybody has read what is there before anything is written
-            _train(config, output, folder, writes=processes.writes)
+            with rehearsed(config) if processes.writes else nullcontext():
+                _train(config, output, folder, writes=processes.writes)
 
 
 def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool) -> None:

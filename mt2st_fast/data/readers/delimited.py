@@ -70,6 +70,7 @@ READER = Reader(
     path="a table with a header and a column of text, or a folder of such",
     kinds=("classes", "labels", "values"),
     tokenizer="lowered words",
+    level="document",
 )
 
 

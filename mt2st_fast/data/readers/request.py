@@ -56,6 +56,7 @@ class Reader:
     kinds           of the tasks that it can read ("classes", "labels", "values"); () for text without labels
     tokenizer       how it cuts a text into words, a name in data/text/tokenizers.py; "words" where files say it
     label_fraction  part of the training units or groups that keep their main labels unless told otherwise
+    level           of its rows: "token" or "document"
     """
 
     name: str
@@ -64,6 +65,7 @@ class Reader:
     kinds: tuple[str, ...] = ("classes",)
     label_fraction: float = 1.0
     tokenizer: str = "words"
+    level: str = "token"
 
     @property
     def needs_path(self) -> bool:

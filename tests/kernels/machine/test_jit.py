@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from numba.core.errors import TypingError
 
 import mt2st_fast.kernels.machine as machine_package
 from mt2st_fast.compiling import compile_seconds, on_compile
 from mt2st_fast.kernels.machine import cache, compiling
+from mt2st_fast.kernels.machine.jit import entry
 
 MACHINE = Path(machine_package.__file__).parent
 
@@ -181,3 +185,75 @@ def test_a_helper_is_no_function_of_python(house, tmp_path):
     assert done.returncode == 1
     assert "call a kernel that calls it" in done.stderr
     assert "SystemError" in done.stderr
+
+
+def test_processes_that_need_a_kernel_at_once_compile_it_once(house, tmp_path):
+    house(3.0, tmp_path / "others")  # which leaves helper.py as it is
+    program = (
+        "from house.room.kernel import scaled; print(scaled(2.0), sum(scaled.stats.cache_misses.values()))"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    both = [
+        subprocess.Popen([sys.executable, "-B", "-c", program], env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = sorted(process.communicate()[0].split()[-2:] for process in both)
+    assert said == [["6.0", "0"], ["6.0", "1"]]
+
+
+def test_a_turn_is_waited_for_until_it_ends(tmp_path):
+    if cache.fcntl is None:
+        pytest.skip("this system has no such locks")
+    first, second, heard, waited = cache._Turn(tmp_path / "lock"), cache._Turn(tmp_path / "lock"), [], []
+    assert first.take(lambda: heard.append("first")) is False
+    thread = threading.Thread(target=lambda: waited.append(second.take(lambda: heard.append("second"))))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    assert heard == ["second"]
+    first.end()
+    thread.join(10)
+    assert waited == [True]
+    second.end()
+    assert first.take(lambda: heard.append("first")) is False
+    first.end()
+
+
+def test_a_turn_without_a_file_is_nobodys(tmp_path):
+    turn = cache._Turn(tmp_path / "gone" / "lock")
+    assert turn.take(lambda: None) is False
+    turn.end()
+
+
+def _ours(function):
+    function.__module__ = f"{machine_package.__name__}.made_up"
+    return entry(function)
+
+
+def test_who_cannot_compile_gives_its_turn_up():
+    def broken(x):
+        return x + "a"  # no sum of a number and a text
+
+    broken = _ours(broken)
+    with pytest.raises(TypingError):
+        broken(1.0)
+    assert broken._cache._turn._descriptor is None
+
+
+def test_cycles_are_looked_for_again_after_compiling():
+    def two(x):
+        return 2 * x
+
+    two = _ours(two)
+    assert gc.isenabled()
+    heard = []
+    with on_compile(lambda name: heard.append((name, gc.isenabled()))):
+        assert two(2.0) == 4.0
+        gc.disable()
+        try:
+            assert two(2) == 4
+            assert not gc.isenabled()  # as it was
+        finally:
+            gc.enable()
+    assert heard == [("two", False), ("two", False)]
+    assert gc.isenabled()

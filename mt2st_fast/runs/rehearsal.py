@@ -1,0 +1,100 @@
+"""Compiling while data are read: a second process trains a few made-up rows by the options of the run.
+
+On a machine that has never trained, compiling takes longer than all else. The kernels that the second process compiles
+are kept where the run finds them; one that is still at work there is waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mt2st_fast.compiling import is_first_on
+from mt2st_fast.data import READERS, Corpus, Splits, TargetColumn, Vocabulary
+from mt2st_fast.environment import usable_cpus
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
+
+UNITS, TOKENS_A_UNIT, WORDS = 64, 8, 40
+
+
+@contextmanager
+def rehearsed(config: Config) -> Iterator[None]:
+    """Have another process compile what a run needs, if nothing of its kind was ever compiled here.
+
+    It ends with the block, and with this process, however that ends.
+    """
+    process = _begin(config) if is_worth_it(config) else None
+    try:
+        yield
+    finally:
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def is_worth_it(config: Config) -> bool:
+    """Whether there are kernels to compile for a run, and a core to do it on."""
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    by_kernels = config.engine == "fused" and config.backend in ("auto", "numba")
+    return on_cpu and by_kernels and usable_cpus() > 1 and is_first_on(_level_of(config))
+
+
+def rehearse(config: Config) -> None:
+    """Take the first steps of a run, and an evaluation, on made-up rows."""
+    level = _level_of(config)
+    own = replace(config, main=None, aux=None, init=None, epochs=None, batch_size=None, device="cpu")
+    Experiment.prepare(own, _made_up(level)).warm_up()
+
+
+def _level_of(config: Config) -> str:
+    return READERS[config.data.partition(":")[0]].level
+
+
+def _begin(config: Config) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # what is wrong with the options is for the run to say
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(config.to_json()).encode() + b"\n")
+    process.stdin.flush()  # and left open: its end tells the other process that nobody waits any more
+    return process
+
+
+def _made_up(level: str) -> Splits:
+    """A small corpus of random words with a main and an auxiliary task of two classes."""
+    random = np.random.Generator(np.random.PCG64(0))
+    words = [f"word{i}" for i in range(WORDS)]
+    tokens = random.integers(0, WORDS, UNITS * TOKENS_A_UNIT).astype(np.int32)
+    bounds = np.arange(0, len(tokens) + 1, TOKENS_A_UNIT, dtype=np.int64)
+    n_rows = len(tokens) if level == "token" else UNITS
+    targets = {
+        task: TargetColumn("classes", ("a", "b"), random.integers(0, 2, n_rows)) for task in ("main", "other")
+    }
+    corpus = Corpus(tokens, bounds, targets, level)
+    vocabulary = Vocabulary(words, np.full(WORDS, len(tokens) // WORDS))
+    return Splits(corpus, corpus, corpus, vocabulary, "made up", "main", ("other",))
+
+
+def _end_with(stream: object) -> None:
+    """End this process when its parent does, whatever it is at: a lock on a kernel goes with it."""
+    stream.read()  # type: ignore[attr-defined]
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    asked = Config.from_json(json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
+    rehearse(asked)

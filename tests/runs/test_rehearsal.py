@@ -1,0 +1,117 @@
+"""What a rehearsal compiles is what the run needs; it is begun where that helps, and ends with who began it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mt2st_fast.compiling import LONGEST_OF_LEVEL
+from mt2st_fast.runs import rehearsal
+from mt2st_fast.runs.config import Config
+from tests.runs.test_engines import documents
+
+# Runs after a rehearsal; prints the kernels that it had to get beside those.
+COMPARED = """
+import json, sys
+from mt2st_fast.data import open_data
+from mt2st_fast.kernels.machine import cache
+from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.rehearsal import rehearse
+
+asked = []
+load = cache.KernelCache.load_overload
+def recorded(self, sig, target):
+    asked.append((self._py_func.__name__, str(sig)))
+    return load(self, sig, target)
+cache.KernelCache.load_overload = recorded
+
+config = Config.from_json(json.loads(sys.argv[1]))
+splits = open_data(config.data, config.main, config.aux)
+before = set(asked)
+rehearse(config)
+rehearsed = set(asked) - before
+experiment = Experiment.prepare(config, splits)
+experiment.run()
+experiment.test()
+print(json.dumps({"rehearsed": sorted(name for name, _ in rehearsed),
+                  "more": sorted(name for name, _ in set(asked) - rehearsed - before)}))
+"""
+
+
+@pytest.mark.parametrize("level", ["token", "document"])
+def test_a_run_needs_no_kernel_that_was_not_rehearsed(level, treebank, tmp_path):
+    config = Config(data=treebank, main="upos", aux=("xpos",), epochs=3.0)
+    if level == "document":
+        config = Config(data=documents(tmp_path), main="kind", aux=("size:regression",), epochs=3.0)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(COMPARED), json.dumps(config.to_json())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert LONGEST_OF_LEVEL[level] in found["rehearsed"]
+    assert found["more"] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "cpus", "first", "worth"),
+    [
+        ({}, 2, True, True),
+        ({}, 1, True, False),
+        ({}, 2, False, False),
+        ({"engine": "torch"}, 2, True, False),
+        ({"backend": "reference"}, 2, True, False),
+        ({"device": "cuda"}, 2, True, False),
+    ],
+)
+def test_when_it_is_worth_it(changed, cpus, first, worth, monkeypatch):
+    monkeypatch.setattr(rehearsal, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(rehearsal, "is_first_on", lambda level: first)
+    assert rehearsal.is_worth_it(replace(Config(device="cpu"), **changed)) is worth
+
+
+def test_it_ends_with_the_block(monkeypatch):
+    began = []
+    begin = rehearsal._begin
+    monkeypatch.setattr(rehearsal, "_begin", lambda config: began.append(begin(config)) or began[0])
+    monkeypatch.setattr(rehearsal, "is_worth_it", lambda config: True)
+    with rehearsal.rehearsed(Config()):
+        assert began[0].poll() is None
+    assert began[0].returncode is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc who lives")
+def test_it_ends_with_the_process_that_began_it(tmp_path: Path):
+    program = f"""
+        import os, sys
+        from mt2st_fast.runs.config import Config
+        from mt2st_fast.runs.rehearsal import _begin
+        process = _begin(Config(data="csv:{tmp_path}"))
+        print(process.pid, flush=True)
+        os._exit(0)  # as kill -9: nothing is put in order
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 60
+    while _lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _lives(pid)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
