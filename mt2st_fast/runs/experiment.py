@@ -45,6 +45,7 @@ from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
 WARMING_STEPS = 5
+EVALUATION_ROWS = 1 << 14  # of a batch: text repeats its words, and a batch looks at each of them once
 
 
 @contextmanager
@@ -193,7 +194,7 @@ class Experiment:
 
     def _held_out(self, corpus: Any) -> Any:
         window = self.config.window if corpus.level == "token" else None
-        return evaluation_batches(corpus, 4096, window, self.splits.tasks)
+        return evaluation_batches(corpus, EVALUATION_ROWS, window, self.splits.tasks)
 
 
 def text_model(experiment: Experiment) -> TextModel:

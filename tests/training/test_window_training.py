@@ -20,6 +20,7 @@ from mt2st_fast import (
     WindowEncoder,
 )
 from mt2st_fast.kernels.step.on_numba.dropout import factors_of
+from mt2st_fast.kernels.step.on_numba.window_hidden import MOST_TYPES_A_WINDOW
 from mt2st_fast.kernels.step.on_numba.window_step import drop_of
 from mt2st_fast.kernels.step.window import Dropout
 from mt2st_fast.training.engines.window_training import WindowTraining
@@ -314,14 +315,23 @@ def test_a_resumed_run_gives_the_same_bits(stop, tmp_path):
         assert torch.equal(a, b)
 
 
-def test_held_out_windows_are_seen_as_the_encoder_sees_them():
-    training = trainer()
-    training.fit(BATCHES, epochs=1)
-    types = batch(333, seed=9)[0]
+# Types are projected where they are few to a window (1,000 rows of 300 types), and windows multiplied where not.
+@pytest.mark.parametrize(("rows", "by_type"), [(1, False), (333, False), (1000, True)])
+@pytest.mark.parametrize("shape", [{}, {"dim": 7, "hidden": 33, "window": 1}, {"dim": 270, "hidden": 16}])
+@pytest.mark.parametrize("subwords", [True, False])
+def test_held_out_windows_are_seen_as_the_encoder_sees_them(rows, by_type, shape, subwords):
+    encoder, heads = model(dropout=0.3, subwords=subwords, **shape)
+    width = encoder.width
+    training = Trainer(encoder, heads, schedule=MultiTask(), lr=0.01, device="cpu")
+    training.fit([batch(width=width)], epochs=1)
+    types = batch(rows, seed=9, width=width)[0]
+    assert (len(types.unique()) - 1 <= MOST_TYPES_A_WINDOW * rows) is by_type
     found = training.run.engine.features(types)
-    training.encoder.eval()
+    encoder.eval()
     with torch.no_grad():
-        torch.testing.assert_close(found, training.encoder(types), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, encoder(types), rtol=1e-5, atol=1e-6)
+        encoder.table[1:] = float("nan")  # a diverged run has to be seen
+    assert training.run.engine.features(types).isnan().any()
 
 
 def test_who_looks_at_the_encoder_sees_what_is_held_out():

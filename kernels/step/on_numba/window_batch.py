@@ -109,15 +109,16 @@ def first_unknown(types, n_types):
 
 
 @helper
-def index_types(types, rows_of_type, index):
-    """Number the types of a batch (n,), find their positions and rows."""
+def index_types(types, rows_of_type, with_positions, index):
+    """Number the types of a batch (n,), find their rows and, where these are wanted, positions."""
     n = len(types)
     U = _number(types, n, index.slot_of_type, index.slots, index.types)
     index.counts[0] = U
-    positions = np.empty(n, np.int32)
-    for i in range(n):
-        positions[i] = i
-    _transpose(index.slots, positions, n, U, index.begins, index.positions)
+    if with_positions:
+        positions = np.empty(n, np.int32)
+        for i in range(n):
+            positions[i] = i
+        _transpose(index.slots, positions, n, U, index.begins, index.positions)
     total = 0
     for u in range(U):
         index.starts[u] = total

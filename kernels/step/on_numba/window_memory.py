@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ...heads.on_numba.stages import SKEW
-from ...machine.gemm import PANEL
+from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.simd import WIDTH
 from ..window import WindowModel
 from .window_batch import BatchIndex, new_index
+from .window_hidden import MOST_TYPES_A_WINDOW
 
 TILE_ROWS = 48  # windows of a tile: what a thread holds of them stays within half of a 1 MiB cache
 
@@ -35,8 +36,9 @@ class Table(NamedTuple):
 class Buffers(NamedTuple):
     """What a step writes down between its rounds, for N windows of W words, H hidden outputs and S of heads."""
 
-    vectors: np.ndarray  # (U, D) of the types
+    vectors: np.ndarray  # (U, D) of the types, and room for a block of rows behind them
     d_vectors: np.ndarray  # (U, D)
+    projected: np.ndarray  # (MOST_TYPES_A_WINDOW * N, W, ldp) of the types, where windows are sums of those
     x: np.ndarray  # (N, ldx) windows after dropout
     d_x: np.ndarray  # (N, W * D)
     a: np.ndarray  # (N, lda) hidden outputs
@@ -107,7 +109,8 @@ def _new_buffers(model: WindowModel, N: int) -> Buffers:
         return np.zeros(shape, np.float32)
 
     return Buffers(
-        vectors=floats(U, D),
+        vectors=floats(U + BLOCK_ROWS, D),
+        projected=floats(most_projected(N) + BLOCK_ROWS, model.width, _up(H, PANEL)),
         d_vectors=floats(U, D),
         x=floats(padded, ldx),
         d_x=floats(N, F),
@@ -123,6 +126,11 @@ def _new_buffers(model: WindowModel, N: int) -> Buffers:
         no_scales=floats(0),
         all_rows=np.zeros(0, np.int64),
     )
+
+
+def most_projected(N: int) -> int:
+    """Types of N windows that are projected, if they are not more."""
+    return int(MOST_TYPES_A_WINDOW * N)
 
 
 def _up(n: int, step: int) -> int:

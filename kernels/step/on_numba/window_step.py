@@ -30,8 +30,9 @@ from ..model import NOTHING, Moves
 from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE, Dropout, Moving, WindowModel
 from .dropout import PART_BITS
 from .window_batch import first_unknown, index_types
+from .window_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
 from .window_memory import TILE_ROWS, memory_of
-from .window_tiles import ONE, TYPES_A_PIECE, ZERO, Drop, prepare_types, run_tile
+from .window_tiles import ONE, Drop, prepare_types, run_tile
 from .window_updates import ROWS_A_PIECE, move_dense, move_rows
 
 # --- the step --------------------------------------------------------------------------------------------
@@ -84,17 +85,20 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
     column_of = _columns_by_task(heads, columns, len(targets))
-    index_types(types.reshape(N * W), table.rows_of_type, index)
+    index_types(types.reshape(N * W), table.rows_of_type, reach == TO_TABLE, index)
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
     in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, reach, b))
+    by_type = reach < TO_HIDDEN and drop.threshold == 0 and index.counts[0] <= MOST_TYPES_A_WINDOW * N
+    if by_type:
+        in_parallel(team, n_types, project_types, (D, H, index, b))
     for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, reach >= TO_HIDDEN)
     hidden_bias_h = np.empty(H, np.float32)
     _copy_from(hidden_bias, hidden_bias_h)
     head_bias_s = _head_biases(heads, biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
-        N, W, D, index, drop, hidden_bias_h, for_logits, for_features, head_bias_s, heads, columns, column_weights,
-        targets, scale, reach, table.frozen, b,
+        N, W, D, index, drop, by_type, hidden_bias_h, for_logits, for_features, head_bias_s, heads, columns,
+        column_weights, targets, scale, reach, table.frozen, b,
     ))  # fmt: skip
     if reach == TO_NOTHING:
         return
@@ -161,7 +165,7 @@ def gathered(model: WindowModel, moves: Moves) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows[order].astype(np.int64)), torch.from_numpy(memory.d_rows[:R][order])
 
 
-LEAST_ROWS = 512  # that are looked at together, where there are so many
+LEAST_ROWS = 1 << 14  # that are looked at together, where there are so many
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))

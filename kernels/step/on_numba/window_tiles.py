@@ -14,7 +14,6 @@ from ...bags.on_numba.row_sums import sum_rows
 from ...bags.on_numba.row_updates import ask_for_row
 from ...heads.on_numba.loss_pass import LANES
 from ...heads.on_numba.stages import (
-    DEPTH,
     feature_gradient,
     logits,
     pack_for_features,
@@ -23,30 +22,24 @@ from ...heads.on_numba.stages import (
     scratch,
 )
 from ...heads.on_numba.tile import loss_tile
-from ...machine.gemm import (
-    BLOCK_ROWS,
-    PANEL,
-    add_by_row,
-    add_by_row_1,
-    multiply_by_row,
-    multiply_by_row_1,
-)
+from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import helper
-from ...machine.simd import FLOAT_BYTES, WIDTH
+from ...machine.simd import WIDTH
 from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE
 from .dropout import draw_factors, words_of
 from .window_batch import NONE, index_rows
+from .window_hidden import (
+    TYPES_A_PIECE,
+    ZERO,
+    address_of,
+    multiply_panels,
+    outputs_by_type,
+    outputs_by_window,
+)
 from .window_memory import TILE_ROWS
 
-ZERO, ONE = np.float32(0), np.float32(1)
-TYPES_A_PIECE = 64
+ONE = np.float32(1)
 AHEAD = 16  # rows that are asked for before they are needed
-
-
-@helper
-def address_of(array):
-    """Of its first number, as an int64: helpers would be compiled for `uintp`, too."""
-    return np.int64(array.ctypes.data)
 
 
 class Drop(NamedTuple):
@@ -113,46 +106,6 @@ def _gather(first, rows, padded, W, D, index, drop, factors, b):
 
 
 @helper
-def _multiply(a, lda, rows, depth, panels, n, c, ldc):
-    """c (rows, n) = a (rows, depth) times packed panels (depth, PANEL); whole blocks of rows and vectors of columns."""
-    for panel in range(-(-n // PANEL)):
-        wide = n - panel * PANEL > WIDTH
-        for k in range(0, depth, DEPTH):
-            part = min(DEPTH, depth - k)
-            packed = panels + FLOAT_BYTES * (panel * depth + k) * PANEL
-            for i in range(0, rows, BLOCK_ROWS):
-                a_i = a + FLOAT_BYTES * (i * lda + k)
-                c_i = c + FLOAT_BYTES * (i * ldc + panel * PANEL)
-                if k == 0:
-                    if wide:
-                        multiply_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
-                    else:
-                        multiply_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
-                elif wide:
-                    add_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
-                else:
-                    add_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
-
-
-@helper
-def _hidden_outputs(first, rows, padded, F, H, bias, b):
-    """a = ReLU(x W^T + bias) of a tile, zero behind the last row and column. Not a number stays that."""
-    lda = b.a.shape[1]
-    _multiply(
-        address_of(b.x[first]), b.x.shape[1], padded, F, address_of(b.forward), H, address_of(b.a[first]), lda
-    )
-    for i in range(first, first + rows):
-        for h in range(H):
-            value = b.a[i, h] + bias[h]
-            b.a[i, h] = ZERO if value <= ZERO else value
-        for h in range(H, lda):
-            b.a[i, h] = ZERO
-    for i in range(first + rows, first + padded):
-        for h in range(lda):
-            b.a[i, h] = ZERO
-
-
-@helper
 def _hidden_gradient(first, rows, H, b, d_bias):
     """Through the ReLU: d_a is 0 where a is; d_bias (H,) = its sum over the tile."""
     for h in range(H):
@@ -172,12 +125,12 @@ def _head_logits(a, lda, rows, H, S, for_logits, product, z):
 
 @helper
 def run_tile(
-    p, N, W, D, index, drop, hidden_bias, for_logits, for_features, head_bias, heads, columns, column_weights, targets,
-    scale, reach, frozen_rows, b,
+    p, N, W, D, index, drop, by_type, hidden_bias, for_logits, for_features, head_bias, heads, columns, column_weights,
+    targets, scale, reach, frozen_rows, b,
 ):  # fmt: skip
     """Windows of tile p: losses, and the gradients of logits, hidden layer and windows. Piece 0 is no tile.
 
-    Only as far back as `reach`: with TO_NOTHING only b.a.
+    Only as far back as `reach`: with TO_NOTHING only b.a. by_type: types are projected, and there are no windows.
     """
     if p == 0:
         if reach == TO_TABLE:
@@ -189,8 +142,11 @@ def run_tile(
     padded = round_up(rows, WIDTH)
     ldx, lda, ldz = b.x.shape[1], b.a.shape[1], b.z.shape[2]
     factors = scratch(rows if drop.threshold > 0 else 0, F)
-    _gather(first, rows, padded, W, D, index, drop, factors, b)
-    _hidden_outputs(first, rows, padded, F, H, hidden_bias, b)
+    if by_type:
+        outputs_by_type(first, rows, padded, hidden_bias, index, b)
+    else:
+        _gather(first, rows, padded, W, D, index, drop, factors, b)
+        outputs_by_window(first, rows, padded, F, hidden_bias, b)
     if reach == TO_NOTHING:
         return
     a, d_a, z = address_of(b.a[first]), address_of(b.d_a[first]), b.z[tile]
@@ -218,7 +174,9 @@ def run_tile(
     if reach < TO_TABLE:
         return
     d_x = scratch(padded, ldx)
-    _multiply(d_a, lda, round_up(rows, BLOCK_ROWS), H, address_of(b.backward), F, address_of(d_x), ldx)
+    multiply_panels(
+        d_a, lda, round_up(rows, BLOCK_ROWS), H, address_of(b.backward), H * PANEL, F, address_of(d_x), ldx
+    )
     for i in range(rows):
         if drop.threshold > 0:
             for f in range(F):

@@ -12,8 +12,9 @@ from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
 from ..window import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
+from .window_hidden import TYPES_A_PIECE, ZERO, address_of
 from .window_memory import TILE_ROWS
-from .window_tiles import ONE, TYPES_A_PIECE, ZERO, address_of
+from .window_tiles import ONE
 
 ROWS_A_PIECE = 256
 

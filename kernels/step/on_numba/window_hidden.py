@@ -1,0 +1,120 @@
+"""The hidden layer over windows: what its outputs are made of, and two ways to make them.
+
+h = ReLU(b + sum_w A_w v(t_w))        A_w (H, D) the columns of the hidden weight for place w, v(t) a type's vector
+
+By window: the vectors of a window's words side by side, times the whole weight, as dropout makes each of them another
+one. By type: A_w v(t) once for every type and place, and a window is a sum of W rows of those. Text repeats its words,
+so where nothing is dropped out that is a fraction of the products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...heads.on_numba.stages import DEPTH, round_up
+from ...machine.gemm import (
+    BLOCK_ROWS,
+    PANEL,
+    add_by_row,
+    add_by_row_1,
+    multiply_by_row,
+    multiply_by_row_1,
+)
+from ...machine.jit import helper
+from ...machine.simd import FLOAT_BYTES, WIDTH
+from .window_batch import NONE
+
+ZERO = np.float32(0)
+TYPES_A_PIECE = 64
+# Up to so many types a window, those are projected. A window then costs its sum, which is a little, too.
+MOST_TYPES_A_WINDOW = 0.75
+
+
+@helper
+def address_of(array):
+    """Of its first number, as an int64: helpers would be compiled for `uintp`, too."""
+    return np.int64(array.ctypes.data)
+
+
+@helper
+def multiply_panels(a, lda, rows, depth, panels, panel_floats, n, c, ldc):
+    """c (rows, n) = a (rows, depth) times panels (depth, PANEL) of packed columns, which lie panel_floats apart; whole
+    blocks of rows and vectors of columns.
+    """
+    for panel in range(-(-n // PANEL)):
+        wide = n - panel * PANEL > WIDTH
+        for k in range(0, depth, DEPTH):
+            part = min(DEPTH, depth - k)
+            packed = panels + FLOAT_BYTES * (panel * panel_floats + k * PANEL)
+            for i in range(0, rows, BLOCK_ROWS):
+                a_i = a + FLOAT_BYTES * (i * lda + k)
+                c_i = c + FLOAT_BYTES * (i * ldc + panel * PANEL)
+                if k == 0:
+                    if wide:
+                        multiply_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
+                    else:
+                        multiply_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
+                elif wide:
+                    add_by_row(a_i, lda, packed, PANEL, c_i, ldc, part)
+                else:
+                    add_by_row_1(a_i, lda, packed, PANEL, c_i, ldc, part)
+
+
+@helper
+def project_types(p, D, H, index, b):
+    """b.projected[u, w] (H,) = A_w v(u) of the types of piece p."""
+    first = p * TYPES_A_PIECE
+    rows = round_up(min(TYPES_A_PIECE, index.counts[0] - first), BLOCK_ROWS)
+    W, ldp = b.projected.shape[1], b.projected.shape[2]
+    panel_floats = W * D * PANEL
+    for w in range(W):
+        multiply_panels(
+            address_of(b.vectors[first]), D, rows, D, address_of(b.forward) + FLOAT_BYTES * w * D * PANEL, panel_floats,
+            H, address_of(b.projected[first, w]), W * ldp,
+        )  # fmt: skip
+
+
+@helper
+def outputs_by_type(first, rows, padded, bias, index, b):
+    """b.a of a tile from its types' projections, zero behind the last row and column."""
+    H, W = len(bias), b.projected.shape[1]
+    for i in range(first, first + rows):
+        a = b.a[i]
+        for h in range(H):
+            a[h] = bias[h]
+        for w in range(W):
+            slot = np.int64(index.slots[i * W + w])
+            if slot != NONE:
+                projected = b.projected[slot, w]
+                for h in range(H):
+                    a[h] += projected[h]
+    _rectify(first, rows, padded, H, b)
+
+
+@helper
+def outputs_by_window(first, rows, padded, F, bias, b):
+    """b.a of a tile from its windows b.x, zero behind the last row and column."""
+    H, lda = len(bias), b.a.shape[1]
+    multiply_panels(
+        address_of(b.x[first]), b.x.shape[1], padded, F, address_of(b.forward), F * PANEL, H, address_of(b.a[first]),
+        lda,
+    )  # fmt: skip
+    for i in range(first, first + rows):
+        for h in range(H):
+            b.a[i, h] += bias[h]
+    _rectify(first, rows, padded, H, b)
+
+
+@helper
+def _rectify(first, rows, padded, H, b):
+    """ReLU. Not a number stays that."""
+    lda = b.a.shape[1]
+    for i in range(first, first + rows):
+        for h in range(H):
+            value = b.a[i, h]
+            b.a[i, h] = ZERO if value <= ZERO else value
+        for h in range(H, lda):
+            b.a[i, h] = ZERO
+    for i in range(first + rows, first + padded):
+        for h in range(lda):
+            b.a[i, h] = ZERO
