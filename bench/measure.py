@@ -28,6 +28,7 @@ from bench.cases import DIRECTIONS, MEMORY_CASE, DeviceKind, Direction, HeadCase
 from bench.device import find
 from bench.environment import describe
 from bench.floors import copy_bytes_per_second, gemm_flops_per_second
+from bench.held_out import held_out_passes
 from bench.interleaved import BURST_US, Candidate, Timings, cold_us, interleave
 from bench.memory import UnmeasurableError, peak_extra_bytes, peak_on_gpu
 from bench.peer_checks import Check
@@ -45,6 +46,7 @@ from bench.step_cases import (
     step_ratios,
     switched_and_stl,
 )
+from bench.step_models import StepModel
 
 console = Console(width=150)
 
@@ -313,6 +315,21 @@ def measure_step(case: StepCase, m: Measurement) -> bool:
         )
         title = f"{case.name}: {model.shape}, {title}"
         _report("step", case.name, model.shape, "step", title, timings, _present(ratios, steps), m)
+    return model.held_out is None or _measure_held_out(case.name, model, m)
+
+
+def _measure_held_out(name: str, model: StepModel, m: Measurement) -> bool:
+    """Evaluations of all tasks; False where they do not agree."""
+    assert model.held_out is not None
+    try:
+        passes = held_out_passes(model)
+    except InaccurateError as error:
+        console.print(f"[red]{name}: not measured, {error}[/red]")
+        return False
+    timings = m.interleave({each: Candidate(evaluation) for each, evaluation in passes.items()})
+    shape = f"N={len(model.held_out[0])}"
+    title = f"{name}: {shape}, held-out rows"
+    _report("step", name, shape, "held out", title, timings, {"eager": ("eager", "ours")}, m)
     return True
 
 

@@ -14,7 +14,7 @@ from bench.ledger import Record
 from bench.markdown import table
 from bench.picture import draw, draw_scaling
 from bench.scaling import AXES, PEERS, points
-from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, step_cases
+from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, TAGGER, step_cases
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
 from bench.word_report import gpu_word_section, job_section, word_sections
 
@@ -112,6 +112,7 @@ def _device_section(
     if kind == "cpu":
         lines += ["**Heads, forward**", "", *_heads_table(found, "forward", kind), ""]
         lines += ["**Training step**", "", *_step_table(found), ""]
+        lines += ["**Held-out rows, all tasks**", "", *_held_out_table(found), ""]
         lines += word_sections(found)
     else:
         lines += ["**Heads, device time with a cold cache, µs**", "", *_cold_table(found), ""]
@@ -234,6 +235,13 @@ def _step_table(found: Sequence[Record]) -> list[str]:
             ]
         )
     return _table(heading, rows)
+
+
+def _held_out_table(found: Sequence[Record]) -> list[str]:
+    records = by_peer(found, "step", TAGGER, "held out")
+    shape = next((f": {record['shape']}" for record in records.values()), "")
+    row = [TAGGER + shape, _time(records, "ours"), _ratio(records.get("eager")), _rounds(records)]
+    return _table(["model", "ours", "eager / ours", "rounds"], [row])
 
 
 def _gpu_step_table(found: Sequence[Record]) -> list[str]:

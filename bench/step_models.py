@@ -11,9 +11,9 @@ from torch import nn
 
 from bench.environment import ROOT
 from mt2st_fast import Classification, MultiTaskHeads, WindowEncoder
-from mt2st_fast.data import open_data
+from mt2st_fast.data import evaluation_batches, open_data
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import Experiment
+from mt2st_fast.runs.experiment import EVALUATION_ROWS, Experiment
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.sources import Batch
 
@@ -38,6 +38,7 @@ class StepModel:
     make_dense_optimizer: MakeOptimizer | None = (
         None  # of the copy without row-sparse gradients, where there is one
     )
+    held_out: Batch | None = None  # text that is only looked at
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +79,7 @@ def ewt_model(device: torch.device) -> StepModel:
         batches,
         lambda p: LazyAdam(p, lr=lr, fused=True),
         lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0, fused=True),
+        next(iter(evaluation_batches(splits.dev, EVALUATION_ROWS, experiment.config.window, splits.tasks))),
     )
 
 
