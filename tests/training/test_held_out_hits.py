@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mt2st_fast import Callback, MultiTask, Switch, Trainer
+from mt2st_fast.kernels.step.on_numba import window_step
 from tests.training.test_window_training import BATCHES, KINDS, TASKS, batch, model
 
 HELD_OUT = [batch(n, seed=40 + n) for n in (1, 333, 70, 1200)]  # fewer rows than a step has, and more
@@ -40,6 +41,32 @@ def test_they_are_those_of_the_logits(number):
     one = training.run.engine.hits(types, {"wide": targets["wide"]})
     assert torch.equal(one["wide"], found["wide"])
     assert list(one) == ["wide"]
+
+
+def test_many_rows_are_looked_at_in_parts(monkeypatch):
+    training = trained()
+    types, targets = HELD_OUT[3]
+    whole = training.run.engine.hits(types, targets)
+    features = training.run.engine.features(types)
+    parts = []
+    call = window_step._call
+    monkeypatch.setattr(window_step, "MOST_FLOATS", 0)  # there is no memory for more than a step has
+    monkeypatch.setattr(
+        window_step, "_call", lambda model, *args: (parts.append(len(args[2])), call(model, *args))
+    )
+    again = trained().run.engine
+    parts.clear()
+    found = again.hits(types, targets)
+    assert parts == [512, 512, 176]
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    torch.testing.assert_close(again.features(types), features, rtol=1e-5, atol=1e-6)
+
+
+def test_windows_without_a_word_are_the_bias_alone():
+    training = trained()
+    types = torch.full((60, HELD_OUT[0][0].shape[1]), -1, dtype=torch.int32)
+    features = training.run.engine.features(types)
+    torch.testing.assert_close(features, training.encoder.hidden.bias.relu().expand(60, -1))
 
 
 def test_an_evaluation_takes_them_and_asks_no_encoder(monkeypatch):

@@ -165,7 +165,8 @@ def gathered(model: WindowModel, moves: Moves) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows[order].astype(np.int64)), torch.from_numpy(memory.d_rows[:R][order])
 
 
-LEAST_ROWS = 1 << 14  # that are looked at together, where there are so many
+# Rows that are looked at together: the more, the rarer is a word met for the first time.
+LEAST_ROWS, MOST_ROWS, MOST_FLOATS = 1 << 9, 1 << 14, 1 << 25
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))
@@ -207,8 +208,10 @@ def correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Ten
 
 
 def _parts(model: WindowModel, N: int) -> list[slice]:
-    """N rows in parts as large as there is memory for; the first to ask may have had one row."""
-    at_once = max(LEAST_ROWS, 0 if model.memory is None else model.memory.n_rows)
+    """N rows in parts, none of which needs more memory than a step if that is more than MOST_FLOATS."""
+    H, F = model.hidden[0].parameter.shape
+    fit = min(MOST_ROWS, MOST_FLOATS // (F + (model.width + 1) * H))  # a window, its outputs and those of its types
+    at_once = max(LEAST_ROWS, fit, 0 if model.memory is None else model.memory.n_rows)
     return [slice(first, first + at_once) for first in range(0, N, at_once)]
 
 
