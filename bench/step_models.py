@@ -13,7 +13,7 @@ from bench.environment import ROOT
 from mt2st_fast import Classification, MultiTaskHeads, WindowEncoder
 from mt2st_fast.data import evaluation_batches, open_data
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import EVALUATION_ROWS, Experiment
+from mt2st_fast.runs.experiment import Experiment, evaluation_rows
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.sources import Batch
 
@@ -73,13 +73,14 @@ def ewt_model(device: torch.device) -> StepModel:
     experiment = Experiment.prepare(Config(device="cpu"), splits)
     trainer, lr = experiment.trainer, experiment.config.lr
     batches = list(islice(iter(experiment.train), 16))
+    n_rows = evaluation_rows(splits.dev, splits.tasks)
     return StepModel(
         trainer.encoder,
         trainer.heads,
         batches,
         lambda p: LazyAdam(p, lr=lr, fused=True),
         lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0, fused=True),
-        next(iter(evaluation_batches(splits.dev, EVALUATION_ROWS, experiment.config.window, splits.tasks))),
+        next(iter(evaluation_batches(splits.dev, n_rows, experiment.config.window, splits.tasks))),
     )
 
 

@@ -25,10 +25,23 @@ def counted_as_compiling(what: str) -> Iterator[None]:
 
 
 def is_first_on(level: str) -> bool:
-    """Whether what trains a corpus of this level on a CPU was never compiled here, and could be kept."""
-    from mt2st_fast.kernels.machine.cache import can_keep  # which loads the compiler
+    """Whether what trains a corpus of this level on a CPU was never compiled here, nor rehearsed, and could be kept."""
+    from mt2st_fast.kernels.machine.cache import folder, has_none_of  # which loads the compiler
 
-    return can_keep(LONGEST_OF_LEVEL[level])
+    place = folder()
+    return place is not None and has_none_of(LONGEST_OF_LEVEL[level]) and not (place / _stamp(level)).exists()
 
 
-__all__ = ["compile_seconds", "counted_as_compiling", "is_first_on", "on_compile"]
+def note_rehearsed(level: str) -> None:
+    """Keep in mind, where kernels are kept, that a run on such a corpus was rehearsed."""
+    from mt2st_fast.kernels.machine.cache import folder
+
+    if (place := folder()) is not None:
+        (place / _stamp(level)).touch()
+
+
+def _stamp(level: str) -> str:
+    return f"rehearsed.{level}"
+
+
+__all__ = ["compile_seconds", "counted_as_compiling", "is_first_on", "note_rehearsed", "on_compile"]

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,10 +75,10 @@ def folder() -> Path | None:
     return place
 
 
-def can_keep(function_name: str) -> bool:
-    """Whether there is a folder for a kernel of this name that has none of it yet."""
+def has_none_of(function_name: str) -> bool:
+    """Whether no kernel of this name is kept."""
     place = folder()
-    return place is not None and not any(place.glob(f"*.{function_name}-*.nbi"))
+    return place is None or not any(place.glob(f"*.{function_name}-*.nbi"))
 
 
 def _root() -> Path:
@@ -145,14 +146,21 @@ class _Turn:
             return False
         except BlockingIOError:
             on_wait()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            return True
         except OSError:  # a file system that has no locks
             return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # or no more of them
+            return False
+        return True
 
     def end(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)  # which gives up the lock
+            with suppress(
+                OSError
+            ):  # closing is not enough: a process that was forked meanwhile has it open, too
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
             self._descriptor = None
 
 
@@ -175,6 +183,9 @@ class KernelCache(FunctionCache):
             if found is not None:
                 self._turn.end()
             return found
+        except BaseException:  # Ctrl-C while this waits
+            self._turn.end()
+            raise
         finally:
             clock.stop()
 

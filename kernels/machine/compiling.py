@@ -37,11 +37,6 @@ class CompileClock:
         if self._depth.value == 0:
             self.seconds += time.perf_counter() - self._depth.started
 
-    @property
-    def runs(self) -> bool:
-        """Whether this thread compiles or loads a kernel now."""
-        return getattr(self._depth, "value", 0) > 0
-
     def tell(self, name: str) -> None:
         """Say that a kernel begins to be compiled, here or by a process that this one waits for."""
         for listener in self._listeners:

@@ -67,10 +67,11 @@ class _OnTheClock(event.Listener):
     """
 
     def __init__(self) -> None:
-        self._paused = False
+        self._depth, self._paused = 0, False  # Numba compiles for one thread at a time
 
     def on_start(self, event: Any) -> None:
         if _is_ours(event):
+            self._depth += 1
             if gc.isenabled():
                 gc.disable()
                 self._paused = True
@@ -80,7 +81,8 @@ class _OnTheClock(event.Listener):
         if not _is_ours(event):
             return
         clock.stop()
-        if self._paused and not clock.runs:
+        self._depth -= 1
+        if self._paused and not self._depth:
             self._paused = False
             gc.enable()
         dispatcher = event.data["dispatcher"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
             if (kept := folder / RUN_CONFIG).exists():
                 output = output.going_on(read_config_file(kept, "compare", COMMANDS["compare"]), given)
         progress.note_load()
-        with rehearsed(progress.config):
+        by_kernels = "fused" in progress.comparison.engine
+        with rehearsed(progress.config) if by_kernels else nullcontext():
             _compare(progress, folder, output, stopping)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from mt2st_fast.data import (
     READERS,
     BagBatches,
+    Corpus,
     Splits,
     SubwordTable,
     TargetColumn,
@@ -45,7 +46,10 @@ from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
 WARMING_STEPS = 5
-EVALUATION_ROWS = 1 << 14  # of a batch: text repeats its words, and a batch looks at each of them once
+# Of an evaluation's batch. Text repeats its words, and a batch of tokens looks at each of them once; all its logits may
+# have to be held.
+EVALUATION_ROWS = {"token": 1 << 14, "document": 1 << 12}
+MOST_LOGITS, LEAST_EVALUATION_ROWS = 1 << 26, 1 << 8
 
 
 @contextmanager
@@ -194,7 +198,15 @@ class Experiment:
 
     def _held_out(self, corpus: Any) -> Any:
         window = self.config.window if corpus.level == "token" else None
-        return evaluation_batches(corpus, EVALUATION_ROWS, window, self.splits.tasks)
+        return evaluation_batches(
+            corpus, evaluation_rows(corpus, self.splits.tasks), window, self.splits.tasks
+        )
+
+
+def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
+    """Rows of a batch that is only looked at."""
+    widest = max(corpus.column(name).size for name in tasks)
+    return max(LEAST_EVALUATION_ROWS, min(EVALUATION_ROWS[corpus.level], MOST_LOGITS // widest))
 
 
 def text_model(experiment: Experiment) -> TextModel:

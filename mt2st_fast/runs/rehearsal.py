@@ -12,19 +12,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from mt2st_fast.compiling import is_first_on
+from mt2st_fast.compiling import is_first_on, note_rehearsed
 from mt2st_fast.data import READERS, Corpus, Splits, TargetColumn, Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 
 UNITS, TOKENS_A_UNIT, WORDS = 64, 8, 40
+MOST_BUCKETS = 100  # what is compiled is the same for a small table
 
 
 @contextmanager
@@ -38,8 +39,7 @@ def rehearsed(config: Config) -> Iterator[None]:
         yield
     finally:
         if process is not None:
-            process.kill()
-            process.communicate()
+            _end(process)
 
 
 def is_worth_it(config: Config) -> bool:
@@ -53,24 +53,40 @@ def rehearse(config: Config) -> None:
     """Take the first steps of a run, and an evaluation, on made-up rows."""
     level = _level_of(config)
     own = replace(config, main=None, aux=None, init=None, epochs=None, batch_size=None, device="cpu")
+    own = replace(own, buckets=min(config.buckets, MOST_BUCKETS))
     Experiment.prepare(own, _made_up(level)).warm_up()
+    note_rehearsed(level)  # some options need none of what is looked for: once is enough
 
 
 def _level_of(config: Config) -> str:
     return READERS[config.data.partition(":")[0]].level
 
 
-def _begin(config: Config) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # what is wrong with the options is for the run to say
-    )
+def _begin(config: Config) -> subprocess.Popen[bytes] | None:
+    """None where the system has no room for another process: then the run compiles by itself."""
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what is wrong with the options is for the run to say
+        )
+    except OSError:
+        return None
     assert process.stdin is not None
-    process.stdin.write(json.dumps(config.to_json()).encode() + b"\n")
-    process.stdin.flush()  # and left open: its end tells the other process that nobody waits any more
+    try:
+        process.stdin.write(json.dumps(config.to_json()).encode() + b"\n")
+        process.stdin.flush()  # and left open: its end tells the other process that nobody waits any more
+    except OSError:  # it is gone already
+        _end(process)
+        return None
     return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    with suppress(OSError):  # of a pipe without a reader
+        process.communicate()
 
 
 def _made_up(level: str) -> Splits:

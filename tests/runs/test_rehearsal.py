@@ -10,11 +10,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mt2st_fast.compiling import LONGEST_OF_LEVEL
+from mt2st_fast.compiling import LONGEST_OF_LEVEL, is_first_on, note_rehearsed
+from mt2st_fast.data import Corpus, TargetColumn
+from mt2st_fast.kernels.machine import cache
 from mt2st_fast.runs import rehearsal
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.experiment import evaluation_rows
 from tests.runs.test_engines import documents
 
 # Runs after a rehearsal; prints the kernels that it had to get beside those.
@@ -115,3 +119,36 @@ def _lives(pid: int) -> bool:
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+def test_a_system_without_room_for_a_process_trains_without(monkeypatch):
+    def refuse(*arguments, **options):
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(rehearsal.subprocess, "Popen", refuse)
+    monkeypatch.setattr(rehearsal, "is_worth_it", lambda config: True)
+    with rehearsal.rehearsed(Config()) as nothing:
+        assert nothing is None
+
+
+def test_a_run_is_rehearsed_once_even_if_it_needs_none_of_what_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    assert is_first_on("token")
+    assert is_first_on("document")
+    note_rehearsed("token")
+    assert not is_first_on("token")
+    assert is_first_on("document")
+    (tmp_path / f"tile.{LONGEST_OF_LEVEL['document']}-tile-9.py311.nbi").touch()
+    assert not is_first_on("document")
+    monkeypatch.setattr(cache, "folder", lambda: None)
+    assert not is_first_on("token")
+    note_rehearsed("token")  # nowhere
+
+
+@pytest.mark.parametrize(
+    ("level", "classes", "rows"), [("token", 50, 1 << 14), ("token", 100_000, 671), ("document", 2, 1 << 12)]
+)
+def test_an_evaluation_looks_at_as_many_rows_as_their_logits_have_room(level, classes, rows):
+    column = TargetColumn("classes", tuple(map(str, range(classes))), np.zeros(1, np.int64))
+    corpus = Corpus(np.zeros(1, np.int32), np.array([0, 1]), {"main": column}, level)
+    assert evaluation_rows(corpus, ("main",)) == rows

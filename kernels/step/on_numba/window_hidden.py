@@ -4,7 +4,8 @@ h = ReLU(b + sum_w A_w v(t_w))        A_w (H, D) the columns of the hidden weigh
 
 By window: the vectors of a window's words side by side, times the whole weight, as dropout makes each of them another
 one. By type: A_w v(t) once for every type and place, and a window is a sum of W rows of those. Text repeats its words,
-so where nothing is dropped out that is a fraction of the products.
+so where nothing is dropped out that is a fraction of the products. Which way is taken depends on the words of a batch,
+and the last bits of a window's outputs with it.
 """
 
 from __future__ import annotations

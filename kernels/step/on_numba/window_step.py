@@ -210,7 +210,9 @@ def correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Ten
 def _parts(model: WindowModel, N: int) -> list[slice]:
     """N rows in parts, none of which needs more memory than a step if that is more than MOST_FLOATS."""
     H, F = model.hidden[0].parameter.shape
-    fit = min(MOST_ROWS, MOST_FLOATS // (F + (model.width + 1) * H))  # a window, its outputs and those of its types
+    S = sum(spec.size for spec in model.layout.heads)
+    # Of a row: the window, what its types give to it, its hidden outputs and its logits.
+    fit = min(MOST_ROWS, MOST_FLOATS // (F + model.width * H + H + S))
     at_once = max(LEAST_ROWS, fit, 0 if model.memory is None else model.memory.n_rows)
     return [slice(first, first + at_once) for first in range(0, N, at_once)]
 
