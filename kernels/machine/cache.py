@@ -156,9 +156,8 @@ class _Turn:
 
     def end(self) -> None:
         if self._descriptor is not None:
-            with suppress(
-                OSError
-            ):  # closing is not enough: a process that was forked meanwhile has it open, too
+            # Closing is not enough: a process that was forked meanwhile has it open, too.
+            with suppress(OSError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None

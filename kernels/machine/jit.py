@@ -63,7 +63,7 @@ class _OnTheClock(event.Listener):
     """Times what Numba compiles for this package; a user's own functions are none of its business.
 
     Python's look for cycles rests meanwhile: a compiler makes a great many objects that refer to each other and stay,
-    and going through all of them again and again is a tenth of the time.
+    and each look goes through all of them.
     """
 
     def __init__(self) -> None:

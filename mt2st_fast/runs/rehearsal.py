@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -52,8 +53,15 @@ def is_worth_it(config: Config) -> bool:
 def rehearse(config: Config) -> None:
     """Take the first steps of a run, and an evaluation, on made-up rows."""
     level = _level_of(config)
-    own = replace(config, main=None, aux=None, init=None, epochs=None, batch_size=None, device="cpu")
-    own = replace(own, buckets=min(config.buckets, MOST_BUCKETS))
+    buckets = min(config.buckets, MOST_BUCKETS)
+    small: dict[str, Any] = {
+        "init": None,
+        "epochs": None,
+        "batch_size": None,
+        "buckets": buckets,
+        "device": "cpu",
+    }
+    own = replace(config, main=None, aux=None, **small)
     Experiment.prepare(own, _made_up(level)).warm_up()
     note_rehearsed(level)  # some options need none of what is looked for: once is enough
 
@@ -104,13 +112,18 @@ def _made_up(level: str) -> Splits:
     return Splits(corpus, corpus, corpus, vocabulary, "made up", "main", ("other",))
 
 
-def _end_with(stream: object) -> None:
+def _end_with(stream: TextIO) -> None:
     """End this process when its parent does, whatever it is at: a lock on a kernel goes with it."""
-    stream.read()  # type: ignore[attr-defined]
+    stream.read()
     os._exit(0)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the other process does: it is told the configuration on its standard input."""
     asked = Config.from_json(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
     rehearse(asked)
+
+
+if __name__ == "__main__":
+    main()

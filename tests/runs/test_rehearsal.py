@@ -6,9 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,31 +92,28 @@ def test_it_ends_with_the_block(monkeypatch):
     assert began[0].returncode is not None
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc who lives")
-def test_it_ends_with_the_process_that_began_it(tmp_path: Path):
-    program = f"""
-        import os, sys
-        from mt2st_fast.runs.config import Config
-        from mt2st_fast.runs.rehearsal import _begin
-        process = _begin(Config(data="csv:{tmp_path}"))
-        print(process.pid, flush=True)
-        os._exit(0)  # as kill -9: nothing is put in order
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+ENDLESS = """
+import time
+from mt2st_fast.runs import rehearsal
+rehearsal.rehearse = lambda config: (print("begun", flush=True), time.sleep(600))
+rehearsal.main()
+"""
+
+
+def test_it_ends_with_the_process_that_began_it():
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    pid = int(done.stdout)
-    deadline = time.monotonic() + 60
-    while _lives(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _lives(pid)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
+    with process:
+        process.stdin.write(json.dumps(Config().to_json()) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "begun\n"
+        assert process.poll() is None
+        process.stdin.close()  # as the system does for whoever is gone
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_a_system_without_room_for_a_process_trains_without(monkeypatch):
@@ -127,8 +122,9 @@ def test_a_system_without_room_for_a_process_trains_without(monkeypatch):
 
     monkeypatch.setattr(rehearsal.subprocess, "Popen", refuse)
     monkeypatch.setattr(rehearsal, "is_worth_it", lambda config: True)
-    with rehearsal.rehearsed(Config()) as nothing:
-        assert nothing is None
+    assert rehearsal._begin(Config()) is None
+    with rehearsal.rehearsed(Config()):
+        pass
 
 
 def test_a_run_is_rehearsed_once_even_if_it_needs_none_of_what_is_looked_for(monkeypatch, tmp_path):
