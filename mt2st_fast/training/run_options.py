@@ -106,10 +106,13 @@ def check_finite(
 def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence[str], rates: Rates) -> None:
     """Raises NonFiniteLossError where a parameter of any shape is not finite, naming the tasks that moved it."""
     floats = [(name, p.detach()) for name, p in named if p.is_floating_point()]
-    # Asked of all at once: a device is waited for once.
-    if not floats or torch.stack([torch.isfinite(p).all() for _, p in floats]).all():
+    # Asked of all at once: a device is waited for once. A sum is finite only if every number is, and is read at the
+    # speed of memory; it may overflow, so that a look at each number has the last word.
+    if not floats or torch.stack([torch.isfinite(p.sum()) for _, p in floats]).all():
         return
-    name = next(name for name, p in floats if not torch.isfinite(p).all())
+    name = next((name for name, p in floats if not torch.isfinite(p).all()), None)
+    if name is None:
+        return
     after = f"{rates.at(rates.steps_done - 1)}" if rates.steps_done else "before the first step"
     raise NonFiniteLossError(
         f"{name} is not finite any more, trained on {', '.join(tasks) or 'nothing'} {after}"

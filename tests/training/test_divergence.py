@@ -22,6 +22,7 @@ from mt2st_fast import (
     train_supervised,
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.training.run_options import Rates, check_finite_parameters
 
 WORDS, STEPS = 12, 30
 TASKS = {"a": Classification(3), "b": MultiLabel(2), "c": Regression(1)}
@@ -30,6 +31,8 @@ RULES = {
     "adagrad": lambda p: RowwiseAdagrad(p, lr=1e30),
     "adam": lambda p: LazyAdam(p, lr=1e30),
 }
+
+RATES = Rates(lambda step: 0.1, 0.1, steps_done=8, steps_per_epoch=4)
 
 
 def data(kind, n=8):
@@ -137,3 +140,15 @@ def test_classifiers_stay_finite_or_end_in_one_line(tmp_path, loss, lr):
     assert "\n" not in message
     assert f"lower lr ({lr:g})" in message
     assert " at step " in message
+
+
+@pytest.mark.parametrize("numbers", [[3e38, 3e38], [], [[-3e38], [-3e38]]])
+def test_large_parameters_whose_sum_overflows_are_finite(numbers):
+    check_finite_parameters([("table", torch.tensor(numbers))], ["main"], RATES)
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf"), -float("inf")])
+def test_one_lost_number_is_found_among_large_ones(lost):
+    tables = [("fine", torch.tensor([3e38, 3e38])), ("table", torch.tensor([[3e38, 1.0], [lost, -3e38]]))]
+    with pytest.raises(NonFiniteLossError, match=r"^table is not finite any more, trained on main at step 7"):
+        check_finite_parameters(tables, ["main"], RATES)

@@ -147,7 +147,7 @@ def found_in(content: bytes | bytearray, n: int, begins_line: bool) -> Found:
     if content.find(b"\r", 0, n) >= 0 and content.count(b"\r", 0, n) > content.count(b"\r\n", 0, n):
         ends = _END_BYTES.finditer(bytes(content[:n]))
         places["return"] = [at for m in ends if m[0][-1:] == b"\r" for at in range(*m.span())]
-    if content.find(MARK_BYTES, 0, n) >= 0:
+    if content.find(MARK_BYTES[:1], 0, n) >= 0 and content.find(MARK_BYTES, 0, n) >= 0:
         places["mark"] = [
             m.start()
             for m in _MARKS_BYTES.finditer(bytes(content[:n]))
