@@ -17,6 +17,7 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import OpenTask
 from mt2st_fast.model.subword_vectors import SubwordVectors
+from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 from mt2st_fast.model.word_tasks import ContextPrediction, WordAnalogy, WordSimilarity, WordTask
@@ -99,6 +100,7 @@ __all__ = [
     "SubwordVectors",
     "SupervisedModel",
     "Switch",
+    "TaskAdaptedEncoder",
     "TextInputs",
     "TextModel",
     "TokenStream",

@@ -204,9 +204,16 @@ class WindowEncoder(_TypeEmbedding):
 
     def forward(self, types: Tensor) -> Tensor:
         """(N, out_features) features of windows (N, 2*window+1). Raises ValueError for another width."""
+        return self.adapted_part(self.shared_part(types))
+
+    def shared_part(self, types: Tensor) -> Tensor:
+        """(N, (2*window+1) * dim) the vectors of windows side by side: what a `TaskAdaptedEncoder` computes once."""
         if types.dim() != 2 or types.shape[1] != self.width:
             raise ValueError(f"inputs must be (N, {self.width}) word types, not {tuple(types.shape)}")
-        window = self.dropout(self.pool(types).flatten(1))
+        return self.dropout(self.pool(types).flatten(1))  # type: ignore[no-any-return]
+
+    def adapted_part(self, window: Tensor) -> Tensor:
+        """(N, out_features) what follows."""
         return window if self.hidden is None else F.relu(self.hidden(window))
 
 

@@ -20,6 +20,7 @@ from mt2st_fast.model.denominators import (
 from mt2st_fast.model.head_bank import HeadBank
 from mt2st_fast.model.over_tasks import flat_target, spread, spread_losses, sum_losses
 from mt2st_fast.model.pooling import pool
+from mt2st_fast.model.task_adapted import TaskFeatures, features_of
 from mt2st_fast.model.word_tasks import VectorsOf
 
 Weights = Tensor | Mapping[str, float] | None
@@ -49,7 +50,7 @@ class MultiTaskHeads(HeadBank):
 
     def forward(
         self,
-        features: Tensor,
+        features: Tensor | TaskFeatures,
         targets: Mapping[str, Tensor],
         weights: Weights = None,
         *,
@@ -60,11 +61,12 @@ class MultiTaskHeads(HeadBank):
     ) -> MultitaskLoss:
         """Weighted loss of the active tasks that have a target here.
 
-        features are (N, D) or (N, T, D); targets of a classification (N,) or (N, T), of the others with a last axis C
-        (which may be left out where C = 1); of a task that pools a sequence they are as for features (N, D). weights
-        are (K,) over `active`, or by name (1 where a name is missing); without any they are those of `set_weights`. The
-        result's `losses` and `correct` are (K,) over `active`: 0 for a task that is missing from this batch. mask, (N,)
-        or (N, T), says to a task that pools, and to an OpenTask, what is real in the features.
+        features are (N, D) or (N, T, D), or each task's own by a TaskAdaptedEncoder; targets of a classification (N,)
+        or (N, T), of the others with a last axis C (which may be left out where C = 1); of a task that pools a sequence
+        they are as for features (N, D). weights are (K,) over `active`, or by name (1 where a name is missing); without
+        any they are those of `set_weights`. The result's `losses` and `correct` are (K,) over `active`: 0 for a task
+        that is missing from this batch. mask, (N,) or (N, T), says to a task that pools, and to an OpenTask, what is
+        real in the features.
 
         A task's loss is the sum over its labels, divided by how many there are here; denominators give another divisor
         by task, as that of all batches that one optimizer step is made of: then the gradients of these batches add up
@@ -74,6 +76,12 @@ class MultiTaskHeads(HeadBank):
         Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and what
         `multitask_loss` raises; RuntimeError for a backend that was asked for where a head must be called.
         """
+        if isinstance(features, TaskFeatures):
+            options = {"denominators": denominators, "token_weights": token_weights, "reduction": reduction}
+            present = self._present(targets)
+            return sum_losses(
+                [self._alone(name, features, targets, weights, mask, options) for name in present]
+            )
         reasons = self.reasons_to_call()
         if not (self._open or self._poolings or reasons or denominators or token_weights is not None) and (
             reduction == "mean"
@@ -106,7 +114,7 @@ class MultiTaskHeads(HeadBank):
 
     def task_losses(
         self,
-        features: Tensor,
+        features: Tensor | TaskFeatures,
         targets: Mapping[str, Tensor],
         *,
         mask: Tensor | None = None,
@@ -125,22 +133,22 @@ class MultiTaskHeads(HeadBank):
         present = self._present(targets)
         if reduction == "none":
             return self._losses_of_rows(features, targets, mask, present, token_weights)
-        ones_k = torch.ones(len(self._active), dtype=torch.float32, device=features.device)
-        by_row = self._row_weights(token_weights, present, features)
-        return {
-            name: self.forward(
-                features,
-                {name: targets[name]},
-                ones_k,
-                mask=mask,
-                denominators=None
-                if denominators is None
-                else {n: d for n, d in denominators.items() if n == name},
-                token_weights={name: by_row[name]} if name in by_row else None,
-                reduction=reduction,
-            ).total
-            for name in present
-        }
+        options = {"denominators": denominators, "token_weights": token_weights, "reduction": reduction}
+        ones = dict.fromkeys(self._active, 1.0)
+        return {name: self._alone(name, features, targets, ones, mask, options).total for name in present}
+
+    def _alone(
+        self,
+        name: str,
+        features: Tensor | TaskFeatures,
+        targets: Mapping[str, Tensor],
+        weights: Weights,
+        mask: Tensor | None,
+        options: dict[str, Any],
+    ) -> MultitaskLoss:
+        """Weighted loss of one active task, the result that of `forward` with every other task missing."""
+        own, mask = features_of(features, name, mask)
+        return self.forward(own, {name: targets[name]}, weights, mask=mask, **options)
 
     def label_counts(
         self, targets: Mapping[str, Any], *, token_weights: TokenWeights = None
@@ -215,21 +223,22 @@ class MultiTaskHeads(HeadBank):
 
     def _losses_of_rows(
         self,
-        features: Tensor,
+        features: Tensor | TaskFeatures,
         targets: Mapping[str, Tensor],
         mask: Tensor | None,
         present: Sequence[str],
         token_weights: TokenWeights,
     ) -> dict[str, Tensor]:
-        by_row = self._row_weights(token_weights, present, features)
         losses = {}
         for name in present:
             if name not in self.tasks:
                 raise ValueError(f"{name} is a loss of its own, of no rows: leave its targets out")
             say_once(name, "has losses of rows", self.backend, self.plan)
-            of_rows = self._rows(name, features, targets[name], mask).losses
+            own, own_mask = features_of(features, name, mask)
+            by_row = self._row_weights(token_weights, (name,), own)
+            of_rows = self._rows(name, own, targets[name], own_mask).losses
             of_rows = of_rows * by_row[name] if name in by_row else of_rows
-            losses[name] = of_rows.unflatten(0, self._row_shape(name, features))
+            losses[name] = of_rows.unflatten(0, self._row_shape(name, own))
         return losses
 
     def _row_shape(self, name: str, features: Tensor) -> torch.Size:
@@ -341,10 +350,10 @@ class MultiTaskHeads(HeadBank):
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)
         return spread_losses(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
 
-    def logits(self, features: Tensor, task: str, mask: Tensor | None = None) -> Tensor:
+    def logits(self, features: Tensor | TaskFeatures, task: str, mask: Tensor | None = None) -> Tensor:
         """(..., C) outputs of one task, active or retired; (N, C) of one that pools a sequence, by `mask` (N, T)."""
-        layer = self.linear(task)
-        return layer(pool(features, self.pooling(task), mask, task))  # type: ignore[no-any-return]
+        layer, (own, mask) = self.linear(task), features_of(features, task, mask)
+        return layer(pool(own, self.pooling(task), mask, task))  # type: ignore[no-any-return]
 
     def _present(self, targets: Mapping[str, Any]) -> list[str]:
         """The active tasks with a target. Raises ValueError for an unknown one, none, and what cannot go together."""

@@ -110,7 +110,14 @@ class PlainWindows(nn.Module):
 
     def forward(self, types: Tensor) -> Tensor:
         """(N, out_features) features of windows (N, W)."""
-        window = self.dropout(self.words(types).flatten(1))
+        return self.adapted_part(self.shared_part(types))
+
+    def shared_part(self, types: Tensor) -> Tensor:
+        """As of a WindowEncoder."""
+        return self.dropout(self.words(types).flatten(1))  # type: ignore[no-any-return]
+
+    def adapted_part(self, window: Tensor) -> Tensor:
+        """As of a WindowEncoder."""
         return window if self.hidden is None else F.relu(self.hidden(window))
 
 

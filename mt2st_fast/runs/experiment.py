@@ -32,6 +32,7 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.plain import PlainHeads, plain_encoder, plain_optimizer
 from mt2st_fast.model.subword_vectors import SubwordVectors
+from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
@@ -112,6 +113,8 @@ class Experiment:
             patience = config.patience
             stopping = [] if patience is None else [EarlyStopping(patience, config.min_delta)]
             trained, trained_heads, engine = _on_engine(config, encoder, heads)
+            strategy = find_strategy(config.strategy)
+            trained = strategy.encoder_of(trained, splits.tasks, config.strategy_options)
             trainer = Trainer(
                 trained,
                 trained_heads,
@@ -212,7 +215,7 @@ def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
 def text_model(experiment: Experiment) -> TextModel:
     """What an experiment has learnt, to be kept and asked: on a CPU, of the weights as they are now."""
     trainer, splits = experiment.trainer, experiment.splits
-    configuration, tensors = describe(trainer.encoder, heads_to_keep(trainer.heads))
+    configuration, tensors = describe(*_modules_to_keep(trainer.encoder, trainer.heads))
     encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     labels = {
@@ -232,6 +235,15 @@ def text_model(experiment: Experiment) -> TextModel:
         splits.name,
         experiment.config.text_column,
     )
+
+
+def _modules_to_keep(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[nn.Module, MultiTaskHeads]:
+    """Those of all tasks that a text can be asked for; of an encoder a task, the main task's alone."""
+    if not isinstance(encoder, TaskAdaptedEncoder):
+        return encoder, heads_to_keep(heads)
+    main = heads.main
+    alone = MultiTaskHeads.from_modules({main: heads.linear(main)}, {main: heads.tasks[main]}, main)
+    return encoder.folded(main), alone
 
 
 def _on_engine(

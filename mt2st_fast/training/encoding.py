@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mt2st_fast.model.task_adapted import TaskFeatures
 
-def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor, Tensor | None]:
+
+def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor | TaskFeatures, Tensor | None]:
     """Features, and the mask of what is real in them if the encoder returns it.
 
     Raises TypeError where the encoder fails on a dictionary that it was not made for, or returns something else.
@@ -27,9 +29,9 @@ def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor, Tensor |
     return features_and_mask(encoded)
 
 
-def features_and_mask(encoded: Any) -> tuple[Tensor, Tensor | None]:
+def features_and_mask(encoded: Any) -> tuple[Tensor | TaskFeatures, Tensor | None]:
     """What an encoder returned: features alone, or with the mask of what is real in them."""
-    if isinstance(encoded, Tensor):
+    if isinstance(encoded, Tensor | TaskFeatures):
         return encoded, None
     if isinstance(encoded, tuple | list) and len(encoded) == 2 and isinstance(encoded[0], Tensor):
         return encoded[0], encoded[1]

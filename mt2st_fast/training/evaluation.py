@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.task_adapted import TaskFeatures, features_of
 from mt2st_fast.training.batch_shapes import paired
 from mt2st_fast.training.encoding import encode, features_and_mask
 from mt2st_fast.training.own_metrics import Metric, OwnMetric
@@ -85,17 +86,20 @@ def _value(heads: MultiTaskHeads, task: str, sums: Tensor) -> float:
     return heads.tasks[task].head.kind.metric.value(*sums.tolist())
 
 
-def _sums(heads: MultiTaskHeads, task: str, features: Tensor, target: Any, mask: Tensor | None) -> Tensor:
+def _sums(
+    heads: MultiTaskHeads, task: str, features: Tensor | TaskFeatures, target: Any, mask: Tensor | None
+) -> Tensor:
     """(n,) float64 sums from which a task's metric is made."""
     if heads.is_open_task(task):
-        return heads.open_task(task).sums(features, target, mask)
+        own, mask = features_of(features, task, mask)
+        return heads.open_task(task).sums(own, target, mask)
     logits, target = _rows(heads, task, features, target, mask)
     head = heads.tasks[task].head
     return torch.stack([part.double() for part in head.kind.metric.sums(logits, target, head)])
 
 
 def _rows(
-    heads: MultiTaskHeads, task: str, features: Tensor, target: Tensor, mask: Tensor | None
+    heads: MultiTaskHeads, task: str, features: Tensor | TaskFeatures, target: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C), and the targets of N rows as the head takes them."""
     logits = heads.logits(features, task, mask).flatten(0, -2)

@@ -38,7 +38,7 @@ from mt2st_fast.training.optimizer_upkeep import (
     optimizer_options,
     put_on_device,
 )
-from mt2st_fast.training.phases import enter_phase
+from mt2st_fast.training.phases import enter_phase, set_active
 from mt2st_fast.training.processes.decisions import agreed_weights
 from mt2st_fast.training.processes.resuming import own_source, restore_random_states, states_of_all
 from mt2st_fast.training.resuming import (
@@ -98,10 +98,10 @@ class Run:
         self._learnt = learnt_schedule(options.schedule, heads, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
         self._keeps_step = self._wants_gradients or isinstance(options.schedule, ObservingHeldOut)
-        heads.set_active(heads.names)
+        set_active(heads.names, encoder, heads)
         self._trained_at_start = trained(self._named())
         if resume is not None:
-            heads.set_active(self._stored_active(resume))
+            set_active(self._stored_active(resume), encoder, heads)
         self._parts = make_parts(encoder, heads, options, self._learnt, fixed_batches=source.fixed_batches)
         # A callback may change them later.
         self._optimizer_options = optimizer_options(
@@ -245,7 +245,7 @@ class Run:
             before = self.heads.active
             if self._selection.due(self._phase_active, active):
                 self._select_parts()
-            enter_phase(active, self.heads, self.optimizer, self.source)
+            enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
             self.record(after_step=False)
             self._phase_active = active
             told: dict[str, str] = getattr(self._options.schedule, "reasons", {})

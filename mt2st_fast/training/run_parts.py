@@ -7,9 +7,12 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.learnt_weights import WeighsByLosses
+from mt2st_fast.training.observations import Selecting
 from mt2st_fast.training.run_options import RunOptions
+from mt2st_fast.training.turns import takes_turns
 
 
 def modules_of(encoder: nn.Module, heads: MultiTaskHeads, learnt: nn.Module | None) -> dict[str, nn.Module]:
@@ -35,6 +38,8 @@ def make_parts(
             "its end: leave accumulate at 1"
         )
     by_task = bool(getattr(options.schedule, "accumulator_a_task", False))
+    if isinstance(encoder, TaskAdaptedEncoder):
+        _check_adapted(encoder, options)
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     # An encoder may hold the heads as well: they are trained once.
@@ -61,6 +66,30 @@ def make_parts(
         by_task=by_task,
         processes=options.processes,
     )
+
+
+def _check_adapted(encoder: TaskAdaptedEncoder, options: RunOptions) -> None:
+    """Raises InputError for what needs features that all tasks share, or gradients of all parameters in every step."""
+    schedule = options.schedule
+    wants = any(getattr(schedule, f"wants_{of}gradients", False) for of in ("", "held_out_"))
+    for given, what in (
+        (wants, f"{type(schedule).__name__} compares the tasks' gradients on features that they share"),
+        (isinstance(schedule, Selecting), f"{type(schedule).__name__} measures parts that all tasks share"),
+        (takes_turns(schedule), f"{type(schedule).__name__} trains the encoder and the tasks in turns"),
+        (
+            getattr(schedule, "accumulator_a_task", False),
+            f"{type(schedule).__name__} takes a pass a task through features that they share",
+        ),
+        (options.processes.are_several, "several processes exchange the gradients of one pass"),
+        (
+            options.fuse_backward is True and not hasattr(encoder.encoder, "shared_part"),
+            "fuse_backward=True steps a table that is read once a step",
+        ),
+    ):
+        if given:
+            raise InputError(
+                f"{what}, and a TaskAdaptedEncoder has features of every task's own: leave one of them out"
+            )
 
 
 def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultitaskLoss
+from mt2st_fast.model.task_adapted import TaskFeatures
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.shares import label_shares
@@ -23,7 +24,7 @@ class Encoded(NamedTuple):
 
     inputs: Any
     targets: dict[str, Tensor]
-    features: Tensor | None
+    features: Tensor | TaskFeatures | None
     mask: Tensor | None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules.base import Part
@@ -59,10 +60,13 @@ class StepParts:
         return self.weights_k if self.learnt is None else learnt_weights(self.learnt, self.heads.active)
 
     def penalty(self, present: Collection[str]) -> Tensor | None:
-        """() what learnt weights add to the total loss of tasks with targets, or None."""
-        if self.learnt is None:
-            return None
-        return penalty(self.learnt, [name for name in self.heads.active if name in present])
+        """() what is added to the total loss of tasks with targets, by learnt weights and by the encoder; or None."""
+        names = [name for name in self.heads.active if name in present]
+        of_weights = None if self.learnt is None else penalty(self.learnt, names)
+        of_encoder = self.encoder.penalty(names) if isinstance(self.encoder, TaskAdaptedEncoder) else None
+        if of_weights is None or of_encoder is None:
+            return of_encoder if of_weights is None else of_weights
+        return of_weights + of_encoder
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, each once: an encoder may hold the heads as well."""

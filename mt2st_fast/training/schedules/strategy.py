@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+
+from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import is_number
@@ -61,7 +63,8 @@ class Strategy:
     """name: what `--strategy` takes. build: the schedule from all options' values, by name, and the run's facts.
 
     `build` raises InputError for values that do not go together. found: the values of options without a default that
-    `build` finds from the run's facts.
+    `build` finds from the run's facts. encoder: what takes the place of an encoder shared by these tasks, by all
+    options' values; the encoder itself where it is None.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Strategy:
     build: Callable[[Mapping[str, float | None], RunFacts], Schedule]
     options: tuple[StrategyOption, ...] = ()
     found: Callable[[Mapping[str, float | None], RunFacts], dict[str, float]] = lambda values, facts: {}
+    encoder: Callable[[nn.Module, Sequence[str], Mapping[str, float | None]], nn.Module] | None = None
 
     def settled(self, given: Mapping[str, float], facts: RunFacts) -> dict[str, float]:
         """The given options with what would be found for a run of these facts: they make its schedule for any run."""
@@ -85,6 +89,10 @@ class Strategy:
                 )
             known[name].check(given[name])
         return self.build(self._values(given), facts)
+
+    def encoder_of(self, encoder: nn.Module, tasks: Sequence[str], given: Mapping[str, float]) -> nn.Module:
+        """What a run by this strategy trains as its encoder. Raises InputError for one that it cannot train."""
+        return encoder if self.encoder is None else self.encoder(encoder, tasks, self._values(given))
 
     def _values(self, given: Mapping[str, float]) -> dict[str, float | None]:
         return {option.name: given.get(option.name, option.default) for option in self.options}

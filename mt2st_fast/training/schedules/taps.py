@@ -1,0 +1,35 @@
+"""TAPS (Wallingford et al. 2022) as a strategy: all tasks to the end, over layers that each may make its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
+from mt2st_fast.training.schedules.multi_task import MultiTask
+from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, Strategy, StrategyOption, required
+
+SHARING_PENALTY = StrategyOption(
+    "sharing_penalty",
+    "how strongly layers that tasks made their own are drawn back to being shared",
+    0.01,
+    low=0.0,
+)
+
+
+def _adapted(encoder: nn.Module, tasks: Sequence[str], values: Mapping[str, float | None]) -> nn.Module:
+    try:
+        return TaskAdaptedEncoder(encoder, tasks, penalty=required(values, SHARING_PENALTY.name))
+    except ValueError as error:
+        raise InputError(f"strategy taps: {error}; give --hidden a width, or another strategy") from error
+
+
+STRATEGY = Strategy(
+    "taps",
+    "all tasks to the end; each may make layers of the encoder its own (TAPS)",
+    lambda values, facts: MultiTask(weights=required(values, "aux_weight")),
+    (AUX_WEIGHT, SHARING_PENALTY),
+    encoder=_adapted,
+)

@@ -1,0 +1,244 @@
+"""Training with layers that tasks make their own: against a loop by hand, over a switch, resumed, and refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mt2st_fast import (
+    FAMO,
+    AdaptiveSwitch,
+    AdaptiveTaskSelector,
+    AdaTask,
+    Alternate,
+    Classification,
+    InputError,
+    LazyAdam,
+    MultiTask,
+    MultiTaskHeads,
+    Regression,
+    Switch,
+    TaskAdaptedEncoder,
+    Trainer,
+    Uncertainty,
+    WindowEncoder,
+    WordSimilarity,
+)
+from mt2st_fast.training.schedules import RunFacts, find_strategy
+from tests.training.graphs_on_cpu import GraphedOnCpu
+from tests.training.small_runs import Stop
+from tests.training.turn_runs import parameters_of
+
+TASKS = {"a": Classification(4), "b": Classification(3), "c": Regression(2)}
+LOSSES = {"a": F.cross_entropy, "b": F.cross_entropy, "c": F.mse_loss}
+RATE, PENALTY = 0.02, 0.5
+BY_SWITCH, TO_THE_END = Switch(at=0.5), MultiTask()
+
+
+def data(n_batches=4, rows=24):
+    generator = torch.Generator().manual_seed(2)
+    found = []
+    for number in range(n_batches):
+        targets = {
+            "a": torch.randint(0, 4, (rows,), generator=generator),
+            "b": torch.randint(0, 3, (rows,), generator=generator),
+            "c": torch.randn(rows, 2, generator=generator),
+        }
+        if number == 1:
+            del targets["b"]
+        inputs = torch.randint(-1, 50, (rows, 3), generator=generator, dtype=torch.int32)
+        found.append((inputs, targets))
+    return found
+
+
+def model(sparse=True):
+    torch.manual_seed(1)
+    encoder = WindowEncoder(50, 6, window=1, hidden=8, sparse=sparse, dropout=0.0)
+    return TaskAdaptedEncoder(encoder, TASKS, penalty=PENALTY), MultiTaskHeads(8, TASKS, "a")
+
+
+def adam(parameters):
+    return LazyAdam([*parameters], lr=RATE, weight_decay=0.0)
+
+
+def trained(schedule=TO_THE_END, epochs=6, kind=Trainer, callbacks=(), sparse=True, **options):
+    encoder, heads = model(sparse)
+    options = {"optimizer": adam, "device": "cpu", "log_every": 2} | options
+    fit = {key: options.pop(key) for key in ("checkpoint", "resume") if key in options}
+    trainer = kind(encoder, heads, schedule=schedule, callbacks=list(callbacks), **options)
+    return trainer, trainer.fit(data(), val=data(2), epochs=epochs, **fit)
+
+
+def test_it_is_the_loop_by_hand():
+    encoder, heads = model()
+    optimizer = adam([*encoder.parameters(), *heads.parameters()])
+    scores = {name: p for name, p in encoder.named_parameters() if ".score." in name}
+    losses = []
+    for inputs, targets in data() * 6:
+        features = encoder(inputs)
+        found = [LOSSES[t](heads.logits(features, t), target) for t, target in targets.items()]
+        drawn = [s.abs().sum() for name, s in scores.items() if name.rpartition(".")[2] in targets]
+        total = sum(found) + PENALTY * sum(drawn)
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append([float(loss.detach()) for loss in found])
+    trainer, history = trained()
+    assert history.phases[0].engine == "eager"
+    for ours, theirs in zip(
+        [*trainer.encoder.parameters(), *trainer.heads.parameters()],
+        [*encoder.parameters(), *heads.parameters()],
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    last = history.steps[-1].losses["a"]
+    assert last == pytest.approx((losses[-1][0] + losses[-2][0]) / 2, rel=1e-3)
+    assert history.steps[-1].losses["a"] < history.steps[0].losses["a"]
+
+
+def test_a_task_that_gains_nothing_by_it_shares():
+    """Of a task whose labels say nothing the penalty alone moves the score."""
+    encoder, heads = model()
+    batches = [(inputs, {"a": targets["a"], "b": torch.zeros(24).long()}) for inputs, targets in data()]
+    trainer = Trainer(encoder, heads, schedule=TO_THE_END, optimizer=adam, device="cpu")
+    history = trainer.fit(batches, val=batches, epochs=10)
+    own = encoder.own_layers()
+    assert own["b"] == ()
+    assert own["c"] == ("hidden",), "it was never trained"
+    assert history.evaluations[-1].metrics["b"] == 1.0
+
+
+def test_after_the_switch_nothing_of_the_others_is_left():
+    trainer, history = trained(BY_SWITCH)
+    assert [phase.active for phase in history.phases] == [("a", "b", "c"), ("a",)]
+    named = dict(trainer.encoder.named_parameters())
+    retired = {p for name, p in named.items() if name.endswith((".b", ".c"))}
+    assert len(retired) == 4
+    assert not any(p.requires_grad or p.grad is not None for p in retired)
+    optimizer = trainer.run.optimizer
+    assert not retired & {p for group in optimizer.param_groups for p in group["params"]}
+    assert not retired & set(optimizer.state)
+    assert {p for name, p in named.items() if name.endswith(".a")} <= set(optimizer.state)
+    before = {name: p.clone() for name, p in named.items() if p in retired}
+    run = trainer.begin(data(), epochs=1)
+    assert all(p.requires_grad for p in retired), "a run begins with all tasks"
+    run.close()
+    assert all(torch.equal(named[name], p) for name, p in before.items())
+
+
+@pytest.mark.parametrize("schedule", [TO_THE_END, BY_SWITCH])
+@pytest.mark.parametrize("stop", [3, 12, 17])
+def test_a_resumed_run_ends_with_the_same_bits(schedule, stop, tmp_path):
+    whole, history = trained(schedule)
+    trained(schedule, callbacks=[Stop(stop)], checkpoint=tmp_path / "c")
+    resumed, again = trained(schedule, checkpoint=tmp_path / "c", resume=True)
+    assert again == history
+    for name, value in parameters_of(whole).items():
+        assert torch.equal(parameters_of(resumed)[name], value), name
+
+
+@pytest.mark.parametrize("schedule", [Uncertainty, FAMO])
+def test_weights_that_are_learnt_go_with_it(schedule):
+    trainer, history = trained(schedule())
+    assert history.steps[-1].losses["a"] < history.steps[0].losses["a"]
+    if schedule is Uncertainty:  # its own penalty and the encoder's
+        parts = trainer.run._parts
+        own = trainer.schedule.penalty(("a",))
+        torch.testing.assert_close(parts.penalty({"a"}), own + trainer.encoder.penalty(("a",)))
+
+
+def test_accumulated_batches_are_penalised_once_a_step():
+    def one_step(accumulate, batches):
+        encoder, heads = model()
+        trainer = Trainer(encoder, heads, schedule=TO_THE_END, optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+                          device="cpu", accumulate=accumulate)  # fmt: skip
+        trainer.fit(batches, steps=1)
+        return parameters_of(trainer)
+
+    inputs, targets = data(1)[0]
+    whole = one_step(1, [(inputs, targets)])
+    halves = [
+        (inputs[part], {n: t[part] for n, t in targets.items()}) for part in (slice(0, 12), slice(12, 24))
+    ]
+    for name, value in one_step(2, halves).items():
+        torch.testing.assert_close(value, whole[name])
+
+
+def test_graphs_replay_it():
+    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=2.0**-5, momentum=0.5), "sparse": False}
+    eager, history = trained(epochs=9, **options)
+    graphed, again = trained(epochs=9, kind=GraphedOnCpu, **options)
+    assert again.phases[0].graph == "captured"
+    assert again == history
+    for name, value in parameters_of(eager).items():
+        assert torch.equal(parameters_of(graphed)[name], value), name
+
+
+def test_a_task_on_words_reads_the_shared_table():
+    torch.manual_seed(0)
+    tasks = {"a": Classification(4), "words": WordSimilarity()}
+    encoder = TaskAdaptedEncoder(WindowEncoder(50, 6, window=1, hidden=8, sparse=True), tasks)
+    trainer = Trainer(encoder, MultiTaskHeads(8, tasks, "a"), schedule=TO_THE_END, device="cpu")
+    a = [(inputs, {"a": targets["a"]}) for inputs, targets in data()]
+    words = [(torch.randint(0, 50, (9, 2)), {"words": torch.rand(9)}) for _ in range(4)]
+    history = trainer.fit({"a": a, "words": words}, epochs=2)
+    assert history.steps[-1].losses["words"] > 0
+    assert not hasattr(TaskAdaptedEncoder(nn.Sequential(nn.Linear(2, 2)), ["a"]), "pool")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": AdaptiveSwitch()}, "AdaptiveSwitch compares the tasks' gradients on features that they share"),
+        ({"schedule": AdaptiveTaskSelector()}, "AdaptiveTaskSelector measures parts that all tasks share"),
+        ({"schedule": Alternate()}, "Alternate trains the encoder and the tasks in turns"),
+        ({"schedule": AdaTask()}, "AdaTask takes a pass a task through features that they share"),
+    ],
+)  # fmt: skip
+def test_what_needs_shared_features_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        trained(**options)
+
+
+def test_a_table_that_every_task_reads_is_not_stepped_by_the_backward_pass():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(WindowEncoder(50, 6, window=1, hidden=8, sparse=True), nn.Linear(8, 8))
+    trainer = Trainer(
+        TaskAdaptedEncoder(encoder, TASKS), MultiTaskHeads(8, TASKS, "a"), schedule=TO_THE_END, device="cpu",
+        fuse_backward=True,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="fuse_backward=True steps a table that is read once a step"):
+        trainer.fit(data(), epochs=1)
+    fused, _ = trained(fuse_backward=True)
+    plain, _ = trained(fuse_backward=False)
+    for name, value in parameters_of(plain).items():
+        torch.testing.assert_close(parameters_of(fused)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_strategy_adapts_the_layers_of_its_encoder():
+    strategy = find_strategy("taps")
+    assert strategy.make({"aux_weight": 0.5}, RunFacts(2.0)) == MultiTask(weights=0.5)
+    words = WindowEncoder(50, 6, window=1, hidden=8)
+    encoder = strategy.encoder_of(words, ("a", "b"), {"sharing_penalty": 0.25})
+    assert (encoder.encoder, encoder.tasks, encoder.penalty_weight) == (words, ("a", "b"), 0.25)
+    with pytest.raises(
+        InputError, match=r"^strategy taps: a WindowEncoder has no linear or convolutional layer"
+    ):
+        strategy.encoder_of(WindowEncoder(50, 6, window=1, hidden=None), ("a", "b"), {})
+    other = WindowEncoder(50, 6, window=1, hidden=8)
+    assert find_strategy("mtl").encoder_of(other, ("a", "b"), {}) is other
+
+
+def test_a_copy_trains_apart():
+    encoder, heads = model()
+    copied = copy.deepcopy(encoder)
+    Trainer(copied, heads, schedule=TO_THE_END, optimizer=adam, device="cpu").fit(data(), epochs=2)
+    assert all(
+        not difference.any() for name, difference in encoder.named_parameters() if ".difference." in name
+    )
+    inputs = data(1)[0][0]
+    assert not torch.allclose(encoder(inputs)["a"], copied(inputs)["a"])
