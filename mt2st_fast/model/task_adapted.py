@@ -118,11 +118,11 @@ class TaskAdaptedEncoder(nn.Module):
     over the L layers is added to the loss of every task that is trained (`Trainer` does; in a loop of one's own add
     `penalty(tasks)`). D begins at 0 and s at twice the threshold, which is this package's choice.
 
-    The encoder is taken over, with its parameters. layers: names of its linear and convolutional layers, all by
-    default; tables of words stay shared. The output is `TaskFeatures`: a task is computed when a head asks for it, so
-    that one that has retired costs nothing, and each task costs a pass through the encoder. Of an encoder with methods
-    `shared_part(inputs)` and `adapted_part(shared)`, whose forward pass is one after the other, the first runs once.
-    `folded(task)` is a plain encoder again, with the weights of one task.
+    The encoder is taken over, with its parameters. layers: names of its linear and convolutional layers ("" is the
+    encoder itself), all by default; tables of words stay shared. The output is `TaskFeatures`: a task is computed when
+    a head asks for it, so that one that has retired costs nothing, and each task costs a pass through the encoder. Of
+    an encoder with methods `shared_part(inputs)` and `adapted_part(shared)`, whose forward pass is one after the other,
+    the first runs once. `folded(task)` is a plain encoder again, with the weights of one task.
 
     Raises ValueError for an encoder without such layers, a layer that it does not have, numbers out of range, and tasks
     whose names no modules can have.
@@ -263,7 +263,7 @@ def _fold(layer: nn.Module) -> None:
 
 
 def _layers_of(encoder: nn.Module) -> tuple[str, ...]:
-    found = tuple(name for name, module in encoder.named_modules() if isinstance(module, _ADAPTED) and name)
+    found = tuple(name for name, module in encoder.named_modules() if isinstance(module, _ADAPTED))
     if not found:
         raise ValueError(
             f"a {type(encoder).__name__} has no linear or convolutional layer that a task could make its own"
@@ -274,7 +274,7 @@ def _layers_of(encoder: nn.Module) -> tuple[str, ...]:
 def _check_layers(encoder: nn.Module, names: Sequence[str]) -> None:
     modules = dict(encoder.named_modules())
     for name in names:
-        if not name or not isinstance(modules.get(name), _ADAPTED):
+        if not isinstance(modules.get(name), _ADAPTED):
             there = ", ".join(_layers_of(encoder))
             raise ValueError(
                 f"{name!r} is no linear or convolutional layer of the encoder; there are {there}"

@@ -29,7 +29,7 @@ FILES = (
     "model/tensors.safetensors",
 )
 
-ALL_TO_THE_END = ("mtl", "adatask", "alternate", "alternate-steps", "dwa", "famo", "uncertainty")
+ALL_TO_THE_END = ("mtl", "adatask", "alternate", "alternate-steps", "dwa", "famo", "taps", "uncertainty")
 
 
 @pytest.mark.parametrize("strategy", strategies())

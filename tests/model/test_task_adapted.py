@@ -271,6 +271,16 @@ def test_a_folder_keeps_one_encoder():
         describe(encoder, heads)
 
 
+def test_an_encoder_may_be_one_layer():
+    encoder = TaskAdaptedEncoder(nn.Linear(5, 8), NAMES)
+    inputs, _ = rows()
+    wanted = encoder(inputs)["a"]
+    assert encoder.own_layers()["a"] == ("",)
+    folded = encoder.folded("a")
+    assert type(folded) is nn.Linear
+    assert torch.equal(folded(inputs), wanted)
+
+
 def test_chosen_layers_alone_are_adapted():
     encoder, _ = model(layers=["2"])
     assert encoder.own_layers() == dict.fromkeys(NAMES, ("2",))

@@ -21,6 +21,7 @@ from mt2st_fast import (
     LazyAdam,
     MultiTask,
     MultiTaskHeads,
+    TaskAdaptedEncoder,
     Trainer,
     WindowEncoder,
 )
@@ -122,6 +123,10 @@ def by_losses(folder: Path) -> None:
 
 def once_a_task(folder: Path) -> None:
     _fit(_linear(), _own(), schedule=AdaTask())
+
+
+def layers_of_their_own(folder: Path) -> None:
+    _fit(TaskAdaptedEncoder(_linear(), runs.batches()[0][1]), _own())
 
 
 def unfrozen_in_one(folder: Path) -> None:
