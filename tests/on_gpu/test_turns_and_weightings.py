@@ -14,6 +14,7 @@ from mt2st_fast import (
     AlternateSteps,
     DynamicWeightAverage,
     MultiTask,
+    TaskAdaptedEncoder,
     Trainer,
     Uncertainty,
 )
@@ -27,6 +28,7 @@ MAKE = {
     "dwa": DynamicWeightAverage,
     "famo": FAMO,
     "adatask": AdaTask,
+    "taps": MultiTask,
 }
 
 
@@ -35,9 +37,10 @@ def test_history_and_weights_are_those_without_graphs(toy, name):
     ends = []
     for graph in (False, True):
         torch.manual_seed(3)
+        encoder, heads = toy.encoder(dropout=0.1), toy.heads()
         trainer = Trainer(
-            toy.encoder(dropout=0.1),
-            toy.heads(),
+            TaskAdaptedEncoder(encoder, heads.names) if name == "taps" else encoder,
+            heads,
             schedule=MAKE[name](),
             device="cuda",
             graph=graph,
