@@ -162,6 +162,28 @@ class TaskAdaptedEncoder(nn.Module):
         """The encoder's `pool`, for tasks on words: its table is shared."""
         return self.encoder.pool  # type: ignore[return-value]
 
+    @property
+    def vectors(self) -> Callable[[], Tensor]:
+        """The encoder's `vectors` of words, which are shared."""
+        return self.encoder.vectors  # type: ignore[return-value]
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Who shares a layer and who does not, a line a layer: what a report says of it."""
+        own = self.own_layers()
+        return tuple(
+            f"{layer or 'the encoder'}: "
+            + "; ".join(
+                f"{said} {', '.join(tasks)}"
+                for said, tasks in (
+                    ("shared by", [task for task in self.tasks if layer not in own[task]]),
+                    ("its own for", [task for task in self.tasks if layer in own[task]]),
+                )
+                if tasks
+            )
+            for layer in self.layers
+        )
+
     def forward(self, inputs: Any) -> TaskFeatures:
         """The features of every task, when they are asked for."""
         shared_part = getattr(self.encoder, "shared_part", None)

@@ -81,7 +81,9 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
         "config": config.to_json(),
         "init": asdict(experiment.coverage) if experiment.coverage else None,
         "schedule": repr(trainer.schedule),
-        "decisions": list(getattr(trainer.schedule, "evidence", ())),
+        "decisions": [
+            line for who in (trainer.schedule, trainer.encoder) for line in getattr(who, "evidence", ())
+        ],
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
         "main": main,
         "tasks": {

@@ -89,6 +89,10 @@ def test_a_task_computes_with_its_own_layers_and_the_shared_ones():
     for task in NAMES:
         torch.testing.assert_close(features[task], by_hand(encoder, task, inputs), rtol=0, atol=0)
     assert encoder.own_layers() == {"a": ("2",), "feats.b": ("0",), "c": ("0", "2")}
+    assert encoder.evidence == (
+        "0: shared by a; its own for feats.b, c",
+        "2: shared by feats.b; its own for a, c",
+    )
     weights = torch.tensor([1.0, 0.5, 2.0])
     out = heads(features, targets, weights)
     losses = torch.stack([heads(by_hand(encoder, t, inputs), {t: targets[t]}).losses.sum() for t in NAMES])
