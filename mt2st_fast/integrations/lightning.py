@@ -51,7 +51,7 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         self._steps_per_epoch = max(1, int(per_epoch))
         optimizers = list(trainer.optimizers)
         self.controller = PhaseController(
-            self._heads_in(pl_module), self.schedule, optimizers if self.prune else None
+            self._heads_in(pl_module), self.schedule, optimizers if self.prune else None, pl_module
         )
         if self._stored is not None:
             self.controller.load_state_dict(self._stored)

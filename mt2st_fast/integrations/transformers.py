@@ -204,7 +204,7 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """A run of its own."""
-        self.controller = PhaseController(heads_of(others["model"]), self.schedule)
+        self.controller = PhaseController(heads_of(others["model"]), self.schedule, encoder=others["model"])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

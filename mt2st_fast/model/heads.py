@@ -20,7 +20,7 @@ from mt2st_fast.model.denominators import (
 from mt2st_fast.model.head_bank import HeadBank
 from mt2st_fast.model.over_tasks import flat_target, spread, spread_losses, sum_losses
 from mt2st_fast.model.pooling import pool
-from mt2st_fast.model.task_adapted import TaskFeatures, features_of
+from mt2st_fast.model.task_features import TaskFeatures, features_of
 from mt2st_fast.model.word_tasks import VectorsOf
 
 Weights = Tensor | Mapping[str, float] | None
@@ -77,11 +77,15 @@ class MultiTaskHeads(HeadBank):
         `multitask_loss` raises; RuntimeError for a backend that was asked for where a head must be called.
         """
         if isinstance(features, TaskFeatures):
-            options = {"denominators": denominators, "token_weights": token_weights, "reduction": reduction}
-            present = self._present(targets)
-            return sum_losses(
-                [self._alone(name, features, targets, weights, mask, options) for name in present]
-            )
+            parts = []
+            for name in self._present(targets):
+                own, own_mask = features_of(features, name, mask)
+                out = self.forward(
+                    own, {name: targets[name]}, weights, mask=own_mask, denominators=denominators,
+                    token_weights=token_weights, reduction=reduction,
+                )  # fmt: skip
+                parts.append(out)
+            return sum_losses(parts)
         reasons = self.reasons_to_call()
         if not (self._open or self._poolings or reasons or denominators or token_weights is not None) and (
             reduction == "mean"
@@ -133,22 +137,15 @@ class MultiTaskHeads(HeadBank):
         present = self._present(targets)
         if reduction == "none":
             return self._losses_of_rows(features, targets, mask, present, token_weights)
-        options = {"denominators": denominators, "token_weights": token_weights, "reduction": reduction}
-        ones = dict.fromkeys(self._active, 1.0)
-        return {name: self._alone(name, features, targets, ones, mask, options).total for name in present}
-
-    def _alone(
-        self,
-        name: str,
-        features: Tensor | TaskFeatures,
-        targets: Mapping[str, Tensor],
-        weights: Weights,
-        mask: Tensor | None,
-        options: dict[str, Any],
-    ) -> MultitaskLoss:
-        """Weighted loss of one active task, the result that of `forward` with every other task missing."""
-        own, mask = features_of(features, name, mask)
-        return self.forward(own, {name: targets[name]}, weights, mask=mask, **options)
+        found = {}
+        for name in present:
+            own, own_mask = features_of(features, name, mask)
+            ones_k = torch.ones(len(self._active), dtype=torch.float32, device=own.device)
+            found[name] = self.forward(
+                own, {name: targets[name]}, ones_k, mask=own_mask, denominators=denominators,
+                token_weights=token_weights, reduction=reduction,
+            ).total  # fmt: skip
+        return found
 
     def label_counts(
         self, targets: Mapping[str, Any], *, token_weights: TokenWeights = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-_TAKEN_NAMES = frozenset(dir(nn.ModuleDict()))
+_TAKEN_NAMES = frozenset([*dir(nn.ModuleDict()), *dir(nn.ParameterDict())])
 
 
 def module_name(task: str) -> str:

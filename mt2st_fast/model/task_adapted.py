@@ -1,66 +1,33 @@
 """TAPS (Wallingford et al. 2022): layers of a shared encoder that become a task's own where that pays.
 
 A layer's weight for task k is W + 1[s_k >= threshold] D_k: W is shared, D_k and the score s_k are the task's. All are
-trained together (section 3, the joint variant); a penalty on the scores draws layers back to being shared.
+trained together, with a penalty on the scores that draws layers back to being shared.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.head_bank import HeadBank
 from mt2st_fast.model.module_names import check_module_names, module_name
+from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.numbers import check_not_negative, check_positive
 
 THRESHOLD = 0.1  # of the paper
-_ADAPTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
-
-
-class TaskFeatures(Mapping[str, Tensor]):
-    """The features of every task, (N, D) or (N, T, D); those of a task are computed when they are first asked for."""
-
-    def __init__(self, tasks: Sequence[str], compute: Callable[[str], Any]) -> None:
-        self._tasks, self._compute = tuple(tasks), compute
-        self._with_gradient = (
-            torch.is_grad_enabled()
-        )  # where the encoder was called, and not where they are read
-        self._found: dict[str, tuple[Tensor, Tensor | None]] = {}
-
-    def __getitem__(self, task: str) -> Tensor:
-        return self.with_mask(task)[0]
-
-    def with_mask(self, task: str) -> tuple[Tensor, Tensor | None]:
-        """Features, and the mask of what is real in them if the encoder returns it."""
-        if task not in self._tasks:
-            raise KeyError(task)
-        if task not in self._found:
-            with torch.set_grad_enabled(self._with_gradient):
-                found = self._compute(task)
-            self._found[task] = found if isinstance(found, tuple) else (found, None)
-        return self._found[task]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tasks)
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-
-def features_of(
-    features: Tensor | TaskFeatures, task: str, mask: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Those of one task, and the mask of what is real in them: `mask`, or what the encoder says where it is None."""
-    if not isinstance(features, TaskFeatures):
-        return features, mask
-    own, own_mask = features.with_mask(task)
-    return own, own_mask if mask is None else mask
+_OF_KIND = {  # which parameter of a layer is adapted
+    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), "weight"),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "weight"),
+    nn.MultiheadAttention: "in_proj_weight",
+}
 
 
 class _AtOrAbove(torch.autograd.Function):
@@ -97,13 +64,20 @@ class _Residual(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         if self._asked.task is None:
+            # What is computed anew for a backward pass no longer knows for which task it was.
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    "activation checkpointing (torch.utils.checkpoint) within a TaskAdaptedEncoder would compute with "
+                    "the shared weights in the backward pass: switch it off, or leave the layers out (layers=)"
+                )
             return weight
         name = module_name(self._asked.task)
         return weight + _AtOrAbove.apply(self.score[name], self._threshold) * self.difference[name]
 
-    def own(self, task: str) -> list[nn.Parameter]:
+    def own(self, task: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """The difference and the score of one task."""
         name = module_name(task)
-        return [self.difference[name], self.score[name]]
+        return self.difference[name], self.score[name]
 
 
 class TaskAdaptedEncoder(nn.Module):
@@ -112,20 +86,21 @@ class TaskAdaptedEncoder(nn.Module):
         encoder = TaskAdaptedEncoder(encoder, heads.names)
         Trainer(encoder, heads, schedule=Switch(at=0.6))        # or heads(encoder(inputs), targets) in any loop
 
-    "Task Adaptive Parameter Sharing for Multi-Task Learning" (TAPS, CVPR 2022, arXiv 2203.16708), equations 2 to 4 with
-    all tasks and the shared weights trained together: the weight of a layer l is W_l + 1[s_kl >= threshold] D_kl for
-    task k, the gradient goes straight through the indicator to the score s_kl, and penalty / L times the sum of |s_kl|
-    over the L layers is added to the loss of every task that is trained (`Trainer` does; in a loop of one's own add
-    `penalty(tasks)`). D begins at 0 and s at twice the threshold, which is this package's choice.
+    "Task Adaptive Parameter Sharing for Multi-Task Learning" (TAPS, CVPR 2022, arXiv 2203.16708), its joint variant:
+    the weight of a layer l is W_l + 1[s_kl >= threshold] D_kl for task k, the gradient goes straight through the
+    indicator to the score s_kl, and penalty / L times the sum of |s_kl| over the L layers is added to the loss of every
+    task that is trained (`Trainer` does; in a loop of one's own add `penalty(tasks)`). D begins at 0 and s at twice the
+    threshold.
 
-    The encoder is taken over, with its parameters. layers: names of its linear and convolutional layers ("" is the
-    encoder itself), all by default; tables of words stay shared. The output is `TaskFeatures`: a task is computed when
-    a head asks for it, so that one that has retired costs nothing, and each task costs a pass through the encoder. Of
-    an encoder with methods `shared_part(inputs)` and `adapted_part(shared)`, whose forward pass is one after the other,
-    the first runs once. `folded(task)` is a plain encoder again, with the weights of one task.
+    The encoder is taken over, with its parameters. layers: names of its linear and convolutional layers and of its
+    attention (in_proj), "" where that is the encoder itself; all by default. Biases, tables of words, recurrent layers
+    and norms stay shared. The output is `TaskFeatures`: a task is computed when a head asks for it, so that one that
+    has retired costs nothing, and each task costs a pass through the encoder. Of an encoder with methods
+    `shared_part(inputs)` and `adapted_part(shared)`, whose own forward pass is one after the other, the first runs
+    once. `folded(task)` is a plain encoder again, with the weights of one task.
 
-    Raises ValueError for an encoder without such layers, a layer that it does not have, numbers out of range, and tasks
-    whose names no modules can have.
+    Raises ValueError for an encoder without such layers or with BatchNorm, whose statistics would be of all tasks; for
+    a layer that it does not have; for numbers out of range, and tasks whose names no modules can have.
     """
 
     def __init__(
@@ -147,9 +122,10 @@ class TaskAdaptedEncoder(nn.Module):
         self.threshold, self.penalty_weight = threshold, penalty
         self.encoder, self._asked = encoder, _AskedFor()
         for name in self.layers:
-            layer = encoder.get_submodule(name)
-            residual = _Residual(layer.weight, self.tasks, self._asked, threshold)  # type: ignore[arg-type]
-            parametrize.register_parametrization(layer, "weight", residual, unsafe=True)
+            layer, weight = encoder.get_submodule(name), _weight_name(encoder.get_submodule(name))
+            assert weight is not None
+            residual = _Residual(getattr(layer, weight), self.tasks, self._asked, threshold)
+            parametrize.register_parametrization(layer, weight, residual, unsafe=True)
         self._frozen_by_retirement: set[str] = set()
 
     @property
@@ -168,29 +144,22 @@ class TaskAdaptedEncoder(nn.Module):
         return self.encoder.vectors  # type: ignore[return-value]
 
     @property
-    def evidence(self) -> tuple[str, ...]:
-        """Who shares a layer and who does not, a line a layer: what a report says of it."""
-        own = self.own_layers()
-        return tuple(
-            f"{layer or 'the encoder'}: "
-            + "; ".join(
-                f"{said} {', '.join(tasks)}"
-                for said, tasks in (
-                    ("shared by", [task for task in self.tasks if layer not in own[task]]),
-                    ("its own for", [task for task in self.tasks if layer in own[task]]),
-                )
-                if tasks
-            )
-            for layer in self.layers
+    def settings(self) -> str:
+        """What must not change between a checkpoint and its resumption, as a text."""
+        return (
+            f"threshold {self.threshold:g}, penalty {self.penalty_weight:g}, layers {', '.join(self.layers)}"
         )
+
+    # --- forward ----------------------------------------------------------------------------------------
 
     def forward(self, inputs: Any) -> TaskFeatures:
         """The features of every task, when they are asked for."""
-        shared_part = getattr(self.encoder, "shared_part", None)
-        if not callable(shared_part):
-            return TaskFeatures(self.tasks, lambda task: self._with_weights_of(task, self.encoder, inputs))
-        shared, adapted_part = shared_part(inputs), self.encoder.adapted_part
-        return TaskFeatures(self.tasks, lambda task: self._with_weights_of(task, adapted_part, shared))
+        encoder: Any = self.encoder
+        compute, given = encoder, inputs
+        if _is_split(encoder):
+            compute, given = encoder.adapted_part, encoder.shared_part(inputs)
+        device = next(self.parameters()).device
+        return TaskFeatures(self.tasks, lambda task: self._with_weights_of(task, compute, given), device)
 
     def _with_weights_of(self, task: str, compute: Callable[[Any], Any], inputs: Any) -> Any:
         with self._asking_for(task):
@@ -204,52 +173,42 @@ class TaskAdaptedEncoder(nn.Module):
         finally:
             self._asked.task = before
 
-    def _residuals(self) -> dict[str, _Residual]:
-        found = {}
-        for name in self.layers:
-            (residual,) = self.encoder.get_submodule(name).parametrizations.weight  # type: ignore[union-attr]
-            found[name] = residual
-        return found
+    # --- who shares what --------------------------------------------------------------------------------
 
-    def penalty(self, present: Collection[str]) -> Tensor | None:
+    def penalty(self, tasks: Collection[str]) -> Tensor | None:
         """() what is added to the loss of these tasks, by which their layers are drawn back to being shared."""
-        scores = [
-            r.own(task)[1] for task in self.tasks if task in present for r in self._residuals().values()
-        ]
+        named = {tasks} if isinstance(tasks, str) else set(tasks)
+        scores = [r.own(task)[1] for task in self.tasks if task in named for r in self._residuals().values()]
         if not scores or not self.penalty_weight:
             return None
         return self.penalty_weight / len(self.layers) * torch.cat(scores).abs().sum()
 
     @torch.no_grad()
     def own_layers(self) -> dict[str, tuple[str, ...]]:
-        """By task the layers that it has made its own; it shares the others."""
-        residuals = self._residuals()
+        """By task the layers that it has made its own: their score is high enough, and training has changed them."""
         return {
-            task: tuple(n for n, r in residuals.items() if float(r.own(task)[1]) >= self.threshold)
+            task: tuple(
+                name
+                for name, residual in self._residuals().items()
+                if float(residual.own(task)[1]) >= self.threshold and bool(residual.own(task)[0].any())
+            )
             for task in self.tasks
         }
 
-    def own_parameters(self) -> Iterator[nn.Parameter]:
-        """What belongs to one task each."""
-        for residual in self._residuals().values():
-            yield from residual.difference.values()
-            yield from residual.score.values()
-
-    def set_active(self, tasks: Collection[str]) -> None:
-        """Freeze what belongs to the other tasks alone, and let go on what was frozen so before."""
-        for task in self.tasks:
-            for number, residual in enumerate(self._residuals().values()):
-                for part, parameter in zip(("difference", "score"), residual.own(task), strict=True):
-                    self._set_trained(f"{task}/{number}/{part}", parameter, trains=task in tasks)
-
-    def _set_trained(self, name: str, parameter: nn.Parameter, *, trains: bool) -> None:
-        if trains and name in self._frozen_by_retirement:
-            parameter.requires_grad_(True)
-            self._frozen_by_retirement.discard(name)
-        elif not trains and parameter.requires_grad:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-            self._frozen_by_retirement.add(name)
+    def sharing(self) -> tuple[str, ...]:
+        """Who shares a layer and who does not, a line a layer."""
+        own = self.own_layers()
+        lines = []
+        for layer in self.layers:
+            sharers = [task for task in self.tasks if layer not in own[task]]
+            owners = [task for task in self.tasks if layer in own[task]]
+            said = [
+                f"{what} {', '.join(tasks)}"
+                for what, tasks in (("shared by", sharers), ("its own for", owners))
+                if tasks
+            ]
+            lines.append(f"{layer or 'the encoder'}: {'; '.join(said)}")
+        return tuple(lines)
 
     def folded(self, task: str) -> nn.Module:
         """A copy of the encoder as it was given, with the weights of one task. Raises ValueError for an unknown one."""
@@ -261,6 +220,33 @@ class TaskAdaptedEncoder(nn.Module):
                 _fold(copied.encoder.get_submodule(name))
         return copied.encoder
 
+    # --- phases -----------------------------------------------------------------------------------------
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """What belongs to one task each."""
+        for residual in self._residuals().values():
+            yield from residual.difference.values()
+            yield from residual.score.values()
+
+    def set_active(self, tasks: Collection[str]) -> None:
+        """Freeze what belongs to the other tasks alone, and let go on what was frozen so before."""
+        for task in self.tasks:
+            for layer, residual in self._residuals().items():
+                for part, parameter in zip(("difference", "score"), residual.own(task), strict=True):
+                    self._set_trained(f"{task}/{layer}/{part}", parameter, trains=task in tasks)
+
+    def _set_trained(self, name: str, parameter: nn.Parameter, *, trains: bool) -> None:
+        if trains and name in self._frozen_by_retirement:
+            parameter.requires_grad_(True)
+            self._frozen_by_retirement.discard(name)
+        elif not trains and parameter.requires_grad:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            self._frozen_by_retirement.add(name)
+
+    def _residuals(self) -> dict[str, _Residual]:
+        return {name: _residual_of(self.encoder.get_submodule(name)) for name in self.layers}
+
     def configuration(self) -> NoReturn:
         """Raises InputError: a model in a folder has one encoder."""
         raise InputError(
@@ -269,23 +255,40 @@ class TaskAdaptedEncoder(nn.Module):
         )
 
 
-def _fold(layer: nn.Module) -> None:
-    """Make a layer with a parametrized weight one of its own class again, of the weight as it is.
+def adapted_in(*modules: nn.Module) -> list[TaskAdaptedEncoder]:
+    """The encoders of features a task that these modules are or hold, each once."""
+    found = [part for module in modules for part in module.modules() if isinstance(part, TaskAdaptedEncoder)]
+    return list(dict.fromkeys(found))
 
-    By hand: torch's remove_parametrizations takes the weight from the layer's class, which a copy shares with what it
-    is a copy of.
+
+def _is_split(encoder: nn.Module) -> bool:
+    """Whether an encoder's forward pass is `adapted_part` after `shared_part`: not where somebody has put another
+    forward pass, or hooks, around it.
     """
-    weight, others = layer.weight.detach().clone(), dict(layer.named_parameters(recurse=False))
-    layer.__class__ = parametrize.type_before_parametrizations(layer)  # type: ignore[assignment]
-    del layer.parametrizations
-    for name in others:
-        delattr(layer, name)
-    for name, parameter in {"weight": nn.Parameter(weight), **others}.items():  # in the order of such a layer
-        layer.register_parameter(name, parameter)
+    owners = {
+        next((each for each in type(encoder).__mro__ if name in vars(each)), None)
+        for name in ("forward", "shared_part", "adapted_part")
+    }
+    return (
+        len(owners) == 1 and None not in owners and not (encoder._forward_hooks or encoder._forward_pre_hooks)
+    )
+
+
+def _weight_name(layer: nn.Module) -> str | None:
+    """The parameter of a layer that is adapted, None where it is no such layer."""
+    name = next((name for kind, name in _OF_KIND.items() if isinstance(layer, kind)), None)
+    return name if name is not None and getattr(layer, name) is not None else None
 
 
 def _layers_of(encoder: nn.Module) -> tuple[str, ...]:
-    found = tuple(name for name, module in encoder.named_modules() if isinstance(module, _ADAPTED))
+    heads = {
+        id(part) for module in encoder.modules() if isinstance(module, HeadBank) for part in module.modules()
+    }
+    found = tuple(
+        name
+        for name, part in encoder.named_modules()
+        if id(part) not in heads and _weight_name(part) is not None
+    )
     if not found:
         raise ValueError(
             f"a {type(encoder).__name__} has no linear or convolutional layer that a task could make its own"
@@ -295,13 +298,43 @@ def _layers_of(encoder: nn.Module) -> tuple[str, ...]:
 
 def _check_layers(encoder: nn.Module, names: Sequence[str]) -> None:
     modules = dict(encoder.named_modules())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"layers must be names of layers, each once, not {list(names)}")
     for name in names:
-        if not isinstance(modules.get(name), _ADAPTED):
+        if name not in modules or _weight_name(modules[name]) is None:
             there = ", ".join(_layers_of(encoder))
             raise ValueError(
                 f"{name!r} is no linear or convolutional layer of the encoder; there are {there}"
             )
-        if parametrize.is_parametrized(modules[name], "weight"):
+        if parametrize.is_parametrized(modules[name]):
+            raise ValueError(f"the layer {name!r} has a parametrization already: give the encoder without it")
+    for name, part in modules.items():
+        if isinstance(part, _BatchNorm):
             raise ValueError(
-                f"the weight of {name} has a parametrization already: give the encoder without it"
+                f"encoder has a {type(part).__name__} ({name or 'itself'}), whose statistics would be of the passes of "
+                "all tasks: take LayerNorm or GroupNorm"
             )
+
+
+def _residual_of(layer: nn.Module) -> _Residual:
+    (chain,) = layer.parametrizations.values()  # type: ignore[operator,union-attr]
+    (residual,) = chain
+    return residual  # type: ignore[no-any-return]
+
+
+def _fold(layer: nn.Module) -> None:
+    """Make a layer with a parametrized weight one of its own class again, of the weight as it is.
+
+    By hand: torch's remove_parametrizations takes the weight from the layer's class, which a copy shares with what it
+    is a copy of.
+    """
+    (name,) = layer.parametrizations  # type: ignore[misc,union-attr]
+    weight = nn.Parameter(getattr(layer, name).detach().clone())
+    weight.requires_grad_(layer.parametrizations[name].original.requires_grad)  # type: ignore[index,union-attr]
+    others = dict(layer.named_parameters(recurse=False))
+    layer.__class__ = parametrize.type_before_parametrizations(layer)  # type: ignore[assignment]
+    del layer.parametrizations
+    for other in others:
+        delattr(layer, other)
+    for own, parameter in {name: weight, **others}.items():  # in the order of such a layer
+        layer.register_parameter(own, parameter)

@@ -242,7 +242,9 @@ def _modules_to_keep(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[nn.Modu
     if not isinstance(encoder, TaskAdaptedEncoder):
         return encoder, heads_to_keep(heads)
     main = heads.main
-    alone = MultiTaskHeads.from_modules({main: heads.linear(main)}, {main: heads.tasks[main]}, main)
+    alone = MultiTaskHeads.from_modules(
+        {main: heads.linear(main)}, {main: heads.tasks[main]}, main, backend=heads.backend, plan=heads.plan
+    )
     return encoder.folded(main), alone
 
 

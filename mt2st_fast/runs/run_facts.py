@@ -16,6 +16,7 @@ import numpy as np
 from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, reading, write_atomically
+from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.what_was_read import what_was_read
@@ -82,7 +83,8 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
         "init": asdict(experiment.coverage) if experiment.coverage else None,
         "schedule": repr(trainer.schedule),
         "decisions": [
-            line for who in (trainer.schedule, trainer.encoder) for line in getattr(who, "evidence", ())
+            *getattr(trainer.schedule, "evidence", ()),
+            *(line for each in adapted_in(trainer.encoder) for line in each.sharing()),
         ],
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},
         "main": main,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mt2st_fast.model.task_adapted import TaskFeatures
+from mt2st_fast.model.task_features import TaskFeatures, features_and_mask
 
 
 def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor | TaskFeatures, Tensor | None]:
@@ -27,15 +27,3 @@ def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor | TaskFea
             f"({': '.join([type(error).__name__, *reason])})"
         ) from error
     return features_and_mask(encoded)
-
-
-def features_and_mask(encoded: Any) -> tuple[Tensor | TaskFeatures, Tensor | None]:
-    """What an encoder returned: features alone, or with the mask of what is real in them."""
-    if isinstance(encoded, Tensor | TaskFeatures):
-        return encoded, None
-    if isinstance(encoded, tuple | list) and len(encoded) == 2 and isinstance(encoded[0], Tensor):
-        return encoded[0], encoded[1]
-    shown = type(encoded).__name__
-    if isinstance(encoded, tuple | list):
-        shown += f" ({', '.join(type(part).__name__ for part in encoded)})"
-    raise TypeError(f"an encoder must return features, a tensor, or (features, mask), not {shown}")

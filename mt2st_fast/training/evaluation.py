@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.task_adapted import TaskFeatures, features_of
+from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, features_of
 from mt2st_fast.training.batch_shapes import paired
-from mt2st_fast.training.encoding import encode, features_and_mask
+from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.own_metrics import Metric, OwnMetric
 from mt2st_fast.training.sources import Batch, materialised, to_device
 

@@ -13,6 +13,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count
 from mt2st_fast.training.observations import Observing, ObservingHeldOut, Stateful
 from mt2st_fast.training.optimizer_upkeep import release
+from mt2st_fast.training.phases import of_retired, set_active
 from mt2st_fast.training.run_options import description
 from mt2st_fast.training.schedules import Moment, Schedule
 from mt2st_fast.training.turns import takes_turns
@@ -41,7 +42,8 @@ class PhaseController:
     Where a task retires its head is no longer computed, its parameters need no gradient, and the optimizer forgets
     their state. They keep their places in its groups, so that schedulers and stored states go on fitting. `weights` are
     those of the step at hand, by active task; the heads take them where a call gives none. optimizer: one, several, or
-    None (then retired parameters cost the memory of their moments); it may be set later.
+    None (then retired parameters cost the memory of their moments); it may be set later. encoder: of one that is or
+    holds a `TaskAdaptedEncoder`, whose layers of tasks' own retire with the tasks.
 
     To resume: make heads and optimizer as at the beginning, load modules, optimizer and this state in any order, and go
     on with the next step. The optimizer may also be made after the modules were loaded, of what is trainable. A DDP
@@ -52,7 +54,13 @@ class PhaseController:
     train in turns or the optimizer keep moments a task: those are for `Trainer`.
     """
 
-    def __init__(self, heads: MultiTaskHeads, schedule: Schedule, optimizer: Optimizers = None) -> None:
+    def __init__(
+        self,
+        heads: MultiTaskHeads,
+        schedule: Schedule,
+        optimizer: Optimizers = None,
+        encoder: nn.Module | None = None,
+    ) -> None:
         for asked, does in (
             (isinstance(schedule, nn.Module), "learns its weights, and a loop of one's own shows it nothing"),
             (
@@ -74,7 +82,7 @@ class PhaseController:
                     "says by the step when tasks train and what they weigh"
                 )
         self.heads, self.schedule = heads, schedule
-        self.optimizer = optimizer
+        self.optimizer, self.encoder = optimizer, encoder
         self.weights: dict[str, float] = {}
         self._phase: Phase | None = None
 
@@ -105,9 +113,9 @@ class PhaseController:
         return self._phase
 
     def _enter(self, phase: Phase) -> None:
-        self.heads.set_active(phase.active)
+        set_active(phase.active, self.encoder, self.heads)
         self._phase = phase
-        gone = [parameter for parameter in self.heads.parameters() if not parameter.requires_grad]
+        gone = of_retired(self.encoder, self.heads)
         for optimizer in self._optimizers():
             release(optimizer, gone)
 

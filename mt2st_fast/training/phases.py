@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
+from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.training.optimizer_upkeep import remove
 from mt2st_fast.training.sources import Source
 
@@ -20,21 +20,24 @@ def enter_phase(
 ) -> None:
     """Train the `active` tasks only, from the next step on.
 
-    The retired heads need no gradient and hold none; they leave the optimizer with their state, or moments
-    and weight decay would go on moving them; their loaders are let go and their labels no longer read. So does what
-    else belongs to a retired task alone.
+    The retired heads, and what an encoder has for a retired task alone, need no gradient and hold none; they leave the
+    optimizer with their state, or moments and weight decay would go on moving them. Their loaders are let go and their
+    labels no longer read.
     """
     set_active(active, encoder, heads)
-    own = [
-        *heads.parameters(),
-        *(encoder.own_parameters() if isinstance(encoder, TaskAdaptedEncoder) else ()),
-    ]
-    remove(optimizer, (p for p in own if not p.requires_grad))
+    remove(optimizer, of_retired(encoder, heads))
     source.enter_phase(active)
 
 
-def set_active(active: tuple[str, ...], encoder: nn.Module, heads: MultiTaskHeads) -> None:
+def set_active(active: tuple[str, ...], encoder: nn.Module | None, heads: MultiTaskHeads) -> None:
     """Freeze what belongs to the other tasks alone."""
     heads.set_active(active)
-    if isinstance(encoder, TaskAdaptedEncoder):
-        encoder.set_active(active)
+    for each in [] if encoder is None else adapted_in(encoder):
+        each.set_active(active)
+
+
+def of_retired(encoder: nn.Module | None, heads: MultiTaskHeads) -> list[nn.Parameter]:
+    """The parameters of tasks' own that do not train."""
+    adapted = [] if encoder is None else adapted_in(encoder)
+    own = [*heads.parameters(), *(p for each in adapted for p in each.own_parameters())]
+    return [p for p in own if not p.requires_grad]

@@ -311,7 +311,7 @@ class Run:
 
     def _settings(self) -> dict[str, Any]:
         steps = None if self.source.is_stream else self.steps_per_epoch
-        return fixed_settings(self._options, self.heads.names, steps)
+        return fixed_settings(self._options, self.encoder, self.heads.names, steps)
 
     def _restore(self, stored: Checkpoint) -> None:
         state, device = stored.state, self._options.device

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
@@ -119,9 +120,12 @@ def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence
     )
 
 
-def fixed_settings(options: RunOptions, tasks: Sequence[str], steps_per_epoch: int | None) -> dict[str, Any]:
+def fixed_settings(
+    options: RunOptions, encoder: nn.Module, tasks: Sequence[str], steps_per_epoch: int | None
+) -> dict[str, Any]:
     """What must not change between a checkpoint and its resumption; a stream has no steps per epoch."""
     return {
+        "layers of tasks' own": "; ".join(each.settings for each in adapted_in(encoder)) or "none",
         "tasks": ", ".join(tasks),
         "schedule": description(options.schedule),
         "accumulate": options.accumulate,

@@ -7,7 +7,7 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
+from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.observations import Selecting
@@ -30,7 +30,8 @@ def make_parts(
 ) -> StepParts:
     """Of a run that begins: a fresh optimizer of every parameter that is not frozen. learnt: weights as a module.
 
-    Raises InputError for weights by a step's losses where a step is several backward passes.
+    Raises InputError for what does not go together: weights by a step's losses where a step is several backward passes,
+    moments a task, or features a task, with what needs those that all share.
     """
     if isinstance(learnt, WeighsByLosses) and options.accumulate > 1:
         raise InputError(
@@ -38,8 +39,8 @@ def make_parts(
             "its end: leave accumulate at 1"
         )
     by_task = bool(getattr(options.schedule, "accumulator_a_task", False))
-    if isinstance(encoder, TaskAdaptedEncoder):
-        _check_adapted(encoder, options)
+    for adapted in adapted_in(encoder):
+        _check_adapted(adapted, heads, options)
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     # An encoder may hold the heads as well: they are trained once.
@@ -68,8 +69,14 @@ def make_parts(
     )
 
 
-def _check_adapted(encoder: TaskAdaptedEncoder, options: RunOptions) -> None:
-    """Raises InputError for what needs features that all tasks share, or gradients of all parameters in every step."""
+def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: RunOptions) -> None:
+    """Raises InputError for a task without features of its own, and for what needs features that all tasks share."""
+    unknown = [n for n in heads.names if not heads.is_word_task(n) and n not in encoder.tasks]
+    if unknown:
+        raise InputError(
+            f"the TaskAdaptedEncoder was made for {', '.join(encoder.tasks)}, and has no layers of {unknown[0]}: make "
+            "it for heads.names"
+        )
     schedule = options.schedule
     wants = any(getattr(schedule, f"wants_{of}gradients", False) for of in ("", "held_out_"))
     for given, what in (

@@ -20,6 +20,8 @@ from mt2st_fast import (
     LazyAdam,
     MultiTask,
     MultiTaskHeads,
+    OpenTask,
+    PhaseController,
     Regression,
     Switch,
     TaskAdaptedEncoder,
@@ -106,9 +108,13 @@ def test_a_task_that_gains_nothing_by_it_shares():
     batches = [(inputs, {"a": targets["a"], "b": torch.zeros(24).long()}) for inputs, targets in data()]
     trainer = Trainer(encoder, heads, schedule=TO_THE_END, optimizer=adam, device="cpu")
     history = trainer.fit(batches, val=batches, epochs=10)
-    own = encoder.own_layers()
-    assert own["b"] == ()
-    assert own["c"] == ("hidden",), "it was never trained"
+    assert encoder.own_layers()["b"] == ()
+    scores = {
+        name.rpartition(".")[2]: float(p.detach())
+        for name, p in encoder.named_parameters()
+        if ".score." in name
+    }
+    assert scores["b"] < encoder.threshold <= scores["c"] == pytest.approx(0.2), "c was never trained"
     assert history.evaluations[-1].metrics["b"] == 1.0
 
 
@@ -145,6 +151,7 @@ def test_a_resumed_run_ends_with_the_same_bits(schedule, stop, tmp_path):
 def test_weights_that_are_learnt_go_with_it(schedule):
     trainer, history = trained(schedule())
     assert history.steps[-1].losses["a"] < history.steps[0].losses["a"]
+    assert len(set(history.steps[-1].weights.values())) == 3, "weights are learnt"
     if schedule is Uncertainty:  # its own penalty and the encoder's
         parts = trainer.run._parts
         own = trainer.schedule.penalty(("a",))
@@ -226,7 +233,7 @@ def test_the_strategy_adapts_the_layers_of_its_encoder():
     encoder = strategy.encoder_of(words, ("a", "b"), {"sharing_penalty": 0.25})
     assert (encoder.encoder, encoder.tasks, encoder.penalty_weight) == (words, ("a", "b"), 0.25)
     with pytest.raises(
-        InputError, match=r"^strategy taps: a WindowEncoder has no linear or convolutional layer"
+        InputError, match=r"^strategy taps lets tasks make the hidden layer their own, and there is none"
     ):
         strategy.encoder_of(WindowEncoder(50, 6, window=1, hidden=None), ("a", "b"), {})
     other = WindowEncoder(50, 6, window=1, hidden=8)
@@ -242,3 +249,123 @@ def test_a_copy_trains_apart():
     )
     inputs = data(1)[0][0]
     assert not torch.allclose(encoder(inputs)["a"], copied(inputs)["a"])
+
+
+def opposed(n_batches=6):
+    """Two tasks that want the opposite of one narrow layer: what is 0 for the one is 1 for the other."""
+    generator = torch.Generator().manual_seed(5)
+    found = []
+    for _ in range(n_batches):
+        x = torch.randn(64, 4, generator=generator)
+        found.append((x, {"a": (x[:, 0] > 0).long(), "b": (x[:, 1] > 0).long()}))
+    return found
+
+
+def test_a_task_that_gains_by_it_keeps_its_own():
+    """Of a layer one wide each of two tasks needs another direction."""
+    best = {}
+    for adapts in (False, True):
+        torch.manual_seed(0)
+        heads = MultiTaskHeads(1, {"a": Classification(2), "b": Classification(2)}, "a")
+        encoder = nn.Linear(4, 1)
+        encoder = TaskAdaptedEncoder(encoder, heads.names) if adapts else encoder
+        trainer = Trainer(encoder, heads, schedule=TO_THE_END, lr=0.05, device="cpu")
+        history = trainer.fit(opposed(), val=opposed(2), epochs=30)
+        best[adapts] = history.evaluations[-1].metrics
+    assert encoder.own_layers()["a"] == encoder.own_layers()["b"] == ("",)
+    assert min(best[True].values()) > 0.95
+    assert min(best[False].values()) < 0.9
+
+
+class Within(nn.Module):
+    """Somebody's own module around it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, types):
+        return self.inner(types)
+
+
+def test_within_another_module_it_trains_as_alone():
+    alone, history = trained(BY_SWITCH)
+    encoder, heads = model()
+    trainer = Trainer(Within(encoder), heads, schedule=BY_SWITCH, optimizer=adam, device="cpu", log_every=2)
+    assert trainer.fit(data(), val=data(2), epochs=6).steps == history.steps
+    for ours, theirs in zip(encoder.parameters(), alone.encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.requires_grad == theirs.requires_grad
+    trainer = Trainer(Within(model()[0]), heads, schedule=Alternate(), device="cpu")
+    with pytest.raises(InputError, match="Alternate trains the encoder and the tasks in turns"):
+        trainer.fit(data(), epochs=2)
+
+
+def test_a_checkpoint_of_other_layers_is_refused(tmp_path):
+    trained(callbacks=[Stop(3)], checkpoint=tmp_path / "c")
+    encoder, heads = model()
+    encoder.threshold = 0.3
+    trainer = Trainer(encoder, heads, schedule=TO_THE_END, optimizer=adam, device="cpu", log_every=2)
+    with pytest.raises(
+        InputError, match=r"layers of tasks' own threshold 0\.1, .* this run has threshold 0\.3"
+    ):
+        trainer.fit(data(), epochs=6, checkpoint=tmp_path / "c", resume=True)
+
+
+def test_a_head_without_layers_is_refused():
+    encoder = TaskAdaptedEncoder(WindowEncoder(50, 6, window=1, hidden=8), ["a", "b"])
+    trainer = Trainer(encoder, MultiTaskHeads(8, TASKS, "a"), schedule=TO_THE_END, device="cpu")
+    with pytest.raises(
+        InputError, match=r"was made for a, b, and has no layers of c: make it for heads\.names"
+    ):
+        trainer.fit(data(), epochs=1)
+
+
+def test_a_loop_of_one_s_own_lets_go_of_the_same():
+    encoder, heads = model(sparse=False)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=RATE)
+    controller = PhaseController(heads, BY_SWITCH, optimizer, Within(encoder))
+    for step, (inputs, targets) in enumerate(data(4)):
+        controller.step(step, 4, 4)
+        total = heads(encoder(inputs.long()), targets).total
+        (total + encoder.penalty(heads.active)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    own = {name: p for name, p in encoder.named_parameters() if name.endswith((".b", ".c"))}
+    assert len(own) == 4
+    assert not any(p.requires_grad or optimizer.state.get(p) for p in own.values())
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 0.5}, {"precision": "bfloat16"}])
+def test_it_goes_with_other_options(options):
+    _, history = trained(epochs=12, optimizer=lambda p: torch.optim.Adam(p, lr=0.01), sparse=False, **options)
+    assert history.steps[-1].losses["a"] < history.steps[0].losses["a"]
+    assert history.phases[0].engine == "eager"
+
+
+class Length(OpenTask):
+    """The mean of the features, towards a number a row."""
+
+    def loss(self, features, target, mask):
+        return F.mse_loss(features.mean(1), target)
+
+    def sums(self, features, target, mask):
+        return torch.stack(
+            [F.mse_loss(features.mean(1), target, reduction="sum"), torch.tensor(len(target))]
+        ).double()
+
+    def value(self, sums):
+        return -float(sums[0] / sums[1])
+
+
+def test_a_loss_of_one_s_own_has_features_of_its_own():
+    torch.manual_seed(0)
+    tasks = {"a": Classification(4), "length": Length()}
+    encoder = TaskAdaptedEncoder(WindowEncoder(50, 6, window=1, hidden=8), tasks)
+    batches = [(x, {"a": t["a"], "length": torch.rand(24)}) for x, t in data()]
+    trainer = Trainer(encoder, MultiTaskHeads(8, tasks, "a"), schedule=TO_THE_END, lr=0.02, device="cpu")
+    history = trainer.fit(batches, val=batches, epochs=8)
+    first, last = history.evaluations[0], history.evaluations[-1]
+    assert last.metrics["length"] > first.metrics["length"]
+    differences = {n: p for n, p in encoder.named_parameters() if ".difference." in n}
+    assert all(p.any() for p in differences.values())

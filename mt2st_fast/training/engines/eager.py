@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultitaskLoss
-from mt2st_fast.model.task_adapted import TaskFeatures
+from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.shares import label_shares
+from mt2st_fast.training.engines.shares import Shares, label_shares, tasks_in
 from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
@@ -69,11 +69,11 @@ class EagerSteps:
         with parts.own_parameters_still():
             if len(plain) == 1:
                 encoded = [self._encoded(batch) for batch in plain[0]]
-                total, losses = self._total(encoded, self._weights(encoded))
+                total, losses = self._total(encoded, self._weights(encoded), tasks_in(plain))
                 self._backward(total)
             else:
                 shares_mk = label_shares(parts.heads, plain, parts.device)
-                losses = self._accumulate(plain, shares_mk, len(plain))
+                losses = self._accumulate(plain, Shares(shares_mk, tasks_in(plain), 1 / len(plain)))
         if self._moves:
             self._step_optimizer()
         if self._weigher is not None:
@@ -103,16 +103,15 @@ class EagerSteps:
             self._one = torch.ones_like(scaled)
         scaled.backward(self._one)
 
-    def _accumulate(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, n_parts: int) -> Tensor:
-        """Gradients of all micro-steps as of one batch, and its losses (K,).
-
-        shares_mk: what each has of all labels. n_parts: micro-steps that the whole batch is made of.
-        """
-        losses = torch.zeros(shares_mk.shape[1], dtype=torch.float32, device=self._parts.device)
-        for share_k, batches in zip(shares_mk, micro_steps, strict=True):
+    def _accumulate(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
+        """Gradients of all micro-steps as of one batch, and its losses (K,)."""
+        losses = torch.zeros(shares.labels_mk.shape[1], dtype=torch.float32, device=self._parts.device)
+        for share_k, batches in zip(shares.labels_mk, micro_steps, strict=True):
             encoded = [self._encoded(batch) for batch in batches]
             # Learnt weights belong to a graph that every backward pass frees: they are asked for again.
-            total, micro_losses = self._total(encoded, self._parts.weights() * share_k, n_parts)
+            total, micro_losses = self._total(
+                encoded, self._parts.weights() * share_k, shares.tasks, shares.step
+            )
             self._backward(total)
             losses = losses + share_k * micro_losses
         return losses
@@ -127,16 +126,17 @@ class EagerSteps:
         with self._parts.autocast(), self._parts.encoding():
             return Encoded(inputs, targets, *encode(self._parts.encoder, inputs))
 
-    def _total(self, encoded: list[Encoded], weights_k: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
+    def _total(
+        self, encoded: list[Encoded], weights_k: Tensor, tasks: Collection[str], of_step: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up.
 
-        parts: how many such batches make a step, for what is of the step and not of a batch.
+        tasks: those with targets in the step, of which these batches are a part, `of_step`.
         """
         found = [self._losses(each, weights_k) for each in encoded]
         totals, losses = [out.total for out in found], [out.losses for out in found]
-        present = {name for each in encoded for name in each.targets}
-        if (penalty := self._parts.penalty(present)) is not None:
-            totals.append(penalty / parts)
+        if (penalty := self._parts.penalty(tasks)) is not None:
+            totals.append(penalty * of_step)
         total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         return total, losses[0] if len(losses) == 1 else sum(losses)  # type: ignore[return-value]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
+from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules.base import Part
@@ -49,6 +50,11 @@ class StepParts:
     momentum_changes: bool = False  # whether momentum or betas are others in every step
     processes: Processes = field(default_factory=Processes)  # that take the step together
 
+    @cached_property
+    def adapted(self) -> list[TaskAdaptedEncoder]:
+        """What of the encoder has features of every task's own."""
+        return adapted_in(self.encoder)
+
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """Everything that has parameters."""
@@ -62,11 +68,10 @@ class StepParts:
     def penalty(self, present: Collection[str]) -> Tensor | None:
         """() what is added to the total loss of tasks with targets, by learnt weights and by the encoder; or None."""
         names = [name for name in self.heads.active if name in present]
-        of_weights = None if self.learnt is None else penalty(self.learnt, names)
-        of_encoder = self.encoder.penalty(names) if isinstance(self.encoder, TaskAdaptedEncoder) else None
-        if of_weights is None or of_encoder is None:
-            return of_encoder if of_weights is None else of_weights
-        return of_weights + of_encoder
+        found = [] if self.learnt is None else [penalty(self.learnt, names)]
+        found += [each.penalty(names) for each in self.adapted]
+        terms = [term for term in found if term is not None]
+        return sum(terms[1:], terms[0]) if terms else None
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, each once: an encoder may hold the heads as well."""

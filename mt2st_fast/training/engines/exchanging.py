@@ -12,7 +12,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
-from mt2st_fast.training.engines.shares import label_counts, shares_of
+from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised
@@ -56,21 +56,17 @@ class ExchangingSteps(EagerSteps):
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         # A process may have no row of a small batch.
         with_rows = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
-        shares_mk, n_parts = self._shares(with_rows)
-        losses_k = self._exchange(self._own_gradients(with_rows, shares_mk, n_parts))
+        losses_k = self._exchange(self._own_gradients(with_rows, self._shares(with_rows)))
         self._step_optimizer()
         return losses_k
 
-    def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, n_parts: int) -> Tensor:
+    def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         """Those of this process's batches, into every `.grad`; the losses (K,)."""
         with self._parts.own_parameters_still():
-            return self._accumulate(micro_steps, shares_mk, n_parts)
+            return self._accumulate(micro_steps, shares)
 
-    def _shares(self, micro_steps: list[list[PlainBatch]]) -> tuple[Tensor, int]:
-        """(M, K) which part of a step's labels, of all processes, these micro-steps have; how many all together are.
-
-        Raises InputError where a process trains something else.
-        """
+    def _shares(self, micro_steps: list[list[PlainBatch]]) -> Shares:
+        """Of these micro-steps in the step of all processes. Raises InputError where one trains something else."""
         parts = self._parts
         counts = [label_counts(parts.heads, batches, parts.device) for batches in micro_steps]
         counts_mk = torch.stack(counts) if counts else torch.zeros(0, len(parts.heads.active))
@@ -88,7 +84,9 @@ class ExchangingSteps(EagerSteps):
             )
         totals_k = of_all[:, 2 : 2 + counts_mk.shape[1]].sum(0)
         shares_mk = shares_of(counts_mk, totals_k).float().to(parts.device)
-        return shares_mk, int(of_all[:, 1].sum())
+        # Of a task without a label in any process nobody knows whether another had its targets.
+        tasks = {name for name, total in zip(parts.heads.active, totals_k.tolist(), strict=True) if total > 0}
+        return Shares(shares_mk, tasks, 1 / max(1, int(of_all[:, 1].sum())))
 
 
 class ExchangingGradientCalls(ExchangingSteps):
@@ -113,9 +111,8 @@ class ExchangingGradientCalls(ExchangingSteps):
         """Why it cannot take this step, or None."""
         return self._calls.declines(micro_steps)
 
-    def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor, n_parts: int) -> Tensor:
-        del n_parts  # for what learnt weights add, which it knows nothing of
-        return self._calls(micro_steps, shares_mk)
+    def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
+        return self._calls(micro_steps, shares.labels_mk)  # it knows nothing of what learnt weights add
 
 
 def _has_rows(batch: PlainBatch) -> bool:

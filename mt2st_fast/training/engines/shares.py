@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.sources import PlainBatch, to_device
+
+
+class Shares(NamedTuple):
+    """What the micro-steps of a process are of a whole step."""
+
+    labels_mk: Tensor  # (M, K) which part of all labels each has
+    tasks: set[str]  # those with targets anywhere in the step
+    step: float  # which part of all micro-steps one is
+
+
+def tasks_in(micro_steps: list[list[PlainBatch]]) -> set[str]:
+    """The tasks with targets in these."""
+    return {name for batches in micro_steps for _, targets in batches for name in targets}
 
 
 def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> Tensor:

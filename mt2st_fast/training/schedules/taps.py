@@ -20,15 +20,17 @@ SHARING_PENALTY = StrategyOption(
 
 
 def _adapted(encoder: nn.Module, tasks: Sequence[str], values: Mapping[str, float | None]) -> nn.Module:
-    try:
-        return TaskAdaptedEncoder(encoder, tasks, penalty=required(values, SHARING_PENALTY.name))
-    except ValueError as error:
-        raise InputError(f"strategy taps: {error}; give --hidden a width, or another strategy") from error
+    if getattr(encoder, "hidden", None) is None:  # of a bag, and of a window that is its own features
+        raise InputError(
+            "strategy taps lets tasks make the hidden layer their own, and there is none: not for labels on documents, "
+            "nor with --hidden 0; take another strategy, or give --hidden a width"
+        )
+    return TaskAdaptedEncoder(encoder, tasks, penalty=required(values, SHARING_PENALTY.name))
 
 
 STRATEGY = Strategy(
     "taps",
-    "all tasks to the end; each may make layers of the encoder its own (TAPS)",
+    "all tasks to the end; each may make layers of the encoder its own (TAPS), and the main task's model is kept",
     lambda values, facts: MultiTask(weights=required(values, "aux_weight")),
     (AUX_WEIGHT, SHARING_PENALTY),
     encoder=_adapted,
