@@ -227,3 +227,10 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     written = f"{', '.join(files)}, model/, checkpoint/"
     say(console, f"Written to {folder}: {written}")
     say(console, f"Label text with: mt2st-fast predict {folder} FILE")
+    if any(
+        task["outputs"] is not None and name not in report["kept"] for name, task in report["tasks"].items()
+    ):
+        say(
+            console,
+            f"The model has {', '.join(report['kept'])} alone: by this strategy tasks have encoders of their own.",
+        )

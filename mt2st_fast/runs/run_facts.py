@@ -25,7 +25,7 @@ from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"
 LEFT = (HISTORY, FACTS, VECTORS)
-FORMAT = "mt2st-fast run 1"
+FORMAT = "mt2st-fast run 2"
 
 
 def leave_run(experiment: Experiment, folder: Path) -> None:
@@ -45,6 +45,7 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
         "format": FORMAT,
         **_facts(experiment, experiment.test()),
         "score": {name: asdict(score)[name] for name in ("metric", "value", "rows", "classes")},
+        "kept": list(model.heads.names),
         "vectors": {"count": vectors.write(folder / VECTORS), "dimension": vectors.dim},
         "neighbours": telling_neighbours(vectors),
     }

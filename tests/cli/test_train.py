@@ -65,6 +65,10 @@ def test_train_writes_every_file(strategy: str, treebank: str, tmp_path: Path) -
     else:
         assert active == expected.get(strategy, [everything, ["upos"]])
     assert (report["tasks"]["xpos"]["retired_at_step"] is None) == (strategy in ALL_TO_THE_END)
+    assert report["kept"] == (["upos"] if strategy == "taps" else everything)
+    assert report["score"]["value"] == pytest.approx(report["main"]["test"], abs=1e-6), (
+        "the model is what was measured"
+    )
     turns = [phase["turns"] for phase in report["phases"]]
     assert all(turns) if strategy.startswith("alternate") else not any(turns)
 
