@@ -103,7 +103,7 @@ def spoil(folder: Path, file: str, content: str | None) -> None:
         ("train", "history.jsonl", '{"kind": "step", "step": 1}', ["damaged", "losses"]),
         ("train", "facts.json", "{", ["facts.json", "damaged"]),
         ("train", "facts.json", '{"format": "mt2st-fast run 0"}', ["facts.json", "run 0"]),
-        ("train", "facts.json", '{"format": "mt2st-fast run 1"}', ["damaged", "main"]),
+        ("train", "facts.json", '{"format": "mt2st-fast run 2"}', ["damaged", "main"]),
         ("train", "facts.json", None, ["has not ended", "train --resume --out"]),
         ("train", "compare.json", "{}", ["a run and a comparison", "move compare.json"]),
         ("compare", "compare.json", "{", ["compare.json", "damaged"]),
