@@ -23,11 +23,9 @@ from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.numbers import check_not_negative, check_positive
 
 THRESHOLD = 0.1  # of the paper
-_OF_KIND = {  # which parameter of a layer is adapted
-    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), "weight"),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "weight"),
-    nn.MultiheadAttention: "in_proj_weight",
-}
+_WITH_WEIGHT = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
 
 
 class _AtOrAbove(torch.autograd.Function):
@@ -178,7 +176,9 @@ class TaskAdaptedEncoder(nn.Module):
     def penalty(self, tasks: Collection[str]) -> Tensor | None:
         """() what is added to the loss of these tasks, by which their layers are drawn back to being shared."""
         named = {tasks} if isinstance(tasks, str) else set(tasks)
-        scores = [r.own(task)[1] for task in self.tasks if task in named for r in self._residuals().values()]
+        scores: list[Tensor] = [
+            r.own(task)[1] for task in self.tasks if task in named for r in self._residuals().values()
+        ]
         if not scores or not self.penalty_weight:
             return None
         return self.penalty_weight / len(self.layers) * torch.cat(scores).abs().sum()
@@ -276,8 +276,9 @@ def _is_split(encoder: nn.Module) -> bool:
 
 def _weight_name(layer: nn.Module) -> str | None:
     """The parameter of a layer that is adapted, None where it is no such layer."""
-    name = next((name for kind, name in _OF_KIND.items() if isinstance(layer, kind)), None)
-    return name if name is not None and getattr(layer, name) is not None else None
+    if isinstance(layer, nn.MultiheadAttention):
+        return None if layer.in_proj_weight is None else "in_proj_weight"
+    return "weight" if isinstance(layer, _WITH_WEIGHT) else None
 
 
 def _layers_of(encoder: nn.Module) -> tuple[str, ...]:

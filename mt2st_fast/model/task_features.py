@@ -18,11 +18,8 @@ class TaskFeatures(Mapping[str, Tensor]):
     def __init__(self, tasks: Sequence[str], compute: Callable[[str], Any], device: torch.device) -> None:
         self._tasks, self._compute = tuple(tasks), compute
         self._with_gradient = torch.is_grad_enabled()
-        self._autocast = {
-            "device_type": device.type,
-            "dtype": torch.get_autocast_dtype(device.type),
-            "enabled": torch.is_autocast_enabled(device.type),
-        }
+        kind = device.type
+        self._autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self._found: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def __getitem__(self, task: str) -> Tensor:
@@ -36,7 +33,7 @@ class TaskFeatures(Mapping[str, Tensor]):
         if task not in self._tasks:
             raise KeyError(task)
         if task not in self._found:
-            with torch.set_grad_enabled(self._with_gradient), torch.autocast(**self._autocast):
+            with torch.set_grad_enabled(self._with_gradient), torch.autocast(*self._autocast):
                 features, mask = features_and_mask(self._compute(task))
             if isinstance(features, TaskFeatures):
                 raise TypeError("an encoder of features a task is within another one: leave one of them out")

@@ -10,6 +10,16 @@ from torch import Tensor
 from mt2st_fast.model.task_features import TaskFeatures, features_and_mask
 
 
+def encode_shared(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor, Tensor | None]:
+    """As `encode`, for who compares the tasks on features that they share; raises TypeError where each has its own."""
+    features, mask = encode(encoder, inputs)
+    if isinstance(features, TaskFeatures):
+        raise TypeError(
+            "features that all tasks share are needed here, and the encoder has some of every task's own"
+        )
+    return features, mask
+
+
 def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor | TaskFeatures, Tensor | None]:
     """Features, and the mask of what is real in them if the encoder returns it.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.encoding import encode
+from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.sources import Batch, some_rows, to_device
@@ -108,7 +108,7 @@ def _gradients(
             for batch in islice(batches, MOST_BATCHES):
                 inputs, targets = (to_device(part, parts.device) for part in some_rows(batch))
                 with parts.autocast():
-                    features, mask = encode(parts.encoder, inputs)
+                    features, mask = encode_shared(parts.encoder, inputs)
                 present = [n for n in parts.heads.active if n in targets and _is_wanted(n, parts.heads, seen)]
                 for task in present:
                     with parts.autocast():

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.kernels import HeadSpec
 from mt2st_fast.training.batch_shapes import length_of
-from mt2st_fast.training.encoding import encode
+from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.importance import Importances, Measure
@@ -208,7 +208,7 @@ def _own_gradients(
     parts.encoder.eval()  # dropout would draw random numbers that training then misses
     try:
         with torch.no_grad(), parts.autocast():
-            features, mask = encode(parts.encoder, inputs)
+            features, mask = encode_shared(parts.encoder, inputs)
     finally:
         parts.encoder.train(was_training)
     present = [name for name in tasks or heads.active if name in targets]

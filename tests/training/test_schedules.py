@@ -216,6 +216,7 @@ def test_strategies_are_found_by_their_files():
         "dwa",
         "famo",
         "selector",
+        "taps",
         "uncertainty",
     }
     for name, strategy in strategies().items():
@@ -270,4 +271,5 @@ def test_every_option_knows_who_takes_it():
         "alternate",
         "alternate-steps",
         "selector",
+        "taps",
     }

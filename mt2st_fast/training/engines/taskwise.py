@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.engines.eager import EagerSteps, Encoded
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.optim import FROZEN_ROWS
@@ -64,6 +65,7 @@ class TaskwiseSteps(EagerSteps):
     def _backward_of(self, name: str, encoded: Encoded, *, last: bool) -> Tensor:
         """The losses (K,) of one task, 0 of the others; its gradients are left in the parameters."""
         features = encoded.features
+        assert not isinstance(features, TaskFeatures)  # refused before a run begins
         alone = encoded._replace(targets={name: encoded.targets[name]})
         if features is None or not features.requires_grad:
             out = self._losses(alone, self._parts.weights())
