@@ -43,9 +43,10 @@ class _AtOrAbove(torch.autograd.Function):
 
 
 class _AskedFor:
-    """The task whose weights a forward pass reads; None: the shared ones."""
+    """The task whose weights a forward pass reads; None: the shared ones, and whether anybody has read these."""
 
     task: str | None = None
+    shared_was_read = False
 
 
 class _Residual(nn.Module):
@@ -68,6 +69,7 @@ class _Residual(nn.Module):
                     "activation checkpointing (torch.utils.checkpoint) within a TaskAdaptedEncoder would compute with "
                     "the shared weights in the backward pass: switch it off, or leave the layers out (layers=)"
                 )
+            self._asked.shared_was_read = True
             return weight
         name = module_name(self._asked.task)
         return weight + _AtOrAbove.apply(self.score[name], self._threshold) * self.difference[name]
@@ -113,9 +115,9 @@ class TaskAdaptedEncoder(nn.Module):
         super().__init__()
         check_positive(threshold=threshold)
         check_not_negative(penalty=penalty)
-        self.tasks = tuple(tasks)
+        self.tasks = _names("tasks", tasks)
         check_module_names(self.tasks)
-        self.layers = _layers_of(encoder) if layers is None else tuple(layers)
+        self.layers = _layers_of(encoder) if layers is None else _names("layers", layers)
         _check_layers(encoder, self.layers)
         self.threshold, self.penalty_weight = threshold, penalty
         self.encoder, self._asked = encoder, _AskedFor()
@@ -155,7 +157,11 @@ class TaskAdaptedEncoder(nn.Module):
         encoder: Any = self.encoder
         compute, given = encoder, inputs
         if _is_split(encoder):
-            compute, given = encoder.adapted_part, encoder.shared_part(inputs)
+            self._asked.shared_was_read = False
+            shared = encoder.shared_part(inputs)
+            # With an adapted layer in it, it is no part that tasks share.
+            if not self._asked.shared_was_read:
+                compute, given = encoder.adapted_part, shared
         device = next(self.parameters()).device
         return TaskFeatures(self.tasks, lambda task: self._with_weights_of(task, compute, given), device)
 
@@ -211,7 +217,9 @@ class TaskAdaptedEncoder(nn.Module):
         return tuple(lines)
 
     def folded(self, task: str) -> nn.Module:
-        """A copy of the encoder as it was given, with the weights of one task. Raises ValueError for an unknown one."""
+        """A copy of the encoder as it was given, with the weights of one task; a weight that was tied to another
+        parameter no longer is. Raises ValueError for an unknown task.
+        """
         if task not in self.tasks:
             raise ValueError(f"there is no task {task}; there are {', '.join(self.tasks)}")
         copied = copy.deepcopy(self)
@@ -269,9 +277,11 @@ def _is_split(encoder: nn.Module) -> bool:
         next((each for each in type(encoder).__mro__ if name in vars(each)), None)
         for name in ("forward", "shared_part", "adapted_part")
     }
-    return (
-        len(owners) == 1 and None not in owners and not (encoder._forward_hooks or encoder._forward_pre_hooks)
-    )
+    around = (
+        encoder._forward_hooks, encoder._forward_pre_hooks, encoder._backward_hooks, encoder._backward_pre_hooks,
+        encoder._compiled_call_impl, "forward" in vars(encoder),
+    )  # fmt: skip
+    return len(owners) == 1 and None not in owners and not any(around)
 
 
 def _weight_name(layer: nn.Module) -> str | None:
@@ -279,6 +289,15 @@ def _weight_name(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.MultiheadAttention):
         return None if layer.in_proj_weight is None else "in_proj_weight"
     return "weight" if isinstance(layer, _WITH_WEIGHT) else None
+
+
+def _names(what: str, given: Iterable[str]) -> tuple[str, ...]:
+    names = () if isinstance(given, str) else tuple(given)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{what} must be names, each once, not {given if isinstance(given, str) else list(names)!r}"
+        )
+    return names
 
 
 def _layers_of(encoder: nn.Module) -> tuple[str, ...]:
@@ -292,15 +311,13 @@ def _layers_of(encoder: nn.Module) -> tuple[str, ...]:
     )
     if not found:
         raise ValueError(
-            f"a {type(encoder).__name__} has no linear or convolutional layer that a task could make its own"
+            f"{type(encoder).__name__} has no linear or convolutional layer that a task could make its own"
         )
     return found
 
 
 def _check_layers(encoder: nn.Module, names: Sequence[str]) -> None:
     modules = dict(encoder.named_modules())
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"layers must be names of layers, each once, not {list(names)}")
     for name in names:
         if name not in modules or _weight_name(modules[name]) is None:
             there = ", ".join(_layers_of(encoder))
@@ -309,6 +326,12 @@ def _check_layers(encoder: nn.Module, names: Sequence[str]) -> None:
             )
         if parametrize.is_parametrized(modules[name]):
             raise ValueError(f"the layer {name!r} has a parametrization already: give the encoder without it")
+        weight = modules[name]._parameters.get(_weight_name(modules[name]) or "")
+        if weight is None or isinstance(weight, nn.UninitializedParameter):
+            raise ValueError(
+                f"the weight of the layer {name!r} is no parameter yet, or one that a norm or a pruning computes: call "
+                "a lazy layer once, remove what computes the weight, or leave the layer out (layers=)"
+            )
     for name, part in modules.items():
         if isinstance(part, _BatchNorm):
             raise ValueError(

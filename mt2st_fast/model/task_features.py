@@ -46,6 +46,9 @@ class TaskFeatures(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def __repr__(self) -> str:
+        return f"TaskFeatures({', '.join(self._tasks)})"
+
 
 def features_of(
     features: Tensor | TaskFeatures, task: str, mask: Tensor | None

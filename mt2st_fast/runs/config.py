@@ -221,7 +221,7 @@ class Config:
             option, taken_by = known[key]
             if not set(taken_by) & set(names):
                 raise InputError(
-                    f"{option.flag} is not for {', '.join(names)}: {', '.join(taken_by)} takes it; leave it out"
+                    f"{option.flag} is not for {', '.join(names)}, but for {', '.join(taken_by)}; leave it out"
                 )
 
     def to_json(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Rates:
         """Step, epoch and rate in use, and what to do."""
         return (
             f"at step {step}: in epoch {step / self.steps_per_epoch:.2f} at a rate of {self.rate_at(step):g}; "
-            f"lower lr ({self.given:g}), set clip_norm, or look for bad values in inputs and targets"
+            f"lower lr ({self.given:g}), clip gradients, or look for bad values in inputs and targets"
         )
 
 

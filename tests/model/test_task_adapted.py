@@ -255,14 +255,19 @@ def test_retired_tasks_are_frozen_and_come_back_as_they_were():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TaskAdaptedEncoder(nn.Tanh(), NAMES), "a Tanh has no linear or convolutional layer"),
+        (lambda: TaskAdaptedEncoder(nn.Tanh(), NAMES), "Tanh has no linear or convolutional layer"),
         (lambda: model(layers=["1"]), "'1' is no linear or convolutional layer of the encoder; there are 0, 2"),
         (lambda: model(layers=["no"]), "'no' is no linear"),
         (lambda: model(threshold=0), "threshold must be positive"),
         (lambda: model(penalty=-1.0), "penalty must be finite and not negative"),
         (lambda: TaskAdaptedEncoder(model()[0].encoder, NAMES), "the layer '0' has a parametrization already"),
-        (lambda: model(layers=[]), "layers must be names of layers, each once"),
-        (lambda: model(layers=["0", "0"]), "layers must be names of layers, each once"),
+        (lambda: model(layers=[]), "layers must be names, each once"),
+        (lambda: model(layers=["0", "0"]), "layers must be names, each once"),
+        (lambda: model(layers="0"), "layers must be names, each once, not '0'"),
+        (lambda: TaskAdaptedEncoder(nn.Linear(2, 2), "tag"), "tasks must be names, each once, not 'tag'"),
+        (lambda: TaskAdaptedEncoder(nn.Linear(2, 2), ["a", "a"]), "tasks must be names, each once"),
+        (lambda: TaskAdaptedEncoder(nn.utils.spectral_norm(nn.Linear(2, 2)), ["a"]), "weight of the layer '' is no"),
+        (lambda: TaskAdaptedEncoder(nn.LazyLinear(2), ["a"]), "weight of the layer '' is no parameter yet"),
         (lambda: TaskAdaptedEncoder(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), NAMES), "has a BatchNorm1d"),
         (lambda: TaskAdaptedEncoder(nn.Sequential(nn.Linear(2, 2)), ["a.b", "a__b"]), "would share the module name"),
         (lambda: model()[0].folded("d"), "there is no task d; there are a, feats.b, c"),
@@ -305,12 +310,15 @@ class Normalised(WindowEncoder):
         return F.normalize(super().forward(types))
 
 
-@pytest.mark.parametrize("around", ["subclass", "hook"])
+@pytest.mark.parametrize("around", ["subclass", "hook", "instance"])
 def test_what_is_around_an_encoder_is_called(around):
     torch.manual_seed(0)
     words = (Normalised if around == "subclass" else WindowEncoder)(40, 6, window=1, hidden=8)
     if around == "hook":
         words.register_forward_hook(lambda module, inputs, output: F.normalize(output))
+    if around == "instance":
+        before = words.forward
+        words.forward = lambda types: F.normalize(before(types))
     found = TaskAdaptedEncoder(words, NAMES)(torch.randint(0, 40, (12, 3)))["a"]
     torch.testing.assert_close(found.norm(dim=1), torch.ones(12))
 
@@ -389,3 +397,43 @@ def test_a_task_may_have_the_name_of_a_method(task):
     encoder, (inputs, targets) = TaskAdaptedEncoder(nn.Linear(5, 8), heads.names), rows()
     heads(encoder(inputs), {task: targets["a"]}).total.backward()
     assert sum(p.grad is not None for p in encoder.own_parameters()) == 2
+
+
+class Split(nn.Module):
+    """In two parts, with a layer in each."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.above = nn.Linear(5, 6), nn.Linear(6, 8)
+        self.passes = 0
+
+    def shared_part(self, inputs):
+        self.passes += 1
+        return self.below(inputs).tanh()
+
+    def adapted_part(self, shared):
+        return self.above(shared).tanh()
+
+    def forward(self, inputs):
+        return self.adapted_part(self.shared_part(inputs))
+
+
+@pytest.mark.parametrize(("layers", "passes"), [(["above"], 1), (["below"], 4), (None, 4)])
+def test_a_layer_in_the_shared_part_is_every_task_s_own_all_the_same(layers, passes):
+    torch.manual_seed(0)
+    encoder, (inputs, targets) = TaskAdaptedEncoder(Split(), NAMES, layers=layers), rows()
+    differ(encoder)
+    features = encoder(inputs)
+    MultiTaskHeads(8, TASKS, "a")(features, targets).total.backward()
+    assert encoder.encoder.passes == passes, "once to find out, and once a task"
+    assert all(p.grad is not None for p in encoder.own_parameters())
+    for task in NAMES:
+        torch.testing.assert_close(encoder.folded(task)(inputs), features[task])
+
+
+def test_a_backward_hook_is_called():
+    called, inner = [], Split()
+    inner.register_full_backward_hook(lambda *_: called.append(1))
+    inputs = rows()[0].requires_grad_()
+    TaskAdaptedEncoder(inner, NAMES, layers=["above"])(inputs)["a"].sum().backward()
+    assert called == [1]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt2st_fast.model.encoders import WindowEncoder
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
@@ -54,6 +54,8 @@ class OneCallSteps:
             return f"its kernel knows no autocast (precision {parts.precision})"
         if parts.by_task:
             return "an accumulator a task takes a backward pass a task"
+        if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
+            return f"it is for a WindowEncoder or a BagEncoder, not for {type(parts.encoder).__name__}"
         training = WindowTraining if isinstance(parts.encoder, WindowEncoder) else BagTraining
         return training.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
