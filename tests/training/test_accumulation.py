@@ -16,6 +16,7 @@ from mt2st_fast import (
     Regression,
     SingleTask,
     Trainer,
+    Uncertainty,
 )
 
 ROWS, FEATURES = 64, 5
@@ -133,3 +134,28 @@ def test_what_a_callback_unfreezes_trains_from_a_gradient_of_its_own():
     trainer.fit(data, epochs=3)
     assert seen == [False, True, True]
     assert (encoder.weight - before).abs().max() < 1
+
+
+def test_learnt_weights_move_as_by_one_batch_though_a_task_is_in_a_part_alone():
+    def learnt(accumulate, batches):
+        torch.manual_seed(0)
+        tasks = {"classes": TASKS["classes"], "values": TASKS["values"]}
+        trainer = Trainer(
+            torch.nn.Linear(FEATURES, 6), MultiTaskHeads(6, tasks, "classes"), schedule=Uncertainty(), device="cpu",
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5), accumulate=accumulate,
+        )  # fmt: skip
+        trainer.fit(batches, steps=1)
+        return trainer.schedule.state_dict()
+
+    x, targets = rows(1)
+    classes, values = targets["classes"], targets["values"].clone()
+    values[ROWS // 4 :] = math.nan
+    whole = learnt(1, [(x, {"classes": classes, "values": values})])
+    parts = [
+        (x[p], {"classes": classes[p], "values": values[p]}) for p in torch.arange(ROWS).split(ROWS // 4)
+    ]
+    for _, without in parts[1:]:
+        del without["values"]
+    for name, value in learnt(4, parts).items():
+        torch.testing.assert_close(value, whole[name], msg=name)
+    assert all(value.all() for value in whole.values()), "every weight has moved"
