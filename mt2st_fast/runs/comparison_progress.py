@@ -136,6 +136,13 @@ class Progress:
             }
             return cls(**{**stored, **made})
         except FileNotFoundError:
+            from mt2st_fast.runs.comparison_report import COMPARISON  # pictures take their time to import
+
+            if (folder / COMPARISON).exists():
+                raise InputError(
+                    f"the comparison in {folder} is finished, and there is nothing to resume; "
+                    f"mt2st-fast report {folder} makes its pages again"
+                ) from None
             raise InputError(
                 f"there is no comparison to resume in {folder}: {FILE} is missing; compare without --resume"
             ) from None

@@ -48,6 +48,9 @@ def test_the_table_of_a_terminal_is_whole(
     ]
     run("compare", "--data", treebank, *options, "--out", str(tmp_path))
     shown = capsys.readouterr().out
+    assert "is finished, and there is nothing to resume" in fails(
+        capsys, "compare", "--resume", "--out", str(tmp_path)
+    )
     assert shown.count("0 of 1") == 4
     assert "…" not in shown
     assert "nothing can be concluded" in shown
