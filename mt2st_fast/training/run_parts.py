@@ -88,10 +88,7 @@ def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: 
             f"{type(schedule).__name__} takes a pass a task through features that they share",
         ),
         (options.processes.are_several, "several processes exchange the gradients of one pass"),
-        (
-            options.fuse_backward is True and not hasattr(encoder.encoder, "shared_part"),
-            "fuse_backward=True steps a table that is read once a step",
-        ),
+        (options.fuse_backward is True, "fuse_backward=True steps a table that is read once a step"),
     ):
         if given:
             raise InputError(

@@ -14,7 +14,7 @@ from mt2st_fast.data import open_data
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.plain import PlainHeads, plain_loss
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.experiment import WARMING_STEPS, Experiment
+from mt2st_fast.runs.experiment import WARMING_STEPS, Experiment, text_model
 from mt2st_fast.training.schedules import strategies
 
 SMALL = {
@@ -163,3 +163,13 @@ def test_warming_up_takes_steps_and_changes_nothing(treebank: str, engine: str, 
     again = experiment_on(engine, config)
     assert again.run() == history
     assert again.test() == expected.test()
+
+
+def test_of_layers_of_tasks_own_the_main_task_s_are_kept(treebank: str) -> None:
+    experiment = experiment_on("fused", Config(data=treebank, strategy="taps", **SMALL))
+    experiment.run()
+    encoder, model = experiment.trainer.encoder, text_model(experiment)
+    assert model.heads.names == ("upos",)
+    kept = model._trained.hidden.weight
+    for task in encoder.tasks:
+        assert torch.equal(kept, encoder.folded(task).hidden.weight) == (task == "upos"), task

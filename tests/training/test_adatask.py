@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mt2st_fast import (
     AdaTask,
     Classification,
     MultiTaskHeads,
-    Regression,
     Switch,
     Trainer,
     WindowEncoder,
@@ -24,10 +22,9 @@ from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.schedules import RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
 from tests.training.small_runs import Stop
+from tests.training.three_tasks import LOSSES, TASKS, data
 from tests.training.turn_runs import OPTIMIZERS, batches, parameters_of, trainer_of
 
-TASKS = {"a": Classification(4), "b": Classification(3), "c": Regression(2)}
-LOSSES = {"a": F.cross_entropy, "b": F.cross_entropy, "c": F.mse_loss}
 RATE = 0.01
 
 
@@ -36,24 +33,6 @@ def model(sparse=False):
     if sparse:
         return WindowEncoder(50, 6, window=1, hidden=8, sparse=True), MultiTaskHeads(8, TASKS, "a")
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh()), MultiTaskHeads(8, TASKS, "a")
-
-
-def data(sparse=False, rows=24):
-    generator = torch.Generator().manual_seed(2)
-    found = []
-    for number in range(4):
-        inputs = torch.randn(rows, 5, generator=generator)
-        if sparse:
-            inputs = torch.randint(-1, 50, (rows, 3), generator=generator, dtype=torch.int32)
-        targets = {
-            "a": torch.randint(0, 4, (rows,), generator=generator),
-            "b": torch.randint(0, 3, (rows,), generator=generator),
-            "c": torch.randn(rows, 2, generator=generator),
-        }
-        if number == 1:
-            del targets["b"]
-        found.append((inputs, targets))
-    return found
 
 
 def adam(parameters, sparse=False):
@@ -162,7 +141,7 @@ def test_a_task_on_words_moves_the_table_by_moments_of_its_own():
     trainer = Trainer(
         encoder, heads, schedule=AdaTask(), optimizer=lambda p: adam(p, sparse=True), device="cpu"
     )
-    a = [(inputs, {"a": targets["a"]}) for inputs, targets in data(sparse=True)]
+    a = [(inputs, {"a": targets["a"]}) for inputs, targets in data(windows=True)]
     words = [(torch.randint(0, 50, (9, 2)), {"words": torch.rand(9)}) for _ in range(4)]
     run = trainer.begin({"a": a, "words": words}, epochs=1)
     losses = run.step()

@@ -22,7 +22,6 @@ from mt2st_fast import (
     MultiTaskHeads,
     OpenTask,
     PhaseController,
-    Regression,
     Switch,
     TaskAdaptedEncoder,
     Trainer,
@@ -33,28 +32,11 @@ from mt2st_fast import (
 from mt2st_fast.training.schedules import RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
 from tests.training.small_runs import Stop
+from tests.training.three_tasks import LOSSES, TASKS, data
 from tests.training.turn_runs import parameters_of
 
-TASKS = {"a": Classification(4), "b": Classification(3), "c": Regression(2)}
-LOSSES = {"a": F.cross_entropy, "b": F.cross_entropy, "c": F.mse_loss}
 RATE, PENALTY = 0.02, 0.5
 BY_SWITCH, TO_THE_END = Switch(at=0.5), MultiTask()
-
-
-def data(n_batches=4, rows=24):
-    generator = torch.Generator().manual_seed(2)
-    found = []
-    for number in range(n_batches):
-        targets = {
-            "a": torch.randint(0, 4, (rows,), generator=generator),
-            "b": torch.randint(0, 3, (rows,), generator=generator),
-            "c": torch.randn(rows, 2, generator=generator),
-        }
-        if number == 1:
-            del targets["b"]
-        inputs = torch.randint(-1, 50, (rows, 3), generator=generator, dtype=torch.int32)
-        found.append((inputs, targets))
-    return found
 
 
 def model(sparse=True):
@@ -72,7 +54,7 @@ def trained(schedule=TO_THE_END, epochs=6, kind=Trainer, callbacks=(), sparse=Tr
     options = {"optimizer": adam, "device": "cpu", "log_every": 2} | options
     fit = {key: options.pop(key) for key in ("checkpoint", "resume") if key in options}
     trainer = kind(encoder, heads, schedule=schedule, callbacks=list(callbacks), **options)
-    return trainer, trainer.fit(data(), val=data(2), epochs=epochs, **fit)
+    return trainer, trainer.fit(data(True), val=data(True, 2), epochs=epochs, **fit)
 
 
 def test_it_is_the_loop_by_hand():
@@ -80,7 +62,7 @@ def test_it_is_the_loop_by_hand():
     optimizer = adam([*encoder.parameters(), *heads.parameters()])
     scores = {name: p for name, p in encoder.named_parameters() if ".score." in name}
     losses = []
-    for inputs, targets in data() * 6:
+    for inputs, targets in data(True) * 6:
         features = encoder(inputs)
         found = [LOSSES[t](heads.logits(features, t), target) for t, target in targets.items()]
         drawn = [s.abs().sum() for name, s in scores.items() if name.rpartition(".")[2] in targets]
@@ -105,7 +87,7 @@ def test_it_is_the_loop_by_hand():
 def test_a_task_that_gains_nothing_by_it_shares():
     """Of a task whose labels say nothing the penalty alone moves the score."""
     encoder, heads = model()
-    batches = [(inputs, {"a": targets["a"], "b": torch.zeros(24).long()}) for inputs, targets in data()]
+    batches = [(inputs, {"a": targets["a"], "b": torch.zeros(24).long()}) for inputs, targets in data(True)]
     trainer = Trainer(encoder, heads, schedule=TO_THE_END, optimizer=adam, device="cpu")
     history = trainer.fit(batches, val=batches, epochs=10)
     assert encoder.own_layers()["b"] == ()
@@ -130,7 +112,7 @@ def test_after_the_switch_nothing_of_the_others_is_left():
     assert not retired & set(optimizer.state)
     assert {p for name, p in named.items() if name.endswith(".a")} <= set(optimizer.state)
     before = {name: p.clone() for name, p in named.items() if p in retired}
-    run = trainer.begin(data(), epochs=1)
+    run = trainer.begin(data(True), epochs=1)
     assert all(p.requires_grad for p in retired), "a run begins with all tasks"
     run.close()
     assert all(torch.equal(named[name], p) for name, p in before.items())
@@ -166,7 +148,7 @@ def test_accumulated_batches_are_penalised_once_a_step():
         trainer.fit(batches, steps=1)
         return parameters_of(trainer)
 
-    inputs, targets = data(1)[0]
+    inputs, targets = data(True, 1)[0]
     targets["b"][12:] = -100
     whole = one_step(1, [(inputs, targets)])
     halves = [
@@ -192,7 +174,7 @@ def test_a_task_on_words_reads_the_shared_table():
     tasks = {"a": Classification(4), "words": WordSimilarity()}
     encoder = TaskAdaptedEncoder(WindowEncoder(50, 6, window=1, hidden=8, sparse=True), tasks)
     trainer = Trainer(encoder, MultiTaskHeads(8, tasks, "a"), schedule=TO_THE_END, device="cpu")
-    a = [(inputs, {"a": targets["a"]}) for inputs, targets in data()]
+    a = [(inputs, {"a": targets["a"]}) for inputs, targets in data(True)]
     words = [(torch.randint(0, 50, (9, 2)), {"words": torch.rand(9)}) for _ in range(4)]
     history = trainer.fit({"a": a, "words": words}, epochs=2)
     assert history.steps[-1].losses["words"] > 0
@@ -206,26 +188,12 @@ def test_a_task_on_words_reads_the_shared_table():
         ({"schedule": AdaptiveTaskSelector()}, "AdaptiveTaskSelector measures parts that all tasks share"),
         ({"schedule": Alternate()}, "Alternate trains the encoder and the tasks in turns"),
         ({"schedule": AdaTask()}, "AdaTask takes a pass a task through features that they share"),
+        ({"fuse_backward": True}, "fuse_backward=True steps a table that is read once a step"),
     ],
 )  # fmt: skip
 def test_what_needs_shared_features_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         trained(**options)
-
-
-def test_a_table_that_every_task_reads_is_not_stepped_by_the_backward_pass():
-    torch.manual_seed(0)
-    encoder = nn.Sequential(WindowEncoder(50, 6, window=1, hidden=8, sparse=True), nn.Linear(8, 8))
-    trainer = Trainer(
-        TaskAdaptedEncoder(encoder, TASKS), MultiTaskHeads(8, TASKS, "a"), schedule=TO_THE_END, device="cpu",
-        fuse_backward=True,
-    )  # fmt: skip
-    with pytest.raises(InputError, match="fuse_backward=True steps a table that is read once a step"):
-        trainer.fit(data(), epochs=1)
-    fused, _ = trained(fuse_backward=True)
-    plain, _ = trained(fuse_backward=False)
-    for name, value in parameters_of(plain).items():
-        torch.testing.assert_close(parameters_of(fused)[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_strategy_adapts_the_layers_of_its_encoder():
@@ -245,11 +213,11 @@ def test_the_strategy_adapts_the_layers_of_its_encoder():
 def test_a_copy_trains_apart():
     encoder, heads = model()
     copied = copy.deepcopy(encoder)
-    Trainer(copied, heads, schedule=TO_THE_END, optimizer=adam, device="cpu").fit(data(), epochs=2)
+    Trainer(copied, heads, schedule=TO_THE_END, optimizer=adam, device="cpu").fit(data(True), epochs=2)
     assert all(
         not difference.any() for name, difference in encoder.named_parameters() if ".difference." in name
     )
-    inputs = data(1)[0][0]
+    inputs = data(True, 1)[0][0]
     assert not torch.allclose(encoder(inputs)["a"], copied(inputs)["a"])
 
 
@@ -294,13 +262,13 @@ def test_within_another_module_it_trains_as_alone():
     alone, history = trained(BY_SWITCH)
     encoder, heads = model()
     trainer = Trainer(Within(encoder), heads, schedule=BY_SWITCH, optimizer=adam, device="cpu", log_every=2)
-    assert trainer.fit(data(), val=data(2), epochs=6).steps == history.steps
+    assert trainer.fit(data(True), val=data(True, 2), epochs=6).steps == history.steps
     for ours, theirs in zip(encoder.parameters(), alone.encoder.parameters(), strict=True):
         assert torch.equal(ours, theirs)
         assert ours.requires_grad == theirs.requires_grad
     trainer = Trainer(Within(model()[0]), heads, schedule=Alternate(), device="cpu")
     with pytest.raises(InputError, match="Alternate trains the encoder and the tasks in turns"):
-        trainer.fit(data(), epochs=2)
+        trainer.fit(data(True), epochs=2)
 
 
 def test_a_checkpoint_of_other_layers_is_refused(tmp_path):
@@ -311,7 +279,7 @@ def test_a_checkpoint_of_other_layers_is_refused(tmp_path):
     with pytest.raises(
         InputError, match=r"layers of tasks' own threshold 0\.1, .* this run has threshold 0\.3"
     ):
-        trainer.fit(data(), epochs=6, checkpoint=tmp_path / "c", resume=True)
+        trainer.fit(data(True), epochs=6, checkpoint=tmp_path / "c", resume=True)
 
 
 def test_a_head_without_layers_is_refused():
@@ -320,14 +288,14 @@ def test_a_head_without_layers_is_refused():
     with pytest.raises(
         InputError, match=r"was made for a, b, and has no layers of c: make it for heads\.names"
     ):
-        trainer.fit(data(), epochs=1)
+        trainer.fit(data(True), epochs=1)
 
 
 def test_a_loop_of_one_s_own_lets_go_of_the_same():
     encoder, heads = model(sparse=False)
     optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=RATE)
     controller = PhaseController(heads, BY_SWITCH, optimizer, Within(encoder))
-    for step, (inputs, targets) in enumerate(data(4)):
+    for step, (inputs, targets) in enumerate(data(True, 4)):
         controller.step(step, 4, 4)
         total = heads(encoder(inputs.long()), targets).total
         (total + encoder.penalty(heads.active)).backward()
@@ -364,7 +332,7 @@ def test_a_loss_of_one_s_own_has_features_of_its_own():
     torch.manual_seed(0)
     tasks = {"a": Classification(4), "length": Length()}
     encoder = TaskAdaptedEncoder(WindowEncoder(50, 6, window=1, hidden=8), tasks)
-    batches = [(x, {"a": t["a"], "length": torch.rand(24)}) for x, t in data()]
+    batches = [(x, {"a": t["a"], "length": torch.rand(24)}) for x, t in data(True)]
     trainer = Trainer(encoder, MultiTaskHeads(8, tasks, "a"), schedule=TO_THE_END, lr=0.02, device="cpu")
     history = trainer.fit(batches, val=batches, epochs=8)
     first, last = history.evaluations[0], history.evaluations[-1]
