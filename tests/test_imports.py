@@ -96,9 +96,9 @@ FROM_KERNELS: dict[str, set[str] | None] = {
     "mt2st_fast.model.encoders": None,
     "mt2st_fast.training.optim": None,
     "mt2st_fast.training.engines.bag_training": None,
-    "mt2st_fast.training.engines.window_calls": None,
-    "mt2st_fast.training.engines.window_gradients": None,
-    "mt2st_fast.training.engines.window_training": None,
+    "mt2st_fast.training.engines.text_calls": None,
+    "mt2st_fast.training.engines.text_gradients": None,
+    "mt2st_fast.training.engines.text_training": None,
     "mt2st_fast.training.table_tasks": None,
     "mt2st_fast.serving.window_features": None,
     "mt2st_fast.training.context_run": {

@@ -49,7 +49,7 @@ def embedding_bag(
     for ids that are not integers; RuntimeError for an explicit backend that cannot serve the table.
     """
     if torch.compiler.is_compiling():
-        return _traced(table, *_in_kernel_types(table, ids, starts, mode), mode, sparse)
+        return _traced(table, *in_kernel_types(table, ids, starts, mode), mode, sparse)
     module = serving(table, backend)
     ids, starts = checked_bags(table, ids, starts, mode, module)
     return _EmbeddingBag.apply(table, Bags(ids, starts, None), mode, module, sparse)
@@ -235,14 +235,14 @@ def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool)
 def checked_bags(
     table: Tensor, ids: Tensor, starts: Tensor | None, mode: str, module: BagKernels
 ) -> tuple[Tensor, Tensor]:
-    """`_in_kernel_types`, and on a CPU ids that lie in the table. Raises ValueError for others."""
-    ids, starts = _in_kernel_types(table, ids, starts, mode)
+    """`in_kernel_types`, and on a CPU ids that lie in the table. Raises ValueError for others."""
+    ids, starts = in_kernel_types(table, ids, starts, mode)
     if table.device.type == "cpu":
         _check_range(module, ids, len(table))
     return ids, starts
 
 
-def _in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
+def in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
     """ids as int32 (total,) and starts as int64 (B + 1,), both contiguous."""
     if mode not in ("mean", "sum"):
         raise ValueError(f"mode must be mean or sum, not {mode}")

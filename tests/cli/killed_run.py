@@ -23,7 +23,7 @@ for name in (
     "matplotlib.backends.backend_agg",
     "mt2st_fast.runs.report",
     "mt2st_fast.runs.plots",
-    "mt2st_fast.kernels.step.on_numba.window_step",
+    "mt2st_fast.kernels.step.on_numba.text_step",
     "mt2st_fast.kernels.bags.on_numba.bags",
 ):
     importlib.import_module(name)

@@ -19,7 +19,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.kernels import Moves
 from mt2st_fast.kernels.heads.on_numba import tile
-from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.schedules import Alternate, AlternateSteps
 from tests.training.graphs_on_cpu import assert_same, both
 from tests.training.small_runs import Stop
@@ -160,7 +160,7 @@ def test_the_fused_heads_are_asked_for_the_gradients_that_are_needed(monkeypatch
 def test_the_window_kernel_writes_no_gradient_that_a_turn_does_not_need():
     trainer = trainer_of("window", OPTIMIZERS["adam"])
     optimizer = OPTIMIZERS["adam"]([*trainer.encoder.parameters(), *trainer.heads.parameters()])
-    training = WindowTraining(trainer.encoder, trainer.heads, optimizer)
+    training = TextTraining(trainer.encoder, trainer.heads, optimizer)
     inputs, targets = windows(0), targets_of(0)
     training(inputs, targets, torch.ones(3))
     (model,) = training._models.values()

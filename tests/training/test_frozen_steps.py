@@ -9,9 +9,9 @@ import torch
 from mt2st_fast import SGD, LazyAdam, RowwiseAdagrad
 from mt2st_fast.kernels import EVERYTHING, NOTHING, Moves
 from mt2st_fast.training.engines.bag_training import BagTraining
-from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.engines.text_training import TextTraining
 from tests.training import test_bag_training as bag
-from tests.training import test_window_training as window
+from tests.training import test_text_training as window
 
 OPTIMIZERS = {"adam": LazyAdam, "adagrad": RowwiseAdagrad, "sgd": SGD}
 SOME_ROWS = torch.arange(window.V) % 3 > 0
@@ -46,7 +46,7 @@ def test_a_window_step_is_that_of_autograd_with_the_same_frozen(what, optimizer)
         stepping = window.optimizer_of(lambda p: OPTIMIZERS[optimizer](p, lr=0.01), encoder, heads)
         freeze(encoder, heads, stepping, what)
         if fused:
-            training = WindowTraining(encoder, heads, stepping)
+            training = TextTraining(encoder, heads, stepping)
             losses = torch.stack([training(types, targets, weights) for types, targets in batches])
         else:
             losses = window.eager_steps(encoder, heads, stepping, batches, weights)
@@ -119,7 +119,7 @@ def test_a_window_turn_moves_what_is_not_frozen_of_its_side(what, turn, optimize
         stepping = window.optimizer_of(lambda p: OPTIMIZERS[optimizer](p, lr=0.01), encoder, heads)
         freeze(encoder, heads, stepping, what)
         if fused:
-            training = WindowTraining(encoder, heads, stepping)
+            training = TextTraining(encoder, heads, stepping)
             losses = [training(types, targets, weights, TURNS[turn]) for types, targets in batches]
             losses = torch.stack(losses)
         else:
@@ -173,7 +173,7 @@ def test_a_step_that_moves_nothing_gives_its_losses(what, moves):
     heads.set_active(["main"])
     optimizer = window.optimizer_of(lambda p: LazyAdam(p, lr=0.01), encoder, heads)
     freeze(encoder, heads, optimizer, what)
-    training, before = WindowTraining(encoder, heads, optimizer), window.parameters(encoder, heads)
+    training, before = TextTraining(encoder, heads, optimizer), window.parameters(encoder, heads)
     first = training(types, targets, weights, moves)
     assert torch.equal(first, training(types, targets, weights, moves))
     assert all(map(torch.equal, before, window.parameters(encoder, heads)))
@@ -209,7 +209,7 @@ def test_nothing_is_computed_for_a_frozen_table_and_layer(what, untouched, made)
     encoder, heads = window.model()
     optimizer = window.optimizer_of(lambda p: LazyAdam(p, lr=0.01), encoder, heads)
     freeze(encoder, heads, optimizer, what)
-    training = WindowTraining(encoder, heads, optimizer)
+    training = TextTraining(encoder, heads, optimizer)
     training(*window.batch(), torch.ones(3))
     (model,) = training._models.values()
     mark(model.memory.buffers, (*untouched, *made))
@@ -232,7 +232,7 @@ def test_frozen_rows_are_not_looked_at_and_types_of_them_alone_have_no_gradient(
     frozen[of_type[of_type >= 0].long()] = True
     frozen[::2] = True
     optimizer.freeze_rows(encoder.table, frozen)
-    training = WindowTraining(encoder, heads, optimizer)
+    training = TextTraining(encoder, heads, optimizer)
     types[0, 0] = 5
     training(types, targets, torch.ones(3))
     (model,) = training._models.values()
@@ -261,7 +261,7 @@ def test_a_frozen_head_beside_a_trained_one_goes_the_other_way():
 
 def test_what_is_frozen_and_trained_again_between_steps_is_followed():
     encoder, heads = window.model()
-    training = WindowTraining(encoder, heads, window.optimizer_of(lambda p: SGD(p, lr=0.1), encoder, heads))
+    training = TextTraining(encoder, heads, window.optimizer_of(lambda p: SGD(p, lr=0.1), encoder, heads))
     moved = []
     for trained in (True, False, True):
         encoder.hidden.weight.requires_grad_(trained)

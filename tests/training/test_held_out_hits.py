@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mt2st_fast import Callback, MultiTask, Switch, Trainer
-from mt2st_fast.kernels.step.on_numba import window_step
-from tests.training.test_window_training import BATCHES, KINDS, TASKS, batch, model
+from mt2st_fast.kernels.step.on_numba import text_step
+from tests.training.test_text_training import BATCHES, KINDS, TASKS, batch, model
 
 HELD_OUT = [batch(n, seed=40 + n) for n in (1, 333, 70, 1200)]  # fewer rows than a step has, and more
 
@@ -49,10 +49,10 @@ def test_many_rows_are_looked_at_in_parts(monkeypatch):
     whole = training.run.engine.hits(types, targets)
     features = training.run.engine.features(types)
     parts = []
-    call = window_step._call
-    monkeypatch.setattr(window_step, "MOST_FLOATS", 0)  # there is no memory for more than a step has
+    call = text_step._call
+    monkeypatch.setattr(text_step, "MOST_FLOATS", 0)  # there is no memory for more than a step has
     monkeypatch.setattr(
-        window_step, "_call", lambda model, *args: (parts.append(len(args[2])), call(model, *args))
+        text_step, "_call", lambda model, *args: (parts.append(len(args[2])), call(model, *args))
     )
     again = trained().run.engine
     parts.clear()

@@ -26,7 +26,7 @@ from mt2st_fast.training.history import History
 from mt2st_fast.training.importance import Importances, Part
 from mt2st_fast.training.schedules import RunFacts, find_strategy
 from tests.training import test_bag_training as bag
-from tests.training import test_window_training as window
+from tests.training import test_text_training as window
 from tests.training.small_runs import Stop
 
 SWITCH = Switch(at=0.5)

@@ -66,7 +66,7 @@ class BagTraining:
     @staticmethod
     def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
         """What stands against one kernel call a step, or None."""
-        reason = model_obstacle(encoder, BagEncoder, heads, optimizer)
+        reason = model_obstacle(encoder, (BagEncoder,), heads, optimizer)
         if reason is not None:
             return reason
         assert isinstance(encoder, BagEncoder)
@@ -111,7 +111,7 @@ class BagTraining:
     ) -> Tensor:
         """One step on a batch of B bags; the losses (K,) of the active tasks, 0 where one has no target here.
 
-        again: as of `WindowTraining`; here nothing is dropped.
+        again: as of `TextTraining`; here nothing is dropped.
 
         Raises what `bag_step` and the heads raise, with nothing moved.
         """

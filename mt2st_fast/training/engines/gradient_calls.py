@@ -12,19 +12,24 @@ from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import MOVES
 from mt2st_fast.training.engines.shares import label_shares
-from mt2st_fast.training.engines.window_gradients import WindowGradients
-from mt2st_fast.training.sources import Batch, PlainBatch, materialised, tasks_of, to_device
+from mt2st_fast.training.engines.text_gradients import TextGradients
+from mt2st_fast.training.engines.word_gradients import (
+    WordGradients,
+    split_by_words,
+    words_obstacle,
+)
+from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
 class GradientCalls:
-    """What makes the gradients of micro-steps, where `WindowGradients` can in this phase."""
+    """What makes the gradients of micro-steps, where `TextGradients` can in this phase."""
 
     name = "gradients in one kernel call"
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._obstacle: str | None = None
-        self.gradients: WindowGradients | None = None  # from the first step on that needs them
+        self.gradients: TextGradients | None = None  # from the first step on that needs them
 
     def enter_phase(self) -> None:
         """Look at model and optimizer again."""
@@ -48,19 +53,22 @@ class GradientCalls:
             return "an accumulator a task takes a backward pass a task"
         if parts.learnt is not None:
             return "the weights of tasks are learnt"
-        return WindowGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)
+        return TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
     def declines(self, micro_steps: list[list[Batch]]) -> str | None:
         """Why it cannot make the gradients of this step, or None."""
-        tasks = {name for batches in micro_steps for batch in batches for name in tasks_of(batch)}
-        if any(self._parts.heads.is_word_task(name) for name in tasks):
-            return "a task on words has no head"
         parts = self._parts
+        split = [split_by_words(parts.heads, batches) for batches in micro_steps]
+        if any(on_words for _, on_words in split) and (reason := words_obstacle(parts)):
+            return reason
+        if not all(rows for rows, _ in split):
+            return "a task on words has no head"
         # Somebody may have set a hook since: beside the optimizer's own step it costs little to look.
-        if reason := WindowGradients.obstacle(parts.encoder, parts.heads, parts.optimizer):
+        if reason := TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer):
             return reason
         if self.gradients is None:
-            self.gradients = WindowGradients(parts.encoder, parts.heads, parts.optimizer)
+            self.gradients = TextGradients(parts.encoder, parts.heads, parts.optimizer)
+            self._on_words = WordGradients(self.gradients.encoder, parts.heads)
         return self.gradients.declines()
 
     def __call__(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor) -> Tensor:
@@ -70,9 +78,16 @@ class GradientCalls:
         losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32)
         self.gradients.begin()
         for share_k, batches in zip(shares_mk, micro_steps, strict=True):
-            for batch in batches:
-                inputs, targets = (to_device(part, self._parts.device) for part in batch)
-                losses_k += share_k * self.gradients(inputs, targets, weights_k * share_k, moves)
+            rows, on_words = split_by_words(self._parts.heads, batches)
+            beside = None
+            if on_words:
+                of_words_k, beside = self._on_words(on_words, weights_k * share_k)
+                losses_k += share_k * of_words_k
+            for inputs, targets in rows:
+                losses_k += share_k * self.gradients(
+                    inputs, targets, weights_k * share_k, moves, beside=beside
+                )
+                beside = None  # counted once
         self.gradients.hand_out()
         return losses_k
 

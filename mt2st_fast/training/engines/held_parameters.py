@@ -20,17 +20,19 @@ MOVES: dict[Part, Moves] = {"all": Moves(), "shared": Moves(heads=False), "tasks
 
 def model_obstacle(
     encoder: nn.Module,
-    of_type: type[BagEncoder | WindowEncoder],
+    of_types: tuple[type[BagEncoder | WindowEncoder], ...],
     heads: MultiTaskHeads,
     optimizer: torch.optim.Optimizer,
 ) -> str | None:
     """What about these modules and this optimizer stands against moving them without autograd, or None."""
-    if type(encoder) is not of_type or type(heads) is not MultiTaskHeads:
-        return f"it is for a {of_type.__name__} and MultiTaskHeads as they are"
+    if type(encoder) not in of_types or type(heads) is not MultiTaskHeads:
+        names = " or a ".join(each.__name__ for each in of_types)
+        return f"it is for a {names} and MultiTaskHeads as they are"
     if not isinstance(optimizer, RowSparseOptimizer):
         return f"it steps by a row rule, and {type(optimizer).__name__} has none"
     if heads.backend not in ("auto", "numba") or heads.plan != "auto":
         return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
+    assert isinstance(encoder, WindowEncoder | BagEncoder)
     if not encoder.sparse:
         return "the encoder's table is not row-sparse"
     if any(heads.is_open_task(name) for name in heads.active):

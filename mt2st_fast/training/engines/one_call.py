@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,20 +12,27 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
-from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.engines.text_training import TextTraining
+from mt2st_fast.training.engines.word_gradients import (
+    WordGradients,
+    split_by_words,
+    words_obstacle,
+)
 from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
-from mt2st_fast.training.sources import materialised, tasks_of
+from mt2st_fast.training.sources import Batch, materialised
+
+SEVERAL_BATCHES = "a step is made of several batches"
 
 
 class OneCallSteps:
-    """One kernel call a step, where `BagTraining` or `WindowTraining` can take the phase."""
+    """One kernel call a step, where `BagTraining` or `TextTraining` can take the phase."""
 
     name = "one kernel call"
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._obstacle: str | None = None
-        self._training: BagTraining | WindowTraining | None = None
+        self._training: BagTraining | TextTraining | None = None
 
     def enter_phase(self) -> None:
         """Look at model and optimizer again."""
@@ -34,10 +41,11 @@ class OneCallSteps:
         if self._obstacle is not None:
             return
         model = parts.encoder, parts.heads, parts.optimizer
-        if isinstance(parts.encoder, WindowEncoder):
-            self._training = WindowTraining(*model)
-        else:
+        if self._is_for_rows_of_bags():
             self._training = BagTraining(*model, fixed_batches=parts.fixed_batches)
+        else:
+            self._training = TextTraining(*model)
+            self._on_words = WordGradients(self._training.encoder, parts.heads)
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
@@ -56,34 +64,48 @@ class OneCallSteps:
             return "an accumulator a task takes a backward pass a task"
         if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
             return f"it is for a WindowEncoder or a BagEncoder, not for {type(parts.encoder).__name__}"
-        training = WindowTraining if isinstance(parts.encoder, WindowEncoder) else BagTraining
-        return training.obstacle(parts.encoder, parts.heads, parts.optimizer)
+        if self._is_for_rows_of_bags():
+            return None
+        return TextTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
+
+    def _is_for_rows_of_bags(self) -> bool:
+        """Whether words are rows of the table and nothing else reads it: then it is sorted by row, and for good."""
+        encoder, heads, optimizer = self._parts.encoder, self._parts.heads, self._parts.optimizer
+        reads_words = any(map(heads.is_word_task, heads.active))
+        return not reads_words and BagTraining.obstacle(encoder, heads, optimizer) is None
 
     def obstacle(self) -> str | None:
         """Why it cannot take the steps of this phase, or None."""
         return self._obstacle
 
     def declines(self, micro_steps: Any) -> str | None:
-        """Why it cannot take this step, or None: it takes one batch of tasks with heads, and trains all parameters."""
+        """Why this step cannot be taken, or None: it takes a batch of rows, and any of tasks on words beside it."""
         assert self._training is not None
-        if len(micro_steps) != 1 or len(micro_steps[0]) != 1:
-            return "a step is made of several batches"
-        if any(self._parts.heads.is_word_task(name) for name in tasks_of(micro_steps[0][0])):
-            return "a task on words has no head"
+        parts = self._parts
+        if len(micro_steps) != 1:
+            return SEVERAL_BATCHES
+        rows, on_words = split_by_words(parts.heads, micro_steps[0])
+        if len(rows) != 1:
+            return SEVERAL_BATCHES if rows else "a task on words has no head"
+        if on_words and (reason := words_obstacle(parts)):
+            return reason
         return self._training.declines()
 
     def features(self, inputs: Any) -> Tensor | None:
-        """By the kernel that trains, of a window encoder; without autograd."""
-        return self._training.features(inputs) if isinstance(self._training, WindowTraining) else None
+        """By the kernel that trains, if that is of word types; without autograd."""
+        return self._training.features(inputs) if isinstance(self._training, TextTraining) else None
 
     def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """By the kernel that trains, of a window encoder."""
-        return self._training.hits(inputs, targets) if isinstance(self._training, WindowTraining) else None
+        """By the kernel that trains, if that is of word types."""
+        return self._training.hits(inputs, targets) if isinstance(self._training, TextTraining) else None
 
     def __call__(self, micro_steps: Any) -> Tensor:
         """The losses (K,) of one step."""
         assert self._training is not None
-        inputs, targets = materialised(micro_steps[0][0])
+        rows, on_words = split_by_words(self._parts.heads, micro_steps[0])
+        inputs, targets = materialised(rows[0])
+        if on_words:
+            return self._with_words(inputs, targets, on_words)
         learnt, moves = self._parts.learnt, MOVES[self._parts.part]
         if learnt is None:
             return self._training(inputs, targets, self._parts.weights_k, moves)
@@ -93,6 +115,16 @@ class OneCallSteps:
         losses = self._training(inputs, targets, weights_k, moves)
         self._learn_weights(weights_k, losses, targets)
         return losses
+
+    def _with_words(self, inputs: Any, targets: Mapping[str, Tensor], on_words: Sequence[Batch]) -> Tensor:
+        """Tasks on words first, as the kernel moves what they read; then what they have of their own."""
+        assert isinstance(self._training, TextTraining)
+        parts = self._parts
+        losses_k, beside = self._on_words([materialised(batch) for batch in on_words], parts.weights_k)
+        losses_k += self._training(inputs, targets, parts.weights_k, beside=beside)
+        parts.optimizer.step()
+        parts.optimizer.zero_grad(set_to_none=True)
+        return losses_k
 
     def _learn_weights(self, weights_k: Tensor, losses: Tensor, targets: Collection[str]) -> None:
         """A step of learnt weights, of which the total loss is linear: autograd begins at the losses."""

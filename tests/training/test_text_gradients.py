@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from mt2st_fast import Callback, Classification, MultiTask, MultiTaskHeads, Switch, Trainer
-from mt2st_fast.kernels import Dropout, window_gradients, window_step
+from mt2st_fast.kernels import Dropout, text_gradients, text_step
 from mt2st_fast.training.engines.held_parameters import MOVES
-from mt2st_fast.training.engines.window_gradients import WindowGradients
-from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.training.engines.text_gradients import TextGradients
+from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.optim import SGD, LazyAdam
 from tests.training.small_runs import Stop
-from tests.training.test_window_training import KINDS, TASKS, batch, model, parameters
+from tests.training.test_text_training import KINDS, TASKS, batch, model, parameters
 
 WEIGHTS = torch.tensor([1.0, 0.5, 0.25])
 NAME = "gradients in one kernel call"
@@ -47,7 +47,7 @@ def test_they_are_those_of_autograd(n_batches, shape, tasks):
     wanted = gradients_of(encoder, heads)
     encoder, heads = model(tasks, **shape)
     before = parameters(encoder, heads)
-    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made = TextGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
     for _ in range(2):  # the second time from nothing, too
         made.begin()
         for types, targets in batches:
@@ -72,7 +72,7 @@ def test_of_what_is_frozen_there_are_none(frozen):
     wanted = gradients_of(encoder, heads)
     encoder, heads = model()
     freeze(encoder, heads)
-    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made = TextGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
     made(*batch(), WEIGHTS)
     made.hand_out()
     assert_alike(gradients_of(encoder, heads), wanted)
@@ -81,7 +81,7 @@ def test_of_what_is_frozen_there_are_none(frozen):
 @pytest.mark.parametrize("part", ["shared", "tasks"])
 def test_of_a_turn_there_are_those_of_its_part(part):
     encoder, heads = model()
-    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made = TextGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
     made(*batch(), WEIGHTS, MOVES[part])
     made.hand_out()
     has = [p.grad is not None for p in encoder.parameters()], [p.grad is not None for p in heads.parameters()]
@@ -92,7 +92,7 @@ def test_heads_without_a_target_in_the_batches_have_none():
     encoder, heads = model()
     types, targets = batch()
     del targets["wide"]
-    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made = TextGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
     losses = made(types, targets, WEIGHTS)
     made.hand_out()
     assert heads.linear("wide").weight.grad is None
@@ -214,7 +214,7 @@ def test_a_parameter_that_is_held_twice_is_an_obstacle():
         {"a": linear, "b": linear}, dict.fromkeys("ab", Classification(7)), main="a"
     )
     optimizer = SGD([*encoder.parameters(), *heads.parameters()], lr=1.0)
-    for calls in (WindowGradients, WindowTraining):
+    for calls in (TextGradients, TextTraining):
         assert calls.obstacle(encoder, heads, optimizer) == "a parameter is held twice"
 
 
@@ -241,7 +241,7 @@ def test_types_of_64_bits_and_columns_of_a_wider_batch_are_taken():
     types, targets = batch()
     wide = torch.full((len(types), 9), -1, dtype=torch.int64)
     wide[:, 2:7] = types
-    made = WindowGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made = TextGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
     found = []
     for inputs in (types, wide[:, 2:7]):
         made.begin()
@@ -256,12 +256,12 @@ def test_each_kind_of_model_is_refused_by_the_call_for_the_other():
     optimizer = SGD([*encoder.parameters(), *heads.parameters()], lr=1.0)
     types, targets = batch()
     models = []
-    for calls in (WindowGradients(encoder, heads, optimizer), WindowTraining(encoder, heads, optimizer)):
+    for calls in (TextGradients(encoder, heads, optimizer), TextTraining(encoder, heads, optimizer)):
         calls(types, targets, WEIGHTS)
         models += calls._models.values()
     gradients, moves = models
     given = (types, [targets[name] for name in TASKS], WEIGHTS, Dropout(0.0, 0))
     with pytest.raises(ValueError, match="a gradient_model is not stepped"):
-        window_step(gradients, [], [], *given)
-    with pytest.raises(ValueError, match="window_gradients is for a gradient_model"):
-        window_gradients(moves, *given)
+        text_step(gradients, [], [], *given)
+    with pytest.raises(ValueError, match="text_gradients is for a gradient_model"):
+        text_gradients(moves, *given)

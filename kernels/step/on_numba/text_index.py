@@ -1,4 +1,4 @@
-"""What a step on windows of word types wants to know of a batch, worked out once before it computes.
+"""What a step on the words of a text wants to know of a batch, worked out once before it computes.
 
 Which types the batch holds and where, which rows they are means of, and which types every row is in: two sparse
 matrices and their transposes. Numbers are handed out in the order of first appearance, so nothing is sorted.
@@ -12,20 +12,32 @@ import numpy as np
 
 from ...bags.on_numba.row_updates import moves
 from ...machine.jit import entry, helper
-from ..window import WindowModel
+from ..text import TextStepModel
 
 NONE = -1
 
 
-class BatchIndex(NamedTuple):
-    """Memory for a batch of N windows of W words, U different types and R different rows in them."""
+class Rows(NamedTuple):
+    """The n word types of N rows, int32: W of a window, or bag i in types[starts[i] : starts[i + 1]]; then those of
+    others, E types whose vectors have a gradient from elsewhere.
+    """
 
-    slots: np.ndarray  # (N * W,) int32: the number u of a position's type, NONE for no type
+    types: np.ndarray  # (n + E,) int32
+    starts: np.ndarray  # (N + 1,) int64; (0,) of windows
+    scales: np.ndarray  # (N,) float32, what the sum of a bag's vectors is multiplied by; (0,) of windows
+    n_rows: int  # N
+    n_types: int  # n
+
+
+class BatchIndex(NamedTuple):
+    """Memory for a batch of n positions of words, U different types and R different rows in them."""
+
+    slots: np.ndarray  # (n,) int32: the number u of a position's type, NONE for no type
     types: np.ndarray  # (U,) int32
     starts: np.ndarray  # (U + 1,) int64: type u is the mean of ids[starts[u] : starts[u + 1]]
     ids: np.ndarray  # int32, rows of the table
     begins: np.ndarray  # (U + 1,) int64: type u stands at positions[begins[u] : begins[u + 1]]
-    positions: np.ndarray  # int32, in N * W
+    positions: np.ndarray  # int32, which of the vectors that have a gradient
     rows: np.ndarray  # (R,) int32
     row_begins: (
         np.ndarray
@@ -36,7 +48,7 @@ class BatchIndex(NamedTuple):
     counts: np.ndarray  # (2,) int64: U, R
 
 
-def new_index(model: WindowModel, n_positions: int) -> BatchIndex:
+def new_index(model: TextStepModel, n_positions: int) -> BatchIndex:
     """Memory for batches of up to so many positions."""
     types, M = model.rows_of_type.shape
     V = len(model.table.parameter)
@@ -109,16 +121,31 @@ def first_unknown(types, n_types):
 
 
 @helper
-def index_types(types, rows_of_type, with_positions, index):
-    """Number the types of a batch (n,), find their rows and, where these are wanted, positions."""
-    n = len(types)
-    U = _number(types, n, index.slot_of_type, index.slots, index.types)
+def _vector_of_position(rows):
+    """(n + E,) int32: a word's place in its window, or its bag; behind those of all rows the ones of others."""
+    of_position = np.empty(len(rows.types), np.int32)
+    n_vectors = rows.n_types
+    if len(rows.starts) > 0:
+        n_vectors = rows.n_rows
+        for bag in range(rows.n_rows):
+            for i in range(rows.starts[bag], rows.starts[bag + 1]):
+                of_position[i] = bag
+    else:
+        for i in range(rows.n_types):
+            of_position[i] = i
+    for i in range(rows.n_types, len(rows.types)):
+        of_position[i] = n_vectors + i - rows.n_types
+    return of_position
+
+
+@helper
+def index_types(rows, rows_of_type, with_positions, index):
+    """Number the types of a batch, find their rows and, where these are wanted, positions."""
+    n = len(rows.types)
+    U = _number(rows.types, n, index.slot_of_type, index.slots, index.types)
     index.counts[0] = U
     if with_positions:
-        positions = np.empty(n, np.int32)
-        for i in range(n):
-            positions[i] = i
-        _transpose(index.slots, positions, n, U, index.begins, index.positions)
+        _transpose(index.slots, _vector_of_position(rows), n, U, index.begins, index.positions)
     total = 0
     for u in range(U):
         index.starts[u] = total

@@ -1,4 +1,4 @@
-"""Gradients of a window encoder and its heads by one kernel call a batch, for steps that need them as such.
+"""Gradients of an encoder of words and its heads by one kernel call a batch, for steps that need them as such.
 
 Clipping, a step of several batches and several processes do: what they do with gradients lies between the backward pass
 and the optimizer.
@@ -14,31 +14,41 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
+    Beside,
     Gradient,
     HeadLayout,
     Moves,
     RowState,
+    TextStepModel,
     Trained,
-    WindowModel,
     gradient_model,
-    window_gradients,
+    text_gradients,
 )
-from mt2st_fast.training.engines.window_calls import WindowCalls
+from mt2st_fast.training.engines.text_calls import Inputs, TextCalls, hidden_layer, pooled_by, words_of
 
 
-class WindowGradients(WindowCalls):
+class TextGradients(TextCalls):
     """Makes the gradients that autograd would make of encoder and heads, up to rounding: adds up, then hands out."""
 
     def __call__(
-        self, types: Tensor, targets: Mapping[str, Tensor], weights: Tensor, moves: Moves = EVERYTHING
+        self,
+        inputs: Inputs,
+        targets: Mapping[str, Tensor],
+        weights: Tensor,
+        moves: Moves = EVERYTHING,
+        *,
+        beside: Beside | None = None,
     ) -> Tensor:
-        """Add the gradients of N windows of types (N, W); the losses (K,) of the active tasks, 0 without a target here.
+        """Add the gradients of N rows; the losses (K,) of the active tasks, 0 without a target here.
 
-        Raises what `window_step` and the heads raise.
+        beside: words whose vectors have gradients from elsewhere, which are added, too.
+
+        Raises what `text_step` and the heads raise.
         """
-        batch = self._heads.batch(targets, types.shape[:1], weights, types.device)
-        found = window_gradients(
-            self._model_of(batch.layout), types, batch.targets, batch.weights, self._dropout(), moves
+        words = words_of(inputs)
+        batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
+        found = text_gradients(
+            self._model_of(batch.layout), words, batch.targets, batch.weights, self._dropout(), moves, beside
         )
         if moves.shared:
             self._reached += self._hidden
@@ -52,7 +62,7 @@ class WindowGradients(WindowCalls):
         """Put what was added up since `begin` into `.grad` of what a batch has reached."""
         for parameter in dict.fromkeys(self._reached):
             parameter.grad = self._gradients.get(parameter)
-        table = self._encoder.table
+        table = self.encoder.table
         if self._rows:
             rows, d_rows = map(torch.cat, zip(*self._rows, strict=True))
             is_one = len(self._rows) == 1
@@ -73,26 +83,24 @@ class WindowGradients(WindowCalls):
         self._gradients: dict[Tensor, Tensor] = {
             p: torch.zeros_like(p, memory_format=torch.contiguous_format) for p, is_moved in dense if is_moved
         }
-        hidden = self._encoder.hidden
-        assert hidden is not None
-        self._hidden: list[nn.Parameter] = list(hidden.parameters())
+        hidden = hidden_layer(self.encoder)
+        self._hidden: list[nn.Parameter] = [] if hidden is None else list(hidden.parameters())
         self.begin()
 
-    def _new_model(self, layout: HeadLayout) -> WindowModel:
-        encoder = self._encoder
-        assert encoder.hidden is not None
-        linears = [encoder.hidden, *(self._heads.linear(name) for name in layout.names)]
-        hidden, *heads = [
-            (
-                self._with_gradient(linear.weight),
-                None if linear.bias is None else self._with_gradient(linear.bias),
-            )
-            for linear in linears
-        ]
+    def _new_model(self, layout: HeadLayout) -> TextStepModel:
+        encoder = self.encoder
+        hidden = hidden_layer(encoder)
         rule = 0 if self._held.moved[0] else FROZEN
-        table = Trained(encoder.table.detach(), RowState(), rule)
-        frozen_rows = self._optimizer.frozen_rows(encoder.table)
-        return gradient_model(table, encoder.rows_of_type, hidden, heads, layout, frozen_rows)
+        return gradient_model(
+            Trained(encoder.table.detach(), RowState(), rule), encoder.rows_of_type, pooled_by(encoder),
+            None if hidden is None else self._linear(hidden),
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
+            self._optimizer.frozen_rows(encoder.table),
+        )  # fmt: skip
+
+    def _linear(self, linear: nn.Linear) -> tuple[Gradient, Gradient | None]:
+        bias = None if linear.bias is None else self._with_gradient(linear.bias)
+        return self._with_gradient(linear.weight), bias
 
     def _with_gradient(self, parameter: Tensor) -> Gradient:
         return Gradient(parameter.detach(), self._gradients.get(parameter))

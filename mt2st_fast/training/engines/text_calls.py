@@ -1,6 +1,6 @@
-"""A window encoder and its heads as one kernel call sees them: what stands against that, and what can be asked of it.
+"""An encoder of words and its heads as one kernel call sees them: what stands against that, what can be asked of it.
 
-`WindowTraining` moves parameters by such calls, `WindowGradients` makes gradients by them.
+`TextTraining` moves parameters by such calls, `TextGradients` makes gradients by them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from mt2st_fast.kernels import (
     Dropout,
     HeadLayout,
     Kind,
-    WindowModel,
-    window_correct,
-    window_features,
-    window_step_obstacle,
+    Pooled,
+    TextStepModel,
+    Words,
+    text_correct,
+    text_features,
+    text_step_obstacle,
 )
-from mt2st_fast.model.encoders import WindowEncoder
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
@@ -30,8 +32,10 @@ from mt2st_fast.training.engines.held_parameters import (
 )
 from mt2st_fast.training.optim import RowSparseOptimizer
 
+Inputs = Tensor | tuple[Tensor, Tensor]  # windows (N, W), or bags: the words of all, and where each begins
 
-class WindowCalls(ABC):
+
+class TextCalls(ABC):
     """Kernel calls of one phase and its active tasks.
 
     Dropout is drawn by the kernel, from a key that torch's generator gives for every step: other bits than torch's, the
@@ -44,11 +48,11 @@ class WindowCalls(ABC):
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take one kernel call a batch: {reason}")
-        assert isinstance(encoder, WindowEncoder)
+        assert isinstance(encoder, WindowEncoder | BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
-        self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
-        self._parameters = window_parameters(encoder, heads)
-        self._models: dict[tuple[str, ...], WindowModel] = {}  # by the tasks of a batch
+        self.encoder, self._heads, self._optimizer = encoder, heads, optimizer
+        self._parameters = text_parameters(encoder, heads)
+        self._models: dict[tuple[str, ...], TextStepModel] = {}  # by the tasks of a batch
         self._hold()
 
     @classmethod
@@ -56,22 +60,21 @@ class WindowCalls(ABC):
         cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
     ) -> str | None:
         """What stands against one kernel call a step, or None."""
-        reason = model_obstacle(encoder, WindowEncoder, heads, optimizer)
+        reason = model_obstacle(encoder, (WindowEncoder, BagEncoder), heads, optimizer)
         if reason is not None:
             return reason
-        assert isinstance(encoder, WindowEncoder)
-        if encoder.hidden is None:
-            return "the encoder has no hidden layer"
-        if type(encoder.hidden) is not nn.Linear or type(encoder.dropout) is not nn.Dropout:
+        assert isinstance(encoder, WindowEncoder | BagEncoder)
+        hidden = hidden_layer(encoder)
+        if type(hidden) not in (nn.Linear, type(None)) or type(encoder.dropout) is not nn.Dropout:
             return "the encoder's layers are not as they were made"
-        table, *dense = parameters = window_parameters(encoder, heads)
+        table, *dense = parameters = text_parameters(encoder, heads)
         reason = parameter_obstacle(parameters, optimizer)
         if reason is not None:
             return reason
-        if len(dense) <= len(list(encoder.hidden.parameters())):
-            return "no active task has a head"
         sizes = [heads.linear(name).out_features for name in heads.active if not heads.is_word_task(name)]
-        return window_step_obstacle(table, dense, sizes, encoder.backend)
+        if not sizes:
+            return "no active task has a head"
+        return text_step_obstacle(table, dense, sizes, encoder.out_features, encoder.backend)
 
     def declines(self) -> str | None:
         """Why this step cannot be taken, or None."""
@@ -80,12 +83,16 @@ class WindowCalls(ABC):
             self._hold()
         return None if any(self._held.moved) else "every parameter is frozen"
 
-    def features(self, types: Tensor) -> Tensor | None:
-        """(N, H) features of windows of types (N, W), without dropout; None before the first step."""
-        return window_features(next(iter(self._models.values())), types) if self._can_be_asked() else None
+    def features(self, inputs: Inputs) -> Tensor | None:
+        """(N, H) what the encoder makes of inputs, without dropout; None before the first step."""
+        return (
+            text_features(next(iter(self._models.values())), words_of(inputs))
+            if self._can_be_asked()
+            else None
+        )
 
-    def hits(self, types: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """(2,) of each task: how many targets of windows (N, W) it hits without dropout, and how many there are.
+    def hits(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """(2,) of each task: how many targets it hits without dropout, and how many there are.
 
         None where a task is not a classification that is trained, and before the first step.
         """
@@ -95,10 +102,11 @@ class WindowCalls(ABC):
                 return None
         if not targets or not self._can_be_asked():
             return None
-        batch = heads.batch(targets, types.shape[:1], None, types.device)
+        words = words_of(inputs)
+        batch = heads.batch(targets, torch.Size([words.n_rows]), None, words.types.device)
         model = self._model_of(batch.layout)
         try:
-            correct = window_correct(model, types, batch.targets)
+            correct = text_correct(model, words, batch.targets)
         except ValueError:  # a class outside the head is an error of a loss, and to a metric a miss
             return None
         return {
@@ -112,20 +120,20 @@ class WindowCalls(ABC):
         if not self._models or self._held.are_others():
             return False
         # For instance a hook of somebody who wants to see the features.
-        return self.obstacle(self._encoder, self._heads, self._optimizer) is None
+        return self.obstacle(self.encoder, self._heads, self._optimizer) is None
 
-    def _model_of(self, layout: HeadLayout) -> WindowModel:
+    def _model_of(self, layout: HeadLayout) -> TextStepModel:
         """The kernel's model for batches of these tasks."""
         if layout.names not in self._models:
             self._models[layout.names] = self._new_model(layout)
         return self._models[layout.names]
 
     @abstractmethod
-    def _new_model(self, layout: HeadLayout) -> WindowModel:
+    def _new_model(self, layout: HeadLayout) -> TextStepModel:
         """What the kernel is told of the parameters of these heads, and of the encoder's."""
 
     def _dropout(self) -> Dropout:
-        dropout = self._encoder.dropout
+        dropout = self.encoder.dropout
         if not (dropout.training and dropout.p):
             return Dropout(0.0, 0)
         return Dropout(dropout.p, int(torch.empty((), dtype=torch.int64).random_()))
@@ -135,7 +143,22 @@ class WindowCalls(ABC):
         self._held = HeldParameters(self._parameters, self._optimizer)
 
 
-def window_parameters(encoder: WindowEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
+def words_of(inputs: Inputs) -> Words:
+    """An encoder's inputs as the kernel takes them."""
+    return Words(inputs) if isinstance(inputs, Tensor) else Words(*inputs)
+
+
+def pooled_by(encoder: WindowEncoder | BagEncoder) -> Pooled:
+    """What the encoder makes of the vectors of words."""
+    return Pooled("window", encoder.width) if isinstance(encoder, WindowEncoder) else Pooled(encoder.mode)
+
+
+def hidden_layer(encoder: WindowEncoder | BagEncoder) -> nn.Linear | None:
+    """What lies between those and the heads."""
+    return encoder.hidden if isinstance(encoder, WindowEncoder) else None
+
+
+def text_parameters(encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
     """The table, those of the hidden layer, then those of the active heads."""
-    hidden = [] if encoder.hidden is None else list(encoder.hidden.parameters())
-    return [encoder.table, *hidden, *head_parameters(heads)]
+    hidden = hidden_layer(encoder)
+    return [encoder.table, *([] if hidden is None else hidden.parameters()), *head_parameters(heads)]

@@ -23,7 +23,7 @@ from ...machine.gemm import (
 )
 from ...machine.jit import helper
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from .window_batch import NONE
+from .text_index import NONE
 
 ZERO = np.float32(0)
 TYPES_A_PIECE = 64

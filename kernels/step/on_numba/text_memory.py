@@ -1,4 +1,4 @@
-"""The memory that a step on windows works in, made once for a model and used in every step."""
+"""The memory that a step on the words of a text works in, made once for a model and used in every step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 from ...heads.on_numba.stages import SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.simd import WIDTH
-from ..window import WindowModel
-from .window_batch import BatchIndex, new_index
-from .window_hidden import MOST_TYPES_A_WINDOW
+from ..text import TextStepModel
+from .text_hidden import MOST_TYPES_A_WINDOW
+from .text_index import BatchIndex, new_index
 
-TILE_ROWS = 48  # windows of a tile: what a thread holds of them stays within half of a 1 MiB cache
+TILE_ROWS = 48  # of a tile: what a thread holds of them stays within half of a 1 MiB cache
+
+GROWTH = 1.25
 
 
 class Table(NamedTuple):
@@ -34,13 +36,16 @@ class Table(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What a step writes down between its rounds, for N windows of W words, H hidden outputs and S of heads."""
+    """What a step writes down between its rounds, for N rows of W vectors, H hidden outputs and S of heads.
+
+    Without a hidden layer a and x are one.
+    """
 
     vectors: np.ndarray  # (U, D) of the types, and room for a block of rows behind them
     d_vectors: np.ndarray  # (U, D)
     projected: np.ndarray  # (MOST_TYPES_A_WINDOW * N, W, ldp) of the types, where windows are sums of those
-    x: np.ndarray  # (N, ldx) windows after dropout
-    d_x: np.ndarray  # (N, W * D)
+    x: np.ndarray  # (N, ldx) windows or bags after dropout
+    d_x: np.ndarray  # N times W * D, one after another, then D for every vector of others
     a: np.ndarray  # (N, lda) hidden outputs
     d_a: np.ndarray  # (N, lda), before the ReLU
     z: np.ndarray  # (tiles, S, ldz) gradients of the logits, transposed
@@ -56,9 +61,10 @@ class Buffers(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A model's buffers, for up to n_rows windows, and where its parameters lie."""
+    """A model's buffers, for up to n_rows rows and n_positions words in them, and where its parameters lie."""
 
     n_rows: int
+    n_positions: int
     batch: BatchIndex
     buffers: Buffers
     table: Table
@@ -67,18 +73,24 @@ class Memory(NamedTuple):
     d_rows: np.ndarray  # (R, D) gradients of rows; (0, D) where rows move
 
 
-def memory_of(model: WindowModel, N: int) -> Memory:
+def memory_of(model: TextStepModel, N: int, n_positions: int) -> Memory:
     """The model's, made anew where a batch is larger than all before it."""
     held: Memory | None = model.memory
-    if held is None or held.n_rows < N:
-        index, buffers = new_index(model, N * model.width), _new_buffers(model, N)
+    if held is None or held.n_rows < N or held.n_positions < n_positions:
+        if (
+            held is not None
+        ):  # bags are of another length in every batch: some room, or it is made anew time and again
+            N, n_positions = max(N, held.n_rows), max(int(GROWTH * n_positions), held.n_positions)
+        index, buffers = new_index(model, n_positions), _new_buffers(model, N, n_positions)
         D = model.table.parameter.shape[1]
         d_rows = np.empty((len(index.rows) if model.gathers_rows else 0, D), np.float32)
-        held = model.memory = Memory(N, index, buffers, _table(model, d_rows), *_addresses(model), d_rows)
+        held = model.memory = Memory(
+            N, n_positions, index, buffers, _table(model, d_rows), *_addresses(model), d_rows
+        )
     return held
 
 
-def _table(model: WindowModel, d_rows: np.ndarray) -> Table:
+def _table(model: TextStepModel, d_rows: np.ndarray) -> Table:
     table, state = model.table.parameter, model.table.state
     per_row = np.zeros(0, np.float32) if state.per_row is None else state.per_row.numpy()
     first, second = (0 if part is None else part.data_ptr() for part in state[1:])
@@ -89,7 +101,7 @@ def _table(model: WindowModel, d_rows: np.ndarray) -> Table:
     )  # fmt: skip
 
 
-def _addresses(model: WindowModel) -> tuple[np.ndarray, np.ndarray]:
+def _addresses(model: TextStepModel) -> tuple[np.ndarray, np.ndarray]:
     """(K,) of the heads' weights, and of their biases."""
     weights, biases = (
         np.array([0 if part is None else part.parameter.data_ptr() for part in parts], np.int64)
@@ -98,27 +110,29 @@ def _addresses(model: WindowModel) -> tuple[np.ndarray, np.ndarray]:
     return weights, biases
 
 
-def _new_buffers(model: WindowModel, N: int) -> Buffers:
-    H, F = model.hidden[0].parameter.shape
+def _new_buffers(model: TextStepModel, N: int, n_positions: int) -> Buffers:
+    H, F, has_hidden = model.n_features, model.n_window, model.hidden is not None
     D, K, S = model.table.parameter.shape[1], len(model.layout), sum(spec.size for spec in model.layout.heads)
-    U = min(N * model.width, len(model.rows_of_type))
+    U = min(n_positions, len(model.rows_of_type))
     n_tiles, ldx, lda = -(-N // TILE_ROWS), _up(F, PANEL) + SKEW, _up(H, PANEL) + SKEW
     padded = n_tiles * TILE_ROWS
 
     def floats(*shape: int) -> np.ndarray:
         return np.zeros(shape, np.float32)
 
+    n_projected = most_projected(N) + BLOCK_ROWS if has_hidden else 0
+    x = floats(padded, ldx)
     return Buffers(
         vectors=floats(U + BLOCK_ROWS, D),
-        projected=floats(most_projected(N) + BLOCK_ROWS, model.width, _up(H, PANEL)),
+        projected=floats(n_projected, model.pooled.width, _up(H, PANEL)),
         d_vectors=floats(U, D),
-        x=floats(padded, ldx),
-        d_x=floats(N, F),
-        a=floats(padded, lda),
+        x=x,
+        d_x=floats(N * F + n_positions * D),
+        a=floats(padded, lda) if has_hidden else x,
         d_a=floats(padded, lda),
         z=floats(n_tiles, _up(S, PANEL) + PANEL, _up(TILE_ROWS, WIDTH) + SKEW),
-        forward=floats(-(-H // PANEL), F * PANEL),
-        backward=floats(-(-F // PANEL) * H * PANEL),
+        forward=floats(-(-H // PANEL) if has_hidden else 0, F * PANEL),
+        backward=floats(-(-F // PANEL) * H * PANEL if has_hidden else 0),
         losses=np.zeros((n_tiles, K)),
         correct=np.zeros((n_tiles, K), np.int64),
         d_head_bias=floats(n_tiles, S),

@@ -1,7 +1,7 @@
-"""From word types to the gradients of windows: the vectors of types, then tiles of windows there and back.
+"""From word types to the gradients of vectors: the vectors of types, then tiles of windows or bags there and back.
 
-A tile of rows stays in cache through gathering, dropout, the hidden layer, the heads' logits and losses, and all
-gradients down to the windows. What sums over all rows is left to window_updates.py.
+A tile of rows stays in cache through gathering, dropout, the hidden layer if there is one, the heads' logits and
+losses, and all gradients down to the vectors. What sums over all rows is left to text_updates.py.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from ...heads.on_numba.tile import loss_tile
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import helper
 from ...machine.simd import WIDTH
-from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE
+from ..text import TO_HIDDEN, TO_NOTHING, TO_TABLE
 from .dropout import draw_factors, words_of
-from .window_batch import NONE, index_rows
-from .window_hidden import (
+from .text_hidden import (
     TYPES_A_PIECE,
     ZERO,
     address_of,
@@ -36,7 +35,8 @@ from .window_hidden import (
     outputs_by_type,
     outputs_by_window,
 )
-from .window_memory import TILE_ROWS
+from .text_index import NONE, index_rows
+from .text_memory import TILE_ROWS
 
 ONE = np.float32(1)
 AHEAD = 16  # rows that are asked for before they are needed
@@ -79,30 +79,69 @@ def prepare_types(p, table, index, hidden, reach, b):
 
 
 @helper
-def _gather(first, rows, padded, W, D, index, drop, factors, b):
-    """Windows first.. into x, dropped out by factors (rows, W * D); zero behind the last row and column."""
+def _gather_window(row, W, D, index, drop, factors, b):
+    """The vectors of a window into x, dropped out by factors (W * D,)."""
+    x = b.x[row]
+    for w in range(W):
+        slot = np.int64(index.slots[row * W + w])
+        if slot == NONE:
+            for d in range(D):
+                x[w * D + d] = ZERO
+        elif drop.threshold > 0:
+            for d in range(D):
+                x[w * D + d] = b.vectors[slot, d] * factors[w * D + d]
+        else:
+            for d in range(D):
+                x[w * D + d] = b.vectors[slot, d]
+
+
+@helper
+def _gather_bag(row, D, texts, index, drop, factors, b):
+    """The sum of a bag's vectors times its scale into x, dropped out by factors (D,)."""
+    x, scale = b.x[row], texts.scales[row]
+    sum_rows(
+        address_of(b.vectors), D, index.slots, texts.starts[row], texts.starts[row + 1], b.no_scales, address_of(x)
+    )  # fmt: skip
+    if drop.threshold > 0:
+        for d in range(D):
+            x[d] *= scale * factors[d]
+    else:
+        for d in range(D):
+            x[d] *= scale
+
+
+@helper
+def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
+    """Windows or bags first.. into x, dropped out by factors (rows, W * D); zero behind the last row and column."""
     F = W * D
     words = np.empty(words_of(F), np.uint64)
     for i in range(rows):
-        x = b.x[first + i]
         if drop.threshold > 0:
             draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept, words)
-        for w in range(W):
-            slot = np.int64(index.slots[(first + i) * W + w])
-            if slot == NONE:
-                for d in range(D):
-                    x[w * D + d] = ZERO
-            elif drop.threshold > 0:
-                for d in range(D):
-                    x[w * D + d] = b.vectors[slot, d] * factors[i, w * D + d]
-            else:
-                for d in range(D):
-                    x[w * D + d] = b.vectors[slot, d]
-        for f in range(F, len(x)):
-            x[f] = ZERO
+        of_row = factors[i if drop.threshold > 0 else 0 : i + 1].reshape(-1)
+        if len(texts.starts) > 0:
+            _gather_bag(first + i, D, texts, index, drop, of_row, b)
+        else:
+            _gather_window(first + i, W, D, index, drop, of_row, b)
+        for f in range(F, b.x.shape[1]):
+            b.x[first + i, f] = ZERO
     for i in range(rows, padded):
         for f in range(b.x.shape[1]):
             b.x[first + i, f] = ZERO
+
+
+@helper
+def _store_gradients(first, rows, F, texts, drop, factors, d_x, ldx, b):
+    """b.d_x of a tile from the gradients of what was gathered, d_x (rows, ldx) after dropout."""
+    for i in range(rows):
+        at, begin = i * ldx, (first + i) * F
+        scale = texts.scales[first + i] if len(texts.scales) > 0 else ONE
+        if drop.threshold > 0:
+            for f in range(F):
+                b.d_x[begin + f] = d_x[at + f] * factors[i, f] * scale
+        else:
+            for f in range(F):
+                b.d_x[begin + f] = d_x[at + f] * scale
 
 
 @helper
@@ -125,10 +164,10 @@ def _head_logits(a, lda, rows, H, S, for_logits, product, z):
 
 @helper
 def run_tile(
-    p, N, W, D, index, drop, by_type, hidden_bias, for_logits, for_features, head_bias, heads, columns, column_weights,
-    targets, scale, reach, frozen_rows, b,
+    p, N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias, for_logits, for_features, head_bias, heads,
+    columns, column_weights, targets, scale, reach, frozen_rows, b,
 ):  # fmt: skip
-    """Windows of tile p: losses, and the gradients of logits, hidden layer and windows. Piece 0 is no tile.
+    """Rows of tile p: losses, and the gradients of logits, hidden layer and vectors. Piece 0 is no tile.
 
     Only as far back as `reach`: with TO_NOTHING only b.a. by_type: types are projected, and there are no windows.
     """
@@ -145,8 +184,9 @@ def run_tile(
     if by_type:
         outputs_by_type(first, rows, padded, hidden_bias, index, b)
     else:
-        _gather(first, rows, padded, W, D, index, drop, factors, b)
-        outputs_by_window(first, rows, padded, F, hidden_bias, b)
+        _gather(first, rows, padded, W, D, texts, index, drop, factors, b)
+        if has_hidden:
+            outputs_by_window(first, rows, padded, F, hidden_bias, b)
     if reach == TO_NOTHING:
         return
     a, d_a, z = address_of(b.a[first]), address_of(b.d_a[first]), b.z[tile]
@@ -170,6 +210,11 @@ def run_tile(
         for i in range(first, first + rows):
             for h in range(H):
                 b.d_a[i, h] = ZERO
+    if not has_hidden:
+        _store_gradients(
+            first, rows, F, texts, drop, factors, b.d_a[first : first + rows].reshape(-1), lda, b
+        )
+        return
     _hidden_gradient(first, rows, H, b, b.d_hidden_bias[tile])
     if reach < TO_TABLE:
         return
@@ -177,10 +222,4 @@ def run_tile(
     multiply_panels(
         d_a, lda, round_up(rows, BLOCK_ROWS), H, address_of(b.backward), H * PANEL, F, address_of(d_x), ldx
     )
-    for i in range(rows):
-        if drop.threshold > 0:
-            for f in range(F):
-                b.d_x[first + i, f] = d_x[i, f] * factors[i, f]
-        else:
-            for f in range(F):
-                b.d_x[first + i, f] = d_x[i, f]
+    _store_gradients(first, rows, F, texts, drop, factors, d_x.reshape(-1), ldx, b)

@@ -20,10 +20,10 @@ from mt2st_fast import (
     WindowEncoder,
 )
 from mt2st_fast.kernels.step.on_numba.dropout import factors_of
-from mt2st_fast.kernels.step.on_numba.window_hidden import MOST_TYPES_A_WINDOW
-from mt2st_fast.kernels.step.on_numba.window_step import drop_of
-from mt2st_fast.kernels.step.window import Dropout
-from mt2st_fast.training.engines.window_training import WindowTraining
+from mt2st_fast.kernels.step.on_numba.text_hidden import MOST_TYPES_A_WINDOW
+from mt2st_fast.kernels.step.on_numba.text_step import drop_of
+from mt2st_fast.kernels.step.text import Dropout
+from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.optim import SGD, LazyAdam, RowwiseAdagrad, optimizer_by_rule
 
 T, V, M = 300, 500, 5  # word types, rows of the table, most rows of a type
@@ -105,7 +105,7 @@ def test_it_is_the_step_of_autograd_and_optimizer(optimizer, tasks):
     )
     wanted = parameters(encoder, heads)
     encoder, heads = model(tasks)
-    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS[optimizer], encoder, heads))
+    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS[optimizer], encoder, heads))
     losses = torch.stack([training(types, targets, weights) for types, targets in batches])
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
     for found, want in zip(parameters(encoder, heads), wanted, strict=True):
@@ -126,7 +126,7 @@ def test_every_group_moves_by_its_own_rate(optimizer):
     eager_steps(encoder, heads, in_groups(encoder, heads), batches, weights)
     wanted = parameters(encoder, heads)
     encoder, heads = model()
-    training = WindowTraining(encoder, heads, in_groups(encoder, heads))
+    training = TextTraining(encoder, heads, in_groups(encoder, heads))
     for types, targets in batches:
         training(types, targets, weights)
     for found, want in zip(parameters(encoder, heads), wanted, strict=True):
@@ -144,7 +144,7 @@ def test_any_shape(N, dim, window, hidden, subwords):
     eager_steps(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads), batches, weights)
     wanted = parameters(encoder, heads)
     encoder, heads = model(**shape)
-    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
     for types, targets in batches:
         training(types, targets, weights)
     for found, want in zip(parameters(encoder, heads), wanted, strict=True):
@@ -154,7 +154,7 @@ def test_any_shape(N, dim, window, hidden, subwords):
 def test_dropout_is_a_mask_by_place_and_its_gradient_goes_through_it(monkeypatch):
     (types, targets), weights = batch(200), torch.ones(3)
     encoder, heads = model(dropout=0.3)
-    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
     monkeypatch.setattr(training, "_dropout", lambda: Dropout(0.3, 12345))
     training(types, targets, weights)
     found = parameters(encoder, heads)
@@ -197,7 +197,7 @@ def test_any_number_of_threads_gives_the_same_bits(name):
             torch.manual_seed(1)
             encoder, heads = model(dropout=0.3)
             torch.manual_seed(2)
-            training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS[name], encoder, heads))
+            training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS[name], encoder, heads))
             losses = [training(*batch(500, seed=seed), torch.ones(3)) for seed in range(4)]
             found.append([*losses, *parameters(encoder, heads)])
     finally:
@@ -217,7 +217,7 @@ def test_any_number_of_threads_gives_the_same_bits(name):
 )
 def test_what_is_wrong_moves_nothing(change, message):
     encoder, heads = model()
-    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
+    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
     before = parameters(encoder, heads)
     types, targets = batch()
     change(types, targets)
@@ -236,7 +236,7 @@ def test_what_is_wrong_moves_nothing(change, message):
 )
 def test_inputs_of_another_kind_are_refused(types, message):
     encoder, heads = model()
-    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
     targets = {name: y[:4] for name, y in batch()[1].items()}
     with pytest.raises(ValueError, match=message):
         training(types, targets, torch.ones(3))
@@ -252,7 +252,7 @@ def test_tasks_without_a_label_or_a_weight_fade_as_by_autograd():
     eager_steps(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads), batches, weights)
     wanted = parameters(encoder, heads)
     encoder, heads = model()
-    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
+    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["adam"], encoder, heads))
     for types, targets in batches:
         training(types, targets, weights)
     for found, want in zip(parameters(encoder, heads), wanted, strict=True):
@@ -348,7 +348,7 @@ def test_who_looks_at_the_encoder_sees_what_is_held_out():
 
 def test_parameters_that_are_put_elsewhere_are_found():
     encoder, heads = model()
-    training = WindowTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
+    training = TextTraining(encoder, heads, optimizer_of(OPTIMIZERS["sgd"], encoder, heads))
     training(*batch(), torch.ones(3))
     encoder.hidden.weight.data = encoder.hidden.weight.data.clone()
     assert training.declines() is None
@@ -376,9 +376,9 @@ def test_an_obstacle_has_a_reason(change, reason):
     encoder, heads = model()
     change(encoder, heads)
     optimizer = LazyAdam([*encoder.parameters(), *heads.parameters()], lr=0.1)
-    assert reason in WindowTraining.obstacle(encoder, heads, optimizer)
+    assert reason in TextTraining.obstacle(encoder, heads, optimizer)
     with pytest.raises(ValueError, match="cannot take one kernel call a batch"):
-        WindowTraining(encoder, heads, optimizer)
+        TextTraining(encoder, heads, optimizer)
 
 
 def test_options_that_need_gradients_are_an_obstacle():

@@ -1,4 +1,4 @@
-"""Training steps of a window encoder and its heads as one kernel call each, where model and optimizer allow it."""
+"""Training steps of an encoder of words and its heads as one kernel call each, where model and optimizer allow it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import (
     EVERYTHING,
     FROZEN,
+    Beside,
     Dense,
     Dropout,
     HeadLayout,
     Moves,
     RowRule,
     RowState,
+    TextStepModel,
     Trained,
-    WindowModel,
-    window_step,
+    text_step,
 )
-from mt2st_fast.model.encoders import WindowEncoder
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines.held_parameters import are_moved, group_of
-from mt2st_fast.training.engines.window_calls import WindowCalls, window_parameters
+from mt2st_fast.training.engines.text_calls import (
+    Inputs,
+    TextCalls,
+    hidden_layer,
+    pooled_by,
+    text_parameters,
+    words_of,
+)
 from mt2st_fast.training.optim import RowSparseOptimizer
 
 
-class WindowTraining(WindowCalls):
+class TextTraining(TextCalls):
     """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding."""
 
     _dropped = Dropout(0.0, 0)  # of the call before
@@ -40,9 +48,9 @@ class WindowTraining(WindowCalls):
         reason = super().obstacle(encoder, heads, optimizer)
         if reason is not None:
             return reason
-        assert isinstance(encoder, WindowEncoder)
+        assert isinstance(encoder, WindowEncoder | BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
-        _, *dense = window_parameters(encoder, heads)
+        _, *dense = text_parameters(encoder, heads)
         moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
         if any(optimizer.whole_state(p) is None and optimizer.dense_state(p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
@@ -50,20 +58,23 @@ class WindowTraining(WindowCalls):
 
     def __call__(
         self,
-        types: Tensor,
+        inputs: Inputs,
         targets: Mapping[str, Tensor],
         weights: Tensor,
         moves: Moves = EVERYTHING,
         *,
         again: bool = False,
+        beside: Beside | None = None,
     ) -> Tensor:
-        """One step on N windows of types (N, W); the losses (K,) of the active tasks, 0 where one has no target here.
+        """One step on N rows; the losses (K,) of the active tasks, 0 where one has no target here.
 
-        again: with the numbers dropped that were dropped in the call before.
+        again: with the numbers dropped that were dropped in the call before. beside: words whose vectors have gradients
+        from elsewhere, in the same step of the table.
 
-        Raises what `window_step` and the heads raise, with nothing moved.
+        Raises what `text_step` and the heads raise, with nothing moved.
         """
-        batch = self._heads.batch(targets, types.shape[:1], weights, types.device)
+        words = words_of(inputs)
+        batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
         # Rates may fall at every step; all else stays for the phase.
         groups = self._optimizer.param_groups
         rules = [self._optimizer.rule(group) for group in groups]
@@ -72,12 +83,14 @@ class WindowTraining(WindowCalls):
         decays.append(1.0)
         model = self._model_of(batch.layout)
         self._dropped = self._dropped if again else self._dropout()
-        found = window_step(model, rules, decays, types, batch.targets, batch.weights, self._dropped, moves)
+        found = text_step(
+            model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
+        )
         return self._heads.over_active(found.losses, batch)
 
     def _rule_of_rows(self, moves: Moves) -> RowRule:
         """The rule of the table, which stands behind those of the groups."""
-        table, optimizer = self._encoder.table, self._optimizer
+        table, optimizer = self.encoder.table, self._optimizer
         group = optimizer.param_groups[group_of(optimizer).get(id(table), 0)]
         is_stepped = moves.shared and self._held.moved[0]
         return optimizer.next_rule(table, group) if is_stepped else optimizer.rule(group)
@@ -89,19 +102,20 @@ class WindowTraining(WindowCalls):
         self._table()
         super()._hold()
 
-    def _new_model(self, layout: HeadLayout) -> WindowModel:
-        encoder, names = self._encoder, layout.names
-        assert encoder.hidden is not None
-        linears = [encoder.hidden, *(self._heads.linear(name) for name in names)]
-        hidden, *heads = [
-            (self._dense(linear.weight), None if linear.bias is None else self._dense(linear.bias))
-            for linear in linears
-        ]
-        frozen_rows = self._optimizer.frozen_rows(encoder.table)
-        return WindowModel(self._table(), encoder.rows_of_type, hidden, heads, layout, frozen_rows)
+    def _new_model(self, layout: HeadLayout) -> TextStepModel:
+        encoder = self.encoder
+        hidden = hidden_layer(encoder)
+        return TextStepModel(
+            self._table(), encoder.rows_of_type, pooled_by(encoder), None if hidden is None else self._linear(hidden),
+            [self._linear(self._heads.linear(name)) for name in layout.names], layout,
+            self._optimizer.frozen_rows(encoder.table),
+        )  # fmt: skip
+
+    def _linear(self, linear: nn.Linear) -> tuple[Dense, Dense | None]:
+        return self._dense(linear.weight), None if linear.bias is None else self._dense(linear.bias)
 
     def _table(self) -> Trained:
-        table, optimizer = self._encoder.table, self._optimizer
+        table, optimizer = self.encoder.table, self._optimizer
         if not any(are_moved([table], optimizer)):
             return Trained(table.detach(), RowState(), FROZEN)
         return Trained(table.detach(), optimizer.row_state(table), len(optimizer.param_groups))

@@ -1,15 +1,15 @@
-"""A whole training step of heads over a hidden layer over windows of words: from word types to moved weights.
+"""A whole training step of heads over the words of a text: from word types to moved weights.
 
 Four rounds of pieces of work, each on all threads:
 1. the vectors of the batch's types, the mean of their rows; the hidden weight packed for both its products;
-2. tiles of windows: gather and drop out, hidden layer, logits, losses, and all gradients down to the windows;
+2. tiles of windows or bags: gather and drop out, hidden layer, logits, losses, and all gradients down to the vectors;
    beside them, which types every row is in that moves;
-3. dense parameters: the gradient of some rows over all windows, and their step; and the gradient of every type;
+3. dense parameters: the gradient of some rows over the batch, and their step; and the gradient of every type;
 4. rows of the table: the sum over their types, and their step.
 
 What a piece computes does not depend on the others, and a sum is taken by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. No gradient of the table or of a dense parameter is ever held whole.
-Gradients are made as far back as something is trained: with a frozen table neither windows nor rows have one.
+Gradients are made as far back as something is trained: with a frozen table neither vectors nor rows have one.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...bags.on_numba.ids import mean_scales
 from ...bags.rules import SGD, RowRule, packed
 from ...heads.on_numba.passes import Batch, head_table, survey_batch
 from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
 from ..model import NOTHING, Moves
-from ..window import TO_HIDDEN, TO_NOTHING, TO_TABLE, Dropout, Moving, WindowModel
+from ..text import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Dropout, Moving, TextStepModel, Words
 from .dropout import PART_BITS
-from .window_batch import first_unknown, index_types
-from .window_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
-from .window_memory import TILE_ROWS, memory_of
-from .window_tiles import ONE, Drop, prepare_types, run_tile
-from .window_updates import ROWS_A_PIECE, move_dense, move_rows
+from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
+from .text_index import Rows, first_unknown, index_types
+from .text_memory import TILE_ROWS, memory_of
+from .text_tiles import ONE, Drop, prepare_types, run_tile
+from .text_updates import ROWS_A_PIECE, move_dense, move_rows
 
 # --- the step --------------------------------------------------------------------------------------------
 
@@ -68,27 +69,30 @@ def _columns_by_task(heads, columns, n_tasks):
     return column_of
 
 
-def _step_on_windows(  # type: ignore[no-untyped-def]
-    team, rules, decays, types, table, hidden, hidden_bias, weights, biases, pieces, counts, heads, column_weights,
-    targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
+def _step_on_text(  # type: ignore[no-untyped-def]
+    team, rules, decays, texts, width, table, hidden, hidden_bias, weights, biases, pieces, counts, heads,
+    column_weights, targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
 ):  # fmt: skip
-    """One step on N windows types (N, W); losses and hits of the heads.
+    """One step on N rows of W vectors; losses and hits of the heads.
 
-    rules and decays are a step's; hidden (H, W D) and hidden_bias (its address) are of the hidden layer; weights and
-    biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are those of a WindowModel that
+    rules and decays are a step's; texts are Rows; hidden (H, W D) and hidden_bias (its address) are of the hidden
+    layer, (0, W D) without one, where heads see W D numbers; weights and
+    biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are those of a TextStepModel that
     move. heads are the records of those that are computed; reach is how far back there are gradients to make; the rest
     is as in tile_pass. With TO_NOTHING nothing moves, and b.a holds the features.
     """
-    N, W = types.shape
-    H, D, K = hidden.shape[0], table.D, len(heads)
+    N, W, D, K = texts.n_rows, width, table.D, len(heads)
+    has_hidden = len(hidden) > 0
+    H = len(hidden) if has_hidden else W * D
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
     column_of = _columns_by_task(heads, columns, len(targets))
-    index_types(types.reshape(N * W), table.rows_of_type, reach == TO_TABLE, index)
+    index_types(texts, table.rows_of_type, reach == TO_TABLE, index)
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
     in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, reach, b))
-    by_type = reach < TO_HIDDEN and drop.threshold == 0 and index.counts[0] <= MOST_TYPES_A_WINDOW * N
+    nothing_drops = reach < TO_HIDDEN and drop.threshold == 0
+    by_type = has_hidden and nothing_drops and index.counts[0] <= MOST_TYPES_A_WINDOW * N
     if by_type:
         in_parallel(team, n_types, project_types, (D, H, index, b))
     for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, reach >= TO_HIDDEN)
@@ -97,8 +101,8 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
     head_bias_s = _head_biases(heads, biases, len(column_weights))
     n_tiles = -(-N // TILE_ROWS)
     in_parallel(team, 1 + n_tiles, run_tile, (
-        N, W, D, index, drop, by_type, hidden_bias_h, for_logits, for_features, head_bias_s, heads, columns,
-        column_weights, targets, scale, reach, table.frozen, b,
+        N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias_h, for_logits, for_features, head_bias_s, heads,
+        columns, column_weights, targets, scale, reach, table.frozen, b,
     ))  # fmt: skip
     if reach == TO_NOTHING:
         return
@@ -120,7 +124,7 @@ def _step_on_windows(  # type: ignore[no-untyped-def]
         losses[task], correct[task] = loss * mean_scale[task], hits
 
 
-step_on_windows = Kernel(_step_on_windows)
+step_on_text = Kernel(_step_on_text)
 
 
 # --- the host --------------------------------------------------------------------------------------------
@@ -134,30 +138,31 @@ def drop_of(dropout: Dropout) -> Drop:
 
 
 def step(
-    model: WindowModel,
+    model: TextStepModel,
     rules: Sequence[RowRule],
     decays: Sequence[float],
-    types: Tensor,
+    words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves,
+    beside: Beside | None,
 ) -> tuple[Tensor, Tensor]:
-    """(losses (K,), correct (K,)) of `window_step` in step/window.py."""
+    """(losses (K,), correct (K,)) of `text_step` in step/text.py."""
     # A learned weight of 0 needs the loss it would scale: that is its gradient.
     skip_zero_weights = not task_weights.requires_grad
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
     losses, correct = torch.zeros(K, dtype=torch.float32), torch.zeros(K, dtype=torch.int64)
     _call(
-        model, packed(rules), np.array(decays, np.float32), _checked(types, model), model.moving(moves),
-        batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(),
+        model, packed(rules), np.array(decays, np.float32), _rows(words, model, beside), model.moving(moves),
+        batch.computed(), batch, drop_of(dropout), losses.data_ptr(), correct.data_ptr(), beside,
     )  # fmt: skip
     return losses, correct
 
 
-def gathered(model: WindowModel, moves: Moves) -> tuple[Tensor, Tensor]:
-    """(rows (R,), d_rows (R, D)) of `window_gradients` in step/window.py."""
+def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
+    """(rows (R,), d_rows (R, D)) of `text_gradients` in step/text.py."""
     memory = model.memory
     R = int(memory.batch.counts[1]) if model.moving(moves).reach == TO_TABLE else 0
     rows = memory.batch.rows[:R]
@@ -170,80 +175,112 @@ LEAST_ROWS, MOST_ROWS, MOST_FLOATS = 1 << 9, 1 << 14, 1 << 25
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))
 _NOT_DROPPED = drop_of(Dropout(0.0, 0))
+_NO_HIDDEN = np.zeros((0, 0), np.float32)
 
 
-def features(model: WindowModel, types: Tensor) -> Tensor:
-    """(N, H) of `window_features` in step/window.py."""
-    types_nw, N, H = _checked(types, model), len(types), len(model.hidden[0].parameter)
+def features(model: TextStepModel, words: Words) -> Tensor:
+    """(N, H) of `text_features` in step/text.py."""
+    rows, N, H = _rows(words, model), words.n_rows, model.n_features
     out = torch.empty(N, H, dtype=torch.float32)
     batch = Batch(
         0, head_table(model.layout), [], np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32),
         np.zeros(0, np.int64), True,
     )  # fmt: skip
     for part in _parts(model, N):
-        some = types_nw[part]
+        some = _part_of(rows, part)
         _call(
             model, _NO_RULE, np.ones(1, np.float32), some, model.moving(NOTHING)._replace(reach=TO_NOTHING),
             batch.table.records[:0], batch, _NOT_DROPPED, 0, 0,
         )  # fmt: skip
-        out.numpy()[part] = model.memory.buffers.a[: len(some), :H]
+        out.numpy()[part] = model.memory.buffers.a[: some.n_rows, :H]
     return out
 
 
-def correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """(K,) of `window_correct` in step/window.py."""
-    types_nw, K = _checked(types, model), len(model.heads)
+def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Tensor:
+    """(K,) of `text_correct` in step/text.py."""
+    rows, K = _rows(words, model), len(model.heads)
     losses, found, total = np.empty(K, np.float32), np.empty(K, np.int64), np.zeros(K, np.int64)
-    for part in _parts(model, len(types)):
+    for part in _parts(model, words.n_rows):
         batch = survey_batch(
             [target[part] for target in targets], torch.ones(K, dtype=torch.float32), model.layout, False
         )
         found[:] = 0  # a head without a target in this part counts nothing
         _call(
-            model, _NO_RULE, np.ones(1, np.float32), types_nw[part], model.moving(NOTHING), batch.computed(), batch,
-            _NOT_DROPPED, losses.ctypes.data, found.ctypes.data,
+            model, _NO_RULE, np.ones(1, np.float32), _part_of(rows, part), model.moving(NOTHING), batch.computed(),
+            batch, _NOT_DROPPED, losses.ctypes.data, found.ctypes.data,
         )  # fmt: skip
         total += found
     return torch.from_numpy(total)
 
 
-def _parts(model: WindowModel, N: int) -> list[slice]:
+def _parts(model: TextStepModel, N: int) -> list[slice]:
     """N rows in parts, none of which needs more memory than a step if that is more than MOST_FLOATS."""
-    H, F = model.hidden[0].parameter.shape
-    S = sum(spec.size for spec in model.layout.heads)
+    H, S = model.n_features, sum(spec.size for spec in model.layout.heads)
     # Of a row: the window, what its types give to it, its hidden outputs and its logits.
-    fit = min(MOST_ROWS, MOST_FLOATS // (F + model.width * H + H + S))
+    fit = min(MOST_ROWS, MOST_FLOATS // (model.n_window + model.pooled.width * H + H + S))
     at_once = max(LEAST_ROWS, fit, 0 if model.memory is None else model.memory.n_rows)
     return [slice(first, first + at_once) for first in range(0, N, at_once)]
 
 
-def _checked(types: Tensor, model: WindowModel) -> np.ndarray:
-    """(N, W) int32. Raises ValueError for a word type that there is not."""
-    given, n_types = types.numpy(), len(model.rows_of_type) - 1
-    wrong = first_unknown(given.reshape(-1), n_types)  # before a number could be cut to 32 bits
-    if wrong >= 0:
-        raise ValueError(
-            f"inputs hold the word type {given.reshape(-1)[wrong]}; there are {n_types:,}, and -1 for none"
+_NO_STARTS, _NO_SCALES = np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+
+def _rows(words: Words, model: TextStepModel, beside: Beside | None = None) -> Rows:
+    """As the kernel takes them. Raises ValueError for a word type that there is not."""
+    types = _checked(words.types, model)
+    n, starts, scales = len(types), _NO_STARTS, _NO_SCALES
+    if words.starts is not None:
+        starts = words.starts.numpy()
+        scales = (
+            mean_scales(types, starts) if model.pooled.how == "mean" else np.ones(words.n_rows, np.float32)
         )
+    if beside is not None:
+        types = np.concatenate([types, _checked(beside.types, model)])
+    return Rows(types, starts, scales, words.n_rows, n)
+
+
+def _checked(types: Tensor, model: TextStepModel) -> np.ndarray:
+    """(n,) int32."""
+    given, n_types = types.numpy().reshape(-1), len(model.rows_of_type) - 1
+    wrong = first_unknown(given, n_types)  # before a number could be cut to 32 bits
+    if wrong >= 0:
+        raise ValueError(f"inputs hold the word type {given[wrong]}; there are {n_types:,}, and -1 for none")
     return np.ascontiguousarray(given, np.int32)
 
 
+def _part_of(rows: Rows, part: slice) -> Rows:
+    """Some of these rows."""
+    first, last = part.start, min(part.stop, rows.n_rows)
+    if len(rows.starts):
+        starts = rows.starts[first : last + 1]
+        types = rows.types[starts[0] : starts[-1]]
+        return Rows(types, starts - starts[0], rows.scales[first:last], last - first, len(types))
+    width = rows.n_types // rows.n_rows
+    return Rows(rows.types[first * width : last * width], *rows[1:3], last - first, (last - first) * width)
+
+
 def _call(
-    model: WindowModel,
+    model: TextStepModel,
     rules: np.ndarray,
     decays: np.ndarray,
-    types: np.ndarray,
+    rows: Rows,
     moving: Moving,
     heads: np.ndarray,
     batch: Batch,
     drop: Drop,
     losses: int,
     correct: int,
+    beside: Beside | None = None,
 ) -> None:
-    memory = memory_of(model, len(types))
-    weight, bias = model.hidden
-    step_on_windows(
-        rules, decays, types, memory.table, weight.parameter.numpy(),
+    memory = memory_of(model, rows.n_rows, len(rows.types))
+    if beside is not None:
+        first = rows.n_rows * model.n_window  # behind those of the rows
+        given = beside.d_vectors.numpy().reshape(-1)
+        memory.buffers.d_x[first : first + len(given)] = given
+    weight, bias = model.hidden or (None, None)
+    step_on_text(
+        rules, decays, rows, model.pooled.width, memory.table,
+        _NO_HIDDEN if weight is None else weight.parameter.numpy(),
         0 if bias is None else bias.parameter.data_ptr(), memory.weights, memory.biases, moving.pieces,
         moving.counts, heads, batch.table.column_weights, batch.addresses, batch.scale, batch.gradient_scale, drop,
         moving.reach, memory.batch, memory.buffers, losses, correct,

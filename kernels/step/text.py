@@ -1,20 +1,21 @@
-"""A whole training step of heads over a hidden layer over windows of words, in one kernel call.
+"""A whole training step of heads over the words of a text, in one kernel call.
 
-rows of a table -> mean of a word type -> window -> dropout -> hidden layer and ReLU -> heads and losses -> all
-gradients -> optimizers: what the encoder, `multitask_loss`, autograd and the optimizer's step do one after another. For
-rules that move a dense parameter's rows or elements each by itself.
+rows of a table -> mean of a word type -> window or bag -> dropout -> hidden layer and ReLU, if there is one -> heads
+and losses -> all gradients -> optimizers: what the encoder, `multitask_loss`, autograd and the optimizer's step do one
+after another. For rules that move a dense parameter's rows or elements each by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule, RowState
 from ..heads.layout import HeadLayout
 from .model import EVERYTHING, FROZEN, NOTHING, Moves, Trained, rows_left_alone
@@ -93,13 +94,43 @@ class Moving(NamedTuple):
     parameters: list[Tensor]
 
 
-class WindowModel:
-    """A table (V, D), rows of word types, a hidden layer (H, W D) and K linear heads, as `window_step` trains them.
+class Words(NamedTuple):
+    """The word types of N rows of a batch, integers, -1 = none: windows (N, W), or bags one after another (total,).
+
+    starts (N + 1,): bag i is types[starts[i] : starts[i + 1]]; None for windows.
+    """
+
+    types: Tensor
+    starts: Tensor | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """N."""
+        return len(self.types) if self.starts is None else len(self.starts) - 1
+
+
+class Beside(NamedTuple):
+    """Words beside the rows of the batch: types whose vectors have gradients (E, D) float32 from elsewhere."""
+
+    types: Tensor  # (E,) integers, -1 = none
+    d_vectors: Tensor
+
+
+class Pooled(NamedTuple):
+    """What the vectors of a row's words become: a window of `width` side by side, or the mean or sum of a bag."""
+
+    how: Literal["window", "mean", "sum"]
+    width: int = 1  # W; 1 of a bag
+
+
+class TextStepModel:
+    """A table (V, D), rows of word types, a hidden layer (H, W D) and K linear heads, as `text_step` trains them.
 
     rows_of_type: (T + 1, M) int32, the rows whose mean is a type, -1 = none; the last, of no type, has none. None: type
     t is row t. frozen_rows (V,) bool says which rows of the table stay as they are. hidden and heads are (weight, bias
-    or None). Parameters and states have to stay where they are. What is frozen costs a step no gradient. gathers_rows:
-    the gradients of the table's rows are written down, and no row moves (`gradient_model`).
+    or None); without a hidden layer, which windows alone may have, heads see W D numbers. Parameters and states have to
+    stay where they are. What is frozen costs a step no gradient. gathers_rows: the gradients of the table's rows are
+    written down, and no row moves (`gradient_model`).
 
     Raises ValueError for heads whose shapes do not fit the layout, and for another number of frozen rows.
     """
@@ -108,24 +139,29 @@ class WindowModel:
         self,
         table: Trained,
         rows_of_type: Tensor | None,
-        hidden: tuple[Dense, Dense | None],
+        pooled: Pooled,
+        hidden: tuple[Dense, Dense | None] | None,
         heads: Sequence[tuple[Dense, Dense | None]],
         layout: HeadLayout,
         frozen_rows: Tensor | None = None,
         *,
         gathers_rows: bool = False,
     ) -> None:
-        H = hidden[0].parameter.shape[0]
+        V, D = table.parameter.shape
+        self.n_window = pooled.width * D  # W D
+        self.n_features = H = self.n_window if hidden is None else len(hidden[0].parameter)
         for name, spec, (weight, _) in zip(layout.names, layout.heads, heads, strict=True):
             if weight.parameter.shape != (spec.size, H):
                 raise ValueError(
                     f"the weight of {name} is {tuple(weight.parameter.shape)}, not ({spec.size}, {H})"
                 )
-        self.table, self.hidden, self.heads, self.layout = table, hidden, tuple(heads), layout
-        V = len(table.parameter)
+        self.table, self.pooled, self.hidden = table, pooled, hidden
+        self.heads, self.layout = tuple(heads), layout
         self.rows_of_type = _rows_of_type(rows_of_type, V)
         self.frozen_rows = rows_left_alone(frozen_rows, V)
-        pairs = [(HIDDEN, NO_HEAD, hidden), *((HEAD, k, head) for k, head in enumerate(heads))]
+        pairs = [(HEAD, k, head) for k, head in enumerate(heads)]
+        if hidden is not None:
+            pairs.insert(0, (HIDDEN, NO_HEAD, hidden))
         dense = [
             (kind, k, part)
             for kinds, k, pair in pairs
@@ -142,11 +178,6 @@ class WindowModel:
     def moving(self, moves: Moves) -> Moving:
         """What such a step moves."""
         return self._moving[moves]
-
-    @property
-    def width(self) -> int:
-        """W, words of a window."""
-        return int(self.hidden[0].parameter.shape[1] // self.table.parameter.shape[1])
 
 
 def _moving(
@@ -211,63 +242,69 @@ class Dropout(NamedTuple):
     key: int  # 0 <= key < 2^63
 
 
-def window_step_obstacle(
-    table: Tensor, others: Sequence[Tensor], layout_sizes: Sequence[int], backend: str = "auto"
+def text_step_obstacle(
+    table: Tensor,
+    others: Sequence[Tensor],
+    layout_sizes: Sequence[int],
+    n_features: int,
+    backend: str = "auto",
 ) -> str | None:
-    """Why `window_step` cannot train a table, a hidden layer and heads (weights and biases: others), or None.
+    """Why `text_step` cannot train a table and other parameters, heads of these sizes among them, or None.
 
-    Raises as `choose_embedding_backend` does.
+    n_features: what the heads see. Raises as `choose_embedding_backend` does.
     """
     obstacle = parameters_obstacle(table, others, backend)
     if obstacle is not None:
         return obstacle
-    H = others[0].shape[0]
-    if max(layout_sizes) * H > MOST_HEAD_FLOATS:
-        return (
-            f"a head has {max(layout_sizes):,} outputs; its kernel is for {MOST_HEAD_FLOATS // H:,} at most"
-        )
+    if max(layout_sizes) * n_features > MOST_HEAD_FLOATS:
+        most = MOST_HEAD_FLOATS // n_features
+        return f"a head has {max(layout_sizes):,} outputs; its kernel is for {most:,} at most"
     return None
 
 
-def window_step(
-    model: WindowModel,
+def text_step(
+    model: TextStepModel,
     rules: Sequence[RowRule],
     decays: Sequence[float],
-    types: Tensor,
+    words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves = EVERYTHING,
+    beside: Beside | None = None,
 ) -> BagStep:
-    """Train table, hidden layer and heads, or one side of them, on N windows, in place; `window_step_obstacle` is the
+    """Train table, hidden layer and heads, or one side of them, on N rows, in place; `text_step_obstacle` is the
     caller's to ask.
 
-    types (N, W) int32 hold word types, -1 = none; rules are those that the model's parameters name, at the rates of
-    this step, and decays (len(rules),) what each multiplies dense parameters with before it moves them. targets and
-    task_weights (K,) are as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
+    words are windows or bags, as the model pools them; gradients of words beside them go into the same step of the
+    table. rules are those that the model's parameters name, at the rates of this step, and decays (len(rules),) what
+    each multiplies dense parameters with before it moves them. targets and task_weights (K,) are as in
+    `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
-    Raises ValueError, with nothing moved, for types and targets that do not fit the model, and for a class target that
+    Raises ValueError, with nothing moved, for words and targets that do not fit the model, and for a class target that
     is neither in [0, C) nor ignore_index.
     """
     if model.gathers_rows:
-        raise ValueError("a gradient_model is not stepped: call window_gradients")
-    return _step(model, rules, decays, types, targets, task_weights, dropout, moves)
+        raise ValueError("a gradient_model is not stepped: call text_gradients")
+    return _step(model, rules, decays, words, targets, task_weights, dropout, moves, beside)
 
 
 def _step(
-    model: WindowModel,
+    model: TextStepModel,
     rules: Sequence[RowRule],
     decays: Sequence[float],
-    types: Tensor,
+    words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves,
+    beside: Beside | None,
 ) -> BagStep:
-    _check_types(model, types)
-    check_targets(model.layout, targets, task_weights, len(types), "windows")
+    words = _in_kernel_types(model, words)
+    check_targets(model.layout, targets, task_weights, words.n_rows, _ROWS[model.pooled.how])
+    _check_beside(model, beside)
     kernels = _kernels(model)
-    found = BagStep(*kernels.step(model, rules, decays, types, targets, task_weights, dropout, moves))
+    found = BagStep(*kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, beside))
     increment_version(model.moving(moves).parameters)
     return found
 
@@ -275,16 +312,21 @@ def _step(
 def gradient_model(
     table: Trained,
     rows_of_type: Tensor | None,
-    hidden: tuple[Gradient, Gradient | None],
+    pooled: Pooled,
+    hidden: tuple[Gradient, Gradient | None] | None,
     heads: Sequence[tuple[Gradient, Gradient | None]],
     layout: HeadLayout,
     frozen_rows: Tensor | None = None,
-) -> WindowModel:
-    """A model for `window_gradients`; the arguments are those of `WindowModel`, with a gradient for each parameter."""
-    pairs = [
-        (_adding_up(weight), None if bias is None else _adding_up(bias)) for weight, bias in (hidden, *heads)
-    ]
-    return WindowModel(table, rows_of_type, pairs[0], pairs[1:], layout, frozen_rows, gathers_rows=True)
+) -> TextStepModel:
+    """A model for `text_gradients`; the arguments are those of `TextStepModel`, with a gradient for each parameter."""
+    return TextStepModel(
+        table, rows_of_type, pooled, None if hidden is None else _both_adding_up(*hidden),
+        [_both_adding_up(*head) for head in heads], layout, frozen_rows, gathers_rows=True,
+    )  # fmt: skip
+
+
+def _both_adding_up(weight: Gradient, bias: Gradient | None) -> tuple[Dense, Dense | None]:
+    return _adding_up(weight), None if bias is None else _adding_up(bias)
 
 
 def _adding_up(part: Gradient) -> Dense:
@@ -292,80 +334,100 @@ def _adding_up(part: Gradient) -> Dense:
     return Dense(part.parameter, RowState(), FROZEN if is_frozen else 0, False, part.gradient)
 
 
-def window_gradients(
-    model: WindowModel,
-    types: Tensor,
+def text_gradients(
+    model: TextStepModel,
+    words: Words,
     targets: Sequence[Tensor],
     task_weights: Tensor,
     dropout: Dropout,
     moves: Moves = EVERYTHING,
+    beside: Beside | None = None,
 ) -> BatchGradients:
-    """The gradients by which `window_step` would move a `gradient_model`, of the sides that `moves` names.
+    """The gradients by which `text_step` would move a `gradient_model`, of the sides that `moves` names.
 
     Those of dense parameters are added to what stands in the model's gradients. Arguments and errors are those of
-    `window_step`; ValueError for a model of another kind, too.
+    `text_step`; ValueError for a model of another kind, too.
     """
     if not model.gathers_rows:
-        raise ValueError("window_gradients is for a gradient_model; window_step moves this one")
+        raise ValueError("text_gradients is for a gradient_model; text_step moves this one")
     # What such a step moves are gradients: gradient - rate * (more of it).
-    found = _step(model, [RowRule(SGD, -1.0)], [1.0], types, targets, task_weights, dropout, moves)
+    found = _step(model, [RowRule(SGD, -1.0)], [1.0], words, targets, task_weights, dropout, moves, beside)
     rows, d_rows = _kernels(model).gathered(model, moves)
     return BatchGradients(found.losses, found.correct, rows, d_rows)
 
 
-def window_features(model: WindowModel, types: Tensor) -> Tensor:
-    """(N, H) what the heads see of windows types (N, W), without dropout, with the parameters as they are now.
+def text_features(model: TextStepModel, words: Words) -> Tensor:
+    """(N, H) what the heads see of N rows, without dropout, with the parameters as they are now.
 
-    Raises ValueError for types that do not fit the model.
+    Raises ValueError for words that do not fit the model.
     """
-    _check_types(model, types)
-    return _kernels(model).features(model, types)
+    return _kernels(model).features(model, _in_kernel_types(model, words))
 
 
-def window_correct(model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """(K,) how many of N targets each head hits on windows types (N, W), as `multitask_loss` counts them; no dropout.
+def text_correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Tensor:
+    """(K,) how many of N targets each head hits on N rows, as `multitask_loss` counts them; no dropout.
 
-    Raises what `window_step` raises.
+    Raises what `text_step` raises.
     """
-    _check_types(model, types)
-    check_targets(
-        model.layout, targets, torch.ones(len(model.layout), dtype=torch.float32), len(types), "windows"
-    )
-    return _kernels(model).correct(model, types, targets)
+    words = _in_kernel_types(model, words)
+    ones_k = torch.ones(len(model.layout), dtype=torch.float32)
+    check_targets(model.layout, targets, ones_k, words.n_rows, _ROWS[model.pooled.how])
+    return _kernels(model).correct(model, words, targets)
 
 
-def _check_types(model: WindowModel, types: Tensor) -> None:
-    if types.dim() != 2 or types.shape[1] != model.width or types.is_floating_point():
+_ROWS = {"window": "windows", "mean": "bags", "sum": "bags"}
+
+
+def _in_kernel_types(model: TextStepModel, words: Words) -> Words:
+    """Bags as int32 and int64; windows as they are. Raises ValueError for what the model does not pool."""
+    how, W = model.pooled
+    types, starts = words
+    if how != "window":
+        if starts is None:
+            raise ValueError("inputs must be the words of bags, and where each begins")
+        return Words(*in_kernel_types(model.table.parameter, types, starts, how))
+    if types.dim() != 2 or types.shape[1] != W or types.is_floating_point() or starts is not None:
         shape = f"{tuple(types.shape)} of {str(types.dtype).removeprefix('torch.')}"
-        raise ValueError(f"inputs must be (N, {model.width}) integer word types, not {shape}")
+        raise ValueError(f"inputs must be (N, {W}) integer word types, not {shape}")
+    return words
 
 
-class WindowKernels(Protocol):
-    """What a backend's module `on_<name>/window_step.py` has to offer."""
+def _check_beside(model: TextStepModel, beside: Beside | None) -> None:
+    """The kernel copies what lies there: no shape may lie."""
+    if beside is None:
+        return
+    expected = (beside.types.numel(), model.table.parameter.shape[1])
+    if beside.d_vectors.shape != expected or beside.d_vectors.dtype != torch.float32:
+        raise ValueError(f"gradients beside are {tuple(beside.d_vectors.shape)}, not {expected} of float32")
+
+
+class TextKernels(Protocol):
+    """What a backend's module `on_<name>/text_step.py` has to offer."""
 
     def step(
         self,
-        model: WindowModel,
+        model: TextStepModel,
         rules: Sequence[RowRule],
         decays: Sequence[float],
-        types: Tensor,
+        words: Words,
         targets: Sequence[Tensor],
         task_weights: Tensor,
         dropout: Dropout,
         moves: Moves,
+        beside: Beside | None,
     ) -> tuple[Tensor, Tensor]:
-        """(losses (K,), correct (K,)) as `window_step` returns them, and the parameters moved."""
+        """(losses (K,), correct (K,)) as `text_step` returns them, and the parameters moved."""
 
-    def gathered(self, model: WindowModel, moves: Moves) -> tuple[Tensor, Tensor]:
+    def gathered(self, model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
         """(rows, d_rows) of the last step of a gradient_model, as in `BatchGradients`."""
 
-    def features(self, model: WindowModel, types: Tensor) -> Tensor:
-        """(N, H) as `window_features` returns them."""
+    def features(self, model: TextStepModel, words: Words) -> Tensor:
+        """(N, H) as `text_features` returns them."""
 
-    def correct(self, model: WindowModel, types: Tensor, targets: Sequence[Tensor]) -> Tensor:
-        """(K,) as `window_correct` returns them."""
+    def correct(self, model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Tensor:
+        """(K,) as `text_correct` returns them."""
 
 
-def _kernels(model: WindowModel) -> WindowKernels:
+def _kernels(model: TextStepModel) -> TextKernels:
     table = model.table.parameter
-    return cast(WindowKernels, step_kernels("window_step", table.device.type, table.dtype))
+    return cast(TextKernels, step_kernels("text_step", table.device.type, table.dtype))

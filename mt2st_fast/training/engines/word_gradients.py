@@ -1,0 +1,82 @@
+"""Tasks on words beside rows that one kernel call takes: by autograd down to the vectors of their words, no further.
+
+Such a task reads vectors and knows nothing of where they come from. So their gradients are handed to the kernel, which
+adds them to those of the rows before it moves the table: one step of it, as of one loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mt2st_fast.kernels import Beside
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.training.engines.engine import StepParts
+from mt2st_fast.training.sources import Batch, PlainBatch, tasks_of
+
+
+class OnWords(NamedTuple):
+    """Losses (K,) of the tasks on words in a step, and the gradients that the vectors of their words have."""
+
+    losses_k: Tensor
+    beside: Beside | None
+
+
+class WordGradients:
+    """Losses of tasks on words; their own parameters get a `.grad`, and their words' vectors a gradient."""
+
+    def __init__(self, encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads) -> None:
+        self._encoder, self._heads = encoder, heads
+        self._read: list[
+            tuple[Tensor, Tensor]
+        ] = []  # types (n,), and their vectors (n, D), whose gradient is kept
+
+    def __call__(self, batches: Sequence[PlainBatch], weights_k: Tensor) -> OnWords:
+        """Of batches of such tasks. Raises what the tasks raise, with nothing moved."""
+        losses_k, self._read = torch.zeros(len(self._heads.active), dtype=torch.float32), []
+        for inputs, targets in batches:
+            name = next(iter(targets))  # the only one of its batch: heads refuse it beside others
+            out = self._heads.word_loss(name, self._vectors_of, inputs, targets[name], weights_k)
+            if out.total.requires_grad:
+                out.total.backward()
+            losses_k += out.losses
+        return OnWords(losses_k, self._beside())
+
+    def _vectors_of(self, types: Tensor) -> Tensor:
+        """(..., D) vectors of word types (...), which remember their gradient."""
+        flat = types.reshape(-1)
+        with torch.no_grad():
+            vectors = self._encoder.pool(flat)
+        vectors.requires_grad_(self._encoder.table.requires_grad)
+        self._read.append((flat, vectors))
+        return vectors.view(*types.shape, -1)
+
+    def _beside(self) -> Beside | None:
+        found = [(types, vectors.grad) for types, vectors in self._read if vectors.grad is not None]
+        self._read = []
+        return Beside(*map(torch.cat, zip(*found, strict=True))) if found else None
+
+
+def words_obstacle(parts: StepParts) -> str | None:
+    """Why the gradients of active tasks on words cannot be made apart from those of the rows, or None."""
+    if parts.learnt is not None:
+        return "the weights of tasks on words are learnt"
+    if parts.part != "all":
+        return "tasks on words take turns"
+    heads, of_encoder = parts.heads, set(map(id, parts.encoder.parameters()))
+    for name in filter(heads.is_word_task, heads.active):
+        if any(id(p) in of_encoder for p in heads.word_tasks[name].parameters()):
+            return f"the task {name} holds a parameter of the encoder"
+    return None
+
+
+def split_by_words(heads: MultiTaskHeads, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Those of a micro-step that go through the encoder, and those of tasks on words."""
+    on_words = [any(map(heads.is_word_task, tasks_of(batch))) for batch in batches]
+    rows = [batch for batch, is_on_words in zip(batches, on_words, strict=True) if not is_on_words]
+    words = [batch for batch, is_on_words in zip(batches, on_words, strict=True) if is_on_words]
+    return rows, words
