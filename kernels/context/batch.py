@@ -135,17 +135,17 @@ def check_options(mode: str, window: int, negatives: float, shared: int) -> None
 
 def local_words(batch: ContextBatch) -> LocalBatch:
     """The batch over its own words alone."""
-    kept, kept_ids = np.unique(batch.words, return_inverse=True)
-    types = np.concatenate([kept, np.setdiff1d(batch.drawn, kept)])
-    order = np.argsort(types, kind="stable")
-    drawn = order[np.searchsorted(types, batch.drawn, sorter=order)]
+    from .on_numba.local import number_words
+
+    words, drawn = np.empty_like(batch.words), np.empty_like(batch.drawn)
+    types, n_kept = number_words(batch.words, batch.drawn.reshape(-1), words, drawn.reshape(-1))
     return LocalBatch(
-        torch.from_numpy(types.astype(np.int64)),
-        len(kept),
-        torch.from_numpy(kept_ids.astype(np.int32).reshape(-1)),
+        torch.from_numpy(types),
+        n_kept,
+        torch.from_numpy(words),
         torch.from_numpy(batch.low),
         torch.from_numpy(batch.high),
-        torch.from_numpy(drawn.astype(np.int32)),
+        torch.from_numpy(drawn),
         torch.tensor(1 / max(1, batch.pairs), dtype=torch.float32),
         batch.mode,
         batch.window,

@@ -86,6 +86,13 @@ class _TypeEmbedding(nn.Module):
         )
         return pooled.view(*types.shape, self.dim)
 
+    def pool_each(self, types: Tensor) -> Tensor:
+        """(n, D) what `pool` makes of types (n,) that mostly differ: it does not look for those that come again."""
+        if self.rows_of_type is None or self._pools_types():
+            return self.pool(types)
+        self._check_range(types)
+        return self.mean_of_rows(self.rows_of_type[types.long()])
+
     def pool_bags(self, types: Tensor, starts: Tensor, mode: Literal["mean", "sum"]) -> Tensor:
         """(N, D) mean or sum of the vectors in every bag of types (total,); starts are (N + 1,)."""
         if self._pools_types():

@@ -363,7 +363,7 @@ def test_parameters_that_are_put_elsewhere_are_found():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda e, h: setattr(e, "hidden", None), "no hidden layer"),
+        (lambda e, h: setattr(e, "hidden", nn.Bilinear(3, 3, 3)), "not as they were made"),
         (lambda e, h: setattr(e, "sparse", False), "not row-sparse"),
         (lambda e, h: setattr(e, "backend", "reference"), "reference"),
         (lambda e, h: setattr(e, "dropout", nn.AlphaDropout(0.1)), "not as they were made"),

@@ -49,6 +49,15 @@ def touched_rows(
 def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
     """(loss (), its gradients (n_kept, D) and (U, D))."""
     found = touched_rows(inputs, outputs, batch.drawn_batch(), None, None)
-    d_inputs = torch.zeros_like(inputs).index_copy_(0, found.input_rows, found.d_inputs)
-    d_outputs = torch.zeros_like(outputs).index_copy_(0, found.output_rows, found.d_outputs)
-    return inputs.new_tensor(found.loss), d_inputs, d_outputs
+    return (
+        inputs.new_tensor(found.loss),
+        _spread(found.input_rows, found.d_inputs, inputs),
+        _spread(found.output_rows, found.d_outputs, outputs),
+    )
+
+
+def _spread(rows: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    """Values in these rows, 0 elsewhere. By numpy: torch would wake its threads for it, which then spin for a core."""
+    out = np.zeros(like.shape, np.float32)
+    out[rows.numpy()] = values.numpy()
+    return torch.from_numpy(out)

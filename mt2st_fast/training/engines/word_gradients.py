@@ -50,7 +50,7 @@ class WordGradients:
         """(..., D) vectors of word types (...), which remember their gradient."""
         flat = types.reshape(-1)
         with torch.no_grad():
-            vectors = self._encoder.pool(flat)
+            vectors = self._encoder.pool_each(flat)
         vectors.requires_grad_(self._encoder.table.requires_grad)
         self._read.append((flat, vectors))
         return vectors.view(*types.shape, -1)

@@ -1,0 +1,199 @@
+"""One kernel call a step for bags and for windows without a hidden layer: what autograd and the optimizer do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mt2st_fast import BagEncoder, MultiTaskHeads, WindowEncoder
+from mt2st_fast.kernels.step.on_numba.dropout import factors_of
+from mt2st_fast.kernels.step.on_numba.text_step import drop_of
+from mt2st_fast.kernels.step.text import Dropout
+from mt2st_fast.training.engines.text_gradients import TextGradients
+from mt2st_fast.training.engines.text_training import TextTraining
+from mt2st_fast.training.optim import SGD
+from tests.training.test_text_training import KINDS, OPTIMIZERS, TASKS, M, T, V, batch, parameters
+
+WEIGHTS = torch.tensor([1.0, 0.5, 0.25])
+
+
+def rows_of_types():
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randint(1, V, (T, M), generator=generator)
+    rows[torch.rand(T, M, generator=generator) < 0.3] = 0  # the padding row
+    rows[7] = 0  # a type without any row
+    return rows
+
+
+def bag_model(mode="mean", tasks=TASKS, *, dropout=0.0, dim=24, subwords=True):
+    torch.manual_seed(0)
+    encoder = BagEncoder(
+        T, dim, mode=mode, dropout=dropout, sparse=True, rows_of_type=rows_of_types() if subwords else None,
+        num_rows=V if subwords else None,
+    )  # fmt: skip
+    return encoder, MultiTaskHeads(dim, tasks, "main")
+
+
+def window_model(tasks=TASKS, *, dropout=0.0):
+    torch.manual_seed(0)
+    encoder = WindowEncoder(
+        T, 24, window=1, hidden=None, dropout=dropout, sparse=True, rows_of_type=rows_of_types(), num_rows=V
+    )
+    return encoder, MultiTaskHeads(72, tasks, "main")
+
+
+def bags(N=70, tasks=TASKS, seed=0, longest=30):
+    """Bags of 0 to `longest` words, some of them none, and every third without a word."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, longest + 1, (N,), generator=generator)
+    lengths[::3] = 0
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    types = torch.randint(-1, T, (int(starts[-1]),), generator=generator, dtype=torch.int32)
+    return (types, starts), batch(N, tasks, seed)[1]
+
+
+def optimizer_of(name, encoder, heads):
+    return OPTIMIZERS[name]([*encoder.parameters(), *heads.parameters()])
+
+
+def eager(encoder, heads, optimizer, batches, factors=None):
+    losses = []
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        features = encoder(inputs) if factors is None else encoder(inputs) * factors
+        out = heads(features, targets, WEIGHTS)
+        out.total.backward()
+        optimizer.step()
+        losses.append(out.losses.detach())
+    return torch.stack(losses)
+
+
+def assert_alike(found, wanted):
+    for ours, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("subwords", [True, False], ids=["subwords", "words"])
+@pytest.mark.parametrize(("mode", "tasks"), [("mean", TASKS), ("sum", KINDS)], ids=["mean", "sum"])
+def test_bags_step_as_by_autograd(optimizer, subwords, mode, tasks):
+    batches = [
+        bags(20 + 30 * seed, tasks, seed, 5 + 20 * seed) for seed in range(4)
+    ]  # each larger than all before
+    encoder, heads = bag_model(mode, tasks, subwords=subwords)
+    expected = eager(encoder, heads, optimizer_of(optimizer, encoder, heads), batches)
+    wanted = parameters(encoder, heads)
+    encoder, heads = bag_model(mode, tasks, subwords=subwords)
+    training = TextTraining(encoder, heads, optimizer_of(optimizer, encoder, heads))
+    losses = torch.stack([training(inputs, targets, WEIGHTS) for inputs, targets in batches])
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    assert_alike(parameters(encoder, heads), wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_windows_without_a_hidden_layer_step_as_by_autograd(optimizer):
+    batches = [batch(100, seed=seed, width=3) for seed in range(3)]
+    encoder, heads = window_model()
+    eager(encoder, heads, optimizer_of(optimizer, encoder, heads), batches)
+    wanted = parameters(encoder, heads)
+    encoder, heads = window_model()
+    training = TextTraining(encoder, heads, optimizer_of(optimizer, encoder, heads))
+    for inputs, targets in batches:
+        training(inputs, targets, WEIGHTS)
+    assert_alike(parameters(encoder, heads), wanted)
+
+
+@pytest.mark.parametrize("made", [bag_model, window_model])
+def test_dropout_of_features_is_a_mask_by_place(made, monkeypatch):
+    inputs, targets = bags(90) if made is bag_model else batch(90, width=3)
+    encoder, heads = made(dropout=0.3)
+    training = TextTraining(encoder, heads, optimizer_of("sgd", encoder, heads))
+    monkeypatch.setattr(training, "_dropout", lambda: Dropout(0.3, 12345))
+    training(inputs, targets, WEIGHTS)
+    drop = drop_of(Dropout(0.3, 12345))
+    factors = factors_of(90, encoder.out_features, drop.key, drop.threshold, drop.kept)
+    wanted = made()
+    eager(*wanted, optimizer_of("sgd", *wanted), [(inputs, targets)], torch.from_numpy(factors))
+    assert_alike(parameters(encoder, heads), parameters(*wanted))
+
+
+@pytest.mark.parametrize("frozen", ["table", "head"])
+def test_what_is_frozen_stays(frozen):
+    encoder, heads = bag_model()
+    part = encoder.table if frozen == "table" else heads.linear("wide").weight
+    part.requires_grad_(False)
+    before = parameters(encoder, heads)
+    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
+    training(*bags(), WEIGHTS)
+    moved = [not torch.equal(a, b) for a, b in zip(before, parameters(encoder, heads), strict=True)]
+    assert moved == [p is not part for p in (*encoder.parameters(), *heads.parameters())]
+
+
+def test_gradients_of_bags_are_those_of_autograd():
+    inputs, targets = bags()
+    encoder, heads = bag_model()
+    heads(encoder(inputs), targets, WEIGHTS).total.backward()
+    wanted = [p.grad.to_dense() for p in (*encoder.parameters(), *heads.parameters())]
+    encoder, heads = bag_model()
+    made = TextGradients(encoder, heads, SGD([*encoder.parameters(), *heads.parameters()], lr=1.0))
+    made(inputs, targets, WEIGHTS)
+    made.hand_out()
+    assert_alike([p.grad.to_dense() for p in (*encoder.parameters(), *heads.parameters())], wanted)
+
+
+@pytest.mark.parametrize("made", [bag_model, window_model])
+def test_features_and_hits_are_those_of_the_modules(made, monkeypatch):
+    monkeypatch.setattr("mt2st_fast.kernels.step.on_numba.text_step.LEAST_ROWS", 100)
+    monkeypatch.setattr("mt2st_fast.kernels.step.on_numba.text_step.MOST_FLOATS", 1)  # in parts of 100 rows
+    encoder, heads = made(dropout=0.3)
+    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
+    training(*(bags(20) if made is bag_model else batch(20, width=3)), WEIGHTS)
+    inputs, targets = bags(250, seed=5) if made is bag_model else batch(250, seed=5, width=3)
+    encoder.eval()
+    torch.testing.assert_close(training.features(inputs), encoder(inputs), rtol=1e-5, atol=1e-6)
+    found = training.hits(inputs, targets)
+    for name, target in targets.items():
+        hits = (heads.logits(encoder(inputs), name).argmax(1) == target).sum()
+        assert found[name].tolist() == [int(hits), int((target != -100).sum())]
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 4):
+            torch.set_num_threads(n_threads)
+            encoder, heads = bag_model(dropout=0.3)
+            torch.manual_seed(2)
+            training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
+            losses = [training(*bags(300, seed=seed), WEIGHTS) for seed in range(3)]
+            found.append([*losses, *parameters(encoder, heads)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda types, starts: types.__setitem__(3, T), f"word type {T}; there are {T}"),
+        (lambda types, starts: starts.__setitem__(-1, 10**6), "starts must ascend"),
+        (lambda types, starts: starts.__setitem__(1, -1), "starts must ascend"),
+    ],
+)
+def test_bags_that_do_not_fit_move_nothing(change, message):
+    encoder, heads = bag_model()
+    training = TextTraining(encoder, heads, optimizer_of("adam", encoder, heads))
+    before = parameters(encoder, heads)
+    inputs, targets = bags()
+    change(*inputs)
+    with pytest.raises(ValueError, match=message):
+        training(inputs, targets, WEIGHTS)
+    assert all(map(torch.equal, parameters(encoder, heads), before))
+
+
+def test_windows_are_no_bags():
+    encoder, heads = bag_model()
+    training = TextTraining(encoder, heads, optimizer_of("sgd", encoder, heads))
+    with pytest.raises(ValueError, match="where each begins"):
+        training(*batch(20), WEIGHTS)
