@@ -42,19 +42,21 @@ from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, T
 from .step.op import bag_step, bag_step_obstacle
 from .step.room import BagStep
 from .step.text import (
-    Beside,
-    Dense,
     Dropout,
-    Gradient,
-    Pooled,
-    TextStepModel,
-    Words,
-    gradient_model,
     text_correct,
     text_features,
     text_gradients,
     text_step,
     text_step_obstacle,
+)
+from .step.text_model import (
+    Beside,
+    Dense,
+    Gradient,
+    Pooled,
+    TextStepModel,
+    Words,
+    gradient_model,
 )
 from .text.layout import END, PADDING
 from .text.words import WordCounter, split_lines

@@ -8,68 +8,19 @@ after another. For rules that move a dense parameter's rows or elements each by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..bags.op import in_kernel_types
-from ..bags.rules import SGD, RowRule, RowState
-from ..heads.layout import HeadLayout
-from .model import EVERYTHING, FROZEN, NOTHING, Moves, Trained, rows_left_alone
+from ..bags.rules import SGD, RowRule
+from .model import EVERYTHING, Moves
 from .room import BagStep, check_targets, parameters_obstacle, step_kernels
+from .text_model import Beside, TextStepModel, Words
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
-PIECE_FLOATS = 8192  # of a dense parameter that are summed and moved at a time
-ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
-
-HIDDEN_WEIGHT, HIDDEN_BIAS, HEAD_WEIGHT, HEAD_BIAS = range(4)
-HIDDEN, HEAD = (HIDDEN_WEIGHT, HIDDEN_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
-NO_HEAD = -1
-
-# How far back from the losses a step has gradients to make: to the logits alone where no more than heads moves, and
-# with TO_NOTHING there are no losses, but only features.
-TO_NOTHING, TO_HEADS, TO_HIDDEN, TO_TABLE = range(4)
-
-# A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
-PIECE = np.dtype(
-    [
-        ("of", np.int64),  # HIDDEN_WEIGHT, ...
-        ("head", np.int64),  # its place in the layout
-        ("begin", np.int64),  # the first row
-        ("rows", np.int64),
-        ("columns", np.int64),
-        ("parameter", np.int64),  # the address of its first row
-        ("per_row", np.int64),  # of the state's parts; 0 = the rule keeps none
-        ("first", np.int64),
-        ("second", np.int64),
-        ("rule", np.int64),
-        ("whole", np.int64),  # 1: all rows are one to the rule, and count their steps together
-    ]
-)
-
-
-class Dense(NamedTuple):
-    """A dense parameter, what its rule remembers of it and which of a step's rules it is.
-
-    `whole`: the rule takes it as one row; else its rows are what the first axis counts. FROZEN for a rule leaves it.
-    `moved`: what the rule moves, where that is not the parameter.
-    """
-
-    parameter: Tensor
-    state: RowState
-    rule: int
-    whole: bool
-    moved: Tensor | None = None
-
-
-class Gradient(NamedTuple):
-    """A dense parameter and its gradient, of the same shape; None where it is frozen."""
-
-    parameter: Tensor
-    gradient: Tensor | None
 
 
 class BatchGradients(NamedTuple):
@@ -79,160 +30,6 @@ class BatchGradients(NamedTuple):
     correct: Tensor
     rows: Tensor
     d_rows: Tensor
-
-
-class Moving(NamedTuple):
-    """What a step moves: what is not frozen of the sides that move.
-
-    pieces are of dense parameters; counts the addresses where the steps of those that are one row are counted; reach is
-    how far back from the losses there are gradients to make.
-    """
-
-    pieces: np.ndarray
-    counts: np.ndarray
-    reach: int
-    parameters: list[Tensor]
-
-
-class Words(NamedTuple):
-    """The word types of N rows of a batch, integers, -1 = none: windows (N, W), or bags one after another (total,).
-
-    starts (N + 1,): bag i is types[starts[i] : starts[i + 1]]; None for windows.
-    """
-
-    types: Tensor
-    starts: Tensor | None = None
-
-    @property
-    def n_rows(self) -> int:
-        """N."""
-        return len(self.types) if self.starts is None else len(self.starts) - 1
-
-
-class Beside(NamedTuple):
-    """Words beside the rows of the batch: types whose vectors have gradients (E, D) float32 from elsewhere."""
-
-    types: Tensor  # (E,) integers, -1 = none
-    d_vectors: Tensor
-
-
-class Pooled(NamedTuple):
-    """What the vectors of a row's words become: a window of `width` side by side, or the mean or sum of a bag."""
-
-    how: Literal["window", "mean", "sum"]
-    width: int = 1  # W; 1 of a bag
-
-
-class TextStepModel:
-    """A table (V, D), rows of word types, a hidden layer (H, W D) and K linear heads, as `text_step` trains them.
-
-    rows_of_type: (T + 1, M) int32, the rows whose mean is a type, -1 = none; the last, of no type, has none. None: type
-    t is row t. frozen_rows (V,) bool says which rows of the table stay as they are. hidden and heads are (weight, bias
-    or None); without a hidden layer, which windows alone may have, heads see W D numbers. Parameters and states have to
-    stay where they are. What is frozen costs a step no gradient. gathers_rows: the gradients of the table's rows are
-    written down, and no row moves (`gradient_model`).
-
-    Raises ValueError for heads whose shapes do not fit the layout, and for another number of frozen rows.
-    """
-
-    def __init__(
-        self,
-        table: Trained,
-        rows_of_type: Tensor | None,
-        pooled: Pooled,
-        hidden: tuple[Dense, Dense | None] | None,
-        heads: Sequence[tuple[Dense, Dense | None]],
-        layout: HeadLayout,
-        frozen_rows: Tensor | None = None,
-        *,
-        gathers_rows: bool = False,
-    ) -> None:
-        V, D = table.parameter.shape
-        self.n_window = pooled.width * D  # W D
-        self.n_features = H = self.n_window if hidden is None else len(hidden[0].parameter)
-        for name, spec, (weight, _) in zip(layout.names, layout.heads, heads, strict=True):
-            if weight.parameter.shape != (spec.size, H):
-                raise ValueError(
-                    f"the weight of {name} is {tuple(weight.parameter.shape)}, not ({spec.size}, {H})"
-                )
-        self.table, self.pooled, self.hidden = table, pooled, hidden
-        self.heads, self.layout = tuple(heads), layout
-        self.rows_of_type = _rows_of_type(rows_of_type, V)
-        self.frozen_rows = rows_left_alone(frozen_rows, V)
-        pairs = [(HEAD, k, head) for k, head in enumerate(heads)]
-        if hidden is not None:
-            pairs.insert(0, (HIDDEN, NO_HEAD, hidden))
-        dense = [
-            (kind, k, part)
-            for kinds, k, pair in pairs
-            for kind, part in zip(kinds, pair, strict=True)
-            if part is not None and part.rule != FROZEN
-        ]
-        self._moving = {
-            moves: _moving(table, dense, moves, gathers_rows)
-            for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)
-        }
-        self.gathers_rows = gathers_rows
-        self.memory: Any = None  # of the backend that steps it
-
-    def moving(self, moves: Moves) -> Moving:
-        """What such a step moves."""
-        return self._moving[moves]
-
-
-def _moving(
-    table: Trained, dense: Sequence[tuple[int, int, Dense]], moves: Moves, gathers_rows: bool
-) -> Moving:
-    """What moves of a table and of dense parameters (kind, head, parameter), none of which is frozen."""
-    own = [each for each in dense if (moves.heads if each[0] in HEAD else moves.shared)]
-    counts = [part.state.per_row for _, _, part in own if part.whole]
-    of_table = [table.parameter] if moves.shared and table.rule != FROZEN else []
-    return Moving(
-        np.array([piece for each in own for piece in _pieces(*each)], PIECE),
-        np.array([count.data_ptr() for count in counts if count is not None], np.int64),
-        _reach(bool(of_table), [kind for kind, _, _ in own]),
-        [*([] if gathers_rows else of_table), *(_moved(part) for _, _, part in own)],
-    )
-
-
-def _moved(part: Dense) -> Tensor:
-    return part.parameter if part.moved is None else part.moved
-
-
-def _reach(table_moves: bool, kinds: Sequence[int]) -> int:
-    """How far back gradients are wanted: to the table, the hidden layer or the heads, as the first that moves is."""
-    if table_moves:
-        return TO_TABLE
-    return TO_HIDDEN if any(kind in HIDDEN for kind in kinds) else TO_HEADS
-
-
-def _rows_of_type(rows_of_type: Tensor | None, V: int) -> np.ndarray:
-    if rows_of_type is not None:
-        return cast(np.ndarray, rows_of_type.numpy())
-    own = np.arange(V + 1, dtype=np.int32)
-    own[V] = -1
-    return own[:, None]
-
-
-def _pieces(kind: int, head: int, part: Dense) -> list[tuple[int, ...]]:
-    """The pieces of a parameter (R, C), or (C,) where it is a bias."""
-    parameter, state = _moved(part), part.state
-    R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape
-    if parameter.dim() == 1 and not part.whole:
-        R, C = C, R
-    step = R if parameter.dim() == 1 else max(ROW_BLOCK, PIECE_FLOATS // C // ROW_BLOCK * ROW_BLOCK)
-
-    def address(tensor: Tensor | None, floats: int) -> int:
-        return 0 if tensor is None else tensor.data_ptr() + tensor.element_size() * floats
-
-    return [
-        (
-            kind, head, r, min(step, R - r), C, address(parameter, r * C),
-            address(state.per_row, 0 if part.whole else r), address(state.first, r * C), address(state.second, r * C),
-            part.rule, int(part.whole),
-        )
-        for r in range(0, R, step)
-    ]  # fmt: skip
 
 
 class Dropout(NamedTuple):
@@ -307,31 +104,6 @@ def _step(
     found = BagStep(*kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, beside))
     increment_version(model.moving(moves).parameters)
     return found
-
-
-def gradient_model(
-    table: Trained,
-    rows_of_type: Tensor | None,
-    pooled: Pooled,
-    hidden: tuple[Gradient, Gradient | None] | None,
-    heads: Sequence[tuple[Gradient, Gradient | None]],
-    layout: HeadLayout,
-    frozen_rows: Tensor | None = None,
-) -> TextStepModel:
-    """A model for `text_gradients`; the arguments are those of `TextStepModel`, with a gradient for each parameter."""
-    return TextStepModel(
-        table, rows_of_type, pooled, None if hidden is None else _both_adding_up(*hidden),
-        [_both_adding_up(*head) for head in heads], layout, frozen_rows, gathers_rows=True,
-    )  # fmt: skip
-
-
-def _both_adding_up(weight: Gradient, bias: Gradient | None) -> tuple[Dense, Dense | None]:
-    return _adding_up(weight), None if bias is None else _adding_up(bias)
-
-
-def _adding_up(part: Gradient) -> Dense:
-    is_frozen = part.gradient is None
-    return Dense(part.parameter, RowState(), FROZEN if is_frozen else 0, False, part.gradient)
 
 
 def text_gradients(

@@ -86,7 +86,7 @@ def run(kind, *, fuse, n=12, **options):
     [
         ({"schedule": Switch(at=0.5)}, ONE_CALL),
         ({"clip_norm": 0.05}, GRADIENTS),
-        ({"accumulate": 3}, GRADIENTS),
+        ({"accumulate": 3, "clip_norm": 5.0}, GRADIENTS),
     ],
     ids=["one call", "clipped", "accumulated"],
 )

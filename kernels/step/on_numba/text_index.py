@@ -12,7 +12,7 @@ import numpy as np
 
 from ...bags.on_numba.row_updates import moves
 from ...machine.jit import entry, helper
-from ..text import TextStepModel
+from ..text_model import TextStepModel
 
 NONE = -1
 

@@ -9,7 +9,7 @@ import numpy as np
 from ...heads.on_numba.stages import SKEW
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.simd import WIDTH
-from ..text import TextStepModel
+from ..text_model import TextStepModel
 from .text_hidden import MOST_TYPES_A_WINDOW
 from .text_index import BatchIndex, new_index
 

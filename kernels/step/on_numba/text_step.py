@@ -28,7 +28,8 @@ from ...heads.on_numba.tile import columns_of, pack_heads
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
 from ..model import NOTHING, Moves
-from ..text import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Dropout, Moving, TextStepModel, Words
+from ..text import Dropout
+from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
 from .dropout import PART_BITS
 from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
 from .text_index import Rows, first_unknown, index_types

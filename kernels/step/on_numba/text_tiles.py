@@ -25,7 +25,7 @@ from ...heads.on_numba.tile import loss_tile
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import helper
 from ...machine.simd import WIDTH
-from ..text import TO_HIDDEN, TO_NOTHING, TO_TABLE
+from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE
 from .dropout import draw_factors, words_of
 from .text_hidden import (
     TYPES_A_PIECE,

@@ -11,7 +11,7 @@ from ...heads.on_numba.stages import DEPTH, SKEW, add_weight_gradient, round_up,
 from ...machine.gemm import BLOCK_ROWS, PANEL, add_by_column, add_by_column_1
 from ...machine.jit import helper, pointer_to_float32
 from ...machine.simd import FLOAT_BYTES, WIDTH
-from ..text import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
+from ..text_model import HEAD_BIAS, HEAD_WEIGHT, HIDDEN_BIAS, HIDDEN_WEIGHT
 from .text_hidden import TYPES_A_PIECE, ZERO, address_of
 from .text_memory import TILE_ROWS
 from .text_tiles import ONE
