@@ -7,7 +7,7 @@ adds them to those of the rows before it moves the table: one step of it, as of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.sources import Batch, PlainBatch, tasks_of
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 class OnWords(NamedTuple):
@@ -74,7 +76,9 @@ def words_obstacle(parts: StepParts) -> str | None:
     return None
 
 
-def split_by_words(heads: MultiTaskHeads, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+def split_by_words(
+    heads: MultiTaskHeads, batches: Sequence[AnyBatch]
+) -> tuple[list[AnyBatch], list[AnyBatch]]:
     """Those of a micro-step that go through the encoder, and those of tasks on words."""
     on_words = [any(map(heads.is_word_task, tasks_of(batch))) for batch in batches]
     rows = [batch for batch, is_on_words in zip(batches, on_words, strict=True) if not is_on_words]
