@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from mt2st_fast.kernels.machine.compiling import clock, compile_seconds
 
-# What takes longest to compile of all that `train` needs, by the level of a corpus.
-LONGEST_OF_LEVEL = {"token": "_step_on_windows", "document": "_tile_pass"}
+# What takes longest to compile of all that `train` needs, for words and for documents.
+LONGEST = "_step_on_text"
 
 # with on_compile(listener): listener(name) hears of every kernel that begins to be compiled.
 on_compile = clock.listening
@@ -29,7 +29,7 @@ def is_first_on(level: str) -> bool:
     from mt2st_fast.kernels.machine.cache import folder, has_none_of  # which loads the compiler
 
     place = folder()
-    return place is not None and has_none_of(LONGEST_OF_LEVEL[level]) and not (place / _stamp(level)).exists()
+    return place is not None and has_none_of(LONGEST) and not (place / _stamp(level)).exists()
 
 
 def note_rehearsed(level: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mt2st_fast.compiling import LONGEST_OF_LEVEL, is_first_on, note_rehearsed
+from mt2st_fast.compiling import LONGEST, is_first_on, note_rehearsed
 from mt2st_fast.data import Corpus, TargetColumn
 from mt2st_fast.kernels.machine import cache
 from mt2st_fast.runs import rehearsal
@@ -61,7 +61,7 @@ def test_a_run_needs_no_kernel_that_was_not_rehearsed(level, treebank, tmp_path)
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert LONGEST_OF_LEVEL[level] in found["rehearsed"]
+    assert LONGEST in found["rehearsed"]
     assert found["more"] == []
 
 
@@ -134,7 +134,7 @@ def test_a_run_is_rehearsed_once_even_if_it_needs_none_of_what_is_looked_for(mon
     note_rehearsed("token")
     assert not is_first_on("token")
     assert is_first_on("document")
-    (tmp_path / f"tile.{LONGEST_OF_LEVEL['document']}-tile-9.py311.nbi").touch()
+    (tmp_path / f"text_step.{LONGEST}-text_step-9.py311.nbi").touch()
     assert not is_first_on("document")
     monkeypatch.setattr(cache, "folder", lambda: None)
     assert not is_first_on("token")

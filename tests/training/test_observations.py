@@ -178,7 +178,7 @@ def test_engines_say_who_took_a_phase_and_why(toy):
     assert phase.engine == "eager"
     assert phase.passed_over == {
         "one kernel call": "it is for a WindowEncoder or a BagEncoder, not for Sequential",
-        "gradients in one kernel call": "it is for a WindowEncoder and MultiTaskHeads as they are",
+        "gradients in one kernel call": "it is for a WindowEncoder or a BagEncoder and MultiTaskHeads as they are",
         "cuda graph": "not asked for (graph=False)",
     }
 

@@ -81,7 +81,7 @@ def assert_close(one: Any, other: Any, where: str = "", coarse: float = 0.0) -> 
         assert one == other, where
 
 
-BY_KERNEL = ("windows", "with_similarity")  # whose encoder is one for windows, and row-sparse
+BY_KERNEL = ("windows", "bags", "with_similarity")  # whose encoder is one of words, and row-sparse
 
 
 @pytest.mark.parametrize("name", [*DIVIDED, *OWN])
