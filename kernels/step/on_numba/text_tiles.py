@@ -79,8 +79,8 @@ def prepare_types(p, table, index, hidden, reach, b):
 
 
 @helper
-def _gather_window(row, W, D, index, drop, factors, b):
-    """The vectors of a window into x, dropped out by factors (W * D,)."""
+def _gather_window(row, W, D, index, drop, factors, i, b):
+    """The vectors of a window into x, dropped out by row i of factors (., W * D)."""
     x = b.x[row]
     for w in range(W):
         slot = np.int64(index.slots[row * W + w])
@@ -89,22 +89,22 @@ def _gather_window(row, W, D, index, drop, factors, b):
                 x[w * D + d] = ZERO
         elif drop.threshold > 0:
             for d in range(D):
-                x[w * D + d] = b.vectors[slot, d] * factors[w * D + d]
+                x[w * D + d] = b.vectors[slot, d] * factors[i, w * D + d]
         else:
             for d in range(D):
                 x[w * D + d] = b.vectors[slot, d]
 
 
 @helper
-def _gather_bag(row, D, texts, index, drop, factors, b):
-    """The sum of a bag's vectors times its scale into x, dropped out by factors (D,)."""
+def _gather_bag(row, D, texts, index, drop, factors, i, b):
+    """The sum of a bag's vectors times its scale into x, dropped out by row i of factors (., D)."""
     x, scale = b.x[row], texts.scales[row]
     sum_rows(
         address_of(b.vectors), D, index.slots, texts.starts[row], texts.starts[row + 1], b.no_scales, address_of(x)
     )  # fmt: skip
     if drop.threshold > 0:
         for d in range(D):
-            x[d] *= scale * factors[d]
+            x[d] *= scale * factors[i, d]
     else:
         for d in range(D):
             x[d] *= scale
@@ -118,11 +118,10 @@ def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
     for i in range(rows):
         if drop.threshold > 0:
             draw_factors(factors[i], F, drop.key, first + i, drop.threshold, drop.kept, words)
-        of_row = factors[i if drop.threshold > 0 else 0 : i + 1].reshape(-1)
         if len(texts.starts) > 0:
-            _gather_bag(first + i, D, texts, index, drop, of_row, b)
+            _gather_bag(first + i, D, texts, index, drop, factors, i, b)
         else:
-            _gather_window(first + i, W, D, index, drop, of_row, b)
+            _gather_window(first + i, W, D, index, drop, factors, i, b)
         for f in range(F, b.x.shape[1]):
             b.x[first + i, f] = ZERO
     for i in range(rows, padded):
