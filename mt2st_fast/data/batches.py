@@ -118,6 +118,8 @@ class TrainingBatches:
         self._corpus = corpus
         self._inputs = inputs
         self.fixed_batches = fixed_batches
+        if self.tasks == (main,):
+            share = 1.0  # no row is there for another task
         make = FixedSampler if fixed_batches else Sampler
         self.sampler = make(corpus.column(main).labelled(), batch_size, share, seed)
         self.ahead = RowsAhead(self.sampler)
@@ -125,8 +127,12 @@ class TrainingBatches:
 
     @property
     def batch_size(self) -> int:
-        """B, rows of every batch; the most that a fixed batch has."""
+        """B, rows of a multi-task batch; the most that a batch has."""
         return self.sampler.batch_size
+
+    def rows_a_batch(self, active: Sequence[str]) -> int:
+        """Rows of a batch while these tasks are active; the most that a fixed batch has."""
+        return self.sampler.rows_a_batch(single_task=tuple(active) == (self.main,))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -149,7 +155,8 @@ class TrainingBatches:
     def enter_phase(self, active: Sequence[str]) -> None:
         """From the next batch on, deliver the targets of these tasks; retired tasks' labels are let go of.
 
-        With the main task alone (a single-task phase) only rows with a main label are drawn. Raises
+        With the main task alone (a single-task phase) only rows with a main label are drawn, and where those are rare
+        only as many as a multi-task batch has of them. Raises
         InputError for an unknown task or where the main task is not among them.
         """
         self.ahead.put_back()

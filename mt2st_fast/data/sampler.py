@@ -42,15 +42,16 @@ class RowStream:
 
 
 class Sampler:
-    """Draws the rows of each training batch; every batch has the same number of rows.
+    """Draws the rows of each training batch; every batch of a phase has the same number of rows.
 
     labelled    bool (N,): which rows carry a label of the main task
-    batch_size  rows of a batch (N where N is smaller)
+    batch_size  rows of a multi-task batch (N where N is smaller)
     share       where fewer rows than this share carry a main label, a multi-task batch draws this share of
                 its rows from those and the rest from the others, or the main task would starve
 
-    A single-task phase draws rows with a main label only. An epoch is ceil(N / batch_size) batches in every
-    phase, so that strategies compare step by step.
+    A single-task phase draws rows with a main label alone, as many as a multi-task batch has of them: rows that are
+    there for other tasks are work for other tasks. An epoch is ceil(N / batch_size) batches in every phase, so that
+    strategies compare step by step and the main task is given the same in each.
 
     Of several processes that draw the same batches each hands out its own part of the rows: number `part[0]` of
     part[1], every part[1]-th row, so that rows with a main label are shared out evenly.
@@ -76,7 +77,7 @@ class Sampler:
         self.single_task = False
         self.position = 0  # batches of the current epoch already drawn
         self.main_is_rare = bool(labelled.mean() < share)
-        self._n_main = min(self.batch_size, max(1, round(share * self.batch_size)))
+        self._n_main = max(1, round(share * self.batch_size)) if self.main_is_rare else self.batch_size
         self._identity: dict[str, float] = {
             "rows": N,
             "main_rows": int(labelled.sum()),
@@ -86,15 +87,19 @@ class Sampler:
         row_sets = {"all": np.arange(N), "main": np.flatnonzero(labelled), "other": np.flatnonzero(~labelled)}
         self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
 
+    def rows_a_batch(self, single_task: bool) -> int:
+        """Rows of a batch in a phase of either kind, all processes' parts together."""
+        return self._n_main if single_task else self.batch_size
+
     def next_rows(self) -> np.ndarray:
-        """The own part of the rows of the next batch, int64; (batch_size,) where that is all of them."""
+        """The own part of the rows of the next batch, int64."""
         first, step = self.part
         return self._draw_rows()[first::step]
 
     def _draw_rows(self) -> np.ndarray:
         self.position = (self.position + 1) % self.steps_per_epoch
         if self.single_task:
-            return self._streams["main"].draw(self.batch_size)
+            return self._streams["main"].draw(self.rows_a_batch(single_task=True))
         if not self.main_is_rare:
             return self._streams["all"].draw(self.batch_size)
         main_rows = self._streams["main"].draw(self._n_main)
@@ -130,8 +135,8 @@ class Sampler:
 class FixedSampler(Sampler):
     """A Sampler that puts a phase's batches together once: only their order is another one in every pass over them.
 
-    Batches have at most batch_size rows and are of equal size to within a row: with few main labels those of a
-    single-task phase may be much smaller than batch_size. Where main labels are rare a batch of a multi-task phase has
+    Batches have at most batch_size rows and are of equal size to within a row, those of a single-task phase at most as
+    many as a multi-task batch has of the main task. Where main labels are rare a batch of a multi-task phase has
     its share of them; the batches of a pass hold every row with one at least once, and every other row once.
     """
 
@@ -142,7 +147,7 @@ class FixedSampler(Sampler):
         rows = {name: stream.draw_pass() for name, stream in self._streams.items()}
         self._batches = {
             "multi_task": self._multi_task_batches(**rows),
-            "single_task": _split(rows["main"], self.batch_size),
+            "single_task": _split(rows["main"], self._n_main),
         }
         first = len(self._streams)
         self._streams = {

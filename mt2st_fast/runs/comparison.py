@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mt2st_fast.errors import InputError
@@ -22,10 +22,13 @@ MEASURES = ("seconds", "steps", "examples", "joules")
 OF_RUNS = ("best", "test", *MEASURES)
 
 
-def summarise_seed(history: History, test: float, rows_a_step: int) -> dict[str, Any]:
+def summarise_seed(
+    history: History, test: float, rows_a_step: Callable[[Sequence[str]], int]
+) -> dict[str, Any]:
     """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
 
-    Raises InputError where no evaluation has a value to compare by.
+    rows_a_step: the rows of a step with these active tasks. Raises InputError where no evaluation has a value to compare
+    by.
     """
     best = history.best
     if best is None:
@@ -39,7 +42,7 @@ def summarise_seed(history: History, test: float, rows_a_step: int) -> dict[str,
         "test": None if test != test else test,
         "steps": steps,
         "seconds": history.train_seconds,
-        "examples": steps * rows_a_step,
+        "examples": history.rows_trained(steps, rows_a_step),
         "joules": joules.get(steps),
         "stopped": history.stopped,
         "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
@@ -53,7 +56,7 @@ def summarise_seed(history: History, test: float, rows_a_step: int) -> dict[str,
             {
                 "step": e.step,
                 "seconds": e.train_seconds,
-                "examples": e.step * rows_a_step,
+                "examples": history.rows_trained(e.step, rows_a_step),
                 "joules": joules.get(e.step),
                 "quality": e.metrics[history.main],
             }

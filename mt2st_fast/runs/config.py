@@ -42,8 +42,9 @@ def _names_device(shown: str, value: str) -> None:
 class Config:
     """Everything that decides a run, JSON-able; `data`, `main` and `aux` are for the record.
 
-    epochs count passes over all rows, None takes what makes about 2,500 steps, between 1 and 10; a step is
-    a batch of `batch_size` rows whatever the strategy. strategy_options: values of the strategy's own options, by name;
+    epochs count passes over all rows, None takes what makes about 2,500 steps, between 1 and 10. A step is a batch of
+    `batch_size` rows; where main labels are rare, `main_share` of them have one, and they are all of a batch once the
+    main task is alone. strategy_options: values of the strategy's own options, by name;
     what is not given has the default that the strategy declares.
     """
 

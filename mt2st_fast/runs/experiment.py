@@ -190,10 +190,9 @@ class Experiment:
         log_every = self.trainer.log_every
         return every if every < log_every else round(every / log_every) * log_every
 
-    @property
-    def rows_a_step(self) -> int:
-        """Examples that every step learns from."""
-        return self.train.batch_size * self.config.accumulate
+    def rows_a_step(self, active: Sequence[str]) -> int:
+        """Examples that a step learns from while these tasks are active."""
+        return self.train.rows_a_batch(active) * self.config.accumulate
 
     def test(self) -> dict[str, float]:
         """The test metric of every task with the weights as they are now."""

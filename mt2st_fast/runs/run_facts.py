@@ -107,7 +107,6 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
 
 def _tokens(experiment: Experiment) -> float:
     """Tokens that training steps have read: a row is a token, or a document of the mean length."""
-    corpus, config = experiment.splits.train, experiment.config
-    assert config.batch_size is not None  # `resolved` filled it in
-    rows = experiment.trainer.step * min(config.batch_size, corpus.n_rows) * config.accumulate
+    corpus, trainer = experiment.splits.train, experiment.trainer
+    rows = trainer.history.rows_trained(trainer.step, experiment.rows_a_step)
     return rows * len(corpus.tokens) / corpus.n_rows

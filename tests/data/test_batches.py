@@ -142,14 +142,35 @@ def test_main_labels_that_are_not_rare_are_drawn_uniformly():
     assert sorted(row for batch in batches for row in rows_of(batch)) == list(range(60))
 
 
-def test_a_single_task_phase_draws_main_rows_and_main_targets_only():
-    batches = token_batches(token_corpus(labelled=[3, 10, 40, 41]), batch_size=4)
-    steps = len(batches)
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_a_single_task_phase_has_the_main_rows_of_a_multi_task_batch_and_no_others(share):
+    labelled = [3, 10, 40, 41]
+    batches = token_batches(token_corpus(labelled=labelled), batch_size=8, share=share)
+    n_main = round(8 * share)
+    n_steps = len(batches)
+    for inputs, targets in batches:
+        assert len(inputs) == 8
+        assert (targets["main"] != MISSING).sum() == n_main
     batches.enter_phase(("main",))
-    assert len(batches) == steps
+    assert len(batches) == n_steps
+    drawn = []
     for batch in batches:
-        assert sorted(rows_of(batch)) == [3, 10, 40, 41]
+        assert len(rows_of(batch)) == n_main == batches.rows_a_batch(("main",))
         assert list(batch[1]) == ["main"]
+        drawn += rows_of(batch)
+    assert set(drawn) == set(labelled)
+
+
+def test_a_single_task_phase_fills_its_batches_where_main_labels_are_not_rare():
+    batches = token_batches(token_corpus(labelled=range(30)), batch_size=12, share=0.5)
+    batches.enter_phase(("main",))
+    assert all(sorted(rows_of(batch))[-1] < 30 and len(batch[0]) == 12 for batch in batches)
+    assert batches.rows_a_batch(("main",)) == batches.rows_a_batch(batches.tasks) == 12
+
+
+def test_a_main_task_that_is_the_only_one_fills_its_batches():
+    batches = token_batches(token_corpus(labelled=range(4)), batch_size=8, tasks=("main",))
+    assert all(len(batch[0]) == 8 and set(rows_of(batch)) == set(range(4)) for batch in batches)
 
 
 def test_a_phase_entered_between_two_batches_counts_from_the_next_one():

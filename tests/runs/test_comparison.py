@@ -144,20 +144,33 @@ def test_a_busy_machine_is_named():
 def history_of(quality):
     steps = [StepRecord(5, 1.0, 0.0, {}, {}, 1e-3, 1.0, 2.5)]
     return History(
-        "tag", steps, [Evaluation(5, 1.0, {"tag": quality}, 2.5)], stopped="why", joules=[(5, 7.0)]
+        "tag",
+        steps,
+        [Evaluation(5, 1.0, {"tag": quality}, 2.5)],
+        [
+            PhaseRecord(0, ("tag", "other")),
+            PhaseRecord(3, ("tag",)),
+            PhaseRecord(9, ("tag",), turns="never begun"),
+        ],
+        stopped="why",
+        joules=[(5, 7.0)],
     )
 
 
+def rows_a_step(active):
+    return 16 * len(active)
+
+
 def test_a_run_is_summed_up():
-    summary = summarise_seed(history_of(0.5), float("nan"), rows_a_step=32)
+    summary = summarise_seed(history_of(0.5), float("nan"), rows_a_step=rows_a_step)
     assert summary["test"] is None  # no test row has a label
-    assert (summary["examples"], summary["joules"], summary["stopped"]) == (160, 7.0, "why")
-    assert summary["curve"] == [{"step": 5, "seconds": 2.5, "examples": 160, "joules": 7.0, "quality": 0.5}]
+    assert (summary["examples"], summary["joules"], summary["stopped"]) == (3 * 32 + 2 * 16, 7.0, "why")
+    assert summary["curve"] == [{"step": 5, "seconds": 2.5, "examples": 128, "joules": 7.0, "quality": 0.5}]
 
 
 def test_runs_without_a_value_cannot_be_compared():
     with pytest.raises(InputError, match="no evaluation has a value for tag"):
-        summarise_seed(history_of(float("nan")), 0.5, rows_a_step=32)
+        summarise_seed(history_of(float("nan")), 0.5, rows_a_step=rows_a_step)
 
 
 def test_what_a_schedule_let_go_is_kept_with_its_step_and_reason():
@@ -167,7 +180,7 @@ def test_what_a_schedule_let_go_is_kept_with_its_step_and_reason():
         PhaseRecord(20, ("a", "b"), reasons={"c": "it is not aligned"}),
         PhaseRecord(50, ("a",), reasons={"b": "nothing rises"}),
     ]
-    assert summarise_seed(history, 0.5, rows_a_step=32)["retired"] == {
+    assert summarise_seed(history, 0.5, rows_a_step=rows_a_step)["retired"] == {
         "c": {"step": 20, "why": "it is not aligned"},
         "b": {"step": 50, "why": "nothing rises"},
     }
