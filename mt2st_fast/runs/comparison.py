@@ -27,8 +27,8 @@ def summarise_seed(
 ) -> dict[str, Any]:
     """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
 
-    rows_a_step: the rows of a step with these active tasks. Raises InputError where no evaluation has a value to compare
-    by.
+    rows_a_step: the rows of a step with these active tasks. Raises InputError where no evaluation has a value to
+    compare by.
     """
     best = history.best
     if best is None:
