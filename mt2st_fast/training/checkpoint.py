@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
+from mt2st_fast.training.processes.sharded import divided_as, divided_as_all, gathered
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
 FORMAT = "mt2st-fast checkpoint 4"
@@ -29,8 +30,13 @@ def save_checkpoint(
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    *,
+    writes: bool = True,
 ) -> None:
-    """Write modules, optimizer, random states and a JSON-able `state` to one file, atomically."""
+    """Write modules, optimizer, random states and a JSON-able `state` to one file, atomically.
+
+    Of several processes all call it, as sharded tensors stand in it whole, and one `writes`.
+    """
     tensors = {
         f"{name}/{key}": value
         for name, module in modules.items()
@@ -40,8 +46,13 @@ def save_checkpoint(
     random_tensors, random_state = _random_states()
     content = {"format": FORMAT, "state": state, "optimizer": optimizer_state, "random": random_state}
     flat = {**tensors, **optimizer_tensors, **random_tensors}
-    # safetensors refuses tied parameters: each name gets memory of its own.
-    copies = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in flat.items()}
+    copies = {}
+    for key, tensor in flat.items():
+        whole = gathered(tensor.detach())
+        if writes:  # safetensors refuses tied parameters: each name gets memory of its own
+            copies[key] = whole.cpu().clone(memory_format=torch.contiguous_format)
+    if not writes:
+        return
     text = json.dumps(content)
     write_atomically(path, save(copies, {"json": text, "sha256": _checksum(text, copies)}))
 
@@ -78,7 +89,7 @@ class Checkpoint:
         """Load the parameters of `modules`. Raises InputError where they do not fit."""
         for name, module in modules.items():
             try:
-                module.load_state_dict(self._under(f"{name}/"))
+                module.load_state_dict(divided_as_all(module.state_dict(), self._under(f"{name}/")))
             except RuntimeError as error:
                 raise InputError(
                     f"the checkpoint does not fit the {name}: {_one_line(error)}; give the {name} of then, with what a "
@@ -94,9 +105,12 @@ class Checkpoint:
         """Load the optimizer's state; it must hold the parameters that were held, in their groups."""
         stored = self._content["optimizer"]
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in stored["state"].items()}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for key, tensor in self._under("optimizer/").items():
             index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = tensor
+            like = parameters[int(index)] if int(index) < len(parameters) else None
+            fits = like is not None and like.shape == tensor.shape
+            state.setdefault(int(index), {})[name] = divided_as(like, tensor) if fits else tensor
         groups = [
             {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
             for group in stored["param_groups"]

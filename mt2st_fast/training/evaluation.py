@@ -14,6 +14,7 @@ from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, feat
 from mt2st_fast.training.batch_shapes import paired
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.own_metrics import Metric, OwnMetric
+from mt2st_fast.training.processes.sharded import let_go_of_gathered
 from mt2st_fast.training.sources import Batch, materialised, to_device
 
 
@@ -66,6 +67,7 @@ def evaluate(
                 sums[task] = sums[task] + parts if task in sums else parts
     finally:
         encoder.train(was_training)
+        let_go_of_gathered(encoder)
     sums = add_up(sums)
     values = {task: _value(heads, task, sums[task]) for task in sums}
     values |= {task: metric.value() for task, metric in own.items()}

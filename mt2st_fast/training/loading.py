@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.training.processes.sharded import divided_as
 
 MOST_NAMED = 5
 EXTRA_STATE = "_extra_state"  # as torch names what a module keeps beside tensors
@@ -55,7 +56,7 @@ def load_weights(
         raise InputError(f"nothing of the checkpoint fits: {found}; give the encoder and heads of then")
     with torch.no_grad():
         for name in taken:
-            own[name].copy_(stored[name])
+            own[name].copy_(divided_as(own[name], stored[name]))
     return found
 
 

@@ -31,6 +31,7 @@ from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.importance import Importances, Measure
+from mt2st_fast.training.processes.sharded import has_sharded, let_go_of_gathered
 from mt2st_fast.training.sources import Batch, materialised, some_rows, tasks_of, to_device
 
 
@@ -189,8 +190,12 @@ def task_gradients(
     """
     if not parts.processes.are_several:
         return _own_gradients(parts, batches, tasks, what_is_learnt)
-    is_first = parts.processes.rank == 0
-    own = _own_gradients(parts, batches, tasks, what_is_learnt) if is_first else None
+    if has_sharded(parts.encoder):  # all pass through it together, or none does
+        none_here = not any(parts.heads.main in tasks_of(batch) for batch in batches)
+        passes = not any(parts.processes.any(none_here))
+    else:
+        passes = parts.processes.rank == 0
+    own = _own_gradients(parts, batches, tasks, what_is_learnt) if passes else None
     told = {name: astuple(gradient) for name, gradient in (own or {}).items()}
     found = parts.processes.from_first(told)
     return {name: TaskGradient(*numbers) for name, numbers in found.items()} or None
@@ -211,6 +216,7 @@ def _own_gradients(
             features, mask = encode_shared(parts.encoder, inputs)
     finally:
         parts.encoder.train(was_training)
+        let_go_of_gathered(parts.encoder)
     present = [name for name in tasks or heads.active if name in targets]
     losses = {name: _loss_and_gradient(features, mask, name, targets[name], parts) for name in present}
     main = losses[heads.main][1]

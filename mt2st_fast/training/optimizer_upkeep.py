@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.optim import ROW_STATE
+from mt2st_fast.training.processes.sharded import is_sharded, norm_of_all, own_part
 
 # A moment this small moves no float32 parameter. From here, decaying by 0.9 a step, it takes more than
 # FADE_STEPS steps to become subnormal.
@@ -87,24 +88,37 @@ def drop_faded_moments(optimizer: torch.optim.Optimizer) -> None:
             continue
         for moment in state.values():
             if isinstance(moment, Tensor) and moment.dim() > 0 and moment.is_floating_point():
-                moment.masked_fill_(moment.abs() < FADED, 0.0)
+                own = own_part(moment)
+                own.masked_fill_(own.abs() < FADED, 0.0)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> None:
-    """Scale all gradients so that their 2-norm together is at most `most`; row-sparse ones by their rows."""
-    values = []
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], most: float, add_up: Callable[[Tensor], Tensor] = lambda own: own
+) -> None:
+    """Scale all gradients so that their 2-norm together is at most `most`; row-sparse ones by their rows.
+
+    add_up: sums over the processes that have parts of sharded ones; all of them call this.
+    """
+    values, parts = [], []
     for parameter in parameters:
         if parameter.grad is None:
             continue
-        if parameter.grad.is_sparse:
+        if is_sharded(parameter.grad):
+            parts.append(own_part(parameter.grad))
+        elif parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
             values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
-    if values:
+    if values or parts:
         # As torch.nn.utils.clip_grad_norm_, which knows no sparse gradient.
-        scale = (most / (nn.utils.get_total_norm(values) + 1e-6)).clamp_max(1.0)
-        torch._foreach_mul_(values, scale)
+        norm = nn.utils.get_total_norm(values)
+        if parts:
+            norm = torch.hypot(
+                norm.double(), torch.tensor(norm_of_all(parts, add_up)).to(norm.device)
+            ).float()
+        scale = (most / (norm + 1e-6)).clamp_max(1.0)
+        torch._foreach_mul_([*values, *parts], scale)
 
 
 def row_sparse_tables(module: nn.Module) -> list[nn.Parameter]:

@@ -374,8 +374,8 @@ class Run:
             "choosing_seconds": self._choosing_seconds,
             "schedule": dict(schedule.state_dict()) if self._remembers(schedule) else None,  # type: ignore[attr-defined]
         }
-        if self.processes.writes:
-            save_checkpoint(path, self._modules(), self.optimizer, state)
+        writes = self.processes.writes
+        save_checkpoint(path, self._modules(), self.optimizer, state, writes=writes)
 
     def _remembers(self, schedule: Schedule) -> bool:
         """Whether a schedule has a state that is not tensors: a module's stands among the modules."""

@@ -18,6 +18,7 @@ from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
 from mt2st_fast.training.observations import Stateful
 from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.training.processes.sharded import own_part
 from mt2st_fast.training.schedules import Schedule
 
 
@@ -106,7 +107,7 @@ def check_finite(
 
 def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence[str], rates: Rates) -> None:
     """Raises NonFiniteLossError where a parameter of any shape is not finite, naming the tasks that moved it."""
-    floats = [(name, p.detach()) for name, p in named if p.is_floating_point()]
+    floats = [(name, own_part(p.detach())) for name, p in named if p.is_floating_point()]
     # Asked of all at once: a device is waited for once. A sum is finite only if every number is, and is read at the
     # speed of memory; it may overflow, so that a look at each number has the last word.
     if not floats or torch.stack([torch.isfinite(p.sum()) for _, p in floats]).all():

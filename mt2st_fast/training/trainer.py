@@ -27,7 +27,7 @@ from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
 from mt2st_fast.training.own_metrics import Metric, check_metrics, metric_name
 from mt2st_fast.training.processes.begin import begin_together
-from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule
+from mt2st_fast.training.processes.checks import check_modules, check_options, check_schedule, check_sharded
 from mt2st_fast.training.processes.data import add_up_sums, divide, own_batches
 from mt2st_fast.training.processes.group import Processes, own_device, the_processes
 from mt2st_fast.training.run import Run
@@ -247,6 +247,7 @@ class Trainer:
         )
         check_schedule(processes, self.schedule)
         check_modules(processes, {"encoder": self.encoder, "heads": self.heads})
+        check_sharded(processes, self.schedule, self.encoder, self.heads, self.precision)
         train, taken = divide(train, processes)
         source = Source(train, self.heads.main, self.heads.names, self.accumulate, steps)
         if watched:
@@ -289,7 +290,7 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
         """The metric of each task (of the active ones that have a head by default) over all batches.
 
-        Of several processes each measures what it is given, and waits for nobody.
+        Of several processes each measures what it is given, and waits for nobody but where the encoder is sharded.
         """
         return self._evaluate(batches, tasks)
 
@@ -348,7 +349,7 @@ class Trainer:
                 "checkpoint": "given" if saving.is_asked else None,
             }
         )
-        own_val = own_batches(val, run.processes)
+        own_val = own_batches(val, run.processes, self.encoder)
         self._each(lambda callback: callback.on_fit_start(self))
         while self._goes_on(run, saving) and run.steps_done < run.total_steps:
             run.step()

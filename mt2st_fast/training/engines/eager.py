@@ -87,7 +87,7 @@ class EagerSteps:
             parts.scaler.unscale_(parts.optimizer)
             if isinstance(parts.optimizer, RowSparseOptimizer):
                 parts.optimizer.drop_frozen_rows()
-            clip_gradients(parts.trainable(), parts.clip_norm)
+            clip_gradients(parts.trainable(), parts.clip_norm, parts.processes.add_up)
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad(set_to_none=True)

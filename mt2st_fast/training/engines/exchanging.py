@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.engines.eager import EagerSteps
@@ -15,6 +15,7 @@ from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
+from mt2st_fast.training.processes.sharded import is_sharded, sum_instead_of_mean
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
@@ -23,12 +24,14 @@ class ExchangingSteps(EagerSteps):
 
     A task's loss is a mean over its labels. Here every batch counts for as many of a step's labels, of all processes,
     as it has (as with `accumulate`, see `shares`), so that sums of gradients are those of one batch, whatever labels
-    are missing where. Nothing is exchanged of a parameter that is not trained any more.
+    are missing where. Nothing is exchanged of a parameter that is not trained any more. Of sharded ones (FSDP2) torch
+    has exchanged the gradients when a backward pass is over, which every process makes for that.
     """
 
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
         self._exchange: Exchange | None = None
+        self._sharded: list[nn.Parameter] = []
         self._phase = 0.0  # what must be the same in every process, as one number
 
     def enter_phase(self) -> None:
@@ -45,7 +48,8 @@ class ExchangingSteps(EagerSteps):
             name: p for module in parts.modules for name, p in module.named_parameters() if id(p) in trained
         }
         by_id = {id(p): name for name, p in dense.items()}  # a parameter that is held twice counts once
-        named = {by_id[id(p)]: p for p in parts.trainable() if id(p) not in sparse}
+        self._sharded = [p for p in parts.trainable() if is_sharded(p)]
+        named = {by_id[id(p)]: p for p in parts.trainable() if id(p) not in sparse and not is_sharded(p)}
         self._exchange = Exchange(parts.processes, named, tables)
         shapes = [tuple(p.shape) for p in parts.trainable()]
         self._phase = float(zlib.crc32(repr((parts.heads.active, shapes)).encode()))
@@ -55,8 +59,12 @@ class ExchangingSteps(EagerSteps):
         assert self._exchange is not None
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         # A process may have no row of a small batch.
-        with_rows = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
-        losses_k = self._exchange(self._own_gradients(with_rows, self._shares(with_rows)))
+        if not self._sharded:
+            plain = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
+        shares = self._shares(plain)
+        own_losses_k = self._own_gradients(plain, shares)
+        sum_instead_of_mean(self._sharded, self._parts.processes.count)
+        losses_k = self._exchange(own_losses_k)
         self._step_optimizer()
         return losses_k
 

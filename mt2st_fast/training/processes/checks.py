@@ -10,7 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.learnt_weights import WeighsByLosses
+from mt2st_fast.training.observations import Selecting
+from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.training.processes.sharded import has_sharded, is_sharded, let_go_of_gathered
+from mt2st_fast.training.turns import takes_turns
 
 
 def check_options(
@@ -48,12 +52,52 @@ def check_schedule(processes: Processes, schedule: object) -> None:
             )
 
 
+def check_sharded(
+    processes: Processes, schedule: object, encoder: nn.Module, heads: nn.Module, precision: str
+) -> None:
+    """Raises InputError for sharded parameters (FSDP2) that no run can have, and for what cannot train beside them."""
+    for name, parameter in heads.named_parameters():
+        if is_sharded(parameter):
+            raise InputError(
+                f"heads.{name} is sharded (FSDP), and the Trainer reads heads outside of a forward pass: shard the "
+                "encoder alone, or both in a loop of your own"
+            )
+    tables = {id(table) for table in row_sparse_tables(encoder)}
+    for name, parameter in encoder.named_parameters():
+        # Of the older FullyShardedDataParallel the parameters are flat pieces under this name.
+        if "_flat_param" in name:
+            raise InputError(
+                f"encoder.{name} is of FullyShardedDataParallel, whose gradients nobody else can add up: take "
+                "torch.distributed.fsdp.fully_shard"
+            )
+        if not is_sharded(parameter):
+            continue
+        placements, mesh = parameter.placements, parameter.device_mesh  # type: ignore[attr-defined]
+        if mesh.size() != processes.count or len(placements) != 1 or not placements[0].is_shard():
+            raise InputError(
+                f"encoder.{name} is {placements} on {mesh}, and {processes.count} processes train: shard it over all "
+                "of them by fully_shard with a mesh of one dimension"
+            )
+        if id(parameter) in tables:
+            raise InputError(
+                f"encoder.{name} is row-sparse, and sharded (FSDP), which makes its gradients dense: leave it whole by "
+                "fully_shard(..., ignored_params={the table})"
+            )
+    if has_sharded(encoder):
+        let_go_of_gathered(encoder)
+        for asked, what in (
+            (precision == "float16", "precision float16 looks for overflows in whole gradients"),
+            (takes_turns(schedule), f"{type(schedule).__name__} trains encoder and tasks in turns"),
+            (isinstance(schedule, Selecting), f"{type(schedule).__name__} measures whole parameters"),
+        ):
+            if asked:
+                raise InputError(f"{what}, which is not for a sharded encoder: leave one of them out")
+
+
 def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> None:
     """Raises InputError for modules, by name, that exchange something themselves, or ought to."""
     if not processes.are_several:
         return
-    from torch.distributed.tensor import DTensor  # takes its time, and one process needs none of it
-
     for name, module in modules.items():
         for part_name, part in module.named_modules():
             where = f"{name}.{part_name}" if part_name else f"the {name}"
@@ -66,11 +110,4 @@ def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> Non
                 raise InputError(
                     f"{where} is a {type(part).__name__}, whose statistics {processes.count} processes do not have in "
                     "common: take LayerNorm or GroupNorm, or train in one process"
-                )
-        for parameter_name, parameter in module.named_parameters():
-            # Of the older FullyShardedDataParallel the parameters are flat pieces under this name.
-            if isinstance(parameter, DTensor) or "_flat_param" in parameter_name:
-                raise InputError(
-                    f"{name}.{parameter_name} is sharded (FSDP), and the Trainer keeps whole parameters in every "
-                    "process: give it modules that are not sharded, or shard them in a loop of your own"
                 )

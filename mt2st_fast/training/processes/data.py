@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.data_digest import content_of, row_numbers
 from mt2st_fast.training.processes.group import Processes
+from mt2st_fast.training.processes.sharded import has_sharded
 
 logger = logging.getLogger(__name__)
 OWN = "own"  # how a loader is taken: every batch of it is this process's own
@@ -68,12 +70,19 @@ class EveryNth:
         return None if resident is None else islice(resident, self._rank, None, self._count)
 
 
-def own_batches(val: Iterable[Any] | None, processes: Processes) -> Iterable[Any] | None:
+def own_batches(val: Iterable[Any] | None, processes: Processes, encoder: nn.Module) -> Iterable[Any] | None:
     """The held-out batches that this process measures: its share of those that are the same in all.
 
-    Of others all: sums over processes are then of all their batches, and metrics are ratios of sums.
+    Of others all: sums over processes are then of all their batches, and metrics are ratios of sums. So, too, where the
+    encoder is sharded, and all pass through it together: raises InputError where some have more batches than others.
     """
     if val is None or not processes.are_several:
+        return val
+    if has_sharded(encoder):
+        fix = "all pass through a sharded encoder together: give every process a val of as many batches"
+        processes.check_same({"val of": f"{length_of(val)} batches"}, fix)
+        if length_of(val) is None:
+            raise InputError(f"val does not know how many batches it has, and {fix}")
         return val
     digest = getattr(val, "digest", None)
     first, *others = processes.gather_json(digest() if callable(digest) else _digest_in_order(val))

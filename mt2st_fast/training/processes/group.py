@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.training.processes.sharded import is_sharded
 from mt2st_fast.training.processes.watch import LostProcessError, Watch
 
 # Of a message, which waits for a process that measures or writes; who is lost the watch finds out.
@@ -60,13 +61,13 @@ class Processes:
     def barrier(self) -> None:
         """Wait for all."""
         if self.are_several:
-            with self._talking():
+            with self.talking():
                 dist.barrier(group=self._group)
 
     def add_up(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place: the same bits in every one."""
         if self.are_several:
-            with self._talking():
+            with self.talking():
                 dist.all_reduce(values, group=self._group_of(values))
         return values
 
@@ -75,7 +76,7 @@ class Processes:
         if not self.are_several:
             return [values]
         found = [torch.empty_like(values) for _ in range(self.count)]
-        with self._talking():
+        with self.talking():
             dist.all_gather(found, values.contiguous(), group=self._group_of(values))
         return found
 
@@ -103,13 +104,13 @@ class Processes:
 
     @torch.no_grad()
     def take_from_first(self, modules: Sequence[nn.Module]) -> None:
-        """Put the parameters and buffers of process 0 into those of all."""
+        """Put the parameters and buffers of process 0 into those of all; each keeps its part of a sharded one."""
         if not self.are_several:
             return
-        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if not is_sharded(t)]
         for tensor in dict.fromkeys(tensors):
             value = tensor.detach().contiguous()
-            with self._talking():  # as bytes: gloo does not know every type
+            with self.talking():  # as bytes: gloo does not know every type
                 dist.broadcast(value.view(-1).view(torch.uint8), group=self._group_of(value), group_src=0)
             if value.data_ptr() != tensor.data_ptr():
                 tensor.copy_(value)
@@ -132,10 +133,21 @@ class Processes:
     def telling_errors(self) -> Iterator[None]:
         """Whatever ends the block with an error here ends the others, too, with a line that says so."""
         try:
-            yield
+            with self._explaining_what_torch_says():
+                yield
         except BaseException as error:
             self.tell(error)
             raise
+
+    @contextmanager
+    def _explaining_what_torch_says(self) -> Iterator[None]:
+        """As `talking`, around anybody's code: torch exchanges the parts of sharded parameters by itself."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self._watch is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise self._watch.explain(error) from error
 
     @contextmanager
     def joining(self) -> Iterator[None]:
@@ -189,7 +201,8 @@ class Processes:
         return self._group if values.device.type == "cpu" else None
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def talking(self) -> Iterator[None]:
+        """A block of torch's collectives: one that fails as another process is gone says who it is."""
         if self._watch is not None:
             self._watch.check()
         try:

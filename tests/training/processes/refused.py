@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from mt2st_fast import (
@@ -52,13 +51,6 @@ def _own(n: int = 3) -> list[Any]:
 
 def wrapped(folder: Path) -> None:
     _fit(nn.parallel.DistributedDataParallel(_linear()), _own())
-
-
-def sharded(folder: Path) -> None:
-    encoder = _linear()
-    mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
-    fully_shard(encoder, mesh=mesh)
-    _fit(encoder, _own())
 
 
 def batch_norm(folder: Path) -> None:

@@ -1,0 +1,92 @@
+"""Encoders sharded by FSDP2 learn in the Trainer what whole ones learn in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.processes import sharded
+from tests.training.processes.test_together import assert_bits, assert_close, plain
+from tests.training.processes.together import run_together
+
+LEARN = [
+    "over_a_switch",
+    "clipped_and_accumulated",
+    "with_moments",
+    "evaluated",
+    "adaptive",
+    "beside_a_table",
+]
+CHECKPOINTS = ["resumed", "left_for_others"]
+REFUSED = {
+    "sharded_heads": "heads.linears.classes.weight is sharded",
+    "sharded_table": "encoder.table.weight is row-sparse, and sharded",
+    "not_over_all": "and 1 processes train",
+    "half_precision": "precision float16 looks for overflows in whole gradients",
+    "in_turns": "AlternateSteps trains encoder and tasks in turns",
+    "other_val": "process 1 of 2 has val of 2 batches, process 0 has 1 batches",
+    "endless_val": "val does not know how many batches it has",
+}
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Any]]]:
+    folder = tmp_path_factory.mktemp("sharded")
+    return folder, run_together("sharded", [*LEARN, *CHECKPOINTS, *REFUSED], folder)
+
+
+def assert_learns_the_same(alone: Any, of_all: list[Any], name: str) -> None:
+    first, *others = of_all
+    assert "error" not in first, first
+    for other in others:
+        assert_bits(first, other)
+        assert plain(first["history"]) == plain(other["history"])
+    assert_close(plain(alone["history"]), plain(first["history"]), name)
+    assert_close(alone["weights"], first["weights"], name)
+    assert_close(alone["moments"], first["moments"], name)
+
+
+@pytest.mark.parametrize("name", LEARN)
+def test_two_processes_learn_what_one_learns(name: str, of_two: Any) -> None:
+    folder, found = of_two
+    assert_learns_the_same(getattr(sharded, name)(folder), found[name], name)
+    assert {phase["engine"] for phase in found[name][0]["history"]["phases"]} == {"eager"}
+
+
+def test_each_holds_its_part(of_two: Any) -> None:
+    assert sum(of_one["share"] for of_one in of_two[1]["with_moments"]) == pytest.approx(1.0)
+    assert all(0.35 < of_one["share"] < 0.65 for of_one in of_two[1]["with_moments"])
+
+
+@pytest.mark.long
+def test_four_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    for name, found in run_together("sharded", LEARN, tmp_path, count=4).items():
+        assert_learns_the_same(getattr(sharded, name)(tmp_path), found, name)
+
+
+@pytest.mark.parametrize("at", [5, 17])
+def test_a_stopped_run_goes_on_bit_for_bit(at: int, of_two: Any) -> None:
+    for found in of_two[1]["resumed"]:
+        assert "error" not in found, found
+        assert_bits(found["whole"], found[f"resumed {at}"])
+        assert plain(found["whole"]["history"]) == plain(found[f"resumed {at}"]["history"])
+
+
+def test_a_run_goes_on_with_another_number_of_processes_and_whole(of_two: Any) -> None:
+    folder, found = of_two
+    alone = found["resumed"][0]["whole"]
+    assert_close(alone["weights"], sharded.taken_over(folder)["weights"])
+    sharded.left_for_others(folder)
+    for name, of_all in run_together("sharded", ["taken_over", "loaded"], folder).items():
+        assert "error" not in of_all[0], of_all[0]
+        assert_close(of_all[0]["weights"], of_all[1]["weights"])
+        expected = alone if name == "taken_over" else sharded.loaded(folder)
+        assert_close(expected["weights"], of_all[0]["weights"])
+
+
+@pytest.mark.parametrize(("name", "line"), REFUSED.items())
+def test_what_does_not_go_with_a_sharded_encoder_is_refused(name: str, line: str, of_two: Any) -> None:
+    for found in of_two[1][name]:
+        assert line in found["error"]
