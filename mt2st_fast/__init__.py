@@ -16,6 +16,7 @@ from mt2st_fast.model.description import load_modules, save_modules
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.open_tasks import OpenTask
+from mt2st_fast.model.row_shards import gather_rows, shard_rows
 from mt2st_fast.model.subword_vectors import SubwordVectors
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
@@ -115,11 +116,13 @@ __all__ = [
     "choose_backend",
     "choose_plan",
     "export_modules",
+    "gather_rows",
     "load",
     "load_model",
     "load_modules",
     "multitask_loss",
     "save_modules",
+    "shard_rows",
     "tasks_from_json",
     "tasks_to_json",
     "train_supervised",

@@ -40,15 +40,17 @@ def save_checkpoint(
     tensors = {
         f"{name}/{key}": value
         for name, module in modules.items()
-        for key, value in module.state_dict().items()
+        for key, value in module.state_dict(keep_vars=True).items()
     }
     optimizer_tensors, optimizer_state = _split_optimizer(optimizer)
+    held = held_in_order(optimizer)
+    of = {key: held[int(key.split("/")[1])] for key in optimizer_tensors}
     random_tensors, random_state = _random_states()
     content = {"format": FORMAT, "state": state, "optimizer": optimizer_state, "random": random_state}
     flat = {**tensors, **optimizer_tensors, **random_tensors}
     copies = {}
     for key, tensor in flat.items():
-        whole = gathered(tensor.detach())
+        whole = gathered(tensor, of.get(key)).detach()
         if writes:  # safetensors refuses tied parameters: each name gets memory of its own
             copies[key] = whole.cpu().clone(memory_format=torch.contiguous_format)
     if not writes:
@@ -89,7 +91,9 @@ class Checkpoint:
         """Load the parameters of `modules`. Raises InputError where they do not fit."""
         for name, module in modules.items():
             try:
-                module.load_state_dict(divided_as_all(module.state_dict(), self._under(f"{name}/")))
+                module.load_state_dict(
+                    divided_as_all(module.state_dict(keep_vars=True), self._under(f"{name}/"))
+                )
             except RuntimeError as error:
                 raise InputError(
                     f"the checkpoint does not fit the {name}: {_one_line(error)}; give the {name} of then, with what a "
@@ -105,12 +109,10 @@ class Checkpoint:
         """Load the optimizer's state; it must hold the parameters that were held, in their groups."""
         stored = self._content["optimizer"]
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in stored["state"].items()}
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        held = held_in_order(optimizer)
         for key, tensor in self._under("optimizer/").items():
             index, name = key.split("/")
-            like = parameters[int(index)] if int(index) < len(parameters) else None
-            fits = like is not None and like.shape == tensor.shape
-            state.setdefault(int(index), {})[name] = divided_as(like, tensor) if fits else tensor
+            state.setdefault(int(index), {})[name] = divided_as(held.get(int(index)), tensor)
         groups = [
             {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
             for group in stored["param_groups"]
@@ -135,6 +137,11 @@ class Checkpoint:
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {key[len(prefix) :]: t for key, t in self._tensors.items() if key.startswith(prefix)}
+
+
+def held_in_order(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
+    """An optimizer's parameters by the numbers that its state dict gives them."""
+    return dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

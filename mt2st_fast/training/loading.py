@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.processes.sharded import divided_as
+from mt2st_fast.training.processes.sharded import divided_as, whole_shape
 
 MOST_NAMED = 5
 EXTRA_STATE = "_extra_state"  # as torch names what a module keeps beside tensors
@@ -39,15 +39,19 @@ def load_weights(
     vocabulary of the same size are taken, too. Raises InputError, with nothing changed, where something does not fit
     and partial is not asked for, and where nothing fits.
     """
-    own = {f"{part}/{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
+    own = {
+        f"{part}/{name}": t
+        for part, module in modules.items()
+        for name, t in module.state_dict(keep_vars=True).items()
+    }
     # Which tasks were active is no weight: a run of its own begins with all of them.
     own, stored = _without_extra_state(own), _without_extra_state(stored)
     skipped = {name: "is not in this model" for name in stored if name not in own}
     for name, tensor in own.items():
         if name not in stored:
             skipped[name] = "is not in the checkpoint, stays as it is"
-        elif stored[name].shape != tensor.shape:
-            skipped[name] = f"is {tuple(stored[name].shape)} there and {tuple(tensor.shape)} here"
+        elif stored[name].shape != whole_shape(tensor):
+            skipped[name] = f"is {tuple(stored[name].shape)} there and {whole_shape(tensor)} here"
     taken = tuple(name for name in own if name in stored and name not in skipped)
     found = LoadedWeights(taken, skipped)
     if skipped and not partial:

@@ -99,17 +99,16 @@ def clip_gradients(
 
     add_up: sums over the processes that have parts of sharded ones; all of them call this.
     """
-    values, parts = [], []
+    values: list[Tensor] = []
+    parts: list[Tensor] = []
     for parameter in parameters:
         if parameter.grad is None:
             continue
-        if is_sharded(parameter.grad):
-            parts.append(own_part(parameter.grad))
-        elif parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            values.append(parameter.grad._values())
-        else:
-            values.append(parameter.grad)
+        own = own_part(parameter.grad)
+        if own.is_sparse:
+            parameter.grad = own.coalesce()
+            own = parameter.grad._values()
+        (parts if is_sharded(parameter) else values).append(own)
     if values or parts:
         # As torch.nn.utils.clip_grad_norm_, which knows no sparse gradient.
         norm = nn.utils.get_total_norm(values)

@@ -15,7 +15,7 @@ from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
-from mt2st_fast.training.processes.sharded import is_sharded, sum_instead_of_mean
+from mt2st_fast.training.processes.sharded import is_sharded, sum_instead_of_mean, whole_shape
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
@@ -24,8 +24,8 @@ class ExchangingSteps(EagerSteps):
 
     A task's loss is a mean over its labels. Here every batch counts for as many of a step's labels, of all processes,
     as it has (as with `accumulate`, see `shares`), so that sums of gradients are those of one batch, whatever labels
-    are missing where. Nothing is exchanged of a parameter that is not trained any more. Of sharded ones (FSDP2) torch
-    has exchanged the gradients when a backward pass is over, which every process makes for that.
+    are missing where. Nothing is exchanged of a parameter that is not trained any more. Of sharded ones
+    the gradients have been exchanged when a backward pass is over, which every process makes for that.
     """
 
     def __init__(self, parts: StepParts) -> None:
@@ -41,7 +41,7 @@ class ExchangingSteps(EagerSteps):
         tables = [
             table
             for table in dict.fromkeys([*row_sparse_tables(parts.encoder), *row_sparse_tables(parts.heads)])
-            if id(table) in trained
+            if id(table) in trained and not is_sharded(table)
         ]
         sparse = {id(table) for table in tables}
         dense = {
@@ -51,7 +51,7 @@ class ExchangingSteps(EagerSteps):
         self._sharded = [p for p in parts.trainable() if is_sharded(p)]
         named = {by_id[id(p)]: p for p in parts.trainable() if id(p) not in sparse and not is_sharded(p)}
         self._exchange = Exchange(parts.processes, named, tables)
-        shapes = [tuple(p.shape) for p in parts.trainable()]
+        shapes = [whole_shape(p) for p in parts.trainable()]
         self._phase = float(zlib.crc32(repr((parts.heads.active, shapes)).encode()))
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:

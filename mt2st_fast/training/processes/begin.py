@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import draw_own_numbers
+from mt2st_fast.training.processes.sharded import whole_shape
 from mt2st_fast.training.run_options import RunOptions, description
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
         {"a pass of": f"{run.steps_per_epoch} steps"},
         "give every process as many batches as the others, as DistributedSampler does",
     )
-    shapes = [tuple(p.shape) for module in (run.encoder, run.heads) for p in module.parameters()]
+    shapes = [whole_shape(p) for module in (run.encoder, run.heads) for p in module.parameters()]
     processes.check_same(
         {
             "tasks": ", ".join(run.heads.names),

@@ -9,11 +9,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.row_shards import shard_of
 from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.observations import Selecting
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.group import Processes
-from mt2st_fast.training.processes.sharded import has_sharded, is_sharded, let_go_of_gathered
+from mt2st_fast.training.processes.sharded import has_sharded, is_dtensor, let_go_of_gathered
 from mt2st_fast.training.turns import takes_turns
 
 
@@ -53,14 +55,20 @@ def check_schedule(processes: Processes, schedule: object) -> None:
 
 
 def check_sharded(
-    processes: Processes, schedule: object, encoder: nn.Module, heads: nn.Module, precision: str
+    processes: Processes, schedule: object, encoder: nn.Module, heads: MultiTaskHeads, precision: str
 ) -> None:
     """Raises InputError for sharded parameters (FSDP2) that no run can have, and for what cannot train beside them."""
     for name, parameter in heads.named_parameters():
-        if is_sharded(parameter):
+        if is_dtensor(parameter):
             raise InputError(
                 f"heads.{name} is sharded (FSDP), and the Trainer reads heads outside of a forward pass: shard the "
                 "encoder alone, or both in a loop of your own"
+            )
+    for table in row_sparse_tables(encoder):
+        if (shard := shard_of(table)) is not None and shard.count != processes.count:
+            raise InputError(
+                f"the encoder's table is divided among {shard.count} processes, and {processes.count} "
+                f"train{'s' if processes.count == 1 else ''}: let all of them train together"
             )
     tables = {id(table) for table in row_sparse_tables(encoder)}
     for name, parameter in encoder.named_parameters():
@@ -70,7 +78,7 @@ def check_sharded(
                 f"encoder.{name} is of FullyShardedDataParallel, whose gradients nobody else can add up: take "
                 "torch.distributed.fsdp.fully_shard"
             )
-        if not is_sharded(parameter):
+        if not is_dtensor(parameter):
             continue
         placements, mesh = parameter.placements, parameter.device_mesh  # type: ignore[attr-defined]
         if mesh.size() != processes.count or len(placements) != 1 or not placements[0].is_shard():
@@ -86,6 +94,10 @@ def check_sharded(
     if has_sharded(encoder):
         let_go_of_gathered(encoder)
         for asked, what in (
+            (
+                any(map(heads.is_word_task, heads.names)),
+                "a task on words reads the table outside of a forward pass",
+            ),
             (precision == "float16", "precision float16 looks for overflows in whole gradients"),
             (takes_turns(schedule), f"{type(schedule).__name__} trains encoder and tasks in turns"),
             (isinstance(schedule, Selecting), f"{type(schedule).__name__} measures whole parameters"),

@@ -1,7 +1,8 @@
-"""Parameters of which every process has a part (FSDP2's `fully_shard`): what the Trainer asks of them and of all.
+"""Parameters of which every process has a part: what the Trainer asks of them and of all.
 
-torch exchanges their gradients itself, as it gathers them for a forward pass: every process makes as many passes as the
-others, or one waits for ever. What is here works on tensors that are whole, too, so that nobody has to ask.
+They are those that FSDP2's `fully_shard` has divided, whose gradients torch exchanges itself, and tables divided by
+rows (model/row_shards.py). Both take messages within a forward pass: every process makes as many passes as the others,
+or one waits for ever. What is here works on tensors that are whole, too, so that nobody has to ask.
 """
 
 from __future__ import annotations
@@ -14,14 +15,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.model.row_shards import shard_of
+
 Key = TypeVar("Key")
 
 
-def is_sharded(value: object) -> bool:
-    """Whether this is a tensor of which other processes have parts (a DTensor)."""
+def is_dtensor(value: object) -> bool:
+    """Whether this is a tensor that torch has divided (a DTensor), as FSDP2 does."""
     # Not imported: it takes its time, and without it there is none.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
+
+
+def is_sharded(parameter: object) -> bool:
+    """Whether other processes have parts of a parameter."""
+    return is_dtensor(parameter) or shard_of(parameter) is not None
 
 
 def has_sharded(module: nn.Module) -> bool:
@@ -29,34 +37,49 @@ def has_sharded(module: nn.Module) -> bool:
     return any(map(is_sharded, module.parameters()))
 
 
+def whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Of all parts together."""
+    shard = shard_of(parameter)
+    return tuple(parameter.shape) if shard is None else (shard.n_rows, *parameter.shape[1:])
+
+
 def own_part(value: Tensor) -> Tensor:
     """This process's part of a tensor, on the same memory; all of one that is whole."""
-    return value.to_local() if is_sharded(value) else value  # type: ignore[attr-defined,no-any-return]
+    return value.to_local() if is_dtensor(value) else value  # type: ignore[attr-defined,no-any-return]
 
 
-def gathered(value: Tensor) -> Tensor:
-    """All of a tensor. Of a sharded one all processes call it."""
-    return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined,no-any-return]
+def gathered(value: Tensor, parameter: object = None) -> Tensor:
+    """All of a tensor. Of a sharded one all processes call it.
+
+    parameter: what the tensor is of, where that is not the tensor itself: moments of rows are divided as their table.
+    """
+    if is_dtensor(value):
+        return value.full_tensor()  # type: ignore[attr-defined,no-any-return]
+    parameter = value if parameter is None else parameter
+    shard = shard_of(parameter)
+    divided = shard is not None and value.shape[:1] == parameter.shape[:1]  # type: ignore[attr-defined]
+    return shard.gather(value) if divided else value  # type: ignore[union-attr]
 
 
-def divided_as(like: object, whole: Tensor) -> Tensor:
-    """A whole tensor, which every process has, as `like` is: this process's part of it where that is sharded."""
-    if not is_sharded(like):
+def divided_as(parameter: Any, whole: Tensor) -> Tensor:
+    """This process's part of a whole tensor, which every process has, where a parameter of that shape is sharded.
+
+    Of a table divided by rows also where only the rows are as many: the moments of rows.
+    """
+    shard = shard_of(parameter)
+    if shard is not None:
+        return whole[shard.own].clone() if whole.shape[:1] == (shard.n_rows,) else whole
+    if not is_dtensor(parameter) or parameter.shape != whole.shape:
         return whole
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return distribute_tensor(whole.to(like.device), mesh, placements, src_data_rank=None)  # type: ignore[attr-defined]
+    whole = whole.to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def divided_as_all(like: Mapping[Key, Any], whole: Mapping[Key, Any]) -> dict[Key, Any]:
-    """Each tensor as the one under its name in `like` is; what is no tensor there, or of another shape, as it is."""
-    return {
-        key: divided_as(like.get(key), value)
-        if getattr(like.get(key), "shape", None) == value.shape
-        else value
-        for key, value in whole.items()
-    }
+def divided_as_all(parameters: Mapping[Key, Any], whole: Mapping[Key, Any]) -> dict[Key, Any]:
+    """Each tensor as the parameter of its name is."""
+    return {key: divided_as(parameters.get(key), value) for key, value in whole.items()}
 
 
 def let_go_of_gathered(module: nn.Module) -> None:
@@ -72,8 +95,8 @@ def let_go_of_gathered(module: nn.Module) -> None:
 def sum_instead_of_mean(parameters: Iterable[nn.Parameter], count: int) -> None:
     """Make gradients, which FSDP2 has made the mean over `count` processes, their sum: a step is made of that."""
     for parameter in parameters:
-        if parameter.grad is not None:
-            own_part(parameter.grad).mul_(count)
+        if is_dtensor(parameter.grad):
+            own_part(parameter.grad).mul_(count)  # type: ignore[arg-type]
 
 
 def norm_of_all(parts: Iterable[Tensor], add_up: Callable[[Tensor], Tensor]) -> float:

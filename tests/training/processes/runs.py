@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,19 @@ def corpus(level: str) -> Corpus:
     return Corpus(tokens, bounds, columns, level=level)
 
 
-def words(level: str, make_optimizer: Any = None, similarity: bool = False, **options: Any) -> dict[str, Any]:
+def words(
+    level: str,
+    make_optimizer: Any = None,
+    similarity: bool = False,
+    subwords: bool = True,
+    divide: Callable[[nn.Module], None] = lambda encoder: None,
+    **options: Any,
+) -> dict[str, Any]:
     torch.manual_seed(2)
     text = corpus(level)
-    rows_of_type = torch.randint(0, 60, (40, 3), generator=torch.Generator().manual_seed(0))
-    of_table = {"rows_of_type": rows_of_type, "num_rows": 60, "sparse": True}
+    rows_of_type = torch.randint(0, 61, (40, 3), generator=torch.Generator().manual_seed(0))
+    of_table = {"rows_of_type": rows_of_type, "num_rows": 61} if subwords else {}
+    of_table |= {"sparse": True}
     encoder: nn.Module
     if level == "token":
         encoder = WindowEncoder(40, 6, window=1, hidden=8, **of_table)
@@ -158,6 +167,7 @@ def words(level: str, make_optimizer: Any = None, similarity: bool = False, **op
         pairs = np.random.default_rng(1).integers(0, 40, (30, 2))
         scores = np.linspace(0, 1, 30).astype(np.float32)
         data = {"main": list(data), "similarity": WordBatches(pairs, scores, "similarity", 8, 1, 9)}
+    divide(encoder)
     heads = MultiTaskHeads(8, tasks, "main")
     fit = {name: options.pop(name) for name in ("checkpoint", "resume", "epochs") if name in options}
     trainer = Trainer(

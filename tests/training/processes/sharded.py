@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from torch.distributed.fsdp import fully_shard
 from mt2st_fast import (
     AdaptiveSwitch,
     AlternateSteps,
+    BagEncoder,
     Classification,
     LazyAdam,
     MultiTask,
     MultiTaskHeads,
+    RowwiseAdagrad,
     Switch,
     Trainer,
+    WindowEncoder,
+    gather_rows,
+    shard_rows,
 )
+from mt2st_fast.model.row_shards import shard_of
 from mt2st_fast.training.processes.sharded import gathered, is_sharded
 from tests.training.processes import runs
 from tests.training.processes.runs import FEATURES, TASKS, Stop, batches, rank_and_count, rows
@@ -143,6 +150,67 @@ def loaded(folder: Path) -> dict[str, Any]:
     return {"weights": {name: gathered(value).clone() for name, value in encoder.state_dict().items()}}
 
 
+# --- tables divided by rows ---------------------------------------------------------------------------------
+
+
+def of_words(level: str, **options: Any) -> dict[str, Any]:
+    """As `runs.words`; by several processes with a table that they have divided, and whole again in what is found."""
+    encoders: list[nn.Module] = []
+
+    def divide(encoder: nn.Module) -> None:
+        encoders.append(encoder)
+        if rank_and_count()[1] > 1:
+            shard_rows(encoder)
+
+    found = runs.words(level, divide=divide, **options)
+    (encoder,) = encoders
+    shard, table = shard_of(encoder.table), encoder.table  # type: ignore[arg-type]
+    # One kernel call makes them in another order than a step of the optimizer does.
+    found["moments"].sort(key=lambda of_one: [(n, gathered(m, table).shape) for n, m in of_one.items()])
+    if shard is None:
+        return found | {"share": 1.0, "vectors": encoder.vectors()}  # type: ignore[operator]
+    found["weights"]["encoder/table"] = gathered(table.detach(), table)
+    found["moments"] = [{n: gathered(m, table) for n, m in of_one.items()} for of_one in found["moments"]]
+    vectors = encoder.vectors()  # type: ignore[operator]
+    gather_rows(encoder)
+    assert type(encoder) in (BagEncoder, WindowEncoder)
+    assert torch.equal(encoder.table, found["weights"]["encoder/table"])  # type: ignore[arg-type]
+    return found | {"share": len(table) / shard.n_rows, "vectors": vectors}  # type: ignore[arg-type]
+
+
+def divided_windows(folder: Path) -> dict[str, Any]:
+    return of_words("token")
+
+
+def divided_bags(folder: Path) -> dict[str, Any]:
+    return of_words("document", make_optimizer=lambda p: RowwiseAdagrad(p, lr=0.1))
+
+
+def divided_types(folder: Path) -> dict[str, Any]:
+    """A row a type, clipped and accumulated."""
+    return of_words("token", subwords=False, clip_norm=0.05, accumulate=2)
+
+
+def divided_resumed(folder: Path) -> dict[str, Any]:
+    found = {"whole": of_words("token")}
+    for at in (11, 50):
+        path = folder / f"divided-{at}.safetensors"
+        of_words("token", checkpoint=path, callbacks=[Stop(at)])
+        found[f"resumed {at}"] = of_words("token", checkpoint=path, resume=True)
+    return found
+
+
+def divided_left_for_others(folder: Path) -> dict[str, Any]:
+    path = folder / f"rows-left-by-{rank_and_count()[1]}.safetensors"
+    of_words("token", checkpoint=path, callbacks=[Stop(11)])
+    return {}
+
+
+def divided_taken_over(folder: Path) -> dict[str, Any]:
+    path = folder / f"rows-left-by-{3 - rank_and_count()[1]}.safetensors"
+    return of_words("token", checkpoint=path, resume=True)
+
+
 # --- refused --------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +231,24 @@ def sharded_heads(folder: Path) -> None:
     heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
     shard(heads)
     _refused(Layers(), heads)
+
+
+def words_beside_divided_rows(folder: Path) -> None:
+    runs.words("token", similarity=True, divide=shard_rows)
+
+
+def divided_alone(folder: Path) -> None:
+    runs.words("token", divide=shard_rows, distributed="none")
+
+
+def dense_rows(folder: Path) -> None:
+    shard_rows(BagEncoder(9, 4))
+
+
+def copied(folder: Path) -> None:
+    encoder = BagEncoder(9, 4, sparse=True)
+    shard_rows(encoder)
+    copy.deepcopy(encoder).vectors()
 
 
 def sharded_table(folder: Path) -> None:

@@ -1,0 +1,200 @@
+"""A table divided by rows among processes, behind the encoder that reads it: for tables beyond one machine.
+
+Every process holds V / W rows of the table, and moves them. For a batch it asks their owners for the rows that stand in
+it, each once, computes with those as with a small table, and sends the owners the gradients of these rows. So a step
+takes a process n (8 + 8 D) bytes for its n distinct rows, forward and backward, however many processes there are;
+torch's `all_to_all_single` carries them. All make as many passes as the others, or one waits for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mt2st_fast.errors import InputError
+from mt2st_fast.kernels import embedding_bag, unique_ids
+from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+
+
+@dataclass(frozen=True)
+class RowShard:
+    """Which rows of a table of `n_rows` process `rank` of `count` holds: as torch.chunk divides them."""
+
+    n_rows: int
+    rank: int
+    count: int
+
+    @property
+    def bounds(self) -> list[int]:
+        """Where each process's rows begin; the last of `count` + 1 is where those of the last end."""
+        each = -(-self.n_rows // self.count)
+        return [min(self.n_rows, rank * each) for rank in range(self.count + 1)]
+
+    @property
+    def own(self) -> slice:
+        """The rows that this process holds."""
+        return slice(*self.bounds[self.rank : self.rank + 2])
+
+    def owned(self, rows: Tensor) -> list[int]:
+        """How many of these rows (n,), in ascending order, each process holds."""
+        bounds = torch.tensor(self.bounds, device=rows.device)
+        return torch.searchsorted(rows, bounds).diff().tolist()  # type: ignore[no-any-return]
+
+    def gather(self, own: Tensor) -> Tensor:
+        """(V, ...) of the rows (n, ...) that each process has; all of them call it."""
+        sizes = [last - first for first, last in zip(self.bounds, self.bounds[1:], strict=False)]
+        padded = own.new_zeros(max(sizes), *own.shape[1:])
+        padded[: len(own)] = own
+        as_bytes = padded.contiguous().view(torch.uint8)
+        found = [torch.empty_like(as_bytes) for _ in sizes]
+        dist.all_gather(found, as_bytes)
+        return torch.cat([of_one.view(own.dtype)[:size] for of_one, size in zip(found, sizes, strict=True)])
+
+
+def shard_of(value: object) -> RowShard | None:
+    """Which rows of a table a parameter holds; None of one that is whole."""
+    found: RowShard | None = getattr(value, "row_shard", None)
+    return found
+
+
+def shard_rows(encoder: nn.Module) -> None:
+    """Have every process of the default group keep its part of the rows of an encoder's table, and read all of them.
+
+    encoder: a `BagEncoder` or `WindowEncoder` with sparse=True, which has the same weights in all processes; after it
+    its `table` is (V / W, D). To be called by all of them, before the optimizer is made. Raises ValueError for another
+    encoder, and InputError where there are no several processes.
+    """
+    sharded_class = {BagEncoder: _ShardedBagEncoder, WindowEncoder: _ShardedWindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
+    if sharded_class is None or not encoder.sparse:
+        raise ValueError(
+            f"a {type(encoder).__name__} cannot be divided by rows: give a BagEncoder or WindowEncoder with sparse=True"
+        )
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+        raise InputError(
+            "a table is divided among several processes, and there is one: start them by torchrun and call "
+            "torch.distributed.init_process_group, or leave it whole"
+        )
+    _put(encoder, RowShard(len(encoder.table), dist.get_rank(), dist.get_world_size()))  # type: ignore[arg-type]
+    encoder.__class__ = sharded_class
+
+
+def gather_rows(encoder: nn.Module) -> None:
+    """Have every process hold the whole table again, as before `shard_rows`; to be called by all of them.
+
+    Raises ValueError for an encoder that is not divided.
+    """
+    shard = shard_of(getattr(encoder, "table", None))
+    if not isinstance(encoder, _ShardedTable) or shard is None:
+        raise ValueError(f"the table of this {type(encoder).__name__} is not divided by rows")
+    whole = shard.gather(encoder.table.detach())
+    encoder.table = nn.Parameter(whole, requires_grad=encoder.table.requires_grad)
+    encoder.__class__ = type(encoder).__mro__[2]
+
+
+def _put(encoder: nn.Module, shard: RowShard) -> None:
+    whole: nn.Parameter = encoder.table  # type: ignore[assignment]
+    own = nn.Parameter(whole.detach()[shard.own].clone(), requires_grad=whole.requires_grad)
+    own.row_shard = shard  # type: ignore[attr-defined]
+    encoder.table = own
+
+
+class _ShardedTable:
+    """What is otherwise with an encoder whose table is divided."""
+
+    table: nn.Parameter
+    rows_of_type: Tensor | None
+    num_types: int
+    dim: int
+    backend: str
+
+    def configuration(self) -> dict[str, Any]:
+        """Of the encoder with its whole table."""
+        return super().configuration() | {"num_rows": self._shard.n_rows}  # type: ignore[misc,no-any-return]
+
+    def mean_of_rows(self, rows: Tensor) -> Tensor:
+        """(n, D) the mean of n times M rows of the table, -1 = none."""
+        vectors, ids = self._fetched(rows)
+        return embedding_bag(vectors, ids, mode="mean", backend=self.backend)
+
+    @torch.no_grad()
+    def vectors(self) -> Tensor:
+        """(T, D) the vector of every word type, in every process; all call it."""
+        if self.rows_of_type is None:
+            return _FetchRows.apply(self.table, torch.arange(self.num_types), self._shard)  # type: ignore[no-any-return]
+        return self.mean_of_rows(self.rows_of_type[:-1])
+
+    @property
+    def _shard(self) -> RowShard:
+        shard = shard_of(self.table)
+        if shard is None:
+            raise RuntimeError(
+                "the table was copied and does not know which rows it holds: copy the encoder before shard_rows"
+            )
+        return shard
+
+    def _pools_types(self) -> bool:
+        return False
+
+    def _source(self, types: Tensor) -> tuple[Tensor, Tensor]:
+        """(vectors, ids): vectors[ids] are those of the types (n,)."""
+        self._check_range(types)  # type: ignore[attr-defined]
+        if self.rows_of_type is None:
+            return self._fetched(types)
+        unique, ids = unique_ids(types, self.num_types, self.backend)
+        return self.mean_of_rows(self.rows_of_type[unique.long()]), ids
+
+    def _fetched(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(vectors, ids): vectors[ids] are the rows (...) of the table, -1 = none; each of them is fetched once."""
+        is_row = rows >= 0
+        wanted = rows[is_row].long().unique()
+        vectors = _FetchRows.apply(self.table, wanted, self._shard)
+        ids = torch.searchsorted(wanted, rows.long()).masked_fill(~is_row, -1).to(torch.int32)
+        # Kernels want a table with rows, where nothing is read from it, too.
+        return (vectors if len(wanted) else torch.cat([vectors, vectors.new_zeros(1, self.dim)])), ids
+
+
+class _ShardedBagEncoder(_ShardedTable, BagEncoder):
+    """A `BagEncoder` whose table is divided by rows."""
+
+
+class _ShardedWindowEncoder(_ShardedTable, WindowEncoder):
+    """A `WindowEncoder` whose table is divided by rows."""
+
+
+class _FetchRows(torch.autograd.Function):
+    """Rows (n, D) of a divided table, by their numbers (n,) in ascending order, each once.
+
+    The gradient of a process's part is the sum over all that asked for a row of it, row-sparse.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rows: Tensor, shard: RowShard) -> Tensor:
+        ask = shard.owned(rows)
+        asked = _exchanged(
+            torch.tensor(ask, device=rows.device), [1] * shard.count, [1] * shard.count
+        ).tolist()
+        ids = _exchanged(rows, ask, asked) - shard.own.start
+        ctx.ids, ctx.ask, ctx.asked, ctx.shape = ids, ask, asked, own.shape
+        return _exchanged(own.detach()[ids], asked, ask)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        arrived = _exchanged(gradient.contiguous(), ctx.ask, ctx.asked)
+        rows = torch.sparse_coo_tensor(ctx.ids.unsqueeze(0), arrived, ctx.shape, check_invariants=False)
+        return rows.coalesce(), None, None
+
+
+def _exchanged(values: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    """What arrives, in the order of processes, where each is sent its part of the values (n, ...)."""
+    found = values.new_empty(sum(received), *values.shape[1:])
+    row = math.prod(values.shape[1:]) * values.element_size()  # bytes, as gloo does not know every type
+    arrived = torch.empty(sum(received), row, dtype=torch.uint8, device=values.device)
+    leaving = values.contiguous().reshape(len(values), -1).view(torch.uint8).view(len(values), row)
+    dist.all_to_all_single(arrived, leaving, list(received), list(sent))
+    return arrived.view(-1).view(values.dtype).view(found.shape)
