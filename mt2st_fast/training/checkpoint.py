@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
+from mt2st_fast.training.optimizer_upkeep import IMPLEMENTATIONS
 from mt2st_fast.training.processes.sharded import divided_as, divided_as_all, gathered
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
@@ -118,11 +119,13 @@ class Checkpoint:
             for group in stored["param_groups"]
         ]
         rates = [group["lr"] for group in optimizer.param_groups]
+        own = [{name: g[name] for name in IMPLEMENTATIONS if name in g} for g in optimizer.param_groups]
         try:
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         except ValueError as error:
             raise InputError(f"the checkpoint does not fit the optimizer: {_one_line(error)}") from error
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for group, rate, implementation in zip(optimizer.param_groups, rates, own, strict=True):
+            group.update(implementation)
             if isinstance(rate, Tensor):  # on the device, where a captured step reads it
                 group["lr"] = rate.fill_(group["lr"])
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.optim import ROW_STATE
-from mt2st_fast.training.processes.sharded import is_sharded, norm_of_all, own_part
+from mt2st_fast.training.processes.sharded import is_dtensor, is_sharded, norm_of_all, own_part
 
 # A moment this small moves no float32 parameter. From here, decaying by 0.9 a step, it takes more than
 # FADE_STEPS steps to become subnormal.
 FADED = 1e-25
 FADE_STEPS = 250
+IMPLEMENTATIONS = ("fused", "foreach")  # options of an optimizer that say how it computes a step, not what
 
 
 def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
@@ -150,7 +151,8 @@ def optimizer_options(optimizer: torch.optim.Optimizer, names: list[list[str]] |
             {
                 name: value
                 for name, value in told.items()
-                if name not in ("params", "lr")  # the rate may fall: initial_lr is what was told
+                # The rate may fall: initial_lr is what was told.
+                if name not in ("params", "lr", *IMPLEMENTATIONS)
                 and (value is None or isinstance(value, plain) or (name == "betas"))
             }
         )
@@ -198,4 +200,12 @@ def admit(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) 
     for parameter in new:
         parameter.grad = None  # nobody has stepped or cleared it
     optimizer.param_groups[0]["params"].extend(new)
+    step_mixed_groups_singly(optimizer)
     return True
+
+
+def step_mixed_groups_singly(optimizer: torch.optim.Optimizer) -> None:
+    """Have a group with whole and sharded parameters stepped one by one: torch has no operator that takes both."""
+    for group in optimizer.param_groups:
+        if len({is_dtensor(parameter) for parameter in group["params"]}) > 1:
+            group.update({name: False for name in IMPLEMENTATIONS if name in group})

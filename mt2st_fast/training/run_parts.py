@@ -11,6 +11,7 @@ from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.observations import Selecting
+from mt2st_fast.training.optimizer_upkeep import step_mixed_groups_singly
 from mt2st_fast.training.run_options import RunOptions
 from mt2st_fast.training.turns import takes_turns
 
@@ -45,6 +46,7 @@ def make_parts(
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     # An encoder may hold the heads as well: they are trained once.
     optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
+    step_mixed_groups_singly(optimizer)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
     if by_task:

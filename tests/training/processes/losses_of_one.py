@@ -13,7 +13,7 @@ from torch import nn
 
 from mt2st_fast import Callback, Classification, MultiTask, MultiTaskHeads, Switch, Trainer
 from mt2st_fast.training.processes.watch import LostProcessError
-from tests.training.processes import runs
+from tests.training.processes import runs, sharded
 
 
 class Mark(Callback):
@@ -31,13 +31,14 @@ class Mark(Callback):
                 raise RuntimeError("the disk is full")
 
 
-def _train(folder: Path, fails_in: int | None = None, **options: Any) -> NoReturn:
+def _train(
+    folder: Path, fails_in: int | None = None, encoder: nn.Module | None = None, **options: Any
+) -> NoReturn:
     torch.manual_seed(0)
+    encoder = encoder or nn.Linear(runs.FEATURES, 8)
     heads = MultiTaskHeads(8, {"classes": Classification(4)}, "classes")
     callbacks = [Mark(folder, fails_in)]
-    trainer = Trainer(
-        nn.Linear(runs.FEATURES, 8), heads, schedule=MultiTask(), device="cpu", callbacks=callbacks, **options
-    )
+    trainer = Trainer(encoder, heads, schedule=MultiTask(), device="cpu", callbacks=callbacks, **options)
     data = [(x, {"classes": targets["classes"]}) for x, targets in runs.batches()]
     try:
         trainer.fit(data, epochs=1_000_000)
@@ -49,6 +50,13 @@ def _train(folder: Path, fails_in: int | None = None, **options: Any) -> NoRetur
 
 def endless(folder: Path) -> NoReturn:
     _train(folder)
+
+
+def endless_sharded(folder: Path) -> NoReturn:
+    """Here most messages are torch's own, within forward and backward passes."""
+    encoder = sharded.Layers()
+    sharded.shard(encoder)
+    _train(folder, encoder=encoder)
 
 
 def failing(folder: Path) -> NoReturn:

@@ -33,9 +33,10 @@ def ends_with(process: subprocess.Popen[str]) -> str:
     return text
 
 
+@pytest.mark.parametrize("scenario", ["endless", "endless_sharded"])
 @pytest.mark.parametrize(("lost", "left"), [(1, 0), pytest.param(0, 1, marks=pytest.mark.long)])
-def test_a_killed_process_ends_the_other(lost: int, left: int, tmp_path: Path) -> None:
-    with started(scenarios("losses_of_one", ["endless"], tmp_path)) as processes:
+def test_a_killed_process_ends_the_other(lost: int, left: int, scenario: str, tmp_path: Path) -> None:
+    with started(scenarios("losses_of_one", [scenario], tmp_path)) as processes:
         wait_for(processes, tmp_path)
         processes[lost].kill()
         assert f"LostProcessError: process {lost} of 2 is lost" in ends_with(processes[left])

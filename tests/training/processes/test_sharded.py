@@ -19,6 +19,7 @@ LEARN = [
     "over_a_switch",
     "clipped_and_accumulated",
     "with_moments",
+    "by_default",
     "evaluated",
     "adaptive",
     "beside_a_table",
