@@ -21,6 +21,8 @@ from mt2st_fast.kernels import (
 )
 
 NO_ROW = -1
+# Mean pooling divides by the bag: this scale keeps the features of a window near unit variance.
+TABLE_STD = 0.5
 
 
 class _TypeEmbedding(nn.Module):
@@ -29,7 +31,8 @@ class _TypeEmbedding(nn.Module):
     `rows_of_type` is (T, M), padded with `padding_row`: the word's own row and those of its hashed
     subwords, so that a word unseen in training still has a vector. None means that type t is row t. With
     `sparse` the table's gradient is a sparse tensor of the rows in the batch: a step with LazyAdam, RowwiseAdagrad or
-    SGD of this package then costs what the batch costs, whatever V.
+    SGD of this package then costs what the batch costs, whatever V. table_device="meta": a table without memory, of
+    which `shard_rows` gives every process its rows.
     """
 
     rows_of_type: Tensor | None
@@ -45,6 +48,7 @@ class _TypeEmbedding(nn.Module):
         padding_row: int = 0,
         sparse: bool = False,
         backend: str = "auto",
+        table_device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
         if rows_of_type is not None:
@@ -53,9 +57,9 @@ class _TypeEmbedding(nn.Module):
             rows_of_type = _with_none(rows_of_type, num_types, num_rows, padding_row)
         self.dim, self.num_types, self.padding_row = dim, num_types, padding_row
         self.sparse, self.backend = sparse, backend
-        self.table = nn.Parameter(torch.empty(num_types if num_rows is None else num_rows, dim))
-        # Mean pooling divides by the bag: this scale keeps the features of a window near unit variance.
-        nn.init.normal_(self.table, std=0.5)
+        n_rows = num_types if num_rows is None else num_rows
+        self.table = nn.Parameter(torch.empty(n_rows, dim, device=table_device))
+        nn.init.normal_(self.table, std=TABLE_STD)
         if rows_of_type is not None:
             with torch.no_grad():
                 self.table[padding_row].zero_()
@@ -193,10 +197,11 @@ class WindowEncoder(_TypeEmbedding):
         padding_row: int = 0,
         sparse: bool = False,
         backend: str = "auto",
+        table_device: str | torch.device | None = None,
     ) -> None:
         super().__init__(
             num_types, dim, rows_of_type=rows_of_type, num_rows=num_rows, padding_row=padding_row, sparse=sparse,
-            backend=backend,
+            backend=backend, table_device=table_device,
         )  # fmt: skip
         self.width = 2 * window + 1
         self.dropout = nn.Dropout(dropout)
@@ -243,10 +248,11 @@ class BagEncoder(_TypeEmbedding):
         padding_row: int = 0,
         sparse: bool = False,
         backend: str = "auto",
+        table_device: str | torch.device | None = None,
     ) -> None:
         super().__init__(
             num_types, dim, rows_of_type=rows_of_type, num_rows=num_rows, padding_row=padding_row, sparse=sparse,
-            backend=backend,
+            backend=backend, table_device=table_device,
         )  # fmt: skip
         if mode not in ("mean", "sum"):
             raise ValueError(f"mode must be mean or sum, not {mode}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import embedding_bag, unique_ids
-from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
+from mt2st_fast.model.encoders import TABLE_STD, BagEncoder, WindowEncoder
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ def shard_rows(encoder: nn.Module) -> None:
     """Have every process of the default group keep its part of the rows of an encoder's table, and read all of them.
 
     encoder: a `BagEncoder` or `WindowEncoder` with sparse=True, which has the same weights in all processes; after it
-    its `table` is (V / W, D). To be called by all of them, before the optimizer is made. Raises ValueError for another
-    encoder, and InputError where there are no several processes.
+    its `table` is (V / W, D). Of one made with table_device="meta" no process ever holds all rows.
+    To be called by all of them, before the optimizer is made. Raises ValueError for another encoder, and InputError
+    where there are no several processes.
     """
     sharded_class = {BagEncoder: _ShardedBagEncoder, WindowEncoder: _ShardedWindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     if sharded_class is None or not encoder.sparse:
@@ -99,9 +100,21 @@ def gather_rows(encoder: nn.Module) -> None:
 
 def _put(encoder: nn.Module, shard: RowShard) -> None:
     whole: nn.Parameter = encoder.table  # type: ignore[assignment]
-    own = nn.Parameter(whole.detach()[shard.own].clone(), requires_grad=whole.requires_grad)
+    rows = whole.detach()[shard.own]
+    rows = _new_rows(encoder, shard, rows) if rows.is_meta else rows.clone()
+    own = nn.Parameter(rows, requires_grad=whole.requires_grad)
     own.row_shard = shard  # type: ignore[attr-defined]
     encoder.table = own
+
+
+def _new_rows(encoder: nn.Module, shard: RowShard, like: Tensor) -> Tensor:
+    """As the encoder would begin; of numbers that are others in every process, and the same for one seed and count."""
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + shard.rank)
+    rows = nn.init.normal_(torch.empty_like(like, device="cpu"), std=TABLE_STD, generator=generator)
+    padding = encoder.padding_row - shard.own.start  # type: ignore[operator]
+    if encoder.rows_of_type is not None and 0 <= padding < len(rows):
+        rows[padding].zero_()
+    return rows
 
 
 class _ShardedTable:

@@ -145,14 +145,14 @@ def words(
     level: str,
     make_optimizer: Any = None,
     similarity: bool = False,
-    subwords: bool = True,
+    n_rows: int | None = 60,
     divide: Callable[[nn.Module], None] = lambda encoder: None,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(2)
     text = corpus(level)
-    rows_of_type = torch.randint(0, 61, (40, 3), generator=torch.Generator().manual_seed(0))
-    of_table = {"rows_of_type": rows_of_type, "num_rows": 61} if subwords else {}
+    rows_of_type = torch.randint(0, n_rows or 40, (40, 3), generator=torch.Generator().manual_seed(0))
+    of_table = {} if n_rows is None else {"rows_of_type": rows_of_type, "num_rows": n_rows}
     of_table |= {"sparse": True}
     encoder: nn.Module
     if level == "token":

@@ -183,7 +183,7 @@ def of_words(level: str, **options: Any) -> dict[str, Any]:
 
 
 def divided_windows(folder: Path) -> dict[str, Any]:
-    return of_words("token")
+    return of_words("token", n_rows=61)
 
 
 def divided_bags(folder: Path) -> dict[str, Any]:
@@ -192,7 +192,16 @@ def divided_bags(folder: Path) -> dict[str, Any]:
 
 def divided_types(folder: Path) -> dict[str, Any]:
     """A row a type, clipped and accumulated."""
-    return of_words("token", subwords=False, clip_norm=0.05, accumulate=2)
+    return of_words("token", n_rows=None, clip_norm=0.05, accumulate=2)
+
+
+def never_whole(folder: Path) -> dict[str, Any]:
+    """A table that begins without memory; with a padding row."""
+    torch.manual_seed(5)
+    rows_of_type = torch.arange(2000).view(1000, 2)
+    encoder = BagEncoder(1000, 16, rows_of_type=rows_of_type, num_rows=2000, sparse=True, table_device="meta")
+    shard_rows(encoder)
+    return {"own": encoder.table.detach().clone(), "whole": gathered(encoder.table.detach(), encoder.table)}
 
 
 def divided_resumed(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ LEARN = [
     "adaptive",
     "beside_a_table",
 ]
-CHECKPOINTS = ["resumed", "left_for_others", "divided_resumed", "divided_left_for_others"]
+CHECKPOINTS = ["resumed", "left_for_others", "divided_resumed", "divided_left_for_others", "never_whole"]
 REFUSED = {
     "sharded_heads": "heads.linears.classes.weight is sharded",
     "words_beside_divided_rows": "a task on words reads the table outside of a forward pass",
@@ -69,6 +69,15 @@ def test_rows_are_divided_as_torch_chunks_them(count: int, bounds: list[int]) ->
     assert shards[0].owned(torch.tensor([0, 1, 4])) == [
         int((part[:, None] == torch.tensor([0, 1, 4])).sum()) for part in own
     ]
+
+
+def test_a_table_need_never_be_whole(of_two: Any) -> None:
+    first, second = of_two[1]["never_whole"]
+    assert torch.equal(first["whole"], torch.cat([first["own"], second["own"]]))
+    assert torch.equal(first["whole"], second["whole"])
+    assert not first["own"][0].any()  # the padding row
+    assert not (first["own"][1:] == second["own"][1:]).any()
+    assert first["whole"][1:].std() == pytest.approx(0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("name", DIVIDED)
