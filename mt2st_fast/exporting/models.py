@@ -22,6 +22,7 @@ from mt2st_fast.exporting.inputs import TextInputs
 from mt2st_fast.exporting.writing import Exported, Graph, Trial, output_of, write_graph
 from mt2st_fast.model.encoders import NO_ROW, BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.sharded import check_whole
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 
 # How a line is cut into words, by the names that readers of training data have for it.
@@ -149,6 +150,7 @@ def export_modules(
     Raises InputError for a task without a fused head, an encoder of one's own without an example, or that cannot be
     traced, for parameters that are not float32, and as `write_graph` does.
     """
+    check_whole(encoder)
     names = list(tasks or (heads.main,))
     for name in names:
         if name not in heads.tasks:

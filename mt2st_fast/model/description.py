@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.sharded import check_whole
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model_folder import read_model, write_model
 
@@ -50,6 +51,7 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
 
     Raises InputError for an encoder without `configuration()` and for a task that is no dataclass of a fused head.
     """
+    check_whole(encoder)
     if not callable(getattr(encoder, "configuration", None)):
         raise InputError(
             f"a {type(encoder).__name__} cannot be kept: give it a method configuration() that returns the arguments "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -46,15 +46,26 @@ class RowShard:
         bounds = torch.tensor(self.bounds, device=rows.device)
         return torch.searchsorted(rows, bounds).diff().tolist()  # type: ignore[no-any-return]
 
-    def gather(self, own: Tensor) -> Tensor:
-        """(V, ...) of the rows (n, ...) that each process has; all of them call it."""
-        sizes = [last - first for first, last in zip(self.bounds, self.bounds[1:], strict=False)]
-        padded = own.new_zeros(max(sizes), *own.shape[1:])
-        padded[: len(own)] = own
-        as_bytes = padded.contiguous().view(torch.uint8)
-        found = [torch.empty_like(as_bytes) for _ in sizes]
-        dist.all_gather(found, as_bytes)
-        return torch.cat([of_one.view(own.dtype)[:size] for of_one, size in zip(found, sizes, strict=True)])
+    def gather(self, own: Tensor, *, to_first: bool = False) -> Tensor:
+        """(V, ...) of the rows (n, ...) that each process has; all of them call it.
+
+        to_first: process 0 alone gets them, and the others what they have.
+        """
+        if to_first and self.rank:
+            if len(own):
+                dist.send(_as_bytes(own), 0)
+            return own
+        whole = own.new_empty(self.n_rows, *own.shape[1:])
+        whole[self.own] = own
+        for rank, (first, last) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
+            part = _as_bytes(whole[first:last])  # on the same memory
+            if not len(part) or (to_first and rank == self.rank):
+                continue
+            if to_first:
+                dist.recv(part, rank)
+            else:
+                dist.broadcast(part, rank)
+        return whole
 
 
 def shard_of(value: object) -> RowShard | None:
@@ -63,13 +74,18 @@ def shard_of(value: object) -> RowShard | None:
     return found
 
 
+def has_lost_its_rows(module: nn.Module) -> bool:
+    """Whether this is a divided encoder whose table does not know any more which rows it holds: copies do not."""
+    return isinstance(module, _ShardedTable) and shard_of(module.table) is None
+
+
 def shard_rows(encoder: nn.Module) -> None:
     """Have every process of the default group keep its part of the rows of an encoder's table, and read all of them.
 
-    encoder: a `BagEncoder` or `WindowEncoder` with sparse=True, which has the same weights in all processes; after it
-    its `table` is (V / W, D). Of one made with table_device="meta" no process ever holds all rows.
-    To be called by all of them, before the optimizer is made. Raises ValueError for another encoder, and InputError
-    where there are no several processes.
+    To be called by all of them, before the optimizer is made. encoder: a `BagEncoder` or `WindowEncoder` with
+    sparse=True, which has the same weights in all processes; after it its `table` is (V / W, D), and whoever else held
+    the table holds the old one. Of one made with table_device="meta" no process ever holds all rows. Raises ValueError
+    for another encoder, and InputError where there are no several processes.
     """
     sharded_class = {BagEncoder: _ShardedBagEncoder, WindowEncoder: _ShardedWindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     if sharded_class is None or not encoder.sparse:
@@ -88,14 +104,16 @@ def shard_rows(encoder: nn.Module) -> None:
 def gather_rows(encoder: nn.Module) -> None:
     """Have every process hold the whole table again, as before `shard_rows`; to be called by all of them.
 
-    Raises ValueError for an encoder that is not divided.
+    An optimizer that was made before holds what each had. Raises ValueError for an encoder that is not divided, or that
+    something else has divided, too.
     """
+    plain_class = {_ShardedBagEncoder: BagEncoder, _ShardedWindowEncoder: WindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     shard = shard_of(getattr(encoder, "table", None))
-    if not isinstance(encoder, _ShardedTable) or shard is None:
-        raise ValueError(f"the table of this {type(encoder).__name__} is not divided by rows")
-    whole = shard.gather(encoder.table.detach())
-    encoder.table = nn.Parameter(whole, requires_grad=encoder.table.requires_grad)
-    encoder.__class__ = type(encoder).__mro__[2]
+    if plain_class is None or shard is None:
+        raise ValueError(f"this {type(encoder).__name__} has no table that shard_rows alone has divided")
+    table: Tensor = encoder.table  # type: ignore[assignment]
+    encoder.table = nn.Parameter(shard.gather(table.detach()), requires_grad=table.requires_grad)
+    encoder.__class__ = plain_class
 
 
 def _put(encoder: nn.Module, shard: RowShard) -> None:
@@ -139,8 +157,17 @@ class _ShardedTable:
     def vectors(self) -> Tensor:
         """(T, D) the vector of every word type, in every process; all call it."""
         if self.rows_of_type is None:
-            return _FetchRows.apply(self.table, torch.arange(self.num_types), self._shard)  # type: ignore[no-any-return]
+            return _FetchRows.apply(self.table, self._all_types(), self._shard)  # type: ignore[no-any-return]
         return self.mean_of_rows(self.rows_of_type[:-1])
+
+    def prepare(self, types: Tensor, offsets: Tensor) -> NoReturn:
+        """Raises InputError: a prepared batch knows the rows of one table."""
+        raise InputError(
+            "a batch cannot be prepared for a table that is divided by rows: give types and offsets"
+        )
+
+    def _all_types(self) -> Tensor:
+        return torch.arange(self.num_types, device=self.table.device)
 
     @property
     def _shard(self) -> RowShard:
@@ -207,7 +234,12 @@ def _exchanged(values: Tensor, sent: Sequence[int], received: Sequence[int]) -> 
     """What arrives, in the order of processes, where each is sent its part of the values (n, ...)."""
     found = values.new_empty(sum(received), *values.shape[1:])
     row = math.prod(values.shape[1:]) * values.element_size()  # bytes, as gloo does not know every type
-    arrived = torch.empty(sum(received), row, dtype=torch.uint8, device=values.device)
-    leaving = values.contiguous().reshape(len(values), -1).view(torch.uint8).view(len(values), row)
+    arrived = _as_bytes(found).view(sum(received), row)  # on the same memory
+    leaving = _as_bytes(values).view(len(values), row)
     dist.all_to_all_single(arrived, leaving, list(received), list(sent))
-    return arrived.view(-1).view(values.dtype).view(found.shape)
+    return found
+
+
+def _as_bytes(values: Tensor) -> Tensor:
+    """(n,) all bytes of a tensor, on its memory where that is in one piece."""
+    return values.contiguous().view(-1).view(torch.uint8)

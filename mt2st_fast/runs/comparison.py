@@ -195,6 +195,12 @@ def _differences(
         )
         for name in ("best", "test")
     }
+    found["whole"] = {
+        measure: difference(
+            change_of_medians, [run[measure] for run in runs[own]], [run[measure] for run in runs[base]]
+        )
+        for measure in MEASURES
+    }
     found["to"] = {
         key: {
             measure: difference(

@@ -42,6 +42,7 @@ def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
     return [
         _verdicts(comparison),
         Part("Quality", [_stopped(comparison), _taken_by(comparison)], *_quality(comparison)),
+        Part("The whole run", [ON_WHOLE_RUNS], *_whole_runs(comparison)),
         *(
             Part(f"To the target: {target['label']}", [_of_seeds(target)], *_to(comparison, key))
             for key, target in comparison["targets"].items()
@@ -141,10 +142,16 @@ def _bases(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _verdicts(comparison: Mapping[str, Any]) -> Part:
-    columns = ["strategy", "against", "time", "time to its plateau", "quality at the end"]
-    rows = [
-        [v[name] for name in ("own", "base", "time", "plateau", "quality")] for v in comparison["verdicts"]
+    columns = [
+        "strategy",
+        "against",
+        "time",
+        "time to its plateau",
+        "time of the whole run",
+        "quality at the end",
     ]
+    names = ("own", "base", "time", "plateau", "whole", "quality")
+    rows = [[v[name] for name in names] for v in comparison["verdicts"]]
     enough = comparison["n_seeds"] >= LEAST_SEEDS
     return Part("What can be concluded", comparison["conclusions"], columns, rows if enough else [])
 
@@ -166,11 +173,44 @@ def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
     return columns, rows
 
 
+def _measured(comparison: Mapping[str, Any]) -> list[str]:
+    """What runs take; energy where anybody has measured it."""
+    strategies = comparison["strategies"].values()
+    return [m for m in MEASURES if m != "joules" or any(s["joules_median"] for s in strategies)]
+
+
+def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+    """What every arm takes from its first step to its last."""
+    bases, measured = _bases(comparison), _measured(comparison)
+    columns = ["strategy", *(f"{m}:" for m in measured)]
+    columns += [f"{measure} vs {base}:" for measure in ("time", "examples") for base in bases]
+    rows = []
+    for name, strategy in comparison["strategies"].items():
+        found = comparison["differences"][name]
+        rows.append(
+            [
+                name,
+                *(_taken(strategy["spread"][m], m) for m in measured),
+                *(
+                    in_percent(found[base] and found[base]["whole"][measure])
+                    for measure in ("seconds", "examples")
+                    for base in bases
+                ),
+            ]
+        )
+    return columns, rows
+
+
+ON_WHOLE_RUNS = (
+    "From the first step to the last. Examples are the rows that steps have read: where main labels are rare, a multi-task "
+    "step reads rows with one and others; after the switch it reads the first alone."
+)
+
+
 def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[list[str]]]:
     """What it takes every arm to come to one target, or to its plateau."""
     bases = _bases(comparison)
-    strategies = comparison["strategies"]
-    measured = [m for m in MEASURES if m != "joules" or any(s["joules_median"] for s in strategies.values())]
+    strategies, measured = comparison["strategies"], _measured(comparison)
     at_plateau = ["development there:"] if key == PLATEAU else []
     columns = ["strategy", "reached by:", *(f"{m}:" for m in measured), *at_plateau]
     columns += [f"{measure} vs {base}:" for measure in ("time", "steps") for base in bases]

@@ -12,6 +12,7 @@ from mt2st_fast.runs.targets import PLATEAU
 
 # By what each baseline is measured, where there is no quality that the user has given.
 OWN_TARGET = {"stl": "stl_best", "mtl": "mtl_best_less"}
+LESS_OR_MORE = ("less time", "more time")
 BUSY = 0.5  # of the CPUs, taken by others: times then depend on who else wants them
 
 Difference = Mapping[str, float | None]
@@ -59,7 +60,8 @@ def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:
 def verdicts(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
     """What is shown of each arm against STL and MTL of its engine, and of each engine with the strategy the same.
 
-    Each has "own", "base" and, as texts, "time" (to the target that it names), "plateau" and "quality".
+    Each has "own", "base" and, as texts, "time" (to the target that it names), "plateau", "whole" (the time of the run)
+    and "quality".
     """
     strategies = comparison["strategies"]
     found = [
@@ -101,6 +103,7 @@ def _verdict(
         "base": base,
         "time": f"to {comparison['targets'][key]['label']}: {_on_time(comparison, own, base, key, found, hint)}",
         "plateau": _on_time(comparison, own, base, PLATEAU, found, hint),
+        "whole": _said(found["whole"]["seconds"], LESS_OR_MORE, in_percent, hint),
         "quality": f"{comparison['metric']} {rows}, in points: {quality}",
     }
 
@@ -111,7 +114,7 @@ def _on_time(
     missing = list(_missing(comparison, own, base, key))
     if missing:
         return f"{' and '.join(missing)}, so nothing is said of the time"
-    return _said(found["to"][key]["seconds"], ("less time", "more time"), in_percent, hint)
+    return _said(found["to"][key]["seconds"], LESS_OR_MORE, in_percent, hint)
 
 
 def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> Iterator[str]:
@@ -138,5 +141,5 @@ def sentence(verdict: Mapping[str, str]) -> str:
     """A verdict as a line for a terminal."""
     return (
         f"{verdict['own']} against {verdict['base']}: {verdict['time']}; to its plateau: {verdict['plateau']}; "
-        f"{verdict['quality']}."
+        f"for the whole run: {verdict['whole']}; {verdict['quality']}."
     )

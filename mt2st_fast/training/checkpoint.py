@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import write_atomically
+from mt2st_fast.model.sharded import divided_as, divided_as_all, gathered
 from mt2st_fast.training.optimizer_upkeep import IMPLEMENTATIONS
-from mt2st_fast.training.processes.sharded import divided_as, divided_as_all, gathered
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
 FORMAT = "mt2st-fast checkpoint 4"
@@ -51,7 +51,7 @@ def save_checkpoint(
     flat = {**tensors, **optimizer_tensors, **random_tensors}
     copies = {}
     for key, tensor in flat.items():
-        whole = gathered(tensor, of.get(key)).detach()
+        whole = gathered(tensor.detach(), of.get(key, tensor), to_first=True)
         if writes:  # safetensors refuses tied parameters: each name gets memory of its own
             copies[key] = whole.cpu().clone(memory_format=torch.contiguous_format)
     if not writes:

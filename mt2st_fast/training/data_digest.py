@@ -127,7 +127,9 @@ def _whole(parts: list[tuple[str, Any]]) -> Iterator[int]:
 
 def _words(rows: Tensor) -> np.ndarray:
     """(N, W) uint64: the bytes of every row, filled up with zeros."""
-    bytes_nb = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+    # Of one number a contiguous tensor may still step further than it is wide, which a view as bytes refuses.
+    rows = rows.detach().cpu().contiguous().as_strided(rows.shape, (rows.shape[1], 1))
+    bytes_nb = rows.view(torch.uint8).numpy()
     short = -bytes_nb.shape[1] % 8
     if short:
         bytes_nb = np.pad(bytes_nb, ((0, 0), (0, short)))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, features_of
 from mt2st_fast.training.batch_shapes import paired
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.own_metrics import Metric, OwnMetric
-from mt2st_fast.training.processes.sharded import let_go_of_gathered
 from mt2st_fast.training.sources import Batch, materialised, to_device
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.processes.sharded import divided_as, whole_shape
+from mt2st_fast.model.sharded import divided_as, whole_shape
 
 MOST_NAMED = 5
 EXTRA_STATE = "_extra_state"  # as torch names what a module keeps beside tensors

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import HeadSpec
+from mt2st_fast.model.sharded import has_sharded, let_go_of_gathered
 from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
 from mt2st_fast.training.importance import Importances, Measure
-from mt2st_fast.training.processes.sharded import has_sharded, let_go_of_gathered
 from mt2st_fast.training.sources import Batch, materialised, some_rows, tasks_of, to_device
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.sharded import is_dtensor, is_sharded, norm_of_all, own_part
 from mt2st_fast.training.optim import ROW_STATE
-from mt2st_fast.training.processes.sharded import is_dtensor, is_sharded, norm_of_all, own_part
 
 # A moment this small moves no float32 parameter. From here, decaying by 0.9 a step, it takes more than
 # FADE_STEPS steps to become subnormal.

@@ -37,6 +37,7 @@ from mt2st_fast.training.optimizer_upkeep import (
     drop_faded_moments,
     optimizer_options,
     put_on_device,
+    step_mixed_groups_singly,
 )
 from mt2st_fast.training.phases import enter_phase, set_active
 from mt2st_fast.training.processes.decisions import agreed_weights
@@ -321,6 +322,7 @@ class Run:
         check_optimizer(state["optimizer"], self._optimizer_options)
         hold_groups(self.optimizer, state["groups"], named)
         stored.restore_optimizer(self.optimizer)
+        step_mixed_groups_singly(self.optimizer)
         self._rate.resume(self.optimizer, state.get("learning_rate"))
         self._parts.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.sharded import own_part
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.training.engines import Precision
@@ -18,7 +19,6 @@ from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
 from mt2st_fast.training.observations import Stateful
 from mt2st_fast.training.processes.group import Processes
-from mt2st_fast.training.processes.sharded import own_part
 from mt2st_fast.training.schedules import Schedule
 
 

@@ -7,10 +7,12 @@ from torch import nn
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.sharded import is_dtensor, let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.observations import Selecting
+from mt2st_fast.training.optim import RuleOptimizer
 from mt2st_fast.training.optimizer_upkeep import step_mixed_groups_singly
 from mt2st_fast.training.run_options import RunOptions
 from mt2st_fast.training.turns import takes_turns
@@ -18,6 +20,7 @@ from mt2st_fast.training.turns import takes_turns
 
 def modules_of(encoder: nn.Module, heads: MultiTaskHeads, learnt: nn.Module | None) -> dict[str, nn.Module]:
     """What has parameters, by the names that a checkpoint gives it."""
+    let_go_of_gathered(encoder)
     return {"encoder": encoder, "heads": heads, **({} if learnt is None else {"schedule": learnt})}
 
 
@@ -47,6 +50,11 @@ def make_parts(
     # An encoder may hold the heads as well: they are trained once.
     optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
     step_mixed_groups_singly(optimizer)
+    if isinstance(optimizer, RuleOptimizer) and any(map(is_dtensor, trainable)):
+        raise InputError(
+            f"{type(optimizer).__name__} moves whole parameters by its own kernels, and some are sharded (FSDP): give "
+            "LazyAdam, SGD or an optimizer of torch"
+        )
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
     if by_task:

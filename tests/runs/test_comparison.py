@@ -43,6 +43,10 @@ def test_times_steps_and_examples_to_every_target():
     assert to["plateau"]["quality"]["median"] == 0.85
     assert comparison["strategies"]["mtl"]["to"]["stl_best"]["reached"] == 0
     found = comparison["differences"]["switch"]["stl"]
+    # Runs of 3 and 5 evaluations.
+    assert (
+        found["whole"]["seconds"] == found["whole"]["examples"] == {"value": -0.4, "low": -0.4, "high": -0.4}
+    )
     assert found["to"]["stl_best"]["seconds"] == {"value": -0.5, "low": -0.5, "high": -0.5}
     assert found["test"]["value"] == pytest.approx(0.05)
     assert comparison["differences"]["stl"]["stl"] is None

@@ -123,6 +123,16 @@ def test_medians_quartiles_and_intervals():
     assert energy == "9 (9–9)"
 
 
+def test_whole_runs_have_a_table():
+    (stl, _, switch) = part(COMPARISONS["three seeds"], "The whole run")
+    runs = COMPARISONS["three seeds"]["strategies"]
+    assert stl["seconds:"].startswith(f"{runs['stl']['seconds_median']:g} (")
+    expected = runs["switch"]["examples_median"] / runs["stl"]["examples_median"] - 1
+    assert switch["examples vs stl:"].startswith(f"{100 * expected:+.0f} % [")
+    assert switch["time vs stl:"] == switch["examples vs stl:"]  # made up so
+    assert stl["time vs stl:"] == "–"
+
+
 def test_of_too_few_seeds_no_verdicts_are_shown():
     assert part(COMPARISONS["one seed"], "What can be concluded") == []
     assert len(part(COMPARISONS["three seeds"], "What can be concluded")) == 3

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
 from mt2st_fast.training.processes.group import Processes
@@ -75,6 +76,7 @@ class StepParts:
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, each once: an encoder may hold the heads as well."""
+        let_go_of_gathered(self.encoder)
         parameters = [p for module in self.modules for p in module.parameters()]
         return [p for p in dict.fromkeys(parameters) if p.requires_grad]
 

@@ -9,13 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.sharded import (
+    has_sharded,
+    is_sharded,
+    let_go_of_gathered,
+    sum_instead_of_mean,
+    whole_shape,
+)
 from mt2st_fast.training.engines.eager import EagerSteps
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.gradient_calls import GradientCalls
 from mt2st_fast.training.engines.shares import Shares, label_counts, shares_of
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.gradients import Exchange
-from mt2st_fast.training.processes.sharded import is_sharded, sum_instead_of_mean, whole_shape
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
@@ -31,7 +37,8 @@ class ExchangingSteps(EagerSteps):
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
         self._exchange: Exchange | None = None
-        self._sharded: list[nn.Parameter] = []
+        self._sharded: list[nn.Parameter] = []  # of those that train
+        self._passes_together = has_sharded(parts.encoder)
         self._phase = 0.0  # what must be the same in every process, as one number
 
     def enter_phase(self) -> None:
@@ -59,14 +66,30 @@ class ExchangingSteps(EagerSteps):
         assert self._exchange is not None
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         # A process may have no row of a small batch.
-        if not self._sharded:
+        if self._passes_together:
+            self._check_rows(plain)
+        else:
             plain = [kept for batches in plain if (kept := [b for b in batches if _has_rows(b)])]
         shares = self._shares(plain)
         own_losses_k = self._own_gradients(plain, shares)
         sum_instead_of_mean(self._sharded, self._parts.processes.count)
         losses_k = self._exchange(own_losses_k)
         self._step_optimizer()
+        # Of a frozen encoder nothing else does: a callback is to find its parts.
+        let_go_of_gathered(self._parts.encoder)
         return losses_k
+
+    def _check_rows(self, micro_steps: list[list[PlainBatch]]) -> None:
+        """Raises InputError, in every process, for a batch without rows, of which an OpenTask has no loss."""
+        own = [name for name in self._parts.heads.active if self._parts.heads.is_open_task(name)]
+        if not own:
+            return
+        has_none = not all(_has_rows(batch) for batches in micro_steps for batch in batches)
+        if any(self._parts.processes.any(has_none)):
+            raise InputError(
+                "a process has no row of a batch, and must pass through the sharded encoder with the others: the loss "
+                f"of {own[0]} would be of nothing; give batches of at least as many rows as there are processes"
+            )
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
         """Those of this process's batches, into every `.grad`; the losses (K,)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING
 
+from mt2st_fast.model.sharded import whole_shape
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.processes.resuming import draw_own_numbers
-from mt2st_fast.training.processes.sharded import whole_shape
 from mt2st_fast.training.run_options import RunOptions, description
 
 if TYPE_CHECKING:

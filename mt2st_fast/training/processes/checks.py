@@ -10,12 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.model.row_shards import shard_of
+from mt2st_fast.model.row_shards import has_lost_its_rows, shard_of
+from mt2st_fast.model.sharded import fsdp_modules, has_sharded, is_dtensor, let_go_of_gathered
 from mt2st_fast.training.learnt_weights import WeighsByLosses
 from mt2st_fast.training.observations import Selecting
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.group import Processes
-from mt2st_fast.training.processes.sharded import has_sharded, is_dtensor, let_go_of_gathered
 from mt2st_fast.training.turns import takes_turns
 
 
@@ -58,28 +58,35 @@ def check_sharded(
     processes: Processes, schedule: object, encoder: nn.Module, heads: MultiTaskHeads, precision: str
 ) -> None:
     """Raises InputError for sharded parameters (FSDP2) that no run can have, and for what cannot train beside them."""
+    let_go_of_gathered(encoder)
+    let_go_of_gathered(heads)
     for name, parameter in heads.named_parameters():
         if is_dtensor(parameter):
             raise InputError(
                 f"heads.{name} is sharded (FSDP), and the Trainer reads heads outside of a forward pass: shard the "
                 "encoder alone, or both in a loop of your own"
             )
+    if any(map(has_lost_its_rows, encoder.modules())):
+        raise InputError(
+            "the encoder is a copy of one whose table is divided by rows, and does not know which it holds: copy it "
+            "before shard_rows"
+        )
     for table in row_sparse_tables(encoder):
-        if (shard := shard_of(table)) is not None and shard.count != processes.count:
+        shard = shard_of(table)
+        if shard is not None and shard.count != processes.count:
             raise InputError(
                 f"the encoder's table is divided among {shard.count} processes, and {processes.count} "
                 f"train{'s' if processes.count == 1 else ''}: let all of them train together"
             )
     tables = {id(table) for table in row_sparse_tables(encoder)}
     for name, parameter in encoder.named_parameters():
-        # Of the older FullyShardedDataParallel the parameters are flat pieces under this name.
-        if "_flat_param" in name:
-            raise InputError(
-                f"encoder.{name} is of FullyShardedDataParallel, whose gradients nobody else can add up: take "
-                "torch.distributed.fsdp.fully_shard"
-            )
         if not is_dtensor(parameter):
             continue
+        if not any(name.startswith(f"{unit}." if unit else "") for unit, _ in fsdp_modules(encoder)):
+            raise InputError(
+                f"encoder.{name} is divided by something else than fully_shard, whose processes see the same rows "
+                "(tensor parallel), and here each has its own: train it in a loop of your own"
+            )
         placements, mesh = parameter.placements, parameter.device_mesh  # type: ignore[attr-defined]
         if mesh.size() != processes.count or len(placements) != 1 or not placements[0].is_shard():
             raise InputError(
@@ -92,7 +99,6 @@ def check_sharded(
                 "fully_shard(..., ignored_params={the table})"
             )
     if has_sharded(encoder):
-        let_go_of_gathered(encoder)
         for asked, what in (
             (
                 any(map(heads.is_word_task, heads.names)),
@@ -117,6 +123,11 @@ def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> Non
                 raise InputError(
                     f"{where} is wrapped in DistributedDataParallel, and the Trainer exchanges gradients itself, those "
                     "of the heads too: give it the module within (.module)"
+                )
+            if type(part).__name__ == "FullyShardedDataParallel":
+                raise InputError(
+                    f"{where} is wrapped in FullyShardedDataParallel, whose gradients nobody else can add up: take "
+                    "torch.distributed.fsdp.fully_shard"
                 )
             if isinstance(part, _BatchNorm):
                 raise InputError(

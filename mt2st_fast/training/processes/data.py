@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.sharded import has_sharded
 from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.data_digest import content_of, row_numbers
 from mt2st_fast.training.processes.group import Processes
-from mt2st_fast.training.processes.sharded import has_sharded
 
 logger = logging.getLogger(__name__)
 OWN = "own"  # how a loader is taken: every batch of it is this process's own

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.training.processes.sharded import is_sharded
+from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.training.processes.watch import LostProcessError, Watch
 
 # Of a message, which waits for a process that measures or writes; who is lost the watch finds out.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from mt2st_fast import (
     AdaptiveSwitch,
     AlternateSteps,
-    BagEncoder,
+    Callback,
     Classification,
     LazyAdam,
     MultiTask,
@@ -22,12 +22,9 @@ from mt2st_fast import (
     RowwiseAdagrad,
     Switch,
     Trainer,
-    WindowEncoder,
-    gather_rows,
-    shard_rows,
+    Uncertainty,
 )
-from mt2st_fast.model.row_shards import shard_of
-from mt2st_fast.training.processes.sharded import gathered, is_sharded
+from mt2st_fast.model.sharded import gathered, is_sharded
 from tests.training.processes import runs
 from tests.training.processes.runs import FEATURES, TASKS, Stop, batches, rank_and_count, rows
 
@@ -55,11 +52,13 @@ def shard(encoder: nn.Module, *, whole: set[nn.Parameter] | None = None, count: 
     fully_shard(encoder, mesh=mesh, ignored_params=whole)
 
 
-def train(data: Any, *, vocabulary: int = 0, sharded: bool = True, **options: Any) -> Trainer:
+def train(
+    data: Any, *, vocabulary: int = 0, frozen: bool = False, tasks: Any = TASKS, **options: Any
+) -> Trainer:
     """By one process with a whole encoder, by several with a sharded one, from the same weights."""
     torch.manual_seed(1)
-    encoder, heads = Layers(vocabulary), MultiTaskHeads(8, TASKS, "classes")
-    if sharded and rank_and_count()[1] > 1:
+    encoder, heads = Layers(vocabulary).requires_grad_(not frozen), MultiTaskHeads(8, tasks, "classes")
+    if rank_and_count()[1] > 1:
         shard(encoder, whole={encoder.table.weight} if encoder.table is not None else None)
     fit = {name: options.pop(name) for name in ("val", "epochs", "checkpoint", "resume") if name in options}
     options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.5), "log_every": 2} | options
@@ -154,74 +153,46 @@ def loaded(folder: Path) -> dict[str, Any]:
     return {"weights": {name: gathered(value).clone() for name, value in encoder.state_dict().items()}}
 
 
-# --- tables divided by rows ---------------------------------------------------------------------------------
+def frozen_then_trained(folder: Path) -> dict[str, Any]:
+    """A sharded encoder that is frozen at first, and read by a callback between steps: its parts are found again."""
+    path = folder / f"thawed-{rank_and_count()[1]}.safetensors"
+    options = {"schedule": MultiTask(), "optimizer": None, "epochs": 3, "frozen": True, "checkpoint": path}
+    train([*batches(4), rows(7, 1)], callbacks=[Thaw(4), Stop(9)], **options)
+    return learnt(train([*batches(4), rows(7, 1)], callbacks=[Thaw(4)], resume=True, **options))
 
 
-def of_words(level: str, **options: Any) -> dict[str, Any]:
-    """As `runs.words`; by several processes with a table that they have divided, and whole again in what is found."""
-    encoders: list[nn.Module] = []
+class Thaw(Callback):
+    """Trains the encoder from a step on, and looks at what it makes of some rows after every step."""
 
-    def divide(encoder: nn.Module) -> None:
-        encoders.append(encoder)
-        if rank_and_count()[1] > 1:
-            shard_rows(encoder)
+    def __init__(self, at: int) -> None:
+        self.at = at
 
-    found = runs.words(level, divide=divide, **options)
-    (encoder,) = encoders
-    shard, table = shard_of(encoder.table), encoder.table  # type: ignore[arg-type]
-    # One kernel call makes them in another order than a step of the optimizer does.
-    found["moments"].sort(key=lambda of_one: [(n, gathered(m, table).shape) for n, m in of_one.items()])
-    if shard is None:
-        return found | {"share": 1.0, "vectors": encoder.vectors()}  # type: ignore[operator]
-    found["weights"]["encoder/table"] = gathered(table.detach(), table)
-    found["moments"] = [{n: gathered(m, table) for n, m in of_one.items()} for of_one in found["moments"]]
-    vectors = encoder.vectors()  # type: ignore[operator]
-    gather_rows(encoder)
-    assert type(encoder) in (BagEncoder, WindowEncoder)
-    assert torch.equal(encoder.table, found["weights"]["encoder/table"])  # type: ignore[arg-type]
-    return found | {"share": len(table) / shard.n_rows, "vectors": vectors}  # type: ignore[arg-type]
+    def on_step(self, trainer: Any) -> None:
+        if trainer.step == self.at:
+            trainer.encoder.requires_grad_(True)
+        with torch.no_grad():
+            trainer.encoder(rows(0)[0])
 
 
-def divided_windows(folder: Path) -> dict[str, Any]:
-    return of_words("token", n_rows=61)
+def seen_before(folder: Path) -> dict[str, Any]:
+    """The encoder is called without gradients before it trains, as a whole unit of its own."""
+    torch.manual_seed(1)
+    encoder, heads = nn.Linear(FEATURES, 8), MultiTaskHeads(8, TASKS, "classes")
+    if rank_and_count()[1] > 1:
+        shard(encoder)
+    trainer = Trainer(encoder, heads, device="cpu", schedule=MultiTask(), lr=0.1)
+    for _ in range(2):
+        with torch.no_grad():
+            encoder(rows(0)[0])
+        trainer.fit(batches(), epochs=1)
+    return learnt(trainer)
 
 
-def divided_bags(folder: Path) -> dict[str, Any]:
-    return of_words("document", make_optimizer=lambda p: RowwiseAdagrad(p, lr=0.1))
-
-
-def divided_types(folder: Path) -> dict[str, Any]:
-    """A row a type, clipped and accumulated."""
-    return of_words("token", n_rows=None, clip_norm=0.05, accumulate=2)
-
-
-def never_whole(folder: Path) -> dict[str, Any]:
-    """A table that begins without memory; with a padding row."""
-    torch.manual_seed(5)
-    rows_of_type = torch.arange(2000).view(1000, 2)
-    encoder = BagEncoder(1000, 16, rows_of_type=rows_of_type, num_rows=2000, sparse=True, table_device="meta")
-    shard_rows(encoder)
-    return {"own": encoder.table.detach().clone(), "whole": gathered(encoder.table.detach(), encoder.table)}
-
-
-def divided_resumed(folder: Path) -> dict[str, Any]:
-    found = {"whole": of_words("token")}
-    for at in (11, 50):
-        path = folder / f"divided-{at}.safetensors"
-        of_words("token", checkpoint=path, callbacks=[Stop(at)])
-        found[f"resumed {at}"] = of_words("token", checkpoint=path, resume=True)
-    return found
-
-
-def divided_left_for_others(folder: Path) -> dict[str, Any]:
-    path = folder / f"rows-left-by-{rank_and_count()[1]}.safetensors"
-    of_words("token", checkpoint=path, callbacks=[Stop(11)])
-    return {}
-
-
-def divided_taken_over(folder: Path) -> dict[str, Any]:
-    path = folder / f"rows-left-by-{3 - rank_and_count()[1]}.safetensors"
-    return of_words("token", checkpoint=path, resume=True)
+def with_learnt_weights(folder: Path) -> dict[str, Any]:
+    """From one loader a task."""
+    data = {name: [(x, {name: t[name]}) for x, t in batches(4, 16)] for name in ("classes", "labels")}
+    tasks = {name: TASKS[name] for name in data}
+    return learnt(train(data, tasks=tasks, schedule=Uncertainty(), epochs=2))
 
 
 # --- refused --------------------------------------------------------------------------------------------------
@@ -246,24 +217,6 @@ def sharded_heads(folder: Path) -> None:
     _refused(Layers(), heads)
 
 
-def words_beside_divided_rows(folder: Path) -> None:
-    runs.words("token", similarity=True, divide=shard_rows)
-
-
-def divided_alone(folder: Path) -> None:
-    runs.words("token", divide=shard_rows, distributed="none")
-
-
-def dense_rows(folder: Path) -> None:
-    shard_rows(BagEncoder(9, 4))
-
-
-def copied(folder: Path) -> None:
-    encoder = BagEncoder(9, 4, sparse=True)
-    shard_rows(encoder)
-    copy.deepcopy(encoder).vectors()
-
-
 def sharded_table(folder: Path) -> None:
     encoder = Layers(vocabulary=9)
     shard(encoder)
@@ -273,6 +226,25 @@ def sharded_table(folder: Path) -> None:
 def not_over_all(folder: Path) -> None:
     """Every process trains alone on what is sharded over both."""
     _refused(_sharded(), distributed="none")
+
+
+def own_loss_of_nothing(folder: Path) -> None:
+    train(
+        [(x, {"near": x[:, 0]}) for x, _ in (rows(1), rows(7, 1))],
+        tasks={"classes": TASKS["classes"], "near": runs.Nearness()},
+        schedule=MultiTask(),
+    )
+
+
+def moved_by_a_rule(folder: Path) -> None:
+    _refused(_sharded(), optimizer=lambda p: RowwiseAdagrad(p, lr=0.1))
+
+
+def tensor_parallel(folder: Path) -> None:
+    encoder = Layers()
+    mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(encoder, mesh, {"out": ColwiseParallel()})
+    _refused(encoder)
 
 
 def half_precision(folder: Path) -> None:

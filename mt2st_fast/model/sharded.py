@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.model.row_shards import shard_of
 
 Key = TypeVar("Key")
@@ -33,8 +34,26 @@ def is_sharded(parameter: object) -> bool:
 
 
 def has_sharded(module: nn.Module) -> bool:
-    """Whether any parameter of a module is sharded."""
-    return any(map(is_sharded, module.parameters()))
+    """Whether any parameter of a module is sharded, also where torch has put it together for the moment."""
+    return any(map(is_sharded, module.parameters())) or any(True for _ in fsdp_modules(module))
+
+
+def fsdp_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What `fully_shard` was called on, by name."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        yield from (
+            (name, part) for name, part in module.named_modules() if isinstance(part, fsdp.FSDPModule)
+        )
+
+
+def check_whole(encoder: nn.Module) -> None:
+    """Raises InputError for an encoder of which a process has a part alone: it cannot be kept as a model."""
+    if has_sharded(encoder):
+        raise InputError(
+            "every process has a part of this encoder, and none a model: call gather_rows(encoder) in all of them, or, "
+            "of one that fully_shard has divided, load the run's checkpoint into a whole one (Trainer.load)"
+        )
 
 
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
@@ -48,17 +67,18 @@ def own_part(value: Tensor) -> Tensor:
     return value.to_local() if is_dtensor(value) else value  # type: ignore[attr-defined,no-any-return]
 
 
-def gathered(value: Tensor, parameter: object = None) -> Tensor:
+def gathered(value: Tensor, parameter: object = None, *, to_first: bool = False) -> Tensor:
     """All of a tensor. Of a sharded one all processes call it.
 
     parameter: what the tensor is of, where that is not the tensor itself: moments of rows are divided as their table.
+    to_first: only process 0 needs it, and others may get anything.
     """
     if is_dtensor(value):
         return value.full_tensor()  # type: ignore[attr-defined,no-any-return]
     parameter = value if parameter is None else parameter
     shard = shard_of(parameter)
     divided = shard is not None and value.shape[:1] == parameter.shape[:1]  # type: ignore[attr-defined]
-    return shard.gather(value) if divided else value  # type: ignore[union-attr]
+    return shard.gather(value, to_first=to_first) if divided else value  # type: ignore[union-attr]
 
 
 def divided_as(parameter: Any, whole: Tensor) -> Tensor:
@@ -78,17 +98,21 @@ def divided_as(parameter: Any, whole: Tensor) -> Tensor:
 
 
 def divided_as_all(parameters: Mapping[Key, Any], whole: Mapping[Key, Any]) -> dict[Key, Any]:
-    """Each tensor as the parameter of its name is."""
+    """Each tensor as the parameter of its name is. Raises RuntimeError for another table than was divided."""
+    for key, value in whole.items():
+        parameter: Any = parameters.get(key)
+        if shard_of(parameter) is not None and value.shape != whole_shape(parameter):
+            raise RuntimeError(f"{key} is {tuple(value.shape)} there and {whole_shape(parameter)} here")
     return {key: divided_as(parameters.get(key), value) for key, value in whole.items()}
 
 
 def let_go_of_gathered(module: nn.Module) -> None:
-    """Have a module hold its parts alone: after a pass without gradients torch leaves the outermost ones whole."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is not None:
-        for part in module.modules():
-            if isinstance(part, fsdp.FSDPModule):
-                part.reshard()
+    """Have a module hold its parts alone: after a pass without gradients torch leaves the outermost ones whole.
+
+    Its parameters are others meanwhile: to be called before they are looked at.
+    """
+    for _, part in fsdp_modules(module):
+        part.reshard()
 
 
 @torch.no_grad()
