@@ -202,8 +202,8 @@ def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list
 
 
 ON_WHOLE_RUNS = (
-    "From the first step to the last. Examples are the rows that steps have read: where main labels are rare, a multi-task "
-    "step reads rows with one and others; after the switch it reads the first alone."
+    "From the first step to the last. Examples are the rows that steps have read: where main labels are rare, a "
+    "multi-task step reads rows with one and others; after the switch it reads the first alone."
 )
 
 
