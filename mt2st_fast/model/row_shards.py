@@ -85,16 +85,16 @@ def shard_rows(encoder: nn.Module) -> None:
     To be called by all of them, before the optimizer is made. encoder: a `BagEncoder` or `WindowEncoder` with
     sparse=True, which has the same weights in all processes; after it its `table` is (V / W, D), and whoever else held
     the table holds the old one. Of one made with table_device="meta" no process ever holds all rows. Raises ValueError
-    for another encoder, and InputError where there are no several processes.
+    for another encoder, and InputError where there is no process group.
     """
     sharded_class = {BagEncoder: _ShardedBagEncoder, WindowEncoder: _ShardedWindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     if sharded_class is None or not encoder.sparse:
         raise ValueError(
             f"a {type(encoder).__name__} cannot be divided by rows: give a BagEncoder or WindowEncoder with sparse=True"
         )
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+    if not (dist.is_available() and dist.is_initialized()):
         raise InputError(
-            "a table is divided among several processes, and there is one: start them by torchrun and call "
+            "a table is divided among the processes of a group, and there is none: start them by torchrun and call "
             "torch.distributed.init_process_group, or leave it whole"
         )
     _put(encoder, RowShard(len(encoder.table), dist.get_rank(), dist.get_world_size()))  # type: ignore[arg-type]

@@ -108,9 +108,9 @@ def test_what_does_not_go_with_a_divided_table_is_refused(name: str, line: str, 
         assert line in found["error"]
 
 
-def test_one_process_alone_has_nothing_to_divide() -> None:
+def test_without_a_group_of_processes_nothing_is_divided() -> None:
     encoder = BagEncoder(9, 8, sparse=True)
-    with pytest.raises(InputError, match="divided among several processes, and there is one"):
+    with pytest.raises(InputError, match="divided among the processes of a group, and there is none"):
         shard_rows(encoder)
     with pytest.raises(ValueError, match="this BagEncoder has no table that shard_rows alone has divided"):
         gather_rows(encoder)
