@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import (
     DeviceBags,
     TypeRows,
@@ -58,6 +59,8 @@ class _TypeEmbedding(nn.Module):
         self.dim, self.num_types, self.padding_row = dim, num_types, padding_row
         self.sparse, self.backend = sparse, backend
         n_rows = num_types if num_rows is None else num_rows
+        # Not where all of an encoder is made on this device, as who fills it afterwards does.
+        self._waits_for_rows = table_device is not None and torch.device(table_device).type == "meta"
         self.table = nn.Parameter(torch.empty(n_rows, dim, device=table_device))
         nn.init.normal_(self.table, std=TABLE_STD)
         if rows_of_type is not None:
@@ -66,6 +69,15 @@ class _TypeEmbedding(nn.Module):
         self.register_buffer("rows_of_type", rows_of_type, persistent=False)
         counts = None if rows_of_type is None else type_rows(rows_of_type).counts
         self.register_buffer("counts_of_type", counts, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What moves a module; raises InputError for a table without rows, which torch would fill with anything."""
+        if self._waits_for_rows and self.table.is_meta:
+            raise InputError(
+                'the encoder was made with table_device="meta" and has no rows yet: call shard_rows(encoder) in every '
+                "process of a group before the Trainer is made, or leave table_device out"
+            )
+        return super()._apply(fn, recurse)
 
     def configuration(self) -> dict[str, Any]:
         """The arguments that such an encoder is made with."""

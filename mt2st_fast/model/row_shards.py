@@ -87,6 +87,8 @@ def shard_rows(encoder: nn.Module) -> None:
     the table holds the old one. Of one made with table_device="meta" no process ever holds all rows. Raises ValueError
     for another encoder, and InputError where there is no process group.
     """
+    if isinstance(encoder, _ShardedTable):
+        raise ValueError("the encoder's table is divided by rows already")
     sharded_class = {BagEncoder: _ShardedBagEncoder, WindowEncoder: _ShardedWindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     if sharded_class is None or not encoder.sparse:
         raise ValueError(

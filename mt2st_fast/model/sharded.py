@@ -50,10 +50,13 @@ def fsdp_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def check_whole(encoder: nn.Module) -> None:
     """Raises InputError for an encoder of which a process has a part alone: it cannot be kept as a model."""
     if has_sharded(encoder):
-        raise InputError(
-            "every process has a part of this encoder, and none a model: call gather_rows(encoder) in all of them, or, "
-            "of one that fully_shard has divided, load the run's checkpoint into a whole one (Trainer.load)"
+        by_rows = any(shard_of(parameter) is not None for parameter in encoder.parameters())
+        fix = (
+            "call gather_rows(encoder) in all of them"
+            if by_rows
+            else "load the run's checkpoint into an encoder that is not sharded (Trainer.load)"
         )
+        raise InputError(f"every process has a part of this encoder, and none a model: {fix}")
 
 
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:

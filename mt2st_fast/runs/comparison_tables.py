@@ -202,8 +202,9 @@ def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list
 
 
 ON_WHOLE_RUNS = (
-    "From the first step to the last. Examples are the rows that steps have read: where main labels are rare, a "
-    "multi-task step reads rows with one and others; after the switch it reads the first alone."
+    "Training alone, from the first step to the last. Examples are the rows that steps have read. Where main labels "
+    "are rare, a step of several tasks reads rows with a main label and others; a step of the main task alone, as all "
+    "of stl are and those after a switch, reads rows with a main label only, as many as the other kind has of them."
 )
 
 

@@ -62,17 +62,20 @@ def change(share: float | None) -> str:
 
 def in_percent(difference: Mapping[str, float | None] | None) -> str:
     """A change with its interval, where there is one: -60 % [-70, -55]."""
-    return _with_interval(difference, "+.0f", " %")
+    return _with_interval(difference, 0, " %")
 
 
 def in_points(difference: Mapping[str, float | None] | None) -> str:
     """A difference in quality with its interval, in points, hundredths of it: +0.40 [+0.10, +0.70]."""
-    return _with_interval(difference, "+.2f", "")
+    return _with_interval(difference, 2, "")
 
 
-def _with_interval(difference: Mapping[str, float | None] | None, digits: str, unit: str) -> str:
+def _with_interval(difference: Mapping[str, float | None] | None, digits: int, unit: str) -> str:
+    def shown(share: float) -> str:
+        return f"{round(100 * share, digits) + 0.0:+.{digits}f}"  # never -0
+
     if difference is None or difference["value"] is None:
         return "–"
     low, high = difference["low"], difference["high"]
-    text = f"{100 * difference['value']:{digits}}{unit}"
-    return text if low is None or high is None else f"{text} [{100 * low:{digits}}, {100 * high:{digits}}]"
+    text = shown(difference["value"]) + unit
+    return text if low is None or high is None else f"{text} [{shown(low)}, {shown(high)}]"

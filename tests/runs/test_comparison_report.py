@@ -12,6 +12,7 @@ from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_tables import parts_of, render
 from mt2st_fast.runs.pages import comparison_page
 from mt2st_fast.runs.plots import svg
+from mt2st_fast.runs.shown import in_percent, in_points
 from tests.runs.made_up_runs import compared, run_of
 
 READ = {"name": "toy", "files": [], "rows": {"train": 9}, "tokens": {"train": 9}, "columns": [], "labels": [],
@@ -206,3 +207,9 @@ def test_what_is_many_times_longer_is_drawn_by_ratios(factor, scale):
     assert steps.get_xscale() == "linear"
     low, high = seconds.get_xlim()
     assert all(low <= x <= high for line in seconds.lines for x in line.get_xdata())
+
+
+def test_nothing_is_not_less_than_nothing():
+    nearly = {"value": -0.001, "low": -0.004, "high": 0.0}
+    assert in_percent(nearly) == "+0 % [+0, +0]"
+    assert in_points({"value": -0.00001, "low": None, "high": None}) == "+0.00"

@@ -79,9 +79,10 @@ def own_batches(val: Iterable[Any] | None, processes: Processes, encoder: nn.Mod
     if val is None or not processes.are_several:
         return val
     if has_sharded(encoder):
-        fix = "all pass through a sharded encoder together: give every process a val of as many batches"
-        processes.check_same({"val of": f"{length_of(val)} batches"}, fix)
-        if length_of(val) is None:
+        fix = "all pass together through an encoder of which each has a part; give every process a val of as many"
+        n = length_of(val)
+        processes.check_same({"a val of": f"{n} batch{'' if n == 1 else 'es'}"}, fix)
+        if n is None:
             raise InputError(f"val does not know how many batches it has, and {fix}")
         return val
     digest = getattr(val, "digest", None)

@@ -152,6 +152,17 @@ def dense_rows(folder: Path) -> None:
     shard_rows(BagEncoder(9, 4))
 
 
+def divided_twice(folder: Path) -> None:
+    encoder = BagEncoder(9, 4, sparse=True)
+    shard_rows(encoder)
+    shard_rows(encoder)
+
+
+def never_divided(folder: Path) -> None:
+    encoder = BagEncoder(9, 4, sparse=True, table_device="meta")
+    Trainer(encoder, MultiTaskHeads(4, {"classes": Classification(4)}, "classes"), device="cpu")
+
+
 def copied(folder: Path) -> None:
     encoder = BagEncoder(9, 4, sparse=True)
     shard_rows(encoder)

@@ -21,6 +21,8 @@ REFUSED = {
     "words_beside": "a task on words reads the table outside of a forward pass",
     "trained_alone": "divided among 2 processes, and 1 trains: let all of them",
     "dense_rows": "a BagEncoder cannot be divided by rows: give a BagEncoder or WindowEncoder with sparse=True",
+    "divided_twice": "the encoder's table is divided by rows already",
+    "never_divided": 'table_device="meta" and has no rows yet: call shard_rows(encoder)',
     "copied": "copy the encoder before shard_rows",
     "copied_and_trained": "does not know which it holds: copy it before shard_rows",
     "kept_in_parts": "every process has a part of this encoder, and none a model: call gather_rows",

@@ -30,7 +30,7 @@ REFUSED = {
     "not_over_all": "and 1 processes train",
     "half_precision": "precision float16 looks for overflows in whole gradients",
     "in_turns": "AlternateSteps trains encoder and tasks in turns",
-    "other_val": "process 1 of 2 has val of 2 batches, process 0 has 1 batches",
+    "other_val": "process 1 of 2 has a val of 2 batches, process 0 has 1 batch: all pass together",
     "endless_val": "val does not know how many batches it has",
     "own_loss_of_nothing": "a process has no row of a batch, and must pass through the sharded encoder",
     "moved_by_a_rule": "RowwiseAdagrad moves whole parameters by its own kernels, and some are sharded",
