@@ -57,15 +57,27 @@ def check_schedule(processes: Processes, schedule: object) -> None:
 def check_sharded(
     processes: Processes, schedule: object, encoder: nn.Module, heads: MultiTaskHeads, precision: str
 ) -> None:
-    """Raises InputError for sharded parameters (FSDP2) that no run can have, and for what cannot train beside them."""
+    """Raises InputError for sharded parameters that no run can have, and for what cannot train beside them."""
     let_go_of_gathered(encoder)
     let_go_of_gathered(heads)
-    for name, parameter in heads.named_parameters():
-        if is_dtensor(parameter):
-            raise InputError(
-                f"heads.{name} is sharded (FSDP), and the Trainer reads heads outside of a forward pass: shard the "
-                "encoder alone, or both in a loop of your own"
-            )
+    _check_divided_tables(processes, encoder)
+    _check_dtensors(processes, encoder, heads)
+    if not has_sharded(encoder):
+        return
+    for asked, what in (
+        (
+            any(map(heads.is_word_task, heads.names)),
+            "a task on words reads the table outside of a forward pass",
+        ),
+        (precision == "float16", "precision float16 looks for overflows in whole gradients"),
+        (takes_turns(schedule), f"{type(schedule).__name__} trains encoder and tasks in turns"),
+        (isinstance(schedule, Selecting), f"{type(schedule).__name__} measures whole parameters"),
+    ):
+        if asked:
+            raise InputError(f"{what}, which is not for a sharded encoder: leave one of them out")
+
+
+def _check_divided_tables(processes: Processes, encoder: nn.Module) -> None:
     if any(map(has_lost_its_rows, encoder.modules())):
         raise InputError(
             "the encoder is a copy of one whose table is divided by rows, and does not know which it holds: copy it "
@@ -78,11 +90,22 @@ def check_sharded(
                 f"the encoder's table is divided among {shard.count} processes, and {processes.count} "
                 f"train{'s' if processes.count == 1 else ''}: let all of them train together"
             )
+
+
+def _check_dtensors(processes: Processes, encoder: nn.Module, heads: MultiTaskHeads) -> None:
+    """Of what torch has divided: only an encoder's dense parameters, by fully_shard, over all processes."""
+    for name, parameter in heads.named_parameters():
+        if is_dtensor(parameter):
+            raise InputError(
+                f"heads.{name} is sharded (FSDP), and the Trainer reads heads outside of a forward pass: shard the "
+                "encoder alone, or both in a loop of your own"
+            )
     tables = {id(table) for table in row_sparse_tables(encoder)}
+    units = [f"{name}." if name else "" for name, _ in fsdp_modules(encoder)]
     for name, parameter in encoder.named_parameters():
         if not is_dtensor(parameter):
             continue
-        if not any(name.startswith(f"{unit}." if unit else "") for unit, _ in fsdp_modules(encoder)):
+        if not name.startswith(tuple(units)):
             raise InputError(
                 f"encoder.{name} is divided by something else than fully_shard, whose processes see the same rows "
                 "(tensor parallel), and here each has its own: train it in a loop of your own"
@@ -98,24 +121,16 @@ def check_sharded(
                 f"encoder.{name} is row-sparse, and sharded (FSDP), which makes its gradients dense: leave it whole by "
                 "fully_shard(..., ignored_params={the table})"
             )
-    if has_sharded(encoder):
-        for asked, what in (
-            (
-                any(map(heads.is_word_task, heads.names)),
-                "a task on words reads the table outside of a forward pass",
-            ),
-            (precision == "float16", "precision float16 looks for overflows in whole gradients"),
-            (takes_turns(schedule), f"{type(schedule).__name__} trains encoder and tasks in turns"),
-            (isinstance(schedule, Selecting), f"{type(schedule).__name__} measures whole parameters"),
-        ):
-            if asked:
-                raise InputError(f"{what}, which is not for a sharded encoder: leave one of them out")
 
 
 def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> None:
     """Raises InputError for modules, by name, that exchange something themselves, or ought to."""
     if not processes.are_several:
         return
+    from torch.distributed.fsdp import (
+        FullyShardedDataParallel,  # takes its time, and one process needs none of it
+    )
+
     for name, module in modules.items():
         for part_name, part in module.named_modules():
             where = f"{name}.{part_name}" if part_name else f"the {name}"
@@ -124,7 +139,7 @@ def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> Non
                     f"{where} is wrapped in DistributedDataParallel, and the Trainer exchanges gradients itself, those "
                     "of the heads too: give it the module within (.module)"
                 )
-            if type(part).__name__ == "FullyShardedDataParallel":
+            if isinstance(part, FullyShardedDataParallel):
                 raise InputError(
                     f"{where} is wrapped in FullyShardedDataParallel, whose gradients nobody else can add up: take "
                     "torch.distributed.fsdp.fully_shard"

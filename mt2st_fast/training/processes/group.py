@@ -61,13 +61,13 @@ class Processes:
     def barrier(self) -> None:
         """Wait for all."""
         if self.are_several:
-            with self.talking():
+            with self._talking():
                 dist.barrier(group=self._group)
 
     def add_up(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place: the same bits in every one."""
         if self.are_several:
-            with self.talking():
+            with self._talking():
                 dist.all_reduce(values, group=self._group_of(values))
         return values
 
@@ -76,7 +76,7 @@ class Processes:
         if not self.are_several:
             return [values]
         found = [torch.empty_like(values) for _ in range(self.count)]
-        with self.talking():
+        with self._talking():
             dist.all_gather(found, values.contiguous(), group=self._group_of(values))
         return found
 
@@ -110,7 +110,7 @@ class Processes:
         tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if not is_sharded(t)]
         for tensor in dict.fromkeys(tensors):
             value = tensor.detach().contiguous()
-            with self.talking():  # as bytes: gloo does not know every type
+            with self._talking():  # as bytes: gloo does not know every type
                 dist.broadcast(value.view(-1).view(torch.uint8), group=self._group_of(value), group_src=0)
             if value.data_ptr() != tensor.data_ptr():
                 tensor.copy_(value)
@@ -141,7 +141,7 @@ class Processes:
 
     @contextmanager
     def _explaining_what_torch_says(self) -> Iterator[None]:
-        """As `talking`, around anybody's code: torch exchanges the parts of sharded parameters by itself."""
+        """As `_talking`, around anybody's code: torch exchanges the parts of sharded parameters by itself."""
         try:
             yield
         except RuntimeError as error:
@@ -201,7 +201,7 @@ class Processes:
         return self._group if values.device.type == "cpu" else None
 
     @contextmanager
-    def talking(self) -> Iterator[None]:
+    def _talking(self) -> Iterator[None]:
         """A block of torch's collectives: one that fails as another process is gone says who it is."""
         if self._watch is not None:
             self._watch.check()

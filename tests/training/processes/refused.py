@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from mt2st_fast import (
@@ -51,6 +53,13 @@ def _own(n: int = 3) -> list[Any]:
 
 def wrapped(folder: Path) -> None:
     _fit(nn.parallel.DistributedDataParallel(_linear()), _own())
+
+
+def wrapped_in_fsdp1(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoder = FullyShardedDataParallel(_linear(), device_id=torch.device("cpu"), use_orig_params=True)
+    _fit(encoder, _own())
 
 
 def batch_norm(folder: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from mt2st_fast import BagEncoder, InputError, gather_rows, shard_rows
 from mt2st_fast.model.row_shards import RowShard
 from tests.training.processes import divided
-from tests.training.processes.test_sharded import assert_learns_the_same
-from tests.training.processes.test_together import assert_bits, assert_close, plain
+from tests.training.processes.test_sharded import assert_goes_on, assert_learns_the_same
+from tests.training.processes.test_together import assert_close
 from tests.training.processes.together import run_together
 
 OF_WORDS = ["windows", "bags", "a_row_a_type", "adaptive"]
@@ -78,10 +78,7 @@ def test_four_processes_learn_what_one_learns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [11, 50])
 def test_a_stopped_run_goes_on_bit_for_bit(at: int, of_two: Any) -> None:
-    for found in of_two[1]["resumed"]:
-        assert "error" not in found, found
-        assert_bits(found["whole"], found[f"resumed {at}"])
-        assert plain(found["whole"]["history"]) == plain(found[f"resumed {at}"]["history"])
+    assert_goes_on(of_two[1]["resumed"], at)
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_whole(of_two: Any) -> None:

@@ -11,6 +11,7 @@ from tests.training.processes.together import run_together
 
 LINES = {
     "wrapped": "the encoder is wrapped in DistributedDataParallel, and the Trainer exchanges gradients itself",
+    "wrapped_in_fsdp1": "the encoder is wrapped in FullyShardedDataParallel, whose gradients nobody else can add up",
     "batch_norm": "encoder.1 is a BatchNorm1d, whose statistics 2 processes do not have in common: take LayerNorm",
     "fused": "fuse_backward=True is for one process: 2 exchange the gradients of every step",
     "shuffled_alike": "train is the same data in all 2 processes, and each would train on all of it: give it sampler",

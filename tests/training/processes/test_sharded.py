@@ -75,12 +75,17 @@ def test_four_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert_learns_the_same(getattr(sharded, name)(tmp_path), found, name)
 
 
-@pytest.mark.parametrize("at", [5, 17])
-def test_a_stopped_run_goes_on_bit_for_bit(at: int, of_two: Any) -> None:
-    for found in of_two[1]["resumed"]:
+def assert_goes_on(of_all: list[Any], at: int) -> None:
+    """From a stop after so many steps, bit for bit."""
+    for found in of_all:
         assert "error" not in found, found
         assert_bits(found["whole"], found[f"resumed {at}"])
         assert plain(found["whole"]["history"]) == plain(found[f"resumed {at}"]["history"])
+
+
+@pytest.mark.parametrize("at", [5, 17])
+def test_a_stopped_run_goes_on_bit_for_bit(at: int, of_two: Any) -> None:
+    assert_goes_on(of_two[1]["resumed"], at)
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_whole(of_two: Any) -> None:
