@@ -80,6 +80,7 @@ def few_rows(folder: Path) -> dict[str, Any]:
         for types, offsets, labels in (
             ([0, 1, 2, 2], [0, 1, 3, 4], [1, 2, 3]),
             ([0, 0], [0, 1, 2], [0, 1]),
+            ([1], [0, 1], [3]),
             ([], [0, 0, 0], [2, 3]),
         )
     ]
