@@ -19,9 +19,9 @@ _GZIP = b"\x1f\x8b"
 
 
 @contextmanager
-def writing_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` at the end: a reader sees the old file or the new one, also after a
-    power cut. Where the block raises (Ctrl-C too), nothing is left of it; what a process left that was killed
+def replacing(path: Path) -> Iterator[Path]:
+    """Where the block writes a file that becomes `path` at the end: a reader sees the old file or the new one, also
+    after a power cut. Where the block raises (Ctrl-C too), nothing is left of it; what a process left that was killed
     (SIGKILL) is swept up by the next one that writes the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,13 +30,24 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
             left.unlink()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        _sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end, as `replacing` does."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        yield file
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def left_behind(path: Path) -> list[Path]:

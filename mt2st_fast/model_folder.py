@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import left_behind
+from mt2st_fast.files import left_behind, write_atomically
+from mt2st_fast.tensor_files import on_cpu_apart, write_tensors
 
 FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
@@ -54,14 +54,9 @@ def write_model(
     try:
         _sweep(folder)
         partial.mkdir(parents=True)
-        # safetensors refuses tensors that share memory: each name gets memory of its own.
-        copies = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in tensors.items()
-        }
-        content = save(copies)
-        _write(partial / TENSORS, content)
-        _write(partial / DESCRIPTION, _description(kind, dict(configuration), content))
+        write_tensors(partial / TENSORS, on_cpu_apart(tensors))
+        described = _description(kind, dict(configuration), _digest_of_file(partial / TENSORS))
+        write_atomically(partial / DESCRIPTION, described)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
@@ -101,13 +96,14 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
     try:
         description = json.loads(text)
         named = (description["format"], description["kind"], description["configuration"])
-        expected = _description(named[1], named[2], content)
+        digest = _digest(content)
+        expected = _description(named[1], named[2], digest)
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; save the model again") from None
     if named[0] != FORMAT:
         raise InputError(f"{path}: is written as '{named[0]}', this version reads '{FORMAT}'; train it again")
     if text != expected:
-        what = DESCRIPTION if description.get("tensors_sha256") == _digest(content) else TENSORS
+        what = DESCRIPTION if description.get("tensors_sha256") == digest else TENSORS
         raise InputError(f"{folder / what}: is damaged, its checksum is another; save the model again")
     if kind is not None and named[1] != kind:
         raise InputError(f"{folder}: is a model of the kind {named[1]}, not {kind}")
@@ -150,13 +146,13 @@ def model_in(folder: str | Path) -> Path:
     return folder
 
 
-def _description(kind: str, configuration: dict[str, Any], tensors: bytes) -> bytes:
+def _description(kind: str, configuration: dict[str, Any], digest: str) -> bytes:
     """model.json, the same bytes for the same content: it is compared as a whole."""
     described: dict[str, Any] = {
         "format": FORMAT,
         "kind": kind,
         "configuration": configuration,
-        "tensors_sha256": _digest(tensors),
+        "tensors_sha256": digest,
     }
     body = json.dumps(described, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
     return json.dumps(described | {"sha256": _digest(body)}, ensure_ascii=False).encode(
@@ -168,12 +164,10 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _may_be_replaced(folder: Path) -> bool:
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {DESCRIPTION, TENSORS}
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -46,24 +46,13 @@ class RowShard:
         bounds = torch.tensor(self.bounds, device=rows.device)
         return torch.searchsorted(rows, bounds).diff().tolist()  # type: ignore[no-any-return]
 
-    def gather(self, own: Tensor, *, to_first: bool = False) -> Tensor:
-        """(V, ...) of the rows (n, ...) that each process has; all of them call it.
-
-        to_first: process 0 alone gets them, and the others what they have.
-        """
-        if to_first and self.rank:
-            if len(own):
-                dist.send(_as_bytes(own), 0)
-            return own
+    def gather(self, own: Tensor) -> Tensor:
+        """(V, ...) of the rows (n, ...) that each process has; all of them call it."""
         whole = own.new_empty(self.n_rows, *own.shape[1:])
         whole[self.own] = own
         for rank, (first, last) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
             part = _as_bytes(whole[first:last])  # on the same memory
-            if not len(part) or (to_first and rank == self.rank):
-                continue
-            if to_first:
-                dist.recv(part, rank)
-            else:
+            if len(part):
                 dist.broadcast(part, rank)
         return whole
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.model.row_shards import shard_of
+from mt2st_fast.model.row_shards import RowShard, shard_of
 
 Key = TypeVar("Key")
 
@@ -70,43 +70,75 @@ def own_part(value: Tensor) -> Tensor:
     return value.to_local() if is_dtensor(value) else value  # type: ignore[attr-defined,no-any-return]
 
 
-def gathered(value: Tensor, parameter: object = None, *, to_first: bool = False) -> Tensor:
-    """All of a tensor. Of a sharded one all processes call it.
+def rows_of(value: Any, parameter: Any = None) -> tuple[RowShard, Tensor] | None:
+    """Which rows of a tensor this process has, and these; None of one that is whole, or is not divided by rows.
 
     parameter: what the tensor is of, where that is not the tensor itself: moments of rows are divided as their table.
-    to_first: only process 0 needs it, and others may get anything.
     """
     if is_dtensor(value):
-        return value.full_tensor()  # type: ignore[attr-defined,no-any-return]
+        (placement, *more), mesh = value.placements, value.device_mesh
+        if more or not placement.is_shard(0):
+            return None
+        return RowShard(value.shape[0], mesh.get_local_rank(), mesh.size()), value.to_local()
     parameter = value if parameter is None else parameter
     shard = shard_of(parameter)
-    divided = shard is not None and value.shape[:1] == parameter.shape[:1]  # type: ignore[attr-defined]
-    return shard.gather(value, to_first=to_first) if divided else value  # type: ignore[union-attr]
+    divided = shard is not None and value.shape[:1] == parameter.shape[:1]
+    return (shard, value) if divided else None  # type: ignore[return-value]
 
 
-def divided_as(parameter: Any, whole: Tensor) -> Tensor:
-    """This process's part of a whole tensor, which every process has, where a parameter of that shape is sharded.
+def gathered(value: Tensor, parameter: object = None) -> Tensor:
+    """All of a tensor. Of a sharded one all processes call it. parameter: as in `rows_of`."""
+    if is_dtensor(value):
+        return value.full_tensor()  # type: ignore[attr-defined,no-any-return]
+    found = rows_of(value, parameter)
+    return value if found is None else found[0].gather(value)
+
+
+class StoredTensor(Protocol):
+    """A tensor, or one that lies somewhere else, whose rows are read as they are asked for."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Of all of it."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """These rows."""
+
+
+def all_of(stored: StoredTensor) -> Tensor:
+    """All rows."""
+    return stored if isinstance(stored, Tensor) else stored[:]
+
+
+def divided_as(parameter: Any, stored: StoredTensor) -> Tensor:
+    """This process's part of a tensor that every process can read, where a parameter of that shape is sharded.
 
     Of a table divided by rows also where only the rows are as many: the moments of rows.
     """
     shard = shard_of(parameter)
-    if shard is not None:
-        return whole[shard.own].clone() if whole.shape[:1] == (shard.n_rows,) else whole
-    if not is_dtensor(parameter) or parameter.shape != whole.shape:
-        return whole
-    from torch.distributed.tensor import distribute_tensor
+    if shard is not None and tuple(stored.shape[:1]) == (shard.n_rows,):
+        return stored[shard.own].clone()
+    if not is_dtensor(parameter) or parameter.shape != stored.shape:
+        return all_of(stored)
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    whole = whole.to(parameter.device)
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    mesh, placements, device = parameter.device_mesh, parameter.placements, parameter.device
+    by_rows = rows_of(parameter)
+    if by_rows is None:
+        return distribute_tensor(all_of(stored).to(device), mesh, placements, src_data_rank=None)
+    own = stored[by_rows[0].own].to(device, copy=True)
+    return DTensor.from_local(
+        own, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
-def divided_as_all(parameters: Mapping[Key, Any], whole: Mapping[Key, Any]) -> dict[Key, Any]:
+def divided_as_all(parameters: Mapping[Key, Any], stored: Mapping[Key, StoredTensor]) -> dict[Key, Tensor]:
     """Each tensor as the parameter of its name is. Raises RuntimeError for another table than was divided."""
-    for key, value in whole.items():
+    for key, value in stored.items():
         parameter: Any = parameters.get(key)
-        if shard_of(parameter) is not None and value.shape != whole_shape(parameter):
+        if shard_of(parameter) is not None and tuple(value.shape) != whole_shape(parameter):
             raise RuntimeError(f"{key} is {tuple(value.shape)} there and {whole_shape(parameter)} here")
-    return {key: divided_as(parameters.get(key), value) for key, value in whole.items()}
+    return {key: divided_as(parameters.get(key), value) for key, value in stored.items()}
 
 
 def let_go_of_gathered(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: one file, written whole or not at all, read without executing anything.
 
 A safetensors file holds every tensor (parameters, optimizer, random states) under a path-like name; what
-is not a tensor stands as JSON in its metadata, beside a checksum of all of it.
+is not a tensor stands as JSON in its metadata, beside a checksum of all of it. Tensors that processes have divided by
+rows lie in files beside it (checkpoint_parts.py), which it names.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import write_atomically
-from mt2st_fast.model.sharded import divided_as, divided_as_all, gathered
+from mt2st_fast.model.sharded import StoredTensor, divided_as, divided_as_all, gathered, rows_of
+from mt2st_fast.tensor_files import digest_of, on_cpu_apart, write_tensors
+from mt2st_fast.training.checkpoint_parts import delete_other_parts, stored_parts, write_parts
 from mt2st_fast.training.optimizer_upkeep import IMPLEMENTATIONS
+from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
-FORMAT = "mt2st-fast checkpoint 4"
+FORMAT = "mt2st-fast checkpoint 5"
 
 
 def save_checkpoint(
@@ -31,13 +33,13 @@ def save_checkpoint(
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    *,
-    writes: bool = True,
+    processes: Processes | None = None,
 ) -> None:
     """Write modules, optimizer, random states and a JSON-able `state` to one file, atomically.
 
-    Of several processes all call it, as sharded tensors stand in it whole, and one `writes`.
+    Of several processes all call it: each writes its rows of sharded tensors, and process 0 all else.
     """
+    processes = Processes() if processes is None else processes
     tensors = {
         f"{name}/{key}": value
         for name, module in modules.items()
@@ -47,17 +49,21 @@ def save_checkpoint(
     held = held_in_order(optimizer)
     of = {key: held[int(key.split("/")[1])] for key in optimizer_tensors}
     random_tensors, random_state = _random_states()
-    content = {"format": FORMAT, "state": state, "optimizer": optimizer_state, "random": random_state}
-    flat = {**tensors, **optimizer_tensors, **random_tensors}
-    copies = {}
-    for key, tensor in flat.items():
-        whole = gathered(tensor.detach(), of.get(key, tensor), to_first=True)
-        if writes:  # safetensors refuses tied parameters: each name gets memory of its own
-            copies[key] = whole.cpu().clone(memory_format=torch.contiguous_format)
-    if not writes:
+    whole, divided = {}, {}
+    for key, tensor in {**tensors, **optimizer_tensors, **random_tensors}.items():
+        by_rows = rows_of(tensor.detach(), of.get(key, tensor))
+        if by_rows is None:
+            whole[key] = gathered(tensor.detach())
+        else:
+            divided[key] = by_rows
+    parts = write_parts(path, divided, processes)
+    if not processes.writes:
         return
-    text = json.dumps(content)
-    write_atomically(path, save(copies, {"json": text, "sha256": _checksum(text, copies)}))
+    content = {"format": FORMAT, "state": state, "optimizer": optimizer_state, "random": random_state}
+    text = json.dumps(content | {"parts": parts})
+    copies = on_cpu_apart(whole)
+    write_tensors(path, copies, {"json": text, "sha256": _checksum(text, copies)})
+    delete_other_parts(path, parts)
 
 
 class Checkpoint:
@@ -87,6 +93,7 @@ class Checkpoint:
             )
         self._content = content
         self.state: dict[str, Any] = content["state"]
+        self._stored: dict[str, StoredTensor] = {**self._tensors, **stored_parts(path, content["parts"])}
 
     def restore_modules(self, modules: dict[str, nn.Module]) -> None:
         """Load the parameters of `modules`. Raises InputError where they do not fit."""
@@ -102,9 +109,9 @@ class Checkpoint:
                     "trainer.load(checkpoint, partial=True)"
                 ) from error
 
-    def weights(self, parts: Iterable[str]) -> dict[str, Tensor]:
+    def weights(self, parts: Iterable[str]) -> dict[str, StoredTensor]:
         """The tensors of modules, "encoder/0.weight" of the part encoder."""
-        return {name: t for name, t in self._tensors.items() if name.partition("/")[0] in parts}
+        return {name: t for name, t in self._stored.items() if name.partition("/")[0] in parts}
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Load the optimizer's state; it must hold the parameters that were held, in their groups."""
@@ -138,8 +145,8 @@ class Checkpoint:
             if f"random/cuda{index}" in self._tensors:
                 torch.cuda.set_rng_state(self._tensors[f"random/cuda{index}"], index)
 
-    def _under(self, prefix: str) -> dict[str, Tensor]:
-        return {key[len(prefix) :]: t for key, t in self._tensors.items() if key.startswith(prefix)}
+    def _under(self, prefix: str) -> dict[str, StoredTensor]:
+        return {key[len(prefix) :]: t for key, t in self._stored.items() if key.startswith(prefix)}
 
 
 def held_in_order(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
@@ -174,11 +181,10 @@ def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the JSON and of every tensor with its name, type and shape, whatever their order in the file."""
+    """SHA-256 of the JSON and of every tensor, whatever their order in the file."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest_of(tensor, name, digest)
     return digest.hexdigest()
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.model.sharded import divided_as, whole_shape
+from mt2st_fast.model.sharded import StoredTensor, divided_as, whole_shape
 
 MOST_NAMED = 5
+Stored = TypeVar("Stored", bound=StoredTensor)
 EXTRA_STATE = "_extra_state"  # as torch names what a module keeps beside tensors
 
 
@@ -31,7 +33,7 @@ class LoadedWeights:
 
 
 def load_weights(
-    modules: Mapping[str, nn.Module], stored: Mapping[str, Tensor], *, partial: bool
+    modules: Mapping[str, nn.Module], stored: Mapping[str, StoredTensor], *, partial: bool
 ) -> LoadedWeights:
     """Put stored tensors, "encoder/0.weight", into the modules of those names.
 
@@ -50,7 +52,7 @@ def load_weights(
     for name, tensor in own.items():
         if name not in stored:
             skipped[name] = "is not in the checkpoint, stays as it is"
-        elif stored[name].shape != whole_shape(tensor):
+        elif tuple(stored[name].shape) != whole_shape(tensor):
             skipped[name] = f"is {tuple(stored[name].shape)} there and {whole_shape(tensor)} here"
     taken = tuple(name for name in own if name in stored and name not in skipped)
     found = LoadedWeights(taken, skipped)
@@ -64,5 +66,5 @@ def load_weights(
     return found
 
 
-def _without_extra_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_extra_state(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     return {name: t for name, t in tensors.items() if not name.endswith(EXTRA_STATE)}

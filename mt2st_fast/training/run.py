@@ -347,7 +347,7 @@ class Run:
         restore_random_states(self.processes, state)
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed run goes on from; of several processes all call it, and one writes.
+        """Write all that a resumed run goes on from; of several processes all call it.
 
         Raises NonFiniteLossError rather than keep a broken state, and ValueError for a schedule that observes and has
         no state to keep.
@@ -376,8 +376,7 @@ class Run:
             "choosing_seconds": self._choosing_seconds,
             "schedule": dict(schedule.state_dict()) if self._remembers(schedule) else None,  # type: ignore[attr-defined]
         }
-        writes = self.processes.writes
-        save_checkpoint(path, self._modules(), self.optimizer, state, writes=writes)
+        save_checkpoint(path, self._modules(), self.optimizer, state, self.processes)
 
     def _remembers(self, schedule: Schedule) -> bool:
         """Whether a schedule has a state that is not tensors: a module's stands among the modules."""

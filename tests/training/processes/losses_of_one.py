@@ -11,7 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mt2st_fast import Callback, Classification, MultiTask, MultiTaskHeads, Switch, Trainer
+from mt2st_fast import (
+    BagEncoder,
+    Callback,
+    Classification,
+    LazyAdam,
+    MultiTask,
+    MultiTaskHeads,
+    Switch,
+    Trainer,
+    shard_rows,
+)
 from mt2st_fast.training.processes.watch import LostProcessError
 from tests.training.processes import runs, sharded
 
@@ -74,11 +84,30 @@ def slow(folder: Path) -> dict[str, Any]:
     """Goes on where there is a checkpoint, which is written every few steps; dropout draws numbers in every process."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(runs.FEATURES, 8), nn.Dropout(0.3))
+    return _slowly(folder, encoder, runs.batches(), epochs=60)
+
+
+def slow_divided(folder: Path) -> dict[str, Any]:
+    """The same with a table of which each process has rows, and writes them itself."""
+    torch.manual_seed(0)
+    encoder = BagEncoder(50, 8, sparse=True)
+    shard_rows(encoder)
+    data = []
+    for _ in range(4):
+        words = torch.randint(50, (12, 3))
+        data.append(((words.flatten(), torch.arange(0, 37, 3)), {"classes": words[:, 0] % 4}))
+    return _slowly(folder, encoder, data[dist.get_rank() :: 2], epochs=100, optimizer=LazyAdam)
+
+
+def _slowly(
+    folder: Path, encoder: nn.Module, data: list[Any], *, epochs: int, **options: Any
+) -> dict[str, Any]:
     heads = MultiTaskHeads(8, {"classes": Classification(4), "weighted": runs.TASKS["weighted"]}, "classes")
-    trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), device="cpu", callbacks=[Slowly(folder)])
+    callbacks = [Slowly(folder)]
+    trainer = Trainer(encoder, heads, schedule=Switch(at=0.5), device="cpu", callbacks=callbacks, **options)
     path = folder / "slow.safetensors"
     try:
-        trainer.fit(runs.batches(), epochs=60, checkpoint=path, checkpoint_seconds=0.1, resume=path.exists())
+        trainer.fit(data, epochs=epochs, checkpoint=path, checkpoint_seconds=0.1, resume=path.exists())
     except LostProcessError as error:
         print(f"ended: {error}", flush=True)
         os._exit(3)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mt2st_fast import BagEncoder, InputError, gather_rows, shard_rows
 from mt2st_fast.model.row_shards import RowShard
+from mt2st_fast.training.checkpoint_parts import folder_of
 from tests.training.processes import divided
 from tests.training.processes.test_sharded import assert_goes_on, assert_learns_the_same
 from tests.training.processes.test_together import assert_close
@@ -90,6 +92,24 @@ def test_a_run_goes_on_with_another_number_of_processes_and_whole(of_two: Any) -
     assert "error" not in first, first
     assert_close(first["weights"], second["weights"])
     assert_close(learnt["weights"], first["weights"])
+
+
+def test_each_process_keeps_its_rows_in_a_file_of_its_own(of_two: Any) -> None:
+    folder, _ = of_two
+    n_rows = 0
+    for part in folder_of(folder / "divided-11.safetensors").iterdir():
+        with safe_open(part, framework="pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
+        assert {key.split("/")[-1] for key in shapes} == {
+            "table",
+            "row_exp_avg",
+            "row_exp_avg_sq",
+            "row_steps",
+        }
+        assert len({shape[0] for shape in shapes.values()}) == 1
+        n_rows += shapes["encoder/table"][0]
+    with safe_open(folder / "divided-11.safetensors", framework="pt") as file:
+        assert all(n_rows not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
 
 
 def test_a_table_need_never_be_whole(of_two: Any) -> None:

@@ -60,13 +60,13 @@ def test_a_process_that_hangs_ends_the_others(stopped: int, others: tuple[int, .
 
 
 @pytest.mark.long
-def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["slow", "slow_divided"])
+def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(scenario: str, tmp_path: Path) -> None:
     chance = random.Random(7)
-    undisturbed = run_together("losses_of_one", ["slow"], tmp_path)["slow"]
-    for file in tmp_path.iterdir():
-        file.unlink()
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = run_together("losses_of_one", [scenario], tmp_path / "undisturbed")[scenario]
     for _ in range(4):
-        with started(scenarios("losses_of_one", ["slow"], tmp_path)) as processes:
+        with started(scenarios("losses_of_one", [scenario], tmp_path)) as processes:
             lost = chance.randrange(2)
             began = time.monotonic()
             while not (tmp_path / f"going-{lost}").exists():
@@ -78,7 +78,7 @@ def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(tmp_path: 
         for file in tmp_path.glob("going-*"):
             file.unlink()
     assert (tmp_path / "slow.safetensors").exists()
-    resumed = run_together("losses_of_one", ["slow"], tmp_path)["slow"]
+    resumed = run_together("losses_of_one", [scenario], tmp_path)[scenario]
     for one, other in zip(undisturbed, resumed, strict=True):
         assert "error" not in other, other
         for name, weight in one["weights"].items():
