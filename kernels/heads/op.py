@@ -21,7 +21,7 @@ from ..heads.plans import (
     check_plan,
     choose_plan,
 )
-from ..machine.registry import Room
+from ..machine.registry import Choice, Room
 from . import reference
 from .arguments import check_arguments
 from .call import Forward, Gradients, HeadsCall, Needs, Plan
@@ -147,11 +147,19 @@ def _implementation(backend: str, requested_plan: str, features: Tensor, layout:
     N, D = features.shape
     shape = Shape(N, D, layout.width, layout.widest, features.element_size())
     # A size that torch.compile keeps symbolic cannot key a cache.
-    choose = _cached_plan if isinstance(N, int) else choose_plan
-    return cast(Plan, ROOM.load(backend, choose(backend, shape, requested_plan, features.device).name))
+    if isinstance(N, int):
+        choice = _cached_plan(backend, shape, requested_plan, features.device, torch.get_num_threads())
+    else:
+        choice = choose_plan(backend, shape, requested_plan, features.device)
+    return cast(Plan, ROOM.load(backend, choice.name))
 
 
-_cached_plan = lru_cache(maxsize=4096)(choose_plan)
+@lru_cache(maxsize=4096)
+def _cached_plan(
+    backend: str, shape: Shape, requested_plan: str, device: torch.device, threads: int
+) -> Choice:
+    del threads  # a table that was tuned is one for so many
+    return choose_plan(backend, shape, requested_plan, device)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:

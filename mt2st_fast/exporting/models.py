@@ -22,6 +22,7 @@ from mt2st_fast.exporting.inputs import TextInputs
 from mt2st_fast.exporting.writing import Exported, Graph, Trial, output_of, write_graph
 from mt2st_fast.model.encoders import NO_ROW, BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.sharded import check_whole
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 
@@ -207,12 +208,11 @@ def _asked(
     encoder: nn.Module, heads: MultiTaskHeads, names: Sequence[str], inputs: Mapping[str, Tensor], given: Any
 ) -> Trial:
     """What an encoder of this package says of its own inputs, without dropout."""
-    was_training = encoder.training
     device = next(encoder.parameters()).device
-    features = encoder.eval()(
-        tuple(t.to(device) for t in given) if isinstance(given, tuple) else given.to(device)
-    )
-    encoder.train(was_training)
+    with evaluating(encoder):
+        features = encoder(
+            tuple(t.to(device) for t in given) if isinstance(given, tuple) else given.to(device)
+        )
     return Trial(inputs, {name: heads.logits(features, name).cpu() for name in names})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class TextModel:
 
     level: "token", a row is a word, or "document", a row is a text. tokenizer: how its training data cut a text into
     words (see mt2st_fast.data.text.tokenizers). text_column: of the table that it learnt from, where that was said.
+    Threads may ask one model; they take turns.
     Raises ValueError for parts that do not belong together.
     """
 
@@ -72,6 +74,7 @@ class TextModel:
         self._trained = encoder.eval()
         self._words = OpenVocabulary(vocabulary, table, encoder)
         self._windows = WindowFeatures()
+        self._turn = RLock()  # what words and windows were met is remembered, and kernels use memory again
 
     @property
     def level(self) -> str:
@@ -168,9 +171,10 @@ class TextModel:
             task: [torch.zeros(0, self.heads.linear(task).out_features)] for task in names
         }
         for some in self._batches(units):
-            for features in self._features(some):
-                for task, found in parts.items():
-                    found.append(self.heads.logits(features, task))
+            with self._turn:
+                for features in self._features(some):
+                    for task, found in parts.items():
+                        found.append(self.heads.logits(features, task))
         return {task: torch.cat(found) for task, found in parts.items()}
 
     def probabilities(self, units: Sequence[Sequence[str]], task: str | None = None) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, features_of
 from mt2st_fast.training.batch_shapes import paired
@@ -44,29 +45,27 @@ def evaluate(
     shortcuts: of who knows more than the encoder. Sums stay on the device until the end; add_up: makes those of several
     processes one. metrics: by task, instead of that of its kind. Restores the training mode of the encoder.
     """
-    was_training = encoder.training
-    encoder.eval()
     sums: dict[str, Tensor] = {}
     own = {task: OwnMetric(task, metrics[task], heads, device) for task in tasks if task in metrics}
     try:
-        for batch in _on_device(batches, device):
-            inputs, targets = materialised(paired(batch, heads.names))
-            inputs = to_device(inputs, device)
-            asked = {task: to_device(targets[task], device) for task in tasks if task in targets}
-            found = None if own or shortcuts is None else shortcuts.hits(inputs, asked)
-            if found is None:
-                known = None if shortcuts is None else shortcuts.features(inputs)
-                features, mask = encode(encoder, inputs) if known is None else features_and_mask(known)
-                found = {}
-                for task, target in asked.items():
-                    if task in own:
-                        own[task].update(*_rows(heads, task, features, target, mask))
-                    else:
-                        found[task] = _sums(heads, task, features, target, mask)
-            for task, parts in found.items():
-                sums[task] = sums[task] + parts if task in sums else parts
+        with evaluating(encoder):
+            for batch in _on_device(batches, device):
+                inputs, targets = materialised(paired(batch, heads.names))
+                inputs = to_device(inputs, device)
+                asked = {task: to_device(targets[task], device) for task in tasks if task in targets}
+                found = None if own or shortcuts is None else shortcuts.hits(inputs, asked)
+                if found is None:
+                    known = None if shortcuts is None else shortcuts.features(inputs)
+                    features, mask = encode(encoder, inputs) if known is None else features_and_mask(known)
+                    found = {}
+                    for task, target in asked.items():
+                        if task in own:
+                            own[task].update(*_rows(heads, task, features, target, mask))
+                        else:
+                            found[task] = _sums(heads, task, features, target, mask)
+                for task, parts in found.items():
+                    sums[task] = sums[task] + parts if task in sums else parts
     finally:
-        encoder.train(was_training)
         let_go_of_gathered(encoder)
     sums = add_up(sums)
     values = {task: _value(heads, task, sums[task]) for task in sums}

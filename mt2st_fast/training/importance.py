@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.modes import evaluating
 from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
@@ -101,25 +102,21 @@ def _gradients(
 ) -> dict[str, list[list[_Moments | None]]]:
     """By task, for every batch with a target of it, what is kept of each parameter's gradient; None: it has none."""
     seen: dict[str, list[list[_Moments | None]]] = {}
-    was_training = parts.encoder.training
-    parts.encoder.eval()  # dropout would draw random numbers that training then misses
-    try:
-        with _gradients_of_tables(parts), torch.enable_grad():
-            for batch in islice(batches, MOST_BATCHES):
-                inputs, targets = (to_device(part, parts.device) for part in some_rows(batch))
+    # Dropout would draw random numbers that training then misses.
+    with evaluating(parts.encoder), _gradients_of_tables(parts), torch.enable_grad():
+        for batch in islice(batches, MOST_BATCHES):
+            inputs, targets = (to_device(part, parts.device) for part in some_rows(batch))
+            with parts.autocast():
+                features, mask = encode_shared(parts.encoder, inputs)
+            present = [n for n in parts.heads.active if n in targets and _is_wanted(n, parts.heads, seen)]
+            for task in present:
                 with parts.autocast():
-                    features, mask = encode_shared(parts.encoder, inputs)
-                present = [n for n in parts.heads.active if n in targets and _is_wanted(n, parts.heads, seen)]
-                for task in present:
-                    with parts.autocast():
-                        loss = parts.heads(features, {task: targets[task]}, {task: 1.0}, mask=mask).total
-                    found = torch.autograd.grad(
-                        loss, trained, retain_graph=task != present[-1], allow_unused=True
-                    )
-                    moments = [_moments(g, p) for g, p in zip(found, trained, strict=True)]
-                    seen.setdefault(task, []).append(moments)
-    finally:
-        parts.encoder.train(was_training)
+                    loss = parts.heads(features, {task: targets[task]}, {task: 1.0}, mask=mask).total
+                found = torch.autograd.grad(
+                    loss, trained, retain_graph=task != present[-1], allow_unused=True
+                )
+                moments = [_moments(g, p) for g, p in zip(found, trained, strict=True)]
+                seen.setdefault(task, []).append(moments)
     return seen
 
 

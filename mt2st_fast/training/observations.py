@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.kernels import HeadSpec
+from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.sharded import has_sharded, let_go_of_gathered
 from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.encoding import encode_shared
@@ -209,13 +210,11 @@ def _own_gradients(
     if found is None:
         return None
     inputs, targets = (to_device(part, parts.device) for part in materialised(found))
-    was_training = parts.encoder.training
-    parts.encoder.eval()  # dropout would draw random numbers that training then misses
     try:
-        with torch.no_grad(), parts.autocast():
+        # Dropout would draw random numbers that training then misses.
+        with evaluating(parts.encoder), torch.no_grad(), parts.autocast():
             features, mask = encode_shared(parts.encoder, inputs)
     finally:
-        parts.encoder.train(was_training)
         let_go_of_gathered(parts.encoder)
     present = [name for name in tasks or heads.active if name in targets]
     losses = {name: _loss_and_gradient(features, mask, name, targets[name], parts) for name in present}

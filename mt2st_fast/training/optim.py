@@ -63,6 +63,10 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         del table
         return self.rule(group)
 
+    def take_back(self, table: Tensor) -> None:
+        """A step that `next_rule` has counted is not taken."""
+        del table
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of every optimizer."""
         _not_to_compile(super().add_param_group)(param_group)
@@ -333,6 +337,10 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
             steps = self.state[table]["step"] = steps.to(table.device)
         steps += 1
         return self.rule(group, steps)
+
+    def take_back(self, table: Tensor) -> None:
+        """Count a step less."""
+        self.state[table]["step"] -= 1
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """AdamW's own state: one count of steps, and both moments. None where AdamW is not plain Adam with decay."""

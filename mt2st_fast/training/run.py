@@ -246,8 +246,8 @@ class Run:
             before = self.heads.active
             if self._selection.due(self._phase_active, active):
                 self._select_parts()
+            self.record(after_step=False)  # of the tasks of before
             enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
-            self.record(after_step=False)
             self._phase_active = active
             told: dict[str, str] = getattr(self._options.schedule, "reasons", {})
             reasons = {name: told[name] for name in before if name not in active and name in told}

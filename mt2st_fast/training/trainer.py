@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -49,31 +49,39 @@ UNDECAYED = (
 class Trainer:
     """Trains an encoder and its heads on all active tasks, and lets tasks go as the schedule says.
 
-    encoder: any module whose output is (N, D) or (N, T, D) features. heads: MultiTaskHeads over D.
-    optimizer: a function from parameters to a torch optimizer; AdamW(lr) by default, and LazyAdam(lr) where the
-    encoder has a row-sparse table (`sparse=True`). weight_decay belongs to that default, and acts on dense parameters
-    only: a row-sparse table is not decayed, which the log says.
-    lr_decay: the learning rate falls linearly to 0 over the run, or stays. lr_scheduler: a function from the optimizer,
-    or from it and the run's steps, to a scheduler of torch, which goes on with every step; its state is in checkpoints.
-    clip_norm: the largest 2-norm of all gradients together. accumulate: batches a step. precision: the autocast dtype,
-    float16 with loss scaling. device: "auto" takes CUDA where there is one. log_every: steps between
-    records; the loop waits for the device there and nowhere else. metrics: {task: metric} instead of that of its kind:
-    objects of torchmetrics, or functions of predictions (probabilities, but for a regression) and targets of the rows
-    that have them; more must be better. graph: capture the step of each phase as a
-    CUDA graph and replay it, by default ("auto") wherever there is a CUDA device; a step that cannot be captured runs
-    eagerly and `history.phases` says why. What
-    Python does in the encoder, a replay does not do again. fuse_backward: by default, on a CPU the whole step
-    is one kernel call where that can do all of it, and leaves no gradients: of a WindowEncoder with LazyAdam,
-    RowwiseAdagrad or SGD of this package, of a BagEncoder with the last two (where a WindowEncoder's step needs
-    gradients, a kernel call a batch makes them); on CUDA the backward pass steps the table of these encoders by these
-    optimizers, whose gradient is never made, where nothing needs it. True: the backward
-    pass steps all row-sparse tables. False: gradients are made, and the optimizer steps.
-    `history.phases` says which engine took a phase, and what stood against the others. distributed: with "auto" the
-    processes of an initialized process group of torch train one model together (docs/processes.md); with "none" each
-    trains its own.
+    Args:
+        encoder: any module whose output is (N, D) or (N, T, D) features.
+        heads: a head a task over the D features.
+        schedule: the weight of each task at each step; `Switch()` by default.
+        lr: the learning rate of the default optimizer.
+        optimizer: a function from parameters to a torch optimizer. By default AdamW, and `LazyAdam` where the encoder
+            has a row-sparse table (`sparse=True`).
+        weight_decay: of the default optimizer; acts on dense parameters only (the log says so where there are others).
+        lr_decay: "linear" lets the rate fall to 0 over the run, "none" leaves it.
+        lr_scheduler: a function from the optimizer, or from it and the run's steps, to a torch scheduler, which is
+            stepped after every step and kept in checkpoints.
+        clip_norm: the largest 2-norm of all gradients together.
+        accumulate: batches a step.
+        precision: "float32", or the autocast dtype: "bfloat16", or "float16" with loss scaling.
+        device: "auto" takes CUDA where there is one.
+        log_every: steps between records; the loop waits for the device there and nowhere else.
+        callbacks: told of steps, records, evaluations and phases.
+        metrics: {task: metric} instead of the one of the task's kind: objects of torchmetrics, or functions of
+            predictions (probabilities, but for a regression) and targets of the rows that have them. More is better.
+        graph: capture the step of each phase as a CUDA graph and replay it. "auto": on CUDA, where a step can be
+            captured; else it runs eagerly. A replay does not run the encoder's Python code again.
+        fuse_backward: None takes the fastest engine that gives the same step (docs/kernels.md): on a CPU the whole
+            step of this package's encoders and row-sparse optimizers is one kernel call, on CUDA the backward pass
+            steps their tables. True: the backward pass steps all row-sparse tables. False: gradients are made, and the
+            optimizer steps.
+        distributed: "auto" trains one model with the other processes of torch's process group, if there is one
+            (docs/processes.md); "none" lets each process train its own.
 
-    Raises ValueError for an option out of range, for graph=True without a CUDA device, and for fuse_backward where
-    something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
+    `history.phases` says which engine took each phase's steps, and why the others did not.
+
+    Raises:
+        ValueError: for an option out of range, graph=True without a CUDA device, and fuse_backward=True where
+            something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
     """
 
     def __init__(
@@ -190,6 +198,10 @@ class Trainer:
         """
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
+        if isinstance(val, Iterator):
+            raise TypeError(
+                "val is an iterator, which is empty after its first evaluation: give a list or a loader"
+            )
         if val is None and isinstance(self.schedule, ObservingHeldOut):
             raise ValueError(no_held_out(self.schedule))
         check_count(**given(evaluate_every=evaluate_every))
@@ -235,7 +247,8 @@ class Trainer:
         tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
         if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
             logger.warning(UNDECAYED, decay)
-        self.encoder.train()
+        if not self.encoder.training:  # parts that were set to evaluate in one that trains are left so
+            self.encoder.train()
         return self._run
 
     def _begin(

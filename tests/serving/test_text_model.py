@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -150,3 +151,25 @@ def test_what_is_asked_wrongly_is_named():
         model.predict(TEXT, "tag")
     with pytest.raises(InputError, match="a unit is a list of words"):
         model.predict(["die Katze"])
+
+
+@pytest.fixture
+def eager_threads():
+    """Threads that meet anywhere."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_threads")
+@pytest.mark.parametrize("level", ["token", "document"])
+def test_threads_that_ask_one_model_are_told_what_one_is_told(level):
+    texts = [[f"{word}{i}" if i % 3 else word for word in WORDS] for i in range(24)]
+    expected = [made(level).logits([text]) for text in texts]
+    for _ in range(10):
+        model = made(level)
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda text: model.logits([text]), texts))  # noqa: B023
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)

@@ -23,6 +23,22 @@ def test_evaluation_leaves_the_mode_and_the_weights_alone(toy):
         torch.testing.assert_close(weights_of(trainer), before, rtol=0, atol=0)
 
 
+def test_parts_that_a_user_has_set_to_evaluate_stay_so(toy):
+    trainer = Trainer(nn.Sequential(toy.encoder(), nn.Dropout(0.5), nn.Dropout(0.1)), toy.heads())
+    trainer.encoder[1].eval()
+    trainer.fit(toy.batches(3), val=toy.batches(2), epochs=2)
+    assert [part.training for part in trainer.encoder] == [True, False, True]
+    trainer.encoder.eval()
+    trainer.fit(toy.batches(3), epochs=1)
+    assert all(part.training for part in trainer.encoder)
+
+
+def test_an_iterator_of_held_out_batches_is_refused(toy):
+    trainer = Trainer(toy.encoder(), toy.heads())
+    with pytest.raises(TypeError, match="val is an iterator, which is empty after its first evaluation"):
+        trainer.fit(toy.batches(3), val=iter(toy.batches(2)), epochs=1)
+
+
 def test_metrics_by_hand(toy):
     heads = toy.heads(features=8)
     with torch.no_grad():

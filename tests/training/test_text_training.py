@@ -395,3 +395,19 @@ def test_options_that_need_gradients_are_an_obstacle():
     training = trainer(accumulate=2)
     training.fit(BATCHES, epochs=1)
     assert "several batches" in training.history.phases[0].passed_over["one kernel call"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_refused_batch_moves_nothing(name):
+    """Not even the number of steps that Adam's rows go by."""
+    encoder, heads = model()
+    optimizer = OPTIMIZERS[name]([*encoder.parameters(), *heads.parameters()])
+    step = TextTraining(encoder, heads, optimizer)
+    good, weights = batch(), torch.ones(3)
+    step(*good, weights)
+    before = copy.deepcopy((encoder.state_dict(), heads.state_dict(), optimizer.state_dict()))
+    wrong = {**good[1], "main": good[1]["main"] + 1000}
+    with pytest.raises((ValueError, IndexError)):
+        step(good[0], wrong, weights)
+    after = (encoder.state_dict(), heads.state_dict(), optimizer.state_dict())
+    torch.testing.assert_close(before, after, rtol=0, atol=0)

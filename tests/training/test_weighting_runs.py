@@ -187,3 +187,19 @@ def test_famo_refuses_a_loss_without_a_logarithm():
         InputError, match=r"loss of contrast is -1\.\d+ before step \d+, and FAMO weighs by log"
     ):
         trainer.fit(batch, epochs=1)
+
+
+class LearntThenDropped(Uncertainty):
+    """A schedule of a user: weights are learnt, and an auxiliary task retires on the way."""
+
+    def task_weights(self, moment, main, auxiliary):
+        names = [main, *auxiliary] if moment.step < 6 else [main, *auxiliary[1:]]
+        return dict.fromkeys(names, 1.0)
+
+
+def test_learnt_weights_may_let_a_task_retire_between_two_records():
+    trainer, history = trained(LearntThenDropped(), 6, log_every=4)
+    assert [phase.first_step for phase in history.phases] == [0, 6]
+    recorded = {record.step: (set(record.losses), set(record.weights)) for record in history.steps}
+    assert recorded[6] == (set(trainer.heads.names), set(trainer.heads.names))  # the last of the phase before
+    assert recorded[8] == (set(history.phases[1].active), set(history.phases[1].active))

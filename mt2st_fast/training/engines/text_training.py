@@ -83,17 +83,24 @@ class TextTraining(TextCalls):
         decays.append(1.0)
         model = self._model_of(batch.layout)
         self._dropped = self._dropped if again else self._dropout()
-        found = text_step(
-            model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
-        )
+        try:
+            found = text_step(
+                model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
+            )
+        except BaseException:
+            if self._steps_table(moves):
+                self._optimizer.take_back(self.encoder.table)
+            raise
         return self._heads.over_active(found.losses, batch)
 
     def _rule_of_rows(self, moves: Moves) -> RowRule:
         """The rule of the table, which stands behind those of the groups."""
         table, optimizer = self.encoder.table, self._optimizer
         group = optimizer.param_groups[group_of(optimizer).get(id(table), 0)]
-        is_stepped = moves.shared and self._held.moved[0]
-        return optimizer.next_rule(table, group) if is_stepped else optimizer.rule(group)
+        return optimizer.next_rule(table, group) if self._steps_table(moves) else optimizer.rule(group)
+
+    def _steps_table(self, moves: Moves) -> bool:
+        return moves.shared and self._held.moved[0]
 
     def _hold(self) -> None:
         # Asking for states makes those that are missing: before it is noted what there is.

@@ -1,0 +1,23 @@
+"""Training and evaluation modes of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A block in which a module evaluates; after it every part is as it was, a frozen BatchNorm within it, too."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(
+            modes[module]
+        )  # which may do more than to set what is set below: LoRA layers merge their weights
+        for part, mode in modes.items():
+            part.training = mode
