@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -153,23 +154,23 @@ def test_what_is_asked_wrongly_is_named():
         model.predict(["die Katze"])
 
 
-@pytest.fixture
-def eager_threads():
-    """Threads that meet anywhere."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("eager_threads")
 @pytest.mark.parametrize("level", ["token", "document"])
-def test_threads_that_ask_one_model_are_told_what_one_is_told(level):
+def test_threads_that_ask_one_model_take_turns(level, monkeypatch):
     texts = [[f"{word}{i}" if i % 3 else word for word in WORDS] for i in range(24)]
     expected = [made(level).logits([text]) for text in texts]
-    for _ in range(10):
-        model = made(level)
-        with ThreadPoolExecutor(6) as pool:
-            found = list(pool.map(lambda text: model.logits([text]), texts))  # noqa: B023
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other)
+    model, inside, met = made(level), [], []
+    features = TextModel._features
+
+    def watched(self, units):
+        met.extend(inside)
+        inside.append(units)
+        time.sleep(0.005)
+        yield from features(self, units)
+        inside.remove(units)
+
+    monkeypatch.setattr(TextModel, "_features", watched)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda text: model.logits([text]), texts))
+    assert not met
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
