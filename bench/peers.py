@@ -1,6 +1,6 @@
 """Who computes the heads: each peer runs all of them, from gradients that are None to gradients that are set.
 
-The speed of `ours` is compared with `eager`; `gemms` is no peer but the floor that none can go under.
+The speed of `ours` is compared with `eager`; `gemms` is no peer: the matrix products by torch, alone.
 """
 
 from __future__ import annotations
@@ -96,11 +96,13 @@ def ours_graph(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def heads_module(inputs: HeadInputs, direction: Direction) -> Peer:
-    """MultiTaskHeads: the fused op on one nn.Linear a task, packed in every step."""
+    """MultiTaskHeads as a model has them: the fused op on heads whose layers are views of one matrix."""
     features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
     names = inputs.layout.names
     tasks = {name: Classification(spec.size) for name, spec in zip(names, inputs.layout.heads, strict=True)}
-    heads = MultiTaskHeads.from_modules(dict(zip(names, linears, strict=True)), tasks, names[0])
+    heads = MultiTaskHeads(features_nd.shape[1], tasks, names[0]).to(features_nd.device, features_nd.dtype)
+    for name, linear in zip(names, linears, strict=True):
+        heads.linear(name).load_state_dict(linear.state_dict())
     linears = [heads.linear(name) for name in names]  # its own, which get the gradients
     targets = dict(zip(names, inputs.targets, strict=True))
     weights_k = torch.ones(len(names), device=features_nd.device)
@@ -178,7 +180,7 @@ def cut_cross_entropy_takes_bias() -> bool:
 
 
 def gemms(inputs: HeadInputs, direction: Direction) -> Peer:
-    """The three bare GEMMs of the packed layout (one, forward): no loss, no gradients, the floor."""
+    """The three bare GEMMs of the packed layout (one, forward): no loss, no gradients."""
     features_nd, weight_sd = inputs.features_nd, inputs.weight_sd
     if features_nd.is_cuda:
         weight_ds = weight_sd.t()

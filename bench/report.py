@@ -1,4 +1,4 @@
-"""python -m bench.report: writes bench/RESULTS.md and the plots beside it from the latest records."""
+"""python -m bench.report: writes bench/RESULTS.md, its plots and the tables of the README from the latest records."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from bench.environment import ROOT
 from bench.ledger import Record
 from bench.markdown import table
 from bench.picture import draw, draw_scaling
+from bench.readme import README
+from bench.readme import written as with_tables
 from bench.scaling import AXES, PEERS, points
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, TAGGER, step_cases
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
@@ -42,17 +44,17 @@ microseconds over interleaved rounds, ratios are of medians, with the quartiles 
 brackets. A case is measured only after its results have passed the accuracy rule (`bench/accuracy.py`).
 "Disturbed" says what share of the processors other processes used meanwhile: such a row is not to be quoted.
 
-`ours` is the fused op on packed parameters; `heads_module` is `MultiTaskHeads`, which packs one `nn.Linear`
-a task in every step; `ours_no_bias` is `ours` on heads without a bias, for cut-cross-entropy 25.1.1, which takes none;
-`gemms` are the bare GEMMs, the floor; `–` is a peer that was not measured there. Ours are held to the
-accuracy rule, a peer to a looser one of its own, which its record names: Liger-Kernel's total in bfloat16 is off by
+`ours` is the fused op on packed parameters; `heads_module` is `MultiTaskHeads`, as a model has it; `ours_no_bias`
+is `ours` on heads without a bias, for cut-cross-entropy 25.1.1, which takes none; `gemms` are torch's matrix products
+alone, not padded, so that ours may be faster than these; `–` is a peer that was not measured there. Ours are held to
+the accuracy rule, a peer to a looser one of its own, which its record names: Liger-Kernel's total in bfloat16 is off by
 2.6e-5 to 7.6e-5. Memory is the peak of one call, forward and backward, beside inputs and gradients (`bench/memory.py`
 says how it is taken).
 """
 
 
 def main() -> None:
-    """Write bench/RESULTS.md and the plots."""
+    """Write bench/RESULTS.md, the plots, and the README's tables."""
     found = ledger.latest(ledger.read())
     if not found:
         typer.echo("there are no records in bench/records; run python -m bench.measure all", err=True)
@@ -60,7 +62,8 @@ def main() -> None:
     kinds: tuple[DeviceKind, ...] = ("cpu", "cuda")
     drawn = [path for kind in kinds for path in _draw(found, kind)]
     RESULTS.write_text(render(found), encoding="utf-8")
-    for path in (RESULTS, *drawn):
+    README.write_text(with_tables(README.read_text("utf-8"), found), encoding="utf-8")
+    for path in (RESULTS, README, *drawn):
         typer.echo(f"wrote {path.relative_to(ROOT)}")
 
 

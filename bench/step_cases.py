@@ -23,6 +23,7 @@ from mt2st_fast import (
     Trainer,
     WindowEncoder,
 )
+from mt2st_fast.model.plain import plain_encoder
 from mt2st_fast.training.schedules import Schedule
 
 # Times the STL step that a step after the switch may take (DESIGN.md, section 6).
@@ -109,13 +110,15 @@ def graphed_step(model: StepModel, schedule: Schedule, steps: int = 8) -> tuple[
 def eager_step(model: StepModel, tasks: Sequence[str], *, dense: bool = True, compiled: bool = False) -> Step:
     """The loop that people write: one nn.Linear and one F.cross_entropy a task.
 
-    dense: the whole table has a gradient and a step, as with nn.Embedding; else it is trained as ours, by rows.
-    compiled: encoder and losses under torch.compile, on a GPU with its graphs.
+    dense: the encoder, too, is of torch's own layers, and its whole table has a gradient and a step; else it is ours,
+    trained by rows. compiled: encoder and losses under torch.compile, on a GPU with its graphs.
     """
     encoder, linears = copy.deepcopy(model.encoder).train(), copy.deepcopy(_linears_of(model.heads, tasks))
     make_optimizer = model.make_optimizer
     if dense and model.make_dense_optimizer is not None:
         encoder.sparse, make_optimizer = False, model.make_dense_optimizer
+        if isinstance(encoder, WindowEncoder) and encoder.rows_of_type is not None:
+            encoder = plain_encoder(encoder)
     optimizer = make_optimizer([*encoder.parameters(), *linears.parameters()])
     batches, total = cycle(model.batches), _eager_total
     if compiled:
