@@ -154,7 +154,12 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
-    return table(["case", "required", "measured", ""], verdicts, words=4)
+    """Those that are missed first; what has not been measured stands in one line below."""
+    order = {"missed": 0, "met": 2}
+    measured = sorted((v for v in verdicts if v.measured != MISSING), key=lambda v: order.get(v.met, 1))
+    left = [f"{v.case.split(':')[0]}, {v.required}" for v in verdicts if v.measured == MISSING]
+    lines = table(["case", "required", "measured", ""], measured, words=4) if measured else []
+    return lines + ([*([""] if lines else []), f"{MISSING.capitalize()}: {'; '.join(left)}."] if left else [])
 
 
 def _floors_table(found: Sequence[Record]) -> list[str]:
@@ -306,7 +311,12 @@ def _rounds_of(record: Record) -> str:
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table's lines; what has not been measured at all stands in one line below."""
-    measured = [row for row in rows if any(cell != MISSING for cell in row[1:])]
+    required = heading.index("required") if "required" in heading else None
+    measured = [
+        row
+        for row in rows
+        if any(cell != MISSING for column, cell in enumerate(row) if column not in (0, required))
+    ]
     names = [row[0].split(":")[0] for row in rows if row not in measured]
     lines = table(heading, measured) if measured else []
     if names:

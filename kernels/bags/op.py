@@ -214,6 +214,8 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
     if not ctx.sparse:
         return module.dense_gradient(gradient, bags, len(table))
     rows, values = module.row_gradient(gradient, bags, len(table))
+    if not len(rows):  # torch adds to a gradient without rows in its memory, which it has to own then
+        rows, values = rows.clone(), values.clone()
     return torch.sparse_coo_tensor(
         rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
     )

@@ -41,13 +41,10 @@ def check_arguments(
     if len(targets) != K:
         raise ValueError(f"targets: {len(targets)} given for {K} heads ({', '.join(layout.names)})")
     for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
+        head.check_target_type(name, target)
         if head.kind.takes_classes:
-            if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-                raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
             if target.shape != (N,):
                 raise ValueError(f"targets of {name} must be (N,) = ({N},), not {tuple(target.shape)}")
-        elif not target.is_floating_point():
-            raise TypeError(f"targets of {name} must be floating point, not {target.dtype}")
         elif target.shape != (N, head.size):
             raise ValueError(
                 f"targets of {name} must be (N, C) = ({N}, {head.size}), not {tuple(target.shape)}"

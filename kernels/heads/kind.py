@@ -10,8 +10,9 @@ A kind lives in a file of its own in `kinds/`, which is all that adding one take
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -45,12 +46,26 @@ class Options:
 
 
 def as_weights(option: str, values: Any) -> tuple[float, ...] | None:
-    """Weights of outputs as a tuple, which can be hashed; raises ValueError for one that is negative or NaN."""
+    """Weights of outputs as a tuple, which can be hashed.
+
+    Raises ValueError for one that is negative, infinite or NaN, and for a mapping or set, which has no order.
+    """
     if values is None:
         return None
-    if any(not value >= 0.0 for value in values):
-        raise ValueError(f"{option} must not be negative or NaN: {values}")
+    if isinstance(values, Mapping | Set):
+        raise ValueError(
+            f"{option} must be a list with a number for every output, in order, not a {type(values).__name__}: give "
+            "[weights[c] for c in range(C)]"
+        )
+    if any(not 0.0 <= value < math.inf for value in values):
+        raise ValueError(f"{option} must be finite and not negative: {values}")
     return tuple(float(value) for value in values)
+
+
+def check_size(name: str, size: Any) -> None:
+    """Raises ValueError for what is no number of outputs."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
 
 
 def check_weights(option: str, values: tuple[float, ...] | None, size: int) -> None:
@@ -62,8 +77,9 @@ def check_weights(option: str, values: tuple[float, ...] | None, size: int) -> N
 class Metric(NamedTuple):
     """The quality of a head over many batches.
 
-    name: as it stands in reports. sums: of a batch, from logits (N, C) and targets (N,) or (N, C), as tensors ().
-    value: the metric from those sums added up in float64, NaN where no row carries a target.
+    name: as it stands in reports. sums: of a batch, from logits (N, C) and targets (N,) or (N, C), as tensors of one
+    shape, () or (C,). value: the metric from those sums added up in float64, numbers or lists of them; NaN where no row
+    carries a target.
     """
 
     name: str
@@ -101,6 +117,7 @@ class Kind(metaclass=_Kinds):
     correct: rows () int64 that are right, from logits (N, C), targets and the spec.
     metric: how good a head is on held-out rows.
     options: what may be set beside the number of outputs.
+    bounds: between which values targets must lie, None where they may be any.
     element, hit: see `elementwise_kind`; element is None for a kind with kernels of its own.
     task_of_column: by the kind of a column of labels ("classes", "labels" or "values"), what makes the task of it from
     its number of outputs. A kind names those columns that nobody asks another kind for.
@@ -116,6 +133,7 @@ class Kind(metaclass=_Kinds):
     element: Callable[..., Any] | None = None
     hit: Callable[..., Any] | None = None
     task_of_column: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
+    bounds: tuple[float, float] | None = None
 
     def loss(self, logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
         """Mean () over what counts in logits (N, C) and targets, 0 where nothing does; in the dtype of the logits."""
@@ -174,8 +192,7 @@ class HeadSpec:
     options: Options
 
     def __init__(self, kind: Kind, size: int, **options: Any) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, not {size}")
+        check_size("size", size)
         for option in options:
             _check_option(kind, option)
         made = kind.options(**options)
@@ -195,6 +212,47 @@ class HeadSpec:
     def column_weights(self) -> tuple[float, ...]:
         """(C,) weights of the outputs, ones where none are set."""
         return self.options.column_weights or (1.0,) * self.size
+
+    def is_labelled(self, target: Tensor) -> Tensor:
+        """(N,) bool, where rows have one of the classes (N,)."""
+        limits = torch.iinfo(target.dtype)
+        if not limits.min <= self.ignore_index <= limits.max:  # which would wrap around to a class
+            return torch.ones_like(target, dtype=torch.bool)
+        return target != self.ignore_index  # type: ignore[no-any-return]
+
+    def is_outside(self, target: Tensor) -> Tensor | None:
+        """(N,) or (N, C) bool, the targets that this head does not take; None of values that may be any."""
+        if self.kind.takes_classes:
+            return self.is_labelled(target) & ((target < 0) | (target >= self.size))
+        if self.kind.bounds is None:
+            return None
+        return (target < self.kind.bounds[0]) | (target > self.kind.bounds[1])
+
+    @property
+    def takes_all_targets(self) -> bool:
+        """Whether no target of the right type and shape is wrong."""
+        return not self.kind.takes_classes and self.kind.bounds is None
+
+    @property
+    def wanted_targets(self) -> str:
+        """Where targets must lie, and what says that there is none."""
+        if self.kind.takes_classes:
+            return f"[0, {self.size}) and is not ignore_index {self.ignore_index}"
+        low, high = self.kind.bounds or (-math.inf, math.inf)
+        return f"[{low:g}, {high:g}] and is not NaN"
+
+    def refusal(self, name: str, target: float) -> str:
+        """What is said of a target of the task of that name that the head does not take."""
+        shown = f"{target:g}" if isinstance(target, float) else target
+        return f"targets of {name}: {shown} lies outside {self.wanted_targets}"
+
+    def check_target_type(self, name: str, target: Tensor) -> None:
+        """Raises TypeError for targets of a type that this head does not take."""
+        if self.kind.takes_classes:
+            if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+                raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
+        elif not target.is_floating_point():
+            raise TypeError(f"targets of {name} must be floating point, not {target.dtype}")
 
     def target_shape(self, N: int) -> tuple[int, ...]:
         """Of the targets of N rows: (N,) classes or (N, C) values."""
@@ -223,6 +281,7 @@ def elementwise_kind(
     hit: Callable[..., Any] | None = None,
     options: type[Options] = Options,
     task_of_column: Mapping[str, Callable[[int], Any]] | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Kind:
     """A kind whose loss is a mean over outputs that know nothing of each other; targets are float values (N, C).
 
@@ -254,7 +313,7 @@ def elementwise_kind(
         return (((hit(logits, target) == 1.0) | ~valid).all(dim=1) & valid.any(dim=1)).sum()
 
     columns = {} if task_of_column is None else task_of_column
-    return Kind(name, "values", row_losses, counts, correct, metric, options, element, hit, columns)
+    return Kind(name, "values", row_losses, counts, correct, metric, options, element, hit, columns, bounds)
 
 
 def task_of_column(column: str, size: int) -> Any:

@@ -200,6 +200,7 @@ class _FusedLoss(torch.autograd.Function):
         ctx.save_for_backward(features, weight, bias, task_weights, result.losses, *parts)
         ctx.n_parts = len(parts)
         ctx.targets, ctx.layout, ctx.needs, ctx.skip_zero_weights = targets, layout, needs, skip_zero_weights
+        ctx.versions = _versions(targets)
         ctx.plan, ctx.residual = plan, result.residual
         ctx.mark_non_differentiable(result.losses, result.correct)
         ctx.set_materialize_grads(False)
@@ -248,11 +249,20 @@ class _FusedLoss(torch.autograd.Function):
         return d_features, None, None, d_task_weights, None, None, None, None, None, *d_parts
 
 
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was changed in place, where torch counts it."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
 def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
     plan: Plan = ctx.plan
     residual = ctx.residual
     if residual is None:
         # Only a graph that was retained comes here again after its gradients were handed out.
+        if _versions(ctx.targets) != ctx.versions:
+            raise RuntimeError(
+                "targets have been modified by an inplace operation since the loss was computed"
+            )
         residual = plan.forward(call).residual
     if plan.RESIDUAL_IS_GRADIENT:
         ctx.residual = None

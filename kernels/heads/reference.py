@@ -30,7 +30,7 @@ def multitask_loss(
     """
     losses, correct = [], []
     for (first, last, head), name, target in zip(layout, layout.names, targets, strict=True):
-        check_classes(name, target, head)
+        check_targets(name, target, head)
         logits = F.linear(features, weight[first:last], None if bias is None else bias[first:last])
         losses.append(head_loss(logits, target, head))
         correct.append(head_correct(logits.detach(), target, head))
@@ -63,13 +63,11 @@ def _exact(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def check_classes(name: str, target: Tensor, head: HeadSpec) -> None:
-    """Raises ValueError for a class target outside [0, C) that is not ignored."""
-    if not head.kind.takes_classes:
-        return
-    outside = target[(target != head.ignore_index) & ((target < 0) | (target >= head.size))]
-    if outside.numel():
-        raise ValueError(f"targets of {name}: {outside[0].item()} lies outside [0, {head.size})")
+def check_targets(name: str, target: Tensor, head: HeadSpec) -> None:
+    """Raises ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds."""
+    is_outside = head.is_outside(target)
+    if is_outside is not None and is_outside.any():
+        raise ValueError(head.refusal(name, target[is_outside][0].item()))
 
 
 def head_correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from mt2st_fast.kernels import REFERENCE, HeadSpec, asked_for, check_classes, head_correct, row_losses
+from mt2st_fast.kernels import REFERENCE, HeadSpec, asked_for, check_targets, head_correct, row_losses
 
 logger = logging.getLogger("mt2st_fast")
 
@@ -60,9 +60,9 @@ def _log_once(name: str, reason: str) -> None:
 def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:
     """Losses of features (N, D), by the layer's own forward pass, with autograd.
 
-    Raises ValueError for a class outside [0, C).
+    Raises ValueError for a target that lies outside of what the head takes.
     """
-    check_classes(name, target, head)
+    check_targets(name, target, head)
     logits = layer(features)
     losses, counts = row_losses(logits, target, head)
     return RowLosses(losses, counts, head_correct(logits.detach(), target, head))

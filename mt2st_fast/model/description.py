@@ -100,8 +100,9 @@ def rebuild(
             tasks = tasks_from_json(of_heads, classes)
             options = {name: of_heads[name] for name in ("bias", "backend", "plan")}
             heads = MultiTaskHeads(of_heads["in_features"], tasks, of_heads["main"], **options)
-        encoder.load_state_dict(_under(tensors, "encoder/"))
-        heads.load_state_dict(_under(tensors, "heads/"))
+        for module, of_module in ((encoder, "encoder/"), (heads, "heads/")):
+            _take_types(module, _under(tensors, of_module))
+            module.load_state_dict(_under(tensors, of_module))
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
@@ -110,6 +111,13 @@ def rebuild(
         ) from error
     heads.set_active(heads.active)  # which tensors said; now the others are frozen
     return encoder.eval(), heads.eval()
+
+
+def _take_types(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers the types of the tensors that they are about to hold, float64 say."""
+    for name, held in (*module.named_parameters(), *module.named_buffers()):
+        if name in tensors and held.dtype != tensors[name].dtype:
+            held.data = held.data.to(tensors[name].dtype)
 
 
 def _class(known: Mapping[str, type], name: str) -> type:

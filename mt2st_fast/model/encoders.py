@@ -220,6 +220,10 @@ class WindowEncoder(_TypeEmbedding):
         self.hidden = nn.Linear(self.width * dim, hidden) if hidden else None
         self.out_features = hidden or self.width * dim
 
+    def extra_repr(self) -> str:
+        """What its layers do not show."""
+        return f"{self.num_types}, {self.dim}, window={self.width // 2}"
+
     def configuration(self) -> dict[str, Any]:
         """The arguments that such an encoder is made with."""
         hidden = None if self.hidden is None else self.hidden.out_features
@@ -271,6 +275,10 @@ class BagEncoder(_TypeEmbedding):
         self.mode: Literal["mean", "sum"] = mode
         self.dropout = nn.Dropout(dropout)
         self.out_features = dim
+
+    def extra_repr(self) -> str:
+        """What its layers do not show."""
+        return f"{self.num_types}, {self.dim}, mode={self.mode}"
 
     def configuration(self) -> dict[str, Any]:
         """The arguments that such an encoder is made with."""

@@ -143,6 +143,8 @@ class HeadBank(nn.Module):
 
         Raises ValueError for an unknown task or without the main task.
         """
+        if isinstance(tasks, str):
+            raise TypeError(f"tasks are a list of names, not the text {tasks!r}: give [{tasks!r}]")
         wanted = set(tasks)
         self._check_known(wanted)
         if self.main not in wanted:

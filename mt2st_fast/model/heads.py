@@ -291,6 +291,10 @@ class MultiTaskHeads(HeadBank):
         """Weighted loss of one active OpenTask, the result that of `forward` with every other task missing."""
         k, K = self._active.index(name), len(self._active)
         loss = self._module(name).loss(features, target, mask)  # type: ignore[operator]
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"the loss of {name} must be a tensor (), with its gradient, not a {type(loss).__name__}"
+            )
         if loss.dim() != 0:
             raise ValueError(f"the loss of {name} must be a number (), not {tuple(loss.shape)}")
         correct = torch.zeros(1, dtype=torch.int64, device=loss.device)

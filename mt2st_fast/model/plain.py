@@ -54,7 +54,7 @@ def plain_loss(task: Task, logits: Tensor, target: Tensor) -> Tensor:
         loss = F.cross_entropy(
             logits, target, ignore_index=task.ignore_index, label_smoothing=task.label_smoothing, reduction="sum"
         )  # fmt: skip
-        return loss / (target != task.ignore_index).sum().clamp(min=1)
+        return loss / task.head.is_labelled(target).sum().clamp(min=1)
     labelled = ~target.isnan()
     if isinstance(task, MultiLabel) and task.pos_weight is None:
         loss = F.binary_cross_entropy_with_logits(

@@ -31,6 +31,10 @@ def pool(features: Tensor, how: Pooling, mask: Tensor | None, task: str) -> Tens
         return features[:, 0] if how == "first" else features.mean(1)
     if mask.shape != features.shape[:2]:
         raise ValueError(f"mask must be (N, T) = {tuple(features.shape[:2])}, not {tuple(mask.shape)}")
+    if mask.is_floating_point() and not mask.is_cuda and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            "mask has numbers beside 0 and 1: give True for what is real, not what is added to attention"
+        )
     real = mask.to(torch.bool)
     if how == "first":  # which is not that of place 0 where padding stands on the left
         return features[torch.arange(len(features), device=features.device), real.int().argmax(1)]

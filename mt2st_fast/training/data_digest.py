@@ -40,6 +40,14 @@ def content_of(loader: Any) -> str | None:
     return None
 
 
+def held_out_digest(batches: Any) -> str | None:
+    """By which held-out batches are known again; None where they cannot be seen, or where there are none."""
+    if batches is None:
+        return None
+    own = getattr(batches, "digest", None)
+    return str(own()) if callable(own) else content_of(batches)
+
+
 def row_numbers(batch: Any) -> np.ndarray:
     """(N,) uint64, a number for every row of a batch; (1,) of all of it where its tensors have no N rows together."""
     parts = list(_parts(batch, ""))

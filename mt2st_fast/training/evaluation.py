@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import evaluating
+from mt2st_fast.model.over_tasks import flat_target
 from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, features_of
 from mt2st_fast.training.batch_shapes import paired
@@ -23,7 +25,7 @@ class Shortcuts(Protocol):
     """What some know of held-out batches without the encoder's own forward pass; None where they do not."""
 
     def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """(2,) of each of these tasks: the targets that it hits, and all there are."""
+        """(3,) of each of these tasks: the targets that it hits, all there are, and those outside its classes."""
 
     def features(self, inputs: Any) -> Tensor | None:
         """What the encoder makes of the inputs."""
@@ -52,6 +54,7 @@ def evaluate(
             for batch in _on_device(batches, device):
                 inputs, targets = materialised(paired(batch, heads.names))
                 inputs = to_device(inputs, device)
+                _check_known(targets, heads)
                 asked = {task: to_device(targets[task], device) for task in tasks if task in targets}
                 found = None if own or shortcuts is None else shortcuts.hits(inputs, asked)
                 if found is None:
@@ -73,6 +76,14 @@ def evaluate(
     return {task: values.get(task, float("nan")) for task in tasks}
 
 
+def _check_known(targets: Mapping[str, Any], heads: MultiTaskHeads) -> None:
+    if not any(name in targets for name in heads.names):
+        raise InputError(
+            f"a held-out batch has no target of a task ({', '.join(heads.names)}); it has "
+            f"{', '.join(targets) or 'none'}"
+        )
+
+
 def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
     """The batches as views of data on the device, where they offer that: nothing is copied then."""
     if device.type == "cpu" or not hasattr(batches, "resident_on"):
@@ -82,26 +93,38 @@ def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch
 
 
 def _value(heads: MultiTaskHeads, task: str, sums: Tensor) -> float:
+    """Raises InputError where a class was none of the head's: as in training, it may be a mistake in the labels."""
     if heads.is_open_task(task):
         return heads.open_task(task).value(sums)
-    return heads.tasks[task].head.kind.metric.value(*sums.tolist())
+    head = heads.tasks[task].head
+    if head.takes_all_targets:
+        return head.kind.metric.value(*sums.tolist())
+    *parts, n_outside = sums.tolist()
+    if n_outside:
+        one = "one lies" if n_outside == 1 else f"each of {int(n_outside)} lies"
+        raise InputError(f"held-out targets of {task}: {one} outside {head.wanted_targets}")
+    return head.kind.metric.value(*parts)
 
 
 def _sums(
     heads: MultiTaskHeads, task: str, features: Tensor | TaskFeatures, target: Any, mask: Tensor | None
 ) -> Tensor:
-    """(n,) float64 sums from which a task's metric is made."""
+    """(n, ...) float64 sums that a task's metric is made from; the last may be how many targets lie outside."""
     if heads.is_open_task(task):
         own, mask = features_of(features, task, mask)
         return heads.open_task(task).sums(own, target, mask)
     logits, target = _rows(heads, task, features, target, mask)
     head = heads.tasks[task].head
-    return torch.stack([part.double() for part in head.kind.metric.sums(logits, target, head)])
+    parts = head.kind.metric.sums(logits, target, head)
+    if (is_outside := head.is_outside(target)) is not None:
+        parts = (*parts, is_outside.sum())
+    return torch.stack([part.double() for part in parts])
 
 
 def _rows(
     heads: MultiTaskHeads, task: str, features: Tensor | TaskFeatures, target: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C), and the targets of N rows as the head takes them."""
-    logits = heads.logits(features, task, mask).flatten(0, -2)
-    return logits, target.reshape(heads.tasks[task].head.target_shape(len(logits)))
+    """Logits (N, C), and the targets of N rows as the head takes them. Raises what training raises for others."""
+    logits, head = heads.logits(features, task, mask), heads.tasks[task].head
+    head.check_target_type(task, target)
+    return logits.flatten(0, -2), flat_target(task, target, head, logits.shape[:-1])

@@ -251,7 +251,7 @@ def _learnt(
 def _labels_of_others(target: Tensor, head: HeadSpec) -> Tensor | None:
     """The same labels, where there is one, each at another's place; None for less than two."""
     if head.kind.takes_classes:
-        labelled = target != head.ignore_index
+        labelled = head.is_labelled(target)
     else:
         labelled = ~target.isnan()
         if head.size > 1:  # of a row

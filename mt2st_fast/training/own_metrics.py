@@ -90,11 +90,11 @@ class OwnMetric:
 
     def _labelled(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self._head.kind.takes_classes:
-            known = target != self._head.ignore_index
+            known = self._head.is_labelled(target)
             return logits[known].softmax(1), target[known].long()
         known = ~target.isnan().any(1)
         if isinstance(self._kind, MultiLabel):
-            return logits[known].sigmoid(), target[known].long()
+            return logits[known].sigmoid(), (target[known] > 0.5).long()  # as its F1 takes them
         values, targets = logits[known], target[known].float()
         return (values[:, 0], targets[:, 0]) if self._head.size == 1 else (values, targets)
 

@@ -18,14 +18,18 @@ OR_ANEW = "or begin a run of its own, without resume"
 FIXES = {
     "tasks": "give heads of the same tasks, or begin a run of its own from the weights that fit: "
     "trainer.load(checkpoint, partial=True)",
+    "held-out data": f"give the held-out batches of then, as the best evaluation is one of all, {OR_ANEW}",
     "steps an epoch": f"give the data and the batch size of then, {OR_ANEW}",
 }
 
 
 def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raises InputError that names the first setting which is another than in the checkpoint, and the fix."""
+    """Raises InputError that names the first setting which is another than in the checkpoint, and the fix.
+
+    A layer that a callback has added since then is no setting of then.
+    """
     for name, value in own.items():
-        if stored.get(name) != value:
+        if name in stored and stored[name] != value:
             fix = FIXES.get(name, f"give {name} {stored.get(name)} again, {OR_ANEW}")
             raise InputError(
                 f"the checkpoint was made with {name} {stored.get(name)}, this run has {value}; {fix}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +100,9 @@ class Run:
         self._keeps_step = self._wants_gradients or isinstance(options.schedule, ObservingHeldOut)
         set_active(heads.names, encoder, heads)
         self._trained_at_start = trained(self._named())
+        # As given: a callback may change what it likes.
+        steps = None if source.is_stream else self.steps_per_epoch
+        self._settings = fixed_settings(options, encoder, heads, steps)
         if resume is not None:
             set_active(self._stored_active(resume), encoder, heads)
         self._parts = make_parts(encoder, heads, options, self._learnt, fixed_batches=source.fixed_batches)
@@ -211,6 +213,9 @@ class Run:
 
     def _take_step(self, micro_steps: list[list[Batch]]) -> Tensor:
         wanted = [[self._with_active_targets(batch) for batch in batches] for batches in micro_steps]
+        for batches in wanted:
+            if len(batches) > 1:
+                self._check_disjoint(batches)
         losses = self.engine(wanted)
         self._unread_losses.append(losses)
         self._last_step = wanted if self._keeps_step else None
@@ -234,12 +239,24 @@ class Run:
         self._last_tasks = wanted
         return with_tasks(batch, wanted)
 
+    def _check_disjoint(self, batches: list[Batch]) -> None:
+        """Raises InputError where two loaders label one task: its loss would be the sum of two means."""
+        seen: set[str] = set()
+        for name in (name for batch in batches for name in tasks_of(batch)):
+            if name in seen:
+                raise InputError(
+                    f"two loaders have targets of {name} at step {self.steps_done}, which would count twice: leave "
+                    "them out of one, or put the rows of both into one loader"
+                )
+            seen.add(name)
+
     # --- phases -----------------------------------------------------------------------------------------
 
     def _enter_phase_if_due(self) -> None:
         moment = self.moment
         main, *auxiliary = self.heads.names
         weights = self._options.schedule.task_weights(moment, main, auxiliary)
+        weights = {name: float(weight) for name, weight in weights.items()}
         weights = agreed_weights(self.processes, self._options.schedule, weights)
         active = tuple(name for name in self.heads.active if name in weights)
         if active != self._phase_active:
@@ -303,16 +320,12 @@ class Run:
 
     def _stored_active(self, stored: Checkpoint) -> tuple[str, ...]:
         state = stored.state
-        check_settings(state["run"], self._settings())
+        check_settings(state["run"], self._settings)
         check_end(
             state["step"], state["total_steps"], self.total_steps, self.steps_per_epoch,
             rate_falls=self._options.lr_decay != "none",
         )  # fmt: skip
         return tuple(state["active"])
-
-    def _settings(self) -> dict[str, Any]:
-        steps = None if self.source.is_stream else self.steps_per_epoch
-        return fixed_settings(self._options, self.encoder, self.heads.names, steps)
 
     def _restore(self, stored: Checkpoint) -> None:
         state, device = stored.state, self._options.device
@@ -357,7 +370,7 @@ class Run:
         self.check_finite()
         self._read_learnt_weights()
         state = {
-            "run": self._settings(),
+            "run": self._settings,
             "total_steps": self.total_steps,
             "optimizer": self._optimizer_options,
             "groups": group_names(self.optimizer, self._named()),

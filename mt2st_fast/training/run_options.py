@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import own_part
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.numbers import check_count, check_positive
@@ -45,6 +48,7 @@ class RunOptions:
     lr_scheduler: SchedulerFactory | None = None
     taken: Mapping[str, str] = field(default_factory=dict)  # how they take each loader, see processes/data.py
     metrics: Mapping[str, str] = field(default_factory=dict)  # names of those that a user gave, by task
+    held_out: str | None = None  # what its evaluations measure, as far as it can be known again
 
 
 class RunListener(Protocol):
@@ -76,6 +80,7 @@ class Rates:
         )
 
 
+MOST_SHOWN = 200  # characters of a setting
 EPOCHS = 10  # where nobody says how long a run is
 
 
@@ -122,18 +127,26 @@ def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence
 
 
 def fixed_settings(
-    options: RunOptions, encoder: nn.Module, tasks: Sequence[str], steps_per_epoch: int | None
+    options: RunOptions, encoder: nn.Module, heads: MultiTaskHeads, steps_per_epoch: int | None
 ) -> dict[str, Any]:
     """What must not change between a checkpoint and its resumption; a stream has no steps per epoch."""
     return {
         "layers of tasks' own": "; ".join(each.settings for each in adapted_in(encoder)) or "none",
-        "tasks": ", ".join(tasks),
+        "tasks": ", ".join(heads.names),
+        **{f"the task {name}": _shown(repr(task)) for name, task in heads.tasks.items()},
+        # What weights do not show: dropout, a way of pooling.
+        **{
+            f"the encoder's {name or type(module).__name__}": _shown(module.extra_repr())
+            for name, module in encoder.named_modules()
+            if module.extra_repr()
+        },
         "schedule": description(options.schedule),
         "accumulate": options.accumulate,
         "steps an epoch": steps_per_epoch or "a stream",
         "lr_decay": options.lr_decay,
         "clip_norm": options.clip_norm,
         "precision": options.precision,
+        **({} if options.held_out is None else {"held-out data": options.held_out}),
         "metrics": ", ".join(f"{name} of {task}" for task, name in sorted(options.metrics.items()))
         or "the tasks' own",
     }
@@ -141,7 +154,22 @@ def fixed_settings(
 
 def description(schedule: Schedule) -> str:
     """The schedule as text that is the same in every process: the default repr holds an address."""
-    # What a schedule has learnt or noted may stand in its repr, too.
-    if isinstance(schedule, nn.Module | Stateful) or type(schedule).__repr__ is object.__repr__:
-        return type(schedule).__name__
-    return repr(schedule)
+    name = type(schedule).__name__
+    if isinstance(schedule, nn.Module):
+        return f"{name}({schedule.extra_repr()})"
+    if not isinstance(schedule, Stateful):
+        return name if type(schedule).__repr__ is object.__repr__ else repr(schedule)
+    # What a schedule has learnt or noted may stand in its repr; those of this package make no argument of it.
+    if not (is_dataclass(schedule) and type(schedule).__module__.startswith("mt2st_fast.")):
+        return name
+    given = {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
+    texts = {n: description(v) if hasattr(v, "task_weights") else repr(v) for n, v in given.items()}
+    return f"{name}({', '.join(f'{n}={text}' for n, text in texts.items())})"
+
+
+def _shown(text: str) -> str:
+    """Without addresses in memory, and short: what is long ends in its checksum."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    if len(text) <= MOST_SHOWN:
+        return text
+    return f"{text[:MOST_SHOWN]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"

@@ -47,6 +47,8 @@ def make_parts(
         _check_adapted(adapted, heads, options)
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise InputError("every parameter of encoder and heads is frozen: nothing would train")
     # An encoder may hold the heads as well: they are trained once.
     optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
     step_mixed_groups_singly(optimizer)

@@ -11,11 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count, check_not_negative, check_positive, given
 from mt2st_fast.training.batch_shapes import Paired
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.checkpoint import Checkpoint
+from mt2st_fast.training.data_digest import held_out_digest
+from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.engines import AUTOCAST, Precision
 from mt2st_fast.training.engines.capturer import Capturer, CudaCapturer
 from mt2st_fast.training.evaluation import evaluate
@@ -44,6 +47,13 @@ UNDECAYED = (
     "weight_decay=%g acts on dense parameters only: the rows of a row-sparse table (sparse=True, as the command line's "
     "word vectors are) are moved by their own batches alone, and are not decayed"
 )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is unknown: give auto, cpu, cuda or cuda:NUMBER") from None
 
 
 class Trainer:
@@ -106,6 +116,8 @@ class Trainer:
         fuse_backward: bool | None = None,
         distributed: Literal["auto", "none"] = "auto",
     ) -> None:
+        if isinstance(schedule, type):
+            raise TypeError(f"schedule is the class {schedule.__name__}: give {schedule.__name__}()")
         check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
         check_count(accumulate=accumulate, log_every=log_every)
@@ -114,7 +126,7 @@ class Trainer:
         check_rates(lr_decay, lr_scheduler)
         if distributed not in ("auto", "none"):
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
-        self.device = own_device() if device == "auto" else torch.device(device)
+        self.device = own_device() if device == "auto" else _device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device} is not available: torch sees no CUDA device here")
         if graph not in ("auto", True, False):
@@ -204,6 +216,10 @@ class Trainer:
             )
         if val is None and isinstance(self.schedule, ObservingHeldOut):
             raise ValueError(no_held_out(self.schedule))
+        if val is None and any(isinstance(callback, EarlyStopping) for callback in self.callbacks):
+            raise InputError("EarlyStopping looks at evaluations, and there are none: give val=")
+        if checkpoint is not None and Path(checkpoint).is_dir():
+            raise InputError(f"{checkpoint} is a folder: give the name of a file as checkpoint")
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
         run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)
@@ -281,6 +297,7 @@ class Trainer:
             processes=processes,
             taken=taken,
             metrics={task: metric_name(metric) for task, metric in self.metrics.items()},
+            held_out=None if processes.are_several or not watched else held_out_digest(held_out),
         )
         total_steps = steps_of(epochs, steps, source.steps_per_epoch)
         run = Run(

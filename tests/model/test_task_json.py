@@ -75,7 +75,7 @@ def test_a_task_of_ones_own_comes_back_where_its_class_is_given():
             {"tasks": [{"name": "a", "class": "Classification", "classes": 2, "smoothing": 1}]},
             "the task a in JSON is no Classification: .*smoothing",
         ),
-        ({"tasks": [{"name": "a", "class": "Regression", "outputs": 0}]}, "size must be at least 1"),
+        ({"tasks": [{"name": "a", "class": "Regression", "outputs": 0}]}, "outputs must be a whole number"),
         ({"tasks": [{"name": "a", "class": "Regression"}] * 2}, "two tasks in JSON are named a"),
     ],
 )

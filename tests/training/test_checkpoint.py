@@ -24,8 +24,8 @@ from mt2st_fast import (
     Trainer,
 )
 from mt2st_fast.data import Corpus, TargetColumn, TokenBatches
+from mt2st_fast.files import write_atomically
 from mt2st_fast.model.encoders import WindowEncoder
-from mt2st_fast.training.checkpoint import write_atomically
 
 EPOCHS, PER_EPOCH = 5, 6
 SCHEDULES = {

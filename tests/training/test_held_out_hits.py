@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mt2st_fast import Callback, MultiTask, Switch, Trainer
+from mt2st_fast import Callback, InputError, MultiTask, Switch, Trainer
 from mt2st_fast.kernels.step.on_numba import text_step
 from tests.training.test_text_training import BATCHES, KINDS, TASKS, batch, model
 
@@ -27,7 +27,7 @@ def hits_by_logits(training, types, targets):
         found = {}
         for name, target in targets.items():
             right = (training.heads.logits(features, name).argmax(1) == target) & (target != -100)
-            found[name] = [right.sum().item(), (target != -100).sum().item()]
+            found[name] = [right.sum().item(), (target != -100).sum().item(), 0]
     training.encoder.train()
     return found
 
@@ -86,15 +86,16 @@ def test_a_task_without_a_target_in_some_rows_counts_none_of_them():
     alone["main"][700:] = targets["main"][700:]
     found = training.run.engine.hits(types, alone)
     assert {name: pair.tolist() for name, pair in found.items()} == hits_by_logits(training, types, alone)
-    assert found["binary"].tolist() == [0, 0]
+    assert found["binary"].tolist() == [0, 0, 0]
 
 
 def test_what_it_cannot_count_is_counted_from_logits():
     types, targets = HELD_OUT[1]
     training = trained()
-    outside = targets | {"binary": torch.full_like(targets["binary"], 5)}  # a class that there is not: a miss
+    outside = targets | {"binary": torch.full_like(targets["binary"], 5)}  # a class that there is not
     assert training.run.engine.hits(types, outside) is None
-    assert training.evaluate([(types, outside)])["binary"] == 0.0
+    with pytest.raises(InputError, match=r"held-out targets of binary: each of \d+ lies outside \[0, 2\)"):
+        training.evaluate([(types, outside)])
     kinds = trained(KINDS, batches=[batch(70, KINDS, seed) for seed in range(3)])
     assert kinds.run.engine.hits(*batch(70, KINDS, 9)) is None
     switched = trained(schedule=Switch(at=0.5))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mt2st_fast import (
+    FAMO,
     Callback,
     Classification,
     Diminish,
@@ -253,3 +254,36 @@ def test_a_schedule_of_another_kind_names_the_fix(tmp_path):
             InputError, match=r"give schedule SingleTask\(\) again, or begin a run of its own"
         ):
             trainer_of(schedule=schedule).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "line"),
+    [
+        ({"smoothing": 0.1}, {}, "the task a Classification.*label_smoothing=0.1.*, this run has"),
+        ({"dropout": 0.5}, {}, r"the encoder's 1 p=0\.5, .*, this run has p=0\.0"),
+        ({"rate": 1.0}, {}, r"schedule FAMO\(rate=1, decay=0\.01\), this run has FAMO\(rate=0\.025"),
+    ],
+)
+def test_other_options_of_tasks_encoder_and_schedule_are_refused(then, now, line, tmp_path):
+    def trainer(dropout=0.0, smoothing=0.0, rate=0.025, **options):
+        encoder = nn.Sequential(nn.Linear(3, 4), nn.Dropout(dropout))
+        tasks = {"a": Classification(3, label_smoothing=smoothing), "b": Classification(3)}
+        return Trainer(encoder, MultiTaskHeads(4, tasks, "a"), schedule=FAMO(rate), device="cpu", **options)
+
+    trainer(**then, callbacks=[Stop(4)]).fit(batches(), epochs=1, checkpoint=tmp_path / "c")
+    with pytest.raises(InputError, match=line):
+        trainer(**now).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
+    trainer(**then).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
+
+
+def test_other_held_out_rows_are_refused(tmp_path):
+    def fit(val, **options):
+        trainer_of(**options).fit(batches(), val=val, epochs=2, checkpoint=tmp_path / "c", resume=not options)
+
+    fit(batches(), callbacks=[Stop(4)])
+    with pytest.raises(
+        InputError, match="give the held-out batches of then"
+    ):
+        fit(batches(y=(Y + 1) % 3))
+    fit(batches()[::-1])  # their order says nothing
+    fit(None)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..elements import absolute, exp_of_negative, log1p_and_reciprocal, where
-from ..kind import HeadSpec, Metric, Options, as_weights, check_weights, elementwise_kind
+from ..kind import HeadSpec, Metric, Options, as_weights, check_size, check_weights, elementwise_kind
 from ..pooling import Pooling, check_pooling
 
 
@@ -82,6 +82,8 @@ class MultiLabel:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
+        check_size("labels", self.labels)
+        object.__setattr__(self, "pos_weight", as_weights("pos_weight", self.pos_weight))
         _ = self.head
 
     @property
@@ -98,4 +100,5 @@ BINARY = elementwise_kind(
     metric=Metric("micro_f1", _sums, _micro_f1),
     options=BinaryOptions,
     task_of_column={"labels": MultiLabel},
+    bounds=(0.0, 1.0),
 )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_weights
+from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_size, check_weights
 from ..pooling import Pooling, check_pooling
 
 
@@ -24,6 +24,8 @@ class SoftmaxOptions(Options):
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1], not {self.label_smoothing}")
+        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
+            raise ValueError(f"ignore_index must be a whole number, not {self.ignore_index!r}")
         object.__setattr__(self, "class_weights", as_weights("class_weights", self.class_weights))
 
     def check(self, size: int) -> None:
@@ -48,7 +50,7 @@ def _row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
 
 
 def _counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
-    valid = target != head.ignore_index
+    valid = head.is_labelled(target)
     if head.options.column_weights is None:
         return valid.to(dtype)
     weights = _class_weights(head, dtype, target.device)
@@ -70,11 +72,11 @@ _kept_weights = lru_cache(maxsize=256)(_made_weights)
 
 def _correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
     """By the first maximum."""
-    return ((logits.argmax(dim=1) == target) & (target != head.ignore_index)).sum()
+    return ((logits.argmax(dim=1) == target) & head.is_labelled(target)).sum()
 
 
 def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
-    return _correct(logits, target, head), (target != head.ignore_index).sum()
+    return _correct(logits, target, head), head.is_labelled(target).sum()
 
 
 def _accuracy(right: float, valid: float) -> float:
@@ -98,6 +100,8 @@ class Classification:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
+        check_size("classes", self.classes)
+        object.__setattr__(self, "class_weights", as_weights("class_weights", self.class_weights))
         _ = self.head
 
     @property

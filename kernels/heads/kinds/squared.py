@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kind import HeadSpec, Kind, Metric, Options, elementwise_kind
+from ..kind import HeadSpec, Kind, Metric, Options, check_size, elementwise_kind
 from ..pooling import Pooling, check_pooling
 
 
@@ -23,14 +23,25 @@ def _element(z, y, weight, options):
 
 
 def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+    """(C,) each."""
     valid = ~torch.isnan(target)
-    value, error = target[valid].double(), (logits[valid] - target[valid]).double()
-    return (error**2).sum(), value.sum(), (value**2).sum(), valid.sum()
+    value = target.double().masked_fill(~valid, 0.0)
+    error = (logits.double() - value).masked_fill(~valid, 0.0)
+    return (error**2).sum(0), value.sum(0), (value**2).sum(0), valid.sum(0)
 
 
-def _r2(squared_error: float, total: float, total_of_squares: float, count: float) -> float:
-    variation = total_of_squares - total * total / count if count else 0.0
-    return 1.0 - squared_error / variation if variation > 0 else float("nan")
+def _r2(
+    squared_errors: list[float], totals: list[float], totals_of_squares: list[float], counts: list[float]
+) -> float:
+    """The mean of the outputs' R², of those whose targets vary: outputs of different units weigh the same."""
+    found = []
+    for error, total, of_squares, count in zip(
+        squared_errors, totals, totals_of_squares, counts, strict=True
+    ):
+        variation = of_squares - total * total / count if count else 0.0
+        if variation > 0:
+            found.append(1.0 - error / variation)
+    return sum(found) / len(found) if found else float("nan")
 
 
 R2 = Metric("r2", _sums, _r2)
@@ -40,7 +51,7 @@ R2 = Metric("r2", _sums, _r2)
 class Regression:
     """C values: squared error on float targets (N, C), or Huber loss where `huber_delta` is given; NaN = missing.
 
-    pooling as in Classification.
+    Its metric is the mean of the outputs' R². pooling as in Classification.
     """
 
     outputs: int = 1
@@ -50,6 +61,7 @@ class Regression:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
+        check_size("outputs", self.outputs)
         _ = self.head
 
     @property

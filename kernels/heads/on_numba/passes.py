@@ -26,6 +26,8 @@ HEAD_RECORD = np.dtype(
         ("offset", np.int64),
         ("size", np.int64),
         ("ignore_index", np.int64),
+        ("least", np.float32),  # of values
+        ("most", np.float32),
         ("smoothing", np.float64),
         ("weight_sum", np.float64),
         ("weighted", np.bool_),
@@ -67,6 +69,7 @@ def head_table(layout: HeadLayout) -> HeadTable:
             options.column_weights is not None,
         )
         record["counted"] = head.kind.hit is not None
+        record["least"], record["most"] = head.kind.bounds or (-np.inf, np.inf)
         if head.kind is Kind.SOFTMAX:
             record["ignore_index"], record["smoothing"] = head.ignore_index, head.label_smoothing
         for i, number in enumerate(options.numbers):
@@ -113,7 +116,7 @@ def survey_batch(
     """Look at the targets once, before anything is computed.
 
     A head is skipped if it has no target, or a weight of 0 and `skip_zero_weights`. Raises ValueError for a class
-    target outside [0, C) that is not ignore_index.
+    target outside [0, C) that is not ignore_index, and for a value outside its kind's bounds.
     """
     table = head_table(layout)
     held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
@@ -125,7 +128,7 @@ def survey_batch(
         COMPACTED_PASS_LOGITS, COMPACTED_ROW_LOGITS,
     )  # fmt: skip
     if outside[0] >= 0:
-        _refuse_outside(layout, *outside.tolist())
+        _refuse_outside(layout, held, *outside.tolist())
     all_rows_only = counts[ALL_ROWS] == len(held)
     return Batch(n_rows, table, held, addresses, scale, gradient_scale, way, all_rows_only)
 
@@ -148,12 +151,9 @@ def _kernel_target(target: Tensor, kind: Kind) -> Tensor:
     return target if target.dtype is dtype and target.is_contiguous() else target.to(dtype).contiguous()
 
 
-def _refuse_outside(layout: HeadLayout, k: int, target: int) -> None:
-    head = layout.heads[k]
-    raise ValueError(
-        f"targets of {layout.names[k]}: {target} lies outside [0, {head.size}) "
-        f"and is not ignore_index {head.ignore_index}"
-    )
+def _refuse_outside(layout: HeadLayout, targets: Sequence[Tensor], k: int, place: int) -> None:
+    target = targets[k].flatten()[place].item()
+    raise ValueError(layout.heads[k].refusal(layout.names[k], target))
 
 
 def kernel_tensor(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
 
     scale (K,) is 1/denominator of each mean, 0 without any valid row; gradient_scale (K,) float32 the same times
     the task weight; way (K,) SKIPPED, ALL_ROWS or LABELLED_ROWS, counts (3,) how many go which way; outside the
-    first target outside [0, C) as [task, target], or [-1, 0].
+    first target outside [0, C), or of values outside [least, most], as [task, place], or [-1, 0].
 
     A head goes over its labelled rows alone if they are at most half and the others cost more, in logits, than a
     pass of its own (pass_logits, and row_logits for every row of it). task_weights is the address of (K,) float32.
@@ -38,9 +38,17 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
         C, ignore_index = head["size"], head["ignore_index"]
         if head["kind"] != SOFTMAX:
             values = numba.carray(pointer_to_float32(targets[k]), (n_rows * C,))
+            least, most = head["least"], head["most"]
             valid = 0
+            bad = 0
             for i in range(n_rows * C):
                 valid += np.int64(not np.isnan(values[i]))
+                bad += np.int64(values[i] < least) + np.int64(values[i] > most)
+            if bad:
+                for i in range(n_rows * C):
+                    if values[i] < least or values[i] > most:
+                        outside[0], outside[1] = k, i
+                        return scale, gradient_scale, way, counts, outside
             denominator = np.float64(valid)
             labelled = -(-valid // C)  # at least
         else:
@@ -54,7 +62,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
             if bad:
                 for i in range(n_rows):
                     if y[i] != ignore_index and (y[i] < 0 or y[i] >= C):
-                        outside[0], outside[1] = k, y[i]
+                        outside[0], outside[1] = k, i
                         return scale, gradient_scale, way, counts, outside
             denominator = np.float64(valid)
             labelled = valid

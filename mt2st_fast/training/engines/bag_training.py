@@ -94,11 +94,12 @@ class BagTraining:
             self._hold()
         if _is_partly_frozen(self._held.moved[1:], self._heads):
             return PARTLY_FROZEN
-        return None if any(self._held.moved) else "every parameter is frozen"
+        return self._held.obstacle()
 
     def _hold(self) -> None:
         self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}
-        self._held = HeldParameters([self._encoder.table, *head_parameters(self._heads)], self._optimizer)
+        parameters = [self._encoder.table, *head_parameters(self._heads)]
+        self._held = HeldParameters(parameters, self._optimizer, (self._encoder, self._heads))
 
     def __call__(
         self,

@@ -90,8 +90,14 @@ def _has_hooks(module: nn.Module) -> bool:
 class HeldParameters:
     """Which parameters move, and where they and an optimizer's state of them lie: kernels were given addresses."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        modules: Sequence[nn.Module] = (),
+    ) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
+        self._called = [part for module in modules for part in module.modules()]
         self._addresses = [p.data_ptr() for p in parameters]
         self.moved = are_moved(parameters, optimizer)
         # The tensors themselves: while they are held, nobody else gets their id().
@@ -100,6 +106,12 @@ class HeldParameters:
     def _state_tensors(self) -> list[Tensor]:
         states = self._optimizer.state  # a defaultdict, which looking would fill
         return [value for p in self._parameters if p in states for value in states[p].values()]
+
+    def obstacle(self) -> str | None:
+        """What stands against this step, and may not have at the phase's beginning: callbacks may do anything."""
+        if any(map(_has_hooks, self._called)):
+            return "a module has hooks"
+        return None if any(self.moved) else "every parameter is frozen"
 
     def are_others(self) -> bool:
         """Whether somebody has put other memory into a parameter, loaded another state, frozen or unfrozen one."""

@@ -81,7 +81,7 @@ class TextCalls(ABC):
         if self._held.are_others():
             self._models = {}
             self._hold()
-        return None if any(self._held.moved) else "every parameter is frozen"
+        return self._held.obstacle()
 
     def features(self, inputs: Inputs) -> Tensor | None:
         """(N, H) what the encoder makes of inputs, without dropout; None before the first step."""
@@ -92,7 +92,7 @@ class TextCalls(ABC):
         )
 
     def hits(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """(2,) of each task: how many targets it hits without dropout, and how many there are.
+        """(3,) of each task: the targets that it hits without dropout, all there are, and none outside its classes.
 
         None where a task is not a classification that is trained, and before the first step.
         """
@@ -107,10 +107,10 @@ class TextCalls(ABC):
         model = self._model_of(batch.layout)
         try:
             correct = text_correct(model, words, batch.targets)
-        except ValueError:  # a class outside the head is an error of a loss, and to a metric a miss
+        except ValueError:  # a class outside the head, which the evaluation counts and names
             return None
         return {
-            name: torch.stack([hits, (target != spec.ignore_index).sum()]).double()
+            name: torch.stack([hits, spec.is_labelled(target).sum(), torch.zeros_like(hits)]).double()
             for name, spec, target, hits in zip(
                 batch.layout.names, batch.layout.heads, batch.targets, correct, strict=True
             )
@@ -140,7 +140,7 @@ class TextCalls(ABC):
 
     def _hold(self) -> None:
         """Note where the parameters lie, and which of them move."""
-        self._held = HeldParameters(self._parameters, self._optimizer)
+        self._held = HeldParameters(self._parameters, self._optimizer, (self.encoder, self._heads))
 
 
 def words_of(inputs: Inputs) -> Words:

@@ -48,6 +48,10 @@ class FAMO(nn.Module):
         # Buffers, which a checkpoint holds and the model's optimizer does not move.
         self.kept = nn.Module()
 
+    def extra_repr(self) -> str:
+        """Its options."""
+        return f"rate={self.rate:g}, decay={self.decay:g}"
+
     def prepare(self, heads: MultiTaskHeads) -> None:
         """Zeros for every task that is new; what has been learnt stays."""
         for name in map(module_name, heads.names):

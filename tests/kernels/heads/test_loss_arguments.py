@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -147,8 +148,17 @@ def test_the_environment_variable_is_honoured(monkeypatch):
         ((SOFTMAX, 3), {"label_smoothing": 1.5}, "label_smoothing must"),
         ((HUBER, 3), {"delta": 0.0}, "delta must"),
         ((SOFTMAX, 3), {"class_weights": (1.0, 2.0)}, "class_weights needs 3"),
-        ((SOFTMAX, 2), {"class_weights": (1.0, -2.0)}, "class_weights must not"),
-        ((SOFTMAX, 2), {"class_weights": (1.0, torch.nan)}, "class_weights must not"),
+        ((SOFTMAX, 2), {"class_weights": (1.0, -2.0)}, "class_weights must be finite and not negative"),
+        ((SOFTMAX, 2), {"class_weights": (1.0, math.inf)}, "class_weights must be finite and not negative"),
+        (
+            (SOFTMAX, 2),
+            {"class_weights": {0: 1.0, 1: 2.0}},
+            "class_weights must be a list .* not a dict: give",
+        ),
+        ((SOFTMAX, 2.5), {}, "size must be a whole number of at least 1, not 2.5"),
+        ((SOFTMAX, True), {}, "size must be a whole number of at least 1, not True"),
+        ((SOFTMAX, 2), {"ignore_index": None}, "ignore_index must be a whole number, not None"),
+        ((SOFTMAX, 2), {"class_weights": (1.0, torch.nan)}, "class_weights must be finite and not negative"),
         ((BINARY, 2), {"class_weights": (1.0, 2.0)}, "class_weights belongs to SOFTMAX"),
         ((SOFTMAX, 2), {"pos_weight": (1.0, 2.0)}, "pos_weight belongs to BINARY"),
     ],
