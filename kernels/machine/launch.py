@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
 BLACKWELL = 100  # the compute capability, 10.0
+# Whose compiled kernels are run by their handles, as no public interface says it; others go by Triton's front door.
+HANDLES_OF = {"3.6", "3.7"}
 ALIGNMENT_BYTES = 16  # of a pointer, from which on Triton compiles wide accesses
 
 
@@ -34,6 +37,12 @@ def family_of(backend: str, architecture: Any) -> str:
     if backend == "hip":
         return "amd"
     return "blackwell" if int(architecture) >= BLACKWELL else "nvidia"
+
+
+@cache
+def has_known_handles() -> bool:
+    """Whether compiled kernels of the Triton at hand are run as `Variant` runs them."""
+    return ".".join(version("triton").split(".")[:2]) in HANDLES_OF
 
 
 @cache
@@ -87,7 +96,7 @@ class Variant:
             unaligned = 2 * unaligned + (pointer % ALIGNMENT_BYTES > 0)
         key = (index, unaligned, known, *[tensor.dtype for tensor in tensors])
         compiled = self._compiled.get(key)
-        if compiled is None:
+        if compiled is None or not has_known_handles():
             self._compiled[key] = self._kernel[(n_programs,)](
                 *tensors, *integers, **self._constexprs, **self._options
             )
