@@ -1,4 +1,4 @@
-"""python -m bench.report: writes bench/RESULTS.md, its plots and the tables of the README from the latest records."""
+"""python -m bench.report: writes bench/RESULTS.md, its plots and the tables of pages from the latest records."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bench.cases import DeviceKind, Direction, HeadCase, head_cases
 from bench.environment import ROOT
 from bench.ledger import Record
 from bench.markdown import table
+from bench.pages import PAGES
+from bench.pages import written as with_tables
 from bench.picture import draw, draw_scaling
-from bench.readme import README
-from bench.readme import written as with_tables
 from bench.scaling import AXES, PEERS, points
 from bench.step_cases import STEP_CASES, SWITCHED_LIMIT, TAGGER, step_cases
 from bench.verdicts import MISSING, Verdict, by_peer, cpu_verdicts, decided, gpu_verdicts, is_disturbed
@@ -54,7 +54,7 @@ says how it is taken).
 
 
 def main() -> None:
-    """Write bench/RESULTS.md, the plots, and the README's tables."""
+    """Write bench/RESULTS.md, the plots, and the tables of the README and of docs/claims.md."""
     found = ledger.latest(ledger.read())
     if not found:
         typer.echo("there are no records in bench/records; run python -m bench.measure all", err=True)
@@ -62,8 +62,9 @@ def main() -> None:
     kinds: tuple[DeviceKind, ...] = ("cpu", "cuda")
     drawn = [path for kind in kinds for path in _draw(found, kind)]
     RESULTS.write_text(render(found), encoding="utf-8")
-    README.write_text(with_tables(README.read_text("utf-8"), found), encoding="utf-8")
-    for path in (RESULTS, README, *drawn):
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text("utf-8"), found), encoding="utf-8")
+    for path in (RESULTS, *PAGES, *drawn):
         typer.echo(f"wrote {path.relative_to(ROOT)}")
 
 

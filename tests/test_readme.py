@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mt2st_fast
-from bench import ledger, readme
+from bench import claims, ledger, pages
 
 ROOT = Path(__file__).parent.parent
 COMMAND = "python -m pytest -n 2 --dist loadfile"
@@ -28,14 +28,21 @@ def test_names_exist() -> None:
     assert named <= set(mt2st_fast.__all__)
 
 
-def test_its_tables_are_made_from_the_records() -> None:
-    assert set(re.findall(r"<!-- measured: (\w+) -->", README)) == set(readme.TABLES)
-    assert readme.written(README, ledger.latest(ledger.read())) == README, "run python -m bench.report"
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_tables_are_made_from_the_records(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert pages.written(text, ledger.latest(ledger.read())) == text, "run python -m bench.report"
+
+
+def test_every_table_stands_in_a_page() -> None:
+    text = "".join(page.read_text("utf-8") for page in pages.PAGES)
+    named = re.findall(r"<!-- measured: (\w+) -->", text)
+    assert sorted(named) == sorted({**pages.TABLES, **claims.TABLES})
 
 
 def test_a_table_that_was_typed_is_written_anew() -> None:
     found = ledger.latest(ledger.read())
-    assert readme.written(re.sub(r"\*\*\d", "**9", README), found) == README
+    assert pages.written(re.sub(r"\*\*\d", "**9", README), found) == README
 
 
 @pytest.mark.parametrize("picture", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))

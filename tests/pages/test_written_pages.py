@@ -74,17 +74,6 @@ def test_every_rule_of_the_plans_is_told_of() -> None:
         assert re.search(rf"\b{number}\b", text_of("kernels.md")), number
 
 
-def test_the_readme_claims_what_the_page_of_claims_does() -> None:
-    part = text_of("README.md").partition("## Does finishing on one task pay?")[2].partition("\n## ")[0]
-    rows = re.findall(r"\| (stl|mtl|switch) \| (0\.\d{4}) \| ([\d.]+) \| ([\d,]+) \|", part)
-    assert len(rows) == 9
-    for strategy, *numbers in rows:
-        assert any(
-            line.startswith(f"| {strategy} |") and all(f"| {number} |" in line for number in numbers)
-            for line in text_of("claims.md").splitlines()
-        ), (strategy, numbers)
-
-
 def test_the_reference_has_every_public_name() -> None:
     told = [
         name

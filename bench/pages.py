@@ -1,6 +1,6 @@
-"""The tables of measurements in the README, made from the newest records: no number in them is typed.
+"""The tables of measurements in pages, made from the newest records: no number in them is typed.
 
-`python -m bench.report` writes them between the README's marks, `<!-- measured: NAME -->` and `<!-- end -->`.
+`python -m bench.report` writes them between the marks `<!-- measured: NAME -->` and `<!-- end -->` of a page.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from bench import claims
 from bench.cases import HEAD_CASES, MEMORY_CASE
 from bench.environment import ROOT
 from bench.ledger import Record
@@ -16,7 +17,8 @@ from bench.markdown import table
 from bench.step_cases import TAGGER, TREEBANK_TAGGER
 from bench.verdicts import is_disturbed
 
-README = ROOT / "README.md"
+README, CLAIMS = ROOT / "README.md", ROOT / "docs" / "claims.md"
+PAGES = (README, CLAIMS)
 _BLOCK = re.compile(r"(<!-- measured: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 STEP, HEADS, DOCUMENTS = "step", "forward+backward", "whole call, 5 epochs"
 
@@ -136,9 +138,13 @@ WORD_ROWS = (
 )
 
 
-def written(readme: str, found: Sequence[Record]) -> str:
-    """The README with its tables made from these records."""
-    return _BLOCK.sub(lambda m: m[1] + "\n" + "\n".join(TABLES[m[2]](found)) + "\n\n" + m[4], readme)
+def written(page: str, found: Sequence[Record]) -> str:
+    """The text of a page with its tables made from these records, and from those of the claims."""
+
+    def lines_of(name: str) -> list[str]:
+        return claims.TABLES[name]() if name in claims.TABLES else TABLES[name](found)
+
+    return _BLOCK.sub(lambda m: m[1] + "\n" + "\n".join(lines_of(m[2])) + "\n\n" + m[4], page)
 
 
 def _of_newest(found: Sequence[Record], kind: str, suite: str) -> tuple[str, list[Record]]:

@@ -1,0 +1,134 @@
+"""python -m bench.claims NAME FOLDER: keep what `mt2st-fast compare` has left, as bench/records/claims/NAME.json.
+
+The tables of docs/claims.md with few labels, and that of the README, are made from these (`python -m bench.report`).
+Curves and names of files are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.environment import ROOT
+from bench.ledger import FOLDER
+from bench.markdown import table
+from mt2st_fast.runs.arms import Arm
+from mt2st_fast.runs.comparison import compare_runs
+
+CLAIMS = FOLDER / "claims"
+Comparison = dict[str, Any]
+README_ROWS = (
+    ("ewt", "English EWT, part of speech, 5 % (tuned, 4 trials each)"),
+    ("conll", "CoNLL-2000, chunks, 5 %"),
+    ("default", "the default corpus, expressions, 1 %"),
+)
+README_STRATEGIES = ("stl", "mtl", "switch")
+
+
+def keep(name: str, folder: Path) -> Path:
+    """Write the record of a comparison."""
+    found = json.loads((folder / "compare.json").read_text("utf-8"))
+    runs = {arm: of_arm["seeds"] for arm, of_arm in found["strategies"].items()}
+    arms = [Arm(name, of_arm["strategy"], of_arm["engine"]) for name, of_arm in found["strategies"].items()]
+    facts = {key: found[key] for key in ("metric", "n_seeds", "engines", "environment", "load")}
+    # Anew from the runs, so that every record says what `compare` says today.
+    compared = compare_runs(runs, arms, facts, None, found["plateau_margin"])
+    for of_arm in compared["strategies"].values():
+        for seed in of_arm["seeds"]:
+            seed.pop("curve")
+    facts = {key: found[key] for key in ("main", "metric", "auxiliary", "n_seeds", "environment", "tuning")}
+    kept = facts | {key: compared[key] for key in ("strategies", "differences")}
+    path = CLAIMS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, separators=(",", ":")) + "\n", encoding="utf-8")
+    return path
+
+
+def read(name: str) -> Comparison:
+    """The record of a comparison."""
+    found: Comparison = json.loads((CLAIMS / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def of_strategies(name: str) -> list[str]:
+    """Lines of a table of all strategies of a comparison."""
+    found = read(name)
+    heading = [
+        "strategy", "test, at the end", "seconds to STL's best", "steps", "against stl",
+        "steps to MTL's best less 0.2 points", "whole run, s", "against mtl",
+    ]  # fmt: skip
+    rows = []
+    for strategy, runs in found["strategies"].items():
+        shown = _cells(found, strategy)
+        rows.append([strategy, *shown[:4], _reached(runs, "mtl_best_less", "steps"), *shown[4:]])
+    return table(heading, rows)
+
+
+def of_readme() -> list[str]:
+    """Lines of the README's table."""
+    heading = [
+        "data, labels kept", "strategy", "test, at the end", "seconds to STL's best", "steps", "against stl",
+        "whole run, s", "against mtl",
+    ]  # fmt: skip
+    rows = []
+    for name, data in README_ROWS:
+        found = read(name)
+        for strategy in README_STRATEGIES:
+            first = data if strategy == README_STRATEGIES[0] else ""
+            rows.append([first, strategy, *_cells(found, strategy)])
+    return table(heading, rows, words=2)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {"claims": of_readme} | {
+    name: partial(of_strategies, name) for name in ("ewt", "conll", "default", "context", "polarity")
+}
+
+
+def _cells(found: Comparison, strategy: str) -> list[str]:
+    """Quality; time and steps to STL's best, and that time against stl's; time of the whole run, and against mtl's."""
+    runs = found["strategies"][strategy]
+    return [
+        f"{runs['test_median']:.4f}",
+        _reached(runs, "stl_best", "seconds"),
+        _reached(runs, "stl_best", "steps") if runs["to"]["stl_best"]["reached"] == found["n_seeds"] else "",
+        _percent(_difference(found, strategy, "stl", "to", "stl_best", "seconds")),
+        f"{runs['seconds_median']:.2f}",
+        _percent(_difference(found, strategy, "mtl", "whole", "seconds")) if strategy != "stl" else "",
+    ]
+
+
+def _reached(runs: Comparison, target: str, of: str) -> str:
+    """The median, where every seed came there."""
+    to, n = runs["to"][target], len(runs["seeds"])
+    if to["reached"] < n:
+        return f"in {to['reached']} of {n} seeds" if to["reached"] else "never"
+    median = to[of]["median"]
+    return f"{median:.2f}" if of == "seconds" else f"{median:,.0f}"
+
+
+def _difference(found: Comparison, strategy: str, other: str, *path: str) -> dict[str, float] | None:
+    value: Any = found["differences"][strategy].get(other)
+    for part in path:
+        value = None if value is None else value[part]
+    return None if value is None or None in value.values() else value
+
+
+def _percent(difference: dict[str, float] | None) -> str:
+    if difference is None:
+        return ""
+    value, low, high = (
+        f"{100 * difference[part]:+.0f}".replace("-", "−") for part in ("value", "low", "high")
+    )
+    return f"{value} % [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    print(f"wrote {keep(given.name, given.folder).relative_to(ROOT)}")
