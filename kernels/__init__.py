@@ -38,9 +38,9 @@ from .heads.plans import (
 from .heads.pooling import POOLINGS, Pooling
 from .heads.reference import check_targets, head_correct, row_losses
 from .machine.registry import REFERENCE, ROOMS, Choice, Room, asked_for, choose_backend
+from .step.bags import bag_step, bag_step_obstacle
 from .step.model import EVERYTHING, FROZEN, NOTHING, BagModel, Moves, Trained, TrainedHead
-from .step.op import bag_step, bag_step_obstacle
-from .step.room import BagStep
+from .step.room import StepResult
 from .step.text import (
     Dropout,
     text_correct,
@@ -74,7 +74,6 @@ __all__ = [
     "ROW_RULES",
     "RULES",
     "BagModel",
-    "BagStep",
     "Beside",
     "Choice",
     "ContextBatch",
@@ -99,6 +98,7 @@ __all__ = [
     "RowRuleKind",
     "RowState",
     "Shape",
+    "StepResult",
     "TextStepModel",
     "Trained",
     "TrainedHead",

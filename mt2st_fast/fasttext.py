@@ -10,7 +10,6 @@ library's own shapes: several label families, prediction by family, a metric for
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.serving.load import load
-from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors
+from mt2st_fast.words.fasttext_models import Classifier, FastTextModel, Vectors, words_of
 from mt2st_fast.words.fasttext_options import UNSUPERVISED_LOSSES, check_refused
 from mt2st_fast.words.gensim_vocabulary import RULE_DEFAULT, RULE_DISCARD
 from mt2st_fast.words.supervised import train_supervised as train_families
@@ -132,8 +131,8 @@ def load_model(path: str | Path) -> FastTextModel:
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a text, between white space; a line feed is the word `</s>`."""
-    return [word for word in re.split(r"[ \t\r\v\f\0]+", text.replace("\n", f" {EOS} ")) if word]
+    """The words of a text as training reads them, between white space; a line feed is the word `</s>`."""
+    return words_of(text.replace("\n", f" {EOS} "))
 
 
 def cbow(*_: Any, **__: Any) -> NoReturn:

@@ -7,8 +7,9 @@ import gzip
 import json
 import math
 import os
+import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,15 +27,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in left_behind(path):
-        with suppress(OSError):  # another user's, say: it is no hindrance
-            left.unlink()
+        delete(left)
+    # A folder, for whoever writes may have files of its own on the way.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
+        partial.mkdir(exist_ok=True)
+        yield partial / path.name
+        _sync(partial / path.name)
+        (partial / path.name).replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -42,6 +44,15 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """A file to write that becomes `path` at the end, as `replacing` does."""
     with replacing(path) as partial, partial.open("wb") as file:
         yield file
+
+
+def delete(path: Path) -> None:
+    """Delete a file, or a folder with all in it, where that can be done; where not, another user's say, it is left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -109,6 +120,23 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 def peek(file: BinaryIO, n: int) -> bytes:
     """The next n bytes of a file that `reading` opened, fewer at its end; they are read again."""
     return bytes(cast(Any, file).peek(n)[:n])
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether both are one file, by whatever names and links; not where either is none yet, or no plain file."""
+    try:
+        return one.is_file() and one.samefile(other)
+    except OSError:
+        return False
+
+
+def check_not_read(out: Path, inputs: Iterable[Path]) -> None:
+    """Raise InputError where what is to be written is one of the files that are read for it."""
+    for path in inputs:
+        if is_same_file(out, path):
+            raise InputError(
+                f"--out {out}: is {path}, which is read and would be overwritten; give another --out"
+            )
 
 
 def is_packed(path: Path) -> bool:

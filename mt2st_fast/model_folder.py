@@ -146,6 +146,20 @@ def model_in(folder: str | Path) -> Path:
     return folder
 
 
+def files_of_model(folder: str | Path) -> tuple[Path, ...]:
+    """The files of the model in a folder, there or where a run leaves it; raises InputError as `model_in` does."""
+    found = model_in(folder)
+    return found / DESCRIPTION, found / TENSORS
+
+
+def foreign_to_model(folder: Path) -> list[str]:
+    """What a folder holds, or the path itself is, that is no part of a model and no hidden file, by name."""
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if name not in (DESCRIPTION, TENSORS) and not name.startswith(".")]
+
+
 def _description(kind: str, configuration: dict[str, Any], digest: str) -> bytes:
     """model.json, the same bytes for the same content: it is compared as a whole."""
     described: dict[str, Any] = {

@@ -16,7 +16,7 @@ from ..machine.registry import Room
 ROOM = Room("step", __package__)
 
 
-class BagStep(NamedTuple):
+class StepResult(NamedTuple):
     """What a step leaves beside the moved parameters: losses (K,) float32 and rows classified right (K,) int64."""
 
     losses: Tensor

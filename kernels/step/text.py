@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 from ..bags.op import in_kernel_types
 from ..bags.rules import SGD, RowRule
 from .model import EVERYTHING, Moves
-from .room import BagStep, check_targets, parameters_obstacle, step_kernels
+from .room import StepResult, check_targets, parameters_obstacle, step_kernels
 from .text_model import Beside, TextStepModel, Words
 
 MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
@@ -69,7 +69,7 @@ def text_step(
     dropout: Dropout,
     moves: Moves = EVERYTHING,
     beside: Beside | None = None,
-) -> BagStep:
+) -> StepResult:
     """Train table, hidden layer and heads, or one side of them, on N rows, in place; `text_step_obstacle` is the
     caller's to ask.
 
@@ -96,12 +96,14 @@ def _step(
     dropout: Dropout,
     moves: Moves,
     beside: Beside | None,
-) -> BagStep:
+) -> StepResult:
     words = _in_kernel_types(model, words)
     check_targets(model.layout, targets, task_weights, words.n_rows, _ROWS[model.pooled.how])
     _check_beside(model, beside)
     kernels = _kernels(model)
-    found = BagStep(*kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, beside))
+    found = StepResult(
+        *kernels.step(model, rules, decays, words, targets, task_weights, dropout, moves, beside)
+    )
     increment_version(model.moving(moves).parameters)
     return found
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mt2st_fast.cli.comparing import Comparing
 from mt2st_fast.cli.options import COMMANDS, Given, another_value, going_on, kept_config, takes_options
-from mt2st_fast.cli.output import OutputOptions, check_not_of, make_writable
+from mt2st_fast.cli.output import OutputOptions, check_not_lost, check_not_of, make_writable
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import plain_console, say, say_notes
@@ -22,10 +22,10 @@ from mt2st_fast.environment import environment
 from mt2st_fast.errors import InputError
 from mt2st_fast.files import json_text, write_atomically
 from mt2st_fast.folder_lock import holding
-from mt2st_fast.model_folder import RUN_CONFIG
+from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
 from mt2st_fast.runs.comparison import compare_runs
 from mt2st_fast.runs.comparison_options import ComparisonOptions
-from mt2st_fast.runs.comparison_progress import Progress
+from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
 from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
 from mt2st_fast.runs.comparison_tables import table_rows
 from mt2st_fast.runs.conclusions import sentence
@@ -54,6 +54,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     folder = make_writable(output.folder("compare"))
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)
+        check_not_lost(folder, (COMPARISON, *REPORT_FILES, CHECKPOINT), has_comparison(folder))
         progress = asked
         if output.resume:
             progress = _stored(folder, asked, given)

@@ -123,4 +123,4 @@ class Comparing:
                 f"Go on with: mt2st-fast compare --resume --out {self.folder}",
             )
             raise typer.Exit(self.stopping.exit_code)
-        return summarise_seed(history, experiment.test()[history.main], experiment.rows_a_step)
+        return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mt2st_fast.cli.output import make_writable
+from mt2st_fast.cli.output import make_writable, out_path
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.words.vectors import WordVectors
 
@@ -19,7 +19,7 @@ def evaluate(
         Path, typer.Argument(help="a file of vectors: .txt, .vec, .bin, .safetensors, GloVe text")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="folder for the report and the picture")
+        str | None, typer.Option("--out", "-o", metavar="PATH", help="folder for the report and the picture")
     ] = None,
     words: Annotated[
         str | None,
@@ -44,7 +44,7 @@ def evaluate(
     from mt2st_fast.words.evaluation import EVALUATION_FILES, analogy_rows, pair_rows, write_evaluation
     from mt2st_fast.words.evaluation import evaluate as measure
 
-    folder = None if out is None else make_writable(out)
+    folder = None if out is None else make_writable(out_path(out))
     queries = tuple(word.strip() for word in (words or "").split(",") if word.strip())
     busy = plain_console(stderr=True)
     with busy.status("reading vectors") as status:

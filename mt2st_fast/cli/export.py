@@ -9,8 +9,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mt2st_fast.cli.output import out_path
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import check_not_read
 
 if TYPE_CHECKING:
     from mt2st_fast.exporting.writing import Exported
@@ -24,9 +26,12 @@ def export(
         str | None, typer.Option("--format", help="onnx or torch (a .pt2); by the name of --out, else onnx")
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--out", "-o", help="a file; beside the model's folder by default. FILE.json is written, too"
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="a file; beside the model's folder by default. FILE.json is written, too",
         ),
     ] = None,
     tasks: Annotated[
@@ -35,12 +40,15 @@ def export(
 ) -> None:
     """Write a model as a graph of plain operators, of any size of batch, and a JSON that says what goes in and out."""
     from mt2st_fast.exporting.writing import SUFFIXES, format_of
-    from mt2st_fast.model_folder import model_in
+    from mt2st_fast.model_folder import files_of_model, model_in
 
+    asked = None if out is None else out_path(out)
     folder = model_in(model)
     names = list(tasks_named(tasks)) or None
-    named = format_of(out or Path(f"graph{SUFFIXES.get(form or 'onnx', '')}"), form)
-    file = out or folder.with_name(f"{folder.name}{SUFFIXES[named]}")
+    named = format_of(asked or Path(f"graph{SUFFIXES.get(form or 'onnx', '')}"), form)
+    file = asked or folder.with_name(f"{folder.name}{SUFFIXES[named]}")
+    for written in (file, file.with_name(f"{file.name}.json")):
+        check_not_read(written, files_of_model(folder))
     _say(_written(folder, file, named, names))
 
 

@@ -87,6 +87,7 @@ def _measure_corpus(
 ) -> None:
     """The model of a run, on data as a run reads it."""
     from mt2st_fast.data import open_data
+    from mt2st_fast.data.readers import parse_spec
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
@@ -100,12 +101,16 @@ def _measure_corpus(
     asked = [_with_kind(name, found.labels[name].kind, data) for name in names]
     if text_column is None and data.startswith("csv:"):
         text_column = found.text_column
-    splits = open_data(
-        data, asked[0], asked[1:], label_fraction=1.0, text_column=text_column, delimiter=delimiter
-    )
-    splits = _named_as(splits, names)
-    chosen = part or ("test" if Path(data.partition(":")[2]).is_dir() else "all")
+    kind, path = parse_spec(data)
+    chosen = part or ("test" if path.is_dir() else "all")
     parts = PARTS if chosen == "all" else (chosen,)
+    # What the model was trained on is split as it was then, whatever its files are named.
+    as_then = chosen != "all" and found.source == f"{kind}:{path}"
+    splits = open_data(
+        data, asked[0], asked[1:], label_fraction=1.0, text_column=text_column, delimiter=delimiter,
+        measured=None if as_then else parts,
+    )  # fmt: skip
+    splits = _named_as(splits, names)
     console = plain_console()
     table = Table("task", "metric", "value", "rows", "rows of classes that training never saw")
     measured = scores(found, splits, parts, names)

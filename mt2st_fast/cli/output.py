@@ -1,15 +1,22 @@
-"""Where a command writes, and how often."""
+"""Where a command writes, and how often; and what it must not write over."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mt2st_fast.cli.options import COMMANDS
 from mt2st_fast.errors import InputError
-from mt2st_fast.model_folder import RUN_CONFIG, has_comparison
+from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL, foreign_to_model, has_comparison
+from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.options import check_options, option, positive
+from mt2st_fast.runs.run_facts import FACTS
+from mt2st_fast.spelling import listed
+
+CHECKPOINT = "checkpoint/last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class OutputOptions:
     def __post_init__(self) -> None:
         """Raises InputError naming an option that cannot be used."""
         check_options(self)
+        if self.out is not None:
+            out_path(self.out)
 
     def folder(self, command: str) -> Path:
         """The folder to write to."""
@@ -48,6 +57,13 @@ class OutputOptions:
     def checkpoint_seconds(self) -> float:
         """Seconds between checkpoints."""
         return 60 * self.checkpoint_every
+
+
+def out_path(text: str) -> Path:
+    """What --out names. Raises InputError where it is empty: the current folder is `.`."""
+    if not text:
+        raise InputError("--out is empty; name what to write, or leave it out")
+    return Path(text)
 
 
 def make_writable(folder: Path) -> Path:
@@ -73,3 +89,49 @@ def check_not_of(other: str, folder: Path) -> None:
         raise InputError(
             f"--out {folder} has a {what}, which would be lost; choose another folder, or remove it"
         )
+
+
+def check_not_lost(folder: Path, names: Iterable[str], own: bool) -> None:
+    """Raise InputError where what a command writes under these names would take the place of somebody else's.
+
+    own: whether such a command has written to the folder before, and its files may be replaced. A model's folder may
+    hold nothing else even then, as it is replaced as a whole.
+    """
+    there = [] if own else [name for name in names if (folder / name).exists()]
+    there += [f"{RUN_MODEL}/{name}" for name in foreign_to_model(folder / RUN_MODEL) if RUN_MODEL in names]
+    if there:
+        raise InputError(
+            f"--out {folder} has {listed(dict.fromkeys(there), 3)}, which no run has written and which would be lost; "
+            "choose another folder, or move that away"
+        )
+
+
+def has_run(folder: Path) -> bool:
+    """Whether `mt2st-fast train` has written to a folder, this version or another: by its configuration, or, where that
+    is damaged or of another version, by the format that its other files name.
+    """
+    try:
+        if "data" in read_config_file(folder / RUN_CONFIG, "train", COMMANDS["train"]):
+            return True
+    except InputError:
+        pass
+    return _format_of_facts(folder / FACTS).startswith("mt2st-fast run ") or _is_checkpoint(
+        folder / CHECKPOINT
+    )
+
+
+def _format_of_facts(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_bytes())["format"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _is_checkpoint(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "mt2st-fast checkpoint " in (file.metadata() or {}).get("json", "")
+    except (OSError, SafetensorError):
+        return False

@@ -12,10 +12,11 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mt2st_fast.cli.output import out_path
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import is_packed, reading, writing_atomically
+from mt2st_fast.files import check_not_read, is_packed, reading, writing_atomically
 
 CHUNK_BYTES = 1 << 19
 
@@ -32,7 +33,7 @@ def predict(
         ),
     ] = "-",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="a file, instead of standard output")
+        str | None, typer.Option("--out", "-o", metavar="PATH", help="a file, instead of standard output")
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="the tasks to say, separated by commas; the main one by default")
@@ -58,17 +59,20 @@ def predict(
 ) -> None:
     """Label words or texts with a trained model, a block at a time: a file of any length, or a pipe."""
     # Reading options needs no torch.
-    from mt2st_fast.model_folder import kind_of
+    from mt2st_fast.model_folder import files_of_model, kind_of
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED
 
     names = tasks_named(tasks)
-    if out is not None and out.is_dir():
-        raise InputError(f"--out {out}: is a folder; give a file")
+    sink_path = None if out is None else out_path(out)
+    if sink_path is not None:
+        if sink_path.is_dir():
+            raise InputError(f"--out {out}: is a folder; give a file")
+        check_not_read(sink_path, [_standard_input() if file == "-" else Path(file), *files_of_model(model)])
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
     gc.disable()  # words make no circles, and looking for some takes half of the time
-    with _sink(out) as sink:
+    with _sink(sink_path) as sink:
         for text in answers(model, source, kind, tokenizer, names, form, asked):
             sink.write(text.encode("utf-8", "surrogatepass"))
 
@@ -122,6 +126,11 @@ def _of_lines(
     model = SupervisedModel.load(folder, device="cpu")
     wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
     return write_lines(model, (lines for _, lines in TextLines(*source).blocks()), wanted)
+
+
+def _standard_input() -> Path:
+    """A name of the file that was handed in by `<`, on systems that have such names."""
+    return Path("/dev/stdin")
 
 
 def _chunks(file: str) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt2st_fast.cli.output import make_writable
+from mt2st_fast.cli.output import make_writable, out_path
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.data.preparation import prepare as prepare_corpus
 
@@ -18,7 +18,7 @@ STAGES = {"read": "read text", "write": "write tokens"}
 
 def prepare(
     corpus: Annotated[list[Path], typer.Argument(help="text files and folders of them, .gz too")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the token file to write")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="the token file to write")],
     lower: Annotated[bool, typer.Option("--lower", help="turn the text into lower case")] = False,
     min_count: Annotated[int, typer.Option(help="leave out words that occur less often", min=1)] = 5,
     processes: Annotated[
@@ -29,7 +29,8 @@ def prepare(
 
     The corpus may be larger than memory. Nothing half-written is left after Ctrl-C or an error.
     """
-    make_writable(out.parent)
+    file = out_path(out)
+    make_writable(file.parent)
     console = plain_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     start = time.perf_counter()
@@ -37,7 +38,7 @@ def prepare(
         bar_of = {stage: bars.add_task(text, total=None) for stage, text in STAGES.items()}
         done = prepare_corpus(
             corpus,
-            out,
+            file,
             lower=lower,
             min_count=min_count,
             processes=processes,

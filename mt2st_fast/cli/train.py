@@ -14,14 +14,21 @@ from rich.table import Table
 from rich.text import Text
 
 from mt2st_fast.cli.options import COMMANDS, Given, config_of, going_on, kept_config, takes_options
-from mt2st_fast.cli.output import OutputOptions, check_not_of, make_writable
+from mt2st_fast.cli.output import (
+    CHECKPOINT,
+    OutputOptions,
+    check_not_lost,
+    check_not_of,
+    has_run,
+    make_writable,
+)
 from mt2st_fast.cli.processes import together
 from mt2st_fast.cli.progress import TrainingProgress
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
 from mt2st_fast.cli.terminal import plain_console, say, say_notes
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import write_atomically
+from mt2st_fast.files import check_not_read, write_atomically
 from mt2st_fast.folder_lock import holding
 from mt2st_fast.model_folder import RUN_CONFIG, RUN_MODEL
 from mt2st_fast.runs import beside
@@ -31,11 +38,12 @@ from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
 from mt2st_fast.runs.run_facts import LEFT, leave_run
-from mt2st_fast.runs.shown import shown, step_ms_of, trained_in
+from mt2st_fast.runs.shown import left_out_of_vectors, quality_of, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.run_options import NonFiniteLossError
 
-CHECKPOINT = "checkpoint/last.safetensors"
+# What a run leaves in its folder; the configuration is last, by which the folder is known to be a run's.
+OF_A_RUN = (CHECKPOINT, *LEFT, *REPORT_FILES, beside.AGAINST, RUN_MODEL, RUN_CONFIG)
 
 
 @takes_options(without=("engine",))
@@ -58,6 +66,7 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
                 stored = _stored_options(folder)
                 config = going_on(config_of(stored), config, given, folder)
                 output = output.going_on(stored, given)
+            _check_out(config, folder)
             processes.barrier()  # everybody has read what is there before anything is written
             with rehearsed(config) if processes.writes else nullcontext():
                 _train(config, output, folder, writes=processes.writes)
@@ -149,11 +158,19 @@ def _clear(folder: Path, *, of_the_run: bool) -> None:
 
     Of a run that goes on only what it was held against, which is made anew at its end.
     """
-    own = (RUN_CONFIG, CHECKPOINT, *LEFT, *REPORT_FILES) if of_the_run else ()
-    for name in (beside.AGAINST, beside.PICTURE, *own):
-        (folder / name).unlink(missing_ok=True)
-    if of_the_run:
-        shutil.rmtree(folder / RUN_MODEL, ignore_errors=True)
+    for name in OF_A_RUN if of_the_run else (beside.AGAINST, beside.PICTURE):
+        if name == RUN_MODEL:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _check_out(config: Config, folder: Path) -> None:
+    """Raises InputError where the run would write over what it reads, or over what no run has written."""
+    inputs = [Path(config.data.partition(":")[2]).expanduser(), *([Path(config.init)] if config.init else [])]
+    for name in OF_A_RUN:
+        check_not_read(folder / name, inputs)
+    check_not_lost(folder, OF_A_RUN, has_run(folder))
 
 
 def _stored_options(folder: Path) -> dict[str, Any]:
@@ -217,8 +234,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     say(
         console,
         (main["task"], "bold"),
-        f": {main['metric']} {shown(main['best'])} on development at best "
-        f"(step {main['best_step']}), {shown(main['test'])} on test. "
+        f": {quality_of(main)}. "
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
     )
     if report["against"] is not None:
@@ -226,6 +242,8 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     files = "report.html", "report.md", "report.json", *pictures_of(report), *LEFT, RUN_CONFIG
     written = f"{', '.join(files)}, model/, checkpoint/"
     say(console, f"Written to {folder}: {written}")
+    if left_out := left_out_of_vectors(report["vectors"]):
+        say(console, left_out)
     say(console, f"Label text with: mt2st-fast predict {folder} FILE")
     if any(
         task["outputs"] is not None and name not in report["kept"] for name, task in report["tasks"].items()

@@ -33,7 +33,7 @@ from mt2st_fast.data.tokens import MISSING_WORD
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import is_packed
+from mt2st_fast.files import check_not_read, is_packed, is_same_file
 
 log = logging.getLogger("mt2st_fast")
 Progress = Callable[[str, int, int], None]
@@ -201,12 +201,9 @@ def _files_of(paths: Sequence[Path], out: Path) -> list[Path]:
                 for file in path.rglob("*")
                 if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
             )
-            files += [file for file in inside if file.resolve() != out.resolve()]
+            files += [file for file in inside if not is_same_file(out, file)]
         elif path.is_file():
-            if path.resolve() == out.resolve():
-                raise InputError(
-                    f"{path}: is the corpus; give another --out, or the text would be overwritten"
-                )
+            check_not_read(out, [path])
             files.append(path)
         else:
             raise InputError(f"{path}: there is no such file or folder; check the path")

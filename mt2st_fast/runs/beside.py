@@ -47,7 +47,7 @@ def read_against(folder: Path) -> dict[str, Any] | None:
 def summary_of(experiment: Experiment) -> Run:
     """A finished run as comparisons have it. Raises InputError where no evaluation has a value to compare by."""
     history = experiment.trainer.history
-    return summarise_seed(history, experiment.test()[history.main], experiment.rows_a_step)
+    return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)
 
 
 def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:

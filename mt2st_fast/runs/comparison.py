@@ -22,13 +22,10 @@ MEASURES = ("seconds", "steps", "examples", "joules")
 OF_RUNS = ("best", "test", *MEASURES)
 
 
-def summarise_seed(
-    history: History, test: float, rows_a_step: Callable[[Sequence[str]], int]
-) -> dict[str, Any]:
+def summarise_seed(history: History, test: float, rows_read: Callable[[int], int]) -> dict[str, Any]:
     """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
 
-    rows_a_step: the rows of a step with these active tasks. Raises InputError where no evaluation has a value to
-    compare by.
+    rows_read: the rows of all steps up to one. Raises InputError where no evaluation has a value to compare by.
     """
     best = history.best
     if best is None:
@@ -42,7 +39,7 @@ def summarise_seed(
         "test": None if test != test else test,
         "steps": steps,
         "seconds": history.train_seconds,
-        "examples": history.rows_trained(steps, rows_a_step),
+        "examples": rows_read(steps),
         "joules": joules.get(steps),
         "stopped": history.stopped,
         "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
@@ -56,7 +53,7 @@ def summarise_seed(
             {
                 "step": e.step,
                 "seconds": e.train_seconds,
-                "examples": history.rows_trained(e.step, rows_a_step),
+                "examples": rows_read(e.step),
                 "joules": joules.get(e.step),
                 "quality": e.metrics[history.main],
             }

@@ -144,7 +144,11 @@ class Experiment:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         assert self.config.epochs is not None
-        return math.ceil(self.config.epochs * -(-len(self.train) // self.config.accumulate))
+        return math.ceil(self.config.epochs * self._steps_per_epoch)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.config.accumulate)
 
     @property
     def is_over(self) -> bool:
@@ -173,11 +177,10 @@ class Experiment:
 
         For what comes but once in a process; a run that is to count is prepared anew, and says so where it diverges.
         """
-        steps_per_epoch = -(-len(self.train) // self.config.accumulate)
         if (in_small := getattr(self.trainer.schedule, "in_small", None)) is not None:
             self.trainer.schedule = in_small()  # which needs more epochs than that to see all that it does
         run = self.trainer.begin(
-            self.loaders, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / steps_per_epoch
+            self.loaders, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / self._steps_per_epoch
         )
         with closing(run), suppress(NonFiniteLossError):
             while run.steps_done < run.total_steps:
@@ -190,9 +193,23 @@ class Experiment:
         log_every = self.trainer.log_every
         return every if every < log_every else round(every / log_every) * log_every
 
-    def rows_a_step(self, active: Sequence[str]) -> int:
-        """Examples that a step learns from while these tasks are active."""
-        return self.train.rows_a_batch(active) * self.config.accumulate
+    def rows_read(self, step: int) -> int:
+        """Examples that the steps up to and including `step` have learnt from, by the batches that they took."""
+        phases = self.trainer.history.phases
+        ends = [phase.first_step for phase in phases[1:]] + [step]
+        return sum(
+            self.train.rows_a_batch(phase.active)
+            * (
+                self._batches_read(max(phase.first_step, min(end, step)))
+                - self._batches_read(phase.first_step)
+            )
+            for phase, end in zip(phases, ends, strict=True)
+        )
+
+    def _batches_read(self, steps: int) -> int:
+        """Batches of so many steps: the last step of an epoch takes those that are left of it."""
+        epochs, steps_of_last = divmod(steps, self._steps_per_epoch)
+        return epochs * len(self.train) + min(steps_of_last * self.config.accumulate, len(self.train))
 
     def test(self) -> dict[str, float]:
         """The test metric of every task with the weights as they are now."""

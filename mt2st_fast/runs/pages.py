@@ -10,7 +10,15 @@ from mt2st_fast.runs.comparison_plots import plot_comparison
 from mt2st_fast.runs.comparison_tables import COLUMNS, lead, parts_of, table_rows
 from mt2st_fast.runs.page import Picture, Section, Table, page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, plot_seconds
-from mt2st_fast.runs.shown import engine_of, option, shown, step_ms_of, trained_in
+from mt2st_fast.runs.shown import (
+    engine_of,
+    left_out_of_vectors,
+    option,
+    quality_of,
+    shown,
+    step_ms_of,
+    trained_in,
+)
 from mt2st_fast.runs.what_was_read import TITLE, lines_of, tables_of
 from mt2st_fast.training.history import History
 
@@ -43,6 +51,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
         _data(data),
         Section(
             "Nearest neighbours",
+            lines=[line for line in [left_out_of_vectors(report["vectors"])] if line],
             tables=[
                 Table(("word", "neighbours"), [(w, ", ".join(n)) for w, n in report["neighbours"].items()])
             ],
@@ -50,8 +59,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
         Section("Options", tables=[_options(report["config"])]),
     ]
     lead = (
-        f"{main['metric']} of the main task {main['task']}: best on development {shown(main['best'])} "
-        f"(step {main['best_step']}), on test {shown(main['test'])}. {report['steps']:,} steps, "
+        f"The main task {main['task']}: {quality_of(main)}. {report['steps']:,} steps, "
         f"{report['train_seconds']:.1f} s of training, {report['tokens_per_second']:,.0f} tokens/s."
         + (f" Ended early: {report['stopped']}." if report["stopped"] else "")
     )

@@ -16,7 +16,7 @@ from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import plot_against, run_page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, png
 from mt2st_fast.runs.run_facts import HISTORY, read_facts
-from mt2st_fast.runs.shown import engine_of, shown, step_ms_of, trained_in
+from mt2st_fast.runs.shown import engine_of, left_out_of_vectors, quality_of, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
 
@@ -156,8 +156,7 @@ def render(report: dict[str, Any]) -> str:
     lines = [
         one_line(f"# {main['task']} on {data['name']}, strategy {report['strategy']}"),
         "",
-        f"{main['metric']} of the main task **{main['task']}**: best on development "
-        f"{shown(main['best'])} (step {main['best_step']}), on test {shown(main['test'])}.",
+        f"The main task **{main['task']}**: {quality_of(main)}.",
         "",
         f"{report['steps']:,} steps, {report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, "
         f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "
@@ -212,6 +211,7 @@ def render(report: dict[str, Any]) -> str:
             [(word, ", ".join(near)) for word, near in report["neighbours"].items()],
         ),
         "",
+        *([f"{left_out}.", ""] if (left_out := left_out_of_vectors(report["vectors"])) else []),
         f"Training: {data['rows']['train']:,} rows, {data['main_labels']:,} of them with a label of the main task; "
         f"{data['vocabulary']:,} word types.",
         "",

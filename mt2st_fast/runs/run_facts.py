@@ -41,12 +41,17 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
     )
     model = text_model(experiment)
     [score] = scores(model, splits, ("test",), (model.main,))
+    n_written = vectors.write(folder / VECTORS)
     facts = {
         "format": FORMAT,
         **_facts(experiment, experiment.test()),
         "score": {name: asdict(score)[name] for name in ("metric", "value", "rows", "classes")},
         "kept": list(model.heads.names),
-        "vectors": {"count": vectors.write(folder / VECTORS), "dimension": vectors.dim},
+        "vectors": {
+            "count": n_written,
+            "dimension": vectors.dim,
+            "left_out": len(vectors) - n_written,
+        },
         "neighbours": telling_neighbours(vectors),
     }
     model.save(folder / RUN_MODEL)
@@ -107,6 +112,5 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
 
 def _tokens(experiment: Experiment) -> float:
     """Tokens that training steps have read: a row is a token, or a document of the mean length."""
-    corpus, trainer = experiment.splits.train, experiment.trainer
-    rows = trainer.history.rows_trained(trainer.step, experiment.rows_a_step)
-    return rows * len(corpus.tokens) / corpus.n_rows
+    corpus = experiment.splits.train
+    return experiment.rows_read(experiment.trainer.step) * len(corpus.tokens) / corpus.n_rows

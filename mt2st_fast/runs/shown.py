@@ -50,6 +50,26 @@ def step_ms_of(phase: dict[str, Any]) -> str:
     return f"{median} ({by_part})" if by_part else median
 
 
+def quality_of(main: Mapping[str, Any]) -> str:
+    """What the main task of a report came to, on development and on test rows."""
+    if main["best_step"] is None:
+        best = "never a number on development, as where its rows all have one value"
+    else:
+        best = f"best on development {shown(main['best'])} (step {main['best_step']})"
+    return f"{main['metric']} {best}, on test {shown(main['test'])}"
+
+
+def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
+    """A line on words that a run's file of vectors does not have; "" where it has all, or an older run does not say."""
+    n = vectors.get("left_out", 0)
+    if not n:
+        return ""
+    return (
+        f"vectors.txt leaves out {n:,} of {vectors['count'] + n:,} words, as they have white space within, which ends "
+        "a word in word2vec's format; the model knows them"
+    )
+
+
 def counted(number: int, what: str) -> str:
     """1 seed, 2 seeds."""
     return f"{number} {what}{'s' * (number != 1)}"

@@ -158,7 +158,7 @@ class TextModel:
     def logits(self, units: Sequence[Sequence[str]], task: str | None = None) -> Tensor:
         """(N, C) of a task, the main one by default; a row is a word of the units, or a unit (see `level`).
 
-        Raises InputError for a task that there is not.
+        Raises InputError for a task that there is not, and for units that are no lists of strings.
         """
         task = self._known(task)
         return self.outputs(units, (task,))[task]
@@ -170,11 +170,15 @@ class TextModel:
         parts: dict[str, list[Tensor]] = {
             task: [torch.zeros(0, self.heads.linear(task).out_features)] for task in names
         }
-        for some in self._batches(units):
-            with self._turn:
-                for features in self._features(some):
-                    for task, found in parts.items():
-                        found.append(self.heads.logits(features, task))
+        try:
+            for some in self._batches(units):
+                with self._turn:
+                    for features in self._features(some):
+                        for task, found in parts.items():
+                            found.append(self.heads.logits(features, task))
+        except TypeError:
+            _check_units(units)  # when it is needed: to look at every word takes a while
+            raise
         return {task: torch.cat(found) for task, found in parts.items()}
 
     def probabilities(self, units: Sequence[Sequence[str]], task: str | None = None) -> np.ndarray:
@@ -207,7 +211,8 @@ class TextModel:
         return [tuple(row) for row in logits.tolist()]
 
     def _batches(self, units: Sequence[Sequence[str]]) -> list[Sequence[Sequence[str]]]:
-        """Units whose rows are computed together."""
+        """Units whose rows are computed together. Raises TypeError for what has no length, such as a generator."""
+        len(units)
         if any(isinstance(unit, str) for unit in units):
             raise InputError(
                 "a unit is a list of words, not one string; split it, or use predict of the command line"
@@ -242,3 +247,19 @@ class TextModel:
             return self.main
         self.check_task(task)
         return task
+
+
+def _check_units(units: Any) -> None:
+    """Raises InputError that names the first unit which is no list of strings."""
+    if not hasattr(units, "__len__"):
+        raise InputError(
+            f"units are a list of lists of words, not of type {type(units).__name__}; give such a list"
+        )
+    for u, unit in enumerate(units):
+        if not hasattr(unit, "__len__"):
+            raise InputError(f"units[{u}] is {unit!r}, no list of words; give its words as strings")
+        for word in unit:
+            if not isinstance(word, str):
+                raise InputError(
+                    f"units[{u}] has {word!r} among its words, which is no string; give words as strings"
+                )

@@ -38,13 +38,16 @@ class OpenVocabulary:
         self._take(rows[:-1].cpu().numpy(), rows.shape[1], NEW_TYPES)
 
     def ids(self, words: Sequence[str]) -> np.ndarray:
-        """(n,) int32 of n words."""
+        """(n,) int32 of n words. Raises TypeError for a word that is no string."""
         if len(words) > self._room:
             self._take(self._rows[: len(self._vocabulary)], self._rows.shape[1], len(words))
         found = self._found(words)
         unknown = np.flatnonzero(found == _UNKNOWN)
         if len(unknown):
             missing = dict.fromkeys(words[place] for place in unknown.tolist())
+            for word in missing:  # what is known is a string
+                if not isinstance(word, str):
+                    raise TypeError(f"a word is a string, not {word!r}")
             if len(self._id_of) + len(missing) >= len(self._rows):
                 self._forget()
                 return self.ids(words)

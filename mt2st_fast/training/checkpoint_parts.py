@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.files import delete
 from mt2st_fast.model.row_shards import RowShard
 from mt2st_fast.tensor_files import digest_of, on_cpu_apart, write_tensors
 from mt2st_fast.training.processes.group import Processes
@@ -71,7 +72,7 @@ def delete_other_parts(checkpoint: Path, parts: Parts) -> None:
         return
     for found in folder.glob("*.safetensors*"):
         if found.name not in named:
-            found.unlink(missing_ok=True)
+            delete(found)
     with suppress(OSError):  # it is not empty
         folder.rmdir()
 

@@ -24,7 +24,7 @@ from mt2st_fast.training.sources import Batch, materialised, to_device
 class Shortcuts(Protocol):
     """What some know of held-out batches without the encoder's own forward pass; None where they do not."""
 
-    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(3,) of each of these tasks: the targets that it hits, all there are, and those outside its classes."""
 
     def features(self, inputs: Any) -> Tensor | None:
@@ -56,7 +56,7 @@ def evaluate(
                 inputs = to_device(inputs, device)
                 _check_known(targets, heads)
                 asked = {task: to_device(targets[task], device) for task in tasks if task in targets}
-                found = None if own or shortcuts is None else shortcuts.hits(inputs, asked)
+                found = None if own or shortcuts is None else shortcuts.count_correct(inputs, asked)
                 if found is None:
                     known = None if shortcuts is None else shortcuts.features(inputs)
                     features, mask = encode(encoder, inputs) if known is None else features_and_mask(known)

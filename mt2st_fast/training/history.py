@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,14 +127,6 @@ class History:
     def train_seconds(self) -> float:
         """Seconds spent in training steps and in choosing parts: no evaluation, no checkpoint, no logging."""
         return self.steps[-1].train_seconds if self.steps else 0.0
-
-    def rows_trained(self, step: int, rows_a_step: Callable[[Sequence[str]], int]) -> int:
-        """Rows of all steps up to and including `step`, where a step with these active tasks has so many."""
-        ends = [phase.first_step for phase in self.phases[1:]] + [step]
-        return sum(
-            max(0, min(end, step) - phase.first_step) * rows_a_step(phase.active)
-            for phase, end in zip(self.phases, ends, strict=True)
-        )
 
     def step_ms_median(self, phase: PhaseRecord, part: str | None = None) -> float | None:
         """Median milliseconds of a step of this phase, or of its steps that train a part; None if no record is of such

@@ -193,7 +193,7 @@ def task_gradients(
         return _own_gradients(parts, batches, tasks, what_is_learnt)
     if has_sharded(parts.encoder):  # all pass through it together, or none does
         none_here = not any(parts.heads.main in tasks_of(batch) for batch in batches)
-        passes = not any(parts.processes.any(none_here))
+        passes = not any(parts.processes.any_of_all(none_here))
     else:
         passes = parts.processes.rank == 0
     own = _own_gradients(parts, batches, tasks, what_is_learnt) if passes else None

@@ -404,7 +404,9 @@ class Trainer:
 
     def _goes_on(self, run: Run, saving: Saving) -> bool:
         """Whether nobody wants to stop; several processes stop, and save, at the same step."""
-        self.stop_requested, saving.due = run.processes.any(self.stop_requested, saving.is_due_by_clock())
+        self.stop_requested, saving.due = run.processes.any_of_all(
+            self.stop_requested, saving.is_due_by_clock()
+        )
         return not self.stop_requested
 
     def _make_capturer(self) -> Capturer:

@@ -6,6 +6,7 @@ They hold one of ours, `model`: a SupervisedModel whose labels are whole, or a W
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 
 from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hash
+from mt2st_fast.data.labelled_text import Labels
+from mt2st_fast.data.text.decoding import MARK
 from mt2st_fast.errors import InputError
 from mt2st_fast.words.bag_scorer import check_choice, chosen
 from mt2st_fast.words.gensim_errors import NoSuchNameError
@@ -77,7 +80,7 @@ class FastTextModel(ABC):
         if isinstance(text, list):
             lines = [self.get_line(line) for line in text]
             return [words for words, _ in lines], [labels for _, labels in lines]
-        fields = _of_a_line(text).split()
+        fields = words_of(_of_a_line(text))
         labels = [field for field in fields if field.startswith(self._label_prefix)]
         return [field for field in fields if not field.startswith(self._label_prefix)], labels
 
@@ -214,39 +217,49 @@ class Classifier(FastTextModel):
             np.array(one.probabilities) for one in found
         ]
 
-    @torch.no_grad()
     def test(self, path: str | Path, k: int = 1, threshold: float = 0.0) -> tuple[int, float, float]:
         """(documents with a label, precision, recall) of the k likeliest labels of at least that probability.
 
-        A label that training never saw is missed. NaN where nothing is predicted. Raises InputError as reading does.
+        A label that training never saw does not count, as fastText has it. NaN where nothing is predicted. Raises
+        InputError as reading does.
         """
-        check_choice(k, threshold)
-        true = self._labels_of_lines(path)
-        place = {label: i for i, label in enumerate(self.labels)}
-        hits = guesses = truths = n = 0
-        for lines, guessed in true_and_guessed(self.model, path, k, threshold):
-            for i, row in zip(lines, guessed, strict=True):
-                if true[i]:
-                    n, truths, guesses = n + 1, truths + len(true[i]), guesses + int(row.sum())
-                    hits += sum(bool(row[place[label]]) for label in true[i] if label in place)
-        return n, hits / guesses if guesses else float("nan"), hits / truths if truths else float("nan")
+        n, hits, guesses, truths = self._counts_of_labels(path, k, threshold)
+        return n, _ratio(hits.sum(), guesses.sum()), _ratio(hits.sum(), truths.sum())
 
     def test_label(self, path: str | Path, k: int = 1, threshold: float = 0.0) -> dict[str, dict[str, float]]:
-        """{label: {"precision": ..., "recall": ..., "f1score": ...}}, NaN where there is none."""
-        found = self.model.test_label(path, k, threshold)
-        return {self._prefix + label: scores for label, scores in found.items()}
+        """{label: {"precision": ..., "recall": ..., "f1score": ...}} of every label of training, counted as by `test`;
+        NaN where there is none. Raises as `test` does.
+        """
+        _, *counts = self._counts_of_labels(path, k, threshold)
+        return {
+            label: {
+                "precision": _ratio(hits, guesses),
+                "recall": _ratio(hits, truths),
+                "f1score": _ratio(2 * hits, guesses + truths),
+            }
+            for label, hits, guesses, truths in zip(self.labels, *counts, strict=True)
+        }
 
-    def _labels_of_lines(self, path: str | Path) -> list[set[str]]:
-        text = self.model._read(path)
-        if self.model.main not in text.labels:
-            raise InputError(
-                f"{path}: has no label of {self.model.main}; there are {', '.join(text.families)}"
-            )
-        found = text.labels[self.model.main]
-        sets: list[set[str]] = [set() for _ in range(text.documents.n_units)]
-        for document, label in zip(found.documents.tolist(), found.values.tolist(), strict=True):
-            sets[document].add(self._prefix + found.names[label])
-        return sets
+    @torch.no_grad()
+    def _counts_of_labels(
+        self, path: str | Path, k: int, threshold: float
+    ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        """(documents with a label, hits (C,), guesses (C,), truths (C,)) over the labels of training alone."""
+        check_choice(k, threshold)
+        model = self.model
+        text = model._read(path)
+        if model.main not in text.labels:
+            raise InputError(f"{path}: has no label of {model.main}; there are {', '.join(text.families)}")
+        true = _known_labels(text.labels[model.main], text.documents.n_units, model.labels[model.main])
+        n, first, counts = 0, 0, np.zeros((3, true.shape[1]), np.int64)
+        for probabilities in model._scorer.probabilities(*model.features.bags(text.documents), model.main):
+            block = true[first : first + len(probabilities)]
+            first += len(probabilities)
+            labelled = block.any(1)
+            block, guessed = block[labelled], chosen(probabilities, k, threshold)[labelled]
+            n += len(block)
+            counts += [(block & guessed).sum(0), guessed.sum(0), block.sum(0)]
+        return n, *counts
 
     def get_word_id(self, word: str) -> int:
         return self.model.get_word_id(word)
@@ -324,7 +337,7 @@ class Vectors(FastTextModel):
 
     def get_sentence_vector(self, text: str) -> np.ndarray:
         """As fastText's: the mean of the words' unit vectors; words whose vector is zero do not count."""
-        units = [_unit(self.get_word_vector(word)) for word in _of_a_line(text).split()]
+        units = [_unit(self.get_word_vector(word)) for word in words_of(_of_a_line(text))]
         units = [unit for unit in units if unit.any()]
         return np.mean(units, 0) if units else np.zeros(self.model.vector_size, np.float32)
 
@@ -340,13 +353,22 @@ class Vectors(FastTextModel):
         return self.model.vectors
 
 
-def true_and_guessed(model: SupervisedModel, path: str | Path, k: int, threshold: float) -> Any:
-    """Blocks of (numbers of documents, the labels that they are given (B, C) bool)."""
-    first = 0
-    documents = model._read(path).documents
-    for probabilities in model._scorer.probabilities(*model.features.bags(documents), model.main):
-        yield range(first, first + len(probabilities)), chosen(probabilities, k, threshold)
-        first += len(probabilities)
+def words_of(line: str) -> list[str]:
+    """The words of a line as training and predictions read them: between white space, that of Unicode, and NUL."""
+    return line.lstrip(MARK).replace("\0", " ").split()
+
+
+def _known_labels(found: Labels, n_documents: int, names: Sequence[str]) -> np.ndarray:
+    """bool (N, C): which documents have which of these labels; others that stand in the file are left out."""
+    place_of = {name: place for place, name in enumerate(names)}
+    places = np.array([place_of.get(name, -1) for name in found.names], np.int64)[found.values]
+    true = np.zeros((n_documents, len(names)), bool)
+    true[found.documents[places >= 0], places[places >= 0]] = True
+    return true
+
+
+def _ratio(part: int, whole: int) -> float:
+    return float(part / whole) if whole else float("nan")
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -76,7 +76,8 @@ def test_what_a_killed_writer_left_is_swept_up_by_the_next(gone: int, tmp_path: 
     left, of_a_living = path.with_name(f".a[1].bin.{gone}"), path.with_name(".a[1].bin.1")
     others = [path.with_name(".a[1].bin.x"), path.with_name(f".a.bin.{gone}")]
     for file in (left, of_a_living, *others):
-        file.write_bytes(b"half")
+        file.mkdir()
+        (file / "half").write_bytes(b"half")
     write_atomically(path, b"whole")
     assert path.read_bytes() == b"whole"
     assert sorted(tmp_path.iterdir()) == sorted([path, of_a_living, *others])

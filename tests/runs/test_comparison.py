@@ -161,20 +161,20 @@ def history_of(quality):
     )
 
 
-def rows_a_step(active):
-    return 16 * len(active)
+def rows_read(step):
+    return 100 * step
 
 
 def test_a_run_is_summed_up():
-    summary = summarise_seed(history_of(0.5), float("nan"), rows_a_step=rows_a_step)
+    summary = summarise_seed(history_of(0.5), float("nan"), rows_read=rows_read)
     assert summary["test"] is None  # no test row has a label
-    assert (summary["examples"], summary["joules"], summary["stopped"]) == (3 * 32 + 2 * 16, 7.0, "why")
-    assert summary["curve"] == [{"step": 5, "seconds": 2.5, "examples": 128, "joules": 7.0, "quality": 0.5}]
+    assert (summary["examples"], summary["joules"], summary["stopped"]) == (500, 7.0, "why")
+    assert summary["curve"] == [{"step": 5, "seconds": 2.5, "examples": 500, "joules": 7.0, "quality": 0.5}]
 
 
 def test_runs_without_a_value_cannot_be_compared():
     with pytest.raises(InputError, match="no evaluation has a value for tag"):
-        summarise_seed(history_of(float("nan")), 0.5, rows_a_step=rows_a_step)
+        summarise_seed(history_of(float("nan")), 0.5, rows_read=rows_read)
 
 
 def test_what_a_schedule_let_go_is_kept_with_its_step_and_reason():
@@ -184,7 +184,7 @@ def test_what_a_schedule_let_go_is_kept_with_its_step_and_reason():
         PhaseRecord(20, ("a", "b"), reasons={"c": "it is not aligned"}),
         PhaseRecord(50, ("a",), reasons={"b": "nothing rises"}),
     ]
-    assert summarise_seed(history, 0.5, rows_a_step=rows_a_step)["retired"] == {
+    assert summarise_seed(history, 0.5, rows_read=rows_read)["retired"] == {
         "c": {"step": 20, "why": "it is not aligned"},
         "b": {"step": 50, "why": "nothing rises"},
     }

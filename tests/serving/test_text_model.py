@@ -155,6 +155,33 @@ def test_what_is_asked_wrongly_is_named():
 
 
 @pytest.mark.parametrize("level", ["token", "document"])
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (
+            [["die"], ["die", 1, None]],
+            r"^units\[1\] has 1 among its words, which is no string; give words as strings$",
+        ),
+        ([["die", None]], r"^units\[0\] has None among its words"),
+        ([["die", b"Katze"]], r"^units\[0\] has b'Katze' among its words"),
+        ([["die"], [["Katze"]]], r"^units\[1\] has \['Katze'\] among its words"),
+        ([["die"], None], r"^units\[1\] is None, no list of words"),
+        (7, "^units are a list of lists of words, not of type int"),
+        (
+            (unit for unit in TEXT),
+            "^units are a list of lists of words, not of type generator; give such a list",
+        ),
+    ],
+)
+def test_what_is_no_word_is_named_with_its_unit(level, units, message):
+    model = made(level)
+    with pytest.raises(InputError, match=message) as caught:
+        model.predict(units)
+    assert "\n" not in str(caught.value)
+    assert len(model.predict(TEXT)) == len(TEXT)  # nothing is left of it
+
+
+@pytest.mark.parametrize("level", ["token", "document"])
 def test_threads_that_ask_one_model_take_turns(level, monkeypatch):
     texts = [[f"{word}{i}" if i % 3 else word for word in WORDS] for i in range(24)]
     expected = [made(level).logits([text]) for text in texts]

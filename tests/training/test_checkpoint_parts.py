@@ -66,7 +66,7 @@ def test_a_wrong_byte_in_a_part_is_refused(tmp_path: Path, place: int) -> None:
 def test_old_parts_go_when_new_ones_are_named(tmp_path: Path) -> None:
     path = tmp_path / "c"
     write(path, 3)  # and killed before the checkpoint was written
-    (folder_of(path) / ".half.safetensors.123").touch()
+    (folder_of(path) / ".half.safetensors.123").mkdir()
     said = write(path, 2)
     delete_other_parts(path, said)
     assert {p.name for p in folder_of(path).iterdir()} == {piece["file"] for piece in said["table"]["pieces"]}

@@ -36,9 +36,9 @@ def hits_by_logits(training, types, targets):
 def test_they_are_those_of_the_logits(number):
     training = trained()
     types, targets = HELD_OUT[number]
-    found = training.run.engine.hits(types, targets)
+    found = training.run.engine.count_correct(types, targets)
     assert {name: pair.tolist() for name, pair in found.items()} == hits_by_logits(training, types, targets)
-    one = training.run.engine.hits(types, {"wide": targets["wide"]})
+    one = training.run.engine.count_correct(types, {"wide": targets["wide"]})
     assert torch.equal(one["wide"], found["wide"])
     assert list(one) == ["wide"]
 
@@ -46,7 +46,7 @@ def test_they_are_those_of_the_logits(number):
 def test_many_rows_are_looked_at_in_parts(monkeypatch):
     training = trained()
     types, targets = HELD_OUT[3]
-    whole = training.run.engine.hits(types, targets)
+    whole = training.run.engine.count_correct(types, targets)
     features = training.run.engine.features(types)
     parts = []
     call = text_step._call
@@ -56,7 +56,7 @@ def test_many_rows_are_looked_at_in_parts(monkeypatch):
     )
     again = trained().run.engine
     parts.clear()
-    found = again.hits(types, targets)
+    found = again.count_correct(types, targets)
     assert parts == [512, 512, 176]
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     torch.testing.assert_close(again.features(types), features, rtol=1e-5, atol=1e-6)
@@ -84,7 +84,7 @@ def test_a_task_without_a_target_in_some_rows_counts_none_of_them():
     types, targets = HELD_OUT[3]
     alone = {name: torch.full_like(target, -100) for name, target in targets.items()}
     alone["main"][700:] = targets["main"][700:]
-    found = training.run.engine.hits(types, alone)
+    found = training.run.engine.count_correct(types, alone)
     assert {name: pair.tolist() for name, pair in found.items()} == hits_by_logits(training, types, alone)
     assert found["binary"].tolist() == [0, 0, 0]
 
@@ -93,14 +93,14 @@ def test_what_it_cannot_count_is_counted_from_logits():
     types, targets = HELD_OUT[1]
     training = trained()
     outside = targets | {"binary": torch.full_like(targets["binary"], 5)}  # a class that there is not
-    assert training.run.engine.hits(types, outside) is None
+    assert training.run.engine.count_correct(types, outside) is None
     with pytest.raises(InputError, match=r"held-out targets of binary: each of \d+ lies outside \[0, 2\)"):
         training.evaluate([(types, outside)])
     kinds = trained(KINDS, batches=[batch(70, KINDS, seed) for seed in range(3)])
-    assert kinds.run.engine.hits(*batch(70, KINDS, 9)) is None
+    assert kinds.run.engine.count_correct(*batch(70, KINDS, 9)) is None
     switched = trained(schedule=Switch(at=0.5))
-    assert set(switched.run.engine.hits(types, {"main": targets["main"]})) == {"main"}
-    assert switched.run.engine.hits(types, targets) is None  # of retired heads it holds nothing
+    assert set(switched.run.engine.count_correct(types, {"main": targets["main"]})) == {"main"}
+    assert switched.run.engine.count_correct(types, targets) is None  # of retired heads it holds nothing
     assert trained().evaluate(HELD_OUT, ["main"]).keys() == {"main"}
 
 

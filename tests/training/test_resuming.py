@@ -281,9 +281,7 @@ def test_other_held_out_rows_are_refused(tmp_path):
         trainer_of(**options).fit(batches(), val=val, epochs=2, checkpoint=tmp_path / "c", resume=not options)
 
     fit(batches(), callbacks=[Stop(4)])
-    with pytest.raises(
-        InputError, match="give the held-out batches of then"
-    ):
+    with pytest.raises(InputError, match="give the held-out batches of then"):
         fit(batches(y=(Y + 1) % 3))
     fit(batches()[::-1])  # their order says nothing
     fit(None)

@@ -151,7 +151,7 @@ def test_features_and_hits_are_those_of_the_modules(made, monkeypatch):
     inputs, targets = bags(250, seed=5) if made is bag_model else batch(250, seed=5, width=3)
     encoder.eval()
     torch.testing.assert_close(training.features(inputs), encoder(inputs), rtol=1e-5, atol=1e-6)
-    found = training.hits(inputs, targets)
+    found = training.count_correct(inputs, targets)
     for name, target in targets.items():
         hits = (heads.logits(encoder(inputs), name).argmax(1) == target).sum()
         assert found[name].tolist() == [int(hits), int((target != -100).sum()), 0]

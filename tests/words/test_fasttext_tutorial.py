@@ -74,11 +74,45 @@ def test_counts_of_precision_and_recall(tmp_path):
     (tmp_path / "train").write_text("__label__a x\n__label__b y\n" * 20)
     model = fasttext.train_supervised(str(tmp_path / "train"), epoch=30, dim=4)
     (tmp_path / "test").write_text("__label__a __label__b x\n__label__b x\n__label__never y\nno label\n")
-    # a, a and b are predicted for the three with a label, of whose four labels one is hit.
-    assert model.test(tmp_path / "test") == (3, 1 / 3, 1 / 4)
+    # A label that training never saw does not count, nor a document that has no other, as fastText has it: a and a are
+    # predicted for two documents, of whose three labels one is hit.
+    assert model.test(tmp_path / "test") == (2, 1 / 2, 1 / 3)
     n, precision, recall = model.test(tmp_path / "test", threshold=1.0)
-    assert (n, recall) == (3, 0)
+    assert (n, recall) == (2, 0)
     assert np.isnan(precision)
+    scores = model.test_label(tmp_path / "test")
+    assert list(scores) == ["__label__a", "__label__b"]
+    assert scores["__label__a"] == {"precision": 1 / 2, "recall": 1, "f1score": 2 / 3}
+    assert np.isnan(scores["__label__b"].pop("precision"))
+    assert scores["__label__b"] == {"recall": 0, "f1score": 0}
+
+
+def test_a_label_beside_one_that_training_never_saw_counts(tmp_path):
+    (tmp_path / "train").write_text("__label__m x\n__label__z y\n" * 20)
+    model = fasttext.train_supervised(str(tmp_path / "train"), epoch=30, dim=4)
+    (tmp_path / "test").write_text("__label__a __label__m __label__new x\n__label__a y\n")
+    assert model.test(tmp_path / "test") == (1, 1, 1)
+    assert model.test_label(tmp_path / "test")["__label__m"]["f1score"] == 1
+
+
+BLANKS = " \t\v\f\0\x1c\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
+
+
+@pytest.mark.parametrize("blank", BLANKS, ids=lambda blank: f"U+{ord(blank):04X}")
+def test_one_rule_says_what_a_word_is(blank, tmp_path):
+    """Whatever is asked, words are those that training reads."""
+    line = f"__label__a{blank}prix{blank}{blank}5 000"
+    (tmp_path / "train").write_text(f"{line}\n__label__b other\n" * 5, encoding="utf-8")
+    model = fasttext.train_supervised(str(tmp_path / "train"), epoch=1, dim=4)
+    assert model.labels == ["__label__a", "__label__b"]
+    assert set(model.words) == {"prix", "5", "000", "other"}
+    assert fasttext.tokenize(line) == ["__label__a", "prix", "5", "000"]
+    assert model.get_line(line) == (["prix", "5", "000"], ["__label__a"])
+    vector = model.get_sentence_vector(f"prix{blank}5")
+    assert vector == pytest.approx(model.get_sentence_vector("prix 5"), abs=1e-7)
+    words = fasttext.train_unsupervised(str(tmp_path / "train"), minCount=1, dim=4, epoch=1, bucket=10)
+    assert set(words.words) == {"prix", "5", "000", "other"}
+    assert words.get_sentence_vector(f"prix{blank}5").tolist() == words.get_sentence_vector("prix 5").tolist()
 
 
 def test_labels_are_whole(tmp_path):

@@ -60,6 +60,7 @@ def open_data(
     progress: Progress | None = None,
     text_column: str | None = None,
     delimiter: str | None = None,
+    measured: Sequence[str] | None = None,
 ) -> Splits:
     """Read a corpus: `stdlib` or KIND:PATH, such as `csv:PATH`; READERS has the kinds and what their paths are.
 
@@ -73,20 +74,29 @@ def open_data(
     text_column     of a table (csv); None for text, sentence, review or content, in any case
     delimiter       of a table, one character; None for what the header has most of, tabs in .tsv
     progress        called with (files done, files in all) while stdlib is read
+    measured        the parts (train, dev, test) that are wanted where nothing is trained: text is split where one of
+                    them has to be taken out of it, and else stays whole, with parts that no file has empty
 
     Raises InputError for anything in it that cannot be used.
     """
     kind, path = parse_spec(spec)
     reader = READERS[kind]
     request = replace(
-        make_request(path, main, auxiliary, progress), text_column=text_column, delimiter=delimiter
+        make_request(path, main, auxiliary, progress),
+        text_column=text_column,
+        delimiter=delimiter,
+        measured=None if measured is None else tuple(measured),
     )
     if kind != "csv" and (text_column or delimiter):
         raise InputError(f"{spec}: --text-column and --delimiter are for csv:PATH; leave them out")
     _check_kinds(spec, reader, request)
     with _collector_paused():
-        splits = _with_parts_told(reader.read(request))
+        splits = reader.read(request)
     main_task = splits.main
+    if measured is not None:
+        _check_measured(spec, splits, measured)
+        return splits
+    splits = _with_parts_told(splits)
     if main_task is None:
         return splits
     check_main(splits.train, main_task)
@@ -100,6 +110,14 @@ def open_data(
     told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
     notes += (*told, *(unseen.line() for unseen in unseen_classes(splits)))
     return replace(splits, notes=notes)
+
+
+def _check_measured(spec: str, splits: Splits, measured: Sequence[str]) -> None:
+    """Raises InputError where nothing can be measured: no row of these parts has a label of the main task."""
+    main = splits.main
+    if main is not None and not any(splits.parts[part].column(main).labelled().any() for part in measured):
+        rows = "row" if len(measured) == len(splits.parts) else f"{' or '.join(measured)} row"
+        raise InputError(f"{spec}: no {rows} has a label of {main!r}; label some rows, or name another task")
 
 
 def _with_parts_told(splits: Splits) -> Splits:

@@ -1,6 +1,6 @@
 """From what a reader found (words and label cells as text) to Splits: missing splits, vocabulary, classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,6 +12,7 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import listed, one_number_each
 
+PARTS = ("train", "dev", "test")
 _MOST_ALIKE_NAMED = 5
 _SPLIT_SEED = 0  # not the run's seed: the test set must be the same for every run
 
@@ -35,25 +36,42 @@ class Section:
         )
 
 
-def complete_splits(found: Mapping[str, Section], where: str) -> dict[str, Section]:
+def complete_splits(
+    found: Mapping[str, Section], where: str, measured: Collection[str] | None = None
+) -> dict[str, Section]:
     """Train, dev and test: training text alone is split 80/10/10, a missing dev or test takes 10 % of it.
 
-    Deterministic, by unit. Raises InputError where there are too few units to split.
+    Deterministic, by unit. measured: the parts that are wanted where nothing is trained; where these are there without
+    a split, text stays whole, and parts that no file has are empty. Raises InputError where there are too few units to
+    split, or no training text.
     """
+    if measured is not None and _need_no_split(found, measured):
+        nothing = next(iter(found.values())).take(np.arange(0))
+        return {part: found.get(part, nothing) for part in PARTS}
     missing = [part for part in ("dev", "test") if part not in found]
+    if "train" not in found:
+        lacking = [part for part in measured or () if part not in found]
+        raise InputError(
+            f"{where}: has no {' and '.join(lacking)} rows, only {' and '.join(found)} by the names of its files; name "
+            "another part, or all"
+        )
     sections = dict(found)
     n_units = len(found["train"].units)
     share = max(1, n_units // 10)
     if missing and n_units < 3:
-        raise InputError(
-            f"{where}: {n_units} sentences or documents are too few to split; give train, dev and test files"
-        )
+        fix = "give train, dev and test files" if measured is None else "--part all measures all of them"
+        raise InputError(f"{where}: {n_units} sentences or documents are too few to split; {fix}")
     order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(n_units)
     for i, part in enumerate(missing):
         sections[part] = found["train"].take(np.sort(order[i * share : (i + 1) * share]))
     if missing:
         sections["train"] = found["train"].take(np.sort(order[len(missing) * share :]))
-    return {part: sections[part] for part in ("train", "dev", "test")}
+    return {part: sections[part] for part in PARTS}
+
+
+def _need_no_split(found: Mapping[str, Section], measured: Collection[str]) -> bool:
+    """Whether the parts that are measured are the same rows without a split, which takes some off the training text."""
+    return set(measured) == set(PARTS) or ("train" not in measured and set(measured) <= found.keys())
 
 
 def assemble(
@@ -73,7 +91,7 @@ def assemble(
     whether they are written 1 or 1.0, and a note says so.
     """
     words = {part: chain.from_iterable(section.units) for part, section in sections.items()}
-    vocabulary = Vocabulary.build(*(words[part] for part in ("train", "dev", "test")))
+    vocabulary = Vocabulary.build(*(words[part] for part in PARTS))
     tokens = {part: Tokens.of(section.units, vocabulary) for part, section in sections.items()}
     cells = {
         part: {task: [cell for unit in units for cell in unit] for task, units in section.cells.items()}

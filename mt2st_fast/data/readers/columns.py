@@ -28,16 +28,19 @@ def read(request: ReadRequest) -> Splits:
     auxiliary.
     """
     where = str(request.path)
-    tables = {part: _Table(path) for part, path in find_splits(request.path, _EXTENSIONS).items()}
-    existing = tables["train"].tasks
+    files = find_splits(request.path, _EXTENSIONS, request.measured)
+    tables = {part: _Table(path) for part, path in files.items()}
+    first = next(iter(tables.values()))  # that of training, if there is one
+    existing = first.tasks
     for table in tables.values():
         if table.tasks != existing:
             raise InputError(
-                f"{table.path}: has columns {', '.join(table.tasks)}, the training file {', '.join(existing)}"
+                f"{table.path}: has columns {', '.join(table.tasks)}, {first.path.name} has {', '.join(existing)}"
             )
     main, auxiliary = choose_tasks(request, existing, existing[-1], existing, where)
     tasks = [task.name for task in (main, *auxiliary)]
-    sections = complete_splits({part: table.section(tasks) for part, table in tables.items()}, where)
+    found = {part: table.section(tasks) for part, table in tables.items()}
+    sections = complete_splits(found, where, request.measured)
     kinds = dict.fromkeys(tasks, "classes")
     notes = [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
     record = ReadRecord(

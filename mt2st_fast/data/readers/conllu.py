@@ -26,7 +26,7 @@ def read(request: ReadRequest) -> Splits:
     so); "_" in another column means not annotated, so there is no label. Multiword ranges and empty nodes
     are left out.
     """
-    files = find_parts(request.path, _EXTENSIONS)
+    files = find_parts(request.path, _EXTENSIONS, request.measured)
     notes = [
         f"{part} was read from {', '.join(path.name for path in paths)}"
         for part, paths in files.items()
@@ -49,7 +49,7 @@ def read(request: ReadRequest) -> Splits:
     sections = {part: _section(sentences, tasks) for part, sentences in rows_of.items()}
     return assemble(
         f"conllu:{request.path}",
-        complete_splits(sections, str(request.path)),
+        complete_splits(sections, str(request.path), request.measured),
         dict.fromkeys(tasks, "classes"),
         "token",
         main.name,

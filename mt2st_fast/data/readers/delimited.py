@@ -28,12 +28,11 @@ def read(request: ReadRequest) -> Splits:
     ids, numbers or text (or have one class only). Columns are found by their names, in any case and order.
     """
     where = str(request.path)
-    found = {
-        part: _read_table(path, request) for part, path in find_splits(request.path, _EXTENSIONS).items()
-    }
-    train = found["train"]
-    tables = {part: aligned(table, train) for part, table in found.items()}
-    columns = Columns(tables, text_column(train, request.text_column))
+    files = find_splits(request.path, _EXTENSIONS, request.measured)
+    found = {part: _read_table(path, request) for part, path in files.items()}
+    first = next(iter(found.values()))  # that of training, if there is one
+    tables = {part: aligned(table, first) for part, table in found.items()}
+    columns = Columns(tables, text_column(first, request.text_column))
     request = _in_the_headers_case(request, columns)
     default_auxiliary = [task for task in columns.names if task not in columns.unfit]
     main, auxiliary = choose_tasks(request, columns.names, columns.default_main, default_auxiliary, where)
@@ -47,14 +46,14 @@ def read(request: ReadRequest) -> Splits:
         )
         for part, table in tables.items()
     }
-    if not any(sections["train"].units):
+    if not any(next(iter(sections.values())).units):
         raise InputError(
-            f"{train.path}: no row has a word in the column {columns.text!r}; --text-column says which column has the "
+            f"{first.path}: no row has a word in the column {columns.text!r}; --text-column says which column has the "
             "text"
         )
     return assemble(
         f"csv:{where}",
-        complete_splits(sections, where),
+        complete_splits(sections, where, request.measured),
         {task.name: task.kind for task in requests},
         "document",
         main.name,

@@ -14,20 +14,23 @@ _SPLIT_PATTERNS = {
 }
 
 
-def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
+def find_splits(
+    path: Path, extensions: Collection[str], measured: Collection[str] | None = None
+) -> dict[str, Path]:
     """The file of each split: {"train": a file}, with "dev" and "test" where a folder has them.
 
     A file is taken as it is. In a folder, files with one of the extensions (or the same and .gz) are told
     apart by `train`, `dev` or `valid`, and `test` in their names; a single such file is the training file
-    whatever its name. Raises InputError where nothing or too much fits.
+    whatever its name. measured: the splits that are wanted where nothing is trained: then a single file that is dev or
+    test by its name is that, and a training file may be missing. Raises InputError where nothing or too much fits.
     """
     if not path.is_dir():
-        return {"train": path}
+        return {_part_of_single(path, measured): path}
     files = [file for file in _files_in(path) if _extension(file) in extensions]
     if not files:
         raise _no_files(path, extensions)
     if len(files) == 1:
-        return {"train": files[0]}
+        return {_part_of_single(files[0], measured): files[0]}
     splits = {}
     for file in files:
         _check_one_split(file)
@@ -38,12 +41,14 @@ def find_splits(path: Path, extensions: Collection[str]) -> dict[str, Path]:
             raise InputError(f"{path}: several files look like {part} ({names}); leave one, or name one file")
         if matches:
             splits[part] = matches[0]
-    if "train" not in splits:
+    if "train" not in splits and (measured is None or not splits):
         raise _no_training_file(path, files)
     return splits
 
 
-def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
+def find_parts(
+    path: Path, extensions: Sequence[str], measured: Collection[str] | None = None
+) -> dict[str, list[Path]]:
     """The files of each split, as `find_splits` finds them, of a treebank as it is released.
 
     The same text may lie there in files of several extensions, of which the first in the order counts; a split may
@@ -51,7 +56,7 @@ def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
     does.
     """
     if not path.is_dir():
-        return {"train": [path]}
+        return {_part_of_single(path, measured): [path]}
     files = _files_in(path)
     found = next(
         (same for e in extensions if (same := [file for file in files if _extension(file) == e])), []
@@ -59,9 +64,9 @@ def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
     if not found:
         raise _no_files(path, extensions)
     if len(found) == 1:
-        return {"train": found}
+        return {_part_of_single(found[0], measured): found}
     splits = {part: [file for file in found if part in parts_by_name(file.name)] for part in _SPLIT_PATTERNS}
-    if not splits["train"]:
+    if not splits["train"] and measured is None:
         raise _no_training_file(path, found)
     _check_each_in_one(path, found, splits)
     return {part: paths for part, paths in splits.items() if paths}
@@ -70,6 +75,12 @@ def find_parts(path: Path, extensions: Sequence[str]) -> dict[str, list[Path]]:
 def parts_by_name(name: str) -> list[str]:
     """The splits (train, dev, test) that a file is of by its name."""
     return [part for part, pattern in _SPLIT_PATTERNS.items() if pattern.search(name)]
+
+
+def _part_of_single(file: Path, measured: Collection[str] | None) -> str:
+    """What a single file is: training text, which others are split off, or what it is by its name if it is measured."""
+    by_name = parts_by_name(file.name)
+    return by_name[0] if measured is not None and len(by_name) == 1 else "train"
 
 
 def _files_in(folder: Path) -> list[Path]:

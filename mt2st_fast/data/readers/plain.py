@@ -16,14 +16,14 @@ _EXTENSIONS = (".txt", ".text")
 def read(request: ReadRequest) -> Splits:
     """A corpus without tasks."""
     found, files, notes = {}, [], []
-    for part, path in find_splits(request.path, _EXTENSIONS).items():
+    for part, path in find_splits(request.path, _EXTENSIONS, request.measured).items():
         text = open_lines(path, tell=False)
         found[part], without_words = _read_section(text, path)
         n_words = sum(map(len, found[part].units))
         left_out = {"lines without words": without_words} if without_words else {}
         files.append(FileRead(str(path), part, len(found[part].units), n_words, left_out))
         notes += [f"{path.name}: {note}" for note in text.notes]
-    sections = complete_splits(found, str(request.path))
+    sections = complete_splits(found, str(request.path), request.measured)
     return assemble(f"text:{request.path}", sections, {}, "token", None, (), notes, ReadRecord(tuple(files)))
 
 

@@ -30,7 +30,8 @@ class TaskRequest:
 class ReadRequest:
     """What a reader is given; main or auxiliary of None stand for the reader's defaults.
 
-    `path` says nothing to a reader that needs none; text_column and delimiter are for tables.
+    `path` says nothing to a reader that needs none; text_column and delimiter are for tables. measured: the parts that
+    are wanted where nothing is trained, so that text need not be split for the others; None where all three are.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class ReadRequest:
     progress: Progress | None = None
     text_column: str | None = None
     delimiter: str | None = None
+    measured: tuple[str, ...] | None = None
 
     @property
     def requested(self) -> tuple[TaskRequest, ...]:

@@ -143,13 +143,14 @@ class Columns:
 
     def __init__(self, tables: Mapping[str, Table], text: str) -> None:
         self._tables, self.text = tables, text
+        self._first = next(iter(tables.values()))  # that of training, if there is one
         self._counts: dict[str, Counter[str]] = {}  # of the cells of a column, over all files
-        self.names = [name for name in tables["train"].header if name != text]
-        self._seen = {name: set(tables["train"].column(name)) - {""} for name in (text, *self.names)}
+        self.names = [name for name in self._first.header if name != text]
+        self._seen = {name: set(self._first.column(name)) - {""} for name in (text, *self.names)}
         self.unfit = [name for name in self.names if not self._is_fit(name)]
 
     def values(self, name: str) -> set[str]:
-        """The different cells of a column in the training file, empty ones aside and nan where it is a number."""
+        """The different cells of a column in the first file, that of training; none that is empty, or nan for none."""
         seen = self._seen[name]
         return (
             {cell for cell in seen if cell.casefold() not in _NO_NUMBER} if self.nan_is_none(name) else seen
@@ -162,7 +163,7 @@ class Columns:
 
     def _is_fit(self, name: str) -> bool:
         """Whether the column looks like classes, and not like ids, numbers or text."""
-        return 2 <= len(self.values(name)) <= len(self._tables["train"].rows) / 2
+        return 2 <= len(self.values(name)) <= len(self._first.rows) / 2
 
     @property
     def default_main(self) -> str:
@@ -174,7 +175,7 @@ class Columns:
     @property
     def behind_text(self) -> str:
         """The first column behind the text, or the first one."""
-        return [*self.names[self._tables["train"].header.index(self.text) :], *self.names][0]
+        return [*self.names[self._first.header.index(self.text) :], *self.names][0]
 
     def cells(self, part: str, task: TaskRequest) -> list[Cell]:
         """A task's cells in the file of a part, None for no label. Raises InputError for what is no number."""

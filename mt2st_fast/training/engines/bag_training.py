@@ -90,7 +90,7 @@ class BagTraining:
 
     def declines(self) -> str | None:
         """Why this step cannot be taken, or None."""
-        if self._held.are_others():
+        if self._held.have_changed():
             self._hold()
         if _is_partly_frozen(self._held.moved[1:], self._heads):
             return PARTLY_FROZEN

@@ -50,9 +50,9 @@ class ChosenEngine:
         """What the encoder makes of held-out inputs, where the phase's engine has a way of its own."""
         return self._engine.features(inputs) if self.phases else None
 
-    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(2,) of each of these tasks: held-out targets that it hits, and all there are, where the engine can say."""
-        return self._engine.hits(inputs, targets) if self.phases else None
+        return self._engine.count_correct(inputs, targets) if self.phases else None
 
     def _engine_for(self, micro_steps: Any) -> Engine:
         """The phase's engine, or the next one in the order that takes a step which that one declines."""

@@ -56,7 +56,7 @@ class EagerSteps:
         del inputs
         return None
 
-    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """None: they are counted from logits."""
         del inputs, targets
         return None

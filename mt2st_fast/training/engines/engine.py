@@ -141,6 +141,6 @@ class Engine(Protocol):
         """What the encoder makes of held-out inputs, faster than by its own forward pass; None where it cannot."""
         ...
 
-    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(2,) of each of these tasks: held-out targets that it hits, and all there are; None where it cannot say."""
         ...

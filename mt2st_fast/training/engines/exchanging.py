@@ -85,7 +85,7 @@ class ExchangingSteps(EagerSteps):
         if not own:
             return
         has_none = not all(_has_rows(batch) for batches in micro_steps for batch in batches)
-        if any(self._parts.processes.any(has_none)):
+        if any(self._parts.processes.any_of_all(has_none)):
             raise InputError(
                 "a process has no row of a batch, and must pass through the sharded encoder with the others: the loss "
                 f"of {own[0]} would be of nothing; give batches of at least as many rows as there are processes"

@@ -118,10 +118,10 @@ class GradientCallSteps(EagerSteps):
         gradients = self._calls.gradients
         return None if gradients is None else gradients.features(inputs)
 
-    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """By the kernel that makes gradients."""
         gradients = self._calls.gradients
-        return None if gradients is None else gradients.hits(inputs, targets)
+        return None if gradients is None else gradients.count_correct(inputs, targets)
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
         """The losses (K,) of one step."""

@@ -113,7 +113,7 @@ class HeldParameters:
             return "a module has hooks"
         return None if any(self.moved) else "every parameter is frozen"
 
-    def are_others(self) -> bool:
+    def have_changed(self) -> bool:
         """Whether somebody has put other memory into a parameter, loaded another state, frozen or unfrozen one."""
         now = self._state_tensors()
         if len(now) != len(self._states) or not all(map(is_, now, self._states)):

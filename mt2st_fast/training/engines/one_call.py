@@ -95,9 +95,13 @@ class OneCallSteps:
         """By the kernel that trains, if that is of word types; without autograd."""
         return self._training.features(inputs) if isinstance(self._training, TextTraining) else None
 
-    def hits(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """By the kernel that trains, if that is of word types."""
-        return self._training.hits(inputs, targets) if isinstance(self._training, TextTraining) else None
+        return (
+            self._training.count_correct(inputs, targets)
+            if isinstance(self._training, TextTraining)
+            else None
+        )
 
     def __call__(self, micro_steps: Any) -> Tensor:
         """The losses (K,) of one step."""

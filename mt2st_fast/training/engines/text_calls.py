@@ -78,7 +78,7 @@ class TextCalls(ABC):
 
     def declines(self) -> str | None:
         """Why this step cannot be taken, or None."""
-        if self._held.are_others():
+        if self._held.have_changed():
             self._models = {}
             self._hold()
         return self._held.obstacle()
@@ -91,7 +91,7 @@ class TextCalls(ABC):
             else None
         )
 
-    def hits(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def count_correct(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(3,) of each task: the targets that it hits without dropout, all there are, and none outside its classes.
 
         None where a task is not a classification that is trained, and before the first step.
@@ -117,7 +117,7 @@ class TextCalls(ABC):
         }
 
     def _can_be_asked(self) -> bool:
-        if not self._models or self._held.are_others():
+        if not self._models or self._held.have_changed():
             return False
         # For instance a hook of somebody who wants to see the features.
         return self.obstacle(self.encoder, self._heads, self._optimizer) is None

@@ -95,7 +95,7 @@ class Processes:
         """What JSON can say, as process 0 has it."""
         return self.gather_json(value if self.rank == 0 else None)[0]
 
-    def any(self, *flags: bool) -> list[bool]:
+    def any_of_all(self, *flags: bool) -> list[bool]:
         """Of each flag, whether any process has it."""
         if not self.are_several:
             return list(flags)

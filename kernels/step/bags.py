@@ -15,9 +15,9 @@ from torch.autograd.graph import increment_version
 from ..bags.prepared import PreparedBags
 from ..bags.rules import RowRule
 from .model import EVERYTHING, BagModel, Moves
-from .room import ROOM, BagStep, check_targets, parameters_obstacle, step_kernels
+from .room import ROOM, StepResult, check_targets, parameters_obstacle, step_kernels
 
-__all__ = ["ROOM", "BagStep", "StepKernels", "bag_step", "bag_step_obstacle"]
+__all__ = ["ROOM", "StepKernels", "StepResult", "bag_step", "bag_step_obstacle"]
 
 
 def bag_step_obstacle(
@@ -40,7 +40,7 @@ def bag_step(
     targets: Sequence[Tensor],
     task_weights: Tensor,
     moves: Moves = EVERYTHING,
-) -> BagStep:
+) -> StepResult:
     """Train table and heads, or one side of them, on B bags, in place; `bag_step_obstacle` is the caller's to ask.
 
     bags come from `prepare_bags`, and may come again; rules are those that the model's parameters name, at the rates of
@@ -56,7 +56,7 @@ def bag_step(
     check_targets(model.layout, targets, task_weights, len(bags.scales), "bags")
     table = model.table.parameter
     kernels = cast(StepKernels, step_kernels("bag_step", table.device.type, table.dtype))
-    found = BagStep(*kernels.step(model, rules, bags, targets, task_weights, moves))
+    found = StepResult(*kernels.step(model, rules, bags, targets, task_weights, moves))
     increment_version(model.parameters(moves))
     return found
 
