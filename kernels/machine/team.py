@@ -10,6 +10,19 @@ Which thread computes a piece makes no difference to what it computes; where the
 alone, results are the same on any number of threads.
 
 A team works for one caller at a time. Another one, at the same moment, computes its pieces by itself.
+
+Why not Numba's prange, or OpenMP: both cut work into one part a thread and wait at a barrier for the slowest, who on a
+machine with other processes may be a thread that has no core for milliseconds; and both enter a parallel region from
+Python, where a step has five of them.
+
+Why it is right. All words are read and written with sequential consistency.
+- A piece is computed once: it belongs to whoever's `add` on its range returned it, and a range is only counted up.
+- A worker that is late by a whole job does no harm. It adds to a range that is used up, and gets nothing; or to one
+  that the owner has written for the next job, and gets a piece of that: RUN, DATA and N_PIECES were written before.
+- A job's words stay as they are until its last piece is done: who has a piece has not yet added to DONE, and the owner
+  returns when DONE is N_PIECES. So nobody adds to DONE of a job that is over.
+- Nobody sleeps through work: a worker counts itself into SLEEPING and then looks at JOB, under MUTEX; the owner writes
+  JOB and then looks at SLEEPING. One of them sees the other. So it is with WAITING and DONE.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -56,6 +57,30 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.long
+def test_callers_of_all_sizes_for_a_while(threads):
+    """More threads than cores, jobs of some microseconds, pauses around those after which workers sleep."""
+    threads(7)
+    failed, end = [], time.monotonic() + 60
+
+    def call(seed):
+        chance = random.Random(seed)
+        try:
+            while time.monotonic() < end and not failed:
+                run(chance.randrange(40), rounds=chance.randrange(1, 30), floats=chance.randrange(1, 3000))
+                time.sleep(chance.choice([0.0, 0.0, 5e-5, 2e-3, 4e-3]))
+        except AssertionError as error:
+            failed.append(error)
+
+    callers = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=120)
+    assert not failed
+    assert not any(caller.is_alive() for caller in callers)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])  # 5: more than there may be processors
