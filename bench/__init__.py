@@ -1,11 +1,13 @@
 """Benchmarks: correctness first, then ratios of medians over interleaved repetitions.
 
-python -m bench.measure all        measure, and append records to bench/records/
-python -m bench.report             bench/RESULTS.md and the plots from the latest records
-python -m bench.jobs               whole jobs: train, train_supervised, Word2Vec
-python -m bench.memory_safety      captured steps beside whatever frees and takes a GPU's memory
-python -m bench.profile_gpu        which kernels run, and how near the device's ceilings
-python -m bench.power              power, clocks and energy of training steps
-bench/gpu.sh                       all that a GPU machine should run in 330 seconds, what says most first
-pytest bench -m long --benchmark-enable
+The programs are:
+
+    python -m bench.measure all        measure, and append records to bench/records/
+    python -m bench.report             bench/RESULTS.md and the plots from the latest records
+    python -m bench.jobs               whole jobs: train, train_supervised, Word2Vec
+    python -m bench.memory_safety      captured steps while other code frees and takes a GPU's memory
+    python -m bench.profile_gpu        which kernels run, and how near they are to the device's ceilings
+    python -m bench.power              power, clocks and energy of training steps
+    bench/gpu.sh                       all that a GPU machine should run in 330 seconds, the most informative first
+    pytest bench -m long --benchmark-enable
 """

@@ -1,4 +1,4 @@
-"""The accuracy rule: as close to the float64 truth as torch is in the same dtype, but for a small margin."""
+"""The accuracy rule: as close to the float64 truth as torch is in the same dtype, up to a small margin."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Times torch's own error, and units of the last place on top: torch is sometimes exact by luck.
+# A factor on torch's own error, plus units in the last place, as torch is sometimes exact by luck.
 FACTOR = 1.5
 ULPS = 2.0
-# A peer has to compute the same thing, no more: torch.compile is ten times less exact than eager here, and
-# leaving it out for that would hide a fast rival.
+# A peer only has to compute the same thing: torch.compile is ten times less exact than eager here, and
+# excluding it for that would hide a fast competitor.
 PEER_ERROR = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-# Of a peer's float32 result from shorter inputs: Liger-Kernel's total in bfloat16 is off by 2.6e-5 to 7.6e-5, as it
-# rounds logits on the way; that is its own accuracy, and no other computation.
+# For a peer's float32 result from shorter inputs: Liger-Kernel's total in bfloat16 is off by 2.6e-5 to 7.6e-5, as it
+# rounds logits on the way; that is a matter of its accuracy, and not another computation.
 PEER_ERROR_OF_SHORT_INPUTS = 1e-3
 OUR_RULE = f"at most {FACTOR:g} times torch's own error and {ULPS:g} units of the last place"
 
@@ -24,18 +24,18 @@ class InaccurateError(AssertionError):
 
 
 def relative_error(result: Tensor, truth: Tensor) -> float:
-    """Root mean square of the error over that of the float64 truth."""
+    """Return the root mean square of the error over that of the float64 truth."""
     return float((result.double() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def allowed_of_peer(result: torch.dtype, inputs: torch.dtype) -> float:
-    """The relative error that a peer's result may have."""
+    """Return the relative error that a peer's result may have."""
     short = result is torch.float32 and inputs is not torch.float32
     return PEER_ERROR_OF_SHORT_INPUTS if short else PEER_ERROR[result]
 
 
 def peer_rule(inputs: torch.dtype) -> str:
-    """What `check_same_computation` holds a peer to, as its records say it."""
+    """Describe the rule of `check_same_computation` for a peer's records."""
     limits = {dtype: allowed_of_peer(dtype, inputs) for dtype in dict.fromkeys((torch.float32, inputs))}
     shown = ", ".join(f"{limit:g} in {str(dtype).removeprefix('torch.')}" for dtype, limit in limits.items())
     return f"a peer's own: relative error at most {shown}"
@@ -47,7 +47,7 @@ def check_same_computation(
     truth: Mapping[str, Tensor],
     inputs: torch.dtype = torch.float32,
 ) -> None:
-    """What a peer has to pass on `inputs` of a dtype, and never our own code. Raises InaccurateError."""
+    """Check a peer (never our own code) on `inputs` of a dtype. Raises InaccurateError."""
     _check_shapes(name, results, truth)
     for key, result in results.items():
         error = relative_error(result, truth[key])
@@ -59,7 +59,7 @@ def check_same_computation(
 def check_as_accurate_as_torch(
     name: str, results: Mapping[str, Tensor], by_torch: Mapping[str, Tensor], truth: Mapping[str, Tensor]
 ) -> None:
-    """Hold every tensor of `results` to the rule. Raises InaccurateError naming the first that breaks it."""
+    """Check every tensor of `results` against the rule. Raises InaccurateError naming the first that breaks it."""
     _check_shapes(name, results, truth)
     for key, result in results.items():
         error, torch_error = relative_error(result, truth[key]), relative_error(by_torch[key], truth[key])

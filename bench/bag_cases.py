@@ -1,4 +1,4 @@
-"""Documents as bags of words, and who trains on them: this package, fastText, torch's own EmbeddingBag."""
+"""Documents as bags of words, and those who train on them: this package, fastText, torch's own EmbeddingBag."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mt2st_fast.words.supervised_model import SupervisedModel
 
 FAMILIES = ("topic", "tone", "source", "reader", "length")
 CLASSES = 10
-MARKERS = 3  # words of a document that tell one of its labels
+MARKERS = 3  # words of a document that indicate one of its labels
 WORDS_OF_CLASS = 20
-M_PERTURB = -6  # of malloc.h
+M_PERTURB = -6  # from malloc.h
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Zipf words (N, L) of which a few tell the labels (N, K)."""
+    """Zipf words (N, L), a few of which indicate the labels (N, K)."""
 
     words: np.ndarray
     labels: np.ndarray
 
     @classmethod
     def make(cls, N: int, L: int = 40, V: int = 50_000, seed: int = 0) -> Documents:
-        """N documents of L words. The marker words are as rare as the middle of the vocabulary."""
+        """Make N documents of L words. The marker words are as rare as the middle of the vocabulary."""
         rng = np.random.default_rng(seed)
         frequency = 1.0 / np.arange(1, V + 1)
         words = rng.choice(V, size=(N, L), p=frequency / frequency.sum())
@@ -47,7 +47,7 @@ class Documents:
         return cls(words, labels)
 
     def write(self, path: Path, families: Sequence[str] = FAMILIES) -> Path:
-        """As fastText's lines; a single family is written without its name, as fastText knows one only."""
+        """Write lines in fastText's format; a single family is written without its name, as fastText knows only one."""
         columns = [FAMILIES.index(family) for family in families]
         with path.open("w", encoding="utf-8") as file:
             for words, labels in zip(self.words.tolist(), self.labels.tolist(), strict=True):
@@ -64,7 +64,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: the whole call, what of it was training where that is known, and the quality."""
+    """One training run: the time of the whole call, of its training if known, and the quality."""
 
     seconds: float
     train_seconds: float | None
@@ -72,7 +72,7 @@ class Run:
 
 
 def fasttext_obstacle() -> str | None:
-    """Why fastText cannot be compared with, or None."""
+    """Return why fastText cannot be compared with, or None."""
     try:
         import fasttext  # noqa: F401
     except ImportError:
@@ -81,7 +81,7 @@ def fasttext_obstacle() -> str | None:
 
 
 def run_fasttext(train: Path, test: Path, epoch: int, **options: Any) -> Run:
-    """fastText on as many threads as torch has."""
+    """Train fastText on as many threads as torch has."""
     import fasttext
 
     with _zeroed_memory():
@@ -95,10 +95,10 @@ def run_fasttext(train: Path, test: Path, epoch: int, **options: Any) -> Run:
 
 @contextmanager
 def _zeroed_memory() -> Iterator[None]:
-    """Have malloc return zeros, where it is glibc's.
+    """Make glibc's malloc return zeros.
 
-    fastText 0.9.3 reads memory that it has not written where `dim` is no multiple of a vector: with whatever lies
-    there most runs end with "Encountered NaN".
+    fastText 0.9.3 reads memory that it has not written if `dim` is no multiple of a vector: most runs then end with
+    "Encountered NaN", depending on the content of that memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -112,7 +112,7 @@ def _zeroed_memory() -> Iterator[None]:
 
 
 def run_ours(train: Path, test: Path, epoch: float, **options: Any) -> Run:
-    """train_supervised; the accuracy is the mean over the families."""
+    """Run train_supervised; the accuracy is the mean over the families."""
     started = time.perf_counter()
     model: SupervisedModel = train_supervised(train, epoch=epoch, **options)
     seconds = time.perf_counter() - started
@@ -126,13 +126,13 @@ Step = Callable[[], None]
 
 
 def bags_of(words: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(ids int32 (total,), starts (B + 1,)) of documents of one length."""
+    """Return (ids int32 (total,), starts (B + 1,)) of documents of equal length."""
     B, L = words.shape
     return torch.from_numpy(words.astype(np.int32).ravel()), torch.arange(0, B * L + 1, L)
 
 
 def our_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, fused: bool = True) -> Step:
-    """Forward, backward and row-wise Adagrad of all heads over a batch of bags."""
+    """Forward, backward and row-wise Adagrad of all heads on a batch of bags."""
     encoder, heads, optimizer, inputs, targets, weights = _our_parts(V, dim, words, labels)
     if fused:
         optimizer.fuse([encoder.table])
@@ -146,7 +146,7 @@ def our_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, fused: 
 
 
 def _our_parts(V: int, dim: int, words: np.ndarray, labels: np.ndarray) -> tuple[Any, ...]:
-    """(encoder, heads, optimizer, inputs, targets, weights) of K heads, K the columns of labels."""
+    """Return (encoder, heads, optimizer, inputs, targets, weights) of K heads, one per column of labels."""
     encoder = BagEncoder(V, dim, sparse=True)
     tasks = {FAMILIES[k]: Classification(CLASSES) for k in range(labels.shape[1])}
     heads = MultiTaskHeads(dim, tasks, FAMILIES[0])
@@ -156,14 +156,14 @@ def _our_parts(V: int, dim: int, words: np.ndarray, labels: np.ndarray) -> tuple
 
 
 def our_kernel_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, fixed: bool = False) -> Step:
-    """The same as one kernel call, as the Trainer does it with fuse_backward, and with batches that come again."""
+    """The same step as one kernel call, as the Trainer does it with fuse_backward; fixed: with repeated batches."""
     encoder, heads, optimizer, inputs, targets, weights = _our_parts(V, dim, words, labels)
     training = BagTraining(encoder, heads, optimizer, fixed_batches=fixed)
     return lambda: training(inputs, targets, weights)
 
 
 def torch_step(V: int, dim: int, words: np.ndarray, labels: np.ndarray, *, sparse: bool) -> Step:
-    """nn.EmbeddingBag, one nn.Linear and one loss a task, torch's Adagrad."""
+    """nn.EmbeddingBag, one nn.Linear and one loss per task, and torch's Adagrad."""
     table = nn.EmbeddingBag(V, dim, mode="mean", sparse=sparse)
     linears = nn.ModuleList([nn.Linear(dim, CLASSES) for _ in range(labels.shape[1])])
     optimizer = torch.optim.Adagrad([*table.parameters(), *linears.parameters()], lr=0.1)

@@ -1,16 +1,19 @@
 """python -m bench.bags [documents|polarity|steps|rows|memory|gpu|all]: row-sparse embeddings against their peers.
 
-All ratios come from one run, interleaved, with the same threads for everybody, and quality stands beside speed.
+All ratios come from one run, interleaved, with the same number of threads for all, and quality is reported with speed.
 
-documents   50,000 documents of 40 Zipf words, V=50,000, dim 100: tokens/s of a pass over them, one head against
-            fasttext.train_supervised, five heads against five runs of it. A pass is what one more epoch costs: the
-            time of LONG epochs less that of one, over LONG - 1, so that reading the file is not in it; LONG is large,
-            so that the noise of reading is not either. The whole call of EPOCHS stands beside it.
-steps       a step of five heads on such bags against nn.EmbeddingBag, sparse and dense, in torch eager
-polarity    the sentences of --polarity DIR: seconds of training to fastText's own best test accuracy
-rows        the same batch on a table of 10 thousand and of 10 million rows
-memory      what training needs at its peak beside table and batch
-gpu         with --device cuda: passes over the documents beside a CPU's, updates beside their bytes (bags_gpu.py)
+    documents   50,000 documents of 40 Zipf words, V=50,000, dim 100: tokens/s of a pass over them, one head against
+                fasttext.train_supervised, five heads against five runs of it. A pass is the cost of one more epoch:
+                the time of LONG epochs less that of one, over LONG - 1, which excludes reading the file; LONG is
+                large, so that it also excludes the noise of reading. The whole call of EPOCHS is reported, too.
+    steps       a step of five heads on such bags against nn.EmbeddingBag, sparse and dense, in torch eager
+    polarity    the sentences of --polarity DIR: seconds of training to fastText's own best test accuracy
+    rows        the same batch on a table of 10 thousand and of 10 million rows
+    memory      the peak memory of training beyond table and batch
+    gpu         with --device cuda: passes over the documents against a CPU's, updates against copying their bytes
+                (bags_gpu.py)
+
+Records are appended to the folder of --records.
 """
 
 from __future__ import annotations
@@ -54,11 +57,11 @@ N_TRAIN, N_TEST, L, V, DIM, BATCH = 50_000, 5_000, 40, 50_000, 100, 512
 EPOCHS, LONG = 5, 21
 FEW_ROWS, MANY_ROWS = 10_000, 10_000_000
 MEMORY_ROWS = 2_000_000
-# In training a step follows its like: after a stranger that walks a whole table, nothing of one's own is in cache.
+# In training, a step follows an equal one; after another candidate's pass over a whole table, the cache is cold.
 STEP_BURST_US = 50_000
 FASTTEXT = {"dim": DIM, "lr": 0.5, "minCount": 1}
 OURS = {"dim": DIM, "batch_size": 1024, "lr": 0.1}
-# fastText's own best: the best median over its seeds of this grid.
+# fastText's own best is the best median over seeds on this grid.
 POLARITY_EPOCHS, POLARITY_RATES = (3, 5, 10, 25), (0.1, 0.25, 0.5, 1.0)
 POLARITY_SEEDS = 5
 
@@ -124,7 +127,7 @@ def _measure_gpu(name: str, rounds: int, records: Path) -> None:
 
 
 def measure_steps(environment: ledger.Record) -> list[ledger.Record]:
-    """Five heads on bags: our step against torch's own layers."""
+    """Measure five heads on bags: our step against torch's own layers."""
     documents = Documents.make(BATCH, L, V)
     steps = {
         "EmbeddingBag, sparse": torch_step(V, DIM, documents.words, documents.labels, sparse=True),
@@ -152,7 +155,7 @@ def measure_steps(environment: ledger.Record) -> list[ledger.Record]:
 
 
 def measure_rows(environment: ledger.Record) -> list[ledger.Record]:
-    """The same batch on a short and a long table."""
+    """Measure the same batch on a short and on a long table."""
     documents = Documents.make(BATCH, L, FEW_ROWS)
     steps = {
         f"V={rows:,}": our_kernel_step(rows, DIM, documents.words, documents.labels)
@@ -171,7 +174,7 @@ def measure_rows(environment: ledger.Record) -> list[ledger.Record]:
 def _report_steps(
     environment: ledger.Record, case: str, shape: str, timings: Timings, over: Mapping[str, str]
 ) -> list[ledger.Record]:
-    """Print and make records; `over` names for a candidate the one whose time is divided by its own."""
+    """Print and make records; `over` maps a candidate to the one whose time is divided by its own."""
     measured = Measured(environment, "bags", case, shape, "step")
     return record_and_print(console, measured, timings, {name: (over[name], name) for name in over})
 
@@ -180,7 +183,7 @@ def _report_steps(
 
 
 def measure_memory(environment: ledger.Record) -> list[ledger.Record]:
-    """Bytes that steps need at their peak beside the table, its state of a number a row, and the batch."""
+    """Measure the peak bytes of steps beyond the table, its state of one number per row, and the batch."""
     documents = Documents.make(BATCH, L, V)
     warm = our_kernel_step(FEW_ROWS * 5, DIM, documents.words, documents.labels)
     step = our_kernel_step(MEMORY_ROWS, DIM, documents.words, documents.labels)
@@ -203,7 +206,7 @@ def measure_memory(environment: ledger.Record) -> list[ledger.Record]:
 
 
 def measure_documents(environment: ledger.Record, folder: Path, rounds: int) -> list[ledger.Record]:
-    """Tokens/s of passes over documents."""
+    """Measure tokens/s of passes over documents."""
     train, test = Documents.make(N_TRAIN, L, V), Documents.make(N_TEST, L, V, seed=1)
     runs: dict[str, Callable[[int], Run]] = {}
     files = {
@@ -277,7 +280,7 @@ def _interleaved_runs(
 
 
 def measure_polarity(environment: ledger.Record, source: Path, folder: Path) -> list[ledger.Record]:
-    """Seconds to fastText's own best accuracy: the shortest training whose median over seeds reaches it."""
+    """Measure seconds to fastText's own best accuracy: the shortest training whose median over seeds reaches it."""
     train, test = _split_polarity(source, folder)
     theirs = _grid(
         lambda epoch, lr, seed: run_fasttext(
@@ -336,7 +339,7 @@ def _grid(
 
 
 def _split_polarity(source: Path, folder: Path) -> tuple[Path, Path]:
-    """Nine tenths to train, one to test, shuffled by a fixed seed."""
+    """Split into nine tenths for training and one for testing, shuffled with a fixed seed."""
     lines = [
         f"__label__{label} {line.strip()}"
         for label in ("pos", "neg")

@@ -1,8 +1,9 @@
-"""Bags of words on a GPU: passes over documents beside our own on a CPU, and updates of rows beside their bytes.
+"""Bags of words on a GPU: passes over documents compared with our CPU kernels, and row updates with the copy of their
+bytes.
 
-A pass is every document once, by fused steps over batches that lie on the device already; the CPU's is with THREADS
-threads, in the same run and by the same rule of turns. An update's floor is the time that a copy of its bytes would
-take at the bandwidth measured just before: every input read once, every row and its state read and written.
+A pass handles every document once, by fused steps over batches that are already on the device. The CPU's pass uses
+THREADS threads, in the same run and with the same taking of turns. The floor of an update is the time of copying its
+bytes at the bandwidth measured just before: every input read once, every row and its state read and written.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ console = Console(width=150)
 THREADS = 2
 CPU = f"ours on a CPU, {THREADS} threads"
 HEADS = {"one head": 1, "five heads": len(FAMILIES)}
-# Of what a step moves; a wrong step is off by 1, rounding by far less.
+# Relative to what a step changes: a wrong step is off by 1, rounding errors are far smaller.
 ALLOWED_ERROR = 1e-3
 
 
@@ -53,13 +54,13 @@ class UpdateCase(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """What is updated by what."""
+        """The shapes of the table and of the update."""
         rows = f"U={self.U}" if self.U else f"B={self.B} L={self.L}"
         rule = {"sgd": "SGD"}.get(self.kind.name, self.kind.name.capitalize())
         return f"{rows} V={self.V} D={self.D} {str(self.dtype).removeprefix('torch.')} {rule}"
 
     def floor_bytes(self, n_rows: int) -> int:
-        """Bytes that must move where n_rows rows are touched."""
+        """Return the bytes that must be moved if n_rows rows are touched."""
         item = self.dtype.itemsize
         gradient = n_rows * (8 + self.D * item)
         if self.B:
@@ -70,19 +71,19 @@ class UpdateCase(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How much of everything."""
+    """The sizes of all measurements."""
 
     documents: int
     L: int
     V: int
     dim: int
     cpu_batch: int
-    batches: tuple[int, ...]  # divisors of the documents: every batch of a pass is whole
+    batches: tuple[int, ...]  # divisors of the number of documents, so that every batch of a pass is full
     updates: tuple[UpdateCase, ...]
 
 
 BF16 = torch.bfloat16
-# The long tables are many times as large as a cache, and a row is seldom touched twice.
+# The long tables are many times larger than a cache, and rows are seldom touched twice.
 FULL = Sizes(
     documents=50_000,
     L=40,
@@ -103,9 +104,9 @@ FULL = Sizes(
 def measure_gpu(
     environment: ledger.Record, device: torch.device, rounds: int, sizes: Sizes = FULL
 ) -> Iterator[ledger.Record]:
-    """Every record as soon as it is measured.
+    """Yield every record as soon as it is measured.
 
-    Raises InaccurateError where a step of this device is not that of a CPU, or of the oracle; RuntimeError where the
+    Raises InaccurateError if a step on this device differs from that on a CPU, or from the oracle; RuntimeError if the
     CPU's kernels cannot run.
     """
     on_cpu = choose_embedding_backend(torch.device("cpu"))
@@ -133,7 +134,7 @@ class Pass(NamedTuple):
 
 
 def make_pass(documents: Documents, sizes: Sizes, n_heads: int, batch: int, device: torch.device) -> Pass:
-    """Forward, backward and row-wise Adagrad over batches that lie on the device; the same start every time."""
+    """Forward, backward and row-wise Adagrad over batches on the device, always with the same initial weights."""
     torch.manual_seed(0)
     encoder = BagEncoder(sizes.V, sizes.dim, sparse=True).to(device)
     tasks = {name: Classification(CLASSES) for name in FAMILIES[:n_heads]}
@@ -160,7 +161,7 @@ def make_pass(documents: Documents, sizes: Sizes, n_heads: int, batch: int, devi
 def measure_passes(
     environment: ledger.Record, device: torch.device, case: str, n_heads: int, rounds: int, sizes: Sizes
 ) -> list[ledger.Record]:
-    """Tokens/s of passes with each size of batch, with and without a CUDA graph, and of a CPU's."""
+    """Measure tokens/s of passes with each batch size, with and without a CUDA graph, and of a pass on the CPU."""
     documents = Documents.make(sizes.documents, sizes.L, sizes.V)
     passes = {CPU: make_pass(documents, sizes, n_heads, sizes.cpu_batch, torch.device("cpu"))}
     for batch in sizes.batches:
@@ -169,7 +170,7 @@ def measure_passes(
     for batch in sizes.batches if device.type == "cuda" else ():
         try:
             runs[f"ours, B={batch}, graph"] = captured(passes[f"ours, B={batch}"].run, device, warm_ups=1)
-        except Exception as error:  # whatever breaks a capture: the other passes are still worth measuring
+        except Exception as error:  # whatever breaks a capture, the other passes are still worth measuring
             console.print(f"[yellow]skipped B={batch}, graph: {type(error).__name__}: {error}[/yellow]")
     timings = interleave(
         {name: Candidate(run) for name, run in runs.items()}, rounds=rounds, burst_us=1.0, device=device
@@ -181,7 +182,7 @@ def measure_passes(
 
 
 def _check_steps(sizes: Sizes, device: torch.device) -> None:
-    """Two batches move the table of this device as they move that of a CPU."""
+    """Check that two batches change the table on this device as they do on a CPU."""
     documents = Documents.make(2 * sizes.cpu_batch, sizes.L, sizes.V)
     moves = []
     for place in (device, torch.device("cpu")):
@@ -202,7 +203,7 @@ def _hold(name: str, ours: Tensor, truth: Tensor) -> None:
 
 
 class Update:
-    """One case on a device: the kernels, a table, its state, and what moves them."""
+    """One case on a device: the kernels, a table, its state, and the inputs of the update."""
 
     def __init__(self, case: UpdateCase, device: torch.device) -> None:
         self.case = case
@@ -226,11 +227,11 @@ class Update:
             self.n_rows = case.U
 
     def run(self) -> None:
-        """One update."""
+        """Run one update."""
         self._move(self.kernels, self.table, self.moved_by, self.state)
 
     def check(self) -> None:
-        """One update of copies against the oracle's in float64. Raises InaccurateError."""
+        """Compare an update of copies with the oracle's in float64. Raises InaccurateError."""
         truth, ours = self.table.double(), self.table.clone()
         by, gradient = self.moved_by
         exact = (by._replace(scales=by.scales.double()) if self.case.B else by), gradient.double()
@@ -238,7 +239,7 @@ class Update:
         self._move(self.kernels, ours, self.moved_by, _state(self.case, ours))
         if self.case.dtype is torch.float32:
             _hold(self.case.name, ours.double() - self.table.double(), truth - self.table.double())
-        # A shorter type holds the change to a rounding of the whole.
+        # In a shorter type, the change is only exact to the rounding of the whole value.
         elif not relative_error(ours, truth) <= torch.finfo(self.case.dtype).eps:
             raise InaccurateError(f"{self.case.name}: the table is off by more than a rounding")
 
@@ -250,7 +251,7 @@ class Update:
 
 
 def _ids(case: UpdateCase, generator: torch.Generator, device: torch.device) -> Tensor:
-    """int32 (B L,): Zipf where the table is short enough to hold a text's words, else any row alike."""
+    """Return int32 (B L,): Zipf-distributed if the table is short enough for a text's words, else uniform."""
     total = case.B * case.L
     if case.V > FULL.V:
         ids = torch.randint(case.V, (total,), generator=generator, device=device)
@@ -261,7 +262,7 @@ def _ids(case: UpdateCase, generator: torch.Generator, device: torch.device) -> 
 
 
 def _state(case: UpdateCase, table: Tensor) -> RowState:
-    """Zeros, in float64 for a table of the oracle's."""
+    """Return a state of zeros, in float64 for a table of the oracle."""
     dtype = torch.promote_types(table.dtype, torch.float32)
 
     def zeros(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -272,7 +273,7 @@ def _state(case: UpdateCase, table: Tensor) -> RowState:
 
 
 def _kernels_for(table: Tensor) -> ModuleType:
-    """The protocol's functions on the table's device. Raises RuntimeError where they cannot serve it."""
+    """Return the protocol's functions for the table's device. Raises RuntimeError if they cannot serve it."""
     room = ROOMS["bags"]
     name = choose_embedding_backend(table.device).name
     reason = None if name == REFERENCE else room.backends[name].obstacle(table.device.type, table.dtype)
@@ -284,7 +285,7 @@ def _kernels_for(table: Tensor) -> ModuleType:
 def measure_updates(
     environment: ledger.Record, device: torch.device, sizes: Sizes, rounds: int = 30
 ) -> Iterator[ledger.Record]:
-    """Time of every update over that of a copy of its bytes."""
+    """Measure the time of every update over that of a copy of its bytes."""
     bytes_per_second = copy_bytes_per_second(device)
     for case in sizes.updates:
         small = case._replace(V=min(case.V, 5_000), U=min(case.U, 2_000), B=min(case.B, 200))
@@ -314,7 +315,7 @@ def _report(
     peer: str,
     more: Mapping[str, dict[str, Any]],
 ) -> list[ledger.Record]:
-    """Print and make records: a pass is how often faster than its peer, an update how often its floor."""
+    """Print and make records: a pass by its speed-up over its peer, an update by its time over its floor."""
     others = [name for name in timings.rounds_us if name != peer]
     return record_and_print(
         console,

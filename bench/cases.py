@@ -1,4 +1,4 @@
-"""The shapes that the heads are measured on, where, in which dtype, and what each has to reach there."""
+"""The shapes that the heads are measured on, the devices and dtypes, and the required results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DIRECTIONS: tuple[Direction, ...] = ("forward+backward", "forward")
 
 @dataclass(frozen=True)
 class Required:
-    """What forward+backward of one case has to reach; None where nothing is required.
+    """Requirements for forward+backward of one case; None where nothing is required.
 
-    over_eager, over_best: times faster than torch eager, and than the best peer. over: times faster than
-    peers by name. of_gemms, of_bytes: at most so many times the bare GEMMs, and the time in which the copy
-    bandwidth moves each input and output once. peak_bytes: at most so much memory beside inputs and gradients.
-    within_us: at most so many microseconds, by the name of a way of ours.
+    over_eager, over_best: speed-up over torch eager, and over the best peer. over: speed-ups over peers by name.
+    of_gemms, of_bytes: maximum time as a multiple of the bare GEMMs, and of the time of moving each input and output
+    once at the copy bandwidth. peak_bytes: maximum memory beyond inputs and gradients. within_us: maximum microseconds,
+    by the name of one of our variants.
     """
 
     over_eager: float | None = None
@@ -38,8 +38,8 @@ class Required:
 class HeadCase:
     """K softmax heads of `sizes` classes over features (N, D) in `dtype`, measured `on` a kind of device.
 
-    floor: times faster than torch eager that forward+backward must be on a CPU, None where nothing is
-    required. required: the same and more on a GPU. weight: of its share where the time of all cases is limited.
+    floor: required speed-up of forward+backward over torch eager on a CPU, None where nothing is required. required:
+    the same and more on a GPU. weight: of the case's share if the time for all cases is limited.
     """
 
     name: str
@@ -54,7 +54,7 @@ class HeadCase:
 
     @property
     def width(self) -> int:
-        """S, the outputs of all heads together."""
+        """S, the number of outputs of all heads together."""
         return sum(self.sizes)
 
     @property
@@ -64,7 +64,7 @@ class HeadCase:
 
     @property
     def shape(self) -> str:
-        """N, D, the classes of the heads and, but for float32, the dtype as text."""
+        """N, D, the classes of the heads and, except for float32, the dtype as text."""
         counted = [(size, self.sizes.count(size)) for size in dict.fromkeys(self.sizes)]
         repeated = len(set(self.sizes)) == 1 and len(self.sizes) > 1
         heads = f"{counted[0][1]} × {counted[0][0]}" if repeated else ", ".join(map(str, self.sizes))
@@ -73,22 +73,22 @@ class HeadCase:
 
     @property
     def input_bytes(self) -> int:
-        """Features, weight, bias and targets."""
+        """The bytes of features, weight, bias and targets."""
         element = self.dtype.itemsize
         return (self.N * self.D + self.width * (self.D + 1)) * element + self.N * len(self.sizes) * 8
 
     @property
     def gradient_bytes(self) -> int:
-        """Gradients of features, weight and bias."""
+        """The bytes of the gradients of features, weight and bias."""
         return (self.N * self.D + self.width * (self.D + 1)) * self.dtype.itemsize
 
     @property
     def gemm_flops(self) -> int:
-        """Floating-point operations of the three GEMMs of forward+backward."""
+        """The floating-point operations of the three GEMMs of forward+backward."""
         return 6 * self.N * self.D * self.width
 
     def inputs(self, seed: int = 1, device: torch.device | None = None) -> HeadInputs:
-        """Random inputs; the features have unit variance and so have the logits."""
+        """Make random inputs; features and logits have unit variance."""
         device = device or torch.device(self.on)
         generator = torch.Generator(device).manual_seed(seed)
 
@@ -107,12 +107,12 @@ class HeadCase:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As in "bfloat16" for torch.bfloat16."""
+    """Return a name such as "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
 class HeadInputs(NamedTuple):
-    """What every peer starts from; a peer copies what it trains. bias_s: None where the heads have none."""
+    """The inputs of every peer; a peer copies what it trains. bias_s: None where the heads have none."""
 
     features_nd: Tensor
     weight_sd: Tensor
@@ -121,7 +121,7 @@ class HeadInputs(NamedTuple):
     layout: HeadLayout
 
     def without_bias(self) -> HeadInputs:
-        """The same heads without a bias, for a peer that knows none."""
+        """Return the same heads without a bias, for a peer that does not support one."""
         return self._replace(bias_s=None)
 
 
@@ -136,12 +136,12 @@ HEAD_CASES = (
     HeadCase("10,000 classes", 1024, 128, (17, 10000)),
     HeadCase("large batch", 32768, 64, (10, 5, 5, 2, 2)),
 )
-# Over all of HEAD_CASES on a CPU, forward+backward, as geometric means; and each of them.
+# Required geometric means over all of HEAD_CASES on a CPU, forward+backward, and requirements of each case.
 CPU_OVER_EAGER, CPU_OVER_BEST = 3.5, 1.6
 CPU_OF_GEMMS, CPU_OF_GEMMS_FROM_S = 1.35, 100
 
 MEMORY_CASE = HeadCase("100,000 classes", 2048, 256, (10, 100_000), required=Required(peak_bytes=150e6))
-EAGER_MORE_BYTES = 1.6e9  # what eager needs there beside inputs and gradients
+EAGER_MORE_BYTES = 1.6e9  # what eager needs there beyond inputs and gradients
 
 FEW_HEADS, MANY_HEADS, WIDE_HEADS = (
     (17, 12, 9, 5, 2),
@@ -156,7 +156,7 @@ Bounds = tuple[tuple[str, float], ...]
 def _on_gpu(
     name: str, N: int, D: int, sizes: tuple[int, ...], required: Required, bf16: Bounds, float32: Bounds = ()
 ) -> dict[torch.dtype, HeadCase]:
-    """The case in both dtypes: the same is required of them but for the microseconds."""
+    """Return the case in both dtypes, which only differ in the required microseconds."""
     return {
         dtype: HeadCase(
             f"{name}, {dtype_name(dtype)}", N, D, sizes, on="cuda", dtype=dtype,
@@ -175,7 +175,7 @@ VOCABULARY = HeadCase(
         within_us=(("ours", 50_000.0),),
     ),
 )  # fmt: skip
-_CALL = (("ours", 200.0), ("heads_module", 220.0))  # without a graph, whatever N: it is the host's time
+_CALL = (("ours", 200.0), ("heads_module", 220.0))  # without a graph, the host's time decides, whatever N
 _IN_BOTH_DTYPES = (
     _on_gpu(
         "1,000 classes and 4 heads", 8192, 1024, WIDE_HEADS, Required(2.5, over_best=1.5),
@@ -194,7 +194,7 @@ _IN_BOTH_DTYPES = (
         bf16=(*_CALL, ("ours_graph", 12.0)),
     ),
 )  # fmt: skip
-# A GPU is at hand for minutes: what says most is measured first.
+# A GPU is only available for minutes, so the most informative cases come first.
 GPU_HEAD_CASES = (
     VOCABULARY,
     *(cases[torch.bfloat16] for cases in _IN_BOTH_DTYPES),
@@ -203,5 +203,5 @@ GPU_HEAD_CASES = (
 
 
 def head_cases(kind: DeviceKind) -> tuple[HeadCase, ...]:
-    """The cases that are measured on a kind of device."""
+    """Return the cases that are measured on a kind of device."""
     return HEAD_CASES if kind == "cpu" else GPU_HEAD_CASES

@@ -35,7 +35,7 @@ def keep(name: str, folder: Path) -> Path:
     runs = {arm: of_arm["seeds"] for arm, of_arm in found["strategies"].items()}
     arms = [Arm(name, of_arm["strategy"], of_arm["engine"]) for name, of_arm in found["strategies"].items()]
     facts = {key: found[key] for key in ("metric", "n_seeds", "engines", "environment", "load")}
-    # Anew from the runs, so that every record says what `compare` says today.
+    # Computed again from the runs, so that every record has what `compare` now reports.
     compared = compare_runs(runs, arms, facts, None, found["plateau_margin"])
     for of_arm in compared["strategies"].values():
         for seed in of_arm["seeds"]:
@@ -49,13 +49,13 @@ def keep(name: str, folder: Path) -> Path:
 
 
 def read(name: str) -> Comparison:
-    """The record of a comparison."""
+    """Read the record of a comparison."""
     found: Comparison = json.loads((CLAIMS / f"{name}.json").read_text("utf-8"))
     return found
 
 
 def of_strategies(name: str) -> list[str]:
-    """Lines of a table of all strategies of a comparison."""
+    """Return the lines of a table of all strategies of a comparison."""
     found = read(name)
     heading = [
         "strategy", "test, at the end", "seconds to STL's best", "steps", "against stl",
@@ -69,7 +69,7 @@ def of_strategies(name: str) -> list[str]:
 
 
 def of_readme() -> list[str]:
-    """Lines of the README's table."""
+    """Return the lines of the README's table."""
     heading = [
         "data, labels kept", "strategy", "test, at the end", "seconds to STL's best", "steps", "against stl",
         "whole run, s", "against mtl",
@@ -89,7 +89,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {"claims": of_readme} | {
 
 
 def _cells(found: Comparison, strategy: str) -> list[str]:
-    """Quality; time and steps to STL's best, and that time against stl's; time of the whole run, and against mtl's."""
+    """Return quality; time and steps to STL's best, and that time vs. stl; time of the whole run, and that vs. mtl."""
     runs = found["strategies"][strategy]
     return [
         f"{runs['test_median']:.4f}",
@@ -102,7 +102,7 @@ def _cells(found: Comparison, strategy: str) -> list[str]:
 
 
 def _reached(runs: Comparison, target: str, of: str) -> str:
-    """The median, where every seed came there."""
+    """Return the median if every seed reached the target."""
     to, n = runs["to"][target], len(runs["seeds"])
     if to["reached"] < n:
         return f"in {to['reached']} of {n} seeds" if to["reached"] else "never"

@@ -1,4 +1,4 @@
-"""`pytest bench --benchmark-only` times real sizes; every other run of pytest only sees that the benchmarks run."""
+"""`pytest bench --benchmark-only` times real sizes; any other run of pytest only checks that the benchmarks run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from bench.environment import describe
 TIMED, TRIED = (
     "timed",
     "tried",
-)  # markers: of a quick comparison at real sizes, and of sizes that say nothing of speed
+)  # markers of a quick comparison at real sizes, and of sizes too small to show speed
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark looks at its options
 def pytest_configure(config: pytest.Config) -> None:
-    """Time nothing where nobody asks for it."""
+    """Disable timing unless it is asked for."""
     option = config.option
     asked = ("benchmark_only", "benchmark_enable", "benchmark_skip", "benchmark_autosave", "benchmark_save",
              "benchmark_json", "benchmark_compare")  # fmt: skip
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what has no place in this run, as `-m` does."""
+    """Deselect the tests that do not belong to this run, as `-m` does."""
     timing = bool(getattr(config.option, "benchmark_only", False))
     unwanted = TRIED if timing else TIMED
     left_out = [item for item in items if item.get_closest_marker(unwanted)]
@@ -33,5 +33,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    """Versions, threads and the processor's name, in what `--benchmark-json` writes."""
+    """Add versions, threads and the processor's name to the output of `--benchmark-json`."""
     machine_info["mt2st_fast"] = describe()

@@ -1,4 +1,4 @@
-"""Which device is measured, the one line that says there is no GPU, and a run as a CUDA graph that owns its memory."""
+"""The measured device, the one-line message without a GPU, and runs as CUDA graphs that own their memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARM_UPS = 3
 
 
 def find(requested: str = "auto") -> torch.device:
-    """The device by name; "auto" takes CUDA where there is one. Raises ValueError where it is missing."""
+    """Return the device by name; "auto" takes CUDA where it is available. Raises ValueError where it is missing."""
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
     if requested not in ("cpu", "cuda"):
@@ -25,20 +25,20 @@ def find(requested: str = "auto") -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; nothing on a CPU."""
+    """Wait for a GPU; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def clear_workspaces() -> None:
-    """Let go of the memory that cuBLAS works in, as other graphs and torch.compile's do."""
+    """Free cuBLAS's workspaces, as other graphs and those of torch.compile do."""
     torch._C._cuda_clearCublasWorkspaces()
 
 
 class Replay:
-    """A call replays the graph; `result` is what the captured run returned, written anew by every replay.
+    """A captured graph; a call replays it. `result` is what the captured run returned, overwritten by every replay.
 
-    It keeps the run, and with it every tensor that the graph reads or writes.
+    It keeps the run alive, and with it every tensor that the graph reads or writes.
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, run: Callable[[], Any], result: Any) -> None:
@@ -55,11 +55,11 @@ def captured(
     prepare: Callable[[], object] = lambda: None,
     warm_ups: int = WARM_UPS,
 ) -> Replay:
-    """`run` as a CUDA graph in a pool of its own, after a few runs on the stream that it is captured on.
+    """Capture `run` as a CUDA graph in its own memory pool, after some warm-up runs on the same stream.
 
-    prepare: what has to be done before every run and is not captured. cuBLAS's workspaces are the graph's own: one from
-    before would be freed by whoever clears them, and the replays would write into somebody else's memory.
-    Raises what the run or CUDA raises.
+    prepare: called before every run and not captured. The graph owns cuBLAS's workspaces: earlier ones could be freed
+    by any code that clears them, and the replays would then write into memory of others. Raises what the run or CUDA
+    raises.
     """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

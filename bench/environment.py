@@ -1,4 +1,4 @@
-"""What a record says about where it was made: commit, device, versions."""
+"""Where a record was made: commit, device, versions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 from mt2st_fast.environment import processor, version
 
 ROOT = Path(__file__).resolve().parent.parent
-# Measuring writes these; they do not make the measured code another one.
+# Measuring writes these files; they do not change the measured code.
 WRITTEN_HERE = ("bench/records", "bench/RESULTS.md", "bench/*.png")
 PACKAGES = ("torch", "numba", "triton", "mt2st-fast", "liger-kernel", "cut-cross-entropy")
-# Names the commit where the measured tree is a copy: without git, or with that of a folder around it.
+# Gives the commit if the measured tree is a copy without git, or inside the checkout of something else.
 COMMIT_VARIABLE = "MT2ST_COMMIT"
 
 
 def describe(device: torch.device | None = None) -> dict[str, Any]:
-    """Commit and whether the working tree differs from it, date, device and versions, JSON-able."""
+    """Return commit, whether the working tree differs from it, date, device and versions, JSON-able."""
     return {
         "commit": os.environ.get(COMMIT_VARIABLE) or _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", ".", *(f":!{path}" for path in WRITTEN_HERE))),
@@ -47,7 +47,7 @@ def _device(device: torch.device | None) -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    with suppress(Exception):  # whatever nvidia-ml-py raises: a version is nice to have
+    with suppress(Exception):  # nvidia-ml-py may raise anything, and its version is optional
         import pynvml
 
         pynvml.nvmlInit()
@@ -56,7 +56,7 @@ def _driver() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says, None outside a checkout or without git."""
+    """Return the output of git, None outside a checkout or without git."""
     try:
         run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""What the device itself can do: bytes a second of a large copy, operations a second of a large GEMM."""
+"""The device's own limits: bytes per second of a large copy, operations per second of a large GEMM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROUNDS = 20
 
 
 def copy_bytes_per_second(device: torch.device) -> float:
-    """A copy within the device's memory, counting bytes read and bytes written."""
+    """Measure a copy within the device's memory, counting bytes read and bytes written."""
     source = torch.randint(256, (COPY_BYTES[device.type],), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _median_seconds(lambda: target.copy_(source), device)
@@ -22,7 +22,7 @@ def copy_bytes_per_second(device: torch.device) -> float:
 
 
 def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """A square GEMM of random numbers; zeros would run faster than any real data."""
+    """Measure a square GEMM of random numbers; with zeros it would be faster than with real data."""
     side = GEMM_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)

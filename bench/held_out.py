@@ -1,4 +1,4 @@
-"""Held-out rows: how many of them every task hits, by the Trainer and by the loop that people write."""
+"""Evaluation on held-out rows: the hits of every task, by the Trainer and by an ordinary loop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mt2st_fast import MultiTask, Trainer
 
 CANDIDATES = ("ours", "eager")
 WARMING_STEPS = 4
-# Of all rows, those whose best two logits may be so near to each other that their order is one of rounding.
+# The share of rows whose two best logits may be so close that rounding decides their order.
 MOST_DIFFERENT = 1e-3
 
 
 def held_out_passes(model: StepModel) -> dict[str, Step]:
-    """An evaluation of all tasks on the model's held-out batch, in the midst of a run.
+    """Return evaluations of all tasks on the model's held-out batch, as during a run.
 
     Raises InaccurateError where the two do not agree.
     """
@@ -41,7 +41,7 @@ def held_out_passes(model: StepModel) -> dict[str, Step]:
 
 @torch.no_grad()
 def _by_torch(trainer: Trainer, inputs: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
-    """The share of labelled rows that each task's own nn.Linear hits."""
+    """Return the share of labelled rows that each task's own nn.Linear predicts correctly."""
     trainer.encoder.eval()
     features = trainer.encoder(inputs)
     found = {}

@@ -1,15 +1,15 @@
 """The measuring rule: candidates take turns (A B C A B C ...) in one process, and medians are compared.
 
-A turn is a short burst of calls, the same for every candidate: as in training, where a call follows its like, and
-not as after a stranger, whose call has put the worker threads to sleep (waking one takes 0.1 ms on a virtual
-machine). A slow stretch hits all candidates alike, so ratios bear a changing clock better than times do. They do NOT
-bear other work on the same cores: every parallel region then waits for a thread that has lost its core, up
-to milliseconds each, and the ratio counts parallel regions. The spread does not show it. So a measurement
-says what share of the processors others used meanwhile.
+A turn is a short burst of calls, the same number for every candidate. This resembles training, where a call follows an
+equal one, and not another candidate's, during which the worker threads fell asleep (waking one takes 0.1 ms on a
+virtual machine). A slow phase affects all candidates alike, so ratios are more robust to a changing clock than times
+are. They are NOT robust to other work on the same cores: every parallel region then waits for a thread that has lost
+its core, for up to milliseconds each, and the ratio counts parallel regions. The spread does not show this. So a
+measurement records what share of the processors others used meanwhile.
 
-On a GPU a turn is timed by a pair of CUDA events around the burst: the time of the device, and of the host where
-the device waits for it, as it does in training. There every burst lasts as long, so that a slow peer has fewer calls in
-it: a GPU is at hand for minutes, and its workers do not fall asleep.
+On a GPU a turn is timed by a pair of CUDA events around the burst: this is the time of the device, and of the host if
+the device waits for it, as it does in training. There every burst has the same duration, so that a slow peer has fewer
+calls in it: a GPU is only available for minutes, and its workers do not fall asleep.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from bench.load import CpuLoad
 
 PERCENTILES = (5, 25, 50, 75, 95)
 WARM_UP_ROUNDS = 5
-BURST_US = 5_000  # a turn lasts about this long for the fastest candidate, on a GPU for each
+BURST_US = 5_000  # approximate duration of a turn of the fastest candidate, on a GPU of every one
 MOST_CALLS = 50
 MIN_ROUNDS = 10
 
 
 class Candidate(NamedTuple):
-    """What is timed, and what has to be done before each time without being timed."""
+    """What is timed, and the untimed preparation before each time."""
 
     run: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
 
 
 class Ratio(NamedTuple):
-    """Time of one candidate over that of another: of the medians, and the quartiles of the rounds' ratios."""
+    """The time of one candidate over that of another: of the medians, and the quartiles of the rounds' ratios."""
 
     of_medians: float
     p25: float
@@ -48,11 +48,11 @@ class Ratio(NamedTuple):
 
 
 class Timings:
-    """Microseconds of every candidate in every round."""
+    """The microseconds of every candidate in every round."""
 
     def __init__(self, rounds_us: Mapping[str, np.ndarray], others_cpu_share: float | None = None) -> None:
         self.rounds_us = dict(rounds_us)
-        self.others_cpu_share = others_cpu_share  # 0 to 1, None where it cannot be known
+        self.others_cpu_share = others_cpu_share  # 0 to 1, None where it is unknown
 
     @property
     def rounds(self) -> int:
@@ -60,16 +60,16 @@ class Timings:
         return len(next(iter(self.rounds_us.values())))
 
     def median_us(self, name: str) -> float:
-        """The median of one candidate."""
+        """Return the median of one candidate."""
         return float(np.median(self.rounds_us[name]))
 
     def percentiles_us(self, name: str) -> dict[str, float]:
-        """{"p5": ..., "p95": ...} of one candidate."""
+        """Return {"p5": ..., "p95": ...} of one candidate."""
         values = np.percentile(self.rounds_us[name], PERCENTILES)
         return {f"p{p}": round(float(value), 2) for p, value in zip(PERCENTILES, values, strict=True)}
 
     def ratio(self, numerator: str, denominator: str) -> Ratio:
-        """Time of `numerator` over time of `denominator`."""
+        """Return the time of `numerator` over the time of `denominator`."""
         p25, p75 = np.percentile(self.rounds_us[numerator] / self.rounds_us[denominator], (25, 75))
         return Ratio(self.median_us(numerator) / self.median_us(denominator), float(p25), float(p75))
 
@@ -82,10 +82,10 @@ def interleave(
     limit_seconds: float | None = None,
     device: torch.device | None = None,
 ) -> Timings:
-    """Time each candidate once a round, after a warm-up; a time is the mean of one burst of calls.
+    """Time each candidate once per round, after a warm-up; a time is the mean over a burst of calls.
 
-    limit_seconds ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer).
-    Raises ValueError without candidates or rounds.
+    limit_seconds: ends the measurement early, but not before MIN_ROUNDS (or `rounds`, if fewer). Raises ValueError
+    without candidates or rounds.
     """
     if not candidates or rounds < 1:
         raise ValueError("interleave needs at least one candidate and one round")
@@ -112,7 +112,7 @@ Burst = Callable[[Candidate, int], float]
 
 
 def _round(candidates: Mapping[str, Candidate], calls: np.ndarray, burst: Burst) -> list[float]:
-    """Microseconds of a call of each candidate, the mean over a burst of its calls."""
+    """Return microseconds per call of each candidate, the mean over a burst of its calls."""
     return [burst(candidate, int(n)) for candidate, n in zip(candidates.values(), calls, strict=True)]
 
 
@@ -139,10 +139,10 @@ def _cuda_burst_us(candidate: Candidate, calls: int) -> float:
 
 
 def cold_us(candidate: Candidate, device: torch.device, calls: int = 30) -> float:
-    """Median microseconds of a call on a GPU that finds nothing in its L2 cache.
+    """Return the median microseconds of a call on a GPU with a cold L2 cache.
 
-    A buffer larger than the cache is written before each call; while the device does that, the host runs
-    ahead, so this is hardly more than the device's own time.
+    A buffer larger than the cache is written before each call; meanwhile the host runs ahead, so this is hardly more
+    than the device's own time.
     """
     buffer = torch.empty(2**28, dtype=torch.uint8, device=device)
     pairs = [

@@ -1,12 +1,12 @@
-"""python -m bench.jobs [--device cuda|cpu] [--corpus PATH]: whole jobs, called as a user calls them, and their records.
+"""python -m bench.jobs [--device cuda|cpu] [--corpus PATH]: run whole jobs as a user would, and record them.
 
-train         `mt2st-fast train` with its defaults, in a process of its own: tokens/s and accuracy of its report.json
-supervised    train_supervised on 50,000 generated documents of five label families, on the device and on the CPU
-words         Word2Vec, skip-gram, on generated text
+    train         `mt2st-fast train` with its defaults, in its own process: tokens/s and accuracy from its report.json
+    supervised    train_supervised on 50,000 generated documents of five label families, on the device and on the CPU
+    words         Word2Vec, skip-gram, on generated text
 
-The first call compiles or loads kernels; the second one counts, and the first one's time stands beside it. A job that
-cannot run is skipped by name in one line, and one that breaks makes the exit code 1. --warm-up only compiles what the
-CPU's figures need, on next to nothing, and records nothing.
+The first call compiles or loads kernels; the second one counts, and the time of the first is recorded, too. A job that
+cannot run is skipped by name in one line, and a failing one makes the exit code 1. --warm-up only compiles what the CPU
+measurements need, on tiny inputs, and records nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARM_DOCUMENTS = 400
 
 
 class Sizes(NamedTuple):
-    """How much of everything."""
+    """The sizes of all jobs."""
 
     documents: int = 50_000
     test_documents: int = 2_000
@@ -90,7 +90,7 @@ def main(
 
 
 def survived(title: str, job: Job, records: Path) -> bool:
-    """Run one job; one that breaks must not take the others with it."""
+    """Run one job, so that a failure does not affect the others."""
     try:
         ledger.append(job(), records)
     except Exception as error:
@@ -119,7 +119,7 @@ def _shown(value: Any) -> str:
 def run_train(
     environment: ledger.Record, device: torch.device, corpus: Path | None, folder: Path, limit_seconds: float
 ) -> Iterator[ledger.Record]:
-    """The command line, its defaults, and what its report says. Raises RuntimeError with its last line."""
+    """Run the command line with its defaults, and read its report. Raises RuntimeError with its last line."""
     out = folder / "train"
     data = "stdlib" if corpus is None else f"conllu:{corpus.resolve()}"
     command = [sys.executable, "-m", "mt2st_fast", "train", "--data", data, "--device", device.type, "--out"]
@@ -158,7 +158,7 @@ def run_train(
 def run_supervised(
     environment: ledger.Record, device: torch.device, folder: Path, sizes: Sizes = FULL_SIZES
 ) -> Iterator[ledger.Record]:
-    """Five heads on generated documents, EPOCHS passes: the device's, and for comparison a CPU's."""
+    """Train five heads on generated documents for EPOCHS passes: on the device, and for comparison on a CPU."""
     train = Documents.make(sizes.documents).write(folder / "train.txt")
     test = Documents.make(sizes.test_documents, seed=1).write(folder / "test.txt")
     tokens = sizes.documents * 40 * EPOCHS
@@ -184,7 +184,7 @@ def run_supervised(
 
 
 def write_text(path: Path, words: int, types: int) -> Path:
-    """Lines of 20 Zipf words, half of them near their line's own, so that there is something to learn."""
+    """Write lines of 20 Zipf words, half of them near the line's own word, so that there is something to learn."""
     rng = np.random.default_rng(0)
     shares = 1 / np.arange(1, types + 1)
     drawn = rng.choice(types, size=(words // 20, 20), p=shares / shares.sum())
@@ -199,7 +199,7 @@ def write_text(path: Path, words: int, types: int) -> Path:
 def run_words(
     environment: ledger.Record, device: torch.device, folder: Path, sizes: Sizes = FULL_SIZES
 ) -> Iterator[ledger.Record]:
-    """Skip-gram with gensim's defaults on a device, words/s over the time of training alone."""
+    """Train skip-gram with gensim's defaults on a device; words/s are over the training time only."""
     path = write_text(folder / "words.txt", sizes.words, sizes.types)
     first, (call, trained, losses) = (_word2vec(path, device) for _ in range(2))
     yield _record(
@@ -217,7 +217,7 @@ def run_words(
 
 
 def _word2vec(path: Path, device: torch.device) -> tuple[float, float, list[float]]:
-    """Seconds of the call, of what of it was training, and the epochs' losses."""
+    """Return the seconds of the call, of its training, and the epochs' losses."""
     clock: list[float] = []
 
     class Stopwatch:
@@ -235,7 +235,7 @@ def _word2vec(path: Path, device: torch.device) -> tuple[float, float, list[floa
 
 
 def warm_cpu() -> None:
-    """Compile what a CPU's figures need, or load it from the cache: bags and heads, in one call and in pieces."""
+    """Compile, or load from the cache, what the CPU's measurements need: bags and heads, in one call and separately."""
     cpu = torch.device("cpu")
     warm_up(cpu, torch.float32)
     sizes = FULL._replace(documents=WARM_DOCUMENTS, cpu_batch=WARM_DOCUMENTS)

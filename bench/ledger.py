@@ -1,4 +1,4 @@
-"""The measurements on file: one JSON object a line, appended and never overwritten."""
+"""The measurements on file: one JSON object per line, appended and never overwritten."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def make_record(
     ratio: Ratio | None = None,
     **more: Any,
 ) -> Record:
-    """One measurement. `ratio_name` says what over what, as in "eager / ours"; `more` are fields of the suite's own."""
+    """Return the record of a measurement.
+
+    ratio_name: what is divided by what, as in "eager / ours". more: fields of the suite's own.
+    """
     return {
         "suite": suite,
         "case": case,
@@ -46,7 +49,7 @@ def make_record(
 def make_value(
     environment: Record, suite: str, case: str, shape: str, peer: str, unit: str, value: float
 ) -> Record:
-    """One number that is no time: a bandwidth, a memory peak."""
+    """Return the record of a number that is no time: a bandwidth, a memory peak."""
     return {
         "suite": suite,
         "case": case,
@@ -65,7 +68,7 @@ def _rounded(ratio: Ratio) -> dict[str, float]:
 
 
 def append(records: Iterable[Record], folder: Path = FOLDER) -> None:
-    """Add records to the file of their kind of device."""
+    """Append records to the file of their kind of device."""
     folder.mkdir(parents=True, exist_ok=True)
     for record in records:
         with (folder / f"{record['device']['kind']}.jsonl").open("a", encoding="utf-8") as file:
@@ -73,13 +76,13 @@ def append(records: Iterable[Record], folder: Path = FOLDER) -> None:
 
 
 def read(folder: Path = FOLDER) -> list[Record]:
-    """All records, oldest first."""
+    """Return all records, oldest first."""
     lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
     return sorted(map(json.loads, lines), key=lambda record: record["date"])
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The newest record of each suite, case, peer, direction and device."""
+    """Return the newest record of each suite, case, peer, direction and device."""
     newest: dict[tuple[object, ...], Record] = {}
     for record in records:
         device = record["device"]

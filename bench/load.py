@@ -1,4 +1,4 @@
-"""What share of the processors other processes used while something was measured."""
+"""The share of the processors that other processes used during a measurement."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ DISTURBED_SHARE = 0.05
 
 
 class CpuLoad:
-    """Starts to watch when it is made."""
+    """Measures the load from its creation on."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._busy, self._own = _busy_seconds(), _own_seconds()
 
     def others_share(self) -> float | None:
-        """0 to 1 of all processors, the host's theft included; None where /proc/stat does not exist."""
+        """Return the others' share of all processors, 0 to 1, including steal time; None without /proc/stat."""
         busy = _busy_seconds()
         if busy is None or self._busy is None:
             return None
@@ -29,7 +29,7 @@ class CpuLoad:
 
 
 def _busy_seconds() -> float | None:
-    """Processor seconds since boot: user, nice, system, irq, softirq and steal of `man 5 proc_stat`."""
+    """Return processor seconds since boot: user, nice, system, irq, softirq and steal of `man 5 proc_stat`."""
     if not STAT.exists():
         return None
     user, nice, system, _, _, irq, softirq, steal = map(int, STAT.read_text().split()[1:9])
@@ -37,6 +37,6 @@ def _busy_seconds() -> float | None:
 
 
 def _own_seconds() -> float:
-    """Of this process, and of those that it has started and that have ended."""
+    """Return processor seconds of this process, and of ended processes that it started."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

@@ -51,10 +51,10 @@ from bench.step_models import StepModel
 console = Console(width=150)
 
 
-# On a CPU a step follows hundreds of its like, and finds the optimizer's tables in cache: every candidate has its own,
-# and a stranger's have thrown them out.
+# On a CPU, a step in training finds the optimizer's tables in cache. Here every candidate has its own tables, and
+# other candidates' tables evict them.
 STEP_BURST_US = {"cpu": 50_000, "cuda": 10_000}
-# Of a case's share of the time: after this no further peer is built, so that time is left to measure those there are.
+# Share of a case's time after which no further peer is built, so that time is left to measure the others.
 BUILDING_SHARE = 0.6
 LEAST_SECONDS = 1.0
 COLD_SECONDS, COLD_CALLS = 0.2, 30
@@ -72,7 +72,7 @@ class Suite(StrEnum):
 
 
 class Measurement:
-    """What every suite is told: where, how often, how long, and where the records go."""
+    """The settings of every suite: where, how often, how long, and where the records go."""
 
     def __init__(self, device: torch.device, rounds: int, limit_seconds: float, records: Path) -> None:
         self.device, self.rounds, self.limit_seconds, self.records = device, rounds, limit_seconds, records
@@ -80,17 +80,17 @@ class Measurement:
         self._building_ends = self._ends = math.inf
 
     def begin(self, seconds: float) -> None:
-        """A case begins that may take so long."""
+        """Begin a case that may take this long."""
         now = time.perf_counter()
         self._building_ends, self._ends = now + BUILDING_SHARE * seconds, now + seconds
 
     @property
     def has_time_to_build(self) -> bool:
-        """Whether a peer that is not needed may still be built for the case at hand."""
+        """Whether there is time to build an optional peer for the current case."""
         return time.perf_counter() < self._building_ends
 
     def interleave(self, candidates: Mapping[str, Candidate], burst_us: float = BURST_US) -> Timings:
-        """By the measuring rule of bench/interleaved.py."""
+        """Time candidates by the measuring rule of bench/interleaved.py."""
         return interleave(
             candidates,
             rounds=self.rounds,
@@ -100,7 +100,7 @@ class Measurement:
         )
 
     def append(self, made: Iterable[ledger.Record]) -> None:
-        """Put records on file."""
+        """Append records to the file."""
         ledger.append(made, self.records)
 
 
@@ -145,7 +145,7 @@ def main(
 
 
 def _is_lost(device: torch.device) -> bool:
-    """Whether this process can use the device no more, as after an illegal memory access; else its memory is freed."""
+    """Whether this process can no longer use the device, as after an illegal memory access; else frees its memory."""
     try:
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
@@ -155,7 +155,7 @@ def _is_lost(device: torch.device) -> bool:
 
 
 def _go_on_in_another_process(first: int, seconds: float, total_seconds: float | None) -> NoReturn:
-    """This program again from another case on: one that broke the device must not take the others with it."""
+    """Run this program again from another case on, so that a case that broke the device does not affect the others."""
     console.print("[yellow]the device is lost to this process; another one goes on[/yellow]")
     arguments = [*sys.argv[1:], "--first", str(first)]
     if total_seconds is not None:
@@ -165,7 +165,7 @@ def _go_on_in_another_process(first: int, seconds: float, total_seconds: float |
 
 
 def _survived(name: str, run: Callable[[], bool]) -> bool:
-    """Run one case; one that breaks must not take the others with it."""
+    """Run one case, so that a failure does not affect the others."""
     try:
         return run()
     except Exception:
@@ -178,7 +178,7 @@ Work = tuple[str, Callable[[], bool], float]
 
 
 def _work(suite: Suite, part: str | None, m: Measurement) -> Iterator[Work]:
-    """(name, what measures it and is False where a check is red, weight of its share) of everything asked for."""
+    """Yield (name, measuring function, weight of its time share); the function returns False if a check fails."""
     kind: DeviceKind = "cuda" if m.device.type == "cuda" else "cpu"
 
     def wanted(*suites: Suite) -> bool:
@@ -188,7 +188,7 @@ def _work(suite: Suite, part: str | None, m: Measurement) -> Iterator[Work]:
         yield "floors", partial(measure_floors, m), 1.0
     if wanted(Suite.heads):
         for case in _named(head_cases(kind), part):
-            # The required results are of forward and backward; a GPU's time is short.
+            # Requirements are for forward and backward; time on a GPU is short.
             for direction in DIRECTIONS if kind == "cpu" else DIRECTIONS[:1]:
                 yield case.name, partial(measure_heads, case, direction, m), case.weight
     if wanted(Suite.step):
@@ -210,7 +210,7 @@ def _named(cases, part):  # type: ignore[no-untyped-def]
 
 
 def measure_floors(m: Measurement) -> bool:
-    """Copy bandwidth and GEMM rate of the device."""
+    """Measure copy bandwidth and GEMM rate of the device."""
     dtypes = (torch.float32,) if m.device.type == "cpu" else (torch.bfloat16, torch.float32)
     found = {"copy": ("bytes/s", copy_bytes_per_second(m.device))} | {
         f"GEMM {dtype_name(dtype)}": ("FLOP/s", gemm_flops_per_second(m.device, dtype)) for dtype in dtypes
@@ -225,7 +225,7 @@ def measure_floors(m: Measurement) -> bool:
 
 
 def measure_heads(case: HeadCase, direction: Direction, m: Measurement) -> bool:
-    """All peers of one case and direction; False where our own code fails or is inaccurate."""
+    """Measure all peers of one case and direction; False if our own code fails or is inaccurate."""
     title = f"{case.name}: {case.shape}, {direction}"
     peers, more, green = checked_peers(case, direction, m, tuple(builders(m.device)))
     timings = m.interleave({name: peer.candidate() for name, peer in peers.items()})
@@ -238,7 +238,7 @@ def measure_heads(case: HeadCase, direction: Direction, m: Measurement) -> bool:
 
 
 def over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
-    """Eager over each; a peer without a bias is compared with ours without one."""
+    """Return the ratio of eager over each; a peer without a bias is compared with ours without one."""
     ratios = {name: ("eager", name) for name in peers if name != "eager" and "eager" in peers}
     without = [name for name, peer in peers.items() if peer.weights and not peer.biases]
     for name in without:
@@ -251,7 +251,9 @@ def over_eager(peers: Mapping[str, Peer]) -> dict[str, tuple[str, str]]:
 def checked_peers(
     case: HeadCase, direction: Direction, m: Measurement, names: tuple[str, ...]
 ) -> tuple[dict[str, Peer], dict[str, dict[str, Any]], bool]:
-    """The peers that compute the right thing, what their records say beside times, and whether ours are among them."""
+    """Return the peers that compute the right thing, additional fields of their records, and whether ours are among
+    them.
+    """
     inputs = case.inputs(device=m.device)
     check = Check(inputs, direction)
     peers: dict[str, Peer] = {}
@@ -268,7 +270,7 @@ def checked_peers(
         else:
             try:
                 peers[name], more[name] = _checked(build_of[name](inputs, direction), check, m)
-            except Exception as error:  # a peer is someone else's code, and may raise anything
+            except Exception as error:  # a peer is third-party code and may raise anything
                 green = green and name not in OURS
                 _skip(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
     shown = [name for name in build_of if name in peers]
@@ -276,7 +278,7 @@ def checked_peers(
 
 
 def _checked(peer: Peer, check: Check, m: Measurement) -> tuple[Peer, dict[str, Any]]:
-    """A peer that has passed its rule, and the fields of its records."""
+    """Return a peer that has passed its rule, and the fields of its records."""
     rule = check(peer)
     fields: dict[str, Any] = {"dtype": dtype_name(peer.features_nd.dtype)}
     if rule is not None:
@@ -291,7 +293,7 @@ def _skip(name: str, reason: str) -> None:
 
 
 def measure_step(case: StepCase, m: Measurement) -> bool:
-    """Steps of one model; False where the check is red."""
+    """Measure steps of one model; False if the check fails."""
     if reason := case.obstacle():
         _skip(case.name, reason)
         return True
@@ -319,7 +321,7 @@ def measure_step(case: StepCase, m: Measurement) -> bool:
 
 
 def _measure_held_out(name: str, model: StepModel, m: Measurement) -> bool:
-    """Evaluations of all tasks; False where they do not agree."""
+    """Measure evaluations of all tasks; False if they do not agree."""
     assert model.held_out is not None
     try:
         passes = held_out_passes(model)
@@ -338,12 +340,12 @@ def _present(ratios: Mapping[str, tuple[str, str]], steps: Mapping[str, Step]) -
 
 
 def measure_memory(case: HeadCase, m: Measurement) -> bool:
-    """Peak memory and time of the vocabulary case on a CPU."""
+    """Measure peak memory and time of the vocabulary case on a CPU."""
     return _measure_time_and_memory("memory", case, m, ("eager", "linear_cross_entropy", "ours", "gemms"))
 
 
 def measure_scaling(case: HeadCase, m: Measurement) -> bool:
-    """Time and peak memory of one point of a sweep."""
+    """Measure time and peak memory of one point of a sweep."""
     return _measure_time_and_memory("scaling", case, m, SCALING_PEERS[m.device.type])
 
 

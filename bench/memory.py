@@ -1,13 +1,13 @@
-"""Peak memory of one call, forward and backward, beside its inputs and its gradients.
+"""Peak memory of one call, forward and backward, beyond its inputs and its gradients.
 
 GPU: the allocator's high-water mark over what was allocated before, less the gradients.
 
-CPU: the resident set's high-water mark (VmHWM of /proc/self/status) in a fresh process per peer. The process
-first runs the peer on a small case, so that libraries are loaded and kernels compiled; it makes the inputs,
-and gradients that it writes to, so that their pages exist; it hands free heap back to the system
-(malloc_trim), and takes the resident set as its baseline. Then it drops the gradients, resets the
-high-water mark, and runs the peer once, which makes its own gradients. Peak less baseline is what the call
-needs beside inputs and gradients: temporary tensors, buffers, allocator waste.
+CPU: the resident set's high-water mark (VmHWM of /proc/self/status) in a fresh process per peer. The process first runs
+the peer on a small case, so that libraries are loaded and kernels compiled. It then makes the inputs, and gradients
+that it writes to, so that their pages exist; returns free heap to the system (malloc_trim); and takes the resident set
+as its baseline. Then it drops the gradients, resets the high-water mark, and runs the peer once, which makes its own
+gradients. Peak less baseline is what the call needs beyond inputs and gradients: temporary tensors, buffers, allocator
+waste.
 
 `python -m bench.memory CASE PEER` is that fresh process; CASE is JSON.
 """
@@ -30,19 +30,19 @@ from mt2st_fast.kernels import warm_up
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_HIGH_WATER = "5"  # man 5 proc_pid_clear_refs
-# Wide enough to be computed as the case itself is (a vocabulary-sized head has a plan of its own, to be
-# compiled here and not in the run that counts), small enough to leave no trace.
+# Wide enough to be computed like the case itself (a vocabulary-sized head has its own plan, which must be
+# compiled here and not in the measured run), small enough to leave no trace.
 SMALL_ROWS, SMALL_CLASSES = 256, 5000
 
 
 class UnmeasurableError(RuntimeError):
-    """The system does not say how much memory a process used."""
+    """The system does not report how much memory a process used."""
 
 
 def peak_extra_bytes(case: HeadCase, peer: str, device: torch.device) -> int:
-    """Bytes that forward+backward of `peer` needs at its peak beside inputs and gradients.
+    """Return the peak bytes of `peer`'s forward+backward beyond inputs and gradients.
 
-    Raises UnmeasurableError where the system does not tell.
+    Raises UnmeasurableError if the system does not report them.
     """
     if device.type == "cuda":
         return peak_on_gpu(BUILDERS[peer](case.inputs(device=device), "forward+backward"))
@@ -59,9 +59,9 @@ def peak_extra_bytes(case: HeadCase, peer: str, device: torch.device) -> int:
 
 
 def peak_on_gpu(peer: Peer) -> int:
-    """Of a peer that is no graph: a graph's memory is reserved at its capture and seen by nobody after."""
+    """Return the peak of a peer that is not a graph: a graph's memory is reserved at its capture and not seen later."""
     peer.clear()
-    peer.run()  # compiles, and makes what is made once
+    peer.run()  # compiles, and creates what is only created once
     peer.clear()
     gc.collect()
     torch.cuda.synchronize()
@@ -117,7 +117,7 @@ def _peak_on_cpu(peer: Peer) -> int:
 
 
 def reset_high_water() -> int:
-    """Forget the peak so far; the bytes that are resident now."""
+    """Reset the recorded peak; return the bytes that are resident now."""
     _hand_free_memory_back()
     try:
         CLEAR_REFS.write_text(RESET_HIGH_WATER)
@@ -127,7 +127,7 @@ def reset_high_water() -> int:
 
 
 def high_water_bytes() -> int:
-    """The most that was resident since `reset_high_water`."""
+    """Return the most bytes that were resident since `reset_high_water`."""
     return _status_bytes("VmHWM")
 
 

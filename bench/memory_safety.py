@@ -28,12 +28,12 @@ from mt2st_fast.training.schedules import Schedule
 
 SIZES = (17, 2, 2, 3, 4, 5, 6, 8)
 SCHEDULES: dict[str, Callable[[], Schedule]] = {"all tasks": MultiTask, "main task": SingleTask}
-STEPS = 8  # before the first disturbance; the capture is among them
+STEPS = 8  # before the first disturbance, including the capture
 REPLAYS = 4  # after each disturbance
-# Float32 steps in another order of additions; a replay that reads or writes foreign memory is off by more, or NaN.
+# Float32 steps differ in the order of additions; a replay that accesses foreign memory is off by more, or NaN.
 ALLOWED_ERROR = 1e-4
 MARK = 7.0
-# Numbers of the tensors that take the freed memory: as large as a workspace of cuBLAS, as a segment, and small.
+# Elements of the tensors that take the freed memory: as large as a cuBLAS workspace, as a segment, and small.
 TAKEN = (*(8 << 20,) * 8, *(1 << 20,) * 32, *(1 << 14,) * 64)
 
 
@@ -47,13 +47,13 @@ class Pair(NamedTuple):
     step: Step
 
     def advance(self, steps: int) -> None:
-        """Both by so many steps."""
+        """Advance both by the same number of steps."""
         for _ in range(steps):
             self.replay()
             self.step()
 
     def hold(self, after: str) -> None:
-        """Raises InaccurateError where the two have come apart."""
+        """Raise InaccurateError if the two differ."""
         for kind in ("encoder", "heads"):
             ours, theirs = (getattr(trainer, kind).state_dict() for trainer in (self.graphed, self.plain))
             for key, truth in theirs.items():
@@ -65,7 +65,7 @@ class Pair(NamedTuple):
 
 
 def make_pair(model: StepModel, name: str, *, graph: bool = True) -> Pair:
-    """Both at the same step. Raises RuntimeError with the reason where the step is not captured."""
+    """Return both at the same step. Raises RuntimeError with the reason if the step is not captured."""
     make = graphed_step if graph else _eager_twin
     graphed, replay = make(model, SCHEDULES[name](), STEPS)
     plain, step = _eager_twin(model, SCHEDULES[name](), STEPS)
@@ -80,12 +80,12 @@ def _eager_twin(model: StepModel, schedule: Schedule, steps: int) -> tuple[Train
 
 
 def take_memory(device: torch.device, taken: tuple[int, ...] = TAKEN) -> list[Tensor]:
-    """Tensors full of MARK, where memory is free."""
+    """Return tensors full of MARK, allocated where memory is free."""
     return [torch.full((n,), MARK, dtype=torch.float32, device=device) for n in taken]
 
 
 def check_untouched(tensors: list[Tensor], after: str) -> None:
-    """Raises InaccurateError where somebody has written into them."""
+    """Raise InaccurateError if anything was written into the tensors."""
     for tensor in tensors:
         changed = int((tensor != MARK).sum())
         if changed:
@@ -93,7 +93,7 @@ def check_untouched(tensors: list[Tensor], after: str) -> None:
 
 
 def run_compiled(device: torch.device) -> None:
-    """A module under torch.compile(mode="reduce-overhead"), which captures its graphs meanwhile."""
+    """Run a module under torch.compile(mode="reduce-overhead"), which captures its own graphs."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 17)).to(device)
     inputs = torch.randn(256, 64, device=device)
@@ -111,9 +111,9 @@ def _clear_and_empty() -> None:
 
 
 def check(device: torch.device, *, compiled: bool = True, say: Callable[[str], object] = print) -> None:
-    """Disturb two graphs, and hold them to the same steps without.
+    """Disturb two graphs, and compare them with the same steps without graphs.
 
-    Raises InaccurateError, and RuntimeError where a step is not captured.
+    Raises InaccurateError, and RuntimeError if a step is not captured.
     """
     on_gpu = device.type == "cuda"
     model = embedding_model(2000, 64, 256, 8, SIZES, device)
@@ -139,14 +139,14 @@ def check(device: torch.device, *, compiled: bool = True, say: Callable[[str], o
 
 
 def main() -> int:
-    """Check, and print a line a disturbance."""
+    """Run the checks, and print one line per disturbance."""
     parser = argparse.ArgumentParser(prog="bench.memory_safety", description=__doc__)
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled module out")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print(NO_GPU.format(done="checked"))
         return 0
-    warnings.simplefilter("ignore")  # torch.compile's, on its own parts
+    warnings.simplefilter("ignore")  # of torch.compile, about itself
     try:
         check(
             torch.device("cuda"), compiled=not arguments.no_compile, say=lambda line: print(line, flush=True)

@@ -28,7 +28,7 @@ THREADS = (1, 2)
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """So many processes that compute until the end."""
+    """Run `count` processes that compute until the end of the block."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

@@ -1,4 +1,4 @@
-"""The tables of measurements in pages, made from the newest records: no number in them is typed.
+"""Tables of measurements in pages, generated from the newest records: no number in them is typed.
 
 `python -m bench.report` writes them between the marks `<!-- measured: NAME -->` and `<!-- end -->` of a page.
 """
@@ -24,13 +24,13 @@ STEP, HEADS, DOCUMENTS = "step", "forward+backward", "whole call, 5 epochs"
 
 
 class Row(NamedTuple):
-    """A line: what is done, by whom of ours and of the others. The names are those of the records."""
+    """A line of a table: what is measured, our candidate and the other one, by their names in the records."""
 
     what: str
     of: tuple[str, str, str]  # suite, case, direction
     ours: str
     other: str
-    said: str  # who the other is
+    said: str  # the displayed name of the other
 
 
 _shape = {case.name: case.shape for case in (*HEAD_CASES, MEMORY_CASE)}
@@ -139,7 +139,7 @@ WORD_ROWS = (
 
 
 def written(page: str, found: Sequence[Record]) -> str:
-    """The text of a page with its tables made from these records, and from those of the claims."""
+    """Return the text of a page with its tables made from these records and those of the claims."""
 
     def lines_of(name: str) -> list[str]:
         return claims.TABLES[name]() if name in claims.TABLES else TABLES[name](found)
@@ -148,7 +148,7 @@ def written(page: str, found: Sequence[Record]) -> str:
 
 
 def _of_newest(found: Sequence[Record], kind: str, suite: str) -> tuple[str, list[Record]]:
-    """The device that a suite was measured on last, and all its records."""
+    """Return the device that a suite was last measured on, and all its records."""
     newest = max(
         (r for r in found if r["device"]["kind"] == kind and r["suite"] == suite), key=lambda r: r["date"]
     )
@@ -169,7 +169,7 @@ def _rows(kind: str, rows: Sequence[Row]) -> Callable[[Sequence[Record]], list[s
 
 def _cells(row: Row, ours: Record, other: Record, kind: str) -> list[str]:
     ratio = other["p50"] / ours["p50"]
-    # Rows of a case that was disturbed by other processes are not to be quoted.
+    # Numbers that were disturbed by other processes must not be quoted.
     shown = "disturbed" if is_disturbed(ours) else f"**{ratio:.2f}**" if ratio > 1.1 else f"{ratio:.2f}"
     cells = [row.what, _time(ours["p50"]), row.said, _time(other["p50"]), shown]
     if kind == "cuda":
@@ -198,7 +198,7 @@ def _words(found: Sequence[Record]) -> list[str]:
 
 
 def _time(us: float) -> str:
-    """With three digits and a unit."""
+    """Format a time with three digits and a unit."""
     for unit, size in (("s", 1e6), ("ms", 1e3)):
         if us >= size:
             return f"{us / size:.3g} {unit}" if us < 1e3 * size else f"{us / size:,.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Whether a peer computes the heads, and ours as exactly as torch: against the reference in float64."""
+"""Check against the float64 reference that a peer computes the heads, and that ours is as accurate as torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bench.cases import Direction, HeadInputs
 from bench.peers import OURS, Peer, eager, leaf
 from mt2st_fast.kernels.heads import reference
 
-TRUTH_BYTES = 4 << 30  # of float64 logits at a time
+TRUTH_BYTES = 4 << 30  # of float64 logits per chunk
 
 
 class Check:
-    """Holds our code to the accuracy rule, and a peer to computing the same thing, on one case.
+    """Checks our code by the accuracy rule, and peers for computing the same thing, on one case.
 
-    Called with a peer it returns the rule that the peer has passed, None for the bare GEMMs, which have no result.
+    Called with a peer, it returns the rule that the peer has passed, None for the bare GEMMs, which have no result.
     Raises InaccurateError.
     """
 
@@ -51,9 +51,9 @@ def check(peer: Peer, inputs: HeadInputs, direction: Direction) -> None:
 
 
 def truth(inputs: HeadInputs, direction: Direction) -> dict[str, Tensor]:
-    """What `Peer.results` should be, by the reference in float64, a chunk of rows at a time.
+    """Return the expected `Peer.results`, by the reference in float64, in chunks of rows.
 
-    No target is missing, so the mean over all rows is the mean of the chunks', by their rows.
+    No target is missing, so the mean over all rows is the mean of the chunks', weighted by their rows.
     """
     N = len(inputs.features_nd)
     rows = max(1, min(N, TRUTH_BYTES // (8 * inputs.layout.width)))

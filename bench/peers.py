@@ -1,6 +1,6 @@
-"""Who computes the heads: each peer runs all of them, from gradients that are None to gradients that are set.
+"""The peers that compute the heads: each runs all of them, from gradients that are None to gradients that are set.
 
-The speed of `ours` is compared with `eager`; `gemms` is no peer: the matrix products by torch, alone.
+The speed of `ours` is compared with `eager`; `gemms` is no peer: it is only the matrix products, by torch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mt2st_fast.kernels import choose_backend, multitask_loss
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to compute the heads, ready to run; weights and biases are whole or one a head.
+    """One way to compute the heads, ready to run; weights and biases are whole or one per head.
 
-    own_gradients: its gradients lie where a CUDA graph writes them, and must stay there. Without biases its heads have
-    none: it is held to the truth of such heads.
+    own_gradients: its gradients are where a CUDA graph writes them, and must stay there. Without biases its heads have
+    none, and are checked against the truth of such heads.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Peer:
         return (self.features_nd, *self.weights, *self.biases)
 
     def clear(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         if not self.own_gradients:
             for tensor in self.leaves:
                 tensor.grad = None
 
     def candidate(self) -> Candidate:
-        """What is timed: the clearing is not, for it is the optimizer's."""
+        """Return what is timed; clearing the gradients is not timed, as that is the optimizer's work."""
         return Candidate(self.run, self.clear)
 
     def results(self) -> dict[str, Tensor]:
-        """The total of a fresh run and, where it ran backward, the gradients in the packed layout."""
+        """Return the total of a fresh run and, if it ran backward, the gradients in the packed layout."""
         self.clear()
         if self.own_gradients:
             for tensor in self.leaves:
@@ -86,7 +86,7 @@ def ours(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def ours_no_bias(inputs: HeadInputs, direction: Direction) -> Peer:
-    """`ours` on heads without a bias, for the comparison with a peer that knows none."""
+    """`ours` on heads without a bias, for the comparison with a peer that does not support one."""
     return replace(ours(inputs.without_bias(), direction), name="ours_no_bias")
 
 
@@ -96,14 +96,14 @@ def ours_graph(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def heads_module(inputs: HeadInputs, direction: Direction) -> Peer:
-    """MultiTaskHeads as a model has them: the fused op on heads whose layers are views of one matrix."""
+    """MultiTaskHeads as models use them: the fused op on heads whose layers are views of one matrix."""
     features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
     names = inputs.layout.names
     tasks = {name: Classification(spec.size) for name, spec in zip(names, inputs.layout.heads, strict=True)}
     heads = MultiTaskHeads(features_nd.shape[1], tasks, names[0]).to(features_nd.device, features_nd.dtype)
     for name, linear in zip(names, linears, strict=True):
         heads.linear(name).load_state_dict(linear.state_dict())
-    linears = [heads.linear(name) for name in names]  # its own, which get the gradients
+    linears = [heads.linear(name) for name in names]  # the module's own layers, which get the gradients
     targets = dict(zip(names, inputs.targets, strict=True))
     weights_k = torch.ones(len(names), device=features_nd.device)
 
@@ -114,7 +114,7 @@ def heads_module(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def eager(inputs: HeadInputs, direction: Direction) -> Peer:
-    """One nn.Linear and one F.cross_entropy a task, summed: the loop that most people have."""
+    """One nn.Linear and one F.cross_entropy per task, summed: the usual loop."""
     features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
 
     def total() -> Tensor:
@@ -124,14 +124,14 @@ def eager(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def eager_graph(inputs: HeadInputs, direction: Direction) -> Peer:
-    """`eager`, captured in a CUDA graph and replayed: what the graph alone is worth."""
+    """`eager`, captured in a CUDA graph and replayed: the benefit of the graph alone."""
     return _graphed("eager_graph", eager(inputs, direction))
 
 
 def compiled(inputs: HeadInputs, direction: Direction) -> Peer:
     """torch.compile of what `eager` does."""
-    # Compiled code is kept by code object: without this the next case would find shapes of the last one,
-    # go over to dynamic shapes, and after eight of them back to eager.
+    # Compiled code is cached by code object: without this, the next case would find the shapes of the last one,
+    # switch to dynamic shapes, and after eight of them fall back to eager.
     torch.compiler.reset()
     features_nd, linears = leaf(inputs.features_nd), _linears(inputs)
     loss = torch.compile(_sum_of_losses, dynamic=False, fullgraph=True)
@@ -159,7 +159,7 @@ def liger(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def cut_cross_entropy(inputs: HeadInputs, direction: Direction) -> Peer:
-    """Apple's cut-cross-entropy for every head, summed; without a bias where its release takes none."""
+    """Apple's cut-cross-entropy for every head, summed; without a bias if the installed release has none."""
     loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
     if not cut_cross_entropy_takes_bias():
         inputs = inputs.without_bias()
@@ -172,7 +172,7 @@ def cut_cross_entropy(inputs: HeadInputs, direction: Direction) -> Peer:
 
 
 def cut_cross_entropy_takes_bias() -> bool:
-    """25.1.1 takes none. True where it is not installed: nobody has to be compared without one then."""
+    """Whether it supports a bias, which 25.1.1 does not; True if it is not installed, as nothing is compared then."""
     if importlib.util.find_spec("cut_cross_entropy") is None:
         return True
     loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
@@ -180,7 +180,7 @@ def cut_cross_entropy_takes_bias() -> bool:
 
 
 def gemms(inputs: HeadInputs, direction: Direction) -> Peer:
-    """The three bare GEMMs of the packed layout (one, forward): no loss, no gradients."""
+    """The three bare GEMMs of the packed layout (one for forward only): no loss, no gradients."""
     features_nd, weight_sd = inputs.features_nd, inputs.weight_sd
     if features_nd.is_cuda:
         weight_ds = weight_sd.t()
@@ -219,7 +219,7 @@ BUILDERS: dict[str, Builder] = {
     "gemms": gemms,
 }
 OURS = ("ours", "ours_graph", "ours_no_bias", "heads_module")
-# Without these a case says nothing; the others are built in this order while there is time.
+# A case is meaningless without these; the others are built in this order while there is time.
 FIRST = ("ours", "ours_graph", "eager", "eager_graph", "heads_module", "gemms")
 LATER = ("liger", "ours_no_bias", "cut_cross_entropy", "linear_cross_entropy", "compiled")
 ON_GPU_ONLY = {
@@ -232,14 +232,14 @@ ON_GPU_ONLY = {
 
 
 def builders(device: torch.device) -> dict[str, Builder]:
-    """The peers of a kind of device, floor included."""
+    """Return the peers for a kind of device, including the floor."""
     return {
         name: build for name, build in BUILDERS.items() if device.type == "cuda" or name not in ON_GPU_ONLY
     }
 
 
 def obstacle(name: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why a peer cannot run here, or None."""
+    """Return why a peer cannot run here, or None."""
     device = device or torch.device("cpu")
     if name == "ours_no_bias" and cut_cross_entropy_takes_bias():
         return "no peer here knows heads without a bias only"
@@ -262,7 +262,7 @@ def obstacle(name: str, device: torch.device | None = None, dtype: torch.dtype =
 
 
 def leaf(tensor: Tensor) -> Tensor:
-    """A copy that takes a gradient."""
+    """Return a copy that takes a gradient."""
     return tensor.detach().clone().requires_grad_()
 
 
@@ -314,7 +314,7 @@ def _with_linears(
 
 
 def _graphed(name: str, peer: Peer) -> Peer:
-    """A peer's run as a replay; its gradients are made in the graph's own memory."""
+    """Return a peer's run as a replay; its gradients are in the graph's own memory."""
     replay = captured(lambda: peer.run().detach(), peer.features_nd.device, prepare=peer.clear)
 
     def run() -> Tensor:

@@ -34,7 +34,7 @@ COLUMNS = 4
 
 
 def draw(medians_us: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
-    """One panel a case, each with an axis of its own; `medians_us` is {case: {peer: microseconds}}."""
+    """Draw one panel per case, each with its own axis; `medians_us` is {case: {peer: microseconds}}."""
     rows = -(-len(medians_us) // COLUMNS)
     figure, axes = plt.subplots(
         rows, COLUMNS, figsize=(3.1 * COLUMNS, 2.7 * rows), squeeze=False, layout="constrained"
@@ -73,7 +73,7 @@ Series = Mapping[str, list[tuple[int, float]]]  # by peer: (value on the axis, n
 
 
 def draw_scaling(sweeps: Mapping[str, Mapping[str, Series]], title: str, path: Path) -> None:
-    """A column an axis, time (`p50`, µs) above memory (`peak_extra_bytes`); the bare GEMMs are the floor."""
+    """Draw one column per axis, time (`p50`, µs) above memory (`peak_extra_bytes`); the bare GEMMs are the floor."""
     figure, axes = plt.subplots(
         2, len(sweeps), figsize=(3.8 * len(sweeps), 6), squeeze=False, layout="constrained"
     )

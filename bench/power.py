@@ -26,12 +26,12 @@ from bench.device import NO_GPU
 from bench.environment import describe
 
 INTERVAL_SECONDS = 0.05
-STEPS_PER_EPOCH = 8  # of the models of bench/step_cases.py: the batches that they go round
+STEPS_PER_EPOCH = 8  # batches that the models of bench/step_cases.py cycle through
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at the GPU."""
+    """One reading of the GPU."""
 
     seconds: float
     power_watts: float | None
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass
 class Power:
-    """What was seen while something ran."""
+    """The readings during a run."""
 
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
@@ -51,15 +51,15 @@ class Power:
     energy_source: str = "not measured"
 
     def median(self, name: str) -> float | None:
-        """The median of one quantity; None where the GPU does not tell it."""
+        """Return the median of one quantity; None if the GPU does not report it."""
         values = [value for sample in self.samples if (value := getattr(sample, name)) is not None]
         return statistics.median(values) if values else None
 
 
 class Sampler:
-    """Watches a GPU in a thread between entering and leaving; `power` holds what it saw.
+    """Reads a GPU's sensors in a thread while the context is active; `power` has the readings.
 
-    nvml: the module pynvml, or what stands in for it. Raises RuntimeError where it does not answer.
+    nvml: the module pynvml, or a substitute. Raises RuntimeError if it does not respond.
     """
 
     def __init__(self, index: int = 0, nvml: Any = None, interval_seconds: float = INTERVAL_SECONDS) -> None:
@@ -68,7 +68,7 @@ class Sampler:
                 import pynvml as nvml
             nvml.nvmlInit()
             self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        except Exception as error:  # NVMLError, ImportError: all mean that nobody answers
+        except Exception as error:  # NVMLError, ImportError: NVML is not available
             raise RuntimeError(f"nvidia-ml-py does not answer: {error}") from error
         self._nvml, self._interval_seconds = nvml, interval_seconds
         self.power = Power()
@@ -116,13 +116,13 @@ class Sampler:
 
     @staticmethod
     def _ask(question: Callable[[], float]) -> float | None:
-        with suppress(Exception):  # a GPU answers some of these questions and not others
+        with suppress(Exception):  # a GPU supports only some of these queries
             return float(question())
         return None
 
 
 def measure(run: Callable[[], object], seconds: float, sampler: Sampler) -> tuple[int, Power]:
-    """Run again and again for about `seconds`; how often, and what the GPU used meanwhile."""
+    """Run repeatedly for about `seconds`; return how often, and what the GPU used meanwhile."""
     torch.cuda.synchronize()
     runs, started = 0, time.perf_counter()
     with sampler:
@@ -135,7 +135,7 @@ def measure(run: Callable[[], object], seconds: float, sampler: Sampler) -> tupl
 
 
 def main() -> int:
-    """Measure the energy of a step, with all tasks, after the switch, with and without graphs."""
+    """Measure the energy of a step with all tasks and after the switch, with and without graphs."""
     parser = argparse.ArgumentParser(prog="bench.power", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each kind of step")
     parser.add_argument("--records", type=Path, default=ledger.FOLDER, help="the folder of the records")

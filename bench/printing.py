@@ -1,4 +1,4 @@
-"""Timings become records and a printed table, here for all suites."""
+"""Turn timings into records and a printed table, for all suites."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.load import DISTURBED_SHARE
 
 
 class Measured(NamedTuple):
-    """What was measured: the fields that its records share."""
+    """What was measured: the fields that the records share."""
 
     environment: Record
     suite: str
@@ -34,10 +34,10 @@ def record_and_print(
     more: Mapping[str, Mapping[str, Any]] | None = None,
     columns: Mapping[str, Callable[[Record], str]] | None = None,
 ) -> list[Record]:
-    """Print a row for each candidate and return its record.
+    """Print one row per candidate and return its record.
 
-    ratios: numerator and denominator by candidate. more: further fields of a candidate's record. columns: what else to
-    print of a record, by heading.
+    ratios: numerator and denominator by candidate. more: further fields of a candidate's record. columns: further
+    columns to print from a record, by heading.
     """
     environment, suite, case, shape, direction = measured
     shown = columns or {}
@@ -63,17 +63,17 @@ def record_and_print(
 
 
 def ratio_text(ratio: Ratio | None) -> str:
-    """The ratio of medians, and the quartiles of the rounds' ratios."""
+    """Format the ratio of medians, and the quartiles of the rounds' ratios."""
     return "" if ratio is None else f"{ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}]"
 
 
 def field(name: str, scale: float = 1.0, digits: int = 1) -> Callable[[Record], str]:
-    """A column of a record's field, empty where it has none."""
+    """Return a column for a record's field, empty if it has none."""
     return lambda record: f"{record[name] * scale:,.{digits}f}" if name in record else ""
 
 
 def warn_if_disturbed(console: Console, share: float | None) -> None:
-    """One line where others used the processors meanwhile."""
+    """Print one line if others used the processors meanwhile."""
     if (share or 0.0) > DISTURBED_SHARE:
         console.print(
             f"[yellow]disturbed: others used {share:.0%} of the processors; "

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 REPEATS = 10  # calls under the profiler
 WARM_UP_CALLS = 15
-MOST_KERNELS = 10  # of a table; the others stand together in its last line
+MOST_KERNELS = 10  # per table; the last line sums up the others
 
 
 class Launch(NamedTuple):
-    """One thing that the GPU did."""
+    """One operation of the GPU."""
 
     name: str
     start_us: float
@@ -40,19 +40,19 @@ class Launch(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """What the GPU did in REPEATS calls, in order."""
+    """The operations of the GPU in REPEATS calls, in order."""
 
     title: str
     launches: list[Launch]
 
     @property
     def busy_us(self) -> float:
-        """Microseconds a call that the GPU was busy."""
+        """Microseconds per call in which the GPU was busy."""
         return sum(launch.microseconds for launch in self.launches) / REPEATS
 
     @property
     def span_us(self) -> float:
-        """Microseconds a call from the first launch to the end of the last, gaps included."""
+        """Microseconds per call from the first launch to the end of the last, including gaps."""
         if not self.launches:
             return 0.0
         return (
@@ -60,12 +60,12 @@ class Profile(NamedTuple):
         ) / REPEATS
 
     def names(self) -> Counter[str]:
-        """How often each kernel ran."""
+        """Count how often each kernel ran."""
         return Counter(launch.name for launch in self.launches)
 
 
 def profile(title: str, run: Callable[[], object], trace: Path | None = None) -> Profile:
-    """Run REPEATS times under the profiler, after a warm-up; the trace goes to a .json.gz file."""
+    """Run REPEATS times under the profiler, after a warm-up; the trace is written to a .json.gz file."""
     for _ in range(WARM_UP_CALLS):
         run()
     torch.cuda.synchronize()
@@ -97,7 +97,7 @@ def _launches(events: Iterable[object]) -> list[Launch]:
 
 
 def kernel_table(found: Profile) -> list[str]:
-    """Kernels by the time they take together."""
+    """Return a table of kernels by their total time."""
     by_name: dict[str, list[float]] = defaultdict(list)
     for launch in found.launches:
         by_name[launch.name].append(launch.microseconds)
@@ -127,7 +127,7 @@ def _short(name: str, longest: int = 90) -> str:
 def against_ceilings(
     found: Profile, n_bytes: int, flops: int, copy: float | None, gemm: float | None
 ) -> list[str]:
-    """Achieved bytes and operations a second, and their share of what the device can do."""
+    """Return achieved bytes and operations per second, and their share of the device's limits."""
     seconds = found.busy_us / 1e6
     if not seconds:
         return ["The profiler saw nothing on the GPU.", ""]
@@ -151,7 +151,7 @@ def against_ceilings(
 
 
 def difference(after: Profile, single: Profile) -> list[str]:
-    """Empty where both ran the same kernels equally often, else a line a kernel."""
+    """Return one line per kernel that differs; empty if both ran the same kernels equally often."""
     ours, theirs = after.names(), single.names()
     return [
         f"{name}: {ours[name] / REPEATS:g} a step after the switch, {theirs[name] / REPEATS:g} in the STL step"
@@ -164,7 +164,7 @@ def difference(after: Profile, single: Profile) -> list[str]:
 
 
 def profile_heads(traces: Path | None) -> list[str]:
-    """Forward and backward of every GPU case; where there is a folder for traces, one of the first."""
+    """Profile forward and backward of every GPU case; with a folder for traces, trace the first."""
     from bench.cases import GPU_HEAD_CASES
     from bench.floors import copy_bytes_per_second, gemm_flops_per_second
     from bench.peers import ours
@@ -187,7 +187,7 @@ def profile_heads(traces: Path | None) -> list[str]:
         trace = traces / "trace-heads.json.gz" if traces is not None and number == 0 else None
         try:
             found = profile(case.name, run, trace)
-        except Exception as error:  # one case must not take the others with it
+        except Exception as error:  # the failure of one case must not affect the others
             lines += [f"### {case.name}", "", f"Broken: {type(error).__name__}: {error}", ""]
             continue
         n_bytes = case.input_bytes + case.gradient_bytes
@@ -198,7 +198,7 @@ def profile_heads(traces: Path | None) -> list[str]:
 
 
 def profile_steps(traces: Path | None) -> tuple[list[str], bool]:
-    """The step of each model with all tasks, after the switch and as STL; False where the last two differ."""
+    """Profile each model's step with all tasks, after the switch and as STL; False if the last two differ."""
     from bench.step_cases import GPU_STEP_CASES
 
     lines, same = ["## Training step", ""], True
@@ -206,7 +206,7 @@ def profile_steps(traces: Path | None) -> tuple[list[str], bool]:
         for graph in (False, True):
             try:
                 of_case, alike = _profile_step(case, graph, traces)
-            except Exception as error:  # a step that is not captured must not take the others with it
+            except Exception as error:  # a step that is not captured must not affect the others
                 of_case, alike = [f"### {case.name}{', graph' * graph}", "", f"Broken: {error}", ""], False
             lines += of_case
             same = same and alike
@@ -220,7 +220,7 @@ def _profile_step(case: StepCase, graph: bool, traces: Path | None) -> tuple[lis
     model = case.build(torch.device("cuda"))
     make, suffix = (graphed_step, ", graph") if graph else (trainer_step, "")
     _, before = make(model, MultiTask())
-    # With graphs, the second phase has to be captured as well before it is timed.
+    # With graphs, the second phase must be captured, too, before it is timed.
     _, after = graphed_step(model, Switch(at_step=6), steps=14) if graph else make(model, Switch(at_step=2))
     _, single = make(model, SingleTask())
     profiles = {}
@@ -258,7 +258,7 @@ def main() -> int:
     heading = f"# Profile on {torch.cuda.get_device_name()}, torch {torch.__version__}"
     file = arguments.out / "profile.md"
     lines = [heading, "", *step_lines]
-    file.write_text("\n".join(lines), encoding="utf-8")  # what there is, should the next part break
+    file.write_text("\n".join(lines), encoding="utf-8")  # written already now, in case the next part fails
     file.write_text("\n".join([*lines, *profile_heads(traces)]), encoding="utf-8")
     print(
         f"wrote {arguments.out / 'profile.md'}; after the switch: {'the same kernels' if same else 'other kernels'}"

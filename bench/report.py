@@ -1,4 +1,4 @@
-"""python -m bench.report: writes bench/RESULTS.md, its plots and the tables of pages from the latest records."""
+"""python -m bench.report: write bench/RESULTS.md, its plots and the tables of pages from the latest records."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def render(found: Sequence[Record]) -> str:
     for title, kind in kinds:
         parts.append(f"## {title}\n")
         here = [record for record in found if record["device"]["kind"] == kind]
-        # No device, no sections: the tables still stand, and say so.
+        # Without a device there are no sections, but the tables remain and say so.
         for device in _devices(here) or [None]:
             of_device = [r for r in here if _device(r) == device]
             pictured = {
@@ -93,13 +93,13 @@ def _device(record: Record) -> str:
 
 
 def _devices(found: Iterable[Record]) -> list[str]:
-    """By their latest records, the newest first."""
+    """Return the devices by their latest records, the newest first."""
     newest_first = sorted(found, key=lambda record: record["date"], reverse=True)
     return list(dict.fromkeys(map(_device, newest_first)))
 
 
 def _pictured(found: Iterable[Record], suite: str) -> str | None:
-    """The device in a suite's picture: that of its newest record; None where there is no record."""
+    """Return the device shown in a suite's picture, that of its newest record; None without a record."""
     return next(iter(_devices(r for r in found if r["suite"] == suite)), None)
 
 
@@ -134,7 +134,7 @@ def _device_section(
 
 
 def _provenance(found: Sequence[Record]) -> str:
-    """Versions and commits; more than one where the records are not of one measurement."""
+    """Return versions and commits; several if the records are from different measurements."""
     versions = _distinct(
         ", ".join(f"{name} {number}" for name, number in record["versions"].items() if number)
         for record in found
@@ -155,7 +155,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
-    """Those that are missed first; what has not been measured stands in one line below."""
+    """Return a table with missed requirements first; one line below lists what has not been measured."""
     order = {"missed": 0, "met": 2}
     measured = sorted((v for v in verdicts if v.measured != MISSING), key=lambda v: order.get(v.met, 1))
     left = [f"{v.case.split(':')[0]}, {v.required}" for v in verdicts if v.measured == MISSING]
@@ -173,7 +173,7 @@ def _floors_table(found: Sequence[Record]) -> list[str]:
 
 
 def _heads_table(found: Sequence[Record], direction: Direction, kind: DeviceKind) -> list[str]:
-    # The floors of single cases are required of a CPU, and of forward and backward together.
+    # The floors of single cases are required on a CPU only, for forward and backward together.
     has_floor = kind == "cpu" and direction == "forward+backward"
     peers = PEERS_OF[kind]
     heading = ["case", *peers, "eager / ours", *(["required"] if has_floor else []), "rounds"]
@@ -287,7 +287,7 @@ def _time(records: dict[str, Record], peer: str) -> str:
 
 
 def _value(records: dict[str, Record], peer: str, field: str, unit: float) -> str:
-    """A number; of a case that was measured without this peer, a dash."""
+    """Return a number, or a dash for a case that was measured without this peer."""
     if peer not in records or field not in records[peer]:
         return SKIPPED if records else MISSING
     value = records[peer][field] / unit
@@ -311,7 +311,7 @@ def _rounds_of(record: Record) -> str:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's lines; what has not been measured at all stands in one line below."""
+    """Return a table's lines; one line below lists what has not been measured at all."""
     required = heading.index("required") if "required" in heading else None
     measured = [
         row
@@ -329,7 +329,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _draw(found: Sequence[Record], kind: DeviceKind) -> list[Path]:
-    """Draw a suite's newest device of a kind; the plots that there are records for."""
+    """Draw a suite's newest device of a kind; return the plots for which there are records."""
     on_kind = [r for r in found if r["device"]["kind"] == kind]
     drawn = []
     for suite, path, draw_suite in (
@@ -355,7 +355,7 @@ def _draw_heads(found: Sequence[Record], kind: DeviceKind, device: str, path: Pa
 
 
 def _draw_scaling(found: Sequence[Record], kind: DeviceKind, device: str, path: Path) -> None:
-    """{axis: {field: {peer: [(value, number)]}}} in the panels of one picture."""
+    """Draw {axis: {field: {peer: [(value, number)]}}} in the panels of one picture."""
     sweeps: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {
         axis: {"p50": {}, "peak_extra_bytes": {}} for axis in AXES
     }

@@ -1,9 +1,9 @@
-"""python -m bench.reviews FOLDER: 1,000 film reviews, the data of the run that MT2ST's authors have published.
+"""python -m bench.reviews FOLDER: 1,000 film reviews, as in the run that MT2ST's authors have published.
 
-FOLDER is that of the Large Movie Review Dataset (Maas et al. 2011): train/pos, train/neg, test/pos and test/neg. Of its
-50,000 reviews 1,000 are drawn, 750 to train on and 250 to measure, as the authors do. (They draw from a table with the
-reviews in another order, so these are others.) `train_supervised` trains with its defaults; seconds are those of the
-whole call, the file included.
+FOLDER is the Large Movie Review Dataset (Maas et al. 2011): train/pos, train/neg, test/pos and test/neg. Of its 50,000
+reviews 1,000 are drawn, 750 for training and 250 for measuring, as the authors do. (They draw from a table that has the
+reviews in another order, so their reviews are different ones.) `train_supervised` trains with its defaults; seconds are
+those of the whole call, including reading the file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(
 
 
 def _written(reviews: Sequence[Path], draw: int, folder: Path) -> list[Path]:
-    """Files of `__label__` lines to train on and to measure."""
+    """Write and return files of `__label__` lines for training and measuring."""
     chosen = random.Random(draw).sample(reviews, N_TRAIN + N_TEST)
     made = []
     for name, own in (("train", chosen[:N_TRAIN]), ("test", chosen[N_TRAIN:])):

@@ -1,4 +1,4 @@
-"""How time and memory grow with the outputs S, the heads K and the rows N: one axis at a time from one base."""
+"""How time and memory grow with the outputs S, the heads K and the rows N, each varied alone from one base case."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Sweeps:
     D: int
     K: int
     S: int
-    head_size: int  # of every head where K grows
+    head_size: int  # size of every head where K varies
     dtype: torch.dtype
     values: dict[Axis, tuple[int, ...]]
 
@@ -58,7 +58,7 @@ _SWEEPS: dict[DeviceKind, _Sweeps] = {
 
 
 def points(kind: DeviceKind) -> list[Point]:
-    """All cases of the three sweeps of a kind of device."""
+    """Return all cases of the three sweeps for a kind of device."""
     sweeps = _SWEEPS[kind]
 
     def case(axis: Axis, value: int) -> HeadCase:

@@ -1,4 +1,4 @@
-"""Whole training steps: encoder, heads and optimizer, by the Trainer and by the loop that people write."""
+"""Whole training steps: encoder, heads and optimizer, by the Trainer and by the usual loop in torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mt2st_fast.training.schedules import Schedule
 
 # Times the STL step that a step after the switch may take (DESIGN.md, section 6).
 SWITCHED_LIMIT = 1.03
-# More steps than any measurement makes, so that no schedule ends.
+# More steps than any measurement takes, so that no schedule ends.
 ENDLESS_STEPS = 10**9
 
 Step = Callable[[], object]
@@ -37,7 +37,7 @@ Skip = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class StepCase:
-    """A model by name; `obstacle` says why it cannot be built here, or None."""
+    """A named model; `obstacle` says why it cannot be built here, or is None."""
 
     name: str
     build: Callable[[torch.device], StepModel]
@@ -64,18 +64,18 @@ GPU_STEP_CASES = (
             f"embedding model, N={N}",
             lambda device, N=N: embedding_model(10_000, 128, N, 20, MODEL_HEADS, device),
         )
-        for N in (512, 4096, 2048, 1024)  # the ends first: a GPU is at hand for minutes
+        for N in (512, 4096, 2048, 1024)  # the extremes first, as a GPU is only available for minutes
     ),
 )
-# What the EWT tagger's step on a CPU has to be faster than, and how many times; and times its own GEMMs.
+# Required speed-ups of the EWT tagger's step on a CPU, and its maximum time as a multiple of its own GEMMs.
 CPU_STEP_OVER = {"eager multi": 4.0, "eager multi, row-sparse": 3.0}
 MOST_OVER_GEMMS = 2.0
-# What a GPU's step with graphs has to be faster than, and how many times.
+# Required speed-ups of a step with graphs on a GPU.
 GPU_STEP_OVER = {"eager multi": 10.0, "compiled multi": 2.0}
 
 
 def step_cases(kind: DeviceKind) -> tuple[StepCase, ...]:
-    """The models that are measured on a kind of device."""
+    """Return the models that are measured on a kind of device."""
     return STEP_CASES if kind == "cpu" else GPU_STEP_CASES
 
 
@@ -83,7 +83,7 @@ def step_cases(kind: DeviceKind) -> tuple[StepCase, ...]:
 
 
 def trainer_step(model: StepModel, schedule: Schedule, *, graph: bool = False) -> tuple[Trainer, Step]:
-    """A Trainer, and the body of its training loop as a function: two loops of `fit` cannot take turns."""
+    """Return a Trainer, and the body of its training loop as a function: two loops of `fit` cannot take turns."""
     encoder, heads = copy.deepcopy(model.encoder), copy.deepcopy(model.heads)
     trainer = Trainer(
         encoder,
@@ -98,7 +98,7 @@ def trainer_step(model: StepModel, schedule: Schedule, *, graph: bool = False) -
 
 
 def graphed_step(model: StepModel, schedule: Schedule, steps: int = 8) -> tuple[Trainer, Step]:
-    """`trainer_step` as a replay. Raises RuntimeError with the reason where the step is not captured."""
+    """`trainer_step` as a replay. Raises RuntimeError with the reason if the step is not captured."""
     trainer, step = trainer_step(model, schedule, graph=True)
     for _ in range(steps):
         step()
@@ -108,10 +108,10 @@ def graphed_step(model: StepModel, schedule: Schedule, steps: int = 8) -> tuple[
 
 
 def eager_step(model: StepModel, tasks: Sequence[str], *, dense: bool = True, compiled: bool = False) -> Step:
-    """The loop that people write: one nn.Linear and one F.cross_entropy a task.
+    """The usual loop: one nn.Linear and one F.cross_entropy per task.
 
-    dense: the encoder, too, is of torch's own layers, and its whole table has a gradient and a step; else it is ours,
-    trained by rows. compiled: encoder and losses under torch.compile, on a GPU with its graphs.
+    dense: the encoder also has torch's own layers, and its whole table gets a gradient and a step; otherwise it is
+    ours, trained by rows. compiled: encoder and losses are under torch.compile, on a GPU with its graphs.
     """
     encoder, linears = copy.deepcopy(model.encoder).train(), copy.deepcopy(_linears_of(model.heads, tasks))
     make_optimizer = model.make_optimizer
@@ -140,7 +140,7 @@ def eager_step(model: StepModel, tasks: Sequence[str], *, dense: bool = True, co
 
 
 def gemms_step(model: StepModel, tasks: Sequence[str]) -> Step:
-    """The matrix products of a window encoder's step by torch: of the hidden layer and of all heads, there and back."""
+    """The matrix products of a window encoder's step by torch: hidden layer and all heads, forward and backward."""
     assert isinstance(model.encoder, WindowEncoder)
     assert model.encoder.hidden is not None
     N, hidden = len(model.batches[0][0]), model.encoder.hidden.weight.detach()
@@ -164,10 +164,10 @@ def multi_and_single(
     skip: Skip = lambda name, reason: None,
     compiled: Callable[[], bool] = lambda: True,
 ) -> dict[str, Step]:
-    """Steps with all heads and with the main head alone, by the Trainer, torch eager and compiled, and graphs on a GPU.
+    """Steps with all heads and with the main head only, by the Trainer, torch eager and compiled, and graphs on a GPU.
 
-    skip: told the name of a step that cannot be built here, and why. compiled: asked at the end whether there is time
-    to compile.
+    skip: called with the name of a step that cannot be built here, and the reason. compiled: called at the end, returns
+    whether there is time to compile.
     """
     tasks, main = tuple(model.heads.tasks), model.heads.main
     steps = {
@@ -191,7 +191,7 @@ def multi_and_single(
 
 
 def _add(steps: dict[str, Step], name: str, build: Callable[[], Step], skip: Skip) -> None:
-    """A step that cannot be built here must not take the others with it."""
+    """Add a step; one that cannot be built here must not affect the others."""
     try:
         steps[name] = build()
     except Exception as error:
@@ -199,7 +199,7 @@ def _add(steps: dict[str, Step], name: str, build: Callable[[], Step], skip: Ski
 
 
 def step_ratios(device: torch.device) -> dict[str, tuple[str, str]]:
-    """Numerator and denominator of the ratio that is recorded with each step of `multi_and_single`."""
+    """Return numerator and denominator of the ratio that is recorded with each step of `multi_and_single`."""
     ratios = {
         "ours multi": ("ours multi", "ours single"),
         "eager multi": ("eager multi", "ours multi"),
@@ -221,7 +221,7 @@ SWITCHED_PEERS = {
 
 
 def switched_and_stl(model: StepModel, skip: Skip = lambda name, reason: None) -> dict[str, Step]:
-    """A step after the switch, and the step of a run that never had another task; on a GPU with graphs too."""
+    """A step after the switch, and one of a run that never had another task; on a GPU with graphs, too."""
     trainer, after_switch = trainer_step(model, Switch(at_step=2))
     for _ in range(4):
         after_switch()
@@ -234,7 +234,7 @@ def switched_and_stl(model: StepModel, skip: Skip = lambda name, reason: None) -
 
 
 def _graphed_after_switch(model: StepModel) -> Step:
-    # Captured before the switch as well, so that the second capture is the one that is timed.
+    # Also captured before the switch, so that the second capture is the one that is timed.
     trainer, step = graphed_step(model, Switch(at_step=6), steps=14)
     _check_switched(trainer, model)
     return step
@@ -249,7 +249,7 @@ def _check_switched(trainer: Trainer, model: StepModel) -> None:
 
 
 def check_step(model: StepModel) -> None:
-    """Hold loss and all gradients of one step to the accuracy rule, without dropout.
+    """Check loss and all gradients of one step by the accuracy rule, without dropout.
 
     Raises InaccurateError.
     """
@@ -275,8 +275,8 @@ def _results(model: StepModel, dtype: torch.dtype, run: Callable[..., Any]) -> d
     encoder = copy.deepcopy(model.encoder).to(dtype).eval()
     total, linears = run(encoder, copy.deepcopy(model.heads).to(dtype))
     total.backward()
-    # The heads are judged together, as in the packed layout of test_heads: the bias gradient of one small
-    # head is a sum that may cancel to nearly nothing, and then torch's own error says little.
+    # The heads are checked together, as in the packed layout of test_heads: the bias gradient of one small
+    # head is a sum that may cancel almost completely, so that torch's own error means little.
     heads = list(linears.values())
     return {
         "total": total.detach(),
@@ -307,5 +307,5 @@ def _eager_total(
 
 
 def _module_name(task: str) -> str:
-    # A module's name may not hold a dot, a task's may: feats.Number.
+    # A module's name may not contain a dot, but a task's may: feats.Number.
     return task.replace(".", "__")

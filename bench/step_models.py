@@ -1,4 +1,4 @@
-"""The models that whole training steps are measured on, and the batches that they go round."""
+"""The models for measuring whole training steps, and the batches that they cycle through."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class StepModel:
-    """What every step starts from: each one trains copies of the encoder and the heads."""
+    """The start of every step: each one trains copies of the encoder and the heads."""
 
     encoder: nn.Module
     heads: MultiTaskHeads
     batches: Sequence[Batch]
     make_optimizer: MakeOptimizer
     make_dense_optimizer: MakeOptimizer | None = (
-        None  # of the copy without row-sparse gradients, where there is one
+        None  # for the copy without row-sparse gradients, where there is one
     )
-    held_out: Batch | None = None  # text that is only looked at
+    held_out: Batch | None = None  # for evaluation only
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters and batches are."""
+        """The device of its parameters and batches."""
         return self.batches[0][1][self.heads.main].device
 
     @property
@@ -53,7 +53,7 @@ class StepModel:
 
 
 def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device: torch.device) -> StepModel:
-    """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches lie there."""
+    """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches are there, too."""
     torch.manual_seed(1)
     tasks = {f"task{k}": Classification(size) for k, size in enumerate(sizes)}
     batches: list[Batch] = [
@@ -68,7 +68,7 @@ def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device
 
 
 def ewt_model(device: torch.device) -> StepModel:
-    """What `train` makes of the English Web Treebank: parts of speech and eight auxiliary tasks."""
+    """The model of `train` for the English Web Treebank: parts of speech and eight auxiliary tasks."""
     splits = open_data(f"conllu:{EWT}", main="upos", auxiliary=EWT_AUXILIARY)
     experiment = Experiment.prepare(Config(device="cpu"), splits)
     trainer, lr = experiment.trainer, experiment.config.lr
@@ -87,9 +87,9 @@ def ewt_model(device: torch.device) -> StepModel:
 def tagger_model(
     device: torch.device, N: int = 512, V: int = 10_000, dim: int = 64, window: int = 2, hidden: int = 128
 ) -> StepModel:
-    """What `train` makes of a treebank in shape, on random words: a row-sparse window encoder and five heads."""
+    """A model as `train` makes it for a treebank, on random words: a row-sparse window encoder and five heads."""
     torch.manual_seed(1)
-    subwords = torch.randint(V, 2 * V, (V, 4))  # of every type, hashed into as many rows again
+    subwords = torch.randint(V, 2 * V, (V, 4))  # for every type, hashed into V further rows
     rows_of_type = torch.cat([torch.arange(V).unsqueeze(1), subwords], dim=1)
     encoder = WindowEncoder(
         V,
@@ -103,7 +103,7 @@ def tagger_model(
     )
     tasks = {f"task{k}": Classification(size) for k, size in enumerate(TREEBANK_HEADS)}
     heads = MultiTaskHeads(encoder.out_features, tasks, "task0")
-    # Words as in a text: a batch holds the frequent ones again and again.
+    # Words distributed as in a text: a batch has the frequent ones many times.
     shares = 1 / torch.arange(1, V + 1, dtype=torch.float64)
     batches: list[Batch] = [
         (

@@ -32,7 +32,7 @@ MOST_FAILURES, MOST_COLUMNS = 25, 170
 
 
 def summary(folder: Path, found: Sequence[Record]) -> str:
-    """All of it as text."""
+    """Return the whole summary as text."""
     parts = [
         ("tests on the GPU", tests(folder / "tests.txt")),
         ("memory safety", safety(folder / "safety.txt")),
@@ -46,11 +46,11 @@ def summary(folder: Path, found: Sequence[Record]) -> str:
 
 
 def tests(path: Path) -> list[str]:
-    """pytest's last line, and each failure with the first line of its error."""
+    """Return pytest's last line, and each failure with the first line of its error."""
     lines = _lines(path)
     counted = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|skipped|error)", line)]
     failures = [line[:MOST_COLUMNS] for line in lines if re.match(r"(FAILED|ERROR) .*::", line)]
-    if not counted:  # stopped, or killed: what was said meanwhile
+    if not counted:  # stopped or killed: use what was printed before
         failures = [line[:MOST_COLUMNS] for line in lines if re.search(r" (FAILED|ERROR)\b", line)]
         counted = (
             [f"not at its end; {sum(' PASSED' in line for line in lines)} passed until then"] if lines else []
@@ -61,13 +61,13 @@ def tests(path: Path) -> list[str]:
 
 
 def safety(path: Path) -> list[str]:
-    """What bench.memory_safety and compute-sanitizer said at the end."""
+    """Return the final output of bench.memory_safety and compute-sanitizer."""
     wanted = re.compile(r"wrong|right$|ERROR SUMMARY|Invalid|no compute-sanitizer|time limit")
     return [line[:MOST_COLUMNS] for line in _lines(path) if wanted.search(line)][-8:] or ["no result"]
 
 
 def heads(found: Sequence[Record]) -> list[str]:
-    """A row a case: median µs of each peer, and the peak memory of some."""
+    """Return one row per case: median µs of each peer, and the peak memory of some."""
     rows = []
     for case in head_cases("cuda"):
         records = by_peer(found, "heads", case.name, "forward+backward")
@@ -78,7 +78,7 @@ def heads(found: Sequence[Record]) -> list[str]:
 
 
 def steps(found: Sequence[Record]) -> list[str]:
-    """A row a model: median µs of each step."""
+    """Return one row per model: median µs of each step."""
     rows = []
     for case in step_cases("cuda"):
         records = by_peer(found, "step", case.name, "step")
@@ -88,7 +88,7 @@ def steps(found: Sequence[Record]) -> list[str]:
 
 
 def required(found: Sequence[Record]) -> list[str]:
-    """How many requirements are met, and those that are missed; what was not measured is left out."""
+    """Say how many requirements are met, and list those that are missed; what was not measured is left out."""
     verdicts = [verdict for verdict in gpu_verdicts(found) if verdict.met != MISSING]
     missed = [verdict for verdict in verdicts if verdict.met != "met"]
     return [
@@ -98,7 +98,7 @@ def required(found: Sequence[Record]) -> list[str]:
 
 
 def jobs(found: Sequence[Record]) -> list[str]:
-    """A line a job: its rate, the time of the whole call, its quality, and who took the steps."""
+    """Return one line per job: its rate, the time of the whole call, its quality, and what took the steps."""
     lines = []
     for r in found:
         if r["suite"] != "jobs":
@@ -116,7 +116,7 @@ def jobs(found: Sequence[Record]) -> list[str]:
 
 
 def bags(found: Sequence[Record]) -> list[str]:
-    """A line a pass or an update: its rate, or its time over that of its bytes."""
+    """Return one line per pass or update: its rate, or its time over that of copying its bytes."""
     lines = []
     for r in found:
         if r["suite"] != "bags" or r["device"]["kind"] != "cuda":
@@ -142,7 +142,7 @@ def _peak(record: Record | None) -> str:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width; one line where there is no row."""
+    """Return columns of equal width; one line if there are no rows."""
     if not rows:
         return ["no result"]
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]

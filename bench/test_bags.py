@@ -143,7 +143,7 @@ def test_an_update_that_does_nothing_is_not_measured(case, dtype):
     update = Update(case, torch.device("cpu"))
     update.check()
     if dtype is torch.bfloat16:
-        # What a GPU has kernels for, and a CPU the oracle alone.
+        # Cases for which a GPU has kernels, but a CPU only the oracle.
         update.case, update.kernels = case._replace(dtype=dtype), reference_embedding
         update.table = update.table.to(dtype)
         update.check()

@@ -1,4 +1,4 @@
-"""The programs behind single tables of docs/claims.md run, on next to nothing."""
+"""The programs behind single tables of docs/claims.md run on tiny inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of pytest takes of the benchmarks: real sizes where times are asked for, tiny ones elsewhere."""
+"""Which benchmarks a run of pytest selects: real sizes if times are asked for, tiny ones otherwise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def collected(*options: str) -> str:
         "--collect-only",
         "-q",
     ]
-    # A worker of pytest-xdist runs no benchmarks, and knows itself by its environment.
+    # A worker of pytest-xdist, which its environment variables identify, runs no benchmarks.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [*command, *options], cwd=ROOT, env=alone, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The GPU tools without a GPU: the arithmetic of profile and sampler, and the one line they say."""
+"""The GPU tools without a GPU: the arithmetic of profile and sampler, and their one-line message."""
 
 # ruff: noqa: N802 (the names of NVML)
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_a_kernel_too_many_is_found():
 
 
 class Nvml:
-    """Stands in for pynvml: 300 W, a counter that grows by 2 J a reading, no utilisation."""
+    """A substitute for pynvml: 300 W, a counter that grows by 2 J per reading, no utilisation."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
 

@@ -11,13 +11,13 @@ from bench.peer_checks import check
 from bench.peers import builders, eager, obstacle, ours
 from mt2st_fast.kernels import Shape, choose_backend, choose_plan
 
-# Inductor loads parts of torch that torch itself calls deprecated.
+# Inductor loads parts of torch that torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 LONG = pytest.mark.long
 CPU = torch.device("cpu")
 BUILDERS = builders(CPU)
 QUICK_PEERS = ("ours", "eager", "linear_cross_entropy")
-# Compiling takes longer than all the rest of the tiny case together.
+# Compiling takes longer than the rest of the tiny case.
 TINY_PEERS = [pytest.param(name, marks=LONG if name == "compiled" else ()) for name in BUILDERS]
 
 
@@ -40,7 +40,7 @@ def test_tiny_heads(benchmark, name, direction):
 
 
 def how(name: str, inputs: HeadInputs) -> dict[str, str]:
-    """The backend and the plan that ours takes."""
+    """Return the backend and the plan of ours."""
     if name != "ours":
         return {}
     backend = choose_backend(CPU, inputs.features_nd.dtype)

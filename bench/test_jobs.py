@@ -1,4 +1,4 @@
-"""Whole jobs on a CPU, on next to nothing: what they record, and that one that breaks leaves the others alone."""
+"""Whole jobs on a CPU with tiny inputs: their records, and that a failing one does not affect the others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_report_of_train_becomes_a_record(tmp_path, monkeypatch):
         (out / "report.json").write_text(json.dumps(report))
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    environment = describe()  # asks git
+    environment = describe()  # runs git
     monkeypatch.setattr(subprocess, "run", run)
     (made,) = run_train(environment, CPU, tmp_path, tmp_path, 5.0)
     assert f"conllu:{tmp_path.resolve()}" in asked[0]

@@ -1,4 +1,4 @@
-"""Peers as they are: one without a bias, one less exact than ours; and graphs that own their memory."""
+"""Special peers: one without a bias, one less exact than ours; and graphs that own their memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_peer_without_a_bias_is_held_to_the_truth_without_one(cut_cross_entrop
     inputs = TINY.inputs(device=CPU)
     check = Check(inputs, BOTH)
     check(peers.cut_cross_entropy(inputs, BOTH))
-    # The truth with a bias is another one.
+    # The truth with a bias is different.
     total = peers.ours(inputs, BOTH).results()["total"]
     assert not torch.isclose(total, peers.ours_no_bias(inputs, BOTH).results()["total"], rtol=1e-3)
     cut_cross_entropy.linear_cross_entropy = lambda e, c, targets: 1.01 * F.cross_entropy(e @ c.T, targets)
@@ -119,7 +119,7 @@ class FakeGraph:
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What is done to CUDA, in order."""
+    """The calls to CUDA, in order."""
     seen = []
 
     class Stream:

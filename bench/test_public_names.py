@@ -1,4 +1,4 @@
-"""The benchmarks drive the library as anybody else does: by public names only."""
+"""The benchmarks only use the library's public names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from bench.environment import ROOT
 
-# What a NamedTuple has for everybody, underscore or not.
+# Public methods of NamedTuples in spite of the underscore.
 OF_NAMED_TUPLES = {"_asdict", "_replace", "_fields", "_make"}
-# torch has no public name for clearing cuBLAS's workspaces, which is what frees memory under a graph.
+# torch has no public name for clearing cuBLAS's workspaces, which frees memory that a graph uses.
 OF_TORCH = {"_C", "_cuda_clearCublasWorkspaces"}
 FILES = sorted((ROOT / "bench").rglob("*.py"))
 
 
 def privates_of(code: str) -> list[str]:
-    """Private attributes of others (not of self or cls), and private names of the library that are imported."""
+    """Return private attributes of other objects (not self or cls), and private names imported from the library."""
     found = []
     for node in ast.walk(ast.parse(code)):
         if (

@@ -1,4 +1,4 @@
-"""Records are appended, the latest of each measurement counts, and what is missing is said."""
+"""Records are appended, the latest of each measurement counts, and missing ones are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_candidates_take_turns_and_are_prepared():
     }
     timings = interleave(candidates, rounds=3)
     assert timings.rounds == 3
-    calls = MOST_CALLS  # such short calls that a burst holds as many as it may
+    calls = MOST_CALLS  # calls so short that a burst has the maximum number
     assert "".join(seen) == "-A-B" * WARM_UP_ROUNDS + ("-A" * calls + "-B" * calls) * 3
 
 

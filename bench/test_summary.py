@@ -1,4 +1,4 @@
-"""The summary of a GPU's run is short, and says what failed."""
+"""The summary of a GPU run is short and reports failures."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""python -m bench.transformer MODEL --treebank DIR: what finishing on one task saves when a transformer is fine-tuned.
+"""python -m bench.transformer MODEL --treebank DIR: what finishing on one task saves in fine-tuning a transformer.
 
-MODEL is a folder that transformers' AutoModel and AutoTokenizer read, DIR holds the .conllu files of a treebank. A
-share of the training sentences keeps the label of the main task, all keep that of the auxiliary task:
+MODEL is a folder that transformers' AutoModel and AutoTokenizer read, DIR has the .conllu files of a treebank. A share
+of the training sentences keeps the label of the main task, all keep that of the auxiliary task:
 
-genre       of a sentence, that of its document (the word before the first "-" of `# newdoc id`); beside it upos
-upos        of a word; beside it xpos
+    genre       of a sentence: that of its document (the word before the first "-" of `# newdoc id`); auxiliary: upos
+    upos        of a word; auxiliary: xpos
 
-A step takes a batch of labelled sentences and, while the auxiliary task is active, a batch of all sentences. So many
-steps for everybody: with the main task alone (stl), with both (mtl), and with both until a switch (switch). Strategies
-train in turns, on the same seeds. It needs the extra `transformers`.
+A step takes a batch of labelled sentences and, while the auxiliary task is active, a batch of all sentences. All
+strategies take the same number of steps: with the main task alone (stl), with both (mtl), and with both until a switch
+(switch). They train in turns, on the same seeds. It needs the extra `transformers`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HELD_OUT = 320  # sentences that quality is measured on
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words and what they are labelled with, by task."""
+    """Words and their labels, by task."""
 
     words: list[str]
     labels: dict[str, Any]
@@ -90,7 +90,7 @@ def main(
 
 
 class _Encoder(nn.Module):
-    """A pre-trained encoder whose features are those of all tokens, with the mask of what is no padding."""
+    """A pre-trained encoder whose features are those of all tokens, with a mask of those that are no padding."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Data:
-    """Rows of the training part and the held-out part, and the classes of both tasks, the main one first."""
+    """The rows of the training part and the held-out part, and the classes of both tasks, the main one first."""
 
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
@@ -117,7 +117,7 @@ class Data:
 
     @classmethod
     def read(cls, model: Path, treebank: Path, names: tuple[str, str]) -> Data:
-        """Tokenized sentences of a treebank; raises SystemExit in one line where a file is missing."""
+        """Read and tokenize the sentences of a treebank; raises SystemExit with one line if a file is missing."""
         from transformers import AutoConfig, AutoTokenizer
 
         from mt2st_fast.integrations.transformers import DataCollatorForMultiTask
@@ -132,7 +132,7 @@ class Data:
         return cls(train, held_out[:HELD_OUT], classes, width, DataCollatorForMultiTask(tokenizer, tasks))
 
     def heads(self, alone: bool) -> MultiTaskHeads:
-        """Heads of both tasks, or of the main one alone."""
+        """Return heads of both tasks, or of the main one alone."""
         main = next(iter(self.classes))
         tasks = {
             name: _task(name, values) for name, values in self.classes.items() if not alone or name == main
@@ -140,7 +140,9 @@ class Data:
         return MultiTaskHeads(self.width, tasks, main)
 
     def batches(self, size: int, label_fraction: float, seed: int) -> tuple[Any, Any, Any]:
-        """Loaders: the sentences that keep the main label, with that; all, with the other; the held-out ones."""
+        """Return loaders: sentences with the main label, with only that; all sentences, with the other; the held-out
+        ones.
+        """
         main, other = self.classes
         kept = labelled_of(self, label_fraction, seed)
         order = torch.Generator().manual_seed(seed)
@@ -152,21 +154,21 @@ class Data:
         return loader(kept, main, True), loader(self.train, other, True), loader(self.held_out, main, False)
 
     def _paired(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(inputs, {task: labels}) of the tasks that have labels here."""
+        """Return (inputs, {task: labels}) of the tasks that have labels here."""
         made = self.collate(rows)
         labels = made.pop("labels")
         return made, {name: labels[name] for name in rows[0]["labels"]}
 
 
 def labelled_of(data: Data, label_fraction: float, seed: int) -> list[dict[str, Any]]:
-    """The training rows that keep the label of the main task."""
+    """Return the training rows that keep the label of the main task."""
     main = next(iter(data.classes))
     has = [row for row in data.train if row["labels"][main] is not None]
     return random.Random(seed).sample(has, max(1, round(label_fraction * len(has))))
 
 
 def read_sentences(path: Path) -> Iterator[Sentence]:
-    """Those of a CoNLL-U file, with genre, upos and xpos."""
+    """Yield the sentences of a CoNLL-U file, with genre, upos and xpos."""
     genre, words, tags = "", [], {name: [] for name in COLUMNS}
     for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
         if line.startswith("# newdoc id ="):
@@ -203,7 +205,7 @@ def _task(name: str, values: Sequence[str]) -> Classification:
 
 
 def _row(sentence: Sentence, tokenizer: Any, classes: Mapping[str, list[str]]) -> dict[str, Any]:
-    """A word's label stands at its first piece; the others, and what the tokenizer adds, have none."""
+    """Tokenize a sentence. A word's label is at its first piece; its other pieces and special tokens have none."""
     encoded = tokenizer(sentence.words, is_split_into_words=True, truncation=True, max_length=128)
     labels: dict[str, Any] = {}
     for name, values in classes.items():
@@ -221,7 +223,7 @@ def _row(sentence: Sentence, tokenizer: Any, classes: Mapping[str, list[str]]) -
     return {**encoded, "labels": labels}
 
 
-# --- what came of it -------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------
 
 
 def _table(title: str, runs: Mapping[str, list[History]], task: str, steps: int, switch: int) -> Table:
@@ -255,7 +257,7 @@ def _reached(history: History, target: float, task: str) -> float | None:
 
 
 def _step_ms(history: History, begin: int, end: int) -> float:
-    """Of the records between two steps, but for the first, in which a phase is entered."""
+    """Return the step time from the records between two steps, except for the first, in which a phase begins."""
     return mean([r.step_ms for r in history.steps if begin < r.step <= end][1:])
 
 

@@ -1,4 +1,4 @@
-"""What the measurements have to show, held against the records; nothing is said where a record is missing."""
+"""Compare the records with the requirements; a missing record gives no verdict."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ByPeer = Mapping[str, Record]
 
 
 class Verdict(NamedTuple):
-    """One requirement: on what, what is required, what was measured, and whether that meets it."""
+    """One requirement: the case, what is required, what was measured, and whether that meets it."""
 
     case: str
     required: str
@@ -45,35 +45,35 @@ class Verdict(NamedTuple):
 
     @classmethod
     def of(cls, case: str, required: str, measured: str, met: bool, records: Iterable[Record]) -> Verdict:
-        """A disturbed measurement decides nothing."""
+        """Make a verdict; a disturbed measurement decides nothing."""
         return cls(case, required, measured, decided(met, records))
 
     @classmethod
     def missing(cls, case: str, required: str, why: str = MISSING) -> Verdict:
-        """Without a record."""
+        """Make a verdict without a record."""
         return cls(case, required, MISSING, why)
 
 
 def decided(met: bool, records: Iterable[Record]) -> str:
-    """Whether a requirement is met, from the records that say so: a disturbed measurement decides nothing."""
+    """Say whether a requirement is met, from its records: a disturbed measurement decides nothing."""
     if any(is_disturbed(record) for record in records):
         return "undecided (disturbed)"
     return "met" if met else "missed"
 
 
 def is_disturbed(record: Record) -> bool:
-    """Whether other work used the processors meanwhile. A GPU's time hardly depends on it."""
+    """Whether other work used the processors meanwhile. GPU times hardly depend on that."""
     return record["device"]["kind"] == "cpu" and (record["others_cpu_share"] or 0.0) > DISTURBED_SHARE
 
 
 def by_peer(found: Sequence[Record], suite: str, case: str, direction: str) -> dict[str, Record]:
-    """The records of one case by peer."""
+    """Return the records of one case by peer."""
     wanted = (suite, case, direction)
     return {r["peer"]: r for r in found if (r["suite"], r["case"], r["direction"]) == wanted}
 
 
 def fastest(records: ByPeer, names: Iterable[str]) -> Record | None:
-    """The record of the fastest of these peers that were measured."""
+    """Return the record of the fastest of these peers that were measured."""
     return min((records[name] for name in names if name in records), key=lambda r: r["p50"], default=None)
 
 
@@ -81,7 +81,7 @@ def fastest(records: ByPeer, names: Iterable[str]) -> Record | None:
 
 
 def cpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
-    """The CPU rows."""
+    """Return the verdicts for the CPU."""
     cases = {case: by_peer(found, "heads", case.name, "forward+backward") for case in HEAD_CASES}
     return [
         _geometric_mean("eager / ours", CPU_OVER_EAGER, cases, ("eager",)),
@@ -156,7 +156,7 @@ def _all(cases: Iterable[ByPeer]) -> list[Record]:
 
 
 def gpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
-    """The GPU rows."""
+    """Return the verdicts for the GPU."""
     copy = next((r["value"] for r in found if (r["suite"], r["case"]) == ("floors", "copy")), None)
     verdicts = [
         verdict
@@ -180,14 +180,14 @@ def _gpu_heads(case: HeadCase, records: ByPeer, copy: float | None) -> list[Verd
     if required.over_eager is not None:
         verdicts.append(_ratio(name, records, ("eager",), ("ours",), required.over_eager, "eager / ours"))
     if required.over_best is not None:
-        # A graph against a graph: what the graph alone is worth is no merit of the kernel's.
+        # Graphs are compared with graphs: the benefit of the graph itself is no merit of the kernel.
         verdicts.append(_ratio(name, records, GPU_PEERS, ours, required.over_best, "best peer / ours"))
         if "eager_graph" in records:
             graphs = ("eager_graph",), ("ours_graph",)
             title = "eager / ours, both in a graph"
             verdicts.append(_ratio(name, records, *graphs, required.over_best, title))
     for peer, least in required.over:
-        # A peer that knows no bias is compared with ours without one.
+        # A peer that supports no bias is compared with ours without one.
         mine = "ours" if records.get(peer, {}).get("bias", True) else "ours_no_bias"
         verdicts.append(_ratio(name, records, (peer,), (mine,), least, f"{peer} / {mine}"))
     if required.of_gemms is not None:

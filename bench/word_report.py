@@ -1,4 +1,4 @@
-"""The tables of bench.bags and bench.words in bench/RESULTS.md: speed, what is required of it, quality beside it."""
+"""The tables of bench.bags and bench.words in bench/RESULTS.md: speed, its requirements, and quality."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = ("treebank", "Wikipedia")
 
 
 def gpu_word_section(found: Sequence[Record]) -> list[str]:
-    """Markdown lines on bags of words on a GPU."""
+    """Return Markdown lines on bags of words on a GPU."""
     lines = ["**Bags of words: passes over documents**", ""]
     lines += _gpu_table(
         found, "a pass", "million tokens/s", lambda r: f"{r['tokens_per_second'] / 1e6:,.1f}", _pass_verdict
@@ -33,7 +33,7 @@ def gpu_word_section(found: Sequence[Record]) -> list[str]:
 
 
 def job_section(found: Sequence[Record]) -> list[str]:
-    """Markdown lines on whole jobs: the rate of training, the time of the whole call, and the quality beside both."""
+    """Return Markdown lines on whole jobs: the rate of training, the time of the whole call, and the quality."""
     records = [r for r in found if r["suite"] == "jobs"]
     if not records:
         return [f"{MISSING.capitalize()}."]
@@ -56,7 +56,7 @@ def job_section(found: Sequence[Record]) -> list[str]:
 
 
 def job_verdict(record: Record) -> str:
-    """What is required of a job's rate on a GPU, and whether it is met; empty for a CPU's."""
+    """Return the required rate of a job on a GPU and whether it is met; empty for a CPU."""
     least = JOBS_ON_GPU.get(record["case"])
     if least is None or record["peer"] != "ours on cuda":
         return ""
@@ -99,7 +99,7 @@ def _update_verdict(record: Record, ratio: float) -> str:
 
 
 def word_sections(found: Sequence[Record]) -> list[str]:
-    """Markdown lines; a heading with "not yet measured" where nothing was."""
+    """Return Markdown lines; a heading with "not yet measured" if there is nothing."""
     lines = ["**Bags of words**", "", *_bags(found), ""]
     return [*lines, "**Word2Vec against gensim**", "", *_words(found), ""]
 
@@ -159,7 +159,7 @@ def _values(records: Sequence[Record]) -> list[str]:
 
 
 def _words(found: Sequence[Record]) -> list[str]:
-    # What is not among the texts any more was measured by an older bench.words.
+    # Records of other texts are from an older bench.words.
     records = [r for r in found if r["suite"] == "words" and r["case"].split(",")[0] in TEXTS]
     if not records:
         return [f"{MISSING.capitalize()}."]

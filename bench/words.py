@@ -1,14 +1,14 @@
-"""python -m bench.words: Word2Vec against gensim's, quality beside speed, and append records.
+"""python -m bench.words: compare Word2Vec with gensim's, quality beside speed, and append records.
 
-Each seed is a round: gensim and ours take turns on the same file, with 2 workers each, for skip-gram and CBOW. Words a
-second are raw words times epochs over the time of training alone, as gensim counts them, and then over that of the
-whole call, with reading and the vocabulary. The repeated treebank is also trained from a token file that stays mapped.
-Quality is Spearman's correlation with WordSim-353 and SimLex-999, gensim's own files by gensim's own
-evaluate_word_pairs. Both corpora are small, so these scores are low and differ much between seeds.
+Each seed is a round: gensim and ours take turns on the same file, with 2 workers each, for skip-gram and CBOW. Words
+per second are raw words times epochs over the training time only, as gensim counts them, and also over the time of the
+whole call, including reading and the vocabulary. The repeated treebank is also trained from a token file that stays
+mapped. Quality is Spearman's correlation with WordSim-353 and SimLex-999, gensim's own files, by gensim's own
+evaluate_word_pairs. Both corpora are small, so these scores are low and vary much between seeds.
 
-Both have the same mean rate: with `corpus_file` each of gensim's W workers counts its own sentences against all
-(get_next_alpha of word2vec_corpusfile.pyx), so that within an epoch the rate falls by 1 / W of its share only. Ours
-falls in one line to where gensim's ends.
+Both have the same mean rate: with `corpus_file`, each of gensim's W workers compares its own sentence count with the
+total (get_next_alpha of word2vec_corpusfile.pyx), so that within an epoch the rate falls only by 1 / W of its share.
+Ours falls linearly to where gensim's ends.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ WORKERS = 2
 SETTINGS: dict[str, Any] = {
     "vector_size": 100, "window": 5, "negative": 5, "sample": 1e-3, "min_count": 5, "epochs": 5, "workers": WORKERS,
 }  # fmt: skip
-ALPHA = 0.025  # gensim's, and ours
+ALPHA = 0.025  # gensim's default, and ours
 LOWEST_ALPHA = ALPHA * (1 - 1 / WORKERS) / SETTINGS["epochs"]
 PAIRS = {"WordSim-353": "wordsim353.tsv", "SimLex-999": "simlex999.txt"}
 MODES = {"cbow": 0, "skipgram": 1}
 console = Console(width=150)
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-LINE_WORDS = 1000  # gensim cuts longer lines off
+LINE_WORDS = 1000  # gensim truncates longer lines
 
 
 class Run(NamedTuple):
@@ -95,7 +95,7 @@ def main(
 
 
 def measure(name: str, path: Path, n_words: int, mode: str, seeds: range, records: Path) -> None:
-    """One corpus and mode: the peers take turns, a round a seed."""
+    """Measure one corpus and mode: the peers take turns, one round per seed."""
     text = [[f"w{i * j % 97}" for j in range(600)] for i in range(1, 40)]
     Word2Vec(text, sg=MODES[mode], workers=WORKERS)  # compiles, or loads from the cache
     runs: dict[str, list[Run]] = {"gensim": [], "ours": []}
@@ -115,7 +115,7 @@ def measure(name: str, path: Path, n_words: int, mode: str, seeds: range, record
 
 
 def measure_mapped(path: Path, n_words: int, seeds: range, records: Path) -> None:
-    """CBOW from a token file that stays mapped, against the same text in memory: the time of training alone."""
+    """Measure CBOW from a mapped token file against the same text in memory: the training time only."""
     tokens = path.with_suffix(".tokens")
     prepare(path, tokens, min_count=SETTINGS["min_count"])
     sources = {"in memory": path, "mapped": tokens}
@@ -144,7 +144,7 @@ def measure_mapped(path: Path, n_words: int, seeds: range, records: Path) -> Non
 
 
 def train_gensim(path: Path, mode: str, seed: int) -> Run:
-    """gensim's fastest way: it reads the file in C."""
+    """Train gensim in its fastest way: it reads the file in C."""
     from gensim.models import Word2Vec as Gensim
 
     started = time.perf_counter()
@@ -164,7 +164,7 @@ def train_gensim(path: Path, mode: str, seed: int) -> Run:
 
 
 def train_ours(path: Path, mode: str, seed: int) -> Run:
-    """The same from the same file; training begins with the first epoch."""
+    """Train ours from the same file; training begins with the first epoch."""
     clock: list[float] = []
 
     class Stopwatch:
@@ -185,7 +185,7 @@ def train_ours(path: Path, mode: str, seed: int) -> Run:
 
 
 def quality(vectors: Any) -> dict[str, float]:
-    """Spearman's correlation with human judgements of similarity."""
+    """Return Spearman's correlation with human judgements of similarity."""
     from gensim.test.utils import datapath
 
     return {
@@ -248,7 +248,7 @@ def _report(
 
 
 def treebank_sentences(path: Path) -> Iterator[list[str]]:
-    """The words of a CoNLL-U file, lower-cased."""
+    """Yield the words of a CoNLL-U file, in lower case."""
     sentence: list[str] = []
     for line in path.read_text("utf-8").splitlines():
         fields = line.split("\t")
@@ -260,7 +260,7 @@ def treebank_sentences(path: Path) -> Iterator[list[str]]:
 
 
 def repeated(sentences: list[list[str]], n_words: int) -> list[list[str]]:
-    """The sentences over and over, up to n_words."""
+    """Repeat the sentences, up to n_words."""
     whole: list[list[str]] = []
     done = 0
     while done < n_words:
@@ -273,7 +273,7 @@ def repeated(sentences: list[list[str]], n_words: int) -> list[list[str]]:
 
 
 def wikipedia_sentences() -> Iterator[list[str]]:
-    """The words of the 106 Wikipedia articles that gensim ships, in lines of LINE_WORDS."""
+    """Yield the words of the 106 Wikipedia articles that gensim ships, in lines of LINE_WORDS."""
     from gensim.corpora.wikicorpus import WikiCorpus
     from gensim.test.utils import datapath
 

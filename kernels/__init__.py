@@ -1,4 +1,4 @@
-"""The kernels: fused multi-task loss and row-sparse embeddings on a CPU (Numba) and a GPU (Triton), and their oracles.
+"""Fused multi-task loss and row-sparse embedding kernels for CPU (Numba) and GPU (Triton), with their oracles.
 
 Imports nothing from the rest of the package.
 """

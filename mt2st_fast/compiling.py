@@ -1,4 +1,4 @@
-"""Compiling kernels, as those see it who know no kernel: its seconds are no part of a step, and a bar may show it."""
+"""Compilation of kernels for callers that know no kernel: its time is not part of a step, and a bar may show it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 from mt2st_fast.kernels.machine.compiling import clock, compile_seconds
 
-# What takes longest to compile of all that `train` needs, for words and for documents.
+# The kernel of `train` that takes longest to compile, for words and for documents.
 LONGEST = "_step_on_text"
 
-# with on_compile(listener): listener(name) hears of every kernel that begins to be compiled.
+# Within `with on_compile(listener)`, listener(name) is called whenever a kernel begins to be compiled.
 on_compile = clock.listening
 
 
 @contextmanager
 def counted_as_compiling(what: str) -> Iterator[None]:
-    """Seconds of something that compiles kernels as it runs for the first time, a step on a GPU."""
+    """Count the block's seconds as compilation: it compiles kernels as it first runs, as a step on a GPU does."""
     clock.start(what)
     try:
         yield
@@ -25,15 +25,15 @@ def counted_as_compiling(what: str) -> Iterator[None]:
 
 
 def is_first_on(level: str) -> bool:
-    """Whether what trains a corpus of this level on a CPU was never compiled here, nor rehearsed, and could be kept."""
-    from mt2st_fast.kernels.machine.cache import folder, has_none_of  # which loads the compiler
+    """Whether kernels for training at this level on a CPU were never compiled or rehearsed here, and can be cached."""
+    from mt2st_fast.kernels.machine.cache import folder, has_none_of  # loads the compiler
 
     place = folder()
     return place is not None and has_none_of(LONGEST) and not (place / _stamp(level)).exists()
 
 
 def note_rehearsed(level: str) -> None:
-    """Keep in mind, where kernels are kept, that a run on such a corpus was rehearsed."""
+    """Leave a mark in the kernel cache that a run on such a corpus was rehearsed."""
     from mt2st_fast.kernels.machine.cache import folder
 
     if (place := folder()) is not None:

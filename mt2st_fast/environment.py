@@ -1,4 +1,4 @@
-"""What a result was measured on: devices and versions."""
+"""The devices and versions that a result was measured with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PACKAGES = ("mt2st-fast", "torch", "triton", "numba", "numpy")
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may run on."""
+    """Return the number of CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Processor, cores, threads, versions and, for a CUDA device, its name and memory; JSON-able."""
+    """Return processor, cores, threads, versions and, for a CUDA device, its name and memory; JSON-able."""
     found: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -41,7 +41,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or "not installed"."""
+    """Return the installed version of a package, or "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -49,7 +49,7 @@ def version(package: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name where the system tells it, with what tells its generations apart: many have one name."""
+    """Return the processor's name where the system has it, with numbers that distinguish generations of one name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -58,7 +58,7 @@ def processor() -> str:
 
 
 def _processor_of(lines: Sequence[str]) -> str | None:
-    """By the lines of /proc/cpuinfo, the first processor's; None where they have no name."""
+    """Return the first processor in the lines of /proc/cpuinfo; None where it has no name."""
     fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")

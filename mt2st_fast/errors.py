@@ -1,5 +1,5 @@
-"""The one exception that the command line turns into a line of advice."""
+"""The exception that the command line prints as one line of advice."""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line that names it and the fix."""
+    """User input that cannot be used; the message is one line that names the problem and the fix."""

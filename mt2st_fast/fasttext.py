@@ -1,11 +1,11 @@
-"""fastText's Python module with its names, its shapes and its labels: `import mt2st_fast.fasttext as fasttext`.
+"""fastText's Python module with its names, shapes and labels: `import mt2st_fast.fasttext as fasttext`.
 
     model = fasttext.train_supervised(input="cooking.train", epoch=25, wordNgrams=2)
     model.predict("Which baking dish is best to bake a banana bread ?", k=-1, threshold=0.5)
     print(model.test("cooking.valid"))                          # (documents, precision, recall)
 
-What is the same, other or refused stands in docs/doors.md. `mt2st_fast.train_supervised` is the same training with this
-library's own shapes: several label families, prediction by family, a metric for each.
+docs/doors.md lists what is the same, what differs and what is refused. `mt2st_fast.train_supervised` is the same
+training with this library's own interface: several label families, prediction by family, and a metric for each.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ _PLACES = (
     "autotuneMetric", "autotunePredictions", "autotuneDuration", "autotuneModelSize",
 )  # fmt: skip
 MODELS = {"skipgram": 1, "cbow": 0}
-THREADS = 2  # shards of the text, by which the bits change: not the machine's number of cores
+THREADS = 2  # shards of the text; results depend on their number, so it is not the machine's number of cores
 
 
 def train_supervised(*args: Any, **options: Any) -> Classifier:
-    """A classifier of the lines of a file with `__label__` words, which are whole labels whatever stands in them.
+    """Train a classifier of lines on a file with `__label__` words. Labels are kept whole, even with `__` inside.
 
-    Options are fastText's, in its order, and those of `mt2st_fast.train_supervised`, whose defaults hold and whose
-    errors are raised.
+    Options are fastText's, in its order, and those of `mt2st_fast.train_supervised`, whose defaults and errors apply.
     """
     placed = dict(zip(_PLACES, args, strict=False))
     if len(args) > len(_PLACES) or placed.keys() & options.keys():
@@ -74,11 +73,11 @@ def train_unsupervised(
     *,
     seed: int = 0,
 ) -> Vectors:
-    """Vectors of the words of a file, a sentence a line, by their neighbours and their character n-grams.
+    """Train word vectors on a file with one sentence per line, from neighbouring words and character n-grams.
 
-    Words that begin with `label` are left out. pretrainedVectors: a file of vectors that words of the text begin with.
-    thread: parts of the text that are read side by side, by which the bits change. Raises InputError for a file or an
-    option that cannot be used.
+    Words that begin with `label` are left out. pretrainedVectors: a file of vectors that words of the text start from.
+    thread: parts of the text that are read side by side; results depend on this number. Raises InputError for a file or
+    an option that cannot be used.
     """
     check_count(dim=dim, ws=ws, epoch=epoch, bucket=bucket, thread=thread)
     check_count(0, minCount=minCount, minn=minn, maxn=maxn, seed=seed)
@@ -113,9 +112,10 @@ def train_unsupervised(
 
 
 def load_model(path: str | Path) -> FastTextModel:
-    """What `save_model` wrote, or `save` of a SupervisedModel or a Word2Vec. Raises InputError for anything else.
+    """Read a model that `save_model` wrote, or `save` of a SupervisedModel or a Word2Vec. Raises InputError for
+    anything else.
 
-    A .bin file of fastText's is refused: its .vec file has the vectors, which `pretrainedVectors` takes.
+    fastText's own .bin files are refused; `pretrainedVectors` reads the vectors in its .vec files.
     """
     if Path(path).is_file():
         raise InputError(
@@ -131,22 +131,22 @@ def load_model(path: str | Path) -> FastTextModel:
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a text as training reads them, between white space; a line feed is the word `</s>`."""
+    """Return the words of a text as training reads them, split at white space; a line feed is the word `</s>`."""
     return words_of(text.replace("\n", f" {EOS} "))
 
 
 def cbow(*_: Any, **__: Any) -> NoReturn:
-    """Refused as fastText refuses it: raises InputError."""
+    """Not supported, as in fastText: raises InputError."""
     raise InputError("cbow: call train_unsupervised(input, model='cbow')")
 
 
 def skipgram(*_: Any, **__: Any) -> NoReturn:
-    """Refused as fastText refuses it: raises InputError."""
+    """Not supported, as in fastText: raises InputError."""
     raise InputError("skipgram: call train_unsupervised(input, model='skipgram')")
 
 
 def supervised(*_: Any, **__: Any) -> NoReturn:
-    """Refused as fastText refuses it: raises InputError."""
+    """Not supported, as in fastText: raises InputError."""
     raise InputError("supervised: call train_supervised(input)")
 
 

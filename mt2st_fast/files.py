@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read plain or packed with errors that a user can act on; JSON without NaN."""
+"""Files: written whole or not at all, read plain or gzipped with errors that a user can act on; JSON without NaN."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ _GZIP = b"\x1f\x8b"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where the block writes a file that becomes `path` at the end: a reader sees the old file or the new one, also
-    after a power cut. Where the block raises (Ctrl-C too), nothing is left of it; what a process left that was killed
-    (SIGKILL) is swept up by the next one that writes the same file.
+    """Yield the path of a file to write, which replaces `path` at the end of the block.
+
+    A reader sees either the old or the new file, even after a power cut. If the block raises (also by Ctrl-C), nothing
+    of the new file is left. Leftovers of a killed process (SIGKILL) are removed by the next one that writes the same
+    file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in left_behind(path):
         delete(left)
-    # A folder, for whoever writes may have files of its own on the way.
+    # A folder, as the block may need temporary files of its own.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.mkdir(exist_ok=True)
@@ -41,13 +43,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` at the end, as `replacing` does."""
+    """Yield an open file that replaces `path` at the end of the block, as `replacing` does."""
     with replacing(path) as partial, partial.open("wb") as file:
         yield file
 
 
 def delete(path: Path) -> None:
-    """Delete a file, or a folder with all in it, where that can be done; where not, another user's say, it is left."""
+    """Delete a file, or a folder with its content; ignored where that is not possible, as for files of another user."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -56,13 +58,13 @@ def delete(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file."""
+    """Flush a file to the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def left_behind(path: Path) -> list[Path]:
-    """What processes of this machine that live no more have left beside `path`: .name.PID, .name.PID.old."""
+    """Return what processes of this machine that no longer run left beside `path`: .name.PID, .name.PID.old."""
     beside = path.parent.glob(f".{glob.escape(path.name)}.*")
     return [
         found
@@ -73,29 +75,29 @@ def left_behind(path: Path) -> list[Path]:
 
 
 def _lives(process: int) -> bool:
-    if os.name == "nt":  # where kill() of any signal ends the process
+    if os.name == "nt":  # where kill() ends the process, whatever the signal
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        pass  # somebody else's, or no process of this system
+        pass  # another user's process, or an impossible number
     return True
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, whole or not at all."""
+    """Replace the content of `path`, whole or not at all."""
     with writing_atomically(path) as file:
         file.write(content)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where they are gzip, whatever the file is named.
+    """Open a file for reading bytes; gzip is unpacked, whatever the name of the file.
 
-    Raises InputError for a file that is missing, unreadable or no whole gzip file (also where it is named .gz and is
-    none); the block must do nothing else that can raise OSError.
+    Raises InputError for a file that is missing, unreadable or a broken gzip file, or that is named .gz and is not one.
+    The block must do nothing else that can raise OSError.
     """
     try:
         with path.open("rb") as file:
@@ -118,12 +120,12 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def peek(file: BinaryIO, n: int) -> bytes:
-    """The next n bytes of a file that `reading` opened, fewer at its end; they are read again."""
+    """Return the next n bytes of a file that `reading` opened, fewer at its end, without consuming them."""
     return bytes(cast(Any, file).peek(n)[:n])
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Whether both are one file, by whatever names and links; not where either is none yet, or no plain file."""
+    """Whether both paths are the same regular file, also through links; False where one does not exist."""
     try:
         return one.is_file() and one.samefile(other)
     except OSError:
@@ -131,7 +133,7 @@ def is_same_file(one: Path, other: Path) -> bool:
 
 
 def check_not_read(out: Path, inputs: Iterable[Path]) -> None:
-    """Raise InputError where what is to be written is one of the files that are read for it."""
+    """Raise InputError if the output file is one of the inputs."""
     for path in inputs:
         if is_same_file(out, path):
             raise InputError(
@@ -146,7 +148,7 @@ def is_packed(path: Path) -> bool:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON, which knows no NaN: what is not a finite number becomes null."""
+    """Return `value` as JSON, which has no NaN: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

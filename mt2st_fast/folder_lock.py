@@ -1,4 +1,4 @@
-"""A folder that one run at a time writes to."""
+"""A lock on a folder, so that only one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mt2st_fast.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # not available on Windows
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other processes. The lock dies with its process, however that ends.
+    """Lock `folder` against other processes. The lock ends with its process, however that ends.
 
-    Raises InputError while another one holds it.
+    Raises InputError while another process holds it.
     """
-    # The folder itself is locked: there is no file to leave behind, or to remove from under another run.
+    # The folder itself is locked: no lock file is left behind, and none can be deleted while another run needs it.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -35,7 +35,7 @@ def holding(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"another run is writing to {folder}; wait for its end or choose another --out"
             ) from None
-        except OSError as error:  # a file system that has no locks
+        except OSError as error:  # a file system without locks
             logger.warning("%s cannot be locked (%s): start no other run into it", folder, error.strerror)
         yield
     finally:

@@ -1,9 +1,9 @@
-"""A trained model is a folder: its tensors in safetensors, all else in JSON. Reading one runs no code.
+"""A trained model is a folder with its tensors in safetensors and all else in JSON. Reading one runs no code.
 
-    model.json           format, kind, configuration (words, labels, options), the digest of both files
+    model.json           format, kind, configuration (words, labels, options), checksums of both files
     tensors.safetensors  every tensor under its name
 
-A byte that changed in either file is found before anything is made of them.
+A changed byte in either file is detected before anything is built from them.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from mt2st_fast.tensor_files import on_cpu_apart, write_tensors
 
 FORMAT = "mt2st-fast model 2"
 DESCRIPTION, TENSORS = "model.json", "tensors.safetensors"
-RUN_MODEL = "model"  # the folder's name within that of a run
-RUN_CONFIG = "config.json"  # beside it, from the run's first step on
+RUN_MODEL = "model"  # the name of the model's folder inside the folder of a run
+RUN_CONFIG = "config.json"  # beside it, from the first step of the run on
 OF_COMPARISON = (
     "compare.json",
     "compare.progress.json",
-)  # one of them is in a comparison's folder from its start on
+)  # the folder of a comparison has one of them from the start on
 
 
 def has_comparison(folder: Path) -> bool:
-    """Whether `mt2st-fast compare` has written to a folder; what is there is no run of `train` then."""
+    """Whether `mt2st-fast compare` has written to a folder, which then holds no run of `train`."""
     return any((folder / name).exists() for name in OF_COMPARISON)
 
 
 def write_model(
     folder: str | Path, kind: str, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write a model to `folder`, whole or not at all; a model that was there is replaced.
+    """Write a model to `folder`, whole or not at all, replacing a model that was there.
 
-    configuration: JSON-able. Raises InputError where the folder holds something else or cannot be written.
+    configuration: values that JSON can hold. Raises InputError where the folder holds something else or cannot be
+    written.
     """
     folder = Path(folder)
     if folder.exists() and not _may_be_replaced(folder):
@@ -70,7 +71,9 @@ def write_model(
 
 
 def _sweep(folder: Path) -> None:
-    """Put back the model, and delete the rest, that a process left which was killed as it wrote one here."""
+    """Clean up after processes that were killed while writing a model here: restore the old model if there is none,
+    delete the rest.
+    """
     for left in left_behind(folder):
         if left.suffix == ".old" and not folder.exists():
             left.rename(folder)
@@ -79,7 +82,7 @@ def _sweep(folder: Path) -> None:
 
 
 def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """(kind, configuration, tensors) of a model.
+    """Return (kind, configuration, tensors) of a model.
 
     Raises InputError for a folder that is missing, no model, damaged, or a model of another kind than `kind`.
     """
@@ -114,20 +117,20 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
 
 
 def kind_of(folder: str | Path) -> str:
-    """The kind of the model in a folder, as far as its description says. Raises InputError where there is none."""
+    """Return the kind of the model in a folder, as its description says. Raises InputError where there is no model."""
     path = model_in(folder) / DESCRIPTION
     try:
         return str(json.loads(path.read_bytes())["kind"])
     except (FileNotFoundError, NotADirectoryError):
-        return read_model(path.parent)[0]  # says what is missing
+        return read_model(path.parent)[0]  # raises an error that says what is missing
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; save the model again") from None
 
 
 def model_in(folder: str | Path) -> Path:
-    """Where the model of a folder lies: there, or where a run leaves it.
+    """Return the folder of the model: `folder` itself, or where a run leaves its model.
 
-    Raises InputError for a run that has none yet.
+    Raises InputError for a run that has no model yet, and for a comparison.
     """
     folder = Path(folder)
     if (folder / DESCRIPTION).exists():
@@ -147,13 +150,13 @@ def model_in(folder: str | Path) -> Path:
 
 
 def files_of_model(folder: str | Path) -> tuple[Path, ...]:
-    """The files of the model in a folder, there or where a run leaves it; raises InputError as `model_in` does."""
+    """Return the files of the model in a folder or in that of a run; raises InputError as `model_in` does."""
     found = model_in(folder)
     return found / DESCRIPTION, found / TENSORS
 
 
 def foreign_to_model(folder: Path) -> list[str]:
-    """What a folder holds, or the path itself is, that is no part of a model and no hidden file, by name."""
+    """Return the names of files in a folder that are neither part of a model nor hidden; for a file, its own name."""
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
     names = sorted(path.name for path in folder.iterdir())
@@ -161,7 +164,7 @@ def foreign_to_model(folder: Path) -> list[str]:
 
 
 def _description(kind: str, configuration: dict[str, Any], digest: str) -> bytes:
-    """model.json, the same bytes for the same content: it is compared as a whole."""
+    """Return the bytes of model.json. The same content gives the same bytes, as they are compared as a whole."""
     described: dict[str, Any] = {
         "format": FORMAT,
         "kind": kind,

@@ -1,4 +1,4 @@
-"""What a training loop of one's own does to its optimizer where tasks retire; a PhaseController does it by itself."""
+"""For custom training loops: what to do to the optimizer when tasks retire. A PhaseController does it by itself."""
 
 from mt2st_fast.training.optimizer_upkeep import release
 

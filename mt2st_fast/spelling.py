@@ -1,4 +1,4 @@
-"""Names that were written otherwise: which known name is meant, and which names are one number."""
+"""Names in another spelling: which known name is meant, and which names are the same number."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _WHOLE_AS_FLOAT = re.compile(r"([+-]?\d+)\.0+")
 
 
 def listed(names: Iterable[str], most: int = MOST_NAMED) -> str:
-    """Names with commas between, the first `most` of them and how many more there are; "none" for none."""
+    """Return the first `most` names, separated by commas, and how many more there are; "none" without any."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
 
 
 def in_any_case(name: str, known: Sequence[str]) -> str | None:
-    """The known name that is this one, or else the only one that is but for its case."""
+    """Return the known name that equals this one, or else the only one that differs just in case."""
     if name in known:
         return name
     alike = [other for other in known if other.casefold() == name.casefold()]
@@ -29,22 +29,22 @@ def in_any_case(name: str, known: Sequence[str]) -> str | None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that looks most like this one, if any does."""
+    """Return the known name most similar to this one, if any is similar enough."""
     of_folded = {other.casefold().strip(): other for other in reversed(known)}
     found = get_close_matches(name.casefold().strip(), of_folded, 1, _LEAST_ALIKE)
     return of_folded[found[0]] if found else None
 
 
 def meant(name: str, known: Sequence[str]) -> str:
-    """What to add to a refusal of a name: `: is 'label' meant?`, or nothing."""
+    """Return a suggestion to add to an error about a name: `: is 'label' meant?`, or ""."""
     near = nearest(name, known)
     return "" if near is None else f": is {near!r} meant?"
 
 
 def one_number_each(names: Iterable[str]) -> dict[str, str]:
-    """{"1.0": "1"} for all names that are a whole number written with a point where it stands without one, too.
+    """Return {"1.0": "1"} for all names that are whole numbers written with a decimal point and also occur without one.
 
-    Empty where another name is a number with decimals, or a version such as 1.0.1: 1.0 may be one, too.
+    Empty if another name is a number with decimals, or a version such as 1.0.1: 1.0 may then be one, too.
     """
     names = set(names)
     spelled = {name: found[1] for name in names if (found := _WHOLE_AS_FLOAT.fullmatch(name))}
@@ -55,7 +55,7 @@ def one_number_each(names: Iterable[str]) -> dict[str, str]:
 
 
 def other_spelling(name: str, known: Sequence[str]) -> str | None:
-    """The known name that this one is as a number, or but for its case and the blanks around it."""
+    """Return a known name that is the same number, or differs just in case and surrounding blanks."""
     found = _WHOLE_AS_FLOAT.fullmatch(name)
     key = (found[1] if found else name).casefold().strip()
     for other in known:

@@ -1,1 +1,1 @@
-"""Bags of rows of an embedding table, and the optimizers that step the rows of a batch alone."""
+"""Bags of rows of an embedding table, and optimizers that update only the rows of a batch."""

@@ -1,4 +1,4 @@
-"""A batch of bags: ids of rows of a table, one bag after another."""
+"""A batch of bags: row ids of a table, one bag after another."""
 
 from __future__ import annotations
 
@@ -7,49 +7,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NONE = -1  # the id of no row
+NONE = -1  # the id that stands for no row
 
 
 class TypeRows(NamedTuple):
-    """The rows of every word type, whose mean is its vector: ids of bags are then types."""
+    """The rows of every word type; a type's vector is their mean. The ids of bags are then types."""
 
     rows: Tensor  # (T, M) int32 in [0, V), or NONE
-    counts: Tensor  # (T,) int32: how many of them are rows
+    counts: Tensor  # (T,) int32: how many of them are not NONE
 
 
 class Order(NamedTuple):
-    """n positions of a batch, those of one row side by side; M rows of a type are as many positions."""
+    """The n positions of a batch, sorted by row.
+
+    With types, an id takes one position for each of the M rows of a type.
+    """
 
     keys: Tensor  # (n,) int32 ascending: the row, V for none
-    positions: Tensor  # (n,) integers: where each stood; not of a batch that was prepared
+    positions: Tensor  # (n,) integers: where each was before sorting; unset for a prepared batch
     bags: Tensor  # (n,) int32, -1 for none
-    weights: Tensor | None  # (n,) float32, what a bag's gradient counts for the row; None: 1
+    weights: Tensor | None  # (n,) float32, the factor of a bag's gradient for the row; None: 1
 
 
 class Bags(NamedTuple):
-    """B bags of rows of a table (V, D), as the kernels take them: all contiguous, on one device.
+    """B bags of rows of a table (V, D), in the form that the kernels take: all contiguous, on one device.
 
-    The last ones, and starts of None, are for backends that say POOLS_TYPES.
+    types, order, and starts of None are only for backends with POOLS_TYPES.
     """
 
-    ids: Tensor  # (total,) int32 in [0, V), or NONE; with types in [0, T)
+    ids: Tensor  # (total,) int32 in [0, V), or NONE; with types, in [0, T)
     starts: Tensor | None  # (B + 1,) int64: bag b is ids[starts[b]:starts[b + 1]]; None: every id is a bag
-    scales: Tensor | None  # (B,) float32, what the sum of a bag's rows is multiplied by; None: by 1
+    scales: Tensor | None  # (B,) float32, the factor of the sum of a bag's rows; None: 1
     types: TypeRows | None = None  # an id stands for the mean of its rows
-    order: Order | None = None  # where somebody has sorted the positions before
+    order: Order | None = None  # set if the positions are already sorted
 
     @property
     def bounds(self) -> Tensor:
-        """The starts, for who needs them."""
+        """The starts, for code that needs them."""
         assert self.starts is not None, "this backend takes no bags without starts"
         return self.starts
 
 
 class DeviceBags(NamedTuple):
-    """A batch of B bags whose positions are sorted by row: a step on it pools, sums pieces and steps rows.
+    """A batch of B bags whose positions are sorted by row: a step on it pools, sums pieces and updates rows.
 
-    `block` holds all that depends on the batch, `bags` are views of it. Two batches of as many ids and bags, of one
-    table, have blocks of one form: `copy_from` moves one into the other, as a CUDA graph's input needs it.
+    `block` holds everything that depends on the batch; `bags` are views of it. Two batches of one table with equal
+    numbers of ids and bags have blocks of the same layout: `copy_from` copies one into the other, as the input of a
+    CUDA graph requires.
     """
 
     block: Tensor  # (bytes,) uint8
@@ -57,7 +61,7 @@ class DeviceBags(NamedTuple):
     n_rows: int  # of the tables that it fits
 
     def copy_from(self, other: DeviceBags) -> None:
-        """Become another batch, in one copy. Raises ValueError for one of another form."""
+        """Take over another batch, in one copy. Raises ValueError if its layout differs."""
         mine, theirs = (
             [None if t is None else t.shape for t in (*bags[:3], *(bags.order or ()))]
             for bags in (self.bags, other.bags)
@@ -70,5 +74,5 @@ class DeviceBags(NamedTuple):
 
 
 def type_rows(rows: Tensor) -> TypeRows:
-    """Of rows (T, M) int32, NONE where a type has fewer."""
+    """Make TypeRows from rows (T, M) int32, NONE where a type has fewer."""
     return TypeRows(rows.contiguous(), (rows != NONE).sum(1, dtype=torch.int32))

@@ -1,4 +1,4 @@
-"""A batch of bags on a GPU that comes again: sorted once, in one block of memory that one copy moves."""
+"""A reusable batch of bags on a GPU: sorted once, in one block of memory that a single copy moves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .batch import Bags, DeviceBags, Order, TypeRows
 from .op import Mode, serving
 
-ALIGNED = 16  # bytes, as fresh memory is: kernels are compiled for it
+ALIGNED = 16  # bytes; fresh memory has this alignment, and kernels are compiled for it
 
 
 def prepare_on_device(
@@ -22,12 +22,13 @@ def prepare_on_device(
     types: TypeRows | None = None,
     backend: str = "auto",
 ) -> DeviceBags:
-    """Sort a batch of bags, ids int32 (total,) and starts int64 (B + 1,), for steps on a table (V, D).
+    """Sort a batch of bags for steps on a table (V, D).
 
-    ids may lie in a buffer that is longer than the batch: from starts[B] on they count as none. With types the ids are
-    word types. Nothing waits for the device.
+    ids: int32 (total,), possibly in a buffer longer than the batch: ids from starts[B] on are ignored. With `types`,
+    ids are word types.
+    starts: int64 (B + 1,).
 
-    Raises RuntimeError where `pools_types` says no, ValueError for an unknown mode.
+    Does not wait for the device. Raises RuntimeError unless `pools_types`, ValueError for an unknown mode.
     """
     if mode not in ("mean", "sum"):
         raise ValueError(f"mode must be mean or sum, not {mode}")
@@ -53,7 +54,7 @@ def prepare_on_device(
 
 
 def _packed(parts: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
-    """One block with copies of the parts, and the views of it that are they."""
+    """Copy the parts into one block; return it, and the views of the copies in it."""
     sizes = [0 if part is None else part.numel() * part.element_size() for part in parts]
     room = [-(-size // ALIGNED) * ALIGNED for size in sizes]
     block = torch.empty(sum(room), dtype=torch.uint8, device=next(p for p in parts if p is not None).device)

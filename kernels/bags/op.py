@@ -1,8 +1,8 @@
 """Bags of table rows as an autograd op, and steps of row-sparse optimizers, on every backend.
 
-A step costs what the batch costs: the forward pass reads the rows in the bags, the gradient holds each of them once
-(a row-sparse tensor), an optimizer updates them alone. With `fuse_update` the backward pass itself updates the rows,
-and no gradient is made at all.
+The cost of a step depends on the batch, not on the table: the forward pass reads the rows in the bags, the gradient
+holds each of them once (a row-sparse tensor), and an optimizer updates only those. With `fuse_update` the backward
+pass itself updates the rows, and no gradient is made at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOM = Room("bags", __package__)
 
 Mode = Literal["mean", "sum"]
 
-# Of a parameter whose rows the backward pass updates itself.
+# Attribute of a parameter whose rows the backward pass updates itself.
 _FUSED_ATTRIBUTE = "_mt2st_fast_fused_update"
 
 
@@ -38,15 +38,16 @@ def embedding_bag(
     sparse: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """(B, D) the mean or sum of the rows in every bag; zeros for an empty one.
+    """Return the mean or sum of the rows in every bag, (B, D); zeros for an empty bag.
 
-    table is (V, D). ids are integers: (B, L), a bag a row, or (total,) with starts (B + 1,), where every bag begins
-    and the last one ends. An id of -1 stands for no row and does not count in a mean. With `sparse` the table's
-    gradient is a coalesced sparse tensor of the rows in the batch, else dense.
+    table: (V, D).
+    ids: integers, either (B, L), one bag per row, or (total,) with starts (B + 1,), where each bag begins and the last
+    one ends. An id of -1 stands for no row and does not count in a mean.
+    sparse: make the table's gradient a coalesced sparse tensor of the rows in the batch; else it is dense.
 
-    Raises ValueError for an id outside [-1, V) (on a GPU looking would wait for the device: such an id counts as
-    none), for starts that are not ascending from 0 to the number of ids, and for an unknown mode; TypeError
-    for ids that are not integers; RuntimeError for an explicit backend that cannot serve the table.
+    Raises ValueError for an id outside [-1, V) (on a GPU checking would wait for the device: such an id counts as
+    none), for starts that do not ascend from 0 to the number of ids, and for an unknown mode; TypeError for ids that
+    are not integers; RuntimeError for an explicit backend that does not support the table.
     """
     if torch.compiler.is_compiling():
         return _traced(table, *in_kernel_types(table, ids, starts, mode), mode, sparse)
@@ -56,7 +57,7 @@ def embedding_bag(
 
 
 def pools_types(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> bool:
-    """Whether `embedding_bag_of_types` serves such a table: on a GPU. Raises as `choose_embedding_backend` does."""
+    """Whether `embedding_bag_of_types` supports such a table: on a GPU. Raises as `choose_embedding_backend` does."""
     choice = ROOM.choose(device.type, dtype, backend)
     return bool(_loaded(choice).POOLS_TYPES)
 
@@ -71,13 +72,17 @@ def embedding_bag_of_types(
     sparse: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """(B, D) the mean or sum of the vectors in every bag of word types, a type's vector being the mean of its rows.
+    """Return the mean or sum (B, D) of the vectors in every bag of word types; a type's vector is the mean of its rows.
 
-    table is (V, D). ids (total,) are types, and a bag each without starts (B + 1,); any other id counts as none. With
-    types None a type is a row. As `embedding_bag` for the rest; where `pools_types` says so, and never a wait:
-    the table is read through the types, whose means nobody stores.
+    table: (V, D).
+    types: the rows of each type; None: type t is row t.
+    ids: (total,) types; an id out of range counts as none.
+    starts: (B + 1,); None: every id is a bag.
 
-    Raises RuntimeError for a backend that does not serve it.
+    Otherwise like `embedding_bag`, but only where `pools_types` holds. Never waits for the device: the table is read
+    through the types, and their means are never stored.
+
+    Raises RuntimeError for a backend that does not support it.
     """
     module = serving(table, backend)
     if not module.POOLS_TYPES:
@@ -91,9 +96,9 @@ def embedding_bag_of_types(
 def prepared_embedding_bag(
     table: Tensor, bags: DeviceBags, *, sparse: bool = False, backend: str = "auto"
 ) -> Tensor:
-    """(B, D) what `embedding_bag` makes of a batch that was sorted before, by `prepare_on_device`.
+    """Return the result (B, D) of `embedding_bag` for a batch already sorted by `prepare_on_device`.
 
-    Raises ValueError for a table of another length than it was sorted for.
+    Raises ValueError if the table's length differs from the one that the batch was sorted for.
     """
     if len(table) != bags.n_rows:
         raise ValueError(f"the batch was sorted for a table of {bags.n_rows:,} rows, not {len(table):,}")
@@ -101,25 +106,28 @@ def prepared_embedding_bag(
 
 
 def take_bags(ids: np.ndarray, bounds: np.ndarray, bags: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(ids int32 (total,), starts int64 (B + 1,)) of B bags (B,), one after another.
+    """Gather B bags (B,) one after another; return (ids int32 (total,), starts int64 (B + 1,)).
 
-    Bag b is ids[bounds[b]:bounds[b + 1]]; ids are int32, bounds and bags int64. Bags out of range are not refused.
+    Bag b is ids[bounds[b]:bounds[b + 1]]; ids are int32, bounds and bags int64. Bags out of range are not rejected.
     """
-    # By name: ids of text lie on a CPU, whoever pools them.
+    # By name: ids of text are on a CPU, whichever backend pools them.
     taken, starts = ROOM.load("numba", "ids").take_bags(ids, bounds, bags)
     return torch.from_numpy(taken), torch.from_numpy(starts)
 
 
 def unique_ids(ids: Tensor, V: int, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """(unique (U,), inverse) of ids in [-1, V), int32: unique ascends without -1; unique[inverse] = ids, -1 stays."""
+    """Return (unique (U,), inverse), int32, of ids in [-1, V).
+
+    unique ascends, without -1; unique[inverse] = ids, and -1 stays -1.
+    """
     module = _loaded(choose_embedding_backend(ids.device, backend))
     return module.unique_ids(ids.to(torch.int32).contiguous(), V)
 
 
 def choose_embedding_backend(device: torch.device, requested: str = "auto") -> Choice:
-    """Who computes bags of a float32 table on this device, and why.
+    """Choose the backend for bags of a float32 table on this device, with the reason.
 
-    Raises as `choose_backend` does. "auto" takes plain torch where there is no kernel.
+    Raises as `choose_backend` does. "auto" falls back to plain torch if there is no kernel.
     """
     return ROOM.choose(device.type, torch.float32, requested)
 
@@ -128,16 +136,17 @@ def choose_embedding_backend(device: torch.device, requested: str = "auto") -> C
 
 
 class FusedUpdate(NamedTuple):
-    """How a backward pass updates a table: the rule of the moment, and its state, which is updated in place."""
+    """How a backward pass updates a table: the current rule, and its state, which is updated in place."""
 
     rule: Callable[[], RowRule]
     state: RowState
 
 
 def fuse_update(table: Tensor, update: FusedUpdate | None) -> None:
-    """From now on the backward pass of `embedding_bag` with `sparse` steps this table's rows and leaves no gradient.
+    """Let the backward pass of `embedding_bag` with `sparse` update this table's rows, instead of leaving a gradient.
 
-    None: makes gradients again. Ruled out: clipping, accumulation, and a second backward pass of one graph.
+    update: None switches back to gradients. Incompatible with clipping, accumulation, and a second backward pass
+    through the same graph.
     """
     setattr(table, _FUSED_ATTRIBUTE, update)
 
@@ -145,10 +154,10 @@ def fuse_update(table: Tensor, update: FusedUpdate | None) -> None:
 def update_rows(
     rule: RowRule, table: Tensor, gradient: Tensor, state: RowState, backend: str = "auto"
 ) -> None:
-    """Step the rows that a row-sparse gradient (a sparse tensor (V, D)) holds; the rest of the table is not touched."""
+    """Update the rows held by a row-sparse gradient (a sparse tensor (V, D)); the rest of the table is not touched."""
     rows, values = gradient._indices()[0], gradient._values()
     module = serving(table, backend)
-    # Autograd drops the mark of a coalesced gradient on its way into .grad.
+    # Autograd drops the coalesced flag of a gradient on its way into .grad.
     if not (gradient.is_coalesced() or module.is_ascending(rows)):
         rows, values = module.sum_repeated(rows, values.contiguous(), len(table))
     module.update_rows(rule, table.detach(), rows, values.contiguous(), state)
@@ -158,7 +167,7 @@ def update_rows(
 def update_all_rows(
     rule: RowRule, parameter: Tensor, gradient: Tensor, state: RowState, backend: str = "auto"
 ) -> None:
-    """Step all rows of a parameter by its dense gradient; a row is what the first axis counts."""
+    """Update all rows of a parameter by its dense gradient; rows are along the first axis."""
     n_rows = parameter.shape[0] if parameter.dim() else 1
     values = parameter.detach().contiguous()
     gradient = gradient.reshape(n_rows, -1).contiguous()
@@ -181,7 +190,7 @@ class _EmbeddingBag(torch.autograd.Function):
         if mode == "mean" and bags.starts is not None and bags.order is None:
             out, scales = module.pool_means(rows, bags)
             bags = bags._replace(scales=scales)
-        else:  # a bag of one is its own mean
+        else:  # a bag of one id is its own mean
             out = module.pool(rows, bags)
         ctx.save_for_backward(*bags[:3], *(bags.types or (None,) * 2), *(bags.order or (None,) * 4))
         ctx.table, ctx.module, ctx.sparse = table, module, sparse
@@ -204,7 +213,7 @@ class _EmbeddingBag(torch.autograd.Function):
 
 
 def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
-    """None where the rows are stepped instead."""
+    """Return None if the rows are updated instead."""
     table, module = ctx.table, cast(BagKernels, ctx.module)
     fused: FusedUpdate | None = getattr(table, _FUSED_ATTRIBUTE, None) if ctx.sparse else None
     if fused is not None:
@@ -214,7 +223,7 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
     if not ctx.sparse:
         return module.dense_gradient(gradient, bags, len(table))
     rows, values = module.row_gradient(gradient, bags, len(table))
-    if not len(rows):  # torch adds to a gradient without rows in its memory, which it has to own then
+    if not len(rows):  # torch accumulates in place into a gradient without rows, so torch must own its memory
         rows, values = rows.clone(), values.clone()
     return torch.sparse_coo_tensor(
         rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
@@ -222,7 +231,7 @@ def _table_gradient(ctx: Any, bags: Bags, gradient: Tensor) -> Tensor | None:
 
 
 def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool) -> Tensor:
-    """What torch.compile makes its own kernels of."""
+    """Plain torch, for torch.compile to make its own kernels of."""
     if sparse:
         raise RuntimeError(
             "embedding_bag with sparse=True cannot be compiled: its gradient is of another length in every batch"
@@ -237,7 +246,7 @@ def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool)
 def checked_bags(
     table: Tensor, ids: Tensor, starts: Tensor | None, mode: str, module: BagKernels
 ) -> tuple[Tensor, Tensor]:
-    """`in_kernel_types`, and on a CPU ids that lie in the table. Raises ValueError for others."""
+    """Convert as `in_kernel_types`; on a CPU also check the ids. Raises ValueError for ids outside the table."""
     ids, starts = in_kernel_types(table, ids, starts, mode)
     if table.device.type == "cpu":
         _check_range(module, ids, len(table))
@@ -245,7 +254,7 @@ def checked_bags(
 
 
 def in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
-    """ids as int32 (total,) and starts as int64 (B + 1,), both contiguous."""
+    """Return ids as int32 (total,) and starts as int64 (B + 1,), both contiguous."""
     if mode not in ("mean", "sum"):
         raise ValueError(f"mode must be mean or sum, not {mode}")
     if table.dim() != 2:
@@ -263,10 +272,10 @@ def in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str
             f"ids and starts must be (total,) and (B + 1,), not {tuple(ids.shape)} and {tuple(starts.shape)}"
         )
     elif starts.device.type == "cpu" and not torch.compiler.is_compiling():
-        bounds = starts.numpy()  # whose small operations cost a fraction of torch's
+        bounds = starts.numpy()  # small numpy operations cost a fraction of torch's
         if bounds[0] != 0 or bounds[-1] != len(ids) or (bounds[1:] < bounds[:-1]).any():
             raise ValueError(f"starts must ascend from 0 to the number of ids, {len(ids)}")
-    # int64 ids that int32 would wrap around must not become other rows.
+    # int64 ids that would wrap around in int32 must not become other rows.
     if (
         ids.dtype == torch.int64
         and ids.device.type == "cpu"
@@ -292,7 +301,7 @@ def _check_range(module: BagKernels, ids: Tensor, V: int) -> None:
 
 
 def serving(table: Tensor, backend: str = "auto") -> BagKernels:
-    """The backend's module for a table. Raises as `choose_embedding_backend` does."""
+    """Return the backend's module for a table. Raises as `choose_embedding_backend` does."""
     return _loaded(ROOM.choose(table.device.type, table.dtype, backend))
 
 

@@ -1,7 +1,7 @@
-"""What a training step wants to know about a batch of bags before it starts, and what of it can be kept.
+"""What a training step needs to know about a batch of bags before it starts, in a form that can be reused.
 
-A batch of B bags of rows of a table (V, D) is a sparse matrix (B, V). A step reads it by bag on the way forward and by
-row on the way back. Who trains on the same batch once an epoch checks and groups its ids once.
+A batch of B bags of rows of a table (V, D) is a sparse matrix (B, V). A step reads it by bag in the forward pass and
+by row in the backward pass. If the same batch comes once an epoch, its ids are checked and grouped only once.
 """
 
 from __future__ import annotations
@@ -13,40 +13,38 @@ from torch import Tensor
 
 from .op import ROOM, Mode, checked_bags, serving
 
-# A thread that pools only rows that it moves itself never waits for another's cache, but leaves a sum of its own for
-# every bag. With 20 ids a bag and thread that pays (python -m bench.bags documents); where it ends is a guess.
+# A thread that pools only rows that it also updates never waits for another's cache, but makes a partial sum of its own
+# for every bag. With 20 ids per bag and thread that pays off (python -m bench.bags documents); the limit is a guess.
 LEAST_IDS = 8
 
 
 class PreparedBags(NamedTuple):
-    """A checked batch of B bags and U different rows: what `bag_step` takes."""
+    """A checked batch of B bags and U distinct rows: the input of `bag_step`."""
 
     n_rows: int  # of the tables that it fits
-    scales: np.ndarray  # (B,) float32, what the sum of a bag's rows is multiplied by
-    ids: (
-        np.ndarray
-    )  # (total,) int32, by bag: pool p sums for bag b the rows ids[starts[p, b] : starts[p, b + 1]]
-    starts: np.ndarray  # (n_pools, B + 1) int64; one pool for all threads, or one of its own for every part
-    rows: np.ndarray  # (U,) int32, by row: rows[u] stands in the bags bags[begins[u] : begins[u + 1]]
+    scales: np.ndarray  # (B,) float32, the factor of the sum of a bag's rows
+    ids: np.ndarray  # (total,) int32, by bag: pool p sums rows ids[starts[p, b] : starts[p, b + 1]] for bag b
+    starts: np.ndarray  # (n_pools, B + 1) int64; one pool for all threads, or one for every part
+    rows: np.ndarray  # (U,) int32, by row: rows[u] is in the bags bags[begins[u] : begins[u + 1]]
     begins: np.ndarray  # (U + 1,) int64
-    bags: np.ndarray  # int32, as many as there are ids that stand for a row
-    parts: np.ndarray  # (n_parts + 1,) int64: a thread moves rows[parts[p] : parts[p + 1]]
+    bags: np.ndarray  # int32, one for each id that stands for a row
+    parts: np.ndarray  # (n_parts + 1,) int64: a thread updates rows[parts[p] : parts[p + 1]]
 
 
 def prepare_bags(table: Tensor, ids: Tensor, starts: Tensor, mode: Mode = "mean") -> PreparedBags:
     """Check a batch of bags, ids int32 (total,) and starts int64 (B + 1,) as in `embedding_bag`, and group its ids.
 
-    The result may share memory with ids and starts: leave them as they are while it is in use.
+    The result may share memory with ids and starts: do not modify them while it is in use.
 
     Raises ValueError for an id outside [-1, V), and for starts that do not ascend from 0 to the number of ids.
     """
     ids, starts = checked_bags(table, ids, starts, mode, serving(table))
-    # By name: what is prepared here is what that backend's `bag_step` takes.
+    # By name: this prepares what that backend's `bag_step` takes.
     kernels = ROOM.load("numba", "ids")
     from ..machine.team import PARALLEL_FLOATS, thread_count
 
     V, D = table.shape
-    # Not of the tensor itself: who keeps the result by a weak reference to it would keep it alive.
+    # Detached: a cache that holds the result by a weak reference to the tensor would otherwise keep the tensor alive.
     by_bag, B = (ids.detach().numpy(), starts.numpy()), len(starts) - 1
     scales = kernels.mean_scales(*by_bag) if mode == "mean" else np.ones(B, np.float32)
     n_parts = thread_count() if ids.numel() * D >= PARALLEL_FLOATS else 1

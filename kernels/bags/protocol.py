@@ -1,4 +1,4 @@
-"""What a backend of bags has to offer: its module `on_<name>/bags.py`, and `reference.py`, are of this form."""
+"""The interface of a backend of bags: implemented by its module `on_<name>/bags.py`, and by `reference.py`."""
 
 from __future__ import annotations
 
@@ -11,48 +11,47 @@ from .rules import RowRule, RowState
 
 
 class BagKernels(Protocol):
-    """Functions over tables (V, D) and bags; everything lies on one device."""
+    """Functions over tables (V, D) and bags; everything is on one device."""
 
-    POOLS_TYPES: (
-        bool  # whether ids may stand for word types, and every id be a bag: `Bags.types`, no `Bags.starts`
-    )
+    POOLS_TYPES: bool  # whether ids may be word types (`Bags.types`), and every id a bag (no `Bags.starts`)
 
     def first_outside(self, ids: Tensor, V: int) -> int:
-        """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
+        """Return the position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
 
     def unique_ids(self, ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
-        """(unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
+        """Return (unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
 
     def pool(self, table: Tensor, bags: Bags) -> Tensor:
-        """(B, D) the sum of every bag's rows, times its scale."""
+        """Return the sum of every bag's rows times its scale, (B, D)."""
 
     def pool_means(self, table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
-        """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read.
+        """Return the mean of every bag's rows (B, D) and its scales (B,); does not read the scales of the bags.
 
-        Of types, those count that there are, rows or none; where each has one row, those that have it.
+        With types of several rows, every existing type counts in the mean, even one without rows; with one row per
+        type, only the types that have their row.
         """
 
     def row_gradient(self, gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
-        """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
+        """Return (rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
 
     def dense_gradient(self, gradient: Tensor, bags: Bags, V: int) -> Tensor:
-        """(V, D) the gradient of the whole table from that of the bags (B, D)."""
+        """Return the gradient of the whole table (V, D) from that of the bags (B, D)."""
 
     def is_ascending(self, rows: Tensor) -> bool:
-        """Whether the rows (U,) ascend, and so each is there once."""
+        """Whether the rows (U,) strictly ascend, so that each appears once."""
 
     def sum_repeated(self, rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
-        """(rows ascending, gradients) with the gradients of equal rows added up; rows (M,), gradient (M, D)."""
+        """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
 
     def update_rows(
         self, rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState
     ) -> None:
-        """One step of the rows (U,), each there once, by their gradients (U, D)."""
+        """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
 
     def update_all_rows(self, rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
-        """One step of every row of a table by its gradient (V, D)."""
+        """Update every row of a table by its gradient (V, D), in one step."""
 
     def update_from_bags(
         self, rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState
     ) -> None:
-        """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
+        """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""

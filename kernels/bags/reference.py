@@ -12,13 +12,13 @@ POOLS_TYPES = False
 
 
 def first_outside(ids: Tensor, V: int) -> int:
-    """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
+    """Return the position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
     outside = ((ids < NONE) | (ids >= V)).nonzero()
     return int(outside[0, 0]) if len(outside) else -1
 
 
 def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
-    """(B,) 1 over the ids of every bag that are in [0, V), 0 for a bag without any."""
+    """Return 1 over the number of ids in [0, V) of every bag (B,); 0 for a bag without any."""
     bags, known = _bag_of_position(starts, len(ids)), (ids > NONE) & (ids < V)
     counts = torch.zeros(len(starts) - 1, dtype=torch.float32, device=ids.device).index_add_(
         0, bags, known.float()
@@ -27,7 +27,7 @@ def mean_scales(ids: Tensor, starts: Tensor, V: int) -> Tensor:
 
 
 def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
-    """(unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
+    """Return (unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
     del V
     unique, inverse = torch.unique(ids, return_inverse=True)
     none = int((unique == NONE).any())
@@ -35,9 +35,9 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 
 
 def pool(table: Tensor, bags: Bags) -> Tensor:
-    """(B, D) the sum of every bag's rows, times its scale."""
+    """Return the sum of every bag's rows times its scale, (B, D)."""
     ids, starts, scales = bags.ids, bags.bounds, bags.scales
-    # Not by a mask of the known: its length would be data, which torch.compile cannot trace.
+    # Not selected by a mask of valid ids: the length would depend on data, which torch.compile cannot trace.
     rows = table[ids.long().clamp_min(0)] * (ids != NONE).to(table.dtype).unsqueeze(1)
     out = table.new_zeros(len(starts) - 1, table.shape[1]).index_add(
         0, _bag_of_position(starts, len(ids)), rows
@@ -46,13 +46,13 @@ def pool(table: Tensor, bags: Bags) -> Tensor:
 
 
 def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
-    """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read."""
+    """Return the mean of every bag's rows (B, D) and its scales (B,); does not read the scales of the bags."""
     scales = mean_scales(bags.ids, bags.bounds, len(table))
     return pool(table, bags._replace(scales=scales)), scales
 
 
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
-    """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
+    """Return (rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     del V
     ids, starts, scales = bags.ids, bags.bounds, bags.scales
     known = ids != NONE
@@ -64,26 +64,26 @@ def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
 
 
 def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:
-    """(V, D) the gradient of the whole table from that of the bags (B, D)."""
+    """Return the gradient of the whole table (V, D) from that of the bags (B, D)."""
     rows, sums = row_gradient(gradient, bags, V)
     return gradient.new_zeros(V, gradient.shape[1]).index_copy_(0, rows, sums)
 
 
 def is_ascending(rows: Tensor) -> bool:
-    """Whether the rows (U,) ascend, and so each is there once."""
+    """Whether the rows (U,) strictly ascend, so that each appears once."""
     return bool((rows.diff() > 0).all())
 
 
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
-    """(rows ascending, gradients) with the gradients of equal rows added up; rows (M,), gradient (M, D)."""
+    """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
     return row_gradient(gradient, Bags(rows, torch.arange(len(rows) + 1, device=rows.device), None), V)
 
 
 @torch.no_grad()
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
-    """One step of the rows (U,), each there once, by their gradients (U, D)."""
+    """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
     rows = rows.long()
-    # States are float32; float64 is for the oracle.
+    # States are float32; only the oracle uses float64.
     g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     w, after = rule.kind.oracle(
         rule, table[rows], g, RowState(*(None if s is None else s[rows] for s in state))
@@ -95,18 +95,18 @@ def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, st
 
 
 def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
-    """One step of every row of a table by its gradient (V, D)."""
+    """Update every row of a table by its gradient (V, D), in one step."""
     update_rows(rule, table, torch.arange(len(table), device=table.device), gradient, state)
 
 
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
-    """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
+    """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
     rows, sums = row_gradient(gradient, bags, len(table))
     update_rows(rule, table, rows, sums, state)
 
 
 def _bag_of_position(starts: Tensor, total: int) -> Tensor:
-    """(total,) the bag that every position lies in."""
+    """Return the bag of every position, (total,)."""
     lengths = starts.diff()
     bags = torch.arange(len(lengths), device=starts.device)
     return torch.repeat_interleave(bags, lengths, output_size=total)

@@ -1,1 +1,1 @@
-"""Context prediction (word2vec): words predict their neighbours among negatives."""
+"""Context prediction (word2vec): words predict their neighbours against negatives."""

@@ -1,8 +1,8 @@
-"""Batches of context prediction: what word2vec draws.
+"""Batches of context prediction, drawn as in word2vec.
 
-A batch is what was drawn: kept words, their windows, negatives that a tile of positions shares. A `LocalBatch` is the
-same over the batch's own words: it is made on a CPU, as how many they are is data, which a GPU would have to be waited
-for, and moves to any device.
+A batch holds what was drawn: kept words, their windows, and negatives that a tile of positions shares. A `LocalBatch`
+is the same, numbered by the batch's own distinct words. It is made on a CPU, since their number depends on data (on a
+GPU that would mean waiting for the device), and can be moved to any device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEAST_SHARED = 8
 
 
 class WordSampler(NamedTuple):
-    """Which words are kept and which are drawn as negatives; made by `word_sampler`."""
+    """The probabilities with which words are kept, and drawn as negatives; made by `word_sampler`."""
 
     keep: np.ndarray  # uint32 (V,): probability times 2^32
     accept: np.ndarray  # uint32 (V,) and alias int32 (V,): Walker's table
@@ -27,7 +27,7 @@ class WordSampler(NamedTuple):
 
 
 class ContextBatch(NamedTuple):
-    """N kept words in tiles of TILE: window i is words[low[i]:high[i]] but for i itself."""
+    """N kept words in tiles of TILE: the window of position i is words[low[i]:high[i]] without i itself."""
 
     words: np.ndarray  # int32 (N,)
     low: np.ndarray  # int32 (N,)
@@ -35,19 +35,19 @@ class ContextBatch(NamedTuple):
     drawn: np.ndarray  # int32 (tiles, M)
     mode: str  # "skipgram" or "cbow"
     window: int
-    negatives: float  # a pair
+    negatives: float  # per pair
 
     @property
     def pairs(self) -> int:
-        """Positive pairs: (word, neighbour) in skip-gram, words with a neighbour in CBOW."""
+        """Number of positive pairs: (word, neighbour) in skip-gram, words with a neighbour in CBOW."""
         around = self.high - self.low - 1
         return int((np.minimum(around, 1) if self.mode == "cbow" else around).sum())
 
 
 class LocalBatch(NamedTuple):
-    """N kept words in tiles of TILE as a ContextBatch has them, but word u is the type types[u]."""
+    """N kept words in tiles of TILE, as in a ContextBatch, but word u stands for the type types[u]."""
 
-    types: Tensor  # int64 (U,); the first n_kept have windows, the others are only drawn
+    types: Tensor  # int64 (U,); the first n_kept have windows, the others are drawn only
     n_kept: int
     words: Tensor  # int32 (N,), each of the first n_kept at least once
     low: Tensor  # int32 (N,)
@@ -59,13 +59,13 @@ class LocalBatch(NamedTuple):
     negatives: float
 
     def drawn_batch(self) -> ContextBatch:
-        """As the Numba kernel takes it; of a batch on a CPU."""
+        """Convert a batch on a CPU to the form that the Numba kernel takes."""
         words, low, high, drawn = (t.numpy() for t in (self.words, self.low, self.high, self.drawn))
         return ContextBatch(words, low, high, drawn, self.mode, self.window, self.negatives)
 
 
 def word_sampler(counts: np.ndarray, sample: float = 1e-3, power: float = 0.75) -> WordSampler:
-    """word2vec's subsampling (0 = none) and negative distribution for words seen counts (V,) times."""
+    """Make word2vec's subsampling (sample = 0: none) and negative distribution for words with counts (V,)."""
     from .on_numba.draw import alias_table
 
     V = len(counts)
@@ -77,20 +77,21 @@ def word_sampler(counts: np.ndarray, sample: float = 1e-3, power: float = 0.75) 
 
 
 def kept_shares(counts: np.ndarray, sample: float) -> np.ndarray:
-    """(V,) the share of its occurrences that a word is kept in, 1 or above for all; sample=0: all of all words.
+    """Return the share of each word's occurrences that is kept, (V,); 1 or above: all.
 
-    Below 1 `sample` is word2vec's share of all words, from 1 on gensim's number of times that a word comes whole.
+    sample: 0 keeps everything; below 1 it is word2vec's fraction of all words; from 1 on it is gensim's count up to
+    which a word is fully kept.
     """
     if sample <= 0:
         return np.ones(len(counts))
     threshold = sample * counts.sum() if sample < 1 else sample * (3 + np.sqrt(5)) / 2
-    counts = np.maximum(counts, 1)  # a word that the text has not is never asked for
+    counts = np.maximum(counts, 1)  # a word that does not occur in the text is never looked up
     kept: np.ndarray = (np.sqrt(counts / threshold) + 1) * (threshold / counts)
     return kept
 
 
 def stream_key(seed: int, epoch: int) -> Any:
-    """The key of an epoch's draws."""
+    """Return the key of an epoch's draws."""
     from .on_numba.draw import hashed
 
     return np.uint64(hashed(np.uint64(seed), np.uint64(epoch)))
@@ -109,9 +110,9 @@ def draw_batch(
     negatives: float = 5,
     shared: int = 16,
 ) -> ContextBatch:
-    """The batch of tokens[first:last]: int32, negative = not in the vocabulary; sentence u begins at bounds[u].
+    """Draw the batch of tokens[first:last]: int32, negative = not in the vocabulary; sentence u begins at bounds[u].
 
-    Raises ValueError for an unknown mode or a `shared` (M) that is no multiple of 8.
+    Raises ValueError for an unknown mode or a `shared` (M) that is not a multiple of 8.
     """
     from .on_numba.draw import draw_negatives, draw_positions
 
@@ -124,7 +125,7 @@ def draw_batch(
 
 
 def check_options(mode: str, window: int, negatives: float, shared: int) -> None:
-    """Raise ValueError for options that the kernel does not take."""
+    """Raise ValueError for options that the kernel does not support."""
     if mode not in MODES:
         raise ValueError(f"the mode of context prediction is skipgram or cbow, not {mode!r}")
     if window < 1 or negatives <= 0:
@@ -134,7 +135,7 @@ def check_options(mode: str, window: int, negatives: float, shared: int) -> None
 
 
 def local_words(batch: ContextBatch) -> LocalBatch:
-    """The batch over its own words alone."""
+    """Renumber the batch by its own distinct words."""
     from .on_numba.local import number_words
 
     words, drawn = np.empty_like(batch.words), np.empty_like(batch.drawn)

@@ -1,4 +1,4 @@
-"""Negatives and hierarchical softmax together: words are predicted in both ways, by turns of a round."""
+"""Negatives and hierarchical softmax together: each round predicts the words in both ways, one after the other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .training import ContextTraining
 
 
 class BothTraining:
-    """Steps of `tree`, then of `negatives`, over every round's words; both teach the same input vectors.
+    """In every round, take steps of `tree`, then of `negatives`, over its words; both train the same input vectors.
 
-    Raises ValueError for trainings of different rounds.
+    Raises ValueError if the two trainings have different rounds.
     """
 
     measured = 1.0
@@ -25,7 +25,7 @@ class BothTraining:
         self.tree, self.negatives = tree, negatives
 
     def rounds(self, n_words: int) -> int:
-        """Rounds of an epoch over n_words."""
+        """Return the number of rounds in an epoch over n_words."""
         return self.tree.rounds(n_words)
 
     def run(
@@ -38,7 +38,7 @@ class BothTraining:
         rate_fall: float,
         least_rate: float,
     ) -> tuple[float, int]:
-        """As ContextTraining.run, but returns the loss sum, of both ways, and the pairs of all words."""
+        """Like ContextTraining.run, but return the loss sum of both ways, and the pairs, over all words."""
         loss, pairs = 0.0, 0
         for r in range(*rounds):
             for training in (self.tree, self.negatives):
@@ -48,8 +48,8 @@ class BothTraining:
         return loss, pairs
 
     def finite(self) -> bool:
-        """Whether all input vectors are numbers."""
+        """Whether all input vectors are finite."""
         return self.tree.finite()
 
     def store(self) -> None:
-        """The tables are trained in place: there is nothing to copy back."""
+        """Do nothing: the tables are trained in place."""

@@ -13,7 +13,7 @@ from .workspace import Workspace
 
 
 class ContextGradients(NamedTuple):
-    """Mean loss over the positive pairs, and its gradients: row input_rows[u] of the input table has d_inputs[u]."""
+    """Mean loss over the positive pairs, and its gradients: d_inputs[u] belongs to row input_rows[u] of the inputs."""
 
     loss: float
     input_rows: Tensor  # int64 (U,)
@@ -31,13 +31,13 @@ def context_gradients(
     splits: int | None = None,
     backend: str = "auto",
 ) -> ContextGradients:
-    """Loss and gradients of the rows that a batch touches, for tables (V, D) of float32; nothing is updated.
+    """Compute the loss and the gradients of the rows that a batch touches, for float32 tables (V, D); update nothing.
 
-    Of the inputs the rows after the last kept word may be missing.
+    inputs: may end after the row of the last kept word.
+    workspace: one with at least `splits` shards and room for the words of the batch; saves the O(V) cost of making one.
 
-    A workspace with at least as many shards as splits and the words of the batch saves the O(V) of making one. The same
-    splits give the same bits. Raises ValueError for tables that do not fit each other, RuntimeError for tables
-    that are not on a CPU and for a backend that is asked for and is not Numba.
+    The same number of splits gives the same bits. Raises ValueError for tables that do not fit each other, RuntimeError
+    for tables that are not on a CPU and if a backend other than Numba is requested.
     """
     fit = inputs.shape[1:] == outputs.shape[1:] and len(inputs) <= len(outputs)
     if not fit or inputs.dtype != torch.float32 or outputs.dtype != torch.float32:

@@ -1,9 +1,9 @@
-"""Hierarchical softmax: a word is predicted by the turns of its path in a Huffman tree, instead of against negatives.
+"""Hierarchical softmax: predict the turns of a word's path in a Huffman tree, instead of the word against negatives.
 
     loss = sum_k softplus(-s_k h y_k)   y_k of the path's k-th node, s_k = 1 to the left, -1 to the right
 
-h is a word's input vector in skip-gram, the mean of a window's in CBOW, where every word of it is taught whole; or
-their sum, where what it is taught is shared out among them.
+h is a word's input vector in skip-gram. In CBOW it is the mean over a window, and every word of the window gets the
+whole gradient; or the sum over a window, and the gradient is shared among its words.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class TreePaths(NamedTuple):
 
 
 class HierarchyWorkspace(NamedTuple):
-    """Memory of P shards of N words; what each is, stands at Workspace. Of x and y only what is used is touched."""
+    """Memory for P shards of N words; fields are described at Workspace.
+
+    Only the used part of x and y is ever touched.
+    """
 
     words: np.ndarray
     slots: np.ndarray
@@ -45,11 +48,11 @@ class HierarchyWorkspace(NamedTuple):
     factors: np.ndarray
     x: np.ndarray
     y: np.ndarray
-    h: np.ndarray  # (P, 2, ld): a mean of a window, and what it is taught
+    h: np.ndarray  # (P, 2, ld): the mean of a window, and its change
 
 
 def tree_paths(counts: np.ndarray) -> TreePaths:
-    """The Huffman tree of words seen counts (V,) times: frequent words have short paths. A lone word has none."""
+    """Build the Huffman tree of words with counts (V,): frequent words have short paths, a single word an empty one."""
     from .on_numba.hierarchy import huffman_parents, huffman_paths
 
     V = len(counts)
@@ -65,9 +68,9 @@ def tree_paths(counts: np.ndarray) -> TreePaths:
 
 
 class HierarchyTraining:
-    """Trains input vectors (V, D) and those of nodes (V, D), in place, as ContextTraining does with negatives.
+    """Train input vectors (V, D) and node vectors (V, D) in place, as ContextTraining does with negatives.
 
-    Of the options `negatives` and `shared` have no meaning. Raises what ContextTraining raises.
+    The options `negatives` and `shared` are not used. Raises what ContextTraining raises.
     """
 
     measured = 1.0
@@ -92,7 +95,7 @@ class HierarchyTraining:
         )
 
     def rounds(self, n_words: int) -> int:
-        """Rounds of an epoch over n_words."""
+        """Return the number of rounds in an epoch over n_words."""
         of_a_shard = -(-n_words // self.options.shards)
         return -(-of_a_shard // self.options.shard_words)
 
@@ -106,7 +109,7 @@ class HierarchyTraining:
         rate_fall: float,
         least_rate: float,
     ) -> tuple[float, int]:
-        """As ContextTraining.run, but returns the loss sum and the pairs of all words."""
+        """Like ContextTraining.run, but return the loss sum and the pairs of all words."""
         o = self.options
         stream = Stream(tokens, bounds, key)
         steps, tables = o.steps(0.0), Tables(self.inputs, self.outputs, self.locks)
@@ -120,11 +123,11 @@ class HierarchyTraining:
         return float(found[:, 0].sum()), int(found[:, 1].sum())
 
     def finite(self) -> bool:
-        """Whether all input vectors are numbers."""
+        """Whether all input vectors are finite."""
         return bool(np.isfinite(self.inputs).all())
 
     def store(self) -> None:
-        """The tables are trained in place: there is nothing to copy back."""
+        """Do nothing: the tables are trained in place."""
 
 
 def _make_workspace(V: int, D: int, P: int, N: int, longest: int) -> HierarchyWorkspace:

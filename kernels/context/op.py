@@ -1,6 +1,6 @@
-"""The loss of context prediction as an autograd op over the words of a batch alone, on every backend.
+"""The loss of context prediction as an autograd op over only the words of a batch, on every backend.
 
-The vectors of the words of a `LocalBatch` are all that the op reads.
+The op reads nothing but the vectors of the words of a `LocalBatch`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .room import ROOM
 
 
 def context_loss(inputs: Tensor, outputs: Tensor, batch: LocalBatch, backend: str = "auto") -> Tensor:
-    """The mean loss () over the positive pairs; its gradients are dense in both arguments.
+    """Return the mean loss () over the positive pairs; its gradients are dense in both arguments.
 
-    inputs (n_kept, D) and outputs (U, D) are the vectors of the batch's words, float32 (float64 by the reference).
+    inputs (n_kept, D), outputs (U, D): vectors of the batch's words, float32 (or float64 with the reference).
     Raises ValueError for tables of another shape or dtype, and what `choose_backend` raises.
     """
     chosen = ROOM.choose(inputs.device.type, inputs.dtype, backend).name
@@ -49,7 +49,10 @@ class _ContextLoss(torch.autograd.Function):
 
 
 def _times(upstream: Tensor, gradient: Tensor) -> Tensor:
-    """upstream () times a gradient. On a CPU not by torch: it would wake threads, which then spin for the next core."""
+    """Return upstream () times a gradient.
+
+    On a CPU this avoids torch, which would wake threads that then spin and occupy the next core.
+    """
     if gradient.device.type != "cpu":
         return upstream * gradient
     return torch.from_numpy(gradient.numpy() * np.float32(upstream.item()))

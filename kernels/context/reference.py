@@ -1,4 +1,4 @@
-"""The loss of context prediction in plain torch, in any floating type: the oracle."""
+"""The oracle: the loss of context prediction in plain torch, in any floating-point dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .batch import TILE, ContextBatch, LocalBatch
 
 
 def reference_loss(inputs: Tensor, outputs: Tensor, batch: ContextBatch | LocalBatch) -> Tensor:
-    """The mean loss over the positive pairs, differentiable in both tables (V, D), on their device."""
+    """Return the mean loss over the positive pairs, differentiable in both tables (V, D), on their device."""
     words, low, high, drawn = (
         torch.as_tensor(ids, device=inputs.device).long()
         for ids in (batch.words, batch.low, batch.high, batch.drawn)

@@ -1,4 +1,4 @@
-"""The room's backends, and what only one of them computes."""
+"""The backends of context prediction, and access to what only one of them computes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ ROOM = Room("context", __package__)
 
 
 def load_numba(part: str, what: str, backend: str, device_type: str = "cpu") -> Any:
-    """A module of the Numba backend, for `what` no other backend has.
+    """Load a module of the Numba backend, for `what` no other backend supports.
 
-    Raises RuntimeError where another one is asked for, by `backend` or the environment, and what `Room.choose` raises.
+    Raises RuntimeError if another backend is requested, by `backend` or the environment, and what `Room.choose` raises.
     """
     chosen = ROOM.choose(device_type, torch.float32, backend)
     if chosen.name != "numba":

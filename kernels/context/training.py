@@ -1,4 +1,4 @@
-"""Context prediction on a CPU: word vectors that predict their neighbours among negatives, in rounds of many steps."""
+"""Context prediction on a CPU: word vectors trained to predict neighbours among negatives, in rounds of many steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .workspace import (
 )
 
 NO_LOCKS = np.empty(0, np.float32)
-WORDS_A_CALL = 1 << 19  # about half a second; between calls Ctrl-C is heard
+WORDS_A_CALL = 1 << 19  # about half a second; Ctrl-C is handled between calls
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class ContextOptions:
     """How ContextTraining steps.
 
     shared   negatives that a tile of 16 words draws, a multiple of 8
-    shards   parts of the corpus that are read side by side, by as many threads as there are, up to that number
-    shard_words   raw words of a shard in a round; shards see each other's steps between rounds
-    pull     how fast a row is taken to approach its optimum, per visit and rate: P shards that visit a row often
-             move it P times too far together, and their changes are shrunk by (1 - e^-Pk) / (P (1 - e^-k)),
-             k = pull * rate * visits / P
-    true_mean   CBOW: the gradient of the mean; word2vec's own step omits the division by the window's size
-    mean   CBOW predicts from the mean of a window, else from its sum, whose gradient is shared out among its words
-    shrink   windows are drawn from 1 to `window` words, else are all of `window`
+    shards   parts of the corpus that are read in parallel, by up to that many threads
+    shard_words   raw words of a shard per round; shards see each other's updates only between rounds
+    pull     assumed speed at which a row approaches its optimum, per visit and rate. P shards that visit a row often
+             would together move it P times too far, so their changes are shrunk by
+             (1 - e^-Pk) / (P (1 - e^-k)), k = pull * rate * visits / P
+    true_mean   CBOW: use the gradient of the mean; word2vec's own step omits the division by the window's size
+    mean   CBOW: predict from the mean of a window; else from its sum, whose gradient is shared among its words
+    shrink   draw windows of 1 to `window` words; else all have `window`
     """
 
     mode: str = "cbow"
@@ -50,7 +50,7 @@ class ContextOptions:
     shrink: bool = True
 
     def steps(self, negatives: float) -> Steps:
-        """As the kernels take them."""
+        """Convert to the form that the kernels take."""
         return Steps(
             MODES.index(self.mode), self.window, negatives, self.shrink, self.mean, self.mean and not self.true_mean,
             float(self.pull), self.shard_words,
@@ -58,12 +58,14 @@ class ContextOptions:
 
 
 class ContextTraining:
-    """Trains two tables in place over a stream of tokens; what it does next is a function of its arguments alone.
+    """Train two tables in place over a stream of tokens. Each call depends only on its arguments and the tables.
 
-    inputs and outputs are (V, D); with subwords inputs are (R, D), the rows that the words are means of. locks: see
-    Tables; not for subwords.
-    Raises ValueError for options that the kernel does not take, RuntimeError for a backend that is asked for and is not
-    Numba. measured: the share of the pairs whose loss `run` returns.
+    inputs, outputs: (V, D); with subwords inputs are (R, D), the rows whose means are the words' vectors.
+    locks: see Tables; not supported with subwords.
+    measured: the share of the pairs whose loss `run` returns.
+
+    Raises ValueError for options that the kernel does not support, RuntimeError if a backend other than Numba is
+    requested.
     """
 
     measured = 1 / 8
@@ -91,7 +93,7 @@ class ContextTraining:
             )
 
     def rounds(self, n_words: int) -> int:
-        """Rounds of an epoch over n_words."""
+        """Return the number of rounds in an epoch over n_words."""
         of_a_shard = -(-n_words // self.options.shards)
         return -(-of_a_shard // self.options.shard_words)
 
@@ -105,10 +107,10 @@ class ContextTraining:
         rate_fall: float,
         least_rate: float,
     ) -> tuple[float, int]:
-        """Rounds [first, last) of an epoch over tokens int32 (T,) in sentences bounds.
+        """Train rounds [first, last) of an epoch over tokens int32 (T,), in sentences given by bounds.
 
-        Returns (loss sum, positive pairs) of an eighth of the tiles. The rate of a round is at least least_rate, else
-        rate - rate_fall times the epoch's words before it.
+        Returns (loss sum, positive pairs) over an eighth of the tiles. The rate of a round is rate minus rate_fall
+        times the words of the epoch before it, but at least least_rate.
         """
         o = self.options
         stream = Stream(tokens, bounds, key)
@@ -126,8 +128,8 @@ class ContextTraining:
         return float(found[:, 0].sum()), int(found[:, 1].sum())
 
     def finite(self) -> bool:
-        """Whether all input vectors are numbers."""
+        """Whether all input vectors are finite."""
         return bool(np.isfinite(self.inputs).all())
 
     def store(self) -> None:
-        """The tables are trained in place: there is nothing to copy back."""
+        """Do nothing: the tables are trained in place."""

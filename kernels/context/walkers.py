@@ -1,4 +1,4 @@
-"""Context prediction on a GPU: walkers that train two tables over a text; on_triton/training.py has the design."""
+"""Context prediction on a GPU: walkers that train two tables over a text; see on_triton/training.py for the design."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from .batch import MODES, WordSampler
 from .room import ROOM
 
-# Beyond that many the steps of a GPU are hardly more, but more of them are late.
+# Beyond this many, a GPU takes hardly more steps per second, but more of them are late.
 MOST_WALKERS = 128
-# Pairs in flight that the most frequent row is of: emulated on a CPU, 240 were stable on 20 words, 590 cost the first
-# epochs, and 970 came to no numbers.
+# Most pairs in flight that involve the most frequent row. Emulated on a CPU, 240 were stable on 20 words, 590 cost the
+# first epochs, and 970 diverged to NaN.
 MOST_VISITS = 150
-WALKER_WORDS = 4096  # of the text at least: a short one would hardly see a step before the next epoch
-LAUNCH_WORDS = 1 << 19  # at most, but one round: the memory for what is drawn
-RESIDENT_WORDS = 1 << 29  # of a text that stays on the device: five bytes each
+WALKER_WORDS = 4096  # least text per walker: with less, a step would hardly be seen before the next epoch
+LAUNCH_WORDS = 1 << 19  # most words per launch, but at least one round: memory for the draws
+RESIDENT_WORDS = 1 << 29  # longest text that is kept on the device, at five bytes a word
 KEY_MASK = (1 << 62) - 1
 
 
 @dataclass(frozen=True)
 class WalkOptions:
-    """How WalkTraining steps: by so many walkers, see `choose_walkers`; what the others are, ContextOptions says."""
+    """How WalkTraining steps. walkers: see `choose_walkers`; the other options are described at ContextOptions."""
 
     mode: str = "skipgram"
     window: int = 5
@@ -34,16 +34,16 @@ class WalkOptions:
 
 
 def choose_walkers(n_words: int, counts: np.ndarray, sampler: WordSampler, options: WalkOptions) -> int:
-    """As many as a text of n_words with words seen counts (V,) times keeps stable."""
+    """Return the number of walkers that is stable for a text of n_words whose words have counts (V,)."""
     kept, drawn = counts * (sampler.keep / 2.0**32), _drawn_shares(sampler)
-    # The pairs of a position, in expectation; in CBOW as many words of a window are taught whole.
+    # Expected number of pairs of a position; in CBOW this many words of a window get the whole gradient.
     pairs = options.window + 1
     visits = pairs * (kept / kept.sum() + options.negatives * drawn)
     return int(np.clip(min(n_words // WALKER_WORDS, MOST_VISITS / visits.max()), 1, MOST_WALKERS))
 
 
 def walk_obstacle(mode: str, window: int, D: int) -> str | None:
-    """Why tables of D columns are not trained with such windows on a GPU, or None."""
+    """Why tables of D columns cannot be trained with such windows on a GPU, or None."""
     try:
         ROOM.choose("cuda", torch.float32, "triton")
         ROOM.load("triton", "training").choose_blocks(D, window, mode == "cbow")
@@ -53,18 +53,19 @@ def walk_obstacle(mode: str, window: int, D: int) -> str | None:
 
 
 def _drawn_shares(sampler: WordSampler) -> np.ndarray:
-    """(V,) how often each word is drawn as a negative, by Walker's table."""
+    """Return how often each word is drawn as a negative by Walker's table, (V,)."""
     V = len(sampler.alias)
     accepted = sampler.accept / (2.0**32 - 1)
     return (accepted + np.bincount(sampler.alias, 1 - accepted, V)) / V
 
 
 class WalkTraining:
-    """Trains two tables (V, D) float32 over a stream of tokens on a device, as ContextTraining does on a CPU.
+    """Train two float32 tables (V, D) over a stream of tokens on a device, as ContextTraining does on a CPU.
 
-    The arrays are copied to the device and hold what was trained after `store` alone. Two runs draw the same, and
-    differ in their last bits. Raises ValueError for options that the kernel does not take, RuntimeError where
-    Triton does not compute on the device. measured: all pairs are.
+    The arrays are copied to the device; they hold the result only after `store`. Two runs make the same draws, but
+    differ in their last bits. measured: 1, the loss covers all pairs.
+
+    Raises ValueError for options that the kernel does not support, RuntimeError if Triton does not run on the device.
     """
 
     measured = 1.0
@@ -99,7 +100,7 @@ class WalkTraining:
         self._text: tuple[np.ndarray, Tensor, Tensor] | None = None
 
     def rounds(self, n_words: int) -> int:
-        """Rounds of an epoch over n_words: a stretch of every walker each."""
+        """Return the number of rounds in an epoch over n_words; in a round each walker takes one stretch."""
         return -(-n_words // self._round_words)
 
     def run(
@@ -112,7 +113,7 @@ class WalkTraining:
         rate_fall: float,
         least_rate: float,
     ) -> tuple[float, int]:
-        """As ContextTraining.run; the loss and the pairs of all words. Waits for the device once, at its end."""
+        """Like ContextTraining.run, but over all words. Waits for the device once, at the end."""
         o, found = self.options, []
         fall = rate_fall * self._round_words
         for first in range(rounds[0], rounds[1], self._rounds_at_once):
@@ -128,7 +129,7 @@ class WalkTraining:
         return loss, round(pairs)
 
     def finite(self) -> bool:
-        """Whether all input vectors are numbers."""
+        """Whether all input vectors are finite."""
         return bool(self._tables[0].isfinite().all())
 
     def store(self) -> None:
@@ -137,7 +138,10 @@ class WalkTraining:
             torch.from_numpy(array).copy_(table)
 
     def _part(self, tokens: np.ndarray, bounds: np.ndarray, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Tokens and sentences' starts of words first..last on the device, a short text's from its copy there."""
+        """Return tokens and sentence starts of words first..last on the device.
+
+        A short text is uploaded once and kept there.
+        """
         if len(tokens) > RESIDENT_WORDS:
             return self._uploaded(tokens, bounds, first, last)
         if self._text is None or self._text[0] is not tokens:
@@ -150,5 +154,5 @@ class WalkTraining:
         starts = torch.zeros(last - first, dtype=torch.int8, device=self._device)
         inside = bounds[np.searchsorted(bounds, first) : np.searchsorted(bounds, last)] - first
         starts.index_fill_(0, torch.from_numpy(inside).to(self._device), 1)
-        # A mapped text is read only, which torch does not take.
+        # Copied: a memory-mapped text is read-only, which torch does not accept.
         return torch.from_numpy(np.array(tokens[first:last])).to(self._device), starts

@@ -10,22 +10,22 @@ from .batch import TILE
 
 
 class Workspace(NamedTuple):
-    """Memory of P shards of N words; rows are what they touch."""
+    """Memory for P shards of N words; "rows" are the table rows that they touch."""
 
-    slot_of: np.ndarray  # (P, V): the row of a word among those of the shard, -1 between calls
-    words: np.ndarray  # (P, N) kept words, their rows, and where their windows begin and end
+    slot_of: np.ndarray  # (P, V): the local row of a word in the shard, -1 between calls
+    words: np.ndarray  # (P, N) kept words, their local rows, and where their windows begin and end
     slots: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    drawn: np.ndarray  # (P, tiles * M): negatives, then their rows
-    rows: np.ndarray  # (P, U): the words of the rows
-    visits: np.ndarray  # (P, U): how often each comes
-    counts: np.ndarray  # (P, 2): rows of the input and of the output table; the first of rows
+    drawn: np.ndarray  # (P, tiles * M): negatives, then their local rows
+    rows: np.ndarray  # (P, U): the word of each local row
+    visits: np.ndarray  # (P, U): how often each occurs
+    counts: np.ndarray  # (P, 2): rows of the input table (the first of rows), and of the output table
     mark: np.ndarray  # (P, U): the last tile that drew the row
-    factors: np.ndarray  # (V,): what the changes of a row are multiplied with, 0 between calls
+    factors: np.ndarray  # (V,): factors for the changes of a row, 0 between calls
     x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
     y: np.ndarray
-    tile_rows: np.ndarray  # of one tile: see on_numba/tile.py
+    tile_rows: np.ndarray  # scratch of one tile: see on_numba/tile.py
     band: np.ndarray
     z: np.ndarray
     share: np.ndarray
@@ -41,22 +41,22 @@ class Stream(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How training steps, as numbers; see ContextOptions."""
+    """The training options as numbers; see ContextOptions."""
 
     mode: int
     window: int
     negatives: float
     shrink: bool  # windows are drawn from 1 to `window`
-    mean: bool  # CBOW: of a window, not its sum
+    mean: bool  # CBOW: mean of a window, not its sum
     spread: bool  # CBOW: word2vec's own step
     pull: float
     shard_words: int
 
 
 class Tables(NamedTuple):
-    """What is trained, float32: inputs (V, D), or (R, D) with subwords, and outputs (V, D).
+    """The trained float32 tables: inputs (V, D), or (R, D) with subwords, and outputs (V, D).
 
-    locks (V,) are what the changes of input rows are multiplied with at the end of a round; empty for 1.
+    locks (V,): factors for the changes of input rows at the end of a round; empty means 1.
     """
 
     inputs: np.ndarray
@@ -65,37 +65,37 @@ class Tables(NamedTuple):
 
 
 class WordRows(NamedTuple):
-    """The rows of an input table whose mean is word v: ids[bounds[v]:bounds[v + 1]], one at least."""
+    """The rows of an input table whose mean is the vector of word v: ids[bounds[v]:bounds[v + 1]], at least one."""
 
     ids: np.ndarray  # int32
     bounds: np.ndarray  # int64 (V + 1,)
 
 
 class SubwordWorkspace(NamedTuple):
-    """What training with subwords needs beside a Workspace: P shards of N words that have U rows in all."""
+    """Memory that training with subwords needs besides a Workspace: P shards of N words that have U rows in all."""
 
-    slot_of: np.ndarray  # (P, R): the number of a row among those of the shard, -1 between calls
-    begins: np.ndarray  # (P, N + 1): where in slots the rows of each of the shard's words begin
+    slot_of: np.ndarray  # (P, R): the local index of a row in the shard, -1 between calls
+    begins: np.ndarray  # (P, N + 1): where the rows of each of the shard's words begin in slots
     slots: np.ndarray  # (P, .)
     rows: np.ndarray  # (P, U)
-    visits: np.ndarray  # (P, U): how often a word of the row comes
-    counts: np.ndarray  # (P,): rows
+    visits: np.ndarray  # (P, U): how often a word of the row occurs
+    counts: np.ndarray  # (P,): number of rows
     factors: np.ndarray  # (R,): as in Workspace
     x: np.ndarray  # (P, U, ld): copies of the rows, or their changes
-    vectors: np.ndarray  # (P, TILE + 2 window, ld): those of a tile's positions, and how they change
+    vectors: np.ndarray  # (P, TILE + 2 window, ld): vectors of a tile's positions, and their changes
     changes: np.ndarray
-    x_slots: np.ndarray  # (N,): where in them a position stands
+    x_slots: np.ndarray  # (N,): a position's index in them
 
 
 class SubwordParts(NamedTuple):
-    """What the kernels are given more with subwords than without."""
+    """Additional arguments of the kernels with subwords."""
 
     of_words: WordRows
     w: SubwordWorkspace
 
 
 def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, shared: int) -> Workspace:
-    """Memory for training or for gradients; nothing in it needs to be set between calls."""
+    """Allocate memory for training or for gradients; nothing in it needs to be reset between calls."""
     from ..machine.simd import WIDTH
 
     P, N, M = shards, shard_words, shared
@@ -135,7 +135,7 @@ def make_workspace(V: int, D: int, shards: int, shard_words: int, window: int, s
 def make_subword_workspace(
     R: int, subwords: WordRows, D: int, shards: int, shard_words: int, window: int
 ) -> SubwordWorkspace:
-    """Memory for training with subwords; of x only what a shard uses is ever touched."""
+    """Allocate memory for training with subwords; only the part of x that a shard uses is ever touched."""
     from ..machine.simd import WIDTH
 
     P, N = shards, shard_words

@@ -1,4 +1,4 @@
-"""Whether the arguments of the fused op fit each other, said by the argument's name."""
+"""Check that the arguments of the fused op fit each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_arguments(
     task_weights: Tensor,
     layout: HeadLayout,
 ) -> None:
-    """Raises ValueError or TypeError naming the argument that does not fit; see `multitask_loss`."""
+    """Raise ValueError or TypeError, naming the argument, for one that does not fit; see `multitask_loss`."""
     K, S = len(layout), layout.width
     if features.dim() != 2:
         raise ValueError(f"features must be (N, D), not {tuple(features.shape)}")

@@ -1,4 +1,4 @@
-"""What the op hands to a backend's plan, and what every plan offers to the op."""
+"""The interface between the op and the plans of the backends."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from .layout import HeadLayout
 
-Needs = tuple[bool, bool, bool]  # which gradients are wanted: of features, weight and bias
+Needs = tuple[bool, bool, bool]  # which gradients are needed: of features, weight and bias
 Residual = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class HeadsCall(NamedTuple):
-    """One call of the op, checked; shapes are those of `multitask_loss`."""
+    """One call of the op, with checked arguments; shapes are those of `multitask_loss`."""
 
     features: Tensor  # (N, D)
     weight: Tensor  # (S, D)
@@ -28,31 +28,31 @@ class HeadsCall(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Losses of K heads, and three tensors of the plan's own that its backward pass starts from."""
+    """Losses of K heads, and three plan-specific tensors that the backward pass starts from."""
 
     losses: Tensor  # (K,) float32, mean over the valid rows or elements
     correct: Tensor  # (K,) int64, rows classified right
-    residual: Residual  # of `residual_like`'s shapes; empty where no gradient is needed
-    total: Tensor | None = None  # () float32, the losses by their task weights; None: the op adds them up
+    residual: Residual  # of the shapes of `residual_like`; empty if no gradient is needed
+    total: Tensor | None = None  # () float32, the weighted sum of the losses; None: the op computes it
 
 
 class Plan(Protocol):
-    """How a backend computes heads: a module of these functions."""
+    """How a backend computes heads: a module with these functions."""
 
-    # Whether `backward` hands the residual out, so that it serves only once.
+    # Whether `backward` returns the residual itself, so that it can be used only once.
     RESIDUAL_IS_GRADIENT: bool
 
     def forward(self, call: HeadsCall) -> Forward:
-        """Losses of all heads, and the residual for the gradients that are needed."""
+        """Compute the losses of all heads, and the residual for the needed gradients."""
 
     def backward(self, call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
-        """The gradients, each None where it is not needed, times grad_total (); targets may be none.
+        """Return the gradients, times grad_total (), each None if not needed; the call's targets may be empty.
 
-        With `own` the residual is nobody else's and may be handed out or overwritten.
+        With `own` nobody else holds the residual, so it may be returned or overwritten.
         """
 
     def residual_like(self, call: HeadsCall) -> Residual:
-        """Empty tensors of the shapes and dtypes of the residual; targets may be none."""
+        """Return empty tensors of the shapes and dtypes of the residual; the call's targets may be empty."""
 
     def warm_up(self) -> None:
-        """Compile, or load compiled code, before a clock starts."""
+        """Compile, or load compiled code, ahead of the first call."""

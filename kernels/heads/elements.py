@@ -1,7 +1,7 @@
-"""The words that element functions of heads are written in, here in torch.
+"""The functions that element functions of heads are written in, here in torch.
 
-Backends compile the same functions with words of their own under these names (`on_numba/elements.py`,
-`on_triton/elements.py`). Arithmetic, comparisons of two blocks or of a block and a float, and tuples need no word.
+Backends compile the same element functions with their own versions of these (`on_numba/elements.py`,
+`on_triton/elements.py`). Arithmetic, comparisons of two blocks or of a block and a float, and tuples work as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def where(condition: Tensor, yes: Any, no: Any) -> Tensor:
-    """yes where the condition holds, else no; blocks or floats."""
+    """Return `yes` where the condition holds, else `no`; blocks or floats."""
     return torch.where(condition, yes, no)
 
 
@@ -28,7 +28,7 @@ def exp(x: Tensor) -> Tensor:
 
 
 def exp_of_negative(x: Tensor) -> Tensor:
-    """exp(x) for x <= 0 alone, which takes fewer instructions."""
+    """exp(x) for x <= 0 only, which takes fewer instructions."""
     return x.exp()
 
 

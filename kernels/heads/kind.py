@@ -1,9 +1,9 @@
-"""What a kind of head is: one record of its loss, its metric and what the kernels compile of it.
+"""Kinds of heads: one record with a kind's loss, its metric and what the kernels compile from it.
 
-A kind lives in a file of its own in `kinds/`, which is all that adding one takes:
+To add a kind, add one file to `kinds/`:
 
     class PoissonOptions(Options): ...             its options, if there are any
-    def element(z, y, weight, options): ...        loss and gradient of one output, in the words of `elements`
+    def element(z, y, weight, options): ...        loss and gradient of one output, in terms of `elements`
     POISSON = elementwise_kind("POISSON", ...)     the record, found by its name as Kind.POISSON
 """
 
@@ -21,34 +21,34 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-MAX_NUMBERS = 4  # of an option record that a kernel can read
+MAX_NUMBERS = 4  # the most numbers of an option record that a kernel can read
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a kind's loss, and what the kernels need of them; the base has none.
+    """Options of a kind's loss, and the values that kernels take from them. The base class has none.
 
     Raises ValueError for a value out of range.
     """
 
     def check(self, size: int) -> None:
-        """Raises ValueError for options that do not fit a head of `size` outputs."""
+        """Raise ValueError for options that do not fit a head of `size` outputs."""
 
     @property
     def column_weights(self) -> tuple[float, ...] | None:
-        """(C,) a weight for each output, or None where all are 1."""
+        """Weight of each output (C,), or None if all are 1."""
         return None
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """At most MAX_NUMBERS numbers: what an element function gets as its `options`."""
+        """Up to MAX_NUMBERS numbers, which an element function gets as its `options`."""
         return ()
 
 
 def as_weights(option: str, values: Any) -> tuple[float, ...] | None:
-    """Weights of outputs as a tuple, which can be hashed.
+    """Return output weights as a (hashable) tuple.
 
-    Raises ValueError for one that is negative, infinite or NaN, and for a mapping or set, which has no order.
+    Raises ValueError for a weight that is negative, infinite or NaN, and for a mapping or set, which has no order.
     """
     if values is None:
         return None
@@ -63,23 +63,25 @@ def as_weights(option: str, values: Any) -> tuple[float, ...] | None:
 
 
 def check_size(name: str, size: Any) -> None:
-    """Raises ValueError for what is no number of outputs."""
+    """Raise ValueError unless `size` is a valid number of outputs."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
 
 
 def check_weights(option: str, values: tuple[float, ...] | None, size: int) -> None:
-    """Raises ValueError where there is not one weight for each output."""
+    """Raise ValueError unless there is one weight for each output."""
     if values is not None and len(values) != size:
         raise ValueError(f"{option} needs {size} values, one per output, not {len(values)}")
 
 
 class Metric(NamedTuple):
-    """The quality of a head over many batches.
+    """Quality of a head over many batches.
 
-    name: as it stands in reports. sums: of a batch, from logits (N, C) and targets (N,) or (N, C), as tensors of one
-    shape, () or (C,). value: the metric from those sums added up in float64, numbers or lists of them; NaN where no row
-    carries a target.
+    name: as shown in reports.
+    sums: computes the sums of a batch from logits (N, C) and targets (N,) or (N, C), as tensors of one shape, () or
+    (C,).
+    value: computes the metric from those sums, accumulated in float64, as numbers or lists of numbers; NaN if no row
+    has a target.
     """
 
     name: str
@@ -88,7 +90,7 @@ class Metric(NamedTuple):
 
 
 class _Kinds(type):
-    """Kind.SOFTMAX and the like: the records of the folder `kinds`, found when the first one is asked for."""
+    """Access to kinds as Kind.SOFTMAX etc.: the records in the folder `kinds`, collected on first use."""
 
     def __getattr__(cls, name: str) -> Kind:
         if not name.isupper():
@@ -99,7 +101,7 @@ class _Kinds(type):
         return iter(_found().values())
 
     def named(cls, name: str) -> Kind:
-        """The kind of that name. Raises AttributeError for a name that no kind has."""
+        """Return the kind of that name. Raises AttributeError if there is none."""
         try:
             return _found()[name]
         except KeyError:
@@ -108,19 +110,19 @@ class _Kinds(type):
 
 @dataclass(frozen=True, eq=False)
 class Kind(metaclass=_Kinds):
-    """How the outputs of a head are trained and judged.
+    """How the outputs of a head are trained and evaluated.
 
     targets: "classes", integers (N,), or "values", floats (N, C) with NaN = missing.
-    row_losses: the oracle, from logits (N, C), targets and the head's spec to the loss (N,) of every row, 0 of a row
-    that is not valid; in the dtype of the logits.
-    counts: from targets, the head's spec and a dtype to what every row (N,) counts for in the mean.
-    correct: rows () int64 that are right, from logits (N, C), targets and the spec.
+    row_losses: the oracle: logits (N, C), targets and the head's spec -> the loss of every row (N,), 0 for an invalid
+    row, in the dtype of the logits.
+    counts: targets, the head's spec and a dtype -> how much every row counts in the mean (N,).
+    correct: logits (N, C), targets and the spec -> the number of correct rows, () int64.
     metric: how good a head is on held-out rows.
-    options: what may be set beside the number of outputs.
-    bounds: between which values targets must lie, None where they may be any.
+    options: what may be set besides the number of outputs.
+    bounds: the range in which target values must lie, or None for any value.
     element, hit: see `elementwise_kind`; element is None for a kind with kernels of its own.
-    task_of_column: by the kind of a column of labels ("classes", "labels" or "values"), what makes the task of it from
-    its number of outputs. A kind names those columns that nobody asks another kind for.
+    task_of_column: label column type ("classes", "labels" or "values") -> a function from the number of outputs to the
+    task. Lists only the column types for which this kind is the default.
     """
 
     name: str
@@ -136,26 +138,32 @@ class Kind(metaclass=_Kinds):
     bounds: tuple[float, float] | None = None
 
     def loss(self, logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
-        """Mean () over what counts in logits (N, C) and targets, 0 where nothing does; in the dtype of the logits."""
+        """Mean loss () over the valid part of logits (N, C) and targets, or 0 if nothing is valid.
+
+        In the dtype of the logits.
+        """
         total = self.row_losses(logits, target, head).sum()
         count = self.counts(target, head, logits.dtype).sum()
         return torch.where(count > 0, total / count.clamp_min(1e-30), total * 0)
 
     @property
     def code(self) -> int:
-        """What the kernels branch on, 31 bits. Made from the name: another kind renumbers none."""
+        """31-bit code that the kernels branch on.
+
+        Made from the name, so that adding a kind does not change other codes.
+        """
         return crc32(self.name.encode()) >> 1
 
     @property
     def takes_classes(self) -> bool:
-        """Whether targets are integers (N,); otherwise they are floats (N, C)."""
+        """Whether targets are integers (N,) rather than floats (N, C)."""
         return self.targets == "classes"
 
     def __repr__(self) -> str:
         return f"Kind.{self.name}"
 
     def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
-        # A copy, or one that comes back from another process, is the same kind.
+        # A copied or unpickled kind is the same object as the original.
         return _named, (self.name,)
 
 
@@ -165,7 +173,7 @@ def _named(name: str) -> Kind:
 
 @cache
 def _found() -> dict[str, Kind]:
-    """Every kind of the folder, by name, in the order of names. Raises ValueError for a name that two have."""
+    """Collect every kind in the folder, sorted by name. Raises ValueError if two kinds share a name or a code."""
     package = f"{__package__}.kinds"
     path = importlib.import_module(package).__path__
     modules = [importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(path)]
@@ -181,10 +189,10 @@ def _found() -> dict[str, Kind]:
 
 @dataclass(frozen=True, init=False)
 class HeadSpec:
-    """One head: its kind, its number of outputs C and the options of its loss, HeadSpec(Kind.HUBER, 3, delta=0.5).
+    """One head: kind, number of outputs C and the options of its loss, as in HeadSpec(Kind.HUBER, 3, delta=0.5).
 
-    An option can be read as an attribute of the spec, too. Raises ValueError for an option that the kind does not
-    have, and for one out of range.
+    Options can also be read as attributes of the spec. Raises ValueError for an option that the kind does not have, and
+    for one out of range.
     """
 
     kind: Kind
@@ -203,25 +211,25 @@ class HeadSpec:
             object.__setattr__(self, name, value)
 
     def __getattr__(self, option: str) -> Any:
-        # Without `options` this is a copy that is still empty.
+        # Without `options` this is a copy whose fields are not set yet.
         if option.startswith("_") or "options" not in self.__dict__:
             raise AttributeError(option)
         return getattr(self.options, option)
 
     @property
     def column_weights(self) -> tuple[float, ...]:
-        """(C,) weights of the outputs, ones where none are set."""
+        """Weights of the outputs (C,): ones if none are set."""
         return self.options.column_weights or (1.0,) * self.size
 
     def is_labelled(self, target: Tensor) -> Tensor:
-        """(N,) bool, where rows have one of the classes (N,)."""
+        """Return (N,) bool: which of the class targets (N,) are not ignore_index."""
         limits = torch.iinfo(target.dtype)
-        if not limits.min <= self.ignore_index <= limits.max:  # which would wrap around to a class
+        if not limits.min <= self.ignore_index <= limits.max:  # it would wrap around to a class
             return torch.ones_like(target, dtype=torch.bool)
         return target != self.ignore_index  # type: ignore[no-any-return]
 
     def is_outside(self, target: Tensor) -> Tensor | None:
-        """(N,) or (N, C) bool, the targets that this head does not take; None of values that may be any."""
+        """Return the targets that this head does not accept, as (N,) or (N, C) bool; None if any value is accepted."""
         if self.kind.takes_classes:
             return self.is_labelled(target) & ((target < 0) | (target >= self.size))
         if self.kind.bounds is None:
@@ -230,24 +238,24 @@ class HeadSpec:
 
     @property
     def takes_all_targets(self) -> bool:
-        """Whether no target of the right type and shape is wrong."""
+        """Whether every target of the right type and shape is accepted."""
         return not self.kind.takes_classes and self.kind.bounds is None
 
     @property
     def wanted_targets(self) -> str:
-        """Where targets must lie, and what says that there is none."""
+        """Describe the accepted range, and the marker for a missing target, for an error message."""
         if self.kind.takes_classes:
             return f"[0, {self.size}) and is not ignore_index {self.ignore_index}"
         low, high = self.kind.bounds or (-math.inf, math.inf)
         return f"[{low:g}, {high:g}] and is not NaN"
 
     def refusal(self, name: str, target: float) -> str:
-        """What is said of a target of the task of that name that the head does not take."""
+        """Error message for a target of task `name` that the head does not accept."""
         shown = f"{target:g}" if isinstance(target, float) else target
         return f"targets of {name}: {shown} lies outside {self.wanted_targets}"
 
     def check_target_type(self, name: str, target: Tensor) -> None:
-        """Raises TypeError for targets of a type that this head does not take."""
+        """Raise TypeError for targets of a type that this head does not accept."""
         if self.kind.takes_classes:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
                 raise TypeError(f"targets of {name} must be integers, not {target.dtype}")
@@ -255,7 +263,7 @@ class HeadSpec:
             raise TypeError(f"targets of {name} must be floating point, not {target.dtype}")
 
     def target_shape(self, N: int) -> tuple[int, ...]:
-        """Of the targets of N rows: (N,) classes or (N, C) values."""
+        """Shape of the targets of N rows: (N,) for classes, (N, C) for values."""
         return (N,) if self.kind.takes_classes else (N, self.size)
 
 
@@ -268,7 +276,7 @@ def _check_option(kind: Kind, option: str) -> None:
 
 
 def elementwise_kinds() -> tuple[Kind, ...]:
-    """The kinds whose loss the kernels compile from an element function."""
+    """Return the kinds whose loss the kernels compile from an element function."""
     return tuple(kind for kind in Kind if kind.element is not None)
 
 
@@ -283,14 +291,14 @@ def elementwise_kind(
     task_of_column: Mapping[str, Callable[[int], Any]] | None = None,
     bounds: tuple[float, float] | None = None,
 ) -> Kind:
-    """A kind whose loss is a mean over outputs that know nothing of each other; targets are float values (N, C).
+    """Make a kind whose loss is a mean over independent outputs; targets are float values (N, C).
 
-    loss: the oracle, from logits, targets and column weights (n,) and the head's options to losses (n,), in plain
-    torch and not by `element`.
-    element(z, y, weight, options) -> (loss, d loss/d z), in the words of `elements` and float literals only, and
-    without annotations, since it is compiled by Numba and Triton: z and y are blocks, weight is the output's column
-    weight, options the tuple `Options.numbers`, filled up with 0. y may be NaN: what comes of that is thrown away.
-    hit(z, y) -> 1.0 where an output is right, else 0.0; without it no row counts as right.
+    loss: the oracle: logits, targets and column weights (n,) and the head's options -> losses (n,), written in plain
+    torch and without `element`.
+    element(z, y, weight, options) -> (loss, d loss/d z): z and y are blocks, weight is the output's column weight and
+    options the tuple `Options.numbers`, padded with 0. Numba and Triton compile it, so it may use only the functions of
+    `elements` and float literals, and no annotations. y may be NaN; the result is then discarded.
+    hit(z, y) -> 1.0 if an output is right, else 0.0. Without it, no row counts as right.
     """
 
     def row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
@@ -298,12 +306,12 @@ def elementwise_kind(
         valid = ~torch.isnan(target)
         weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
         weights = weights.expand(valid.shape)[valid]
-        # What is not valid is left out before the loss, not masked behind it: it may be infinite.
+        # Select the valid elements before computing the loss: masking it afterwards would not help if it is infinite.
         of_valid = loss(logits[valid], target[valid], weights, head.options)
         return torch.zeros_like(logits).masked_scatter(valid, of_valid).sum(1)
 
     def counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
-        del head  # a positive weight counts for no more than another
+        del head  # positive weights scale the loss only; every valid element counts 1
         return (~torch.isnan(target)).sum(1).to(dtype)
 
     def correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
@@ -317,9 +325,9 @@ def elementwise_kind(
 
 
 def task_of_column(column: str, size: int) -> Any:
-    """The task that trains a column of labels ("classes", "labels", "values") with `size` outputs.
+    """Return the task that trains a column of labels ("classes", "labels", "values") with `size` outputs.
 
-    Raises ValueError for a column that no kind, or more than one, is for.
+    Raises ValueError unless exactly one kind is for such a column.
     """
     makers = [kind.task_of_column[column] for kind in Kind if column in kind.task_of_column]
     if len(makers) != 1:

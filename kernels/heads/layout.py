@@ -1,4 +1,4 @@
-"""Where each head's rows lie in the packed weight."""
+"""Where the rows of each head lie in the packed weight."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .kind import HeadSpec, Kind
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """The heads of one packed weight (S, D) in the order of their rows; hashable, so it can key a cache.
+    """The heads of one packed weight (S, D), in the order of their rows; hashable, so it can be a cache key.
 
-    `names` are used in messages only. Raises ValueError without heads or with another number of names.
+    `names` are used in messages only. Raises ValueError if there are no heads, or if the number of names differs.
     """
 
     heads: tuple[HeadSpec, ...]
     names: tuple[str, ...] = ()
-    # Made at once: torch.compile cannot trace a cached_property.
+    # Computed eagerly: torch.compile cannot trace a cached_property.
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) first row of each head
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # (K,) rows of each head
     width: int = field(init=False, repr=False, compare=False)  # S, the outputs of all heads together
     widest: int = field(init=False, repr=False, compare=False)  # outputs of the widest head
-    has_values: bool = field(init=False, repr=False, compare=False)  # whether a head's targets are floats
-    key: str = field(init=False, repr=False, compare=False)  # as text: what a custom op can carry
+    has_values: bool = field(init=False, repr=False, compare=False)  # whether any head's targets are floats
+    key: str = field(init=False, repr=False, compare=False)  # the layout as text, which a custom op can take
 
     def __post_init__(self) -> None:
         if not self.heads:
@@ -47,21 +47,21 @@ class HeadLayout:
         object.__setattr__(self, "key", key)
 
     def __hash__(self) -> int:
-        # A string keeps its hash, nested tuples hash anew at every look-up: several times a step.
+        # A string caches its hash; nested tuples would be hashed again at every look-up, several times a step.
         return hash(self.key)
 
     def __len__(self) -> int:
         return len(self.heads)
 
     def __iter__(self) -> Iterator[tuple[int, int, HeadSpec]]:
-        """(first row, one past the last row, spec) of each head."""
+        """Yield (first row, one past the last row, spec) of each head."""
         for offset, head in zip(self.offsets, self.heads, strict=True):
             yield offset, offset + head.size, head
 
     @staticmethod
     @lru_cache(maxsize=1024)
     def from_key(key: str) -> HeadLayout:
-        """The layout that wrote `key`."""
+        """Return the layout that wrote `key`."""
         stored = json.loads(key)
         heads = tuple(HeadSpec(Kind.named(name), size, **options) for name, size, options in stored["heads"])
         return HeadLayout(heads, tuple(stored["names"]))

@@ -1,8 +1,8 @@
-"""The fused op: weighted multi-task loss and its gradients for all heads at once.
+"""The fused op: the weighted multi-task loss of all heads and its gradients, at once.
 
-Checks the arguments, chooses backend and plan, and ties the backend's forward and backward pass into
-autograd. In eager mode that is an autograd.Function; under torch.compile it is a pair of custom ops with
-fake kernels (the dispatcher would cost eager mode 40 microseconds a call).
+Checks the arguments, chooses backend and plan, and ties the backend's forward and backward passes into autograd. In
+eager mode that is an autograd.Function; under torch.compile it is a pair of custom ops with fake kernels (in eager
+mode the dispatcher would cost 40 microseconds a call).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOM = Room("heads", __package__)
 
 
 class MultitaskLoss(NamedTuple):
-    """What the fused op returns."""
+    """Result of the fused op."""
 
     total: Tensor  # () float32, sum over k of task_weights[k] * losses[k]; the only output with a gradient
     losses: Tensor  # (K,) float32
@@ -52,31 +52,33 @@ def multitask_loss(
     backend: str = "auto",
     plan: str = "auto",
 ) -> MultitaskLoss:
-    """Weighted multi-task loss of K linear heads over shared features.
+    """Compute the weighted multi-task loss of K linear heads over shared features.
 
-    features are (N, D); weight (S, D) and bias (S,) hold the heads' rows one after another as `layout` says, or are a
-    tensor (C, D), (C,) for each head: those that `lay_adjacent` has placed are read where they lie. targets are K
-    tensors, integers (N,) for a softmax head and floats (N, C) for the others; task_weights is (K,) float32 on the
-    features' device. losses[k] is the mean over the valid rows of task k (valid elements for float targets), and 0
-    where there are none. A head of weight exactly 0 is not computed at all: its loss and correct count are 0, unless
-    task_weights wants a gradient. total = sum_k task_weights[k] losses[k]; its gradient flows to features, weight, bias
-    and task_weights.
+    features: (N, D).
+    weight, bias: either (S, D) and (S,), which hold the rows of all heads one after another as `layout` says, or one
+    tensor (C, D) and (C,) per head. Tensors that `lay_adjacent` has placed are read in place.
+    targets: K tensors, integers (N,) for a softmax head and floats (N, C) for the others.
+    task_weights: (K,) float32 on the features' device.
 
-    Under autocast the features are taken in the autocast dtype and the weight may stay float32.
+    losses[k] is the mean over the valid rows of task k (valid elements for float targets), or 0 if there are none.
+    total = sum_k task_weights[k] losses[k]; its gradient flows to features, weight, bias and task_weights. A head of
+    weight exactly 0 is not computed: its loss and correct count are 0, unless task_weights needs a gradient.
 
-    Raises ValueError or TypeError naming the argument that does not fit; ValueError for a class target
-    outside [0, C) (on a GPU its task's loss is NaN instead: looking would wait for the device);
+    Under autocast the features are cast to the autocast dtype; the weight may stay float32.
+
+    Raises ValueError or TypeError, naming the argument, for an argument that does not fit; ValueError for a class
+    target outside [0, C) (on a GPU that task's loss is NaN instead, since checking would wait for the device);
     RuntimeError for an explicit backend that cannot run, and for a second derivative.
     """
     parameters = take_parameters(weight, bias, layout)
     weight, bias, parts = parameters
     check_arguments(features, weight, bias, targets, task_weights, layout)
     task_weights = task_weights.contiguous()
-    # As in torch's own linear, autocast leaves float64 alone.
+    # Like torch's own linear, leave float64 alone under autocast.
     if torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64:
         features = features.to(torch.get_autocast_dtype(features.device.type))
     chosen = _chosen_backend(features.device, features.dtype, backend)
-    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     skip_zero_weights = not (torch.is_grad_enabled() and task_weights.requires_grad)
     if chosen == "reference":
         check_plan(plan, chosen)
@@ -97,7 +99,7 @@ def multitask_loss(
             "multitask_loss computes its gradients in kernels that torch.func transforms cannot see; "
             'use backend="reference" under torch.func, or loss.backward() without it'
         )
-    # autograd's needs_input_grad says yes under no_grad, too.
+    # autograd's needs_input_grad is True even under no_grad.
     needs = (False, False, False)
     if torch.is_grad_enabled():
         needs = (features.requires_grad, *parameters.needs)
@@ -138,15 +140,15 @@ def _chosen_backend(device: torch.device, dtype: torch.dtype, requested: str) ->
     return choice.name
 
 
-# As torch.compiler.assume_constant_result does, which would load all of Dynamo: Dynamo must not trace into the choice.
+# Dynamo must not trace into the choice. torch.compiler.assume_constant_result does the same, but loads all of Dynamo.
 _chosen_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _implementation(backend: str, requested_plan: str, features: Tensor, layout: HeadLayout) -> Plan:
-    """The plan that computes heads of this shape."""
+    """Return the plan that computes heads of this shape."""
     N, D = features.shape
     shape = Shape(N, D, layout.width, layout.widest, features.element_size())
-    # A size that torch.compile keeps symbolic cannot key a cache.
+    # A size that torch.compile keeps symbolic cannot be a cache key.
     if isinstance(N, int):
         choice = _cached_plan(backend, shape, requested_plan, features.device, torch.get_num_threads())
     else:
@@ -158,14 +160,14 @@ def _implementation(backend: str, requested_plan: str, features: Tensor, layout:
 def _cached_plan(
     backend: str, shape: Shape, requested_plan: str, device: torch.device, threads: int
 ) -> Choice:
-    del threads  # a table that was tuned is one for so many
+    del threads  # only a cache key: a tuned table holds for one number of threads
     return choose_plan(backend, shape, requested_plan, device)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> None:
-    """Compile all that `multitask_loss` may use on this device and dtype, where a first call must not do that.
+    """Compile everything that `multitask_loss` may use on this device and dtype, so that a first call does not have to.
 
-    Triton compiles for the sizes of a layout, so by that layout's first call.
+    Triton specializes on the sizes of a layout, so it compiles at the first call with that layout.
     """
     by = ROOM.choose(device.type, dtype, backend)
     if by.name != "reference":
@@ -196,7 +198,7 @@ class _FusedLoss(torch.autograd.Function):
         result = plan.forward(
             HeadsCall(features, weight, bias, targets, task_weights, layout, needs, skip_zero_weights)
         )
-        # The parts, too: autograd refuses a backward pass through what has changed since.
+        # Save the parts as well, so that autograd refuses a backward pass if one was modified in between.
         ctx.save_for_backward(features, weight, bias, task_weights, result.losses, *parts)
         ctx.n_parts = len(parts)
         ctx.targets, ctx.layout, ctx.needs, ctx.skip_zero_weights = targets, layout, needs, skip_zero_weights
@@ -213,7 +215,7 @@ class _FusedLoss(torch.autograd.Function):
         _refuse_second_derivative()
         features, weight, bias, task_weights, losses, *_ = ctx.saved_tensors
         gradients: Gradients = (None, None, None)
-        # Of vmap over several gradients: the kernels see none of it, and a gradient is linear in what comes down.
+        # Set under vmap over several gradients. The kernels get 1 instead: gradients are linear in the upstream one.
         batched = grad_total if _is_batched(grad_total) else None
         if any(ctx.needs):
             unit = grad_total if batched is None else torch.ones((), dtype=losses.dtype, device=losses.device)
@@ -229,7 +231,7 @@ class _FusedLoss(torch.autograd.Function):
             )
             device_type = features.device.type
             if torch.is_autocast_enabled(device_type):
-                # backward() inside an autocast region would round the GEMMs of the gradients.
+                # backward() inside an autocast region would round the GEMMs of the gradients to the autocast dtype.
                 with torch.autocast(device_type, enabled=False):
                     gradients = _gradients(ctx, call, unit)
             else:
@@ -250,7 +252,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    """How often each was changed in place, where torch counts it."""
+    """In-place version counter of each tensor, where torch keeps one; else 0."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
@@ -258,7 +260,7 @@ def _gradients(ctx: Any, call: HeadsCall, grad_total: Tensor) -> Gradients:
     plan: Plan = ctx.plan
     residual = ctx.residual
     if residual is None:
-        # Only a graph that was retained comes here again after its gradients were handed out.
+        # Only reached for a retained graph whose gradients were already handed out.
         if _versions(ctx.targets) != ctx.versions:
             raise RuntimeError(
                 "targets have been modified by an inplace operation since the loss was computed"
@@ -302,7 +304,7 @@ def _forward_op(
     needs: list[bool],
     skip_zero_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(total, losses, correct, and the three tensors of the backend's residual)."""
+    """Return (total, losses, correct, and the three tensors of the backend's residual)."""
     layout = HeadLayout.from_key(layout_key)
     result = _implementation(backend, plan, features, layout).forward(
         HeadsCall(features, weight, bias, targets, task_weights, layout, _triple(needs), skip_zero_weights)
@@ -338,7 +340,7 @@ def _backward_op(
     plan: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(d_features, d_weight, d_bias), empty where not needed."""
+    """Return (d_features, d_weight, d_bias), each empty if not needed."""
     layout = HeadLayout.from_key(layout_key)
     call = HeadsCall(features, weight, bias, (), task_weights, layout, _triple(needs))
     first, second, third = residual

@@ -1,7 +1,7 @@
-"""Weight and bias that come as one tensor a head: read in place where they lie one after another.
+"""Weight and bias given as one tensor per head: read in place if the tensors are adjacent in memory.
 
-A module has a parameter a head; the kernels read one weight (S, D). Parameters that `lay_adjacent` has placed are that
-weight already, so that a step neither concatenates them nor cuts their gradient up.
+A module has one parameter per head; the kernels read one weight (S, D). Parameters placed by `lay_adjacent` already
+form that weight, so a step neither concatenates them nor splits their gradient.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from torch import Tensor, nn
 
 from .layout import HeadLayout
 
-Rows = Tensor | Sequence[Tensor]  # the heads' rows: one after another in one tensor, or a tensor a head
+Rows = Tensor | Sequence[Tensor]  # rows of all heads: consecutive in one tensor, or one tensor per head
 
 
 class Parameters(NamedTuple):
-    """What the kernels read, and the tensors that its gradient belongs to."""
+    """The tensors that the kernels read, and those that the gradient belongs to."""
 
     weight: Tensor  # (S, D)
     bias: Tensor | None  # (S,)
     parts: tuple[
         Tensor, ...
-    ]  # K weights, then K biases if any; none where weight and bias get the gradient themselves
+    ]  # K weights, then K biases if any; empty if weight and bias get the gradient themselves
 
     @property
     def needs(self) -> tuple[bool, bool]:
-        """Whether the weight, and whether the bias, is to have a gradient."""
+        """Whether the weight and the bias need a gradient."""
         if not self.parts:
             return self.weight.requires_grad, self.bias is not None and self.bias.requires_grad
         K = len(self.parts) if self.bias is None else len(self.parts) // 2
         return any(p.requires_grad for p in self.parts[:K]), any(p.requires_grad for p in self.parts[K:])
 
     def by_autograd(self) -> Parameters:
-        """The same, concatenated so that autograd sees it."""
+        """The same parameters, concatenated so that autograd records it."""
         if not self.parts:
             return self
         K = len(self.parts) if self.bias is None else len(self.parts) // 2
@@ -44,7 +44,10 @@ class Parameters(NamedTuple):
 
 
 def take_parameters(weight: Rows, bias: Rows | None, layout: HeadLayout) -> Parameters:
-    """Weight (S, D) and bias (S,) from one tensor, or from one a head. Raises ValueError for heads of another size."""
+    """Return weight (S, D) and bias (S,) from one tensor or from one per head.
+
+    Raises ValueError if head sizes differ.
+    """
     if isinstance(weight, Tensor):
         if bias is not None and not isinstance(bias, Tensor):
             raise ValueError("bias must be one tensor, as weight is")
@@ -60,15 +63,15 @@ def take_parameters(weight: Rows, bias: Rows | None, layout: HeadLayout) -> Para
 
 
 def gradient_parts(gradient: Tensor | None, layout: HeadLayout) -> tuple[Tensor | None, ...]:
-    """A head's rows of the gradient (S, ...), each a view."""
+    """Split the gradient into the rows of each head, each a view."""
     return (None,) * len(layout) if gradient is None else gradient.split(layout.sizes)
 
 
 def lay_adjacent(parameters: Sequence[Tensor]) -> bool:
-    """Move parameters to one piece of memory, one after another; whether they lie there now.
+    """Move parameters into one piece of memory, one after another; return whether they are adjacent now.
 
-    They stay the parameters that they are; a tensor that shares memory with one does not follow it. What is no plain
-    tensor, or shared with another process, stays where it is.
+    They remain the same parameters, but a tensor that shared memory with one no longer does. Parameters that are not
+    plain tensors, or that are shared with another process, stay where they are.
     """
     if len(parameters) < 2 or _adjacent(parameters):
         return bool(parameters)
@@ -100,7 +103,7 @@ def _check(weight: Sequence[Tensor], bias: Sequence[Tensor] | None, layout: Head
 
 @torch.no_grad()
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of all parts: a view where they lie one after another, else a copy."""
+    """Return the rows of all parts: a view if they are adjacent, else a copy."""
     if not _adjacent(parts):
         return torch.cat(list(parts))
     first = parts[0].detach()
@@ -109,7 +112,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _adjacent(parts: Sequence[Tensor]) -> bool:
-    """Whether parts lie one after another in one storage, and so are the rows of one tensor."""
+    """Whether the parts are consecutive in one storage, and so are the rows of one tensor."""
     first = parts[0]
     if type(first.data) is not Tensor:
         return False

@@ -1,4 +1,4 @@
-"""How a backend computes heads of a shape: rules, and what was tuned on this device; each choice says why."""
+"""How a backend computes heads of a given shape: rules, or results tuned on this device. Each choice gives a reason."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ..machine.registry import (
     Choice,
 )
 
-PLANS = ("tile", "packed", "chunked")  # of any backend
+PLANS = ("tile", "packed", "chunked")  # of all backends together
 
 
 class Shape(NamedTuple):
-    """What a plan is chosen by."""
+    """The sizes by which a plan is chosen."""
 
     N: int
     D: int
     S: int
     widest: int  # outputs of the widest head
-    itemsize: int  # bytes of a feature
+    itemsize: int  # bytes of one feature
 
 
 class Rule(NamedTuple):
-    """A plan, what it is for, and why: the first rule that fits a shape decides."""
+    """A plan, the shapes it is for, and why. The first rule that fits a shape decides."""
 
     plan: str
     when: str
@@ -39,11 +39,11 @@ class Rule(NamedTuple):
     reason: str
 
 
-# On a CPU a head of more outputs, or with a larger weight gradient, is computed by chunks of rows whose logits all
-# threads share: at D = 1024 that wins from 2,000 classes on, at D = 256 it does not (mt2st-fast tune, 2 cores).
+# On a CPU, a head with more outputs or a larger weight gradient is computed in chunks of rows whose logits all threads
+# share: at D = 1024 that wins from 2,000 classes on, at D = 256 it does not (mt2st-fast tune, 2 cores).
 NUMBA_WIDE_HEAD = 4096
 NUMBA_WIDE_GRADIENT = 1 << 20  # float32 numbers
-# Logits of more bytes than this are made in chunks on a GPU.
+# On a GPU, logits of more bytes than this are computed in chunks.
 TRITON_LOGITS_BYTES = 4 << 30
 TRITON_WIDE_HEAD = 256  # outputs; a program of the packed plan holds a whole row of a head
 TRITON_TILE = 64  # outputs that a program of the tile plan holds
@@ -88,12 +88,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-# What may be asked for.
+# Plans that may be requested, by backend.
 PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("tile", "packed", "chunked")}
 
 
 def check_plan(requested: str, backend: str) -> None:
-    """Raises ValueError for a plan that nobody knows, or that this backend does not have."""
+    """Raise ValueError for an unknown plan, or one that this backend does not have."""
     if requested not in ("auto", *PLANS):
         raise ValueError(f"plan={requested} is unknown; there are auto, {', '.join(PLANS)}")
     has = PLANS_OF.get(backend, PLANS)
@@ -104,10 +104,10 @@ def check_plan(requested: str, backend: str) -> None:
 def choose_plan(
     backend: str, shape: Shape, requested: str = "auto", device: torch.device | None = None
 ) -> Choice:
-    """How `backend` ("numba" or "triton") computes heads of this shape.
+    """Choose how `backend` ("numba" or "triton") computes heads of this shape.
 
-    `requested` wins over the table that `mt2st-fast tune` made for this device, which wins over RULES. Raises
-    ValueError for an unknown plan.
+    `requested` takes precedence over the table that `mt2st-fast tune` made for this device, which takes precedence over
+    RULES. Raises ValueError for an unknown plan.
     """
     check_plan(requested, backend)
     if requested != "auto":
@@ -122,13 +122,13 @@ def choose_plan(
 # --- what the autotuner found --------------------------------------------------------------------------------
 
 TABLE_VARIABLE = "MT2ST_PLANS"
-# A shape takes the plan of the nearest tuned one if N, D, S and widest are together no further than this many
-# doublings away.
+# A shape takes the plan of the nearest tuned shape if the differences in N, D, S and widest add up to no more than this
+# many doublings.
 FARTHEST_DOUBLINGS = 4.0
 
 
 def table_path() -> Path:
-    """Where the tuned tables lie: $MT2ST_PLANS, or plans.json in the user's cache."""
+    """Path of the tuned tables: $MT2ST_PLANS, or plans.json in the user's cache."""
     if chosen := os.environ.get(TABLE_VARIABLE):
         return Path(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -137,9 +137,9 @@ def table_path() -> Path:
 
 @lru_cache(maxsize=1)
 def tuned_tables() -> dict[str, list[dict[str, Any]]]:
-    """The tuned rows of each device, read once; empty where nothing was tuned.
+    """Read the tuned rows of each device, once; empty if nothing was tuned.
 
-    Raises ValueError for a file that is no such table.
+    Raises ValueError for a file that is not such a table.
     """
     path = table_path()
     try:
@@ -156,18 +156,18 @@ def tuned_tables() -> dict[str, list[dict[str, Any]]]:
 
 
 def device_key(backend: str, device: torch.device | None) -> str:
-    """What a tuned table is filed under: the backend and the name of the processor it ran on."""
+    """Key of a tuned table: the backend and the name of the processor that it was measured on."""
     if device is not None and device.type == "cuda":
         return f"{backend} {torch.cuda.get_device_name(device)}"
     return f"{backend} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
 
 
 def tuned_plan(backend: str, shape: Shape, device: torch.device | None = None) -> Choice | None:
-    """The plan of the nearest tuned shape of this device, or None."""
+    """Return the plan of the nearest shape tuned on this device, or None."""
     tables = tuned_tables()
     if not tables:
         return None
-    # A table may be older than the plans that there are.
+    # A table may predate the current plans.
     rows = [
         row
         for row in tables.get(device_key(backend, device), ())

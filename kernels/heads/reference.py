@@ -1,7 +1,7 @@
-"""The oracle: the multi-task loss in plain torch, one linear layer and the loss of its kind a head.
+"""The oracle: the multi-task loss in plain torch, with a linear layer and a loss per head.
 
-Runs in every floating dtype, float64 included, on every device, with gradients of any order. Tests and
-benchmarks measure the kernels against it.
+Runs in every floating dtype, float64 included, on every device, with gradients of any order. Tests and benchmarks
+compare the kernels with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def multitask_loss(
     layout: HeadLayout,
     skip_zero_weights: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(total, losses (K,), correct (K,) int64), with autograd through `total` and `losses`.
+    """Return (total, losses (K,), correct (K,) int64), with autograd through `total` and `losses`.
 
     With `skip_zero_weights` a head of weight 0 has loss 0 and correct 0.
     """
@@ -36,24 +36,24 @@ def multitask_loss(
         correct.append(head_correct(logits.detach(), target, head))
     losses_k, correct_k = torch.stack(losses), torch.stack(correct)
     if skip_zero_weights:
-        # Not a product: the loss may be infinite.
+        # Not a product with 0: the loss may be infinite.
         losses_k = torch.where(task_weights == 0, 0, losses_k)
         correct_k = torch.where(task_weights == 0, 0, correct_k)
     return torch.dot(task_weights.to(losses_k.dtype), losses_k), losses_k, correct_k
 
 
 def head_loss(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
-    """Mean loss () of one head from its logits (N, C) over the valid rows or elements; 0 without any.
+    """Mean loss () of one head over the valid rows or elements, from its logits (N, C); 0 if none are valid.
 
-    Computed in float32, or in float64 where the logits are.
+    Computed in float32, or in float64 if the logits are float64.
     """
     return head.kind.loss(_exact(logits), target, head)
 
 
 def row_losses(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, Tensor]:
-    """The loss (N,) of every row of one head, and what each counts for (N,): the sums' quotient is `head_loss`.
+    """Return the loss of every row of one head (N,), and how much each row counts (N,).
 
-    Computed in float32, or in float64 where the logits are.
+    The quotient of their sums is `head_loss`. Computed in float32, or in float64 if the logits are float64.
     """
     exact = _exact(logits)
     return head.kind.row_losses(exact, target, head), head.kind.counts(target, head, exact.dtype)
@@ -64,12 +64,12 @@ def _exact(logits: Tensor) -> Tensor:
 
 
 def check_targets(name: str, target: Tensor, head: HeadSpec) -> None:
-    """Raises ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds."""
+    """Raise ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds."""
     is_outside = head.is_outside(target)
     if is_outside is not None and is_outside.any():
         raise ValueError(head.refusal(name, target[is_outside][0].item()))
 
 
 def head_correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
-    """Rows () int64 that one head gets right: first maximum, or every valid label on its side of 0."""
+    """Count the rows that one head gets right, () int64: first maximum, or every valid label on its side of 0."""
     return head.kind.correct(logits, target, head)

@@ -1,4 +1,4 @@
-"""The autotuner: time every plan on shapes of a grid, and keep the fastest of each as a table for this device.
+"""The autotuner: time every plan on a grid of shapes, and store the fastest for each in a table for this device.
 
 Opt-in, and never inside a training step: `choose_plan` reads the table that `tune` has written.
 """
@@ -40,9 +40,9 @@ GRID = tuple(
     for D in (64, 256, 1024)
     for sizes in ((2,) * 8, (10, 5, 5), (17, 50, 50, 30, 4, 4, 2, 2), (17, 2000), (17, 20000))
 )
-# Trials of more multiply-adds than this take too long to time: half a second on two cores, a millisecond on a GPU.
+# Trials with more multiply-adds take too long to time: half a second on two cores, a millisecond on a GPU.
 MOST_PRODUCTS = {"cpu": 3e10, "cuda": 1e13}
-# Every plan is timed at least so often, and more often while a trial has taken less than this.
+# Every plan is timed at least LEAST_ROUNDS times, then up to MOST_ROUNDS times until a trial has taken TRIAL_SECONDS.
 LEAST_ROUNDS, MOST_ROUNDS, TRIAL_SECONDS = 5, 100, 0.3
 
 
@@ -53,9 +53,9 @@ def tune(
     grid: tuple[Trial, ...] = GRID,
     progress: Callable[[Trial, dict[str, float]], None] = lambda trial, ms: None,
 ) -> list[dict[str, Any]]:
-    """Time all plans on the trials that this device can bear; returns rows of {shape, plan, ms by plan}.
+    """Time all plans on the trials that this device can handle; return rows of {shape, plan, ms by plan}.
 
-    `progress` hears of every trial. Raises RuntimeError where no kernels run on this device and dtype.
+    `progress` is called for every trial. Raises RuntimeError if no kernels run on this device and dtype.
     """
     backend = ROOM.choose(device.type, dtype)
     if backend.name == "reference":
@@ -73,9 +73,9 @@ def tune(
 
 
 def save(rows: list[dict[str, Any]], device: torch.device, dtype: torch.dtype) -> str:
-    """Write rows as this device's table for this dtype, beside those of others; returns the file's path.
+    """Write rows as this device's table for this dtype, keeping the tables of others; return the file's path.
 
-    The file is replaced whole or not at all.
+    The file is replaced atomically.
     """
     path = table_path()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def save(rows: list[dict[str, Any]], device: torch.device, dtype: torch.dtype) -
 
 
 def _time_plans(trial: Trial, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Median milliseconds of forward and backward by plan; a plan that cannot serve the shape is left out."""
+    """Return the median milliseconds of forward and backward by plan, without plans that cannot handle the shape."""
     runs = dict(_runs(trial, device, dtype))
     times: dict[str, list[float]] = {plan: [] for plan in runs}
     for plan, run in list(runs.items()):

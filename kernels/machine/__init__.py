@@ -1,1 +1,1 @@
-"""What kernels of every op are made with: vectors, GEMMs, compilation, threads, launches; and who computes."""
+"""Building blocks of all kernels: vectors, GEMMs, compilation, threads, launches; and the choice of a backend."""

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel of the package for GPUs that need not be there, and read what they use."""
+"""Compile every Triton kernel of the package for GPUs that need not be present, and report their resource use."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 from .launch import family_of
 
 NVIDIA_TARGET = re.compile(r"sm_(\d{2,3})")
-JOBS_AT_ONCE, MOST_PROCESSES = 4, 8  # each of which holds torch and Triton
+JOBS_AT_ONCE, MOST_PROCESSES = 4, 8  # each of them loads torch and Triton
 AMD_TARGET = re.compile(r"gfx[0-9a-f]{3,4}")
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """One variant for one target.
+    """One variant compiled for one target.
 
-    registers: per thread (vector registers on AMD). spills: bytes stored for want of registers on NVIDIA,
-    spilled registers on AMD. shared_bytes: shared memory of one program.
+    registers: per thread (vector registers on AMD).
+    spills: spilled bytes on NVIDIA, spilled registers on AMD.
+    shared_bytes: shared memory of one program.
     """
 
     kernel: str
@@ -39,11 +40,12 @@ class CompiledKernel:
 
 
 def compile_all(targets: list[str], per_kernel: int | None = None) -> list[CompiledKernel]:
-    """Compile the VARIANTS of every module in a folder on_triton for each target (sm_90, gfx942, ...).
+    """Compile the VARIANTS of every module in an on_triton folder for each target (sm_90, gfx942, ...).
 
-    `per_kernel` says how many of each kernel's, the last ones; None is all of them. Takes up to eight cores, no driver
-    and no device. Raises ValueError for a target of another form, RuntimeError under TRITON_INTERPRET=1 (the
-    interpreter has nothing to compile) or where a kernel does not compile.
+    per_kernel: how many variants of each kernel to compile, counted from the last one; None means all.
+
+    Uses up to eight cores, no driver and no device. Raises ValueError for a target of another form, RuntimeError under
+    TRITON_INTERPRET=1 (the interpreter has nothing to compile) or if a kernel does not compile.
     """
     gpus = {target: _gpu_target(target) for target in targets}
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -57,13 +59,13 @@ def compile_all(targets: list[str], per_kernel: int | None = None) -> list[Compi
         for module in modules
         for place in _places(_variants_of(importlib.import_module(module), gpu), per_kernel)
     ]
-    # Fresh processes: one that is forked would inherit locks of threads that it does not have.
+    # Spawn: a forked process would inherit locks held by threads that it does not have.
     with ProcessPoolExecutor(min(MOST_PROCESSES, os.cpu_count() or 1), get_context("spawn")) as pool:
         return list(pool.map(_compile_job, jobs, chunksize=JOBS_AT_ONCE))
 
 
 def _places(variants: Any, per_kernel: int | None) -> list[int]:
-    """Where among the variants the last `per_kernel` of each kernel stand."""
+    """Return the indices of the last `per_kernel` variants of each kernel."""
     seen: Counter[Any] = Counter()
     places = []
     for place in reversed(range(len(variants))):
@@ -75,7 +77,7 @@ def _places(variants: Any, per_kernel: int | None) -> list[int]:
 
 
 class _Job(NamedTuple):
-    """One variant of a module's, for one target."""
+    """One variant of a module, for one target."""
 
     target: str
     module: str
@@ -88,7 +90,7 @@ def _compile_job(job: _Job) -> CompiledKernel:
 
 
 def _variants_of(module: Any, gpu: Any) -> Any:
-    """The module's VARIANTS, or what its variants_of(family of GPU) says where they differ."""
+    """Return the module's VARIANTS, or its variants_of(GPU family) if they differ by family."""
     if hasattr(module, "variants_of"):
         return module.variants_of(family_of(gpu.backend, gpu.arch))
     return getattr(module, "VARIANTS", ())
@@ -112,7 +114,7 @@ def _compile(variant: tuple[str, Any, dict, dict, dict], target: str, gpu: Any) 
 
     name, kernel, signature, constexprs, options = variant
     signature = {arg: signature.get(arg, "constexpr") for arg in kernel.arg_names}
-    # As in a launch with torch's tensors, whose memory is aligned.
+    # As in a launch with torch tensors, whose memory is aligned.
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
     }
@@ -127,7 +129,7 @@ def _compile(variant: tuple[str, Any, dict, dict, dict], target: str, gpu: Any) 
 
 
 def _nvidia_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
-    """(registers, spilled bytes) that the ptxas of Triton's own compilation reports."""
+    """Return (registers, spilled bytes) as reported by the ptxas that Triton compiled with."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     architecture = _find(r"\.target\s+(sm_\w+)", asm["ptx"])
@@ -147,10 +149,10 @@ def _nvidia_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
 
 
 def _amd_usage(asm: dict[str, Any], gpu: Any) -> tuple[int, int]:
-    """(vector registers, spilled vector registers) from the metadata of the assembly."""
+    """Return (vector registers, spilled vector registers) from the metadata of the assembly."""
     del gpu
     text = asm["amdgcn"]
-    # Scalar registers are spilled into lanes of vector registers, and not to memory.
+    # Scalar registers spill into lanes of vector registers, not to memory.
     spills = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text))
     return int(_find(r"\.vgpr_count:\s*(\d+)", text)), spills
 

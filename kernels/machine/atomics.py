@@ -1,6 +1,6 @@
-"""What Numba lacks for threads that share memory: atomic numbers, and waiting that spins, yields or sleeps.
+"""Primitives for threads that share memory, which Numba lacks: atomic integers, and spinning, yielding and sleeping.
 
-Addresses are of int64. Everything is ordered as it is written, for all threads ("seq_cst").
+Addresses are of int64. All accesses are sequentially consistent ("seq_cst").
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _pointer(builder: Any, address: Any) -> Any:
 
 @intrinsic
 def read(typing_context, address):  # type: ignore[no-untyped-def]
-    """The number at an address as it is now."""
+    """Read the number at an address atomically."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.load_atomic(_pointer(builder, args[0]), _ORDER, _BYTES)
@@ -35,7 +35,7 @@ def read(typing_context, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def write(typing_context, address, value):  # type: ignore[no-untyped-def]
-    """Put a number at an address."""
+    """Write a number to an address atomically."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         builder.store_atomic(args[1], _pointer(builder, args[0]), _ORDER, _BYTES)
@@ -46,7 +46,7 @@ def write(typing_context, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def add(typing_context, address, value):  # type: ignore[no-untyped-def]
-    """The number at an address before value is added to it, in one step for all threads."""
+    """Add value to the number at an address atomically; return the number before."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], _ORDER)
@@ -56,7 +56,7 @@ def add(typing_context, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def exchange(typing_context, address, expected, value):  # type: ignore[no-untyped-def]
-    """Whether the number at an address was the expected one, and is value now, in one step for all threads."""
+    """Atomically replace the number at an address by value if it is the expected one; return whether it was."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         found = builder.cmpxchg(_pointer(builder, args[0]), args[1], args[2], _ORDER, _ORDER)
@@ -67,7 +67,7 @@ def exchange(typing_context, address, expected, value):  # type: ignore[no-untyp
 
 @intrinsic
 def pause(typing_context):  # type: ignore[no-untyped-def]
-    """Tell the processor that this thread spins: about 50 ns in which the other thread of the core has it all."""
+    """Tell the processor that this thread spins: for about 50 ns the other hardware thread has the core to itself."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         if _HAS_PAUSE:
@@ -80,7 +80,7 @@ def pause(typing_context):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def nanoseconds(typing_context):  # type: ignore[no-untyped-def]
-    """A clock that only goes forward; reading it takes 25 ns."""
+    """Read a monotonic clock; a read takes 25 ns."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         if sys.platform == "win32":
@@ -102,8 +102,8 @@ def yield_core(typing_context):  # type: ignore[no-untyped-def]
 
 
 def _call(context: Any, builder: Any, name: str, args: Any) -> Any:
-    """Call a function of POSIX whose error number says only that memory is not what it should be."""
-    if sys.platform != "win32":  # which has none of them: a team is one thread there
+    """Call a POSIX function whose error code could only mean corrupt memory, so it is ignored."""
+    if sys.platform != "win32":  # Windows has none of them: a team there is one thread
         declared = ir.FunctionType(_I32, [_I64] * len(args))
         builder.call(cgutils.get_or_insert_function(builder.module, declared, name), args)
     return context.get_dummy_value()
@@ -123,7 +123,7 @@ wake_all = _posix("pthread_cond_broadcast")
 
 @intrinsic
 def sleep(typing_context, condition, mutex):  # type: ignore[no-untyped-def]
-    """Give up the mutex, sleep until somebody wakes all, and take it again; now and then for no reason."""
+    """Release the mutex, sleep until wake_all, and take the mutex again; may also wake spuriously."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return _call(context, builder, "pthread_cond_wait", args)

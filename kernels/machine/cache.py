@@ -1,8 +1,8 @@
-"""Where compiled CPU kernels are kept: a folder of their own for every state of the sources that they were made from.
+"""Where compiled CPU kernels are cached: one folder for every state of the sources that they were made from.
 
-Numba's own cache looks at the file of a kernel, not at the files of what it calls. This one lies under a digest of all
-sources that Numba compiles here and of the compiler's versions: a change anywhere makes older machine code unreachable.
-Processes that need the same kernel at the same time compile it once: the others wait, and load it.
+Numba's own cache checks the file of a kernel, but not the files of what it calls. This one is stored under a digest of
+all sources that Numba compiles here and of the compiler's versions, so any change makes older machine code unreachable.
+If several processes need the same kernel at the same time, one compiles it; the others wait, then load it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from .compiling import clock
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there every process compiles for itself
+except ImportError:  # on Windows every process compiles for itself
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("mt2st_fast")
 
 FOLDER_VARIABLE = "NUMBA_CACHE_DIR"
-# NUMBA_BOUNDSCHECK=1: an index outside an array is an error.
+# NUMBA_BOUNDSCHECK=1: an index out of bounds is an error.
 BOUNDS_CHECKED = bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
 SOURCES = Path(__file__).resolve().parents[1]
-UNUSED_SECONDS = 30 * 86400  # after which the folder of other sources goes
+UNUSED_SECONDS = 30 * 86400  # after which the folder of another source state is removed
 _STAMP = "used"
 
 
 @lru_cache
 def digest() -> str:
-    """Of every source that a kernel on a CPU may be made from, and of what compiles it."""
+    """Digest of all sources that a CPU kernel may be made from, and of the compiler's versions."""
     state = hashlib.sha256(b"bounds are checked\n" if BOUNDS_CHECKED else b"")
     for package in ("numba", "llvmlite"):
         try:
@@ -58,7 +58,10 @@ def digest() -> str:
 
 @lru_cache
 def folder() -> Path | None:
-    """The folder of this state of the sources, made if need be; None, said once, where none can be written."""
+    """Return the folder for this state of the sources, creating it if needed.
+
+    None, with one warning, if not writable.
+    """
     root = _root()
     place = root / digest()
     try:
@@ -76,7 +79,7 @@ def folder() -> Path | None:
 
 
 def has_none_of(function_name: str) -> bool:
-    """Whether no kernel of this name is kept."""
+    """Whether no kernel of this name is cached."""
     place = folder()
     return place is None or not any(place.glob(f"*.{function_name}-*.nbi"))
 
@@ -89,7 +92,7 @@ def _root() -> Path:
 
 
 def _remove_unused(root: Path, current: Path) -> None:
-    """Let go of folders of other sources that nobody has used for long."""
+    """Remove folders of other source states that have not been used for long."""
     for stamp in root.glob(f"*/{_STAMP}"):
         try:
             if stamp.parent != current and time.time() - stamp.stat().st_mtime > UNUSED_SECONDS:
@@ -99,7 +102,7 @@ def _remove_unused(root: Path, current: Path) -> None:
 
 
 class _Locator(_CacheLocator):
-    """A kernel's place in `folder`."""
+    """A kernel's location in `folder`."""
 
     def __init__(self, function: Callable, place: Path) -> None:
         self._place, self._py_file = place, function.__code__.co_filename  # the latter for Numba's warnings
@@ -126,19 +129,19 @@ class _Storage(CompileResultCacheImpl):
 
 
 class _Turn:
-    """Whose turn it is, among processes, to compile a function. A process that dies has had its turn."""
+    """Lock by which processes take turns to compile a function. It is released if its process dies."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
 
     def take(self, on_wait: Callable[[], object]) -> bool:
-        """Wait for the others, after a call of `on_wait`; returns whether there were any."""
+        """Wait for other processes, after calling `on_wait`; return whether there were any."""
         if fcntl is None or self._descriptor is not None:
             return False
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # full, or taken away: whoever compiles then is no worse off than alone
+        except OSError:  # disk full or folder removed: compile without a lock, as a lone process would
             return False
         self._descriptor = descriptor
         try:
@@ -146,17 +149,17 @@ class _Turn:
             return False
         except BlockingIOError:
             on_wait()
-        except OSError:  # a file system that has no locks
+        except OSError:  # a file system without locks
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # or no more of them
+        except OSError:  # or no locks left
             return False
         return True
 
     def end(self) -> None:
         if self._descriptor is not None:
-            # Closing is not enough: a process that was forked meanwhile has it open, too.
+            # Closing is not enough: a process forked in the meantime also holds it open.
             with suppress(OSError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
@@ -164,7 +167,10 @@ class _Turn:
 
 
 class KernelCache(FunctionCache):
-    """Numba's, under this package's folder, with turns. Numba asks it to load, compiles, and has it save."""
+    """Numba's cache in this package's folder, with turns.
+
+    Numba calls load_overload, compiles, then calls save_overload.
+    """
 
     _impl_class = _Storage
 
@@ -173,7 +179,7 @@ class KernelCache(FunctionCache):
         self._turn = _Turn(Path(self.cache_path, f"{self._impl.filename_base}.lock"))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The machine code for a signature; None where this process is to compile it."""
+        """Return the machine code for a signature, or None if this process is to compile it."""
         clock.start(None)
         try:
             found = super().load_overload(sig, target_context)
@@ -182,24 +188,24 @@ class KernelCache(FunctionCache):
             if found is not None:
                 self._turn.end()
             return found
-        except BaseException:  # Ctrl-C while this waits
+        except BaseException:  # Ctrl-C while waiting
             self._turn.end()
             raise
         finally:
             clock.stop()
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled."""
+        """Store what was compiled."""
         try:
             super().save_overload(sig, data)
         finally:
             self._turn.end()
 
     def give_up(self) -> None:
-        """What was to be compiled cannot be."""
+        """Release the lock after a failed compilation."""
         self._turn.end()
 
 
 def kernel_cache(function: Callable) -> Any:
-    """What Numba keeps a function's machine code by; None where there is no folder for it."""
+    """Return the cache for a function's machine code, or None if there is no folder for it."""
     return None if folder() is None else KernelCache(function)

@@ -1,4 +1,4 @@
-"""What is known of compiling: how long it has taken so far, and who is told when it begins. Imports no compiler."""
+"""Book-keeping for compilation: how long it has taken, and who is notified when it begins. Imports no compiler."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 log = logging.getLogger("mt2st_fast")
 
-Listener = Callable[[str], object]  # hears the name of every kernel that begins to be compiled
+Listener = Callable[[str], object]  # called with the name of every kernel that starts to compile
 
 
 class CompileClock:
-    """Seconds that kernels took to be compiled, or loaded from where they are kept. A kernel's helpers are its own."""
+    """Seconds spent compiling kernels or loading cached ones. Time for a kernel's helpers counts as its own."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -23,7 +23,7 @@ class CompileClock:
         self._told = False
 
     def start(self, name: str | None) -> None:
-        """A kernel begins to be compiled, or, without a name, to be loaded."""
+        """Note that a kernel starts to compile or, without a name, to load."""
         depth = getattr(self._depth, "value", 0)
         self._depth.value = depth + 1
         if depth == 0:
@@ -32,13 +32,13 @@ class CompileClock:
                 self.tell(name)
 
     def stop(self) -> None:
-        """What `start` began is done."""
+        """Note that what `start` began is done."""
         self._depth.value -= 1
         if self._depth.value == 0:
             self.seconds += time.perf_counter() - self._depth.started
 
     def tell(self, name: str) -> None:
-        """Say that a kernel begins to be compiled, here or by a process that this one waits for."""
+        """Announce that a kernel starts to compile, in this process or in one that this one waits for."""
         for listener in self._listeners:
             listener(name)
         if not self._listeners and not self._told:
@@ -47,7 +47,7 @@ class CompileClock:
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
-        """Tell `listener` instead of the log."""
+        """Notify `listener` instead of the log."""
         self._listeners.append(listener)
         try:
             yield
@@ -59,5 +59,5 @@ clock = CompileClock()
 
 
 def compile_seconds() -> float:
-    """Seconds of this process that went into compiling kernels, or loading compiled ones, so far."""
+    """Return the seconds that this process has spent compiling kernels, or loading cached ones, so far."""
     return clock.seconds

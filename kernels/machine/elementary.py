@@ -11,7 +11,7 @@ f32 = np.float32
 ZERO, ONE, TWO, HALF = f32(0), f32(1), f32(2), f32(0.5)
 LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693145752), f32(1.42860677e-6)
 LN2 = f32(0.693147181)
-# exp of less is 0: it could not be seen beside the maximum's 1, and times 1/N it would become subnormal,
+# Below this, exp returns 0: the value would be lost next to the maximum's 1, and times 1/N it would become subnormal,
 # which slows a GEMM down several times.
 EXP_UNDERFLOW = f32(-64.0)
 EXP_OVERFLOW, INFINITY = f32(88.0), f32(np.inf)
@@ -32,7 +32,7 @@ def exp32(x):
 
 @elementwise
 def exp_of_any(x):
-    """exp(x) for vectors of any x: infinite from 88 on, where float32 ends."""
+    """exp(x) for vectors of any x: infinite from 88 on, the limit of float32."""
     n = truncate(x * LOG2_E + select(x < ZERO, -HALF, HALF))
     r = (x - n * LN2_HIGH) - n * LN2_LOW
     p = ONE + r * (ONE + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
@@ -42,7 +42,7 @@ def exp_of_any(x):
 
 @elementwise
 def log32(x):
-    """log(x) for vectors of normal x > 0: exponent, and the atanh series of a mantissa in [sqrt(1/2), sqrt(2))."""
+    """log(x) for vectors of normal x > 0: exponent, plus the atanh series of a mantissa in [sqrt(1/2), sqrt(2))."""
     mantissa = mantissa_of(x)
     large = mantissa > SQRT2
     m = select(large, mantissa * HALF, mantissa)
@@ -50,13 +50,13 @@ def log32(x):
     t = (m - ONE) / (m + ONE)
     q = t * t
     log_m = TWO * t * (ONE + q * (A3 + q * (A5 + q * (A7 + q * A9))))
-    # The bit tricks know no NaN or infinity; a diverged row must stay visible.
+    # The bit tricks do not handle NaN or infinity; a diverged row must stay visible.
     return select(x < LARGEST, n * LN2 + log_m, x)
 
 
 @elementwise
 def softplus_and_sigmoid(u):
-    """(log(1 + u), 1 / (1 + u)) for vectors of u in [0, 1], by one division.
+    """(log(1 + u), 1 / (1 + u)) for vectors of u in [0, 1], with one division.
 
     The logarithm is the atanh series of u / (2 + u).
     """

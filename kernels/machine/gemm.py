@@ -1,7 +1,7 @@
-"""Register-blocked matrix kernels for a CPU, written as LLVM vectors: what a loop in Numba does not become.
+"""Register-blocked matrix kernels for a CPU, written as LLVM vectors, which a loop in Numba would not compile to.
 
-A block of MR x NV vectors of the product stays in registers while its depth runs; both factors come from
-cache. Everything else (panels, tiles, threads) is ordinary Numba around it.
+A block of MR x NV vectors of the product stays in registers over the whole depth; both factors come from cache.
+Everything else (panels, tiles, threads) is ordinary Numba around it.
 
 Operands are addresses and strides in elements of float32:
     c[m, n] (+)= sum_k a[m, k] b[k, n]     b and c row-major with strides ldb and ldc;
@@ -19,15 +19,15 @@ from numba.extending import intrinsic
 
 from .simd import FLOAT_BYTES, WIDTH, broadcast, load_vector, store_vector
 
-# Rows of a block. Two vectors a row: 16 accumulators hide the latency of two multiply-adds a cycle and fit
-# 32 registers; AVX2 has 16. Never more than WIDTH: scratch has room for whole vectors of rows, not beyond.
+# Rows of a block, with two vectors per row: 16 accumulators hide the latency of two multiply-adds a cycle and fit 32
+# registers; AVX2 has 16. Never more than WIDTH: scratch has room for whole vectors of rows, but not beyond.
 BLOCK_ROWS: int = 8 if WIDTH == 16 else 4
 HALF_ROWS: int = BLOCK_ROWS // 2
 PANEL: int = 2 * WIDTH
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_F32, WIDTH)
-# Fused into one instruction where the processor has it; elsewhere a call to fma() would cost 50 times more.
+# Fused into one instruction if the processor has it; elsewhere a call to fma() would cost 50 times more.
 _CONTRACT = ("contract",)
 
 
@@ -44,7 +44,7 @@ def _element(builder: Any, base: Any, index: Any) -> Any:
 
 
 def _of_addresses(count: int, build: Callable[..., None]) -> Any:
-    """Type and code of an intrinsic that takes `count` int64 arguments and returns nothing."""
+    """Make the type and code of an intrinsic that takes `count` int64 arguments and returns nothing."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         build(builder, *args)
@@ -54,7 +54,7 @@ def _of_addresses(count: int, build: Callable[..., None]) -> Any:
 
 
 def _product(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Callable[..., None]:
-    """Code of c (rows, vectors * WIDTH) = or += a b; arguments a, lda, b, ldb, c, ldc, depth >= 1."""
+    """Generate code for c (rows, vectors * WIDTH) = or += a b; arguments a, lda, b, ldb, c, ldc, depth >= 1."""
 
     def build(builder: Any, a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any, depth: Any) -> None:
         pointer_a, pointer_b, pointer_c = (_pointer(builder, address) for address in (a, b, c))
@@ -97,7 +97,7 @@ def _product(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Call
             target = _element(builder, c_rows[m], n * WIDTH)
             total = added[m, n]
             if accumulate:
-                # At the end, not as the start of the sum: short sums of products lose less to rounding.
+                # Added at the end, not at the start of the sum: short sums of products lose less to rounding.
                 total = builder.fadd(load_vector(builder, target), total)
             store_vector(builder, total, target)
 
@@ -105,7 +105,7 @@ def _product(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Call
 
 
 def _multiply(rows: int, vectors: int, *, by_row: bool, accumulate: bool) -> Any:
-    """The product as an intrinsic."""
+    """Make the product as an intrinsic."""
     build = _product(rows, vectors, by_row=by_row, accumulate=accumulate)
 
     @intrinsic
@@ -128,7 +128,7 @@ add_by_column_1 = _multiply(BLOCK_ROWS, 1, by_row=False, accumulate=True)
 
 
 def weighted_rows(most: int, *, accumulate: bool) -> Any:
-    """c (n * WIDTH,) = or += sum_k a[k lda] b[k]: rows of b, summed with weights in registers.
+    """Make a kernel for c (n * WIDTH,) = or += sum_k a[k lda] b[k]: a weighted sum of rows of b, held in registers.
 
     Arguments a, lda, b, ldb, c, n in 1..most, depth >= 1.
     """
@@ -161,7 +161,7 @@ def _build_transpose(builder: Any, source: Any, lds: Any, target: Any, ldt: Any)
     lanes = ir.VectorType(_I32, WIDTH)
     low = ir.Constant(lanes, [i // 2 + (i % 2) * WIDTH for i in range(WIDTH)])
     high = ir.Constant(lanes, [half + i // 2 + (i % 2) * WIDTH for i in range(WIDTH)])
-    # Each round zips row i with row i + WIDTH/2: one bit of the row index becomes one of the column index.
+    # Each pass zips row i with row i + WIDTH/2: one bit of the row index becomes one of the column index.
     for _ in range(WIDTH.bit_length() - 1):
         pairs = [(rows[i], rows[i + half]) for i in range(half)]
         rows = [builder.shuffle_vector(x, y, mask) for x, y in pairs for mask in (low, high)]
@@ -182,5 +182,5 @@ def _build_copy(builder: Any, source: Any, target: Any, count: Any) -> None:
 
 @intrinsic
 def copy_floats(typing_context, source, target, count):  # type: ignore[no-untyped-def]
-    """target (count,) = source (count,); a loop over indices that may be negative does not vectorise."""
+    """target (count,) = source (count,). A loop over possibly negative indices would not vectorize."""
     return _of_addresses(3, _build_copy)

@@ -1,7 +1,7 @@
 """The one place for Numba's decorators and flags.
 
-A kernel that Python calls is an `entry`, or a `Kernel` (team.py): its machine code is kept (cache.py), with all that
-was compiled into it. A `helper` is called by kernels alone, and kept with them.
+A kernel that Python calls is an `entry`, or a `Kernel` (team.py): its machine code is cached (cache.py) together with
+everything compiled into it. A `helper` is called only by kernels, and cached with them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .cache import KernelCache, kernel_cache
 from .compiling import clock
 from .linking import HelperCompiler
 
-# Sums may be reordered (that is what lets them vectorise; the order is fixed at compile time, so the same
-# call still gives the same bits). NaN and infinity keep their meaning: a diverged loss has to be seen.
+# Sums may be reordered so that they vectorize; the order is fixed at compile time, so the same call still gives the
+# same bits. NaN and infinity keep their meaning: a diverged loss must be visible.
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
 _LINKED: dict[str, Any] = {
@@ -28,42 +28,45 @@ _LINKED: dict[str, Any] = {
 
 
 def elementwise(function: Callable) -> Any:
-    """Arithmetic on vectors or scalars, inlined into kernels: no reordering, so range reduction stays exact."""
+    """For arithmetic on vectors or scalars, inlined into kernels.
+
+    Without reordering, so range reduction stays exact.
+    """
     return numba.njit(fastmath={"contract"}, inline="never", error_model="numpy", **_LINKED)(function)
 
 
 def helper(function: Callable) -> Any:
-    """A serial loop that kernels call."""
+    """For a serial loop that kernels call."""
     return numba.njit(fastmath=_REORDERED, error_model="numpy", **_LINKED)(function)
 
 
 def entry(function: Callable) -> Any:
-    """A serial loop that Python calls, and kernels may."""
+    """For a serial loop that Python calls; kernels may call it, too."""
     return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy")(function))
 
 
 def free_entry(function: Callable) -> Any:
-    """An entry that leaves Python's lock to other threads."""
+    """An entry that releases the GIL."""
     return _kept(numba.njit(fastmath=_REORDERED, error_model="numpy", nogil=True)(function))
 
 
 def exact_entry(function: Callable) -> Any:
-    """An entry whose arithmetic is done as it is written."""
+    """An entry whose arithmetic is performed as written."""
     return _kept(numba.njit(function))
 
 
 def _kept(dispatcher: Any) -> Any:
     cache = kernel_cache(dispatcher.py_func)
     if cache is not None:
-        dispatcher._cache = cache  # what its enable_caching() does with Numba's own
+        dispatcher._cache = cache  # as its enable_caching() does with Numba's own cache
     return dispatcher
 
 
 class _OnTheClock(event.Listener):
-    """Times what Numba compiles for this package; a user's own functions are none of its business.
+    """Time what Numba compiles for this package, but not a user's own functions.
 
-    Python's look for cycles rests meanwhile: a compiler makes a great many objects that refer to each other and stay,
-    and each look goes through all of them.
+    The cyclic garbage collector is paused meanwhile: a compiler makes a great many objects that refer to each other and
+    stay alive, and every collection would traverse all of them.
     """
 
     def __init__(self) -> None:
@@ -86,7 +89,7 @@ class _OnTheClock(event.Listener):
             self._paused = False
             gc.enable()
         dispatcher = event.data["dispatcher"]
-        # (The event's own is_failed is the wrong way round, in Numba 0.68 still.)
+        # (The event's own is_failed is inverted, still in Numba 0.68.)
         if tuple(event.data["args"]) not in dispatcher.overloads and isinstance(
             dispatcher._cache, KernelCache
         ):
@@ -112,6 +115,6 @@ def _pointer_to(element: Any) -> Any:
     return pointer
 
 
-# K targets of one type each arrive as K addresses: a tuple of arrays would compile anew for every K.
+# K targets of one type arrive as K addresses: a tuple of arrays would be compiled anew for every K.
 pointer_to_int64 = _pointer_to(types.int64)
 pointer_to_float32 = _pointer_to(types.float32)

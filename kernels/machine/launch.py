@@ -1,4 +1,4 @@
-"""How Triton kernels are launched: on whose device, with which options, and by their compiled handles."""
+"""Launching Triton kernels: on the right device, with the right options, and by their compiled handles."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLACKWELL = 100  # the compute capability, 10.0
-# Whose compiled kernels are run by their handles, as no public interface says it; others go by Triton's front door.
+BLACKWELL = 100  # compute capability 10.0
+# Triton versions whose compiled kernels are run by their handles, which no public interface documents. Other versions
+# use Triton's regular launch.
 HANDLES_OF = {"3.6", "3.7"}
-ALIGNMENT_BYTES = 16  # of a pointer, from which on Triton compiles wide accesses
+ALIGNMENT_BYTES = 16  # of a pointer; from this on Triton compiles wide accesses
 
 
 def cdiv(n: int, d: int) -> int:
-    """n / d, rounded up. Triton's own is a compile-time function that costs a launch's time to call."""
+    """n / d, rounded up. Triton's own is a compile-time function whose call costs as much as a launch."""
     return -(-n // d)
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of two that is not less than n >= 1."""
+    """The smallest power of two >= n, for n >= 1."""
     return 1 << (n - 1).bit_length()
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which may not be the tensor's."""
+    """Make the tensor's device current, as Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def family_of(backend: str, architecture: Any) -> str:
-    """What a kernel's blocks may have to differ by: "amd", "blackwell" and later, or "nvidia" before."""
+    """GPU family by which a kernel's block sizes may differ: "amd", "blackwell" (and later), or "nvidia" (earlier)."""
     if backend == "hip":
         return "amd"
     return "blackwell" if int(architecture) >= BLACKWELL else "nvidia"
@@ -41,13 +42,13 @@ def family_of(backend: str, architecture: Any) -> str:
 
 @cache
 def has_known_handles() -> bool:
-    """Whether compiled kernels of the Triton at hand are run as `Variant` runs them."""
+    """Whether the installed Triton's compiled kernels can be run the way `Variant` runs them."""
     return ".".join(version("triton").split(".")[:2]) in HANDLES_OF
 
 
 @cache
 def gpu_family(device: torch.device) -> str:
-    """`family_of` a device; in the interpreter "nvidia"."""
+    """`family_of` a device; "nvidia" in the interpreter."""
     if torch.version.hip is not None:
         return "amd"
     if device.type != "cuda":
@@ -57,18 +58,20 @@ def gpu_family(device: torch.device) -> str:
 
 
 def launch_options(warps: int, registers: int | None = None) -> dict[str, int]:
-    """Options of a launch; `registers` a thread at most, which only NVIDIA's compiler takes."""
+    """Return options of a launch. registers: most per thread, which only NVIDIA's compiler supports."""
     if registers is None or torch.version.hip is not None:
         return {"num_warps": warps}
     return {"num_warps": warps, "maxnreg": registers}
 
 
 class Variant:
-    """A kernel with its compile-time arguments, whose arguments are tensors, then integers, then those.
+    """A kernel with fixed compile-time arguments.
 
-    A launch by the handle of what was compiled before costs the host a third of one by Triton's front door, which looks
-    at every argument anew. What it would look for (dtypes, alignment, the integers in `known`) is the key here; all
-    other integers have to be in the kernel's `do_not_specialize`.
+    Its parameters must be tensors, then integers, then the compile-time ones.
+
+    Launching by the handle of an already compiled kernel costs the host a third of Triton's regular launch, which
+    inspects every argument each time. What that would look at (dtypes, alignment, the integers in `known`) is the key
+    here; all other integers must be in the kernel's `do_not_specialize`.
     """
 
     def __init__(self, kernel: Any, constexprs: dict[str, Any], options: dict[str, int]) -> None:
@@ -78,11 +81,11 @@ class Variant:
     def launch(
         self, n_programs: int, tensors: Sequence[Tensor], integers: Sequence[int], known: Hashable = None
     ) -> None:
-        """Run it on the tensors' device; nothing where there are no programs."""
+        """Run it on the tensors' device; do nothing if there are no programs."""
         if not n_programs:
             return
         first = tensors[0]
-        if not first.is_cuda:  # the interpreter
+        if not first.is_cuda:  # in the interpreter
             self._kernel[(n_programs,)](*tensors, *integers, **self._constexprs, **self._options)
             return
         index = first.device.index

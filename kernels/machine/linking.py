@@ -1,7 +1,7 @@
-"""How helpers are compiled: to code that kernels link, and not to machine code as well, which nobody would call.
+"""Compile helpers only to code that kernels link, and not also to machine code, which nobody would call.
 
-Numba makes machine code, and a function that Python can call, of everything that it compiles. Kernels here are made of
-some hundred helpers, so that a quarter of the time that a first run compiles for went into these.
+For everything that it compiles, Numba makes machine code and a function that Python can call. Kernels here consist of
+some hundred helpers, for which this took a quarter of the compile time of a first run.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 
-_dynfunc: Any = importlib.import_module("numba._dynfunc")  # in C: no type checker sees it
+_dynfunc: Any = importlib.import_module("numba._dynfunc")  # written in C: type checkers cannot see it
 
 
 class _LinkedLibrary(JITCodeLibrary):
-    """Optimised code that other libraries link."""
+    """Optimized code for other libraries to link."""
 
     def _finalize_final_module(self) -> None:
-        """All of Numba's, but for handing the module to the engine that makes machine code."""
+        """Do what Numba does, except for handing the module to the engine that makes machine code."""
         self._finalize_dynamic_globals()
         self._verify_declare_only_symbols()
         self._finalized = True
@@ -47,7 +47,7 @@ class _LowerForLinking(NativeLowering):
         state.flags.no_compile = True
         super().run_pass(state)
         lowered, library = state.cr, state.library
-        # Numba knows a function that it compiled by what Python would call: here, something that says no.
+        # Numba identifies a compiled function by what Python would call; here that is a stand-in that refuses.
         stand_in = _dynfunc.make_function(
             lowered.fndesc.lookup_module(), name, "", _REFUSAL, lowered.env, (library,)
         )

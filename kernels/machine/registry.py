@@ -1,7 +1,7 @@
-"""Who computes an op, and why: each backend says what it serves, and every choice carries its reason.
+"""Choice of the backend for an op: each backend says what it supports, and every choice carries its reason.
 
 An op lives in a room (`heads`, `bags`, ...); its backends are the folders `on_<name>` in that room. Such a folder has a
-`BACKEND` in its `__init__`, which must import nothing that takes time: the kernels are loaded when they are chosen.
+`BACKEND` in its `__init__`, which must not import anything slow: kernels are loaded when they are chosen.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from types import ModuleType
 import torch
 
 BACKEND_VARIABLE = "MT2ST_BACKEND"
-REFERENCE = "reference"  # plain torch: serves every device and dtype
+REFERENCE = "reference"  # plain torch: supports every device and dtype
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen and why."""
+    """What was chosen, and why."""
 
     name: str
     reason: str
@@ -32,10 +32,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend of a room can serve.
+    """What a backend of a room supports.
 
-    package: what must be installed. devices: the types of devices that it computes on. dtypes: of the tensors that it
-    takes. interpreted_by: an environment variable that, where it is "1", lets it run on any device.
+    package: what must be installed.
+    devices: the device types that it runs on.
+    dtypes: of the tensors that it takes.
+    interpreted_by: an environment variable that lets it run on any device if it is "1".
     """
 
     name: str
@@ -45,7 +47,7 @@ class Backend:
     interpreted_by: str | None = None
 
     def obstacle(self, device_type: str, dtype: torch.dtype) -> str | None:
-        """Why it cannot serve these tensors, or None."""
+        """Why it cannot handle these tensors, or None."""
         interpreted = self.interpreted_by is not None and os.environ.get(self.interpreted_by) == "1"
         if device_type not in self.devices and not interpreted:
             return f"it computes on {', '.join(self.devices)}, the tensors are on {device_type}"
@@ -57,7 +59,7 @@ class Backend:
 
 
 class Room:
-    """The backends of one op. Making a room enters it in `ROOMS`."""
+    """The backends of one op. Creating a room registers it in `ROOMS`."""
 
     def __init__(self, op: str, package: str) -> None:
         self.op, self._package = op, package
@@ -65,7 +67,7 @@ class Room:
 
     @cached_property
     def backends(self) -> dict[str, Backend]:
-        """By name, those that are folders in the room; REFERENCE is not among them."""
+        """The backends in the room's folders, by name; REFERENCE is not among them."""
         path = importlib.import_module(self._package).__path__
         folders = [info.name for info in pkgutil.iter_modules(path) if info.name.startswith("on_")]
         found = [importlib.import_module(f"{self._package}.{folder}").BACKEND for folder in sorted(folders)]
@@ -73,26 +75,26 @@ class Room:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What may be asked for beside "auto"."""
+        """The names that may be requested besides "auto"."""
         return (REFERENCE, *self.backends)
 
     @property
     def has_reference(self) -> bool:
-        """Whether the op has an oracle of its own; one that only joins other ops leaves it to theirs."""
+        """Whether the op has an oracle of its own; an op that only joins other ops relies on theirs."""
         return importlib.util.find_spec(f"{self._package}.{REFERENCE}") is not None
 
     def choose(self, device_type: str, dtype: torch.dtype, requested: str = "auto") -> Choice:
-        """The backend for tensors of this type of device and dtype.
+        """Choose the backend for tensors of this device type and dtype.
 
-        `requested` wins over the environment variable MT2ST_BACKEND, which wins over "auto". Only "auto" falls
-        back. Raises ValueError for an unknown name and RuntimeError for a backend that was asked for and
-        cannot run here.
+        `requested` takes precedence over the environment variable MT2ST_BACKEND, which takes precedence over "auto".
+        Only "auto" falls back. Raises ValueError for an unknown name, RuntimeError for a requested backend that cannot
+        run here.
         """
         requested, asked_by = asked_for(requested)
         return _choose(self, device_type, dtype, requested, asked_by)
 
     def load(self, backend: str, part: str) -> ModuleType:
-        """A module of a backend; of REFERENCE the one that the room itself holds. Slow to import, so loaded once."""
+        """Load a module of a backend, or for REFERENCE the room's own. Slow to import, so loaded once."""
         return _load(f"{self._package}.{REFERENCE if backend == REFERENCE else f'on_{backend}.{part}'}")
 
 
@@ -100,7 +102,7 @@ ROOMS: dict[str, Room] = {}
 
 
 def asked_for(requested: str) -> tuple[str, str]:
-    """The backend that is asked for, or "auto", and by what: "backend=" wins over the environment variable."""
+    """Return the requested backend (or "auto"), and what requested it; "backend=" precedes the environment variable."""
     if requested != "auto":
         return requested, "backend="
     return os.environ.get(BACKEND_VARIABLE, "auto") or "auto", f"{BACKEND_VARIABLE}="
@@ -134,5 +136,8 @@ def _load(module: str) -> ModuleType:
 def choose_backend(
     device: torch.device, dtype: torch.dtype, requested: str = "auto", op: str = "heads"
 ) -> Choice:
-    """Who computes an op on tensors of this device and dtype, and why; raises as `Room.choose` does."""
+    """Choose the backend of an op for tensors of this device and dtype, with the reason.
+
+    Raises as `Room.choose` does.
+    """
     return ROOMS[op].choose(device.type, dtype, requested)

@@ -1,10 +1,10 @@
-"""Vectors of float32 for Numba kernels: what fills one register, with Python's operators.
+"""float32 vectors for Numba kernels: one register wide, with Python's operators.
 
     v = load(address) + bias          # a vector; a number is broadcast
     peak = select(v > peak, v, peak)  # a comparison gives a mask
 
-Numba vectorises loops over arrays, but then every intermediate array is stored and loaded again. Written with
-vectors, a loop over classes keeps the running maximum and sum of WIDTH rows in registers.
+Numba vectorizes loops over arrays, but then stores and reloads every intermediate array. Written with vectors, a loop
+over classes keeps the running maximum and sum of WIDTH rows in registers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from numba.extending import intrinsic, models, register_model
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 
 FLOAT_BYTES = 4
-# float32 numbers in a vector register.
+# float32 numbers per vector register.
 WIDTH: int = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()
 _FLOATS, _INTEGERS = ir.VectorType(_F32, WIDTH), ir.VectorType(_I32, WIDTH)
 _MASK = ir.VectorType(ir.IntType(1), WIDTH)
-# a * b + c in one instruction where there is one. Nothing else is reordered: range reduction stays exact.
+# a * b + c in one instruction, if there is one. Nothing else is reordered: range reduction stays exact.
 _CONTRACT = ("contract",)
 
 
@@ -51,17 +51,17 @@ class _RegisterModel(models.PrimitiveModel):
 
 
 def load_vector(builder: Any, pointer: Any) -> Any:
-    """A vector from memory of any alignment."""
+    """Load a vector from memory of any alignment."""
     return builder.load(builder.bitcast(pointer, _FLOATS.as_pointer()), align=4)
 
 
 def store_vector(builder: Any, vector: Any, pointer: Any) -> None:
-    """A vector to memory of any alignment."""
+    """Store a vector to memory of any alignment."""
     builder.store(vector, builder.bitcast(pointer, _FLOATS.as_pointer()), align=4)
 
 
 def broadcast(builder: Any, scalar: Any) -> Any:
-    """A vector of one number."""
+    """Fill a vector with one number."""
     undefined = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INTEGERS, [0] * WIDTH))
@@ -70,7 +70,7 @@ def broadcast(builder: Any, scalar: Any) -> Any:
 def _as_vector(builder: Any, value: Any, numba_type: Any) -> Any:
     if numba_type is vector_type:
         return value
-    # A literal is a float64 to Numba.
+    # Numba types a literal as float64.
     return broadcast(builder, builder.fptrunc(value, _F32) if numba_type == types.float64 else value)
 
 
@@ -78,7 +78,7 @@ def _as_vector(builder: Any, value: Any, numba_type: Any) -> Any:
 
 
 def _binary(symbol: Callable, result: Any, build: Callable[[Any, Any, Any], Any]) -> None:
-    """Teach Numba `symbol` between two vectors, or a vector and a number, which is rounded to float32."""
+    """Teach Numba `symbol` for two vectors, or for a vector and a number, which is rounded to float32."""
     numbers = (vector_type, types.float32, types.float64)
 
     @infer_global(symbol)
@@ -121,7 +121,7 @@ def _lower_and(context, builder, sig, args):  # type: ignore[no-untyped-def]
 
 
 def _operation(result: Any, arguments: tuple[Any, ...], build: Callable) -> Any:
-    """Type and code of an intrinsic."""
+    """Make the type and code of an intrinsic."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         made = build(builder, *args)
@@ -132,7 +132,7 @@ def _operation(result: Any, arguments: tuple[Any, ...], build: Callable) -> Any:
 
 @intrinsic
 def load(typing_context, address):  # type: ignore[no-untyped-def]
-    """The WIDTH float32 numbers at an address."""
+    """Load the WIDTH float32 numbers at an address."""
     return _operation(
         vector_type,
         (types.int64,),
@@ -142,7 +142,7 @@ def load(typing_context, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def store(typing_context, vector, address):  # type: ignore[no-untyped-def]
-    """Write a vector to an address."""
+    """Store a vector to an address."""
     return _operation(
         types.void,
         (vector_type, types.int64),
@@ -162,25 +162,25 @@ def _prefetch(to_write: bool) -> Callable:
 
 @intrinsic
 def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of an address that is about to be read; any address is allowed."""
+    """Prefetch the cache line of an address that is about to be read; any address is allowed."""
     return _operation(types.void, (types.int64,), _prefetch(to_write=False))
 
 
 @intrinsic
 def prefetch_to_write(typing_context, address):  # type: ignore[no-untyped-def]
-    """prefetch of a line that is about to be written: other cores' copies are called in, too."""
+    """Prefetch a line that is about to be written; this also invalidates copies in other cores' caches."""
     return _operation(types.void, (types.int64,), _prefetch(to_write=True))
 
 
 @intrinsic
 def splat(typing_context, value):  # type: ignore[no-untyped-def]
-    """A vector of one float32."""
+    """Fill a vector with one float32."""
     return _operation(vector_type, (types.float32,), broadcast)
 
 
 @intrinsic
 def select(typing_context, mask, yes, no):  # type: ignore[no-untyped-def]
-    """Lane by lane: yes where the mask is set, else no; vectors or numbers."""
+    """Select per lane: yes where the mask is set, else no; vectors or numbers."""
 
     def build(builder: Any, m: Any, x: Any, y: Any) -> Any:
         return builder.select(m, _as_vector(builder, x, yes), _as_vector(builder, y, no))
@@ -201,7 +201,7 @@ def absolute(typing_context, vector):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def sum_of(typing_context, vector):  # type: ignore[no-untyped-def]
-    """The sum of a vector's numbers, by halves."""
+    """Sum a vector's numbers, by halves."""
 
     def build(builder: Any, x: Any) -> Any:
         half = WIDTH // 2
@@ -220,7 +220,7 @@ def _integers(value: int) -> Any:
 
 @intrinsic
 def truncate(typing_context, vector):  # type: ignore[no-untyped-def]
-    """x without its fraction, for |x| < 2^31."""
+    """Drop the fraction of x, for |x| < 2^31."""
     return _operation(
         vector_type,
         (vector_type,),
@@ -230,7 +230,7 @@ def truncate(typing_context, vector):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def power_of_two(typing_context, vector):  # type: ignore[no-untyped-def]
-    """2^n for whole numbers n in [-126, 127]."""
+    """2^n for integers n in [-126, 127]."""
 
     def build(builder: Any, n: Any) -> Any:
         biased = builder.add(builder.fptosi(n, _INTEGERS), _integers(127))
@@ -241,7 +241,7 @@ def power_of_two(typing_context, vector):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def exponent_of(typing_context, vector):  # type: ignore[no-untyped-def]
-    """The exponents of positive normal numbers."""
+    """Exponents of positive normal numbers."""
 
     def build(builder: Any, x: Any) -> Any:
         biased = builder.lshr(builder.bitcast(x, _INTEGERS), _integers(23))
@@ -252,7 +252,7 @@ def exponent_of(typing_context, vector):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def mantissa_of(typing_context, vector):  # type: ignore[no-untyped-def]
-    """The mantissas, in [1, 2), of positive normal numbers."""
+    """Mantissas, in [1, 2), of positive normal numbers."""
 
     def build(builder: Any, x: Any) -> Any:
         fraction = builder.and_(builder.bitcast(x, _INTEGERS), _integers(0x007FFFFF))

@@ -1,28 +1,28 @@
-"""Threads that share a kernel's pieces of work without leaving machine code.
+"""A thread team that shares a kernel's pieces of work without leaving machine code.
 
     in_parallel(team, n_pieces, piece, (x, y))  # in a kernel: piece(p, x, y) for p in range(n_pieces)
 
-Every thread begins with pieces of its own, the same ones from call to call, whose data are in its core's cache, and
-then takes what others have not begun. The calling thread is one of them, so nobody is waited for but who has begun a
-piece: beside other busy processes the work goes at the pace of the cores that are left. Who finds nothing to do spins
-for a moment, so that the next piece finds it awake, and then sleeps, which leaves its core to whoever is waited for.
-Which thread computes a piece makes no difference to what it computes; where the number of pieces depends on the work
-alone, results are the same on any number of threads.
+Every thread starts with its own pieces, the same ones in each call, whose data are in its core's cache, and then takes
+pieces that others have not begun. The calling thread takes part, so it waits only for pieces that have begun: next to
+other busy processes, work proceeds at the pace of the cores that are left. An idle thread spins for a moment, so that
+it is awake for the next job, and then sleeps, which frees its core for others. A piece's result does not depend on the
+thread that computes it; if the number of pieces depends only on the work, results are the same for any number of
+threads.
 
-A team works for one caller at a time. Another one, at the same moment, computes its pieces by itself.
+A team works for one caller at a time. A second caller at the same moment computes its pieces alone.
 
-Why not Numba's prange, or OpenMP: both cut work into one part a thread and wait at a barrier for the slowest, who on a
-machine with other processes may be a thread that has no core for milliseconds; and both enter a parallel region from
+Why not Numba's prange, or OpenMP: both cut work into one part per thread and wait at a barrier for the slowest, which
+on a machine with other processes may be a thread without a core for milliseconds; and both enter a parallel region from
 Python, where a step has five of them.
 
-Why it is right. All words are read and written with sequential consistency.
-- A piece is computed once: it belongs to whoever's `add` on its range returned it, and a range is only counted up.
-- A worker that is late by a whole job does no harm. It adds to a range that is used up, and gets nothing; or to one
+Why it is correct. All words are read and written with sequential consistency.
+- A piece is computed once: it belongs to the thread whose `add` on its range returned it, and a range only counts up.
+- A worker that is late by a whole job does no harm. Its add hits either a used-up range, and gets nothing, or a range
   that the owner has written for the next job, and gets a piece of that: RUN, DATA and N_PIECES were written before.
-- A job's words stay as they are until its last piece is done: who has a piece has not yet added to DONE, and the owner
-  returns when DONE is N_PIECES. So nobody adds to DONE of a job that is over.
-- Nobody sleeps through work: a worker counts itself into SLEEPING and then looks at JOB, under MUTEX; the owner writes
-  JOB and then looks at SLEEPING. One of them sees the other. So it is with WAITING and DONE.
+- A job's words do not change until its last piece is done: a thread with a piece has not yet added to DONE, and the
+  owner returns when DONE is N_PIECES. So nobody adds to DONE after its job is over.
+- Nobody sleeps through work: a worker counts itself into SLEEPING and then reads JOB, under MUTEX; the owner writes
+  JOB and then reads SLEEPING. At least one of them sees the other. The same holds for WAITING and DONE.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ from .atomics import add, exchange, lock, nanoseconds, pause, read, sleep, unloc
 from .cache import BOUNDS_CHECKED
 from .jit import free_entry, helper
 
-# What the words of a team's memory hold, one cache line each: threads that spin on one word must not disturb others.
+# Words of a team's memory, one cache line each: threads that spin on one word must not disturb others.
 LINE_BYTES = 128  # two lines: processors fetch them in pairs
 (
     JOB,  # the job's number
     N_PIECES,
     DONE,  # pieces of the job that are finished
-    RUN,  # the job's piece, an address of machine code
+    RUN,  # the address of the machine code for a piece of the job
     DATA,  # the address of its arguments
-    OWNER,  # 1 while somebody's job is on
+    OWNER,  # 1 while a job is running
     STOPPED,
-    SLEEPING,  # workers that sleep
+    SLEEPING,  # number of sleeping workers
     WAITING,  # 1 while the owner sleeps
     MUTEX,
-    WORK,  # conditions: there is work
-    FINISHED,  # the last piece is done
+    WORK,  # condition: there is work
+    FINISHED,  # condition: the last piece is done
     N_THREADS,
-    RANGES,  # from here on a line for each thread: of its pieces, in one number, the end and the next
+    RANGES,  # from here on one line per thread: its range of pieces, the end and the next packed into one number
 ) = (LINE_BYTES * line for line in range(14))
 
-# Who finds nothing to do spins, then offers its core to others, then sleeps: waking it takes 5 us of who wakes it, and
-# it comes 50 us later. Who comes back late from an offer sleeps at once: its core is wanted.
+# An idle thread spins, then yields its core, then sleeps. Waking it costs the waker 5 us, and it arrives 50 us later. A
+# thread that returns late from a yield sleeps at once: its core is wanted.
 SPIN_NS, AWAKE_NS, LATE_NS = 50_000, 2_000_000, 100_000
-SPINS = 16  # between two looks at the clock
+SPINS = 16  # between two reads of the clock
 RANGE_BITS = 24
 NEXT = (1 << RANGE_BITS) - 1
-MOST_PIECES = NEXT // 2  # who comes too late still counts the next piece up, once each
+MOST_PIECES = NEXT // 2  # late threads still increment the next piece, once each
 
 
 # --- in a kernel -----------------------------------------------------------------------------------------
@@ -82,11 +82,12 @@ _numbers = count()
 
 @intrinsic
 def in_parallel(typing_context, team, n_pieces, piece, args):  # type: ignore[no-untyped-def]
-    """piece(p, *args) for all p in range(n_pieces), in any order and side by side; returns when all are done.
+    """Run piece(p, *args) for all p in range(n_pieces), in any order and in parallel; return when all are done.
 
-    team is the address of a team's memory, or 0: then this thread computes all, in order. A piece must not raise, nor
-    have pieces of its own; where bounds are checked, one that reads or writes outside an array ends the process. (An
-    intrinsic, as a function around a piece would be optimised with all that is in it.)
+    team: the address of a team's memory, or 0 to compute all pieces in this thread, in order.
+    A piece must not raise, nor call in_parallel itself; with bounds checking, a piece that accesses an array out of
+    bounds aborts the process. (An intrinsic, since a function around a piece would be optimized together with all its
+    contents.)
     """
     signature = piece.get_call_type(typing_context, (types.int64, *args.types), {})
     dispatcher = piece.dispatcher
@@ -122,8 +123,11 @@ def in_parallel(typing_context, team, n_pieces, piece, args):  # type: ignore[no
 
 
 def _borrowed(context: Any, builder: Any, numba_type: Any, value: Any) -> Any:
-    """A value whose arrays belong to the caller alone. Threads that count references to an array each time that they
-    hand it to a helper would wait for each other's cache at every count."""
+    """Return a copy of the value with borrowed array references.
+
+    If threads counted references whenever they pass an array to a helper, they would contend for its cache line each
+    time.
+    """
     if isinstance(numba_type, types.Array):
         array = context.make_array(numba_type)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
@@ -174,7 +178,7 @@ def _compute(team, n_pieces, run, data):
 
 @helper
 def _take_part(team, me):
-    """Compute the pieces of thread `me` that nobody has begun, then those of others."""
+    """Compute the pieces of thread `me` that have not begun, then those of others."""
     n_threads = read(team + N_THREADS)
     for i in range(n_threads):
         pieces = team + RANGES + LINE_BYTES * ((me + i) % n_threads)
@@ -184,13 +188,13 @@ def _take_part(team, me):
 
 @helper
 def _take_piece(team, pieces):
-    """Compute the next piece of a range; returns whether there was one."""
+    """Compute the next piece of a range; return whether there was one."""
     if not _has_next(read(pieces)):
         return False
     taken = add(pieces, 1)
     if not _has_next(taken):
         return False
-    # The job cannot end before this piece does, so what is read here is its own.
+    # The job cannot end before this piece does, so what is read here belongs to it.
     n_pieces = read(team + N_PIECES)
     _call(read(team + RUN), taken & NEXT, read(team + DATA))
     if add(team + DONE, 1) + 1 == n_pieces and read(team + WAITING):
@@ -207,7 +211,7 @@ def _has_next(pieces):
 
 @helper
 def _wait_for_all(team, n_pieces):
-    """Wait for the pieces that others have begun. Whose core is idle is soon given a thread that waits for another."""
+    """Wait for pieces that others have begun. Spin first, then sleep, which frees this core for a waiting thread."""
     begin = nanoseconds()
     while read(team + DONE) < n_pieces and nanoseconds() - begin < SPIN_NS:
         for _ in range(SPINS):
@@ -224,7 +228,7 @@ def _wait_for_all(team, n_pieces):
 
 @helper
 def _stay_awake(team, job):
-    """Wait for a job after `job`, but not long."""
+    """Wait briefly for a job after `job`."""
     begin = nanoseconds()
     now = begin
     while read(team + JOB) == job and now - begin < AWAKE_NS and not read(team + STOPPED):
@@ -242,7 +246,7 @@ def _stay_awake(team, job):
 
 @free_entry
 def _work(team, me):
-    """What a worker, thread `me`, does until its team is stopped."""
+    """Main loop of a worker, thread `me`, until its team is stopped."""
     job = read(team + JOB)
     while not read(team + STOPPED):
         _stay_awake(team, job)
@@ -260,11 +264,11 @@ def _work(team, me):
 
 
 class Team:
-    """The memory of a team of n_threads, and its n_threads - 1 workers, which live until it is stopped."""
+    """The memory of a team of n_threads, and its n_threads - 1 workers, which live until the team is stopped."""
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
-        # Aligned by hand: numpy promises 16 bytes.
+        # Aligned by hand: numpy guarantees only 16 bytes.
         self._memory = np.zeros(RANGES + (n_threads + 1) * LINE_BYTES, np.uint8)
         self.address = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
         ctypes.c_int64.from_address(self.address + N_THREADS).value = n_threads
@@ -272,7 +276,7 @@ class Team:
         self._posix.pthread_mutex_init(self._at(MUTEX), None)
         for condition in (WORK, FINISHED):
             self._posix.pthread_cond_init(self._at(condition), None)
-        _work.compile("void(int64, int64)")  # before there are threads that would
+        _work.compile("void(int64, int64)")  # before the threads start, as each would compile it
         self._workers = [
             threading.Thread(
                 target=_work_in, args=(self._memory, self.address, i), name=f"mt2st_fast-{i}", daemon=True
@@ -286,7 +290,10 @@ class Team:
         return ctypes.c_void_p(self.address + word)
 
     def stop(self) -> None:
-        """Have the workers finish the pieces that they have begun, and end; whose job is on computes the others."""
+        """Let the workers finish the pieces that they have begun, and end.
+
+        The owner of a running job computes the rest.
+        """
         self._posix.pthread_mutex_lock(self._at(MUTEX))
         ctypes.c_int64.from_address(self.address + STOPPED).value = 1
         self._posix.pthread_cond_broadcast(self._at(WORK))
@@ -296,31 +303,32 @@ class Team:
 
 
 def _work_in(memory: np.ndarray, address: int, me: int) -> None:
-    """Work, and hold on to the memory meanwhile."""
+    """Run a worker, keeping the memory alive meanwhile."""
     _work(address, me)
     del memory
 
 
-# Below this many float32 numbers that are read, asking others for help costs more than it saves.
+# Below this many float32 numbers read, asking other threads for help costs more than it saves.
 PARALLEL_FLOATS = 1 << 14
-PIECES_A_THREAD = 8  # more are handed out more evenly, and each costs something
+PIECES_A_THREAD = 8  # more would balance better, but each has a cost
 
 
 def pieces_of(work: int, least: int) -> int:
-    """Pieces, of at least so much each, to cut work into whose result does not depend on how it is cut."""
+    """Return the number of pieces, of at least `least` work each, if the result does not depend on how work is cut."""
     return max(1, min(PIECES_A_THREAD * thread_count(), work // least))
 
 
 def splits_of(work: int, least: int) -> int:
-    """Splits, of at least so much each, of work whose splits leave sums of their own: no more of them than threads.
+    """Return the number of splits, of at least `least` work each, if every split makes its own partial sums.
 
-    Zeroing and adding up the sums costs, and the result depends on their number in its last bits.
+    At most one split per thread: zeroing and adding up the sums costs time, and the last bits of the result depend on
+    their number.
     """
     return max(1, min(thread_count(), work // least))
 
 
 def thread_count() -> int:
-    """Threads that a kernel's work is shared among: as many as torch's."""
+    """Return the number of threads that share a kernel's work: as many as torch uses."""
     return 1 if sys.platform == "win32" else torch.get_num_threads()
 
 
@@ -330,7 +338,7 @@ _changing = threading.Lock()
 
 
 def team_address() -> int:
-    """Of the memory of the team that kernels use now, for `in_parallel`; 0 for one thread."""
+    """Return the address of the current team's memory, for `in_parallel`; 0 for one thread."""
     n_threads = thread_count()
     if n_threads == 1:
         return 0
@@ -345,14 +353,14 @@ def _change_team(n_threads: int) -> None:
     with _changing:
         if _team is not None and _team.n_threads != n_threads:
             _team.stop()
-            _stopped.append(_team)  # whose memory another thread's kernel may still be reading
+            _stopped.append(_team)  # kept: another thread's kernel may still be reading its memory
             _team = None
         if _team is None:
             _team = Team(n_threads)
 
 
 def _forget_team() -> None:
-    """In a process that was forked, which has no threads yet, and whose locks may be held by nobody."""
+    """Reset the team in a forked process, which has no threads yet, and whose locks may have no living owner."""
     global _team, _changing
     _team, _changing = None, threading.Lock()
 
@@ -368,8 +376,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class Kernel:
-    """A function of Python numbers and arrays, compiled when it is first called. Its first argument is the team's
-    address, which callers leave out."""
+    """A function of Python numbers and arrays, compiled on its first call.
+
+    Its first argument is the team's address, which callers omit.
+    """
 
     def __init__(self, function: Callable) -> None:
         self.compiled = free_entry(function)

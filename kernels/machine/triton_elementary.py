@@ -8,7 +8,7 @@ import triton.language as tl  # noqa: F401 (the interpreter demands it of every 
 
 @triton.jit
 def log1p(b_u):
-    """log(1 + u) for u in [0, 1] as 2 atanh(u / (2 + u)): keeps the tail that float32's 1 + u drops."""
+    """log(1 + u) for u in [0, 1] as 2 atanh(u / (2 + u)): keeps the low bits that float32's 1 + u drops."""
     b_s = b_u / (2.0 + b_u)
     b_q = b_s * b_s
     b_p = 1.0 / 15.0

@@ -1,7 +1,7 @@
 """A whole training step of heads over bags of table rows in one kernel call: forward, backward and optimizers.
 
-What `embedding_bag`, `multitask_loss`, their backward passes and the optimizer's step do one after another, without a
-gradient of the table and without autograd. For rules that say that they can (`RowRuleKind.one_call_obstacle`).
+Replaces `embedding_bag`, `multitask_loss`, their backward passes and the optimizer's step, without a gradient of the
+table and without autograd. For rules that support it (`RowRuleKind.one_call_obstacle`).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def bag_step(
     task_weights: Tensor,
     moves: Moves = EVERYTHING,
 ) -> StepResult:
-    """Train table and heads, or one side of them, on B bags, in place; `bag_step_obstacle` is the caller's to ask.
+    """Train table and heads, or one of the two, on B bags, in place; the caller must check `bag_step_obstacle` first.
 
-    bags come from `prepare_bags`, and may come again; rules are those that the model's parameters name, at the rates of
-    this step; targets and task_weights (K,) are as in `multitask_loss`. A head without a target or with weight 0 stays
-    as it is.
+    bags: from `prepare_bags`; may be reused.
+    rules: those that the model's parameters refer to, with the rates of this step.
+    targets, task_weights (K,): as in `multitask_loss`. A head without a target or with weight 0 is not changed.
 
-    Raises ValueError, with nothing moved, for bags of another table's rows, for targets that do not fit bags or heads,
-    and for a class target that is neither in [0, C) nor ignore_index.
+    Raises ValueError, before anything is changed, for bags of a table with another number of rows, for targets that do
+    not fit bags or heads, and for a class target that is neither in [0, C) nor ignore_index.
     """
     V = len(model.table.parameter)
     if bags.n_rows != V:
@@ -62,7 +62,7 @@ def bag_step(
 
 
 class StepKernels(Protocol):
-    """What a backend's module `on_<name>/bag_step.py` has to offer."""
+    """The interface of a backend's module `on_<name>/bag_step.py`."""
 
     def step(
         self,
@@ -73,4 +73,4 @@ class StepKernels(Protocol):
         task_weights: Tensor,
         moves: Moves,
     ) -> tuple[Tensor, Tensor]:
-        """(losses (K,), correct (K,)) as `bag_step` returns them, and the parameters moved."""
+        """Update the parameters; return (losses (K,), correct (K,)) as `bag_step` does."""

@@ -1,4 +1,4 @@
-"""What a training step in one kernel call moves: a table and the heads on it, and where they lie in memory."""
+"""What a single-kernel training step updates: a table and the heads on it, and where they lie in memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from ..bags.rules import RowState
 from ..heads.layout import HeadLayout
 
-FROZEN = -1  # in the place of a rule: the parameter stays as it is, and nothing is computed for its gradient
+FROZEN = -1  # in place of a rule: the parameter is not changed, and nothing is computed for its gradient
 
 
 class Moves(NamedTuple):
-    """Which sides of a model a step moves; of the others it computes no gradient. Neither: its losses alone."""
+    """Which sides of a model a step updates; no gradient is computed for the others. Neither side: only the losses."""
 
     shared: bool = True  # the table, and what lies between it and the heads
     heads: bool = True
@@ -25,7 +25,7 @@ EVERYTHING, NOTHING = Moves(), Moves(shared=False, heads=False)
 
 
 class Trained(NamedTuple):
-    """A parameter whose first axis counts rows, what its rule remembers of them, and which of a step's rules it is."""
+    """A parameter whose first axis counts rows, its rule's state, and the index of its rule in a step."""
 
     parameter: Tensor
     state: RowState
@@ -42,11 +42,11 @@ class TrainedHead(NamedTuple):
 class BagModel:
     """A table (V, D) and K linear heads on it, as `bag_step` trains them: where they and their states lie.
 
-    Parameters and states have to stay where they are for as long as it is used. What has the rule FROZEN stays as it
-    is, and so do the rows of the table that frozen_rows (V,) bool names; a step makes no gradient for them, but for a
-    frozen head beside one that is trained.
+    Parameters and states must not move in memory while the model is in use. Parameters with the rule FROZEN are not
+    changed, nor are the rows of the table marked in frozen_rows (V,) bool. A step computes no gradient for them, except
+    for a frozen head when another one is trained.
 
-    Raises ValueError for heads whose shapes do not fit the layout, and for another number of frozen rows.
+    Raises ValueError for heads whose shapes do not fit the layout, and if frozen_rows has another length.
     """
 
     def __init__(
@@ -69,26 +69,29 @@ class BagModel:
         held = [part for part in parts if part is not None and part.rule != FROZEN]
         self._of_heads = [part.parameter for part in held]
         self._of_table = [] if table.rule == FROZEN else [table.parameter]
-        # (K, 2, 2): of weight and bias the address, and that of the state; 0 = there is none.
+        # (K, 2, 2): addresses of the parameter and of its state, for weight and bias; 0 = there is none.
         self.addresses = np.array([_addresses(part) for part in parts], np.int64).reshape(len(heads), 2, 2)
-        # (1 + 2 K,): of the table, then of every head's weight and bias. What does not move has any.
+        # (1 + 2 K,): rules of the table, then of every head's weight and bias. Frozen parameters get an arbitrary one.
         ruled = [table.rule, *(FROZEN if part is None else part.rule for part in parts)]
         self._trained = np.array([rule != FROZEN for rule in ruled])
         self.rules = np.array([0 if rule == FROZEN else rule for rule in ruled])
 
     def moved(self, moves: Moves) -> np.ndarray:
-        """(1 + 2 K,) uint8, 1 where such a step changes the table, a head's weight or a head's bias."""
+        """Return (1 + 2 K,) uint8: 1 where such a step changes the table, a head's weight or a head's bias."""
         sides = np.full(len(self._trained), moves.heads)
         sides[0] = moves.shared
         return (self._trained & sides).astype(np.uint8)
 
     def parameters(self, moves: Moves) -> list[Tensor]:
-        """Those that such a step changes."""
+        """Return the parameters that such a step changes."""
         return self._of_table * moves.shared + self._of_heads * moves.heads
 
 
 def rows_left_alone(frozen_rows: Tensor | None, V: int) -> np.ndarray:
-    """(V,) uint8, 1 where a row of a table stays as it is; (0,) where all move. Raises ValueError for another V."""
+    """Return (V,) uint8, 1 where a row of a table is frozen; (0,) if none is.
+
+    Raises ValueError if the length is not V.
+    """
     if frozen_rows is None:
         return np.zeros(0, np.uint8)
     if frozen_rows.shape != (V,):
@@ -97,7 +100,7 @@ def rows_left_alone(frozen_rows: Tensor | None, V: int) -> np.ndarray:
 
 
 def _addresses(part: Trained | None) -> tuple[int, int]:
-    """Of a parameter and of its state, 0 where there is none."""
+    """Addresses of a parameter and of its state, 0 if there is none."""
     if part is None:
         return 0, 0
     return part.parameter.data_ptr(), 0 if part.state.per_row is None else part.state.per_row.data_ptr()

@@ -1,4 +1,4 @@
-"""What every training step in one kernel call shares: its result, who computes it, and what it is checked for."""
+"""What all single-kernel training steps share: the result, the choice of a backend, and checks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROOM = Room("step", __package__)
 
 
 class StepResult(NamedTuple):
-    """What a step leaves beside the moved parameters: losses (K,) float32 and rows classified right (K,) int64."""
+    """Result of a step besides the updated parameters: losses (K,) float32 and correctly classified rows (K,) int64."""
 
     losses: Tensor
     correct: Tensor
 
 
 def parameters_obstacle(table: Tensor, others: Sequence[Tensor], backend: str) -> str | None:
-    """Why no kernel can move a table and the other parameters of a step, or None.
+    """Why no kernel can update a table and the other parameters of a step, or None.
 
     Raises as `choose_embedding_backend` does.
     """
@@ -43,7 +43,7 @@ def parameters_obstacle(table: Tensor, others: Sequence[Tensor], backend: str) -
 def check_targets(
     layout: HeadLayout, targets: Sequence[Tensor], task_weights: Tensor, n_rows: int, rows: str
 ) -> None:
-    """The kernel reads addresses: no shape may lie. rows: what a step's rows are called."""
+    """Raise ValueError unless all shapes fit: the kernel reads raw addresses. rows: what a step's rows are called."""
     if not len(targets) == len(task_weights) == len(layout):
         raise ValueError(
             f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
@@ -55,7 +55,7 @@ def check_targets(
 
 @lru_cache
 def step_kernels(module: str, device_type: str, dtype: torch.dtype) -> Any:
-    """A module of the first backend that serves such tensors: there is no reference to fall back to."""
+    """Load a module from the first backend that supports such tensors. There is no reference to fall back to."""
     obstacles = {name: backend.obstacle(device_type, dtype) for name, backend in ROOM.backends.items()}
     for name, obstacle in obstacles.items():
         if obstacle is None:

@@ -1,8 +1,8 @@
 """A whole training step of heads over the words of a text, in one kernel call.
 
 rows of a table -> mean of a word type -> window or bag -> dropout -> hidden layer and ReLU, if there is one -> heads
-and losses -> all gradients -> optimizers: what the encoder, `multitask_loss`, autograd and the optimizer's step do one
-after another. For rules that move a dense parameter's rows or elements each by itself.
+and losses -> all gradients -> optimizers. This replaces the encoder, `multitask_loss`, autograd and the optimizer's
+step. For rules that update the rows or elements of a dense parameter independently.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .model import EVERYTHING, Moves
 from .room import StepResult, check_targets, parameters_obstacle, step_kernels
 from .text_model import Beside, TextStepModel, Words
 
-MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider one is computed in chunks, by the op of heads alone
+MOST_HEAD_FLOATS = 1 << 20  # of a head's weight; a wider head is computed in chunks, by the op of the heads
 
 
 class BatchGradients(NamedTuple):
-    """Losses and hits (K,), and of R rows of the table their numbers (R,) int64, which rise, and gradients (R, D)."""
+    """Losses and hits (K,), and for R rows of the table their indices (R,) int64, ascending, and gradients (R, D)."""
 
     losses: Tensor
     correct: Tensor
@@ -33,7 +33,7 @@ class BatchGradients(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Which of a batch's numbers are dropped: a function of the key, and of a number's place in the batch."""
+    """Which of a batch's numbers are dropped: a function of the key and of a number's position in the batch."""
 
     probability: float
     key: int  # 0 <= key < 2^63
@@ -48,7 +48,7 @@ def text_step_obstacle(
 ) -> str | None:
     """Why `text_step` cannot train a table and other parameters, heads of these sizes among them, or None.
 
-    n_features: what the heads see. Raises as `choose_embedding_backend` does.
+    n_features: the number of inputs of a head. Raises as `choose_embedding_backend` does.
     """
     obstacle = parameters_obstacle(table, others, backend)
     if obstacle is not None:
@@ -70,16 +70,17 @@ def text_step(
     moves: Moves = EVERYTHING,
     beside: Beside | None = None,
 ) -> StepResult:
-    """Train table, hidden layer and heads, or one side of them, on N rows, in place; `text_step_obstacle` is the
-    caller's to ask.
+    """Train table, hidden layer and heads, or one side of them, on N rows, in place.
 
-    words are windows or bags, as the model pools them; gradients of words beside them go into the same step of the
-    table. rules are those that the model's parameters name, at the rates of this step, and decays (len(rules),) what
-    each multiplies dense parameters with before it moves them. targets and task_weights (K,) are as in
-    `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
+    The caller must check `text_step_obstacle` first.
+    words: windows or bags, whichever the model pools. Gradients of the words in `beside` go into the same step of the
+    table.
+    rules: those that the model's parameters refer to, with the rates of this step. decays (len(rules),): the factor
+    that each applies to dense parameters before it updates them.
+    targets, task_weights (K,): as in `multitask_loss`. A head without a valid target or with weight 0 has gradient 0.
 
-    Raises ValueError, with nothing moved, for words and targets that do not fit the model, and for a class target that
-    is neither in [0, C) nor ignore_index.
+    Raises ValueError, before anything is changed, for words and targets that do not fit the model, and for a class
+    target that is neither in [0, C) nor ignore_index.
     """
     if model.gathers_rows:
         raise ValueError("a gradient_model is not stepped: call text_gradients")
@@ -117,21 +118,21 @@ def text_gradients(
     moves: Moves = EVERYTHING,
     beside: Beside | None = None,
 ) -> BatchGradients:
-    """The gradients by which `text_step` would move a `gradient_model`, of the sides that `moves` names.
+    """Return the gradients by which `text_step` would update a `gradient_model`, for the sides given by `moves`.
 
-    Those of dense parameters are added to what stands in the model's gradients. Arguments and errors are those of
-    `text_step`; ValueError for a model of another kind, too.
+    Gradients of dense parameters are added to the contents of the model's gradients. Arguments and errors are those of
+    `text_step`; also raises ValueError if the model is not a `gradient_model`.
     """
     if not model.gathers_rows:
         raise ValueError("text_gradients is for a gradient_model; text_step moves this one")
-    # What such a step moves are gradients: gradient - rate * (more of it).
+    # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
     found = _step(model, [RowRule(SGD, -1.0)], [1.0], words, targets, task_weights, dropout, moves, beside)
     rows, d_rows = _kernels(model).gathered(model, moves)
     return BatchGradients(found.losses, found.correct, rows, d_rows)
 
 
 def text_features(model: TextStepModel, words: Words) -> Tensor:
-    """(N, H) what the heads see of N rows, without dropout, with the parameters as they are now.
+    """Return the inputs of the heads for N rows (N, H), without dropout, with the current parameters.
 
     Raises ValueError for words that do not fit the model.
     """
@@ -139,9 +140,9 @@ def text_features(model: TextStepModel, words: Words) -> Tensor:
 
 
 def text_correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Tensor:
-    """(K,) how many of N targets each head hits on N rows, as `multitask_loss` counts them; no dropout.
+    """Return how many of N targets each head hits on N rows (K,), counted as in `multitask_loss`; no dropout.
 
-    Raises what `text_step` raises.
+    Raises as `text_step` does.
     """
     words = _in_kernel_types(model, words)
     ones_k = torch.ones(len(model.layout), dtype=torch.float32)
@@ -153,7 +154,10 @@ _ROWS = {"window": "windows", "mean": "bags", "sum": "bags"}
 
 
 def _in_kernel_types(model: TextStepModel, words: Words) -> Words:
-    """Bags as int32 and int64; windows as they are. Raises ValueError for what the model does not pool."""
+    """Convert bags to int32 and int64; leave windows as they are.
+
+    Raises ValueError for words that the model does not pool.
+    """
     how, W = model.pooled
     types, starts = words
     if how != "window":
@@ -167,7 +171,7 @@ def _in_kernel_types(model: TextStepModel, words: Words) -> Words:
 
 
 def _check_beside(model: TextStepModel, beside: Beside | None) -> None:
-    """The kernel copies what lies there: no shape may lie."""
+    """Raise ValueError unless the shapes fit: the kernel copies from raw addresses."""
     if beside is None:
         return
     expected = (beside.types.numel(), model.table.parameter.shape[1])
@@ -176,7 +180,7 @@ def _check_beside(model: TextStepModel, beside: Beside | None) -> None:
 
 
 class TextKernels(Protocol):
-    """What a backend's module `on_<name>/text_step.py` has to offer."""
+    """The interface of a backend's module `on_<name>/text_step.py`."""
 
     def step(
         self,
@@ -190,16 +194,16 @@ class TextKernels(Protocol):
         moves: Moves,
         beside: Beside | None,
     ) -> tuple[Tensor, Tensor]:
-        """(losses (K,), correct (K,)) as `text_step` returns them, and the parameters moved."""
+        """Update the parameters; return (losses (K,), correct (K,)) as `text_step` does."""
 
     def gathered(self, model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
-        """(rows, d_rows) of the last step of a gradient_model, as in `BatchGradients`."""
+        """Return (rows, d_rows) of the last step of a gradient_model, as in `BatchGradients`."""
 
     def features(self, model: TextStepModel, words: Words) -> Tensor:
-        """(N, H) as `text_features` returns them."""
+        """Return (N, H) as `text_features` does."""
 
     def correct(self, model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Tensor:
-        """(K,) as `text_correct` returns them."""
+        """Return (K,) as `text_correct` does."""
 
 
 def _kernels(model: TextStepModel) -> TextKernels:

@@ -1,4 +1,4 @@
-"""What a step on the words of a text trains and is given: a table, a hidden layer and heads; words and bags."""
+"""Models and inputs of a step on the words of a text: a table, a hidden layer and heads; words and bags."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from ..bags.rules import RowState
 from ..heads.layout import HeadLayout
 from .model import EVERYTHING, FROZEN, NOTHING, Moves, Trained, rows_left_alone
 
-PIECE_FLOATS = 8192  # of a dense parameter that are summed and moved at a time
+PIECE_FLOATS = 8192  # of a dense parameter that are summed and updated at a time
 ROW_BLOCK = 8  # the rows of a piece are whole blocks of a matrix kernel
 
 HIDDEN_WEIGHT, HIDDEN_BIAS, HEAD_WEIGHT, HEAD_BIAS = range(4)
 HIDDEN, HEAD = (HIDDEN_WEIGHT, HIDDEN_BIAS), (HEAD_WEIGHT, HEAD_BIAS)
 NO_HEAD = -1
 
-# How far back from the losses a step has gradients to make: to the logits alone where no more than heads moves, and
-# with TO_NOTHING there are no losses, but only features.
+# How far back from the losses a step computes gradients: only to the logits if nothing but heads is updated; with
+# TO_NOTHING there are no losses, only features.
 TO_NOTHING, TO_HEADS, TO_HIDDEN, TO_TABLE = range(4)
 
 # A piece of a dense parameter: rows whose gradient is computed, summed and applied at once. Addresses are of float32.
 PIECE = np.dtype(
     [
         ("of", np.int64),  # HIDDEN_WEIGHT, ...
-        ("head", np.int64),  # its place in the layout
+        ("head", np.int64),  # its index in the layout
         ("begin", np.int64),  # the first row
         ("rows", np.int64),
         ("columns", np.int64),
         ("parameter", np.int64),  # the address of its first row
-        ("per_row", np.int64),  # of the state's parts; 0 = the rule keeps none
+        ("per_row", np.int64),  # addresses of the parts of the state; 0 = the rule keeps none
         ("first", np.int64),
         ("second", np.int64),
         ("rule", np.int64),
-        ("whole", np.int64),  # 1: all rows are one to the rule, and count their steps together
+        ("whole", np.int64),  # 1: the rule treats all rows as one, with one count of steps
     ]
 )
 
 
 class Dense(NamedTuple):
-    """A dense parameter, what its rule remembers of it and which of a step's rules it is.
+    """A dense parameter, its rule's state and the index of its rule in a step; FROZEN: the parameter is not changed.
 
-    `whole`: the rule takes it as one row; else its rows are what the first axis counts. FROZEN for a rule leaves it.
-    `moved`: what the rule moves, where that is not the parameter.
+    whole: the rule treats the parameter as one row; else its rows are along the first axis.
+    moved: what the rule updates, if that is not the parameter itself.
     """
 
     parameter: Tensor
@@ -56,17 +56,17 @@ class Dense(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """A dense parameter and its gradient, of the same shape; None where it is frozen."""
+    """A dense parameter and its gradient, of the same shape; the gradient is None if the parameter is frozen."""
 
     parameter: Tensor
     gradient: Tensor | None
 
 
 class Moving(NamedTuple):
-    """What a step moves: what is not frozen of the sides that move.
+    """What a step updates: everything on the selected sides that is not frozen.
 
-    pieces are of dense parameters; counts the addresses where the steps of those that are one row are counted; reach is
-    how far back from the losses there are gradients to make.
+    pieces: of dense parameters. counts: addresses of the step counters of parameters that are treated as one row.
+    reach: how far back from the losses gradients are computed.
     """
 
     pieces: np.ndarray
@@ -91,29 +91,31 @@ class Words(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Words beside the rows of the batch: types whose vectors have gradients (E, D) float32 from elsewhere."""
+    """Words besides the rows of the batch: types whose vectors have gradients (E, D) float32 from elsewhere."""
 
     types: Tensor  # (E,) integers, -1 = none
     d_vectors: Tensor
 
 
 class Pooled(NamedTuple):
-    """What the vectors of a row's words become: a window of `width` side by side, or the mean or sum of a bag."""
+    """How the vectors of a row's words are combined: a window of `width` side by side, or the mean or sum of a bag."""
 
     how: Literal["window", "mean", "sum"]
-    width: int = 1  # W; 1 of a bag
+    width: int = 1  # W; 1 for a bag
 
 
 class TextStepModel:
     """A table (V, D), rows of word types, a hidden layer (H, W D) and K linear heads, as `text_step` trains them.
 
-    rows_of_type: (T + 1, M) int32, the rows whose mean is a type, -1 = none; the last, of no type, has none. None: type
-    t is row t. frozen_rows (V,) bool says which rows of the table stay as they are. hidden and heads are (weight, bias
-    or None); without a hidden layer, which windows alone may have, heads see W D numbers. Parameters and states have to
-    stay where they are. What is frozen costs a step no gradient. gathers_rows: the gradients of the table's rows are
-    written down, and no row moves (`gradient_model`).
+    rows_of_type: (T + 1, M) int32, the rows whose mean is a type's vector, -1 = none; the last entry stands for "no
+    type" and has no rows. None: type t is row t.
+    hidden, heads: (weight, bias or None). Only windows may have a hidden layer; without one, heads see W D numbers.
+    frozen_rows: (V,) bool, the rows of the table that are not changed. No gradients are computed for frozen parameters.
+    gathers_rows: store the gradients of the table's rows instead of updating the rows (`gradient_model`).
 
-    Raises ValueError for heads whose shapes do not fit the layout, and for another number of frozen rows.
+    Parameters and states must not move in memory.
+
+    Raises ValueError for heads whose shapes do not fit the layout, and if frozen_rows has another length.
     """
 
     def __init__(
@@ -154,17 +156,17 @@ class TextStepModel:
             for moves in (EVERYTHING, Moves(heads=False), Moves(shared=False), NOTHING)
         }
         self.gathers_rows = gathers_rows
-        self.memory: Any = None  # of the backend that steps it
+        self.memory: Any = None  # belongs to the backend
 
     def moving(self, moves: Moves) -> Moving:
-        """What such a step moves."""
+        """Return what such a step updates."""
         return self._moving[moves]
 
 
 def _moving(
     table: Trained, dense: Sequence[tuple[int, int, Dense]], moves: Moves, gathers_rows: bool
 ) -> Moving:
-    """What moves of a table and of dense parameters (kind, head, parameter), none of which is frozen."""
+    """Return what is updated of a table and of dense parameters (kind, head, parameter), none of which is frozen."""
     own = [each for each in dense if (moves.heads if each[0] in HEAD else moves.shared)]
     counts = [part.state.per_row for _, _, part in own if part.whole]
     of_table = [table.parameter] if moves.shared and table.rule != FROZEN else []
@@ -181,7 +183,7 @@ def _moved(part: Dense) -> Tensor:
 
 
 def _reach(table_moves: bool, kinds: Sequence[int]) -> int:
-    """How far back gradients are wanted: to the table, the hidden layer or the heads, as the first that moves is."""
+    """How far back gradients are needed: to the first of table, hidden layer and heads that is updated."""
     if table_moves:
         return TO_TABLE
     return TO_HIDDEN if any(kind in HIDDEN for kind in kinds) else TO_HEADS
@@ -196,7 +198,7 @@ def _rows_of_type(rows_of_type: Tensor | None, V: int) -> np.ndarray:
 
 
 def _pieces(kind: int, head: int, part: Dense) -> list[tuple[int, ...]]:
-    """The pieces of a parameter (R, C), or (C,) where it is a bias."""
+    """Return the pieces of a parameter (R, C), or (C,) for a bias."""
     parameter, state = _moved(part), part.state
     R, C = (1, len(parameter)) if parameter.dim() == 1 else parameter.shape
     if parameter.dim() == 1 and not part.whole:
@@ -225,7 +227,7 @@ def gradient_model(
     layout: HeadLayout,
     frozen_rows: Tensor | None = None,
 ) -> TextStepModel:
-    """A model for `text_gradients`; the arguments are those of `TextStepModel`, with a gradient for each parameter."""
+    """Make a model for `text_gradients`; arguments as for `TextStepModel`, with a gradient for each parameter."""
     return TextStepModel(
         table, rows_of_type, pooled, None if hidden is None else _both_adding_up(*hidden),
         [_both_adding_up(*head) for head in heads], layout, frozen_rows, gathers_rows=True,

@@ -1,4 +1,4 @@
-"""Text as numbers: the words of bytes, found, told apart and counted.
+"""Text as numbers: find, distinguish and count the words in bytes.
 
-Bytes are read on a CPU, whatever trains on them: there are no backends to choose from.
+Bytes are always read on a CPU, whatever device trains: there are no backends to choose from.
 """

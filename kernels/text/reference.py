@@ -1,4 +1,4 @@
-"""The same in plain Python: what the kernels are tested against."""
+"""Word counting in plain Python, which the kernels are tested against."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .layout import END
 
 
 class ReferenceCounter:
-    """`WordCounter` by str.split, for blocks that begin with a line."""
+    """`WordCounter` by str.split, for blocks that start at the beginning of a line."""
 
     def __init__(self) -> None:
         self._count_of: Counter[str] = Counter()
@@ -22,7 +22,7 @@ class ReferenceCounter:
     def add(self, text: np.ndarray, n: int) -> np.ndarray:
         """See `WordCounter.add`."""
         block = text[:n].tobytes().decode("utf-8")
-        # Returns before a line feed are one end of a line with it, others are each one.
+        # Returns before a line feed form one line end with it; each other return is a line end.
         block = re.sub(
             "\r+\n?", lambda found: "\n" * found[0].count("\r" if found[0][-1] == "\r" else "\n"), block
         )
@@ -45,7 +45,7 @@ class ReferenceCounter:
 def reference_split_lines(
     numbers: np.ndarray, id_of: np.ndarray, is_label: np.ndarray, *, keep_empty: bool = False
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """`split_lines` as lists."""
+    """`split_lines`, returning lists."""
     lines: list[list[int]] = [[]]
     for number in numbers.tolist():
         if number == END:

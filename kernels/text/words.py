@@ -1,4 +1,4 @@
-"""The words of a text that arrives in blocks: their numbers, their letters and how often each stands in it."""
+"""The words of a text that arrives in blocks: their numbers, their letters and their counts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .layout import (
     make_table,
 )
 
-PIECE_BYTES = (1 << 18, 1 << 20)  # the least and the most that a thread reads at a time
-_BLANKS = b"\0\t\x0b\x0c\x1c\x1d\x1e\x1f "  # white space to str.split, below 128, and NUL
+PIECE_BYTES = (1 << 18, 1 << 20)  # least and most that a thread reads at a time
+_BLANKS = b"\0\t\x0b\x0c\x1c\x1d\x1e\x1f "  # white space for str.split below 128, and NUL
 _FIRST_WORDS, _FIRST_LETTERS = 1 << 12, 1 << 15
 
 
 class WordCounter:
-    """Numbers the words between white space (that of `str.split`, and NUL) in the order of their first appearance.
+    """Number the words between white space (that of `str.split`, and NUL) in the order of their first appearance.
 
-    Lines end with a line feed, returns before it or not, or with a return alone; a byte order mark (U+FEFF) at the
-    start of a line is no part of it. What is made depends neither on the number of threads nor on where blocks end.
+    A line ends with a line feed, optionally preceded by returns, or with a return alone. A byte order mark (U+FEFF) at
+    the start of a line is not part of it. Results depend neither on the number of threads nor on where blocks end.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,14 @@ class WordCounter:
         return self._n_words
 
     def add(self, text: np.ndarray, n: int, begins_line: bool = True) -> np.ndarray:
-        """The numbers, int32, of the words of a block text[:n] in their order, with END at every end of a line.
+        """Return the numbers, int32, of the words of a block text[:n] in their order, with END at every line end.
 
-        text is uint8, of n + PADDING bytes or more, and what is behind n is overwritten. A block ends behind ASCII's
-        white space, not between a return and what follows it, or with the text. begins_line: whether it stands at the
-        start of a line. Raises UnicodeDecodeError, with the place in the block, where it is not UTF-8; then nothing of
-        the block was taken.
+        text: uint8, at least n + PADDING bytes; bytes past n are overwritten. A block must end after ASCII white
+        space (but not between a return and what follows it), or where the text ends.
+        begins_line: whether the block begins at the start of a line.
+
+        Raises UnicodeDecodeError, with the position in the block, if it is not UTF-8; then nothing of the block is
+        counted.
         """
         text[n : n + PADDING] = ord(" ")
         piece_bytes = min(max(PIECE_BYTES[0], -(-n // self._thread_count())), PIECE_BYTES[1])
@@ -75,7 +77,7 @@ class WordCounter:
         return numbers
 
     def words(self, first: int = 0) -> list[str]:
-        """The words from number `first` on, in the order of their numbers."""
+        """Return the words from number `first` on, in the order of their numbers."""
         if first >= self._n_words:
             return []
         letters = self._table.letters[self._table.words[first, WHERE] : self._n_letters - 1]
@@ -83,7 +85,7 @@ class WordCounter:
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 (words,): how often each was read."""
+        """Return how often each word was read, int64 (words,)."""
         return self._table.words[: self._n_words, COUNT].copy()
 
     @property
@@ -107,11 +109,12 @@ class WordCounter:
 def split_lines(
     numbers: np.ndarray, id_of: np.ndarray, is_label: np.ndarray, *, keep_empty: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, bounds, labels, lines): the words and the labels of U lines that have any, or of all with keep_empty.
+    """Return (ids, bounds, labels, lines): the words and labels of the U lines that have any.
 
-    numbers int32 (N,) of words, END behind each line; id_of int32 (V,) and is_label bool (V,) are of a number. The
-    words of line u are ids[bounds[u]:bounds[u + 1]], int32; label m, the number labels[m] int32, stands in line
-    lines[m], int64. The ids take the place of the numbers, which are lost.
+    keep_empty: of all lines.
+    numbers: int32 (N,), word numbers with END after each line. id_of: int32 (V,), is_label: bool (V,), by number.
+    The words of line u are ids[bounds[u]:bounds[u + 1]], int32. Label m is the number labels[m] int32, in line
+    lines[m], int64. The ids overwrite the numbers.
     """
     from .on_numba import lines as kernels
 

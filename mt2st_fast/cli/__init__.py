@@ -46,9 +46,9 @@ app.command()(tune)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command. Whatever the user can mend ends in one line on standard error and exit code 2."""
+    """Run a command. Errors that the user can fix end in one line on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone ends no run
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII-only terminal must not end a run
             stream.reconfigure(errors="replace")
     handler = logging.StreamHandler()
     handler.addFilter(_Once())
@@ -64,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except LostProcessError as error:
         print(f"mt2st-fast: {error}", file=sys.stderr, flush=True)
-        os._exit(2)  # on the way out Python would take down a group that waits for the process that is gone
+        os._exit(2)  # a normal exit would destroy the process group, which waits for the lost process
     except InputError as error:
         if os.environ.get("MT2ST_DEBUG"):
             raise
         _leave(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails, too
         sys.exit(141)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -83,14 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Once(logging.Filter):
-    """Lets a message through the first time: a command that trains many models says once what is true of all."""
+    """Passes each message only once: a command that trains many models reports common conditions once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is new."""
+        """Whether the message is new."""
         message = record.getMessage()
         is_new = message not in self._said
         self._said.add(message)
@@ -98,7 +98,7 @@ class _Once(logging.Filter):
 
 
 def _leave(message: str, *, of_all: bool = False) -> None:
-    """of_all: an error that all of several processes make alike, and one says."""
+    """Print an error and exit. of_all: an error that all of several processes have, and only the first prints."""
     if is_first() or not of_all:
         print(f"mt2st-fast: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -67,7 +67,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
 
 
 def _check(asked: Progress) -> None:
-    """Raises InputError for what does not go together."""
+    """Raise InputError for options that contradict each other."""
     config, comparison = asked.config, asked.comparison
     if comparison.tune and not any(map(asked.trials_of, comparison.strategies)):
         given_flags = ", ".join("--" + name.replace("_", "-") for name in asked.fixed)
@@ -81,7 +81,9 @@ def _check(asked: Progress) -> None:
 
 
 def _stored(folder: Path, asked: Progress, given: Given) -> Progress:
-    """The comparison in a folder, judged as is asked for now. Raises InputError where another one is asked for."""
+    """Return the stored comparison, to be judged by the options given now. Raises InputError if another one is asked
+    for.
+    """
     stored = Progress.read(folder)
     for name in sorted(given.keys() & {"strategies", "engine", "tune", "seeds", "epochs"}):
         own, then = (
@@ -98,7 +100,7 @@ def _stored(folder: Path, asked: Progress, given: Given) -> Progress:
 
 
 def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: StoppingOnSignals) -> None:
-    """Run what is left of a comparison, and write its report."""
+    """Run the remaining part of a comparison, and write its report."""
     console = plain_console()
     first = read_data(progress.config)
     say(console, summary(what_was_read(first)))
@@ -107,9 +109,9 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
     comparing = Comparing(progress, folder, first, console, stopping, output.checkpoint_seconds)
     experiment = comparing.check()
     if not progress.n_done and not progress.current:
-        for file in (COMPARISON, *REPORT_FILES):  # of another comparison
+        for file in (COMPARISON, *REPORT_FILES):  # from an earlier comparison
             (folder / file).unlink(missing_ok=True)
-    progress.write(folder)  # first: it says what a configuration beside it is of
+    progress.write(folder)  # first, as it shows that the configuration beside it is a comparison's
     write_atomically(folder / RUN_CONFIG, _kept(progress, first, output))
     comparing.tune()
     comparing.run()
@@ -120,14 +122,14 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
 
 
 def _kept(progress: Progress, first: Splits, output: OutputOptions) -> bytes:
-    """The configuration file of a comparison. What is tuned and was not given must be left open there, too."""
+    """Return the configuration file of a comparison. Options that are tuned and were not given stay open in it."""
     tuned = set(TUNED) - set(progress.fixed) if progress.comparison.tune else set()
     parts = (output, progress.comparison, progress.config.resolved(first))
     return kept_config("compare", *parts, without=tuple(tuned))
 
 
 def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
-    """What compare.json has; experiment: one of the first arm."""
+    """Return the content of compare.json; experiment: one of the first arm."""
     splits, heads = experiment.splits, experiment.trainer.heads
     options = progress.config.resolved(splits).to_json()
     facts = {
@@ -166,7 +168,7 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     table.add_column("strategy", no_wrap=True)
     for name in ("dev", "test", "s", "steps to\ntarget", "s to\ntarget", "vs stl", "vs mtl"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, dev, test, _, *others in table_rows(comparison):  # shortened, it fits into 80 columns
+    for name, dev, test, _, *others in table_rows(comparison):  # shortened, to fit into 80 columns
         table.add_row(name, dev, test, *(cell.removesuffix(" came") for cell in others))
     console.print(table)
     for line in comparison["conclusions"]:

@@ -1,4 +1,4 @@
-"""The runs of a comparison, one after another: trials first, then every arm on every seed; stopped and gone on with."""
+"""Execute the runs of a comparison: trials first, then every arm on every seed, with stopping and resuming."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mt2st_fast.training.run_options import NonFiniteLossError
 
 @dataclass
 class Comparing:
-    """What runs a comparison in a folder, from where `progress` says that it stands; first: the first seed's data."""
+    """Executes a comparison in a folder from the state in `progress`; first: the first seed's data."""
 
     progress: Progress
     folder: Path
@@ -36,7 +36,7 @@ class Comparing:
     checkpoint_seconds: float
 
     def check(self) -> Experiment:
-        """Find what cannot run before anything has run. An experiment of the first arm."""
+        """Find runs that cannot work before anything has run; return an experiment of the first arm."""
         for arm in reversed(self.progress.arms):
             experiment = Experiment.prepare(self._config(arm), self.first)
             for values in self.progress.trials_of(arm.strategy):
@@ -44,7 +44,7 @@ class Comparing:
         return experiment
 
     def tune(self) -> None:
-        """The trials that are left: the same trial of all strategies, then the next."""
+        """Run the remaining trials: the same trial of all strategies, then the next."""
         progress, asked = self.progress, self.progress.comparison
         trials = {strategy: progress.trials_of(strategy) for strategy in asked.strategies}
         left = [
@@ -65,7 +65,7 @@ class Comparing:
             try:
                 summary = self._run(replace(config, seed=seed), splits, label, resumes)
                 result = trial_result(values, summary, None)
-            except NonFiniteLossError as error:  # such a rate is none to choose
+            except NonFiniteLossError as error:  # such a learning rate must not be chosen
                 result = trial_result(values, None, str(error).removeprefix(f"{label}: "))
             progress.end(self.folder, result)
         for strategy in asked.strategies:
@@ -74,7 +74,7 @@ class Comparing:
             say(self.console, f"tuned {strategy}: {shown or 'all that it takes is given'}")
 
     def run(self) -> None:
-        """The runs that are left. Seeds outside, arms inside: a machine that slows down slows all of them down."""
+        """Execute the remaining runs, by seed and then by arm, so that a machine that slows down affects all arms."""
         progress = self.progress
         self._warm_up()
         for seed in progress.reported_seeds:
@@ -88,9 +88,10 @@ class Comparing:
                 progress.end(self.folder, {"seed": seed, **summary})
 
     def _warm_up(self) -> None:
-        """A few steps of every arm that nobody counts: what comes but once in a process is no arm's own time.
+        """Take a few uncounted steps of every arm, so that no arm's time includes costs that occur once per process.
 
-        Kernels are loaded, threads begin, memory is touched; the first arm of the first seed would bear it all.
+        Kernels are loaded, threads start, memory is touched; otherwise the first arm of the first seed would pay for
+        all that.
         """
         for arm in self.progress.arms:
             config = with_values(self._config(arm), self.progress.tuned(arm.strategy))
@@ -100,10 +101,10 @@ class Comparing:
         return self.progress.config.for_strategy(arm.strategy).on_engine(arm.engine)
 
     def _run(self, config: Config, splits: Splits, label: str, resumes: bool) -> dict[str, Any]:
-        """The summary of one run.
+        """Return the summary of one run.
 
-        Raises Exit where a signal has stopped it, which leaves its checkpoint, and NonFiniteLossError that names the
-        run where it diverges.
+        Raises Exit if a signal stopped it, which leaves its checkpoint, and NonFiniteLossError, naming the run, if it
+        diverged.
         """
         experiment = Experiment.prepare(config, splits)
         bar = TrainingProgress(experiment.total_steps, label)

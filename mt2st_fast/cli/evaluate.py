@@ -40,7 +40,7 @@ def evaluate(
 
     Needs gensim and scipy: pip install 'mt2st-fast\\[words]'.
     """
-    # Pictures need matplotlib, whose import no other command should wait for.
+    # Imported here: this needs matplotlib, for whose import no other command should wait.
     from mt2st_fast.words.evaluation import EVALUATION_FILES, analogy_rows, pair_rows, write_evaluation
     from mt2st_fast.words.evaluation import evaluate as measure
 

@@ -37,7 +37,7 @@ def info() -> None:
 
 
 def _choices() -> Table:
-    """Who would compute each op: a row for each answer, with all dtypes that get it."""
+    """Return a table of what would compute each op: a row for each answer, with all dtypes that get it."""
     table = Table("op", "device", "dtypes", "backend", "why", title="What would run")
     for op, room in ROOMS.items():
         for device, name in _devices():
@@ -57,7 +57,7 @@ def _choose(room: Room, device: torch.device, dtype: torch.dtype) -> Choice:
         if choice.name == REFERENCE and not room.has_reference:
             return Choice("none", f"{reason}; its parts are computed one by one")
         return Choice(choice.name, reason)
-    except RuntimeError as error:  # MT2ST_BACKEND asks for what cannot run here
+    except RuntimeError as error:  # MT2ST_BACKEND asks for a backend that cannot run here
         return Choice("none", str(error).replace(str(dtype), "this dtype"))
     except ValueError as error:
         raise InputError(str(error)) from error

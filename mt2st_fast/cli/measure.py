@@ -14,7 +14,7 @@ from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.errors import InputError
 
-if TYPE_CHECKING:  # reading options needs no torch
+if TYPE_CHECKING:  # reading options must not import torch
     from mt2st_fast.data import Splits
 
 PARTS = ("train", "dev", "test")
@@ -60,12 +60,12 @@ def measure(
 
 
 def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
-    """A classifier of lines, by the labels in them."""
+    """Measure a classifier of lines, by the labels in them."""
     from mt2st_fast.words.supervised_model import SupervisedModel
 
     found = SupervisedModel.load(model, device="cpu")
     for family in families:
-        found.prefix_of(family)  # names one that there is not
+        found.prefix_of(family)  # raises an error that names an unknown family
     metrics = found.test(file)
     wanted = families or tuple(metrics)
     classes = {family: found.test_label(file, family=family) for family in wanted}
@@ -85,7 +85,7 @@ def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
 def _measure_corpus(
     model: Path, data: str, part: str, tasks: tuple[str, ...], text_column: str | None, delimiter: str | None
 ) -> None:
-    """The model of a run, on data as a run reads it."""
+    """Measure the model of a run on data that is read as in training."""
     from mt2st_fast.data import open_data
     from mt2st_fast.data.readers import parse_spec
     from mt2st_fast.runs.what_was_read import summary, what_was_read
@@ -104,7 +104,7 @@ def _measure_corpus(
     kind, path = parse_spec(data)
     chosen = part or ("test" if path.is_dir() else "all")
     parts = PARTS if chosen == "all" else (chosen,)
-    # What the model was trained on is split as it was then, whatever its files are named.
+    # The model's own training data is split as it was then, whatever its files are named.
     as_then = chosen != "all" and found.source == f"{kind}:{path}"
     splits = open_data(
         data, asked[0], asked[1:], label_fraction=1.0, text_column=text_column, delimiter=delimiter,
@@ -132,7 +132,7 @@ def _measure_corpus(
 
 
 def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
-    """The splits with the model's names of their tasks, in the same order: a table's header may have another case."""
+    """Return the splits with the model's names of their tasks, in the same order; a header may differ in case."""
     found = dict(zip(names, splits.tasks, strict=True))
     parts = {
         part: replace(corpus, targets={name: corpus.targets[own] for name, own in found.items()})
@@ -142,7 +142,7 @@ def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
 
 
 def _with_kind(task: str, kind: str, data: str) -> str:
-    """A task as the csv reader is asked for it."""
+    """Return a task as one requests it from the csv reader."""
     suffix = {"labels": ":multilabel", "values": ":regression"}.get(kind, "")
     return task + suffix if data.startswith("csv:") else task
 

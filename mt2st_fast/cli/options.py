@@ -1,6 +1,7 @@
 """The options of a command, from its flags and from a configuration file: flags win over the file.
 
-A command says which dataclasses of options it takes; each field is a flag and a key at once (see `runs/options.py`).
+A command declares which dataclasses of options it takes; each field is a flag and a key at once (see
+`runs/options.py`).
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ LABEL_COLUMN = Option(
     repeated=True,
 )
 
-# By command: every option that it takes, by name.
+# The options that each command takes, by name.
 COMMANDS: dict[str, dict[str, Option]] = {}
 
-# The names of the options that a user gave, with the file that each stands in, None for the command line.
+# The names of the options that a user gave, with the file that has each, None for the command line.
 Given = Mapping[str, Path | None]
 
 Command = Callable[..., None]
 
 
 def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Let a command `f(config, ..., given)` take a flag for each option of the dataclasses that it is annotated with.
+    """Give a command `f(config, ..., given)` a flag for each option of the dataclasses in its annotations.
 
-    With Config come the options of strategies and --label-column; `without`: fields of Config that it does not have.
-    `given` is told to it.
+    With Config come the options of strategies and --label-column; without: fields of Config that the command does not
+    have. The command receives `given`.
     """
 
     def decorate(command: Command) -> Command:
@@ -110,7 +111,7 @@ def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 def _flag(option: Option) -> Any:
     kind: Any = option.kind
-    if kind is tuple:  # the command line takes a list as one text
+    if kind is tuple:  # a list is one string on the command line
         kind = list[str] if option.repeated else str
     if option.may_be_none:
         kind = kind | None
@@ -128,7 +129,7 @@ def _default(option: Option) -> Any:
 def _from_flags(
     context: typer.Context, known: Mapping[str, Option], flags: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The options that stand on the command line, be it with their default. Raises InputError for what is refused."""
+    """Return the options on the command line, even those with default values. Raises InputError for a refused value."""
     found = {}
     for name, option in known.items():
         source = context.get_parameter_source(name)
@@ -150,7 +151,9 @@ def _names_in(text: str) -> tuple[str, ...]:
 
 
 def _merged(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags win. Tasks are said in one of two ways: flags of one of them win over a file that says the other, too."""
+    """Merge options; flags win. Tasks can be given in two ways: flags of one way also win over a file that uses the
+    other.
+    """
     file = dict(file)
     if LABEL_COLUMN.name in flags:
         file = {name: value for name, value in file.items() if name not in ("main", "aux")}
@@ -160,14 +163,14 @@ def _merged(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _made(kind: Any, values: Mapping[str, Any], without: tuple[str, ...]) -> Any:
-    """A dataclass of options from the values that it has; without: options that a Config leaves to others."""
+    """Make a dataclass of options from those values that it has; without: options that a Config leaves to others."""
     if kind is Config:
         return config_of({name: value for name, value in values.items() if name not in without})
     return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
 
 
 def config_of(values: Mapping[str, Any]) -> Config:
-    """The configuration of some options by name, those of strategies and --label-column among them."""
+    """Return the configuration for some options by name, including those of strategies and --label-column."""
     own = {name: values[name] for name in options_of(Config) if name in values}
     columns = values.get(LABEL_COLUMN.name)
     if columns:
@@ -181,7 +184,7 @@ def config_of(values: Mapping[str, Any]) -> Config:
 
 
 def _tasks_of(columns: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The main task and the auxiliary ones. Raises InputError where they are said otherwise, too."""
+    """Return the main task and the auxiliary ones. Raises InputError if they are given in the other way, too."""
     if values.get("main") is not None or values.get("aux") is not None:
         raise InputError(
             "--label-column names the main task, then the auxiliary ones, as --main and --aux do; leave one of both out"
@@ -190,7 +193,7 @@ def _tasks_of(columns: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _with_origin(message: str, values: Mapping[str, Any], known: Mapping[str, Option], given: Given) -> str:
-    """A refusal, with the options of the file that it speaks of."""
+    """Add to an error message which options of the file it refers to."""
     named = [
         f"{known[name].key} in {path}"
         for name, path in given.items()
@@ -208,17 +211,17 @@ def _speaks_of(message: str, option: Option, value: Any) -> bool:
 
 
 def _is_named(text: str, message: str) -> bool:
-    """Whether it stands there by itself: --lr is not in --lr-decay."""
+    """Whether the text occurs as a whole word: --lr is not in --lr-decay."""
     return re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", message) is not None
 
 
-# --- configurations that are kept -------------------------------------------------------------------------
+# --- stored configurations --------------------------------------------------------------------------------
 
 
 def kept_config(command: str, *parts: Any, without: tuple[str, ...] = ()) -> bytes:
-    """The file that makes a command do the same again, from its dataclasses of options; None is left out.
+    """Return the file with which a command does the same again, from its dataclasses of options; None is left out.
 
-    Where it writes, and whether it goes on with something, is no part of that.
+    The options on where to write and whether to resume are not part of it.
     """
     values: dict[str, Any] = {}
     for part in reversed(parts):
@@ -230,7 +233,7 @@ def kept_config(command: str, *parts: Any, without: tuple[str, ...] = ()) -> byt
 
 
 def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Config:
-    """The configuration of the run in a folder, with the end that is given now.
+    """Return the configuration of the run in a folder, with the end that is given now.
 
     Raises InputError for any other option that is given with another value than that run has.
     """
@@ -246,7 +249,7 @@ def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Conf
 
 
 def another_value(name: str, file: Path | None, own: Any, then: Any, what: str) -> InputError:
-    """The refusal of an option that what goes on has with another value; file: that it stands in, if it does."""
+    """Return the error for an option that the resumed run has with another value; file: the file that gives it."""
     own, then = (",".join(value) if isinstance(value, tuple) else value for value in (own, then))
     key = name.replace("_", "-")
     said = f"--{key} {own} is given" if file is None else f"{file}: {key} is {own}"
@@ -259,4 +262,4 @@ def another_value(name: str, file: Path | None, own: Any, then: Any, what: str) 
 def _value(config: Config, name: str) -> Any:
     if name in strategy_options():
         return config.strategy_options.get(name)
-    return getattr(config, name, None)  # None: no option of a run, such as --out
+    return getattr(config, name, None)  # None for what is no option of a run, such as --out

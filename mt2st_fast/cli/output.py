@@ -1,4 +1,4 @@
-"""Where a command writes, and how often; and what it must not write over."""
+"""Where and how often a command writes, and what it must not overwrite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKPOINT = "checkpoint/last.safetensors"
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """The folder of a run, and its checkpoints. out None: runs/ and the name of the command."""
+    """The folder of a run, and its checkpoints. out: None stands for runs/ and the name of the command."""
 
     out: str | None = option(
         None,
@@ -39,35 +39,35 @@ class OutputOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises InputError naming an option that cannot be used."""
+        """Raise InputError, naming an option that cannot be used."""
         check_options(self)
         if self.out is not None:
             out_path(self.out)
 
     def folder(self, command: str) -> Path:
-        """The folder to write to."""
+        """Return the folder to write to."""
         return Path("runs") / command if self.out is None else Path(self.out)
 
     def going_on(self, stored: Mapping[str, Any], given: Collection[str]) -> OutputOptions:
-        """Of what goes on from options stored by name: as often as then, where nothing else is given now."""
+        """Return the options of a resumed run: its stored interval of checkpoints, unless one is given now."""
         name = "checkpoint_every"
         return replace(self, checkpoint_every=stored[name]) if name in stored and name not in given else self
 
     @property
     def checkpoint_seconds(self) -> float:
-        """Seconds between checkpoints."""
+        """The seconds between checkpoints."""
         return 60 * self.checkpoint_every
 
 
 def out_path(text: str) -> Path:
-    """What --out names. Raises InputError where it is empty: the current folder is `.`."""
+    """Return the path of --out. Raises InputError if it is empty: the current folder is `.`."""
     if not text:
         raise InputError("--out is empty; name what to write, or leave it out")
     return Path(text)
 
 
 def make_writable(folder: Path) -> Path:
-    """Create `folder` if need be and try it. Raises InputError where nothing can be written."""
+    """Create `folder` if necessary and test it. Raises InputError if nothing can be written."""
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def make_writable(folder: Path) -> Path:
 
 
 def check_not_of(other: str, folder: Path) -> None:
-    """Raises InputError where the other one of train and compare has written to the folder: both have a config.json."""
+    """Raise InputError if the other of train and compare has written to the folder: both have a config.json."""
     compared = has_comparison(folder)
     found = compared if other == "compare" else not compared and (folder / RUN_CONFIG).exists()
     if found:
@@ -92,10 +92,10 @@ def check_not_of(other: str, folder: Path) -> None:
 
 
 def check_not_lost(folder: Path, names: Iterable[str], own: bool) -> None:
-    """Raise InputError where what a command writes under these names would take the place of somebody else's.
+    """Raise InputError if files that a command writes under these names would replace files of another origin.
 
-    own: whether such a command has written to the folder before, and its files may be replaced. A model's folder may
-    hold nothing else even then, as it is replaced as a whole.
+    own: whether such a command has written to the folder before, so that its files may be replaced. Even then, a
+    model's folder may contain nothing else, as it is replaced as a whole.
     """
     there = [] if own else [name for name in names if (folder / name).exists()]
     there += [f"{RUN_MODEL}/{name}" for name in foreign_to_model(folder / RUN_MODEL) if RUN_MODEL in names]
@@ -107,8 +107,10 @@ def check_not_lost(folder: Path, names: Iterable[str], own: bool) -> None:
 
 
 def has_run(folder: Path) -> bool:
-    """Whether `mt2st-fast train` has written to a folder, this version or another: by its configuration, or, where that
-    is damaged or of another version, by the format that its other files name.
+    """Whether `mt2st-fast train`, of any version, has written to a folder.
+
+    This shows in its configuration or, if that is damaged or of another version, in the format that its other files
+    name.
     """
     try:
         if "data" in read_config_file(folder / RUN_CONFIG, "train", COMMANDS["train"]):

@@ -58,7 +58,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="with their probabilities")] = False,
 ) -> None:
     """Label words or texts with a trained model, a block at a time: a file of any length, or a pipe."""
-    # Reading options needs no torch.
+    # Imported here: reading options must not import torch.
     from mt2st_fast.model_folder import files_of_model, kind_of
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED
 
@@ -71,7 +71,7 @@ def predict(
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
-    gc.disable()  # words make no circles, and looking for some takes half of the time
+    gc.disable()  # words form no reference cycles, and searching for some takes half of the time
     with _sink(sink_path) as sink:
         for text in answers(model, source, kind, tokenizer, names, form, asked):
             sink.write(text.encode("utf-8", "surrogatepass"))
@@ -89,7 +89,7 @@ def _of_texts(
     form: str | None,
     asked: dict[str, Any],
 ) -> Iterator[str]:
-    """By the model of a run."""
+    """Label text with the model of a run."""
     from mt2st_fast.data.text.tokenizers import TOKENIZERS
     from mt2st_fast.serving.reading import read_units
     from mt2st_fast.serving.text_model import TextModel
@@ -114,7 +114,7 @@ def _of_lines(
     form: str | None,
     asked: dict[str, Any],
 ) -> Iterator[str]:
-    """By a model of train_supervised, which cuts lines itself."""
+    """Label lines with a model of train_supervised, which splits lines itself."""
     from mt2st_fast.data.text.lines import TextLines
     from mt2st_fast.serving.classified_lines import check_format, write_lines
     from mt2st_fast.serving.writing import Wanted
@@ -129,18 +129,18 @@ def _of_lines(
 
 
 def _standard_input() -> Path:
-    """A name of the file that was handed in by `<`, on systems that have such names."""
+    """Return a name of the file that was passed with `<`, on systems that have such names."""
     return Path("/dev/stdin")
 
 
 def _chunks(file: str) -> Iterator[bytes]:
-    """The bytes to read, with a bar on a terminal that shows how far."""
+    """Yield the bytes to read, with a progress bar on a terminal."""
     if file == "-":
         yield from iter(lambda: sys.stdin.buffer.read1(CHUNK_BYTES), b"")  # type: ignore[union-attr]
         return
     path = Path(file)
     console = plain_console(stderr=True)
-    shown = console.is_terminal and not is_packed(path)  # whose length says nothing
+    shown = console.is_terminal and not is_packed(path)  # the length of a compressed file says nothing
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""A command that several processes run: `torchrun --nproc-per-node 2 -m mt2st_fast train ...`."""
+"""A command in several processes: `torchrun --nproc-per-node 2 -m mt2st_fast train ...`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import typer
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.processes.group import Processes, the_processes
 
-MEETING = timedelta(minutes=5)  # that all may take to start
-TOGETHER = "train"  # the one command that several processes run together
+MEETING = timedelta(minutes=5)  # time for all processes to start
+TOGETHER = "train"  # the only command that several processes run together
 
 
 class SaidElsewhereError(InputError):
-    """An error that process 0 says, too: here it ends the command without a word."""
+    """An error that process 0 also reports, so that here it ends the command silently."""
 
 
 def is_first() -> bool:
@@ -30,19 +30,19 @@ def is_first() -> bool:
 
 
 def are_several() -> bool:
-    """Whether torchrun, or something like it, has started this process as one of several."""
+    """Whether torchrun, or a similar launcher, has started this process as one of several."""
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
 
 
 def be_quiet_unless_first() -> None:
-    """Have all processes but the first print errors of their own only."""
+    """Make all processes except the first print only their own errors."""
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
         logging.getLogger().setLevel(logging.ERROR)
 
 
 def refusal(arguments: Sequence[str]) -> str | None:
-    """Why several processes do not run this command, or None."""
+    """Return why several processes cannot run this command, or None."""
     command = next((argument for argument in arguments if not argument.startswith("-")), TOGETHER)
     if not are_several() or command == TOGETHER:
         return None
@@ -52,10 +52,11 @@ def refusal(arguments: Sequence[str]) -> str | None:
 
 @contextmanager
 def together(device: str) -> Iterator[Processes]:
-    """The processes that were started together, by NCCL where the run is on CUDA, else by gloo; one alone is a group.
+    """Yield the processes that were started together: by NCCL if the run is on CUDA, else by gloo; a single one is a
+    group.
 
-    An error of one ends all of them. Raises InputError where they do not find each other, and SaidElsewhereError for an
-    error that process 0 says, too.
+    An error in one ends all of them. Raises InputError if they cannot connect, and SaidElsewhereError for an error that
+    process 0 also reports.
     """
     made = are_several() and not dist.is_initialized()
     if made:
@@ -72,11 +73,11 @@ def together(device: str) -> Iterator[Processes]:
     processes = the_processes()
     try:
         yield processes
-    except typer.Exit:  # in order, and of all alike
+    except typer.Exit:  # a regular exit, the same in all processes
         processes.close()
         raise
     except BaseException as error:
-        # What is in trouble is let be: taking it down may wait for a process that is gone.
+        # A group in trouble is not destroyed: that could wait for a process that is gone.
         processes.tell(error)
         if processes.is_echo and isinstance(error, InputError | OSError):
             raise SaidElsewhereError(str(error)) from error

@@ -1,4 +1,4 @@
-"""A progress bar with live losses and task weights; quiet where nobody watches."""
+"""A progress bar with live losses and task weights; silent if there is no terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_TASKS_SHOWN = 4
 
 
 class TrainingProgress(Callback):
-    """Shows steps, losses, weights and the main task's quality on standard error; use as a context manager."""
+    """Shows steps, losses, weights and the main task's quality on standard error; use it as a context manager."""
 
     def __init__(self, total_steps: int, label: str = "train") -> None:
         self._console = plain_console(stderr=True)
@@ -36,7 +36,7 @@ class TrainingProgress(Callback):
         self._watching = ExitStack()
 
     def __enter__(self) -> TrainingProgress:
-        if self._console.is_terminal:  # elsewhere the log says it, in one line
+        if self._console.is_terminal:  # otherwise one log message says it
             self._watching.enter_context(on_compile(self._compiling))
         self._progress.start()
         return self
@@ -53,12 +53,12 @@ class TrainingProgress(Callback):
         self._progress.update(self._bar, state=state)
 
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
-        """A line that stays, for every change of the active tasks."""
+        """Print a permanent line for every change of the active tasks."""
         if self._console.is_terminal:
             say(self._progress.console, f"step {phase.first_step}: training {', '.join(phase.active)}")
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
-        """Loss × weight of the first tasks."""
+        """Show loss × weight of the first tasks."""
         shown = list(record.losses.items())[:MOST_TASKS_SHOWN]
         parts = [f"{task} {loss:.3f}×{record.weights[task]:.2g}" for task, loss in shown]
         more = len(record.losses) - len(shown)
@@ -66,7 +66,7 @@ class TrainingProgress(Callback):
         self._update(trainer)
 
     def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
-        """The main task's development quality."""
+        """Show the main task's development quality."""
         self._quality = f"dev {evaluation.metrics[trainer.heads.main]:.4f}"
         self._update(trainer)
 

@@ -1,4 +1,4 @@
-"""Reading a corpus with a progress bar."""
+"""Read a corpus with a progress bar."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mt2st_fast.runs.config import Config
 
 
 def read_data(config: Config) -> Splits:
-    """The corpus that a configuration names."""
+    """Return the corpus that a configuration names."""
     console = plain_console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:

@@ -1,4 +1,4 @@
-"""`mt2st-fast report`: the report of a run or of a comparison, made anew from what stands in its folder."""
+"""`mt2st-fast report`: make the report of a run or of a comparison again from the files in its folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def report(
 
 
 def _is_comparison(folder: Path) -> bool:
-    """Whether it is a comparison that has ended, not a run. Raises InputError where it is neither, or both."""
+    """Whether the folder has a finished comparison, not a run. Raises InputError if it has neither, or both."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give one that train or compare has written to")
     has_run, has_comparison = ((folder / name).exists() for name in (FACTS, COMPARISON))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the run ends in order, and can go on."""
+"""Ctrl-C and SIGTERM during training: the run stops cleanly, and can be resumed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mt2st_fast.training.callbacks import Callback, Training
 
 
 class StoppingOnSignals(Callback):
-    """The first Ctrl-C or SIGTERM (which schedulers send) ends a run after the step at hand; the second at once.
+    """Ends a run after the current step at the first Ctrl-C or SIGTERM (sent by schedulers), and at once at the second.
 
-    A context manager and a callback of every trainer that is to stop. received: the signals that came; one that comes
-    between two runs stops the second before its first step.
+    It is a context manager and a callback of every trainer that should stop. received: the signals that came; one that
+    comes between two runs stops the second run before its first step.
     """
 
     def __init__(self) -> None:
@@ -34,15 +34,15 @@ class StoppingOnSignals(Callback):
 
     @property
     def exit_code(self) -> int:
-        """What a shell says of a command that a signal has ended."""
+        """The exit code that a shell expects after a signal."""
         return 128 + (self.received[0] if self.received else signal.SIGINT)
 
     def on_fit_start(self, trainer: Training) -> None:
-        """Heed a signal that came before the first step."""
+        """React to a signal that came before the first step."""
         self.on_step(trainer)
 
     def on_step(self, trainer: Training) -> None:
-        """Heed a signal."""
+        """React to a signal."""
         if self.received:
             trainer.stop_requested = True
 

@@ -6,7 +6,9 @@ from mt2st_fast.errors import InputError
 
 
 def tasks_named(option: str | None) -> tuple[str, ...]:
-    """Names between commas, each once; none where the option is not given. Raises InputError where it names none."""
+    """Return the names between commas, each once; empty if the option is not given. Raises InputError if it has no
+    name.
+    """
     if option is None:
         return ()
     names = tuple(dict.fromkeys(name.strip() for name in option.split(",") if name.strip()))

@@ -42,7 +42,7 @@ from mt2st_fast.runs.shown import left_out_of_vectors, quality_of, shown, step_m
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.run_options import NonFiniteLossError
 
-# What a run leaves in its folder; the configuration is last, by which the folder is known to be a run's.
+# The files of a run in its folder; last comes the configuration, which marks the folder as a run's.
 OF_A_RUN = (CHECKPOINT, *LEFT, *REPORT_FILES, beside.AGAINST, RUN_MODEL, RUN_CONFIG)
 
 
@@ -67,13 +67,13 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
                 config = going_on(config_of(stored), config, given, folder)
                 output = output.going_on(stored, given)
             _check_out(config, folder)
-            processes.barrier()  # everybody has read what is there before anything is written
+            processes.barrier()  # all processes have read the folder before anything is written
             with rehearsed(config) if processes.writes else nullcontext():
                 _train(config, output, folder, writes=processes.writes)
 
 
 def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool) -> None:
-    """Of several processes one writes files; what the others print goes nowhere."""
+    """Train; of several processes one writes files, and what the others print is discarded."""
     console = plain_console()
     config = replace(config, against=config.held_against() or NONE)
     other = None if config.against == NONE else config.for_strategy(str(config.against))
@@ -81,9 +81,9 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
     experiment = Experiment.prepare(config, splits)
     _announce(console, experiment)
     if other is not None:
-        # What comes but once in a process, such as loading kernels, is no run's own time.
+        # Costs that occur once per process, such as loading kernels, must not count for either run.
         for each in (other, config):
-            # Vectors to start from take long to read, and make no step another one.
+            # Initial vectors take long to read, and do not change what a step costs.
             Experiment.prepare(replace(each, init=None), splits).warm_up()
         experiment = Experiment.prepare(config, splits)
     if writes:
@@ -118,7 +118,7 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
 
 
 def _run(experiment: Experiment, label: str, stopping: StoppingOnSignals, writes: bool, **how: Any) -> None:
-    """Train to the end or to where a signal asks to stop."""
+    """Train to the end, or until a signal asks to stop."""
     progress = TrainingProgress(experiment.total_steps, label)
     experiment.trainer.callbacks += [progress, stopping] if writes else [stopping]
     with progress if writes else nullcontext():
@@ -134,7 +134,7 @@ def _train_beside(
     *,
     writes: bool,
 ) -> dict[str, Any]:
-    """Train by another strategy; what reports have of both runs. The run itself is written already, and stays."""
+    """Train with another strategy and return what reports show of both runs; the first one is already written."""
     label = f"{config.strategy}, to compare"
     own_summary = beside.summary_of(own)
     experiment = Experiment.prepare(config, own.splits)
@@ -156,7 +156,7 @@ def _train_beside(
 def _clear(folder: Path, *, of_the_run: bool) -> None:
     """Remove what an earlier run wrote: its checkpoint must not be resumed under another configuration.
 
-    Of a run that goes on only what it was held against, which is made anew at its end.
+    For a resumed run, only remove its comparison with another strategy, which is made again at the end.
     """
     for name in OF_A_RUN if of_the_run else (beside.AGAINST, beside.PICTURE):
         if name == RUN_MODEL:
@@ -166,7 +166,7 @@ def _clear(folder: Path, *, of_the_run: bool) -> None:
 
 
 def _check_out(config: Config, folder: Path) -> None:
-    """Raises InputError where the run would write over what it reads, or over what no run has written."""
+    """Raise InputError if the run would overwrite its inputs, or files that no run has written."""
     inputs = [Path(config.data.partition(":")[2]).expanduser(), *([Path(config.init)] if config.init else [])]
     for name in OF_A_RUN:
         check_not_read(folder / name, inputs)
@@ -174,7 +174,7 @@ def _check_out(config: Config, folder: Path) -> None:
 
 
 def _stored_options(folder: Path) -> dict[str, Any]:
-    """The options of the run in a folder by name. Raises InputError where they cannot make a configuration."""
+    """Return the options of the run in a folder by name. Raises InputError if they do not form a configuration."""
     path = folder / RUN_CONFIG
     if not path.exists():
         raise InputError(f"there is no run to resume in {folder}: {RUN_CONFIG} is missing")

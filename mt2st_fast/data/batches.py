@@ -1,4 +1,4 @@
-"""Batches: (inputs, {task: targets}) as torch tensors, by array operations only."""
+"""Batches (inputs, {task: targets}) as torch tensors, made by array operations only."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -15,7 +15,7 @@ from mt2st_fast.kernels import take_bags
 
 OUTSIDE = -1  # the "type id" of a window position beyond the sentence
 
-STEPS_A_PASS = 96  # that a pass should have at least, within the limits of batch_size_for
+STEPS_A_PASS = 96  # minimum steps of a pass, within the limits of batch_size_for
 MOST_ROWS = 512
 
 Targets = dict[str, Tensor]
@@ -23,9 +23,10 @@ Batch = tuple[Tensor | tuple[Tensor, Tensor], Targets]
 
 
 def batch_size_for(n_rows: int, least: int) -> int:
-    """Rows of a batch for a corpus of n_rows: a power of two from `least` to 512, so that a pass is some 100 steps.
+    """Return the batch size for a corpus of n_rows: a power of two from `least` to 512, so that a pass is some 100
+    steps.
 
-    Large batches are cheaper, but a small corpus would be over after a few steps.
+    Large batches are cheaper, but would end a pass over a small corpus after a few steps.
     """
     size = least
     while 2 * size <= min(MOST_ROWS, n_rows // STEPS_A_PASS):
@@ -36,8 +37,8 @@ def batch_size_for(n_rows: int, least: int) -> int:
 class WindowInputs:
     """Windows of type ids around tokens.
 
-    Sentences are laid out with `window` outside marks between them, so that every window is one contiguous
-    slice and no border needs a test.
+    Sentences are laid out with `window` outside marks between them, so that every window is one contiguous slice and
+    sentence borders need no test.
     """
 
     def __init__(self, corpus: Corpus, window: int):
@@ -47,27 +48,27 @@ class WindowInputs:
             )
         if window < 0:
             raise InputError(f"window {window} is negative; 2 takes two words on each side")
-        # The window of token t begins in front of the token by `window` places, and `window` marks stand
-        # before each sentence: the two cancel out, but for the marks of the earlier sentences.
+        # The window of token t begins `window` places before the token, and there are `window` marks
+        # before each sentence: the two cancel out, except for the marks of the earlier sentences.
         self._begin_of_row = np.arange(len(corpus.tokens)) + window * corpus.unit_of_token
         laid_out = np.full(len(corpus.tokens) + window * (corpus.n_units + 1), OUTSIDE, dtype=np.int32)
         laid_out[self._begin_of_row + window] = corpus.tokens
-        # Too short only for a corpus without tokens, which has no row to look at.
+        # Only a corpus without tokens is too short, and it has no rows.
         laid_out = (
             laid_out if len(laid_out) > 2 * window else np.full(2 * window + 1, OUTSIDE, dtype=np.int32)
         )
         self._laid_out, self._places = laid_out, np.arange(2 * window + 1)
 
     def __call__(self, rows: np.ndarray) -> Tensor:
-        """Type ids, int32 (B, 2 * window + 1); OUTSIDE beyond the sentence."""
+        """Return type ids, int32 (B, 2 * window + 1); OUTSIDE beyond the sentence."""
         return torch.from_numpy(self._laid_out.take(self._begin_of_row.take(rows)[:, None] + self._places))
 
     def n_bytes(self) -> int:
-        """What `on_device` takes there."""
+        """The bytes that `on_device` takes on the device."""
         return len(self._begin_of_row) * len(self._places) * self._laid_out.itemsize
 
     def on_device(self, device: torch.device) -> DeviceWindows:
-        """The windows of all rows, on a device."""
+        """Return the windows of all rows, on a device."""
         laid_out = torch.from_numpy(self._laid_out).to(device)
         windows_nw = laid_out.unfold(0, len(self._places), 1)
         return DeviceWindows(windows_nw.index_select(0, torch.from_numpy(self._begin_of_row).to(device)))
@@ -84,19 +85,19 @@ class BagInputs:
         self._tokens, self._bounds = corpus.tokens, corpus.bounds
 
     def __call__(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Type ids, int32 (total,), and the offsets of the documents in them, int64 (B + 1,)."""
+        """Return type ids, int32 (total,), and the offsets of the documents in them, int64 (B + 1,)."""
         return take_bags(self._tokens, self._bounds, rows)
 
 
 class TrainingBatches:
     """Endless, resumable training batches in epochs of a fixed length.
 
-    Iterating yields the rest of the current epoch (a whole one at its start), each batch as (inputs, {task:
-    targets}) with the *active* tasks only: int64 (B,) for classes, float32 (B, C) for the other kinds; -100
-    or NaN where a row has no label.
+    Iterating yields the rest of the current epoch (or all of it at its start), each batch as (inputs, {task: targets})
+    with the *active* tasks only: int64 (B,) for classes, float32 (B, C) for the other kinds; -100 or NaN where a row
+    has no label.
 
-    With `fixed_batches` the batches of a phase are put together once and kept: they come in another order every epoch,
-    as the same tensors, and who trains on them need not look at one twice.
+    With `fixed_batches` the batches of a phase are composed once and kept: every epoch has the same tensors in another
+    order, so that a training loop can cache what it derives from a batch.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class TrainingBatches:
         self._inputs = inputs
         self.fixed_batches = fixed_batches
         if self.tasks == (main,):
-            share = 1.0  # no row is there for another task
+            share = 1.0  # no row is drawn for another task
         make = FixedSampler if fixed_batches else Sampler
         self.sampler = make(corpus.column(main).labelled(), batch_size, share, seed)
         self.ahead = RowsAhead(self.sampler)
@@ -127,37 +128,37 @@ class TrainingBatches:
 
     @property
     def batch_size(self) -> int:
-        """B, rows of a multi-task batch; the most that a batch has."""
+        """B, the rows of a multi-task batch and the maximum of any batch."""
         return self.sampler.batch_size
 
     def rows_a_batch(self, active: Sequence[str]) -> int:
-        """Rows of a batch while these tasks are active; the most that a fixed batch has."""
+        """Return the rows of a batch while these tasks are active; for fixed batches, the maximum."""
         return self.sampler.rows_a_batch(single_task=tuple(active) == (self.main,))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, the same in every phase."""
+        """The number of batches of an epoch, the same in every phase."""
         return self.sampler.steps_per_epoch
 
     def __len__(self) -> int:
         return self.sampler.steps_per_epoch
 
     def take_part(self, rank: int, count: int) -> None:
-        """From the next batch on, hand out one of `count` parts of its rows: number `rank`; (0, 1) is all of them.
+        """From the next batch on, return only part number `rank` of `count` parts of its rows; (0, 1) is all of them.
 
-        For several processes, each with such batches of the same corpus and seed. What `state_dict` gives is the same
-        in all of them, and good for any count.
+        For several processes, each with its own batches of the same corpus and seed. `state_dict` returns the same in
+        all of them, and can be loaded for any count.
         """
         self.ahead.put_back()
         self.sampler.part = (rank, count)
         self._kept.clear()
 
     def enter_phase(self, active: Sequence[str]) -> None:
-        """From the next batch on, deliver the targets of these tasks; retired tasks' labels are let go of.
+        """From the next batch on, deliver the targets of these tasks; labels of retired tasks are released.
 
-        With the main task alone (a single-task phase) only rows with a main label are drawn, and where those are rare
-        only as many as a multi-task batch has of them. Raises
-        InputError for an unknown task or where the main task is not among them.
+        With the main task alone (a single-task phase) only rows with a main label are drawn; where those are rare, a
+        batch then has only as many rows as a multi-task batch has of them. Raises InputError for an unknown task or if
+        the main task is not among them.
         """
         self.ahead.put_back()
         self.active = check_active(active, self.tasks, self.main)
@@ -168,16 +169,17 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             batch = self._next_batch()
-            # Asked before the batch is handed out: what is done with it may load another position.
+            # Checked before the batch is yielded: the caller may then load another position.
             ends_epoch = self.sampler.position == 0
             yield batch
             if ends_epoch:
                 return
 
     def resident_on(self, device: torch.device) -> ResidentStream | None:
-        """The batches that follow as rows of a corpus on the device, without an end; None where that does not fit.
+        """Return the following batches as an endless stream of rows of a corpus on the device; None where that does not
+        fit.
 
-        `enter_phase` and the states act on them as on all others.
+        `enter_phase`, `state_dict` and `load_state_dict` have the same effect on it.
         """
         columns = [self._corpus.column(task).values for task in self.tasks]
         if not _fits(self._inputs, columns, device):
@@ -185,7 +187,7 @@ class TrainingBatches:
         return ResidentStream(self, self._inputs.on_device(device), device)
 
     def active_columns(self) -> dict[str, np.ndarray]:
-        """The targets of all rows, by active task."""
+        """Return the targets of all rows, by active task."""
         return self._columns
 
     def _next_batch(self) -> Batch:
@@ -199,23 +201,23 @@ class TrainingBatches:
         return inputs, dict(targets)
 
     def _batch(self, rows: np.ndarray) -> Batch:
-        # By numpy: torch's indexing costs three times as much at such sizes, for every task of every step.
+        # By NumPy: torch's indexing is three times as slow at these sizes, for every task of every step.
         targets = {
             task: torch.from_numpy(column.take(rows, axis=0)) for task, column in self._columns.items()
         }
         return self._inputs(rows), targets
 
     def close(self) -> None:
-        """Let go of the batches that are kept."""
+        """Release the batches that are kept."""
         self._kept = {}
 
     @cached_property
     def _digest(self) -> str:
-        """Of all that is trained on: what must be the same where a run goes on."""
+        """Return a checksum of all training data, which must be the same when a run is resumed."""
         return self._corpus.digest(self.tasks)
 
     def state_dict(self) -> dict:
-        """Phase and positions, in JSON's types: what follows the batch that was handed out last."""
+        """Return phase and positions after the last batch that was yielded, in JSON's types."""
         self.ahead.put_back()
         return {
             "active": list(self.active),
@@ -281,7 +283,7 @@ class BagBatches(TrainingBatches):
 
 
 class EvaluationBatches:
-    """All rows of a corpus in their order, with the targets of the requested tasks; can be iterated again."""
+    """All rows of a corpus in order, with the targets of the requested tasks; can be iterated repeatedly."""
 
     def __init__(self, corpus: Corpus, batch_size: int, inputs, tasks: Sequence[str]):
         if batch_size < 1:
@@ -299,7 +301,7 @@ class EvaluationBatches:
         return -(-self._n_rows // self._batch_size)
 
     def digest(self) -> str:
-        """By which processes find out whether they have the same batches."""
+        """Return a checksum by which processes compare whether they have the same batches."""
         return f"{self._batch_size} {self._corpus.digest(self._tasks)}"
 
     def __iter__(self) -> Iterator[Batch]:
@@ -309,7 +311,7 @@ class EvaluationBatches:
             yield self._inputs(rows), targets
 
     def resident_on(self, device: torch.device) -> Iterator[Batch] | None:
-        """The same batches as views of a corpus on the device, which stays there; None where it does not fit."""
+        """Return the same batches as views of a corpus that stays on the device; None where it does not fit."""
         if self._resident is None or self._resident[0] != device:
             if not _fits(self._inputs, [*self._values.values()], device):
                 return None
@@ -322,7 +324,7 @@ class EvaluationBatches:
 
 
 def _fits(inputs, columns: Sequence[np.ndarray], device: torch.device) -> bool:
-    """Whether inputs that know a form on a device, and targets, may lie there."""
+    """Whether the inputs have a form for devices, and fit on this one together with the targets."""
     if not hasattr(inputs, "on_device"):
         return False
     return inputs.n_bytes() + sum(column.nbytes for column in columns) <= memory_budget(device)
@@ -331,8 +333,7 @@ def _fits(inputs, columns: Sequence[np.ndarray], device: torch.device) -> bool:
 def evaluation_batches(
     corpus: Corpus, batch_size: int, window: int | None = None, tasks: Sequence[str] | None = None
 ) -> EvaluationBatches:
-    """Sequential batches over all rows; `tasks` are all of the corpus by default, `window` is for token
-    level only.
+    """Return sequential batches over all rows; tasks: all of the corpus by default. window: for token level only.
 
     The last batch may be shorter. Targets are views of the corpus: do not write to them.
     """
@@ -345,5 +346,5 @@ def evaluation_batches(
 
 
 def _tensor(values: np.ndarray) -> Tensor:
-    """A tensor over the same memory; copies only what torch cannot share (read-only or strided arrays)."""
+    """Return a tensor over the same memory; copies only what torch cannot share (read-only or strided arrays)."""
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))

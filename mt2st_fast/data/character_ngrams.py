@@ -1,4 +1,4 @@
-"""fastText's character n-grams: the parts of `<word>` of minn to maxn characters, and their hashes."""
+"""fastText's character n-grams: the parts of `<word>` with minn to maxn characters, and their hashes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 BEGIN, END = "<", ">"
-# FNV-1a of 32 bits, a signed byte at a time, as fastText has it: the same part falls into the same bucket there.
+# 32-bit FNV-1a over signed bytes, as in fastText: an n-gram falls into the same bucket as there.
 FNV_BASIS, FNV_PRIME = 2_166_136_261, np.uint32(16_777_619)
-CONTINUATION_BITS, CONTINUATION = 0xC0, 0x80  # a byte of UTF-8 that begins no character is 10xxxxxx
+CONTINUATION_BITS, CONTINUATION = 0xC0, 0x80  # UTF-8 continuation bytes are 10xxxxxx
 
 
 def character_ngrams(word: str, minn: int, maxn: int) -> list[str]:
-    """The parts of one word: by their first character, the shorter ones before. The marks alone are none."""
+    """Return the n-grams of one word, ordered by their first character, the shorter ones first, without single marks <
+    and >.
+    """
     marked = f"{BEGIN}{word}{END}"
     return [
         marked[first : first + n]
@@ -24,9 +26,9 @@ def character_ngrams(word: str, minn: int, maxn: int) -> list[str]:
 
 
 def ngram_hashes(words: Sequence[str], minn: int, maxn: int) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes uint32 (total,), bounds int64 (T + 1,)): of each of T words those of its `character_ngrams`.
+    """Return (hashes uint32 (total,), bounds int64 (T + 1,)) of the `character_ngrams` of each of T words.
 
-    A hash of n characters goes on to n + 1, for the characters of all words at once.
+    Hashes of n characters are extended to n + 1 characters, for all words at once.
     """
     text = "".join(f"{BEGIN}{word}{END}" for word in words).encode("utf-8", "surrogatepass")
     values = np.frombuffer(text, np.int8)
@@ -56,7 +58,7 @@ def ngram_hashes(words: Sequence[str], minn: int, maxn: int) -> tuple[np.ndarray
 
 
 def ngram_hash(ngram: str) -> int:
-    """The hash of one n-gram, as `ngram_hashes` makes it."""
+    """Return the hash of one n-gram, as `ngram_hashes` computes it."""
     hashed = FNV_BASIS
     for byte in np.frombuffer(ngram.encode("utf-8", "surrogatepass"), np.int8).tolist():
         hashed = ((hashed ^ (byte & 0xFFFFFFFF)) * int(FNV_PRIME)) & 0xFFFFFFFF
@@ -66,9 +68,9 @@ def ngram_hash(ngram: str) -> int:
 def subword_ids(
     words: Sequence[str], own: np.ndarray, first_bucket: int, buckets: int, minn: int, maxn: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(ids int32 (total,), bounds int64 (T + 1,)): of each of T words its own id, and those of its n-grams.
+    """Return (ids int32 (total,), bounds int64 (T + 1,)): for each of T words its own id, and those of its n-grams.
 
-    own is (T,), -1 = none; n-grams have the ids from `first_bucket` on, and there are none while `maxn` is 0.
+    own: (T,), -1 for none. n-grams have the ids from `first_bucket` on; there are none while `maxn` is 0.
     """
     known = own >= 0
     known_bounds = np.concatenate(([0], np.cumsum(known)))
@@ -80,7 +82,7 @@ def subword_ids(
 
 
 def _hash_on(hashes: np.ndarray, values: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> None:
-    """Take one more character into each hash, in place: bytes begins[i] to begins[i] + sizes[i] of values int8."""
+    """Extend each hash by one more character, in place: bytes begins[i] to begins[i] + sizes[i] of values int8."""
     for byte in range(int(sizes.max(initial=0))):
         longer = np.flatnonzero(sizes > byte)
         signed = values[begins[longer] + byte].astype(np.uint32)

@@ -1,4 +1,4 @@
-"""The corpus: word type ids, sentence or document bounds, and one target column a task."""
+"""The corpus: word type ids, sentence or document bounds, and one target column per task."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from mt2st_fast.data.tokens import check_bounds
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 
-MISSING = -100  # a row without a class; torch's and our heads' ignore_index
+MISSING = -100  # the class of a row without a label; torch's and our heads' ignore_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +63,13 @@ class TargetColumn:
         return len(self.class_names)
 
     def labelled(self) -> np.ndarray:
-        """Which rows carry a label, bool (N,)."""
+        """Return which rows have a label, bool (N,)."""
         if self.kind == "classes":
             return self.values != MISSING
         return ~np.isnan(self.values).all(axis=1)
 
     def hide(self, rows: np.ndarray) -> "TargetColumn":
-        """A copy in which the rows of a bool mask (N,) have no label."""
+        """Return a copy in which the rows of a bool mask (N,) have no label."""
         values = self.values.copy()
         values[rows] = MISSING if self.kind == "classes" else np.nan
         return replace(self, values=values)
@@ -108,7 +108,7 @@ class Corpus:
 
     @property
     def n_units(self) -> int:
-        """Sentences or documents."""
+        """The number of sentences or documents."""
         return len(self.bounds) - 1
 
     @property
@@ -118,23 +118,23 @@ class Corpus:
 
     @property
     def unit_of_token(self) -> np.ndarray:
-        """The unit that each token stands in, int64 (T,)."""
+        """The unit of each token, int64 (T,)."""
         return np.repeat(np.arange(self.n_units), np.diff(self.bounds))
 
     @property
     def unit_of_row(self) -> np.ndarray:
-        """The unit that each row belongs to, int64 (N,)."""
+        """The unit of each row, int64 (N,)."""
         return self.unit_of_token if self.level == "token" else np.arange(self.n_units)
 
     @property
     def group_of_unit(self) -> np.ndarray:
-        """The group of each unit, int64 (n_units,); without groups each unit is its own."""
+        """The group of each unit, int64 (n_units,); without groups each unit is a group."""
         if self.groups is None:
             return np.arange(self.n_units)
         return np.repeat(np.arange(len(self.groups) - 1), np.diff(self.groups))
 
     def digest(self, tasks: Sequence[str]) -> str:
-        """A checksum of the text and of the labels of tasks, with their names."""
+        """Return a checksum of the text and of the labels and names of tasks."""
         state = hashlib.sha256(f"{self.level} {self.tokens.shape}".encode())
         for array in (self.tokens, self.bounds):
             state.update(np.ascontiguousarray(array).data)
@@ -145,7 +145,7 @@ class Corpus:
         return state.hexdigest()
 
     def column(self, task: str) -> TargetColumn:
-        """The targets of a task. Raises InputError that lists the tasks where there is none of that name."""
+        """Return the targets of a task. Raises InputError, which lists the tasks, where there is none of that name."""
         try:
             return self.targets[task]
         except KeyError:
@@ -155,9 +155,9 @@ class Corpus:
 
 @dataclass(frozen=True)
 class FileRead:
-    """A file as it was read: as which part, and how many units (sentences, documents) and rows came of it.
+    """A file that was read: its part, and how many units (sentences, documents) and rows it gave.
 
-    left_out: how many of what was no row, by what that is (`{"blank lines": 3}`).
+    left_out: the counts of what was skipped, by kind (`{"blank lines": 3}`).
     """
 
     path: str
@@ -169,7 +169,7 @@ class FileRead:
 
 @dataclass(frozen=True)
 class ColumnRead:
-    """A column of a table: what it was taken as, and over all files its different values and cells without one."""
+    """A column of a table: its role, and the numbers of its different values and empty cells over all files."""
 
     name: str
     taken_as: str
@@ -180,7 +180,7 @@ class ColumnRead:
 
 @dataclass(frozen=True)
 class ReadRecord:
-    """What was read: the files, the columns of tables, and what a reader understood (`{"delimiter": "comma"}`)."""
+    """What was read: the files, the columns of tables, and what a reader inferred (`{"delimiter": "comma"}`)."""
 
     files: tuple[FileRead, ...] = ()
     columns: tuple[ColumnRead, ...] = ()
@@ -192,10 +192,10 @@ NOTHING_RECORDED = ReadRecord()
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Training, development and test corpus over one vocabulary, and which task is the main one.
+    """Training, development and test corpus over one vocabulary, and the name of the main task.
 
-    `main` is None only for text without labels. `notes` are lines worth a place in a report (what was left
-    out, what was hidden); `record` says what was read.
+    `main` is None only for text without labels. `notes` are lines for reports (what was left out, what was hidden);
+    `record` says what was read.
     """
 
     train: Corpus
@@ -230,12 +230,12 @@ class Splits:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Main task first, then the auxiliary tasks."""
+        """The tasks, the main task first."""
         return (() if self.main is None else (self.main,)) + self.auxiliary
 
 
 def check_main(corpus: Corpus, main: str) -> None:
-    """Raise InputError where the (training) corpus has no task of that name or no label of it."""
+    """Raise InputError if the (training) corpus has no task of that name or no label of it."""
     if not corpus.column(main).labelled().any():
         raise InputError(
             f"no training row has a label of the main task {main!r}; choose another one or label some rows"
@@ -243,12 +243,10 @@ def check_main(corpus: Corpus, main: str) -> None:
 
 
 def hide_labels(corpus: Corpus, task: str, fraction: float, seed: int) -> Corpus:
-    """Keep a task's labels in a fraction of the units that have any, or of the groups where the corpus has
-    groups.
+    """Keep a task's labels only in a fraction of the units that have any, or of the groups if the corpus has groups.
 
-    Meant for the training split only. Deterministic in the seed; a smaller fraction keeps a subset of what
-    a larger one keeps, and at least one unit or group keeps its labels. Raises InputError for a fraction
-    outside (0, 1].
+    Meant for the training split only. Deterministic in the seed; a smaller fraction keeps a subset of what a larger one
+    keeps, and at least one unit or group keeps its labels. Raises InputError for a fraction outside (0, 1].
     """
     if not 0 < fraction <= 1:
         raise InputError(f"label fraction {fraction} is outside (0, 1]; 0.05 keeps 5 % of the main labels")

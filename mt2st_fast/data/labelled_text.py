@@ -1,8 +1,9 @@
-"""fastText's files: `__label__` words anywhere in a line, the rest is the document; and its bags of n-grams.
+"""fastText's files, in which `__label__` words may be anywhere in a line and the rest is the document; and bags of
+n-grams.
 
     __label__topic__sport __label__tone__neg the match was a bore
 
-has two label families, `topic` and `tone`, and so two tasks. A label without a second `__` is of the family `label`.
+has two label families, `topic` and `tone`, and so two tasks. A label without a second `__` is in the family `label`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import split_lines
 
 DEFAULT_FAMILY = "label"
-# Of a word's hash in that of an n-gram: odd, so that no bit of the word before is lost.
+# Multiplies the hash of the n-gram so far by an odd number, so that no bit of the previous words is lost.
 HASH_FACTOR = np.uint64(116_049_371)
-# Put in order together: what that needs in memory beside the bags does not grow with the corpus.
+# Documents sorted in one block, so that the temporary memory does not grow with the corpus.
 DOCUMENTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """A family's labels: label values[m], into the sorted names, stands in document documents[m]. These never fall."""
+    """The labels of a family: document documents[m] has label values[m], an index into the sorted names.
+
+    `documents` is in ascending order.
+    """
 
     names: tuple[str, ...]
     values: np.ndarray  # int64 (M,)
@@ -42,19 +46,19 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class LabelledText:
-    """Documents, and their labels by family, in the order of the families' first appearance."""
+    """Documents, and their labels by family, with families in order of first appearance."""
 
     documents: Tokens
     labels: dict[str, Labels]
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Label families, in the order of their first appearance."""
+        """The label families in order of first appearance."""
         return tuple(self.labels)
 
 
 def read_labelled_text(path: Path, prefix: str = "__label__", families: bool = True) -> LabelledText:
-    """Every line that is not blank; without `families` a label is taken whole, whatever `__` stands in it.
+    """Read every line that is not blank; without `families` a label is kept whole, even with `__` inside.
 
     Raises InputError for a file without any label, for two labels that are the same value of the same family, and as
     `read_words` does.
@@ -81,7 +85,7 @@ def _labels_among(words: Sequence[str], prefix: str) -> np.ndarray:
 
 
 def _split_lines(text: NumberedWords, is_label: np.ndarray) -> tuple[Tokens, np.ndarray, np.ndarray]:
-    """(documents, labels (M,), and the documents (M,) that they stand in)."""
+    """Return (documents, labels (M,), and the document (M,) of each label)."""
     id_of = np.full(len(is_label), MISSING_WORD, np.int32)
     vocabulary, id_of[~is_label] = Vocabulary.numbered(
         list(compress(text.words, (~is_label).tolist())), text.counts[~is_label]
@@ -93,7 +97,7 @@ def _split_lines(text: NumberedWords, is_label: np.ndarray) -> tuple[Tokens, np.
 def _labels_by_family(
     split: dict[int, tuple[str, str]], labels: np.ndarray, documents: np.ndarray
 ) -> dict[str, Labels]:
-    """Of labels (M,) in documents (M,); split tells the family and the value of each, in order of appearance."""
+    """Group labels (M,) of documents (M,); split gives the family and value of each label, in order of appearance."""
     by_family = {}
     for family in dict.fromkeys(family for family, _ in split.values()):
         value_of = {i: value for i, (its_family, value) in split.items() if its_family == family}
@@ -113,9 +117,9 @@ def _split_label(label: str) -> tuple[str, str]:
 
 
 class WordParts(NamedTuple):
-    """Of V words: the ids of word v are ids[bounds[v]:bounds[v + 1]], int32, its own if known, and its n-grams'.
+    """The ids of V words: those of word v are ids[bounds[v]:bounds[v + 1]], int32: its own if known, and its n-grams'.
 
-    hashes: uint64 (V,) that word n-grams are made of; (0,) where there are none.
+    hashes: uint64 (V,) from which word n-grams are computed; (0,) where there are none.
     """
 
     ids: np.ndarray
@@ -123,14 +127,14 @@ class WordParts(NamedTuple):
     hashes: np.ndarray
 
     def joined(self, more: WordParts) -> WordParts:
-        """These words, and then others."""
+        """Return these words followed by others."""
         bounds = np.append(self.bounds, more.bounds[1:] + self.bounds[-1])
         return WordParts(np.append(self.ids, more.ids), bounds, np.append(self.hashes, more.hashes))
 
 
 @dataclass(frozen=True)
 class BagFeatures:
-    """What stands in a document's bag: known words, character n-grams of every word, and word n-grams.
+    """The features of a document's bag: known words, character n-grams of every word, and word n-grams.
 
     Ids: words in the vocabulary's order, then the buckets that both kinds of n-grams are hashed into. A word has
     character n-grams of `minn` to `maxn` characters, none where `maxn` is 0.
@@ -152,7 +156,9 @@ class BagFeatures:
         minn: int = 0,
         maxn: int = 0,
     ) -> BagFeatures:
-        """From training documents: words seen at least `min_count` times. Raises InputError where none is."""
+        """Make features from training documents: words seen at least `min_count` times. Raises InputError if there are
+        none.
+        """
         vocabulary = documents.vocabulary.frequent(min_count)
         if not len(vocabulary):
             raise InputError("the text has no words beside its labels")
@@ -160,19 +166,19 @@ class BagFeatures:
 
     @property
     def size(self) -> int:
-        """Ids there are."""
+        """The number of ids."""
         return len(self.vocabulary) + self.buckets
 
     def subwords(self, word: str) -> tuple[list[str], np.ndarray]:
-        """The word, if known, and its character n-grams; and their ids int32."""
+        """Return the word, if known, and its character n-grams; and their ids int32."""
         ids, _ = self.ids_of([word])
         known = [word] if word in self.vocabulary else []
         return known + (character_ngrams(word, self.minn, self.maxn) if self.maxn else []), ids
 
     def bags(self, documents: Tokens) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 (total,), bounds int64 (n_documents + 1,)): of every document its words, then its n-grams.
+        """Return (ids int32 (total,), bounds int64 (n_documents + 1,)): for each document its words, then its n-grams.
 
-        A word is looked up and hashed once, however often it stands in the documents.
+        Each word is looked up and hashed once, however often it occurs in the documents.
         """
         if self.words_alone:
             return self._words_alone(documents)
@@ -180,11 +186,11 @@ class BagFeatures:
 
     @property
     def words_alone(self) -> bool:
-        """Whether a bag holds nothing but words."""
+        """Whether bags contain nothing but words."""
         return self.word_ngrams == 1 and not self.maxn
 
     def parts_of(self, words: Sequence[str]) -> WordParts:
-        """What each of some words adds to a bag."""
+        """Return what each of some words adds to a bag."""
         ids, bounds = self.ids_of(words)
         return WordParts(
             ids, bounds, np.fromiter(map(_hash, words if self.word_ngrams > 1 else ()), np.uint64)
@@ -193,7 +199,7 @@ class BagFeatures:
     def bags_of(
         self, words: np.ndarray, bounds: np.ndarray, word_parts: WordParts
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Bags of the documents words[bounds[d]:bounds[d + 1]], int32 numbers of the words that the parts are of."""
+        """Return bags of the documents words[bounds[d]:bounds[d + 1]]; words are int32 indices into `word_parts`."""
         ids, id_bounds, hashes = word_parts
         parts, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
         for first in range(0, len(bounds) - 1, DOCUMENTS_AT_ONCE):
@@ -212,7 +218,7 @@ class BagFeatures:
         return np.concatenate(parts), bounds_of(np.concatenate(sizes))
 
     def _words_alone(self, documents: Tokens) -> tuple[np.ndarray, np.ndarray]:
-        """Bags of known words; they may share memory with the documents."""
+        """Return bags of known words; they may share memory with the documents."""
         found = documents.in_vocabulary(self.vocabulary)
         known = found.ids != MISSING_WORD
         if known.all():
@@ -220,18 +226,18 @@ class BagFeatures:
         return found.ids[known], bounds_of(known)[found.bounds]
 
     def ids_of(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 (total,), bounds int64 (T + 1,)): each word's own, if known, and those of its n-grams."""
+        """Return (ids int32 (total,), bounds int64 (T + 1,)): each word's own id, if known, and its n-grams' ids."""
         own = self.vocabulary.lookup(words)
         return subword_ids(words, own, len(self.vocabulary), self.buckets, self.minn, self.maxn)
 
     def _word_ngrams(
         self, hashes: np.ndarray, document: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each length n the ids of the n-grams, and the documents that they stand in."""
+        """For each length n, yield the ids of the n-grams and the documents that they are in."""
         gram = hashes
         longest = int(np.bincount(document).max(initial=0))
         for n in range(2, max(2, min(self.word_ngrams, longest)) + 1):
-            # The n-gram that begins at every word, where its document goes on that long.
+            # The n-gram that begins at each word, if its document is long enough.
             gram = gram[:-1] * HASH_FACTOR + hashes[n - 1 :]
             inside = document[: len(gram)] == document[n - 1 :]
             buckets = (gram[inside] % np.uint64(self.buckets)).astype(np.int32)
@@ -239,27 +245,27 @@ class BagFeatures:
 
 
 def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """lengths[i] numbers from begins[i] on, one range after the other."""
+    """Return lengths[i] consecutive numbers from begins[i] on, one range after the other."""
     bounds = bounds_of(lengths)
     return np.arange(bounds[-1]) + np.repeat(begins - bounds[:-1], lengths)
 
 
 def _hash(word: str) -> int:
-    """CRC-32: unlike hash(), the same in every process."""
+    """Return CRC-32 which, unlike hash(), is the same in every process."""
     return zlib.crc32(word.encode("utf-8", "surrogatepass"))
 
 
 def target_columns(
     text: LabelledText, families: Sequence[str] | None = None, any_of: bool = False
 ) -> dict[str, TargetColumn]:
-    """A column a family: classes where no document has two labels of it, else (or with `any_of`) any of its labels."""
+    """Return one column per family: classes if no document has two labels of it, else (or with `any_of`) labels."""
     wanted = text.families if families is None else families
     return {family: _column(text.labels[family], text.documents.n_units, any_of) for family in wanted}
 
 
 def _column(labels: Labels, n_documents: int, any_of: bool) -> TargetColumn:
     C, documents, values = len(labels.names), labels.documents, labels.values
-    if (documents[1:] == documents[:-1]).any():  # several labels, which may be the same one
+    if (documents[1:] == documents[:-1]).any():  # a document with several labels, which may be equal
         documents, values = np.divmod(np.unique(documents * C + values), C)
     if not any_of and (documents[1:] > documents[:-1]).all():
         classes = np.full(n_documents, MISSING, np.int64)
@@ -272,6 +278,6 @@ def _column(labels: Labels, n_documents: int, any_of: bool) -> TargetColumn:
 
 
 def bag_corpus(text: LabelledText, features: BagFeatures, targets: dict[str, TargetColumn]) -> Corpus:
-    """The documents as bags, with their labels."""
+    """Return the documents as bags, with their labels."""
     ids, bounds = features.bags(text.documents)
     return Corpus(ids, bounds, targets, level="document")

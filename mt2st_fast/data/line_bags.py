@@ -1,4 +1,4 @@
-"""Bags of texts that arrive in blocks: what a word adds to a bag is found once, however often the texts hold it."""
+"""Bags of texts that arrive in blocks: each word's features are found once, however often the word occurs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mt2st_fast.data.text.word_files import add_lines
 from mt2st_fast.data.tokens import MISSING_WORD, bounds_of
 from mt2st_fast.kernels import WordCounter, split_lines
 
-MOST_WORDS = 1 << 22  # that are remembered: then it begins anew
+MOST_WORDS = 1 << 22  # maximum of cached words; the cache is then cleared
 
 
 class LineBags:
-    """Makes bags of blocks of lines, as `BagFeatures.bags` does of documents; labels in a line are no words of it.
+    """Makes bags of blocks of lines as `BagFeatures.bags` does of documents; labels in a line do not count as words.
 
     prefix: what labels begin with. It remembers the words that it has seen, and so serves one thread at a time.
     """
@@ -25,9 +25,9 @@ class LineBags:
         self._begin()
 
     def __call__(self, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 (total,), bounds int64 (N + 1,)) of N lines without line feeds.
+        """Return (ids int32 (total,), bounds int64 (N + 1,)) of N lines without line feeds.
 
-        Raises InputError for half of a surrogate pair, which UTF-8 does not have.
+        Raises InputError for an unpaired surrogate, which UTF-8 cannot encode.
         """
         if len(self._counter) > MOST_WORDS:
             self._begin()

@@ -1,7 +1,7 @@
-"""From text files of any size to a token file: the text is read once, in parallel and in blocks.
+"""Make a token file from text files of any size, which are read once, in parallel and in blocks.
 
-The ids that words get on the way wait in a temporary file; when all words are counted, they are renamed to those of
-the vocabulary. What is in memory at a time: the different words, and for each process a few blocks.
+Provisional word ids are written to a temporary file; when all words are counted, they are mapped to those of the
+vocabulary. Memory only has to hold the different words and a few blocks for each process.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ BLOCK_BYTES = 8 << 20
 _LONGEST_WORD_BYTES = 1 << 20
 _WORKER = "import sys; sys.path.append(sys.argv[1]); from text.block_words import main; main()"
 _DROPPED, _END = MISSING_WORD, -2
-_BREAK = re.compile(rb"[ \n\t\0]|\r(?=[^\r\n])")  # behind which a block may end
+_BREAK = re.compile(rb"[ \n\t\0]|\r(?=[^\r\n])")  # a block may end after one of these
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` read and wrote."""
+    """The result of `prepare`: what it read and wrote."""
 
     files: int
     bytes_read: int
@@ -67,14 +67,14 @@ def prepare(
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Write the token file `out` (see mt2st_fast.data.stream) from text files and folders, .gz too.
+    """Write the token file `out` (see mt2st_fast.data.stream) from text files and folders, also from .gz files.
 
-    A line is a sentence, its words stand between white space. The words of a folder's files (all but hidden ones) are
-    taken in the order of their paths. The file written does not depend on `processes`, by default one a usable
-    CPU. `progress` is called with the pass ("read", "write"), bytes done and bytes in all.
+    A line is a sentence; its words are separated by white space. Files of a folder (except hidden ones) are read in the
+    order of their paths. processes: one per usable CPU by default; the output does not depend on their number.
+    progress: called with the pass ("read", "write"), bytes done and bytes in total.
 
-    Raises InputError for a corpus that is missing, not UTF-8, or has no word that occurs `min_count` times; then, and
-    when it is interrupted, an older `out` stays as it was.
+    Raises InputError for a corpus that is missing, not UTF-8, or has no word that occurs `min_count` times. In this
+    case, or if interrupted, an older `out` stays as it was.
     """
     out = Path(out)
     paths = [Path(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
@@ -123,7 +123,7 @@ def prepare(
 
 
 class _SeenWords:
-    """The different words so far: their common ids, their counts, and what each worker calls them."""
+    """The different words so far: their common ids, their counts, and the ids that each worker uses for them."""
 
     def __init__(self) -> None:
         self._id_of = block_words.WordIds()
@@ -135,11 +135,11 @@ class _SeenWords:
 
     @property
     def total(self) -> int:
-        """How many words were read."""
+        """The number of words that were read."""
         return int(self._counts[block_words.END + 1 :].sum())
 
     def add(self, worker: int, encoded: bytes, new_words: list[str]) -> np.ndarray:
-        """The common ids, int32, of a block in a worker's ids; `new_words` are those that it has not told yet."""
+        """Map a block from a worker's ids to common ids, int32; `new_words` are those that the worker sends now."""
         known = self._common_id_of.get(worker, np.array([block_words.END], dtype=np.int32))
         new = np.fromiter(map(self._id_of.__getitem__, new_words), np.int32, len(new_words))
         self._common_id_of[worker] = known = np.concatenate([known, new])
@@ -150,49 +150,49 @@ class _SeenWords:
         return ids
 
     def vocabulary(self, min_count: int, where: str) -> Vocabulary:
-        """Of the words read at least `min_count` times. Raises InputError where there are none."""
+        """Return the words read at least `min_count` times. Raises InputError where there are none."""
         if not self.total:
             raise InputError(f"{where}: there are no words; give text")
-        words = islice(self._id_of, 1, None)  # behind the mark of the ends
+        words = islice(self._id_of, 1, None)  # without the mark for line ends
         return Vocabulary.from_counts(words, self._counts[1:], min_count=min_count, where=where)
 
     def ids_in(self, vocabulary: Vocabulary) -> np.ndarray:
-        """For each common id that of the vocabulary, _DROPPED or _END."""
+        """Return for each common id the vocabulary's id, _DROPPED or _END."""
         ids = vocabulary.lookup(self._id_of)
         ids[block_words.END] = _END
         return ids
 
 
 class _Oddities:
-    """What is odd in which file, from what the blocks have in their order."""
+    """Collects what is odd in each file, from the blocks in their order."""
 
     def __init__(self) -> None:
         self._of_file: dict[Path, Oddities] = {}
-        self._line = 1  # that the next block begins with
+        self._line = 1  # number of the next block's first line
 
     def add(self, block: _Block, ids: np.ndarray, odd: Found) -> None:
-        """`ids` of a block, with END at every end of a line."""
+        """Add a block; `ids` has END at every line end."""
         if block.offset == 0:
             self._line = 1
         self._of_file.setdefault(block.path, Oddities()).add(odd, self._line)
         self._line += int((ids == block_words.END).sum())
 
     def tell(self) -> None:
-        """Log it."""
+        """Log what was found."""
         for path, odd in self._of_file.items():
             for note in odd.notes():
                 log.warning("%s: %s", path, note)
 
 
 def _kept_ids_and_ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that are kept, and how many of them stand before each end of a line."""
+    """Return the ids that are kept, and for each line end how many of them precede it."""
     ids = ids[ids != _DROPPED]
     ends = np.flatnonzero(ids == _END)
     return ids[ids != _END], ends - np.arange(len(ends))
 
 
 def _files_of(paths: Sequence[Path], out: Path) -> list[Path]:
-    """The files to read, in order; never the one that is written."""
+    """Return the files to read, in order; never the output file."""
     files = []
     for path in paths:
         if path.is_dir():
@@ -214,8 +214,10 @@ def _files_of(paths: Sequence[Path], out: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Block:
-    """A piece of a file: its bytes where the file is packed, else None. `done` counts the bytes of all files up to
-    its end as they lie on disk."""
+    """A piece of a file: its bytes if the file is compressed, else None.
+
+    `done` counts the bytes on disk of all files up to its end.
+    """
 
     path: Path
     offset: int
@@ -226,7 +228,7 @@ class _Block:
     content: bytes | None = None
 
     def request(self, lower: bool) -> tuple:
-        """The arguments of Encoder.encode."""
+        """Return the arguments of Encoder.encode."""
         where = (str(self.path), self.offset, self.length) if self.content is None else self.content
         return where, self.begins_line, self.last, lower
 
@@ -281,12 +283,12 @@ def _no_text(path: Path) -> InputError:
 
 
 class _Workers:
-    """Processes that run `block_words` as a script, or this one where one is enough. A context manager."""
+    """Processes that run `block_words` as a script, or this process if one is enough. A context manager."""
 
     def __init__(self, count: int) -> None:
         self._count = max(1, count)
         self._processes: list[subprocess.Popen[bytes]] = []
-        # Each thread speaks with one worker, whose answers so come in the order of the blocks.
+        # Each thread talks to one worker, so that answers come in the order of the blocks.
         self._free: SimpleQueue[int] = SimpleQueue()
         self._mine = threading.local()
         self._threads = ThreadPoolExecutor(self._count, initializer=self._take_worker)
@@ -295,8 +297,8 @@ class _Workers:
         self._mine.worker = self._free.get()
 
     def __enter__(self) -> _Workers:
-        # -I and -S: nothing of the environment, and no site-packages that would slow the start; the folder of texts
-        # alone is a package there. A session of their own keeps Ctrl-C from them: this process ends them.
+        # -I and -S: no environment variables, and no site-packages, which would slow down the start; the folder of
+        # text/ is the only package there. Their own session shields them from Ctrl-C: this process ends them.
         command = [sys.executable, "-I", "-S", "-c", _WORKER, str(Path(block_words.__file__).parents[1])]
         pipe = subprocess.PIPE
         for worker in range(self._count if self._count > 1 else 0):
@@ -311,11 +313,11 @@ class _Workers:
         for process in self._processes:
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                with suppress(BrokenPipeError):  # a request that was not sent whole
+                with suppress(BrokenPipeError):  # a request that was only sent in part
                     pipe.close()  # type: ignore[union-attr]
 
     def encode(self, blocks: Iterator[_Block], lower: bool) -> Iterator[tuple[_Block, int, Any]]:
-        """(block, worker, what Encoder.encode returned), in order; at most two blocks a worker are under way."""
+        """Yield (block, worker, result of Encoder.encode) in order; at most two blocks per worker are in progress."""
         if not self._processes:
             encoder = block_words.Encoder()
             for block in blocks:

@@ -1,4 +1,4 @@
-"""What was read, as reports say it: files and their rows, columns of tables, and classes that training never saw."""
+"""What was read, as reports show it: files and their rows, columns of tables, and classes that training never saw."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Unseen:
     known: tuple[str, ...] = field(repr=False)
 
     def line(self) -> str:
-        """One line for people, with the fix where a class is one of training in another spelling."""
+        """Return one line for users, with the fix if a class is another spelling of one in the training data."""
         return unseen_line(self.task, self.rows, self.names, self.known)
 
 
 def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known: Sequence[str]) -> str:
-    """What to say of rows (by part) that have classes of these names, where training saw those known alone."""
+    """Return the message on rows (by part) that have classes of these names, where training only saw the known ones."""
     counts = (f"{n:,} {part}{' ' if part else ''}row{'s' if n > 1 else ''}" for part, n in rows.items())
     line = (
         f"{task}: classes that training never saw, and so nothing can learn, in {' and '.join(counts)}: "
@@ -42,7 +42,7 @@ def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known:
 
 
 def unseen_classes(splits: Splits) -> list[Unseen]:
-    """For each task with such classes, in the order of the tasks."""
+    """Return the unseen classes of each task that has some, in the order of the tasks."""
     found = []
     for task in splits.tasks:
         column = splits.train.column(task)
@@ -63,28 +63,28 @@ def unseen_classes(splits: Splits) -> list[Unseen]:
 
 
 def never_seen(column: TargetColumn) -> tuple[str, ...]:
-    """The classes or labels that no row of a training column has."""
+    """Return the classes or labels that no row of a training column has."""
     if column.kind == "values":
         return ()
     return tuple(name for name, n in zip(column.class_names, counts_of(column), strict=True) if not n)
 
 
 def counts_of(column: TargetColumn) -> np.ndarray:
-    """(C,) rows of each class, or with each label."""
+    """Return (C,) the number of rows of each class, or with each label."""
     if column.kind == "classes":
         return np.bincount(column.values[column.labelled()], minlength=column.size)
     return (column.values == 1).sum(axis=0)
 
 
 def rows_with(column: TargetColumn, chosen: np.ndarray) -> int:
-    """Rows with a class or label of those chosen, bool (C,)."""
+    """Count the rows with a chosen class or label; chosen: bool (C,)."""
     if column.kind == "classes":
         return int(counts_of(column)[chosen].sum())
     return int((column.values[:, chosen] == 1).any(axis=1).sum())
 
 
 def labels_read(splits: Splits) -> list[dict[str, object]]:
-    """For each task what a report says of its labels: kind, classes, labelled rows by part, unseen rows by part."""
+    """Return what a report says of each task's labels: kind, classes, labelled rows by part, unseen rows by part."""
     unseen = {each.task: each.rows for each in unseen_classes(splits)}
     return [
         {

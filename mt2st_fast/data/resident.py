@@ -1,6 +1,6 @@
-"""A corpus on the device: a batch is the numbers of its rows, and what they hold is gathered there.
+"""A corpus on the device: a batch is a list of row numbers, and its content is gathered there.
 
-Drawing rows is the host's work. Those of many steps cross in one copy; a step then takes a view of them.
+The host draws the rows. Those of many steps are copied to the device at once; a step then takes a view of them.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PART_OF_FREE_MEMORY = 4  # a corpus may take one in so many of the device's free bytes
-STEPS_AHEAD = 256  # whose rows are drawn, and cross, at once
+PART_OF_FREE_MEMORY = 4  # a corpus may take 1/4 of the device's free bytes
+STEPS_AHEAD = 256  # steps whose rows are drawn and copied at once
 
 
 def memory_budget(device: torch.device) -> float:
-    """Bytes that a corpus may take on a device."""
+    """Return the bytes that a corpus may take on a device."""
     if device.type != "cuda":
         return float("inf")
     return torch.cuda.mem_get_info(device)[0] / PART_OF_FREE_MEMORY
 
 
 class DeviceInputs(Protocol):
-    """Inputs of all rows of a corpus, on a device."""
+    """The inputs of all rows of a corpus, on a device."""
 
     def __call__(self, rows: Tensor) -> Any:
-        """The inputs of rows (B,)."""
+        """Return the inputs of rows (B,)."""
         ...
 
 
 class DeviceWindows:
-    """The windows of all rows, int32 (N, W): those of a batch are one gather, whatever the width."""
+    """The windows of all rows, int32 (N, W), so that those of a batch are a single gather, whatever the width."""
 
     def __init__(self, windows_nw: Tensor) -> None:
         self._windows_nw = windows_nw
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Type ids, int32 (B, W)."""
+        """Return type ids, int32 (B, W)."""
         return self._windows_nw.index_select(0, rows)
 
     def between(self, first: int, last: int) -> Tensor:
-        """Those of the rows from first on, before last: a view."""
+        """Return a view of rows `first` (inclusive) to `last` (exclusive)."""
         return self._windows_nw[first:last]
 
 
 class DeviceTargets:
-    """The targets of some tasks on a device; all that are classes lie side by side, so that one gather serves them."""
+    """The targets of some tasks on a device; those with classes are side by side, so that one gather serves all."""
 
     def __init__(self, columns: Mapping[str, np.ndarray], device: torch.device) -> None:
         self._classes = tuple(n for n, c in columns.items() if c.ndim == 1 and c.dtype == np.int64)
@@ -62,14 +62,14 @@ class DeviceTargets:
         self.tasks = tuple(columns)
 
     def __call__(self, rows: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """{task: targets of rows (B,)}, of some of the tasks."""
+        """Return {task: targets of rows (B,)}, for some of the tasks."""
         found = {name: column.index_select(0, rows) for name, column in self._others.items() if name in tasks}
         if self._classes_kn is not None and any(name in tasks for name in self._classes):
             found.update(zip(self._classes, self._classes_kn.index_select(1, rows).unbind(), strict=True))
         return {name: found[name] for name in tasks}
 
     def between(self, first: int, last: int) -> dict[str, Tensor]:
-        """Those of the rows from first on, before last: views."""
+        """Return views of rows `first` (inclusive) to `last` (exclusive)."""
         found = {name: column[first:last] for name, column in self._others.items()}
         if self._classes_kn is not None:
             found.update(zip(self._classes, self._classes_kn[:, first:last].unbind(), strict=True))
@@ -78,46 +78,47 @@ class DeviceTargets:
 
 @dataclass(frozen=True, eq=False)
 class ResidentBatch:
-    """A batch as the numbers of its rows; `materialise` is part of the step, so that a captured step does it, too."""
+    """A batch as row numbers; `materialise` is part of the step, so that a captured step includes it."""
 
-    rows: Tensor  # (B,) int64, on the device of the others
+    rows: Tensor  # (B,) int64, on the same device
     inputs: DeviceInputs
     targets: DeviceTargets
     tasks: tuple[str, ...]
 
     def materialise(self) -> tuple[Any, dict[str, Tensor]]:
-        """(inputs, {task: targets}) of the rows, on the device."""
+        """Return (inputs, {task: targets}) of the rows, on the device."""
         return self.inputs(self.rows), self.targets(self.rows, self.tasks)
 
     def with_rows(self, rows: Tensor) -> ResidentBatch:
-        """The same for other rows."""
+        """Return the same batch with other rows."""
         return replace(self, rows=rows)
 
     def with_tasks(self, tasks: tuple[str, ...]) -> ResidentBatch:
-        """The same with the targets of some of its tasks."""
+        """Return the same batch with the targets of some of its tasks."""
         return self if tasks == self.tasks else replace(self, tasks=tasks)
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What two batches have in common that differ in their rows alone: as keys compare, inputs and targets are
-        themselves, which the key keeps alive.
+        """Return what batches share that only differ in their rows.
+
+        Inputs and targets are part of the key by identity, which keeps them alive.
         """
         return (self.inputs, self.targets, self.tasks, self.rows.shape[0])
 
 
 class TrainingRows(Protocol):
-    """Training batches as a resident stream asks them."""
+    """Training batches as a resident stream uses them."""
 
     active: tuple[str, ...]
     ahead: Any  # RowsAhead
 
     def active_columns(self) -> Mapping[str, np.ndarray]:
-        """The targets of all rows, by active task."""
+        """Return the targets of all rows, by active task."""
         ...
 
 
 class ResidentStream:
-    """The batches of `TrainingBatches`, without an end, as rows on a device: the same rows as it would give itself."""
+    """The endless batches of `TrainingBatches` as rows on a device: the same rows as it would yield itself."""
 
     def __init__(self, batches: TrainingRows, inputs: DeviceInputs, device: torch.device) -> None:
         self._batches, self._inputs, self._device = batches, inputs, device
@@ -142,6 +143,6 @@ class ResidentStream:
     def _fill(self, rows: list[np.ndarray]) -> None:
         drawn = torch.from_numpy(np.concatenate(rows))
         if self._device.type == "cuda":
-            drawn = drawn.pin_memory()  # so that nobody waits for the copy
+            drawn = drawn.pin_memory()  # so that the copy is asynchronous
         views = drawn.to(self._device, non_blocking=True).split([len(part) for part in rows])
         self._coming = [ResidentBatch(view, self._inputs, self._targets, self._active) for view in views]

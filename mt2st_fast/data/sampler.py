@@ -1,4 +1,4 @@
-"""Which rows stand in which training batch: shuffled streams that can be resumed at any batch."""
+"""The rows of each training batch: shuffled streams that can be resumed at any batch."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,12 @@ class RowStream:
         self.seek(0, 0)
 
     def seek(self, pass_number: int, position: int) -> None:
-        """Continue in the given pass at the given position. The shuffle is made when rows are drawn."""
+        """Continue at a position in a pass. The shuffle is computed when rows are drawn."""
         self.pass_number, self.position = pass_number, position
         self._order: np.ndarray | None = None
 
     def draw(self, count: int) -> np.ndarray:
-        """The next rows, int64 (count,); passes follow one another without a gap."""
+        """Return the next rows, int64 (count,); passes follow one another without a gap."""
         order = self._current_order()
         piece = order[self.position : self.position + count]
         self.position += len(piece)
@@ -31,7 +31,7 @@ class RowStream:
         return np.concatenate([piece, self.draw(count - len(piece))])
 
     def draw_pass(self) -> np.ndarray:
-        """All rows in the order of the current pass, from its start."""
+        """Return all rows in the order of the current pass, from its start."""
         return self._current_order()
 
     def _current_order(self) -> np.ndarray:
@@ -44,17 +44,17 @@ class RowStream:
 class Sampler:
     """Draws the rows of each training batch; every batch of a phase has the same number of rows.
 
-    labelled    bool (N,): which rows carry a label of the main task
-    batch_size  rows of a multi-task batch (N where N is smaller)
-    share       where fewer rows than this share carry a main label, a multi-task batch draws this share of
-                its rows from those and the rest from the others, or the main task would starve
+        labelled    bool (N,): which rows have a label of the main task
+        batch_size  rows of a multi-task batch (N where N is smaller)
+        share       where fewer rows than this share have a main label, a multi-task batch draws this share of its
+                    rows from those and the rest from the others, or else the main task would starve
 
-    A single-task phase draws rows with a main label alone, as many as a multi-task batch has of them: rows that are
-    there for other tasks are work for other tasks. An epoch is ceil(N / batch_size) batches in every phase, so that
-    strategies compare step by step and the main task is given the same in each.
+    A single-task phase only draws rows with a main label, as many as a multi-task batch has of them: the other rows
+    serve the other tasks. An epoch is ceil(N / batch_size) batches in every phase, so that strategies compare step by
+    step and the main task gets the same amount of data in each.
 
-    Of several processes that draw the same batches each hands out its own part of the rows: number `part[0]` of
-    part[1], every part[1]-th row, so that rows with a main label are shared out evenly.
+    If several processes draw the same batches, each returns its own part of the rows: part[0] of part[1] parts, that
+    is, every part[1]-th row, so that rows with a main label are distributed evenly.
     """
 
     fixed = False
@@ -75,7 +75,7 @@ class Sampler:
         self.batch_size = min(batch_size, N)
         self.steps_per_epoch = -(-N // self.batch_size)
         self.single_task = False
-        self.position = 0  # batches of the current epoch already drawn
+        self.position = 0  # number of batches of the current epoch already drawn
         self.main_is_rare = bool(labelled.mean() < share)
         self._n_main = max(1, round(share * self.batch_size)) if self.main_is_rare else self.batch_size
         self._identity: dict[str, float] = {
@@ -88,11 +88,11 @@ class Sampler:
         self._streams = {name: RowStream(rows, seed, i) for i, (name, rows) in enumerate(row_sets.items())}
 
     def rows_a_batch(self, single_task: bool) -> int:
-        """Rows of a batch in a phase of either kind, all processes' parts together."""
+        """Return the rows of a batch in a single-task or multi-task phase, over all processes."""
         return self._n_main if single_task else self.batch_size
 
     def next_rows(self) -> np.ndarray:
-        """The own part of the rows of the next batch, int64."""
+        """Return this process's part of the rows of the next batch, int64."""
         first, step = self.part
         return self._draw_rows()[first::step]
 
@@ -107,7 +107,7 @@ class Sampler:
         return np.concatenate([main_rows, self._streams["other"].draw(n_other)]) if n_other else main_rows
 
     def state_dict(self) -> dict:
-        """Where the streams stand, in JSON's types."""
+        """Return the positions of the streams, in JSON's types."""
         streams = {name: [stream.pass_number, stream.position] for name, stream in self._streams.items()}
         return {
             "position": self.position,
@@ -119,7 +119,7 @@ class Sampler:
     def load_state_dict(self, state: dict) -> None:
         """Continue where `state_dict` was taken.
 
-        Raises InputError where the data, batch size, share or seed differ.
+        Raises InputError if the data, batch size, share or seed differ.
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
@@ -133,11 +133,12 @@ class Sampler:
 
 
 class FixedSampler(Sampler):
-    """A Sampler that puts a phase's batches together once: only their order is another one in every pass over them.
+    """A Sampler that composes the batches of a phase once: passes only differ in the order of the batches.
 
-    Batches have at most batch_size rows and are of equal size to within a row, those of a single-task phase at most as
-    many as a multi-task batch has of the main task. Where main labels are rare a batch of a multi-task phase has
-    its share of them; the batches of a pass hold every row with one at least once, and every other row once.
+    Batches have at most batch_size rows and differ in size by at most one row; those of a single-task phase have at
+    most as many rows as a multi-task batch has of the main task. Where main labels are rare, a batch of a multi-task
+    phase has its share of them; the batches of a pass contain every row with one at least once, and every other row
+    once.
     """
 
     fixed = True
@@ -156,17 +157,17 @@ class FixedSampler(Sampler):
         }
 
     def next_number(self) -> int:
-        """The number of the next batch among those of the phase."""
+        """Return the number of the next batch among those of the phase."""
         self.position = (self.position + 1) % self.steps_per_epoch
         return int(self._streams[self._phase].draw(1)[0])
 
     def rows_of(self, number: int) -> np.ndarray:
-        """The own part of the rows of a batch, int64."""
+        """Return this process's part of the rows of a batch, int64."""
         first, step = self.part
         return self._batches[self._phase][number][first::step]
 
     def next_rows(self) -> np.ndarray:
-        """The rows of the next batch, int64 (B,)."""
+        """Return the rows of the next batch, int64 (B,)."""
         return self.rows_of(self.next_number())
 
     @property
@@ -181,12 +182,12 @@ class FixedSampler(Sampler):
             return _split(main, self.batch_size)
         n_batches = max(_parts(other, n_other), _parts(main, self._n_main))
         others = np.array_split(other, n_batches)
-        mains = np.resize(main, (n_batches, self._n_main))  # over and over again
+        mains = np.resize(main, (n_batches, self._n_main))  # repeated as often as needed
         return [np.concatenate(rows) for rows in zip(mains, others, strict=True)]
 
 
 class RowsAhead:
-    """Rows that are drawn before their batches are asked for; the sampler can be put back to where those stand."""
+    """Rows that are drawn before their batches are needed; the sampler can be put back to the last batch used."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
@@ -195,22 +196,22 @@ class RowsAhead:
 
     @property
     def left(self) -> int:
-        """Batches whose rows are drawn and not yet used."""
+        """The number of batches whose rows are drawn and not yet used."""
         return self._drawn - self._used
 
     def draw(self, most: int) -> list[np.ndarray]:
-        """The rows of the next batches, at most so many and none of the next epoch."""
+        """Return the rows of at most `most` of the next batches, none of them in the next epoch."""
         self._before = self._sampler.state_dict()
         self._used, self._drawn = 0, min(most, self._sampler.steps_per_epoch - self._sampler.position)
         return [self._sampler.next_rows() for _ in range(self._drawn)]
 
     def use(self) -> int:
-        """The place, among what was drawn last, of the batch that is used next."""
+        """Return the index, among the last drawn rows, of the next batch to use."""
         self._used += 1
         return self._used - 1
 
     def put_back(self) -> None:
-        """Have the sampler stand behind the batch that was used last, and forget what was drawn beyond."""
+        """Reset the sampler to just after the batch that was used last, discarding what was drawn beyond."""
         if self.left:
             self._sampler.load_state_dict(self._before)
             for _ in range(self._used):
@@ -218,12 +219,12 @@ class RowsAhead:
         self.forget()
 
     def forget(self) -> None:
-        """Nothing is drawn ahead any more, wherever the sampler stands."""
+        """Discard what was drawn ahead, wherever the sampler is."""
         self._drawn = self._used = 0
 
 
 def _split(rows: np.ndarray, most: int) -> list[np.ndarray]:
-    """Into as few parts of at most `most` rows as there can be, as equal as they can be."""
+    """Split into as few parts of at most `most` rows as possible, of sizes as equal as possible."""
     return np.array_split(rows, _parts(rows, most))
 
 
@@ -232,7 +233,7 @@ def _parts(rows: np.ndarray, most: int) -> int:
 
 
 def check_active(active: Sequence[str], tasks: Sequence[str], main: str) -> tuple[str, ...]:
-    """The active tasks as a tuple. Raises InputError for an unknown task or a phase without the main task."""
+    """Return the active tasks as a tuple. Raises InputError for an unknown task or a phase without the main task."""
     unknown = [task for task in active if task not in tasks]
     if unknown:
         raise InputError(f"no task {unknown[0]!r} in these batches; their tasks: {', '.join(tasks)}")

@@ -36,8 +36,8 @@ from mt2st_fast.files import writing_atomically
 
 _MAGIC, _VERSION = b"MT2STTOK", 2
 _HEADER = struct.Struct("<8sIIqqqI20x")
-_CHECKED_BYTES = 40  # of the header, by its own checksum
-_BLOCK = 1 << 20  # numbers that are looked at together
+_CHECKED_BYTES = 40  # bytes of the header covered by its own checksum
+_BLOCK = 1 << 20  # numbers checked in one block
 
 
 class TokenStream(Tokens):
@@ -45,10 +45,10 @@ class TokenStream(Tokens):
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStream:
-        """Map a file that `prepare` wrote; tokens and bounds stay on disk until they are touched.
+        """Map a file that `prepare` wrote; tokens and bounds stay on disk until they are used.
 
-        All of it is looked through once, at the speed of reading. Raises InputError for a file that is missing,
-        cut off, damaged anywhere, or something else.
+        The file is checked once, at the speed of reading. Raises InputError for a file that is missing, truncated,
+        damaged anywhere, or of another format.
         """
         path = Path(path)
         try:
@@ -57,18 +57,18 @@ class TokenStream(Tokens):
                 bounds_at = _aligned(_HEADER.size + 4 * n)
                 file.seek(bounds_at + 8 * (m + 1))
                 encoded = file.read(size)
-            # "c": writable for the kernels, which are compiled for such arrays; the file is never written to.
+            # "c" (copy on write): kernels are compiled for writable arrays; the file is never written to.
             tokens = np.memmap(path, "<i4", "c", _HEADER.size, (n,))
             bounds = np.memmap(path, "<i8", "c", bounds_at, (m + 1,))
             padding = bytes(bounds_at - _HEADER.size - 4 * n)
             if _checksum(tokens, padding, bounds, encoded) != checksum:
                 raise ValueError("the checksum differs")
-            # It finds what happened to the file, not what its writer did: `Tokens` looks at every number.
+            # The checksum finds damage to the file but not errors of its writer, so `Tokens` checks every number.
             stream = cls(tokens, bounds, Vocabulary.from_json(encoded))
             if stream.vocabulary.counts.min() < 1 or not _all_in_sentences(stream):
                 raise ValueError("a sentence is empty, or the counts are not those of the tokens")
             return stream
-        except InputError:  # a ValueError, too
+        except InputError:  # also a ValueError
             raise
         except FileNotFoundError:
             raise InputError(f"{path}: there is no such file; write it with mt2st-fast prepare") from None
@@ -83,7 +83,8 @@ class TokenStream(Tokens):
     def from_sentences(
         cls, sentences: Iterable[Sequence[str] | str], *, min_count: int = 1, lower: bool = False
     ) -> TokenStream:
-        """Sentences in memory, each a list of words or a text with white space between them; read once.
+        """Make a stream in memory from sentences, each a list of words or a string with words between white space; read
+        once.
 
         Words rarer than `min_count` are dropped. Raises InputError where no word is left.
         """
@@ -97,7 +98,7 @@ class TokenStream(Tokens):
 
 
 def is_token_file(path: Path) -> bool:
-    """Whether a file begins as `prepare` writes it; False where there is none."""
+    """Whether a file begins like those that `prepare` writes; False for a missing file."""
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -106,14 +107,14 @@ def is_token_file(path: Path) -> bool:
 
 
 def write_stream(path: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], vocabulary: Vocabulary) -> int:
-    """Write the file whole or not at all from consecutive parts of the text and return the number of sentences.
+    """Write the file, whole or not at all, from consecutive parts of the text; return the number of sentences.
 
-    A part is its word ids and where in it sentences end (positions from 0 to its length, ascending); a sentence may
-    run over several parts, and one without words is left out.
+    A part has word ids and the positions in it where sentences end (from 0 to its length, ascending). A sentence may
+    extend over several parts; sentences without words are left out.
     """
     encoded = vocabulary.to_json().encode()
     n, m, last, checksum = 0, 0, 0, 0
-    # The bounds stand behind the tokens: they wait in a file of their own, not in memory.
+    # The bounds come after the tokens: until then they are kept in a temporary file, not in memory.
     with writing_atomically(path) as file, tempfile.TemporaryFile(dir=path.parent) as waiting:
         file.write(bytes(_HEADER.size))
         waiting.write(struct.pack("<q", 0))
@@ -144,7 +145,7 @@ def _blocks_of(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _checksum(*parts: np.ndarray | bytes) -> int:
-    """CRC-32 of parts that follow one another."""
+    """Return the CRC-32 of consecutive parts."""
     value = 0
     for part in parts:
         for first in range(0, len(part), _BLOCK):
@@ -153,7 +154,7 @@ def _checksum(*parts: np.ndarray | bytes) -> int:
 
 
 def _all_in_sentences(stream: TokenStream) -> bool:
-    """Whether no token is missing, no sentence empty, and the counts are of so many tokens."""
+    """Whether no token is missing, no sentence is empty, and the counts add up to the number of tokens."""
     blocks = (stream.ids[first : first + _BLOCK] for first in range(0, len(stream.ids), _BLOCK))
     whole = stream.vocabulary.counts.sum() == len(stream.ids) and all(block.min() >= 0 for block in blocks)
     return bool(whole and (np.diff(stream.bounds) > 0).all())
@@ -167,7 +168,7 @@ def _write_header(file: BinaryIO, n: int, m: int, encoded: bytes, checksum: int)
 
 
 def _read_header(path: Path, header: bytes, size: int) -> tuple[int, int, int, int]:
-    """(n, m, b, CRC) where they fit the size of the file."""
+    """Return (n, m, b, CRC). Raises InputError for a damaged header, and if they do not match the size of the file."""
     if not header.startswith(_MAGIC) or len(header) < _HEADER.size:
         raise InputError(f"{path}: is no token file; write one with mt2st-fast prepare CORPUS --out FILE")
     _, version, checksum, n, m, b, of_header = _HEADER.unpack(header)

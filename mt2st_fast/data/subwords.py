@@ -1,4 +1,4 @@
-"""Embedding rows of every word type: its own or the shared <unk> row, and hashed parts of the word."""
+"""The embedding rows of every word type: its own or the shared <unk> row, and hashed parts of the word."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ PADDING_ROW = 0
 
 @dataclass(frozen=True)
 class HashedParts:
-    """Which parts of a word are hashed into how many rows; see `subword_rows`."""
+    """Which parts of a word are hashed, and into how many rows; see `subword_rows`."""
 
     buckets: int
     max_prefix: int
@@ -22,11 +22,11 @@ class HashedParts:
     max_n: int
 
     def buckets_of(self, word: str) -> list[int]:
-        """The bucket of each part of a word."""
+        """Return the bucket of each part of a word."""
         return [_stable_hash(part) % self.buckets for part in self._names(word)] if self.buckets else []
 
     def _names(self, word: str) -> list[str]:
-        """Names of the parts; case is left to the shape, so that `The` and `the` share their affixes."""
+        """Return the names of the parts; only the shape depends on case, so `The` and `the` share their affixes."""
         lower = word.lower()
         parts = [f"p{lower[:n]}" for n in range(1, min(self.max_prefix, len(lower)) + 1)]
         parts += [f"s{lower[-n:]}" for n in range(1, min(self.max_suffix, len(lower)) + 1)]
@@ -44,10 +44,10 @@ class HashedParts:
 
 @dataclass(frozen=True, eq=False)
 class SubwordTable:
-    """Which rows of an embedding table a type is made of.
+    """The embedding rows of every type.
 
-    `rows` is int32 (T, M): the row ids of type t, filled up with `padding_row`. The embedding table has
-    `num_rows` rows: padding, one per frequent type, <unk> (`unk_row`), then the hashed buckets.
+    `rows` is int32 (T, M): the row ids of type t, filled up with `padding_row`. The embedding table has `num_rows`
+    rows: padding, one per frequent type, <unk> (`unk_row`), then the hashed buckets.
     """
 
     rows: np.ndarray
@@ -57,7 +57,7 @@ class SubwordTable:
     padding_row: int = PADDING_ROW
 
     def rows_of_unknown(self, word: str) -> list[int]:
-        """The rows that a word which is no type is made of: <unk> and its hashed parts."""
+        """Return the rows of a word outside the vocabulary: <unk> and its hashed parts."""
         return [self.unk_row, *(self.unk_row + 1 + bucket for bucket in self.parts.buckets_of(word))]
 
 
@@ -73,12 +73,12 @@ def subword_rows(
     min_n: int = 3,
     max_n: int = 0,
 ) -> SubwordTable:
-    """Give each of T types its embedding rows.
+    """Assign each of T types its embedding rows.
 
-    A type seen at least `min_count` times in training has a row of its own, the others share <unk>; every
-    type adds hashed rows of its prefixes (1 to `max_prefix` characters), suffixes (1 to `max_suffix`), its
-    shape, and of its character n-grams of `min_n` to `max_n` characters (off while `max_n` < `min_n`; 3 to
-    5 is usual). `buckets=0` leaves all hashed rows out.
+    A type seen at least `min_count` times in training has its own row, the others share <unk>. Every type adds hashed
+    rows of its prefixes (1 to `max_prefix` characters), suffixes (1 to `max_suffix`), its shape, and its character
+    n-grams of `min_n` to `max_n` characters (off while `max_n` < `min_n`; 3 to 5 is usual). `buckets=0` leaves out all
+    hashed rows.
     """
     if min(min_count, 1) < 0 or buckets < 0 or len(vocabulary_words) != len(counts):
         raise ValueError("min_count and buckets must not be negative, and counts must be one per word")
@@ -95,7 +95,7 @@ def subword_rows(
 
 
 def word_shape(word: str) -> str:
-    """The pattern of capitals (X), small letters (x), digits (d) and other signs; a run counts once."""
+    """Return the pattern of capitals (X), small letters (x), digits (d) and other characters; a run counts once."""
     return "".join(sign for sign, _ in groupby(map(_sign, word)))
 
 
@@ -106,5 +106,5 @@ def _sign(character: str) -> str:
 
 
 def _stable_hash(part: str) -> int:
-    """CRC-32: unlike hash(), the same in every process, so that a saved table fits a later run."""
+    """Return CRC-32 which, unlike hash(), is the same in every process, so that a saved table fits a later run."""
     return zlib.crc32(part.encode("utf-8", "surrogatepass"))

@@ -15,18 +15,18 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
 
 MISSING_WORD = -1  # the id of a word that is not in the vocabulary
-_BLOCK = 1 << 20  # numbers of a mapped file that are looked at together
+_BLOCK = 1 << 20  # numbers of a mapped file that are checked in one block
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """T tokens in U units (sentences or documents): unit u is ids[bounds[u]:bounds[u + 1]].
 
-    ids         int32 (T,), of the vocabulary's words; MISSING_WORD for a word that is none of them
-    bounds      int64 (U + 1,), from 0 to T, never falling
-    vocabulary  of V words
+        ids         int32 (T,), of the vocabulary's words; MISSING_WORD for a word outside it
+        bounds      int64 (U + 1,), from 0 to T, never decreasing
+        vocabulary  the V words
 
-    Raises ValueError for arrays that are not so: kernels read by these numbers.
+    Raises ValueError for arrays that violate this, as kernels rely on these numbers.
     """
 
     ids: np.ndarray
@@ -56,9 +56,9 @@ class Tokens:
         *,
         lower: bool = False,
     ) -> Self:
-        """Lists of words, read once; the vocabulary by default that of their words.
+        """Make tokens from lists of words, read once; the vocabulary is by default that of their words.
 
-        Raises InputError for a sentence that is a string, and for a word that is none.
+        Raises InputError for a sentence that is a string, and for a word that is no string.
         """
         number_of: dict[str, int] = defaultdict(count().__next__)
         numbers, ends = array("i"), array("q", [0])
@@ -80,16 +80,16 @@ class Tokens:
         bounds: np.ndarray,
         vocabulary: Vocabulary | None = None,
     ) -> Self:
-        """From numbers (T,) of different words, which may stand in any order."""
+        """Make tokens from numbers (T,) of different words, which may be in any order."""
         if vocabulary is None:
             vocabulary, id_of = Vocabulary.numbered(words, np.bincount(numbers, minlength=len(words)))
         else:
             id_of = vocabulary.lookup(words)
-        # Numbers of a missing word, -1, find the last.
+        # The number of a missing word, -1, selects the last entry.
         return cls(np.append(id_of, np.int32(MISSING_WORD))[numbers], bounds, vocabulary)
 
     def in_vocabulary(self, vocabulary: Vocabulary) -> Tokens:
-        """The same text in ids of another vocabulary; ids that are the same stay mapped where they are."""
+        """Return the same text in ids of another vocabulary; ids that are the same stay mapped where they are."""
         own, others = self.vocabulary.words, vocabulary.words
         if others[: len(own)] == own:
             return Tokens(self.ids, self.bounds, vocabulary)
@@ -100,24 +100,24 @@ class Tokens:
         return Tokens.numbered(own, self.ids, self.bounds, vocabulary)
 
     def without_missing(self) -> Self:
-        """Without the words that are not in the vocabulary, and without units that then are empty."""
+        """Return the text without words outside the vocabulary, and without units that are then empty."""
         kept = self.ids != MISSING_WORD
         kept_before = np.concatenate(([0], np.cumsum(kept, dtype=np.int64)))
         return type(self)(self.ids[kept], np.unique(np.append(kept_before[self.bounds], 0)), self.vocabulary)
 
 
 def check_bounds(name: str, bounds: np.ndarray, end: int) -> None:
-    """Raise ValueError where bounds are not int64 (n + 1,), rising from 0 to `end`."""
+    """Raise ValueError unless bounds are int64 (n + 1,), rising from 0 to `end`."""
     if bounds.ndim != 1 or bounds.dtype != np.int64 or not len(bounds):
         raise ValueError(f"{name} are int64 (n + 1,), not {bounds.dtype} {bounds.shape}")
-    # Neighbouring blocks share a bound.
+    # Adjacent blocks share a bound.
     blocks = (bounds[first : first + _BLOCK + 1] for first in range(0, len(bounds) - 1, _BLOCK))
     if bounds[0] != 0 or bounds[-1] != end or any((np.diff(block) < 0).any() for block in blocks):
         raise ValueError(f"{name} must rise from 0 to {end}")
 
 
 def bounds_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Bounds int64 (n + 1,) of n pieces of the given lengths."""
+    """Return bounds int64 (n + 1,) of n pieces of the given lengths."""
     bounds = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=bounds[1:])
     return bounds

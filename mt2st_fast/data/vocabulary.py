@@ -1,4 +1,4 @@
-"""The vocabulary: word types, their int32 ids and how often training text holds each."""
+"""The vocabulary: word types, their int32 ids and their counts in the training text."""
 
 import json
 from collections import Counter
@@ -14,15 +14,14 @@ _HEAD_BYTES = 8
 
 
 class Vocabulary:
-    """T word types. Ids run by training count descending, then alphabetically; types never seen in training
-    come last.
+    """T word types. Ids are in order of descending training count, then alphabetical; unseen types come last.
 
-    `words` is a list of T strings and `counts` an int64 array (T,). Types of the development and test
-    text have ids too (with count 0), because hashed subwords can describe a word that has no row of its own.
+    `words` is a list of T strings and `counts` an int64 array (T,). Types of the development and test text have ids,
+    too (with count 0), because hashed subwords can describe a word that has no row of its own.
     """
 
     def __init__(self, words: Sequence[str], counts: np.ndarray | Sequence[int]):
-        """Take types that already stand in id order; `from_counts` and `build` put them in order."""
+        """Take types that are already in id order; `from_counts` and `build` sort them."""
         self.words = list(words)
         self.counts = np.asarray(counts, dtype=np.int64)
         if self.counts.shape != (len(self.words),):
@@ -32,7 +31,7 @@ class Vocabulary:
 
     @classmethod
     def _of_different(cls, words: list[str], counts: np.ndarray) -> "Vocabulary":
-        """Of words that are known to differ, so that nobody has to look them up before they are asked for."""
+        """Make a vocabulary of words that are known to differ, so that the look-up table is only built when needed."""
         vocabulary = cls.__new__(cls)
         vocabulary.words, vocabulary.counts = words, counts
         return vocabulary
@@ -59,9 +58,9 @@ class Vocabulary:
         min_count: int = 0,
         where: str = "the text",
     ) -> "Vocabulary":
-        """Put the types seen at least `min_count` times, given in any order, into id order.
+        """Sort the types seen at least `min_count` times, given in any order, into id order.
 
-        Raises InputError, about `where`, if there are types but none so frequent.
+        Raises InputError, about `where`, if there are types but none that frequent.
         """
         words, counts = list(words), np.asarray(counts, dtype=np.int64)
         if len(words) != len(counts):
@@ -78,14 +77,14 @@ class Vocabulary:
 
     @classmethod
     def numbered(cls, words: Sequence[str], counts: np.ndarray) -> "tuple[Vocabulary, np.ndarray]":
-        """Of V different words in any order; and the id of each, int32 (V,)."""
+        """Return the vocabulary of V different words in any order; and the id of each, int32 (V,)."""
         order = _id_order(words, counts)
         id_of = np.empty(len(words), np.int32)
         id_of[order] = np.arange(len(words), dtype=np.int32)
         return cls._of_different(list(map(words.__getitem__, order.tolist())), counts[order]), id_of
 
     def frequent(self, min_count: int, where: str = "the text") -> "Vocabulary":
-        """The types seen at least `min_count` times, with the ids that they have. Raises as `from_counts` does."""
+        """Return the types seen at least `min_count` times, with their present ids. Raises as `from_counts` does."""
         kept = int((self.counts >= min_count).sum())
         if kept == len(self):
             return self
@@ -102,16 +101,16 @@ class Vocabulary:
         return word in self._id_of
 
     def get(self, word: str, default: int) -> int:
-        """The id of a word, `default` for one that is no type of this vocabulary."""
+        """Return the id of a word, `default` for a word outside the vocabulary."""
         return self._id_of.get(word, default)
 
     def lookup(self, words: Iterable[str]) -> np.ndarray:
-        """Ids of words, int32 (T,), -1 for a word that is no type of this vocabulary."""
+        """Return ids of words, int32 (T,), -1 for a word outside the vocabulary."""
         get = self._id_of.get
         return np.fromiter((get(word, -1) for word in words), dtype=np.int32)
 
     def ids_of(self, words: Iterable[str]) -> np.ndarray:
-        """Ids of words, int32 (T,). Raises InputError for a word that is no type of this vocabulary."""
+        """Return ids of words, int32 (T,). Raises InputError for a word outside the vocabulary."""
         id_of = self._id_of
         try:
             return np.fromiter((id_of[word] for word in words), dtype=np.int32)
@@ -121,16 +120,16 @@ class Vocabulary:
             ) from None
 
     def to_json(self) -> str:
-        """What `from_json` reads."""
+        """Return the JSON that `from_json` reads."""
         return json.dumps({"words": self.words, "counts": self.counts.tolist()}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, encoded: bytes) -> "Vocabulary":
-        """From JSON in UTF-8. Raises ValueError for anything but different words, each with its count."""
+        """Read JSON in UTF-8. Raises ValueError for anything but different words, each with its count."""
         try:
             content = json.loads(encoded)
             words, counts = content["words"], content["counts"]
-            # numpy would take "3", 1.5 and True for counts.
+            # NumPy would accept "3", 1.5 and True as counts.
             if all(isinstance(word, str) for word in words) and all(
                 type(n) is int and n >= 0 for n in counts
             ):
@@ -145,7 +144,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        """Read what `save` wrote. Raises InputError where the file is missing or is no vocabulary."""
+        """Read what `save` wrote. Raises InputError if the file is missing or is no vocabulary."""
         try:
             return cls.from_json(Path(path).read_bytes())
         except OSError as error:
@@ -155,7 +154,7 @@ class Vocabulary:
 
 
 def _id_order(words: Sequence[str], counts: np.ndarray) -> np.ndarray:
-    """The places int64 (V,) of words in the order of ids. Letters are compared where numbers do not tell."""
+    """Return the order int64 (V,) of words by ids. Words are only compared where the counts are equal."""
     heads = _first_letters(words)
     order = np.lexsort((heads, -counts))
     ties = (heads[order[1:]] == heads[order[:-1]]) & (counts[order[1:]] == counts[order[:-1]])
@@ -168,14 +167,14 @@ def _id_order(words: Sequence[str], counts: np.ndarray) -> np.ndarray:
 
 
 def _first_letters(words: Sequence[str]) -> np.ndarray:
-    """Numbers uint64 (V,) in the order of the words, one for all words of the same first letters.
+    """Return numbers uint64 (V,) that sort like the words; words with the same first letters have the same number.
 
-    They are bytes of UTF-8, whose order is that of the characters.
+    They consist of bytes of UTF-8, whose order is that of the characters.
     """
     text = "\n".join(words).encode("utf-8", "surrogatepass")
     letters = np.frombuffer(text + bytes(_HEAD_BYTES), np.uint8)
     ends = np.append(np.flatnonzero(letters[: len(text)] == ord("\n")), len(text))
-    if len(ends) != len(words):  # a line feed within a word
+    if len(ends) != len(words):  # some word contains a line feed
         return np.zeros(len(words), np.uint64)
     begins = np.append(0, ends[:-1] + 1)
     heads = letters[begins[:, None] + np.arange(_HEAD_BYTES)]

@@ -1,4 +1,4 @@
-"""Batches for tasks on words: pairs with human scores, and analogies, from the files that are customary for them."""
+"""Batches for tasks on words: pairs with human scores, and analogies, from files in the usual formats."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from mt2st_fast.kernels.context.batch import (
     word_sampler,
 )
 
-# Of a text that may be mapped so much is read to know it again, in pieces.
+# Bytes of a text, possibly mapped, that are read to recognize it, and the size of the pieces.
 DIGEST_BYTES, DIGEST_PIECE = 2**26, 2**14
 log = logging.getLogger("mt2st_fast")
-# Negatives that 16 positions share.
+# Negatives shared by 16 positions.
 SHARED_NEGATIVES = 16
-# Of the random stream, so that two tasks of one seed do not shuffle alike.
+# Random streams, so that two tasks with the same seed shuffle differently.
 SIMILARITY_STREAM, ANALOGY_STREAM = 101, 102
 
 
 class WordBatches:
     """Endless, resumable batches (word types int64 (B, W), {task: target (B,)}) over rows of words.
 
-    Close it (the trainer does when its task retires) and it gives its arrays back.
+    `close` releases its arrays; the trainer calls it when the task retires.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class WordBatches:
             yield self._types[rows], {self.task: self._target[rows]}
 
     def take_part(self, rank: int, count: int) -> None:
-        """Hand out one of `count` parts of the rows of every batch, as `TrainingBatches` do."""
+        """Return only one of `count` parts of the rows of every batch, as `TrainingBatches` do."""
         self._part = (rank, count)
 
     def close(self) -> None:
-        """Let go of the words."""
+        """Release the words."""
         self._types, self._target = self._types[:0], self._target[:0]
 
     @cached_property
@@ -74,21 +74,21 @@ class WordBatches:
         return digest_of(self._types.numpy(), self._target.numpy())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the shuffled stream stands."""
+        """Return the position of the shuffled stream."""
         rows = self._rows
         return {"pass": rows.pass_number, "position": rows.position, "data": self._digest, "seed": self._seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken. Raises InputError for other rows."""
+        """Continue where `state_dict` was taken. Raises InputError for other rows."""
         _check_same(self.task, state, self._digest)
         self._rows.seek(state["pass"], state["position"])
 
 
 class ContextBatches:
-    """Batches (LocalBatch, {task: nothing}) over a stream of tokens, from its beginning to its end and again.
+    """Endless batches (LocalBatch, {task: nothing}) over a stream of tokens, which is repeated from its beginning.
 
-    A batch is `words` consecutive tokens: the frequent ones are thinned out, windows and negatives drawn, anew in
-    every pass (word2vec's draws; kernels/context/batch.py).
+    A batch is `words` consecutive tokens. In every pass, frequent ones are subsampled, and windows and negatives are
+    drawn anew (as in word2vec; kernels/context/batch.py).
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class ContextBatches:
                 return
 
     def take_part(self, rank: int, count: int) -> None:
-        """Raises InputError for more than one part: what is drawn for a batch belongs to all of its words."""
+        """Raise InputError for more than one part: the random draws of a batch belong to all of its words."""
         del rank
         if count > 1:
             raise InputError(
@@ -150,7 +150,7 @@ class ContextBatches:
             )
 
     def close(self) -> None:
-        """Let go of the text, mapped or in memory."""
+        """Release the text, mapped or in memory."""
         self._tokens = self._tokens[:0].copy()
         self._bounds = self._bounds[:1].copy()
 
@@ -159,17 +159,19 @@ class ContextBatches:
         return digest_of(self._tokens, self._bounds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the text the next batch begins."""
+        """Return the position in the text where the next batch begins."""
         return {"pass": self._pass, "batch": self._batch, "data": self._digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken. Raises InputError for another text."""
+        """Continue where `state_dict` was taken. Raises InputError for another text."""
         _check_same(self.task, state, self._digest)
         self._pass, self._batch = state["pass"], state["batch"]
 
 
 def digest_of(*arrays: np.ndarray) -> str:
-    """A checksum of arrays: of those above DIGEST_BYTES, which may be mapped, of pieces at even distances."""
+    """Return a checksum of arrays; of those above DIGEST_BYTES, which may be mapped, only evenly spaced pieces are
+    read.
+    """
     state = hashlib.sha256()
     for array in arrays:
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -198,10 +200,11 @@ def similarity_batches(
     batch_size: int = 256,
     seed: int = 1,
 ) -> WordBatches:
-    """Pairs of a file: word, word and score (0 to `highest`) a line, separated by tabs, commas or blanks; # = comment.
+    """Read pairs from a file: word, word and score (0 to `highest`) per line, separated by tabs, commas or blanks; #
+    comments.
 
-    Targets are scores over `highest`. Pairs with a word that is not in the vocabulary are left out. Raises
-    InputError for a line of another form, a score out of range, and where no pair is left.
+    Targets are scores over `highest`. Pairs with a word outside the vocabulary are left out. Raises InputError for a
+    malformed line, a score out of range, and where no pair is left.
     """
     types, scores, n_read = [], [], 0
     may_be_heading = True
@@ -231,10 +234,10 @@ def similarity_batches(
 def analogy_batches(
     path: str | Path, vocabulary: Vocabulary, *, task: str = "analogy", batch_size: int = 256, seed: int = 1
 ) -> WordBatches:
-    """Analogies of a file in the questions-words format: four words a line, `: section` lines between; `# ` = comment.
+    """Read analogies in the questions-words format: four words per line, `: section` lines between; `# ` comments.
 
-    Lines with a word that is not in the vocabulary are left out. Raises InputError for a line of another form and
-    where no analogy is left.
+    Lines with a word outside the vocabulary are left out. Raises InputError for a malformed line and where no analogy
+    is left.
     """
     types, n_read = [], 0
     for number, line in open_lines(Path(path)):
@@ -274,7 +277,7 @@ def _lookup(word: str, vocabulary: Vocabulary) -> int:
 
 
 def _check_any(types: list[list[int]], n_read: int, path: str | Path, what: str) -> None:
-    """Log how many rows of a file are used. Raises InputError where none is."""
+    """Log how many rows of a file are used. Raises InputError if none are."""
     if not types:
         raise InputError(f"{path}: no {what} has all of its words in the vocabulary; train on more text")
     log.info(

@@ -1,6 +1,7 @@
-"""Encoders and heads in plain torch operators, of any size of batch: what other runtimes can be given.
+"""Encoders and heads in plain torch operators, for any batch size, for export to other runtimes.
 
-What is ragged comes as values, one unit after the other, and how many of them each unit has, all int64:
+Ragged inputs are given as the values of all units, one unit after the other, and the number of values of each unit, all
+int64:
 
     words  rows (R,) of the table, rows_per_word (W,), words_per_unit (U,)
     bags   ids (R,), ids_per_unit (U,)
@@ -22,7 +23,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 
 
 class _Graph(nn.Module):
-    """The heads of tasks, over features that are still to be made."""
+    """The heads of tasks; subclasses compute the features."""
 
     def __init__(self, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class _Graph(nn.Module):
 
 
 class WordTagger(_Graph):
-    """A WindowEncoder over words, each the mean of its rows: a row of logits for every word."""
+    """A WindowEncoder over words, each the mean of its rows: one row of logits per word."""
 
     table: Tensor
     around: Tensor
@@ -57,7 +58,7 @@ class WordTagger(_Graph):
 
 
 class WordBags(_Graph):
-    """A BagEncoder over words, each the mean of its rows: a row of logits for every unit."""
+    """A BagEncoder over words, each the mean of its rows: one row of logits per unit."""
 
     table: Tensor
 
@@ -72,7 +73,7 @@ class WordBags(_Graph):
 
 
 class IdBags(_Graph):
-    """A BagEncoder whose types are the rows of its table: a row of logits for every bag."""
+    """A BagEncoder whose types are the rows of its table: one row of logits per bag."""
 
     table: Tensor
 
@@ -86,7 +87,7 @@ class IdBags(_Graph):
 
 
 class TypeWindows(_Graph):
-    """A WindowEncoder as it is called: windows of word types."""
+    """A WindowEncoder with its usual inputs: windows of word types."""
 
     def __init__(self, encoder: WindowEncoder, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
         super().__init__(heads, tasks)
@@ -98,7 +99,7 @@ class TypeWindows(_Graph):
 
 
 class TypeBags(_Graph):
-    """A BagEncoder as it is called: bags of word types, which do not count where they are -1."""
+    """A BagEncoder with its usual inputs: bags of word types, of which those that are -1 do not count."""
 
     def __init__(self, encoder: BagEncoder, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
         super().__init__(heads, tasks)
@@ -114,14 +115,14 @@ class TypeBags(_Graph):
 
 
 class AnyEncoder(_Graph):
-    """An encoder of somebody else's, asked with its own inputs."""
+    """A custom encoder, called with its own inputs."""
 
     def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, tasks: Sequence[str]) -> None:
         super().__init__(heads, tasks)
         self.encoder = copy.deepcopy(encoder).cpu().eval()
 
     def features(self, *inputs: Tensor) -> Tensor:
-        """(..., D), without the mask that an encoder may return beside them."""
+        """Return features (..., D), without the mask that an encoder may return beside them."""
         found = self.encoder(*inputs)
         features: Tensor = found[0] if isinstance(found, tuple) else found
         return features
@@ -131,7 +132,7 @@ class AnyEncoder(_Graph):
 
 
 class _Types(nn.Module):
-    """(..., D) vectors of word types (...): the mean of a type's rows; zeros for -1."""
+    """Vectors (..., D) of word types (...): the mean of a type's rows; zeros for -1."""
 
     table: Tensor
     rows_of_type: Tensor | None
@@ -154,10 +155,10 @@ class _Types(nn.Module):
 
 
 def _sums(vectors: Tensor, counts: Tensor) -> Tensor:
-    """(U, D) of vectors (R, D), of which unit u has the next counts[u].
+    """Return sums (U, D) of vectors (R, D); unit u has the next counts[u] of them.
 
-    As differences of a running sum, in float64: onnxruntime adds up scattered rows in several threads at once, which
-    loses some where they meet, and one element at a time takes four times as long.
+    They are differences of a running sum in float64. onnxruntime's scatter-add runs in several threads and loses
+    updates where they collide; adding one element at a time takes four times as long.
     """
     none = vectors.new_zeros(1, vectors.shape[1], dtype=torch.float64)
     running = torch.cat([none, vectors.double().cumsum(0)])
@@ -167,14 +168,14 @@ def _sums(vectors: Tensor, counts: Tensor) -> Tensor:
 
 
 def _means(vectors: Tensor, counts: Tensor) -> Tensor:
-    """(U, D), zeros for a unit without vectors."""
+    """Return means (U, D), zeros for a unit without vectors."""
     return _sums(vectors, counts) / counts.clamp_min(1).to(vectors.dtype).unsqueeze(1)
 
 
 def _units(counts: Tensor, total: int) -> Tensor:
-    """(total,) numbers that are the same for places of the same unit alone. counts (U,) sum to total."""
+    """Return numbers (total,) that are equal for places of the same unit only. counts (U,) sum to total."""
     begins = counts.cumsum(0) - counts
-    # Units without a place begin where another one does: both write the same.
+    # Empty units begin where another one does: both write the same value.
     marks = counts.new_zeros(total + 1).scatter(0, begins, torch.ones_like(counts))
     return marks.cumsum(0)[:-1]
 
@@ -184,7 +185,7 @@ def _through(hidden: nn.Module | None, window: Tensor) -> Tensor:
 
 
 def _still(linear: nn.Linear) -> nn.Linear:
-    """A layer of its own, on the CPU, that nobody trains."""
+    """Return a copy of a layer on the CPU, without gradients."""
     return copy.deepcopy(linear).cpu().requires_grad_(False)
 
 

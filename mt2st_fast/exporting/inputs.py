@@ -1,22 +1,22 @@
-"""The inputs of an exported graph, made of words or lines as the model itself makes them.
+"""Make the inputs of an exported graph from words or lines, exactly as the model itself does.
 
-This file needs NumPy alone: where a graph is run without mt2st-fast and torch, copy it there.
+This file only needs NumPy: to run a graph without mt2st-fast and torch, copy it.
 
     inputs = TextInputs.read("model.onnx.json")              # which `mt2st-fast export` wrote beside the graph
     session = onnxruntime.InferenceSession("model.onnx")
     (logits,) = session.run(["logits.upos"], inputs([["They", "buy", "books", "."]]))
     inputs.likeliest("upos", logits)                         # ["PRON", "VERB", "NOUN", "PUNCT"]
 
-What the JSON says of a text ("text": "words"): a word has the row rows[word] of the table, or `unknown_row`, and for
-each of its parts the row unknown_row + 1 + crc32(part in UTF-8) % buckets. Parts are, of the word in small letters, "p"
-and its first 1 to max_prefix characters, "s" and its last 1 to max_suffix, "h" and its shape (runs of capitals, small
-letters, digits as X, x, d; each run of another sign as that sign), "n" and every n-gram of <word> of min_n to max_n
-characters.
+What the JSON says of texts, with "text": "words": a word has the row rows[word] of the table, or `unknown_row`, and for
+each of its parts the row unknown_row + 1 + crc32(part in UTF-8) % buckets. The parts, of the word in lower case, are
+"p" and its first 1 to max_prefix characters, "s" and its last 1 to max_suffix, "h" and its shape (runs of capitals,
+small letters, digits as X, x, d; each run of another character as that character), and "n" and every n-gram of <word>
+of min_n to max_n characters.
 
-"text": "lines": words stand between white space and NUL, those with the label prefix are left out. Ids are the places
-of known words; len(words) + FNV-1a(part) % buckets of the n-grams of <word>, minn to maxn characters, a signed byte
-at a time; and len(words) + h % buckets of every run of 2 to word_ngrams words, h being crc32 of the first, and
-h * 116049371 + crc32 of the next, in 64 bits.
+With "text": "lines": words are separated by white space and NUL, and those with the label prefix are left out. The ids
+are: the indices of known words; len(words) + FNV-1a(part) % buckets, over signed bytes, for the n-grams of <word> of
+minn to maxn characters; and len(words) + h % buckets for every run of 2 to word_ngrams words, where h is crc32 of the
+first word, and then h * 116049371 + crc32 of the next, in 64 bits.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _FNV_BASIS, _FNV_PRIME, _32_BITS = 2_166_136_261, 16_777_619, (1 << 32) - 1
 
 
 class TextInputs:
-    """Makes the inputs of a graph of texts, by its description, and names its outputs."""
+    """Makes the inputs of a graph from texts, by the graph's description, and names its outputs."""
 
     def __init__(self, description: dict[str, Any]) -> None:
         self.description = description
         self._id_of = {word: i for i, word in enumerate(description.get("words", ()))}
-        self._known: dict[str, list[int]] = {}  # words that were looked up
+        self._known: dict[str, list[int]] = {}  # cache of words that were looked up
 
     @classmethod
     def read(cls, path: str | Path) -> TextInputs:
-        """By the JSON beside a graph. Raises ValueError for another file, and for one that belongs to another graph."""
+        """Read the JSON beside a graph. Raises ValueError for another file, and for one of another graph."""
         description = json.loads(Path(path).read_text("ascii"))
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise ValueError(f"{path}: is not written as '{FORMAT}'")
@@ -59,7 +59,7 @@ class TextInputs:
         return cls(description)
 
     def __call__(self, units: Sequence[Any]) -> dict[str, np.ndarray]:
-        """int64 arrays by name, of units: lists of words, or lines where the model reads lines.
+        """Return int64 arrays by name from units: lists of words, or lines if the model reads lines.
 
         Raises ValueError for a unit of the other kind, and for a line feed in a line.
         """
@@ -74,16 +74,16 @@ class TextInputs:
         return {"rows": _flat(rows), "rows_per_word": _sizes(rows), "words_per_unit": _sizes(units)}
 
     def cut(self, line: str) -> list[str]:
-        """The words of a line, as the training data was cut."""
+        """Return the words of a line, split as the training data was."""
         rule = self.description["cut"]
         return re.findall(rule["pattern"], line.lower() if rule["lower"] else line)
 
     def labels(self, task: str) -> list[str]:
-        """What the C outputs of a task stand for."""
+        """Return the names of the C outputs of a task."""
         return list(self.description["tasks"][task]["labels"])
 
     def probabilities(self, task: str, logits: np.ndarray) -> np.ndarray:
-        """(N, C): of classes they sum to 1, of labels each is for itself; of values, the values."""
+        """Return (N, C): probabilities of classes sum to 1, those of labels are independent; for values, the values."""
         kind = self.description["tasks"][task]["kind"]
         if kind == "values":
             return logits
@@ -93,7 +93,9 @@ class TextInputs:
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
     def likeliest(self, task: str, logits: np.ndarray) -> list[Any]:
-        """The class of every row; the labels of probability 0.5 and above, a list; the values, a list."""
+        """Return for every row the likeliest class, a list of the labels with probability 0.5 and above, or a list of
+        values.
+        """
         names, kind = self.labels(task), self.description["tasks"][task]["kind"]
         if kind == "classes":
             return [names[c] for c in logits.argmax(axis=1).tolist()] if len(logits) else []
@@ -143,7 +145,7 @@ class TextInputs:
             ids = [self._id_of[word]] if word in self._id_of else []
             marked = f"<{word}>"
             grams = _ngrams(marked, max(rule["minn"], 1), rule["maxn"])
-            if rule["minn"] <= 1 <= rule["maxn"]:  # the marks alone are none
+            if rule["minn"] <= 1 <= rule["maxn"]:  # the single marks < and > do not count
                 grams = grams[1 : len(marked) - 1] + grams[len(marked) :]
             self._known[word] = ids + [len(self._id_of) + _fnv(gram) % rule["buckets"] for gram in grams]
         return self._known[word]

@@ -1,4 +1,4 @@
-"""Which graph a model is, and what its description says of texts and labels."""
+"""Choose the graph for a model, and describe its texts and labels."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.sharded import check_whole
 from mt2st_fast.model.tasks import Classification, MultiLabel, Regression
 
-# How a line is cut into words, by the names that readers of training data have for it.
+# How a line is split into words, by the names that readers of training data use.
 CUTS = {
     "words": {"pattern": WORD, "lower": False},
     "lowered words": {"pattern": WORD, "lower": True},
     "blanks": {"pattern": r"\S+", "lower": False},
 }
 
-TRIAL_WORDS = 1500  # of the vocabulary, as far apart as they can be
-_TRIAL_SIZES = (5, 0, 1, 40, 2, 0, 13, 3)  # of units, again and again
-# Words that training will not have seen, so that their parts are compared, too.
+TRIAL_WORDS = 1500  # from the vocabulary, evenly spaced
+_TRIAL_SIZES = (5, 0, 1, 40, 2, 0, 13, 3)  # sizes of units, repeated
+# Words that training has probably not seen, so that their parts are compared, too.
 _UNSEEN = ("Unseenword", "ZÜRICH-2031", "don’t", "x", "…", "日本語", "a1b2", "Ünseen's", "ǅungla", "😀")
 
 _KINDS: dict[type, str] = {Classification: "classes", MultiLabel: "labels", Regression: "values"}
@@ -44,7 +44,7 @@ Tasks = Mapping[str, tuple[str, Sequence[str]]]  # {task: (classes, labels or va
 
 @dataclass(frozen=True, eq=False)
 class WordModel:
-    """An encoder over words made of hashed parts, and how text is cut into words (see `CUTS`)."""
+    """An encoder over words made of hashed parts, and how text is split into words (see `CUTS`)."""
 
     encoder: WindowEncoder | BagEncoder
     heads: MultiTaskHeads
@@ -60,7 +60,7 @@ def export_words(
     file: str | Path,
     wanted: str | None = None,
 ) -> Exported:
-    """The graph of a tagger or classifier of words; logits: what the model itself says of units, by task.
+    """Write the graph of a tagger or classifier of words; logits: the model's own logits of units, by task.
 
     Raises InputError as `write_graph` does.
     """
@@ -101,7 +101,7 @@ def export_bags(
     file: str | Path,
     wanted: str | None = None,
 ) -> Exported:
-    """The graph of a classifier of bags of words and n-grams. Raises InputError as `write_graph` does."""
+    """Write the graph of a classifier of bags of words and n-grams. Raises InputError as `write_graph` does."""
     description = {
         "text": "lines",
         "rows_of_logits": "units",
@@ -145,10 +145,10 @@ def export_modules(
     """Write an encoder and its heads as a graph: ONNX (.onnx) or torch.export's (.pt2), by the file's name or `format`.
 
     A WindowEncoder takes `windows` (rows, width) of word types, a BagEncoder `types` and `types_per_unit`, all int64.
-    Another encoder is traced with `example`, its inputs (named input_0, ...), for any size of those of their `axes`
-    that have a name: by default the first alone, "rows". tasks: the main one by default.
+    Another encoder is traced with `example`, its inputs (named input_0, ...). axes: the names of their dimensions;
+    those with a name may have any size, by default only the first, "rows". tasks: the main one by default.
 
-    Raises InputError for a task without a fused head, an encoder of one's own without an example, or that cannot be
+    Raises InputError for a task without a fused head, for a custom encoder without an example or one that cannot be
     traced, for parameters that are not float32, and as `write_graph` does.
     """
     check_whole(encoder)
@@ -207,7 +207,7 @@ def _graph_of(
 def _asked(
     encoder: nn.Module, heads: MultiTaskHeads, names: Sequence[str], inputs: Mapping[str, Tensor], given: Any
 ) -> Trial:
-    """What an encoder of this package says of its own inputs, without dropout."""
+    """Return the logits of one of our encoders for its own inputs, without dropout."""
     device = next(encoder.parameters()).device
     with evaluating(encoder):
         features = encoder(
@@ -223,7 +223,7 @@ def _types(
 
 
 def _kind(task: Any) -> str:
-    """What its outputs are; a task of one's own is called by its class."""
+    """Return the kind of a task's outputs; for a custom task, the name of its class."""
     return _KINDS.get(type(task), type(task).__name__)
 
 
@@ -237,7 +237,7 @@ def _described(tasks: Tasks) -> dict[str, dict[str, Any]]:
 def _trials(
     description: dict[str, Any], units: Sequence[Any], logits: Callable[[Sequence[Any]], Mapping[str, Tensor]]
 ) -> list[Trial]:
-    """Of a few units, of all, of one and of none: by the inputs that the description says, as its reader makes them."""
+    """Return trials of a few units, all, one and none; the inputs are made by the description, as its reader does."""
     made = TextInputs(description)
     trials = []
     for some in (units[: len(_TRIAL_SIZES)], units, units[:1], []):
@@ -247,7 +247,7 @@ def _trials(
 
 
 def _units(words: Sequence[str]) -> list[list[str]]:
-    """Units of many sizes, of words of a vocabulary and of others."""
+    """Return units of many sizes, with words of a vocabulary and others."""
     known = (
         [words[i] for i in np.linspace(0, len(words) - 1, min(TRIAL_WORDS, len(words))).astype(int)]
         if words

@@ -1,4 +1,4 @@
-"""A graph in a file, ONNX or torch.export's, and beside it a JSON that says what goes in and what comes out."""
+"""Write a graph to a file, ONNX or torch.export's, and beside it a JSON that describes its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mt2st_fast.exporting.inputs import FORMAT
 from mt2st_fast.files import write_atomically
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-MOST_ONNX_BYTES = (1 << 31) - (1 << 20)  # of one file: a protobuf ends at 2 GiB
-TOLERANCE = 1e-5  # of a graph's logits, or of the largest of them where that is above 1
+MOST_ONNX_BYTES = (1 << 31) - (1 << 20)  # of one file: the limit of protobuf is 2 GiB
+TOLERANCE = 1e-5  # of the logits, relative to the largest of them if that is above 1
 _PACKAGES = ("onnx", "onnxscript")
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Inputs of a graph by name, and the logits that the model itself makes of them, by task."""
+    """Inputs of a graph by name, and the model's own logits for them, by task."""
 
     inputs: Mapping[str, Tensor]
     logits: Mapping[str, Tensor]
@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What is to be written: axes names those of every input; of trials the first is traced, all are compared."""
+    """A graph to write: axes names those of every input; the first of trials is traced, all are compared."""
 
     module: nn.Module
     axes: Mapping[str, Sequence[str | int]]
@@ -49,7 +49,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Exported:
-    """Files that were written; by what the graph was compared with the model, and how far its logits were off.
+    """The files that were written, what compared the graph with the model, and how far its logits were off.
 
     compared_by is empty where onnxruntime is not installed: then nothing was compared.
     """
@@ -63,7 +63,7 @@ class Exported:
 
 
 def format_of(file: Path, wanted: str | None) -> str:
-    """ "onnx" or "torch": as wanted, else as the file is named. Raises InputError where both say different things."""
+    """ "onnx" or "torch": the wanted one, else by the file's name. Raises InputError if both contradict each other."""
     by_name = {suffix: name for name, suffix in SUFFIXES.items()}.get(file.suffix)
     if wanted is not None and wanted not in SUFFIXES:
         raise InputError(f"a format is {' or '.join(SUFFIXES)}, not {wanted!r}")
@@ -77,17 +77,17 @@ def format_of(file: Path, wanted: str | None) -> str:
 
 
 def output_of(task: str) -> str:
-    """The name of a task's logits."""
+    """Return the output name of a task's logits."""
     return f"logits.{task}"
 
 
 def write_graph(
     graph: Graph, file: str | Path, wanted: str | None, description: Mapping[str, Any]
 ) -> Exported:
-    """Write the graph, compared with the model before, and its description to FILE and FILE.json.
+    """Compare the graph with the model, and write it and its description to FILE and FILE.json.
 
-    description: JSON-able, of the inputs and of each of the tasks. Raises InputError for a format or file that cannot
-    be, packages that are not installed, and a graph that does not say what the model says.
+    description: the inputs and each of the tasks, JSON-able. Raises InputError for an impossible format or file, for
+    packages that are not installed, and for a graph that does not reproduce the model's logits.
     """
     file = Path(file)
     form = format_of(file, wanted)
@@ -104,7 +104,7 @@ def write_graph(
         memory = io.BytesIO()
         torch.export.save(program, memory)
         content = memory.getvalue()
-    beside = file.with_name(f"{file.name}.json")  # not model.json, which is a model's own
+    beside = file.with_name(f"{file.name}.json")  # not model.json, which is the name of a model's description
     described: dict[str, Any] = {
         "format": FORMAT,
         "graph": file.name,
@@ -113,23 +113,23 @@ def write_graph(
         "outputs": {name: list(axes) for name, axes in outputs.items()},
         **description,
     }
-    # In this order: a description whose graph is missing or another one is told by its digest.
+    # In this order: the digest reveals a description whose graph is missing or is another one.
     write_atomically(beside, json.dumps(described, allow_nan=False).encode("ascii"))
     write_atomically(file, content)
     return Exported(file, beside, compared_by, difference, graph.axes, outputs)
 
 
 def _axes(graph: Graph, logits: Tensor) -> tuple[str | int, ...]:
-    """Those of logits (..., C): what stands before C is the batch's, as its first input has it."""
+    """Return the axes of logits (..., C): those before C are the batch's, as in its first input."""
     of_input = next(iter(graph.axes.values()))
     return (graph.rows, *of_input[1 : logits.dim() - 1], logits.shape[-1])
 
 
 def _program(graph: Graph) -> torch.export.ExportedProgram:
-    """The graph as torch.export has it, for batches of any size, none too. Raises InputError where it cannot."""
+    """Return the graph from torch.export, for batches of any size including none. Raises InputError if that fails."""
     sizes: dict[str, Any] = {}
     for axes in graph.axes.values():
-        # Not by the axis's own name, which may be that of an input.
+        # Not the axis's own name, which an input may have, too.
         sizes |= {axis: torch.export.Dim(f"n_{axis}", min=0) for axis in axes if isinstance(axis, str)}
     shapes = tuple(
         {place: sizes[axis] for place, axis in enumerate(axes) if isinstance(axis, str)}
@@ -140,14 +140,14 @@ def _program(graph: Graph) -> torch.export.ExportedProgram:
     try:
         with _quiet(), torch.no_grad():
             return torch.export.export(module, given, dynamic_shapes=(shapes,) if graph.takes_any else shapes)
-    except Exception as error:  # whatever a module of somebody else's does while it is traced
+    except Exception as error:  # custom modules may raise anything while they are traced
         raise InputError(
             f"{_name(module)} cannot be traced for any size of batch: {_first_line(error)}"
         ) from error
 
 
 def _onnx(graph: Graph, outputs: Sequence[str]) -> bytes:
-    """The graph as ONNX, its tensors within."""
+    """Return the graph as ONNX, including its tensors."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -184,7 +184,7 @@ def _compared_in_onnxruntime(content: bytes, graph: Graph, tasks: Sequence[str])
 
 
 def _difference(run: Any, trials: Sequence[Trial], tasks: Sequence[str]) -> float:
-    """The largest of all logits from the model's. Raises InputError where it is above TOLERANCE."""
+    """Return the largest difference to the model's logits. Raises InputError where it is above TOLERANCE."""
     largest = 0.0
     for trial in trials:
         with torch.no_grad():
@@ -205,7 +205,7 @@ def _difference(run: Any, trials: Sequence[Trial], tasks: Sequence[str]) -> floa
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of what is theirs to change."""
+    """Suppress exporters' warnings about their own internals."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -217,7 +217,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _name(module: nn.Module) -> str:
-    """That of the encoder, where it is somebody else's."""
+    """Return the name of the custom encoder, or of the module."""
     return type(getattr(module, "encoder", module)).__name__
 
 

@@ -1,1 +1,1 @@
-"""Phases and multi-task losses in other people's trainers, a library a file; each needs the extra of its name."""
+"""Phases and multi-task losses in other libraries' trainers: one file per library, each with an extra of its name."""

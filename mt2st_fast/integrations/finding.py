@@ -1,4 +1,4 @@
-"""Where the heads are in a model of somebody else's."""
+"""Find the heads in a model of another library."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 
-ORIGINAL = "original_module"  # peft keeps what was there before beside the module that it trains
+ORIGINAL = "original_module"  # where peft keeps the original beside the copy that it trains
 
 
 def heads_of(model: nn.Module) -> MultiTaskHeads:
-    """The one MultiTaskHeads in a model, however it is wrapped. Raises InputError for none and for several."""
+    """Return the one MultiTaskHeads in a model, however it is wrapped. Raises InputError for none and for several."""
     found = {
         name: module
         for name, module in model.named_modules()

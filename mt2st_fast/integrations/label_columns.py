@@ -1,4 +1,4 @@
-"""Labels as scikit-learn's users have them: one array, or a column a task, in which labels may be missing."""
+"""Labels as scikit-learn users have them: one array, or one column per task, in which labels may be missing."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from mt2st_fast.data.corpus import MISSING
 from mt2st_fast.data.labelled_text import DEFAULT_FAMILY
 from mt2st_fast.errors import InputError
 
-NO_VALUE = ("NAType", "NaTType")  # pandas' and polars' marks beside None and NaN
+NO_VALUE = ("NAType", "NaTType")  # missing values of pandas and polars, besides None and NaN
 
 
 class LabelColumn(NamedTuple):
-    """Of N rows the numbers int64 (N,) of their classes, MISSING where there is no label; classes (C,) are sorted."""
+    """A column of N labels: the sorted classes (C,), and their numbers int64 (N,), MISSING where there is no label."""
 
     classes: np.ndarray
     numbers: np.ndarray
 
 
 def columns_of(y: Any, rows: int) -> dict[str, np.ndarray]:
-    """Columns of labels (N,) by task, in their order: of a dictionary, a data frame or an array of two axes (where
-    "0", "1", ... are the tasks); an array of one axis is the task "label".
+    """Return the columns of labels (N,) by task, in their order.
 
-    Raises InputError for other shapes, and for a column that is not as long as there are rows.
+    A dictionary or a data frame names the tasks; the columns of an array with two axes are the tasks "0", "1", ...; an
+    array with one axis is the task "label". Raises InputError for other shapes, and for a column of another length than
+    `rows`.
     """
     if y is None:
         raise InputError("this estimator requires y to be passed, but the target y is None")
@@ -48,7 +49,7 @@ def columns_of(y: Any, rows: int) -> dict[str, np.ndarray]:
 
 
 def main_of(columns: Mapping[str, np.ndarray], main: Any) -> str:
-    """The column to get right, the first by default. Raises InputError where there is none of that name."""
+    """Return the main task's column, the first by default. Raises InputError where there is none of that name."""
     if main is None:
         return next(iter(columns))
     if str(main) not in columns:
@@ -57,7 +58,7 @@ def main_of(columns: Mapping[str, np.ndarray], main: Any) -> str:
 
 
 def numbered(name: str, column: np.ndarray) -> LabelColumn:
-    """A column in numbers of its classes. Raises InputError for one without labels, or whose labels are no classes."""
+    """Convert a column to class numbers. Raises InputError if it has no labels, or labels that are no classes."""
     missing = _missing(column)
     known = _typed(name, column[~missing])
     if not len(known):
@@ -72,7 +73,7 @@ def numbered(name: str, column: np.ndarray) -> LabelColumn:
 
 
 def known_labels(name: str, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows (N,) have a label, and the labels of these. Raises InputError where none has."""
+    """Return which rows (N,) have a label, and the labels of these. Raises InputError if none has."""
     known = ~_missing(column)
     if not known.any():
         raise InputError(f"the column {name} of y has no label to compare with")
@@ -80,7 +81,7 @@ def known_labels(name: str, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _array(column: Any) -> np.ndarray:
-    """Labels that are not in an array already, as what they are: NumPy would make strings of numbers beside strings."""
+    """Make an array of labels that keeps their types: NumPy alone would turn numbers beside strings into strings."""
     if hasattr(column, "__array__"):
         return np.asarray(column)
     rows = list(column) if hasattr(column, "__iter__") and not isinstance(column, str | bytes) else column
@@ -107,7 +108,7 @@ def _is_missing(label: Any) -> bool:
 
 
 def _typed(name: str, known: np.ndarray) -> np.ndarray:
-    """Labels of an object array in an array of their own type."""
+    """Convert labels in an object array to an array of their own type."""
     if known.dtype != object:
         return known
     text = {isinstance(label, str) for label in known}

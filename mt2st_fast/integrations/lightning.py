@@ -2,8 +2,8 @@
 
     L.Trainer(callbacks=[PhaseCallback(Switch(at=0.6))]).fit(module, loader)
 
-where the module's `self.heads` are MultiTaskHeads, and its training step returns `self.heads(features, targets).total`:
-the heads take the weights of the step by themselves.
+Here `self.heads` of the module are MultiTaskHeads, and its training step returns `self.heads(features, targets).total`:
+the heads apply the weights of the current step by themselves.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = ["PhaseCallback"]
 
 
 class PhaseCallback(L.Callback):  # type: ignore[misc]
-    """Lets tasks go as the schedule says, by the optimizer steps of the run; resumed runs go on bit for bit.
+    """Retires tasks as the schedule says, by the optimizer steps of the run; resumed runs continue bit for bit.
 
-    heads: where the MultiTaskHeads are in the module, "heads" or "model.heads". prune: whether the optimizers forget
-    what they remember of retired parameters; these keep their places in the groups, for schedulers and stored states.
-    Under DDP the wrapper is made anew where tasks retire, which needs no find_unused_parameters.
+    heads: where the module has its MultiTaskHeads, such as "heads" or "model.heads". prune: whether the optimizers drop
+    their state of retired parameters; the parameters stay in their groups, for schedulers and stored states.
 
-    Raises InputError where there are no MultiTaskHeads and for a run without an end, and what PhaseController raises.
+    Under DDP the model is wrapped again when tasks retire, so find_unused_parameters is not needed. Raises InputError
+    where there are no MultiTaskHeads and for a run without an end, and what PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, heads: str = "heads", *, prune: bool = True) -> None:
         self.schedule, self.heads, self.prune = schedule, heads, prune
         self.controller: PhaseController | None = None
-        self._stored: Mapping[str, Any] | None = None  # of a checkpoint, until there are heads
+        self._stored: Mapping[str, Any] | None = None  # state of a checkpoint, until training starts
         self._total_steps = self._steps_per_epoch = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the heads, and go on where a checkpoint stood."""
+        """Find the heads, and continue from a checkpoint's state if there is one."""
         total = trainer.estimated_stepping_batches
         if not math.isfinite(total):
             raise InputError("a schedule of phases needs an end: give the Trainer max_epochs or max_steps")
@@ -61,16 +61,16 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Enter the phase that is due with the next optimizer step."""
+        """Enter the phase that is due at the next optimizer step."""
         del batch, batch_idx
         assert self.controller is not None
-        # Lightning counts the steps of every optimizer.
+        # Lightning's global_step adds up the steps of all optimizers.
         step = trainer.global_step // max(1, len(trainer.optimizers))
         if self.controller.step(step, self._total_steps, self._steps_per_epoch) is not None:
             self._wrap_anew(trainer)
 
     def _wrap_anew(self, trainer: L.Trainer) -> None:
-        """DDP waits for the gradients of all parameters that it was made for."""
+        """Wrap the model in DDP again: DDP waits for the gradients of all parameters that it was created with."""
         assert self.controller is not None
         heads, strategy = self.controller.heads, trainer.strategy
         if heads.active == heads.names or not isinstance(strategy, DDPStrategy):
@@ -93,11 +93,11 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """Return the state that a resumed run continues from."""
         if self.controller is None:
             return dict(self._stored or {})
         return self.controller.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until training starts: there are no optimizers yet."""
+        """Keep the state until training starts, as there are no optimizers yet."""
         self._stored = state_dict or None

@@ -1,4 +1,4 @@
-"""Labels of rows of different lengths as one tensor a task, in which what is missing is marked."""
+"""Labels of rows of different lengths as one tensor per task, in which missing labels are marked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mt2st_fast.model.tasks import Task
 
 
 class Room(NamedTuple):
-    """Where a row's tokens lie among the places of a batch."""
+    """The range of a row's tokens among the places of a batch."""
 
     first: int
     tokens: int
@@ -24,10 +24,11 @@ class Room(NamedTuple):
 def label_batch(
     tasks: Mapping[str, Task], rows: Sequence[Mapping[str, Any]], rooms: Sequence[Room]
 ) -> dict[str, Tensor]:
-    """(N, places) or (N,) by task, with a last axis C for values; a label that is None or missing is marked.
+    """Return labels (N, places) or (N,) by task, for values with a last axis C; labels that are None or missing are
+    marked.
 
-    Classes are marked by the task's ignore_index, values by NaN. Raises InputError for an unknown task and, naming task
-    and row, for labels that do not fit.
+    The mark is the task's ignore_index for classes and NaN for values. Raises InputError for an unknown task and,
+    naming task and row, for labels that do not fit.
     """
     unknown = sorted({name for row in rows for name in row} - set(tasks))
     if unknown:
@@ -42,7 +43,7 @@ def label_batch(
 
 
 def _placed(where: str, task: Task, labels: Any, room: Room) -> Tensor:
-    """One row's labels of one task among all places, or its one label."""
+    """Place one row's labels of a task among all places, or its single label."""
     head, on_tokens = task.head, pooling_of(task) == "none"
     classes, of_one = head.kind.takes_classes, () if head.kind.takes_classes else (head.size,)
     places = (room.places,) if on_tokens else ()

@@ -1,4 +1,4 @@
-"""Texts as estimators are given them: a list, an array or a column of strings, or rows of words."""
+"""Texts in the forms that estimators are given: a list, an array or a column of strings, or rows of words."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Tokenizer = Callable[[str], Iterable[str]]
 
 
 def rows_of_words(X: Any, tokenizer: Tokenizer | None) -> list[list[str]]:
-    """The words of every row: of a string what the tokenizer makes of it, by default what stands between blanks.
+    """Return the words of every row; a string is split by the tokenizer, by default at blanks.
 
-    A row may be a list, tuple or array of words itself. Raises InputError for anything else, naming the row.
+    A row may also be a list, tuple or array of words. Raises InputError for anything else, naming the row.
     """
     if isinstance(X, str | bytes) or not hasattr(X, "__iter__") or hasattr(X, "columns") or _is_sparse(X):
         hint = "give one column of it, X['text']" if hasattr(X, "columns") else "give a list of strings"

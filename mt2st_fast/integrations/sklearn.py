@@ -1,10 +1,12 @@
-"""scikit-learn: a text classifier with auxiliary labels, and word vectors as a step before another estimator.
+"""scikit-learn estimators: a text classifier with auxiliary labels, and a transformer of texts to word vectors.
 
-classifier = MultiTaskTextClassifier(main="topic", schedule=Switch(at=0.6), word_ngrams=2, random_state=0)
-classifier.fit(frame["text"], frame[["topic", "tone", "author"]])      # labels may be missing anywhere
-classifier.predict(["the soup was cold"])                              # of the main task
+The classifier is used by itself, and the transformer as a step before another estimator:
 
-make_pipeline(Word2VecTransformer(vector_size=50), LogisticRegression()).fit(texts, labels)
+    classifier = MultiTaskTextClassifier(main="topic", schedule=Switch(at=0.6), word_ngrams=2, random_state=0)
+    classifier.fit(frame["text"], frame[["topic", "tone", "author"]])      # labels may be missing anywhere
+    classifier.predict(["the soup was cold"])                              # of the main task
+
+    make_pipeline(Word2VecTransformer(vector_size=50), LogisticRegression()).fit(texts, labels)
 """
 
 from __future__ import annotations
@@ -36,18 +38,18 @@ MOST_SEED = 2**31 - 1
 
 
 class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Classifies texts by bags of words and n-grams, trained beside auxiliary labels that a schedule lets go.
+    """Classifies texts by bags of words and n-grams, trained with auxiliary labels that a schedule may retire.
 
-    Options are those of `mt2st_fast.train_supervised`. main: the column of y to get right, by default the first.
-    tokenizer: a function from a text to its words, by default what stands between blanks. random_state: a number makes
-    fits equal, bit for bit on a CPU.
+    Options are those of `mt2st_fast.train_supervised`. main: the column of y to optimize for, by default the first.
+    tokenizer: a function from a text to its words, which by default are separated by blanks. random_state: a number
+    makes fits reproducible, bit for bit on a CPU.
 
-    Fitted: `classes_` of the main task, `task_classes_` of every task, `main_`, and `model_`, a SupervisedModel, which
-    can be saved, exported and asked for vectors; its labels are the classes as strings.
+    Fitted attributes: `classes_` of the main task, `task_classes_` of every task, `main_`, and `model_`, a
+    SupervisedModel, which can be saved, exported and asked for vectors; its labels are the classes as strings.
 
-    y: (N,) labels; or labels of several tasks, as a data frame, (N, tasks), or {task: (N,)}, where None and NaN stand
-    for no label. Cross-validation takes rows of y, so no dictionary, and where labels are missing a splitter and no
-    number, cv=KFold(5).
+    y: labels (N,); or labels of several tasks as a data frame, an array (N, tasks), or {task: (N,)}, in which None and
+    NaN mark missing labels. Cross-validation indexes the rows of y, so it needs another form than a dictionary and, if
+    labels are missing, a splitter such as cv=KFold(5) instead of a number.
     """
 
     def __init__(
@@ -79,18 +81,20 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on texts and labels. Raises InputError, a ValueError, for what cannot be used, naming row or column."""
+        """Train on texts and labels. Raises InputError, a ValueError that names row or column, for input that cannot be
+        used.
+        """
         given = self.get_params(deep=False)
         for name in ("main", "tokenizer", "random_state"):
             del given[name]
-        given["schedule"] = copy.deepcopy(self.schedule)  # it may remember what it saw
+        given["schedule"] = copy.deepcopy(self.schedule)  # a schedule may have state
         options = BagOptions(**given, seed=check_random_state(self.random_state).randint(MOST_SEED))
         rows = self._rows(X)
         columns = columns_of(y, len(rows))
         main = main_of(columns, self.main)
         tasks = {name: numbered(name, columns[name]) for name in dict.fromkeys([main, *columns])}
         targets = {name: _target(task) for name, task in tasks.items()}
-        with torch.random.fork_rng(devices=[]):  # an estimator leaves torch's own numbers as they are
+        with torch.random.fork_rng(devices=[]):  # leaves torch's global random state unchanged
             self.model_ = train_bags(Tokens.of(rows), targets, options)
         self.main_ = main
         self.task_classes_ = {name: task.classes for name, task in tasks.items()}
@@ -98,12 +102,12 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         return self
 
     def predict(self, X: Any, task: str | None = None) -> np.ndarray:
-        """(N,) the likeliest class of every text; task: the main one by default."""
+        """Return the likeliest class of every text (N,); task: the main one by default."""
         check_is_fitted(self)
         return self._predicted(self._rows(X), self._known(task))
 
     def predict_proba(self, X: Any, task: str | None = None) -> np.ndarray:
-        """(N, C) float64 probabilities, in the order of the task's classes."""
+        """Return float64 probabilities (N, C), in the order of the task's classes."""
         check_is_fitted(self)
         return self._probabilities(self._rows(X), self._known(task))
 
@@ -119,7 +123,7 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         return (found / found.sum(1, keepdim=True)).cpu().numpy()
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy of the main task over the texts that have a label of it; y as in `fit`, or its labels alone."""
+        """Return the main task's accuracy over the texts that have its label; y as in `fit`, or its labels alone."""
         check_is_fitted(self)
         rows = self._rows(X)
         columns = columns_of(y, len(rows))
@@ -149,13 +153,13 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
 
 
 class Word2VecTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Turns texts into the mean of their words' vectors, which it learns from the texts that it is fitted on.
+    """Turns a text into the mean of its words' vectors, which are learnt from the texts that it is fitted on.
 
-    Options are those of `mt2st_fast.Word2Vec`, that is gensim's; X: strings, which the tokenizer (by default between
-    blanks) makes words of, or lists of words. A text of no known word is a vector of zeros; with max_n > 0 words that
-    training never saw have vectors, too.
+    Options are those of `mt2st_fast.Word2Vec`, that is, gensim's. X: strings, which the tokenizer (by default at
+    blanks) splits into words, or lists of words. A text without known words becomes a vector of zeros; with max_n > 0,
+    words that training never saw have vectors, too.
 
-    Fitted: `model_`, a Word2Vec.
+    Fitted attribute: `model_`, a Word2Vec.
     """
 
     def __init__(
@@ -183,7 +187,7 @@ class Word2VecTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.tokenizer, self.random_state = tokenizer, random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn vectors from texts; y is not looked at. Raises InputError, a ValueError, for what cannot be used."""
+        """Learn vectors from texts; y is ignored. Raises InputError, a ValueError, for input that cannot be used."""
         del y
         options = self.get_params(deep=False)
         del options["tokenizer"], options["random_state"]
@@ -192,7 +196,7 @@ class Word2VecTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """(N, vector_size) float32."""
+        """Return the mean vectors (N, vector_size) float32."""
         check_is_fitted(self)
         ids, bounds, table = _in_vectors(self.model_, Tokens.of(self._rows(X)))
         means = embedding_bag(
@@ -205,7 +209,7 @@ class Word2VecTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
     @property
     def _n_features_out(self) -> int:
-        """What get_feature_names_out numbers."""
+        """The number of features, for get_feature_names_out."""
         return int(self.model_.vector_size)
 
     def __sklearn_tags__(self) -> Any:
@@ -221,7 +225,9 @@ def _target(task: LabelColumn) -> TargetColumn:
 
 
 def _in_vectors(model: Word2Vec, text: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids int64 (T,), bounds (N + 1,), table): the text in rows of a table of vectors, but for words without one."""
+    """Return (ids int64 (T,), bounds (N + 1,), table): the text as rows of a table of vectors, without words that have
+    none.
+    """
     own = text.vocabulary
     row_of_word, table = model.vocabulary.lookup(own.words), model.vectors
     if model.max_n:

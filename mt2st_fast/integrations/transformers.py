@@ -1,4 +1,4 @@
-"""Hugging Face transformers: a model of any encoder and our heads, its collator, its phases, its Trainer.
+"""Hugging Face transformers: a model of any encoder with our heads, its collator, its phases, and a Trainer.
 
     model = MultiTaskModel.from_encoder(AutoModel.from_pretrained(name), tasks, main="upos")
     trainer = MultiTaskTrainer(
@@ -6,7 +6,7 @@
         callbacks=[PhaseCallback(Switch(at=0.6))],
     )
 
-A row is what its tokenizer gave and "labels": {task: labels}, of which any may be missing.
+A row is the output of the tokenizer and "labels": {task: labels}; the labels of any task may be missing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ __all__ = [
 
 
 class MultiTaskConfig(PretrainedConfig):  # type: ignore[misc]
-    """encoder: the configuration of any AutoModel, as a dictionary. tasks: as `tasks_to_json` describes them."""
+    """Configuration of a MultiTaskModel.
+
+    encoder: the configuration of any AutoModel, as a dictionary. tasks: as `tasks_to_json` describes them.
+    """
 
     model_type = "mt2st_fast"
     keys_to_ignore_at_inference = ["losses"]  # noqa: RUF012 (transformers adds lists to it)
@@ -72,7 +75,10 @@ class MultiTaskConfig(PretrainedConfig):  # type: ignore[misc]
 
 @dataclass
 class MultiTaskOutput(ModelOutput):  # type: ignore[misc]
-    """loss: (), by the weights of the phase. losses: (K,), of the active tasks. logits: by active task."""
+    """Output of a MultiTaskModel.
+
+    loss: (), weighted by the phase. losses: (K,), of the active tasks. logits: by active task.
+    """
 
     loss: Tensor | None = None
     losses: Tensor | None = None
@@ -80,7 +86,7 @@ class MultiTaskOutput(ModelOutput):  # type: ignore[misc]
 
 
 class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
-    """An encoder of transformers and a head a task; which tasks are active is saved with the weights.
+    """An encoder of transformers with one head per task; which tasks are active is saved with the weights.
 
     Raises InputError for a configuration that lacks its encoder, tasks or main task.
     """
@@ -89,7 +95,7 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # so that a Trainer tells what all batches of a step have together
+    accepts_loss_kwargs = True  # so that a Trainer passes the label counts of all batches of a step
 
     def __init__(self, config: MultiTaskConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -107,12 +113,12 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_encoder(cls, encoder: PreTrainedModel, tasks: Mapping[str, Task], main: str) -> Self:
-        """Heads over an encoder that is already loaded. Raises InputError for a task that cannot be kept."""
+        """Put heads on an encoder that is already loaded. Raises InputError for a task that cannot be saved."""
         config = MultiTaskConfig(encoder=encoder.config.to_dict(), tasks=tasks_to_json(tasks), main=main)
         return cls(config, encoder)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Those of the encoder."""
+        """Return the encoder's input embeddings."""
         return self.encoder.get_input_embeddings()  # type: ignore[no-any-return]
 
     def forward(
@@ -123,11 +129,11 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         num_items_in_batch: Mapping[str, Tensor] | None = None,
         **of_encoder: Any,
     ) -> MultiTaskOutput:
-        """Loss where there are labels, logits where the model does not train.
+        """Compute the loss if there are labels, and logits if there are none or the model is not in training mode.
 
-        labels: by task, (N, T) or (N,) of a task that pools, with a last axis C for values; without any a loss is not
-        computed. num_items_in_batch: by task what the loss is divided by, the labels of all batches of a step; a
-        MultiTaskTrainer gives it. Logits are of the active tasks, since they are those that were trained to the end.
+        Logits are those of the active tasks, as only these were trained to the end. labels: by task, (N, T), or (N,)
+        for a task that pools, with a last axis C for values; without labels no loss is computed. num_items_in_batch: by
+        task, the divisor of the loss: the number of labels in all batches of a step, which a MultiTaskTrainer passes.
         """
         if not (num_items_in_batch is None or isinstance(num_items_in_batch, Mapping)):
             raise InputError(
@@ -155,21 +161,21 @@ def _loss(
     mask: Tensor | None,
     denominators: Mapping[str, Tensor] | None,
 ) -> MultitaskLoss:
-    # Outside of what torch_compile compiles: nothing is gained there, as the heads are kernels already.
+    # Excluded from torch_compile, which would gain nothing: the heads are kernels already.
     return heads(features, labels, mask=mask, denominators=denominators)  # type: ignore[no-any-return]
 
 
 class MultiTaskTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer, which counts the labels of every task in all batches of a step.
+    """transformers' Trainer, extended to count the labels of every task in all batches of a step.
 
-    So accumulating gradients is exact, whatever labels are missing: transformers itself counts `labels` that are one
-    tensor, and takes the mean of the batches' means of any other.
+    This makes gradient accumulation exact, whichever labels are missing: transformers itself only counts `labels` that
+    are one tensor, and otherwise averages the means of the batches.
     """
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The batches of a step, and what every task's loss is divided by, over all processes."""
+        """Return the batches of a step, and by task the divisor of its loss, over all processes."""
         batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches or not all(isinstance(batch.get("labels"), Mapping) for batch in batches):
             return batches, counted
@@ -184,11 +190,11 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
 
 
 class PhaseCallback(TrainerCallback):  # type: ignore[misc]
-    """Lets a model's tasks go as the schedule says; the model holds MultiTaskHeads anywhere in it.
+    """Retires a model's tasks as the schedule says; the model has MultiTaskHeads anywhere inside.
 
-    A retired task has no forward pass, no gradient and, with `prune`, no state in the optimizer. A resumed run goes on
-    bit for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
-    schedule that remembers something, which no checkpoint of transformers holds, and what PhaseController raises.
+    A retired task has no forward pass, no gradient and, with `prune`, no optimizer state. A resumed run continues bit
+    for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
+    schedule with state, which checkpoints of transformers do not store, and what PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
@@ -203,7 +209,7 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """A run of its own."""
+        """Start a new PhaseController for this run."""
         self.controller = PhaseController(heads_of(others["model"]), self.schedule, encoder=others["model"])
 
     def on_step_begin(
@@ -221,24 +227,26 @@ def _steps_per_epoch(args: TrainingArguments, state: TrainerState, others: Mappi
     loader = others.get("train_dataloader")
     try:
         batches = len(loader)  # type: ignore[arg-type]
-    except TypeError:  # a stream: all of it is one pass
+    except TypeError:  # a stream without a length: all of it is one epoch
         return int(state.max_steps)
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
 
 @dataclass
 class DataCollatorForMultiTask:
-    """Pads rows of a tokenizer with "labels": {task: labels}, in which a task may be None or missing.
+    """Pads rows of a tokenizer that have "labels": {task: labels}, in which a task may be None or missing.
 
-    Labels of a task on tokens are one a token, those of a task that pools one a row. Places without a label hold the
-    task's ignore_index where it is on classes, and NaN where it is on values.
+    A task on tokens has one label per token, a task that pools one per row. Places without a label are marked: by the
+    task's ignore_index for classes, by NaN for values.
     """
 
     tokenizer: Any
     tasks: Mapping[str, Task]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """{inputs, "labels": {task: tensor}}. Raises InputError, naming task and row, for labels of another length."""
+        """Return {inputs, "labels": {task: tensor}}. Raises InputError, naming task and row, for labels of another
+        length.
+        """
         labels = [dict(row.get("labels") or {}) for row in rows]
         inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))

@@ -1,7 +1,7 @@
 """Heads that have to be called: layers that are more than a weight and a bias, and losses of single rows.
 
-The kernels read a head's weight and bias, and so would pass by what somebody has put around them. Such a layer is
-called, and its loss computed in plain torch: slower, and said once.
+The kernels read only a head's weight and bias, and so would bypass anything wrapped around it. Such a layer is called,
+and its loss is computed in plain torch: this is slower, and logged once.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ logger = logging.getLogger("mt2st_fast")
 
 
 class RowLosses(NamedTuple):
-    """Of one head, of rows in the order of its flattened features."""
+    """Losses of one head, of rows in the order of its flattened features."""
 
-    losses: Tensor  # (N,) float32, 0 of a row without a valid target
+    losses: Tensor  # (N,) float32, 0 for a row without a valid target
     counts: Tensor  # (N,) what each counts for in the mean
     correct: Tensor  # () int64
 
 
 def reason_to_call(layer: nn.Module) -> str | None:
-    """Why a head cannot be computed from its weight and bias, or None: it is a plain torch.nn.Linear."""
+    """Return why a head cannot be computed from its weight and bias; None for a plain torch.nn.Linear."""
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__module__}.{type(layer).__qualname__}, no plain torch.nn.Linear"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
@@ -39,7 +39,7 @@ def reason_to_call(layer: nn.Module) -> str | None:
 
 
 def say_once(name: str, reason: str, backend: str, plan: str) -> None:
-    """Log that a head is not fused. Raises RuntimeError where kernels were asked for by name."""
+    """Log that a head is not fused. Raises RuntimeError if kernels were requested by name."""
     asked, by = asked_for(backend)
     if asked == REFERENCE:
         return
@@ -58,9 +58,9 @@ def _log_once(name: str, reason: str) -> None:
 
 
 def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:
-    """Losses of features (N, D), by the layer's own forward pass, with autograd.
+    """Return the losses of features (N, D), by the layer's own forward pass, with autograd.
 
-    Raises ValueError for a target that lies outside of what the head takes.
+    Raises ValueError for a target outside the range of the head.
     """
     check_targets(name, target, head)
     logits = layer(features)

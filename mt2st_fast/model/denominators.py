@@ -1,4 +1,4 @@
-"""What losses are divided by: labels that are counted, numbers from outside, and weights of single rows."""
+"""What losses are divided by: counted labels, numbers given from outside, and weights of single rows."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor
 
 from mt2st_fast.kernels import HeadSpec
 
-TokenWeights = Tensor | Mapping[str, Tensor] | None  # of all tasks on the features' rows, or by task
+TokenWeights = Tensor | Mapping[str, Tensor] | None  # for all tasks on the features' rows, or by task
 Reduction = Literal["mean", "sum", "none"]
 
 
 def label_count(head: HeadSpec, target: Tensor, row_weights: Tensor | None = None) -> Tensor:
-    """() float32, what the mean loss of a head is divided by: its labels, or the weights of their classes and rows."""
+    """() float32, the divisor of a head's mean loss: its number of labels, or the weights of their classes and rows."""
     flat = target.reshape(-1) if head.kind.takes_classes else target.reshape(-1, head.size)
     counts = head.kind.counts(flat, head, torch.float32)
     return counts.sum() if row_weights is None else (counts * row_weights.reshape(-1)).sum()
 
 
 def weights_of_rows(token_weights: TokenWeights, task: str) -> Tensor | None:
-    """Those of one task, if there are any."""
+    """Return the weights of one task, if there are any."""
     return token_weights.get(task) if isinstance(token_weights, Mapping) else token_weights
 
 
 def check_denominators(
     denominators: Mapping[str, float | Tensor] | None, reduction: str, *, of_rows: bool = True
 ) -> None:
-    """Raises ValueError for an unknown reduction, denominators that it has no use for, and a negative number.
+    """Raises ValueError for an unknown reduction, for denominators that it cannot use, and for a negative number.
 
-    of_rows: whether losses of rows may be asked for.
+    of_rows: whether losses of rows are allowed.
     """
     if reduction == "none" and not of_rows:
         raise ValueError("reduction='none' gives losses of rows, and no total: ask task_losses for them")
@@ -45,7 +45,7 @@ def check_denominators(
             f"denominators divide a sum, and reduction={reduction!r} divides by nothing: give one of them"
         )
     for name, value in denominators.items():
-        if isinstance(value, Tensor):  # looking at it would wait for the device
+        if isinstance(value, Tensor):  # reading it would wait for the device
             if value.numel() != 1:
                 raise ValueError(f"the denominator of {name} must be one number, not {tuple(value.shape)}")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:

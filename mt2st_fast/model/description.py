@@ -1,8 +1,8 @@
-"""An encoder and its heads as JSON and tensors, and back: what a model's folder holds of them.
+"""An encoder and its heads as JSON and tensors, and back: the content of a saved model.
 
-An encoder of one's own can be kept, too: it has a method `configuration()` that returns the arguments of its class,
-numbers, texts and tensors by name. Classes are never looked up by a name from a file; who loads a model hands in those
-that are not this package's.
+A custom encoder can be saved, too: it needs a method `configuration()` that returns the arguments of its class
+(numbers, strings and tensors) by name. Classes are never looked up by a name from a file; the caller of a load
+function passes in those that are not in this package.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def save_modules(folder: str | Path, encoder: nn.Module, heads: MultiTaskHeads) 
 def load_modules(
     folder: str | Path, classes: Iterable[type] = (), device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, MultiTaskHeads]:
-    """(encoder, heads) of a folder, in evaluation mode; classes: those that are not of this package.
+    """Load (encoder, heads) from a folder, in evaluation mode; classes: those that are not in this package.
 
-    Raises InputError for a folder that holds no such model, or is damaged, and for a class that is not known.
+    Raises InputError for a folder that holds no such model or is damaged, and for an unknown class.
     """
     _, configuration, tensors = read_model(folder, KIND)
     encoder, heads = rebuild(configuration, tensors, classes)
@@ -47,9 +47,10 @@ def load_modules(
 
 
 def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(configuration, tensors), JSON-able and by name, from which `rebuild` makes the same modules.
+    """Return (configuration, tensors), JSON-able and by name, from which `rebuild` makes the same modules.
 
-    Raises InputError for an encoder without `configuration()` and for a task that is no dataclass of a fused head.
+    Raises InputError for an encoder without `configuration()`, and for a task that is not a dataclass with a fused
+    head.
     """
     check_whole(encoder)
     if not callable(getattr(encoder, "configuration", None)):
@@ -87,15 +88,15 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
 def rebuild(
     configuration: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: Iterable[type] = ()
 ) -> tuple[nn.Module, MultiTaskHeads]:
-    """(encoder, heads) from what `describe` returned, in evaluation mode.
+    """Rebuild (encoder, heads) from what `describe` returned, in evaluation mode.
 
-    Raises InputError for a class that is neither of this package nor among `classes`, and for what does not fit.
+    Raises InputError for a class that is neither in this package nor among `classes`, and for parts that do not fit.
     """
     known = {each.__name__: each for each in (*_KNOWN, *classes)}
     of_encoder, of_heads = configuration["encoder"], configuration["heads"]
     given = of_encoder["arguments"] | _under(tensors, "argument/")
     try:
-        with torch.random.fork_rng(devices=[]):  # random starts, which are written over
+        with torch.random.fork_rng(devices=[]):  # random initial values, which are overwritten
             encoder: nn.Module = _class(known, of_encoder["class"])(**given)
             tasks = tasks_from_json(of_heads, classes)
             options = {name: of_heads[name] for name in ("bias", "backend", "plan")}
@@ -109,12 +110,12 @@ def rebuild(
         raise InputError(
             f"the model does not fit its classes: {' '.join(str(error).split())[:300]}"
         ) from error
-    heads.set_active(heads.active)  # which tensors said; now the others are frozen
+    heads.set_active(heads.active)  # as the loaded state says; this freezes the others
     return encoder.eval(), heads.eval()
 
 
 def _take_types(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give parameters and buffers the types of the tensors that they are about to hold, float64 say."""
+    """Give parameters and buffers the dtypes of the tensors that they are about to hold, float64 for example."""
     for name, held in (*module.named_parameters(), *module.named_buffers()):
         if name in tensors and held.dtype != tensors[name].dtype:
             held.data = held.data.to(tensors[name].dtype)

@@ -1,4 +1,4 @@
-"""Text encoders: an embedding table and a gather. Any nn.Module that yields (N, D) serves as well."""
+"""Text encoders: an embedding table and a gather. Any nn.Module that returns (N, D) works as well."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class _TypeEmbedding(nn.Module):
 
     `rows_of_type` is (T, M), padded with `padding_row`: the word's own row and those of its hashed
     subwords, so that a word unseen in training still has a vector. None means that type t is row t. With
-    `sparse` the table's gradient is a sparse tensor of the rows in the batch: a step with LazyAdam, RowwiseAdagrad or
-    SGD of this package then costs what the batch costs, whatever V. table_device="meta": a table without memory, of
-    which `shard_rows` gives every process its rows.
+    `sparse` the table's gradient is a sparse tensor of the rows in the batch: the cost of a step with this package's
+    LazyAdam, RowwiseAdagrad or SGD then depends on the batch, not on V. table_device="meta" makes a table without
+    memory; `shard_rows` then gives every process its rows.
     """
 
     rows_of_type: Tensor | None
-    counts_of_type: Tensor | None  # (T + 1,): how many rows a type has
+    counts_of_type: Tensor | None  # (T + 1,): how many rows each type has
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class _TypeEmbedding(nn.Module):
         self.dim, self.num_types, self.padding_row = dim, num_types, padding_row
         self.sparse, self.backend = sparse, backend
         n_rows = num_types if num_rows is None else num_rows
-        # Not where all of an encoder is made on this device, as who fills it afterwards does.
+        # Not if the whole encoder is made on this device, for code that fills it afterwards.
         self._waits_for_rows = table_device is not None and torch.device(table_device).type == "meta"
         self.table = nn.Parameter(torch.empty(n_rows, dim, device=table_device))
         nn.init.normal_(self.table, std=TABLE_STD)
@@ -71,7 +71,7 @@ class _TypeEmbedding(nn.Module):
         self.register_buffer("counts_of_type", counts, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """What moves a module; raises InputError for a table without rows, which torch would fill with anything."""
+        """Move the module; raises InputError for a table without rows, which torch would fill with arbitrary values."""
         if self._waits_for_rows and self.table.is_meta:
             raise InputError(
                 'the encoder was made with table_device="meta" and has no rows yet: call shard_rows(encoder) in every '
@@ -80,7 +80,7 @@ class _TypeEmbedding(nn.Module):
         return super()._apply(fn, recurse)
 
     def configuration(self) -> dict[str, Any]:
-        """The arguments that such an encoder is made with."""
+        """Return the arguments that make such an encoder."""
         rows = self.rows_of_type
         return {
             "num_types": self.num_types,
@@ -103,14 +103,14 @@ class _TypeEmbedding(nn.Module):
         return pooled.view(*types.shape, self.dim)
 
     def pool_each(self, types: Tensor) -> Tensor:
-        """(n, D) what `pool` makes of types (n,) that mostly differ: it does not look for those that come again."""
+        """(n, D) the vectors of `pool` for types (n,) that mostly differ: it does not look for repeated types."""
         if self.rows_of_type is None or self._pools_types():
             return self.pool(types)
         self._check_range(types)
         return self.mean_of_rows(self.rows_of_type[types.long()])
 
     def pool_bags(self, types: Tensor, starts: Tensor, mode: Literal["mean", "sum"]) -> Tensor:
-        """(N, D) mean or sum of the vectors in every bag of types (total,); starts are (N + 1,)."""
+        """(N, D) mean or sum of the vectors in each bag of types (total,); starts are (N + 1,)."""
         if self._pools_types():
             return self._pool_types(types, starts, mode)
         source, ids = self._source(types)
@@ -119,7 +119,7 @@ class _TypeEmbedding(nn.Module):
         )
 
     def _pools_types(self) -> bool:
-        """Whether the table is read through the types, in one launch: a GPU would have to wait for the unique ones."""
+        """Whether to read the table by type, in one launch: finding the unique types would make a GPU wait."""
         return not torch.compiler.is_compiling() and pools_types(
             self.table.device, self.table.dtype, self.backend
         )
@@ -134,16 +134,16 @@ class _TypeEmbedding(nn.Module):
         return None if rows is None or counts is None else TypeRows(rows, counts)
 
     def _source(self, types: Tensor) -> tuple[Tensor, Tensor]:
-        """(vectors, ids): vectors[ids] are those of the types (n,): the table, or the types' means of subwords.
+        """(vectors, ids): vectors[ids] are those of the types (n,); from the table, or means of subwords.
 
-        The mean of a type is made once, however often the batch holds it.
+        The mean of a type is computed once, however often the batch holds it.
         """
         if self.rows_of_type is None:
             return self.table, types
         if self.rows_of_type.shape[1] == 1:
             self._check_range(types)
             return self.table, self.rows_of_type[:, 0][types.long()]
-        if torch.compiler.is_compiling():  # the number of unique types is data
+        if torch.compiler.is_compiling():  # the number of unique types depends on the data
             means = embedding_bag(
                 self.table, self.rows_of_type[types.long()], mode="mean", sparse=self.sparse
             )
@@ -153,7 +153,7 @@ class _TypeEmbedding(nn.Module):
         return self.mean_of_rows(self.rows_of_type[unique.long()]), ids
 
     def mean_of_rows(self, rows: Tensor) -> Tensor:
-        """(n, D) the mean of n times M rows of the table, -1 = none; for words that are no type, too."""
+        """(n, D) the mean of n times M rows of the table, -1 = none; also for words that are not types."""
         return embedding_bag(self.table, rows, mode="mean", sparse=self.sparse, backend=self.backend)
 
     def _is_sparse(self, source: Tensor) -> bool:
@@ -161,7 +161,7 @@ class _TypeEmbedding(nn.Module):
         return self.sparse and source is self.table
 
     def _check_range(self, types: Tensor) -> None:
-        """On a CPU alone: looking would wait for a device."""
+        """Check the range of word types, on a CPU only: on a device, the check would have to wait for it."""
         if types.device.type == "cpu" and types.numel() and not torch.compiler.is_compiling():
             smallest, largest = (int(bound) for bound in types.aminmax())
             if smallest < NO_ROW or largest >= self.num_types:
@@ -179,7 +179,7 @@ class _TypeEmbedding(nn.Module):
 
 
 def _with_none(rows_of_type: Tensor, num_types: int, num_rows: int, padding_row: int) -> Tensor:
-    """(T + 1, M) int32: the rows of each type, none where it was padded; the last, which -1 indexes, has none."""
+    """(T + 1, M) int32: the rows of each type, without padding; the last entry, which -1 indexes, has none."""
     if rows_of_type.dim() != 2 or len(rows_of_type) != num_types:
         raise ValueError(f"rows_of_type must be (T, M) = ({num_types}, M), not {tuple(rows_of_type.shape)}")
     if int(rows_of_type.min()) < 0 or int(rows_of_type.max()) >= num_rows:
@@ -193,7 +193,7 @@ class WindowEncoder(_TypeEmbedding):
     """The vectors of a window of words side by side, and a hidden layer over them.
 
     Input: (N, 2*window+1) integer word types, -1 outside the sentence. Output: (N, out_features); without
-    a hidden layer that is (2*window+1) * dim. The vectors' dropout (probability) acts on the window.
+    a hidden layer that is (2*window+1) * dim. Dropout (a probability) acts on the vectors of the window.
     """
 
     def __init__(
@@ -221,11 +221,11 @@ class WindowEncoder(_TypeEmbedding):
         self.out_features = hidden or self.width * dim
 
     def extra_repr(self) -> str:
-        """What its layers do not show."""
+        """Show what the layers do not."""
         return f"{self.num_types}, {self.dim}, window={self.width // 2}"
 
     def configuration(self) -> dict[str, Any]:
-        """The arguments that such an encoder is made with."""
+        """Return the arguments that make such an encoder."""
         hidden = None if self.hidden is None else self.hidden.out_features
         own = {"window": self.width // 2, "hidden": hidden, "dropout": self.dropout.p}
         return super().configuration() | own
@@ -241,15 +241,15 @@ class WindowEncoder(_TypeEmbedding):
         return self.dropout(self.pool(types).flatten(1))  # type: ignore[no-any-return]
 
     def adapted_part(self, window: Tensor) -> Tensor:
-        """(N, out_features) what follows."""
+        """(N, out_features) the features from the window's vectors: the part that tasks may adapt."""
         return window if self.hidden is None else F.relu(self.hidden(window))
 
 
 class BagEncoder(_TypeEmbedding):
     """The mean or sum of the vectors of a bag of words.
 
-    Input: (types (total,), offsets (N+1,)), the bags one after another and where each begins, the last
-    offset being `total`. Output: (N, dim); an empty bag is zero.
+    Input: (types (total,), offsets (N+1,)): the bags one after another, and where each begins; the last
+    offset is `total`. Output: (N, dim); an empty bag gives zeros.
     """
 
     def __init__(
@@ -277,15 +277,15 @@ class BagEncoder(_TypeEmbedding):
         self.out_features = dim
 
     def extra_repr(self) -> str:
-        """What its layers do not show."""
+        """Show what the layers do not."""
         return f"{self.num_types}, {self.dim}, mode={self.mode}"
 
     def configuration(self) -> dict[str, Any]:
-        """The arguments that such an encoder is made with."""
+        """Return the arguments that make such an encoder."""
         return super().configuration() | {"mode": self.mode, "dropout": self.dropout.p}
 
     def prepare(self, types: Tensor, offsets: Tensor) -> DeviceBags:
-        """A batch that comes again, sorted once for `forward`; on a GPU alone, see `prepare_on_device`."""
+        """Sort a batch that will be used again, once, for `forward`; on a GPU only, see `prepare_on_device`."""
         return prepare_on_device(
             self.table, types, offsets, self.mode, types=self._type_rows(), backend=self.backend
         )

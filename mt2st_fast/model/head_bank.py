@@ -1,4 +1,4 @@
-"""Which heads there are and which of them train: modules by task, retirement, and what a state dict says of both."""
+"""Which heads exist and which of them train: modules by task, retirement, and their state dict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mt2st_fast.model.word_tasks import WordTask
 
 
 class HeadBank(nn.Module):
-    """A head a task, by name, and the tasks that are active; `MultiTaskHeads` says what it is for a user."""
+    """One head per task, by name, and the active tasks; `MultiTaskHeads` is the class for users."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class HeadBank(nn.Module):
         self.main = main
         if isinstance(tasks[main], WordTask):
             raise ValueError(f"the main task {main} needs features; {type(tasks[main]).__name__} is on words")
-        # What kinds of tasks there are, in one order: the main task first.
+        # All tasks in one order: the main task first.
         ordered = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
         self.tasks: dict[str, Task] = {
             n: task for n, task in ordered.items() if not isinstance(task, WordTask | OpenTask)
         }
         self.backend, self.plan = backend, plan
-        self._takes_layers = False  # whether somebody else may hold views of the parameters' memory
+        self._takes_layers = False  # whether other modules may hold views of the parameters' memory
         check_module_names(ordered)
         self.word_tasks = nn.ModuleDict(
             {module_name(name): task for name, task in ordered.items() if isinstance(task, WordTask)}
@@ -52,7 +52,7 @@ class HeadBank(nn.Module):
             {module_name(name): task for name, task in ordered.items() if isinstance(task, OpenTask)}
         )
         self.names = tuple(ordered)
-        # Asked in every step.
+        # Needed in every step.
         self._specs = {name: task.head for name, task in self.tasks.items()}
         self._poolings = {
             name: how for name, task in self.tasks.items() if (how := pooling_of(task)) != "none"
@@ -66,7 +66,7 @@ class HeadBank(nn.Module):
             }
         )
         self._active = self.names
-        self._default_weights: dict[str, float] | None = None  # where a call gives none
+        self._default_weights: dict[str, float] | None = None  # for calls without weights
         self._frozen_by_retirement: dict[str, list[str]] = {}  # names of a task's parameters
         self._layouts: dict[tuple[str, ...], HeadLayout] = {}
         self._make_layouts()
@@ -80,9 +80,9 @@ class HeadBank(nn.Module):
         main: str,
         **options: str,
     ) -> Self:
-        """Heads that take over (and share) the parameters of existing linear layers, one a task.
+        """Build heads that take over (and share) the parameters of existing linear layers, one per task.
 
-        Raises ValueError where layers and tasks do not match in name, outputs, features or bias.
+        Raises ValueError if layers and tasks do not match in name, outputs, features or bias.
         """
         task_of = {module_name(name): name for name in tasks}
         linears: dict[str, nn.Linear] = {
@@ -107,14 +107,14 @@ class HeadBank(nn.Module):
         return heads
 
     def to_modules(self) -> nn.ModuleDict:
-        """The heads as plain linear layers by task, sharing their parameters.
+        """Return the heads as plain linear layers by task, sharing their parameters.
 
-        A name that no module may have is spelled as in the state dict: feats.Number as feats__Number.
+        A name that a module cannot have is spelled as in the state dict: feats.Number as feats__Number.
         """
         return nn.ModuleDict(dict(self.linears.items()))
 
     def linear(self, task: str) -> nn.Linear:
-        """The layer of one task. Raises ValueError for an unknown one, or one without a head."""
+        """Return the layer of one task. Raises ValueError for an unknown task, or a task without a head."""
         self._check_known([task])
         if task not in self.tasks:
             raise ValueError(
@@ -123,12 +123,12 @@ class HeadBank(nn.Module):
         return self.linears[module_name(task)]  # type: ignore[return-value]
 
     def task(self, name: str) -> Task | OpenTask | WordTask:
-        """What a task is. Raises ValueError for an unknown one."""
+        """Return a task's definition. Raises ValueError for an unknown one."""
         self._check_known([name])
         return self.tasks[name] if name in self.tasks else self._module(name)  # type: ignore[return-value]
 
     def open_task(self, task: str) -> OpenTask:
-        """The module of a task that is a loss of its own. Raises ValueError for another."""
+        """Return the module of an OpenTask. Raises ValueError for any other task."""
         if not self.is_open_task(task):
             raise ValueError(f"task {task} is no OpenTask; there are {', '.join(self.open_tasks) or 'none'}")
         return self.open_tasks[module_name(task)]  # type: ignore[return-value]
@@ -139,9 +139,9 @@ class HeadBank(nn.Module):
         return self._active
 
     def set_active(self, tasks: Iterable[str]) -> None:
-        """Train these tasks only: the others' parameters need no gradient any more and lose the one they have.
+        """Train these tasks only: the parameters of the others no longer need a gradient and lose the one they have.
 
-        Raises ValueError for an unknown task or without the main task.
+        Raises ValueError for an unknown task, or if the main task is missing.
         """
         if isinstance(tasks, str):
             raise TypeError(f"tasks are a list of names, not the text {tasks!r}: give [{tasks!r}]")
@@ -176,24 +176,24 @@ class HeadBank(nn.Module):
         self.lay_adjacent()
 
     def _parameters_of(self, task: str, names: Iterable[str]) -> list[nn.Parameter]:
-        # By name: whoever shards, loads or wraps a layer may put other parameters into it.
+        # By name: sharding, loading or wrapping a layer may replace its parameters.
         found = dict(self._module(task).named_parameters())
         return [found[name] for name in names if name in found]
 
     def get_extra_state(self) -> Tensor:
-        """Which tasks are active, as bytes: what a state dict holds beside parameters, in a tensor as all else.
+        """Return which tasks are active, as bytes in a tensor, since everything else in a state dict is a tensor.
 
-        A byte a task, 1 where it is active, then the names in JSON. Its length does not depend on what is active, so
+        One byte per task, 1 if it is active, then the names in JSON. The length does not depend on what is active, so
         that a file can be read into it.
         """
         flags = [int(name in self._active) for name in self.names]
         return torch.tensor([*flags, *json.dumps(self.names).encode()], dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compute the tasks that were active; those that were not there at all stay as they are, and so does main.
+        """Activate the tasks that were active; tasks that the state does not know, and the main task, stay as they are.
 
-        The others are not frozen: many loops make their optimizer, only now, of what is trainable, and load its state
-        into that. They have no gradient, and the next `set_active` or step of a PhaseController freezes them.
+        The others are not frozen yet: many loops only now make their optimizer from the trainable parameters, and load
+        its state into that. They have no gradient, and the next `set_active` or step of a PhaseController freezes them.
         """
         content = bytes(state.to("cpu", torch.uint8).tolist())
         text = content.lstrip(b"\x00\x01")
@@ -209,9 +209,10 @@ class HeadBank(nn.Module):
         self._activate(wanted)
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **others: Any) -> Any:
-        """As of any module, with memory of its own for every tensor; keep_vars gives the parameters themselves.
+        """As for any module, but every tensor has its own memory; keep_vars gives the parameters themselves.
 
-        safetensors, and so accelerate, takes tensors in one piece of memory for one, and leaves out the others.
+        safetensors, and therefore accelerate, takes tensors in one piece of memory for a single one, and drops the
+        others.
         """
         found = super().state_dict(*args, prefix=prefix, keep_vars=keep_vars, **others)
         for name, _ in self.named_parameters():
@@ -230,7 +231,7 @@ class HeadBank(nn.Module):
         *others: Any,
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
-        # Weights of somebody's linear layers say nothing of what is active: all stays as it is.
+        # Weights of plain linear layers do not say what is active: everything stays as it is.
         own = f"{prefix}_extra_state"
         if own in missing_keys:
             missing_keys.remove(own)
@@ -238,8 +239,8 @@ class HeadBank(nn.Module):
     def lay_adjacent(self) -> None:
         """Move the active heads' parameters to one piece of memory, as torch's recurrent layers do with theirs.
 
-        A step then reads them as one weight, without a copy; what cannot be moved, and layers that were taken over from
-        somebody else, are copied in every step.
+        A step then reads them as one weight, without a copy. Parameters that cannot be moved, and layers taken over
+        from existing modules, are copied in every step.
         """
         if self._takes_layers:
             return
@@ -249,13 +250,13 @@ class HeadBank(nn.Module):
         lay_adjacent([linear.bias for linear in linears if linear.bias is not None])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # What moves to a device or to another dtype is moved one by one.
+        # Moving to a device or another dtype moves the parameters one by one.
         super()._apply(fn, recurse)
         self.lay_adjacent()
         return self
 
     def check_together(self, names: Iterable[str]) -> None:
-        """Raises ValueError where one batch holds the targets of a task on words and of another task."""
+        """Raises ValueError if one batch holds targets of a task on words and of another task."""
         if not self._on_words:
             return
         present = list(names)
@@ -268,7 +269,7 @@ class HeadBank(nn.Module):
             )
 
     def reasons_to_call(self) -> dict[str, str]:
-        """Why heads of active tasks cannot be computed from weight and bias alone, by task; none in plain heads."""
+        """Return, by task, why active heads cannot be computed from weight and bias alone; empty for plain heads."""
         reasons = {}
         for name in self._active:
             if name in self.tasks and (reason := reason_to_call(self.linears[module_name(name)])) is not None:
@@ -276,33 +277,33 @@ class HeadBank(nn.Module):
         return reasons
 
     def pooling(self, task: str) -> Pooling:
-        """What a task takes of a sequence's features."""
+        """Return how a task pools the features of a sequence."""
         return self._poolings.get(task, "none")
 
     def is_word_task(self, name: str) -> bool:
-        """Whether a task's loss comes from word vectors, and not from features."""
+        """Return whether a task's loss comes from word vectors instead of features."""
         return name in self._on_words
 
     def is_open_task(self, name: str) -> bool:
-        """Whether a task is a loss of its own on the features, and has no fused head."""
+        """Return whether a task has its own loss on the features, and no fused head."""
         return name in self._open
 
     def _module(self, name: str) -> nn.Module:
-        """What holds a task's parameters."""
+        """Return the module that holds a task's parameters."""
         place = module_name(name)
         if place in self.word_tasks:
             return self.word_tasks[place]
         return self.open_tasks[place] if place in self.open_tasks else self.linear(name)
 
     def _make_layouts(self) -> None:
-        """Those that calls without a missing task need: of all active heads, of those that pool alike, of each."""
+        """Make the layouts for calls without a missing task: of all active heads, of those that pool alike, of each."""
         with_heads = tuple(name for name in self._active if name in self.tasks)
         alike = {how: tuple(n for n in with_heads if self.pooling(n) == how) for how in POOLINGS}
         for names in {with_heads, *alike.values(), *((name,) for name in with_heads)} - {()}:
             self._layout(names)
 
     def _layout(self, names: tuple[str, ...]) -> HeadLayout:
-        # A dict, not lru_cache: torch.compile traces what is found here and cannot make a layout.
+        # A dict, not lru_cache: torch.compile traces lookups in it, and cannot make a layout itself.
         if names not in self._layouts:
             self._layouts[names] = HeadLayout(tuple(self._specs[name] for name in names), names)
         return self._layouts[names]

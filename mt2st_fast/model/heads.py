@@ -1,4 +1,4 @@
-"""The heads of all tasks, computed together; a retired head takes no part in anything."""
+"""The heads of all tasks, computed together; a retired head is not computed at all."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ Denominators = Mapping[str, float | Tensor] | None
 
 
 class HeadBatch(NamedTuple):
-    """A batch's targets as the kernels read them, of the active tasks that have one."""
+    """The targets of a batch in the form that the kernels read, for the active tasks that have one."""
 
-    layout: HeadLayout  # of these K' tasks, with their names
+    layout: HeadLayout  # for these K' tasks, with their names
     targets: list[Tensor]  # (N,) or (N, C)
     weights: Tensor  # (K',)
-    places: list[int] | None  # theirs among the active tasks; None: they are all of them
+    places: list[int] | None  # their positions among the active tasks; None: they are all of them
 
 
 class MultiTaskHeads(HeadBank):
-    """One linear head a task over shared features (..., D), trained by the fused loss.
+    """One linear head per task over shared features (..., D), trained by the fused loss.
 
-    Every head is a torch.nn.Linear of its own under `linears`, so an optimizer, DDP and a state dict can name its
-    parameters; the state dict also says which tasks are active. All are at first; `set_active` retires the others. What
-    somebody puts around a head or in its place (a hook, an adapter, a shard) is called, never passed by: slower, which
-    the log says once. A WordTask has no head: it is a module under `word_tasks`, with a loss on the encoder's table
-    (`word_loss`). Nor has an OpenTask: it is a module under `open_tasks`, with a loss of its own on the same features.
+    Every head is its own torch.nn.Linear under `linears`, so an optimizer, DDP and a state dict can name its
+    parameters; the state dict also says which tasks are active. All are at first; `set_active` retires the others.
+    Anything wrapped around a head or put in its place (a hook, an adapter, a shard) is called, never bypassed: this is
+    slower, and the log says so once. A WordTask has no head: it is a module under `word_tasks`, with a loss on the
+    encoder's table (`word_loss`). An OpenTask has none either: it is a module under `open_tasks`, with its own loss on
+    the same features.
 
     Raises ValueError for a main task that is not among `tasks`, or is a WordTask.
     """
@@ -59,22 +60,23 @@ class MultiTaskHeads(HeadBank):
         token_weights: TokenWeights = None,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> MultitaskLoss:
-        """Weighted loss of the active tasks that have a target here.
+        """Compute the weighted loss of the active tasks that have a target here.
 
-        features are (N, D) or (N, T, D), or each task's own by a TaskAdaptedEncoder; targets of a classification (N,)
-        or (N, T), of the others with a last axis C (which may be left out where C = 1); of a task that pools a sequence
-        they are as for features (N, D). weights are (K,) over `active`, or by name (1 where a name is missing); without
-        any they are those of `set_weights`. The result's `losses` and `correct` are (K,) over `active`: 0 for a task
-        that is missing from this batch. mask, (N,) or (N, T), says to a task that pools, and to an OpenTask, what is
-        real in the features.
+        features: (N, D) or (N, T, D), or each task's own from a TaskAdaptedEncoder. targets: (N,) or (N, T) for a
+        classification; for other kinds with a last axis C (optional if C = 1); for a task that pools a sequence, as for
+        features (N, D). weights: (K,) over `active`, or by name (1 for a missing name); by default those of
+        `set_weights`. The result's `losses` and `correct` are (K,) over `active`: 0 for a task that is missing from
+        this batch. mask: (N,) or (N, T), tells a task that pools, and an OpenTask, which features are real (not
+        padding).
 
-        A task's loss is the sum over its labels, divided by how many there are here; denominators give another divisor
-        by task, as that of all batches that one optimizer step is made of: then the gradients of these batches add up
-        to that of one batch, whatever labels are missing (`label_counts` counts). reduction="sum" divides by nothing.
-        token_weights weight rows in both sums: (N,) or (N, T) for every task on these rows, or by task.
+        A task's loss is the sum over its labels, divided by their number here. denominators: other divisors by task,
+        such as the number of labels in all batches of one optimizer step. The gradients of these batches then add up to
+        the gradient of one large batch, whatever labels are missing (`label_counts` counts). reduction="sum" does not
+        divide.
+        token_weights: weights of rows in both sums: (N,) or (N, T) for every task on these rows, or by task.
 
-        Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and what
-        `multitask_loss` raises; RuntimeError for a backend that was asked for where a head must be called.
+        Raises ValueError for a target of an unknown task, for targets of a task on words beside others, and whatever
+        `multitask_loss` raises; RuntimeError if a backend was requested by name and a head must be called.
         """
         if isinstance(features, TaskFeatures):
             parts = []
@@ -92,7 +94,7 @@ class MultiTaskHeads(HeadBank):
         ):
             return self._fused_loss(features, targets, weights)
         check_denominators(denominators, reduction, of_rows=False)
-        # The fused heads look at what they get; a batch of other tasks alone never comes to them.
+        # The fused heads check their targets; a batch with other tasks only never reaches them.
         present = self._present(targets)
         weights_k = self._weights(weights, features.device)
         by_row = self._row_weights(token_weights, present, features)
@@ -126,12 +128,12 @@ class MultiTaskHeads(HeadBank):
         token_weights: TokenWeights = None,
         reduction: Reduction = "mean",
     ) -> dict[str, Tensor]:
-        """The unweighted loss () of every active task that has a target here, each with a gradient of its own.
+        """Return the unweighted loss () of every active task that has a target here, each with its own gradient.
 
-        For methods that look at the gradient of every task (TorchJD, GradNorm, PCGrad, DWA): a pass a task, and so
-        slower than one `forward`. Arguments and errors are those of `forward`. reduction="none" gives losses of the
-        shape of the rows instead, 0 of a row without a valid target: divided by `label_counts`, their sum is the mean
-        loss. An OpenTask has none.
+        For methods that use the gradient of every task (TorchJD, GradNorm, PCGrad, DWA): one pass per task, and so
+        slower than one `forward`. Arguments and errors are those of `forward`. reduction="none" gives losses in the
+        shape of the rows instead, 0 for a row without a valid target: their sum divided by `label_counts` is the mean
+        loss. An OpenTask has no losses of rows.
         """
         check_denominators(denominators, reduction)
         present = self._present(targets)
@@ -150,10 +152,11 @@ class MultiTaskHeads(HeadBank):
     def label_counts(
         self, targets: Mapping[str, Any], *, token_weights: TokenWeights = None
     ) -> dict[str, Tensor]:
-        """What the loss of every active task with a target here is divided by: () float32 each.
+        """Return the divisor of the loss of every active task with a target here: () float32 each.
 
-        Labels; with class weights or token weights the sum of these. Of a task that is no head what it says itself
-        (`OpenTask.count`). Added up over the batches of an optimizer step they are the denominators of each batch.
+        It is the number of labels; with class weights or token weights, the sum of these; for a task without a head,
+        what `OpenTask.count` returns. Summed over the batches of an optimizer step, it is the denominator for each
+        batch.
         """
         counts = {}
         for name in self._active:
@@ -164,7 +167,7 @@ class MultiTaskHeads(HeadBank):
                 counts[name] = label_count(self._specs[name], target, weights_of_rows(token_weights, name))
                 continue
             count = self._module(name).count(target)  # type: ignore[operator]
-            # A number is filled in: a copy to a device could not be captured in a graph.
+            # A number is filled in: a CUDA graph cannot capture a copy to the device.
             device = target.device if isinstance(target, Tensor) else None
             counts[name] = (
                 count.float() if isinstance(count, Tensor) else torch.full((), float(count), device=device)
@@ -172,7 +175,7 @@ class MultiTaskHeads(HeadBank):
         return counts
 
     def set_weights(self, weights: Mapping[str, float] | None) -> None:
-        """What tasks weigh where a call gives no weights, as a PhaseController sets them; None: 1 each.
+        """Set the weights for calls that give none, as a PhaseController does; None: 1 each.
 
         Raises ValueError for an unknown task.
         """
@@ -180,7 +183,7 @@ class MultiTaskHeads(HeadBank):
         self._default_weights = None if weights is None else dict(weights)
 
     def _fused_loss(self, features: Tensor, targets: Mapping[str, Tensor], weights: Weights) -> MultitaskLoss:
-        """Of the tasks with a head."""
+        """Return the weighted loss of the tasks with a head."""
         batch = self.batch(targets, features.shape[:-1], weights, features.device)
         linears = [self.linear(name) for name in batch.layout.names]
         out = multitask_loss(
@@ -196,14 +199,14 @@ class MultiTaskHeads(HeadBank):
         return out if batch.places is None else spread_losses(out, batch.places, len(self._active))
 
     def _rows(self, name: str, features: Tensor, target: Tensor, mask: Tensor | None) -> RowLosses:
-        """Losses of the rows of one task, by calling its head."""
+        """Return the losses of the rows of one task, by calling its head."""
         head = self._specs[name]
         pooled = pool(features, self.pooling(name), mask, name)
         flat = flat_target(name, target, head, pooled.shape[:-1])
         return called(name, self.linear(name), pooled.flatten(0, -2), flat, head)
 
     def _of_rows(self, name: str, rows: RowLosses, by_row: Tensor | None, weights_k: Tensor) -> MultitaskLoss:
-        """Weighted loss of one task of its rows, the result that of `forward` with every other task missing."""
+        """Return the weighted loss of one task from its rows, as `forward` would with every other task missing."""
         losses, counts = rows.losses, rows.counts
         if by_row is not None:
             losses, counts = losses * by_row, counts * by_row
@@ -239,13 +242,13 @@ class MultiTaskHeads(HeadBank):
         return losses
 
     def _row_shape(self, name: str, features: Tensor) -> torch.Size:
-        """Of the rows of a task: tokens, or sequences."""
+        """Return the shape of the rows of a task: tokens, or sequences."""
         return features.shape[:-1] if self.pooling(name) == "none" else features.shape[:1]
 
     def _row_weights(
         self, token_weights: TokenWeights, present: Sequence[str], features: Tensor
     ) -> dict[str, Tensor]:
-        """(N,) float32 by task that has any. Raises ValueError for another shape, and for a task without rows."""
+        """Return (N,) float32 weights by task. Raises ValueError for another shape, and for a task without rows."""
         if isinstance(token_weights, Mapping):
             self._check_known(token_weights)
         found = {}
@@ -269,7 +272,7 @@ class MultiTaskHeads(HeadBank):
         reduction: str,
         device: torch.device,
     ) -> Tensor | None:
-        """(K,) what makes a mean a sum over another denominator; None where all are means."""
+        """(K,) factors that turn each mean into a sum over another denominator; None if all are means."""
         if reduction == "mean" and not denominators:
             return None
         self._check_known(denominators or ())
@@ -280,7 +283,7 @@ class MultiTaskHeads(HeadBank):
             divisor = wanted[name]
             if isinstance(divisor, Tensor):
                 divisor = divisor.to(device, torch.float32).reshape(())
-            # Where there are no labels at all, here or anywhere, 0 / 0 would poison the sum.
+            # If there are no labels at all, here or anywhere, 0 / 0 would poison the sum.
             scale = torch.where(count == 0, 0.0, count.to(device) / divisor)
             of_task[self._active.index(name)] = scale
         return torch.stack(of_task)
@@ -288,7 +291,7 @@ class MultiTaskHeads(HeadBank):
     def _open_loss(
         self, name: str, features: Tensor, target: Any, mask: Tensor | None, weights_k: Tensor
     ) -> MultitaskLoss:
-        """Weighted loss of one active OpenTask, the result that of `forward` with every other task missing."""
+        """Return the weighted loss of one active OpenTask, as `forward` would with every other task missing."""
         k, K = self._active.index(name), len(self._active)
         loss = self._module(name).loss(features, target, mask)  # type: ignore[operator]
         if not isinstance(loss, Tensor):
@@ -308,7 +311,7 @@ class MultiTaskHeads(HeadBank):
         weights: Tensor | Mapping[str, float] | None,
         device: torch.device,
     ) -> HeadBatch:
-        """What `forward` hands to the kernels beside features of shape (*rows, D) and parameters; raises as it does."""
+        """Return what `forward` passes to the kernels beside features (*rows, D) and parameters; raises as it does."""
         self._check_known(targets)
         self.check_together(name for name in self._active if name in targets)
         present = tuple(name for name in self._active if name in targets and name in self.tasks)
@@ -327,7 +330,7 @@ class MultiTaskHeads(HeadBank):
         return HeadBatch(layout, flat_targets, torch.stack([weights_k[k] for k in places]), places)
 
     def over_active(self, values: Tensor, batch: HeadBatch) -> Tensor:
-        """(K,) values over the active tasks from those of the tasks in a batch; 0 for a task that is not."""
+        """(K,) values over the active tasks, from those of the tasks in a batch; 0 for a missing task."""
         return values if batch.places is None else spread(values, batch.places, len(self._active))
 
     def word_loss(
@@ -338,9 +341,9 @@ class MultiTaskHeads(HeadBank):
         target: Tensor,
         weights: Tensor | Mapping[str, float] | None = None,
     ) -> MultitaskLoss:
-        """Weighted loss of one active WordTask; vectors_of gives the vectors of word types.
+        """Return the weighted loss of one active WordTask; vectors_of maps word types to vectors.
 
-        The result is that of `forward` with every other task missing. Raises ValueError for a task that is no
+        The result is that of `forward` with every other task missing. Raises ValueError for a task that is not an
         active WordTask.
         """
         if not self.is_word_task(name) or name not in self._active:
@@ -352,12 +355,12 @@ class MultiTaskHeads(HeadBank):
         return spread_losses(MultitaskLoss(weight * loss, loss.detach().reshape(1), correct), [k], K)
 
     def logits(self, features: Tensor | TaskFeatures, task: str, mask: Tensor | None = None) -> Tensor:
-        """(..., C) outputs of one task, active or retired; (N, C) of one that pools a sequence, by `mask` (N, T)."""
+        """(..., C) outputs of one task, active or retired; (N, C) for a task that pools a sequence by `mask` (N, T)."""
         layer, (own, mask) = self.linear(task), features_of(features, task, mask)
         return layer(pool(own, self.pooling(task), mask, task))  # type: ignore[no-any-return]
 
     def _present(self, targets: Mapping[str, Any]) -> list[str]:
-        """The active tasks with a target. Raises ValueError for an unknown one, none, and what cannot go together."""
+        """Return the active tasks with a target. Raises ValueError if there is none, one is unknown, or two clash."""
         self._check_known(targets)
         self.check_together(name for name in self._active if name in targets)
         present = [name for name in self._active if name in targets and name not in self._on_words]

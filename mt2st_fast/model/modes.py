@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """A block in which a module evaluates; after it every part is as it was, a frozen BatchNorm within it, too."""
+    """Evaluate a module within the block; afterwards every part has its previous mode, even a frozen BatchNorm."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Tasks' names as names of modules."""
+"""Names of tasks as names of modules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _TAKEN_NAMES = frozenset([*dir(nn.ModuleDict()), *dir(nn.ParameterDict())])
 
 
 def module_name(task: str) -> str:
-    """A task's name as a module's name, which may not hold a dot (feats.Number) or be taken (type)."""
+    """Return a task's name as a module name, which cannot contain a dot (feats.Number) or be taken (type)."""
     name = task.replace(".", "__")
     return f"{name}__" if name in _TAKEN_NAMES else name
 
 
 def check_module_names(tasks: Iterable[str]) -> None:
-    """Raises ValueError for a task without a name, and for two that would share a module's."""
+    """Raises ValueError for a task without a name, and for two that would share a module name."""
     task_of: dict[str, str] = {}
     for task in tasks:
         if not task:

@@ -1,4 +1,4 @@
-"""Tasks of any loss on the features: no mean over rows (a CRF, a ranking, a contrast), and so no fused head."""
+"""Tasks with an arbitrary loss on the features, not a mean over rows (a CRF, a ranking, a contrast): no fused head."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from torch import Tensor, nn
 
 
 class OpenTask(nn.Module, ABC):
-    """A task with a loss, and parameters, of its own, on the features that the fused heads share.
+    """A task with its own loss and parameters, on the features that the fused heads share.
 
         class Contrast(OpenTask):
             def loss(self, features, targets, mask):
                 ...
         heads = MultiTaskHeads(64, {"tag": Classification(17), "contrast": Contrast()}, main="tag")
 
-    It trains beside the heads on the batches that have targets of it, is weighted, retires and is saved as they are,
-    and may be the main task. After it has retired nothing of it is called.
+    It trains beside the heads on the batches that have targets for it, is weighted, retires and is saved as they are,
+    and may be the main task. After it has retired, none of its methods is called.
     """
 
     metric = "negative loss"
 
     @abstractmethod
     def loss(self, features: Tensor, targets: Any, mask: Tensor | None) -> Tensor:
-        """() float32, the mean loss of a batch.
+        """Return the mean loss of a batch, () float32.
 
-        features (N, D) or (N, T, D) as the encoder made them; targets what the batch holds under the task's name; mask
-        (N,) or (N, T), True for what is real, if the encoder returned (features, mask), else None.
+        features: (N, D) or (N, T, D) from the encoder. targets: what the batch holds under the task's name. mask: (N,)
+        or (N, T), True for what is real, if the encoder returned (features, mask); else None.
         """
 
     def count(self, targets: Any) -> float | Tensor:
-        """How many labels the loss of a batch is a mean of, a number or ().
+        """Return how many labels the loss of a batch is a mean over, a number or ().
 
-        By it `Trainer(accumulate=)` weights the batches of a step: a loss that is a mean over labels is then that of
-        one large batch. By default 1: the batches count alike.
+        `Trainer(accumulate=)` weights the batches of a step by it: a loss that is a mean over labels then equals that
+        of one large batch. 1 by default: all batches count the same.
         """
         del targets
         return 1.0
 
     def sums(self, features: Tensor, targets: Any, mask: Tensor | None) -> Tensor:
-        """(n,) numbers that are added up over held-out batches; by default the negative loss, and 1."""
+        """Return (n,) numbers that are summed over held-out batches; by default the negative loss, and 1."""
         loss = self.loss(features, targets, mask)
         return torch.stack([-loss.double(), torch.ones_like(loss, dtype=torch.float64)])
 
     def value(self, sums: Tensor) -> float:
-        """The metric, where more is better, from the added sums; by default the first over the second."""
+        """Return the metric, where higher is better, from the sums; by default the first over the second."""
         return float(sums[0] / sums[1])

@@ -1,4 +1,4 @@
-"""Targets as rows, and values of some tasks as values of all."""
+"""Targets as rows, and values of some tasks spread over all tasks."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def flat_target(name: str, target: Tensor, head: HeadSpec, rows: torch.Size) -> 
 
 
 def sum_losses(parts: Sequence[MultitaskLoss]) -> MultitaskLoss:
-    """Of losses of different tasks, each (K,) with zeros for the others."""
+    """Sum the losses of different tasks, each (K,) with zeros for the other tasks."""
     if len(parts) == 1:
         return parts[0]
     return MultitaskLoss(*(torch.stack(same).sum(0) for same in zip(*parts, strict=True)))
 
 
 def spread_losses(out: MultitaskLoss, places: list[int], K: int) -> MultitaskLoss:
-    """Losses of K' tasks as those of K: zeros for the absent ones."""
+    """Spread the losses of K' tasks over K tasks: zeros for the absent ones."""
     return MultitaskLoss(out.total, spread(out.losses, places, K), spread(out.correct, places, K))
 
 
 def spread(values: Tensor, places: list[int], K: int) -> Tensor:
-    """(K,) with values (K',) at their places, and zeros."""
+    """(K,) with the values (K',) at their places, and zeros elsewhere."""
     of_task = [values.new_zeros(())] * K
     for place, value in zip(places, values.unbind(), strict=True):
         of_task[place] = value

@@ -1,7 +1,7 @@
-"""The same models as people write them in torch: what this package's own engines are held against.
+"""The same models as written in plain torch: the reference for this package's engines.
 
 A separate nn.Linear and one loss of torch.nn.functional for every task, nn.EmbeddingBag or nn.Embedding with a dense
-gradient, torch.optim.AdamW. They begin with the values of the models that they are made of.
+gradient, torch.optim.AdamW. They start from the values of the models that they are made from.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mt2st_fast.model.tasks import Classification, MultiLabel, Regression, Task
 
 
 class PlainHeads(MultiTaskHeads):
-    """Heads whose losses are computed one by one, by torch; `correct` stays 0, as nobody asks for it in training."""
+    """Heads whose losses torch computes one by one; `correct` stays 0, as training does not need it."""
 
     @classmethod
     def of(cls, heads: MultiTaskHeads) -> MultiTaskHeads:
-        """With copies of the layers of these, which have no task that is a loss of its own."""
+        """Build them with copies of the layers of these heads, which have no task with its own loss."""
         layers = {name: copy.deepcopy(heads.linear(name)) for name in heads.names}
         return cls.from_modules(layers, heads.tasks, heads.main)
 
@@ -46,7 +46,7 @@ class PlainHeads(MultiTaskHeads):
 
 
 def plain_loss(task: Task, logits: Tensor, target: Tensor) -> Tensor:
-    """() the mean of a task's loss over labelled rows or values, 0 without any; logits are (N, C)."""
+    """() the mean of a task's loss over labelled rows or values, 0 if there are none; logits are (N, C)."""
     if isinstance(task, Classification):
         weight = task.class_weights
         if weight is not None:
@@ -81,7 +81,7 @@ class _Words(nn.Module):
         rows = encoder.rows_of_type
         if rows is None:
             raise ValueError("an encoder whose types are rows has no row for none: give it rows_of_type")
-        # The last, which -1 indexes, is all padding.
+        # The last entry, which -1 indexes, is all padding.
         self.register_buffer("rows", rows.long().masked_fill(rows == NO_ROW, encoder.padding_row))
         V, D = encoder.table.shape
         self.table: nn.EmbeddingBag | nn.Embedding
@@ -101,7 +101,7 @@ class _Words(nn.Module):
 
 
 class PlainWindows(nn.Module):
-    """What a WindowEncoder computes, and with its parameters."""
+    """A WindowEncoder in plain torch, sharing its parameters."""
 
     def __init__(self, encoder: WindowEncoder) -> None:
         super().__init__()
@@ -113,16 +113,16 @@ class PlainWindows(nn.Module):
         return self.adapted_part(self.shared_part(types))
 
     def shared_part(self, types: Tensor) -> Tensor:
-        """As of a WindowEncoder."""
+        """As in a WindowEncoder."""
         return self.dropout(self.words(types).flatten(1))  # type: ignore[no-any-return]
 
     def adapted_part(self, window: Tensor) -> Tensor:
-        """As of a WindowEncoder."""
+        """As in a WindowEncoder."""
         return window if self.hidden is None else F.relu(self.hidden(window))
 
 
 class PlainBags(nn.Module):
-    """What a BagEncoder computes, and with its parameters."""
+    """A BagEncoder in plain torch, sharing its parameters."""
 
     def __init__(self, encoder: BagEncoder) -> None:
         super().__init__()
@@ -141,14 +141,14 @@ class PlainBags(nn.Module):
 
 
 def plain_encoder(encoder: WindowEncoder | BagEncoder) -> PlainWindows | PlainBags:
-    """The encoder in torch, with the parameters of this one."""
+    """Return the encoder in plain torch, sharing its parameters."""
     return PlainWindows(encoder) if isinstance(encoder, WindowEncoder) else PlainBags(encoder)
 
 
 def plain_optimizer(
     table: nn.Parameter, lr: float, weight_decay: float
 ) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
-    """torch's AdamW on everything; as for a row-sparse table, the rows of `table` are not decayed."""
+    """Return a factory of torch's AdamW on everything; it does not decay `table`, as with row-sparse tables."""
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         others = [p for p in parameters if p is not table]

@@ -1,4 +1,4 @@
-"""The features of a whole sequence, of those of its tokens."""
+"""The features of a whole sequence, pooled from those of its tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mt2st_fast.kernels import Pooling
 
 
 def pooling_of(task: object) -> Pooling:
-    """What a task takes of a sequence's features; "none" where it does not say so."""
+    """Return how a task pools the features of a sequence; "none" if it does not say."""
     found: Pooling = getattr(task, "pooling", "none")
     return found
 
 
 def pool(features: Tensor, how: Pooling, mask: Tensor | None, task: str) -> Tensor:
-    """(N, D) of features (N, T, D): those of the first token, or the mean of all; features as they are for "none".
+    """(N, D) from features (N, T, D): those of the first token, or their mean; "none" returns the features unchanged.
 
-    mask: (N, T), True for what is real, without which all is; a sequence without a real token is its first one, or 0.
-    Raises ValueError, naming the task, for features without tokens and for a mask of another shape.
+    mask: (N, T), True for real tokens; without it all are real. A sequence without a real token gives its first token,
+    or 0 for the mean. Raises ValueError, naming the task, for features without tokens and for a mask of another shape.
     """
     if how == "none":
         return features
@@ -36,8 +36,8 @@ def pool(features: Tensor, how: Pooling, mask: Tensor | None, task: str) -> Tens
             "mask has numbers beside 0 and 1: give True for what is real, not what is added to attention"
         )
     real = mask.to(torch.bool)
-    if how == "first":  # which is not that of place 0 where padding stands on the left
+    if how == "first":  # which is not at place 0 if the padding is on the left
         return features[torch.arange(len(features), device=features.device), real.int().argmax(1)]
-    # Left out and not multiplied by 0: what stands where nothing is real may be anything.
+    # Replaced, not multiplied by 0: features of padding may be anything, NaN for example.
     kept = torch.where(real.unsqueeze(2), features, 0)
     return kept.sum(1) / real.sum(1, keepdim=True).clamp_min(1).to(features.dtype)

@@ -1,9 +1,9 @@
 """A table divided by rows among processes, behind the encoder that reads it: for tables beyond one machine.
 
-Every process holds V / W rows of the table, and moves them. For a batch it asks their owners for the rows that stand in
-it, each once, computes with those as with a small table, and sends the owners the gradients of these rows. So a step
-takes a process n (8 + 8 D) bytes for its n distinct rows, forward and backward, however many processes there are;
-torch's `all_to_all_single` carries them. All make as many passes as the others, or one waits for ever.
+Every process holds V / W rows of the table, and moves them. For a batch it asks the owners for the rows that occur in
+it, each once, computes with those as with a small table, and sends the owners the gradients of these rows. A step thus
+costs a process n (8 + 8 D) bytes for its n distinct rows, forward and backward, however many processes there are;
+torch's `all_to_all_single` carries them. All processes must make the same number of passes, or one waits forever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mt2st_fast.model.encoders import TABLE_STD, BagEncoder, WindowEncoder
 
 @dataclass(frozen=True)
 class RowShard:
-    """Which rows of a table of `n_rows` process `rank` of `count` holds: as torch.chunk divides them."""
+    """The rows that process `rank` of `count` holds of a table with `n_rows`: divided as by torch.chunk."""
 
     n_rows: int
     rank: int
@@ -32,7 +32,7 @@ class RowShard:
 
     @property
     def bounds(self) -> list[int]:
-        """Where each process's rows begin; the last of `count` + 1 is where those of the last end."""
+        """Where the rows of each process begin, `count` + 1 numbers; the last is where the last process's rows end."""
         each = -(-self.n_rows // self.count)
         return [min(self.n_rows, rank * each) for rank in range(self.count + 1)]
 
@@ -42,12 +42,12 @@ class RowShard:
         return slice(*self.bounds[self.rank : self.rank + 2])
 
     def owned(self, rows: Tensor) -> list[int]:
-        """How many of these rows (n,), in ascending order, each process holds."""
+        """Return how many of these rows (n,), in ascending order, each process holds."""
         bounds = torch.tensor(self.bounds, device=rows.device)
         return torch.searchsorted(rows, bounds).diff().tolist()  # type: ignore[no-any-return]
 
     def gather(self, own: Tensor) -> Tensor:
-        """(V, ...) of the rows (n, ...) that each process has; all of them call it."""
+        """(V, ...) the whole table from each process's rows (n, ...); all processes must call it."""
         whole = own.new_empty(self.n_rows, *own.shape[1:])
         whole[self.own] = own
         for rank, (first, last) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
@@ -58,23 +58,23 @@ class RowShard:
 
 
 def shard_of(value: object) -> RowShard | None:
-    """Which rows of a table a parameter holds; None of one that is whole."""
+    """Return which rows of a table a parameter holds; None if it is whole."""
     found: RowShard | None = getattr(value, "row_shard", None)
     return found
 
 
 def has_lost_its_rows(module: nn.Module) -> bool:
-    """Whether this is a divided encoder whose table does not know any more which rows it holds: copies do not."""
+    """Return whether this is a divided encoder whose table has lost the record of its rows, as copies do."""
     return isinstance(module, _ShardedTable) and shard_of(module.table) is None
 
 
 def shard_rows(encoder: nn.Module) -> None:
-    """Have every process of the default group keep its part of the rows of an encoder's table, and read all of them.
+    """Keep only this process's share of an encoder's table, and read the other rows from the default group's processes.
 
-    To be called by all of them, before the optimizer is made. encoder: a `BagEncoder` or `WindowEncoder` with
-    sparse=True, which has the same weights in all processes; after it its `table` is (V / W, D), and whoever else held
-    the table holds the old one. Of one made with table_device="meta" no process ever holds all rows. Raises ValueError
-    for another encoder, and InputError where there is no process group.
+    All processes must call it, before the optimizer is made. encoder: a `BagEncoder` or `WindowEncoder` with
+    sparse=True and the same weights in all processes; afterwards its `table` is (V / W, D), and other references to
+    the table hold the old one. If it was made with table_device="meta", no process ever holds all rows. Raises
+    ValueError for another encoder, and InputError if there is no process group.
     """
     if isinstance(encoder, _ShardedTable):
         raise ValueError("the encoder's table is divided by rows already")
@@ -93,10 +93,10 @@ def shard_rows(encoder: nn.Module) -> None:
 
 
 def gather_rows(encoder: nn.Module) -> None:
-    """Have every process hold the whole table again, as before `shard_rows`; to be called by all of them.
+    """Give every process the whole table again, as before `shard_rows`; all processes must call it.
 
-    An optimizer that was made before holds what each had. Raises ValueError for an encoder that is not divided, or that
-    something else has divided, too.
+    An optimizer made earlier still holds each process's part. Raises ValueError for an encoder that is not divided, or
+    that something else has divided too.
     """
     plain_class = {_ShardedBagEncoder: BagEncoder, _ShardedWindowEncoder: WindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     shard = shard_of(getattr(encoder, "table", None))
@@ -117,7 +117,7 @@ def _put(encoder: nn.Module, shard: RowShard) -> None:
 
 
 def _new_rows(encoder: nn.Module, shard: RowShard, like: Tensor) -> Tensor:
-    """As the encoder would begin; of numbers that are others in every process, and the same for one seed and count."""
+    """Initialize rows as the encoder would: other numbers in every process, but reproducible for one seed and count."""
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + shard.rank)
     rows = nn.init.normal_(torch.empty_like(like, device="cpu"), std=TABLE_STD, generator=generator)
     padding = encoder.padding_row - shard.own.start  # type: ignore[operator]
@@ -127,7 +127,7 @@ def _new_rows(encoder: nn.Module, shard: RowShard, like: Tensor) -> Tensor:
 
 
 class _ShardedTable:
-    """What is otherwise with an encoder whose table is divided."""
+    """The methods that differ in an encoder whose table is divided."""
 
     table: nn.Parameter
     rows_of_type: Tensor | None
@@ -136,7 +136,7 @@ class _ShardedTable:
     backend: str
 
     def configuration(self) -> dict[str, Any]:
-        """Of the encoder with its whole table."""
+        """Return the configuration of the encoder with its whole table."""
         return super().configuration() | {"num_rows": self._shard.n_rows}  # type: ignore[misc,no-any-return]
 
     def mean_of_rows(self, rows: Tensor) -> Tensor:
@@ -146,13 +146,13 @@ class _ShardedTable:
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
-        """(T, D) the vector of every word type, in every process; all call it."""
+        """(T, D) the vector of every word type, in every process; all must call it."""
         if self.rows_of_type is None:
             return _FetchRows.apply(self.table, self._all_types(), self._shard)  # type: ignore[no-any-return]
         return self.mean_of_rows(self.rows_of_type[:-1])
 
     def prepare(self, types: Tensor, offsets: Tensor) -> NoReturn:
-        """Raises InputError: a prepared batch knows the rows of one table."""
+        """Raises InputError: a prepared batch refers to the rows of a whole table."""
         raise InputError(
             "a batch cannot be prepared for a table that is divided by rows: give types and offsets"
         )
@@ -181,12 +181,12 @@ class _ShardedTable:
         return self.mean_of_rows(self.rows_of_type[unique.long()]), ids
 
     def _fetched(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(vectors, ids): vectors[ids] are the rows (...) of the table, -1 = none; each of them is fetched once."""
+        """(vectors, ids): vectors[ids] are the rows (...) of the table, -1 = none; each row is fetched once."""
         is_row = rows >= 0
         wanted = rows[is_row].long().unique()
         vectors = _FetchRows.apply(self.table, wanted, self._shard)
         ids = torch.searchsorted(wanted, rows.long()).masked_fill(~is_row, -1).to(torch.int32)
-        # Kernels want a table with rows, where nothing is read from it, too.
+        # Kernels need a table with at least one row, even if nothing is read from it.
         return (vectors if len(wanted) else torch.cat([vectors, vectors.new_zeros(1, self.dim)])), ids
 
 
@@ -199,9 +199,9 @@ class _ShardedWindowEncoder(_ShardedTable, WindowEncoder):
 
 
 class _FetchRows(torch.autograd.Function):
-    """Rows (n, D) of a divided table, by their numbers (n,) in ascending order, each once.
+    """Fetch rows (n, D) of a divided table, by their numbers (n,) in ascending order, each once.
 
-    The gradient of a process's part is the sum over all that asked for a row of it, row-sparse.
+    The gradient of a process's part is the row-sparse sum over all processes that asked for its rows.
     """
 
     @staticmethod
@@ -222,7 +222,7 @@ class _FetchRows(torch.autograd.Function):
 
 
 def _exchanged(values: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-    """What arrives, in the order of processes, where each is sent its part of the values (n, ...)."""
+    """Send each process its part of the values (n, ...), and return what arrives, in the order of processes."""
     found = values.new_empty(sum(received), *values.shape[1:])
     row = math.prod(values.shape[1:]) * values.element_size()  # bytes, as gloo does not know every type
     arrived = _as_bytes(found).view(sum(received), row)  # on the same memory
@@ -232,5 +232,5 @@ def _exchanged(values: Tensor, sent: Sequence[int], received: Sequence[int]) -> 
 
 
 def _as_bytes(values: Tensor) -> Tensor:
-    """(n,) all bytes of a tensor, on its memory where that is in one piece."""
+    """(n,) all bytes of a tensor, sharing its memory if it is contiguous."""
     return values.contiguous().view(-1).view(torch.uint8)

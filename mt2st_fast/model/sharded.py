@@ -1,8 +1,8 @@
-"""Parameters of which every process has a part: what the Trainer asks of them and of all.
+"""Parameters that are divided among processes: what the Trainer asks of the parts and of the whole.
 
 They are those that FSDP2's `fully_shard` has divided, whose gradients torch exchanges itself, and tables divided by
-rows (model/row_shards.py). Both take messages within a forward pass: every process makes as many passes as the others,
-or one waits for ever. What is here works on tensors that are whole, too, so that nobody has to ask.
+rows (model/row_shards.py). Both exchange messages within a forward pass: all processes must make the same number of
+passes, or one waits forever. The functions here also work on whole tensors, so callers need not distinguish.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ Key = TypeVar("Key")
 
 
 def is_dtensor(value: object) -> bool:
-    """Whether this is a tensor that torch has divided (a DTensor), as FSDP2 does."""
-    # Not imported: it takes its time, and without it there is none.
+    """Return whether this is a tensor that torch has divided (a DTensor), as FSDP2 does."""
+    # Not imported: the import is slow, and if nobody has imported it there is no DTensor.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
 
 def is_sharded(parameter: object) -> bool:
-    """Whether other processes have parts of a parameter."""
+    """Return whether other processes hold parts of a parameter."""
     return is_dtensor(parameter) or shard_of(parameter) is not None
 
 
 def has_sharded(module: nn.Module) -> bool:
-    """Whether any parameter of a module is sharded, also where torch has put it together for the moment."""
+    """Return whether any parameter of a module is sharded, even if torch has gathered it for the moment."""
     return any(map(is_sharded, module.parameters())) or any(True for _ in fsdp_modules(module))
 
 
 def fsdp_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What `fully_shard` was called on, by name."""
+    """Yield the modules that `fully_shard` was called on, with their names."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None:
         yield from (
@@ -48,7 +48,7 @@ def fsdp_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def check_whole(encoder: nn.Module) -> None:
-    """Raises InputError for an encoder of which a process has a part alone: it cannot be kept as a model."""
+    """Raises InputError for an encoder of which each process has only a part: it cannot be saved as a model."""
     if has_sharded(encoder):
         by_rows = any(shard_of(parameter) is not None for parameter in encoder.parameters())
         fix = (
@@ -60,20 +60,21 @@ def check_whole(encoder: nn.Module) -> None:
 
 
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
-    """Of all parts together."""
+    """Return the shape of all parts together."""
     shard = shard_of(parameter)
     return tuple(parameter.shape) if shard is None else (shard.n_rows, *parameter.shape[1:])
 
 
 def own_part(value: Tensor) -> Tensor:
-    """This process's part of a tensor, on the same memory; all of one that is whole."""
+    """Return this process's part of a tensor, on the same memory; a whole tensor is returned as it is."""
     return value.to_local() if is_dtensor(value) else value  # type: ignore[attr-defined,no-any-return]
 
 
 def rows_of(value: Any, parameter: Any = None) -> tuple[RowShard, Tensor] | None:
-    """Which rows of a tensor this process has, and these; None of one that is whole, or is not divided by rows.
+    """Return which rows of a tensor this process has, and those rows; None if it is whole, or not divided by rows.
 
-    parameter: what the tensor is of, where that is not the tensor itself: moments of rows are divided as their table.
+    parameter: the parameter that the tensor belongs to, if it is not one itself: row moments are divided like their
+    table.
     """
     if is_dtensor(value):
         (placement, *more), mesh = value.placements, value.device_mesh
@@ -87,7 +88,7 @@ def rows_of(value: Any, parameter: Any = None) -> tuple[RowShard, Tensor] | None
 
 
 def gathered(value: Tensor, parameter: object = None) -> Tensor:
-    """All of a tensor. Of a sharded one all processes call it. parameter: as in `rows_of`."""
+    """Return the whole tensor; all processes must call it for a sharded one. parameter: as in `rows_of`."""
     if is_dtensor(value):
         return value.full_tensor()  # type: ignore[attr-defined,no-any-return]
     found = rows_of(value, parameter)
@@ -95,25 +96,25 @@ def gathered(value: Tensor, parameter: object = None) -> Tensor:
 
 
 class StoredTensor(Protocol):
-    """A tensor, or one that lies somewhere else, whose rows are read as they are asked for."""
+    """A tensor, or one stored elsewhere whose rows are read on demand."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """Of all of it."""
+        """The shape of the whole tensor."""
 
     def __getitem__(self, rows: slice, /) -> Tensor:
-        """These rows."""
+        """Read these rows."""
 
 
 def all_of(stored: StoredTensor) -> Tensor:
-    """All rows."""
+    """Return all rows."""
     return stored if isinstance(stored, Tensor) else stored[:]
 
 
 def divided_as(parameter: Any, stored: StoredTensor) -> Tensor:
-    """This process's part of a tensor that every process can read, where a parameter of that shape is sharded.
+    """Return this process's part of a tensor that every process can read, if a parameter of that shape is sharded.
 
-    Of a table divided by rows also where only the rows are as many: the moments of rows.
+    For a table divided by rows, only the number of rows has to match: row moments have another shape.
     """
     shard = shard_of(parameter)
     if shard is not None and tuple(stored.shape[:1]) == (shard.n_rows,):
@@ -133,7 +134,7 @@ def divided_as(parameter: Any, stored: StoredTensor) -> Tensor:
 
 
 def divided_as_all(parameters: Mapping[Key, Any], stored: Mapping[Key, StoredTensor]) -> dict[Key, Tensor]:
-    """Each tensor as the parameter of its name is. Raises RuntimeError for another table than was divided."""
+    """Divide each tensor like the parameter of its name. Raises RuntimeError if a divided table has another shape."""
     for key, value in stored.items():
         parameter: Any = parameters.get(key)
         if shard_of(parameter) is not None and tuple(value.shape) != whole_shape(parameter):
@@ -142,9 +143,9 @@ def divided_as_all(parameters: Mapping[Key, Any], stored: Mapping[Key, StoredTen
 
 
 def let_go_of_gathered(module: nn.Module) -> None:
-    """Have a module hold its parts alone: after a pass without gradients torch leaves the outermost ones whole.
+    """Make a module hold only its parts again: after a pass without gradients torch leaves the outermost ones whole.
 
-    Its parameters are others meanwhile: to be called before they are looked at.
+    Until then its parameters are different objects, so call this before reading them.
     """
     for _, part in fsdp_modules(module):
         part.reshard()
@@ -152,13 +153,13 @@ def let_go_of_gathered(module: nn.Module) -> None:
 
 @torch.no_grad()
 def sum_instead_of_mean(parameters: Iterable[nn.Parameter], count: int) -> None:
-    """Make gradients, which FSDP2 has made the mean over `count` processes, their sum: a step is made of that."""
+    """Turn gradients, which FSDP2 has averaged over `count` processes, into sums, as a step needs."""
     for parameter in parameters:
         if is_dtensor(parameter.grad):
             own_part(parameter.grad).mul_(count)  # type: ignore[arg-type]
 
 
 def norm_of_all(parts: Iterable[Tensor], add_up: Callable[[Tensor], Tensor]) -> float:
-    """The 2-norm of tensors of which each process has given its parts; add_up: sums over processes."""
+    """Return the 2-norm of tensors, from this process's parts; add_up: sums over processes."""
     squares = sum(float(part.double().square().sum()) for part in parts)
     return math.sqrt(float(add_up(torch.tensor([squares], dtype=torch.float64))))

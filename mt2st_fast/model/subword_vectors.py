@@ -1,4 +1,4 @@
-"""Vectors of any string: those of word types, and for other words the mean of their hashed parts."""
+"""Vectors of any string: those of word types, and for other words the mean of their hashed subwords."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mt2st_fast.model.encoders import NO_ROW, BagEncoder, WindowEncoder
 
 
 class SubwordVectors:
-    """What an encoder over hashed subwords has learnt about any word, in its vocabulary or not.
+    """The vectors that an encoder over hashed subwords has learned, for any word, in its vocabulary or not.
 
         table = subword_rows(vocabulary.words, vocabulary.counts)
         encoder = BagEncoder(len(vocabulary), 64, rows_of_type=torch.from_numpy(table.rows), num_rows=table.num_rows)
         ...                                                    # train
         SubwordVectors(vocabulary, table, encoder).vector("unseenword")
 
-    The encoder is asked each time, so that vectors follow its training. Raises ValueError where vocabulary, table and
+    Every call reads the encoder, so that vectors follow its training. Raises ValueError if vocabulary, table and
     encoder do not belong together.
     """
 
@@ -37,12 +37,12 @@ class SubwordVectors:
         self.vocabulary, self.table, self.encoder = vocabulary, table, encoder
 
     def vector(self, word: str) -> np.ndarray:
-        """(D,) float32 of any string."""
+        """Return the (D,) float32 vector of any string."""
         return self.vectors([word])[0]
 
     @torch.no_grad()
     def vectors(self, words: Sequence[str]) -> np.ndarray:
-        """(n, D) float32 of n strings: of a type what the encoder gives it, of others the mean of <unk> and parts."""
+        """(n, D) float32 vectors of n strings: the encoder's for word types, else the mean of <unk> and subwords."""
         of_words = [self._rows(word) for word in words]
         rows = np.full((len(words), max(map(len, of_words), default=0)), NO_ROW, np.int32)
         for padded, of_word in zip(rows, of_words, strict=True):

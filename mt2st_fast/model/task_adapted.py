@@ -1,7 +1,7 @@
 """TAPS (Wallingford et al. 2022): layers of a shared encoder that become a task's own where that pays.
 
-A layer's weight for task k is W + 1[s_k >= threshold] D_k: W is shared, D_k and the score s_k are the task's. All are
-trained together, with a penalty on the scores that draws layers back to being shared.
+The weight of a layer for task k is W + 1[s_k >= threshold] D_k: W is shared; D_k and the score s_k belong to the task.
+All are trained together, with a penalty on the scores that draws layers back to being shared.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mt2st_fast.model.module_names import check_module_names, module_name
 from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.numbers import check_not_negative, check_positive
 
-THRESHOLD = 0.1  # of the paper
+THRESHOLD = 0.1  # as in the paper
 _WITH_WEIGHT = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip
 
 
 class _AtOrAbove(torch.autograd.Function):
-    """1 where a score is at the threshold or above, else 0; the gradient goes straight through to the score."""
+    """1 if a score is at the threshold or above, else 0; the gradient goes straight through to the score."""
 
     @staticmethod
     def forward(ctx: Any, score: Tensor, threshold: float) -> Tensor:  # type: ignore[override]
@@ -43,27 +43,27 @@ class _AtOrAbove(torch.autograd.Function):
 
 
 class _AskedFor:
-    """The task whose weights a forward pass reads; None: the shared ones, and whether anybody has read these."""
+    """The task whose weights a forward pass reads (None: the shared ones), and whether the shared ones were read."""
 
     task: str | None = None
     shared_was_read = False
 
 
 class _Residual(nn.Module):
-    """What stands between a layer's shared weight and the one that it computes with."""
+    """The step from a layer's shared weight to the weight that it computes with."""
 
     def __init__(self, weight: Tensor, tasks: Iterable[str], asked: _AskedFor, threshold: float) -> None:
         super().__init__()
         names = [module_name(task) for task in tasks]
         self.difference = nn.ParameterDict({name: nn.Parameter(torch.zeros_like(weight)) for name in names})
-        # Begins as the task's own: only then does a first step move the difference.
+        # Starts as the task's own: otherwise the first step would not move the difference.
         start = torch.full((1,), 2 * threshold, dtype=weight.dtype, device=weight.device)
         self.score = nn.ParameterDict({name: nn.Parameter(start.clone()) for name in names})
         self._asked, self._threshold = asked, threshold
 
     def forward(self, weight: Tensor) -> Tensor:
         if self._asked.task is None:
-            # What is computed anew for a backward pass no longer knows for which task it was.
+            # Anything recomputed in a backward pass no longer knows for which task it was.
             if torch._C._current_graph_task_id() != -1:
                 raise RuntimeError(
                     "activation checkpointing (torch.utils.checkpoint) within a TaskAdaptedEncoder would compute with "
@@ -75,13 +75,13 @@ class _Residual(nn.Module):
         return weight + _AtOrAbove.apply(self.score[name], self._threshold) * self.difference[name]
 
     def own(self, task: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """The difference and the score of one task."""
+        """Return the difference and the score of one task."""
         name = module_name(task)
         return self.difference[name], self.score[name]
 
 
 class TaskAdaptedEncoder(nn.Module):
-    """An encoder whose layers each task may make its own: `MultiTaskHeads` takes its output as any other's.
+    """An encoder whose layers each task may make its own: `MultiTaskHeads` takes its output like any other encoder's.
 
         encoder = TaskAdaptedEncoder(encoder, heads.names)
         Trainer(encoder, heads, schedule=Switch(at=0.6))        # or heads(encoder(inputs), targets) in any loop
@@ -89,18 +89,18 @@ class TaskAdaptedEncoder(nn.Module):
     "Task Adaptive Parameter Sharing for Multi-Task Learning" (TAPS, CVPR 2022, arXiv 2203.16708), its joint variant:
     the weight of a layer l is W_l + 1[s_kl >= threshold] D_kl for task k, the gradient goes straight through the
     indicator to the score s_kl, and penalty / L times the sum of |s_kl| over the L layers is added to the loss of every
-    task that is trained (`Trainer` does; in a loop of one's own add `penalty(tasks)`). D begins at 0 and s at twice the
+    task that is trained (`Trainer` does this; in your own loop add `penalty(tasks)`). D begins at 0 and s at twice the
     threshold.
 
     The encoder is taken over, with its parameters. layers: names of its linear and convolutional layers and of its
-    attention (in_proj), "" where that is the encoder itself; all by default. Biases, tables of words, recurrent layers
-    and norms stay shared. The output is `TaskFeatures`: a task is computed when a head asks for it, so that one that
-    has retired costs nothing, and each task costs a pass through the encoder. Of an encoder with methods
-    `shared_part(inputs)` and `adapted_part(shared)`, whose own forward pass is one after the other, the first runs
-    once. `folded(task)` is a plain encoder again, with the weights of one task.
+    attention (in_proj), "" if that is the encoder itself; all by default. Biases, word tables, recurrent layers
+    and norms stay shared. The output is `TaskFeatures`: the features of a task are computed when a head asks for them,
+    so a retired task costs nothing, and each other task costs a pass through the encoder. If the encoder has methods
+    `shared_part(inputs)` and `adapted_part(shared)`, and its own forward pass is one after the other, the first runs
+    only once. `folded(task)` returns a plain encoder again, with the weights of one task.
 
-    Raises ValueError for an encoder without such layers or with BatchNorm, whose statistics would be of all tasks; for
-    a layer that it does not have; for numbers out of range, and tasks whose names no modules can have.
+    Raises ValueError for an encoder without such layers or with BatchNorm, whose statistics would mix all tasks; for
+    an unknown layer; for numbers out of range; and for tasks whose names modules cannot have.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class TaskAdaptedEncoder(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """The width of the features, where the encoder says it."""
+        """The width of the features, if the encoder has it."""
         return self.encoder.out_features  # type: ignore[return-value]
 
     @property
@@ -145,7 +145,7 @@ class TaskAdaptedEncoder(nn.Module):
 
     @property
     def settings(self) -> str:
-        """What must not change between a checkpoint and its resumption, as a text."""
+        """What must not change between a checkpoint and its resumption, as text."""
         return (
             f"threshold {self.threshold:g}, penalty {self.penalty_weight:g}, layers {', '.join(self.layers)}"
         )
@@ -153,13 +153,13 @@ class TaskAdaptedEncoder(nn.Module):
     # --- forward ----------------------------------------------------------------------------------------
 
     def forward(self, inputs: Any) -> TaskFeatures:
-        """The features of every task, when they are asked for."""
+        """Return the features of every task, computed on demand."""
         encoder: Any = self.encoder
         compute, given = encoder, inputs
         if _is_split(encoder):
             self._asked.shared_was_read = False
             shared = encoder.shared_part(inputs)
-            # With an adapted layer in it, it is no part that tasks share.
+            # If it contains an adapted layer, tasks do not share it.
             if not self._asked.shared_was_read:
                 compute, given = encoder.adapted_part, shared
         device = next(self.parameters()).device
@@ -177,10 +177,10 @@ class TaskAdaptedEncoder(nn.Module):
         finally:
             self._asked.task = before
 
-    # --- who shares what --------------------------------------------------------------------------------
+    # --- which tasks share what -------------------------------------------------------------------------
 
     def penalty(self, tasks: Collection[str]) -> Tensor | None:
-        """() what is added to the loss of these tasks, by which their layers are drawn back to being shared."""
+        """() the penalty to add to the loss of these tasks, which draws their layers back to being shared."""
         named = {tasks} if isinstance(tasks, str) else set(tasks)
         scores: list[Tensor] = [
             r.own(task)[1] for task in self.tasks if task in named for r in self._residuals().values()
@@ -191,7 +191,7 @@ class TaskAdaptedEncoder(nn.Module):
 
     @torch.no_grad()
     def own_layers(self) -> dict[str, tuple[str, ...]]:
-        """By task the layers that it has made its own: their score is high enough, and training has changed them."""
+        """Return, by task, the layers that it has made its own: with a high enough score, and changed by training."""
         return {
             task: tuple(
                 name
@@ -202,7 +202,7 @@ class TaskAdaptedEncoder(nn.Module):
         }
 
     def sharing(self) -> tuple[str, ...]:
-        """Who shares a layer and who does not, a line a layer."""
+        """Describe which tasks share each layer and which own it, one line per layer."""
         own = self.own_layers()
         lines = []
         for layer in self.layers:
@@ -217,8 +217,9 @@ class TaskAdaptedEncoder(nn.Module):
         return tuple(lines)
 
     def folded(self, task: str) -> nn.Module:
-        """A copy of the encoder as it was given, with the weights of one task; a weight that was tied to another
-        parameter no longer is. Raises ValueError for an unknown task.
+        """Return a copy of the original encoder with the weights of one task.
+
+        A weight that was tied to another parameter no longer is. Raises ValueError for an unknown task.
         """
         if task not in self.tasks:
             raise ValueError(f"there is no task {task}; there are {', '.join(self.tasks)}")
@@ -231,13 +232,13 @@ class TaskAdaptedEncoder(nn.Module):
     # --- phases -----------------------------------------------------------------------------------------
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
-        """What belongs to one task each."""
+        """Yield the parameters that belong to one task each."""
         for residual in self._residuals().values():
             yield from residual.difference.values()
             yield from residual.score.values()
 
     def set_active(self, tasks: Collection[str]) -> None:
-        """Freeze what belongs to the other tasks alone, and let go on what was frozen so before."""
+        """Freeze what belongs only to the other tasks, and unfreeze what an earlier call froze for these."""
         for task in self.tasks:
             for layer, residual in self._residuals().items():
                 for part, parameter in zip(("difference", "score"), residual.own(task), strict=True):
@@ -256,7 +257,7 @@ class TaskAdaptedEncoder(nn.Module):
         return {name: _residual_of(self.encoder.get_submodule(name)) for name in self.layers}
 
     def configuration(self) -> NoReturn:
-        """Raises InputError: a model in a folder has one encoder."""
+        """Raises InputError: a saved model has one encoder."""
         raise InputError(
             "a TaskAdaptedEncoder is an encoder a task, and a model has one: keep encoder.folded(task) with that "
             "task's head"
@@ -264,14 +265,15 @@ class TaskAdaptedEncoder(nn.Module):
 
 
 def adapted_in(*modules: nn.Module) -> list[TaskAdaptedEncoder]:
-    """The encoders of features a task that these modules are or hold, each once."""
+    """Return the TaskAdaptedEncoders that these modules are or contain, each once."""
     found = [part for module in modules for part in module.modules() if isinstance(part, TaskAdaptedEncoder)]
     return list(dict.fromkeys(found))
 
 
 def _is_split(encoder: nn.Module) -> bool:
-    """Whether an encoder's forward pass is `adapted_part` after `shared_part`: not where somebody has put another
-    forward pass, or hooks, around it.
+    """Return whether an encoder's forward pass is `adapted_part` after `shared_part`.
+
+    It is not if another forward pass, or hooks, were put around it.
     """
     owners = {
         next((each for each in type(encoder).__mro__ if name in vars(each)), None)
@@ -285,7 +287,7 @@ def _is_split(encoder: nn.Module) -> bool:
 
 
 def _weight_name(layer: nn.Module) -> str | None:
-    """The parameter of a layer that is adapted, None where it is no such layer."""
+    """Return the name of the parameter of a layer that is adapted; None for other layers."""
     if isinstance(layer, nn.MultiheadAttention):
         return None if layer.in_proj_weight is None else "in_proj_weight"
     return "weight" if isinstance(layer, _WITH_WEIGHT) else None
@@ -347,10 +349,10 @@ def _residual_of(layer: nn.Module) -> _Residual:
 
 
 def _fold(layer: nn.Module) -> None:
-    """Make a layer with a parametrized weight one of its own class again, of the weight as it is.
+    """Turn a layer with a parametrized weight into one of its original class, with the current weight.
 
-    By hand: torch's remove_parametrizations takes the weight from the layer's class, which a copy shares with what it
-    is a copy of.
+    By hand: torch's remove_parametrizations removes the weight from the layer's class, which a copy shares with its
+    original.
     """
     (name,) = layer.parametrizations  # type: ignore[misc,union-attr]
     weight = nn.Parameter(getattr(layer, name).detach().clone())
@@ -360,5 +362,5 @@ def _fold(layer: nn.Module) -> None:
     del layer.parametrizations
     for other in others:
         delattr(layer, other)
-    for own, parameter in {name: weight, **others}.items():  # in the order of such a layer
+    for own, parameter in {name: weight, **others}.items():  # in the order of the original layer
         layer.register_parameter(own, parameter)

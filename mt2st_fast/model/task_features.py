@@ -1,4 +1,4 @@
-"""Features that every task has for itself, and what an encoder may return."""
+"""Features of each task's own, and what an encoder may return."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class TaskFeatures(Mapping[str, Tensor]):
-    """The features of every task, (N, D) or (N, T, D); those of a task are computed when they are first asked for.
+    """The features of every task, (N, D) or (N, T, D); those of a task are computed when first requested.
 
-    With gradients and under autocast if that is how the encoder was called, wherever they are read.
+    They are computed with gradients and under autocast if the encoder was called that way, wherever they are read.
     """
 
     def __init__(self, tasks: Sequence[str], compute: Callable[[str], Any], device: torch.device) -> None:
@@ -26,9 +26,9 @@ class TaskFeatures(Mapping[str, Tensor]):
         return self.with_mask(task)[0]
 
     def with_mask(self, task: str) -> tuple[Tensor, Tensor | None]:
-        """Features, and the mask of what is real in them if the encoder returns it.
+        """Return the features, and the mask of what is real in them if the encoder returns one.
 
-        Raises KeyError for an unknown task, and TypeError where the encoder returns something else.
+        Raises KeyError for an unknown task, and TypeError if the encoder returns something else.
         """
         if task not in self._tasks:
             raise KeyError(task)
@@ -53,9 +53,9 @@ class TaskFeatures(Mapping[str, Tensor]):
 def features_of(
     features: Tensor | TaskFeatures, task: str, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Those of one task, and the mask of what is real in them: `mask`, or what the encoder says where it is None.
+    """Return the features of one task and their mask: `mask`, or the encoder's own if `mask` is None.
 
-    Raises ValueError for a task that has none.
+    Raises ValueError for a task without features.
     """
     if not isinstance(features, TaskFeatures):
         return features, mask
@@ -68,7 +68,7 @@ def features_of(
 
 
 def features_and_mask(encoded: Any) -> tuple[Tensor | TaskFeatures, Tensor | None]:
-    """What an encoder returned: features alone, or with the mask of what is real in them.
+    """Split what an encoder returned: features alone, or with the mask of what is real in them.
 
     Raises TypeError for anything else.
     """

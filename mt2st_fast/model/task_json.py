@@ -1,4 +1,4 @@
-"""Tasks as JSON and back: what a configuration or a model's folder keeps of them."""
+"""Tasks as JSON and back, for configurations and saved models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _KNOWN = (Classification, MultiLabel, Regression)
 
 
 def tasks_to_json(tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """{"tasks": [{"name", "class", and every option}, ...]} in the order of `tasks`, which JSON's keys may not keep.
+    """Return {"tasks": [{"name", "class", and every option}, ...]}, a list because JSON keys may lose their order.
 
-    Raises InputError, naming the task, for one that is no dataclass of a fused head: a loss of its own is code.
+    Raises InputError, naming the task, for a task that is not a dataclass with a fused head: a custom loss is code.
     """
     return {"tasks": [{"name": name, **_described(name, task)} for name, task in tasks.items()]}
 
 
 def tasks_from_json(stored: Mapping[str, Any], classes: Iterable[type] = ()) -> dict[str, Task]:
-    """The tasks that `tasks_to_json` described; classes: those that are not of this package.
+    """Restore the tasks that `tasks_to_json` described; classes: task classes that are not in this package.
 
-    Raises InputError for a class that is not known, an option that it does not take and what is no description.
+    Raises InputError for an unknown class, for an unknown option, and for anything that is not such a description.
     """
     known = {each.__name__: each for each in (*_KNOWN, *classes)}
     entries = stored.get("tasks") if isinstance(stored, Mapping) else None

@@ -1,6 +1,6 @@
 """What a task on features is: the head that trains it, and the metric that judges it.
 
-The tasks of the kinds that there are live with their kinds; a task of one's own needs no more than `Task` says.
+The built-in tasks are defined with their kinds of head; a task of your own needs only what `Task` declares.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The name of its metric, as it stands in reports."""
+        """The name of its metric, as shown in reports."""
 
     @property
     def head(self) -> HeadSpec:

@@ -28,37 +28,37 @@ class WordTask(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, vectors_of: VectorsOf, inputs: Any, target: Tensor) -> Tensor:
-        """The mean loss () float32 of a batch."""
+        """Return the mean loss () float32 of a batch."""
 
     def count(self, target: Tensor) -> float:
-        """How many labels the loss of a batch is a mean of; by default 1, and batches count alike."""
+        """Return how many labels the loss of a batch is a mean over; 1 by default: all batches count the same."""
         del target
         return 1.0
 
 
 class WordSimilarity(WordTask):
-    """Mean squared difference between the cosine of two words and what people said of them.
+    """Mean squared difference between the cosine of two words and the similarity that people gave them.
 
     inputs: word types (B, 2); target: scores (B,) in [-1, 1]. A pair with a word without a vector has cosine 0.
     """
 
     def forward(self, vectors_of: VectorsOf, inputs: Tensor, target: Tensor) -> Tensor:
-        """() float32. Raises ValueError where inputs are not (B, 2)."""
+        """Return the loss, () float32. Raises ValueError if inputs are not (B, 2)."""
         _check_words(inputs, 2)
         vectors = vectors_of(inputs).float()
         return F.mse_loss(F.cosine_similarity(vectors[:, 0], vectors[:, 1], dim=1), target.float())
 
     def count(self, target: Tensor) -> float:
-        """B pairs."""
+        """Return B, the number of pairs."""
         return float(len(target))
 
 
 class WordAnalogy(WordTask):
-    """a is to b as c is to d: b - a + c is nearest, by cosine, to its own d among those of the batch.
+    """a is to b as c is to d: b - a + c should be nearest, by cosine, to its own d among those of the batch.
 
-    inputs: word types (B, 4), a b c d; target is not read and may be any (B,). Softmax cross-entropy over the different
-    answers of the batch at a temperature (cosines lie too close together for a softmax as they are), by the kernels of
-    the heads, whose classes the answers are.
+    inputs: word types (B, 4), a b c d; target is not read and may be any (B,). Softmax cross-entropy over the distinct
+    answers of the batch at a temperature (plain cosines lie too close together for a softmax), computed by the kernels
+    of the heads, with the answers as classes.
     """
 
     def __init__(self, temperature: float = 0.1, *, backend: str = "auto") -> None:
@@ -67,12 +67,12 @@ class WordAnalogy(WordTask):
         self.temperature, self.backend = temperature, backend
 
     def forward(self, vectors_of: VectorsOf, inputs: Tensor, target: Tensor) -> Tensor:
-        """() float32. Raises ValueError where inputs are not (B, 4)."""
+        """Return the loss, () float32. Raises ValueError if inputs are not (B, 4)."""
         del target
         _check_words(inputs, 4)
         a, b, c, d = F.normalize(vectors_of(inputs).float(), dim=2).unbind(1)
         answers, B = inputs[:, 3], len(inputs)
-        # An answer that stands in n rows is a class n times: less log n, they are one together.
+        # An answer in n rows is a class n times: subtracting log n makes them count as one.
         log_repeats = (answers.unsqueeze(1) == answers.unsqueeze(0)).sum(1).float().log()
         out = multitask_loss(
             F.normalize(b - a + c, dim=1) / self.temperature,
@@ -89,8 +89,8 @@ class WordAnalogy(WordTask):
 class ContextPrediction(WordTask):
     """Words predict their neighbours among negatives (word2vec: skip-gram or CBOW, see `context_batches`).
 
-    The input vectors are the encoder's own, subwords included; the output vectors are a table (T, D) of this task,
-    row-sparse and gone with it. inputs: a `LocalBatch` of word types; target is not read.
+    The input vectors are the encoder's own, including subwords; the output vectors are a row-sparse table (T, D) of
+    this task, which is dropped with it. inputs: a `LocalBatch` of word types; target is not read.
     """
 
     sparse = True
@@ -102,7 +102,7 @@ class ContextPrediction(WordTask):
         self.table = nn.Parameter(torch.zeros(num_types, dim))
 
     def forward(self, vectors_of: VectorsOf, inputs: LocalBatch, target: Tensor) -> Tensor:
-        """() float32. Raises ValueError for vectors of another width."""
+        """Return the loss, () float32. Raises ValueError for vectors of another width."""
         del target
         vectors = vectors_of(inputs.types[: inputs.n_kept]).float()
         if vectors.shape[1] != self.table.shape[1]:

@@ -1,1 +1,1 @@
-"""A training run from a configuration: what decides it, how it is set up, what it leaves behind, how runs compare."""
+"""Training runs from a configuration: their options, their setup, what they write, and their comparison."""

@@ -1,4 +1,4 @@
-"""A run and the one that trained beside it on the same data: what was saved, as a file, a table and a sentence."""
+"""A run and another strategy's run on the same data: what was saved, as a file, a table and a sentence."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ COLUMNS = (
 
 
 def leave_against(against: Mapping[str, Any], folder: Path) -> None:
-    """Write what `both_runs` has found of two runs to the folder of the first."""
+    """Write the result of `both_runs` to the folder of the first run."""
     write_atomically(folder / AGAINST, json_text(dict(against), indent=2).encode())
 
 
 def read_against(folder: Path) -> dict[str, Any] | None:
-    """What `leave_against` wrote, None where nothing trained beside. Raises InputError where it is damaged."""
+    """Read what `leave_against` wrote; None if there was no second run. Raises InputError for a damaged file."""
     path = folder / AGAINST
     if not path.exists():
         return None
@@ -45,13 +45,13 @@ def read_against(folder: Path) -> dict[str, Any] | None:
 
 
 def summary_of(experiment: Experiment) -> Run:
-    """A finished run as comparisons have it. Raises InputError where no evaluation has a value to compare by."""
+    """Summarize a finished run as comparisons do. Raises InputError where no evaluation has a value to compare by."""
     history = experiment.trainer.history
     return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)
 
 
 def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
-    """What reports have of two runs, {strategy: run}, the first of them `own`: the target is the other one's best."""
+    """Return what reports show of two runs, {strategy: run}, one of them `own`: the target is the other one's best."""
     [other] = [name for name in runs if name != own]
     target = runs[other]["best"]
     reached = {name: first_reaching(run, target) for name, run in runs.items()}
@@ -64,7 +64,7 @@ def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
 
 
 def sentence(against: Mapping[str, Any], metric: str) -> str:
-    """What the two runs show, and that it is two runs."""
+    """Say what the two runs show, and that these are just two runs."""
     own, other, runs = against["own"], against["other"], against["runs"]
     came, base = runs[own]["at_target"], runs[other]["at_target"]
     best = f"the best of {other} on development ({metric} {shown(against['target'])})"
@@ -81,7 +81,7 @@ def sentence(against: Mapping[str, Any], metric: str) -> str:
 
 
 def table_of(against: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    """Rows under COLUMNS."""
+    """Return rows under COLUMNS."""
     return [
         (
             name,
@@ -96,7 +96,7 @@ def table_of(against: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 
 def curves_of(against: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:
-    """Points (seconds, quality) of every strategy's one run, as plots take them."""
+    """Return each strategy's one curve, points (seconds, quality), as the plots take them."""
     return {
         name: [[(p["seconds"], p["quality"]) for p in run["curve"]]] for name, run in against["runs"].items()
     }

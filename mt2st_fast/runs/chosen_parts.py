@@ -1,4 +1,4 @@
-"""The map of parts and tasks: what matters to which task, what a step moved of it, and what became of it."""
+"""The map of parts and tasks: how important each part is to each task, what a step moved of it, and what it became."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEASURES = {
 
 
 def chosen_parts(history: History) -> dict[str, Any] | None:
-    """What a run's history knows of the choice, JSON-able; None where nothing was chosen."""
+    """Return what a run's history says about the choice of parts, JSON-able; None where none were chosen."""
     if not history.selections:
         return None
     selection = history.selections[-1]
@@ -46,7 +46,7 @@ def chosen_parts(history: History) -> dict[str, Any] | None:
 
 
 def lines_of(chosen: Mapping[str, Any]) -> list[str]:
-    """What has to be said about the map."""
+    """Return the sentences that explain the map."""
     return [
         f"Chosen at step {chosen['step']:,} on held-out batches, in {chosen['seconds']:.2f} s. A part's importance is "
         f"its share of {MEASURES[chosen['measure']]}. {chosen['frozen_cost_share']:.0%} of the numbers that a step of "
@@ -55,7 +55,7 @@ def lines_of(chosen: Mapping[str, Any]) -> list[str]:
 
 
 def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
-    """Columns and rows."""
+    """Return columns and rows of the map."""
     columns = ("part", "rows:", "numbers a step moved:", *(f"{task}:" for task in chosen["tasks"]), "becomes")
     rows = [
         (
@@ -71,7 +71,7 @@ def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequenc
 
 
 def section(chosen: Mapping[str, Any] | None) -> list[str]:
-    """Markdown of it; nothing where nothing was chosen."""
+    """Return the map as Markdown; nothing where no parts were chosen."""
     if chosen is None:
         return []
     return [

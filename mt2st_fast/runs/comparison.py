@@ -1,4 +1,4 @@
-"""Arms over seeds: quality, and what it takes each to reach a target, with intervals for what differs."""
+"""Compare arms over seeds: their quality, and what each needs to reach a target, with intervals for differences."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ OF_RUNS = ("best", "test", *MEASURES)
 
 
 def summarise_seed(history: History, test: float, rows_read: Callable[[int], int]) -> dict[str, Any]:
-    """One run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
+    """Return one run as JSON-able values; its evaluations are kept, so that a target can be set afterwards.
 
-    rows_read: the rows of all steps up to one. Raises InputError where no evaluation has a value to compare by.
+    rows_read: gives the rows of all steps up to a step. Raises InputError where no evaluation has a value to compare
+    by.
     """
     best = history.best
     if best is None:
@@ -43,7 +44,7 @@ def summarise_seed(history: History, test: float, rows_read: Callable[[int], int
         "joules": joules.get(steps),
         "stopped": history.stopped,
         "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
-        # By task, where the schedule says why it let it go.
+        # By task, where the schedule gives a reason for retiring it.
         "retired": {
             task: {"step": phase.first_step, "why": why}
             for phase in history.phases
@@ -69,12 +70,13 @@ def compare_runs(
     target: float | None = None,
     plateau_margin: float = 0.002,
 ) -> dict[str, Any]:
-    """What compare.json has of the runs beside `facts`: targets, medians and quartiles, differences and conclusions.
+    """Return the content of compare.json: `facts`, and the runs' targets, medians, quartiles, differences and
+    conclusions.
 
-    runs: by the names of the arms, in the order of seeds. facts: metric, n_seeds, engines, environment, load, and what
-    else there is to say. target: a quality of the main task; None takes the highest that every run reached.
-    plateau_margin: a run has come to its plateau where its best rises by less. A run that does not arrive has None, and
-    so has the median where most do not.
+    runs: by the names of the arms, in the order of seeds. facts: metric, n_seeds, engines, environment, load, and
+    further entries for the report. target: a quality of the main task; None takes the highest that every run reached.
+    plateau_margin: a run has reached its plateau once its best rises by less than this. A run that never arrives has
+    None, and so has the median if most runs do not arrive.
     """
     targets = make_targets(runs, arms, target)
     arrivals = {arm.name: _arrivals(runs[arm.name], targets, plateau_margin) for arm in arms}
@@ -96,18 +98,18 @@ def compare_runs(
             arm.name: _reductions(strategies, arm.name, {b: by_place.get((b, arm.engine)) for b in BASELINES})
             for arm in arms
         },
-        # What the algorithm saves: within one engine.
+        # What the algorithm saves, within one engine.
         "differences": {
             arm.name: {base: against(arm.name, by_place.get((base, arm.engine))) for base in BASELINES}
             for arm in arms
         },
-        # What the engine saves: the same strategy on the first engine, against each of the others.
+        # What the engine saves: the same strategy on the first engine against each of the others.
         "engine_differences": {
             arm.name: against(by_place[(arm.strategy, first)], arm.name)
             for arm in arms
             if arm.engine != first
         },
-        # What both save: a strategy on the first engine, against STL and MTL on each of the others.
+        # What both save together: a strategy on the first engine against STL and MTL on each of the others.
         "joint_differences": {
             base.name: {arm.name: against(arm.name, base.name) for arm in arms if arm.engine == first}
             for base in arms
@@ -119,7 +121,7 @@ def compare_runs(
 
 
 def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> dict[str, list[Any]]:
-    """The points at which an arm's runs come to each target, and to their plateau; None for a run that does not."""
+    """Return the points at which an arm's runs reach each target and their plateau; None for a run that does not."""
     to_targets = {
         target.key: [first_reaching(run, target.of_seed[run["seed"]]) for run in runs] for target in targets
     }
@@ -127,7 +129,7 @@ def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> 
 
 
 def _taken(points: Sequence[Mapping[str, Any] | None], measure: str) -> list[float | None]:
-    """What each run has taken up to its point: seconds, steps, examples or joules."""
+    """Return what each run had spent at its point: seconds, steps, examples or joules."""
     name = "step" if measure == "steps" else measure
     return [None if point is None else point[name] for point in points]
 
@@ -135,7 +137,7 @@ def _taken(points: Sequence[Mapping[str, Any] | None], measure: str) -> list[flo
 def _strategy(
     arm: Arm, runs: Sequence[Run], arrivals: Mapping[str, Sequence[Any]], first: Target
 ) -> dict[str, Any]:
-    """An arm's medians and quartiles, and its runs."""
+    """Return an arm's medians and quartiles, and its runs."""
     spreads: dict[str, Any] = {name: spread([run[name] for run in runs]) for name in OF_RUNS}
     reached = arrivals[first.key]
     to: dict[str, Any] = {
@@ -170,7 +172,7 @@ def _strategy(
 def _reductions(
     strategies: Mapping[str, Mapping[str, Any]], own: str, bases: Mapping[str, str | None]
 ) -> dict[str, float | None]:
-    """1 - time / time of the baseline, in seconds and in steps to target; None where either never arrived."""
+    """Return 1 - time / time of the baseline, in seconds and in steps to target; None where either never arrived."""
     return {
         f"{prefix}vs_{baseline}": _reduction(strategies[own][key], strategies.get(name or "", {}).get(key))
         for prefix, key in (("", "seconds_to_target_median"), ("steps_", "steps_to_target_median"))
@@ -185,7 +187,7 @@ def _reduction(value: float | None, baseline: float | None) -> float | None:
 def _differences(
     runs: Runs, arrivals: Mapping[str, Mapping[str, Sequence[Any]]], own: str, base: str
 ) -> dict[str, Any]:
-    """What an arm takes more (+) or less (-) than another, as a share; and how much better (+) it ends."""
+    """Return how much more (+) or less (-) an arm needs than another, as a share, and how much better (+) it ends."""
     found: dict[str, Any] = {
         name: difference(
             median_of_differences, [run[name] for run in runs[own]], [run[name] for run in runs[base]]

@@ -1,4 +1,4 @@
-"""Everything that decides a comparison beside the configuration of its runs; each field says what it means."""
+"""The options of a comparison besides the configuration of its runs; each field says what it means."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _finite(shown: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """What is compared, over how many seeds, and what runs are asked to reach."""
+    """What is compared, over how many seeds, and which targets the runs should reach."""
 
     strategies: tuple[str, ...] = option(
         ("stl", "mtl", "diminish", "switch"),
@@ -54,15 +54,15 @@ class ComparisonOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises InputError naming an option that cannot be used."""
+        """Raise InputError, naming an option that cannot be used."""
         check_options(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The options as JSON writes them."""
+        """Return the options as JSON writes them."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ComparisonOptions:
-        """The options that `to_json` wrote."""
+        """Return the options that `to_json` wrote."""
         lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
         return cls(**{**stored, **lists})

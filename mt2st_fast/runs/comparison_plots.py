@@ -1,4 +1,4 @@
-"""The picture of a comparison: what it takes every arm to come to each target, run by run."""
+"""The plot of a comparison: what every arm needs to reach each target, run by run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 MEASURES = {"seconds": "seconds of training", "steps": "steps"}
 HATCHES = ("", "///", "xxx")  # by engine
-MOST_RATIO = 30  # of the longest to the shortest, on a scale that begins at 0
-ROOM = 1.3  # of the longest bar: medians are written to the right of all bars
+MOST_RATIO = 30  # of the longest to the shortest, for a scale that begins at 0
+ROOM = 1.3  # times the longest bar: medians are written to the right of all bars
 
 
 def plot_comparison(comparison: Mapping[str, Any]) -> Figure:
-    """Seconds and steps to every target and to the plateau: a bar for the median, a line over the quartiles, dots."""
+    """Plot seconds and steps to every target and to the plateau: bars are medians, lines quartiles, dots runs."""
     keys = [*comparison["targets"], PLATEAU]
-    height = 0.75 + 0.27 * len(comparison["strategies"])  # inches a panel
+    height = 0.75 + 0.27 * len(comparison["strategies"])  # inches per panel
     figure = new_figure(figsize=(9, 0.6 + height * len(keys)), layout="constrained")
     grid = figure.subplots(len(keys), len(MEASURES), squeeze=False, sharey=True)
     for row, key in zip(grid, keys, strict=True):
@@ -56,7 +56,7 @@ def _panel(axes: Axes, comparison: Mapping[str, Any], key: str, measure: str) ->
     for place, strategy in enumerate(strategies.values()):
         spread = strategy["to"][key][measure]
         color = f"C{kinds.index(strategy['strategy'])}"
-        if spread["median"] is not None and wide:  # a bar has no length where there is no 0
+        if spread["median"] is not None and wide:  # a scale without 0 has no bars
             axes.plot([spread["median"]], [place], "|", color=color, ms=14, mew=5)
         elif spread["median"] is not None:
             hatch = HATCHES[comparison["engines"].index(strategy["engine"]) % len(HATCHES)]
@@ -72,14 +72,14 @@ def _panel(axes: Axes, comparison: Mapping[str, Any], key: str, measure: str) ->
             ha="right", va="center", fontsize="small",
         )  # fmt: skip
     _set_range(axes, every, wide)
-    axes.set_ylim(len(strategies) - 0.4, -0.6)  # the first on top
+    axes.set_ylim(len(strategies) - 0.4, -0.6)  # the first at the top
     axes.set_yticks(range(len(strategies)), [plain(name) for name in strategies])
     axes.tick_params(labelsize="small")
     axes.grid(axis="x", alpha=0.25)
 
 
 def _set_range(axes: Axes, every: Sequence[float], wide: bool) -> None:
-    """Room for the medians to the right of all dots; by ratios where the shortest would not be seen otherwise."""
+    """Leave room for the medians to the right of all dots; use a log scale where the shortest would be invisible."""
     if wide:
         axes.set_xscale("log")
         low, high = min(every) / 1.5, max(every)
@@ -95,7 +95,7 @@ def _dots(seeds: Sequence[Mapping[str, Any]], key: str, measure: str) -> list[fl
 
 
 def _said(strategy: Mapping[str, Any], key: str, measure: str) -> str:
-    """The median, and how many runs came there where some did not."""
+    """Return the median, and how many runs arrived if not all did."""
     to, n = strategy["to"][key], len(strategy["seeds"])
     median = to[measure]["median"]
     reached = "" if to["reached"] == n else f"{to['reached']} of {n}"

@@ -1,4 +1,4 @@
-"""What is done of a comparison, on disk after every run: one that was stopped goes on with the run that it was in."""
+"""The state of a comparison, written after every run, so that a stopped comparison continues with its current run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CHECKPOINT = "checkpoint/last.safetensors"
 
 @dataclass
 class Progress:
-    """The runs of a comparison, by arm in the order of seeds, the trials before them, and the one at hand.
+    """The finished runs of a comparison by arm, in the order of seeds, its finished trials, and the current run.
 
-    fixed: options that the user has given, which trials leave alone. trials: by
-    strategy, in their order. current: ["trial", strategy, number] or ["run", arm, seed] of what has a checkpoint in the
-    folder, if it has got so far.
+    fixed: options that the user has given, which trials do not change. trials: by strategy, in their order. current:
+    ["trial", strategy, number] or ["run", arm, seed] of the run in progress; the folder has its checkpoint, if it got
+    that far.
     """
 
     config: Config
@@ -36,18 +36,18 @@ class Progress:
     trials: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     current: list[Any] = field(default_factory=list)
-    data: str = ""  # the digest of the first seed's data
+    data: str = ""  # digest of the first seed's data
     load: float | None = (
-        None  # processes that wanted a CPU when it began, or went on, where the system tells it
+        None  # highest load of the machine at the start and when resumed, where the system has it
     )
 
     def note_load(self) -> None:
-        """Note how busy others keep the machine; to be called before anything runs here."""
+        """Note the load of the machine by other processes; call this before anything runs here."""
         with suppress(OSError, AttributeError):
             self.load = max(self.load or 0.0, os.getloadavg()[0])
 
     def check_data(self, splits: Splits) -> None:
-        """Raises InputError where runs that are over were of other data."""
+        """Raise InputError if the finished runs had other data."""
         corpora = (splits.train, splits.dev, splits.test)
         digest = " ".join(corpus.digest(splits.tasks)[:16] for corpus in corpora)
         if self.data not in ("", digest):
@@ -59,52 +59,52 @@ class Progress:
 
     @property
     def arms(self) -> list[Arm]:
-        """What is compared."""
+        """The arms that are compared."""
         return arms_of(self.comparison.strategies, self.comparison.engine)
 
     @property
     def reported_seeds(self) -> range:
-        """The seeds that results are of."""
+        """The seeds of the reported runs."""
         return range(self.config.seed, self.config.seed + self.comparison.seeds)
 
     @property
     def tuning_seed(self) -> int:
-        """The seed that trials are of: none of the others."""
+        """The seed of the trials, which is none of the reported ones."""
         return self.config.seed + self.comparison.seeds
 
     @property
     def n_done(self) -> int:
-        """Runs that are over, trials among them."""
+        """The number of finished runs, including trials."""
         return sum(map(len, self.runs.values())) + sum(map(len, self.trials.values()))
 
     @property
     def n_all(self) -> int:
-        """Runs of the whole comparison, trials among them."""
+        """The number of runs of the whole comparison, including trials."""
         return len(self.arms) * self.comparison.seeds + sum(
             len(self.trials_of(strategy)) for strategy in self.comparison.strategies
         )
 
     def trials_of(self, strategy: str) -> list[dict[str, float]]:
-        """The values of all trials of a strategy, of which `n_trials` are over."""
+        """Return the values of all trials of a strategy; the first `n_trials` of them are finished."""
         tune = self.comparison.tune
         return trials_of(self.config, strategy, tune, self.fixed) if tune else []
 
     def tuned(self, strategy: str) -> dict[str, float]:
-        """The values that its trials have chosen, the same for every engine; none without any."""
+        """Return the values that the trials selected, the same for every engine; empty without trials."""
         trials = self.trials.get(strategy, [])
         values: dict[str, float] = trials[chosen(strategy, trials)]["values"] if trials else {}
         return values
 
     def is_done(self, arm: str, seed: int) -> bool:
-        """Whether that run is over."""
+        """Whether that run is finished."""
         return any(run["seed"] == seed for run in self.runs.get(arm, ()))
 
     def n_trials(self, strategy: str) -> int:
-        """How many trials of a strategy are over."""
+        """Return how many trials of a strategy are finished."""
         return len(self.trials.get(strategy, ()))
 
     def begin(self, folder: Path, kind: Literal["trial", "run"], name: str, number: int) -> bool:
-        """Note that this run is at hand; whether it goes on from the checkpoint of a run that was stopped."""
+        """Note that this run is the current one; return whether it continues from a checkpoint of a stopped run."""
         checkpoint = folder / CHECKPOINT
         if self.current == [kind, name, number] and checkpoint.exists():
             return True
@@ -114,19 +114,19 @@ class Progress:
         return False
 
     def end(self, folder: Path, result: dict[str, Any]) -> None:
-        """Note what came of the run at hand, which is over."""
+        """Store the result of the current run, which is finished."""
         kind, name, _ = self.current
         (self.trials if kind == "trial" else self.runs).setdefault(name, []).append(result)
         self.current = []
         self.write(folder)
 
     def write(self, folder: Path) -> None:
-        """To the folder."""
+        """Write the state to the folder."""
         write_atomically(folder / FILE, json.dumps(asdict(self), indent=2).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Progress:
-        """What `write` wrote. Raises InputError where there is none, or where it is damaged."""
+        """Read what `write` wrote. Raises InputError where it is missing or damaged."""
         path = folder / FILE
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ class Progress:
             }
             return cls(**{**stored, **made})
         except FileNotFoundError:
-            from mt2st_fast.runs.comparison_report import COMPARISON  # pictures take their time to import
+            from mt2st_fast.runs.comparison_report import COMPARISON  # plotting takes long to import
 
             if (folder / COMPARISON).exists():
                 raise InputError(
@@ -151,7 +151,7 @@ class Progress:
 
     @staticmethod
     def clear(folder: Path) -> None:
-        """Remove what is for going on alone."""
+        """Remove the files that are only needed for resuming."""
         for name in (FILE, CHECKPOINT):
             (folder / name).unlink(missing_ok=True)
         if (folder / CHECKPOINT).parent.is_dir() and not any((folder / CHECKPOINT).parent.iterdir()):

@@ -1,4 +1,4 @@
-"""The report of a comparison: compare.md, compare.png and report.html, from compare.json alone."""
+"""Write the report of a comparison (compare.md, compare.png and report.html) from compare.json alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REPORT_FILES = ("compare.md", "compare.png", "report.html")
 
 
 def write_comparison_report(folder: Path) -> dict[str, Any]:
-    """Write the report of the comparison in `folder`, and return that; all is made before anything is written.
+    """Write the report of the comparison in `folder` and return the comparison; nothing is written before all is made.
 
-    Raises InputError where there is no comparison, and KeyError, TypeError or ValueError where the file says something
-    else.
+    Raises InputError where there is no comparison, and KeyError, TypeError or ValueError for another content of the
+    file.
     """
     path = folder / COMPARISON
     with reading(path) as file:

@@ -1,4 +1,4 @@
-"""A comparison as tables and sentences: what compare.md, report.html and the terminal show of it."""
+"""Tables and sentences of a comparison, for compare.md, report.html and the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Part:
-    """A part under a title: lines, then a table, whose columns that end in ":" are set to the right."""
+    """A titled part of a report: lines, then a table. Columns whose name ends in ":" are right-aligned."""
 
     title: str
     lines: Sequence[str] = ()
@@ -38,7 +38,7 @@ class Part:
 
 
 def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
-    """All that there is to say, in the order in which it is asked for."""
+    """Return all parts of the report, in their order."""
     return [
         _verdicts(comparison),
         Part("Quality", [_stopped(comparison), _taken_by(comparison)], *_quality(comparison)),
@@ -56,7 +56,7 @@ def parts_of(comparison: Mapping[str, Any]) -> list[Part]:
 
 
 def lead(comparison: Mapping[str, Any]) -> str:
-    """How to read the numbers."""
+    """Explain how to read the numbers."""
     machine = comparison["environment"]
     return (
         f"Medians over {counted(comparison['n_seeds'], 'seed')}, quartiles in brackets. Seconds are those of training "
@@ -67,7 +67,7 @@ def lead(comparison: Mapping[str, Any]) -> str:
 
 
 def render(comparison: Mapping[str, Any]) -> str:
-    """The comparison as Markdown."""
+    """Return the comparison as Markdown."""
     lines = [
         one_line(f"# {comparison['main']} on {comparison['data']}: strategies compared"),
         "",
@@ -83,7 +83,7 @@ def render(comparison: Mapping[str, Any]) -> str:
 
 
 def table_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of the table of a terminal, of `COLUMNS`, a row an arm."""
+    """Return the cells of the terminal's table with `COLUMNS`, one row per arm."""
     rows = []
     for name, strategy in comparison["strategies"].items():
         steps, seconds = strategy["steps_to_target_median"], strategy["seconds_to_target_median"]
@@ -113,7 +113,7 @@ def _reduced(reduction: float | None) -> str:
 
 
 def _spread(spread: Mapping[str, float | None], show: Any) -> str:
-    """Median, and quartiles in brackets; one that lies among runs that never arrived is open."""
+    """Format the median, with quartiles in brackets; a quartile among runs that never arrived is left open."""
     if spread["median"] is None:
         return "–"
     low, high = (spread[name] for name in ("q1", "q3"))
@@ -121,7 +121,7 @@ def _spread(spread: Mapping[str, float | None], show: Any) -> str:
 
 
 def _taken(spread: Mapping[str, float | None], measure: str) -> str:
-    """What a target took; examples go with the steps, whose quartiles say it all."""
+    """Format what a target took; examples are shown with the steps, whose quartiles suffice."""
     if measure == "examples":
         return "–" if spread["median"] is None else _whole(spread["median"])
     return _spread(spread, _whole if measure == "steps" else short)
@@ -135,7 +135,7 @@ def _whole(value: float) -> str:
 
 
 def _bases(comparison: Mapping[str, Any]) -> list[str]:
-    """The baselines that there are."""
+    """Return the baselines that are part of the comparison."""
     bases = next(iter(comparison["differences"].values()))
     strategies = {strategy["strategy"] for strategy in comparison["strategies"].values()}
     return [base for base in bases if base in strategies]
@@ -174,13 +174,13 @@ def _quality(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
 
 
 def _measured(comparison: Mapping[str, Any]) -> list[str]:
-    """What runs take; energy where anybody has measured it."""
+    """Return the measures to show; energy only if a run measured it."""
     strategies = comparison["strategies"].values()
     return [m for m in MEASURES if m != "joules" or any(s["joules_median"] for s in strategies)]
 
 
 def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    """What every arm takes from its first step to its last."""
+    """Table of what every arm takes from its first step to its last."""
     bases, measured = _bases(comparison), _measured(comparison)
     columns = ["strategy", *(f"{m}:" for m in measured)]
     columns += [f"{measure} vs {base}:" for measure in ("time", "examples") for base in bases]
@@ -209,7 +209,7 @@ ON_WHOLE_RUNS = (
 
 
 def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[list[str]]]:
-    """What it takes every arm to come to one target, or to its plateau."""
+    """Table of what every arm takes to reach one target, or its plateau."""
     bases = _bases(comparison)
     strategies, measured = comparison["strategies"], _measured(comparison)
     at_plateau = ["development there:"] if key == PLATEAU else []
@@ -254,7 +254,7 @@ def _on_plateau(comparison: Mapping[str, Any]) -> str:
 
 
 def _stopped(comparison: Mapping[str, Any]) -> str:
-    """How many runs --patience has ended, or nothing."""
+    """Say how many runs --patience ended; "" for none."""
     ended = [f"{n}: {s['stopped']} of {len(s['seeds'])}" for n, s in comparison["strategies"].items()]
     if comparison["config"]["patience"] is None:
         return ""
@@ -266,7 +266,7 @@ def _stopped(comparison: Mapping[str, Any]) -> str:
 
 
 def _taken_by(comparison: Mapping[str, Any]) -> str:
-    """Which way of taking a step (see `training/engines`) the arms had."""
+    """Say which way of taking a step (see `training/engines`) the arms used."""
     arms_of: dict[str, list[str]] = {}
     for name, strategy in comparison["strategies"].items():
         ways = dict.fromkeys(way for run in strategy["seeds"] for way in run["taken_by"])
@@ -276,7 +276,7 @@ def _taken_by(comparison: Mapping[str, Any]) -> str:
 
 
 def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """What the engine saves, the strategy being the same."""
+    """The part on what the engine saves with the same strategy."""
     found = comparison["engine_differences"]
     if not found:
         return
@@ -315,7 +315,7 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _joint(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """What algorithm and engine save together."""
+    """The part on what algorithm and engine save together."""
     targets = comparison["targets"]
     rows = [
         [own, base, in_points(d["best"]), *(in_percent(d["to"][key]["seconds"]) for key in targets)]
@@ -329,7 +329,7 @@ def _joint(comparison: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _retired(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """What a schedule that decides for itself has let go, over the seeds."""
+    """The part on the tasks that an adaptive schedule retired, over the seeds."""
     rows = []
     for name, strategy in comparison["strategies"].items():
         runs = strategy["seeds"]
@@ -356,7 +356,7 @@ def _retired(comparison: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
-    """Every trial, the chosen one marked."""
+    """The part on all trials, with the selected one marked."""
     tuning = comparison["tuning"]
     if tuning is None:
         return

@@ -1,4 +1,4 @@
-"""What can be concluded from a comparison and what cannot: on the whole, and for each difference."""
+"""What can be concluded from a comparison and what cannot: in general, and for each difference."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
 from mt2st_fast.runs.shown import counted, in_percent, in_points
 from mt2st_fast.runs.targets import PLATEAU
 
-# By what each baseline is measured, where there is no quality that the user has given.
+# The target that each baseline is compared at, unless the user has given one.
 OWN_TARGET = {"stl": "stl_best", "mtl": "mtl_best_less"}
 LESS_OR_MORE = ("less time", "more time")
-BUSY = 0.5  # of the CPUs, taken by others: times then depend on who else wants them
+BUSY = 0.5  # share of the CPUs that others use: from here on, times depend on them
 
 Difference = Mapping[str, float | None]
 
 
 def conclusions(comparison: Mapping[str, Any]) -> list[str]:
-    """Sentences on how much seeds and machine let one say at all."""
+    """Return sentences on how much seeds and machine allow one to conclude at all."""
     n_seeds, verdicts = comparison["n_seeds"], comparison["verdicts"]
     said = [_on_seeds(n_seeds), *_on_load(comparison)]
     if n_seeds >= LEAST_SEEDS and len(verdicts) > 1:
@@ -58,7 +58,7 @@ def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:
 
 
 def verdicts(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What is shown of each arm against STL and MTL of its engine, and of each engine with the strategy the same.
+    """Return what is shown of each arm against STL and MTL on its engine, and of each engine with the same strategy.
 
     Each has "own", "base" and, as texts, "time" (to the target that it names), "plateau", "whole" (the time of the run)
     and "quality".
@@ -128,7 +128,7 @@ def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> It
 def _said(
     difference: Difference, words: tuple[str, str], shown: Callable[[Difference], str], hint: bool
 ) -> str:
-    """What an interval says: where 0 lies in it, no difference is shown, which does not say that there is none."""
+    """Say what an interval shows: if it contains 0, no difference is shown, which does not mean that there is none."""
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "nothing can be said"
@@ -138,7 +138,7 @@ def _said(
 
 
 def sentence(verdict: Mapping[str, str]) -> str:
-    """A verdict as a line for a terminal."""
+    """Return a verdict as one line for a terminal."""
     return (
         f"{verdict['own']} against {verdict['base']}: {verdict['time']}; to its plateau: {verdict['plateau']}; "
         f"for the whole run: {verdict['whole']}; {verdict['quality']}."

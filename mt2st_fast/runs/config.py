@@ -1,4 +1,4 @@
-"""Everything that decides a run; each field says here what it means to a user, and within which limits."""
+"""The configuration of a run; each field says what it means to a user and what its limits are."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mt2st_fast.training.schedules import RunFacts, Schedule, find_strategy, str
 MOST_STEPS_BY_DEFAULT = 2500
 LEAST_BATCH = 16
 ENGINES = ("fused", "torch")
-NONE = "none"  # no strategy to train beside
-OF_DEFAULT_CORPUS = "stl"  # what trains beside there
+NONE = "none"  # no second strategy
+OF_DEFAULT_CORPUS = "stl"  # the second strategy there
 LR_DECAYS = ("linear", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
 BACKENDS = ("auto", *dict.fromkeys(name for room in ROOMS.values() for name in room.names))
@@ -30,7 +30,7 @@ def _names_data(shown: str, value: str) -> None:
 
 
 def _names_device(shown: str, value: str) -> None:
-    """Whether torch has a device of this name here is for the trainer to say."""
+    """Refuse what is no name of a device; whether the device is available is for the trainer to check."""
     try:
         if value != "auto":
             torch.device(value)
@@ -40,12 +40,12 @@ def _names_device(shown: str, value: str) -> None:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run, JSON-able; `data`, `main` and `aux` are for the record.
+    """All options of a run, JSON-able; `data`, `main` and `aux` are for the record.
 
-    epochs count passes over all rows, None takes what makes about 2,500 steps, between 1 and 10. A step is a batch of
-    `batch_size` rows; where main labels are rare, `main_share` of them have one, and they are all of a batch once the
-    main task is alone. strategy_options: values of the strategy's own options, by name;
-    what is not given has the default that the strategy declares.
+    epochs: passes over all rows; None takes as many as make about 2,500 steps, between 1 and 10. A step is a batch of
+    `batch_size` rows. Where main labels are rare, a share `main_share` of a batch has one; once the main task is alone,
+    all rows of a batch have one. strategy_options: values of the strategy's own options by name; others have the
+    default that the strategy declares.
     """
 
     data: str = option(
@@ -151,40 +151,44 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Raises InputError naming an option that is not of its kind, out of its limits or unknown."""
+        """Raise InputError, naming an option that has the wrong type, is out of its limits or is unknown."""
         check_options(self)
         if self.min_delta and self.patience is None:
             raise InputError(f"min_delta {self.min_delta:g} is what patience goes by: give patience, too")
 
     def resolved(self, splits: Splits) -> Config:
-        """This configuration with what the corpus decides filled in: main and auxiliary tasks, batch size, epochs."""
+        """Return this configuration with what depends on the corpus filled in: main and auxiliary tasks, batch size,
+        epochs.
+        """
         n_rows = splits.train.n_rows
         batch_size = batch_size_for(n_rows, LEAST_BATCH) if self.batch_size is None else self.batch_size
         steps_per_epoch = -(-n_rows // batch_size)
         by_size = min(10.0, max(1.0, round(MOST_STEPS_BY_DEFAULT / steps_per_epoch, 1)))
         epochs = by_size if self.epochs is None else self.epochs
-        # What was asked for stays as it was asked: a csv task carries its kind (rating:regression).
+        # Names stay as the user gave them: a csv task includes its kind (rating:regression).
         main = splits.main if self.main is None else self.main
         aux = splits.auxiliary if self.aux is None else self.aux
         return replace(self, main=main, aux=aux, epochs=epochs, batch_size=batch_size)
 
     def schedule(self) -> Schedule:
-        """What the strategy and its options make, once `epochs` is known. Raises InputError for what does not fit."""
+        """Make the schedule from the strategy and its options; `epochs` must be known. Raises InputError for what does
+        not fit.
+        """
         if self.epochs is None:
             raise InputError("epochs must be known before the schedule: call resolved(splits) first")
         return find_strategy(self.strategy).make(self.strategy_options, RunFacts(self.epochs))
 
     def going_on_to(self, epochs: float) -> Config:
-        """This configuration with another end, and the decay of its strategy as it was for the end of before."""
+        """Return this configuration with another end, but with its strategy's decay as it was for the previous end."""
         if self.epochs is None or epochs == self.epochs:
             return replace(self, epochs=epochs)
         options = find_strategy(self.strategy).settled(self.strategy_options, RunFacts(self.epochs))
         return replace(self, epochs=epochs, strategy_options=options)
 
     def held_against(self) -> str | None:
-        """The strategy that is to train beside: the one given, STL on the default corpus, or none.
+        """Return the second strategy to train for comparison: the one given, STL on the default corpus, or none.
 
-        Raises InputError for the run's own.
+        Raises InputError for the run's own strategy.
         """
         if self.against is None:
             return OF_DEFAULT_CORPUS if self.data == "stdlib" and self.strategy != OF_DEFAULT_CORPUS else None
@@ -193,7 +197,7 @@ class Config:
         return None if self.against == NONE else self.against
 
     def on_engine(self, engine: str) -> Config:
-        """This configuration on another engine. Raises InputError for an option that it does not have."""
+        """Return this configuration on another engine. Raises InputError for an option that engine does not have."""
         fused = {
             "--backend": self.backend != "auto",
             "--graph": self.graph,
@@ -208,13 +212,13 @@ class Config:
         return replace(self, engine=engine)
 
     def for_strategy(self, name: str) -> Config:
-        """This configuration for another strategy, with those of the options that it takes."""
+        """Return this configuration for another strategy, with those of the options that it takes."""
         taken = {each.name for each in find_strategy(name).options}
         options = {key: value for key, value in self.strategy_options.items() if key in taken}
         return replace(self, strategy=name, strategy_options=options)
 
     def check_strategy_options(self, names: tuple[str, ...]) -> None:
-        """Raises InputError for an option that none of these strategies takes, naming who does."""
+        """Raise InputError for an option that none of these strategies takes, naming those that do."""
         known = strategy_options()
         for key in self.strategy_options:
             if key not in known:
@@ -226,10 +230,10 @@ class Config:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON writes it."""
+        """Return the configuration as JSON writes it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Config:
-        """The configuration that `to_json` wrote."""
+        """Return the configuration that `to_json` wrote."""
         return cls(**{**stored, "aux": None if stored["aux"] is None else tuple(stored["aux"])})

@@ -1,4 +1,4 @@
-"""A configuration is a file of TOML or, as runs keep it, JSON: its keys are the flags of a command, without dashes."""
+"""Configuration files in TOML or, as runs write them, JSON: keys are the flags of a command, without dashes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mt2st_fast.files import json_text, reading
 from mt2st_fast.runs.options import Option
 from mt2st_fast.spelling import meant
 
-LARGEST = 2**63 - 1  # what TOML asks of a whole number, and most that reads JSON
+LARGEST = 2**63 - 1  # the largest integer in TOML and in most JSON readers
 PATHS = ("data", "init", "out")
 
 
 def read_config_file(path: Path, command: str, known: Mapping[str, Option]) -> dict[str, Any]:
-    """{name of an option: its value} of a file for a command, whose options are `known` by their names.
+    """Return {name of an option: its value} from a command's file; `known` are the command's options by name.
 
     Raises InputError in one line that names the file, and the key where it is about one, for a file that cannot be
     read, a key that the command does not have, and a value that its option refuses.
@@ -47,9 +47,9 @@ def _parsed(path: Path) -> dict[str, Any]:
         content = file.read()
     kind, parsed = ("JSON", _json) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
     try:
-        # A path need not be UTF-8, on the command line nor here.
+        # A path need not be UTF-8, neither on the command line nor here.
         return parsed(content.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:  # of the format, of a number too long, of lists in lists
+    except (ValueError, RecursionError) as error:  # invalid format, a too long number, or too deep nesting
         raise InputError(f"{path}: is no {kind} in UTF-8: {error}") from None
 
 
@@ -65,14 +65,14 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in found:
             raise ValueError(f"{key} is there twice")
-        if value is None:  # which TOML cannot say
+        if value is None:  # JSON only: TOML has no null
             raise ValueError(f"{key} is null; leave it out")
         found[key] = value
     return found
 
 
 def _as_taken(option: Option, value: Any) -> Any:
-    """A value of the file as the option takes it; what is of another kind is left to its check."""
+    """Convert a value of the file to the type of the option; other types are left for its check to refuse."""
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{option.key} must be at most {LARGEST}, not {value}")
     if option.name not in PATHS and any(map(_is_broken, value if isinstance(value, list) else [value])):
@@ -87,6 +87,6 @@ def _is_broken(value: Any) -> bool:
 
 
 def config_file(options: Mapping[str, Option], values: Mapping[str, Any]) -> bytes:
-    """The file of some values by the names of their options, in JSON; None is left out."""
+    """Return a file of values by the names of their options, in JSON; None is left out."""
     by_key = {each.key: values[name] for name, each in options.items() if values.get(name) is not None}
     return (json_text(by_key, indent=2) + "\n").encode("ascii")

@@ -1,4 +1,4 @@
-"""One training run from a configuration and a corpus: what `train` does once and `compare` many times."""
+"""One training run from a configuration and a corpus, used once by `train` and many times by `compare`."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
 WARMING_STEPS = 5
-# Of an evaluation's batch. Text repeats its words, and a batch of tokens looks at each of them once; all its logits may
-# have to be held.
+# Rows of an evaluation batch. Text repeats its words, and a batch of tokens looks up each distinct word only once; but
+# all of its logits may have to be in memory.
 EVALUATION_ROWS = {"token": 1 << 14, "document": 1 << 12}
 MOST_LOGITS, LEAST_EVALUATION_ROWS = 1 << 26, 1 << 8
 
 
 @contextmanager
 def _options_as_input() -> Iterator[None]:
-    """A value that the library refuses while a run is set up is the user's: one line, no traceback."""
+    """Report values that the library refuses during setup as user errors: one line, no traceback."""
     try:
         yield
     except InputError:
@@ -66,9 +66,9 @@ def _options_as_input() -> Iterator[None]:
 
 @dataclass
 class Experiment:
-    """A run that is ready to start: `run` trains, `test` measures the result, `vectors` are those of any word.
+    """A run that is ready to start: `run` trains, `test` measures the result, `vectors` gives vectors of any word.
 
-    `coverage` says how many words the vectors of `config.init` have, where that is given.
+    `coverage` says how many words the vectors of `config.init` cover, if those are given.
     """
 
     config: Config
@@ -81,7 +81,7 @@ class Experiment:
 
     @classmethod
     def prepare(cls, config: Config, splits: Splits, callbacks: Sequence[Callback] = ()) -> Experiment:
-        """Encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
+        """Make encoder, heads, batches and trainer for a corpus. Raises InputError for a value that cannot be used."""
         config.check_strategy_options((find_strategy(config.strategy).name,))
         if splits.main is None:
             labelled = any(word.startswith("__label__") for word in splits.vocabulary.words)
@@ -135,14 +135,14 @@ class Experiment:
 
     @property
     def loaders(self) -> Any:
-        """What the trainer reads: the batches of rows, and of the text where words predict their neighbours in it."""
+        """What the trainer reads: batches of rows, and with --predict-context also batches of the text."""
         if not self.config.predict_context:
             return self.train
         return {str(self.splits.main): self.train, CONTEXT: context_batches(self.config, self.splits)}
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """The number of steps of the whole run."""
         assert self.config.epochs is not None
         return math.ceil(self.config.epochs * self._steps_per_epoch)
 
@@ -152,7 +152,7 @@ class Experiment:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to train: all steps are done, or the run has come to its plateau."""
+        """Whether there is nothing left to train: all steps are done, or the run has reached its plateau."""
         return self.trainer.step == self.total_steps or self.trainer.history.stopped is not None
 
     def run(
@@ -161,7 +161,7 @@ class Experiment:
         resume: bool = False,
         checkpoint_seconds: float | None = 600.0,
     ) -> History:
-        """Train to the end, or to where a callback asks to stop."""
+        """Train to the end, or until a callback asks to stop."""
         return self.trainer.fit(
             self.loaders,
             val=self._held_out(self.splits.dev),
@@ -173,12 +173,13 @@ class Experiment:
         )
 
     def warm_up(self) -> None:
-        """Take the steps of a run of WARMING_STEPS, which the schedule divides into its phases, and forget them.
+        """Take WARMING_STEPS steps, divided into phases by the schedule, and discard their result.
 
-        For what comes but once in a process; a run that is to count is prepared anew, and says so where it diverges.
+        This is for costs that occur once per process. A run that counts is prepared anew, and reports it if it
+        diverges.
         """
         if (in_small := getattr(self.trainer.schedule, "in_small", None)) is not None:
-            self.trainer.schedule = in_small()  # which needs more epochs than that to see all that it does
+            self.trainer.schedule = in_small()  # some schedules need more epochs than that to pass all phases
         run = self.trainer.begin(
             self.loaders, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / self._steps_per_epoch
         )
@@ -188,13 +189,15 @@ class Experiment:
             run.record()
 
     def _evaluate_every(self) -> int:
-        """Steps between evaluations: on a record where possible, or a record would cover a few steps only."""
+        """Steps between evaluations: where possible at a record of the history, or else records would cover only a few
+        steps.
+        """
         every = max(1, self.total_steps // self.config.evaluations)
         log_every = self.trainer.log_every
         return every if every < log_every else round(every / log_every) * log_every
 
     def rows_read(self, step: int) -> int:
-        """Examples that the steps up to and including `step` have learnt from, by the batches that they took."""
+        """Return how many examples the steps up to and including `step` have learnt from, by their batches."""
         phases = self.trainer.history.phases
         ends = [phase.first_step for phase in phases[1:]] + [step]
         return sum(
@@ -207,12 +210,12 @@ class Experiment:
         )
 
     def _batches_read(self, steps: int) -> int:
-        """Batches of so many steps: the last step of an epoch takes those that are left of it."""
+        """Return the number of batches of so many steps: the last step of an epoch takes what is left of it."""
         epochs, steps_of_last = divmod(steps, self._steps_per_epoch)
         return epochs * len(self.train) + min(steps_of_last * self.config.accumulate, len(self.train))
 
     def test(self) -> dict[str, float]:
-        """The test metric of every task with the weights as they are now."""
+        """Return the test metric of every task with the current weights."""
         return self.trainer.evaluate(self._held_out(self.splits.test), self.splits.tasks)
 
     def _held_out(self, corpus: Any) -> Any:
@@ -223,13 +226,13 @@ class Experiment:
 
 
 def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
-    """Rows of a batch that is only looked at."""
+    """Return the number of rows of an evaluation batch."""
     widest = max(corpus.column(name).size for name in tasks)
     return max(LEAST_EVALUATION_ROWS, min(EVALUATION_ROWS[corpus.level], MOST_LOGITS // widest))
 
 
 def text_model(experiment: Experiment) -> TextModel:
-    """What an experiment has learnt, to be kept and asked: on a CPU, of the weights as they are now."""
+    """Return the trained model for saving and predicting: on a CPU, with the current weights."""
     trainer, splits = experiment.trainer, experiment.splits
     configuration, tensors = describe(*_modules_to_keep(trainer.encoder, trainer.heads))
     encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
@@ -254,7 +257,9 @@ def text_model(experiment: Experiment) -> TextModel:
 
 
 def _modules_to_keep(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[nn.Module, MultiTaskHeads]:
-    """Those of all tasks that a text can be asked for; of an encoder a task, the main task's alone."""
+    """Return encoder and heads of all tasks that can be predicted for text; with one encoder per task, the main task's
+    only.
+    """
     if not isinstance(encoder, TaskAdaptedEncoder):
         return encoder, heads_to_keep(heads)
     main = heads.main
@@ -267,7 +272,7 @@ def _modules_to_keep(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[nn.Modu
 def _on_engine(
     config: Config, encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads
 ) -> tuple[nn.Module, MultiTaskHeads, dict[str, Any]]:
-    """(encoder, heads, options of the Trainer) by which the engine that is asked for trains these."""
+    """Return (encoder, heads, options of the Trainer) for training on the chosen engine."""
     if config.engine == "torch":
         optimizer = plain_optimizer(encoder.table, config.lr, config.weight_decay)
         options = {"optimizer": optimizer, "graph": False, "fuse_backward": False}
@@ -279,13 +284,13 @@ def _on_engine(
 
 
 def make_task(column: TargetColumn) -> Task:
-    """The task that a target column is for."""
+    """Return the task for a target column."""
     task: Task = task_of_column(column.kind, column.size)
     return task
 
 
 def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:
-    """A window encoder for labels on tokens, a bag encoder for labels on documents."""
+    """Return a window encoder for labels on tokens, or a bag encoder for labels on documents."""
     options: dict[str, Any] = {
         "rows_of_type": torch.from_numpy(table.rows),
         "num_rows": table.num_rows,
@@ -302,7 +307,7 @@ def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowE
 def start_from_vectors(
     encoder: WindowEncoder | BagEncoder, config: Config, splits: Splits
 ) -> Coverage | None:
-    """Put the vectors of `config.init` into the words' own rows; rare words share the row of unknown ones.
+    """Copy the vectors of `config.init` into the words' own rows; rare words share the row of unknown ones.
 
     Raises InputError where the file cannot be used or its vectors have another length than `config.dim`.
     """
@@ -316,14 +321,14 @@ def start_from_vectors(
         )
     own = np.flatnonzero(splits.vocabulary.counts >= config.min_count)
     table_td, coverage = initial_table(vectors, [splits.vocabulary.words[t] for t in own], seed=config.seed)
-    assert encoder.rows_of_type is not None  # make_encoder gives it
+    assert encoder.rows_of_type is not None  # set by make_encoder
     with torch.no_grad():
         encoder.table[encoder.rows_of_type[own, 0]] = torch.from_numpy(table_td)
     return coverage
 
 
 def make_batches(config: Config, splits: Splits) -> TokenBatches | BagBatches:
-    """Training batches of the kind that the encoder reads."""
+    """Return training batches of the kind that the encoder reads."""
     assert splits.main is not None
     assert config.batch_size is not None  # `resolved` fills it in
     options: dict[str, Any] = {

@@ -9,10 +9,10 @@ _BARS = re.compile(r"\\*\|")
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table. A column whose name ends in ":" is set to the right, and shown without it.
+    """Return the lines of a table. A column whose name ends in ":" is right-aligned and shown without the colon.
 
-    A cell may hold any text: a bar or a line break in it does not break the table. Raises ValueError for a row that has
-    another number of cells than there are columns.
+    A cell may hold any text: bars and line breaks are escaped. Raises ValueError for a row with another number of cells
+    than there are columns.
     """
     names = [column.removesuffix(":") for column in columns]
     lines = [_row(names), "|" + "|".join("---:" if c.endswith(":") else "---" for c in columns) + "|"]
@@ -24,7 +24,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 
 
 def one_line(text: object) -> str:
-    """A text without its line breaks."""
+    """Return a text without its line breaks."""
     return " ".join(str(text).split())
 
 
@@ -33,5 +33,5 @@ def _row(cells: Iterable[object]) -> str:
 
 
 def _escaped(bar: re.Match[str]) -> str:
-    """A bar with the backslashes before it, each with a backslash of its own."""
+    """Escape a bar, and each of the backslashes before it, with a backslash."""
     return "".join(f"\\{sign}" for sign in bar[0])

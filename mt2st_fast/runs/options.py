@@ -1,7 +1,7 @@
-"""What a user may set: an option is a flag of a command and a key of its configuration file at once.
+"""User options: each is a flag of a command and a key of its configuration file at once.
 
-Options are fields of dataclasses, made by `option`: the field says what it means, within which limits, and what else
-must hold. A new field is a new flag and a new key.
+Options are fields of dataclasses, made by `option`, which states the meaning, the limits and further conditions. A new
+field is a new flag and a new key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mt2st_fast.numbers import check_count, check_positive, check_within
 from mt2st_fast.spelling import meant
 from mt2st_fast.training.schedules import StrategyOption, strategy_options
 
-# What must hold beside kind and limits: a function of the name to say and the value, which raises InputError.
+# A further condition: a function of the option's name, for the message, and its value that raises InputError.
 Test = Callable[[str, Any], None]
 
 KINDS = {bool: "true or false", str: "a text", tuple: "a list of texts"}
@@ -26,9 +26,10 @@ KINDS = {bool: "true or false", str: "a text", tuple: "a list of texts"}
 
 @dataclass(frozen=True)
 class Option:
-    """An option by its name in Python; kind is int, float, bool, str, or tuple for names.
+    """An option with its Python name; kind is int, float, bool, str, or tuple for names.
 
-    limits: min and max, both inclusive. repeated: its flag is said once for each name, not with commas between.
+    limits: min and max, both inclusive. repeated: the flag is repeated for each name, instead of separating names by
+    commas.
     """
 
     name: str
@@ -44,16 +45,18 @@ class Option:
 
     @property
     def key(self) -> str:
-        """What it is called in a configuration file."""
+        """The name in a configuration file."""
         return self.name.replace("_", "-")
 
     @property
     def flag(self) -> str:
-        """What it is called on the command line."""
+        """The name on the command line."""
         return f"--{self.key}"
 
     def check(self, value: Any, shown: str | None = None) -> None:
-        """Raises InputError for a value of another kind, out of its limits or failing the test; shown: its name."""
+        """Raise InputError for a value of another kind, out of its limits or failing the test; shown: the name to
+        report.
+        """
         shown = self.name if shown is None else shown
         if value is None and self.may_be_none:
             return
@@ -86,13 +89,13 @@ def option(
     short: str | None = None,
     **limits: float,
 ) -> Any:
-    """A field of a dataclass that is an option; panel: under which title `--help` and the file show it."""
+    """Return a dataclass field that is an option; panel: the title under which `--help` and the file show it."""
     shown = {"panel": panel, "help": help, "limits": limits, "test": test, "short": short}
     return field(default=default, metadata=shown)
 
 
 def options_of(kind: Any) -> Mapping[str, Option]:
-    """The options that are fields of a dataclass, by name."""
+    """Return the options among the fields of a dataclass, by name."""
     return _options_of(kind)
 
 
@@ -119,14 +122,14 @@ def _may_be_none(hint: Any) -> bool:
 
 
 def check_options(values: Any) -> None:
-    """Raises InputError for a field of a dataclass of options that its option refuses."""
+    """Raise InputError for a field of an options dataclass that its option refuses."""
     for name, each in options_of(type(values)).items():
         each.check(getattr(values, name))
 
 
 @cache
 def options_of_strategies() -> dict[str, Option]:
-    """The options that strategies declare, by name."""
+    """Return the options that strategies declare, by name."""
     return {name: _of_strategy(*found) for name, found in strategy_options().items()}
 
 
@@ -145,16 +148,16 @@ def _of_strategy(declared: StrategyOption, taken_by: tuple[str, ...]) -> Option:
     )
 
 
-# --- what must hold ---------------------------------------------------------------------------------------
+# --- conditions -------------------------------------------------------------------------------------------
 
 
 def positive(shown: str, value: Any) -> None:
-    """Raises InputError for what is no finite number above 0."""
+    """Raise InputError unless the value is a finite number above 0."""
     check_positive(**{shown: value})
 
 
 def one_of(known: Sequence[str]) -> Test:
-    """Refuses a text that is none of these."""
+    """Return a test that refuses a string that is none of these."""
 
     def test(shown: str, value: str) -> None:
         if value not in known:
@@ -166,7 +169,7 @@ def one_of(known: Sequence[str]) -> Test:
 
 
 def some_of(known: Sequence[str]) -> Test:
-    """Refuses a list of names that is empty, names one twice, or one that is none of these."""
+    """Return a test that refuses a list of names that is empty, or has a duplicate or unknown name."""
 
     def test(shown: str, value: Sequence[str]) -> None:
         if not value:

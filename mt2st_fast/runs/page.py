@@ -1,4 +1,4 @@
-"""report.html: one page that needs no network, its pictures within it."""
+"""report.html: a single page with its pictures embedded, which needs no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Table:
-    """A column whose name ends in ":" is set to the right."""
+    """A table; a column whose name ends in ":" is right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -26,20 +26,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """alt says what is to be seen."""
+    """A picture; alt describes what it shows."""
 
     figure: Figure
     alt: str
 
     @property
     def base64(self) -> str:
-        """The SVG, as a page holds it."""
+        """The SVG, encoded for embedding."""
         return base64.b64encode(svg(self.figure)).decode("ascii")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under a title."""
+    """A titled part of the page."""
 
     title: str
     lines: Sequence[str] = ()
@@ -48,7 +48,7 @@ class Section:
 
 
 def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> bytes:
-    """The page in UTF-8; whatever the texts hold, it is text."""
+    """Return the page in UTF-8; all texts are escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(

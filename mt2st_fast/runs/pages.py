@@ -1,4 +1,4 @@
-"""What stands on the page of a run, and on that of a comparison."""
+"""The content of the pages of a run and of a comparison."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run_page(report: Mapping[str, Any], history: History) -> bytes:
-    """report.html of a run."""
+    """Return the report.html of a run."""
     main, data, score = report["main"], report["data"], report["score"]
     curves = {report["strategy"]: [[(e.train_seconds, e.metrics[history.main]) for e in history.evaluations]]}
     seconds = plot_seconds(curves, f"{main['task']}: development {main['metric']}")
@@ -68,7 +68,7 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
 
 
 def plot_against(report: Mapping[str, Any]) -> Figure:
-    """The curves of a run and of the one beside it, over seconds."""
+    """Plot the curves of a run and of its second strategy over seconds."""
     against, main = report["against"], report["main"]
     label = f"{main['task']}: development {main['metric']}"
     target = against["target"], f"the best of {against['other']}, {shown(against['target'])}"
@@ -76,7 +76,7 @@ def plot_against(report: Mapping[str, Any]) -> Figure:
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> bytes:
-    """report.html of a comparison."""
+    """Return the report.html of a comparison."""
     curves = {
         name: [[(p["seconds"], _number(p["quality"])) for p in run["curve"]] for run in strategy["seeds"]]
         for name, strategy in comparison["strategies"].items()
@@ -113,7 +113,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
 
 
 def _number(quality: float | None) -> float:
-    """What could not be measured is NaN to a picture."""
+    """Return a quality for a plot, where a missing value is NaN."""
     return float("nan") if quality is None else quality
 
 

@@ -1,4 +1,4 @@
-"""The pictures of runs: curves over steps, and over seconds."""
+"""The plots of runs: curves over steps, and over seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.training.history import History
 
-if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` need not wait for
+if TYPE_CHECKING:  # importing it takes a second, for which `--help` and `info` should not wait
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -21,21 +21,21 @@ MARKS = "os^Dv*Pp"
 
 
 def plain(name: str) -> str:
-    """A name from the user as matplotlib shows it letter by letter: no formula, no line break, and not hidden."""
+    """Return a user's name so that matplotlib shows it literally: no formula, no line break, and not hidden."""
     shown = " ".join(name.encode("utf-8", "replace").decode("utf-8").split()).replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown  # a label that begins so is left out of legends
+    return f" {shown}" if shown.startswith("_") else shown  # legends leave out labels that begin so
 
 
 @contextmanager
 def _whatever_letters() -> Iterator[None]:
-    """A letter that the font has not is drawn as a box; that is no matter to warn of."""
+    """Suppress warnings about letters that the font lacks, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         yield
 
 
 def plot_curves(history: History, metric: str) -> Figure:
-    """Losses, task weights and main-task quality over steps, every phase border marked."""
+    """Plot losses, task weights and main-task quality over steps, with every phase border marked."""
     figure = new_figure(figsize=(8, 8.5), layout="constrained")
     losses, weights, quality = figure.subplots(3, 1, sharex=True)
     tasks = list(dict.fromkeys(task for record in history.steps for task in record.losses))
@@ -45,7 +45,7 @@ def plot_curves(history: History, metric: str) -> Figure:
         style: dict[str, Any] = {"color": f"C{index}", "label": plain(task)}
         width = 2 if task == history.main else 1.2
         losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], lw=width, **style)
-        # Weights are often the same: the main task's is a line, and every other has dashes of its own place on it.
+        # Weights often coincide: the main task has a solid line, and every other has dashes at its own places.
         values = [r.weights.get(task, 0.0) for r in history.steps]
         dashes = "-" if task == history.main else (4.0 * index, (4.0, 4.0 * (len(tasks) - 1)))
         weights.plot(every, values, drawstyle="steps-pre", lw=2.5, ls=dashes, **style)
@@ -77,15 +77,14 @@ def plot_seconds(
     label: str,
     target: tuple[float, str] | None = None,
 ) -> Figure:
-    """Quality over seconds of training; runs are the curves of every strategy, points (seconds, quality).
+    """Plot quality over seconds of training; runs has the curves of every strategy, points (seconds, quality).
 
-    Of several curves their median is drawn with marks, and each of them as a faint line. target: a quality to mark, and
-    what it is.
+    Of several curves the median is drawn with marks, and each as a faint line. target: a quality to mark, and its name.
     """
     figure = new_figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
-        # Curves of different strategies may coincide: each has marks of its own, and shows on both sides of the next.
+        # Curves of different strategies may coincide: each has its own marks, and is wider than the next.
         style: dict[str, Any] = {"color": f"C{index}", "marker": MARKS[index % len(MARKS)], "mfc": "none"}
         width = 1.2 + 0.5 * (len(runs) - 1 - index)
         for points in curves if len(curves) > 1 else ():
@@ -105,12 +104,12 @@ def plot_seconds(
 
 
 def plot_importance(chosen: Mapping[str, Any]) -> Figure:
-    """The map of parts and tasks, shares of a task's importance; chosen as runs/chosen_parts.py has it."""
+    """Plot the map of parts and tasks, as shares of a task's importance; chosen: from runs/chosen_parts.py."""
     parts, tasks = chosen["parts"], chosen["tasks"]
     figure = new_figure(figsize=(4.5 + 0.9 * len(tasks), 1.6 + 0.34 * len(parts)), layout="constrained")
     axes = figure.subplots()
     shares = [[part["importance_shares"][task] for task in tasks] for part in parts]
-    # By the root: a share of a thousandth is told from nothing.
+    # By the square root, so that a share of a thousandth is distinguishable from zero.
     axes.imshow(
         [[share**0.5 for share in row] for row in shares], aspect="auto", cmap="Blues", vmin=0, vmax=1
     )
@@ -132,7 +131,7 @@ def plot_importance(chosen: Mapping[str, Any]) -> Figure:
 
 
 def median_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Median seconds and quality at each evaluation that all of the curves have."""
+    """Return median seconds and quality at each evaluation that all curves have."""
     return [
         (statistics.median(seconds), statistics.median(qualities))
         for seconds, qualities in (zip(*same, strict=True) for same in zip(*curves, strict=False))
@@ -140,14 +139,14 @@ def median_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[
 
 
 def new_figure(**options: Any) -> Figure:
-    """A figure without a window."""
+    """Return a figure without a window."""
     from matplotlib.figure import Figure
 
     return Figure(**options)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a picture of its own."""
+    """Return the figure as a PNG file."""
     picture = io.BytesIO()
     with _whatever_letters():
         figure.savefig(picture, format="png", dpi=110)
@@ -155,7 +154,7 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure."""
+    """Return the figure as SVG, the same bytes for the same figure."""
     from matplotlib import rc_context
 
     picture = io.StringIO()

@@ -1,7 +1,7 @@
-"""Compiling while data are read: a second process trains a few made-up rows by the options of the run.
+"""Compile kernels while data is read: a second process trains on a few made-up rows with the options of the run.
 
-On a machine that has never trained, compiling takes longer than all else. The kernels that the second process compiles
-are kept where the run finds them; one that is still at work there is waited for.
+On a machine that has never trained, compiling takes longer than all else. The run finds the kernels that the second
+process compiles, and waits for one that is still being compiled there.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.experiment import Experiment
 
 UNITS, TOKENS_A_UNIT, WORDS = 64, 8, 40
-MOST_BUCKETS = 100  # what is compiled is the same for a small table
+MOST_BUCKETS = 100  # the same kernels are compiled for a small table
 
 
 @contextmanager
 def rehearsed(config: Config) -> Iterator[None]:
-    """Have another process compile what a run needs, if nothing of its kind was ever compiled here.
+    """Let another process compile what a run needs, if nothing of its kind was ever compiled here.
 
-    It ends with the block, and with this process, however that ends.
+    The process ends with the block, and with this process, however that ends.
     """
     process = _begin(config) if is_worth_it(config) else None
     try:
@@ -44,7 +44,7 @@ def rehearsed(config: Config) -> Iterator[None]:
 
 
 def is_worth_it(config: Config) -> bool:
-    """Whether there are kernels to compile for a run, and a core to do it on."""
+    """Whether a run has kernels to compile, and there is a core to do it on."""
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     by_kernels = config.engine == "fused" and config.backend in ("auto", "numba")
     return on_cpu and by_kernels and usable_cpus() > 1 and is_first_on(_level_of(config))
@@ -63,7 +63,7 @@ def rehearse(config: Config) -> None:
     }
     own = replace(config, main=None, aux=None, **small)
     Experiment.prepare(own, _made_up(level)).warm_up()
-    note_rehearsed(level)  # some options need none of what is looked for: once is enough
+    note_rehearsed(level)  # some options never compile the kernel that is looked for: rehearse once only
 
 
 def _level_of(config: Config) -> str:
@@ -71,21 +71,21 @@ def _level_of(config: Config) -> str:
 
 
 def _begin(config: Config) -> subprocess.Popen[bytes] | None:
-    """None where the system has no room for another process: then the run compiles by itself."""
+    """Start the process; None where the system has no room for another one: the run then compiles by itself."""
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # what is wrong with the options is for the run to say
+            stderr=subprocess.DEVNULL,  # the run itself reports wrong options
         )
     except OSError:
         return None
     assert process.stdin is not None
     try:
         process.stdin.write(json.dumps(config.to_json()).encode() + b"\n")
-        process.stdin.flush()  # and left open: its end tells the other process that nobody waits any more
-    except OSError:  # it is gone already
+        process.stdin.flush()  # stays open: its end tells the other process that it is no longer needed
+    except OSError:  # the process has ended already
         _end(process)
         return None
     return process
@@ -93,12 +93,12 @@ def _begin(config: Config) -> subprocess.Popen[bytes] | None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    with suppress(OSError):  # of a pipe without a reader
+    with suppress(OSError):  # raised for a pipe without a reader
         process.communicate()
 
 
 def _made_up(level: str) -> Splits:
-    """A small corpus of random words with a main and an auxiliary task of two classes."""
+    """Return a small corpus of random words with a main and an auxiliary task of two classes."""
     random = np.random.Generator(np.random.PCG64(0))
     words = [f"word{i}" for i in range(WORDS)]
     tokens = random.integers(0, WORDS, UNITS * TOKENS_A_UNIT).astype(np.int32)
@@ -113,13 +113,13 @@ def _made_up(level: str) -> Splits:
 
 
 def _end_with(stream: TextIO) -> None:
-    """End this process when its parent does, whatever it is at: a lock on a kernel goes with it."""
+    """End this process when its parent ends, whatever it is doing: its lock on a kernel is released with it."""
     stream.read()
     os._exit(0)
 
 
 def main() -> None:
-    """What the other process does: it is told the configuration on its standard input."""
+    """Run the other process, which reads its configuration from standard input."""
     asked = Config.from_json(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
     rehearse(asked)

@@ -1,6 +1,6 @@
-"""The report of a run: report.json, report.md, report.html and curves.png, from what the run has left in its folder.
+"""Write the report of a run: report.json, report.md, report.html and curves.png, from the files in its folder.
 
-A run that has chosen the parts to train has importance.png, too.
+A run that has selected the parts to train also has importance.png.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ REPORT_FILES = ("report.json", "report.md", "report.html", "curves.png", PICTURE
 
 
 def write_report(folder: Path) -> dict[str, Any]:
-    """Write the report of the run that has ended in `folder`, and return it; all is made before anything is written.
+    """Write the report of the finished run in `folder` and return it; nothing is written before all is made.
 
-    Raises InputError where the folder has no such run, and KeyError, TypeError or ValueError where what is there is
-    not what a run leaves.
+    Raises InputError where the folder has no such run, and KeyError, TypeError or ValueError where the files have
+    another content than a run writes.
     """
     facts = read_facts(folder)
     history = History.read_jsonl(folder / HISTORY, facts["main"])
@@ -47,13 +47,13 @@ def write_report(folder: Path) -> dict[str, Any]:
     for name, content in files.items():
         write_atomically(folder / name, content)
     for name in (PICTURE, beside.PICTURE):
-        if name not in pictures:  # of a report of before
+        if name not in pictures:  # from an earlier report
             (folder / name).unlink(missing_ok=True)
     return report
 
 
 def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
-    """The report as JSON-able values; metrics that could not be measured are None."""
+    """Return the report as JSON-able values; metrics that could not be measured are None."""
     main, tasks, best = facts["main"], facts["tasks"], history.best
     seconds = history.train_seconds
     return {
@@ -114,12 +114,12 @@ def _task(task: Mapping[str, Any], name: str, history: History) -> dict[str, Any
 
 
 def _parts_in(history: History) -> list[str]:
-    """The parts that took turns."""
+    """Return the parts that took turns."""
     return sorted({part for record in history.steps for part in record.trained})
 
 
 def _last_dev(history: History, task: str) -> float | None:
-    """The development metric when the task was last active."""
+    """Return the development metric at the last evaluation in which the task was active."""
     values = [e.metrics[task] for e in history.evaluations if task in e.metrics]
     return values[-1] if values and values[-1] == values[-1] else None
 
@@ -129,7 +129,7 @@ def _retired_at(history: History, task: str) -> int | None:
 
 
 def pictures_of(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """The pictures that a report has, by name of file."""
+    """Return the file names of a report's pictures."""
     optional = (beside.PICTURE, report["against"]), (PICTURE, report["chosen_parts"])
     return ("curves.png", *(name for name, shown_by in optional if shown_by is not None))
 
@@ -151,7 +151,7 @@ def _against_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     main, data = report["main"], report["data"]
     lines = [
         one_line(f"# {main['task']} on {data['name']}, strategy {report['strategy']}"),

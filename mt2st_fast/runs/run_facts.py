@@ -1,7 +1,7 @@
-"""What a run leaves behind when it has ended: its model and vectors, history.jsonl, and facts.json.
+"""What a finished run writes: its model and vectors, history.jsonl, and facts.json.
 
-facts.json has what a report shows and the history does not know: the data, the machine, what was measured on the test
-rows. Reports are made of these two alone (`runs/report.py`), when a run ends and whenever somebody asks for them again.
+facts.json has what a report shows beyond the history: the data, the machine, and the test metrics. Reports are made
+from these two files alone (`runs/report.py`), at the end of a run and whenever a new report is asked for.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FORMAT = "mt2st-fast run 2"
 
 
 def leave_run(experiment: Experiment, folder: Path) -> None:
-    """Write what a finished run leaves to `folder`; facts.json is last, and says that all is there.
+    """Write the results of a finished run to `folder`; facts.json comes last and marks them as complete.
 
-    That of an earlier end, where a run has gone on, is gone before anything else is written.
+    If a finished run was continued, its earlier facts.json is removed before anything else is written.
     """
     (folder / FACTS).unlink(missing_ok=True)
     splits = experiment.splits
@@ -60,7 +60,7 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `leave_run` wrote. Raises InputError where it is missing, damaged or of another version."""
+    """Read what `leave_run` wrote. Raises InputError where it is missing, damaged or of another version."""
     path = folder / FACTS
     with reading(path) as file:
         content = file.read()
@@ -75,7 +75,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
-    """JSON-able values; metrics that could not be measured are NaN, which JSON has as null."""
+    """Return JSON-able values; metrics that could not be measured are NaN, which is null in JSON."""
     trainer, config, splits = experiment.trainer, experiment.config, experiment.splits
     heads = trainer.heads
     tasks, main = {name: heads.task(name) for name in heads.names}, heads.main
@@ -97,7 +97,7 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
         "tasks": {
             name: {
                 "kind": type(task).__name__,
-                # A task on words has no head, and its loss is all that there is to see.
+                # A task on words has no head, and only its loss is known.
                 "outputs": heads.tasks[name].head.size if name in heads.tasks else None,
                 "metric": heads.tasks[name].metric if name in heads.tasks else "loss",
                 "test": test.get(name),
@@ -111,6 +111,6 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
 
 
 def _tokens(experiment: Experiment) -> float:
-    """Tokens that training steps have read: a row is a token, or a document of the mean length."""
+    """Return how many tokens training steps have read: a row is a token, or a document of mean length."""
     corpus = experiment.splits.train
     return experiment.rows_read(experiment.trainer.step) * len(corpus.tokens) / corpus.n_rows

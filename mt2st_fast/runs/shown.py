@@ -1,4 +1,4 @@
-"""Numbers and engines as reports show them."""
+"""Format numbers and engines for reports."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def shown(value: float | None, digits: int = 4) -> str:
-    """A number for people, a dash for none."""
+    """Format a number; None is a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def short(value: float) -> str:
-    """A positive number of any size: whole from 100 on, else three digits of it."""
+    """Format a positive number of any size: whole from 100 on, else with three digits."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def option(value: Any) -> str:
-    """An option's value for people: what is not set is a dash, and several are a list."""
+    """Format an option's value: one that is not set is a dash, and several are a list."""
     if value is None or (isinstance(value, tuple | list | dict) and not value):
         return "–"
     if isinstance(value, dict):
@@ -30,19 +30,19 @@ def option(value: Any) -> str:
 
 
 def engine_of(phase: dict[str, Any]) -> str:
-    """What took a phase's steps, and why the ones before it in the order did not."""
+    """Say what took a phase's steps, and why the engines before it in the order did not."""
     passed_over = "; ".join(f"not {name}: {reason}" for name, reason in phase["passed_over"].items())
     return f"{phase['engine']} ({passed_over})" if passed_over else str(phase["engine"])
 
 
 def trained_in(phase: dict[str, Any]) -> str:
-    """A phase's tasks, and how the parts of the model take turns in it."""
+    """Say which tasks a phase has, and how the parts of the model take turns in it."""
     tasks = ", ".join(phase["active"])
     return f"{tasks}; {phase['turns']}" if phase["turns"] else tasks
 
 
 def step_ms_of(phase: dict[str, Any]) -> str:
-    """The median milliseconds of a phase's steps, and of those that train one part."""
+    """Format the median milliseconds of a phase's steps, and of those that train one part."""
     by_part = ", ".join(
         f"{part} {shown(ms, 2)}" for part, ms in phase["step_ms_median_by_part"].items() if ms is not None
     )
@@ -51,7 +51,7 @@ def step_ms_of(phase: dict[str, Any]) -> str:
 
 
 def quality_of(main: Mapping[str, Any]) -> str:
-    """What the main task of a report came to, on development and on test rows."""
+    """Say what quality the main task of a report reached on development and test rows."""
     if main["best_step"] is None:
         best = "never a number on development, as where its rows all have one value"
     else:
@@ -60,7 +60,7 @@ def quality_of(main: Mapping[str, Any]) -> str:
 
 
 def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
-    """A line on words that a run's file of vectors does not have; "" where it has all, or an older run does not say."""
+    """Say which words a run's file of vectors lacks; "" if it has all, or if an older run does not tell."""
     n = vectors.get("left_out", 0)
     if not n:
         return ""
@@ -71,22 +71,22 @@ def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """1 seed, 2 seeds."""
+    """Format a count: 1 seed, 2 seeds."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def change(share: float | None) -> str:
-    """A change as people say it: 60 % less is -60 %."""
+    """Format a change: 60 % less is -60 %."""
     return "–" if share is None else f"{round(100 * share):+d} %"
 
 
 def in_percent(difference: Mapping[str, float | None] | None) -> str:
-    """A change with its interval, where there is one: -60 % [-70, -55]."""
+    """Format a change with its interval, where there is one: -60 % [-70, -55]."""
     return _with_interval(difference, 0, " %")
 
 
 def in_points(difference: Mapping[str, float | None] | None) -> str:
-    """A difference in quality with its interval, in points, hundredths of it: +0.40 [+0.10, +0.70]."""
+    """Format a difference in quality with its interval, in points (hundredths): +0.40 [+0.10, +0.70]."""
     return _with_interval(difference, 2, "")
 
 

@@ -1,7 +1,8 @@
-"""What runs are asked to reach, and where on its curve each one does.
+"""The targets of a comparison, and where on its curve each run reaches them.
 
-A curve is a list of points {"step", "seconds", "examples", "joules", "quality"}, one an evaluation. Runs of one seed
-share their data and which labels are hidden, so "STL's best" is another number for each seed: the best of its own STL.
+A curve is a list of points {"step", "seconds", "examples", "joules", "quality"}, one per evaluation. Runs of one seed
+share their data and the selection of hidden labels, so "STL's best" is a different number for each seed: the best of
+its own STL run.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 from mt2st_fast.runs.arms import Arm
 
-POINT = 0.01  # of quality, as people count it: 0.2 points are 0.002
+POINT = 0.01  # one point of quality: 0.2 points are 0.002
 LESS = 0.2 * POINT
-PLATEAU = "plateau"  # the key of a run's own, beside those of targets
+PLATEAU = "plateau"  # the key of a run's own plateau, beside the keys of targets
 
 Run = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Run]]
@@ -31,11 +32,11 @@ class Target:
 
     @property
     def median(self) -> float:
-        """Over the seeds."""
+        """The median over the seeds."""
         return statistics.median(self.of_seed.values())
 
     def to_json(self) -> dict[str, Any]:
-        """As compare.json has it."""
+        """Return the target as compare.json has it."""
         return {
             "label": self.label,
             "median": self.median,
@@ -44,7 +45,8 @@ class Target:
 
 
 def make_targets(runs: Runs, arms: Sequence[Arm], given: float | None) -> list[Target]:
-    """The given quality, or else the highest that every run reaches; then what STL and MTL of the first engine reach.
+    """Return the given quality, or else the highest that every run reaches; then what STL and MTL of the first engine
+    reach.
 
     runs: by the names of the arms, all of them over the same seeds.
     """
@@ -66,14 +68,14 @@ def make_targets(runs: Runs, arms: Sequence[Arm], given: float | None) -> list[T
 
 
 def first_reaching(run: Run, quality: float) -> dict[str, Any] | None:
-    """The first point of a run's curve that has come to a quality."""
+    """Return the first point of a run's curve that reaches a quality, or None."""
     return next((point for point in run["curve"] if _measured(point) and point["quality"] >= quality), None)
 
 
 def plateau(run: Run, margin: float) -> dict[str, Any] | None:
-    """The first point after which the best of the run rises by less than `margin`.
+    """Return the first point after which the best of the run rises by less than `margin`.
 
-    None where that is only the last one: a run that ends as it rises has shown no plateau.
+    None if only the last point qualifies: a run that still rises at its end has shown no plateau.
     """
     points = [point for point in run["curve"] if _measured(point)]
     last = max((point["quality"] for point in points), default=0.0)

@@ -1,8 +1,8 @@
-"""Tuning before a comparison: as many trials for every strategy, on a seed that no result is of.
+"""Tuning before a comparison: the same number of trials for every strategy, on a seed that no reported run has.
 
 The first trial has the values as they were given. The others are a Latin hypercube (McKay, Beckman and Conover 1979):
-each number's range is cut into as many parts as there are other trials, and each part is tried once, anywhere in it.
-The same trial of two strategies has the same rate.
+each number's range is cut into as many parts as there are other trials, and each part is tried once, at a random place
+in it. The same trial of two strategies has the same learning rate.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from mt2st_fast.runs.config import Config
 from mt2st_fast.training.schedules import find_strategy
 
 TUNED = ("lr", "switch_at", "aux_weight")
-RATE_SPAN = 5.0  # rates are tried from a fifth of the given one to five times that
+RATE_SPAN = 5.0  # rates are tried from a fifth to five times the given one
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a number is tried within; on a scale of ratios where it has to be positive."""
+    """The range in which a number is tried; logarithmic if it must be positive."""
 
     low: float
     high: float
     ratios: bool = False
 
     def at(self, place: float) -> float:
-        """The value at a place in [0, 1), to three digits: reports show it whole."""
+        """Return the value at a place in [0, 1), rounded to three digits, so that reports show it in full."""
         ratio, width = self.high / self.low, self.high - self.low
         return float(f"{self.low * ratio**place if self.ratios else self.low + width * place:.3g}")
 
 
 def ranges_of(config: Config, fixed: Collection[str]) -> dict[str, Range]:
-    """What is tuned, by name: all but what the user has fixed."""
+    """Return the ranges of what is tuned, by name: all but what the user has fixed."""
     every = {
         "lr": Range(config.lr / RATE_SPAN, config.lr * RATE_SPAN, ratios=True),
         "switch_at": Range(0.1, 0.9),
@@ -46,9 +46,9 @@ def ranges_of(config: Config, fixed: Collection[str]) -> dict[str, Range]:
 
 
 def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> list[dict[str, float]]:
-    """The values of n trials, of what the strategy takes; none where all of that is fixed.
+    """Return the values of n trials for the options that the strategy takes; none if all of these are fixed.
 
-    They are the same whenever they are asked for. Raises InputError where there is nothing to choose from.
+    They are the same in every call. Raises InputError where there is nothing to choose from.
     """
     if n < 2:
         raise InputError(f"--tune {n} leaves nothing to choose from: give 2 or more trials, or 0 for none")
@@ -63,7 +63,7 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
     if not taken:
         return []
     chance = np.random.default_rng(config.seed)
-    # Drawn for all numbers, taken or not: trials of different strategies then have the same rate.
+    # Drawn for all numbers, used or not, so that trials of different strategies have the same rate.
     places = {name: (chance.permutation(n - 1) + chance.random(n - 1)) / (n - 1) for name in TUNED}
     first = {name: float(value) for name in taken if (value := given[name]) is not None}
     others = [{name: ranges[name].at(places[name][trial]) for name in taken} for trial in range(n - 1)]
@@ -71,7 +71,7 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
 
 
 def with_values(config: Config, values: Mapping[str, float]) -> Config:
-    """A strategy's configuration with the values of a trial."""
+    """Return a strategy's configuration with the values of a trial."""
     options = {name: value for name, value in values.items() if name != "lr"}
     return replace(
         config, lr=values.get("lr", config.lr), strategy_options={**config.strategy_options, **options}
@@ -81,7 +81,7 @@ def with_values(config: Config, values: Mapping[str, float]) -> Config:
 def trial_result(
     values: Mapping[str, float], summary: Mapping[str, Any] | None, error: str | None
 ) -> dict[str, Any]:
-    """What is kept of a trial: its values, and its best with the step of it, or why it has none."""
+    """Return the record of a trial: its values, and its best with the step of it, or why it has none."""
     if summary is None:
         return {"values": dict(values), "best": None, "step": None, "error": error}
     points = [point for point in summary["curve"] if point["quality"] == summary["best"]]
@@ -89,9 +89,9 @@ def trial_result(
 
 
 def chosen(strategy: str, trials: Sequence[Mapping[str, Any]]) -> int:
-    """Which trial is best: by quality on development rows, then by the steps to it, then the first.
+    """Return the best trial: by quality on development rows, then by the steps to it, then the first.
 
-    Raises InputError where none came to an end.
+    Raises InputError where no trial completed.
     """
     done = [i for i, trial in enumerate(trials) if trial["best"] is not None]
     if not done:
@@ -104,7 +104,7 @@ def chosen(strategy: str, trials: Sequence[Mapping[str, Any]]) -> int:
 def tuning_record(
     config: Config, fixed: Collection[str], seed: int, trials: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """What compare.json has of it; trials: by strategy, as `trial_result` made them."""
+    """Return what compare.json has about tuning; trials: by strategy, as `trial_result` made them."""
     return {
         "trials": max(map(len, trials.values())),
         "seed": seed,

@@ -1,4 +1,4 @@
-"""The section "What was read" of every report: files, rows, columns, labels, and what is worth a line."""
+"""The section "What was read" of every report: files, rows, columns, labels, and notes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mt2st_fast.spelling import listed
 
 TITLE = "What was read"
 MOST_FILES_NAMED = 3
-_OF_PARTS = ("dev", "test", "dev and test")  # what is understood of parts that no file has
+_OF_PARTS = ("dev", "test", "dev and test")  # keys of `understood` about parts without a file
 
-# Columns, of which one whose name ends in ":" is set to the right; and rows.
+# Columns (right-aligned where a name ends in ":"), and rows.
 Tabled = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 
 def what_was_read(splits: Splits) -> dict[str, Any]:
-    """What a report keeps of the data, as JSON-able values."""
+    """Return what a report keeps about the data, as JSON-able values."""
     record = splits.record
     return {
         "name": splits.name,
@@ -37,7 +37,7 @@ def what_was_read(splits: Splits) -> dict[str, Any]:
 
 
 def tables_of(data: Mapping[str, Any]) -> list[Tabled]:
-    """The tables of the section: files, parts, columns, labels; those that have rows."""
+    """Return the tables of the section that have rows: files, parts, columns, labels."""
     files = [
         (f["path"], f["part"], f"{f['units']:,}", f"{f['rows']:,}", _left_out(f["left_out"]))
         for f in data["files"]
@@ -82,13 +82,13 @@ def _labels(labels: Mapping[str, Any]) -> Sequence[object]:
 
 
 def lines_of(data: Mapping[str, Any]) -> list[str]:
-    """The lines of the section: what was understood, then the notes."""
+    """Return the lines of the section: what was understood, then the notes."""
     understood = [f"{what}: {how}" for what, how in data["understood"].items()]
     return [*(["; ".join(understood) + "."] if understood else []), *data["notes"]]
 
 
 def section_on_data(data: Mapping[str, Any]) -> list[str]:
-    """The section in Markdown."""
+    """Return the section in Markdown."""
     lines = [f"## {TITLE}", ""]
     for columns, rows in tables_of(data):
         lines += [*markdown_table(columns, rows), ""]
@@ -98,7 +98,7 @@ def section_on_data(data: Mapping[str, Any]) -> list[str]:
 
 
 def summary(data: Mapping[str, Any], parts: bool = True) -> str:
-    """One line for a terminal: files, rows (in each part, where those matter), what was left out or understood."""
+    """Return one line for a terminal: files, rows (by part, if parts matter), what was left out or understood."""
     files, rows = data["files"], data["rows"]
     left_out: Counter[str] = Counter()
     for file in files:

@@ -1,4 +1,4 @@
-"""`--predict-context`: words that predict their neighbours in all training text are one more auxiliary task."""
+"""`--predict-context`: predicting neighbouring words in all training text is one more auxiliary task."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mt2st_fast.model.word_tasks import ContextPrediction
 from mt2st_fast.runs.config import Config
 
 CONTEXT = "context"
-LEAST_WORDS = 256  # of a batch: fewer leave most of the negatives that they share unused
+LEAST_WORDS = 256  # least words per batch: with fewer, most of their shared negatives are unused
 
 
 def context_task(config: Config, splits: Splits) -> dict[str, ContextPrediction]:
-    """The task by its name, or nothing where it is not asked for.
+    """Return the task by its name, or nothing where it is not asked for.
 
     Raises InputError where the data has a task of that name.
     """
@@ -28,7 +28,7 @@ def context_task(config: Config, splits: Splits) -> dict[str, ContextPrediction]
 
 
 def context_batches(config: Config, splits: Splits) -> ContextBatches:
-    """Batches over the whole training text, as many words in each as a batch of rows has."""
+    """Return batches over the whole training text, each with as many words as a batch of rows has."""
     corpus = splits.train
     assert config.batch_size is not None  # `resolved` fills it in
     words = round(min(config.batch_size, corpus.n_rows) * len(corpus.tokens) / corpus.n_rows)
@@ -43,7 +43,7 @@ def context_batches(config: Config, splits: Splits) -> ContextBatches:
 
 
 def heads_to_keep(heads: MultiTaskHeads) -> MultiTaskHeads:
-    """The heads without the task on words, which no text is asked for; they share their parameters with `heads`."""
+    """Return the heads without the task on words, which cannot be predicted for text; parameters are shared."""
     if not len(heads.word_tasks):
         return heads
     kept = MultiTaskHeads.from_modules(

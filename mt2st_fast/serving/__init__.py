@@ -1,1 +1,1 @@
-"""Trained models at work: text goes in and labels come out."""
+"""Using trained models: text goes in and labels come out."""

@@ -1,4 +1,4 @@
-"""What a supervised model says of lines of text, as fastText writes it: `__label__a 0.9 __label__b 0.1`; or as JSON."""
+"""A supervised model's labels for lines of text, in fastText's format (`__label__a 0.9 __label__b 0.1`) or as JSON."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mt2st_fast.words.bag_scorer import Choices
 from mt2st_fast.words.supervised_model import SupervisedModel
 
 FORMATS = ("labels", "jsonl")
-Found = list[tuple[Choices, ...]]  # of some lines at a time, and of each family
+Found = list[tuple[Choices, ...]]  # a list of blocks of lines, with the choices of each family
 
 
 def check_format(wanted: str | None) -> str:
-    """The format of the answers. Raises InputError for one that there is not."""
+    """Return the format of the answers. Raises InputError for an unknown one."""
     if wanted is not None and wanted not in FORMATS:
         raise InputError(f"a model of train_supervised answers as {' or '.join(FORMATS)}, not as {wanted!r}")
     return FORMATS[0] if wanted is None else wanted
 
 
 def write_lines(model: SupervisedModel, blocks: Iterable[Sequence[str]], wanted: Wanted) -> Iterator[str]:
-    """The text of every block of lines: an answer for each. Raises InputError as `SupervisedModel.labeller` does."""
+    """Yield the text of every block: an answer for each line. Raises InputError as `SupervisedModel.labeller` does."""
     label = model.labeller(wanted.tasks, wanted.k or 1, wanted.threshold or 0.0)
     for lines in blocks:
         found = label(lines)
@@ -50,7 +50,7 @@ def _jsonl(model: SupervisedModel, texts: Sequence[str], found: Found, families:
 
 
 def _labels(model: SupervisedModel, found: Found, wanted: Wanted) -> str:
-    # A label is put together once, not in every line.
+    # A label's text is composed once, not in every line.
     shown = [
         np.array([model.prefix_of(family) + name for name in model.labels[family]], object)
         for family in wanted.tasks
@@ -69,7 +69,7 @@ def _labels(model: SupervisedModel, found: Found, wanted: Wanted) -> str:
 
 
 def _cells(shown: np.ndarray, choices: Choices, probabilities: bool) -> list[str]:
-    """What one family has in each line."""
+    """Return the text of one family's labels in each line."""
     labels: list[list[str]] = shown[choices.labels].tolist()
     if probabilities:
         values = choices.probabilities.tolist()

@@ -1,4 +1,4 @@
-"""Any model from its folder, whatever kind it is."""
+"""Load a model of any kind from its folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _READERS: dict[str, Callable[[str | Path], Any]] = {
 
 
 def load(folder: str | Path) -> Any:
-    """The model that was saved to a folder, or that a run of `mt2st-fast train` left in its own.
+    """Return the model in a folder: one that was saved there, or that a run of `mt2st-fast train` left in its folder.
 
-    A TextModel, a SupervisedModel, a Word2Vec, or (encoder, heads). No code is run that a file names.
+    It is a TextModel, a SupervisedModel, a Word2Vec, or (encoder, heads). No code named in a file is run.
 
-    Raises InputError for a folder that holds no model, or is damaged.
+    Raises InputError for a folder that holds no model or a damaged one.
     """
     kind = kind_of(folder)
     if kind not in _READERS:

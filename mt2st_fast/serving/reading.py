@@ -1,4 +1,4 @@
-"""Text to be labelled, from a file or a pipe: a block at a time, so that memory does not grow with the input."""
+"""Read text to be labelled from a file or a pipe, block by block, so that memory does not grow with the input."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _Lines = Iterator[tuple[int, list[str]]]
 
 @dataclass(slots=True)
 class Unit:
-    """A sentence or document: its words, and the lines that it stood on.
+    """A sentence or document: its words, and its lines in the input.
 
-    words_at: of a CoNLL-U sentence, which of the lines each word stands on; None for plain text, a unit a line.
+    words_at: for a CoNLL-U sentence, the index of each word's line in `lines`; None for plain text, where a unit is one
+    line.
     """
 
     words: list[str]
@@ -30,11 +31,12 @@ class Unit:
 
 
 def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto") -> Iterator[list[Unit]]:
-    """Blocks of units of a text in bytes, whose lines are those of every reader; `cut` makes words of a line.
+    """Yield blocks of units from the bytes of a text, split into lines as all readers do; `cut` splits a line into
+    words.
 
-    kind: "conllu", "text" (a unit a line), "auto" (by the first line).
+    kind: "conllu", "text" (one unit per line), or "auto" (by the first line).
 
-    Raises InputError, naming the line, for what is no UTF-8 or no CoNLL-U.
+    Raises InputError, naming the line, for invalid UTF-8 or CoNLL-U.
     """
     lines = TextLines(chunks, where).blocks()
     if kind == "auto":
@@ -49,7 +51,7 @@ def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto"
 
 
 def _kind_of(lines: _Lines) -> tuple[_Lines, str]:
-    """The same lines, and what they are: by the first one that is neither empty nor a comment."""
+    """Return the same lines, and their kind by the first one that is neither empty nor a comment."""
     seen, kind = [], None
     for number, some in lines:
         seen.append((number, some))
@@ -79,7 +81,7 @@ def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:
                 place, word, _ = line.split("\t", 2)
                 place = place.strip(" ")
                 if place.isdecimal() or is_word(place, where, first + at):
-                    if place == FIRST_ID and words_at:  # the blank line before a sentence is missing
+                    if place == FIRST_ID and words_at:  # the blank line before this sentence is missing
                         begun = _begin_of_next(unit, words_at[-1] + 1)
                         unit.words_at, unit.lines = words_at, unit.lines[: -len(begun) or None]
                         yield unit
@@ -93,7 +95,7 @@ def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:
 
 
 def _begin_of_next(unit: Unit, at: int) -> list[str]:
-    """The lines of a unit from `at` on that belong to the sentence that follows: comments, and its first range."""
+    """Return the lines of a unit from `at` on that belong to the next sentence: its comments, and its first range."""
     lines = unit.lines[at:]
     first = next((i for i, line in enumerate(lines) if line.startswith(("#", "1-", "0."))), len(lines))
     return lines[first:]

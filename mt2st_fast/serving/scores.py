@@ -1,4 +1,4 @@
-"""How right a model is on labelled text: the metric of each task, and precision, recall and F1 of every class."""
+"""Evaluate a model on labelled text: the metric of each task, and precision, recall and F1 of every class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Of a class or label: how many rows have it, how well it is found; NaN where there is nothing to divide by."""
+    """Scores of a class or label: support is the number of its rows; NaN where a score is undefined."""
 
     name: str
     support: int
@@ -30,10 +30,10 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Of a task: its metric over the labelled rows; unseen counts rows of classes that training never saw.
+    """Scores of a task: its metric over the labelled rows; unseen counts rows of classes that training never saw.
 
-    unseen_names are these classes, of which the model has never_seen among its own; read_as has classes that are the
-    model's in another spelling, as numbers are.
+    unseen_names are those classes; never_seen are the model's own classes that training never saw. read_as maps classes
+    to the model's spelling of them, where they are the same number.
     """
 
     task: str
@@ -47,7 +47,7 @@ class TaskScore:
     never_seen: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """What is worth a line: classes in another spelling, and classes that training never saw."""
+        """Return the notes to print: classes in another spelling, and classes that training never saw."""
         lines = []
         if self.read_as:
             pairs = listed((f"{name} as {known}" for name, known in self.read_as.items()), MOST_CLASSES_NAMED)
@@ -59,7 +59,7 @@ class TaskScore:
 
 
 def scores(model: TextModel, splits: Splits, parts: Sequence[str], tasks: Sequence[str]) -> list[TaskScore]:
-    """The scores of tasks on the named parts (train, dev, test) of a corpus, together."""
+    """Return the scores of tasks over the named parts (train, dev, test) of a corpus, taken together."""
     found = [_outputs(model, splits, splits.parts[part], tasks) for part in parts]
     return [
         _score(
@@ -73,7 +73,7 @@ def scores(model: TextModel, splits: Splits, parts: Sequence[str], tasks: Sequen
 
 
 def _outputs(model: TextModel, splits: Splits, corpus: Corpus, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """(N, C) logits of each task."""
+    """Return the logits (N, C) of each task."""
     words = np.array([*splits.vocabulary.words, ""], object)
     blocks: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
     for first in range(0, max(corpus.n_units, 1), UNITS_AT_ONCE):
@@ -96,7 +96,7 @@ def _score(model: TextModel, task: str, logits: np.ndarray, columns: Sequence[Ta
     return TaskScore(task, metric, value, rows, unseen, classes, unseen_names, read_as, labels.never_seen)
 
 
-_Measured = tuple[str, float, int, tuple[ClassScore, ...]]  # metric, value, rows, of each class
+_Measured = tuple[str, float, int, tuple[ClassScore, ...]]  # metric, value, rows, scores of each class
 
 
 def _of_classes(
@@ -127,7 +127,7 @@ UNSEEN = -1  # a class that the model does not know
 
 
 def _places(found: Sequence[str], known: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """({class of the data: the model's number of it}, {class: the model's name, where that is another spelling})."""
+    """Return ({class in the data: its number in the model}, {class: the model's name, where the spelling differs})."""
     whole = one_number_each({*found, *known})  # {"1.0": "1"}
     place_of = {name: c for c, name in enumerate(known)}
     of_number = {whole.get(name, name): name for name in known}
@@ -142,7 +142,7 @@ def _places(found: Sequence[str], known: Sequence[str]) -> tuple[dict[str, int],
 def _unseen_names(
     columns: Sequence[TargetColumn], place_of: Mapping[str, int], labels: Labels
 ) -> tuple[str, ...]:
-    """The classes of the rows that training never saw: the model does not know them, or from other rows alone."""
+    """Return the classes of the rows that training never saw: unknown to the model, or known from other rows only."""
     present = np.sum([counts_of(column) for column in columns], axis=0)
     known = {name for name, c in place_of.items() if labels.names[c] not in labels.never_seen}
     return tuple(
@@ -151,7 +151,7 @@ def _unseen_names(
 
 
 def _known_classes(column: TargetColumn, place_of: Mapping[str, int]) -> np.ndarray:
-    """(N,) the model's numbers of classes; UNSEEN, MISSING."""
+    """Return (N,) the model's class numbers, UNSEEN or MISSING."""
     known = np.array([place_of.get(name, UNSEEN) for name in column.class_names], np.int64)
     gold = np.full(len(column), MISSING, np.int64)
     labelled = column.labelled()
@@ -162,7 +162,7 @@ def _known_classes(column: TargetColumn, place_of: Mapping[str, int]) -> np.ndar
 def _known_labels(
     column: TargetColumn, names: Sequence[str], place_of: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """((N, C) 0, 1, NaN of the model's labels, (N,) labels that the model does not know)."""
+    """Return ((N, C) 0, 1 or NaN for the model's labels, (N,) the number of labels that the model does not know)."""
     gold = np.where(column.labelled()[:, None], np.zeros((1, len(names)), np.float32), np.nan)
     foreign = np.zeros(len(column), np.int64)
     for c, name in enumerate(column.class_names):

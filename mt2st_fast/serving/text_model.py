@@ -1,4 +1,4 @@
-"""A trained tagger or classifier of texts: encoder, heads, words and label names; kept in a folder, asked by words."""
+"""A trained tagger or text classifier: encoder, heads, words and label names, saved in a folder."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from mt2st_fast.serving.words import OpenVocabulary
 
 KIND = "text model"
 ROWS_AT_ONCE = 4096
-MOST_ROWS = 4 * ROWS_AT_ONCE  # of units that are longer
+MOST_ROWS = 4 * ROWS_AT_ONCE  # per block of a longer unit
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a task's outputs stand for: kind is that of a TargetColumn (classes, labels, values), names are the C.
+    """The meaning of a task's outputs: kind as in a TargetColumn (classes, labels, values), and the C names.
 
-    never_seen: those of the names that no training row had, as development or test data alone did.
+    never_seen: names that no training row had, but only development or test data.
     """
 
     kind: str
@@ -45,16 +45,17 @@ class Labels:
 
 
 class TextModel:
-    """What a run of `mt2st-fast train` learnt: words go in and labels come out.
+    """The model that a run of `mt2st-fast train` learnt: words go in and labels come out.
 
         model = TextModel.load("runs/train/model")
         model.predict([["They", "buy", "books", "."]])            # [["PRON", "VERB", "NOUN", "PUNCT"]]
-        model.probabilities([["They", "buy", "books", "."]])      # (4, C), one row a word
+        model.probabilities([["They", "buy", "books", "."]])      # (4, C), one row per word
 
-    level: "token", a row is a word, or "document", a row is a text. tokenizer: how its training data cut a text into
-    words (see mt2st_fast.data.text.tokenizers). text_column: of the table that it learnt from, where that was said.
-    Threads may ask one model; they take turns.
-    Raises ValueError for parts that do not belong together.
+    A row is a word if `level` is "token", or a text if it is "document". A model may be used from several threads,
+    which take turns.
+
+    tokenizer: how the training data was split into words (see mt2st_fast.data.text.tokenizers). text_column: the text
+    column of the training table, where one was given. Raises ValueError for parts that do not belong together.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class TextModel:
         self._trained = encoder.eval()
         self._words = OpenVocabulary(vocabulary, table, encoder)
         self._windows = WindowFeatures()
-        self._turn = RLock()  # what words and windows were met is remembered, and kernels use memory again
+        self._turn = RLock()  # words and windows are cached, and kernels reuse memory
 
     @property
     def level(self) -> str:
@@ -88,11 +89,11 @@ class TextModel:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """All tasks, the main task first; those that retired are as they were when they did."""
+        """All tasks, the main task first; retired tasks are as they were when they retired."""
         return self.heads.names
 
     def save(self, folder: str | Path) -> None:
-        """Write the model to a folder, whole or not at all. Raises InputError where that cannot be done."""
+        """Write the model to a folder, whole or not at all. Raises InputError where that is not possible."""
         configuration, tensors = describe(self._trained, self.heads)
         table = asdict(self.table)
         rows = torch.from_numpy(table.pop("rows"))
@@ -109,13 +110,13 @@ class TextModel:
 
     @classmethod
     def load(cls, folder: str | Path) -> TextModel:
-        """Read the model that `save` wrote, or that of a run in its folder.
+        """Read a model that `save` wrote, or the model in the folder of a run.
 
-        Raises InputError for a folder that holds none, or is damaged.
+        Raises InputError for a folder that holds no model or a damaged one.
         """
         _, stored, tensors = read_model(model_in(folder), KIND)
         encoder, heads = rebuild(stored, tensors)
-        assert isinstance(encoder, WindowEncoder | BagEncoder)  # nothing else is known to `rebuild`
+        assert isinstance(encoder, WindowEncoder | BagEncoder)  # `rebuild` makes no other
         options = dict(stored["subwords"])
         parts = HashedParts(**options.pop("parts"))
         labels = {
@@ -136,11 +137,11 @@ class TextModel:
     def export(
         self, file: str | Path, format: str | None = None, tasks: Sequence[str] | None = None
     ) -> Exported:
-        """Write a graph of plain operators, ONNX (.onnx) or torch.export's (.pt2), and beside it its description.
+        """Write a graph of plain operators, ONNX (.onnx) or torch.export's (.pt2), and its description beside it.
 
-        `mt2st_fast.TextInputs` makes the graph's inputs of words, by that description. format: by the file's name;
-        tasks: the main one by default. Raises InputError for a task that there is not, for what cannot be written,
-        and where the graph does not give the model's logits.
+        `mt2st_fast.TextInputs` turns words into inputs of the graph, by that description. format: by default, from the
+        name of the file. tasks: the main one by default. Raises InputError for an unknown task, for a model that cannot
+        be exported, and where the graph does not reproduce the model's logits.
         """
         names = [self._known(task) for task in tasks or (self.main,)]
         return export_words(
@@ -156,16 +157,16 @@ class TextModel:
         return type(self), (*parts, self.tokenizer, self.source, self.text_column)
 
     def logits(self, units: Sequence[Sequence[str]], task: str | None = None) -> Tensor:
-        """(N, C) of a task, the main one by default; a row is a word of the units, or a unit (see `level`).
+        """Return the logits (N, C) of a task, the main one by default; a row is a word or a whole unit (see `level`).
 
-        Raises InputError for a task that there is not, and for units that are no lists of strings.
+        Raises InputError for an unknown task, and for units that are not lists of strings.
         """
         task = self._known(task)
         return self.outputs(units, (task,))[task]
 
     @torch.no_grad()
     def outputs(self, units: Sequence[Sequence[str]], tasks: Sequence[str]) -> dict[str, Tensor]:
-        """(N, C) logits of each of the tasks; raises as `logits` does."""
+        """Return the logits (N, C) of each of the tasks; raises as `logits` does."""
         names = [self._known(task) for task in tasks]
         parts: dict[str, list[Tensor]] = {
             task: [torch.zeros(0, self.heads.linear(task).out_features)] for task in names
@@ -177,12 +178,14 @@ class TextModel:
                         for task, found in parts.items():
                             found.append(self.heads.logits(features, task))
         except TypeError:
-            _check_units(units)  # when it is needed: to look at every word takes a while
+            _check_units(units)  # only now, as checking every word takes a while
             raise
         return {task: torch.cat(found) for task, found in parts.items()}
 
     def probabilities(self, units: Sequence[Sequence[str]], task: str | None = None) -> np.ndarray:
-        """(N, C) float32: of classes they sum to 1, of labels each is for itself; of values, the values."""
+        """Return (N, C) float32: probabilities of classes sum to 1, those of labels are independent; for values, the
+        values.
+        """
         logits = self.logits(units, task)
         kind = self.labels[self._known(task)].kind
         if kind == "values":
@@ -190,9 +193,10 @@ class TextModel:
         return (logits.softmax(1) if kind == "classes" else logits.sigmoid()).numpy()
 
     def predict(self, units: Sequence[Sequence[str]], task: str | None = None) -> list[Any]:
-        """The likeliest class of every row; the labels of probability 0.5 and above, a tuple; the values, a tuple.
+        """Return for every row the likeliest class, a tuple of the labels with probability 0.5 and above, or a tuple of
+        values.
 
-        A list for every unit where rows are words; raises as `logits` does.
+        Where rows are words, the result has one list per unit. Raises as `logits` does.
         """
         found = self.shown(self.logits(units, task).numpy(), task)
         if self.level == "document":
@@ -201,17 +205,19 @@ class TextModel:
         return [found[end - len(unit) : end] for unit, end in zip(units, ends, strict=True)]
 
     def shown(self, logits: np.ndarray, task: str | None = None) -> list[Any]:
-        """What `predict` says of every row of logits (N, C)."""
+        """Return what `predict` returns for every row of logits (N, C)."""
         labels = self.labels[self._known(task)]
         if labels.kind == "classes":
-            best = torch.from_numpy(logits).argmax(1).numpy()  # NumPy's takes six times as long
+            best = torch.from_numpy(logits).argmax(1).numpy()  # NumPy's argmax takes six times as long
             return np.array(labels.names, object)[best].tolist() if len(logits) else []
         if labels.kind == "labels":
             return [tuple(labels.names[c] for c in np.flatnonzero(row >= 0)) for row in logits]
         return [tuple(row) for row in logits.tolist()]
 
     def _batches(self, units: Sequence[Sequence[str]]) -> list[Sequence[Sequence[str]]]:
-        """Units whose rows are computed together. Raises TypeError for what has no length, such as a generator."""
+        """Group units whose rows are computed together. Raises TypeError for input without a length, such as a
+        generator.
+        """
         len(units)
         if any(isinstance(unit, str) for unit in units):
             raise InputError(
@@ -223,7 +229,7 @@ class TextModel:
         return [units[a:b] for a, b in pairwise([0, *ends])]
 
     def _features(self, units: Sequence[Sequence[str]]) -> Iterator[Tensor]:
-        """Of the rows of units, a block at a time: one unit may be a whole book."""
+        """Yield the features of the rows of units, block by block, as one unit may be a whole book."""
         ids = self._words.ids(list(chain.from_iterable(units)))
         bounds = np.cumsum([0, *map(len, units)])
         corpus = Corpus(ids, bounds, {}, self.level)
@@ -238,7 +244,7 @@ class TextModel:
             yield self._windows(encoder, some, self._words.times_forgotten)
 
     def check_task(self, task: str) -> None:
-        """Raises InputError for a task that there is not."""
+        """Raise InputError for an unknown task."""
         if task not in self.heads.names:
             raise InputError(f"the model has no task {task}; there are {', '.join(self.heads.names)}")
 
@@ -250,7 +256,7 @@ class TextModel:
 
 
 def _check_units(units: Any) -> None:
-    """Raises InputError that names the first unit which is no list of strings."""
+    """Raise InputError, naming the first unit that is not a list of strings."""
     if not hasattr(units, "__len__"):
         raise InputError(
             f"units are a list of lists of words, not of type {type(units).__name__}; give such a list"

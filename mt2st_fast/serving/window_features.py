@@ -1,9 +1,9 @@
-"""What a window encoder makes of windows when it is not trained: sums of what each word contributes at each place.
+"""Fast features of a window encoder outside of training, as sums of what each word contributes at each place.
 
     h = ReLU(b + sum_w A_w v(t_w))        A_w (H, D) the columns of the hidden weight for place w, v(t) a type's vector
 
-Without dropout a word contributes the same to every window that it stands in at the same place: A_w v(t) is computed
-when a type is first met and kept, and a window costs W rows of H numbers, read and added.
+Without dropout a word contributes the same to every window that has it at the same place. A_w v(t) is computed when a
+type first occurs and kept, so that a window costs reading and adding W rows of H numbers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ TYPES_AT_ONCE = 4096
 
 
 class WindowFeatures:
-    """Features of windows, without dropout and without gradients, with the parameters as they are when it is asked."""
+    """Features of windows, without dropout and gradients, from the encoder's current parameters."""
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] = ()  # what the contributions were made of
-        self._of: tuple[Tensor, ...] = ()  # kept alive: another tensor may come to the same address
-        self._contributions = torch.empty(0)  # ((T + 1) W, H); those of no word are zero
+        self._key: tuple[object, ...] = ()  # identifies the parameters behind the contributions
+        self._of: tuple[Tensor, ...] = ()  # kept alive, as another tensor could get the same id
+        self._contributions = torch.empty(0)  # ((T + 1) W, H); those of padding are zero
         self._known = np.zeros(0, bool)  # (T + 1,)
 
     def __call__(self, encoder: WindowEncoder, types: Tensor, times_forgotten: int = 0) -> Tensor:
-        """(N, out_features) of windows of types (N, W). times_forgotten: how often types became others before."""
+        """Return features (N, out_features) of windows of types (N, W).
+
+        times_forgotten: how often type numbers were reassigned before.
+        """
         if not _is_plain(encoder) or not len(types):
             features: Tensor = encoder(types)
             return features
@@ -42,9 +45,9 @@ class WindowFeatures:
         return F.embedding_bag(torch.from_numpy(places), self._contributions, mode="sum").relu_()
 
     def _begin(self, encoder: WindowEncoder, times_forgotten: int) -> None:
-        """Forget contributions that were made of other parameters."""
+        """Drop contributions that were computed from other parameters."""
         hidden = encoder.hidden
-        assert hidden is not None  # that of a plain encoder
+        assert hidden is not None  # a plain encoder has one
         of = tuple(
             t for t in (encoder.table, hidden.weight, hidden.bias, encoder.rows_of_type) if t is not None
         )
@@ -52,7 +55,7 @@ class WindowFeatures:
         if key == self._key:
             return
         self._key, self._of = key, of
-        # What is not written is not in memory either.
+        # Pages that are never written take no memory.
         self._contributions = torch.empty((encoder.num_types + 1) * encoder.width, hidden.out_features)
         self._known = np.zeros(encoder.num_types + 1, bool)
         self._known[-1] = True
@@ -61,7 +64,7 @@ class WindowFeatures:
 
     @torch.no_grad()
     def _learn(self, encoder: WindowEncoder, types: np.ndarray) -> None:
-        """Compute what types contribute that were not met before."""
+        """Compute the contributions of types that did not occur before."""
         new = types[~self._known[types]]
         if not len(new):
             return
@@ -71,14 +74,14 @@ class WindowFeatures:
         contributions = self._contributions.view(-1, W, hidden.out_features)
         for some in torch.from_numpy(np.unique(new)).split(TYPES_AT_ONCE):
             made = (_vectors(encoder, some) @ by_place).view(len(some), W, -1)
-            if hidden.bias is not None:  # the word in the middle is there in every window
+            if hidden.bias is not None:  # added to the middle word, which every window has
                 made[:, W // 2] += hidden.bias
             contributions[some] = made
             self._known[some.numpy()] = True
 
 
 def _vectors(encoder: WindowEncoder, types: Tensor) -> Tensor:
-    """(n, D) of types: by torch, whose kernels need not be loaded for a few words."""
+    """Return vectors (n, D) of types, by torch, so that no kernels need to be loaded for a few words."""
     if encoder.rows_of_type is None:
         return encoder.table[types]
     rows = encoder.rows_of_type[types]
@@ -88,7 +91,7 @@ def _vectors(encoder: WindowEncoder, types: Tensor) -> Tensor:
 
 
 def _is_plain(encoder: WindowEncoder) -> bool:
-    """Whether it is nothing but what its class computes."""
+    """Whether the encoder computes just what its class defines: no subclass, no hooks, float32 on a CPU."""
     if type(encoder) is not WindowEncoder or type(encoder.hidden) is not nn.Linear:
         return False
     parameters = (encoder.table, encoder.hidden.weight)

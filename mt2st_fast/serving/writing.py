@@ -1,4 +1,4 @@
-"""What a model found, as text: CoNLL-U, JSON lines, or a line of labels for a line of text."""
+"""A model's predictions as text: CoNLL-U, JSON lines, or a line of labels per line of text."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FORMATS = {"token": ("conllu", "jsonl"), "document": ("labels", "jsonl")}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to say of every row: of which tasks; the k likeliest (-1: all) labels of at least a probability.
+    """What to output for every row: the tasks, and the k likeliest (-1: all) labels of at least a probability.
 
-    k = None: the likeliest class, the labels of at least 0.5. Raises InputError for numbers out of range.
+    With k = None, the likeliest class, or the labels of at least 0.5. Raises InputError for numbers out of range.
     """
 
     tasks: tuple[str, ...]
@@ -44,12 +44,12 @@ class Wanted:
 
     @property
     def one_class(self) -> bool:
-        """Whether the likeliest class is all there is to say."""
+        """Whether only the likeliest class is asked for."""
         return self.k is None and self.threshold is None and not self.probabilities
 
 
 def check_format(model: TextModel, wanted: str | None) -> str:
-    """The format of a model's answers, by default its first. Raises InputError for one that it has not."""
+    """Return the format of a model's answers, by default its first. Raises InputError for an unsupported one."""
     known = FORMATS[model.level]
     if wanted is not None and wanted not in known:
         raise InputError(f"a model of {model.level}s answers as {' or '.join(known)}, not as {wanted!r}")
@@ -57,7 +57,7 @@ def check_format(model: TextModel, wanted: str | None) -> str:
 
 
 def write_units(model: TextModel, blocks: Iterable[Sequence[Unit]], wanted: Wanted) -> Iterator[str]:
-    """The text of every block: what the model says of its units."""
+    """Yield the text of every block: the model's answers for its units."""
     for units in blocks:
         outputs = model.outputs([unit.words for unit in units], wanted.tasks)
         logits = {task: found.numpy() for task, found in outputs.items()}
@@ -73,7 +73,7 @@ def _rows(model: TextModel, units: Sequence[Unit], logits: Mapping[str, np.ndarr
 
 
 def _answers(model: TextModel, task: str, logits: np.ndarray, wanted: Wanted) -> list[Any]:
-    """What to say of every row: a label, or where more is wanted [[label, probability], ...], the likeliest first."""
+    """Return all rows' answers: a label each, or if more is wanted [[label, probability], ...] in falling order."""
     labels = model.labels[task]
     if labels.kind == "values" or wanted.one_class:
         return [each if isinstance(each, str) else list(each) for each in model.shown(logits, task)]
@@ -95,7 +95,7 @@ def _least(wanted: Wanted, kind: str) -> float:
 
 
 def probabilities_of(logits: np.ndarray, kind: str) -> np.ndarray:
-    """(N, C): of classes they sum to 1, of labels each is for itself."""
+    """Return (N, C): probabilities of classes sum to 1, those of labels are independent."""
     if kind == "labels":
         return np.asarray(1 / (1 + np.exp(-logits)))
     powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
@@ -118,13 +118,13 @@ def _jsonl(units: Sequence[Unit], rows: Mapping[str, Sequence[Any]], level: str)
 
 
 def _lines(rows: Mapping[str, Sequence[Any]], wanted: Wanted) -> str:
-    """A line of labels for a line of text, with tabs between, as labels may hold blanks."""
+    """Return one line of labels per line of text, separated by tabs, as labels may contain blanks."""
     lines = ["\t".join(_cells(answers, wanted)) for answers in zip(*rows.values(), strict=True)]
     return "\n".join(lines) + "\n" if lines else ""
 
 
 def _cells(answers: Iterable[Any], wanted: Wanted) -> Iterator[str]:
-    """The cells of a line."""
+    """Yield the cells of a line."""
     for answer in answers:
         if isinstance(answer, str):
             yield answer

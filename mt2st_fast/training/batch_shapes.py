@@ -1,4 +1,4 @@
-"""The shapes in which batches come: (inputs, {task: target}), and the dictionaries of Hugging Face."""
+"""The forms of a batch: (inputs, {task: target}), and the dictionaries of Hugging Face."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ WANTED = "(inputs, {task: target}), or a dictionary with the tasks' targets unde
 
 
 def paired(batch: Any, tasks: Collection[str]) -> Any:
-    """A dictionary as (inputs, {task: target}), and anything else, or a dictionary without a target, as it is.
+    """Return a dictionary as (inputs, {task: target}); anything else, or a dictionary without a target, is unchanged.
 
-    Targets are what stands under the name of a task, and in a dictionary under "labels". Of the others one alone is the
-    inputs, and several are a dictionary of them.
+    Targets are the values under the names of tasks, and in a dictionary under "labels". The inputs are what remains: a
+    single value by itself, several as a dictionary.
     """
     if not isinstance(batch, Mapping):
         return batch
@@ -27,13 +27,13 @@ def paired(batch: Any, tasks: Collection[str]) -> Any:
 
 
 class Paired:
-    """Held-out batches, each as `paired` makes it; can be iterated as often as they."""
+    """Held-out batches, each converted by `paired`; can be iterated as often as the original."""
 
     def __init__(self, batches: Iterable[Any], tasks: Collection[str]) -> None:
         self._batches, self._tasks = batches, tasks
 
     def __len__(self) -> int:
-        """How many; raises TypeError where they do not know, as `len` of them does."""
+        """Return the number of batches; raises TypeError if it is unknown, as `len` does."""
         return len(self._batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
@@ -41,15 +41,15 @@ class Paired:
 
 
 def length_of(batches: Any) -> int | None:
-    """How many batches there are; None of those that do not know."""
+    """Return the number of batches; None if it is unknown."""
     try:
         return len(batches)
-    except TypeError:  # of a DataLoader whose data set is a stream, too
+    except TypeError:  # also for a DataLoader whose data set is a stream
         return None
 
 
 def shape_of(batch: Any) -> str:
-    """A batch as a message shows it."""
+    """Describe a batch for a message."""
     if isinstance(batch, Mapping):
         return "{" + ", ".join(f"{key!r}: {type(value).__name__}" for key, value in batch.items()) + "}"
     if isinstance(batch, tuple | list):

@@ -1,4 +1,4 @@
-"""Hooks into training. Each does nothing unless a subclass says otherwise."""
+"""Hooks into training. Each does nothing unless a subclass overrides it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRe
 
 
 class Training(Protocol):
-    """What a callback sees of its Trainer; setting `stop_requested` ends the run after the step at hand."""
+    """What a callback sees of its Trainer; setting `stop_requested` ends the run after the current step."""
 
     encoder: nn.Module
     heads: MultiTaskHeads
@@ -19,7 +19,7 @@ class Training(Protocol):
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one of several that writes."""
+        """Whether this process is the one that writes files."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Training(Protocol):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps that the run is to have."""
+        """Optimizer steps of the whole run."""
         ...
 
     @property
@@ -44,28 +44,28 @@ class Training(Protocol):
 
 
 class Callback:
-    """Called by `Trainer.fit`; `trainer.history` and `trainer.step` are up to date in every call.
+    """Base class of callbacks; `trainer.history` and `trainer.step` are up to date in every call.
 
     Nothing here waits for the device except `on_record`, whose losses have just been read.
     """
 
     def on_fit_start(self, trainer: Training) -> None:
-        """Before the first step, or the first after resuming."""
+        """Called before the first step, or before the first step after resuming."""
 
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
-        """The active tasks have changed, and what retired is let go."""
+        """Called after the active tasks have changed and the retired ones were released."""
 
     def on_step(self, trainer: Training) -> None:
-        """A step is done."""
+        """Called after every step."""
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
-        """Losses were read, every `log_every` steps."""
+        """Called after losses were read, every `log_every` steps."""
 
     def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
-        """The validation batches were evaluated."""
+        """Called after the validation batches were evaluated."""
 
     def on_epoch_end(self, trainer: Training) -> None:
-        """An epoch is over and, where asked for, its checkpoint is written."""
+        """Called after an epoch ends and its checkpoint, if requested, is written."""
 
     def on_fit_end(self, trainer: Training) -> None:
-        """The last step is done."""
+        """Called after the last step."""

@@ -1,8 +1,8 @@
 """Checkpoints: one file, written whole or not at all, read without executing anything.
 
-A safetensors file holds every tensor (parameters, optimizer, random states) under a path-like name; what
-is not a tensor stands as JSON in its metadata, beside a checksum of all of it. Tensors that processes have divided by
-rows lie in files beside it (checkpoint_parts.py), which it names.
+A safetensors file holds every tensor (parameters, optimizer, random states) under a path-like name; everything
+else is stored as JSON in its metadata, beside a checksum of all of it. Tensors that processes have divided by
+rows are in files beside it (checkpoint_parts.py), which it names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def save_checkpoint(
 ) -> None:
     """Write modules, optimizer, random states and a JSON-able `state` to one file, atomically.
 
-    Of several processes all call it: each writes its rows of sharded tensors, and process 0 all else.
+    With several processes, all call it: each writes its rows of sharded tensors, and process 0 everything else.
     """
     processes = Processes() if processes is None else processes
     tensors = {
@@ -67,7 +67,7 @@ def save_checkpoint(
 
 
 class Checkpoint:
-    """A checkpoint read from `path`: `state` first, then everything else put back by `restore`.
+    """A checkpoint read from `path`: `state` first; the `restore` methods put everything else back.
 
     Raises InputError for a file that is missing, damaged or not a checkpoint.
     """
@@ -80,7 +80,7 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             content = json.loads(metadata.get("json", "{}"))
-        # A wrong byte in the header can meet any of these on its way through safetensors and json.
+        # A wrong byte in the header can cause any of these errors in safetensors or json.
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise InputError(f"{path} is damaged and cannot be read: {_one_line(error)}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -96,7 +96,7 @@ class Checkpoint:
         self._stored: dict[str, StoredTensor] = {**self._tensors, **stored_parts(path, content["parts"])}
 
     def restore_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Load the parameters of `modules`. Raises InputError where they do not fit."""
+        """Load the parameters of `modules`. Raises InputError if they do not fit."""
         for name, module in modules.items():
             try:
                 module.load_state_dict(
@@ -110,11 +110,11 @@ class Checkpoint:
                 ) from error
 
     def weights(self, parts: Iterable[str]) -> dict[str, StoredTensor]:
-        """The tensors of modules, "encoder/0.weight" of the part encoder."""
+        """Return the tensors of modules, such as "encoder/0.weight" of the part encoder."""
         return {name: t for name, t in self._stored.items() if name.partition("/")[0] in parts}
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Load the optimizer's state; it must hold the parameters that were held, in their groups."""
+        """Load the optimizer's state; it must hold the same parameters, in the same groups, as when it was saved."""
         stored = self._content["optimizer"]
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in stored["state"].items()}
         held = held_in_order(optimizer)
@@ -137,7 +137,7 @@ class Checkpoint:
                 group["lr"] = rate.fill_(group["lr"])
 
     def restore_random_states(self) -> None:
-        """Put every random generator back where it was."""
+        """Restore the state of every random generator."""
         stored = self._content["random"]
         set_python_states(stored)
         torch.set_rng_state(self._tensors["random/cpu"])
@@ -150,7 +150,7 @@ class Checkpoint:
 
 
 def held_in_order(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
-    """An optimizer's parameters by the numbers that its state dict gives them."""
+    """Return an optimizer's parameters by their indices in its state dict."""
     return dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
 
 
@@ -164,7 +164,7 @@ def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 scalars.setdefault(index, {})[name] = value
-    # A learning rate on the device is a number like any other here.
+    # A learning rate on the device is stored as a plain number.
     groups = [
         {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items()}
         for group in stored["param_groups"]

@@ -1,7 +1,7 @@
-"""What a checkpoint holds of tensors that are divided by rows: a file of each process, and none puts them together.
+"""Tensors in a checkpoint that are divided by rows: one file per process, without ever gathering them.
 
-The files lie in a folder beside the checkpoint, NAME.parts. Each process writes its own by a new name; then process 0
-writes the checkpoint, which names them and the checksum of every tensor in them; then it deletes those of before. So
+The files are in a folder beside the checkpoint, NAME.parts. Each process writes its own under a new name; then process
+0 writes the checkpoint, which names them and the checksum of every tensor in them; then it deletes the older ones. So
 a reader finds the old parts or the new ones, wherever in this a process is killed.
 """
 
@@ -23,20 +23,20 @@ from mt2st_fast.model.row_shards import RowShard
 from mt2st_fast.tensor_files import digest_of, on_cpu_apart, write_tensors
 from mt2st_fast.training.processes.group import Processes
 
-Parts = Mapping[str, Mapping[str, Any]]  # of a tensor: shape, dtype and pieces, as JSON
+Parts = Mapping[str, Mapping[str, Any]]  # by tensor: shape, dtype and pieces, as JSON
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """Where the parts of a checkpoint lie."""
+    """Return the folder with the parts of a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.parts")
 
 
 def write_parts(
     checkpoint: Path, divided: Mapping[str, tuple[RowShard, Tensor]], processes: Processes
 ) -> dict[str, dict[str, Any]]:
-    """Write this process's rows of every divided tensor; all call it, and have what the checkpoint is to say of all.
+    """Write this process's rows of every divided tensor, and return the parts of all for the checkpoint; all call it.
 
-    divided: by name, as `rows_of` finds them. Raises InputError where process 0 does not see what another has written.
+    divided: by name, as from `rows_of`. Raises InputError if process 0 does not see the file of another process.
     """
     if not divided:
         return {}
@@ -65,7 +65,7 @@ def write_parts(
 
 
 def delete_other_parts(checkpoint: Path, parts: Parts) -> None:
-    """Delete what earlier checkpoints, and saves that were killed, have left beside a checkpoint."""
+    """Delete parts beside a checkpoint that earlier checkpoints, or killed saves, have left."""
     folder = folder_of(checkpoint)
     named = {piece["file"] for of_one in parts.values() for piece in of_one["pieces"]}
     if not folder.is_dir():
@@ -78,12 +78,12 @@ def delete_other_parts(checkpoint: Path, parts: Parts) -> None:
 
 
 def stored_parts(checkpoint: Path, parts: Parts) -> dict[str, PartedTensor]:
-    """The tensors of which a checkpoint says these parts."""
+    """Return the tensors that a checkpoint stores in these parts."""
     return {key: PartedTensor(checkpoint, key, said) for key, said in parts.items()}
 
 
 class PartedTensor:
-    """A tensor (V, ...) whose rows lie in several files; they are read, and checked, as they are asked for."""
+    """A tensor (V, ...) whose rows are in several files; they are read, and checked, on demand."""
 
     def __init__(self, checkpoint: Path, key: str, said: Mapping[str, Any]) -> None:
         self.shape: tuple[int, ...] = tuple(said["shape"])
@@ -92,7 +92,7 @@ class PartedTensor:
         self._pieces: Sequence[Mapping[str, Any]] = said["pieces"]
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """(n, ...) these rows, in memory of their own. Raises InputError where a part is missing or damaged."""
+        """(n, ...) these rows, in new memory. Raises InputError if a part is missing or damaged."""
         first, last, _ = rows.indices(self.shape[0])
         found = torch.empty(max(0, last - first), *self.shape[1:], dtype=self.dtype)
         for piece in self._pieces:

@@ -1,4 +1,4 @@
-"""Training of word vectors on a text as a run: its rate, phases and history, and the step that moves it on."""
+"""Training of word vectors on a text as a run: its rate, phases and history, and the step that advances it."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from mt2st_fast.training.table_tasks import TableTasks
 from mt2st_fast.training.turns import takes_turns
 
 MAIN = "context"  # the text's own task
-ENGINE = "context rounds"  # what takes the steps, for the record of a phase
-# A round is at most that many words of a shard, and a corpus has at least so many rounds.
+ENGINE = "context rounds"  # the engine's name, for the record of a phase
+# A round has at most this many words of a shard, and a corpus has at least this many rounds.
 MOST_ROUND_WORDS, LEAST_ROUND_WORDS, LEAST_ROUNDS = 8192, 512, 200
-# By experiment (bench/words.py). Skip-gram needs 30 negatives a word, CBOW 5: with 16 for a tile skip-gram is more than
-# twice as fast, but loses 0.03 on WordSim-353; CBOW loses nothing with 8 where rounds are short.
+# By experiment (bench/words.py). Skip-gram needs 30 negatives per word, CBOW 5: with 16 for a tile skip-gram is more
+# than twice as fast, but loses 0.03 on WordSim-353; CBOW loses nothing with 8 if rounds are short.
 # In a short text the few tiles of CBOW must draw more: with 8 the neighbours of a word changed with the seed. (Not
 # tried with subwords.)
 SHARED = {"skipgram": 64, "cbow": 8}
 SHARED_OF_SHORT, SHORT_TEXT_WORDS = 64, 200_000
-# Two shards are stable by themselves and learn a little more without; with 2 and 0.5 eight were stable, too.
+# Two shards are stable by themselves and learn a little more without; with 2 and 0.5, eight were stable too.
 PULL = {"skipgram": 2.0, "cbow": 0.5}
 STABLE_SHARDS = 2
-# An epoch returns to Python so often at most, and after so many words at least: for Ctrl-C, and for tasks' turns.
+# Per epoch, returns to Python at most this often, and after at least this many words: for Ctrl-C, and tasks' turns.
 MOST_CHUNKS, LEAST_CHUNK_WORDS = 20, 200_000
 
 
 def context_options(
     mode: str, n_words: int, *, window: int, negatives: int, shards: int, subwords: bool
 ) -> ContextOptions:
-    """How to step over a text of n_words, in rounds that are short where it is."""
+    """Return the options for a text of n_words; rounds are short if the text is."""
     round_words = n_words // (shards * LEAST_ROUNDS)
     return ContextOptions(
         mode=mode,
         window=window,
         negatives=negatives,
         shared=SHARED_OF_SHORT if n_words < SHORT_TEXT_WORDS and not subwords else SHARED[mode],
-        # A part of many words is visited much more often than a word.
+        # A subword of many words is visited much more often than a word.
         pull=PULL[mode] if shards > STABLE_SHARDS or subwords else 0.0,
         shards=shards,
         shard_words=int(np.clip(round_words, LEAST_ROUND_WORDS, MOST_ROUND_WORDS)),
@@ -59,11 +59,11 @@ def context_options(
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """What a run over a text is to do.
+    """The plan of a run over a text.
 
-    rate, least_rate   the rate falls from the one to the other over the run, by the word
-    seed, epochs_before   what is drawn in an epoch is a function of the seed and of the epochs before it, those of
-        earlier runs on the same tables too
+    rate, least_rate   the learning rate falls from `rate` to `least_rate` over the run, word by word
+    seed, epochs_before   random draws in an epoch depend on the seed and the number of epochs before it, including
+        those of earlier runs on the same tables
     """
 
     epochs: int
@@ -74,16 +74,16 @@ class ContextPlan:
 
 
 class ContextRun:
-    """Context prediction over one text, with turns of auxiliary tasks on the same vectors: a chunk of rounds a step.
+    """Context prediction over one text, with turns of auxiliary tasks on the same vectors; a step is a chunk of rounds.
 
-    Beside `Run` and no engine of it: an engine takes batches of a source through an encoder, heads and a torch
-    optimizer, and here a kernel reads the text itself and moves the tables in place, at a rate that falls by the word.
-    Schedules, moments, phases and history are the same; every step is recorded at once. Tables on a device are copied
-    to the arrays that they came from at the end of every epoch.
+    It is separate from `Run`, not one of its engines: an engine passes batches of a source through an encoder, heads
+    and a torch optimizer, while here a kernel reads the text itself and moves the tables in place, at a rate that falls
+    by the word. Schedules, moments, phases and history are the same; every step is recorded at once. Tables on a device
+    are copied to the arrays that they came from at the end of every epoch.
 
     steps_done: chunks so far. history: losses of every step and turn; a step in which no pair of the text was measured
-    has no loss of it. epoch_losses: the mean loss of a pair in every epoch that is done;
-    epoch_loss_sums: the sum of all its pairs, of those that were measured.
+    has no loss for it. epoch_losses: the mean loss per pair in every finished epoch.
+    epoch_loss_sums: the sum over all pairs of the epoch, from those that were measured.
     """
 
     def __init__(
@@ -104,21 +104,21 @@ class ContextRun:
             MOST_CHUNKS if tasks.names else min(MOST_CHUNKS, -(-n_words // LEAST_CHUNK_WORDS))
         )
         self.total_steps = plan.epochs * self.steps_per_epoch
-        self._rate_fall = (plan.rate - plan.least_rate) / (n_words * max(1, plan.epochs))  # a word
+        self._rate_fall = (plan.rate - plan.least_rate) / (n_words * max(1, plan.epochs))  # per word
         self.steps_done, self.history = 0, History(MAIN)
         self.epoch_losses: list[float] = []
         self.epoch_loss_sums: list[float] = []
-        self._epoch_loss, self._epoch_pairs = 0.0, 0  # of the epoch at hand
+        self._epoch_loss, self._epoch_pairs = 0.0, 0  # of the current epoch
 
     @property
     def moment(self) -> Moment:
-        """The step at hand, counted from 0."""
+        """The current step, counted from 0."""
         return Moment(self.steps_done, self.steps_per_epoch, self.total_steps)
 
     def step(self) -> StepRecord:
-        """The tasks' turn and the next chunk of rounds, entering a phase first where one is due.
+        """Take the tasks' turn and the next chunk of rounds, entering a phase first if one is due.
 
-        Raises InputError naming epoch and rate where a loss or a vector is no number any more.
+        Raises InputError, naming epoch and rate, if a loss or a vector is no longer finite.
         """
         weights = self._enter_phase_if_due()
         started, compiled = time.perf_counter(), compile_seconds()
@@ -145,24 +145,24 @@ class ContextRun:
         return record
 
     def finish_epoch(self) -> float:
-        """The steps to the end of the epoch at hand; its mean loss of a pair."""
+        """Take the steps to the end of the current epoch; returns its mean loss per pair."""
         epochs = len(self.epoch_losses)
         while len(self.epoch_losses) == epochs:
             self.step()
         return self.epoch_losses[-1]
 
     def losses_of(self, task: str) -> list[float]:
-        """The losses of a task in the steps that have any."""
+        """Return the losses of a task in the steps that have one."""
         return [record.losses[task] for record in self.history.steps if task in record.losses]
 
     def close(self) -> None:
-        """Let go of the tasks' files."""
+        """Release the tasks' files."""
         self._tasks.close()
 
     def _enter_phase_if_due(self) -> dict[str, float]:
-        """Weights by active task. The text's is 1: it is what the rate is of."""
+        """Return the weights by active task. The text's weight is 1: the learning rate refers to it."""
         weights: dict[str, float] = {}
-        if self._tasks.active:  # or a text alone could not have a schedule of tasks that another text has
+        if self._tasks.active:  # a text without tasks may be given a schedule made for the tasks of another
             weights = self._schedule.task_weights(self.moment, MAIN, self._tasks.names)
             self._tasks.retire_but(weights)
         active = (MAIN, *self._tasks.active)
@@ -174,7 +174,7 @@ class ContextRun:
         return self._plan.rate - self._rate_fall * epochs * len(self._text.ids)
 
     def _read_chunk(self, epoch: int, chunk: int) -> dict[str, float]:
-        """One of the epoch's even shares of rounds, which may be none where a text is short."""
+        """Read one of the epoch's even shares of rounds, which may be empty for a short text."""
         first, last = (self._rounds * i // self.steps_per_epoch for i in (chunk, chunk + 1))
         if first == last:
             return {}
@@ -187,7 +187,7 @@ class ContextRun:
 
     def _check_finite(self, losses: dict[str, float], epoch: int, rate: float) -> None:
         lost = [f"the loss of {name}" for name, loss in losses.items() if not math.isfinite(loss)]
-        # A kernel bounds a pair's loss: the vectors can be lost without a sign of it there.
+        # A kernel bounds a pair's loss, so vectors can become non-finite without a sign of it there.
         if not lost and not self._training.finite():
             lost = ["a vector"]
         if lost:
@@ -206,8 +206,9 @@ class ContextRun:
 
 
 def check_weighs_only(schedule: Schedule) -> None:
-    """Raises InputError for a schedule that does more than to weigh tasks by the moment: a text's kernel moves the
-    vectors in place, and has no gradients, no evaluations and no heads.
+    """Raises InputError for a schedule that does more than weigh tasks by the moment.
+
+    A text's kernel moves the vectors in place, and has no gradients, no evaluations and no heads.
     """
     does = [
         (takes_turns(schedule), "has shared parameters and those of tasks take turns"),

@@ -1,8 +1,8 @@
-"""What training data is made of, as numbers by which a resumed run knows it again.
+"""Digests of training data, by which a resumed run recognizes it.
 
-A row (an input with its targets) is one number, and data is the sum of its rows' numbers: their order and how they are
-put into batches do not count, as both may be another one in every run. Rows that share their inputs and no targets
-differ, and so do labels that were shuffled.
+A row (an input with its targets) is one number, and a data set is the sum of its rows' numbers: their order and their
+division into batches do not count, as both may differ in every run. Rows that share their inputs but not their targets
+differ, and so do shuffled labels.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-MOST_BATCHES, MOST_BYTES = 20_000, 2**30  # of a list whose every row is looked at
+MOST_BATCHES, MOST_BYTES = 20_000, 2**30  # of a list of which every row is read
 REMEMBERED_ROWS = 64  # of the first batch of a pass
-KNOWN_AGAIN = 0.95  # of them, where data is the same: a last, incomplete batch may be left out
+KNOWN_AGAIN = 0.95  # the share of these that must reappear: a last, incomplete batch may be left out
 SEARCH_SECONDS = 30.0
 
 
 def content_of(loader: Any) -> str | None:
-    """The digest of all rows of a list of batches or of a DataLoader over tensors; None where they cannot be seen.
+    """Return the digest of all rows of a list of batches or of a DataLoader over tensors; None if they cannot be read.
 
-    Nothing of the loader is called: neither its order nor its random numbers move. Of a Subset the rows are those
-    that it holds, and of a list that several processes have divided those of all.
+    The loader itself is not called: neither its order nor its random numbers change. For a Subset, the rows are those
+    that it holds; for a list that several processes have divided, those of all.
     """
     loader = getattr(loader, "whole", loader)
     if isinstance(loader, list | tuple):
@@ -41,7 +41,7 @@ def content_of(loader: Any) -> str | None:
 
 
 def held_out_digest(batches: Any) -> str | None:
-    """By which held-out batches are known again; None where they cannot be seen, or where there are none."""
+    """Return a digest that identifies held-out batches; None if they cannot be read, or if there are none."""
     if batches is None:
         return None
     own = getattr(batches, "digest", None)
@@ -49,7 +49,7 @@ def held_out_digest(batches: Any) -> str | None:
 
 
 def row_numbers(batch: Any) -> np.ndarray:
-    """(N,) uint64, a number for every row of a batch; (1,) of all of it where its tensors have no N rows together."""
+    """(N,) uint64, a number for each row of a batch; (1,) for the whole batch if its tensors do not all have N rows."""
     parts = list(_parts(batch, ""))
     lengths = {len(value) for _, value in parts if isinstance(value, Tensor) and value.dim() > 0}
     if len(lengths) != 1 or any(not isinstance(value, Tensor) or value.dim() == 0 for _, value in parts):
@@ -58,15 +58,15 @@ def row_numbers(batch: Any) -> np.ndarray:
 
 
 def remembered(batch: Any) -> list[int]:
-    """The numbers of a batch's first rows."""
+    """Return the numbers of a batch's first rows."""
     return [int(number) for number in row_numbers(batch)[:REMEMBERED_ROWS]]
 
 
 def known_again(then: list[int], now: list[int], another_pass: Iterable[Any]) -> bool | None:
-    """Whether rows that data had `then` are among those of a whole pass over it.
+    """Return whether the rows `then` of earlier data are among those of a whole pass over the current data.
 
-    now: rows that it has now by its own account. None where these do not come again either (they are drawn anew in
-    every pass, or changed by chance), or where the search takes too long: nothing can be said.
+    now: rows of the current data. None (unknown) if these do not reappear either (they are drawn anew in
+    every pass, or augmented at random), or if the search takes too long.
     """
     left, own = set(then), set(now)
     give_up = time.monotonic() + SEARCH_SECONDS
@@ -83,7 +83,7 @@ def known_again(then: list[int], now: list[int], another_pass: Iterable[Any]) ->
 
 
 def _rows_of(dataset: Dataset[Any]) -> np.ndarray | None:
-    """(N,) numbers of a data set's rows, where those are tensors in memory."""
+    """(N,) the numbers of a data set's rows, if those are tensors in memory."""
     if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
         if sum(map(_n_bytes, dataset.tensors)) > MOST_BYTES:
             return None
@@ -103,7 +103,7 @@ def _digest(rows: list[np.ndarray]) -> str:
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Every leaf of a nested value, with where it lies."""
+    """Yield every leaf of a nested value, with its path."""
     if isinstance(value, Mapping):
         for key in value:
             yield from _parts(value[key], f"{name}/{key}")
@@ -115,7 +115,7 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _summed(parts: list[tuple[str, Tensor]], n_rows: int) -> np.ndarray:
-    """(N,) by all parts of a row: the sum of their own numbers, which know where the part lies."""
+    """(N,) from all parts of a row: the sum of their own numbers, which depend on the part's path."""
     total = np.zeros(n_rows, np.uint64)
     for name, tensor in parts:
         words_nw = _words(tensor.reshape(n_rows, -1))
@@ -130,12 +130,12 @@ def _whole(parts: list[tuple[str, Any]]) -> Iterator[int]:
             yield int(_summed([(f"{name} {tuple(value.shape)}", flat)], 1)[0])
         elif value is None or isinstance(value, bool | int | float | str | bytes):
             yield int(_of_text(f"{name} {value!r}"))
-        # Of anything else it is unknown what is data in it.
+        # Of any other type it is unknown which of it is data.
 
 
 def _words(rows: Tensor) -> np.ndarray:
-    """(N, W) uint64: the bytes of every row, filled up with zeros."""
-    # Of one number a contiguous tensor may still step further than it is wide, which a view as bytes refuses.
+    """(N, W) uint64: the bytes of every row, padded with zeros."""
+    # A contiguous tensor with one number may still have a larger stride than its width, which a view as bytes refuses.
     rows = rows.detach().cpu().contiguous().as_strided(rows.shape, (rows.shape[1], 1))
     bytes_nb = rows.view(torch.uint8).numpy()
     short = -bytes_nb.shape[1] % 8

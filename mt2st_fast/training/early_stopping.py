@@ -1,4 +1,4 @@
-"""Ending a run at its plateau: the main task has not got better for so many evaluations."""
+"""Ends a run at its plateau: the main task has not improved for a number of evaluations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mt2st_fast.training.history import Evaluation, History
 
 
 class EarlyStopping(Callback):
-    """Ends a run where the main task has not risen by more than `min_delta` in `patience` evaluations.
+    """Ends a run if the main task has not risen by more than `min_delta` in `patience` evaluations.
 
-    A rise is counted from the last evaluation that was one, so that many small ones add up. `history.stopped` says
-    why the run ended. Nothing is remembered but what stands in the history: a run that goes on from a checkpoint stops
+    A rise is measured from the last evaluation that was one, so that many small ones add up. `history.stopped` says
+    why the run ended. It keeps no state but the history: a run resumed from a checkpoint stops
     where it would have stopped. Raises InputError for a patience under 1 and a negative min_delta.
     """
 
@@ -23,12 +23,12 @@ class EarlyStopping(Callback):
         self.patience, self.min_delta = patience, min_delta
 
     def on_fit_start(self, trainer: Training) -> None:
-        """A run may go on that has stopped before."""
+        """Check at once: a resumed run may have reached its plateau before."""
         self._look(trainer)
 
     def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
-        """Stop where this was one evaluation too many without a rise."""
-        del evaluation  # the last of the history
+        """Stop if this was one evaluation too many without a rise."""
+        del evaluation  # it is the last one in the history
         self._look(trainer)
 
     def _look(self, trainer: Training) -> None:
@@ -38,7 +38,7 @@ class EarlyStopping(Callback):
             trainer.stop_requested = True
 
     def plateau(self, history: History) -> str | None:
-        """What says that a run has come to its plateau, or None. An evaluation that is no number decides nothing."""
+        """Return the reason if a run has reached its plateau, else None. A NaN evaluation decides nothing."""
         measured = [e for e in history.evaluations if not math.isnan(e.metrics[history.main])]
         best, step, waited = -math.inf, 0, 0
         for evaluation in measured:

@@ -1,4 +1,4 @@
-"""A batch's inputs through the user's encoder, and what it returned; what does not fit gets one line."""
+"""Runs a batch's inputs through the user's encoder and checks the result, with a one-line error message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mt2st_fast.model.task_features import TaskFeatures, features_and_mask
 
 
 def encode_shared(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor, Tensor | None]:
-    """As `encode`, for who compares the tasks on features that they share; raises TypeError where each has its own."""
+    """As `encode`, for comparing tasks on shared features; raises TypeError if each task has its own."""
     features, mask = encode(encoder, inputs)
     if isinstance(features, TaskFeatures):
         raise TypeError(
@@ -21,9 +21,9 @@ def encode_shared(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor, T
 
 
 def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor | TaskFeatures, Tensor | None]:
-    """Features, and the mask of what is real in them if the encoder returns it.
+    """Return the features, and the mask of what is real in them if the encoder returns one.
 
-    Raises TypeError where the encoder fails on a dictionary that it was not made for, or returns something else.
+    Raises TypeError if the encoder fails on a dictionary that it was not made for, or returns something else.
     """
     try:
         encoded = encoder(inputs)

@@ -1,4 +1,4 @@
-"""The energy of training steps, by the counter that an NVIDIA GPU keeps of all that it uses."""
+"""The energy of training steps, from the NVIDIA GPU's counter of all energy that it uses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Joules = Callable[[], float]
 
 
 def energy_counter(device: torch.device, nvml: Any = None) -> tuple[Joules | None, str]:
-    """(joules that the device has used so far, what is counted), or (None, why nobody tells).
+    """Return (joules that the device has used so far, what is counted), or (None, why it is not measured).
 
-    nvml: the module pynvml of nvidia-ml-py, or what stands in for it.
+    nvml: the module pynvml of nvidia-ml-py, or a replacement for it.
     """
     if device.type != "cuda":
         return None, f"energy is not measured: no counter of it is read on {device.type}"
@@ -27,7 +27,7 @@ def energy_counter(device: torch.device, nvml: Any = None) -> tuple[Joules | Non
         return None, "energy is not measured: nvidia-ml-py is not installed (pip install nvidia-ml-py)"
     try:
         nvml.nvmlInit()
-        # By its own name: CUDA_VISIBLE_DEVICES may number the GPUs otherwise.
+        # By UUID: CUDA_VISIBLE_DEVICES may number the GPUs differently.
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
@@ -40,10 +40,10 @@ def energy_counter(device: torch.device, nvml: Any = None) -> tuple[Joules | Non
 
 
 class MeasuringEnergy(Callback):
-    """Enters into `history.joules`, at every record, what a device has used in training steps so far.
+    """Appends to `history.joules`, at every record, the energy that a device has used in training steps so far.
 
-    Evaluations and checkpoints between records are left out. A run that goes on from a checkpoint within two records
-    has steps that nobody measured: its energy is unknown.
+    Evaluations and checkpoints between records are left out. If a run resumes from a checkpoint between two records,
+    the energy of some steps was never measured, and the total is unknown.
     """
 
     def __init__(self, counter: Joules) -> None:
@@ -51,7 +51,7 @@ class MeasuringEnergy(Callback):
         self._unknown = False
 
     def on_fit_start(self, trainer: Training) -> None:
-        """From here on it counts."""
+        """Start counting here."""
         joules = trainer.history.joules
         self._unknown = trainer.step > 0 and (not joules or joules[-1][0] != trainer.step)
         if self._unknown:
@@ -59,22 +59,22 @@ class MeasuringEnergy(Callback):
         self._mark = self._counter()
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
-        """The device has been waited for."""
+        """Record the energy: the device has already been waited for."""
         del record
         self._enter(trainer)
 
     def on_step(self, trainer: Training) -> None:
-        """A run that is stopped here goes on from here."""
+        """Record the energy if the run stops here, as it resumes from here."""
         if trainer.stop_requested:
             self._enter(trainer)
 
     def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
-        """Not what evaluating took."""
+        """Leave out the energy of the evaluation."""
         del trainer, evaluation
         self._mark = self._counter()
 
     def on_epoch_end(self, trainer: Training) -> None:
-        """Nor what writing a checkpoint took."""
+        """Leave out the energy of writing a checkpoint."""
         del trainer
         self._mark = self._counter()
 

@@ -1,4 +1,4 @@
-"""Quality of each task on held-out batches, by the metric of its kind of head."""
+"""Quality of each task on held-out batches, measured by the metric of its kind of head."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mt2st_fast.training.sources import Batch, materialised, to_device
 
 
 class Shortcuts(Protocol):
-    """What some know of held-out batches without the encoder's own forward pass; None where they do not."""
+    """What an engine can compute for held-out batches without the encoder's own forward pass; None if it cannot."""
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """(3,) of each of these tasks: the targets that it hits, all there are, and those outside its classes."""
+        """(3,) for each of these tasks: correct targets, all targets, and targets outside its classes."""
 
     def features(self, inputs: Any) -> Tensor | None:
-        """What the encoder makes of the inputs."""
+        """Return the encoder's features for the inputs."""
 
 
 @torch.no_grad()
@@ -42,10 +42,10 @@ def evaluate(
     add_up: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda sums: sums,
     metrics: Mapping[str, Metric] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """The metric of each task in `tasks` over all batches; NaN where no row carries a target.
+    """Return the metric of each task in `tasks` over all batches; NaN if no row has a target.
 
-    shortcuts: of who knows more than the encoder. Sums stay on the device until the end; add_up: makes those of several
-    processes one. metrics: by task, instead of that of its kind. Restores the training mode of the encoder.
+    shortcuts: an engine that may be faster than the encoder. Sums stay on the device until the end; add_up: combines
+    the sums of several processes. metrics: by task, instead of that of its kind. Restores the encoder's training mode.
     """
     sums: dict[str, Tensor] = {}
     own = {task: OwnMetric(task, metrics[task], heads, device) for task in tasks if task in metrics}
@@ -85,7 +85,7 @@ def _check_known(targets: Mapping[str, Any], heads: MultiTaskHeads) -> None:
 
 
 def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
-    """The batches as views of data on the device, where they offer that: nothing is copied then."""
+    """Return the batches as views of data on the device, if they offer that: nothing is then copied."""
     if device.type == "cpu" or not hasattr(batches, "resident_on"):
         return batches
     resident: Iterable[Batch] | None = batches.resident_on(device)
@@ -93,7 +93,7 @@ def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch
 
 
 def _value(heads: MultiTaskHeads, task: str, sums: Tensor) -> float:
-    """Raises InputError where a class was none of the head's: as in training, it may be a mistake in the labels."""
+    """Return the metric. Raises InputError if a class was out of range: as in training, the labels may be wrong."""
     if heads.is_open_task(task):
         return heads.open_task(task).value(sums)
     head = heads.tasks[task].head
@@ -109,7 +109,7 @@ def _value(heads: MultiTaskHeads, task: str, sums: Tensor) -> float:
 def _sums(
     heads: MultiTaskHeads, task: str, features: Tensor | TaskFeatures, target: Any, mask: Tensor | None
 ) -> Tensor:
-    """(n, ...) float64 sums that a task's metric is made from; the last may be how many targets lie outside."""
+    """(n, ...) float64 sums behind a task's metric; the last may be the number of targets out of range."""
     if heads.is_open_task(task):
         own, mask = features_of(features, task, mask)
         return heads.open_task(task).sums(own, target, mask)
@@ -124,7 +124,7 @@ def _sums(
 def _rows(
     heads: MultiTaskHeads, task: str, features: Tensor | TaskFeatures, target: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C), and the targets of N rows as the head takes them. Raises what training raises for others."""
+    """Logits (N, C), and targets of N rows as the head takes them. Raises what training raises for invalid ones."""
     logits, head = heads.logits(features, task, mask), heads.tasks[task].head
     head.check_target_type(task, target)
     return logits.flatten(0, -2), flat_target(task, target, head, logits.shape[:-1])

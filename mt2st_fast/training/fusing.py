@@ -1,4 +1,4 @@
-"""Which row-sparse tables the backward pass of a run steps itself, without a gradient."""
+"""Which row-sparse tables of a run the backward pass steps itself, without a gradient."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
 
 def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Parameter]:
-    """Have the backward pass step the encoder's row-sparse tables where that is asked for; those that it steps now.
+    """Have the backward pass step the encoder's row-sparse tables if requested; returns the tables that it steps.
 
-    Not said otherwise, on CUDA it does so wherever nothing needs their gradient. loaders: how many a step has a batch
-    of. wants_gradients: whether the schedule looks at gradients. Raises ValueError where it is asked for and cannot be.
+    By default, it does so on CUDA if nothing needs their gradient. loaders: the number of batches in a step.
+    wants_gradients: whether the schedule uses gradients. Raises ValueError if it is requested and not possible.
     """
     if parts.fuse_backward is None:
         fits = (
@@ -37,9 +37,9 @@ def fuse(parts: StepParts, loaders: int, wants_gradients: bool) -> list[nn.Param
 
 
 def _nothing_needs_gradients(parts: StepParts, loaders: int, wants_gradients: bool) -> bool:
-    """Whether a step is one backward pass, through a table that is read once, and nobody looks at its gradient."""
+    """Return whether a step is one backward pass, through a table that is read once, whose gradient nobody needs."""
     optimizer, encoder = parts.optimizer, parts.encoder
-    if parts.processes.are_several:  # which exchange gradients
+    if parts.processes.are_several:  # these exchange gradients
         return False
     if not isinstance(optimizer, RowSparseOptimizer) or type(encoder) not in (BagEncoder, WindowEncoder):
         return False

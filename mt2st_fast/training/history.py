@@ -1,4 +1,4 @@
-"""What happened while training: steps, evaluations and phases, as plain records.
+"""What happened during training: steps, evaluations and phases, as plain records.
 
 Seconds are not compared: two runs that computed the same thing are equal, however long they took.
 """
@@ -18,7 +18,7 @@ from mt2st_fast.files import json_text, reading, write_atomically
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Means over the steps since the record before, up to and including `step` (counted from 1)."""
+    """Means over the steps since the previous record, up to and including `step` (counted from 1)."""
 
     step: int
     epoch: float
@@ -27,15 +27,15 @@ class StepRecord:
     weights: dict[str, float]  # by active task, at `step`
     learning_rate: float
     step_ms: float = field(compare=False)
-    # Spent so far in training steps, and in choosing what trains on.
+    # Total so far, in training steps and in choosing which parts train.
     train_seconds: float = field(compare=False)
-    # How many of the steps trained which part; empty where all parameters train in all.
+    # How many of the steps trained each part; empty if every step trains all parameters.
     trained: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Quality on the validation batches after `step` steps, by task; the metric is the task's own."""
+    """Quality on the validation batches after `step` steps, by task, measured by each task's own metric."""
 
     step: int
     epoch: float
@@ -47,15 +47,15 @@ class Evaluation:
 class PhaseRecord:
     """A stretch of training with one set of active tasks, main task first.
 
-    turns: how shared and task parameters take turns in it, "" where all train; records of steps say which did.
-    engine: what took its steps. passed_over: why the engines before that one in the order did not, by their names; for
+    turns: how shared and task parameters take turns, "" if all of them train; step records say which part trained.
+    engine: the engine that took the steps. passed_over: why the engines earlier in the order did not, by name; for
     the engine itself, why it left some steps to the last one. graph: with `Trainer(graph=True)`, "captured" or
-    "not captured: ..." with the reason; None without.
+    "not captured: ..." with the reason; otherwise None.
     """
 
     first_step: int
     active: tuple[str, ...]
-    reasons: dict[str, str] = field(default_factory=dict)  # why tasks retired, where the schedule says it
+    reasons: dict[str, str] = field(default_factory=dict)  # why tasks retired, if the schedule says so
     turns: str = ""
     # How it was computed, not what:
     engine: str = field(default="", compare=False)
@@ -65,9 +65,10 @@ class PhaseRecord:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A part of the model as it was measured: a layer, a head, or some rows of a table.
+    """A measured part of the model: a layer, a head, or some rows of a table.
 
-    parameters: its names in the run. rows: how many of a table's it is. cost: how many numbers of it a step moved.
+    parameters: their names in the run. rows: how many rows of a table it has. cost: how many of its numbers a step
+    moved.
     importance: by task. becomes: "trained", "frozen", or "retired" with its task.
     """
 
@@ -81,21 +82,21 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class SelectionRecord:
-    """Which parts train on from step `step` on, and by what they were chosen; see training/importance.py."""
+    """Which parts train from step `step` on, and the measure that chose them; see training/importance.py."""
 
     step: int
     measure: str
     parts: tuple[PartRecord, ...]
-    seconds: float = field(compare=False)  # that measuring took
+    seconds: float = field(compare=False)  # spent measuring
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> SelectionRecord:
-        """From what `asdict` gave."""
+        """Restore a record from the result of `asdict`."""
         parts = [PartRecord(**{**part, "parameters": tuple(part["parameters"])}) for part in stored["parts"]]
         return cls(**{**stored, "parts": tuple(parts)})
 
     def shares(self, task: str) -> tuple[float, ...]:
-        """Every part's share of the importance to a task, 0 where nothing matters."""
+        """Return each part's share of the total importance to a task; all 0 if nothing matters."""
         values = [part.importance.get(task, 0.0) for part in self.parts]
         total = sum(values)
         return tuple(value / total if total else 0.0 for value in values)
@@ -103,10 +104,10 @@ class SelectionRecord:
 
 @dataclass
 class History:
-    """Everything that `fit` saw, in order; `main` is the main task.
+    """Everything that happened in `fit`, in order; `main` is the main task.
 
-    stopped: why a run ended before its last step, where something in it decided so. joules: (step, joules of all
-    training steps up to it) at every record, where somebody measures them (see `training/energy.py`).
+    stopped: why a run ended before its last step, if something in it decided so. joules: (step, joules of all
+    training steps up to it) at every record, if they are measured (see `training/energy.py`).
     """
 
     main: str
@@ -119,22 +120,23 @@ class History:
 
     @property
     def best(self) -> Evaluation | None:
-        """The evaluation that is best for the main task, the earliest of equals; None without any."""
+        """The evaluation that is best for the main task, the earliest of equals; None if there is none."""
         measured = [e for e in self.evaluations if not math.isnan(e.metrics[self.main])]
         return max(measured, key=lambda e: e.metrics[self.main], default=None)
 
     @property
     def train_seconds(self) -> float:
-        """Seconds spent in training steps and in choosing parts: no evaluation, no checkpoint, no logging."""
+        """Seconds spent in training steps and in choosing parts, without evaluation, checkpoints and logging."""
         return self.steps[-1].train_seconds if self.steps else 0.0
 
     def step_ms_median(self, phase: PhaseRecord, part: str | None = None) -> float | None:
-        """Median milliseconds of a step of this phase, or of its steps that train a part; None if no record is of such
-        steps alone.
+        """Return the median milliseconds per step of this phase, or of its steps that train `part`.
+
+        None if no record consists of such steps alone.
         """
         later = [p.first_step for p in self.phases if p.first_step > phase.first_step]
         last = min(later, default=float("inf"))
-        # The record that spans the border belongs to neither side.
+        # A record that spans the boundary belongs to neither side.
         inside = [
             record.step_ms
             for before, record in zip([None, *self.steps], self.steps, strict=False)
@@ -145,12 +147,12 @@ class History:
         return statistics.median(inside) if inside else None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able form that `from_json` reads."""
+        """Return a JSON-able form that `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> History:
-        """The history that `to_json` wrote."""
+        """Restore the history that `to_json` returned."""
         return cls(
             main=stored["main"],
             steps=[StepRecord(**record) for record in stored["steps"]],
@@ -162,7 +164,7 @@ class History:
         )
 
     def write_jsonl(self, path: Path) -> None:
-        """One JSON object a line, {"kind": "step" | "evaluation" | "phase" | "selection" | "stopped", ...}, by step."""
+        """Write JSON lines, {"kind": "step" | "evaluation" | "phase" | "selection" | "stopped", ...}, by step."""
         lines = [
             *(
                 {
@@ -188,10 +190,10 @@ class History:
 
     @classmethod
     def read_jsonl(cls, path: Path, main: str) -> History:
-        """The history that `write_jsonl` wrote of a run with this main task; joules are not in it.
+        """Read the history that `write_jsonl` wrote of a run with this main task; joules are not in it.
 
         Raises InputError for a file that is missing or cannot be read, and KeyError, TypeError or ValueError for one
-        that says something else.
+        with other content.
         """
         history = cls(main)
         with reading(path) as file:
@@ -216,7 +218,7 @@ class History:
 
 
 def _number(stored: float | None) -> float:
-    """A number of a JSON file, which has null for what is none."""
+    """A number from a JSON file; null stands for NaN."""
     return math.nan if stored is None else stored
 
 

@@ -1,16 +1,16 @@
 """How much every part of a model matters to every task, measured on held-out batches; nothing moves.
 
-A part is what can be frozen by itself: a layer, a head, or some rows of a row-sparse table, grouped by how many of the
-batches use them. With g the gradient of a task's mean loss on a batch, and w a part's parameters, the importance is the
-mean over the batches of
+A part is anything that can be frozen by itself: a layer, a head, or some rows of a row-sparse table, grouped by how
+many of the batches use them. With g the gradient of a task's mean loss on a batch, and w a part's parameters, the
+importance is the mean over the batches of
 
-    taylor  (sum g w)^2    the loss change where the part is set to zero, to first order, squared (Molchanov et al.
+    taylor  (sum g w)^2    the loss change if the part is set to zero, to first order, squared (Molchanov et al.
                            2017, arXiv 1611.06440; squared as in Molchanov et al. 2019, arXiv 1906.10771)
     fisher  sum g^2        the diagonal of the empirical Fisher information, of batches instead of examples: how fast
-                           the loss falls, to first order, where a gradient step moves the part alone
+                           the loss falls, to first order, if a gradient step moves only this part
 
-What a part costs is how many numbers of it a step moves: all of a layer's, of a table those in the rows that a batch
-uses.
+The cost of a part is how many of its numbers a step moves: all numbers of a layer; for a table, those in the rows that
+a batch uses.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.sources import Batch, some_rows, to_device
 
 Measure = Literal["fisher", "taylor"]
-MOST_BATCHES = 4  # that are looked at: a few steps' worth, whatever the held-out data
-MOST_AUXILIARY_BATCHES = 1  # of these, for tasks that are about to retire: nothing is decided by them
+MOST_BATCHES = 4  # batches to measure on: a few steps' worth, whatever the held-out data
+MOST_AUXILIARY_BATCHES = 1  # of these, for tasks about to retire: nothing depends on their importance
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Parameters that are frozen together; rows (V,) bool: those of the one table that they are.
+    """Parameters that are frozen together; rows: (V,) bool, only these rows of the one table.
 
-    cost: how many numbers of it a step moves. task: whose head it is, None for a part of the encoder.
+    cost: how many of its numbers a step moves. task: the task if it is a head, None for a part of the encoder.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Importances:
-    """Parts, and by task what each of them matters, in their order."""
+    """The parts, and for each task the importance of each part, in the same order."""
 
     main: str
     parts: tuple[Part, ...]
     by_task: Mapping[str, tuple[float, ...]]
 
     def shares(self, task: str) -> tuple[float, ...]:
-        """Every part's share of the importance to one task, 0 where nothing matters."""
+        """Return each part's share of the total importance to one task; all 0 if nothing matters."""
         total = sum(self.by_task[task])
         return tuple(value / total if total else 0.0 for value in self.by_task[task])
 
 
 class _Moments(NamedTuple):
-    """What is kept of a parameter's gradient g in one batch: of all its numbers, or of the rows (U,) that have one."""
+    """Sums over a parameter's gradient g in one batch: over all its numbers, or for each row (U,) with a gradient."""
 
     rows: Tensor | None
     products: Tensor  # () or (U,), sums of g w
@@ -73,10 +73,10 @@ class _Moments(NamedTuple):
 
 
 def importances(parts: StepParts, batches: Iterable[Batch], measure: Measure) -> Importances:
-    """Of everything that is trained, for every active task that the held-out batches have targets of.
+    """Measure everything that trains, for every active task that the held-out batches have targets for.
 
-    Looks at some rows of the first MOST_BATCHES batches for the main task, of fewer for the others. Raises ValueError
-    where no batch has a target of the main task.
+    Uses some rows of the first MOST_BATCHES batches for the main task, and of fewer for the others. Raises ValueError
+    if no batch has a target of the main task.
     """
     layers = list(_layers(parts))
     trained = [p for _, _, owned in layers for p in owned]
@@ -100,9 +100,9 @@ def importances(parts: StepParts, batches: Iterable[Batch], measure: Measure) ->
 def _gradients(
     parts: StepParts, trained: Sequence[nn.Parameter], batches: Iterable[Batch]
 ) -> dict[str, list[list[_Moments | None]]]:
-    """By task, for every batch with a target of it, what is kept of each parameter's gradient; None: it has none."""
+    """Return, by task and batch with its targets, the moments of each parameter's gradient; None: no gradient."""
     seen: dict[str, list[list[_Moments | None]]] = {}
-    # Dropout would draw random numbers that training then misses.
+    # Dropout would draw random numbers, and so change those of training.
     with evaluating(parts.encoder), _gradients_of_tables(parts), torch.enable_grad():
         for batch in islice(batches, MOST_BATCHES):
             inputs, targets = (to_device(part, parts.device) for part in some_rows(batch))
@@ -121,7 +121,7 @@ def _gradients(
 
 
 def _is_wanted(task: str, heads: MultiTaskHeads, seen: Mapping[str, Sequence[object]]) -> bool:
-    """Whether to measure for a task on one more batch."""
+    """Return whether to measure a task on one more batch."""
     if heads.is_word_task(task):  # it has no loss on features
         return False
     return task == heads.main or len(seen.get(task, ())) < MOST_AUXILIARY_BATCHES
@@ -129,7 +129,7 @@ def _is_wanted(task: str, heads: MultiTaskHeads, seen: Mapping[str, Sequence[obj
 
 @contextmanager
 def _gradients_of_tables(parts: StepParts) -> Iterator[None]:
-    """The backward pass makes the gradients of tables that it would otherwise step."""
+    """Within the block, the backward pass makes the gradients of tables that it would otherwise step."""
     unfuse(parts.fused_tables)
     try:
         yield
@@ -145,7 +145,7 @@ def _moments(gradient: Tensor | None, parameter: Tensor) -> _Moments | None:
     values, exact = parameter.detach(), torch.float64
     if not gradient.is_sparse:
         return _Moments(None, (gradient * values).sum(dtype=exact), gradient.square().sum(dtype=exact))
-    # Autograd drops the mark of a coalesced gradient; where rows come twice it matters.
+    # Autograd drops the mark of a coalesced gradient; it matters if rows occur twice.
     gradient = gradient.coalesce()
     rows, g = gradient._indices()[0], gradient._values().flatten(1)
     products, squares = g * values[rows].flatten(1), g.square()
@@ -154,11 +154,11 @@ def _moments(gradient: Tensor | None, parameter: Tensor) -> _Moments | None:
 
 # --- parts -----------------------------------------------------------------------------------------------
 
-_Layer = tuple[str, str | None, tuple[nn.Parameter, ...]]  # name, whose head it is, and what it owns
+_Layer = tuple[str, str | None, tuple[nn.Parameter, ...]]  # name, task of a head, parameters
 
 
 def _layers(parts: StepParts) -> Iterator[_Layer]:
-    """Every module with trained parameters of its own; of the heads every active task's. A parameter comes once."""
+    """Yield every module with trained parameters of its own, and every active task's head. A parameter comes once."""
     seen: set[int] = set()
 
     def new(parameters: Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
@@ -166,19 +166,19 @@ def _layers(parts: StepParts) -> Iterator[_Layer]:
         seen.update(map(id, found))
         return tuple(found)
 
-    # An encoder may hold the heads as well: they are heads first.
+    # An encoder may hold the heads as well: they count as heads.
     heads = [(task, new(_parameters_of(parts.heads, task))) for task in parts.heads.active]
     for path, module in parts.encoder.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if owned := new(own.values()):
-            # A module with one parameter is that parameter: a table, and not the encoder around it.
+            # A module with one parameter is named after it: a table, not the encoder around it.
             name = f"{path}.{next(iter(own))}".strip(".") if len(own) == 1 else path
             yield f"encoder/{name}".rstrip("/"), None, owned
     yield from ((f"heads/{task}", task, owned) for task, owned in heads if owned)
 
 
 def _parameters_of(heads: MultiTaskHeads, task: str) -> Iterator[nn.Parameter]:
-    """A task's own."""
+    """Return a task's own parameters."""
     if heads.is_word_task(task):
         return iter(())
     module = heads.open_task(task) if heads.is_open_task(task) else heads.linear(task)
@@ -191,7 +191,7 @@ def _parts_of(
     of_batches: Sequence[Sequence[_Moments | None]],
     parts: StepParts,
 ) -> Iterator[Part]:
-    """The layer itself; or of a row-sparse table, whose rows can be frozen, the rows that are used alike."""
+    """Yield the layer itself; for a row-sparse table whose rows can be frozen, groups of rows with similar use."""
     name, task, owned = layer
     place = next(i for i, p in enumerate(trained) if p is owned[0])
     used = [moments[place] for moments in of_batches]
@@ -217,7 +217,7 @@ def _parts_of(
 
 
 def _bands(n_batches: int) -> Iterator[tuple[int, int]]:
-    """Numbers of uses (first, last) that are alike: 0, 1, 2 to 3, 4 to 7, ..., all."""
+    """Yield ranges (first, last) of numbers of uses to group: 0, 1, 2 to 3, 4 to 7, ..., all."""
     yield 0, 0
     low = 1
     while low < n_batches:
@@ -232,7 +232,7 @@ def _importance(
     of_batches: Sequence[Sequence[_Moments | None]],
     measure: Measure,
 ) -> float:
-    """The mean over the batches."""
+    """Return the mean over the batches."""
     owned = {id(p) for p in part.parameters}
     places = [i for i, p in enumerate(trained) if id(p) in owned]
     found = [_of_batch([moments[i] for i in places], part.rows, measure) for moments in of_batches]

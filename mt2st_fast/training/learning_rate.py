@@ -1,4 +1,4 @@
-"""The learning rate of a run's steps: as the optimizer has it, falling linearly, or by a scheduler of torch."""
+"""The learning rate of a run's steps: as the optimizer has it, falling linearly, or set by a torch scheduler."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.training.optimizer_upkeep import rate_as_set, set_rate
 
 Decay = Literal["linear", "none"]
-SchedulerFactory = Callable[..., LRScheduler]  # of (optimizer) or (optimizer, total_steps)
+SchedulerFactory = Callable[..., LRScheduler]  # takes (optimizer) or (optimizer, total_steps)
 
 
 def check_rates(lr_decay: Any, lr_scheduler: Any) -> None:
-    """Raises ValueError for what is no way to set the rate, and for two at once."""
+    """Raises ValueError for an invalid way to set the rate, and for two ways at once."""
     if lr_decay not in ("linear", "none"):
         raise ValueError(f"lr_decay {lr_decay} is unknown; there are linear, none")
     if lr_scheduler is not None and not callable(lr_scheduler):
@@ -33,31 +33,31 @@ def check_rates(lr_decay: Any, lr_scheduler: Any) -> None:
 
 
 class LearningRate:
-    """Sets the rate of every step before it, in the optimizer's groups, where every engine reads it."""
+    """Sets the learning rate before every step, in the optimizer's groups, where every engine reads it."""
 
     def __init__(self, decay: Decay, factory: SchedulerFactory | None, total_steps: int) -> None:
         self._falls, self._factory, self._total_steps = decay == "linear", factory, total_steps
         self._scheduler: LRScheduler | None = None
         self._made: dict[str, Any] = {}  # the scheduler's state when it was new
-        self._at = 0  # the step that a rate was last set for
+        self._at = 0  # the step that the rate was last set for
 
     @property
     def scheduler(self) -> str | None:
-        """The class of the scheduler, by name."""
+        """The class name of the scheduler."""
         return None if self._scheduler is None else type(self._scheduler).__name__
 
     @property
     def cycles_momentum(self) -> bool:
-        """Whether momentum or betas change beside the rate."""
+        """Whether momentum or betas change together with the rate."""
         return _cycles_momentum(self._scheduler)
 
     def begin(self, optimizer: Optimizer) -> None:
-        """Of the first step on. Raises InputError for what is no scheduler of this optimizer, or wants a metric."""
+        """Start at the first step. Raises InputError for an invalid scheduler, and for one that needs a metric."""
         self._optimizer = optimizer
         self._expected = float(self._first_group()["initial_lr"])
         if self._factory is None:
             return
-        for group in optimizer.param_groups:  # a scheduler notes for itself what it begins with
+        for group in optimizer.param_groups:  # a scheduler records its own initial rate
             set_rate(group, group.pop("initial_lr"))
         takes_steps = _required(self._factory) == 2
         made = self._factory(optimizer, self._total_steps) if takes_steps else self._factory(optimizer)
@@ -74,8 +74,8 @@ class LearningRate:
         self._scheduler, self._made = made, _numbers(made.state_dict())
 
     def resume(self, optimizer: Optimizer, stored: Mapping[str, Any] | None) -> None:
-        """As `begin`, with an optimizer whose groups are those of then. Raises InputError for another scheduler."""
-        # A scheduler that is made sets its first rate.
+        """As `begin`, with an optimizer that has its stored groups. Raises InputError for another scheduler."""
+        # A new scheduler sets its first rate.
         kept = ("params", "lr")
         groups = [{k: v for k, v in group.items() if k not in kept} for group in optimizer.param_groups]
         rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -93,10 +93,10 @@ class LearningRate:
             self._scheduler.load_state_dict(_merged(self._scheduler.state_dict(), stored["progress"]))
 
     def state(self) -> dict[str, Any] | None:
-        """What `resume` goes on from, JSON-able. Raises InputError for a scheduler that holds what JSON has not."""
+        """Return what `resume` needs, JSON-able. Raises InputError for a scheduler whose state is not JSON-able."""
         if self._scheduler is None:
             return None
-        # What it was told, the function that made it tells a resumed run: its end may be another.
+        # Constructor arguments are not stored: the factory provides them again, as the end of the run may change.
         progress = _progress(self._made, _numbers(self._scheduler.state_dict()))
         try:
             json.dumps(progress)
@@ -107,9 +107,9 @@ class LearningRate:
         return {"name": self.scheduler, "progress": progress}
 
     def set_for(self, step: int) -> None:
-        """Have the groups hold the rate of a step that is about to be taken."""
+        """Set the groups to the rate of the step that is about to be taken."""
         if self._scheduler is not None:
-            if self._at < step:  # not where a step that failed is taken again
+            if self._at < step:  # not when a failed step is taken again
                 self._advance()
             self._at = step
         elif self._falls:
@@ -118,27 +118,27 @@ class LearningRate:
             self._expected = self.at(step)
 
     def as_set(self) -> float:
-        """The rate of the first group that holds parameters, as it is now."""
+        """Return the current rate of the first group that holds parameters."""
         return rate_as_set(self._first_group(), self._expected)
 
     def at(self, step: int) -> float:
-        """The same at a step; where a scheduler sets it, that of now."""
+        """Return the same for a given step; with a scheduler, the current rate."""
         if not self._falls:
             return self.as_set()
         return float(self._first_group()["initial_lr"] * (1.0 - step / self._total_steps))
 
     def left(self, step: int) -> float | None:
-        """What a step's rate is of the first one's, where it falls linearly to nothing, else None."""
+        """Return a step's rate over that of the first step, if it falls linearly to zero, else None."""
         return 1.0 - step / self._total_steps if self._falls else None
 
     def given(self) -> float:
-        """What it began with."""
+        """Return the initial rate."""
         return float(self._first_group()["initial_lr"])
 
     def _advance(self) -> None:
         assert self._scheduler is not None
         with warnings.catch_warnings():
-            # A step in one kernel call is none of `optimizer.step`, which torch then misses.
+            # A step in one kernel call does not call `optimizer.step`, which torch's scheduler then misses.
             if self._at == 0:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self._scheduler.step()
@@ -154,19 +154,19 @@ def _cycles_momentum(scheduler: Any) -> bool:
 
 
 def _required(factory: SchedulerFactory) -> int:
-    """How many arguments a function must be given; a class is given the optimizer alone."""
+    """Return how many arguments a function requires; a class gets only the optimizer."""
     if isinstance(factory, type):
         return 1
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # of a function without one
+    except (TypeError, ValueError):  # for a function without a signature
         return 1
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in positional and p.default is p.empty for p in parameters)
 
 
 def _numbers(state: Any) -> Any:
-    """A copy with lists for tuples, and numbers for tensors, in which a rate on the device is noted."""
+    """Copy with lists for tuples, and numbers for tensors, such as a recorded rate on the device."""
     if isinstance(state, Tensor):
         return state.tolist()
     if isinstance(state, Mapping):
@@ -175,7 +175,7 @@ def _numbers(state: Any) -> Any:
 
 
 def _progress(made: Any, now: Any) -> Any:
-    """What is no longer as it was made, of nested schedulers in their places."""
+    """Return what has changed since the scheduler was made, with nested schedulers in their places."""
     if isinstance(made, dict) and isinstance(now, dict):
         return {
             k: _progress(made.get(k), value) for k, value in now.items() if k not in made or value != made[k]

@@ -1,21 +1,21 @@
-"""Task weights that are learnt: a schedule that is an nn.Module.
+"""Task weights that are learned: a schedule that is an nn.Module.
 
-Which tasks are active its `task_weights` says, as any schedule's; the numbers there are not read. It has
+As for any schedule, `task_weights` says which tasks are active; the numbers in it are not read. The schedule has
 
-    prepare(heads)              if it has one, called before its first step: what it learns a task can be made there
-    weights(active)             (K,) of the active tasks, with the gradient by which they are learnt
-    penalty(present)            if it has one, () what is added to the total loss for the tasks that a step's batches
-                                have targets of (as the logarithms of uncertainty weighting, Kendall et al. 2018,
+    prepare(heads)              optional, called before its first step: it can create what it learns per task
+    weights(active)             (K,) for the active tasks, with the gradient by which they are learned
+    penalty(present)            optional, () to add to the total loss for the tasks that a step's batches have
+                                targets for (like the logarithms of uncertainty weighting, Kendall et al. 2018,
                                 equation 10)
 
-and its parameters join the optimizer. One that weighs a step by that step's own losses has beside `weights`, which then
-gives the weights of the last step without a gradient:
+and its parameters join the optimizer. A schedule that weighs a step by that step's own losses also has the methods
+below; `weights` then gives the weights of the last step without a gradient:
 
-    weigh(active, losses)       (K,) from the losses (K,) of the step's batches, 0 for a task that they have no label of
+    weigh(active, losses)       (K,) from the losses (K,) of the step's batches, 0 for a task without a label in them
     learn(active, before, after)    called after the step, with the losses (K,) of the same batches before and after it
 
-Both compute on the device and wait for nothing. It costs a second forward pass before each step (of the heads alone,
-where autograd keeps the features), and one of the whole model after it.
+Both compute on the device and do not wait. This costs a second forward pass before each step (of the heads alone,
+if autograd keeps the features), and one of the whole model after it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ class WeighsByLosses(Protocol):
         ...
 
     def learn(self, active: Sequence[str], before: Tensor, after: Tensor) -> None:
-        """Take note of what the step has done to the losses (K,)."""
+        """Learn from how the step changed the losses (K,)."""
         ...
 
 
 def learnt_schedule(schedule: object, heads: MultiTaskHeads, device: torch.device) -> nn.Module | None:
-    """The schedule itself, prepared for these heads and moved to `device`, where it learns its weights; None for any
-    other.
+    """Return the schedule, prepared for these heads and moved to `device`, if it learns its weights; else None.
 
     Raises TypeError for a module without `weights`.
     """
@@ -66,7 +65,7 @@ def learnt_weights(schedule: nn.Module, active: Sequence[str]) -> Tensor:
 
 
 def weights_by_losses(schedule: WeighsByLosses, active: Sequence[str], losses: Tensor) -> Tensor:
-    """(K,) float32 of a step with these losses (K,). Raises ValueError for another shape."""
+    """(K,) float32 for a step with these losses (K,). Raises ValueError for another shape."""
     return _checked(schedule.weigh(tuple(active), losses), active)
 
 
@@ -77,6 +76,6 @@ def _checked(weights: Tensor, active: Sequence[str]) -> Tensor:
 
 
 def penalty(schedule: nn.Module, present: Sequence[str]) -> Tensor | None:
-    """() what is added to the total loss, or None."""
+    """() the amount to add to the total loss, or None."""
     own = getattr(schedule, "penalty", None)
     return None if own is None else own(tuple(present))

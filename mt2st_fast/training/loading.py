@@ -1,4 +1,4 @@
-"""Weights of a checkpoint for a run of its own: all of them, or those that fit and a word on every other one."""
+"""Loads the weights of a checkpoint into a new run: all of them, or those that fit, with a reason for each other."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mt2st_fast.model.sharded import StoredTensor, divided_as, whole_shape
 
 MOST_NAMED = 5
 Stored = TypeVar("Stored", bound=StoredTensor)
-EXTRA_STATE = "_extra_state"  # as torch names what a module keeps beside tensors
+EXTRA_STATE = "_extra_state"  # torch's name for module state beside tensors
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """taken: names of tensors that the modules now hold. skipped: the others of both sides, each with the reason."""
+    """taken: names of the loaded tensors. skipped: the other tensors of checkpoint and modules, with reasons."""
 
     taken: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line."""
+        """Summarize in one line."""
         said = f"{len(self.taken)} of {len(self.taken) + len(self.skipped)} tensors taken"
         named = [f"{name} ({why})" for name, why in self.skipped.items()]
         more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
@@ -35,18 +35,18 @@ class LoadedWeights:
 def load_weights(
     modules: Mapping[str, nn.Module], stored: Mapping[str, StoredTensor], *, partial: bool
 ) -> LoadedWeights:
-    """Put stored tensors, "encoder/0.weight", into the modules of those names.
+    """Load stored tensors, such as "encoder/0.weight", into the modules of those names.
 
-    partial: take what fits in name and shape. A name and a shape are all that is compared: rows of a table of another
-    vocabulary of the same size are taken, too. Raises InputError, with nothing changed, where something does not fit
-    and partial is not asked for, and where nothing fits.
+    partial: load what fits in name and shape. Nothing else is compared: the rows of a table for another vocabulary of
+    the same size are loaded, too. Raises InputError, with nothing changed, if something does not fit and partial is
+    False, or if nothing fits.
     """
     own = {
         f"{part}/{name}": t
         for part, module in modules.items()
         for name, t in module.state_dict(keep_vars=True).items()
     }
-    # Which tasks were active is no weight: a run of its own begins with all of them.
+    # Which tasks were active is not a weight: a new run begins with all of them.
     own, stored = _without_extra_state(own), _without_extra_state(stored)
     skipped = {name: "is not in this model" for name in stored if name not in own}
     for name, tensor in own.items():

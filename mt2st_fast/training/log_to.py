@@ -1,4 +1,4 @@
-"""What happens in a run, to a logger of somebody else's: TensorBoard, or any of Lightning's."""
+"""Sends what happens in a run to another logger: TensorBoard, or any of Lightning's."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
 
 
 class LogTo(Callback):
-    """Writes losses, weights, rate, active tasks and metrics to a logger, by the step.
+    """Writes losses, weights, learning rate, active tasks and metrics to a logger, by step.
 
         Trainer(..., callbacks=[LogTo(SummaryWriter("runs/tensorboard"))])
 
-    logger: anything with `log_metrics(metrics, step)`, as Lightning's loggers have, or `add_scalar(name, value, step)`,
-    as torch.utils.tensorboard.SummaryWriter. Names: "loss/total", "loss/TASK", "weight/TASK" and "rate" with every
+    logger: anything with `log_metrics(metrics, step)`, like Lightning's loggers, or `add_scalar(name, value, step)`,
+    like torch.utils.tensorboard.SummaryWriter. Names: "loss/total", "loss/TASK", "weight/TASK" and "rate" with every
     record; "active/TASK", 1 or 0, with every phase; "metric/TASK", and "main" for that of the main task, with every
-    evaluation. A value that is not finite is left out. Of several processes one writes. The logger stays open.
+    evaluation. Values that are not finite are left out. Of several processes, one writes. The logger stays open.
 
-    Raises InputError for a logger that has neither.
+    Raises InputError for a logger that has neither method.
     """
 
     def __init__(self, logger: Any) -> None:
@@ -33,25 +33,25 @@ class LogTo(Callback):
         self.logger = logger
 
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
-        """Which tasks train from here on."""
+        """Write which tasks train from here on."""
         active = {f"active/{name}": float(name in phase.active) for name in trainer.heads.names}
         self._write(trainer, active, phase.first_step)
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
-        """Means since the last record."""
+        """Write the means since the last record."""
         values = {"loss/total": record.total, "rate": record.learning_rate}
         values |= {f"loss/{name}": loss for name, loss in record.losses.items()}
         values |= {f"weight/{name}": weight for name, weight in record.weights.items()}
         self._write(trainer, values, record.step)
 
     def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
-        """Held-out quality."""
+        """Write held-out quality."""
         values = {f"metric/{name}": value for name, value in evaluation.metrics.items()}
         main = evaluation.metrics.get(trainer.history.main)
         self._write(trainer, values if main is None else values | {"main": main}, evaluation.step)
 
     def on_fit_end(self, trainer: Training) -> None:
-        """What a logger still holds goes to its file."""
+        """Flush what the logger still holds to its file."""
         for name in ("flush", "save"):
             if trainer.writes and callable(write := getattr(self.logger, name, None)):
                 write()

@@ -1,18 +1,20 @@
-"""What a schedule may see of training, beside the moment: losses, gradients, and weights that are learnt.
+"""What a schedule may observe of training, beside the moment: losses, gradients, and evaluations.
 
 All of it is optional. A schedule of any class may have
 
-    observe(observation)                    called where losses are read, every `log_every` steps
+    observe(observation)                    called when losses are read, every `log_every` steps
     wants_gradients = True                  observations then hold `gradients`
     observe_held_out(held_out)              called after every evaluation; needs `fit(val=...)`
     wants_held_out_gradients = True         these then hold `gradients`
-    measure, select(importances)            asked where the last auxiliary task retires which parts are to be frozen, by
-                                            their names; needs `fit(val=...)`; see training/importance.py
-    state_dict(), load_state_dict(state)    JSON-able; stands in checkpoints, so that a resumed run goes on bit for bit;
-                                            a schedule that observes needs them wherever there is a checkpoint
-    accumulator_a_task = True               the optimizer keeps moments a task of what they share (schedules/adatask.py)
+    measure, select(importances)            `select` is called when the last auxiliary task retires, and returns the
+                                            names of the parts to freeze; needs `fit(val=...)`; see
+                                            training/importance.py
+    state_dict(), load_state_dict(state)    JSON-able; saved in checkpoints, so that a resumed run continues bit for
+                                            bit; a schedule that observes needs them if there is a checkpoint
+    accumulator_a_task = True               the optimizer keeps moments of shared parameters per task
+                                            (schedules/adatask.py)
 
-Weights that are learnt: see `learnt_weights`. Parts of the model that train in turns: see `turns`.
+For learned weights, see `learnt_weights`. For parts of the model that train in turns, see `turns`.
 """
 
 from __future__ import annotations
@@ -40,10 +42,11 @@ from mt2st_fast.training.sources import Batch, materialised, some_rows, tasks_of
 class TaskGradient:
     """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none).
 
-    row_norm: root mean square over labelled rows of what each adds to it, times their number: of a loss that is a mean
-    it does not grow with the batch. learnt: by how much its loss is below that against the labels of other labelled
-    rows, as a share of that: 0 where it predicts the same for all rows, whatever that is, 1 where it knows every label.
-    None where nobody knows: of tasks without a head, and of less than two labels.
+    row_norm: the root mean square, over labelled rows, of each row's contribution to the gradient, times the number of
+    rows: for a mean loss it does not grow with the batch. learnt: how far its loss is below the loss against the labels
+    of other labelled rows, as a share of that: 0 if it predicts the same for all rows, 1 if it knows every label; None
+    if
+    unknown: for tasks without a head, and for fewer than two labels.
     """
 
     norm: float
@@ -54,11 +57,11 @@ class TaskGradient:
 
 @dataclass(frozen=True)
 class Observation:
-    """Mean losses by active task over the steps since the observation before, up to and including `step`.
+    """Mean losses by active task over the steps since the previous observation, up to and including `step`.
 
-    gradients: of the unweighted losses, on the last step's batch with the encoder in evaluation mode; None where the
-    schedule does not want them, where a phase has just ended, and for batches without the main task. epoch: passes over
-    the main task's data so far, a whole number where one has just ended.
+    gradients: of the unweighted losses, on the last step's batch with the encoder in evaluation mode; None if the
+    schedule does not want them, if a phase has just ended, and for batches without the main task. epoch: passes over
+    the main task's data so far, a whole number if one has just ended.
     """
 
     step: int
@@ -71,10 +74,10 @@ class Observation:
 class HeldOut:
     """What was measured on held-out batches after `step` steps, `epoch` epochs: the metric of every active task.
 
-    gradients: as in `Observation`, on some rows of one held-out batch, another each time. freshness: what the last
-    training step's rows still teach the main task, its row_norm on them over that on held-out rows: about 1 where it
-    learns from both alike, towards 0 where it knows its training rows by heart; None where nobody knows. rate_left: the
-    learning rate over that of the first step, where it falls linearly to nothing; None where it does not.
+    gradients: as in `Observation`, on some rows of one held-out batch, a different one each time. freshness: what the
+    rows of the last training step still teach the main task: its row_norm on them, over its row_norm on held-out rows.
+    It is about 1 if the task learns from both alike, and tends to 0 as it memorizes its training rows; None if unknown.
+    rate_left: the learning rate over that of the first step, if it falls linearly to zero; else None.
     """
 
     step: int
@@ -88,7 +91,7 @@ class HeldOut:
 
 @runtime_checkable
 class Observing(Protocol):
-    """A schedule that sees losses."""
+    """A schedule that observes losses."""
 
     def observe(self, observation: Observation) -> None:
         """Take note."""
@@ -97,7 +100,7 @@ class Observing(Protocol):
 
 @runtime_checkable
 class ObservingHeldOut(Protocol):
-    """A schedule that sees evaluations."""
+    """A schedule that observes evaluations."""
 
     def observe_held_out(self, seen: HeldOut) -> None:
         """Take note."""
@@ -111,25 +114,25 @@ class Selecting(Protocol):
     measure: Measure
 
     def select(self, found: Importances) -> Sequence[str]:
-        """The names of the parts to freeze."""
+        """Return the names of the parts to freeze."""
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A schedule that remembers something from step to step."""
+    """A schedule that has state from step to step."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What it remembers, JSON-able."""
+        """Return the state, JSON-able."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> object:
-        """Remember what `state_dict` gave."""
+        """Restore the state from `state_dict`."""
         ...
 
 
 def check_resumable(schedule: object) -> None:
-    """Raises ValueError for a schedule that observes and could not say, in a checkpoint, what it has seen."""
+    """Raises ValueError for a schedule that observes, but cannot save its observations in a checkpoint."""
     if isinstance(schedule, Observing | ObservingHeldOut) and not isinstance(schedule, Stateful):
         raise ValueError(
             f"the schedule {type(schedule).__name__} observes, and a resumed run could not know what it has seen: give "
@@ -145,7 +148,7 @@ def look_at_losses(
     losses: Mapping[str, float],
     last_step: Sequence[Batch],
 ) -> None:
-    """Show a schedule that wants to see them the mean losses so far; last_step: what gradients are looked at on."""
+    """Show the mean losses to a schedule that observes them; last_step: the batches to compute gradients on."""
     if isinstance(schedule, Observing):
         gradients = task_gradients(parts, last_step) if last_step else None
         schedule.observe(Observation(step, losses, gradients, epoch))
@@ -160,7 +163,7 @@ def look_at_held_out(
     last_step: Sequence[Batch],
     rate_left: float | None = None,
 ) -> None:
-    """Show a schedule that wants to see it what was measured; n_before: how many evaluations there were before."""
+    """Show an evaluation to a schedule that observes them; n_before: the number of earlier evaluations."""
     if not isinstance(schedule, ObservingHeldOut):
         return
     gradients, freshness, main = None, None, parts.heads.main
@@ -184,14 +187,14 @@ def task_gradients(
     *,
     what_is_learnt: bool = False,
 ) -> dict[str, TaskGradient] | None:
-    """Of all tasks with a head (or of some of them, the main one among these) in the first batch that has the main
-    task's targets; None where there is none.
+    """Return the gradients of all tasks with a head (or of `tasks`, which include the main one), by task.
 
-    Of several processes all see what process 0 has found on its batches.
+    They are computed on the first batch that has targets of the main task; None if there is none. With several
+    processes, all get what process 0 has found on its batches.
     """
     if not parts.processes.are_several:
         return _own_gradients(parts, batches, tasks, what_is_learnt)
-    if has_sharded(parts.encoder):  # all pass through it together, or none does
+    if has_sharded(parts.encoder):  # all must pass through it together, or none
         none_here = not any(parts.heads.main in tasks_of(batch) for batch in batches)
         passes = not any(parts.processes.any_of_all(none_here))
     else:
@@ -211,7 +214,7 @@ def _own_gradients(
         return None
     inputs, targets = (to_device(part, parts.device) for part in materialised(found))
     try:
-        # Dropout would draw random numbers that training then misses.
+        # Dropout would draw random numbers, and so change those of training.
         with evaluating(parts.encoder), torch.no_grad(), parts.autocast():
             features, mask = encode_shared(parts.encoder, inputs)
     finally:
@@ -238,7 +241,7 @@ def _row_norm(gradient: Tensor, D: int) -> float:
 def _learnt(
     loss: float, features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
 ) -> float | None:
-    """Of a task with a head: a loss of somebody's own may be of anything."""
+    """Return `learnt` for a task with a head, else None: any other loss may depend on anything."""
     task = parts.heads.tasks.get(name)
     others = None if task is None else _labels_of_others(target, task.head)
     if others is None:
@@ -249,12 +252,12 @@ def _learnt(
 
 
 def _labels_of_others(target: Tensor, head: HeadSpec) -> Tensor | None:
-    """The same labels, where there is one, each at another's place; None for less than two."""
+    """Return the targets with each label moved to another labelled row; None for fewer than two labels."""
     if head.kind.takes_classes:
         labelled = head.is_labelled(target)
     else:
         labelled = ~target.isnan()
-        if head.size > 1:  # of a row
+        if head.size > 1:  # any label in a row
             labelled = labelled.any(-1)
     n = int(labelled.sum())
     if n < 2:
@@ -269,7 +272,7 @@ def _labels_of_others(target: Tensor, head: HeadSpec) -> Tensor | None:
 def _loss_and_gradient(
     features: Tensor, mask: Tensor | None, name: str, target: Tensor, parts: StepParts
 ) -> tuple[float, Tensor]:
-    """One task's own loss, and its gradient (N * D,) float32."""
+    """Return one task's own loss, and its gradient (N * D,) float32."""
     leaf = features.detach().requires_grad_()
     with torch.enable_grad(), parts.autocast():
         total = parts.heads(leaf, {name: target}, mask=mask).total

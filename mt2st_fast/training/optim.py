@@ -1,7 +1,7 @@
 """Optimizers that step only the rows a batch has touched, and dense parameters beside them in the usual way.
 
-A parameter is row-sparse where its gradient is a sparse tensor (encoders with `sparse=True`). A step on it costs what
-the batch costs, whatever the length of the table. After `fuse` the backward pass itself steps the rows and no
+A parameter is row-sparse if its gradient is a sparse tensor (encoders with `sparse=True`). The cost of its step
+depends on the batch, not on the length of the table. After `fuse`, the backward pass itself steps the rows and no
 gradient is made; that rules out gradient clipping, accumulation and loss scaling.
 """
 
@@ -29,14 +29,15 @@ from mt2st_fast.kernels import (
 from mt2st_fast.kernels.bags import rules
 from mt2st_fast.numbers import check_finite_number, check_not_negative, check_positive, check_within
 
-ROW_STATE = "row_"  # begins the names of what only the rows of a batch change
-FROZEN_ROWS = "frozen_rows"  # (V,) 1 for a row of a table that stays as it is
+ROW_STATE = "row_"  # prefix of state that changes only with the rows of a batch
+FROZEN_ROWS = "frozen_rows"  # (V,) 1 for a row of a table that does not move
 
 
 def _not_to_compile(method: Any) -> Callable[..., Any]:
-    """A method that torch keeps from its compiler, which it imports to say so: more than a second of every start.
+    """Return a method without the wrapper by which torch excludes it from compilation.
 
-    Where nobody has imported the compiler, nobody compiles, and the method is called as it is.
+    The wrapper imports the compiler, which adds more than a second to every start. As long as nobody has imported the
+    compiler, nothing is compiled, and the method can be called as it is.
     """
     if "torch._dynamo" in sys.modules:
         return method  # type: ignore[no-any-return]
@@ -44,66 +45,66 @@ def _not_to_compile(method: Any) -> Callable[..., Any]:
 
 
 class RowSparseOptimizer(torch.optim.Optimizer, ABC):
-    """Steps row-sparse parameters by a rule, and leaves the dense ones to the optimizer behind it in the bases.
+    """Steps row-sparse parameters by a rule, and leaves the dense ones to the optimizer class after it in the bases.
 
-    A class says which rule by `kind`; its groups hold the rule's numbers by their names, unless it has its own `rule`.
+    A subclass names the rule by `kind`; its groups hold the rule's numbers by name, unless it overrides `rule`.
     """
 
     @property
     @abstractmethod
     def kind(self) -> RowRuleKind:
-        """The kind of rule by which rows move; a class attribute will do."""
+        """The kind of rule that moves rows; a class attribute is enough."""
 
     def rule(self, group: dict[str, Any]) -> RowRule:
-        """The rule of the moment by which rows of this group move, at a rate on the device where the group's is."""
+        """Return the rule that currently moves the rows of this group; its rate is on the device if the group's is."""
         return RowRule(self.kind, group["lr"], **{name: group[name] for name in self.kind.numbers})
 
     def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
-        """The rule by which the rows of a table of this group move in the step that is being taken, which counts it."""
+        """Return the rule for the rows of a table of this group in the current step, and count that step."""
         del table
         return self.rule(group)
 
     def take_back(self, table: Tensor) -> None:
-        """A step that `next_rule` has counted is not taken."""
+        """Take back the count of a step by `next_rule` that is not taken."""
         del table
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As of every optimizer."""
+        """As in any optimizer."""
         _not_to_compile(super().add_param_group)(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every optimizer."""
+        """As in any optimizer."""
         found: dict[str, Any] = _not_to_compile(super().state_dict)()
         return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As of every optimizer."""
+        """As in any optimizer."""
         _not_to_compile(super().zero_grad)(set_to_none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of every optimizer."""
+        """As in any optimizer."""
         _not_to_compile(super().load_state_dict)(state_dict)
 
     def row_state(self, table: Tensor) -> RowState:
-        """What the rule remembers of a table (V, D), made at its first step."""
+        """Return the rule's state of a table (V, D), made at its first step."""
         return self._state_of(table, ROW_STATE, *table.shape)
 
     def dense_state(self, parameter: Tensor) -> RowState | None:
-        """What the rule remembers of a dense parameter, made at its first step; None where another rule moves it."""
+        """Return the rule's state of a dense parameter, made at its first step; None if another rule moves it."""
         del parameter
         return None
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
-        """What the rule remembers of a dense parameter that it moves as one row; None where it does not."""
+        """Return the rule's state of a dense parameter that it moves as one row; None if it does not."""
         del parameter
         return None
 
     def freeze_rows(self, table: Tensor, frozen: Tensor | None) -> None:
-        """Leave the rows of a row-sparse table that are true in frozen (V,) as they are from now on; None: move all.
+        """Freeze the rows of a row-sparse table that are True in frozen (V,), from now on; None: move all rows.
 
-        They stand in the table's state, as the moments of rows do. Raises ValueError for another shape.
+        They are part of the table's state, as row moments are. Raises ValueError for another shape.
         """
-        self.row_state(table)  # which others look for where there is any state
+        self.row_state(table)  # other code looks for it wherever there is any state
         if frozen is None:
             self.state[table].pop(FROZEN_ROWS, None)
             return
@@ -111,23 +112,23 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             raise ValueError(
                 f"frozen rows must be {tuple(table.shape[:1])} bool, not {tuple(frozen.shape)} {frozen.dtype}"
             )
-        # As numbers of the table's kind, which is what torch makes of a state that it loads.
+        # As numbers in the table's dtype, since torch converts any state that it loads to it.
         self.state[table][FROZEN_ROWS] = frozen.to(table.device, table.dtype)
 
     def frozen_rows(self, table: Tensor) -> Tensor | None:
-        """(V,) bool, which rows of a table stay as they are; None: none does."""
+        """(V,) bool, the frozen rows of a table; None if there are none."""
         stored = self.state[table].get(FROZEN_ROWS) if table in self.state else None
         return None if stored is None else stored.bool()
 
     def drop_frozen_rows(self) -> None:
-        """Leave frozen rows out of the gradients of row-sparse tables, whose norm they are no part of."""
+        """Remove frozen rows from the gradients of row-sparse tables, so that the norm does not count them."""
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None and table.grad.is_sparse:
                     table.grad = without_rows(table.grad, self.frozen_rows(table))
 
     def fuse(self, tables: Iterable[Tensor]) -> None:
-        """Have the backward pass step these row-sparse tables from now on, at the rates of the moment.
+        """Have the backward pass step these row-sparse tables from now on, at the current learning rates.
 
         Raises ValueError for a table that this optimizer does not hold.
         """
@@ -140,7 +141,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step: of the touched rows of row-sparse parameters, of all else in dense ones."""
+        """Take one step: the touched rows of row-sparse parameters, and all of the dense ones."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -157,7 +158,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             update_rows(self.next_rule(table, group), table, moving, state)
             table.grad = None
         self._fuse_dense_steps()
-        # Torch's step lets itself be differentiated through, where that is asked for.
+        # torch's step can be differentiated through, if that is requested.
         step = super().step if self.defaults.get("differentiable") else _not_to_compile(super().step)
         try:
             step()
@@ -167,9 +168,9 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         return loss
 
     def _fuse_dense_steps(self) -> None:
-        """Have torch step dense parameters on a GPU in one launch, which reads a rate on the device where it lies.
+        """Have torch step dense parameters on a GPU in one launch that reads the learning rate on the device.
 
-        Not said when a group is made: a checkpoint would keep it, and a CPU resume from it.
+        Not set when a group is made: a checkpoint would store it, and a CPU could resume from it.
         """
         for group in self.param_groups:
             if (
@@ -182,11 +183,11 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             if dense and all(p.is_cuda and p.is_floating_point() for p in dense):
                 group["fused"] = True
                 for state in [self.state[p] for p in dense if p in self.state]:
-                    if "step" in state:  # a checkpoint brings it on the CPU
+                    if "step" in state:  # a checkpoint loads it to the CPU
                         state["step"] = state["step"].to(dense[0].device, torch.float32)
 
     def _state_of(self, parameter: Tensor, prefix: str, n_rows: int, n_columns: int) -> RowState:
-        """What the rule remembers of a parameter, zeros in float32 at first, under the kind's names."""
+        """Return the rule's state of a parameter under the kind's names, float32 zeros at first."""
         state: dict[str, Tensor] = self.state[parameter]
 
         def kept(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -198,7 +199,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
 
 
 def without_rows(gradient: Tensor, frozen: Tensor | None) -> Tensor:
-    """A row-sparse gradient (V, D) without the rows that are frozen (V,); None: none is."""
+    """Return a row-sparse gradient (V, D) without the frozen rows (V,); None: no row is frozen."""
     if frozen is None:
         return gradient
     gradient = gradient if gradient.is_coalesced() else gradient.coalesce()
@@ -217,8 +218,7 @@ def unfuse(tables: Iterable[Tensor]) -> None:
 
 
 def _check_rate(lr: float | Tensor) -> None:
-    """Raises InputError for a rate that is not positive; one that is a tensor may not be looked at: it may be on a
-    device, which would be waited for."""
+    """Raises InputError for a rate that is not positive; skips tensors, as reading one may wait for a device."""
     if not isinstance(lr, Tensor):
         check_positive(lr=lr)
 
@@ -233,20 +233,20 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
         super().__init__(params, lr=lr)
 
     def dense_state(self, parameter: Tensor) -> RowState:
-        """None: torch's SGD and the rule are the same."""
+        """Return an empty state: torch's SGD and the rule are the same."""
         del parameter
         return RowState()
 
 
 class _AllRows(torch.optim.Optimizer):
-    """Dense parameters by the rule of the row-sparse ones: a row is what the first axis counts."""
+    """Steps dense parameters by the rule of the row-sparse ones; rows are counted by the first axis."""
 
     rule: Callable[[dict[str, Any]], RowRule]
     dense_state: Callable[[Tensor], RowState]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of all parameters with a gradient."""
+        """Take one step of all parameters with a gradient."""
         del closure
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -257,7 +257,7 @@ class _AllRows(torch.optim.Optimizer):
 class RuleOptimizer(RowSparseOptimizer, _AllRows):
     """Steps row-sparse and dense parameters by one rule of `ROW_RULES`; see `optimizer_by_rule`.
 
-    Raises ValueError for a rate that is not positive, and for a number that the rule does not know.
+    Raises ValueError for a rate that is not positive, and for a number that the rule does not have.
     """
 
     def __init__(self, params: Any, lr: float = 0.1, **numbers: float) -> None:
@@ -267,13 +267,13 @@ class RuleOptimizer(RowSparseOptimizer, _AllRows):
         super().__init__(params, {"lr": lr, **dict(zip(self.kind.numbers, rule.numbers, strict=True))})
 
     def dense_state(self, parameter: Tensor) -> RowState:
-        """As of a table whose rows the first axis counts."""
+        """Return its state as for a table whose rows the first axis counts."""
         n_rows = parameter.shape[0] if parameter.dim() else 1
         return self._state_of(parameter, "", n_rows, parameter.numel() // max(n_rows, 1))
 
 
 def optimizer_by_rule(name: str) -> type[RuleOptimizer]:
-    """The optimizer class of a row rule: of its arguments (params, lr, and the rule's numbers by their names).
+    """Return the optimizer class of a row rule; its arguments are params, lr, and the rule's numbers by name.
 
     Raises ValueError for an unknown rule.
     """
@@ -284,9 +284,9 @@ def optimizer_by_rule(name: str) -> type[RuleOptimizer]:
 
 
 class RowwiseAdagrad(RuleOptimizer):
-    """Adagrad with one sum a row: s += mean(g^2), w -= lr g / (sqrt(s) + eps).
+    """Adagrad with one sum per row: s += mean(g^2), w -= lr g / (sqrt(s) + eps).
 
-    The state is a number a row, 1/D of the table. Rare rows keep a high rate, frequent ones settle. (Duchi et al.
+    The state is one number per row, 1/D of the table. Rare rows keep a high rate, frequent ones settle. (Duchi et al.
     2011, with the sum taken by row as in Gupta et al. 2014.)
     """
 
@@ -300,10 +300,10 @@ class RowwiseAdagrad(RuleOptimizer):
 class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
     """Adam that leaves untouched rows and their moments alone; AdamW on dense parameters.
 
-    A row moves by its own moments, and the further the rarer it is: as far a gradient as AdamW on the whole table
-    would in the end move it, at the price of the batch (the formula: `mt2st_fast.kernels.bags.rules.adam`).
-    weight_decay acts on dense parameters only. The state of a table is two more tables; `RowwiseAdagrad` needs a number
-    a row.
+    A row moves by its own moments, and further the rarer it is: a gradient moves it as far as AdamW on the whole table
+    eventually would, at a cost that depends only on the batch (the formula: `mt2st_fast.kernels.bags.rules.adam`).
+    weight_decay acts on dense parameters only. The state of a table is two more tables; `RowwiseAdagrad` needs one
+    number per row.
     """
 
     kind = rules.ADAM
@@ -324,26 +324,26 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
 
     def rule(self, group: dict[str, Any], table_steps: float | Tensor = 0.0) -> RowRule:
-        """Adam at the group's rate and betas; of a table that has taken so many steps."""
+        """Return Adam at the group's rate and betas, for a table that has taken `table_steps` steps."""
         beta1, beta2 = group["betas"]
         return RowRule(
             self.kind, group["lr"], table_steps=table_steps, beta1=beta1, beta2=beta2, eps=group["eps"]
         )
 
     def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
-        """Adam of rows, told how many steps the table has taken."""
+        """Return Adam for rows, with the number of steps that the table has taken."""
         steps: Tensor = self.state[table]["step"]
-        if steps.device != table.device:  # a checkpoint brings it on the CPU
+        if steps.device != table.device:  # a checkpoint loads it to the CPU
             steps = self.state[table]["step"] = steps.to(table.device)
         steps += 1
         return self.rule(group, steps)
 
     def take_back(self, table: Tensor) -> None:
-        """Count a step less."""
+        """Count one step less."""
         self.state[table]["step"] -= 1
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
-        """AdamW's own state: one count of steps, and both moments. None where AdamW is not plain Adam with decay."""
+        """Return AdamW's own state: one step count, and both moments; None if AdamW is not plain Adam with decay."""
         (group,) = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
         if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:
             return None
@@ -355,7 +355,7 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         return RowState(*(state[name].view(-1) for name in ("step", "exp_avg", "exp_avg_sq")))
 
     def row_state(self, table: Tensor) -> RowState:
-        """Steps a row, and both moments."""
-        # Of the table: how many steps it has taken. AdamW looks for it in every parameter's state when it is loaded.
+        """Return the step count of each row, and both moments."""
+        # The table's own step count. AdamW looks for it in the state of every parameter when it is loaded.
         self.state[table].setdefault("step", torch.zeros((), dtype=torch.float32, device=table.device))
         return super().row_state(table)

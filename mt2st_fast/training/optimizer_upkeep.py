@@ -1,4 +1,4 @@
-"""What training does to an optimizer beside stepping: let parameters and faded moments go, set the rate."""
+"""Optimizer maintenance beside stepping: release parameters and faded moments, set the learning rate."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mt2st_fast.training.optim import ROW_STATE
 # FADE_STEPS steps to become subnormal.
 FADED = 1e-25
 FADE_STEPS = 250
-IMPLEMENTATIONS = ("fused", "foreach")  # options of an optimizer that say how it computes a step, not what
+IMPLEMENTATIONS = ("fused", "foreach")  # options for how an optimizer computes a step, not what
 
 
 def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Let an optimizer forget what it remembers of parameters that have retired, and their gradients.
+    """Make an optimizer drop its state of retired parameters, and drop their gradients.
 
-    They keep their places in its groups: without a gradient an optimizer passes them by, moments and weight decay
-    included. So a scheduler finds the groups that it counted, and a state dict from before or after fits an optimizer
+    They keep their places in its groups: an optimizer skips a parameter without a gradient, moments and weight decay
+    included. A scheduler thus finds the same groups, and a state dict from before or after fits an optimizer
     that was made of all parameters.
     """
     gone = list(parameters)
@@ -36,9 +36,9 @@ def release(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
 
 
 def remove(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Take parameters, and their state, out of an optimizer; an empty group stays, as schedulers count them.
+    """Remove parameters and their state from an optimizer; an empty group stays, as schedulers count groups.
 
-    For a run whose checkpoints name what each group holds.
+    For a run whose checkpoints name the parameters of each group.
     """
     gone = list(parameters)
     release(optimizer, gone)
@@ -59,7 +59,7 @@ def put_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> Non
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set a group's learning rate, in place where it is a tensor: a captured step reads that tensor."""
+    """Set a group's learning rate, in place if it is a tensor: a captured step reads that tensor."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
     else:
@@ -67,7 +67,7 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def rate_as_set(group: dict[str, Any], expected: float) -> float:
-    """A group's learning rate as a number: `expected`, unless someone else has set another."""
+    """Return a group's learning rate as a number: `expected`, unless someone else has set another."""
     rate = float(group["lr"])
     # float32 holds 0.002 as 0.0020000001.
     return (
@@ -77,14 +77,14 @@ def rate_as_set(group: dict[str, Any], expected: float) -> float:
 
 @torch.no_grad()
 def drop_faded_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Set moments under FADED to 0, as they would soon be subnormal; call every FADE_STEPS steps on a CPU.
+    """Set moments below FADED to 0, as they would soon be subnormal; call it every FADE_STEPS steps on a CPU.
 
-    After a switch the embedding rows that only auxiliary rows used get no gradient any more. Their first
-    moments decay into the subnormal numbers, on which a CPU computes many times slower: the step took 1.8
+    After a switch, the embedding rows that only auxiliary rows used no longer get a gradient. Their first
+    moments decay into the subnormal numbers, on which a CPU computes many times slower: a step took 1.8
     times as long from 700 steps after the switch on.
     """
     for state in optimizer.state.values():
-        # These move with the rows of a batch only, and so fade no more than they are used.
+        # These change only with the rows of a batch, and so fade no faster than they are used.
         if any(name.startswith(ROW_STATE) for name in state):
             continue
         for moment in state.values():
@@ -96,9 +96,9 @@ def drop_faded_moments(optimizer: torch.optim.Optimizer) -> None:
 def clip_gradients(
     parameters: Iterable[nn.Parameter], most: float, add_up: Callable[[Tensor], Tensor] = lambda own: own
 ) -> None:
-    """Scale all gradients so that their 2-norm together is at most `most`; row-sparse ones by their rows.
+    """Scale all gradients so that their joint 2-norm is at most `most`; row-sparse ones count by their rows.
 
-    add_up: sums over the processes that have parts of sharded ones; all of them call this.
+    add_up: sums over the processes that have parts of sharded gradients; all of them must call this.
     """
     values: list[Tensor] = []
     parts: list[Tensor] = []
@@ -111,7 +111,7 @@ def clip_gradients(
             own = parameter.grad._values()
         (parts if is_sharded(parameter) else values).append(own)
     if values or parts:
-        # As torch.nn.utils.clip_grad_norm_, which knows no sparse gradient.
+        # Like torch.nn.utils.clip_grad_norm_, which does not support sparse gradients.
         norm = nn.utils.get_total_norm(values)
         if parts:
             norm = torch.hypot(
@@ -122,13 +122,13 @@ def clip_gradients(
 
 
 def row_sparse_tables(module: nn.Module) -> list[nn.Parameter]:
-    """The embedding tables whose gradients are sparse: of this package's encoders and of torch's own layers."""
+    """Return the embedding tables whose gradients are sparse, in this package's encoders and in torch's own layers."""
     sparse = [part for part in module.modules() if getattr(part, "sparse", False) is True]
     return [part.table if hasattr(part, "table") else part.weight for part in sparse]  # type: ignore[misc]
 
 
 def undecayed(optimizer: torch.optim.Optimizer, tables: Iterable[nn.Parameter]) -> float:
-    """The decay that the optimizer is told to give row-sparse tables, and does not; 0 where it is told none."""
+    """Return the weight decay configured for row-sparse tables, which is not applied; 0 if there is none."""
     sparse = {id(table) for table in tables}
     told = [
         float(group.get("weight_decay") or 0.0)
@@ -139,9 +139,9 @@ def undecayed(optimizer: torch.optim.Optimizer, tables: Iterable[nn.Parameter]) 
 
 
 def optimizer_options(optimizer: torch.optim.Optimizer, names: list[list[str]] | None) -> dict[str, Any]:
-    """The class of an optimizer and what it was told, JSON-able.
+    """Return the class of an optimizer and its options, JSON-able.
 
-    {"class": name, "groups": [{option: value}], "names": of the parameters in each group, where those have names}.
+    {"class": name, "groups": [{option: value}], "names": the parameters in each group, if they have names}.
     """
     plain = (bool, int, float, str)
     groups = []
@@ -151,7 +151,7 @@ def optimizer_options(optimizer: torch.optim.Optimizer, names: list[list[str]] |
             {
                 name: value
                 for name, value in told.items()
-                # The rate may fall: initial_lr is what was told.
+                # lr may change during a run; initial_lr is the configured value.
                 if name not in ("params", "lr", *IMPLEMENTATIONS)
                 and (value is None or isinstance(value, plain) or (name == "betas"))
             }
@@ -160,7 +160,7 @@ def optimizer_options(optimizer: torch.optim.Optimizer, names: list[list[str]] |
 
 
 def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
-    """Raises InputError where an optimizer, or one of its options, is another than was stored (`optimizer_options`)."""
+    """Raises InputError if an optimizer, or one of its options, differs from the stored one (`optimizer_options`)."""
     if own["class"] != stored["class"]:
         raise InputError(
             f"the checkpoint was made with {stored['class']}, this run has {own['class']}; give the same optimizer"
@@ -178,7 +178,7 @@ def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
 def _same_groups(
     stored: dict[str, Any], own: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The options of groups that share a parameter; by their order where parameters have no names."""
+    """Yield the options of groups that share a parameter; in order of the groups if parameters have no names."""
     if stored["names"] is None or own["names"] is None:
         yield from zip(stored["groups"], own["groups"], strict=False)
         return
@@ -189,9 +189,9 @@ def _same_groups(
 
 
 def admit(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> bool:
-    """Have the optimizer step those parameters, too, that it does not yet know; whether there are any.
+    """Have the optimizer also step those parameters that it does not hold yet; returns whether there are any.
 
-    They come into its first group: schedulers count them.
+    They are added to its first group, as schedulers count groups.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     new = [p for p in parameters if id(p) not in held]
@@ -205,7 +205,7 @@ def admit(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) 
 
 
 def step_mixed_groups_singly(optimizer: torch.optim.Optimizer) -> None:
-    """Have a group with whole and sharded parameters stepped one by one: torch has no operator that takes both."""
+    """Have groups with whole and sharded parameters stepped one by one: torch has no operator that takes both."""
     for group in optimizer.param_groups:
         if len({is_dtensor(parameter) for parameter in group["params"]}) > 1:
             group.update({name: False for name in IMPLEMENTATIONS if name in group})

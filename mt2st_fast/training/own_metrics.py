@@ -1,4 +1,4 @@
-"""Metrics of a user's own: objects of torchmetrics, or functions of predictions and targets."""
+"""User-defined metrics: torchmetrics objects, or functions of predictions and targets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import MultiLabel
 
-# A torchmetrics.Metric, or metric(predictions, targets) -> number; of both more has to be better.
+# A torchmetrics.Metric, or metric(predictions, targets) -> number; higher must be better for both.
 Metric = Callable[[Tensor, Tensor], Any]
-STATE = ("update", "compute", "reset")  # what torchmetrics' objects have beside a call
+STATE = ("update", "compute", "reset")  # methods that torchmetrics objects have
 
 
 def check_metrics(metrics: Mapping[str, Metric], heads: MultiTaskHeads) -> None:
-    """Raises InputError for a task that there is not, or that has a metric anyway, and for what is no metric."""
+    """Raises InputError for an unknown task, for a task without a head, and for anything that is not a metric."""
     for task, metric in metrics.items():
         if task not in heads.names:
             raise InputError(
@@ -43,10 +43,10 @@ def check_metrics(metrics: Mapping[str, Metric], heads: MultiTaskHeads) -> None:
 class OwnMetric:
     """One task's metric over the batches of one evaluation.
 
-    It is given float32 probabilities (N, C) and classes int64 (N,); of a multi-label task probabilities (N, C) and 0 or
-    1 int64 (N, C); of a regression values and targets (N, C), or (N,) where C is 1. Rows without a label, or with one
-    missing, are left out. An object is told batch by batch, on the device, and is a fresh copy of what was given; a
-    function gets all rows at once, on the CPU.
+    It gets float32 probabilities (N, C) and int64 classes (N,); for a multi-label task probabilities (N, C) and int64 0
+    or 1 (N, C); for a regression values and targets (N, C), or (N,) if C is 1. Rows with a missing label are left out.
+    An object is updated batch by batch, on the device, and is a fresh copy of the given one; a function gets all rows
+    at once, on the CPU.
     """
 
     def __init__(self, task: str, metric: Metric, heads: MultiTaskHeads, device: torch.device) -> None:
@@ -58,11 +58,11 @@ class OwnMetric:
         if self._is_object:
             self._metric = copy.deepcopy(metric)
             self._metric.reset()
-            self._metric.sync_on_compute = False  # a process that measures alone waits for nobody
+            self._metric.sync_on_compute = False  # a process that evaluates alone waits for nobody
             self._metric = self._metric.to(device) if hasattr(metric, "to") else self._metric
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """More rows: logits (N, C), and targets as the head takes them. Raises InputError where it cannot be told."""
+        """Add rows: logits (N, C), and targets as the head takes them. Raises InputError if the metric fails."""
         predictions, targets = self._labelled(logits.float(), target)
         self._rows += len(predictions)
         if not len(predictions):
@@ -73,7 +73,7 @@ class OwnMetric:
             self._told.append((predictions.cpu(), targets.cpu()))
 
     def value(self) -> float:
-        """What it says of all rows, NaN where there was none. Raises InputError where that is no number."""
+        """Return the metric over all rows, NaN if there are none. Raises InputError if it is not a number."""
         if not self._rows:
             return float("nan")
         if self._is_object:
@@ -109,7 +109,7 @@ class OwnMetric:
 
 
 def metric_name(metric: Any) -> str:
-    """What a function or an object is called in messages, and in a checkpoint."""
+    """Return the name of a function or an object for messages and checkpoints."""
     return getattr(metric, "__name__", type(metric).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Phases for any training loop: what a callback of Lightning, of transformers or of one's own calls before a step."""
+"""Phases for any training loop: called before each step by a callback of Lightning or transformers, or by your loop."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
 
 class Phase(NamedTuple):
-    """A stretch of training with one set of active tasks, as it begins."""
+    """A stretch of training with one set of active tasks, at its start."""
 
     first_step: int
     active: tuple[str, ...]
-    retired: tuple[str, ...]  # where it began
-    reasons: dict[str, str]  # why they retired, where the schedule says so
+    retired: tuple[str, ...]  # at its start
+    reasons: dict[str, str]  # why they retired, if the schedule says so
 
 
 class PhaseController:
-    """Lets tasks go as a schedule says, in a training loop that is not this package's.
+    """Retires tasks as a schedule says, in a training loop outside this package.
 
         controller = PhaseController(heads, Switch(at=0.6), optimizer)
         for step, (inputs, targets) in enumerate(batches):
             controller.step(step, total_steps, steps_per_epoch)
-            heads(encoder(inputs), targets).total.backward()      # by the weights of this step
+            heads(encoder(inputs), targets).total.backward()      # with the weights of this step
             optimizer.step()
 
-    Where a task retires its head is no longer computed, its parameters need no gradient, and the optimizer forgets
-    their state. They keep their places in its groups, so that schedulers and stored states go on fitting. `weights` are
-    those of the step at hand, by active task; the heads take them where a call gives none. optimizer: one, several, or
-    None (then retired parameters cost the memory of their moments); it may be set later. encoder: of one that is or
-    holds a `TaskAdaptedEncoder`, whose layers of tasks' own retire with the tasks.
+    When a task retires, its head is no longer computed, its parameters need no gradient, and the optimizer drops their
+    state. They keep their places in its groups, so that schedulers and stored states still fit. `weights` are those of
+    the current step, by active task; the heads use them if a call gives none. optimizer: one, several, or None (retired
+    parameters then still occupy the memory of their moments); it may be set later. encoder: give it if it is or
+    contains a `TaskAdaptedEncoder`, whose task-specific layers retire with the tasks.
 
-    To resume: make heads and optimizer as at the beginning, load modules, optimizer and this state in any order, and go
-    on with the next step. The optimizer may also be made after the modules were loaded, of what is trainable. A DDP
-    wrapper around the heads has to be made after loading, and anew where `step` returns a phase with retired tasks; or
-    it has find_unused_parameters=True.
+    To resume: make heads and optimizer as at the beginning, load modules, optimizer and this state in any order, and
+    continue with the next step. The optimizer may also be made after loading the modules, from the trainable
+    parameters. A DDP wrapper around the heads must be made after loading, and again whenever `step` returns a phase
+    with retired tasks; or use find_unused_parameters=True.
 
-    Raises ValueError for a schedule that has to be shown what training sees, learns its weights, has parts of the model
-    train in turns or the optimizer keep moments a task: those are for `Trainer`.
+    Raises ValueError for a schedule that has to observe training, learns its weights, trains parts of the model in
+    turns, or has the optimizer keep moments per task: those are for `Trainer`.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class PhaseController:
 
     @property
     def phase(self) -> Phase | None:
-        """The phase at hand; None before the first step."""
+        """The current phase; None before the first step."""
         return self._phase
 
     def step(self, step: int, total_steps: int, steps_per_epoch: int) -> Phase | None:
-        """To be called before every optimizer step, counted from 0: the phase that begins with it, or None.
+        """Call this before every optimizer step, counted from 0: returns the phase that begins with it, or None.
 
-        Step 0 begins a run, with all tasks. Raises InputError for what is no number of steps, and what the schedule
+        Step 0 begins a run, with all tasks. Raises InputError for an invalid number of steps, and whatever the schedule
         raises.
         """
         check_count(0, step=step)
@@ -122,11 +122,11 @@ class PhaseController:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         if self.optimizer is None:
             return []
-        # What wraps an optimizer, as accelerate's does, is one, too.
+        # A wrapper around an optimizer, such as accelerate's, is an optimizer too.
         return [self.optimizer] if isinstance(self.optimizer, torch.optim.Optimizer) else list(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from, JSON-able."""
+        """Return what a resumed run needs, JSON-able."""
         schedule = dict(self.schedule.state_dict()) if isinstance(self.schedule, Stateful) else None
         return {
             "schedule": description(self.schedule),
@@ -137,7 +137,7 @@ class PhaseController:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state_dict` was asked: its tasks active, the others out of heads and optimizer.
+        """Restore the state from `state_dict`: its tasks are active, the others are out of heads and optimizer.
 
         Raises InputError, with nothing changed, for the state of another schedule or of other tasks.
         """

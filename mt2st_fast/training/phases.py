@@ -1,4 +1,4 @@
-"""Entering a phase: the one place where everything that has retired is let go."""
+"""Entering a phase: the one place where everything that has retired is released."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def enter_phase(
     optimizer: torch.optim.Optimizer,
     source: Source,
 ) -> None:
-    """Train the `active` tasks only, from the next step on.
+    """Train only the `active` tasks, from the next step on.
 
-    The retired heads, and what an encoder has for a retired task alone, need no gradient and hold none; they leave the
-    optimizer with their state, or moments and weight decay would go on moving them. Their loaders are let go and their
-    labels no longer read.
+    The retired heads, and an encoder's parameters for retired tasks only, need no gradient and hold none. They leave
+    the optimizer with their state; otherwise moments and weight decay would keep moving them. Their loaders are
+    released and their labels are no longer read.
     """
     set_active(active, encoder, heads)
     remove(optimizer, of_retired(encoder, heads))
@@ -30,14 +30,14 @@ def enter_phase(
 
 
 def set_active(active: tuple[str, ...], encoder: nn.Module | None, heads: MultiTaskHeads) -> None:
-    """Freeze what belongs to the other tasks alone."""
+    """Freeze the parameters that belong only to other tasks."""
     heads.set_active(active)
     for each in [] if encoder is None else adapted_in(encoder):
         each.set_active(active)
 
 
 def of_retired(encoder: nn.Module | None, heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """The parameters of tasks' own that do not train."""
+    """Return the task-specific parameters that do not train."""
     adapted = [] if encoder is None else adapted_in(encoder)
     own = [*heads.parameters(), *(p for each in adapted for p in each.own_parameters())]
     return [p for p in own if not p.requires_grad]

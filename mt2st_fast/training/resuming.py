@@ -1,4 +1,4 @@
-"""What a checkpoint and the run that goes on from it must have in common, and what may have changed meanwhile."""
+"""What a checkpoint and the run that resumes from it must have in common, and what may have changed since."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FIXES = {
 
 
 def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raises InputError that names the first setting which is another than in the checkpoint, and the fix.
+    """Raises InputError, naming the first setting that differs from the checkpoint, and the fix.
 
-    A layer that a callback has added since then is no setting of then.
+    A layer that a callback has added since then does not count as a setting.
     """
     for name, value in own.items():
         if name in stored and stored[name] != value:
@@ -37,7 +37,7 @@ def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_falls: bool) -> None:
-    """Tell what an end that is not the one of then means. Raises InputError where it has already been passed."""
+    """Log what a different end of the run means. Raises InputError if it has already been passed."""
     if new_end == end:
         return
     epochs = new_end / steps_per_epoch
@@ -60,7 +60,7 @@ def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_f
 
 
 def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """All parameters, each once and under its first name: "encoder/0.weight"."""
+    """Return all parameters, each once and under its first name: "encoder/0.weight"."""
     named: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for part, module in modules.items():
@@ -72,7 +72,7 @@ def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter
 
 
 def trained(named: Mapping[str, nn.Parameter]) -> list[str]:
-    """The names of parameters that are not frozen."""
+    """Return the names of parameters that are not frozen."""
     return [name for name, parameter in named.items() if parameter.requires_grad]
 
 
@@ -81,10 +81,10 @@ def freeze_as_then(
     then: Mapping[str, Sequence[str]],
     trained_at_start: Sequence[str],
 ) -> None:
-    """Train and freeze what was trained and frozen in the checkpoint, which callbacks may have changed in its run.
+    """Freeze and unfreeze parameters as in the checkpoint, since callbacks may have changed that during its run.
 
-    then: names {"at_start", "now"}. trained_at_start: of this run, before tasks that had retired by then were let go.
-    Raises InputError where this run begins with others than that of the checkpoint began or ended with.
+    then: names {"at_start", "now"}. trained_at_start: of this run, before tasks that had retired by then were released.
+    Raises InputError if this run begins with other trained parameters than the checkpoint's began or ended with.
     """
     own = set(trained(named))
     retired = set(trained_at_start) - own
@@ -104,7 +104,7 @@ def freeze_as_then(
 def group_names(
     optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]
 ) -> list[list[str]] | None:
-    """The names of the parameters in each group; None where the optimizer holds others, too."""
+    """Return the names of the parameters in each group; None if the optimizer also holds other parameters."""
     name_of = {id(parameter): name for name, parameter in named.items()}
     groups = [[name_of.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
     return None if any("" in group for group in groups) else groups
@@ -113,9 +113,9 @@ def group_names(
 def hold_groups(
     optimizer: torch.optim.Optimizer, groups: list[list[str]] | None, named: Mapping[str, nn.Parameter]
 ) -> None:
-    """Have the optimizer hold parameters in the groups of then, whose options it is about to be given.
+    """Arrange the optimizer's parameters in the groups of the checkpoint, whose options are about to be loaded.
 
-    Groups grow where a callback unfreezes or adds parameters, and shrink where tasks retire.
+    Groups grow when a callback unfreezes or adds parameters, and shrink when tasks retire.
     """
     own = group_names(optimizer, named)
     if groups is None or own is None or groups == own:

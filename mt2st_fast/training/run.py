@@ -1,4 +1,4 @@
-"""One training run: its source, optimizer, phase, weights and history, and the step that moves them on."""
+"""One training run: its source, optimizer, phase, weights and history, and the step that advances them."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_o
 class Run:
     """Training of an encoder and its heads on one source of batches, a step at a time.
 
-    `Trainer.begin` makes one. steps_done: optimizer steps so far. history: what happened; losses are in it once
-    `record` has read them. processes: that take these steps together; all of them call the same methods.
+    Made by `Trainer.begin`. steps_done: optimizer steps so far. history: what happened; it contains losses once
+    `record` has read them. processes: those that take these steps together; all of them call the same methods.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class Run:
         self.steps_per_epoch, self.total_steps = source.steps_per_epoch, total_steps
         self.steps_done, self.history = 0, History(heads.main)
         self._options, self._listener, self.processes = options, listener, options.processes
-        self._phase_active: tuple[str, ...] = ()  # the tasks that losses and weights (K,) are of
+        self._phase_active: tuple[str, ...] = ()  # the tasks of losses and weights (K,)
         self._weight_values: list[float] = []
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
         self._interval_seconds = 0.0  # spent in steps since the last record
-        self._choosing_seconds = 0.0  # spent in choosing what trains on, that no record has told yet
-        self._last_tasks: tuple[str, ...] = ()  # of a batch that was found to be in order
+        self._choosing_seconds = 0.0  # spent choosing which parts train, not yet in a record
+        self._last_tasks: tuple[str, ...] = ()  # of the last batch that passed the checks
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, heads, options.device)
         self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
         self._keeps_step = self._wants_gradients or isinstance(options.schedule, ObservingHeldOut)
         set_active(heads.names, encoder, heads)
         self._trained_at_start = trained(self._named())
-        # As given: a callback may change what it likes.
+        # As given: a callback may change anything later.
         steps = None if source.is_stream else self.steps_per_epoch
         self._settings = fixed_settings(options, encoder, heads, steps)
         if resume is not None:
@@ -127,30 +127,30 @@ class Run:
         if self._phase_active:
             self.engine.choose(self.history.phases)
 
-    # --- what moves it on -------------------------------------------------------------------------------
+    # --- steps, records, evaluations --------------------------------------------------------------------
 
     @property
     def moment(self) -> Moment:
-        """The step at hand, counted from 0."""
+        """The current step, counted from 0."""
         return self._moment(self.steps_done)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """What steps the parameters."""
+        """The optimizer that steps the parameters."""
         return self._parts.optimizer
 
     @property
     def scheduler(self) -> str | None:
-        """The class of what sets the learning rate, by name; None without a scheduler."""
+        """The class name of the learning rate scheduler; None without one."""
         return self._rate.scheduler
 
     def step(self) -> Tensor:
-        """One optimizer step on the source's next batches, entering a phase first where one is due.
+        """Take one optimizer step on the source's next batches, entering a phase first if one is due.
 
         Returns the losses (K,) of the active tasks, on the device: nothing here waits for it.
         """
         self._enter_phase_if_due()
-        # What a first call compiles is no part of a step.
+        # Compilation in a first call does not count as part of a step.
         started, compiled = time.perf_counter(), compile_seconds()
         losses = self._take_step(self.source.next_step(self.steps_done))
         self._interval_seconds += time.perf_counter() - started - (compile_seconds() - compiled)
@@ -159,7 +159,7 @@ class Run:
     def record(self, *, after_step: bool = True) -> None:
         """Read the losses since the last record: the one place that waits for the device.
 
-        Raises NonFiniteLossError naming task and step.
+        Raises NonFiniteLossError, naming task and step.
         """
         if not self._unread_losses:
             return
@@ -189,12 +189,12 @@ class Run:
         self._listener.on_record(record)
 
     def admit_unfrozen(self) -> None:
-        """Train parameters that were unfrozen or added since the optimizer was made, from a gradient of their own."""
+        """Train parameters that were unfrozen or added after the optimizer was made, from their next gradient on."""
         if admit(self._parts.trainable(), self.optimizer) and self._phase_active:
             self.engine.choose(self.history.phases)
 
     def note_evaluation(self, metrics: dict[str, float], held_out: Iterable[Batch]) -> Evaluation:
-        """Enter what was measured on held-out batches after the steps so far, and show it to the schedule."""
+        """Add an evaluation on held-out batches to the history, and show it to the schedule."""
         epoch, n_before = self.steps_done / self.steps_per_epoch, len(self.history.evaluations)
         evaluation = Evaluation(self.steps_done, epoch, metrics, self.history.train_seconds)
         last_step, held_out = self._batches_of_last_step(), Paired(held_out, self.heads.names)
@@ -204,7 +204,7 @@ class Run:
         return evaluation
 
     def close(self) -> None:
-        """Make gradients and train what was frozen again, as before the run, and leave the other processes."""
+        """Restore gradients and unfreeze what the run has frozen, and leave the other processes."""
         unfuse(self._parts.fused_tables)
         self._selection.undo()
         self.processes.close()
@@ -225,9 +225,9 @@ class Run:
         return losses
 
     def _with_active_targets(self, batch: Batch) -> Batch:
-        """A batch without the labels of retired tasks."""
+        """Remove the labels of retired tasks from a batch."""
         given = tasks_of(batch)
-        if given == self._last_tasks == self.heads.active:  # nearly always: looked at before, and all wanted
+        if given == self._last_tasks == self.heads.active:  # nearly always: checked before, and all wanted
             return batch
         wanted = tuple([name for name in self.heads.active if name in given])
         if not wanted:
@@ -240,7 +240,7 @@ class Run:
         return with_tasks(batch, wanted)
 
     def _check_disjoint(self, batches: list[Batch]) -> None:
-        """Raises InputError where two loaders label one task: its loss would be the sum of two means."""
+        """Raises InputError if two loaders label one task: its loss would be the sum of two means."""
         seen: set[str] = set()
         for name in (name for batch in batches for name in tasks_of(batch)):
             if name in seen:
@@ -263,7 +263,7 @@ class Run:
             before = self.heads.active
             if self._selection.due(self._phase_active, active):
                 self._select_parts()
-            self.record(after_step=False)  # of the tasks of before
+            self.record(after_step=False)  # for the previous tasks
             enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
             self._phase_active = active
             told: dict[str, str] = getattr(self._options.schedule, "reasons", {})
@@ -278,7 +278,7 @@ class Run:
         self._rate.set_for(moment.step)
 
     def _select_parts(self) -> None:
-        """While the tasks that are about to retire are still there."""
+        """Select parts while the tasks that are about to retire are still there."""
         selection = self._selection.make(self.steps_done, self._named())
         self.history.selections.append(selection)
         self._choosing_seconds += selection.seconds
@@ -296,7 +296,7 @@ class Run:
             self._parts.weights_k = fresh.to(self._options.device)
         self._weight_values = values
 
-    # --- what the schedule sees -------------------------------------------------------------------------
+    # --- what the schedule observes ---------------------------------------------------------------------
 
     def _batches_of_last_step(self) -> list[Batch]:
         return [batch for batches in self._last_step or () for batch in batches]
@@ -309,7 +309,7 @@ class Run:
     # --- begin, save, resume ----------------------------------------------------------------------------
 
     def modules(self) -> list[nn.Module]:
-        """Everything that has parameters: the encoder, the heads, and a schedule that learns."""
+        """Return everything that has parameters: the encoder, the heads, and a schedule that learns."""
         return list(self._modules().values())
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -341,9 +341,9 @@ class Run:
         self.steps_done = state["step"]
         self.history = History.from_json(state["history"])
         self._selection.restore(self.history.selections, named)
-        self.history.stopped = None  # it goes on; what ended it may end it again
+        self.history.stopped = None  # it continues; what ended it may end it again
         self._phase_active = tuple(state["phase_active"])
-        # A run that is stopped between two records goes on to the very record it would have made.
+        # A run stopped between two records continues to exactly the record that it would have made.
         self._unread_losses = [
             torch.tensor(k, dtype=torch.float32, device=device) for k in state["unread_losses"]
         ]
@@ -360,10 +360,10 @@ class Run:
         restore_random_states(self.processes, state)
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed run goes on from; of several processes all call it.
+        """Write everything that a resumed run needs; with several processes, all must call it.
 
-        Raises NonFiniteLossError rather than keep a broken state, and ValueError for a schedule that observes and has
-        no state to keep.
+        Raises NonFiniteLossError instead of saving a broken state, and ValueError for a schedule that observes but has
+        no state to save.
         """
         check_resumable(self._options.schedule)
         schedule, source = self._options.schedule, self.source.state()
@@ -392,14 +392,14 @@ class Run:
         save_checkpoint(path, self._modules(), self.optimizer, state, self.processes)
 
     def _remembers(self, schedule: Schedule) -> bool:
-        """Whether a schedule has a state that is not tensors: a module's stands among the modules."""
+        """Return whether a schedule has state other than tensors: a module's state is saved with the modules."""
         return self._learnt is None and isinstance(schedule, Stateful)
 
     def check_finite(self) -> None:
-        """Raises NonFiniteLossError where a loss that is not read yet, or a trained parameter, is not finite."""
+        """Raises NonFiniteLossError if a loss that is not read yet, or a trained parameter, is not finite."""
         if self._unread_losses:
             self._check_finite(torch.stack(self._unread_losses))
-        # A last step may lose them without a loss that shows it.
+        # A last step may make parameters non-finite without a loss that shows it.
         found = [(name, p) for name, p in self._named().items() if p.requires_grad]
         check_finite_parameters(found, self._phase_active, self._rates())
 

@@ -1,4 +1,4 @@
-"""What a run is made with: a Trainer's options, who listens, how many steps, and the errors and texts of a run."""
+"""What a run is made with: a Trainer's options, listeners, the number of steps, and the errors and texts of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NonFiniteLossError(InputError):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a Trainer's options say to its runs; see there."""
+    """The options of a Trainer, for its runs; see there."""
 
     schedule: Schedule
     make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -46,34 +46,34 @@ class RunOptions:
     fuse_backward: bool | None
     processes: Processes = field(default_factory=Processes)  # that train together
     lr_scheduler: SchedulerFactory | None = None
-    taken: Mapping[str, str] = field(default_factory=dict)  # how they take each loader, see processes/data.py
-    metrics: Mapping[str, str] = field(default_factory=dict)  # names of those that a user gave, by task
-    held_out: str | None = None  # what its evaluations measure, as far as it can be known again
+    taken: Mapping[str, str] = field(default_factory=dict)  # how loaders are divided, see processes/data.py
+    metrics: Mapping[str, str] = field(default_factory=dict)  # names of user-defined metrics, by task
+    held_out: str | None = None  # a digest of the held-out data, if one can be computed
 
 
 class RunListener(Protocol):
-    """Who hears what happens in a run."""
+    """Notified of what happens in a run."""
 
     def on_phase(self, phase: PhaseRecord) -> None:
-        """The active tasks have changed."""
+        """Called when the active tasks have changed."""
         ...
 
     def on_record(self, record: StepRecord) -> None:
-        """Losses were read."""
+        """Called when losses were read."""
         ...
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Where a run stands, and at which rates it has stepped: for messages."""
+    """The position of a run and its learning rates, for messages."""
 
     rate_at: Callable[[int], float]
-    given: float  # what was asked for
+    given: float  # what the user asked for
     steps_done: int
     steps_per_epoch: int
 
     def at(self, step: int) -> str:
-        """Step, epoch and rate in use, and what to do."""
+        """Describe step, epoch and learning rate, and what to do."""
         return (
             f"at step {step}: in epoch {step / self.steps_per_epoch:.2f} at a rate of {self.rate_at(step):g}; "
             f"lower lr ({self.given:g}), clip gradients, or look for bad values in inputs and targets"
@@ -81,11 +81,11 @@ class Rates:
 
 
 MOST_SHOWN = 200  # characters of a setting
-EPOCHS = 10  # where nobody says how long a run is
+EPOCHS = 10  # if the length of a run is not given
 
 
 def steps_of(epochs: float | None, steps: int | None, steps_per_epoch: int) -> int:
-    """Optimizer steps of a run: so many, or of so many passes. Raises InputError for both, and unless there is one."""
+    """Return the optimizer steps of a run, from steps or epochs. Raises InputError for both, or if there is none."""
     if steps is not None:
         if epochs is not None:
             raise InputError("epochs and steps are both given, and each says how long the run is: give one")
@@ -102,7 +102,7 @@ def check_finite(
     first_step: int,
     rates: Rates,
 ) -> None:
-    """Raises NonFiniteLossError if one of M steps' losses (M, K), from first_step on, is not finite."""
+    """Raises NonFiniteLossError if a loss of M steps (M, K), the first of them first_step, is not finite."""
     if torch.isfinite(losses_mk).all():
         return
     m, k = (~torch.isfinite(losses_mk)).nonzero()[0].tolist()
@@ -111,10 +111,10 @@ def check_finite(
 
 
 def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence[str], rates: Rates) -> None:
-    """Raises NonFiniteLossError where a parameter of any shape is not finite, naming the tasks that moved it."""
+    """Raises NonFiniteLossError if a parameter of any shape is not finite, naming the tasks that moved it."""
     floats = [(name, own_part(p.detach())) for name, p in named if p.is_floating_point()]
-    # Asked of all at once: a device is waited for once. A sum is finite only if every number is, and is read at the
-    # speed of memory; it may overflow, so that a look at each number has the last word.
+    # All at once, to wait for a device only once. A sum is finite only if every number is, and is computed at the
+    # speed of memory. It may overflow, though, so each number is checked before an error is raised.
     if not floats or torch.stack([torch.isfinite(p.sum()) for _, p in floats]).all():
         return
     name = next((name for name, p in floats if not torch.isfinite(p).all()), None)
@@ -129,12 +129,12 @@ def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence
 def fixed_settings(
     options: RunOptions, encoder: nn.Module, heads: MultiTaskHeads, steps_per_epoch: int | None
 ) -> dict[str, Any]:
-    """What must not change between a checkpoint and its resumption; a stream has no steps per epoch."""
+    """Return what must not change between a checkpoint and its resumption; a stream has no steps per epoch."""
     return {
         "layers of tasks' own": "; ".join(each.settings for each in adapted_in(encoder)) or "none",
         "tasks": ", ".join(heads.names),
         **{f"the task {name}": _shown(repr(task)) for name, task in heads.tasks.items()},
-        # What weights do not show: dropout, a way of pooling.
+        # Options that weights do not show: dropout, a way of pooling.
         **{
             f"the encoder's {name or type(module).__name__}": _shown(module.extra_repr())
             for name, module in encoder.named_modules()
@@ -153,13 +153,13 @@ def fixed_settings(
 
 
 def description(schedule: Schedule) -> str:
-    """The schedule as text that is the same in every process: the default repr holds an address."""
+    """Describe the schedule in a text that is the same in every process: the default repr holds an address."""
     name = type(schedule).__name__
     if isinstance(schedule, nn.Module):
         return f"{name}({schedule.extra_repr()})"
     if not isinstance(schedule, Stateful):
         return name if type(schedule).__repr__ is object.__repr__ else repr(schedule)
-    # What a schedule has learnt or noted may stand in its repr; those of this package make no argument of it.
+    # A schedule's repr may contain learned or observed state; this package's own state is not an init argument.
     if not (is_dataclass(schedule) and type(schedule).__module__.startswith("mt2st_fast.")):
         return name
     given = {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init}
@@ -168,7 +168,7 @@ def description(schedule: Schedule) -> str:
 
 
 def _shown(text: str) -> str:
-    """Without addresses in memory, and short: what is long ends in its checksum."""
+    """Remove memory addresses, and shorten: a long text ends in its checksum."""
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
     if len(text) <= MOST_SHOWN:
         return text

@@ -1,4 +1,4 @@
-"""What a run's steps are made of: the modules that train, their optimizer, and how a step is taken."""
+"""The parts of a run's steps: the modules that train, their optimizer, and how a step is taken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mt2st_fast.training.turns import takes_turns
 
 
 def modules_of(encoder: nn.Module, heads: MultiTaskHeads, learnt: nn.Module | None) -> dict[str, nn.Module]:
-    """What has parameters, by the names that a checkpoint gives it."""
+    """Return the modules with parameters, by their names in a checkpoint."""
     let_go_of_gathered(encoder)
     return {"encoder": encoder, "heads": heads, **({} if learnt is None else {"schedule": learnt})}
 
@@ -32,10 +32,12 @@ def make_parts(
     *,
     fixed_batches: bool,
 ) -> StepParts:
-    """Of a run that begins: a fresh optimizer of every parameter that is not frozen. learnt: weights as a module.
+    """Make the parts of a new run, with a fresh optimizer of all parameters that are not frozen.
 
-    Raises InputError for what does not go together: weights by a step's losses where a step is several backward passes,
-    moments a task, or features a task, with what needs those that all share.
+    learnt: the schedule, if it learns its weights.
+
+    Raises InputError for options that do not go together: weights from a step's losses if a step is several backward
+    passes; moments per task, or features per task, with anything that needs shared ones.
     """
     if isinstance(learnt, WeighsByLosses) and options.accumulate > 1:
         raise InputError(
@@ -82,7 +84,7 @@ def make_parts(
 
 
 def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: RunOptions) -> None:
-    """Raises InputError for a task without features of its own, and for what needs features that all tasks share."""
+    """Raises InputError for a task without features of its own, and for options that need shared features."""
     unknown = [n for n in heads.names if not heads.is_word_task(n) and n not in encoder.tasks]
     if unknown:
         raise InputError(
@@ -109,7 +111,7 @@ def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: 
 
 
 def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> None:
-    """Raises InputError for what a step of the optimizer a task cannot do as one step would."""
+    """Raises InputError for options that do not work with one optimizer step per task."""
     name = type(options.schedule).__name__
     for given, option, instead in (
         (options.accumulate > 1, f"accumulate={options.accumulate}", "accumulate=1"),

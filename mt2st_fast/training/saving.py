@@ -10,7 +10,7 @@ from mt2st_fast.training.run import Run
 
 
 class Saving:
-    """Writes a run's checkpoint where it is due: at the end of an epoch, and within one by the clock."""
+    """Writes a run's checkpoint when it is due: at the end of an epoch, and by the clock within one."""
 
     def __init__(self, path: Path | None, seconds: float | None) -> None:
         self._path, self._seconds = path, math.inf if seconds is None else seconds
@@ -23,16 +23,16 @@ class Saving:
         return self._path is not None
 
     def is_due_by_clock(self) -> bool:
-        """Whether the last one is too long ago."""
+        """Return whether the last checkpoint is too old."""
         return self.is_asked and time.monotonic() - self._last >= self._seconds
 
     def after_step(self, run: Run, epoch_ends: bool) -> None:
-        """Write where it is due."""
+        """Write a checkpoint if it is due."""
         if self.due or epoch_ends:
             self.now(run)
 
     def now(self, run: Run) -> None:
-        """Write."""
+        """Write a checkpoint now."""
         if self._path is not None:
             run.save(self._path)
             self._last = time.monotonic()

@@ -1,4 +1,4 @@
-"""Which parts the single-task phase trains: measured, chosen and frozen once, where the last auxiliary task retires."""
+"""Which parts the single-task phase trains: measured, chosen and frozen once, when the last auxiliary task retires."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mt2st_fast.training.sources import Batch
 
 
 class PartSelection:
-    """A run's: `due` asks for it, `make` measures and freezes, `undo` lets everything train again.
+    """The part selection of a run: `due` says when, `make` measures and freezes, `undo` lets everything train again.
 
-    What is frozen needs no gradient, and leaves the optimizer with its state; frozen rows stay there, left alone.
+    Frozen parameters need no gradient, and leave the optimizer with their state; frozen rows stay in it, unmoved.
     """
 
     def __init__(self, schedule: object, parts: StepParts, held_out: Iterable[Batch] | None) -> None:
@@ -32,15 +32,15 @@ class PartSelection:
         self._frozen: list[nn.Parameter] = []
 
     def due(self, before: Sequence[str], active: Sequence[str]) -> bool:
-        """Whether a phase of these tasks, after one of those before, is the first that is left to the main task."""
+        """Return whether a phase of the tasks `active`, after one of `before`, is the first of the main task alone."""
         alone = len(active) == 1 < len(before)
         return alone and not self._made and isinstance(self._schedule, Selecting)
 
     def make(self, step: int, named: Mapping[str, nn.Parameter]) -> SelectionRecord:
-        """Measure while all tasks are still there, and freeze what the schedule does not select.
+        """Measure while all tasks are still there, and freeze the parts that the schedule names.
 
-        named: all parameters by the names that the record has for them. Of several processes number 0 measures, on
-        its held-out batches, and all freeze what it has found. Raises ValueError without held-out batches of the main
+        named: all parameters by their names in the record. With several processes, process 0 measures on
+        its held-out batches, and all freeze what it has chosen. Raises ValueError without held-out batches of the main
         task.
         """
         assert isinstance(self._schedule, Selecting)
@@ -57,7 +57,7 @@ class PartSelection:
     def _choose(self, step: int, named: Mapping[str, nn.Parameter]) -> _Choice:
         assert isinstance(self._schedule, Selecting)
         assert self._held_out is not None
-        # What a first call compiles is no part of it, as of no step.
+        # Compilation in a first call does not count, as for steps.
         started, compiled = time.perf_counter(), compile_seconds()
         found = importances(self._parts, self._held_out, self._schedule.measure)
         chosen = set(self._schedule.select(found))
@@ -66,13 +66,13 @@ class PartSelection:
         return _Choice(record, _frozen([part for part in found.parts if part.name in chosen], named))
 
     def restore(self, selections: Sequence[SelectionRecord], named: Mapping[str, nn.Parameter]) -> None:
-        """Know again what was frozen before a checkpoint, which has been frozen since."""
+        """Recover which parameters were frozen before a checkpoint and have stayed frozen."""
         self._made = bool(selections)
         names = [n for s in selections for p in s.parts if p.becomes == "frozen" for n in p.parameters]
         self._frozen = [named[name] for name in dict.fromkeys(names) if not named[name].requires_grad]
 
     def undo(self) -> None:
-        """Train again what was frozen: a run to come begins with everything, as it does with all tasks."""
+        """Unfreeze everything: the next run begins with all parameters, as it does with all tasks."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
@@ -90,26 +90,26 @@ class PartSelection:
 
 
 def no_held_out(schedule: object) -> str:
-    """What to say to who trains with a schedule that decides by held-out batches, and gives none."""
+    """Return the message for a schedule that needs held-out batches, if none were given."""
     return f"{type(schedule).__name__} decides by held-out batches: give fit(val=...)"
 
 
 class _Choice(NamedTuple):
-    """What is decided: what there is to tell of it, and by name what is frozen, rows (V,) bool or all (None)."""
+    """The decision: its record, and by name what is frozen, rows (V,) bool or everything (None)."""
 
     record: SelectionRecord
     frozen: dict[str, Tensor | None]
 
 
 def _frozen(parts: Sequence[Part], named: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
-    """Of parts that are to be frozen."""
+    """Return, by name, what to freeze for these parts."""
     name_of = {id(parameter): name for name, parameter in named.items()}
     frozen: dict[str, Tensor | None] = {}
     for part in parts:
         for name in (name_of[id(p)] for p in part.parameters):
             before = frozen.get(name)
             frozen[name] = part.rows if before is None or part.rows is None else before | part.rows
-    # A table whose rows are all frozen is frozen itself: then not even the features' gradient is made.
+    # A table whose rows are all frozen is frozen as a whole: then not even the gradient of the features is made.
     return {name: None if rows is None or rows.all() else rows for name, rows in frozen.items()}
 
 
@@ -122,7 +122,7 @@ def _as_json(choice: _Choice) -> dict[str, Any]:
 
 
 def _choice_told(told: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> _Choice:
-    """From what `_as_json` gave."""
+    """Restore the choice from the result of `_as_json`."""
     frozen: dict[str, Tensor | None] = {}
     for name, numbers in told["frozen"].items():
         rows = None

@@ -1,7 +1,7 @@
-"""Where a step's batches come from: one loader for all tasks, or one loader a task.
+"""Where a step's batches come from: one loader for all tasks, or one loader per task.
 
-A source yields, for a step, a list of (inputs, {task: target}); it knows where it stands in the data, so
-that a resumed run goes on with the very next batch.
+A source yields, for a step, a list of (inputs, {task: target}); it knows its position in the data, so
+that a resumed run continues with exactly the next batch.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ logger = logging.getLogger(__name__)
 PlainBatch = tuple[Any, dict[str, Tensor]]
 Batch = PlainBatch | ResidentBatch
 
-MOST_LOOKED_AT = 512  # rows that are measured without training on them: a step's worth
+MOST_LOOKED_AT = 512  # rows for measurements without training: a step's worth
 
 
 def materialised(batch: Batch) -> PlainBatch:
-    """(inputs, {task: target}) of a batch, gathered on its device where it is the numbers of its rows."""
+    """Return (inputs, {task: target}) of a batch; a batch given by its row numbers is gathered on its device."""
     return batch.materialise() if isinstance(batch, ResidentBatch) else batch
 
 
 def some_rows(batch: Batch) -> PlainBatch:
-    """At most MOST_LOOKED_AT rows, from all over a batch whose inputs are a tensor of rows; the whole of another."""
+    """Return at most MOST_LOOKED_AT rows, spread over a batch, if its inputs are a tensor of rows; else all of it."""
     inputs, targets = materialised(batch)
     if not isinstance(inputs, Tensor) or any(len(target) != len(inputs) for target in targets.values()):
         return inputs, targets
-    # Neighbours are often of one text, whose words are fewer than those of a shuffled training batch.
+    # Neighbouring rows often share a text, which has fewer different words than a shuffled training batch.
     chosen = slice(None, None, max(1, -(-len(inputs) // MOST_LOOKED_AT)))
     return inputs[chosen].contiguous(), {
         name: target[chosen].contiguous() for name, target in targets.items()
@@ -46,12 +46,12 @@ def some_rows(batch: Batch) -> PlainBatch:
 
 
 def tasks_of(batch: Batch) -> tuple[str, ...]:
-    """The tasks that a batch has targets of."""
+    """Return the tasks that a batch has targets for."""
     return batch.tasks if isinstance(batch, ResidentBatch) else tuple(batch[1])
 
 
 def with_tasks(batch: Batch, tasks: tuple[str, ...]) -> Batch:
-    """A batch with the targets of some of its tasks."""
+    """Return a batch with the targets of some of its tasks."""
     if isinstance(batch, ResidentBatch):
         return batch.with_tasks(tasks)
     inputs, targets = batch
@@ -59,7 +59,7 @@ def with_tasks(batch: Batch, tasks: tuple[str, ...]) -> Batch:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with each tensor in any nesting of tuples, lists and dicts replaced, in a fixed order."""
+    """Return `value` with each tensor in any nesting of tuples, lists and dicts replaced, in a fixed order."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, ResidentBatch):
@@ -73,23 +73,23 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:
-    """Tensors in any nesting of tuples, lists and dicts, moved without waiting."""
+    """Move the tensors in any nesting of tuples, lists and dicts, without waiting."""
     return map_tensors(inputs, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class _Loader:
     """An endless stream over a loader that can be iterated again and again.
 
-    A loader with `state_dict` and `load_state_dict` is asked where it stands. Any other is started again
-    from the random states that its epoch began with (Python's, numpy's and torch's, or for the last that of the
-    loader's own `generator`), and the batches already used are skipped. One that knows its place knows its data, too,
-    and refuses other data itself, as those of mt2st_fast.data do.
+    A loader with `state_dict` and `load_state_dict` is asked for its position. Any other is restarted from the random
+    states that its epoch began with (Python's, numpy's, and torch's or that of the loader's own `generator`), and the
+    batches already used are skipped. A loader that knows its position also knows its data, and refuses other data
+    itself, as those of mt2st_fast.data do.
 
-    Resumed data must be the data of then. Where all rows can be seen without asking the loader for a batch (see
-    `content_of`), they are compared as a whole. Of another loader the first batch of its epoch is: where it comes with
-    the same rows all is well, and where not, these rows are looked for in a whole pass, as an order that others than
-    torch, Python and numpy draw may be another one. A loader whose rows do not come again even in this process (they
-    are drawn with replacement, or augmented) is not refused: nothing can be known of it, and the log says so.
+    Resumed data must be the same data. If all rows can be read without asking the loader for a batch (see
+    `content_of`), they are compared as a whole. For another loader, the first batch of its epoch is compared. If it has
+    other rows, the earlier rows are looked for in a whole pass, since an order drawn by something other than
+    torch, Python and numpy may differ. A loader whose rows do not reappear even in this process (they
+    are drawn with replacement, or augmented) is accepted: its data cannot be compared, and the log says so.
     """
 
     def __init__(self, loader: Any, name: str, tasks: Sequence[str], *, may_be_stream: bool) -> None:
@@ -105,19 +105,19 @@ class _Loader:
         self.name, self.tasks = name, tasks
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self.iterator: Iterator[Batch] | None = None
-        self.device: torch.device | None = None  # where a loader's data may lie as a whole
-        self.used = self.passes = 0  # batches of this pass, and passes that were begun
+        self.device: torch.device | None = None  # the device where the loader's whole data may lie
+        self.used = self.passes = 0  # batches of this pass, and passes begun
         own = getattr(loader, "generator", None)
         self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
         self.random_states = self._states()
-        self.watched = False  # whether somebody will ask for the state
+        self.watched = False  # whether the state will be needed
         self._content: str | None = None
         self.first: list[
             int
         ] = []  # rows of this epoch's first batch, where they are needed to know the data again
 
     def watch(self) -> None:
-        """Note from now on what a checkpoint says of the data."""
+        """Record from now on what a checkpoint needs to know about the data."""
         self.watched, self._content = True, content_of(self.loader)
 
     def next(self) -> Batch:
@@ -139,7 +139,7 @@ class _Loader:
         return batch
 
     def _check(self, batch: Any) -> None:
-        """Raises TypeError that shows the shape wanted for a batch of another."""
+        """Raises TypeError, showing the required shape, for a batch of another shape."""
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Mapping)):
             raise TypeError(f"a batch of {self.name} must be {WANTED}, not {shape_of(batch)}")
         for task, target in batch[1].items():
@@ -150,7 +150,7 @@ class _Loader:
 
     def _start(self) -> None:
         self.random_states = self._states()
-        # As torch's DistributedSampler and a stream of Hugging Face want it, or every pass has the same order.
+        # As torch's DistributedSampler and streams of Hugging Face need it: otherwise every pass has the same order.
         for counts in (self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "dataset"))):
             if (set_epoch := getattr(counts, "set_epoch", None)) is not None:
                 set_epoch(self.passes)
@@ -166,10 +166,10 @@ class _Loader:
         return {"used": self.used, "pass": self.passes, "random": self._states_to_json(), **known}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises InputError where the data is other data than where `state` was taken."""
+        """Restore the position. Raises InputError if the data is not the same as when `state` was taken."""
         if None not in (state["content"], self._content) and state["content"] != self._content:
             raise self._changed(f"had {state['content']}, and has {self._content}")
-        self.passes = max(0, state.get("pass", 0) - 1)  # the pass at hand begins again
+        self.passes = max(0, state.get("pass", 0) - 1)  # the current pass begins again
         if self.stateful:
             self.loader.load_state_dict(state["loader"])
             return
@@ -188,7 +188,7 @@ class _Loader:
             self.next()
 
     def _look_for(self, then: list[int]) -> None:
-        """Raises InputError where rows of then are no longer in the data."""
+        """Raises InputError if the earlier rows are no longer in the data."""
         known = known_again(then, self.first, Paired(self.loader, self.tasks))
         if known is False:
             raise self._changed("rows that it had are not in it")
@@ -216,7 +216,7 @@ class _Loader:
         set_python_states(states)
 
     def close(self) -> None:
-        """For good: a loader that can be closed (files, workers, memory) is."""
+        """Close for good, including the loader (files, workers, memory) if it can be closed."""
         self.iterator = None
         if hasattr(self.loader, "close"):
             self.loader.close()
@@ -229,8 +229,8 @@ class _Loader:
 class Source:
     """The training batches of a run, from one loader for all tasks or a mapping of loaders by task.
 
-    Steps per epoch are the main task's batches over `accumulate`; of a stream without a length, which `steps` allows,
-    these steps are one pass. Raises TypeError or ValueError naming the loader that cannot serve.
+    Steps per epoch are the main task's batches over `accumulate`. For a stream without a length, which needs `steps`,
+    these steps are one pass. Raises TypeError or ValueError, naming the unusable loader.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Source:
             for name, (shown, loader) in (named or {main: ("train", train)}).items()
         }
         self.main, self.accumulate, self._steps = main, accumulate, steps
-        self.resting: Collection[str] = ()  # loaders that are not asked while their task weighs nothing
+        self.resting: Collection[str] = ()  # loaders that are skipped while their task has weight 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -264,18 +264,18 @@ class Source:
 
     @property
     def is_stream(self) -> bool:
-        """Whether nobody knows how long a pass over the main task's loader is."""
+        """Whether the length of a pass over the main task's loader is unknown."""
         return self.loaders[self.main].length is None
 
     @property
     def fixed_batches(self) -> bool:
-        """Whether the same tensors are the same batch throughout a phase, as the loaders say of themselves."""
+        """Whether the same tensors are the same batch throughout a phase, as the loaders declare."""
         return all(getattr(loader.loader, "fixed_batches", False) for loader in self.loaders.values())
 
     def next_step(self, step: int) -> list[list[Batch]]:
-        """The batches of an optimizer step, counted from 0: `accumulate` micro-steps, each one batch a loader.
+        """Return the batches of an optimizer step, counted from 0: `accumulate` micro-steps, one batch per loader each.
 
-        The last step of a pass over the main task's loader has what is left of it.
+        The last step of a pass over the main task's loader has the remaining batches.
         """
         loaders = [loader for name, loader in self.loaders.items() if name not in self.resting]
         if self.accumulate == 1:
@@ -285,14 +285,14 @@ class Source:
         return [[loader.next() for loader in loaders] for _ in range(min(self.accumulate, left))]
 
     def enter_phase(self, active: tuple[str, ...]) -> None:
-        """Let go of the loaders of retired tasks, and tell the others which tasks are active."""
+        """Release the loaders of retired tasks, and tell the others which tasks are active."""
         if self.by_task:
             for name, loader in self.loaders.items():
                 if name not in active:
                     loader.close()
             self.loaders = {name: loader for name, loader in self.loaders.items() if name in active}
         for name, loader in self.loaders.items():
-            # A loader may have several tasks, and never those that have a loader of their own.
+            # A loader may serve several tasks, but never those that have their own loader.
             loader.enter_phase(tuple(task for task in active if task == name or task not in self.loaders))
 
     def reside_on(self, device: torch.device) -> None:
@@ -302,18 +302,18 @@ class Source:
                 loader.device, loader.iterator = device, None
 
     def watch(self) -> None:
-        """Note from now on what a checkpoint says of the data; to be called before the first step."""
+        """Record from now on what a checkpoint needs to know about the data; call it before the first step."""
         for loader in self.loaders.values():
             loader.watch()
 
     def state(self) -> dict[str, Any]:
-        """Where every loader stands, JSON-able."""
+        """Return the position of every loader, JSON-able."""
         return {name: loader.state() for name, loader in self.loaders.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was taken; loaders that had retired by then are let go.
+        """Restore the position from `state`; loaders that had retired by then are released.
 
-        Raises InputError where a loader's data is other data than then.
+        Raises InputError if a loader's data has changed since then.
         """
         self.loaders = {name: loader for name, loader in self.loaders.items() if name in state}
         for name, loader in self.loaders.items():

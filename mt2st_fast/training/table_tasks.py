@@ -1,4 +1,4 @@
-"""Auxiliary tasks beside a text: pairs and analogies move the same vectors, a turn at a time, until they retire."""
+"""Auxiliary tasks beside a text: pairs and analogies move the same vectors, turn by turn, until they retire."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.model.word_tasks import WordAnalogy, WordSimilarity, WordTask
 from mt2st_fast.training.optim import optimizer_by_rule
 
-LEAST_STEPS = 5  # a turn: files of pairs are short beside a text
+LEAST_STEPS = 5  # per turn: files of pairs are short compared to a text
 KINDS: dict[str, tuple[Callable[..., WordBatches], type[WordTask]]] = {
     "similarity": (similarity_batches, WordSimilarity),
     "analogy": (analogy_batches, WordAnalogy),
@@ -25,12 +25,12 @@ KINDS: dict[str, tuple[Callable[..., WordBatches], type[WordTask]]] = {
 
 
 class TableTasks:
-    """Turns of other tasks on the input rows (R, D), in place: a row by its Adam, at the text's rate times a weight.
+    """Turns of other tasks on the input rows (R, D), in place: Adam per row, at the text's rate times a weight.
 
-    Adam, as the gradient of a cosine is large while vectors are short, which Adagrad would never forget; and as Adam
-    does not see the scale of a loss, a task's weight is a factor of its rate.
+    Adam, because the gradient of a cosine is large while vectors are short, which Adagrad would never forget. As Adam
+    ignores the scale of a loss, a task's weight is a factor of its learning rate.
 
-    files: a file by kind of task ("similarity", "analogy"). names: the tasks, those that have retired too. Raises
+    files: one file per kind of task ("similarity", "analogy"). names: all tasks, including retired ones. Raises
     InputError for another kind and for a file that cannot be used.
     """
 
@@ -45,9 +45,9 @@ class TableTasks:
         check_kinds(files)
         self.names, self._subwords = tuple(files), subwords
         self._table = nn.Parameter(torch.from_numpy(input_rows))
-        # Of a row's own steps alone: between them the text moves the row, too.
+        # By a row's own steps only: between them the text moves the row, too.
         self._optimizer = optimizer_by_rule("adam")([self._table])
-        if files:  # or a text alone would pay for Adam's two moments, each as long as the table
+        if files:  # otherwise a text alone would pay for Adam's two moments, each as long as the table
             self._optimizer.fuse([self._table])
         self._batches = {name: KINDS[name][0](path, vocabulary, seed=seed) for name, path in files.items()}
         self._modules = {name: KINDS[name][1]() for name in files}
@@ -59,13 +59,13 @@ class TableTasks:
         return tuple(self._batches)
 
     def retire_but(self, names: Collection[str]) -> None:
-        """Let go of the tasks that are not among `names`, for good."""
+        """Release the tasks that are not among `names`, for good."""
         for name in [name for name in self._batches if name not in names]:
             self._batches.pop(name).close()
             del self._streams[name]
 
     def take_turn(self, weights: Mapping[str, float], rate: float, turns_per_epoch: int) -> dict[str, float]:
-        """A share of every active task's rows, LEAST_STEPS steps at least; the mean losses of the turn by task."""
+        """Step a share of every active task's rows, at least LEAST_STEPS steps; returns the mean losses by task."""
         losses = {}
         for name, batches in self._batches.items():
             self._optimizer.param_groups[0]["lr"] = rate * weights[name]
@@ -74,7 +74,7 @@ class TableTasks:
         return losses
 
     def close(self) -> None:
-        """Let go of the files' words."""
+        """Release the words of the files."""
         for batches in self._batches.values():
             batches.close()
 
@@ -85,7 +85,7 @@ class TableTasks:
         return float(loss.detach())
 
     def _vectors_of(self, types: Tensor) -> Tensor:
-        """(..., D) of word types (...)."""
+        """(..., D) vectors of word types (...)."""
         flat = types.flatten()
         if self._subwords is None:
             vectors = embedding_bag(self._table, flat.unsqueeze(1), mode="sum", sparse=True)
@@ -96,7 +96,7 @@ class TableTasks:
 
 
 def check_kinds(files: Mapping[str, str | Path]) -> None:
-    """Raises InputError for a kind of task that there is not."""
+    """Raises InputError for an unknown kind of task."""
     unknown = [name for name in files if name not in KINDS]
     if unknown:
         raise InputError(f"tasks has {unknown[0]!r}; there are {', '.join(KINDS)}, each with its file")

@@ -1,4 +1,4 @@
-"""What a user trains with: options, `fit`, and the loop over a run's steps."""
+"""The Trainer: its options, `fit`, and the loop over the steps of a run."""
 
 from __future__ import annotations
 
@@ -57,40 +57,40 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 class Trainer:
-    """Trains an encoder and its heads on all active tasks, and lets tasks go as the schedule says.
+    """Trains an encoder and its heads on all active tasks, and retires tasks as the schedule says.
 
     Args:
         encoder: any module whose output is (N, D) or (N, T, D) features.
-        heads: a head a task over the D features.
+        heads: one head per task over the D features.
         schedule: the weight of each task at each step; `Switch()` by default.
         lr: the learning rate of the default optimizer.
-        optimizer: a function from parameters to a torch optimizer. By default AdamW, and `LazyAdam` where the encoder
+        optimizer: a function from parameters to a torch optimizer. By default AdamW, or `LazyAdam` if the encoder
             has a row-sparse table (`sparse=True`).
-        weight_decay: of the default optimizer; acts on dense parameters only (the log says so where there are others).
-        lr_decay: "linear" lets the rate fall to 0 over the run, "none" leaves it.
-        lr_scheduler: a function from the optimizer, or from it and the run's steps, to a torch scheduler, which is
-            stepped after every step and kept in checkpoints.
+        weight_decay: for the default optimizer; acts on dense parameters only (the log says so if there are others).
+        lr_decay: "linear" lowers the learning rate to 0 over the run, "none" keeps it.
+        lr_scheduler: a function from the optimizer, or from the optimizer and the number of steps of the run, to a
+            torch scheduler. The scheduler is stepped after every step and saved in checkpoints.
         clip_norm: the largest 2-norm of all gradients together.
-        accumulate: batches a step.
+        accumulate: the number of batches per step.
         precision: "float32", or the autocast dtype: "bfloat16", or "float16" with loss scaling.
-        device: "auto" takes CUDA where there is one.
+        device: "auto" uses CUDA if it is available.
         log_every: steps between records; the loop waits for the device there and nowhere else.
-        callbacks: told of steps, records, evaluations and phases.
-        metrics: {task: metric} instead of the one of the task's kind: objects of torchmetrics, or functions of
-            predictions (probabilities, but for a regression) and targets of the rows that have them. More is better.
-        graph: capture the step of each phase as a CUDA graph and replay it. "auto": on CUDA, where a step can be
-            captured; else it runs eagerly. A replay does not run the encoder's Python code again.
-        fuse_backward: None takes the fastest engine that gives the same step (docs/kernels.md): on a CPU the whole
-            step of this package's encoders and row-sparse optimizers is one kernel call, on CUDA the backward pass
-            steps their tables. True: the backward pass steps all row-sparse tables. False: gradients are made, and the
-            optimizer steps.
-        distributed: "auto" trains one model with the other processes of torch's process group, if there is one
+        callbacks: notified of steps, records, evaluations and phases.
+        metrics: {task: metric} to replace the metric of the task's kind: a torchmetrics object, or a function of
+            predictions (probabilities, except for a regression) and targets of the labelled rows. Higher is better.
+        graph: capture the step of each phase as a CUDA graph and replay it. "auto": on CUDA, if a step can be
+            captured; otherwise it runs eagerly. A replay does not run the encoder's Python code again.
+        fuse_backward: None takes the fastest engine that gives the same step (docs/kernels.md): on a CPU, the whole
+            step of this package's encoders and row-sparse optimizers is one kernel call; on CUDA, the backward pass
+            steps their tables. True: the backward pass steps all row-sparse tables. False: gradients are computed, and
+            the optimizer steps.
+        distributed: "auto" trains one model together with the other processes of torch's process group, if there is one
             (docs/processes.md); "none" lets each process train its own.
 
-    `history.phases` says which engine took each phase's steps, and why the others did not.
+    `history.phases` says which engine took the steps of each phase, and why the others did not.
 
     Raises:
-        ValueError: for an option out of range, graph=True without a CUDA device, and fuse_backward=True where
+        ValueError: for an option out of range, for graph=True without a CUDA device, and for fuse_backward=True if
             something needs the gradient (clip_norm, accumulate, float16) or nothing is row-sparse.
     """
 
@@ -192,21 +192,21 @@ class Trainer:
         checkpoint_seconds: float | None = 600.0,
         resume: bool = False,
     ) -> History:
-        """Train for `epochs` passes over `train` (10 by default), or for so many steps, and return what happened.
+        """Train for `epochs` passes over `train` (10 by default), or for `steps` steps, and return the history.
 
-        train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another
-        active one, or {task: loader}. A batch may be a dictionary, with targets under the tasks' names (or in a
-        dictionary under "labels") and inputs beside them. A stream without a length takes steps=, which are one pass.
-        val: one loader of such batches, evaluated every `evaluate_every` steps
-        (an epoch by default) and at the end. What a callback unfreezes trains from the next record on.
-        checkpoint: a file, written at the end of every epoch, after `checkpoint_seconds` of an epoch that is long
-        (None: not within epochs), and where
-        `stop_requested` ends the run; with `resume` the run goes on from it, on a CPU bit for bit as if it
-        had never stopped. Then `epochs` may be more than it was: the schedule and lr_decay go by the new end, which the
-        log says. Data, options and heads must be those of then.
+        train: a loader of (inputs, {task: target}) batches, each with a target of the main task or of another active
+        one; or {task: loader}. A batch may also be a dictionary, with targets under the names of the tasks (or in a
+        dictionary under "labels") beside the inputs. A stream without a length needs `steps`, which then count as one
+        pass.
+        val: one loader of such batches, evaluated every `evaluate_every` steps (every epoch by default) and at the end.
+        Parameters that a callback unfreezes train from the next record on.
+        checkpoint: a file, written at the end of every epoch, within a long epoch every `checkpoint_seconds` (None: not
+        within epochs), and when `stop_requested` ends the run. With `resume` the run continues from it; on a CPU, the
+        result is bit for bit that of a run that never stopped. `epochs` may then be larger than before: the schedule
+        and lr_decay follow the new end, and the log says so. Data, options and heads must be the same as before.
 
-        Raises NonFiniteLossError naming task, step, epoch and rate where a loss or a parameter is not finite any more,
-        and InputError for a checkpoint that does not fit, naming what differs and the fix.
+        Raises NonFiniteLossError, naming task, step, epoch and learning rate, if a loss or a parameter is no longer
+        finite, and InputError for a checkpoint that does not fit, naming the difference and the fix.
         """
         if isinstance(val, Mapping):
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
@@ -241,11 +241,11 @@ class Trainer:
         checkpoint: str | Path | None = None,
         resume: bool = False,
     ) -> Run:
-        """A run that is ready for its first step, as `fit` begins one; arguments and errors are those of `fit`.
+        """Return a run that is ready for its first step; arguments and errors are those of `fit`.
 
-        val: held-out batches for a schedule that chooses by them which parts to train.
+        val: held-out batches, for a schedule that uses them to choose which parts train.
 
-        For loops of one's own: call its `step()`, `record()` where losses are wanted, and `close()` at the end.
+        For your own training loops: call `step()`, `record()` whenever you want losses, and `close()` at the end.
         """
         if resume and checkpoint is None:
             raise ValueError("resume needs the checkpoint to go on from")
@@ -263,7 +263,7 @@ class Trainer:
         tables = [*row_sparse_tables(self.encoder), *row_sparse_tables(self.heads)]
         if not self._own_optimizer and (decay := undecayed(self._run.optimizer, tables)):
             logger.warning(UNDECAYED, decay)
-        if not self.encoder.training:  # parts that were set to evaluate in one that trains are left so
+        if not self.encoder.training:  # parts set to evaluation mode within a training encoder stay so
             self.encoder.train()
         return self._run
 
@@ -308,26 +308,27 @@ class Trainer:
         return run
 
     def load(self, checkpoint: str | Path, *, partial: bool = False) -> LoadedWeights:
-        """Begin from the weights of a checkpoint, and nothing else of it: its optimizer, step and data are left alone.
+        """Load the weights of a checkpoint, and nothing else: its optimizer, step and data are ignored.
 
-        partial: take what fits in name and shape into this encoder and these heads. The result says what was taken,
-        what was not, and why. Raises InputError, with nothing changed, for a file that is no checkpoint, where
-        something does not fit and partial is not asked for, and where nothing fits.
+        partial: load what fits in name and shape into this encoder and these heads. The result says what was loaded,
+        what was not, and why. Raises InputError, with nothing changed, if the file is not a checkpoint, if something
+        does not fit and `partial` is False, or if nothing fits.
         """
         modules: dict[str, nn.Module] = {"encoder": self.encoder, "heads": self.heads}
         return load_weights(modules, Checkpoint(Path(checkpoint)).weights(modules), partial=partial)
 
     def evaluate(self, batches: Iterable[Batch], tasks: Sequence[str] | None = None) -> dict[str, float]:
-        """The metric of each task (of the active ones that have a head by default) over all batches.
+        """Return the metric of each task over all batches; by default of all active tasks but those on words.
 
-        Of several processes each measures what it is given, and waits for nobody but where the encoder is sharded.
+        With several processes, each evaluates the batches it is given, and waits for the others only if the encoder is
+        sharded.
         """
         return self._evaluate(batches, tasks)
 
     def _evaluate(
         self, batches: Iterable[Batch], tasks: Sequence[str] | None = None, together: Processes | None = None
     ) -> dict[str, float]:
-        """together: the processes that measure batches of their own, all at once."""
+        """together: the processes that evaluate at the same time, each on its own batches."""
         measured = tasks or [name for name in self.heads.active if not self.heads.is_word_task(name)]
         dtype = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
@@ -340,19 +341,19 @@ class Trainer:
 
     @property
     def run(self) -> Run:
-        """The run at hand, or the last one. Raises RuntimeError before there was any."""
+        """The current run, or the last one. Raises RuntimeError if there was none yet."""
         if self._run is None:
             raise RuntimeError("there is no run yet: fit or begin makes one")
         return self._run
 
     @property
     def history(self) -> History:
-        """What has happened in the run at hand, or in the last one."""
+        """What has happened in the current run, or in the last one."""
         return History(self.heads.main) if self._run is None else self._run.history
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one of several that writes."""
+        """Whether this process is the one that writes files."""
         return self.run.processes.writes
 
     @property
@@ -362,7 +363,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps that the run at hand is to have."""
+        """Optimizer steps of the whole current run."""
         return 0 if self._run is None else self._run.total_steps
 
     @property
@@ -403,7 +404,7 @@ class Trainer:
         self._each(lambda callback: callback.on_fit_end(self))
 
     def _goes_on(self, run: Run, saving: Saving) -> bool:
-        """Whether nobody wants to stop; several processes stop, and save, at the same step."""
+        """Return whether the run continues; several processes stop, and save, at the same step."""
         self.stop_requested, saving.due = run.processes.any_of_all(
             self.stop_requested, saving.is_due_by_clock()
         )
@@ -418,7 +419,7 @@ class Trainer:
 
 
 class _Callbacks:
-    """Tells a trainer's callbacks what happens in its run."""
+    """Notifies a trainer's callbacks of what happens in its run."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer

@@ -1,12 +1,12 @@
-"""Parts of a model that train in turns: what the tasks share, or what each of them has for itself.
+"""Parts of a model that train in turns: the shared parameters, or each task's own.
 
 A schedule of any class may have
 
-    part(moment)    which part trains in a step: "shared" (the encoder), "tasks" (heads, losses with parameters of their
-                    own, learnt weights) or "all"; a function of the moment alone
-    turns           a text: how they take turns
+    part(moment)    which part trains in a step: "shared" (the encoder), "tasks" (heads, losses with their own
+                    parameters, learned weights) or "all"; a function of the moment alone
+    turns           a text that describes the turns
 
-Of the part that does not train no gradient is computed, and the optimizer leaves it as it is: no moment, no weight
+No gradient is computed for the part that does not train, and the optimizer leaves it as it is: no moment, no weight
 decay.
 """
 
@@ -22,12 +22,12 @@ from mt2st_fast.training.schedules import Moment, Part
 
 
 def takes_turns(schedule: object) -> bool:
-    """Whether a schedule says which part trains."""
+    """Return whether a schedule says which part trains."""
     return hasattr(schedule, "part")
 
 
 def part_at(schedule: object, moment: Moment) -> Part:
-    """What trains in a step. Raises ValueError for what is no part."""
+    """Return the part that trains in a step. Raises ValueError if the schedule returns an unknown part."""
     if not takes_turns(schedule):
         return "all"
     part: Part = schedule.part(moment)  # type: ignore[attr-defined]
@@ -39,19 +39,19 @@ def part_at(schedule: object, moment: Moment) -> Part:
 
 
 def steps_by_part(schedule: object, moments: Iterable[Moment]) -> dict[str, int]:
-    """How many of these steps trained which part; nothing of a schedule that trains all in every step."""
+    """Return how many of these steps trained each part; empty for a schedule that trains all in every step."""
     if not takes_turns(schedule):
         return {}
     return dict(Counter(part_at(schedule, moment) for moment in moments))
 
 
 def turns_of(schedule: object) -> str:
-    """How parts take turns, as the schedule says it; "" where all trains."""
+    """Return the schedule's description of its turns; "" if everything trains."""
     return str(getattr(schedule, "turns", "")) if takes_turns(schedule) else ""
 
 
 def take_turn(parts: StepParts, part: Part, step: int) -> None:
-    """Have the steps from this one on train a part. Raises InputError where nothing of it trains."""
+    """Have the steps from this one on train a part. Raises InputError if nothing in it trains."""
     if part == parts.part:
         return
     parts.part = part

@@ -1,4 +1,4 @@
-"""Texts in, probabilities of labels out: many documents at a time, by an encoder of bags and its heads."""
+"""Compute label probabilities of texts, many documents at a time, with an encoder of bags and its heads."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.tasks import MultiLabel
 
 ROWS_AT_ONCE = 4096
-MOST_PROBABILITIES = 1 << 24  # that are made together
+MOST_PROBABILITIES = 1 << 24  # computed in one block
 
 
 class Choices(NamedTuple):
-    """Of N documents the k likeliest labels, the likeliest first: their numbers int64 (N, k) and probabilities float32
-    (N, k); counts int64 (N,) says how many of them are likely enough."""
+    """The k likeliest labels of N documents, the likeliest first.
+
+    Their numbers int64 (N, k) and probabilities float32 (N, k); counts int64 (N,) says how many of them reach the
+    threshold.
+    """
 
     labels: np.ndarray
     probabilities: np.ndarray
@@ -37,7 +40,7 @@ Labeller = Callable[[Sequence[str]], list[tuple[Choices, ...]]]
 
 @dataclass(frozen=True, eq=False)
 class BagScorer:
-    """What a classifier computes with; prefix is what the labels in a text begin with."""
+    """The computations of a classifier; prefix: what labels in a text begin with."""
 
     features: BagFeatures
     encoder: BagEncoder
@@ -46,11 +49,11 @@ class BagScorer:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return self.encoder.table.device
 
     def bags(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Bags of blocks of texts. Raises InputError for what is no string, and for a line feed in one."""
+        """Yield the bags of blocks of texts. Raises InputError for a text that is no string or contains a line feed."""
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
             raise InputError(f"a text is a string and texts are a list of them, not {type(texts).__name__}")
         texts = list(texts)
@@ -66,21 +69,21 @@ class BagScorer:
             yield make_bags(texts[first : first + ROWS_AT_ONCE])
 
     def probabilities(self, ids: np.ndarray, bounds: np.ndarray, family: str) -> Iterator[Tensor]:
-        """(B, C) of N bags, a block of them at a time."""
+        """Yield the probabilities (B, C) of N bags, block by block."""
         for (found,) in self._probabilities(ids, bounds, [family]):
             yield found
 
     def choices(
         self, ids: np.ndarray, bounds: np.ndarray, families: Sequence[str], k: int, threshold: float
     ) -> Iterator[tuple[Choices, ...]]:
-        """Of each family the k likeliest labels (-1: all) of N bags, a block of them at a time."""
+        """Yield the k likeliest labels (-1: all) of N bags for each family, block by block."""
         for of_families in self._probabilities(ids, bounds, families):
             yield tuple(_likeliest(probabilities, k, threshold) for probabilities in of_families)
 
     def labeller(self, families: Sequence[str], k: int, threshold: float) -> Labeller:
-        """What makes `choices` of blocks of lines without line feeds, some rows at a time.
+        """Return a function that gives the `choices` for blocks of lines without line feeds, some rows at a time.
 
-        It remembers the words of blocks before, and serves one thread at a time.
+        It remembers the words of earlier blocks, and serves one thread at a time.
         """
         make_bags = LineBags(self.features, self.prefix)
 
@@ -105,17 +108,19 @@ class BagScorer:
         return logits.sigmoid() if isinstance(self.heads.tasks[family], MultiLabel) else logits.softmax(1)
 
     def vectors(self, ids: np.ndarray, bounds: np.ndarray) -> Tensor:
-        """(N, dim) of N bags."""
+        """Return the vectors (N, dim) of N bags."""
         return self._encoded(torch.from_numpy(ids), torch.from_numpy(bounds))
 
     def word_vectors(self) -> Tensor:
-        """(words, dim) float32 on the CPU, of the vocabulary."""
+        """Return the vectors of the vocabulary, (words, dim) float32, on the CPU."""
         words = self.features.vocabulary.words
         blocks = (words[first : first + ROWS_AT_ONCE] for first in range(0, len(words), ROWS_AT_ONCE))
         return torch.cat([self.vectors(*self.features.ids_of(block)).cpu() for block in blocks])
 
     def nearest(self, query: Tensor, k: int, *, without: int) -> list[tuple[float, str]]:
-        """(cosine, word) of the k words (-1: all) nearest to a vector (dim,), the nearest first, but for one row."""
+        """Return (cosine, word) of the k words (-1: all) nearest to a vector (dim,), the nearest first, leaving out one
+        row.
+        """
         words = self.features.vocabulary.words
         cosines = nn.functional.normalize(self.word_vectors(), dim=1) @ nn.functional.normalize(query, dim=0)
         others = len(words)
@@ -131,7 +136,7 @@ class BagScorer:
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """ "auto" is CUDA where there is one. Raises InputError for a device that is not there."""
+    """Return a device; "auto" is CUDA where available. Raises InputError for a device that is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -144,7 +149,7 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def check_choice(k: int, threshold: float) -> None:
-    """Raises InputError for k or a threshold out of range."""
+    """Raise InputError for k or a threshold out of range."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or (k < 1 and k != -1):
         raise InputError(f"k must be a whole number of at least 1, or -1 for all, not {k!r}")
     if not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
@@ -161,7 +166,7 @@ def _likeliest(probabilities: Tensor, k: int, threshold: float) -> Choices:
 
 
 def chosen(probabilities: Tensor, k: int, threshold: float) -> np.ndarray:
-    """(B, C) bool: the k likeliest labels of at least that probability."""
+    """Return bool (B, C): the k likeliest labels with a probability of at least `threshold`."""
     C = probabilities.shape[1]
     best = probabilities.topk(C if k == -1 else min(k, C))
     chosen = torch.zeros_like(probabilities, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A classifier of bags of words and n-grams, from documents and targets to the model: one head a target column."""
+"""Train a classifier of bags of words and n-grams from documents and targets, with one head per target column."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.vectors import WordVectors
 
 LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
-MOST_KEPT_IDS = 50_000_000  # of batches that are kept in memory, where an id takes about 15 bytes
-MOST_BUCKETS = 2_000_000_000  # rows have numbers of 32 bits
+MOST_KEPT_IDS = 50_000_000  # batches with up to this many ids are kept in memory; an id takes about 15 bytes
+MOST_BUCKETS = 2_000_000_000  # row numbers have 32 bits
 ROWS_DRAWN_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class BagOptions:
-    """What `train_supervised` says of its options of these names; trainer: other options, which go to the Trainer.
+    """Options of `train_supervised`, documented there; trainer: other options, which go to the Trainer.
 
-    Raises InputError for one that is out of range.
+    Raises InputError for an option out of range.
     """
 
     dim: int = 100
@@ -88,10 +88,10 @@ def train_bags(
     prefix: str = "__label__",
     split_labels: bool = True,
 ) -> SupervisedModel:
-    """Train on documents with a target column a family, the main one first.
+    """Train on documents with one target column per family, the main family first.
 
-    vectors: what words begin with; its other words are known to the model, too. prefix and split_labels are how the
-    model reads labels in files. Raises InputError where no word is frequent enough.
+    vectors: vectors that words start from; the model also knows those of its words that the documents lack. prefix,
+    split_labels: how the model reads labels in files. Raises InputError where no word is frequent enough.
     """
     features = BagFeatures.learn(
         documents, options.min_count, options.word_ngrams, options.bucket, options.minn, options.maxn
@@ -130,10 +130,10 @@ def _trainer(encoder: BagEncoder, heads: MultiTaskHeads, options: BagOptions, ba
 
 
 def rate_for(batch_size: int) -> float:
-    """The learning rate of row-wise Adagrad for batches of so many documents.
+    """Return the default learning rate of row-wise Adagrad for a batch size.
 
-    0.03 at 64 and 0.2 at 512, a power of the size between: what ends best on short sentences and on long documents at
-    400 to 8,500 of them, and what 512 began with.
+    It is 0.03 at 64 and 0.2 at 512, and a power of the batch size between. These rates gave the best final results on
+    short sentences and on long documents, at 400 to 8,500 of them.
     """
     size = min(max(batch_size, LEAST_BATCH), MOST_ROWS)
     way = math.log(size / LEAST_BATCH, MOST_ROWS / LEAST_BATCH)  # from 0 to 1
@@ -141,8 +141,8 @@ def rate_for(batch_size: int) -> float:
 
 
 def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncoder:
-    """A row-sparse table of small random vectors, as fastText begins with."""
-    with torch.device("meta"):  # without the encoder's own start, which would take longer than this one
+    """Return an encoder with a row-sparse table of small random vectors, as fastText starts with."""
+    with torch.device("meta"):  # skips the encoder's own, slower initialization
         encoder = BagEncoder(num_types, dim, sparse=True, dropout=dropout)
     encoder.to_empty(device="cpu")
     _fill_uniform(encoder.table.data, 1.0 / dim)
@@ -150,8 +150,9 @@ def make_bag_encoder(num_types: int, dim: int, dropout: float = 0.0) -> BagEncod
 
 
 def _fill_uniform(table: torch.Tensor, bound: float) -> None:
-    """Random numbers within the bound, drawn on all cores: a block of rows has a seed of its own, so that they are
-    the same on any number of them.
+    """Fill a table with random numbers within the bound, drawn on all cores.
+
+    Every block of rows has its own seed, so the numbers are the same on any number of cores.
     """
     seed = int(torch.randint(2**48, ()))
 
@@ -165,7 +166,7 @@ def _fill_uniform(table: torch.Tensor, bound: float) -> None:
 
 
 def _zero(heads: MultiTaskHeads) -> None:
-    """Heads begin at zero, as in fastText: the first steps move the heads and not the words."""
+    """Set all heads to zero, as in fastText: the first steps then move the heads and not the words."""
     for linear in heads.linears.values():
         nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
         nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
@@ -177,7 +178,7 @@ def _task(column: TargetColumn) -> Classification | MultiLabel:
 
 
 def _with_words(features: BagFeatures, vectors: WordVectors) -> Vocabulary:
-    """The words of training, then those that have a vector alone."""
+    """Return the words of training, then those that only have a vector."""
     known = features.vocabulary
     others = sorted(word for word in vectors.words if word not in known)
     return Vocabulary([*known.words, *others], np.append(known.counts, np.zeros(len(others), np.int64)))
@@ -185,7 +186,7 @@ def _with_words(features: BagFeatures, vectors: WordVectors) -> Vocabulary:
 
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
-    """torch's CPU threads, and so the kernels', for a while."""
+    """Set torch's CPU threads, which the kernels use too, for the duration of a block."""
     before = torch.get_num_threads()
     try:
         if n is not None:

@@ -1,7 +1,7 @@
 """How good word vectors are: human similarity judgements, analogies, neighbours, and a picture.
 
-The measures are gensim's and scipy's, and so are the data sets: SimLex-999, WordSim-353 and questions-words lie among
-gensim's test data, in English. Needs the extra `words`.
+The measures are those of gensim and scipy. The data sets SimLex-999, WordSim-353 and questions-words are English and
+come with gensim's test data. Needs the extra `words`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def evaluate(
     neighbours: int = 5,
     most_frequent: int = 300_000,
 ) -> dict[str, Any]:
-    """Everything measured, JSON-able; what cannot be measured is None.
+    """Compute all measures as a JSON-able dictionary; what cannot be measured is None.
 
-    queries        words to show the neighbours of; some frequent words where there are none
-    neighbours     how many of each
-    most_frequent  only so many words take part in pairs and analogies (gensim's restrict_vocab)
+        queries        words to show the neighbours of; by default some frequent words
+        neighbours     how many neighbours for each
+        most_frequent  only this many words take part in pairs and analogies (gensim's restrict_vocab)
 
-    Words are compared without regard to case, as gensim does. Vectors of length zero have no direction and are
-    left out. Raises InputError where gensim is missing or fewer than two vectors are left.
+    Words are compared without regard to case, as gensim does. Vectors of length zero have no direction and are left
+    out. Raises InputError where gensim is missing or fewer than two vectors are left.
     """
     directed = np.flatnonzero(np.linalg.norm(vectors.vectors, axis=1) > 0)
     if len(directed) < 2:
@@ -86,7 +86,7 @@ def _data(name: str) -> Path:
 
 
 def _pairs(keyed: Any, name: str, most_frequent: int) -> dict[str, Any]:
-    """Correlation of cosine and human score over the pairs whose words are known."""
+    """Return the correlation of cosine and human score over the pairs whose words are known."""
     path = _data(name)
     lines = [line for _, line in open_lines(path) if line and not line.startswith("#")]
     pairs = [
@@ -110,7 +110,7 @@ def _pairs(keyed: Any, name: str, most_frequent: int) -> dict[str, Any]:
 
 
 def _analogies(keyed: Any, most_frequent: int) -> dict[str, Any]:
-    """Share of the questions "a is to b as c is to?" whose answer is the nearest word, by section."""
+    """Return, by section, the share of questions "a is to b as c is to?" whose answer is the nearest word."""
     path = _data(ANALOGIES)
     questions: dict[str, int] = {}
     for _, line in open_lines(path):
@@ -164,7 +164,7 @@ def write_evaluation(result: dict[str, Any], vectors: WordVectors, name: str, fo
 
 
 def pair_rows(result: dict[str, Any]) -> list[list[str]]:
-    """Data set, Spearman, Pearson, pairs used, out of vocabulary."""
+    """Rows of data set, Spearman, Pearson, pairs used, out of vocabulary."""
     return [
         [
             name,
@@ -178,7 +178,7 @@ def pair_rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def analogy_rows(result: dict[str, Any]) -> list[list[str]]:
-    """Section, accuracy, right answers, questions used, out of vocabulary; all together at the end."""
+    """Rows of section, accuracy, right answers, questions used, out of vocabulary; the total comes last."""
     return [
         [
             name,
@@ -192,7 +192,7 @@ def analogy_rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def shown(value: float | None) -> str:
-    """A correlation, or a dash."""
+    """Format a correlation; None is a dash."""
     return "–" if value is None else f"{value:.4f}"
 
 
@@ -233,8 +233,8 @@ def _in_cell(word: str) -> str:
 def draw_words(vectors: WordVectors, path: Path) -> dict[str, Bbox]:
     """Draw frequent words by the first two principal components of their unit vectors; labels never overlap.
 
-    Every dot is a word; a word gets its label where there is room, those of more than three letters first: the very
-    frequent short ones are function words, which say little. Returns the labels and the pixels that they cover.
+    Every dot is a word. Words are labelled where there is room, those of more than three letters first: the most
+    frequent short words are function words, which say little. Returns the labels and the pixels that they cover.
     """
     rows = frequent_words(vectors, _DOTS)
     if len(rows) < 3:
@@ -251,7 +251,7 @@ def draw_words(vectors: WordVectors, path: Path) -> dict[str, Bbox]:
         yticks=[],
     )
     axes.margins(0.06)
-    canvas.draw()  # fixes the layout, which labels must not change
+    canvas.draw()  # fixes the layout, which the labels must not change
     figure.set_layout_engine("none")
     labels = _label(axes, words, places_n2, canvas)
     with writing_atomically(path) as file:
@@ -260,14 +260,16 @@ def draw_words(vectors: WordVectors, path: Path) -> dict[str, Bbox]:
 
 
 def principal_plane(vectors_td: np.ndarray) -> tuple[np.ndarray, float]:
-    """(N, 2) places of unit vectors on their first two principal components, and the share of the variance."""
+    """Return the places (N, 2) of unit vectors on their first two principal components, and their share of the
+    variance.
+    """
     unit_td = vectors_td / np.maximum(np.linalg.norm(vectors_td, axis=1, keepdims=True), 1e-12)
     centred_td = unit_td.astype(np.float64) - unit_td.mean(axis=0, dtype=np.float64)
     u, s, _ = np.linalg.svd(centred_td, full_matrices=False)
     places = np.zeros((len(vectors_td), 2))
     kept = min(2, len(s))
     places[:, :kept] = u[:, :kept] * s[:kept]
-    # The sign of a component is arbitrary: the largest number is made positive, so that pictures compare.
+    # The sign of a component is arbitrary: the largest number is made positive, so that pictures are comparable.
     signs = np.sign(places[np.abs(places).argmax(axis=0), [0, 1]])
     total = float(np.square(s).sum())
     return places * np.where(signs == 0, 1, signs), float(np.square(s[:2]).sum()) / total if total else 0.0
@@ -276,7 +278,7 @@ def principal_plane(vectors_td: np.ndarray) -> tuple[np.ndarray, float]:
 def _label(
     axes: Axes, words: Sequence[str], places_n2: np.ndarray, canvas: FigureCanvasAgg
 ) -> dict[str, Bbox]:
-    """Write the labels that fit, on one of four sides of their dots, and return where they are."""
+    """Draw the labels that fit, on one of the four sides of their dots, and return where they are."""
     renderer = canvas.get_renderer()
     signs = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
     frame = axes.get_window_extent(renderer)
@@ -286,7 +288,7 @@ def _label(
         if len(taken) == _LABELS:
             break
         if len(word) > 25 or any(ord(sign) not in signs for sign in word):
-            continue  # too long, or the font lacks one of its signs
+            continue  # too long, or the font lacks one of its characters
         for dx, dy, across, up in ((4, 0, "left", "center"), (-4, 0, "right", "center"),
                                    (0, 4, "center", "bottom"), (0, -4, "center", "top")):  # fmt: skip
             label: Text = axes.annotate(

@@ -1,6 +1,6 @@
-"""Models as fastText's Python module shows them: its methods, its shapes, its label names.
+"""Models with the methods, shapes and label names of fastText's Python module.
 
-They hold one of ours, `model`: a SupervisedModel whose labels are whole, or a Word2Vec.
+Each wraps one of our models, `model`: a SupervisedModel whose labels are whole, or a Word2Vec.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mt2st_fast.words.gensim_errors import NoSuchNameError
 from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.word2vec import Word2Vec
 
-# Name of fastText's: why there is none here, and what to do.
+# Name of fastText's: why it is not available here, and what to do instead.
 REFUSED = {
     "get_meter": "its curves are not drawn here; test_label gives precision, recall and F1 of every label",
     "set_args": "arguments are given to train_supervised and train_unsupervised, and kept with the model",
@@ -33,10 +33,10 @@ _UNKNOWN = "training did not see it and learnt no n-grams"
 
 
 class FastTextModel(ABC):
-    """What both kinds have. words and labels are lists, vectors are float32 (dim,).
+    """What both kinds of models have in common. Words and labels are lists, vectors are float32 (dim,).
 
-    Arguments `on_unicode_error` have no effect: text is UTF-8, which reading has checked. A name that is refused raises
-    InputError, which is an AttributeError, too.
+    `on_unicode_error` arguments have no effect: text is UTF-8, which is checked when it is read. Names that are not
+    supported raise InputError, which is also an AttributeError.
     """
 
     model: Any
@@ -60,23 +60,23 @@ class FastTextModel(ABC):
 
     @property
     def labels(self) -> list[str]:
-        """The labels, with their prefix; of vectors alone the words, as fastText has it."""
+        """The labels, with their prefix; for word vectors the words, as in fastText."""
         return self.words
 
     def get_words(
         self, include_freq: bool = False, on_unicode_error: str = "strict"
     ) -> list[str] | tuple[list[str], np.ndarray]:
-        """`words`; with include_freq also how often training saw each, int64."""
+        """Return `words`; with include_freq also how often training saw each, int64."""
         return (self.words, self._counts().copy()) if include_freq else self.words
 
     def get_labels(
         self, include_freq: bool = False, on_unicode_error: str = "strict"
     ) -> list[str] | tuple[list[str], np.ndarray]:
-        """`labels`; with include_freq also how often training saw each, int64."""
+        """Return `labels`; with include_freq also how often training saw each, int64."""
         return self.get_words(include_freq)
 
     def get_line(self, text: str | list[str], on_unicode_error: str = "strict") -> Any:
-        """(words, labels) of a line; of a list (words of each, labels of each)."""
+        """Return (words, labels) of a line; for a list (words of each, labels of each)."""
         if isinstance(text, list):
             lines = [self.get_line(line) for line in text]
             return [words for words, _ in lines], [labels for _, labels in lines]
@@ -85,35 +85,37 @@ class FastTextModel(ABC):
         return [field for field in fields if not field.startswith(self._label_prefix)], labels
 
     def get_dimension(self) -> int:
-        """The length of a vector."""
+        """Return the length of a vector."""
         return self.get_input_matrix().shape[1]
 
     @abstractmethod
     def get_word_id(self, word: str) -> int:
-        """The row of a word, -1 for one that training did not see."""
+        """Return the row of a word, -1 for a word that training did not see."""
 
     @abstractmethod
     def get_word_vector(self, word: str) -> np.ndarray:
-        """Of any string: the mean of its own row, if it has one, and of its n-grams'; zeros where it has neither."""
+        """Return the vector of any string: the mean of its own row, if any, and of its n-grams' rows; zeros if it has
+        neither.
+        """
 
     @abstractmethod
     def get_subwords(self, word: str, on_unicode_error: str = "strict") -> tuple[list[str], np.ndarray]:
-        """The word itself, if training saw it, and its character n-grams; and their rows."""
+        """Return the word itself, if training saw it, and its character n-grams; and their rows."""
 
     @abstractmethod
     def get_subword_id(self, subword: str) -> int:
-        """The row of a character n-gram. Raises InputError for a model without n-grams."""
+        """Return the row of a character n-gram. Raises InputError for a model without n-grams."""
 
     @abstractmethod
     def get_input_matrix(self) -> np.ndarray:
-        """float32 (words and buckets, dim)."""
+        """Return the input matrix, float32 (words and buckets, dim)."""
 
     @abstractmethod
     def get_output_matrix(self) -> np.ndarray:
-        """float32 (labels, dim), or (words, dim) of vectors alone."""
+        """Return the output matrix, float32 (labels, dim), or (words, dim) for word vectors."""
 
     def set_matrices(self, input_matrix: np.ndarray, output_matrix: np.ndarray) -> None:
-        """Put in other numbers of the shapes that there are. Raises InputError for another shape."""
+        """Replace the numbers of both matrices. Raises InputError for another shape."""
         before = self.get_input_matrix(), self.get_output_matrix()
         for name, old, new in zip(("input", "output"), before, (input_matrix, output_matrix), strict=True):
             if np.shape(new) != old.shape:
@@ -121,23 +123,25 @@ class FastTextModel(ABC):
         self._set_matrices(np.asarray(input_matrix, np.float32), np.asarray(output_matrix, np.float32))
 
     def get_input_vector(self, ind: int) -> np.ndarray:
-        """A row of the input matrix."""
+        """Return a row of the input matrix."""
         return self.get_input_matrix()[ind]
 
     @abstractmethod
     def get_sentence_vector(self, text: str) -> np.ndarray:
-        """The mean of the vectors of a line's words. Raises InputError for a text with a line feed."""
+        """Return the mean of the vectors of a line's words. Raises InputError for a text with a line feed."""
 
     def get_nearest_neighbors(
         self, word: str, k: int = 10, on_unicode_error: str = "strict"
     ) -> list[tuple[float, str]]:
-        """(cosine, word) of the k nearest words to any string, the nearest first. Raises InputError for k below 1."""
+        """Return (cosine, word) of the k words nearest to any string, the nearest first. Raises InputError for k below
+        1.
+        """
         return self._nearest(self.get_word_vector(word), k, {word}, f"{word!r} has no vector: {_UNKNOWN}")
 
     def get_analogies(
         self, wordA: str, wordB: str, wordC: str, k: int = 10, on_unicode_error: str = "strict"
     ) -> list[tuple[float, str]]:
-        """(cosine, word) of the k words nearest to A - B + C, of unit vectors; A, B and C are none of them."""
+        """Return (cosine, word) of the k words nearest to A - B + C of unit vectors, without A, B and C themselves."""
         for word in (wordA, wordB, wordC):
             if not self.get_word_vector(word).any():
                 raise InputError(f"{word!r} has no vector: {_UNKNOWN}")
@@ -145,29 +149,29 @@ class FastTextModel(ABC):
         return self._nearest(a - b + c, k, {wordA, wordB, wordC}, "the analogy has no direction")
 
     def is_quantized(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def quantize(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: raises InputError."""
+        """Not supported: raises InputError."""
         raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger minCount= "
                          "makes a smaller model")  # fmt: skip
 
     def save_model(self, path: str | Path) -> None:
-        """Write a folder, which `load_model` reads. Raises InputError for a folder that holds something else."""
+        """Write a folder that `load_model` reads. Raises InputError for a folder that holds something else."""
         self.model.save(path)
 
     @abstractmethod
     def _counts(self) -> np.ndarray:
-        """int64 (words,): how often training saw each."""
+        """Return how often training saw each word, int64 (words,)."""
 
     @abstractmethod
     def _set_matrices(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
-        """Put in numbers of the shapes that there are."""
+        """Replace the numbers of both matrices, whose shapes have been checked."""
 
     @abstractmethod
     def _word_vectors(self) -> np.ndarray:
-        """float32 (words, dim)."""
+        """Return the vectors of the words, float32 (words, dim)."""
 
     def _nearest(self, query: np.ndarray, k: int, banned: set[str], nothing: str) -> list[tuple[float, str]]:
         check_choice(k, 0.0)
@@ -198,17 +202,17 @@ class Classifier(FastTextModel):
     def get_labels(
         self, include_freq: bool = False, on_unicode_error: str = "strict"
     ) -> list[str] | tuple[list[str], np.ndarray]:
-        """`labels`; with include_freq also how many documents each had, int64."""
+        """Return `labels`; with include_freq also how many documents each had, int64."""
         return (self.labels, np.asarray(self.model.get_labels(True)[1])) if include_freq else self.labels
 
     def get_label_id(self, label: str) -> int:
-        """The number of a label, -1 for one that training did not see."""
+        """Return the number of a label, -1 for a label that training did not see."""
         return self.labels.index(label) if label in self.labels else -1
 
     def predict(
         self, text: str | list[str], k: int = 1, threshold: float = 0.0, on_unicode_error: str = "strict"
     ) -> Any:
-        """(labels, float64 probabilities) of a line, the likeliest first; of a list (labels of each, those of each)."""
+        """Return (labels, float64 probabilities) of a line, the likeliest first; for a list, both as lists."""
         if isinstance(text, str):
             labels, shares = self.model.predict(text, k, threshold)
             return tuple(self._prefix + label for label in labels), np.array(shares)
@@ -218,17 +222,19 @@ class Classifier(FastTextModel):
         ]
 
     def test(self, path: str | Path, k: int = 1, threshold: float = 0.0) -> tuple[int, float, float]:
-        """(documents with a label, precision, recall) of the k likeliest labels of at least that probability.
+        """Return (documents with a label, precision, recall) of the k likeliest labels of at least `threshold`.
 
-        A label that training never saw does not count, as fastText has it. NaN where nothing is predicted. Raises
-        InputError as reading does.
+        Labels that training never saw do not count, as in fastText. NaN where nothing is predicted. Raises InputError
+        where the file cannot be read.
         """
         n, hits, guesses, truths = self._counts_of_labels(path, k, threshold)
         return n, _ratio(hits.sum(), guesses.sum()), _ratio(hits.sum(), truths.sum())
 
     def test_label(self, path: str | Path, k: int = 1, threshold: float = 0.0) -> dict[str, dict[str, float]]:
-        """{label: {"precision": ..., "recall": ..., "f1score": ...}} of every label of training, counted as by `test`;
-        NaN where there is none. Raises as `test` does.
+        """Return {label: {"precision": ..., "recall": ..., "f1score": ...}} for every label of training, counted as by
+        `test`.
+
+        NaN where a number is undefined. Raises as `test` does.
         """
         _, *counts = self._counts_of_labels(path, k, threshold)
         return {
@@ -244,7 +250,7 @@ class Classifier(FastTextModel):
     def _counts_of_labels(
         self, path: str | Path, k: int, threshold: float
     ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-        """(documents with a label, hits (C,), guesses (C,), truths (C,)) over the labels of training alone."""
+        """Return (documents with a label, hits (C,), guesses (C,), truths (C,)) over the labels of training only."""
         check_choice(k, threshold)
         model = self.model
         text = model._read(path)
@@ -302,7 +308,7 @@ class Vectors(FastTextModel):
         self.model: Word2Vec = model
 
     def predict(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: raises InputError, a ValueError as fastText's."""
+        """Not supported: raises InputError, a ValueError like fastText's."""
         raise InputError("these are vectors of words, without labels; train_supervised trains a classifier")
 
     test = test_label = get_label_id = predict
@@ -336,7 +342,7 @@ class Vectors(FastTextModel):
         return outputs.copy()
 
     def get_sentence_vector(self, text: str) -> np.ndarray:
-        """As fastText's: the mean of the words' unit vectors; words whose vector is zero do not count."""
+        """Return the mean of the words' unit vectors, as fastText does; words whose vector is zero do not count."""
         units = [_unit(self.get_word_vector(word)) for word in words_of(_of_a_line(text))]
         units = [unit for unit in units if unit.any()]
         return np.mean(units, 0) if units else np.zeros(self.model.vector_size, np.float32)
@@ -354,12 +360,12 @@ class Vectors(FastTextModel):
 
 
 def words_of(line: str) -> list[str]:
-    """The words of a line as training and predictions read them: between white space, that of Unicode, and NUL."""
+    """Return the words of a line as training and prediction read them: split at Unicode white space and NUL."""
     return line.lstrip(MARK).replace("\0", " ").split()
 
 
 def _known_labels(found: Labels, n_documents: int, names: Sequence[str]) -> np.ndarray:
-    """bool (N, C): which documents have which of these labels; others that stand in the file are left out."""
+    """Return which documents have which of these labels, bool (N, C); other labels in the file are left out."""
     place_of = {name: place for place, name in enumerate(names)}
     places = np.array([place_of.get(name, -1) for name in found.names], np.int64)[found.values]
     true = np.zeros((n_documents, len(names)), bool)
@@ -372,7 +378,7 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1, zeros where they were zero."""
+    """Scale rows to length 1; zero rows stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 

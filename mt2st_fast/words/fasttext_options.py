@@ -1,4 +1,4 @@
-"""fastText's names of the options of `train_supervised`: the same here, or refused in a line that says why."""
+"""fastText's names for the options of `train_supervised`: mapped to ours, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAME = {
     "thread": "threads",
 }
 _AUTOTUNE = "options are not searched for here; train with each, and compare their `test` on a held-out file"
-# The values that ask for nothing, fastText's defaults among them; and why others are refused.
+# The values that have no effect, including fastText's defaults; and why all others are refused.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "minCountLabel": ((0, 1), "every label is kept; leave rare ones out of the file"),
     "ws": (
@@ -45,9 +45,9 @@ UNSUPERVISED_LOSSES = (
 
 
 def with_fasttext_names(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, which then also takes fastText's names of its options.
+    """Make a function also accept fastText's names for its options.
 
-    The result raises InputError for an option that is refused, and for one that is given under both names.
+    It then raises InputError for an option that is refused, and for one that is given under both names.
     """
 
     @functools.wraps(function)
@@ -58,7 +58,7 @@ def with_fasttext_names(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def own_names(given: Mapping[str, Any], placed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Options by our names; `placed` are those that are given by their place. Raises as `with_fasttext_names`."""
+    """Translate options to our names; `placed` are those given by position. Raises as `with_fasttext_names` does."""
     own = {name: value for name, value in given.items() if name not in SAME and name not in REFUSED}
     for name, value in given.items():
         if name in REFUSED:
@@ -68,13 +68,13 @@ def own_names(given: Mapping[str, Any], placed: tuple[str, ...] = ()) -> dict[st
                 raise InputError(
                     f"{name} is fastText's name of {SAME[name]}, which is given, too; give one of them"
                 )
-            if value != "":  # fastText's way to say none
+            if value != "":  # fastText's way of saying "none"
                 own[SAME[name]] = value
     return own
 
 
 def check_refused(**given: Any) -> None:
-    """Raise InputError for a value that asks for what we do not have."""
+    """Raise InputError for a value that asks for something unsupported."""
     for name, value in given.items():
         harmless, why = REFUSED[name]
         if value is not None and value not in harmless:
@@ -82,7 +82,10 @@ def check_refused(**given: Any) -> None:
 
 
 def loss_of(name: str | None) -> str | None:
-    """ "softmax", "ova" or None, as the labels of each family are. Raises InputError for another loss of fastText's."""
+    """ "softmax", "ova", or None for what fits the labels of each family.
+
+    Raises InputError for fastText's other losses.
+    """
     if name in (None, "softmax"):
         return name
     if name in ("ova", "one-vs-all"):

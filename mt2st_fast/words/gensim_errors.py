@@ -1,4 +1,4 @@
-"""Errors that are also what gensim raises in their place, for code that catches its types."""
+"""Errors that are also of the type that gensim raises in the same place, for code that catches those."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from mt2st_fast.errors import InputError
 
 
 class NoWordsError(InputError, RuntimeError):
-    """There are no words, or not the vectors that are asked for: nothing to train or to ask."""
+    """The model or the text has no words, or the model lacks the vectors that are needed."""
 
 
 class NoSuchNameError(InputError, AttributeError):
-    """A name of gensim's that is not here, or a file that is none of our models."""
+    """A name of gensim's that is not available here, or a file that is none of our models."""
 
 
 class NotATextError(InputError, TypeError):
-    """What was given as text holds something else than lists of words."""
+    """The text contains something other than lists of words."""

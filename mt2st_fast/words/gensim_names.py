@@ -1,4 +1,4 @@
-"""gensim's other names on a Word2Vec: its vocabulary by steps, its vectors as KeyedVectors, what it can be asked."""
+"""gensim's other names on a Word2Vec: building the vocabulary in steps, its KeyedVectors, and queries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mt2st_fast.words.word2vec_tables import WordTables
 
 _OF_WV = "gensim has it on the vectors, too: model.wv.{name}"
 _INNER = "it is a part of gensim's own training, of which there is none here"
-# Name of gensim's: why there is none here, and what to do.
+# Name of gensim's: why it is not available here, and what to do instead.
 REFUSED = {
     "add_lifecycle_event": "a model keeps no diary; log what you need to know",
     "lifecycle_events": "a model keeps no diary; log what you need to know",
@@ -55,7 +55,7 @@ REFUSED = {
 
 
 class GensimNames(WordTables, ABC):
-    """What Word2Vec has beside training; see there. Two methods are its own."""
+    """All of Word2Vec except training; see there. Two abstract methods are left to Word2Vec."""
 
     min_count: int
     max_vocab_size: int | None
@@ -76,8 +76,8 @@ class GensimNames(WordTables, ABC):
     def wv(self) -> Any:
         """The vectors as gensim's KeyedVectors, made once: it shares `vectors`, and follows training and updates.
 
-        `wv.vectors_lockf` is what the changes of each word's vector are multiplied with: one number, or one a word.
-        Vectors that are set are then the model's, which can no longer be trained: they come without output vectors.
+        `wv.vectors_lockf` scales the updates of the vectors: one number for all words, or one per word. Vectors that
+        are assigned to `wv` become the model's; it can then no longer be trained, as they come without output vectors.
         """
         if self._keyed is None:
             gensims_class()
@@ -103,24 +103,24 @@ class GensimNames(WordTables, ABC):
 
     @property
     def syn1neg(self) -> np.ndarray:
-        """gensim's name of `output_vectors`: what words are as those that are predicted among negatives."""
+        """gensim's name for `output_vectors`: the vectors of words as prediction targets in negative sampling."""
         if self.output_vectors is None:
             raise AttributeError
         return self.output_vectors
 
     @property
     def syn1(self) -> np.ndarray:
-        """gensim's name of `node_vectors`, those of the words' Huffman tree."""
+        """gensim's name for `node_vectors`, the vectors of the nodes of the words' Huffman tree."""
         if self.node_vectors is None:
             raise AttributeError
         return self.node_vectors
 
     @property
     def layer1_size(self) -> int:
-        """gensim's other name of `vector_size`."""
+        """gensim's other name for `vector_size`."""
         return self.vector_size
 
-    # --- the vocabulary by steps --------------------------------------------------------------------------
+    # --- the vocabulary in steps --------------------------------------------------------------------------
 
     def scan_vocab(
         self,
@@ -132,8 +132,10 @@ class GensimNames(WordTables, ABC):
         *,
         sentences: Iterable[Sequence[str]] | None = None,
     ) -> tuple[int, int]:
-        """Count the words of a text, into `raw_vocab`, and return (words, sentences); progress_per and workers have no
-        effect. `prepare_vocab` then takes the words."""
+        """Count the words of a text into `raw_vocab` and return (words, sentences).
+
+        `prepare_vocab` then takes the words. progress_per and workers have no effect.
+        """
         text = read_text(one_of(sentences, corpus_iterable), corpus_file)
         counted = counted_words(text, self.max_vocab_size, trim_rule, bool(self.sorted_vocab))
         self.raw_vocab = dict(zip(counted.words, counted.counts.tolist(), strict=True))
@@ -149,10 +151,11 @@ class GensimNames(WordTables, ABC):
         sample: float | None = None,
         dry_run: bool = False,
     ) -> dict[str, int]:
-        """Take the words of `raw_vocab`, with fresh tables, or with update those at hand and rows for other words.
+        """Take the words of `raw_vocab` and make fresh tables, or, with update, keep the tables and add rows for new
+        words.
 
-        Returns gensim's numbers of what is kept. dry_run: these alone; nothing changes. Raises InputError before
-        `scan_vocab`, and where no word is left.
+        Returns gensim's statistics of what is kept. dry_run: return the statistics only; nothing changes. Raises
+        InputError before `scan_vocab`, and where no word is left.
         """
         if not self.raw_vocab:
             raise NoWordsError("there are no words to choose from: call scan_vocab first")
@@ -174,22 +177,22 @@ class GensimNames(WordTables, ABC):
         return report
 
     def prepare_weights(self, update: bool = False) -> None:
-        """Fresh tables; with update nothing, as `prepare_vocab` has added the rows."""
+        """Make fresh tables; does nothing with update, as `prepare_vocab` has added the rows."""
         self._check_words()
         if not update:
             self.init_weights()
 
     def init_weights(self) -> None:
-        """Fresh tables of the words at hand; what was trained is forgotten."""
+        """Make fresh tables for the model's words; earlier training is lost."""
         self._check_words()
         self._take_vocabulary(self.vocabulary)
 
     def update_weights(self) -> None:
-        """Nothing: `prepare_vocab(update=True)` and `build_vocab(update=True)` have added the rows."""
+        """Do nothing: `prepare_vocab(update=True)` and `build_vocab(update=True)` have added the rows."""
         self._check_words()
 
     def reset_from(self, other_model: Any) -> None:
-        """Fresh tables of the words of another model."""
+        """Take the words of another model and make fresh tables for them."""
         if not isinstance(other_model, GensimNames):
             raise InputError(f"reset_from takes a Word2Vec, not {type(other_model).__name__}")
         other_model._check_words()
@@ -200,27 +203,30 @@ class GensimNames(WordTables, ABC):
     def estimate_memory(
         self, vocab_size: int | None = None, report: dict[str, int] | None = None
     ) -> dict[str, int]:
-        """Bytes of the tables for so many words, by default those at hand, after what `report` has."""
+        """Return the bytes of the tables for vocab_size words, by default the model's, added to the entries of
+        `report`.
+        """
         words = len(self.words) if vocab_size is None else vocab_size
         check_count(0, vocab_size=words)
         return {**(report or {}), **estimated_memory(self, words)}
 
-    # --- questions ----------------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------------
 
     def get_latest_training_loss(self) -> float:
-        """The sum of the losses of all pairs since `train` began, as gensim's; of negatives measured on an eighth.
+        """Return the sum of the losses of all pairs since `train` began, as in gensim.
 
-        `losses` are the means of the epochs, which are easier to read.
+        With negative sampling it is measured on an eighth of the pairs. `losses`, the means of the epochs, are easier
+        to read.
         """
         return self.running_training_loss
 
     def predict_output_word(
         self, context_words_list: Sequence[str | int], topn: int = 10
     ) -> list[tuple[str, float]] | None:
-        """(word, probability) of the topn likeliest words amid those of a context, which may be rows of `wv`, too.
+        """Return (word, probability) of the topn likeliest words in a context, given as words or as rows of `wv`.
 
-        None, and a line of the log, where none of them is known. Raises NoWordsError, a RuntimeError, for a model
-        that has no output vectors of words (hs=1 with negative=0).
+        Returns None, with a log message, where none of the context's words is known. Raises NoWordsError, a
+        RuntimeError, for a model without output vectors of words (hs=1 with negative=0).
         """
         self._check_words()
         return words_in(self, context_words_list, topn)
@@ -233,7 +239,8 @@ class GensimNames(WordTables, ABC):
         queue_factor: int = 2,
         report_delay: float = 1,
     ) -> np.ndarray:
-        """float32 (sentences,): the log probability of each by the Huffman tree, at most of total_sentences.
+        """Return the log probability of each sentence by the Huffman tree, float32 (sentences,), for at most
+        total_sentences.
 
         The last three arguments have no effect. Raises NoWordsError, a RuntimeError, for a model without hs=1.
         """
@@ -242,8 +249,8 @@ class GensimNames(WordTables, ABC):
 
     @abstractmethod
     def _chosen(self, counted: Vocabulary, trim_rule: TrimRule | None, update: bool) -> Vocabulary:
-        """The counted words that the model keeps."""
+        """Return the counted words that the model keeps."""
 
     @abstractmethod
     def _take(self, chosen: Vocabulary, update: bool) -> None:
-        """Make tables of these words, or let those at hand grow by them."""
+        """Make tables for these words, or, with update, extend the present tables by them."""

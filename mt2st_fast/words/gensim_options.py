@@ -1,4 +1,4 @@
-"""What gensim's Word2Vec is told beside numbers: text, and what we refuse by name."""
+"""Checks of the arguments of gensim's Word2Vec other than plain numbers: text, and values that we do not support."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_count, check_finite_number, check_not_negative
 from mt2st_fast.words.gensim_errors import NotATextError, NoWordsError
 
-# Option: (gensim's default, the only value that there is here; why, and what to do).
+# Option: (gensim's default, the only supported value; why, and what to do).
 ONLY: dict[str, tuple[Any, str]] = {
     "null_word": (0, "there is no word for nothing; leave it 0"),
 }
 
 
 def refuse(**options: Any) -> None:
-    """Raise InputError for a value that means what we do not have."""
+    """Raise InputError for an unsupported value."""
     for name, value in options.items():
         only, why = ONLY[name]
         if value != only:
             raise InputError(f"{name}={value!r} is not supported: {why}")
 
 
-# Options that are 1 or 0, and what 1 means.
+# Options that are 0 or 1, and what 1 means.
 SWITCHES = {
     "sg": "skip-gram",
     "hs": "hierarchical softmax",
@@ -46,27 +46,29 @@ def check_switches(**options: Any) -> None:
 
 
 def check_predicted_by(hs: int, negative: int, max_n: int) -> None:
-    """Raise InputError for neither hierarchical softmax nor negatives, and for a tree beside n-grams."""
+    """Raise InputError for neither hierarchical softmax nor negatives, and for hierarchical softmax with n-grams."""
     check_count(0 if hs else 1, negative=negative)
     if hs and max_n:
         raise InputError("hs=1 is not supported with n-grams (max_n): give negative=5 and hs=0")
 
 
 def check_ngrams(min_n: Any, max_n: Any) -> None:
-    """Raise InputError but for lengths of character n-grams, of which the first is not above the second."""
+    """Raise InputError unless 0 <= min_n <= max_n, both whole numbers: the lengths of character n-grams."""
     check_count(0, min_n=min_n, max_n=max_n)
     if min_n > max_n:
         raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
 
 
 def check_sampling(sample: Any, ns_exponent: Any) -> None:
-    """Raise InputError but for a finite threshold of at least 0 and a finite exponent, of any sign as in gensim."""
+    """Raise InputError unless the threshold is finite and at least 0 and the exponent is finite (of any sign, as in
+    gensim).
+    """
     check_not_negative(sample=sample)
     check_finite_number(ns_exponent=ns_exponent)
 
 
 def check_rates(alpha: Any, min_alpha: Any, names: tuple[str, str] = ("alpha", "min_alpha")) -> None:
-    """Raise InputError but for finite rates, of which the first is not below the second."""
+    """Raise InputError unless both rates are finite and not negative, and the first is not below the second."""
     check_not_negative(**dict(zip(names, (alpha, min_alpha), strict=True)))
     if alpha < min_alpha:
         raise InputError(
@@ -75,14 +77,17 @@ def check_rates(alpha: Any, min_alpha: Any, names: tuple[str, str] = ("alpha", "
 
 
 def one_of(sentences: Any, corpus_iterable: Any) -> Any:
-    """The one of the two that is given; raises InputError for both."""
+    """Return whichever of the two is given; raises InputError if both are."""
     if sentences is not None and corpus_iterable is not None:
         raise InputError("corpus_iterable is another name of sentences: give one of them")
     return corpus_iterable if sentences is None else sentences
 
 
 def read_text(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path | None) -> Tokens:
-    """The text in ids of its own words."""
+    """Read the text as ids of its own words.
+
+    Raises InputError for neither or both of the arguments, and for text that cannot be used.
+    """
     if (sentences is None) == (corpus_file is None):
         raise InputError("give either sentences or a corpus_file")
     if corpus_file is not None and is_token_file(Path(corpus_file)):

@@ -1,4 +1,4 @@
-"""Which words of a text a Word2Vec takes, and in which order."""
+"""Select the words of a text that a Word2Vec keeps, and their order."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RULE_DEFAULT, RULE_DISCARD, RULE_KEEP = 0, 1, 2
 def counted_words(
     text: Tokens, most: int | None = None, trim_rule: TrimRule | None = None, sort: bool = True
 ) -> Vocabulary:
-    """The words of a text and how often it has them, by falling count or, without `sort`, as they first appear.
+    """Count the words of a text, by descending count or, without `sort`, in order of first appearance.
 
     most: gensim's max_vocab_size. Whenever more words are known at the end of a sentence, those seen fewer times than a
-    bound are forgotten, and the bound rises by one from 1: counts of words that come rarely are then too small.
+    bound are dropped, and the bound, which starts at 1, rises by one: the counts of rare words are then too small.
     """
     counted = text.vocabulary if most is None else _pruned(text, most, trim_rule)
     if sort:
@@ -42,7 +42,7 @@ def _pruned(text: Tokens, most: int, trim_rule: TrimRule | None) -> Vocabulary:
     for begin, end in zip(text.bounds[:-1].tolist(), text.bounds[1:].tolist(), strict=True):
         for word in text.ids[begin:end].tolist():
             seen[word] = seen.get(word, 0) + 1
-        seen.pop(-1, None)  # of a token file: a word that is not among its words
+        seen.pop(-1, None)  # in a token file: a word outside its vocabulary
         if len(seen) > most:
             counted = Vocabulary([words[i] for i in seen], list(seen.values()))
             kept = _kept(counted, least, trim_rule).tolist()
@@ -52,8 +52,10 @@ def _pruned(text: Tokens, most: int, trim_rule: TrimRule | None) -> Vocabulary:
 
 
 def vocabulary_of(counts: Mapping[str, int]) -> Vocabulary:
-    """Words and counts in their order. Raises InputError for a word that is no string, and a count that is no number
-    of times."""
+    """Return words and counts in their order.
+
+    Raises InputError for a word that is no string, and for a count that is no whole number of at least 0.
+    """
     for word, count in counts.items():
         if not isinstance(word, str):
             raise InputError(f"a word is a string, not {word!r}")
@@ -65,9 +67,9 @@ def vocabulary_of(counts: Mapping[str, int]) -> Vocabulary:
 def frequent_words(
     counted: Vocabulary, min_count: int, most: int | None = None, trim_rule: TrimRule | None = None
 ) -> Vocabulary:
-    """Words seen min_count times or as trim_rule says, of them the `most` most frequent.
+    """Return the words seen min_count times, or chosen by trim_rule, and of these the `most` most frequent.
 
-    They stay in their order. Of words of one count the first are taken, where gensim takes none of them. Raises
+    They stay in their order. Of words with equal counts the first are taken, where gensim takes none. Raises
     NoWordsError where no word is left.
     """
     if not len(counted):
@@ -88,7 +90,7 @@ def frequent_words(
 def with_words_of(
     known: Vocabulary, counted: Vocabulary, min_count: int, trim_rule: TrimRule | None = None
 ) -> Vocabulary:
-    """The known words, in their order and counted further, then those of the others that are to be kept."""
+    """Return the known words, in their order and with counts added, then those other words that are kept."""
     places = known.lookup(counted.words)
     counts = known.counts.copy()
     counts[places[places >= 0]] += counted.counts[places >= 0]
@@ -116,7 +118,7 @@ def _of(counted: Vocabulary, kept: np.ndarray) -> Vocabulary:
 
 
 def vocabulary_report(counted: Vocabulary, kept: Vocabulary, sample: float) -> dict[str, int]:
-    """gensim's numbers of prepare_vocab: words dropped, words of the text kept, and what `sample` leaves of those."""
+    """Return gensim's statistics of prepare_vocab: words dropped, words kept, and how many of these `sample` leaves."""
     rows = counted.lookup(kept.words)
     counts = counted.counts[rows[rows >= 0]]
     shares = kept_shares(counts, sample)
@@ -130,7 +132,7 @@ def vocabulary_report(counted: Vocabulary, kept: Vocabulary, sample: float) -> d
 
 
 def estimated_memory(model: Any, vocab_size: int) -> dict[str, int]:
-    """Bytes of the tables of a model of so many words, by gensim's names."""
+    """Return the bytes of a model's tables for vocab_size words, by gensim's names."""
     row = 4 * model.vector_size
     report = {"vectors": (vocab_size + (model.bucket if model.max_n else 0)) * row}
     if model.hs:

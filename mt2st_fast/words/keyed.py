@@ -14,8 +14,10 @@ from mt2st_fast.kernels.context.training import NO_LOCKS
 
 
 def fill_keyed(keyed: Any, model: Any) -> None:
-    """Make KeyedVectors show the words of the model, its vectors, which they share, and what gensim tells of words:
-    count, sample_int, and with hs=1 code and point, a word's path in the tree."""
+    """Fill KeyedVectors with the model's words, its vectors (shared) and gensim's attributes of words.
+
+    These are count, sample_int and, with hs=1, code and point: a word's path in the tree.
+    """
     words = list(model.words)
     keyed.index_to_key, keyed.key_to_index = words, {word: t for t, word in enumerate(words)}
     keyed.vectors, keyed.norms, keyed.vector_size = model.vectors, None, model.vector_size
@@ -38,7 +40,7 @@ def _codes(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def lock_factors(given: Any, words: Sequence[str]) -> np.ndarray:
-    """float32 (V,) of one number, or of V; (0,) where all are 1. Raises InputError for anything else."""
+    """Return float32 (V,) from one number or V numbers; (0,) where all are 1. Raises InputError for anything else."""
     try:
         locks = np.asarray(given, np.float32).reshape(-1)
     except (TypeError, ValueError):
@@ -53,7 +55,7 @@ def lock_factors(given: Any, words: Sequence[str]) -> np.ndarray:
 
 
 def with_new_words(locks: np.ndarray, known: int, words: int) -> np.ndarray:
-    """Locks of `known` words, or one for all, with those of new words, which learn; one for all stays so."""
+    """Extend the locks of `known` words by ones for new words, which learn; a single number for all words stays."""
     if len(locks) != known or known == 1:
         return locks
     return np.concatenate([locks, np.ones(words - known, np.float32)])

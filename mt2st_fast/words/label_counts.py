@@ -1,4 +1,4 @@
-"""What a model says about labelled documents beside what stands there: columns of its labels, and counts of each."""
+"""Compare predicted labels with those of labelled documents: columns of the model's labels, and counts of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("mt2st_fast")
 
 @dataclass(frozen=True)
 class LabelFamily:
-    """The labels that training saw: kind is that of their TargetColumn, counts are their documents."""
+    """The labels that training saw: kind is that of their TargetColumn, counts are their numbers of documents."""
 
     kind: Literal["classes", "labels"]
     names: tuple[str, ...]
@@ -26,7 +26,7 @@ class LabelFamily:
 
     @classmethod
     def of(cls, column: TargetColumn) -> LabelFamily:
-        """Of a column of training."""
+        """Make the family of a column of the training data."""
         if column.kind == "labels":
             return cls("labels", column.class_names, tuple(map(int, np.nansum(column.values, 0))))
         counts = np.bincount(column.values[column.labelled()], minlength=column.size)
@@ -34,7 +34,7 @@ class LabelFamily:
 
 
 def as_trained(found: TargetColumn, trained: LabelFamily) -> TargetColumn:
-    """The column over the labels of training; a label that it never saw is missing."""
+    """Return the column over the labels of training; a label that training never saw is missing."""
     place_of = {name: i for i, name in enumerate(trained.names)}
     places = [place_of.get(name) for name in found.class_names]
     if trained.kind == "labels":
@@ -49,7 +49,7 @@ def as_trained(found: TargetColumn, trained: LabelFamily) -> TargetColumn:
 
 
 def tell_unseen(path: str | Path, family: str, found: TargetColumn, trained: LabelFamily) -> None:
-    """Log one line about documents of a file that have labels of a family that training never saw."""
+    """Log one line if documents of a file have labels of a family that training never saw."""
     unseen = ~np.isin(found.class_names, trained.names)
     if rows := rows_with(found, unseen):
         names = [name for name, n in zip(found.class_names, unseen, strict=True) if n]
@@ -59,10 +59,10 @@ def tell_unseen(path: str | Path, family: str, found: TargetColumn, trained: Lab
 def label_scores(
     found: TargetColumn, trained: LabelFamily, predicted: Iterable[np.ndarray]
 ) -> dict[str, dict[str, float]]:
-    """{label: precision, recall and f1score} over the documents of `found` that have a label.
+    """Return {label: precision, recall and f1score} over the documents of `found` that have a label.
 
-    predicted: of the documents in their order, a block (B, C) of bool at a time, the labels of training that the model
-    gives them. A label that it never saw is missed each time. NaN for what no document says.
+    predicted: the labels of training that the model gives the documents, in their order, as blocks of bool (B, C). A
+    label that training never saw is missed each time. NaN where a number is undefined.
     """
     unseen = [name for name in found.class_names if name not in set(trained.names)]
     names = [*trained.names, *unseen]
@@ -94,7 +94,7 @@ def label_scores(
 
 
 def _reindexed(found: TargetColumn, places: Sequence[int | None]) -> np.ndarray:
-    # The first label of a document that has several, as training had one each.
+    # Of several labels of a document the first counts, as documents had one each in training.
     first = found.values if found.kind == "classes" else _first_label(found.values)
     lookup = np.array([-100 if place is None else place for place in places] + [-100], np.int64)
     return lookup[np.where(first < 0, len(places), first)]

@@ -1,4 +1,4 @@
-"""A fastText-shaped door: text classifiers over bags of words and n-grams, one head for each family of labels."""
+"""fastText-style training of text classifiers over bags of words and n-grams, with one head per label family."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.vectors import WordVectors
 
 log = logging.getLogger("mt2st_fast")
-MOST_NAMED = 5  # families in a line of the log
+MOST_NAMED = 5  # families named in one log message
 
 
 @with_fasttext_names
@@ -48,19 +48,21 @@ def train_supervised(
     device: str = "auto",
     **trainer_options: Any,
 ) -> SupervisedModel:
-    """Train on a file of `__label__` lines, one head for each label family, and return the model.
+    """Train on a file of `__label__` lines, with one head per label family, and return the model.
 
-    path: UTF-8 text, a document a line, .gz too. families: whether `__label__topic__sport` is sport of the family
-    topic, or a label `topic__sport`; by default it is, and a line of the log says what became of it. main: the family
-    to get right, the first in the file by default; the others are auxiliary tasks, which `schedule` (MultiTask() by
-    default) may let go. loss: "ova" for any of a family's labels on a document, "softmax" for one; by default as the
-    file has them. batch_size: documents a step; by default 64 to 512, by their number. lr: of row-wise Adagrad, falling
-    linearly to 0; by default 0.03 to 0.2, by the batch, as large ones take fewer steps. word_ngrams: up to so many
-    words in a row get a vector, hashed into `bucket` rows. minn, maxn: the character n-grams of that many characters of
-    `<word>` stand in the bag beside the word, hashed into the same rows, so that a word that training never saw has a
-    vector too; none while maxn is 0. pretrained_vectors: a file of vectors to begin with; its other words are known to
-    the model, too. threads: CPU threads to train with, torch's by default. epoch, dim, min_count: as in fastText, whose
-    names of options (wordNgrams, minCount, ...) are taken, too. Other options go to the Trainer.
+    path: UTF-8 text, one document per line, also as .gz. families: whether `__label__topic__sport` is the label sport
+    of the family topic, or the single label `topic__sport`; by default it is split into families, and a log message
+    says which were found. main: the family to optimize for, by default the first in the file; the others are auxiliary
+    tasks, which `schedule` (MultiTask() by default) may retire. loss: "ova" where a document may have any number of a
+    family's labels, "softmax" where it has one; by default, whichever fits the labels in the file. batch_size:
+    documents per step; by default 64 to 512, by the number of documents. lr: learning rate of row-wise Adagrad, which
+    falls linearly to 0; by default 0.03 to 0.2, higher for larger batches, as these take fewer steps. word_ngrams: the
+    maximum length of word n-grams, which are hashed into `bucket` rows. minn, maxn: the lengths of the character
+    n-grams of `<word>` that are added to the bag beside the word, hashed into the same rows, so that words that
+    training never saw have a vector, too; there are none while maxn is 0. pretrained_vectors: a file of vectors to
+    start from; the model also knows those of its words that the text lacks. threads: CPU threads for training, by
+    default torch's setting. epoch, dim, min_count: as in fastText. fastText's option names (wordNgrams, minCount, ...)
+    are accepted, too. Other options go to the Trainer.
 
     Raises InputError for a file or a family that cannot be used and for an option out of range.
     """
@@ -94,7 +96,7 @@ def _check_labels(label: Any, families: Any) -> None:
 
 
 def _check_trainer_options(lr: float | None, trainer_options: Mapping[str, Any]) -> None:
-    """Raises InputError for options that nobody knows, or that nobody would read."""
+    """Raise InputError for unknown options, and for options that would have no effect."""
     of_trainer = set(inspect.signature(Trainer).parameters) - {"encoder", "heads"}
     for name in trainer_options.keys() - of_trainer:
         near = get_close_matches(
@@ -119,7 +121,7 @@ def _check_loss(path: str | Path, loss: str | None, targets: Mapping[str, Target
 
 
 def _tell_families(path: str | Path, text: LabelledText) -> None:
-    """One line about labels that have `__` within, whose meaning was not said."""
+    """Log one line about labels that contain `__` if `families` was not given."""
     if text.families == (DEFAULT_FAMILY,):
         return
     sizes = {family: len(text.labels[family].names) for family in text.families}
@@ -135,7 +137,7 @@ def _tell_families(path: str | Path, text: LabelledText) -> None:
 
 
 def _vectors(path: str | Path, dim: int) -> WordVectors:
-    """Vectors to begin with. Raises InputError for a file that cannot be read, or of another length."""
+    """Read vectors to start from. Raises InputError for a file that cannot be read or has vectors of another length."""
     vectors = WordVectors.read(path)
     if vectors.dim != dim:
         raise InputError(f"{path}: has vectors of {vectors.dim} numbers; give dim={vectors.dim}, not {dim}")

@@ -1,4 +1,4 @@
-"""A classifier of texts by bags of words and n-grams: kept in a folder, asked with fastText's names."""
+"""A text classifier over bags of words and n-grams, saved in a folder and queried by fastText's method names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, Labeller, check
 from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores, tell_unseen
 
 KIND = "supervised"
-LIKELY = 0.5  # a label of many is given to a document from this probability on
+LIKELY = 0.5  # for several labels per document: a label is predicted from this probability on
 
 
 class Prediction(NamedTuple):
@@ -46,15 +46,16 @@ class Prediction(NamedTuple):
 
 
 class SupervisedModel:
-    """What `train_supervised` returns and `load_model` reads: predicts, tests, gives vectors of words and documents.
+    """The result of `train_supervised` and `load_model`: predicts labels, tests, and gives vectors of words and
+    documents.
 
         model.save("reviews.model")
         model = load_model("reviews.model")                  # in any process: the same probabilities
         labels, probabilities = model.predict("the soup was cold", k=-1)
 
-    `labels` are the names by family. copy.deepcopy and pickle keep what a folder keeps: not the Trainer, nor the
-    history. A label's name has no prefix; methods with fastText's names count the labels of one family, the main one
-    by default.
+    `labels` are the label names by family, without their prefix. copy.deepcopy and pickle keep what a folder keeps:
+    neither the Trainer nor the history. Methods with fastText's names refer to the labels of one family, by default the
+    main one.
     """
 
     def __init__(
@@ -74,24 +75,25 @@ class SupervisedModel:
         self._trainer = trainer
         self._scorer = BagScorer(features, encoder, heads, prefix)
 
-    # --- keeping ----------------------------------------------------------------------------------------
+    # --- saving and loading -----------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write the model to a folder (see mt2st_fast.model_folder); a model that was there is replaced.
+        """Write the model to a folder (see mt2st_fast.model_folder), replacing a model that was there.
 
         Raises InputError for a folder that holds something else or cannot be written.
         """
         write_model(folder, KIND, *self._state())
 
     def save_model(self, folder: str | Path) -> None:
-        """fastText's name of `save`."""
+        """fastText's name for `save`."""
         self.save(folder)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> SupervisedModel:
-        """Read what `save` wrote. device: "auto" takes CUDA where there is one.
+        """Read a model that `save` wrote. device: "auto" takes CUDA where it is available.
 
-        Raises InputError for a folder that holds no such model, or is damaged, and for a device that is not there.
+        Raises InputError for a folder that holds no such model or a damaged one, and for a device that is not
+        available.
         """
         _, configuration, tensors = read_model(model_in(folder), KIND)
         model = cls.__new__(cls)
@@ -101,7 +103,7 @@ class SupervisedModel:
     def export(
         self, file: str | Path, format: str | None = None, families: Sequence[str] | None = None
     ) -> Exported:
-        """Write a graph, as `TextModel.export` does, of the main family by default; its texts are lines."""
+        """Write a graph of the main family, or of `families`, as `TextModel.export` does; its input texts are lines."""
         names = [self._known(family) for family in families or (self.main,)]
         tasks = {name: (self._families[name].kind, self.labels[name]) for name in names}
         return export_bags(self.encoder, self.heads, self.features, self.prefix, tasks, file, format)
@@ -165,7 +167,7 @@ class SupervisedModel:
             configuration["split_labels"],
         )
 
-    # --- what it is made of -----------------------------------------------------------------------------
+    # --- parts ------------------------------------------------------------------------------------------
 
     @property
     def main(self) -> str:
@@ -184,12 +186,12 @@ class SupervisedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that the model computes on."""
         return self._scorer.device
 
     @property
     def trainer(self) -> Trainer:
-        """Who trained it. Raises RuntimeError for a model that was loaded or copied."""
+        """The Trainer that trained the model. Raises RuntimeError for a model that was loaded or copied."""
         if self._trainer is None:
             raise RuntimeError(
                 "this model was loaded or copied: its trainer and history are not kept with it"
@@ -198,11 +200,11 @@ class SupervisedModel:
 
     @property
     def history(self) -> History:
-        """What happened while training. Raises RuntimeError as `trainer` does."""
+        """The history of the training. Raises RuntimeError as `trainer` does."""
         return self.trainer.history
 
     def prefix_of(self, family: str) -> str:
-        """What stands before a label of a family in a file: `__label__`, or `__label__tone__`."""
+        """The prefix of a family's labels in a file: `__label__`, or `__label__tone__`."""
         return self.prefix + ("" if family == DEFAULT_FAMILY else f"{self._known(family)}__")
 
     # --- predictions ------------------------------------------------------------------------------------
@@ -221,10 +223,12 @@ class SupervisedModel:
     def predict(
         self, text: str | Sequence[str], k: int = 1, threshold: float = 0.0, family: str | None = None
     ) -> Prediction | list[Prediction]:
-        """The k likeliest labels (-1: all) of at least that probability; of a list of texts a list.
+        """Return the k likeliest labels (-1: all) with a probability of at least `threshold`; for a list of texts, a
+        list.
 
-        A text is one line; labels in it are no words of it. family: the main one by default. Raises InputError for a
-        text with a line feed or that is no string, for k and threshold out of range, and an unknown family.
+        A text is one line; labels in it are not counted as words. family: the main one by default. Raises InputError
+        for a text that is no string or contains a line feed, for k and threshold out of range, and for an unknown
+        family.
         """
         family = self._known(family)
         check_choice(k, threshold)
@@ -238,14 +242,17 @@ class SupervisedModel:
         return predictions[0] if isinstance(text, str) else predictions
 
     def labeller(self, families: Sequence[str], k: int = 1, threshold: float = 0.0) -> Labeller:
-        """What `predict` says of blocks of lines, in numbers; see `BagScorer.labeller`. Raises as `predict` does."""
+        """Return a function that predicts blocks of lines as numbers; see `BagScorer.labeller`. Raises as `predict`
+        does.
+        """
         check_choice(k, threshold)
         return self._scorer.labeller([self._known(family) for family in families], k, threshold)
 
     def test(self, path: str | Path) -> dict[str, float]:
-        """The metric of every family in a file: accuracy, or micro F1 where a document may have several labels.
+        """Measure every family in a file: accuracy, or micro F1 where a document may have several labels.
 
-        A label that training never saw counts as an error. Raises InputError as reading does.
+        A label that training never saw counts as an error. Raises InputError where the file cannot be read or has no
+        known family.
         """
         text = self._read(path)
         families = [family for family in self.labels if family in text.families]
@@ -259,7 +266,7 @@ class SupervisedModel:
         batches = evaluation_batches(corpus, ROWS_AT_ONCE)
         metrics = evaluate(self.encoder, self.heads, batches, families, self.device)
         for family in families:
-            # Rows with an unseen label have no class to compare with: they were left out, and are wrong.
+            # Rows with an unseen label have no class to compare with. They were left out above, and count as wrong.
             known, labelled = targets[family].labelled().sum(), found[family].labelled().sum()
             if targets[family].kind == "classes" and known < labelled:
                 metrics[family] = metrics[family] * known / labelled if known else 0.0
@@ -273,10 +280,11 @@ class SupervisedModel:
         threshold: float | None = None,
         family: str | None = None,
     ) -> dict[str, dict[str, float]]:
-        """{label: {"precision": ..., "recall": ..., "f1score": ...}} of a family in a file, NaN where there is none.
+        """Return {label: {"precision": ..., "recall": ..., "f1score": ...}} for a family in a file, NaN where
+        undefined.
 
-        A document is given the k likeliest labels of at least that probability: by default the likeliest, and where a
-        document may have several labels all from 0.5 on. Raises InputError as reading and `predict` do.
+        The predictions are the k likeliest labels with a probability of at least `threshold`: by default the likeliest
+        label, and where a document may have several, all from 0.5 on. Raises InputError as `test` and `predict` do.
         """
         family = self._known(family)
         many = self._families[family].kind == "labels"
@@ -298,35 +306,37 @@ class SupervisedModel:
 
     @torch.no_grad()
     def vector(self, word: str) -> np.ndarray:
-        """(dim,) float32 of any string: the mean of its own vector, if training saw it, and of its n-grams' vectors.
+        """Return the vector (dim,) float32 of any string: the mean of its own vector, if training saw it, and those of
+        its n-grams.
 
-        Zeros for a word that has neither: unseen, and training was without n-grams (`maxn=0`).
+        Zeros for a word that has neither: one that is unseen by a model trained without n-grams (`maxn=0`).
         """
         _, ids = self.features.subwords(word)
         return self._scorer.vectors(ids, np.array([0, len(ids)], np.int64))[0].cpu().numpy()
 
     def get_word_vector(self, word: str) -> np.ndarray:
-        """fastText's name of `vector`."""
+        """fastText's name for `vector`."""
         return self.vector(word)
 
     def get_subwords(self, word: str) -> tuple[list[str], np.ndarray]:
-        """The word itself, if training saw it, and its character n-grams; and their rows in the table, int32."""
+        """Return the word itself, if training saw it, and its character n-grams; and their rows in the table, int32."""
         return self.features.subwords(word)
 
     @torch.no_grad()
     def get_sentence_vector(self, text: str) -> np.ndarray:
-        """(dim,) float32, the mean of the vectors in the bag of a line. Raises InputError as `predict` does."""
+        """Return the mean (dim,) float32 of the vectors in the bag of a line. Raises InputError as `predict` does."""
         (bags,) = self._scorer.bags([text])
         return self._scorer.vectors(*bags)[0].cpu().numpy()
 
     @torch.no_grad()
     def word_vectors(self) -> Tensor:
-        """(words, dim) float32 on the CPU, of `words`."""
+        """Return the vectors of `words`, (words, dim) float32, on the CPU."""
         return self._scorer.word_vectors()
 
     @torch.no_grad()
     def get_nearest_neighbors(self, word: str, k: int = 10) -> list[tuple[float, str]]:
-        """(cosine, word) of the k other words of training that are nearest to any string, the nearest first.
+        """Return (cosine, word) of the k words of training nearest to any string, without the string itself, the
+        nearest first.
 
         Raises InputError for a word without a vector, and for k below 1.
         """
@@ -341,38 +351,38 @@ class SupervisedModel:
     # --- fastText's names -------------------------------------------------------------------------------
 
     def get_words(self, include_freq: bool = False) -> list[str] | tuple[list[str], np.ndarray]:
-        """`words`; with include_freq also how often training saw each, int64."""
+        """Return `words`; with include_freq also how often training saw each, int64."""
         words = list(self.words)
         return (words, self.features.vocabulary.counts.copy()) if include_freq else words
 
     def get_labels(
         self, include_freq: bool = False, family: str | None = None
     ) -> list[str] | tuple[list[str], np.ndarray]:
-        """The labels of a family as `predict` names them; with include_freq also their documents, int64."""
+        """Return the labels of a family, named as in `predict`; with include_freq also their document counts, int64."""
         known = self._families[self._known(family)]
         labels = list(known.names)
         return (labels, np.array(known.counts, np.int64)) if include_freq else labels
 
     def get_dimension(self) -> int:
-        """fastText's name of `dim`."""
+        """fastText's name for `dim`."""
         return self.dim
 
     def get_word_id(self, word: str) -> int:
-        """The row of a word in the table, -1 for one that training did not see."""
+        """Return the row of a word in the table, -1 for a word that training did not see."""
         return self.features.vocabulary.get(word, -1)
 
     def get_subword_id(self, subword: str) -> int:
-        """The row of a character n-gram in the table. Raises InputError for a model without n-grams."""
+        """Return the row of a character n-gram in the table. Raises InputError for a model without n-grams."""
         if not self.features.buckets:
             raise InputError("this model has no n-grams: train it with minn= and maxn= or with word_ngrams=")
         return len(self.words) + ngram_hash(subword) % self.features.buckets
 
     def get_input_matrix(self) -> np.ndarray:
-        """(words + buckets, dim) float32, a copy of the table."""
+        """Return a copy of the table, (words + buckets, dim) float32."""
         return self.encoder.table.detach().cpu().numpy().copy()
 
     def get_output_matrix(self, family: str | None = None) -> np.ndarray:
-        """(labels, dim) float32, a copy of a family's head; its bias is `heads.linear(family).bias`."""
+        """Return a copy of a family's head, (labels, dim) float32; its bias is `heads.linear(family).bias`."""
         return self.heads.linear(self._known(family)).weight.detach().cpu().numpy().copy()
 
     def is_quantized(self) -> bool:
@@ -380,7 +390,7 @@ class SupervisedModel:
         return False
 
     def quantize(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: raises InputError."""
+        """Not supported: raises InputError."""
         raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger min_count= "
                          "makes a smaller model")  # fmt: skip
 
@@ -394,5 +404,5 @@ class SupervisedModel:
 
 
 def load_model(folder: str | Path, device: str = "auto") -> SupervisedModel:
-    """fastText's name of `SupervisedModel.load`, whose errors it raises."""
+    """fastText's name for `SupervisedModel.load`; raises the same errors."""
     return SupervisedModel.load(folder, device)

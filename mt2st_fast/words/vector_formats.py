@@ -1,15 +1,15 @@
 """The file formats of word vectors, written and read in blocks.
 
-- word2vec text (.txt, .vec): a line `T D`, then a line a word: the word and D numbers with a space between.
-  Nine significant digits, which give every float32 back bit for bit.
+- word2vec text (.txt, .vec): a line `T D`, then one line per word: the word and D numbers, separated by spaces.
+  Numbers have nine significant digits, which restore every float32 bit for bit.
 - GloVe text: the same without the first line; read only.
 - word2vec binary (.bin): a line `T D`, then for each word: the word, a space, D little-endian float32, a line
   feed.
 - safetensors: `vectors` (T, D) float32, `words` (bytes of a JSON list in UTF-8) as uint8, and, where they are
   known, `counts` (T,) int64.
 
-Writers return how many words they wrote: one that is empty or holds white space cannot stand in the word2vec
-formats and is left out. Readers return (words, vectors, counts or None).
+Writers return how many words they wrote: the word2vec formats cannot hold a word that is empty or contains white space,
+so these are left out. Readers return (words, vectors, counts or None).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BLANKS = re.compile("[ \t]+")
 
 
 def fits_word2vec(word: str) -> bool:
-    """Whether a word can stand in the word2vec formats: not empty, no white space nor NUL, encodable as UTF-8."""
+    """Whether the word2vec formats can hold a word: not empty, no white space or NUL, encodable as UTF-8."""
     return (
         bool(word)
         and word.split() == [word]
@@ -51,7 +51,7 @@ def fits_word2vec(word: str) -> bool:
 def write_text(
     file: BinaryIO, words: Sequence[str], vectors_td: np.ndarray, counts: np.ndarray | None
 ) -> int:
-    """word2vec text; it has no place for counts."""
+    """Write word2vec text, which has no place for counts."""
     D = vectors_td.shape[1]
     line = "%s" + " %.9g" * D
     kept = _rows_that_fit(words)
@@ -68,7 +68,7 @@ def write_text(
 def write_binary(
     file: BinaryIO, words: Sequence[str], vectors_td: np.ndarray, counts: np.ndarray | None
 ) -> int:
-    """word2vec binary; it has no place for counts."""
+    """Write word2vec binary, which has no place for counts."""
     D = vectors_td.shape[1]
     kept = _rows_that_fit(words)
     file.write(f"{len(kept)} {D}\n".encode())
@@ -84,7 +84,7 @@ def write_binary(
 def write_safetensors(
     file: BinaryIO, words: Sequence[str], vectors_td: np.ndarray, counts: np.ndarray | None
 ) -> int:
-    """safetensors, by hand: the library's own writer holds a second copy of every tensor."""
+    """Write safetensors without the library, whose writer holds a second copy of every tensor."""
     T, D = vectors_td.shape
     encoded = json.dumps(list(words)).encode()
     tensors: list[tuple[str, str, list[int], int]] = []
@@ -97,7 +97,7 @@ def write_safetensors(
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the tensors to begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the format requires tensors to begin at a multiple of 8
     file.write(len(text).to_bytes(8, "little") + text)
     if counts is not None:
         file.write(counts.astype("<i8").tobytes())
@@ -112,14 +112,14 @@ def _rows_that_fit(words: Sequence[str]) -> list[int]:
 
 
 def _blocks(rows: Rows, D: int) -> Iterator[Rows]:
-    """The rows of a table cut into pieces of about a mebibyte."""
+    """Cut the rows of a table into pieces of about a mebibyte."""
     size = max(1, _BLOCK_BYTES // (4 * D))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
 def read_text(path: Path) -> Table:
-    """word2vec text, or GloVe text where the first line is no `T D`."""
+    """Read word2vec text, or GloVe text where the first line is no `T D`."""
     blocks = open_lines(path, joined=False).blocks()
     number, lines = next(blocks)
     sizes = _sizes(lines[0])
@@ -139,7 +139,7 @@ def read_text(path: Path) -> Table:
 
 
 class _GrowingTable:
-    """Words and their rows; where T is not known beforehand, the table grows in place."""
+    """Words and their rows; where T is not known in advance, the table grows in place."""
 
     def __init__(self, path: Path, T: int | None, D: int) -> None:
         self._path, self._expected = path, T
@@ -147,7 +147,7 @@ class _GrowingTable:
         self._rows_td = _empty_table(path, 1024 if T is None else T, D)
 
     def add(self, words: list[str], rows: np.ndarray, line: int) -> None:
-        """Append rows (n, D); `line` is where the first of them stands."""
+        """Append rows (n, D); `line` is the line number of the first."""
         start, end = len(self.words), len(self.words) + len(words)
         if self._expected is not None and end > self._expected:
             raise InputError(
@@ -160,7 +160,7 @@ class _GrowingTable:
         self.words += words
 
     def finished(self) -> np.ndarray:
-        """The table of all words."""
+        """Return the table of all words."""
         if self._expected is not None and len(self.words) < self._expected:
             raise InputError(
                 f"{self._path}: ends after {len(self.words)} of {self._expected} words; copy the file again"
@@ -176,7 +176,7 @@ def _read_lines(path: Path, number: int, lines: list[str], D: int, table: _Growi
     rows = _parse_all([numbers for _, _, numbers in split], D)
     if rows is not None:
         table.add([word for word, _, _ in split], rows, number)
-    else:  # somewhere a word holds spaces, a line is empty, or something is wrong
+    else:  # some word contains spaces, a line is empty, or something is wrong
         for i, line in enumerate(stripped, start=number):
             if line:
                 word, row = _parse_line(path, i, line, D)
@@ -184,13 +184,13 @@ def _read_lines(path: Path, number: int, lines: list[str], D: int, table: _Growi
 
 
 def _parse_all(numbers: list[str], D: int) -> np.ndarray | None:
-    """(n, D) of n lines of numbers; None where not every line is D finite numbers with single spaces."""
+    """Parse n lines of numbers as (n, D); None unless every line has D finite numbers separated by single spaces."""
     if any(line.count(" ") != D - 1 for line in numbers):
         return None
     try:
-        with warnings.catch_warnings():  # numpy warns where it stops at something that is no number
+        with warnings.catch_warnings():  # NumPy warns when it stops at something that is no number
             warnings.simplefilter("error")
-            # Each line holds at most D numbers, so the size shows whether each holds just D.
+            # Each line holds at most D numbers, so the total shows whether each holds exactly D.
             rows = np.fromstring(" ".join(numbers), dtype=np.float32, sep=" ")
     except (ValueError, DeprecationWarning, RuntimeWarning):
         return None
@@ -198,7 +198,7 @@ def _parse_all(numbers: list[str], D: int) -> np.ndarray | None:
 
 
 def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.ndarray]:
-    # A word may hold blanks, and white space that is none of ASCII: what stands before the last D numbers.
+    # The word is everything before the last D numbers: it may contain blanks and non-ASCII white space.
     fields = _BLANKS.split(line)
     if len(fields) <= D:
         raise InputError(
@@ -218,14 +218,14 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
 
 
 def _number(field: str) -> float:
-    """As C reads it: `float` takes 1_000 and digits of other scripts, too. Raises ValueError."""
+    """Parse a number as C does: `float` also takes 1_000 and digits of other scripts. Raises ValueError."""
     if not field.isascii() or "_" in field:
         raise ValueError(field)
     return float(field)
 
 
 def _check_second(path: Path, line: str, D: int) -> None:
-    """Raises InputError where the first line says D by having too few numbers: more of them would be part of words."""
+    """Raise InputError if line 2 has more than D numbers: the first line, which determines D, is then damaged."""
     fields = _BLANKS.split(line.strip(" \t"))
     try:
         _number(fields[-D - 1] if len(fields) > D + 1 else "none")
@@ -235,7 +235,7 @@ def _check_second(path: Path, line: str, D: int) -> None:
 
 
 def read_binary(path: Path) -> Table:
-    """word2vec binary, with a line feed after each vector (word2vec) or without (gensim)."""
+    """Read word2vec binary, with a line feed after each vector (word2vec) or without (gensim)."""
     with reading(path) as file:
         sizes = _sizes(file.readline(100).decode("latin-1"))
         if sizes is None:
@@ -266,7 +266,7 @@ def read_binary(path: Path) -> Table:
 
 
 def read_safetensors(path: Path) -> Table:
-    """What `write_safetensors` wrote."""
+    """Read what `write_safetensors` wrote."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -294,7 +294,7 @@ def read_safetensors(path: Path) -> Table:
 
 
 def _sizes(line: str) -> tuple[int, int] | None:
-    """(T, D) of a first line `T D`, None for another."""
+    """Return (T, D) of a first line `T D`, None for another line."""
     fields = line.split()
     if (
         line.isascii()
@@ -307,8 +307,8 @@ def _sizes(line: str) -> tuple[int, int] | None:
 
 
 def _empty_table(path: Path, T: int, D: int) -> np.ndarray:
-    """An uninitialized (T, D) float32. Raises InputError where so much cannot be had."""
-    # A damaged first line must not claim the machine: a word takes two bytes for each number, or more.
+    """Return an uninitialized float32 (T, D). Raises InputError if there is not enough memory."""
+    # A damaged first line must not exhaust the memory: a word takes at least two bytes for each number.
     if T > 1024 and not is_packed(path) and path.stat().st_size < T * D * 2:
         raise InputError(
             f"{path}: is too short for the {T} words of {D} numbers that its first line promises; copy it again"

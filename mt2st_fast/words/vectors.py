@@ -1,4 +1,4 @@
-"""Word vectors: a table with a word for each row, for files, for gensim and to start training from."""
+"""Word vectors as a table with one word per row: for files, for gensim, and as a start for training."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mt2st_fast.words import vector_formats
 
 @dataclass(frozen=True, eq=False)
 class WordVectors:
-    """T words and their vectors (T, D) in float32; frequent words first where the file or `counts` say so.
+    """T words and their float32 vectors (T, D), in order of frequency where the file or `counts` say so.
 
     `counts` is int64 (T,) or None. `index_of` is the row of each word. The array is shared with the caller, and
-    read-only here. Raises ValueError for parts that do not fit together or a word that stands twice.
+    read-only here. Raises ValueError for parts that do not fit together and for a word that occurs twice.
     """
 
     words: Sequence[str]
@@ -58,21 +58,21 @@ class WordVectors:
         return self.vectors.shape[1]
 
     def select(self, rows: np.ndarray | Sequence[int]) -> WordVectors:
-        """The words of some rows, in that order; their vectors are copied."""
+        """Return the words of some rows, in the order of `rows`; their vectors are copied."""
         rows = np.asarray(rows, dtype=np.int64)
         counts = None if self.counts is None else self.counts[rows]
         return WordVectors([self.words[t] for t in rows], self.vectors[rows], counts)
 
     def by_frequency(self) -> np.ndarray:
-        """The rows, most frequent word first; without counts the order of the file is taken for that."""
+        """Return the rows, the most frequent word first; without counts, in the order of the file."""
         return np.arange(len(self)) if self.counts is None else np.argsort(-self.counts, kind="stable")
 
     def write(self, path: str | Path) -> int:
-        """Write the file whole or not at all, in the format of its suffix, and return how many words it holds.
+        """Write a file, whole or not at all, in the format of its suffix, and return how many words it holds.
 
-        `.txt` and `.vec` are word2vec text, `.bin` word2vec binary, `.safetensors` also holds counts. A word that
-        is empty or holds white space cannot stand in the word2vec formats and is left out of them. Raises
-        InputError for another suffix.
+        `.txt` and `.vec` are word2vec text, `.bin` is word2vec binary, `.safetensors` also holds counts. The word2vec
+        formats cannot hold a word that is empty or contains white space, so these are left out. Raises InputError for
+        another suffix.
         """
         path = Path(path)
         if path.suffix not in vector_formats.WRITERS:
@@ -84,8 +84,9 @@ class WordVectors:
 
     @classmethod
     def read(cls, path: str | Path) -> WordVectors:
-        """Read what `write`, word2vec, gensim, fastText (.vec) or GloVe wrote, the text and binary formats also as
-        .gz. Raises InputError, which names the place, for a file that is missing, damaged or in no known format.
+        """Read vectors that `write`, word2vec, gensim, fastText (.vec) or GloVe wrote; text and binary also as .gz.
+
+        Raises InputError, which names the place, for a file that is missing, damaged or in no known format.
         """
         path = Path(path)
         packed = path.suffix.lower() == ".gz"
@@ -108,11 +109,11 @@ class WordVectors:
             raise InputError(f"{path}: {error}; the file is damaged") from None
 
     def to_keyed_vectors(self) -> Any:
-        """A gensim.models.KeyedVectors that shares this table. Raises InputError where gensim is missing."""
+        """Return a gensim.models.KeyedVectors that shares this table. Raises InputError where gensim is missing."""
         return keyed_vectors(self.words, self.vectors, self.counts)
 
     def nearest(self, queries: Sequence[str], neighbours: int = 5) -> dict[str, list[tuple[str, float]]]:
-        """For each query that is here, the other words of highest cosine, and the cosines."""
+        """Return, for each query that is in the table, the other words of highest cosine, and the cosines."""
         unit_td = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
         nearest = {}
         for query in queries:
@@ -126,7 +127,7 @@ class WordVectors:
 
 
 def gensims_class() -> Any:
-    """gensim.models.KeyedVectors. Raises InputError where gensim is missing."""
+    """Return gensim.models.KeyedVectors. Raises InputError where gensim is missing."""
     try:
         from gensim.models import KeyedVectors
     except ImportError:
@@ -135,13 +136,13 @@ def gensims_class() -> Any:
 
 
 def import_gensim_early() -> None:
-    """Import gensim, where it is installed, so that the first look-up does not take the half second that it takes."""
-    with contextlib.suppress(Exception):  # a broken gensim is said where it is needed
+    """Import gensim, where it is installed, so that the first look-up does not wait half a second for the import."""
+    with contextlib.suppress(Exception):  # a broken gensim is reported where it is needed
         gensims_class()
 
 
 def keyed_vectors(words: Sequence[str], vectors: np.ndarray, counts: np.ndarray | None = None) -> Any:
-    """A gensim.models.KeyedVectors that shares the table. Raises InputError where gensim is missing."""
+    """Return a gensim.models.KeyedVectors that shares the table. Raises InputError where gensim is missing."""
     keyed = gensims_class()(vectors.shape[1])
     keyed.index_to_key = list(words)
     keyed.key_to_index = {word: t for t, word in enumerate(keyed.index_to_key)}
@@ -152,7 +153,7 @@ def keyed_vectors(words: Sequence[str], vectors: np.ndarray, counts: np.ndarray 
 
 
 def frequent_words(vectors: WordVectors, limit: int) -> np.ndarray:
-    """Rows of the most frequent words that consist of letters, at most `limit`; never words of count 0."""
+    """Return the rows of the most frequent words that consist of letters, at most `limit`; never words of count 0."""
     counts = vectors.counts
     rows = [
         t for t in vectors.by_frequency() if vectors.words[t].isalpha() and (counts is None or counts[t] > 0)
@@ -161,10 +162,10 @@ def frequent_words(vectors: WordVectors, limit: int) -> np.ndarray:
 
 
 def telling_neighbours(vectors: WordVectors, queries: int = 5, neighbours: int = 5) -> dict[str, list[str]]:
-    """For some frequent words their nearest neighbours.
+    """Return the nearest neighbours of some frequent words.
 
-    Looks at the 5,000 most frequent words: a rare word's vector says little. The very first are function words,
-    whose neighbours tell little: longer ones are taken.
+    Only the 5,000 most frequent words are searched, as the vector of a rare word says little. The queries have more
+    than three letters: the most frequent words are function words, whose neighbours say little.
     """
     frequent = vectors.select(frequent_words(vectors, 5000))
     chosen = [word for word in frequent.words if len(word) > 3][:queries]
@@ -173,7 +174,7 @@ def telling_neighbours(vectors: WordVectors, queries: int = 5, neighbours: int =
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many words of a vocabulary a file of vectors has: as they are, or in lower case."""
+    """How many words of a vocabulary a file of vectors has: exactly, or in lower case."""
 
     words: int
     exact: int
@@ -181,7 +182,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Found words over all words."""
+        """The share of words that were found."""
         return (self.exact + self.lowered) / max(1, self.words)
 
     def __str__(self) -> str:
@@ -192,10 +193,10 @@ class Coverage:
 def initial_table(
     vectors: WordVectors, words: Sequence[str], *, seed: int = 0
 ) -> tuple[np.ndarray, Coverage]:
-    """A float32 table (T, D) to start training T words from, and how many of them the vectors have.
+    """Return a float32 table (T, D) to start training T words from, and how many of them the vectors cover.
 
-    A word takes its own vector, else that of its lower case; the others are drawn from a normal distribution with
-    the standard deviation of all numbers of the file, so that no row stands out by its length.
+    A word takes its own vector, or else that of its lower-case form. The others are drawn from a normal distribution
+    with the standard deviation of all numbers of the file, so that no row stands out by its length.
     """
     found = np.fromiter((vectors.index_of.get(word, -1) for word in words), np.int64, len(words))
     exact = int((found >= 0).sum())
@@ -209,7 +210,9 @@ def initial_table(
 
 
 def standard_deviation(vectors_td: np.ndarray) -> np.float32:
-    """Of all numbers, in float64 and a block of rows at a time: no second copy of the table."""
+    """Return the standard deviation of all numbers, in float64 and by blocks of rows, without a second copy of the
+    table.
+    """
     step = max(1, (1 << 17) // vectors_td.shape[1])
     total = squares = 0.0
     for start in range(0, len(vectors_td), step):

@@ -1,6 +1,7 @@
-"""Word2Vec with gensim's arguments and gensim's vectors at the end: skip-gram and CBOW, the same bits every time.
+"""Word2Vec (skip-gram and CBOW) with gensim's interface; results are the same bit for bit in every run on a CPU.
 
-With max_n it is gensim's FastText: a word is the mean of a row of its own and the rows of its character n-grams.
+With max_n it is gensim's FastText: the vector of a word is the mean of its own row and the rows of its character
+n-grams.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ from mt2st_fast.words.word2vec_model import load_word2vec, save_word2vec
 from mt2st_fast.words.word2vec_run import begin_run, tell_of_epoch, tell_of_training
 
 log = logging.getLogger("mt2st_fast")
-WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
+WORDS_AT_ONCE = 4096  # words whose subword rows are summed in one block
 
 
 class _NotOfAModel(classmethod):  # type: ignore[type-arg]
-    """A classmethod that is not a model's: what it returns would be thrown away there."""
+    """A classmethod that cannot be called on an instance: its result would be thrown away there."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if instance is not None:
@@ -57,7 +58,7 @@ class _NotOfAModel(classmethod):  # type: ignore[type-arg]
         return super().__get__(None, owner)
 
 
-# A type checker knows classmethod alone.
+# Type checkers only understand a plain classmethod.
 if TYPE_CHECKING:
     _of_the_class = classmethod
 else:
@@ -65,31 +66,32 @@ else:
 
 
 class Word2Vec(GensimNames):
-    """Word vectors from text, trained when made if there is text.
+    """Word vectors learnt from text. If text is given, the constructor trains the model.
 
-        model = Word2Vec(corpus_file="text.txt", sg=1)      # a sentence a line, words between blanks; or a
+        model = Word2Vec(corpus_file="text.txt", sg=1)      # one sentence per line, words separated by blanks; or a
                                                             # token file of `mt2st-fast prepare`, which stays mapped
         model.wv.most_similar("king")                       # gensim's KeyedVectors
 
-    Arguments are gensim's. `workers` parts of the corpus are read side by side: the same seed and workers give the
-    same bits on any number of threads. `words` are sorted by falling count, those of one
-    count alphabetically (gensim leaves these in any order), with sorted_vocab=0 as they first appear; `vectors`
-    (V, vector_size) float32 are theirs, `losses` are the epochs' mean losses. Callbacks are gensim's: objects with
-    on_train_begin(model), on_epoch_begin, on_epoch_end or on_train_end. Raises InputError for text or arguments that
-    cannot be used, and for values of gensim's arguments that mean what there is not; docs/doors.md has every name.
-    hs=1 is hierarchical softmax, and with negatives (negative=0 for none) words are predicted in both ways.
-    max_final_vocab takes the most frequent words, of one count the alphabetically first.
+    Arguments have gensim's names and meanings; docs/doors.md lists every name. `workers` parts of the corpus are read
+    side by side: the same seed and number of workers give the same bits on any number of threads. `words` are sorted by
+    descending count and, for equal counts, alphabetically (gensim leaves their order undefined); with sorted_vocab=0
+    they are in order of first appearance. `vectors` (V, vector_size) are their float32 vectors, and `losses` are the
+    mean losses of the epochs. Callbacks are gensim's: objects with on_train_begin(model), on_epoch_begin, on_epoch_end
+    or on_train_end. hs=1 is hierarchical softmax; combined with negative sampling (negative=0 turns it off), words are
+    predicted in both ways. max_final_vocab keeps the most frequent words, alphabetically for equal counts. Raises
+    InputError for text or arguments that cannot be used, and for values of gensim's arguments that are not supported.
 
-    min_n, max_n, bucket are those of gensim's FastText, which uses 3, 6 and 2 million: character n-grams of min_n to
-    max_n characters of `<word>`, hashed into `bucket` rows; none while max_n is 0. `vector("unseenword")` then has a
-    vector, too.
+    min_n, max_n, bucket: as in gensim's FastText (where the defaults are 3, 6 and 2 million), the character n-grams of
+    min_n to max_n characters of `<word>`, hashed into `bucket` rows; there are none while max_n is 0. With them,
+    `vector("unseenword")` has a vector, too.
 
     tasks: files of auxiliary tasks on the same vectors, {"similarity": pairs with scores, "analogy": questions-words}
-    (see mt2st_fast.data.word_batches); they take turns with the text until the schedule lets them go, by default at
-    0.6 of the training. `task_losses` are theirs, a number a turn. Do not judge vectors by what they were taught.
+    (see mt2st_fast.data.word_batches). They take turns with the text until the schedule retires them, by default at 0.6
+    of the training. `task_losses` are their losses, one number per turn. Do not evaluate the vectors on the files that
+    they were trained on.
 
-    device: "cuda" trains words (no n-grams, hs or tasks) on a GPU, with other bits in every run; "auto" where it can.
-    The vectors come back at the end of every epoch; `workers` has no effect there.
+    device: "cuda" trains words (no n-grams, hs or tasks) on a GPU, where every run gives different bits; "auto" uses a
+    GPU where that is possible. The vectors are copied back at the end of every epoch; `workers` has no effect on a GPU.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class Word2Vec(GensimNames):
         self.alpha, self.min_alpha, self.seed, self.sg = alpha, min_alpha, seed, int(sg)
         self.min_n, self.max_n, self.bucket, self.max_vocab_size = min_n, max_n, bucket, max_vocab_size
         self.max_final_vocab, self.compute_loss, self.comment = max_final_vocab, bool(compute_loss), comment
-        # Without effect: what they say is of gensim's threads, or not used by gensim either.
+        # No effect: they concern gensim's threads, or gensim does not use them either.
         self.batch_words, self.hashfxn, self.null_word = batch_words, hashfxn, 0
         self.hs, self.cbow_mean, self.shrink_windows = int(hs), int(bool(cbow_mean)), bool(shrink_windows)
         self.sorted_vocab, self.device = int(bool(sorted_vocab)), device
@@ -177,12 +179,12 @@ class Word2Vec(GensimNames):
         *,
         corpus_iterable: Iterable[Sequence[str]] | None = None,
     ) -> None:
-        """Take the words of a text and make fresh tables; what was trained is forgotten.
+        """Take the words of a text and make fresh tables; earlier training is lost.
 
-        update: keep words and tables, count the known words further and add the text's other words, most frequent
-        first, at the end. `corpus_iterable` is another name of `sentences`, progress_per has no effect.
-        keep_raw_vocab: `raw_vocab` is then all words of the text and their counts. Raises InputError for text that
-        cannot be used, and for an update of nothing.
+        `corpus_iterable` is another name for `sentences`; progress_per has no effect. update: keep the words and
+        tables, add the text's counts to those of known words, and append its other words, the most frequent first.
+        keep_raw_vocab: set `raw_vocab` to all words of the text and their counts. Raises InputError for text that
+        cannot be used, and for an update where there is no vocabulary yet.
         """
         text = read_text(one_of(sentences, corpus_iterable), corpus_file)
         counted = self._take_text(text, trim_rule, update)
@@ -197,7 +199,7 @@ class Word2Vec(GensimNames):
         trim_rule: TrimRule | None = None,
         update: bool = False,
     ) -> None:
-        """Take words seen so often as `build_vocab` takes those of a text; corpus_count: of so many sentences."""
+        """Like `build_vocab`, from the counts of words instead of a text. corpus_count: the number of sentences."""
         counted = vocabulary_of(word_freq)
         counted = Vocabulary.from_counts(counted.words, counted.counts) if self.sorted_vocab else counted
         self._take(self._chosen(counted, trim_rule, update), update)
@@ -206,7 +208,7 @@ class Word2Vec(GensimNames):
             self.raw_vocab = dict(word_freq)
 
     def _take_text(self, text: Tokens, trim_rule: TrimRule | None, update: bool = False) -> Vocabulary:
-        """The words that were there to choose from."""
+        """Take the words of a text; return all words that there were to choose from."""
         counted = counted_words(text, self.max_vocab_size, trim_rule, bool(self.sorted_vocab))
         self._take(self._chosen(counted, trim_rule, update), update)
         self.corpus_count, self.corpus_total_words = text.n_units, len(text.ids)
@@ -217,7 +219,7 @@ class Word2Vec(GensimNames):
             return frequent_words(counted, self.min_count, self.max_final_vocab, trim_rule)
         if not self.words:
             raise InputError("update=True needs a vocabulary to add to: call build_vocab without it first")
-        # A text may bring no new word that is frequent enough.
+        # The text may have no new word that is frequent enough.
         return with_words_of(self.vocabulary, counted, self.min_count, trim_rule)
 
     def _take(self, chosen: Vocabulary, update: bool) -> None:
@@ -245,12 +247,12 @@ class Word2Vec(GensimNames):
         *,
         corpus_iterable: Iterable[Sequence[str]] | None = None,
     ) -> tuple[int, int]:
-        """Train on, on this text and with the words already known; the first text also makes the vocabulary.
+        """Continue training on this text with the known words; the first text also makes the vocabulary.
 
-        `corpus_iterable` is another name of `sentences`. The rate falls over the words that the text is found to have:
-        total_examples and total_words are not needed, nor have queue_factor, report_delay and compute_loss an
-        effect, as the loss is always measured. Returns gensim's (words trained, words read): of all epochs the words
-        that are known, before those that `sample` leaves out, and all words.
+        `corpus_iterable` is another name for `sentences`. The learning rate falls over the words that are counted in
+        the text, so total_examples and total_words are not needed. queue_factor, report_delay and compute_loss have no
+        effect: the loss is always measured. Returns gensim's (words trained, words read), summed over all epochs: the
+        known words, before `sample` leaves any out, and all words.
         """
         if word_count:
             raise InputError("word_count: training cannot begin amid a text; give start_alpha for its rate")
@@ -268,10 +270,10 @@ class Word2Vec(GensimNames):
         return epochs * int((known.ids >= 0).sum()), epochs * len(text.ids)
 
     def save(self, folder: str | Path, *, sep_limit: int | None = None) -> None:
-        """Write the model to a folder, whole or not at all: `load` gives the same bits, and training goes on.
+        """Write the model to a folder, whole or not at all. `load` restores the same bits, and training can continue.
 
-        sep_limit has no effect: tables are always apart from the rest. Raises InputError for a model without words, or
-        with vectors alone, and for a folder that holds something else.
+        sep_limit has no effect: tables are always stored separately. Raises InputError for a model without words or
+        with vectors only, and for a folder that holds something else.
         """
         self._check_words()
         self._check_whole()
@@ -279,14 +281,15 @@ class Word2Vec(GensimNames):
 
     @_of_the_class
     def load(cls, folder: str | Path, *, mmap: str | None = None) -> Word2Vec:  # noqa: N805
-        """What `save` wrote; nothing in the folder is run. mmap has no effect: tables are read, to be trained on.
+        """Read a model that `save` wrote, without running any code from the folder.
 
-        Raises InputError, which is also an AttributeError, for anything else, or damaged.
+        mmap has no effect: the tables are read into memory, so that they can be trained. Raises InputError, which is
+        also an AttributeError, for a folder that holds no such model or a damaged one.
         """
         return load_word2vec(cls, folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        # KeyedVectors share the table and would be a second copy of it: they are made again when asked for.
+        # KeyedVectors share the table and would store a second copy of it: they are made again when asked for.
         locks = self._locks if self._keyed is None else self._keyed.vectors_lockf
         return self.__dict__ | {"_keyed": None, "_locks": locks}
 
@@ -294,7 +297,7 @@ class Word2Vec(GensimNames):
         return f"Word2Vec<vocab={len(self.words)}, vector_size={self.vector_size}, alpha={self.alpha}>"
 
     def _known(self, text: Tokens) -> Tokens:
-        """The text in ids of the model's words; a token file of this vocabulary stays mapped."""
+        """Return the text as ids of the model's words; a token file of this vocabulary stays mapped."""
         known = text.in_vocabulary(self.vocabulary)
         if not (known.ids >= 0).any():
             raise InputError("the text has none of the model's words")

@@ -1,4 +1,4 @@
-"""Where a Word2Vec is trained, and what a GPU does not train."""
+"""The device that a Word2Vec is trained on, and what cannot be trained on a GPU."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def mode_of(model: Any) -> str:
 
 
 def training_device(model: Any) -> torch.device:
-    """Where model.device says that the model is trained.
+    """Return the device that model.device stands for.
 
-    Raises InputError for a device that is not there, and for one that does not train such a model; "auto" is the CPU
-    instead.
+    Raises InputError for a device that is not available, and for one that cannot train such a model; "auto" falls back
+    to the CPU instead.
     """
     name = str(model.device)
     if name == "cpu":
@@ -53,7 +53,7 @@ def _cuda_device(name: str) -> torch.device:
 
 
 def _obstacle(model: Any) -> str | None:
-    """What a GPU does not train of the model, or None."""
+    """Return what keeps a GPU from training the model, or None."""
     if model.hs:
         return "does not train hierarchical softmax (hs=1)"
     if model.max_n:
@@ -72,7 +72,7 @@ def _obstacle(model: Any) -> str | None:
 
 
 def walkers_over(model: Any, text: Tokens, sampler: WordSampler, device: torch.device) -> WalkTraining:
-    """The model's tables on a device, to be trained on a text in ids of its words."""
+    """Copy the model's tables to a device, for training on a text in ids of its words."""
     options = WalkOptions(mode_of(model), model.window, model.negative)
     walkers = choose_walkers(len(text.ids), model.counts, sampler, options)
     options = WalkOptions(options.mode, options.window, options.negatives, walkers)

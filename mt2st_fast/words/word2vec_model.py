@@ -1,4 +1,4 @@
-"""A Word2Vec in a folder: both tables and all that training on needs."""
+"""A Word2Vec in a folder: its tables and all that continued training needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ STATE = (
 
 
 def save_word2vec(model: Any, folder: str | Path) -> None:
-    """Raises InputError for a folder that holds something else, and for a schedule that is code."""
+    """Write a model. Raises InputError for a folder that holds something else, and for a schedule that cannot be
+    stored.
+    """
     if model.tasks and type(model.schedule) is not Switch:
         raise InputError(
             f"a model with tasks is saved with a Switch, not {type(model.schedule).__name__}; set model.tasks = {{}}"
@@ -50,7 +52,7 @@ def save_word2vec(model: Any, folder: str | Path) -> None:
 
 
 def load_word2vec(cls: Any, folder: str | Path) -> Any:
-    """Raises InputError for a folder that is no such model."""
+    """Read a model. Raises InputError for a folder that holds no such model."""
     try:
         _, configuration, tensors = read_model(folder, KIND)
     except InputError as error:
@@ -73,5 +75,5 @@ def load_word2vec(cls: Any, folder: str | Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy as JSON takes it."""
+    """Convert a NumPy number to one that JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value

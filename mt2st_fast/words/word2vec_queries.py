@@ -1,4 +1,4 @@
-"""What a Word2Vec with its output vectors can be asked: the word in a context, how likely sentences are."""
+"""Queries that need the output vectors of a Word2Vec: the word in a context, and the likelihood of sentences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mt2st_fast.numbers import check_count
 from mt2st_fast.words.gensim_errors import NoWordsError
 
 log = logging.getLogger("mt2st_fast")
-PAIRS_AT_ONCE = 1 << 15  # windows whose path's nodes are gathered together
+PAIRS_AT_ONCE = 1 << 15  # windows whose path nodes are gathered in one block
 
 
 def words_in(model: Any, context: Sequence[str | int], topn: int | None) -> list[tuple[str, float]] | None:
-    """The topn (None: all) likeliest words amid `context`, words or their rows; None where no word of it is known.
+    """Return the topn (None: all) likeliest words in `context`, which has words or their rows; None if none is known.
 
-    Probabilities are softmax over all words. Raises NoWordsError for a model that has no output vectors of words, and
+    Probabilities are softmax over all words. Raises NoWordsError for a model without output vectors of words, and
     InputError for a context that is one string and for topn below 1.
     """
     if isinstance(context, str):
@@ -46,7 +46,8 @@ def words_in(model: Any, context: Sequence[str | int], topn: int | None) -> list
 
 
 def sentence_scores(model: Any, sentences: Iterable[Sequence[str]], most: int) -> np.ndarray:
-    """float32 (sentences,), at most so many: the log probability of each by the tree of hierarchical softmax.
+    """Return the log probability of each sentence by hierarchical softmax, float32 (sentences,), for at most `most`
+    sentences.
 
     Every known word is predicted from whole windows of `window` known words. Raises NoWordsError without hs=1.
     """
@@ -86,7 +87,9 @@ def _first(sentences: Iterable[Sequence[str]], most: int) -> Iterable[Sequence[s
 def _neighbours(
     some: np.ndarray, of_sentence: np.ndarray, window: int
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """For each distance within the window: the places that have a neighbour there in their sentence, and that."""
+    """For each distance within the window, yield the places that have a neighbour there in their sentence, and that
+    neighbour.
+    """
     for distance in (*range(-window, 0), *range(1, window + 1)):
         others = some + distance
         there = (others >= 0) & (others < len(of_sentence))
@@ -95,7 +98,7 @@ def _neighbours(
 
 
 def _log_likelihoods(h: np.ndarray, words: np.ndarray, paths: TreePaths, nodes: np.ndarray) -> np.ndarray:
-    """(B,) of word b by h (B, D): the sum over its path of the log probability of each turn."""
+    """Return (B,): the log likelihood of word b given h (B, D), summed over the turns of its path."""
     lengths = paths.bounds[words + 1] - paths.bounds[words]
     found = np.zeros(len(words))
     for k in range(int(lengths.max(initial=0))):

@@ -1,4 +1,4 @@
-"""A run of a Word2Vec over a text, ready for its first step."""
+"""Set up a training run of a Word2Vec on a text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from mt2st_fast.training.table_tasks import TableTasks
 from mt2st_fast.words.word2vec_device import mode_of, training_device, walkers_over
 
 log = logging.getLogger("mt2st_fast")
-# The root is visited by every pair: even two shards would move it twice too far.
+# Every pair visits the root: even with two shards it would move twice too far.
 TREE_PULL = 1.0
 
 
 def begin_run(model: Any, text: Tokens, plan: ContextPlan) -> ContextRun:
-    """Over the model's tables; the text is in ids of its words. Raises InputError where its device cannot train it."""
+    """Return a run over the model's tables; the text is in ids of its words. Raises InputError if its device cannot
+    train it.
+    """
     seed = model.seed + model.epochs_done
     tasks = TableTasks(model.tasks, model.vocabulary, model.input_rows, model._subwords, seed)
     return ContextRun(_training(model, text), text, tasks, model.schedule, plan)
@@ -43,7 +45,7 @@ def _training(model: Any, text: Tokens) -> ContextTraining | HierarchyTraining |
         mode_of(model),
         len(text.ids),
         window=model.window,
-        negatives=model.negative or 1,  # with hs alone there are none, whatever this says
+        negatives=model.negative or 1,  # unused with hs alone
         shards=model.workers,
         subwords=model._subwords is not None,
     )
@@ -61,7 +63,7 @@ def _training(model: Any, text: Tokens) -> ContextTraining | HierarchyTraining |
 
 
 def tell_of_training(model: Any, rate: float) -> None:
-    """What is likely not meant, in a line of the log each."""
+    """Warn about settings that are probably unintended, one log message for each."""
     if model.hs and model.negative:
         log.warning(
             "Both hierarchical softmax and negative sampling are activated. Words are predicted in both ways, which "
@@ -76,7 +78,7 @@ def tell_of_training(model: Any, rate: float) -> None:
 
 
 def tell_of_epoch(model: Any, n_words: int, seconds: float) -> None:
-    """An epoch over n_words is done, after so many seconds since training began."""
+    """Log that an epoch over n_words is done, with the seconds since training began."""
     log.info(
         "EPOCH %d: %s words, mean loss %.4f, %.1f s since training began",
         model.epochs_done,

@@ -1,4 +1,4 @@
-"""The words of a Word2Vec and its tables: made, grown by new words, shown as vectors."""
+"""The words of a Word2Vec and its tables: creating them, adding new words, and showing them as vectors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mt2st_fast.kernels.context.workspace import WordRows
 from mt2st_fast.words.gensim_errors import NoWordsError
 from mt2st_fast.words.keyed import fill_keyed, lock_factors, with_new_words
 
-WORDS_AT_ONCE = 4096  # whose subwords' rows are summed together
+WORDS_AT_ONCE = 4096  # words whose subword rows are summed in one block
 
 
 class WordTables:
-    """V words, their input rows and what they are predicted by; which options there are, Word2Vec says.
+    """V words, their input rows and the output tables. Word2Vec documents the options.
 
-    input_rows (V, D), or (V + bucket, D) with n-grams; vectors (V, D); output_vectors (V, D) where words meet negatives
-    and node_vectors (V, D) with hs=1, else None. `_keyed` shows the vectors as KeyedVectors once they were asked for.
+    input_rows (V, D), or (V + bucket, D) with n-grams; vectors (V, D); output_vectors (V, D) with negative sampling and
+    node_vectors (V, D) with hs=1, else None. `_keyed` is the KeyedVectors over `vectors`, once they were asked for.
     """
 
     vector_size: int
@@ -72,7 +72,7 @@ class WordTables:
             fill_keyed(self._keyed, self)
 
     def _know(self, vocabulary: Vocabulary) -> None:
-        """Words, counts and what rows they are made of; the tables are still those of before."""
+        """Set the words, their counts and the rows that they consist of; the tables stay as they were."""
         self.vocabulary, self.words, self.counts = vocabulary, vocabulary.words, vocabulary.counts
         self._subwords = self._rows_of(self.words) if self.max_n else None
 
@@ -83,7 +83,9 @@ class WordTables:
         return rows
 
     def _grow(self, vocabulary: Vocabulary) -> None:
-        """Take a vocabulary that begins with the words at hand; the tables get rows for the others, which learn."""
+        """Take a vocabulary that begins with the present words; the tables get rows for the others, whose vectors can
+        learn.
+        """
         self._check_whole()
         self._adopt_vectors()
         known, words = len(self.words), len(vocabulary)
@@ -91,19 +93,19 @@ class WordTables:
             self._locks = self._keyed.vectors_lockf
         self._locks = with_new_words(self._locks, known, words)
         self._know(vocabulary)
-        # The known number of words is part of the seed, or a second update would repeat the first one's rows.
+        # The number of known words is part of the seed, or a second update would repeat the first one's rows.
         added = self._fresh_rows(words - known, [self.seed, known])
         self.input_rows = np.concatenate([self.input_rows[:known], added, self.input_rows[known:]])
         if self.output_vectors is not None:
             self.output_vectors = np.concatenate([self.output_vectors, np.zeros_like(added)])
-        if self.node_vectors is not None:  # another tree, whose nodes are none of the old ones
+        if self.node_vectors is not None:  # the tree is another, which has none of the old nodes
             self.node_vectors = self._no_rows(words)
         if self._keyed is not None:
             self._keyed.vectors_lockf = self._locks
         self._show_words()
 
     def _adopt_vectors(self) -> None:
-        """Go on from `wv.vectors` where they were set. Raises InputError for vectors that cannot be the model's."""
+        """Continue from `wv.vectors` where they were set. Raises InputError for vectors that do not fit the model."""
         if self._keyed is None:
             return
         given = np.asarray(self._keyed.vectors)
@@ -113,7 +115,7 @@ class WordTables:
                 "and it cannot train those: build_vocab(..., update=True) adds words"
             )
         if self._subwords is None:
-            # What is mapped or locked in memory cannot be moved.
+            # Training writes to the array; one that is mapped or read-only is copied.
             self.vectors = self.input_rows = np.require(given, np.float32, ["C", "W"])
             self._keyed.vectors = self.vectors
         elif not np.array_equal(given, self._means()):
@@ -123,9 +125,10 @@ class WordTables:
             )
 
     def vector(self, word: str) -> np.ndarray:
-        """(vector_size,) float32: of a word that is not in `words` the mean of its character n-grams' rows.
+        """Return the vector (vector_size,) float32 of a word; if it is not in `words`, the mean of its character
+        n-grams' rows.
 
-        Raises KeyError for a word that has neither, InputError before there is any text.
+        Raises KeyError for a word that has neither, and InputError before there is any text.
         """
         self._check_words()
         own = self.vocabulary.get(word, -1)
@@ -141,7 +144,9 @@ class WordTables:
         return WordRows(*subword_ids(words, own, len(self.words), self.bucket, self.min_n, self.max_n))
 
     def _means(self) -> np.ndarray:
-        """(V, vector_size) the vectors of the words as the input rows are now; without subwords those themselves."""
+        """Return the vectors (V, vector_size) of the words from the current input rows; without subwords, the rows
+        themselves.
+        """
         if self._subwords is None:
             return self.input_rows
         ids, bounds = self._subwords
@@ -153,7 +158,9 @@ class WordTables:
         return means
 
     def lock_factors(self) -> np.ndarray:
-        """float32 (V,) of `wv.vectors_lockf`, or (0,) where nothing is locked. Raises InputError for another shape."""
+        """Return `wv.vectors_lockf` as float32 (V,), or (0,) where nothing is locked. Raises InputError for another
+        shape.
+        """
         return lock_factors(self._locks if self._keyed is None else self._keyed.vectors_lockf, self.words)
 
     def _check_words(self) -> None:
@@ -161,7 +168,7 @@ class WordTables:
             raise NoWordsError("the model has no words yet: call train with sentences or a corpus_file")
 
     def _check_whole(self) -> None:
-        """Raise InputError for vectors alone."""
+        """Raise InputError for a model that only has vectors and no output tables."""
         if self.words and self.output_vectors is None and self.node_vectors is None:
             raise InputError(
                 "the model has vectors alone, as wv was set, and they cannot be trained on or saved with it: "
@@ -169,7 +176,7 @@ class WordTables:
             )
 
     def _show_vectors(self) -> None:
-        """The vectors as the input rows are now, in `wv` too, whose lengths of before are forgotten."""
+        """Update `vectors` from the input rows, also in `wv`, whose cached norms are dropped."""
         self.vectors = self._means()
         if self._keyed is not None:
             self._keyed.vectors, self._keyed.norms = self.vectors, None

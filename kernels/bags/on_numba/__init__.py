@@ -1,4 +1,4 @@
-"""On a CPU, compiled by Numba."""
+"""CPU backend, compiled by Numba."""
 
 import torch
 

@@ -23,18 +23,18 @@ _NO_NUMBERS = torch.zeros(0, dtype=torch.float32)
 
 
 def first_outside(ids: Tensor, V: int) -> int:
-    """The position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
+    """Return the position of the first id that is neither NONE nor in [0, V); -1 if there is none."""
     return int(numba_bag_ids.first_outside(ids.numpy(), V))
 
 
 def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
-    """(unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
+    """Return (unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
     unique, inverse = numba_bag_ids.unique_and_inverse(ids.numpy(), V - 1)
     return torch.from_numpy(unique), torch.from_numpy(inverse)
 
 
 def pool(table: Tensor, bags: Bags) -> Tensor:
-    """(B, D) the sum of every bag's rows, times its scale."""
+    """Return the sum of every bag's rows times its scale, (B, D)."""
     D = table.shape[1]
     out = torch.empty(len(bags.bounds) - 1, D, dtype=torch.float32)
     what = _Sum(table, bags.ids.numpy(), bags.bounds.numpy(), bag_scales=_scales(bags))
@@ -43,14 +43,14 @@ def pool(table: Tensor, bags: Bags) -> Tensor:
 
 
 def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
-    """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read."""
-    # Ids of a CPU have been looked through: none but NONE is outside the table.
+    """Return the mean of every bag's rows (B, D) and its scales (B,); does not read the scales of the bags."""
+    # Ids on a CPU are already checked: none but NONE is outside the table.
     scales = torch.from_numpy(numba_bag_ids.mean_scales(bags.ids.numpy(), bags.bounds.numpy()))
     return pool(table, bags._replace(scales=scales)), scales
 
 
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
-    """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
+    """Return (rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     by_row, unique, begins = numba_bag_ids.group_bags(bags.ids.numpy(), bags.bounds.numpy(), V - 1, 0, 1)
     sums = torch.empty(len(unique), gradient.shape[1], dtype=torch.float32)
     what = _Sum(gradient, by_row, begins, scales=_scales(bags))
@@ -59,24 +59,24 @@ def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
 
 
 def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:
-    """(V, D) the gradient of the whole table from that of the bags (B, D)."""
+    """Return the gradient of the whole table (V, D) from that of the bags (B, D)."""
     rows, sums = row_gradient(gradient, bags, V)
     return gradient.new_zeros(V, gradient.shape[1]).index_copy_(0, rows, sums)
 
 
 def is_ascending(rows: Tensor) -> bool:
-    """Whether the rows (U,) ascend, and so each is there once."""
+    """Whether the rows (U,) strictly ascend, so that each appears once."""
     return bool(numba_bag_ids.is_ascending(rows.numpy()))
 
 
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
-    """(rows ascending, gradients) with the gradients of equal rows added up; rows (M,), gradient (M, D)."""
+    """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
     ids = rows.to(torch.int32)
     return row_gradient(gradient, Bags(ids, torch.arange(len(ids) + 1), None), V)
 
 
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
-    """One step of the rows (U,), each there once, by their gradients (U, D)."""
+    """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
     _update_rows(rule, table, rows, gradient, state, pieces_of(gradient.numel(), PARALLEL_FLOATS))
 
 
@@ -90,7 +90,7 @@ def _update_rows(
 
 
 def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
-    """One step of every row of a table by its gradient (V, D)."""
+    """Update every row of a table by its gradient (V, D), in one step."""
     update_rows(rule, table, _all_rows(len(table)), gradient, state)
 
 
@@ -100,8 +100,8 @@ def _all_rows(V: int) -> Tensor:
 
 
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
-    """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
-    # Every piece looks through all ids for rows of its own: no more of them than there are threads.
+    """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one."""
+    # Every piece scans all ids for its own rows, so there are no more pieces than threads.
     n_pieces = splits_of(bags.ids.numel() * table.shape[1], PARALLEL_FLOATS)
     _update_from_bags(rule, table, bags, gradient, state, n_pieces)
 
@@ -117,7 +117,7 @@ def _update_from_bags(
 
 
 class _Sum(NamedTuple):
-    """Sums of rows of a source (.., D): of bags ids[starts[b]:starts[b + 1]], with scales of rows and of bags."""
+    """Sums of rows of a source (.., D) over bags ids[starts[b]:starts[b + 1]], with scales for rows and for bags."""
 
     source: Tensor
     ids: np.ndarray

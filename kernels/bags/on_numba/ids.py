@@ -1,6 +1,6 @@
-"""Ids of bags on a CPU: whether they lie in a table, bags taken from many, and ids grouped by row.
+"""Ids of bags on a CPU: check them against a table, select some bags, and group ids by row.
 
-Grouping is a radix sort of the batch, so it costs what the batch costs, however long the table.
+Grouping is a radix sort of the batch, so its cost depends on the batch, not on the length of the table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...machine.team import Kernel, in_parallel
 from ..batch import NONE
 
 DIGIT_BITS = 11
-BAGS_AHEAD = 16  # bags that are asked for before they are needed
+BAGS_AHEAD = 16  # bags that are prefetched
 LINE_BYTES = 64
 BLOCK, SHARED_OUT = 16, 64
 ONE = np.float32(1)
@@ -22,7 +22,7 @@ HASH, LOW_HALF = np.uint64(2_654_435_769), np.uint64(0xFFFFFFFF)  # 2^32 over th
 
 @entry
 def first_outside(ids, V):
-    """The position of the first id that is neither NONE nor in [0, V), or -1."""
+    """Return the position of the first id that is neither NONE nor in [0, V), or -1."""
     outside = 0
     for i in range(len(ids)):
         outside += np.int64(ids[i] >= V or ids[i] < NONE)
@@ -44,7 +44,7 @@ def is_ascending(rows):
 
 @entry
 def mean_scales(ids, starts):
-    """(B,) 1 over the ids of every bag that are not NONE; 0 for a bag without any."""
+    """Return 1 over the number of ids of every bag that are not NONE, (B,); 0 for a bag without any."""
     scales = np.zeros(len(starts) - 1, np.float32)
     for bag in range(len(scales)):
         count = 0
@@ -57,7 +57,7 @@ def mean_scales(ids, starts):
 
 @entry
 def take_bags(ids, bounds, bags):
-    """(ids (total,), starts (len(bags) + 1,)) of some bags; bag b is ids[bounds[b]:bounds[b + 1]]."""
+    """Gather some bags: (ids (total,), starts (len(bags) + 1,)); bag b is ids[bounds[b]:bounds[b + 1]]."""
     starts = np.zeros(len(bags) + 1, np.int64)
     for i in range(len(bags)):
         starts[i + 1] = starts[i] + bounds[bags[i] + 1] - bounds[bags[i]]
@@ -68,7 +68,7 @@ def take_bags(ids, bounds, bags):
             next_bag = bags[i + BAGS_AHEAD]
             for position in range(bounds[next_bag], bounds[next_bag + 1], LINE_BYTES // ids.itemsize):
                 prefetch(source + ids.itemsize * position)
-        # Not by slices: an assignment of arrays compiles Numba's message about shapes, too, which takes seconds.
+        # Not by slices: an array assignment also compiles Numba's message about shapes, which takes seconds.
         begin, shift = starts[i], bounds[bags[i]] - starts[i]
         for position in range(begin, starts[i + 1]):
             taken[position] = ids[position + shift]
@@ -77,11 +77,11 @@ def take_bags(ids, bounds, bags):
 
 @helper
 def _part_of(row, parts):
-    """Which of the parts an id belongs to: a hash by multiplication, as a remainder takes longer than a sort's pass.
+    """Return the part of an id, by a multiplicative hash: a remainder would take longer than a pass of the sort.
 
     Ids of a block stay together, or two threads would write to the same cache lines: BLOCK rows of float32 fill whole
-    lines whatever their length, and so do BLOCK numbers of state. The first ids do not: they are the most frequent
-    ones, and a few of them may be half of a batch.
+    lines whatever their length, and so do BLOCK numbers of state. The first ids are hashed one by one: they are the
+    most frequent ones, and a few of them may be half of a batch.
     """
     block = row // BLOCK if row >= SHARED_OUT else -1 - row
     return np.int64(((np.uint64(block) * HASH & LOW_HALF) * np.uint64(parts)) >> np.uint64(32))
@@ -89,23 +89,23 @@ def _part_of(row, parts):
 
 @helper
 def group_ids(ids, largest, part, parts):
-    """(order, unique, starts): positions of the ids by id, ids ascending, positions ascending within one.
+    """Group positions by id: (order, unique, starts), with ids ascending, and positions ascending within an id.
 
-    unique (U,) are the ids, NONE left out; order[starts[u] : starts[u + 1]] the positions of unique[u]. With
-    parts > 1 only the ids of one part. A radix sort: no array as long as the table.
+    unique (U,): the ids without NONE. order[starts[u] : starts[u + 1]]: the positions of unique[u]. With parts > 1,
+    only the ids of one part. A radix sort: no array is as long as the table.
     """
     return group_bags(ids, np.arange(len(ids) + 1), largest, part, parts)
 
 
 @entry
 def group_bags(ids, bounds, largest, part, parts):
-    """group_ids with the bag of a position in place of the position; bounds (B + 1,) are of the bags."""
+    """Like group_ids, with the bag of a position instead of the position; bounds (B + 1,) delimit the bags."""
     keys = np.empty(bounds[-1] - bounds[0] + 1, np.uint64)
     n = 0
     for bag in range(len(bounds) - 1):
         for i in range(bounds[bag], bounds[bag + 1]):
             row = np.int64(ids[i])
-            # Written in any case and kept or not: which it is could not be predicted.
+            # Branch-free: always written, then kept or not, as the branch would be unpredictable.
             keys[n] = (np.uint64(row) << np.uint64(32)) | np.uint64(bag)
             n += np.int64((row != NONE) & (_part_of(row, parts) == part))
     keys = _sorted(keys[:n], largest)
@@ -114,7 +114,7 @@ def group_bags(ids, bounds, largest, part, parts):
     for i in range(n):
         row = np.int32(keys[i] >> np.uint64(32))
         bags[i] = np.int32(keys[i] & LOW_HALF)
-        # Written in any case, and over again unless the row is a new one.
+        # Always written, and overwritten unless the row is a new one.
         starts[U] = i
         unique[U] = row
         U += np.int64(row != before)
@@ -125,7 +125,7 @@ def group_bags(ids, bounds, largest, part, parts):
 
 @helper
 def _sorted(keys, largest):
-    """Keys by their upper halves, stable, by digits from the lowest on."""
+    """Sort keys by their upper halves, stably, digit by digit from the lowest one."""
     bits = 1
     while (largest >> bits) > 0:
         bits += 1
@@ -150,7 +150,7 @@ def _sorted(keys, largest):
 
 @entry
 def unique_and_inverse(ids, largest):
-    """(unique (U,), inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
+    """Return (unique (U,), inverse (total,)): unique[inverse] are the ids; NONE stays NONE."""
     order, unique, starts = group_ids(ids, largest, 0, 1)
     inverse = np.full(len(ids), np.int32(NONE))
     for u in range(len(unique)):
@@ -175,7 +175,7 @@ def _fill_part(p, ids, starts, ends, of_parts, starts_of_parts):
 
 
 def _split_by_part(team, ids, starts, n_parts):  # type: ignore[no-untyped-def]
-    """(ids (total,), starts (n_parts, B + 1)): for every part the bags, with the ids of that part alone, in order."""
+    """Split the bags by part: (ids (total,), starts (n_parts, B + 1)), for every part all bags with only its ids."""
     B = len(starts) - 1
     ends = np.zeros(n_parts + 1, np.int64)
     in_parallel(team, n_parts, _count_part, (ids, ends))
@@ -191,8 +191,8 @@ split_by_part = Kernel(_split_by_part)
 
 @helper
 def _ids_of_part(ids, starts, part, n_parts, n):
-    """(ids (n,), starts (B + 1,)) of every bag's ids that are of the part."""
-    # One more place: an id of another part is written, too, and written over by the next.
+    """Return (ids (n,), starts (B + 1,)): every bag's ids that belong to the part."""
+    # One extra element: ids of other parts are written too, then overwritten by the next id.
     kept, kept_starts = np.empty(n + 1, np.int32), np.empty(len(starts), np.int64)
     n = 0
     for bag in range(len(starts) - 1):
@@ -223,13 +223,15 @@ def _transpose_part(p, ids, starts, largest, bags, sparse_rows, sparse_begins, c
 
 
 def _transposed(team, ids, starts, largest):  # type: ignore[no-untyped-def]
-    """(rows (U,), begins (U + 1,), bags (total,), parts (n_parts + 1,)): bags[begins[u] : begins[u + 1]] hold rows[u].
+    """Transpose to (rows (U,), begins (U + 1,), bags (total,), parts (n_parts + 1,)).
 
-    ids and starts (n_parts, B + 1) are of parts that have rows of their own, as `split_by_part` makes them, or of one
-    part whose ids may be NONE. Part p are the rows parts[p] to parts[p + 1], ascending.
+    rows[u] is in the bags bags[begins[u] : begins[u + 1]].
+
+    ids and starts (n_parts, B + 1) are of parts with disjoint rows, as made by `split_by_part`, or of a single part
+    whose ids may be NONE. Part p has the rows parts[p] to parts[p + 1], ascending.
     """
     n_parts, n = len(starts), starts[-1, -1]
-    # Of every part as many places as it has ids: how many different ones, nobody knows yet.
+    # Room for as many rows per part as it has ids: the number of distinct ones is not known yet.
     bags, sparse_rows, sparse_begins = (
         np.empty(n, np.int32),
         np.empty(n, np.int32),

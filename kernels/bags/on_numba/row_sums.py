@@ -1,9 +1,9 @@
 """Sums of rows on a CPU: a sparse matrix of bags times a table (V, D), and its transpose times a gradient.
 
-A batch of B bags is a sparse matrix (B, V), given as ids (total,) and starts (B + 1,). Forward, its product with the
-table; backward, the product of its transpose with the gradient of the bags (B, D). Both are `sum_rows`: over the ids
-of every bag, or over the bags of every id (numba_bag_ids.py). An id of NONE stands for no row. Addresses are of
-float32, contiguous.
+A batch of B bags is a sparse matrix (B, V), given as ids (total,) and starts (B + 1,). The forward pass is its product
+with the table; the backward pass is the product of its transpose with the gradient of the bags (B, D). Both are
+`sum_rows`: over the ids of every bag, or over the bags of every id (ids.py). An id of NONE stands for no row.
+Addresses are of contiguous float32.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from ...machine.simd import FLOAT_BYTES, WIDTH, load, splat, store
 from ...machine.team import Kernel, in_parallel
 from ..batch import NONE
 
-# A row's gradient may have a thousand terms. Short sums, added up, lose less to rounding than one long sum.
+# A row's gradient may have a thousand terms. Adding up short sums loses less to rounding than one long sum.
 SHORT_SUM = 16
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @helper
 def sum_rows(source, D, rows, first, last, scales, target):
-    """target (D,) = the sum over i in [first, last) of scales[rows[i]] * source[rows[i]]; no scales: of 1 each."""
+    """target (D,) = sum over i in [first, last) of scales[rows[i]] * source[rows[i]].
+
+    Without scales, each factor is 1.
+    """
     if D < WIDTH:
         _sum_narrow_rows(source, D, rows, first, last, scales, target)
         return
-    column = np.int64(0)  # a literal would compile all of this for itself
+    column = np.int64(0)  # a literal would compile everything again for its own type
     while column < D:
         if D - column > 4 * WIDTH:
             _sum_eight_vectors(source, D, column, rows, first, last, scales, target)
@@ -42,13 +45,13 @@ def sum_rows(source, D, rows, first, last, scales, target):
 
 @helper
 def place(D, column):
-    """The byte offset of a vector of columns. Behind the end the last vector is meant: it comes out the same again."""
+    """Return the byte offset of a vector of columns, at most that of the last vector, which is then just recomputed."""
     return FLOAT_BYTES * min(column, D - WIDTH)
 
 
 @helper
 def _sum_eight_vectors(source, D, column, rows, first, last, scales, target):
-    """sum_rows of 8 vectors from `column` on, held in registers."""
+    """sum_rows for 8 vectors from `column` on, held in registers."""
     scaled = len(scales) > 0
     at_a, at_b = place(D, column), place(D, column + WIDTH)
     at_c, at_d = place(D, column + 2 * WIDTH), place(D, column + 3 * WIDTH)
@@ -67,7 +70,7 @@ def _sum_eight_vectors(source, D, column, rows, first, last, scales, target):
                 e, f = e + load(at + at_e) * scale, f + load(at + at_f) * scale
                 g, h = g + load(at + at_g) * scale, h + load(at + at_h) * scale
         if begin > first:
-            # All loads before the first store: the last vectors may lie over one another.
+            # All loads before the first store: the last vectors may overlap.
             a, b = a + load(target + at_a), b + load(target + at_b)
             c, d = c + load(target + at_c), d + load(target + at_d)
             e, f = e + load(target + at_e), f + load(target + at_f)
@@ -84,7 +87,7 @@ def _sum_eight_vectors(source, D, column, rows, first, last, scales, target):
 
 @helper
 def _sum_four_vectors(source, D, column, rows, first, last, scales, target):
-    """sum_rows of 4 vectors from `column` on, held in registers."""
+    """sum_rows for 4 vectors from `column` on, held in registers."""
     scaled = len(scales) > 0
     at_a, at_b = place(D, column), place(D, column + WIDTH)
     at_c, at_d = place(D, column + 2 * WIDTH), place(D, column + 3 * WIDTH)
@@ -108,7 +111,7 @@ def _sum_four_vectors(source, D, column, rows, first, last, scales, target):
 
 @helper
 def _sum_vector(source, D, column, rows, first, last, scales, target):
-    """sum_rows of the vector at `column`."""
+    """sum_rows for the vector at `column`."""
     scaled = len(scales) > 0
     to = target + FLOAT_BYTES * column
     for begin in range(first, max(last, first + 1), SHORT_SUM):
@@ -125,7 +128,7 @@ def _sum_vector(source, D, column, rows, first, last, scales, target):
 
 @helper
 def _sum_narrow_rows(source, D, rows, first, last, scales, target):
-    """sum_rows of rows that do not fill a vector."""
+    """sum_rows for rows that do not fill a vector."""
     sums = np.zeros(D)
     for i in range(first, last):
         row = np.int64(rows[i])
@@ -135,7 +138,7 @@ def _sum_narrow_rows(source, D, rows, first, last, scales, target):
             for d in range(D):
                 sums[d] += np.float64(values[d] * scale)
     total = numba.carray(pointer_to_float32(target), (D,))
-    for d in range(D):  # an assignment of arrays compiles Numba's message about shapes, too: seconds
+    for d in range(D):  # an array assignment compiles Numba's messages about shapes, too: seconds
         total[d] = sums[d]
 
 
@@ -148,7 +151,7 @@ def _scale(target, D, factor):
 
 @helper
 def share(starts, p, n_splits):
-    """The bags (first, last) of split p: about the same number of ids in each."""
+    """Return the bags (first, last) of split p, such that all splits have about the same number of ids."""
     ids = starts[-1]
     first = np.searchsorted(starts, p * ids // n_splits) if p else 0
     last = np.searchsorted(starts, (p + 1) * ids // n_splits) if p + 1 < n_splits else len(starts) - 1
@@ -166,7 +169,7 @@ def _sum_split(p, source, D, ids, starts, scales, bag_scales, target, n_splits):
 
 
 def _sum_bags(team, source, D, ids, starts, scales, bag_scales, target, n_splits):  # type: ignore[no-untyped-def]
-    """target (B, D): sum_rows of every bag, times bag_scales (B,) if there are any."""
+    """target (B, D) = sum_rows of every bag, times bag_scales (B,) if there are any."""
     in_parallel(team, n_splits, _sum_split, (source, D, ids, starts, scales, bag_scales, target, n_splits))
 
 

@@ -1,7 +1,7 @@
 """Row-sparse optimizer steps on a CPU: of rows by their gradients, and of all rows in bags by the bags' gradients.
 
-Every row that the batch touches is summed in the order of positions, whatever the number of threads, and updated once.
-Rows that it does not touch cost nothing. Addresses are of float32, contiguous.
+Each row that the batch touches is summed in the order of positions, whatever the number of threads, and updated once.
+Other rows cost nothing. Addresses are of contiguous float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .ids import LINE_BYTES, group_bags
 from .row_sums import ONE, SHORT_SUM, ZERO, place, sum_rows
 from .rules import move_row, row_step
 
-AHEAD = 16  # rows that are asked for before they are needed
+AHEAD = 16  # rows that are prefetched
 
 
 @helper
@@ -61,15 +61,15 @@ def _mean_square(gradient, D):
 
 @helper
 def _values(address, D):
-    """(D,) float32 at an address; none at 0."""
+    """The (D,) float32 at an address; empty for address 0."""
     return numba.carray(pointer_to_float32(address), (D if address else 0,))
 
 
 @helper
 def update_row(rule, table, row, gradient, D, per_row, first, second):
-    """One step of a row of the table (V, D) by its gradient (D,); rule is a record of rules.RULE_RECORD.
+    """Update a row of the table (V, D) by its gradient (D,); rule is a record of rules.RULE_RECORD.
 
-    per_row (V,), first and second (addresses of (V, D), or 0) are what the rule remembers.
+    per_row (V,), first and second (addresses of (V, D), or 0) are the rule's state.
     """
     offset = FLOAT_BYTES * row * D
     if rule["by_step"]:
@@ -90,7 +90,7 @@ def _update_split(p, rule, table, rows, gradient, D, per_row, first, second, n_s
 
 
 def _update_rows(team, rule, table, rows, gradient, D, per_row, first, second, n_splits):  # type: ignore[no-untyped-def]
-    """A step of the rows (U,), each there once, by their gradients (U, D); rule (1,)."""
+    """Update the rows (U,), all distinct, by their gradients (U, D); rule (1,)."""
     in_parallel(
         team, n_splits, _update_split, (rule, table, rows, gradient, D, per_row, first, second, n_splits)
     )
@@ -113,9 +113,9 @@ def _update_split_from_bags(
 def _update_from_bags(  # type: ignore[no-untyped-def]
     team, rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits
 ):
-    """A step of all rows in the bags by the gradient of the bags (B, D), which is never spread over the rows.
+    """Update all rows in the bags by the gradient of the bags (B, D), which is never expanded to the rows.
 
-    scales (B,) are of the bags, or empty. Every split has rows of its own, so none waits for another.
+    scales (B,) are of the bags, or empty. Every split has its own rows, so none waits for another.
     """
     in_parallel(team, n_splits, _update_split_from_bags, (
         rule, table, V, ids, starts, scales, gradient, D, per_row, first, second, n_splits
@@ -124,7 +124,7 @@ def _update_from_bags(  # type: ignore[no-untyped-def]
 
 @helper
 def moves(row, frozen):
-    """Whether a step moves a row of a table; frozen (V,) uint8, or (0,) where it moves all."""
+    """Whether a step updates a row of a table; frozen (V,) uint8, or (0,) if it updates all."""
     return len(frozen) == 0 or frozen[row] == 0
 
 
@@ -132,9 +132,9 @@ def moves(row, frozen):
 def update_from_transposed(
     rule, table, rows, begins, bags, first_row, last_row, frozen, scales, gradient, D, per_row, first, second
 ):  # fmt: skip
-    """A step of rows[first_row:last_row] by the gradient of their bags, bags[begins[u] : begins[u + 1]] for u.
+    """Update rows[first_row:last_row] by the gradient of their bags, bags[begins[u] : begins[u + 1]] for row u.
 
-    Rows that are frozen (V,) cost nothing; (0,): none is.
+    Frozen rows, by frozen (V,), cost nothing; (0,): none is frozen.
     """
     if WIDTH <= D <= 8 * WIDTH and rule["by_step"]:
         lanes = _new_lanes(D)
@@ -166,7 +166,7 @@ def update_from_transposed(
 
 @helper
 def ask_for_row(table, row, D):
-    """Have a row that will be read on its way into cache."""
+    """Prefetch a row that will be read."""
     at = table + FLOAT_BYTES * row * D
     for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
         prefetch(at + line)
@@ -174,7 +174,7 @@ def ask_for_row(table, row, D):
 
 @helper
 def _ask_to_write_row(table, row, D):
-    """ask_for_row of a row that will be written."""
+    """Prefetch a row that will be written."""
     at = table + FLOAT_BYTES * row * D
     for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
         prefetch_to_write(at + line)
@@ -182,7 +182,7 @@ def _ask_to_write_row(table, row, D):
 
 @helper
 def _new_lanes(D):
-    """(8 * WIDTH,) 1 where 8 vectors that end with column D hold a column for the first time, else 0."""
+    """(8 * WIDTH,) mask: 1 where 8 vectors that end with column D hold a column for the first time, else 0."""
     lanes = np.zeros(8 * WIDTH, np.float32)
     for v in range(8):
         for lane in range(WIDTH):
@@ -193,7 +193,7 @@ def _new_lanes(D):
 
 @helper
 def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, D, per_row, lanes):
-    """_update_by_sum for rules by a step, of rows that 8 vectors hold: their sum is never written down."""
+    """_update_by_sum for step rules and rows that 8 vectors hold: their sum is never stored."""
     scaled = len(scales) > 0
     at_a, at_b, at_c, at_d = place(D, 0), place(D, WIDTH), place(D, 2 * WIDTH), place(D, 3 * WIDTH)
     at_e, at_f = place(D, 4 * WIDTH), place(D, 5 * WIDTH)
@@ -224,7 +224,7 @@ def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, 
         mean_square = sum_of(square) / np.float32(D)
     step = row_step(rule, mean_square, per_row, row)
     at = table + FLOAT_BYTES * row * D
-    # All loads before the first store: the last vectors may lie over one another.
+    # All loads before the first store: the last vectors may overlap.
     a, b, c, d = load(at + at_a), load(at + at_b), load(at + at_c), load(at + at_d)
     e, f, g, h = load(at + at_e), load(at + at_f), load(at + at_g), load(at + at_h)
     store(a - sum_a * step, at + at_a)
@@ -241,8 +241,8 @@ def _update_in_registers(rule, table, row, bags, first, last, scales, gradient, 
 def _update_by_sum(
     rule, table, row, bags, first_bag, last_bag, scales, gradient, D, per_row, first, second, sums
 ):
-    # The address is taken where `sums` is an argument: it outlives the call.
-    total = np.int64(sums.ctypes.data)  # or helpers are compiled for uintp, too
+    # The address is taken where `sums` is an argument, so that it outlives the call.
+    total = np.int64(sums.ctypes.data)  # otherwise helpers are compiled for uintp, too
     sum_rows(gradient, D, bags, first_bag, last_bag, scales, total)
     update_row(rule, table, row, total, D, per_row, first, second)
 

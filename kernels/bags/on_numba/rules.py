@@ -1,4 +1,4 @@
-"""The row rules as Numba compiles them: one function that takes whichever step a record names."""
+"""The row rules as compiled by Numba: one function that takes the step named by a record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _constant_rate(rule, mean_square, per_row, row):
 
 @helper
 def _unknown_step(rule, mean_square, per_row, row):
-    """No record says so (`code_of` raises), and if one did it would show."""
+    """Return NaN, which would show: no record has an unknown rule (`code_of` raises)."""
     return NOT_A_NUMBER
 
 
@@ -51,7 +51,7 @@ def _or_move(code: int, move: Any, others: Any) -> Any:
 
 
 def _compiled(kinds: list[RowRuleKind]) -> tuple[Any, Any]:
-    """(row_step, move_row): a chain of comparisons each, as a table of functions could not be inlined."""
+    """Return (row_step, move_row), each a chain of comparisons: a table of functions could not be inlined."""
     step, move = _unknown_step, _unknown_move
     for kind in reversed(kinds):
         if kind.numba_move is not None:
@@ -62,5 +62,5 @@ def _compiled(kinds: list[RowRuleKind]) -> tuple[Any, Any]:
     return step, move
 
 
-# Of a rule whose record says by_step, what its row's gradient is multiplied by; of another one, the step of a row.
+# row_step: the factor of a row's gradient, for rules with by_step in the record; move_row: a row's step, for others.
 row_step, move_row = _compiled(list(RULES.values()))

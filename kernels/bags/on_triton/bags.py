@@ -1,12 +1,12 @@
 """Bags of table rows on a GPU: `BagKernels` over the Triton kernels.
 
-Nothing waits for the device but what its result is made of: `row_gradient`, `sum_repeated` and `unique_ids`, whose
-results are as long as the batch has unique rows, and `is_ascending` and `first_outside`, which answer in Python. A step
-by `update_from_bags` does not wait and no size in it depends on data: a CUDA graph can capture it. That step is at
-most five launches up to MOST_RANKED positions: pool; rank, merge, pieces and update.
+Only functions whose result requires it wait for the device: `row_gradient`, `sum_repeated` and `unique_ids`, whose
+results are as long as the batch has unique rows, and `is_ascending` and `first_outside`, which return Python values.
+`update_from_bags` does not wait, and none of its sizes depends on data: a CUDA graph can capture it. Such a step is at
+most five launches for up to MOST_RANKED positions: pool; rank, merge, pieces and update.
 
-Ids may lie in a buffer that is longer than the batch: those before the first start and from the last one on belong to
-no bag, and whatever they are, nothing reads a row for them or steps one.
+Ids may lie in a buffer that is longer than the batch: ids before the first start or from the last one on belong to no
+bag; whatever their values, no row is read or updated for them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from . import pooling, segments, sums, updates
 from .order import order_of
 from .rules import functions_of
 
-# One-warp programs that a multiprocessor holds at a time; more rows than that wait for their turn in a loop.
+# One-warp programs that a multiprocessor holds at a time; if there are more rows, each program loops over several.
 PROGRAMS_PER_MULTIPROCESSOR = 32
-# Programs where there is no GPU to ask: the interpreter.
+# Number of programs without a GPU, in the interpreter.
 INTERPRETED_PROGRAMS = 3
 
 
@@ -38,7 +38,10 @@ POOLS_TYPES = True
 
 
 def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
-    """(unique (U,) ascending, inverse (total,)): unique[inverse] are the ids; NONE stays NONE, as does an id >= V."""
+    """Return (unique (U,) ascending, inverse (total,)): unique[inverse] are the ids.
+
+    NONE, like an id >= V, gives NONE.
+    """
     if not len(ids):
         return ids.clone(), ids.clone()
     found = _segments(order_of(Bags(ids, None, None), V), V, need_inverse=True)
@@ -46,12 +49,15 @@ def unique_ids(ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
 
 
 def pool(table: Tensor, bags: Bags) -> Tensor:
-    """(B, D) the sum of every bag's rows, times its scale, in the table's dtype."""
+    """Return the sum of every bag's rows times its scale, (B, D), in the table's dtype."""
     return _pool(table, bags, pooling.NO_SCALES if bags.scales is None else pooling.GIVEN_SCALES)
 
 
 def pool_means(table: Tensor, bags: Bags) -> tuple[Tensor, Tensor]:
-    """(B, D) the mean of every bag's rows, and its scales (B,); those of the bags are not read. One launch."""
+    """Return the mean of every bag's rows (B, D) and its scales (B,), in one launch.
+
+    Does not read the scales of the bags.
+    """
     scales = torch.empty(_n_bags(bags), dtype=torch.float32, device=table.device)
     return _pool(table, bags._replace(scales=scales), pooling.MEAN), scales
 
@@ -74,12 +80,12 @@ def _pool(table: Tensor, bags: Bags, scaling: int) -> Tensor:
 
 
 def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
-    """(rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
+    """Return (rows (U,) int64 ascending, their gradients (U, D)) from the gradient of the bags (B, D)."""
     if not len(bags.ids):
         return bags.ids.long(), gradient.new_empty(0, gradient.shape[1])
     order = order_of(bags, V)
     found, pieces = _segments(order, V), _pieces(order, gradient, V)
-    # The one wait: the results are this long.
+    # The only wait: the results have this length.
     U = int(found.n_rows)
     out = gradient.new_empty(U, gradient.shape[1])
     (B, D), blocks = gradient.shape, sizes.choose_blocks(gradient.shape[1], sizes.SHARED_COLUMNS)
@@ -93,12 +99,12 @@ def row_gradient(gradient: Tensor, bags: Bags, V: int) -> tuple[Tensor, Tensor]:
 
 
 def sum_repeated(rows: Tensor, gradient: Tensor, V: int) -> tuple[Tensor, Tensor]:
-    """(rows ascending, gradients) with the gradients of equal rows added up; rows (M,), gradient (M, D)."""
+    """Sum the gradients of equal rows: rows (M,), gradient (M, D) -> (rows ascending, gradients)."""
     return row_gradient(gradient, Bags(rows.to(torch.int32), None, None), V)
 
 
 def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:
-    """(V, D) the gradient of the whole table from that of the bags (B, D); never waits."""
+    """Return the gradient of the whole table (V, D) from that of the bags (B, D); never waits."""
     (B, D), out = gradient.shape, gradient.new_zeros(V, gradient.shape[1])
     if not len(bags.ids) or not out.numel():
         return out
@@ -114,24 +120,27 @@ def dense_gradient(gradient: Tensor, bags: Bags, V: int) -> Tensor:
 
 
 def sum_by_row(gradient: Tensor, rows: Tensor, n_rows: int) -> Tensor:
-    """(n_rows, D): row u is the sum of gradient[i] (M, D) over the i with rows[i] = u (M,) int32; never waits."""
+    """Return (n_rows, D): row u is the sum of gradient[i] (M, D) over all i with rows[i] = u (M,) int32.
+
+    Never waits.
+    """
     return dense_gradient(gradient, Bags(rows, None, None), n_rows)
 
 
 def update_rows(rule: RowRule, table: Tensor, rows: Tensor, gradient: Tensor, state: RowState) -> None:
-    """One step of the rows (U,), each there once, by their gradients (U, D)."""
+    """Update the rows (U,), all distinct, by their gradients (U, D), in one step."""
     if gradient.numel():
         _update(rule, table, rows, gradient, state)
 
 
 def update_all_rows(rule: RowRule, table: Tensor, gradient: Tensor, state: RowState) -> None:
-    """One step of every row of a table by its gradient (V, D)."""
+    """Update every row of a table by its gradient (V, D), in one step."""
     if gradient.numel():
         _update(rule, table, None, gradient, state)
 
 
 def update_from_bags(rule: RowRule, table: Tensor, bags: Bags, gradient: Tensor, state: RowState) -> None:
-    """One step of every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one.
+    """Update every row in the bags by the gradient of the bags (B, D): row_gradient and update_rows in one.
 
     The gradient of a row is not rounded to the table's dtype in between.
     """
@@ -149,7 +158,7 @@ def _update(
     order: Order | None = None,
     pieces: Tensor | None = None,
 ) -> None:
-    """Step the rows, None being all, by their gradients (U, D); or by those of the bags (B, D) in their order."""
+    """Update the rows (None: all) by their gradients (U, D), or by those of the bags (B, D) in their order."""
     if not table.is_contiguous():
         raise ValueError(
             f"a table whose rows are stepped must be contiguous, not of strides {table.stride()}"
@@ -173,7 +182,7 @@ def _update(
 
 
 def in_order(bags: Bags, V: int) -> Bags:
-    """The bags with their positions sorted, which a step then does not do again."""
+    """Return the bags with their positions sorted, so that a step need not sort them again."""
     return bags._replace(order=order_of(bags, V))
 
 
@@ -196,12 +205,12 @@ def _max_programs(device: torch.device) -> int:
 
 
 class _Segments(NamedTuple):
-    """The sorted positions by row, of as many segments as there are positions at most: their number is data."""
+    """Segments of the sorted positions by row, with room for one per position: their number depends on data."""
 
     n_rows: Tensor  # (1,) int32, U
-    rows: Tensor  # (total,) int32, of which the first U
-    begins: Tensor  # (total + 1,) int64, of which the first U + 1
-    inverse: Tensor  # (total,) int32, the segment of every position; not filled unless asked for
+    rows: Tensor  # (total,) int32, only the first U are set
+    begins: Tensor  # (total + 1,) int64, only the first U + 1 are set
+    inverse: Tensor  # (total,) int32, the segment of every position; set only on request
 
 
 def _segments(order: Order, V: int, need_inverse: bool = False) -> _Segments:
@@ -222,7 +231,7 @@ def _segments(order: Order, V: int, need_inverse: bool = False) -> _Segments:
 
 
 def _pieces(order: Order, gradient: Tensor, V: int) -> Tensor:
-    """(n // PIECE, D) float32, the sums of the pieces of sorted positions that lie in one segment each."""
+    """Return the sums of the pieces of sorted positions that lie in one segment each, (n // PIECE, D) float32."""
     (B, D), n_pieces = gradient.shape, len(order.keys) // sizes.PIECE
     pieces = torch.empty(n_pieces, D, dtype=torch.float32, device=gradient.device)
     blocks = sizes.choose_blocks(D, sizes.SHARED_COLUMNS)

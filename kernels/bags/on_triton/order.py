@@ -1,4 +1,4 @@
-"""The positions of a batch sorted by row: by our own kernels or by torch.sort, whichever takes less."""
+"""Sort the positions of a batch by row: with our own kernels or torch.sort, whichever is faster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import ordering
 
 
 def order_of(bags: Bags, V: int) -> Order:
-    """Of at least one id. Nothing waits for the device, and no size depends on data."""
+    """Sort at least one id. Does not wait for the device, and no size depends on data."""
     if bags.order is not None:
         return bags.order
     ids, starts, scales, types = bags[:4]

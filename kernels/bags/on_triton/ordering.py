@@ -1,10 +1,10 @@
-"""Positions of bags sorted by row, in two launches of our own: ranks within chunks, then among them.
+"""Sort positions of bags by row, in two launches of our own: rank within chunks, then across chunks.
 
-Up to MOST_RANKED positions. torch.sort takes about ten launches for more than 4,096 keys and three below. Within a
-chunk a key is compared with every other one, which is cheap while chunks are short. Its rank among all is then the sum
-of its ranks in every chunk, found by halving; keys of a program are neighbours in their chunk, and so read the same
-lines. Longer batches are sorted by torch, from `key_kernel`'s keys; `carry_kernel` fetches the rest.
-Equal keys keep the order of their positions.
+For up to MOST_RANKED positions. torch.sort takes about ten launches for more than 4,096 keys and three below. Within a
+chunk a key is compared with every other one, which is cheap while chunks are short. Its rank among all keys is the sum
+of its ranks in every chunk, found by binary search; a program's keys are neighbours in their chunk, and so read the
+same cache lines. Longer batches are sorted by torch, from `key_kernel`'s keys; `carry_kernel` fetches the rest. Equal
+keys keep the order of their positions.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def key_kernel(
 @triton.jit(do_not_specialize=["n_positions", "B", "V", "n_halvings"])
 def carry_kernel(
     p_sorted_keys,  # (n_positions,) int32, ascending
-    p_sorted_order,  # (n_positions,) int64: where they stood
+    p_sorted_order,  # (n_positions,) int64: positions before sorting
     p_ids,
     p_starts,
     p_type_counts,  # (T,) int32
     p_scales,  # (B,) float32
-    p_keys,  # (n_positions,) int32, what `key_kernel` has written, sorted
+    p_keys,  # (n_positions,) int32, the sorted keys from `key_kernel`
     p_bags,  # (n_positions,) int32
     p_weights,  # (n_positions,) float32
     n_positions,
@@ -95,13 +95,13 @@ def rank_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,  # divides CHUNK
 ):
-    """One program: where BLOCK positions stand in their chunk."""
+    """One program: rank BLOCK positions within their chunk."""
     i_first = tl.program_id(0) * BLOCK
     chunk = i_first // CHUNK * CHUNK
     o_i, o_j = i_first + tl.arange(0, BLOCK), chunk + tl.arange(0, CHUNK)
     m_i = o_i < n_positions
     b_key = key_of(p_ids, p_starts, p_type_rows, o_i, n_positions, B, V, T, HAS_STARTS, HAS_TYPES, M)
-    # All at once: a loop would wait for two dependent loads a round. Past the positions a key is V, and before none.
+    # At once: a loop would wait for two dependent loads per iteration. Keys past the positions are V, so precede none.
     b_other = key_of(p_ids, p_starts, p_type_rows, o_j, n_positions, B, V, T, HAS_STARTS, HAS_TYPES, M)
     m_before = (b_other[None, :] == b_key[:, None]) & (o_j[None, :] < o_i[:, None])
     b_count = tl.sum(((b_other[None, :] < b_key[:, None]) | m_before).to(tl.int32), axis=1)
@@ -141,7 +141,7 @@ def merge_kernel(
     BLOCK: tl.constexpr,  # divides CHUNK
     CHUNKS: tl.constexpr,  # searched at a time
 ):
-    """One program: where BLOCK neighbours of one sorted chunk stand among all."""
+    """One program: rank BLOCK neighbours of one sorted chunk among all positions."""
     i_first = tl.program_id(0) * BLOCK
     chunk = i_first // CHUNK
     o_c = i_first + tl.arange(0, BLOCK)

@@ -8,7 +8,7 @@ import triton.language as tl
 from . import blocks
 from .sums import BATCH, Variant, variant
 
-# What `pool_kernel` multiplies a sum by.
+# The factor of a sum in `pool_kernel`.
 NO_SCALES, GIVEN_SCALES, MEAN = 0, 1, 2
 
 
@@ -19,7 +19,7 @@ def pool_kernel(
     p_starts,  # (B + 1,) int64, HAS_STARTS
     p_type_rows,  # (T, M) int32, HAS_TYPES
     p_type_counts,  # (T,) int32, HAS_TYPES
-    p_scales,  # (B,) float32: read where SCALING is 1, written where it is 2
+    p_scales,  # (B,) float32: read if SCALING is 1, written if it is 2
     p_out,  # (B, D)
     total,
     V,
@@ -28,7 +28,7 @@ def pool_kernel(
     HAS_STARTS: tl.constexpr,  # else every id is a bag
     HAS_TYPES: tl.constexpr,
     M: tl.constexpr,  # rows of a type; 1 without types
-    SCALING: tl.constexpr,  # 0: by 1; 1: by the scales; 2: by 1 over the ids of the bag that count
+    SCALING: tl.constexpr,  # 0: 1; 1: the given scales; 2: 1 over the number of ids of the bag that count
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -57,7 +57,7 @@ def pool_kernel(
             b *= tl.where(m_row, 1.0 / tl.maximum(b_rows_of, 1.0), 0.0)[:, None]
         b_sum += b
         if SCALING == 2:
-            if M > 1:  # a type without any row is a word all the same: its vector is zero
+            if M > 1:  # a type without any row still counts as a word: its vector is zero
                 b_count += (m_type & (o_i % M == 0)).to(tl.int32)
             else:
                 b_count += m_row.to(tl.int32)

@@ -1,6 +1,6 @@
-"""What a position of a batch stands for: the key to sort it by, its bag and its weight (functions of kernels).
+"""What a position of a batch stands for: its sort key, its bag and its weight (device functions).
 
-A batch holds `total` ids of M entries each, M = 1 unless ids are types of M rows; position i is entry i % M of the id
+A batch holds `total` ids of M entries each; M = 1 unless ids are types of M rows. Position i is entry i % M of the id
 i // M. An id before the first bag or after the last one stands for no row, as does one outside the table: a batch may
 lie in a buffer that is longer than it.
 """
@@ -16,7 +16,7 @@ def key_of(
     p_ids, p_starts, p_type_rows, o_i, n_positions, B, V, T,
     HAS_STARTS: tl.constexpr, HAS_TYPES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK,) int32 the row of every position in o_i; V, which is sorted to the end, where there is none."""
+    """Return the row of every position in o_i, (BLOCK,) int32; V, which sorts to the end, if there is none."""
     m_row = o_i < n_positions
     b_place = o_i // M
     if HAS_STARTS:
@@ -31,8 +31,8 @@ def key_of(
 
 @triton.jit
 def bag_of(p_starts, b_place, m_i, B, n_halvings):
-    """(BLOCK,) int32 the bag of every id at b_place, by halving: the last one that does not start past it."""
-    # The number of starts that are not past the place lies in [b_low, b_high].
+    """Return the bag of every id at b_place, (BLOCK,) int32, by binary search: the last one not starting after it."""
+    # The number of starts up to and including b_place is in [b_low, b_high].
     b_low = b_place.to(tl.int32) * 0
     b_high = b_low + (B + 1)
     for _ in range(n_halvings):
@@ -51,7 +51,7 @@ def place(
     HAS_STARTS: tl.constexpr, HAS_TYPES: tl.constexpr, M: tl.constexpr, HAS_SCALES: tl.constexpr,
     KEEP_ORDER: tl.constexpr,
 ):  # fmt: skip
-    """Write what is known of the positions o_i at their ranks among the sorted ones: key, bag, weight, position."""
+    """Store what is known of the positions o_i at their sorted ranks: key, bag, weight, position."""
     tl.store(p_keys + b_rank, b_key, mask=m_i)
     if KEEP_ORDER:
         tl.store(p_order + b_rank, o_i.to(tl.int32), mask=m_i)

@@ -1,4 +1,4 @@
-"""The row rules as Triton compiles them: functions that a kernel takes as compile-time arguments."""
+"""The row rules as compiled by Triton: functions that a kernel takes as compile-time arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _by_step(w, g, first, second, step, scale, numbers):
 
 
 class RuleFunctions(NamedTuple):
-    """What `update_kernel` is told of a rule."""
+    """A rule in the form that `update_kernel` takes."""
 
     row: Any
     move: Any
@@ -44,7 +44,7 @@ class RuleFunctions(NamedTuple):
 
 @lru_cache
 def functions_of(kind: RowRuleKind) -> RuleFunctions:
-    """Of one rule. Raises ValueError for one that has a form for the CPU alone."""
+    """Return the functions of a rule. Raises ValueError for one that has only a CPU form."""
     if kind.numba_step is not None and kind.triton_row is None:
         raise ValueError(f"the row rule {kind.name} has no triton_row: it steps on a CPU alone")
     if kind.numba_move is not None and kind.triton_move is None:
@@ -54,7 +54,7 @@ def functions_of(kind: RowRuleKind) -> RuleFunctions:
 
 
 def _compiled(function: Callable) -> Any:
-    """Of a copy that sees `tl`: the rule's own module imports no Triton."""
+    """Compile a copy that sees `tl`: the rule's own module does not import Triton."""
     copy = FunctionType(function.__code__, {**function.__globals__, "tl": tl}, function.__name__)
     copy.__qualname__ = function.__qualname__
     return triton.jit(copy)

@@ -1,4 +1,4 @@
-"""Where the segments of sorted positions begin, for whom their number is asked (see sums.py)."""
+"""Find where the segments of sorted positions begin, if their number is needed (see sums.py)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .sums import Variant, variant
 @triton.jit(do_not_specialize=["total", "V"])
 def segment_kernel(
     p_keys,  # (total,) int32, ascending
-    p_order,  # (total,) integers: where the keys stood, NEED_INVERSE
-    p_later,  # (total - 1,) int32: segments that begin in [1, i + 1]
+    p_order,  # (total,) integers: the keys' positions before sorting, NEED_INVERSE
+    p_later,  # (total - 1,) int32: number of segments that begin in [1, i + 1]
     p_rows,  # (total,) int32: the key of every segment; the last one may be V
-    p_begins,  # (total + 1,) int64: where every segment begins, and the last one ends
-    p_count,  # (1,) int32: segments of rows
-    p_inverse,  # (total,) int32: the segment that a position belongs to, -1 for none, NEED_INVERSE
+    p_begins,  # (total + 1,) int64: the begin of every segment, and the end of the last one
+    p_count,  # (1,) int32: number of segments that are rows
+    p_inverse,  # (total,) int32: the segment of a position, -1 for none, NEED_INVERSE
     total,
     V,
     NEED_INVERSE: tl.constexpr,

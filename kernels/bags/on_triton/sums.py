@@ -8,13 +8,13 @@ Backward, every row u of the batch once:
 
     gradient[u] = sum over the positions i with ids[i] = u of scale[bag(i)] * d_out[bag(i)]
 
-Where ids are word types, each stands for M positions, the rows of its type, and weighs 1 over their number.
+If ids are word types, each stands for M positions, the rows of its type, with weight 1 over their number.
 
-Sorting the rows, stably, brings a row's positions together: its *segment* (see ordering.py). Sums are float32 in an
-order that the batch alone decides, without atomics, so two calls give the same bits. A sum runs over ROWS lanes, so
-that each adds a few terms, and the lanes are added up last. Segments of frequent rows are cut at the multiples of PIECE
-sorted positions: a kernel sums the pieces that lie wholly in one segment, and whoever needs the segment adds those sums
-in order. No program then sums more than two pieces' worth of gradients, however frequent a row.
+A stable sort by row brings a row's positions together: its *segment* (see ordering.py). Sums are float32 in an order
+that depends only on the batch, without atomics, so two calls give the same bits. A sum runs over ROWS lanes, each of
+which adds a few terms; the lanes are added up last. Segments of frequent rows are cut at multiples of PIECE sorted
+positions: one kernel sums the pieces that lie entirely in one segment, and consumers of the segment add those sums in
+order. So no program sums more than two pieces' worth of gradients, however frequent a row is.
 
 An id that is not in [0, V) stands for no row and touches no memory, nor does a position outside every bag.
 """
@@ -43,7 +43,7 @@ def _add_rows(
     HAS_WEIGHTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """b_sum (ROWS, BLOCK_D) plus, in lane i % ROWS, weights[i] * source[rows[i]] for i in [first, last)."""
+    """Add weights[i] * source[rows[i]] for i in [first, last) to lane i % ROWS of b_sum (ROWS, BLOCK_D)."""
     for o_first in range(first, last, ROWS):
         o_i = o_first + tl.arange(0, ROWS)
         b_row = tl.load(p_rows + o_i, mask=o_i < last, other=-1).to(tl.int64)
@@ -58,7 +58,10 @@ def _add_rows(
 
 @triton.jit
 def segment_end(p_keys, first, key, n_positions, SCAN: tl.constexpr):
-    """The sorted position after the last one with the key of `first`: most rows of a batch are there a few times."""
+    """Return the end of the segment that starts at `first`.
+
+    Searches nearby first, as most rows occur only a few times.
+    """
     o_i = first + tl.arange(0, SCAN)
     m_same = tl.load(p_keys + o_i, mask=o_i < n_positions, other=-1) == key
     low = first + tl.sum(m_same.to(tl.int64), axis=0)
@@ -76,7 +79,7 @@ def sum_segment(
     p_d_out, p_bags, p_weights, p_pieces, first, last, B, o_d, D,
     HAS_WEIGHTS: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK_D,) the columns o_d of the gradient of one row: the sorted positions [first, last)."""
+    """Return the columns o_d of the gradient of one row, (BLOCK_D,): the sorted positions [first, last)."""
     first_piece, last_piece = tl.cdiv(first, PIECE), last // PIECE
     head = tl.minimum(first_piece * PIECE, last)
     tail = tl.maximum(last_piece * PIECE, head)
@@ -90,14 +93,14 @@ def sum_segment(
     return tl.sum(b_sum, axis=0)
 
 
-# D is a constant of a model: with it the compiler widens accesses and drops masks. Batches differ, and stay
-# unspecialized.
+# D is constant for a model: specializing on it lets the compiler widen accesses and drop masks. Batch sizes vary, so
+# they stay unspecialized.
 @triton.jit(do_not_specialize=["B", "V"])
 def piece_kernel(
     p_d_out,  # (B, D)
     p_keys,  # (n_positions,) int32, ascending
-    p_bags,  # (n_positions,) int32, in their order
-    p_weights,  # (n_positions,) float32, in their order
+    p_bags,  # (n_positions,) int32, in the order of the keys
+    p_weights,  # (n_positions,) float32, in the order of the keys
     p_pieces,  # (n_positions // PIECE, D) float32; only pieces within one segment are written
     B,
     V,
@@ -149,8 +152,8 @@ def row_gradient_kernel(
 def dense_gradient_kernel(
     p_d_out,  # (B, D)
     p_keys,  # (n_positions,) int32, ascending
-    p_bags,  # (n_positions,) int32, in their order
-    p_weights,  # (n_positions,) float32, in their order
+    p_bags,  # (n_positions,) int32, in the order of the keys
+    p_weights,  # (n_positions,) float32, in the order of the keys
     p_pieces,  # (n_positions // PIECE, D) float32
     p_gradient,  # (V, D), zeros
     n_positions,
@@ -163,7 +166,7 @@ def dense_gradient_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: BLOCK_D columns of the gradient of one row, at the position where its segment begins."""
+    """One program: BLOCK_D columns of the gradient of one row, if its segment begins at this position."""
     first = tl.program_id(0).to(tl.int64)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     key = tl.load(p_keys + first)
@@ -177,7 +180,7 @@ def dense_gradient_kernel(
         tl.store(p_row, b_g.to(p_gradient.dtype.element_ty), mask=o_d < D)
 
 
-# What `compile_all` compiles without a GPU: (name, kernel, signature, constexprs, options) for each variant.
+# Compiled by `compile_all` without a GPU: (name, kernel, signature, constexprs, options) of a variant.
 Variant = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]
 BATCH = {"p_ids": "*i32", "p_starts": "*i64"}
 SEGMENTS = {"p_bags": "*i32", "p_weights": "*fp32", "p_pieces": "*fp32"}
@@ -186,7 +189,7 @@ SEGMENTS = {"p_bags": "*i32", "p_weights": "*fp32", "p_pieces": "*fp32"}
 def variant(
     name: str, kernel: Any, pointers: dict[str, str], integers: str, constexprs: Any, options: Any
 ) -> Variant:
-    """A variant whose arguments that are named in `integers` are int32."""
+    """Make a variant; the arguments named in `integers` are int32."""
     return name, kernel, {**pointers, **dict.fromkeys(integers.split(), "i32")}, constexprs, options
 
 

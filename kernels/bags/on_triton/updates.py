@@ -20,7 +20,7 @@ def _gradient(
     p_gradient, p_bags, p_weights, p_pieces, i_u, last, B, o_d, D,
     FROM_BAGS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK_D,) float32, the columns o_d of the gradient of row u, or of the segment [u, last); 0 past D."""
+    """Columns o_d of the gradient of row u, or of the segment [u, last): (BLOCK_D,) float32; 0 past D."""
     if FROM_BAGS:
         b_g = sum_segment(
             p_gradient, p_bags, p_weights, p_pieces, i_u, last, B, o_d, D, HAS_WEIGHTS, PIECE, ROWS, BLOCK_D
@@ -32,7 +32,7 @@ def _gradient(
 
 @triton.jit
 def _move(p_w, p_m, p_v, b_g, o_d, D, step, scale, numbers, MOVE: tl.constexpr, TABLES: tl.constexpr):
-    """The columns o_d of one row by their gradient, and those of its TABLES tables; pointers are at the row."""
+    """Update the columns o_d of one row, and of its TABLES tables, by the row's gradient; pointers are at the row."""
     m_d = o_d < D
     b_w = tl.load(p_w + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_m, b_v = b_g, b_g
@@ -40,7 +40,7 @@ def _move(p_w, p_m, p_v, b_g, o_d, D, step, scale, numbers, MOVE: tl.constexpr, 
         b_m = tl.load(p_m + o_d, mask=m_d, other=0.0)
     if TABLES > 1:
         b_v = tl.load(p_v + o_d, mask=m_d, other=0.0)
-    # Threads may hold the same element, and any number of them the row's own: all have read before one writes.
+    # Several threads may hold the same element, and all may read the row's number: all must read before one writes.
     tl.debug_barrier()
     b_w, b_m, b_v = MOVE(b_w, b_g, b_m, b_v, step, scale, numbers)
     if TABLES > 0:
@@ -53,20 +53,20 @@ def _move(p_w, p_m, p_v, b_g, o_d, D, step, scale, numbers, MOVE: tl.constexpr, 
 @triton.jit(do_not_specialize=["n_rows", "B", "V"])
 def update_kernel(
     p_table,  # (V, D)
-    p_per_row,  # (V,) float32: what the rule remembers of a row
-    p_first,  # (V, D) float32: its tables
+    p_per_row,  # (V,) float32: the rule's number per row
+    p_first,  # (V, D) float32: the rule's tables
     p_second,  # (V, D) float32
-    p_rows,  # FROM_BAGS: (n_rows,) int32, the sorted keys of positions; else (U,) integers, each there once
-    p_gradient,  # FROM_BAGS: (B, D) of the bags; else (U, D) of the rows
+    p_rows,  # FROM_BAGS: (n_rows,) int32, the sorted keys of positions; else (U,) integers, all distinct
+    p_gradient,  # FROM_BAGS: (B, D) for the bags; else (U, D) for the rows
     p_bags,  # (n_rows,) int32 in the order of the keys, FROM_BAGS
     p_weights,  # (n_rows,) float32 in the order of the keys
     p_pieces,  # (n_rows // PIECE, D) float32, FROM_BAGS
-    n_rows,  # U; FROM_BAGS how many positions there are
+    n_rows,  # U; FROM_BAGS: the number of positions
     B,
     V,
     lr,  # a number; RATE_ON_DEVICE: () float32
     table_steps,  # a number; STEPS_ON_DEVICE: () float32
-    number0,  # those of the rule, 0 where it has none
+    number0,  # the rule's numbers, 0 if it has fewer
     number1,
     number2,
     number3,
@@ -77,21 +77,21 @@ def update_kernel(
     ROW: tl.constexpr,  # the rule's functions
     MOVE: tl.constexpr,
     USES_MEAN_SQUARE: tl.constexpr,
-    PER_ROW: tl.constexpr,  # whether it remembers a number a row
+    PER_ROW: tl.constexpr,  # whether it keeps a number per row
     TABLES: tl.constexpr,  # how many tables it keeps
     RATE_ON_DEVICE: tl.constexpr,
     STEPS_ON_DEVICE: tl.constexpr,
     FROM_BAGS: tl.constexpr,
-    ALL_ROWS: tl.constexpr,  # row u is row u of the table: p_rows is not read
+    ALL_ROWS: tl.constexpr,  # row u is row u of the table; p_rows is not read
     HAS_WEIGHTS: tl.constexpr,
     PIECE: tl.constexpr,
     SCAN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: every num_programs-th row, or position, from its own on, its columns BLOCK_D at a time.
+    """One program: every num_programs-th row or position, starting from its own; columns BLOCK_D at a time.
 
-    From bags, a row is stepped by the program that meets its first position: nobody has counted the rows.
+    From bags, the program that has a row's first position updates the row, as the number of rows is not known.
     """
     numbers = (number0, number1, number2, number3, number4, number5, number6)
     rate = lr

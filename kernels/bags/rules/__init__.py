@@ -1,4 +1,4 @@
-"""The rules of row-sparse optimizers, each in a file of its own with a `RULE`: a new file is a new rule."""
+"""The rules of row-sparse optimizers, each in its own file with a `RULE`: to add a rule, add a file."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def _found() -> dict[str, RowRuleKind]:
 
 RULES = _found()  # by name
 
-# A rule as compiled kernels read it.
+# A rule in the form that compiled kernels read.
 RULE_RECORD = np.dtype(
     [
-        ("kind", np.int64),  # its place among RULES
-        ("by_step", np.int64),  # 1: w -= step * g; 0: by elements
+        ("kind", np.int64),  # its index in RULES
+        ("by_step", np.int64),  # 1: w -= step * g; 0: elementwise
         ("uses_mean_square", np.int64),
         ("lr", np.float32),
         ("table_steps", np.float32),
@@ -52,14 +52,14 @@ RULE_RECORD = np.dtype(
 
 
 def rule_kind(name: str) -> RowRuleKind:
-    """The rule of this name. Raises ValueError for an unknown one."""
+    """Return the rule of this name. Raises ValueError for an unknown one."""
     if name not in RULES:
         raise ValueError(f"there is no row rule {name}; there are {', '.join(RULES)}")
     return RULES[name]
 
 
 def code_of(kind: RowRuleKind) -> int:
-    """The number that compiled kernels know a rule by. Raises ValueError for one that is not among RULES."""
+    """Return the number by which compiled kernels know a rule. Raises ValueError for one that is not among RULES."""
     if RULES.get(kind.name) is not kind:
         raise ValueError(
             f"the row rule {kind.name} is none of {', '.join(RULES)}, which kernels were made for"
@@ -69,7 +69,7 @@ def code_of(kind: RowRuleKind) -> int:
 
 @lru_cache(maxsize=64)
 def _record(kind: RowRuleKind, numbers: tuple[float, ...]) -> np.void:
-    """All of a rule's record but its rate and its count of steps, which may be others in every step."""
+    """A rule's record without its rate and its count of steps, which may change in every step."""
     (record,) = np.zeros(1, RULE_RECORD)
     of_kernels = kind.kernel_numbers(numbers)
     record["kind"], record["by_step"] = code_of(kind), kind.numba_move is None
@@ -79,7 +79,7 @@ def _record(kind: RowRuleKind, numbers: tuple[float, ...]) -> np.void:
 
 
 def packed(rules: Sequence[RowRule]) -> np.ndarray:
-    """(len(rules),) RULE_RECORD. Raises as `code_of` does."""
+    """Pack the rules as (len(rules),) RULE_RECORD. Raises as `code_of` does."""
     records = np.empty(len(rules), RULE_RECORD)
     for place, rule in enumerate(rules):
         records[place] = _record(rule.kind, rule.numbers)

@@ -1,4 +1,4 @@
-"""Row-wise Adagrad: s += mean(g^2); w -= lr g / (sqrt(s) + eps), with one number s a row.
+"""Row-wise Adagrad: s += mean(g^2); w -= lr g / (sqrt(s) + eps), with one number s per row.
 
 Duchi et al. 2011, with the sum taken by row as in Gupta et al. 2014.
 """

@@ -1,12 +1,12 @@
-"""Adam of rows, whose moments and bias corrections count the row's own steps n of the t that the table has taken.
+"""Row-wise Adam: moments and bias correction use the number n of a row's own steps, out of the table's t steps.
 
     n += 1;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
     w -= lr sqrt(t / n) (m / (1 - beta1^n)) / (sqrt(v / (1 - beta2^n)) + eps)
 
-Kingma and Ba 2015, algorithm 1, of every row by itself, but for sqrt(t / n). Dense Adam sees a gradient of 0 in the
-t - n steps without the row: its second moment is n / t of this one, and what a gradient has left in the first moment
-goes on moving the row in those steps. So it moves a row by sqrt(t / n) times as much a gradient as its own steps alone
-would. t / n counts as 1 / (1 - beta2) where it is more, as dense Adam remembers no longer; where nobody counts t, as 1.
+Kingma and Ba 2015, algorithm 1, applied to every row separately, except for sqrt(t / n). Dense Adam sees a gradient
+of 0 in the t - n steps without the row: its second moment is n / t of the one here, and the first moment keeps moving
+the row in those steps. So for the same gradients it moves a row sqrt(t / n) times as far as the row's own steps alone
+would. t / n is capped at 1 / (1 - beta2), as dense Adam remembers no longer than that; it is 1 if t is not counted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _oracle(rule: RowRule, w: Tensor, g: Tensor, state: RowState) -> tuple[Tenso
 
 
 def _derived(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
-    """With 1 - beta, which float32 would lose the digits of, and log(beta), as a GPU raises to a power by exp."""
+    """Add 1 - beta, which would lose digits in float32, and log(beta), since a GPU computes powers by exp."""
     logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
     return beta1, beta2, eps, 1.0 - beta1, 1.0 - beta2, *logs
 
@@ -50,7 +50,7 @@ def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, s
     per_row[row] += np.float32(1)
     rarity = np.float64(rule["table_steps"]) / np.float64(per_row[row])
     rarity = min(max(rarity, 1.0), 1.0 / (1.0 - beta2))
-    # beta^n by squaring, a fifth of the time of pow(); in float64, or beta2^n of a young row would lose its digits.
+    # beta^n by squaring takes a fifth of the time of pow(). In float64: float32 would lose digits if n is small.
     n, power1, power2, square1, square2 = np.int64(per_row[row]), 1.0, 1.0, beta1, beta2
     while n > 0:
         power1 *= square1 if n & 1 else 1.0
@@ -59,8 +59,8 @@ def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, s
     correction1, correction2 = 1.0 - power1, np.sqrt(1.0 - power2)
     step = np.float32(np.float64(rule["lr"]) * np.sqrt(rarity) / correction1)
     inverse = np.float32(1.0 / correction2)
-    # In memory, or (new2 * g) * g and new2 * (g * g) are the compiler's to choose between: it chose otherwise where the
-    # kernel was loaded from Numba's cache, and a resumed run ended with other bits.
+    # Stored to memory; otherwise the compiler may choose between (new2 * g) * g and new2 * (g * g). It chose
+    # differently when the kernel was loaded from Numba's cache, and a resumed run ended with different bits.
     squares = np.empty(len(w), np.float32)
     for d in range(len(w)):
         squares[d] = g[d] * g[d]
@@ -75,7 +75,7 @@ def _numba_move(rule: Any, w: Any, g: Any, per_row: Any, row: Any, first: Any, s
 def _triton_row(lr, table_steps, numbers, mean_square, remembered):  # type: ignore[no-untyped-def]
     remembered += 1.0
     rarity = tl.minimum(tl.maximum(table_steps / remembered, 1.0), 1.0 / numbers[4])
-    # beta^n of a young row is close to 1.
+    # beta^n is close to 1 for small n.
     n = remembered.to(tl.float64)
     step = lr * tl.sqrt(rarity) / (1.0 - tl.exp(n * numbers[5])).to(tl.float32)
     return step, 1.0 / tl.sqrt((1.0 - tl.exp(n * numbers[6])).to(tl.float32)), remembered

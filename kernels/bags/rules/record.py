@@ -1,7 +1,7 @@
-"""What a rule of a row-sparse optimizer says of itself, and a rule with its numbers as kernels take it.
+"""The definition of a row-sparse optimizer rule, and a rule together with its numbers as kernels take it.
 
-A rule moves a row w (D,) of a table by its gradient g (D,), and nothing else. It remembers at most one number a row and
-two tables (V, D), in float32.
+A rule updates a row w (D,) of a table by its gradient g (D,), and nothing else. Its state is at most one number per row
+and two tables (V, D), in float32.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-MOST_NUMBERS = 7  # that kernels take of a rule, beside its rate
+MOST_NUMBERS = 7  # that kernels take of a rule, besides the rate
 MOST_TABLES = 2
 
 
 class RowState(NamedTuple):
-    """What a rule remembers of a table (V, D), in float32; updated in place. None: the rule does not keep it."""
+    """A rule's state for a table (V, D), in float32; updated in place. None: the rule does not keep it."""
 
     per_row: Tensor | None = None  # (V,)
     first: Tensor | None = None  # (V, D)
@@ -26,12 +26,14 @@ class RowState(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RowRuleKind:
-    """One rule: its formula for the oracle, Numba and Triton, and what it keeps.
+    """One rule: its formula for the oracle, Numba and Triton, and its state.
 
-    A rule is of one of two forms. By a step: w -= step * g, where step is a number a row that may depend on mean(g^2)
-    and the number that is remembered; `numba_step` or, as it stands, the rate. By elements: `numba_move`. Functions of
-    the kernels are plain Python, which a backend compiles when it is loaded; they may use `np` (Numba) and `tl`
-    (Triton), and no other name of their module. Triton's bear no annotations: it would look those up.
+    A rule has one of two forms:
+    By a step: w -= step * g, where step is one number per row that may depend on mean(g^2) and the stored number. Given
+    by `numba_step`; without it, step is the rate.
+    By elements: given by `numba_move`.
+    Kernel functions are plain Python, which a backend compiles on loading. They may use `np` (Numba) and `tl` (Triton),
+    and no other name of their module. Triton's must not have annotations: Triton would resolve those names.
 
     Raises ValueError for more numbers or tables than kernels take, and for both forms at once.
     """
@@ -39,23 +41,21 @@ class RowRuleKind:
     name: str
     # (rule, w (U, D), g (U, D), state of these rows (U,), (U, D)) -> (w, state), in plain torch.
     oracle: Callable[[RowRule, Tensor, Tensor, RowState], tuple[Tensor, RowState]]
-    numbers: Mapping[str, float] = field(
-        default_factory=dict
-    )  # beside the rate: what they are without being given
-    per_row: str | None = None  # the name of the number a row
+    numbers: Mapping[str, float] = field(default_factory=dict)  # besides the rate: name -> default
+    per_row: str | None = None  # the name of the number kept per row
     tables: tuple[str, ...] = ()  # the names of the tables (V, D)
     uses_mean_square: bool = False  # else kernels pass 0
     uses_table_steps: bool = False  # whether it reads `RowRule.table_steps`; else kernels pass 0
-    # (rule record, mean(g^2), per_row (V,), row) -> step, float32; it updates per_row[row].
+    # (rule record, mean(g^2), per_row (V,), row) -> step, float32; updates per_row[row].
     numba_step: Callable[..., Any] | None = None
     # (rule record, w (D,), g (D,), per_row (V,), row, first (D,), second (D,)), all float32; updates them all in place.
     numba_move: Callable[..., None] | None = None
-    # (lr, table_steps, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row; else
+    # (lr, table_steps, numbers, mean(g^2), remembered) -> (step, scale, remembered): scalars of a row. Without it:
     # (lr, 1, remembered).
     triton_row: Callable[..., Any] | None = None
-    # (w, g, first, second, step, scale, numbers) -> (w, first, second): columns of a row; without it w - step * g.
+    # (w, g, first, second, step, scale, numbers) -> (w, first, second): columns of a row. Without it: w - step * g.
     triton_move: Callable[..., Any] | None = None
-    # The numbers, in their order -> what kernels take in their place; for what float32 could not tell from them.
+    # The numbers, in order -> what kernels take instead, for values that float32 could not derive from them.
     derived: Callable[..., tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class RowRuleKind:
 
     @property
     def one_call_obstacle(self) -> str | None:
-        """Why a training step in one kernel call cannot move rows by this rule, or None."""
+        """Why a single-kernel training step cannot update rows by this rule, or None."""
         if self.tables:
             return (
                 f"its kernel keeps at most a number a row, and {self.name} keeps {' and '.join(self.tables)}"
@@ -78,30 +78,30 @@ class RowRuleKind:
         return None
 
     def kernel_numbers(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        """What kernels take for these numbers."""
+        """Return what kernels take for these numbers."""
         return numbers if self.derived is None else self.derived(*numbers)
 
     def new_state(self, make: Callable[[str, tuple[int, ...]], Tensor], V: int, D: int) -> RowState:
-        """What the rule remembers of a table (V, D), each part as make(name, shape) gives it."""
+        """Make the rule's state for a table (V, D), each part by make(name, shape)."""
         per_row = None if self.per_row is None else make(self.per_row, (V,))
         return RowState(per_row, *(make(name, (V, D)) for name in self.tables))
 
 
 @dataclass(frozen=True, init=False, slots=True)
 class RowRule:
-    """A rule with its rate and its numbers, those not given being what the kind says.
+    """A rule with its rate and its numbers; numbers not given take the kind's defaults.
 
-    table_steps: how many steps the whole table has taken, this one included; 0 where nobody counts them.
+    table_steps: how many steps the whole table has taken, including this one; 0 if not counted.
 
-    Raises ValueError for a number that the kind does not know.
+    Raises ValueError for a number that the kind does not have.
     """
 
     kind: RowRuleKind
     lr: (
         float | Tensor
-    )  # (), float32 on the table's device: read when a row moves, so that a CUDA graph follows it
-    numbers: tuple[float, ...]  # in the order of the kind's
-    table_steps: float | Tensor  # (), float32 on the table's device, as the rate
+    )  # (), float32 on the table's device: read when a row is updated, so that a CUDA graph sees changes
+    numbers: tuple[float, ...]  # in the kind's order
+    table_steps: float | Tensor  # (), float32 on the table's device, like the rate
 
     def __init__(
         self, kind: RowRuleKind, lr: float | Tensor, *, table_steps: float | Tensor = 0.0, **numbers: float

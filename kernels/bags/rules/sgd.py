@@ -1,4 +1,4 @@
-"""Stochastic gradient descent: w -= lr g. Nothing is remembered."""
+"""Stochastic gradient descent: w -= lr g. Keeps no state."""
 
 from __future__ import annotations
 

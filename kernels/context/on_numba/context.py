@@ -16,13 +16,13 @@ from .rounds import gradients
 if TYPE_CHECKING:
     from ..batch import LocalBatch
 
-SPLIT_WORDS = 1024  # words of a batch; below, a second thread costs more than it saves
+SPLIT_WORDS = 1024  # words of a batch; below it, a second thread costs more than it saves
 
 
 def touched_rows(
     inputs: Tensor, outputs: Tensor, batch: ContextBatch, workspace: Workspace | None, splits: int | None
 ) -> ContextGradients:
-    """The rows of both tables that a batch touches, and their gradients: see `context_gradients`."""
+    """Return the rows of both tables that a batch touches, and their gradients: see `context_gradients`."""
     V, D = outputs.shape
     N, M = len(batch.words), batch.drawn.shape[1]
     splits = splits or (2 if N >= SPLIT_WORDS else 1)
@@ -47,7 +47,7 @@ def touched_rows(
 
 
 def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss (), its gradients (n_kept, D) and (U, D))."""
+    """Return (loss (), its gradients (n_kept, D) and (U, D))."""
     found = touched_rows(inputs, outputs, batch.drawn_batch(), None, None)
     return (
         inputs.new_tensor(found.loss),
@@ -57,7 +57,10 @@ def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tu
 
 
 def _spread(rows: Tensor, values: Tensor, like: Tensor) -> Tensor:
-    """Values in these rows, 0 elsewhere. By numpy: torch would wake its threads for it, which then spin for a core."""
+    """Return values in these rows, 0 elsewhere.
+
+    By numpy: torch would wake its threads, which then spin and occupy a core.
+    """
     out = np.zeros(like.shape, np.float32)
     out[rows.numpy()] = values.numpy()
     return torch.from_numpy(out)

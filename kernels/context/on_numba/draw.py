@@ -1,7 +1,7 @@
-"""What a step of context prediction draws: kept words, windows, and negatives, as functions of a key and a place.
+"""What a step of context prediction draws: kept words, windows and negatives, as functions of a key and a position.
 
-Nothing carries a generator's state: a number is the hash of its place in the stream, so training resumes anywhere, and
-no number of threads changes what is drawn.
+There is no generator state: a number is the hash of its position in the stream, so training resumes anywhere, and the
+number of threads does not change what is drawn.
 
     kept with probability  sqrt(t / n) + t / n    for a word seen n times, t = sample * all words (word2vec's)
     window                 uniform in 1..window, or always that wide, over kept words of the same sentence
@@ -26,7 +26,7 @@ _LOW = _U64(0xFFFFFFFF)
 
 @exact_entry
 def hashed(key, place):
-    """64 random bits (splitmix64) of a place in the stream of a key, both uint64."""
+    """64 random bits (splitmix64) for a position in the stream of a key, both uint64."""
     z = key + _GOLDEN * (place + _U64(1))
     z = (z ^ (z >> _30)) * _MULTIPLY_1
     z = (z ^ (z >> _27)) * _MULTIPLY_2
@@ -35,11 +35,11 @@ def hashed(key, place):
 
 @entry
 def draw_positions(tokens, bounds, first, last, keep, key, reach, words, low, high):
-    """The kept words of tokens[first:last] and their windows; returns how many.
+    """Draw the kept words of tokens[first:last] and their windows; return how many are kept.
 
-    tokens int32 (T,), negative = not in the vocabulary; sentence u is tokens[bounds[u]:bounds[u + 1]]; keep uint32 (V,)
-    times 2^-32 is the probability to keep a word; reach is (window, whether it shrinks). Kept word i stands in
-    words[i], its window is low[i] to high[i], itself included.
+    tokens: int32 (T,), negative = not in the vocabulary; sentence u is tokens[bounds[u]:bounds[u + 1]].
+    keep: uint32 (V,); times 2^-32 it is the probability to keep a word. reach: (window, whether it shrinks).
+    Kept word i is stored in words[i]; its window is low[i] to high[i], itself included.
     """
     n = 0
     sentence = np.searchsorted(bounds, first, side="right") - 1
@@ -70,7 +70,7 @@ def draw_positions(tokens, bounds, first, last, keep, key, reach, words, low, hi
 
 @entry
 def draw_negatives(key, first, accept, alias, drawn, n):
-    """n words into drawn (n,) for the shard that begins at token `first`: accept uint32 (V,), alias int32 (V,)."""
+    """Draw n words into drawn (n,) for the shard that begins at token `first`: accept uint32 (V,), alias int32 (V,)."""
     own_key = hashed(key, _U64(first) ^ _U64(1 << 63))
     V = _U64(len(accept))
     for k in range(n):
@@ -81,9 +81,9 @@ def draw_negatives(key, first, accept, alias, drawn, n):
 
 @helper
 def number_rows(words, n, slot_of, slots, rows, visits, n_rows):
-    """Give each word (n,) the number of its row: slots (n,); new words are appended to rows. Returns their number.
+    """Set slots (n,) to each word's local row; append new words to rows. Returns the number of rows.
 
-    visits counts how often each row came.
+    visits counts how often each row occurs.
     """
     for i in range(n):
         word = words[i]

@@ -1,6 +1,6 @@
 """Hierarchical softmax on a CPU: words predict the path to their neighbour in a Huffman tree; see ../hierarchy.py.
 
-As in rounds.py: a shard moves copies of the rows that it touches, and the shards' changes are added in their order,
+As in rounds.py: a shard updates copies of the rows that it touches, and the shards' changes are added in their order,
 so that the same call gives the same bits on any number of threads.
 """
 
@@ -31,8 +31,11 @@ ZERO, ONE = f32(0), f32(1)
 
 @exact_entry
 def huffman_parents(counts, parents, right):
-    """parents int64 (2 V - 1,) and which are right children, of the leaves in order of rising counts int64 (V,) and
-    of the inner nodes V.., of which the last is the root, its own parent. Two queues: inner nodes rise, too."""
+    """Compute parents int64 (2 V - 1,), and which nodes are right children, of a Huffman tree.
+
+    The leaves come in the order of rising counts int64 (V,), then the inner nodes V..; the last one is the root, its
+    own parent. Two queues suffice, as the weights of inner nodes rise, too.
+    """
     V = len(counts)
     weights = np.empty(2 * V - 1, np.int64)
     weights[:V] = counts
@@ -40,7 +43,7 @@ def huffman_parents(counts, parents, right):
     for made in range(V, 2 * V - 1):
         total = 0
         for child in range(2):
-            # A leaf first where both are equal: paths stay short.
+            # On a tie, take the leaf first: paths stay short.
             if leaf < V and (inner >= made or weights[leaf] <= weights[inner]):
                 least, leaf = leaf, leaf + 1
             else:
@@ -53,7 +56,7 @@ def huffman_parents(counts, parents, right):
 
 @exact_entry
 def huffman_paths(parents, right, order, bounds, nodes, signs, fill):
-    """The path of word order[i], leaf i, from the root down: bounds (V + 1,) first, then what stands between them."""
+    """Write the path of word order[i], leaf i, from the root down: first bounds (V + 1,), then nodes and signs."""
     V = len(order)
     root = len(parents) - 1
     if not fill:
@@ -76,7 +79,7 @@ def huffman_paths(parents, right, order, bounds, nodes, signs, fill):
 
 @helper
 def _follow(h, d_h, signs, on_path, y, step):
-    """Teach the nodes of a path, rows on_path of y, what h is, and add to d_h what they teach it; returns the loss."""
+    """Update the nodes of a path, rows on_path of y, by h, and add their gradients to d_h; return the loss."""
     D = len(h)
     loss = 0.0
     for k in range(len(signs)):
@@ -97,7 +100,7 @@ def _follow(h, d_h, signs, on_path, y, step):
 
 @helper
 def _step(i, mode, mean, w, p, path, step):
-    """Position i: in skip-gram each word of its window predicts it, in CBOW their mean or sum does.
+    """Process position i: in skip-gram each word of its window predicts it, in CBOW their mean or sum does.
 
     Returns (loss, pairs).
     """
@@ -136,7 +139,7 @@ def _step(i, mode, mean, w, p, path, step):
             for d in range(D):
                 h[d] += forth * row[d]
     loss += _follow(h, d_h, signs, on_path, y, step)
-    for j in range(low, high):  # each word of a mean is taught whole, as word2vec does
+    for j in range(low, high):  # every word of a mean gets the whole gradient, as in word2vec
         if j != i:
             row = x[slots[j]]
             for d in range(D):
@@ -146,7 +149,10 @@ def _step(i, mode, mean, w, p, path, step):
 
 @helper
 def _number_nodes(w, p, n, path):
-    """Give every node on the paths of the shard's words a row of y; how often each is visited. Returns how many."""
+    """Assign a row of y to every node on the paths of the shard's words, and count its visits.
+
+    Returns the number of rows.
+    """
     n_nodes = 0
     for i in range(n):
         word = w.words[p, i]
@@ -165,7 +171,7 @@ def _number_nodes(w, p, n, path):
 
 @helper
 def _train_shard(p, stream, keep, path, steps, rate, tables, w, r, found):
-    """Shard p's part of round r: its changes, and += its loss and pairs."""
+    """Process shard p's part of round r: compute its changes, and add up its loss and pairs."""
     first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)
     n = draw_positions(
         stream.tokens, stream.bounds, first, last, keep, stream.key, (steps.window, steps.shrink),
@@ -203,7 +209,7 @@ def _merge_part(p, tables, w, rate, pull):
 
 
 def _train_hierarchy(team, stream, keep, path, steps, rates, rounds, tables, w, found):
-    """Rounds [first, last) of an epoch."""
+    """Train rounds [first, last) of an epoch."""
     P = len(w.words)
     for r in range(rounds[0], rounds[1]):
         rate = rate_of(rates, r * steps.shard_words * P)

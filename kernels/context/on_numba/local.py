@@ -1,4 +1,4 @@
-"""The words of a batch of context prediction, numbered among themselves."""
+"""Local numbering of the words of a batch of context prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NONE = -1
 
 @helper
 def _number(values, keys, numbers, types, n_types, ids):
-    """ids[i] = the number of values[i]; what is new is written down in types. Returns how many there are now."""
+    """ids[i] = the number of values[i]; append new values to types. Returns the number of types so far."""
     mask = len(keys) - 1
     for i in range(len(values)):
         at = np.int64((np.uint64(values[i]) * _GOLDEN) >> _HALF) & mask
@@ -30,9 +30,9 @@ def _number(values, keys, numbers, types, n_types, ids):
 
 @entry
 def number_words(words, drawn, word_ids, drawn_ids):
-    """(types (U,) int64, n_kept): the different words, those of `words` first, in the order in which they come.
+    """Return (types (U,) int64, n_kept): the distinct words, those of `words` first, in order of appearance.
 
-    word_ids and drawn_ids become the numbers of words (N,) and drawn (n,), all int32 and no word negative.
+    word_ids and drawn_ids are set to the numbers of words (N,) and drawn (n,); all are int32, and no word is negative.
     """
     total = len(words) + len(drawn)
     size = 16

@@ -1,12 +1,11 @@
 """Context prediction (word2vec) on a CPU: shards that train two tables, and the gradients of a batch.
 
-Skip-gram and CBOW with negatives that a tile of positions shares: tile.py has the formulas.
+Skip-gram and CBOW with negatives that a tile of positions shares: formulas are in tile.py.
 
-Training: a shard is a piece of a round's work. It copies the rows that its words and negatives need, goes over
-its tiles, each of which moves the copies at once, and leaves the rows' changes. When all shards of the round have
-done so, their changes are added to the tables in the order of shards. So a shard sees its own steps at once and
-those of others after the round, nobody waits within a round, and the same call gives the same bits on any number of
-threads.
+Training: a shard is a piece of a round's work. It copies the rows that its words and negatives need, processes its
+tiles, each of which updates the copies at once, and leaves the rows' changes. When all shards of the round are done,
+their changes are added to the tables in the order of shards. So a shard sees its own steps at once and those of others
+after the round, nobody waits within a round, and the same call gives the same bits on any number of threads.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from .tile import CBOW, Scratch, TileOptions, Vectors, Windows, tile_step
 
 f32 = np.float32
 ZERO, ONE = f32(0), f32(1)
-AHEAD = 4  # rows that are asked for before they are needed
+AHEAD = 4  # rows that are prefetched
 LINE_BYTES = 64
 NO_LOCKS = np.empty(0, np.float32)
-LOSS_EVERY = 8  # tiles: the loss is for watching only
+LOSS_EVERY = 8  # tiles; the loss is for monitoring only
 
 # --- a shard ---------------------------------------------------------------------------------------------
 
 
 @helper
 def _prefetch_row(table, rows, u, n, D):
-    """Ask for row rows[u] of a table with D columns."""
+    """Prefetch row rows[u] of a table with D columns."""
     if u < n:
         row = table + FLOAT_BYTES * np.int64(rows[u]) * D
         for line in range(0, FLOAT_BYTES * D, LINE_BYTES):
@@ -44,7 +43,7 @@ def _prefetch_row(table, rows, u, n, D):
 
 @helper
 def copy_in(table, rows, n, copies):
-    """Rows of table (V, D) into copies (n, ld), zero behind D."""
+    """Copy rows of table (V, D) into copies (n, ld), zero past D."""
     D, ld = table.shape[1], copies.shape[1]
     source, target = table.ctypes.data, copies.ctypes.data
     for u in range(n):
@@ -56,7 +55,7 @@ def copy_in(table, rows, n, copies):
 
 @helper
 def to_changes(table, rows, n, copies):
-    """Copies become what has changed in them."""
+    """Turn copies into their changes, by subtracting the table's rows."""
     D, ld = table.shape[1], copies.shape[1]
     source, target = table.ctypes.data, copies.ctypes.data
     for u in range(n):
@@ -70,7 +69,7 @@ def to_changes(table, rows, n, copies):
 
 @helper
 def add_changes(table, rows, n, changes, factors, locks, part, parts):
-    """Add changes, times factors and locks where there are any, to the rows of one part of the table."""
+    """Add changes, times factors and any locks, to the rows of one part of the table."""
     D, ld = table.shape[1], changes.shape[1]
     source, target = changes.ctypes.data, table.ctypes.data
     for u in range(n):
@@ -88,7 +87,7 @@ def add_changes(table, rows, n, changes, factors, locks, part, parts):
 
 @helper
 def set_factors(rows, visits, counts, factors, step, pull, part):
-    """factors of one part of a table's rows: what the changes of the shards q, rows[q, :counts[q]], are shrunk by."""
+    """Set the shrink factors of one part of a table's rows, for the changes of shards q, rows[q, :counts[q]]."""
     P = len(rows)
     for q in range(P):
         for u in range(counts[q]):
@@ -105,7 +104,7 @@ def set_factors(rows, visits, counts, factors, step, pull, part):
 
 @helper
 def clear_factors(rows, counts, factors, part):
-    """Zero again, for the next round."""
+    """Reset to zero for the next round."""
     P = len(rows)
     for q in range(P):
         for u in range(counts[q]):
@@ -126,8 +125,11 @@ def merge(tables, w, rate, pull, part):
 
 @helper
 def go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p):
-    """Shard p takes words first..last: afterwards w.rows[p, :counts[0]] are the input rows and rows[:counts[1]] the
-    output rows touched, and x and y their changes. Returns (loss, positive pairs) of every LOSS_EVERY-th tile."""
+    """Process words first..last as shard p; return (loss, positive pairs) of every LOSS_EVERY-th tile.
+
+    Afterwards w.rows[p, :counts[0]] are the input rows and rows[:counts[1]] the output rows touched; x and y are their
+    changes.
+    """
     M, D = w.z.shape[1], tables.inputs.shape[1]
     slots, low, high, drawn, rows = w.slots[p], w.low[p], w.high[p], w.drawn[p], w.rows[p]
     x, y, how = w.x[p], w.y[p], tile_options(steps, rate, M, D)
@@ -160,20 +162,20 @@ def go_over_shard(stream, first, last, sampler, steps, rate, tables, w, p):
 
 @helper
 def tile_options(steps, rate, M, D):
-    """Of a tile with M negatives and D columns, at a rate."""
+    """Return the options of a tile with M negatives and D columns, at a rate."""
     each = f32(steps.negatives / M)
     return TileOptions(steps.mode, each, f32(-rate), steps.window, steps.mean, steps.spread, D)
 
 
 @helper
 def scratch_of(w, p):
-    """The tile's scratch of shard p."""
+    """Return shard p's scratch for a tile."""
     return Scratch(w.mark[p], w.tile_rows[p], w.band[p], w.z[p], w.share[p], w.h_t[p])
 
 
 @helper
 def pairs_of(mode, low, high, first, last):
-    """Positive pairs of positions first..last."""
+    """Return the number of positive pairs of positions first..last."""
     pairs = 0
     for i in range(first, last):
         around = high[i] - low[i] - 1
@@ -183,7 +185,7 @@ def pairs_of(mode, low, high, first, last):
 
 @helper
 def shard_words_of(n_words, shard, shards, shard_words, r):
-    """The words (first, last) of a shard in round r of an epoch over n_words."""
+    """Return the words (first, last) of a shard in round r of an epoch over n_words."""
     end = (shard + 1) * n_words // shards
     first = min(shard * n_words // shards + r * shard_words, end)
     return first, min(first + shard_words, end)
@@ -191,7 +193,7 @@ def shard_words_of(n_words, shard, shards, shard_words, r):
 
 @helper
 def rate_of(rates, n_words_before):
-    """The rate after so many words of an epoch; rates (3,): at its start, its fall with every word, the least."""
+    """Return the rate after this many words of an epoch; rates (3,): initial rate, decrease per word, minimum."""
     return max(rates[2], rates[0] - rates[1] * n_words_before)
 
 
@@ -200,7 +202,7 @@ def rate_of(rates, n_words_before):
 
 @helper
 def _run_split(p, windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w, losses):
-    """The loss of split p's tiles, and its gradients in d_x[p] and d_y[p]."""
+    """Compute the loss of split p's tiles, and its gradients in d_x[p] and d_y[p]."""
     P, M, n_tiles = len(d_x), w.z.shape[1], -(-n // TILE)
     d_x[p, :n_inputs] = ZERO
     d_y[p, :n_outputs] = ZERO
@@ -214,9 +216,9 @@ def _run_split(p, windows, drawn, n, n_inputs, n_outputs, how, x, y, d_x, d_y, w
 
 
 def _gradients(team, mode, low, high, n, negatives, window, scale, inputs, outputs, d_x, d_y, w):
-    """Loss of a batch; d_x[0] and d_y[0] become scale times its gradients.
+    """Compute the loss of a batch; d_x[0] and d_y[0] become scale times its gradients.
 
-    The n words and the drawn negatives stand in shard 0 of the workspace w, the gradients' rows afterwards in
+    The n words and the drawn negatives are in shard 0 of the workspace w; afterwards the gradients' rows are in
     w.rows[0]. Returns (loss, input rows, output rows).
     """
     P, M = len(d_x), w.z.shape[1]

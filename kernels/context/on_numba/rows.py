@@ -1,4 +1,4 @@
-"""Rows of float32 tables on a CPU, in whole vectors: weighted sums, products, copies."""
+"""Rows of float32 tables on a CPU, in whole vectors: weighted sums, dot products, copies."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ...machine.jit import helper
 from ...machine.simd import FLOAT_BYTES, WIDTH, load, splat, store, sum_of
 
 ZERO = np.float32(0)
-# Sums of so many vectors stay in registers while the rows run.
+# Sums of up to this many vectors stay in registers over all rows.
 VECTORS = 8
 _combine, _add_combined = weighted_rows(VECTORS, accumulate=False), weighted_rows(VECTORS, accumulate=True)
 
 
 @helper
 def combine(a, lda, b, ldb, c, width, depth):
-    """c (width,) = sum_k a[k lda] b[k]: rows of b, weighted; width is in whole vectors, depth >= 1."""
+    """c (width,) = sum_k a[k lda] b[k]: a weighted sum of rows of b; width is in whole vectors, depth >= 1."""
     for d in range(0, width, VECTORS * WIDTH):
         n = min(VECTORS, (width - d) // WIDTH)
         _combine(a, lda, b + FLOAT_BYTES * d, ldb, c + FLOAT_BYTES * d, n, depth)
@@ -32,7 +32,7 @@ def add_combined(a, lda, b, ldb, c, width, depth):
 
 @helper
 def dots(x, y, ldy, n, width, out):
-    """out[k] = x (width,) times row k of y (n, width), four rows at a time."""
+    """out[k] = dot product of x (width,) and row k of y (n, width), four rows at a time."""
     for k in range(0, n - 3, 4):
         y_0 = y + FLOAT_BYTES * k * ldy
         y_1 = y_0 + FLOAT_BYTES * ldy
@@ -80,7 +80,7 @@ def zero_row(target, width):
 
 @helper
 def gather(table, slots, first, last, target, width):
-    """Rows of table for slots[first:last], one after the other."""
+    """Gather rows of table for slots[first:last], one after the other."""
     source = table.ctypes.data
     for i in range(first, last):
         row = FLOAT_BYTES * np.int64(slots[i]) * width

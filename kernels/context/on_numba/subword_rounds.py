@@ -2,9 +2,9 @@
 
     x_v = mean of r_u, u in ids[bounds[v]:bounds[v + 1]]        r are the rows of the input table (R, D)
 
-The rest is as in rounds.py. A shard copies all rows of its words. Before a tile, the vectors of its positions
-are made from the copies; after it, what each of them has moved is added to each of its rows whole, as fastText does.
-So a tile sees what the tiles before it taught the parts of its words.
+The rest is as in rounds.py. A shard copies all rows of its words. Before a tile, the vectors of its positions are made
+from the copies; after it, the whole change of each vector is added to each of its rows, as in fastText. So a tile sees
+what earlier tiles changed in the parts of its words.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .tile import CBOW, Vectors, Windows, tile_step
 
 @helper
 def _number_parts(words, visits, n_words, of_words, slot_of, begins, slots, rows, row_visits):
-    """Number the rows of each word (n_words,): slots[begins[u]:begins[u + 1]], from 0 on. Returns how many there are.
+    """Number the rows of each word (n_words,): slots[begins[u]:begins[u + 1]], from 0 on. Returns the number of rows.
 
-    visits are how often each word came; row_visits become how often a word of each row did.
+    visits: how often each word occurs; row_visits: set to how often a word of each row does.
     """
     ids, bounds = of_words
     n_rows = at = 0
@@ -62,7 +62,7 @@ def _number_parts(words, visits, n_words, of_words, slot_of, begins, slots, rows
 
 @helper
 def _make_vectors(copies, part_slots, begins, slots, x_slots, first, last, vectors, changes):
-    """The means of the rows of positions first..last into vectors (., ld); changes (., ld) become zero there."""
+    """Compute the means of the rows of positions first..last into vectors (., ld); zero changes (., ld)."""
     ld = copies.shape[1]
     source, row_bytes = copies.ctypes.data, FLOAT_BYTES * ld
     for i in range(first, last):
@@ -80,7 +80,7 @@ def _make_vectors(copies, part_slots, begins, slots, x_slots, first, last, vecto
 
 @helper
 def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
-    """Add what the vectors of positions first..last have moved to each of their rows."""
+    """Add the changes of the vectors of positions first..last to each of their rows."""
     ld = copies.shape[1]
     target, row_bytes = copies.ctypes.data, FLOAT_BYTES * ld
     for i in range(first, last):
@@ -91,7 +91,7 @@ def _hand_on(changes, part_slots, begins, slots, x_slots, first, last, copies):
 
 @helper
 def go_over_subword_shard(stream, first, last, sampler, steps, rate, tables, parts, w, p):
-    """Shard p takes words first..last; its changes stay in the workspaces w and parts.w.
+    """Process words first..last as shard p; its changes stay in the workspaces w and parts.w.
 
     Returns (loss, positive pairs) of some of its tiles.
     """

@@ -1,14 +1,14 @@
 """A tile of context prediction (word2vec) on a CPU: its loss and its gradients.
 
-A tile is T consecutive kept words. Its vectors h (T, D), the centres' input vectors or the means of their windows',
-meet M negatives n_m in one matrix product; the pairs of a window are a band beside the diagonal.
+A tile is T consecutive kept words. Its vectors h (T, D), the centres' input vectors or the means over their windows,
+are multiplied with M negatives n_m in one matrix product; the pairs of a window are a band along the diagonal.
 
     skip-gram  loss_i = sum_j softplus(-h_i y_j) + sum_m a_im softplus(h_i n_m)   j in the window of i, j != i
     CBOW       loss_i = softplus(-h_i y_i)       + sum_m a_im softplus(h_i n_m)   h_i = mean, or sum, of x_j
     a_im = negatives / M times the positive pairs of i whose output word is not n_m
 
 so that a pair meets `negatives` negatives in expectation, as if each pair drew its own. x and y are rows of the input
-and the output table, gathered with whole vectors of columns, the last ones zero.
+and the output table, gathered in whole vectors of columns, zero past the last column.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from .rows import add_combined, add_row, combine, copy_row, dots, gather, zero_r
 f32 = np.float32
 ZERO, ONE = f32(0), f32(1)
 SKIPGRAM, CBOW = 0, 1
-# A score that is no pair: its loss and its gradient are exactly 0.
+# A score for no pair: its loss and its gradient are exactly 0.
 NO_PAIR = f32(128.0)
 
 
 class Vectors(NamedTuple):
-    """Rows of ld columns, and where what is taught to them is added."""
+    """Rows of ld columns, and where their changes are added."""
 
     x: np.ndarray
     y: np.ndarray
@@ -58,19 +58,19 @@ class Windows(NamedTuple):
 
 
 class TileOptions(NamedTuple):
-    """The same for all tiles of a call."""
+    """Options that are the same for all tiles of a call."""
 
     mode: int
-    each: np.float32  # what a negative that is drawn counts
-    step: np.float32  # what gradients are multiplied with
+    each: np.float32  # the weight of a drawn negative
+    step: np.float32  # the factor of gradients
     window: int
-    mean: bool  # CBOW: of a window, else its sum
-    spread: bool  # CBOW: every word of a window is taught whole, as word2vec does; of a sum a share
+    mean: bool  # CBOW: mean of a window, else its sum
+    spread: bool  # CBOW: each word of a window gets the whole gradient, as in word2vec; for a sum, a share
     D: int
 
 
 class Scratch(NamedTuple):
-    """mark (U,) is the last tile that drew a row; rows of ld columns; the others for what their names say."""
+    """mark (U,): the last tile that drew a row. rows: of ld columns. The others as named."""
 
     mark: np.ndarray
     rows: np.ndarray
@@ -82,7 +82,7 @@ class Scratch(NamedTuple):
 
 @helper
 def _positive(band, size, step, want_loss):
-    """Scores (size,) of pairs become step times their gradients; returns the loss if wanted."""
+    """Replace scores (size,) of pairs by step times their gradients; return the loss if wanted."""
     at = band.ctypes.data
     loss = splat(ZERO)
     for i in range(0, FLOAT_BYTES * size, FLOAT_BYTES * WIDTH):
@@ -99,7 +99,7 @@ def _positive(band, size, step, want_loss):
 
 @helper
 def _negative(z, share, size, step, want_loss):
-    """Scores (size,) of negatives become step times share times their gradients; returns the loss if wanted."""
+    """Replace scores (size,) of negatives by step times share times their gradients; return the loss if wanted."""
     at, share_at = z.ctypes.data, share.ctypes.data
     loss = splat(ZERO)
     for i in range(0, FLOAT_BYTES * size, FLOAT_BYTES * WIDTH):
@@ -116,7 +116,7 @@ def _negative(z, share, size, step, want_loss):
 
 @helper
 def _negative_scores(h, negative, h_t, z, M, D, ld):
-    """z (M, TILE) = n h^T; h is transposed on its way into h_t (ld, TILE)."""
+    """z (M, TILE) = n h^T; h is transposed into h_t (ld, TILE) on the way."""
     for i in range(0, TILE, WIDTH):
         for d in range(0, ld, WIDTH):
             transpose_block(h + FLOAT_BYTES * (i * ld + d), ld, h_t + FLOAT_BYTES * (d * TILE + i), TILE)
@@ -153,7 +153,7 @@ def _negative_gradients(h, negative, z, d_h, d_negative, M, ld):
 
 @helper
 def _shares(mode, windows, first, last, start, stop, drawn, each, scratch, stamp):
-    """share (M, TILE): `each` times the positive pairs of a position whose output word is not the negative."""
+    """share (M, TILE) = `each` times a position's number of positive pairs whose output word is not the negative."""
     _, slots, low, high = windows
     share, mark = scratch.share, scratch.mark
     M = len(drawn)
@@ -194,8 +194,11 @@ def _add_window(band, first, last, start, stop, window, source, target, slots, w
 
 @helper
 def tile_step(vectors, windows, first, last, drawn, how, want_loss, stamp, scratch):
-    """One tile of the positions first..last: step times its gradients are added to to_x and to_y; returns its loss if
-    wanted. stamp is a number that no other tile marks with, drawn (M,) are its negatives' rows of y."""
+    """Process the tile of positions first..last: add step times its gradients to to_x and to_y.
+
+    Returns its loss if wanted. stamp: a number that no other tile marks with. drawn (M,): the rows of y of its
+    negatives.
+    """
     x, y, to_x, to_y = vectors
     x_slots, slots, low, high = windows
     mode, each, step, window, mean, spread, D = how

@@ -1,4 +1,4 @@
-"""Rounds of training: shards side by side, then their changes in the order of shards; see rounds.py."""
+"""Rounds of training: shards in parallel, then their changes in the order of shards; see rounds.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .rounds import go_over_shard, merge, rate_of, shard_words_of
 from .subword_rounds import go_over_subword_shard, merge_subwords
 
 
-# Numba drops the branch that the type of `parts` rules out, so each kind of training compiles its own alone.
+# Numba drops the branch that the type of `parts` rules out, so each kind of training compiles only its own.
 @helper
 def _go_over(stream, first, last, sampler, steps, rate, tables, parts, w, p):
     if parts is None:
@@ -26,7 +26,7 @@ def _merge(tables, parts, w, rate, pull, p):
 
 @helper
 def _train_shard(p, stream, sampler, steps, rate, tables, parts, w, r, found):
-    """Shard p's part of round r."""
+    """Process shard p's part of round r."""
     first, last = shard_words_of(len(stream.tokens), p, len(w.words), steps.shard_words, r)
     loss, pairs = _go_over(stream, first, last, sampler, steps, rate, tables, parts, w, p)
     found[p, 0] += loss
@@ -39,10 +39,10 @@ def _merge_part(p, tables, parts, w, rate, pull):
 
 
 def _train_rounds(team, stream, sampler, steps, rates, rounds, tables, parts, w, found):
-    """Rounds [first, last) of an epoch.
+    """Train rounds [first, last) of an epoch.
 
-    w is a Workspace, parts are SubwordParts or None: then word v is a row of its own. found (P, 2) += the loss and the
-    positive pairs of some tiles of each shard.
+    w is a Workspace; parts are SubwordParts, or None: then word v is row v. found (P, 2) += the loss and the positive
+    pairs of some tiles of each shard.
     """
     P = len(w.words)
     for r in range(rounds[0], rounds[1]):

@@ -1,4 +1,4 @@
-"""On a GPU, compiled by Triton."""
+"""GPU backend, compiled by Triton."""
 
 from ...machine.registry import KERNEL_DTYPES, Backend
 

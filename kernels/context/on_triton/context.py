@@ -1,15 +1,14 @@
 """Context prediction on a GPU: loss and gradients of a batch, in tiles of positions that share their negatives.
 
-on_numba/tile.py has the formulas. Of a tile of T positions the scores with A positions around it and with M
-negatives are matrix products, of which those that are no pairs are masked. Nothing here is an atomic: the gradients of
-the positions are written side by side, one row a position or a negative, and then summed word by word in the order
-of the batch.
+Formulas are in on_numba/tile.py. For a tile of T positions, the scores with A positions around it and with M negatives
+are matrix products, in which entries that are not pairs are masked. There are no atomics: the gradients of the
+positions are written side by side, one row per position or negative, and then summed by word in the order of the batch.
 
     context_tile_kernel     factors c (N, A), the gradients of h (N, D) and of the negatives (tiles M, D)
     context_spread_kernel   row j: the sum over the positions i around j of c(i, j) source[i]
 
-    skip-gram  c is the gradient of a pair's score, the source h: the output gradient of every position
-    CBOW       c is 1 over the window's words, the source the gradient of h: the input gradient of every position
+    skip-gram  c is the gradient of a pair's score, the source is h: the output gradient of every position
+    CBOW       c is 1 over the window's words, the source is the gradient of h: the input gradient of every position
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ TILE: tl.constexpr = tl.constexpr(_TILE)
 
 @triton.jit
 def _rows(p_source, b_row, n_source, o_d, D):
-    """(rows, columns) float32: the columns o_d of some rows of a table, zeros for a row outside it."""
+    """Load columns o_d of some rows of a table as float32 (rows, columns), zeros for a row outside it."""
     b_row = b_row.to(tl.int64)
     m_row = (b_row >= 0) & (b_row < n_source)
     p_values = p_source + b_row[:, None] * D + o_d[None, :]
@@ -50,14 +49,17 @@ def _store_rows(p_target, o_row, m_row, b_values, o_d, D):
 
 @triton.jit
 def _logistic(b_s):
-    """(softplus, its derivative)."""
+    """Return (softplus, its derivative)."""
     b_u = tl.exp(-tl.abs(b_s))
     return log1p(b_u) + tl.maximum(b_s, 0.0), tl.where(b_s >= 0.0, 1.0, b_u) / (1.0 + b_u)
 
 
 @triton.jit
 def _pairs(o_i, o_j, b_low, b_high):
-    """(T, A) float32, 1 where position j is in the window of position i; an empty window for no position."""
+    """Return (T, A) float32, 1 where position j is in the window of position i.
+
+    Past the last position, windows are empty.
+    """
     m_pair = (
         (o_j[None, :] >= b_low[:, None]) & (o_j[None, :] < b_high[:, None]) & (o_j[None, :] != o_i[:, None])
     )
@@ -66,9 +68,9 @@ def _pairs(o_i, o_j, b_low, b_high):
 
 @triton.jit
 def _other_pairs(p_words, o_i, b_low, b_high, b_drawn, BLOCK_M: tl.constexpr):
-    """(T, M) float32, the pairs of every position whose output word is not the negative."""
+    """Return (T, M) float32: the number of pairs of every position whose output word is not the negative."""
     b_others = tl.zeros((TILE, BLOCK_M), tl.float32)
-    # The widest window of the tile, and not of the batch: a constant would be unrolled, which costs registers.
+    # The widest window of the tile, not of the batch: a constant would be unrolled, which costs registers.
     reach = tl.max(tl.where(b_high > b_low, tl.maximum(o_i - b_low, b_high - 1 - o_i), 0), axis=0)
     for shift in range(-reach, reach + 1):
         m_pair = (o_i + shift >= b_low) & (o_i + shift < b_high) & (shift != 0)
@@ -89,11 +91,11 @@ def context_tile_kernel(
     p_losses,  # (tiles,) float32
     p_factors,  # (N, BLOCK_A) float32
     p_d_h,  # (N, D) float32
-    p_d_outputs,  # (N + tiles M, D) float32: of the positions, written in CBOW alone, then of the negatives
+    p_d_outputs,  # (N + tiles M, D) float32: of the positions (written only in CBOW), then of the negatives
     N,
     n_inputs,
     n_outputs,
-    each,  # what a negative counts for a pair
+    each,  # the weight of a negative for a pair
     D: tl.constexpr,
     M: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -175,7 +177,7 @@ def context_tile_kernel(
 @triton.jit(do_not_specialize=["N", "n_source"])
 def context_spread_kernel(
     p_source,  # (n_source, D)
-    p_ids,  # (N,) int32: the row of the source of every position; without ids its own
+    p_ids,  # (N,) int32: the source row of every position; without ids, its own
     p_factors,  # (N, BLOCK_A) float32
     p_out,  # (N, D) float32
     N,
@@ -192,7 +194,7 @@ def context_spread_kernel(
     o_j = i_k * TILE + tl.arange(0, TILE)
     o_i = i_k * TILE - WINDOW + tl.arange(0, BLOCK_A)
     m_j, m_i = o_j < N, (o_i >= 0) & (o_i < N)
-    # Where position j lies among those around the tile of position i.
+    # Index of position j among those around the tile of position i.
     o_a = o_j[:, None] - (o_i // TILE * TILE - WINDOW)[None, :]
     m_a = m_j[:, None] & m_i[None, :] & (o_a >= 0) & (o_a < BLOCK_A)
     b_factors = tl.load(p_factors + o_i.to(tl.int64)[None, :] * BLOCK_A + o_a, mask=m_a, other=0.0)
@@ -215,14 +217,14 @@ class Blocks(NamedTuple):
     warps: int
 
 
-LEAST_BLOCK = 16  # what tl.dot takes
+LEAST_BLOCK = 16  # the minimum for tl.dot
 
 
 def choose_blocks(D: int, M: int, window: int) -> Blocks:
     """A table, not an autotuner: that needs a driver to choose.
 
-    float32 products without the matrix units hold their factors in registers: of wide tiles fewer columns at a time,
-    and of many negatives more warps.
+    float32 products without matrix units hold their factors in registers: so wide tiles use fewer columns at a time,
+    and many negatives use more warps.
     """
     around = triton.next_power_of_2(_TILE + 2 * window)
     negatives = max(LEAST_BLOCK, triton.next_power_of_2(M))
@@ -235,7 +237,7 @@ def choose_blocks(D: int, M: int, window: int) -> Blocks:
 
 
 def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean loss (), its gradients (n_kept, D) and (U, D)) of vectors (n_kept, D) and (U, D); never waits."""
+    """Return (mean loss (), its gradients (n_kept, D) and (U, D)) for vectors (n_kept, D) and (U, D); never waits."""
     (n_inputs, D), n_outputs = inputs.shape, len(outputs)
     N, (tiles, M) = len(batch.words), batch.drawn.shape
     if not N or not D:
@@ -264,7 +266,7 @@ def loss_and_gradients(inputs: Tensor, outputs: Tensor, batch: LocalBatch) -> tu
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options) for each variant."""
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
     floats = ("p_inputs", "p_outputs", "p_per_pair", "p_losses", "p_factors", "p_d_h", "p_d_outputs")
     tile = {

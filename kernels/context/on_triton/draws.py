@@ -1,10 +1,10 @@
 """What walkers over a text draw on a GPU: kept words, the windows around them, and negatives.
 
-What on_numba/draw.py draws, from a counter-based generator (Philox) whose counters are the places of words in the text:
-the same draws in every run and with any number of walkers.
+As in on_numba/draw.py, but from a counter-based generator (Philox) whose counters are the positions of words in the
+text: the same draws in every run and with any number of walkers.
 
-    context_keep_kernel   the kept words of every stretch of STRETCH raw words, side by side, with sentence and reach
-    context_rows_kernel   the rows that every kept word is scored against, and what each of them counts
+    context_keep_kernel   the kept words of every stretch of STRETCH raw words, compacted, with sentence and reach
+    context_rows_kernel   the rows that every kept word is scored against, and the weight of each
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import triton.language as tl
 KEEP_DRAWS: tl.constexpr = tl.constexpr(0)  # streams of one key
 NEGATIVE_DRAWS: tl.constexpr = tl.constexpr(1)
 NO_ROW: tl.constexpr = tl.constexpr(-1)
-REACHES: tl.constexpr = tl.constexpr(256)  # a place is REACHES * the sentence in its stretch + the reach
+REACHES: tl.constexpr = tl.constexpr(256)  # a place is REACHES * its sentence in the stretch + the reach
 
 
 @triton.jit
 def _random(key_low, key_high, o_place, stretch, stream: tl.constexpr):
-    """Twice 32 random bits for every place of a stretch of the text."""
+    """Return two sets of 32 random bits for every position of a stretch of the text."""
     seed = (key_high.to(tl.uint64) << 32) | key_low.to(tl.uint64)
     b_zero = tl.zeros_like(o_place)
     b_first, b_second, _, _ = tl.philox(seed, o_place, b_zero + stretch, b_zero + stream, b_zero)
@@ -29,7 +29,7 @@ def _random(key_low, key_high, o_place, stretch, stream: tl.constexpr):
 
 @triton.jit
 def _below(b_bits, n):
-    """Uniform in 0..n - 1 from 32 random bits."""
+    """Map 32 random bits to a uniform integer in 0..n - 1."""
     return ((b_bits.to(tl.uint64) * n.to(tl.uint64)) >> 32).to(tl.int32)
 
 
@@ -38,11 +38,11 @@ def context_keep_kernel(
     p_tokens,  # (n_tokens,) int32, negative = not in the vocabulary
     p_starts,  # (n_tokens,) int8, 1 where a sentence starts
     p_keep,  # (V,) int32, the bits of a uint32: probability to keep a word times 2^32
-    p_words,  # (stretches STRETCH,) int32: the kept words of a stretch, from its first place on
+    p_words,  # (stretches STRETCH,) int32: the kept words of a stretch, at its beginning
     p_places,  # (stretches STRETCH,) int32
     p_counts,  # (stretches,) int32
     n_tokens,
-    first_stretch,  # of the launch, among those of the text
+    first_stretch,  # index of the launch's first stretch in the text
     window,
     key_low,
     key_high,
@@ -68,9 +68,9 @@ def context_keep_kernel(
 
 @triton.jit
 def _around(p_words, p_places, o_i, m_i, b_place, o_u, begin, n, WINDOW: tl.constexpr):
-    """(positions, lanes) the words around positions o_i of the n kept ones from `begin` on, NO_ROW outside windows.
+    """Return the words around positions o_i of the n kept ones from `begin` on; NO_ROW outside windows.
 
-    b_place are the positions' places; lane u is o_i - WINDOW + u, without o_i itself.
+    The result is (positions, lanes). b_place are the positions' places; lane u is o_i - WINDOW + u, without o_i itself.
     """
     o_shift = o_u - WINDOW
     o_shift = tl.where(o_shift >= 0, o_shift + 1, o_shift)
@@ -89,12 +89,12 @@ def context_rows_kernel(
     p_counts,  # (stretches,) int32
     p_accept,  # (V,) int32, the bits of a uint32, and
     p_alias,  # (V,) int32: Walker's table
-    p_rows,  # (stretches STRETCH, R) int32: the output rows of every position, NO_ROW where it has none
-    p_shares,  # (stretches STRETCH, R) float32: what they count
+    p_rows,  # (stretches STRETCH, R) int32: the output rows of every position, padded with NO_ROW
+    p_shares,  # (stretches STRETCH, R) float32: their weights
     p_window,  # (stretches STRETCH, A) int32: CBOW's input rows
     first_stretch,
     V,
-    each,  # what a negative counts for a pair
+    each,  # the weight of a negative for a pair
     key_low,
     key_high,
     STRETCH: tl.constexpr,
@@ -134,7 +134,7 @@ def context_rows_kernel(
             b_word = tl.max(tl.where(o_r[None, :] == u, b_words, NO_ROW), axis=1)
             b_met += (b_word[:, None] == b_drawn).to(tl.int32)
         m_pair = (o_r < 2 * WINDOW)[None, :]
-    b_others = tl.maximum(b_pairs[:, None] - b_met, 0)  # CBOW: a word without a window is no pair
+    b_others = tl.maximum(b_pairs[:, None] - b_met, 0)  # CBOW: a word without a window is not a pair
     b_share = tl.where(m_pair, (b_words >= 0).to(tl.float32), each * b_others.to(tl.float32))
     b_row = tl.where(m_pair, b_words, b_drawn)
     b_row = tl.where(b_share > 0, b_row, NO_ROW)

@@ -1,19 +1,21 @@
 """Training of context prediction on a GPU: programs that walk through the text, position by position.
 
 A position is scored against R rows: in skip-gram the words of its window and M = R - 2 window negatives, in CBOW its
-own word and M = R - 1 negatives. Its pairs share the M negatives: each counts negatives / M times the pairs whose
-output word it is not. That is a tile of on_numba/tile.py, but of one position, which draws its own.
+own word and M = R - 1 negatives. Its pairs share the M negatives: the weight of each is negatives / M times the number
+of pairs whose output word it is not. So this is a tile of on_numba/tile.py with one position, which draws its own
+negatives.
 
-Design. A step is a chain of few loads and sums, whose length is what limits a walker. All rows of a position stand in
-registers, are read once, and every change is added by an atomic that nobody waits for. Nor do walkers wait for one
-another, as the threads of word2vec, fastText and gensim do not: a step sees the tables without the P - 1 steps that
-others take meanwhile. So *two runs differ in their last bits*, though they draw the same. Rows are read past the
-first-level cache, which would keep old ones for as long as a program runs.
+Design. A step is a chain of few loads and sums, whose latency limits a walker. All rows of a position are held in
+registers and read once, and every change is added by an atomic that nobody waits for. Nor do walkers wait for one
+another, like the threads of word2vec, fastText and gensim: a step sees the tables without the P - 1 steps that others
+take meanwhile. So *two runs differ in their last bits*, though they draw the same. Rows are read past the L1 cache,
+which would keep stale ones for as long as a program runs.
 
-Quality. What lateness costs depends on how many steps are late at once, not on how long a launch is: P walkers have P
-positions in flight, a batch of the whole launch would have all of its. Rows that most of them visit, those of frequent
-words, would be moved too far together: walkers.py takes so few walkers that this stays stable. Emulated on a CPU with
-every change exactly P steps late, 128 walkers learn what one learns or more, as walkers far apart mix the text.
+Quality. The cost of lateness depends on how many steps are late at once, not on the length of a launch: P walkers have
+P positions in flight, whereas a batch of the whole launch would have all of its positions. Rows that most walkers
+visit, those of frequent words, would be moved too far together: walkers.py chooses so few walkers that this stays
+stable. Emulated on a CPU with every change exactly P steps late, 128 walkers learn as much as one or more, since
+walkers far apart mix the text.
 """
 
 from __future__ import annotations
@@ -29,19 +31,19 @@ from torch import Tensor
 from ...machine.launch import on_device_of
 from .draws import context_keep_kernel, context_rows_kernel
 
-STRETCH = 1024  # raw words: a window ends where its stretch does, which costs one pair in some hundred
+STRETCH = 1024  # raw words; windows are cut at the ends of stretches, which costs one pair in some hundred
 
 
 @triton.jit
 def _logistic(b_s):
-    """(softplus, its derivative); of the softplus, which is for watching only, the tail is lost."""
+    """Return (softplus, its derivative); the softplus loses its tail, as it is for monitoring only."""
     b_u = tl.exp(-tl.abs(b_s))
     return tl.log(1.0 + b_u) + tl.maximum(b_s, 0.0), tl.where(b_s >= 0.0, 1.0, b_u) / (1.0 + b_u)
 
 
 @triton.jit
 def _read(p_table, b_row, o_d, D: tl.constexpr):
-    """(rows, columns) of a table as it is in the second-level cache; NO_ROW reads zeros."""
+    """Read (rows, columns) of a table from the L2 cache; NO_ROW reads zeros."""
     m_row = (b_row >= 0)[:, None] & (o_d < D)[None, :]
     p_at = p_table + b_row.to(tl.int64)[:, None] * D + o_d[None, :]
     return tl.load(p_at, mask=m_row, other=0.0, cache_modifier=".cg")
@@ -49,7 +51,7 @@ def _read(p_table, b_row, o_d, D: tl.constexpr):
 
 @triton.jit
 def _add(p_table, b_row, b_change, o_d, D: tl.constexpr):
-    """Add changes (rows, columns) to rows of a table, nothing to NO_ROW."""
+    """Add changes (rows, columns) to rows of a table, but nothing to NO_ROW."""
     m_row = (b_row >= 0)[:, None] & (o_d < D)[None, :]
     p_at = p_table + b_row.to(tl.int64)[:, None] * D + o_d[None, :]
     tl.atomic_add(p_at, b_change, mask=m_row, sem="relaxed")
@@ -64,11 +66,11 @@ def context_walk_kernel(
     p_rows,  # (stretches STRETCH, R) int32
     p_shares,  # (stretches STRETCH, R) float32
     p_window,  # (stretches STRETCH, A) int32
-    p_found,  # (walkers, 2) float32: the loss of all pairs and their number
+    p_found,  # (walkers, 2) float32: the loss of all pairs, and their number
     n_stretches,
     n_walkers,
     rate,  # of the first round
-    rate_fall,  # a round
+    rate_fall,  # per round
     least_rate,
     D: tl.constexpr,
     STRETCH: tl.constexpr,
@@ -87,7 +89,7 @@ def context_walk_kernel(
     step = rate
     for i_s in range(i_w, n_stretches, n_walkers):
         n = tl.load(p_counts + i_s)
-        begin = i_s * STRETCH  # offsets of what is drawn fit 32 bits: see LAUNCH_WORDS
+        begin = i_s * STRETCH  # offsets into the draws fit 32 bits: see LAUNCH_WORDS
         for i in range(n):
             at = begin + i
             b_row = tl.load(p_rows + at * R + o_r)
@@ -107,7 +109,7 @@ def context_walk_kernel(
             b_pull = step * b_share * (b_label - b_slope)
             _add(p_outputs, b_row, b_pull[:, None] * b_h[None, :], o_d, D)
             b_d_h = tl.sum(b_pull[:, None] * b_y, axis=0)
-            if CBOW:  # word2vec's own step: every word of the window is taught whole
+            if CBOW:  # word2vec's own step: every word of the window gets the whole gradient
                 _add(p_inputs, b_window, tl.broadcast_to(b_d_h[None, :], (A, BLOCK_D)), o_d, D)
             else:
                 tl.atomic_add(p_own, b_d_h, mask=m_d, sem="relaxed")
@@ -120,7 +122,7 @@ def context_walk_kernel(
 
 
 class Blocks(NamedTuple):
-    """Lanes of a position as powers of two: output rows, the words of a window, and columns; and warps of a walker."""
+    """Lanes of a position as powers of two: output rows, words of a window, and columns; and warps of a walker."""
 
     rows: int
     window: int
@@ -129,13 +131,13 @@ class Blocks(NamedTuple):
 
 
 MOST_WINDOW, MOST_COLUMNS = 16, 512
-NEGATIVES, LEAST_NEGATIVES = 12, 8  # of a position, where its rows fit, and at least
-MOST_ELEMENTS = 1 << 14  # of a position's rows, all in registers: 64 a thread
+NEGATIVES, LEAST_NEGATIVES = 12, 8  # of a position, if its rows fit, and at least
+MOST_ELEMENTS = 1 << 14  # of a position's rows, all in registers: 64 per thread
 FEW_ELEMENTS = (
     1 << 10
-)  # which 4 warps hold; of more 4 would need more registers than 8, and 16 would wait longer
+)  # held by 4 warps; with more elements, 4 warps would need more registers than 8, and 16 would wait longer
 BLOCK_POSITIONS = 8
-KEY_BITS = (1 << 31) - 1  # of each half of a key: an int32 whatever the key
+KEY_BITS = (1 << 31) - 1  # for each half of a key: it is an int32 whatever the key
 
 
 def choose_blocks(D: int, window: int, cbow: bool) -> Blocks:
@@ -157,7 +159,7 @@ def choose_blocks(D: int, window: int, cbow: bool) -> Blocks:
 
 
 def negatives_of(blocks: Blocks, window: int, cbow: bool) -> int:
-    """M: the negatives that a position draws."""
+    """M: the number of negatives that a position draws."""
     return blocks.rows - (1 if cbow else 2 * window)
 
 
@@ -165,7 +167,7 @@ def negatives_of(blocks: Blocks, window: int, cbow: bool) -> int:
 
 
 class Scratch(NamedTuple):
-    """What is drawn for some stretches: see the kernels."""
+    """The draws for some stretches: see the kernels."""
 
     words: Tensor
     places: Tensor
@@ -176,7 +178,7 @@ class Scratch(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """A WordSampler on a device; the bits of a uint32 as int32."""
+    """A WordSampler on a device; the bits of a uint32 are stored as int32."""
 
     keep: Tensor
     accept: Tensor
@@ -184,11 +186,11 @@ class Draws(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """How walkers go over a part of the text.
+    """How walkers process a part of the text.
 
-    first_stretch   of the part, among those of the text
+    first_stretch   of the part, as an index in the text
     key             62 random bits
-    rate, rate_fall, least_rate   of the part's first round, by the round, at the end
+    rate, rate_fall, least_rate   rate of the part's first round, decrease per round, and minimum
     """
 
     cbow: bool
@@ -203,7 +205,7 @@ class Walk(NamedTuple):
 
 
 def make_scratch(n_stretches: int, blocks: Blocks, cbow: bool, device: torch.device) -> Scratch:
-    """Memory for that many stretches; nothing in it needs to be set."""
+    """Allocate memory for this many stretches; nothing in it needs to be set."""
     N = n_stretches * STRETCH
 
     def integers(*shape: int) -> Tensor:
@@ -222,9 +224,10 @@ def make_scratch(n_stretches: int, blocks: Blocks, cbow: bool, device: torch.dev
 def walk_over(
     inputs: Tensor, outputs: Tensor, tokens: Tensor, starts: Tensor, draws: Draws, walk: Walk, s: Scratch
 ) -> Tensor:
-    """Train tables (V, D) on tokens (T,) with sentences' starts (T,): at most as many stretches as the scratch has.
+    """Train tables (V, D) on tokens (T,) with starts of sentences (T,).
 
-    Returns (walkers, 2) float32, the loss of all pairs and their number; never waits.
+    At most as many stretches as the scratch has. Returns (walkers, 2) float32, the loss of all pairs and their number;
+    never waits.
     """
     V, D = outputs.shape
     n_stretches = triton.cdiv(len(tokens), STRETCH)
@@ -256,7 +259,7 @@ def walk_over(
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options) for each variant."""
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
     integers = ("n_tokens", "first_stretch", "window", "V", "n_stretches", "n_walkers", "key_low", "key_high")
     pointers = ("tokens", "keep", "words", "places", "counts", "accept", "alias", "rows", "window")

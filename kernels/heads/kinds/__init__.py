@@ -1,1 +1,1 @@
-"""The kinds of heads, one file each: `kind.py` says what a kind is, and finds the records in these files."""
+"""The kinds of heads, one per file: `kind.py` defines what a kind is, and finds the records in these files."""

@@ -1,6 +1,6 @@
 """Any of C labels: binary cross-entropy per label.
 
-With positive weights q (binary_cross_entropy_with_logits) and l = 1 + (q-1) y:
+With positive weights q (as in binary_cross_entropy_with_logits) and l = 1 + (q-1) y:
     loss = (1-y) z + l (log1p exp(-|z|) + max(-z, 0)),   dz = l sigmoid(z) - q y
 """
 
@@ -27,17 +27,17 @@ class BinaryOptions(Options):
         object.__setattr__(self, "pos_weight", as_weights("pos_weight", self.pos_weight))
 
     def check(self, size: int) -> None:
-        """Raises ValueError where there is not one weight for each label."""
+        """Raise ValueError unless there is one weight for each label."""
         check_weights("pos_weight", self.pos_weight, size)
 
     @property
     def column_weights(self) -> tuple[float, ...] | None:
-        """(C,) pos_weight."""
+        """pos_weight (C,)."""
         return self.pos_weight
 
 
 def _loss(z: Tensor, y: Tensor, weights: Tensor, options: BinaryOptions) -> Tensor:
-    del options  # pos_weight is what the column weights are
+    del options  # pos_weight arrives as the column weights
     return F.binary_cross_entropy_with_logits(z, y, pos_weight=weights, reduction="none")
 
 
@@ -88,7 +88,7 @@ class MultiLabel:
 
     @property
     def head(self) -> HeadSpec:
-        """The head as the kernels know it."""
+        """The head in the form that the kernels take."""
         return HeadSpec(BINARY, self.labels, pos_weight=self.pos_weight)
 
 

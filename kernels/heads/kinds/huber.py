@@ -14,7 +14,7 @@ from .squared import R2
 
 @dataclass(frozen=True)
 class HuberOptions(Options):
-    """delta: where the loss goes over from square to linear, as in torch.nn.functional.huber_loss."""
+    """delta: where the loss changes from quadratic to linear, as in torch.nn.functional.huber_loss."""
 
     delta: float = 1.0
 
@@ -29,7 +29,7 @@ class HuberOptions(Options):
 
 
 def _loss(z: Tensor, y: Tensor, weights: Tensor, options: HuberOptions) -> Tensor:
-    del weights  # there are none
+    del weights  # this kind has none
     return F.huber_loss(z, y, reduction="none", delta=options.delta)
 
 

@@ -15,7 +15,7 @@ from ..pooling import Pooling, check_pooling
 
 @dataclass(frozen=True)
 class SoftmaxOptions(Options):
-    """As in torch.nn.functional.cross_entropy; class_weights are C values."""
+    """Options of torch.nn.functional.cross_entropy; class_weights are C values."""
 
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
@@ -29,12 +29,12 @@ class SoftmaxOptions(Options):
         object.__setattr__(self, "class_weights", as_weights("class_weights", self.class_weights))
 
     def check(self, size: int) -> None:
-        """Raises ValueError where there is not one weight for each class."""
+        """Raise ValueError unless there is one weight for each class."""
         check_weights("class_weights", self.class_weights, size)
 
     @property
     def column_weights(self) -> tuple[float, ...] | None:
-        """(C,) class_weights."""
+        """class_weights (C,)."""
         return self.class_weights
 
 
@@ -66,12 +66,12 @@ def _made_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.
     return torch.tensor(weights, dtype=dtype, device=device)
 
 
-# Kept: a copy to a device would wait for it in every step.
+# Cached: copying them to a device would wait for it in every step.
 _kept_weights = lru_cache(maxsize=256)(_made_weights)
 
 
 def _correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
-    """By the first maximum."""
+    """Number of correct rows, by the first maximum."""
     return ((logits.argmax(dim=1) == target) & head.is_labelled(target)).sum()
 
 
@@ -87,8 +87,8 @@ def _accuracy(right: float, valid: float) -> float:
 class Classification:
     """One of C classes: softmax cross-entropy on integer targets (N,).
 
-    Options as in torch.nn.functional.cross_entropy. pooling: of a task on whole sequences, whose features are those of
-    the first token ("first") or the mean of all ("mean"). Raises ValueError for one out of range.
+    Options are those of torch.nn.functional.cross_entropy. pooling: for a task on whole sequences, use the features of
+    the first token ("first") or the mean over all tokens ("mean"). Raises ValueError for an option out of range.
     """
 
     classes: int
@@ -106,7 +106,7 @@ class Classification:
 
     @property
     def head(self) -> HeadSpec:
-        """The head as the kernels know it."""
+        """The head in the form that the kernels take."""
         return HeadSpec(
             SOFTMAX,
             self.classes,

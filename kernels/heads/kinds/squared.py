@@ -1,4 +1,4 @@
-"""C values: squared error (z - y)^2, and the R² that also judges other regressions."""
+"""C values: squared error (z - y)^2, and the R² metric that other regressions use too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..pooling import Pooling, check_pooling
 
 
 def _loss(z: Tensor, y: Tensor, weights: Tensor, options: Options) -> Tensor:
-    del weights, options  # there are none
+    del weights, options  # this kind has none
     return F.mse_loss(z, y, reduction="none")
 
 
@@ -23,7 +23,7 @@ def _element(z, y, weight, options):
 
 
 def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
-    """(C,) each."""
+    """Sums for R², (C,) each."""
     valid = ~torch.isnan(target)
     value = target.double().masked_fill(~valid, 0.0)
     error = (logits.double() - value).masked_fill(~valid, 0.0)
@@ -33,7 +33,7 @@ def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
 def _r2(
     squared_errors: list[float], totals: list[float], totals_of_squares: list[float], counts: list[float]
 ) -> float:
-    """The mean of the outputs' R², of those whose targets vary: outputs of different units weigh the same."""
+    """Mean R² over the outputs whose targets vary, so that outputs in different units have equal weight."""
     found = []
     for error, total, of_squares, count in zip(
         squared_errors, totals, totals_of_squares, counts, strict=True
@@ -49,9 +49,9 @@ R2 = Metric("r2", _sums, _r2)
 
 @dataclass(frozen=True)
 class Regression:
-    """C values: squared error on float targets (N, C), or Huber loss where `huber_delta` is given; NaN = missing.
+    """C values: squared error on float targets (N, C), or Huber loss if `huber_delta` is given; NaN = missing.
 
-    Its metric is the mean of the outputs' R². pooling as in Classification.
+    The metric is the mean R² over the outputs. pooling: as in Classification.
     """
 
     outputs: int = 1
@@ -66,7 +66,7 @@ class Regression:
 
     @property
     def head(self) -> HeadSpec:
-        """The head as the kernels know it."""
+        """The head in the form that the kernels take."""
         if self.huber_delta is None:
             return HeadSpec(SQUARED, self.outputs)
         return HeadSpec(Kind.HUBER, self.outputs, delta=self.huber_delta)

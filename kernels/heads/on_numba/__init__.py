@@ -1,4 +1,4 @@
-"""On a CPU, compiled by Numba."""
+"""CPU backend, compiled by Numba."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from ...machine.registry import KERNEL_DTYPES, Backend
 BACKEND = Backend("numba", package="numba", devices=("cpu",), dtypes=KERNEL_DTYPES)
 
 if TYPE_CHECKING:
-    # The types of every plan are checked against what the op calls.
+    # Lets a type checker compare every plan with what the op calls.
     from ..call import Plan
     from . import chunked, tile
 

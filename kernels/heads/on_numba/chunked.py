@@ -1,10 +1,10 @@
-"""The chunked plan on a CPU: vocabulary-sized softmax heads, by chunks of rows whose logits all splits share.
+"""The chunked plan on a CPU: vocabulary-sized softmax heads, in chunks of rows whose logits all splits share.
 
 A tile's logits would not fit a cache, nor would a weight gradient for every split of the rows. So splits divide the
-outputs, not the rows: each has a range of classes, their logits z (classes, rows) and their rows of the weight
-gradient, and streams over them three times a chunk: logits and maximum; exponentials and sum; gradients. Between the
-passes the splits' maxima and sums are put together in the order of splits. The chunk's logits are the only large
-buffer and are used again; other heads of the layout take the tile plan.
+outputs, not the rows: each has a range of classes, with their logits z (classes, rows) and their rows of the weight
+gradient, and passes over them three times per chunk: logits and maximum; exponentials and sum; gradients. Between the
+passes the splits' maxima and sums are combined in the order of splits. The chunk's logits are the only large buffer,
+and are reused. The other heads of the layout take the tile plan.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ __all__ = ["RESIDUAL_IS_GRADIENT", "backward", "chunk_rows", "forward", "residua
 f32 = np.float32
 VECTOR_BYTES = FLOAT_BYTES * WIDTH
 
-# Heads wider than this take this plan, the others of the layout the tile plan.
+# Heads wider than this take this plan; the other heads of the layout take the tile plan.
 WIDE_HEAD = 1024
-# What the logits of a chunk may take, unless that is less than one vector of rows.
+# Limit for the logits of a chunk, unless it is less than one vector of rows.
 LOGITS_BYTES = 64 << 20
 MOST_ROWS = 128
 
-# Rows of the lanes: what a split, or the chunk, knows of every row.
+# Rows of the lanes: per-row values of a split, or of the chunk.
 PEAK, BEST, TARGET_LOGIT, TOTAL, SMOOTH, LABEL, FACTOR, PULL = range(8)
 N_LANES = 8
 
 
 @helper
 def _label_rows(target, total_rows, row_ids, first, rows, ignore_index, lanes):
-    """The chunk's targets as float32, -1 = none, also behind the last row."""
+    """Store the chunk's targets as float32 in lanes[LABEL]; -1 = none, also past the last row."""
     y = numba.carray(pointer_to_int64(target), (total_rows,))
     for i in range(rows):
         label = y[row_ids[first + i] if len(row_ids) else first + i]
@@ -78,14 +78,17 @@ def _label_rows(target, total_rows, row_ids, first, rows, ignore_index, lanes):
 
 @helper
 def _classes_of_split(p, n_splits, C):
-    """The classes (first, last) of split p: whole panels."""
+    """Return the classes (first, last) of split p: whole panels."""
     n_panels = -(-C // PANEL)
     return p * n_panels // n_splits * PANEL, min(C, (p + 1) * n_panels // n_splits * PANEL)
 
 
 @helper
 def _logits_and_peaks(p, h, rows, D, weight, bias, z, packed_p, product_p, lanes_p, joint):
-    """Logits of a split's classes; its maximum, argmax and target logit of every row into its lanes."""
+    """Compute the logits of a split's classes.
+
+    Store their maximum, argmax and target logit per row in the split's lanes.
+    """
     first_class, last_class = _classes_of_split(p, len(lanes_p), len(weight))
     packed, product, lanes = packed_p[p], product_p[p * WIDTH : (p + 1) * WIDTH], lanes_p[p]
     ldz, labels = z.shape[1], joint[LABEL].ctypes.data
@@ -116,7 +119,7 @@ def _logits_and_peaks(p, h, rows, D, weight, bias, z, packed_p, product_p, lanes
 
 @helper
 def _join_peaks(lanes_p, lanes):
-    """The first maximum over the splits' classes, and the target's logit, which one of them has."""
+    """Combine the splits: the first maximum over all classes, and the target's logit, which exactly one split holds."""
     for i in range(lanes.shape[1]):
         peak, best, target_logit = lanes_p[0, PEAK, i], lanes_p[0, BEST, i], lanes_p[0, TARGET_LOGIT, i]
         for p in range(1, len(lanes_p)):
@@ -128,7 +131,7 @@ def _join_peaks(lanes_p, lanes):
 
 @helper
 def _exponentials(p, z, rows, C, bias, weights, smooth, need_gradient, joint, lanes_p):
-    """Logits of a split's classes become exp(z - peak); their sums of every row into its lanes."""
+    """Turn logits of a split's classes into exp(z - peak); store their sums per row in the split's lanes."""
     first_class, last_class = _classes_of_split(p, len(lanes_p), C)
     lanes = lanes_p[p]
     peaks = joint[PEAK].ctypes.data
@@ -156,7 +159,7 @@ def _exponentials(p, z, rows, C, bias, weights, smooth, need_gradient, joint, la
 
 @helper
 def _losses(lanes_p, lanes, rows, head, weights, scale):
-    """(loss sum, rows classified right) of a chunk; leaves factor and pull of every row for the gradients."""
+    """Return (loss sum, correct rows) of a chunk; store factor and pull of every row for the gradients."""
     keep = ONE - f32(head["smoothing"])
     spread = f32(head["smoothing"]) / f32(head["size"])
     weight_sum = f32(head["weight_sum"])
@@ -177,7 +180,7 @@ def _losses(lanes_p, lanes, rows, head, weights, scale):
         distance = load(lanes[TARGET_LOGIT].ctypes.data + i) - load(lanes[PEAK].ctypes.data + i)
         smooth = weight_sum * log_total - load(lanes[SMOOTH].ctypes.data + i)
         known = label >= ZERO
-        # A select, not a product: a row that is ignored may hold anything, NaN included.
+        # A select, not a product: an ignored row may hold anything, even NaN.
         loss = loss + select(known, pull * (log_total - distance) + spread * smooth, ZERO)
         right = right + select(known & (label == load(lanes[BEST].ctypes.data + i)), ONE, ZERO)
         store((pull + spread * weight_sum) / total * scale, lanes[FACTOR].ctypes.data + i)
@@ -187,7 +190,7 @@ def _losses(lanes_p, lanes, rows, head, weights, scale):
 
 @helper
 def _scale_gradients(z, rows, first, last, weights, shift, lanes, d_bias):
-    """exp(z - peak) of classes first..last becomes the gradient of the logits; d_bias += its sums."""
+    """Turn exp(z - peak) of classes first..last into the gradient of the logits; add its row sums to d_bias."""
     for c in range(first, last):
         row = z[c].ctypes.data
         shift_c = shift * weights[c]
@@ -206,7 +209,7 @@ def _scale_gradients(z, rows, first, last, weights, shift, lanes, d_bias):
 def _gradients(
     p, h, z, rows, D, weight, weights, shift, lanes, d_features_p, packed_p, d_weight, d_weight_block_p, add, d_bias,
 ):  # fmt: skip
-    """A split's rows of d_weight and d_bias, and its share of the feature gradient (rows, ldh)."""
+    """Compute a split's rows of d_weight and d_bias, and its share of the feature gradient (rows, ldh)."""
     n_splits = len(packed_p)
     first_class, last_class = _classes_of_split(p, n_splits, len(weight))
     packed, d_features = packed_p[p], d_features_p[p * (len(d_features_p) // n_splits) :]
@@ -246,7 +249,7 @@ def _gradients(
 
 @helper
 def _add_splits(x_p, n_splits, rows):
-    """The first rows of the first split += those of the others."""
+    """Add the first `rows` rows of the other splits to those of the first split."""
     for p in range(1, n_splits):
         first = p * (len(x_p) // n_splits)
         for i in range(rows):
@@ -258,11 +261,12 @@ def _wide_head(
     team, features, D, row_ids, total_rows, weight_address, bias_address, head, weights, target, scale, chunk_rows,
     n_splits, need_gradient, d_features, add, d_weight, d_bias,
 ):  # fmt: skip
-    """(loss sum, rows classified right) of one softmax head.
+    """Return (loss sum, correct rows) of one softmax head; write its gradients.
 
-    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (C, D), bias (C,); 0 = not
-    wanted. weights and d_bias are (C,), target the address of (total_rows,) int64. row_ids are the rows to
-    compute, empty = all. d_features is written, or added to with `add`; d_weight is written, d_bias added to.
+    features, d_features (total_rows, D), weight, d_weight (C, D), bias (C,): addresses of float32; 0 = not wanted.
+    weights, d_bias (C,): arrays. target: address of (total_rows,) int64.
+    row_ids: the rows to compute, empty = all.
+    d_features is written, or added to with `add`; d_weight is written, d_bias added to.
     """
     C = head["size"]
     weight = numba.carray(pointer_to_float32(weight_address), (C, D))
@@ -319,10 +323,10 @@ wide_head = Kernel(_wide_head)
 
 
 def forward(call: HeadsCall) -> Forward:
-    """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
+    """Compute the losses of all heads; the residual is the gradients of the total that `needs` asks for.
 
-    Takes LOGITS_BYTES of memory beside inputs and gradients, whatever N. bfloat16 and float16 are computed in
-    float32. Raises ValueError for a class target outside [0, C) that is not ignore_index.
+    Uses LOGITS_BYTES of memory besides inputs and gradients, whatever N. bfloat16 and float16 are computed in float32.
+    Raises ValueError for a class target outside [0, C) that is not ignore_index.
     """
     batch = survey_batch(call.targets, call.task_weights, call.layout, call.skip_zero_weights)
     outputs = Outputs(call.features, call.weight, batch, call.needs)
@@ -339,7 +343,7 @@ def forward(call: HeadsCall) -> Forward:
 
 
 def chunk_rows(n_rows: int, size: int) -> int:
-    """Rows whose logits are held at a time: even chunks within LOGITS_BYTES, in whole vectors."""
+    """Number of rows whose logits are held at a time: even chunks within LOGITS_BYTES, in whole vectors."""
     most = min(MOST_ROWS, max(WIDTH, LOGITS_BYTES // (FLOAT_BYTES * size) // WIDTH * WIDTH))
     n_chunks = -(-n_rows // most)
     return -(-n_rows // (n_chunks * WIDTH)) * WIDTH
@@ -381,7 +385,7 @@ def _run_head(
 
 
 def warm_up() -> None:
-    """Compile the kernel, or load it from where it is kept: it serves every layout."""
+    """Compile the kernel, or load it from the cache; it works for every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3),))
     features, weight, bias = float_zeros(2, 2), float_zeros(3, 2), float_zeros(3)
     batch = survey_batch((torch.zeros(2, dtype=torch.int64),), float_zeros(1), layout, skip_zero_weights=True)

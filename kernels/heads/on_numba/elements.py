@@ -16,7 +16,7 @@ from ..kind import Kind, elementwise_kinds
 NAN = np.float32(np.nan)
 
 
-# The words of ../elements.py.
+# The functions of ../elements.py.
 WORDS = {
     "where": select,
     "absolute": absolute,
@@ -28,7 +28,7 @@ WORDS = {
 
 
 def _compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
-    """The function with these globals beside its own, under a name of its own, compiled into its callers."""
+    """Compile the function, renamed and with these additional globals, for inlining into its callers."""
     copy = FunctionType(function.__code__, {**function.__globals__, **names}, name)
     copy.__qualname__ = name
     return elementwise(copy)
@@ -36,7 +36,7 @@ def _compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
 
 @elementwise
 def _unknown_kind(kind, z, y, weight, options):
-    """No kind has this code: nothing that could be taken for a loss."""
+    """Return NaN, which cannot be mistaken for a loss: no kind has this code."""
     return splat(NAN), splat(NAN), splat(ZERO)
 
 
@@ -45,7 +45,7 @@ def _no_hit(z, y):
 
 
 def _element_or_other(kind, z, y, weight, options):
-    """One link of the chain: this kind's element function, or the chain's other links."""
+    """One link of the chain: this kind's element function, or else the remaining links."""
     if kind == CODE:  # noqa: F821
         loss, dz = ELEMENT(z, y, weight, options)  # noqa: F821
         return loss, dz, HIT(z, y)  # noqa: F821
@@ -66,5 +66,5 @@ def _chain(kinds: tuple[Kind, ...]) -> Any:
     return chain
 
 
-# element_of(kind, z, y, weight, options) -> (loss, d loss/d z, 1 where right) of vectors of rows of one output.
+# element_of(kind, z, y, weight, options) -> (loss, d loss/d z, 1 where right) for vectors of rows of one output.
 element_of = _chain(elementwise_kinds())

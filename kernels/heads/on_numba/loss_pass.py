@@ -1,13 +1,13 @@
-"""The loss of one head on one tile of rows: its logits become their gradients, and its losses are summed.
+"""The loss of one head on one tile of rows: turns its logits into their gradients and sums its losses.
 
-Logits are kept transposed, z (S, rows): a vector holds WIDTH rows of one output, so heads of 2 classes
-vectorise as well as heads of 2,000, and maximum, sum and argmax of WIDTH rows stay in registers while the classes
-run. Tiles are read and written in whole vectors: behind its last row z has room up to the next multiple of WIDTH.
+Logits are transposed, z (S, rows): a vector holds WIDTH rows of one output, so heads of 2 classes vectorize as well as
+heads of 2,000, and maximum, sum and argmax of WIDTH rows stay in registers while looping over the classes. Tiles are
+read and written in whole vectors: past its last row, z has room up to the next multiple of WIDTH.
 
 For a softmax head with weights w, smoothing e and target y (torch.nn.functional.cross_entropy):
     loss_n = (1-e) w_y (lse - z_y) + e/C (sum_c w_c lse - sum_c w_c z_c),   lse = log sum_c exp z_c
     dz_c   = [(1-e) w_y + e/C sum_c w_c] p_c - (1-e) w_y [c = y] - e/C w_c
-Elementwise heads have their formulas in `kinds`.
+The formulas of elementwise heads are in `kinds`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .elements import element_of
 SOFTMAX = Kind.SOFTMAX.code
 
 INFINITY = f32(np.inf)
-LANES = 3  # rows of scratch that a tile needs
+LANES = 3  # rows of scratch for a tile
 
 
 @helper
 def _label_lanes(y, rows, ignore_index, label):
-    """The targets as float32 (whole up to 2^24) into label, -1 = no target; returns whether all have one."""
+    """Store the targets as float32 (exact up to 2^24) in label, -1 = no target; return whether all rows have one."""
     padded = -(-rows // WIDTH) * WIDTH
     known = 0
     for i in range(rows):
@@ -51,10 +51,12 @@ def _label_lanes(y, rows, ignore_index, label):
 
 @helper
 def softmax_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
-    """One softmax head on one tile: logits without bias become their gradients times `scale`.
+    """Process one softmax head on one tile: turn logits without bias into their gradients times `scale`.
 
-    z is the address of (C, rows) float32 with row stride ldz; bias, weights, bias_gradient (C,); y (rows,) the
-    targets; lanes (LANES, at least rows rounded up to WIDTH) anything. Returns (loss sum, rows classified right).
+    z: address of (C, rows) float32 with row stride ldz. bias, weights, bias_gradient: (C,). y: targets (rows,).
+    lanes: scratch (LANES, at least rows rounded up to WIDTH).
+
+    Returns (loss sum, correct rows).
     """
     smoothing = f32(head["smoothing"])
     keep = ONE - smoothing
@@ -99,7 +101,7 @@ def softmax_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, 
         target_weight = load(pull_lane + i) if head["weighted"] else select(known, ONE, ZERO)
         nll = target_weight * (log_total - (target_logit - peak))
         smooth = weight_sum * log_total - smooth_logit
-        # A select, not a product: a row that is ignored may hold anything, NaN included.
+        # A select, not a product: an ignored row may hold anything, even NaN.
         loss = loss + select(known, keep * nll + spread * smooth, ZERO)
         # dz = f e - pull [c = y] - spread w scale with f = (pull + spread sum w) scale / total.
         pull = keep * target_weight
@@ -115,7 +117,7 @@ def softmax_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, 
         for i in range(0, FLOAT_BYTES * rows, FLOAT_BYTES * WIDTH):
             label = load(label_lane + i)
             d = load(row + i) * load(factor_lane + i) - shift
-            # The target's part comes off before the column is summed: afterwards it would cancel against the sum.
+            # Subtract the target's part before summing the column; afterwards it would cancel against the sum.
             d = select(label == f32(c), d - load(pull_lane + i), d)
             if not all_known:
                 d = select(label >= ZERO, d, ZERO)
@@ -127,7 +129,7 @@ def softmax_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, 
 
 @helper
 def two_class_tile(z, ldz, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
-    """`softmax_tile` for C = 2: a function of z_1 - z_0 alone, one exponential a row."""
+    """`softmax_tile` for C = 2: a function of z_1 - z_0 alone, with one exponential per row."""
     smoothing = f32(head["smoothing"])
     keep, spread = ONE - smoothing, smoothing * HALF
     weight0, weight1 = weights[0], weights[1]
@@ -154,7 +156,7 @@ def two_class_tile(z, ldz, rows, bias, y, head, weights, need_gradient, scale, b
         value = select(label == ONE, pull1 * nll1, pull0 * nll0)
         if spread > ZERO:
             value = value + spread * (weight0 * nll0 + weight1 * nll1)
-        # A select, not a product: a row that is ignored may hold anything, NaN included.
+        # A select, not a product: an ignored row may hold anything, even NaN.
         loss = loss + select(known, value, ZERO)
         right = right + select(label == select(positive, ONE, ZERO), ONE, ZERO)
         if need_gradient:
@@ -174,7 +176,7 @@ def two_class_tile(z, ldz, rows, bias, y, head, weights, need_gradient, scale, b
 
 @helper
 def elementwise_tile(z, ldz, C, rows, bias, y, head, weights, need_gradient, scale, bias_gradient, lanes):
-    """One head of an elementwise kind on a tile, as `softmax_tile`; y is (rows, C), NaN = missing."""
+    """Like `softmax_tile`, for one head of an elementwise kind; y is (rows, C), NaN = missing."""
     kind, counted = head["kind"], head["counted"]
     options = (f32(head["number0"]), f32(head["number1"]), f32(head["number2"]), f32(head["number3"]))
     target_lane, seen_lane, wrong_lane = lanes[0].ctypes.data, lanes[1].ctypes.data, lanes[2].ctypes.data

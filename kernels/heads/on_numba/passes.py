@@ -1,6 +1,6 @@
-"""What the plans on a CPU share: the layout as arrays, the batch as passes of heads over rows, the backward pass.
+"""What the CPU plans share: the layout as arrays, the batch as passes of heads over rows, and the backward pass.
 
-Every plan makes its gradients in the forward pass, where logits are in cache. They wait, in float32, as the
+Every plan computes its gradients in the forward pass, while the logits are in cache, and keeps them in float32 as the
 residual.
 """
 
@@ -21,30 +21,30 @@ from .targets import ALL_ROWS, LABELLED_ROWS, SKIPPED, labelled_rows, survey
 
 HEAD_RECORD = np.dtype(
     [
-        ("index", np.int64),  # k, its place in the layout
+        ("index", np.int64),  # k, its index in the layout
         ("kind", np.int64),
         ("offset", np.int64),
         ("size", np.int64),
         ("ignore_index", np.int64),
-        ("least", np.float32),  # of values
+        ("least", np.float32),  # bounds of float targets
         ("most", np.float32),
         ("smoothing", np.float64),
         ("weight_sum", np.float64),
         ("weighted", np.bool_),
         ("counted", np.bool_),  # whether a row can be right
-        *((f"number{i}", np.float32) for i in range(MAX_NUMBERS)),  # of the options
+        *((f"number{i}", np.float32) for i in range(MAX_NUMBERS)),  # the options' numbers
     ]
 )
 
-# A head's unlabelled rows are left out where they are at least half and cost more than another pass:
-# gathering a labelled row and adding to its feature gradient costs about what this many logits cost,
+# A head's unlabelled rows are skipped if they are at least half of all rows and cost more than another pass. Gathering
+# a labelled row and adding to its feature gradient costs about as much as this many logits,
 COMPACTED_ROW_LOGITS = 4
-# and the pass itself this many.
+# and the pass itself as much as this many.
 COMPACTED_PASS_LOGITS = 1 << 12
 
 
 class HeadTable(NamedTuple):
-    """A layout as the arrays that kernels read."""
+    """A layout as arrays that kernels read."""
 
     records: np.ndarray  # (K,) of HEAD_RECORD
     column_weights: np.ndarray  # (S,) float32
@@ -54,7 +54,7 @@ class HeadTable(NamedTuple):
 
 @lru_cache(maxsize=256)
 def head_table(layout: HeadLayout) -> HeadTable:
-    """The arrays of a layout, made once."""
+    """Return the arrays of a layout, made once."""
     records = np.zeros(len(layout), HEAD_RECORD)
     for k, (first, _, head) in enumerate(layout):
         record, options = records[k], head.options
@@ -84,11 +84,11 @@ def head_table(layout: HeadLayout) -> HeadTable:
 
 
 class Batch(NamedTuple):
-    """A call's targets, surveyed."""
+    """A call's targets, and what `survey` found in them."""
 
     n_rows: int
     table: HeadTable
-    targets: list[Tensor]  # in the kernels' dtypes; holds the memory that `addresses` name
+    targets: list[Tensor]  # in the kernels' dtypes; owns the memory that `addresses` point to
     addresses: np.ndarray  # (K,) int64
     scale: np.ndarray  # (K,) float64, 1 / denominator of each mean, 0 without a valid row
     gradient_scale: np.ndarray  # (K,) float32, the same times the task weight
@@ -96,7 +96,7 @@ class Batch(NamedTuple):
     all_rows_only: bool  # every head is computed, over all rows
 
     def computed(self) -> np.ndarray:
-        """(K',) records of the heads that are not skipped."""
+        """Return the records of the heads that are not skipped, (K',)."""
         return self.table.records if self.all_rows_only else self.table.records[self.way != SKIPPED]
 
 
@@ -113,10 +113,10 @@ NO_ROWS_LEFT_OUT = np.zeros(0, np.int64)
 def survey_batch(
     targets: Sequence[Tensor], task_weights: Tensor, layout: HeadLayout, skip_zero_weights: bool
 ) -> Batch:
-    """Look at the targets once, before anything is computed.
+    """Survey the targets, once, before anything is computed.
 
-    A head is skipped if it has no target, or a weight of 0 and `skip_zero_weights`. Raises ValueError for a class
-    target outside [0, C) that is not ignore_index, and for a value outside its kind's bounds.
+    A head is skipped if it has no target, or if its weight is 0 and `skip_zero_weights` is set. Raises ValueError for a
+    class target outside [0, C) that is not ignore_index, and for a value outside its kind's bounds.
     """
     table = head_table(layout)
     held = [_kernel_target(t, head.kind) for t, head in zip(targets, layout.heads, strict=True)]
@@ -134,7 +134,7 @@ def survey_batch(
 
 
 def passes(batch: Batch, heads: np.ndarray) -> Iterator[Pass]:
-    """Heads (records) by the rows they need: first those of all rows, then each whose unlabelled rows are left out."""
+    """Group heads (records) by the rows they need: first those over all rows, then each that skips unlabelled rows."""
     if batch.all_rows_only:
         yield Pass(heads, NO_ROWS_LEFT_OUT)
         return
@@ -157,9 +157,10 @@ def _refuse_outside(layout: HeadLayout, targets: Sequence[Tensor], k: int, place
 
 
 def kernel_tensor(tensor: Tensor) -> Tensor:
-    """The values as contiguous float32, what kernels read; the tensor itself if it is that.
+    """Return the values as contiguous float32, which kernels read; the tensor itself if it is that already.
 
-    Kernels get its address, not its array: `numpy()` pins a parameter's storage, which FSDP2 has to resize.
+    Kernels take its address, not a numpy array: `numpy()` pins a parameter's storage, which FSDP2 must be able to
+    resize.
     """
     if tensor.dtype is torch.float32 and tensor.is_contiguous():
         return tensor
@@ -172,7 +173,7 @@ def float_zeros(*shape: int) -> Tensor:
 
 
 class Outputs:
-    """Where the passes of one call leave their results."""
+    """Where the passes of one call store their results."""
 
     def __init__(self, features: Tensor, weight: Tensor, batch: Batch, needs: Needs) -> None:
         K = len(batch.scale)
@@ -183,28 +184,28 @@ class Outputs:
         self.d_weight = make(weight.shape if needs[1] else 0, dtype=torch.float32)
         self.d_bias = make(weight.shape[0] if needs[2] else 0, dtype=torch.float32)
         self.wanted = needs[0] or needs[1] or needs[2]
-        self.features_written = False  # whether another pass has to add to d_features
+        self.features_written = False  # whether further passes must add to d_features
 
     def zero_features(self) -> None:
-        """Begin d_features where no pass writes every row of it."""
+        """Zero d_features if no single pass writes all of its rows."""
         if not self.features_written:
             self.d_features.zero_()
             self.features_written = True
 
     def forward(self) -> Forward:
-        """Everything, once all passes are done."""
+        """Return the result, once all passes are done."""
         self.zero_features()
         return Forward(self.losses, self.correct, (self.d_features, self.d_weight, self.d_bias))
 
 
 # --- the backward pass -----------------------------------------------------------------------------------
 
-# The residual is the gradient: once it is handed out, a second backward pass must make it anew.
+# The residual is the gradient: once it is handed out, a second backward pass must compute it again.
 RESIDUAL_IS_GRADIENT = True
 
 
 def residual_like(call: HeadsCall) -> Residual:
-    """Empty tensors of the shapes and dtypes of the residual."""
+    """Return empty tensors of the shapes and dtypes of the residual."""
     device = call.features.device
     d_features, d_weight, d_bias = (
         torch.empty(t.shape if need else 0, dtype=torch.float32, device=device)  # type: ignore[union-attr]
@@ -214,9 +215,9 @@ def residual_like(call: HeadsCall) -> Residual:
 
 
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
-    """(d_features, d_weight, d_bias), each None where it is not needed.
+    """Return (d_features, d_weight, d_bias), each None if not needed.
 
-    With `own` the residual is nobody else's and may be handed out or overwritten.
+    With `own` nobody else holds the residual, so it may be returned or overwritten.
     """
     upstream, needs = grad_total.item(), call.needs
     d_features, d_weight, d_bias = (

@@ -1,9 +1,9 @@
-"""The stages of a tile on a CPU: rows into cache, logits, both gradients, rows out of cache.
+"""The stages of a tile on a CPU: load rows into cache, logits, both gradients, store rows.
 
-h (rows, D) are features, z (S, rows) logits, transposed, and then their gradients. Whatever a stage hands to the
-next lies in scratch memory with room for whole vectors and blocks, so no stage has a remainder loop. Arguments of
-that memory are addresses, with strides in float32 numbers. An address does not keep its array alive: Numba frees an
-array after the last mention of its name.
+h (rows, D) holds features; z (S, rows) holds transposed logits, then their gradients. Each stage passes data to the
+next in scratch memory with room for whole vectors and blocks, so no stage has a remainder loop. Arguments for that
+memory are addresses, with strides in float32 numbers. An address does not keep its array alive: Numba frees an array
+after the last use of its name.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from ...machine.simd import FLOAT_BYTES, WIDTH
 
 ZERO = np.float32(0)
 LINE = 16  # float32 numbers in a cache line
-# Longer sums of products are cut: parts stay in cache, and short sums lose less to rounding.
+# Longer sums of products are split: parts stay in cache, and short sums lose less to rounding.
 DEPTH = 256
-OUTPUTS = 64  # rows of the weight gradient that are finished before the next
-# A row of scratch is a line longer than a power of two: its columns would fall into the same cache sets.
+OUTPUTS = 64  # rows of the weight gradient that are finished before the next ones begin
+# Scratch rows are padded by a line: at a power-of-two stride, columns would map to the same cache sets.
 SKEW = LINE
 
 
 @helper
 def scratch(rows, columns):
-    """(rows, columns) float32, unset, from the start of a cache line on."""
+    """Allocate (rows, columns) float32, uninitialized, aligned to a cache line."""
     buffer = np.empty(rows * columns + LINE, np.float32)
     first = -(buffer.ctypes.data // FLOAT_BYTES) % LINE
     return buffer[first : first + rows * columns].reshape((rows, columns))
@@ -55,7 +55,10 @@ def round_up(n, step):
 
 @helper
 def tile_buffers(rows, D, S):
-    """Scratch of a tile: (h for its rows, z for its logits, product for the stage `logits`); h is zero behind D."""
+    """Allocate a tile's scratch: (h for its rows, z for its logits, product for the stage `logits`).
+
+    H is zero past D.
+    """
     h = scratch(round_up(rows, WIDTH), round_up(D, WIDTH) + SKEW)
     z = scratch(round_up(S, PANEL), round_up(rows, WIDTH) + SKEW)
     h[:, D:] = ZERO
@@ -64,7 +67,7 @@ def tile_buffers(rows, D, S):
 
 @helper
 def pack_for_logits(weight, first, n_outputs, packed):
-    """Rows first.. of weight (S, D) as one panel: packed (D * PANEL,), zero behind n_outputs."""
+    """Pack rows first.. of weight (S, D) as one panel: packed (D * PANEL,), zero past n_outputs."""
     D = weight.shape[1]
     source, target = weight[first].ctypes.data, packed.ctypes.data
     for lane in range(0, PANEL, WIDTH):
@@ -80,7 +83,7 @@ def pack_for_logits(weight, first, n_outputs, packed):
 
 @helper
 def pack_for_features(weight, first, n_outputs, packed):
-    """Rows first.. of weight (S, D) as panels of PANEL features: packed (panels, n_outputs, PANEL), zero behind D."""
+    """Pack rows first.. of weight (S, D) by PANEL features: packed (panels, n_outputs, PANEL), zero past D."""
     D = weight.shape[1]
     source, target = weight[first].ctypes.data, packed.ctypes.data
     for panel in range(-(-D // PANEL)):
@@ -94,7 +97,7 @@ def pack_for_features(weight, first, n_outputs, packed):
 
 @helper
 def load_rows(h, features, D, row_ids, first, rows):
-    """Rows of features, those of row_ids if there are any, into h (rows, ld); zero up to a whole vector of rows."""
+    """Load rows of features (those in row_ids, if any) into h (rows, ld); zero up to a whole vector of rows."""
     target = h.ctypes.data
     for i in range(rows):
         row = row_ids[first + i] if len(row_ids) else first + i
@@ -105,7 +108,7 @@ def load_rows(h, features, D, row_ids, first, rows):
 
 @helper
 def logits(h, ldh, rows, D, S, weight_panels, product, z, ldz):
-    """z (S, rows) = W h^T: blocks of WIDTH rows are multiplied row-major and transposed on their way."""
+    """z (S, rows) = W h^T: blocks of WIDTH rows are multiplied row-major, then transposed."""
     ldp = PANEL
     for panel in range(-(-S // PANEL)):
         b = weight_panels + FLOAT_BYTES * panel * D * PANEL
@@ -134,7 +137,7 @@ def logits(h, ldh, rows, D, S, weight_panels, product, z, ldz):
 
 @helper
 def add_weight_gradient(z, ldz, h, ldh, rows, S, D, d_weight, ldw):
-    """d_weight (S, D) += z h; writes whole half blocks of rows and vectors of columns."""
+    """d_weight (S, D) += z h; writes whole half blocks of rows and whole vectors of columns."""
     for first in range(0, S, OUTPUTS):
         last = min(S, first + OUTPUTS)
         for d in range(0, D, PANEL):
@@ -160,7 +163,7 @@ def add_weight_gradient(z, ldz, h, ldh, rows, S, D, d_weight, ldw):
 
 @helper
 def feature_gradient(z, ldz, rows, S, D, weight_panels, d_features, ldf, add):
-    """d_features (rows, D) = or += z^T W; writes whole blocks of rows and vectors of columns."""
+    """d_features (rows, D) = or += z^T W; writes whole blocks of rows and whole vectors of columns."""
     for s in range(0, S, DEPTH):
         depth = min(S - s, DEPTH)
         for panel in range(-(-D // PANEL)):
@@ -182,7 +185,7 @@ def feature_gradient(z, ldz, rows, S, D, weight_panels, d_features, ldf, add):
 
 @helper
 def store_rows(h, d_features, D, row_ids, first, rows, add):
-    """Write h's feature gradients to their rows, or add them."""
+    """Write h's feature gradients to their rows of d_features, or add them."""
     for i in range(rows):
         row = row_ids[first + i] if len(row_ids) else first + i
         target = d_features + FLOAT_BYTES * row * D

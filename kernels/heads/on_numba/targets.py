@@ -1,4 +1,4 @@
-"""What targets say before any logit is made: how many are valid, what a mean divides by, which rows to compute."""
+"""Survey of the targets before any logit is computed: numbers of valid ones, denominators, and rows to compute."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ SKIPPED, ALL_ROWS, LABELLED_ROWS = range(3)
 
 @entry
 def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weights, pass_logits, row_logits):
-    """(scale, gradient_scale, way, counts, outside) of K heads.
+    """Survey the targets of K heads; return (scale, gradient_scale, way, counts, outside).
 
-    scale (K,) is 1/denominator of each mean, 0 without any valid row; gradient_scale (K,) float32 the same times
-    the task weight; way (K,) SKIPPED, ALL_ROWS or LABELLED_ROWS, counts (3,) how many go which way; outside the
-    first target outside [0, C), or of values outside [least, most], as [task, place], or [-1, 0].
+    scale: (K,), 1/denominator of each mean, 0 without any valid row. gradient_scale: (K,) float32, scale times task
+    weight.
+    way: (K,), SKIPPED, ALL_ROWS or LABELLED_ROWS. counts: (3,), the number of heads for each way.
+    outside: [task, index] of the first class target outside [0, C) or value outside [least, most]; [-1, 0] if none.
 
-    A head goes over its labelled rows alone if they are at most half and the others cost more, in logits, than a
-    pass of its own (pass_logits, and row_logits for every row of it). task_weights is the address of (K,) float32.
+    A head is computed over its labelled rows only if they are at most half of all rows and skipping the others saves
+    more, in logits, than a separate pass costs: pass_logits, plus row_logits per labelled row. task_weights is the
+    address of (K,) float32.
     """
     K = len(heads)
     task_weights_k = numba.carray(pointer_to_float32(task_weights), (K,))
@@ -50,7 +52,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
                         outside[0], outside[1] = k, i
                         return scale, gradient_scale, way, counts, outside
             denominator = np.float64(valid)
-            labelled = -(-valid // C)  # at least
+            labelled = -(-valid // C)  # a lower bound
         else:
             y = numba.carray(pointer_to_int64(targets[k]), (n_rows,))
             valid = 0
@@ -86,7 +88,7 @@ def survey(heads, column_weights, targets, n_rows, task_weights, skip_zero_weigh
 
 @entry
 def labelled_rows(head, target, n_rows):
-    """(rows with a target,) int64, ascending."""
+    """Return the rows that have a target, int64, ascending."""
     C = head["size"]
     rows = np.empty(n_rows, np.int64)
     count = 0

@@ -1,9 +1,9 @@
-"""The tile plan on a CPU: one kernel makes logits, losses and all gradients of a tile of rows while it is in cache.
+"""The tile plan on a CPU: one kernel computes logits, losses and all gradients of a tile of rows while it is in cache.
 
-A split takes every tile of its rows through four stages: logits of all heads, transposed into z (S, rows);
-the loss pass, which turns z into its gradient; the tile's share of the weight gradient, summed in the
-split's own (S, D); and the tile's feature gradient, written once. The splits' sums are added in the order of
-splits: the same call on the same number of threads gives the same bits.
+A split takes every tile of its rows through four stages: logits of all heads, transposed into z (S, rows); the loss
+pass, which turns z into its gradient; the tile's share of the weight gradient, added to the split's own (S, D); and the
+tile's feature gradient, written once. The splits' sums are added in the order of splits: the same call on the same
+number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = ["RESIDUAL_IS_GRADIENT", "backward", "forward", "residual_like", "warm
 
 @helper
 def _classes_of(target, total_rows, row_ids, first, rows, gathered):
-    """The tile's class targets (rows,)."""
+    """Return the tile's class targets (rows,)."""
     y = numba.carray(pointer_to_int64(target), (total_rows,))
     if len(row_ids) == 0:
         return y[first : first + rows]
@@ -64,7 +64,7 @@ def _classes_of(target, total_rows, row_ids, first, rows, gathered):
 
 @helper
 def _values_of(target, C, total_rows, row_ids, first, rows):
-    """The tile's float targets (rows, C)."""
+    """Return the tile's float targets (rows, C)."""
     y = numba.carray(pointer_to_float32(target), (total_rows, C))
     if len(row_ids) == 0:
         return y[first : first + rows]
@@ -80,7 +80,7 @@ def loss_tile(
     z, bias, heads, columns, column_weights, targets, total_rows, row_ids, first, rows, scale, need_gradient,
     loss_k, correct_k, bias_gradient_s, tile_bias_gradient, gathered, lanes,
 ):  # fmt: skip
-    """Turn z (S, rows) into its gradient; add the tile's losses, hits and bias gradient."""
+    """Turn z (S, rows) into its gradient; add up the tile's losses, hits and bias gradient."""
     ldz = z.shape[1]
     for k in range(len(heads)):
         head = heads[k]
@@ -112,7 +112,7 @@ def loss_tile(
 
 @helper
 def columns_of(heads):
-    """(K + 1,) where every head's outputs begin, and the last end, among those of these heads."""
+    """Return the first output of each of these heads when packed alone, and the end of the last one, (K + 1,)."""
     columns = np.zeros(len(heads) + 1, np.int64)
     for k in range(len(heads)):
         columns[k + 1] = columns[k] + heads[k]["size"]
@@ -121,7 +121,7 @@ def columns_of(heads):
 
 @helper
 def pack_heads(weights, D, heads, columns, for_features_too):
-    """(panels for logits (panels, D * PANEL), panels for features (panels * S, PANEL)) of the heads' rows.
+    """Pack the heads' rows: (panels for logits (panels, D * PANEL), panels for features (panels * S, PANEL)).
 
     weights (K,) are the addresses of every head's rows (C, D).
     """
@@ -145,7 +145,7 @@ def _run_split(
     p, features, D, row_ids, n_rows, total_rows, for_logits, for_features, bias, heads, columns, column_weights,
     targets, scale, tile_rows, need_gradient, d_features, add, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
 ):  # fmt: skip
-    """Split p of the rows, tile by tile."""
+    """Process split p of the rows, tile by tile."""
     n_splits, n_tiles = len(loss_pk), -(-n_rows // tile_rows)
     first_row, last_row = (
         p * n_tiles // n_splits * tile_rows,
@@ -178,14 +178,14 @@ def _run_split(
                 target = d_features + FLOAT_BYTES * first * D
                 feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, target, D, False)
             else:
-                # The features of the tile are used up: their gradient takes their place on its way.
+                # The features of the tile are no longer needed: their gradient overwrites them.
                 feature_gradient(z_address, ldz, rows, S, D, for_features.ctypes.data, h_address, ldh, False)
                 store_rows(h, d_features, D, row_ids, first, rows, add)
 
 
 @helper
 def rows_of_split(x_ps, p, n_splits):
-    """Split p's part of what all splits sum (n_splits * S, ld), set to 0; none if nobody sums."""
+    """Return split p's part of the partial sums (n_splits * S, ld), set to 0; empty if there are none."""
     S = len(x_ps) // n_splits
     x_s = x_ps[p * S : (p + 1) * S]
     for s in range(S):
@@ -199,12 +199,13 @@ def _tile_pass(
     tile_rows, n_splits, need_gradient, losses_address, correct_address, d_features, add, d_weight_address,
     d_bias_address,
 ):  # fmt: skip
-    """Losses, correct counts and gradients of some heads (records of a layout), written into those of all.
+    """Compute losses, correct counts and gradients of some heads (records of a layout), in arrays of all heads.
 
-    Addresses are of float32: features and d_features (total_rows, D), weight and d_weight (S, D), losses (K,), bias
-    and d_bias (S,), and of int64: correct (K,); a gradient of address 0 is not wanted. targets, mean_scale and scale
-    (K,) and column_weights (S,) are of all heads, too. row_ids are the rows to compute, empty = all. d_features is
-    written, or added to with `add`; the others in the places of the heads.
+    Addresses of float32: features, d_features (total_rows, D), weight, d_weight (S, D), losses (K,), bias, d_bias (S,);
+    of int64: correct (K,). A gradient with address 0 is not wanted.
+    targets, mean_scale, scale (K,) and column_weights (S,) also cover all heads.
+    row_ids: the rows to compute, empty = all.
+    d_features is written, or added to with `add`; the others are written at the positions of these heads.
     """
     K = len(heads)
     n_rows = len(row_ids) if len(row_ids) else total_rows
@@ -251,15 +252,15 @@ tile_pass = Kernel(_tile_pass)
 
 # --- the plan --------------------------------------------------------------------------------------------
 
-# What a thread holds of a tile, features and logits, stays within about half of a 1 MiB cache.
+# A thread's part of a tile, features and logits, stays within about half of a 1 MiB cache.
 TILE_FLOATS = 1 << 17
 LEAST_ROWS, MOST_ROWS = 32, 192
-# Multiply-adds of a piece's logits, about 10 us: below, another one costs more than it saves.
+# Least multiply-adds for a piece's logits, about 10 us: below that, another piece costs more than it saves.
 LEAST_PRODUCTS = 1 << 18
 
 
 def forward(call: HeadsCall) -> Forward:
-    """Losses of all heads, and as residual the gradients of the total that `needs` asks for.
+    """Compute the losses of all heads; the residual is the gradients of the total that `needs` asks for.
 
     bfloat16 and float16 are computed in float32. Raises ValueError for a class target outside [0, C) that is not
     ignore_index.
@@ -274,7 +275,7 @@ def forward(call: HeadsCall) -> Forward:
 def run_passes(
     batch: Batch, heads: np.ndarray, features: Tensor, weight: Tensor, bias: Tensor | None, outputs: Outputs
 ) -> None:
-    """Compute heads (records) by the tile kernel and add them to the outputs."""
+    """Compute heads (records) with the tile kernel and add them to the outputs."""
     D = features.shape[1]
     bias_s = batch.table.no_bias if bias is None else kernel_tensor(bias)
     for of_heads, rows in passes(batch, heads):
@@ -307,14 +308,14 @@ def _run_pass(
 
 
 def tile_rows(n_rows: int, floats_a_row: int, n_splits: int) -> int:
-    """Rows of a tile: as many as fit the cache, in tiles that share out evenly among the threads."""
+    """Number of rows of a tile: as many as fit the cache, in tiles that divide evenly among the threads."""
     most = max(LEAST_ROWS, min(MOST_ROWS, TILE_FLOATS // floats_a_row))
     n_tiles = -(-n_rows // (most * n_splits)) * n_splits
     return max(WIDTH, -(-n_rows // (n_tiles * WIDTH)) * WIDTH)
 
 
 def warm_up() -> None:
-    """Compile the kernel, or load it from where it is kept: it serves every layout."""
+    """Compile the kernel, or load it from the cache; it works for every layout."""
     layout = HeadLayout((HeadSpec(Kind.SOFTMAX, 3), HeadSpec(Kind.SQUARED, 1)))
     features, weight, bias = float_zeros(2, 2), float_zeros(4, 2), float_zeros(4)
     targets = (torch.zeros(2, dtype=torch.int64), float_zeros(2, 1))

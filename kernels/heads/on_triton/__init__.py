@@ -1,4 +1,4 @@
-"""On a GPU, compiled by Triton."""
+"""GPU backend, compiled by Triton."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ BACKEND = Backend(
 )
 
 if TYPE_CHECKING:
-    # The types of every plan are checked against what the op calls.
+    # Lets a type checker compare every plan with what the op calls.
     from ..call import Plan
     from . import chunked, packed
 

@@ -1,4 +1,4 @@
-"""Some rows of logits on a GPU, and what every kernel that takes their losses is told."""
+"""A chunk of rows of logits on a GPU, and the arguments of every kernel that computes their losses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .mean_scales import Scales
 from .tables import HeadTables
 from .targets import ADDRESSES, Targets
 
-# Pointers and integers that such a kernel begins with, as `Chunk.tensors` and `Chunk.integers` have them.
+# Pointers and integers that such a kernel's parameters begin with, as in `Chunk.tensors` and `Chunk.integers`.
 POINTERS = ("p_logits", "p_bias", "p_weights", "p_task_weights", "p_scale", "p_sums")
 INTEGERS = ("N", "n_rows", "first_row", "row_stride", "row_floats", *ADDRESSES)
 
 
 class Told(NamedTuple):
-    """What a kernel is compiled for, beside its heads."""
+    """What a kernel is compiled for, besides its heads."""
 
     layout: HeadLayout
     has_bias: bool
@@ -38,23 +38,23 @@ class Told(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Rows first_row.. of a call: their logits without bias, in a buffer whose rows begin a multiple of 16 apart.
+    """Rows first_row.. of a call: their logits without bias, in a buffer whose row stride is a multiple of 16.
 
-    Where a gradient is needed kernels overwrite them with it, already multiplied by the heads' scales, and what pads
-    a row up to n_columns with 0.
+    If a gradient is needed, kernels overwrite the logits with it, already multiplied by the heads' scales, and the
+    padding of a row up to n_columns with 0.
     """
 
     call: HeadsCall
     tables: HeadTables
     targets: Targets
-    scales: Scales | None  # None where no gradient is needed
+    scales: Scales | None  # None if no gradient is needed
     logits: Tensor  # (n_rows, n_columns)
     first_row: int
-    sums: Tensor  # (n_blocks, K, 3) float32, zeros: loss, denominator and correct rows of blocks of rows
+    sums: Tensor  # (n_blocks, K, 3) float32, zeros: loss, denominator and correct rows, by block of rows
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What POINTERS names. An argument that a variant never reads still needs a pointer."""
+        """The arguments for POINTERS. An argument that a variant never reads still needs a pointer."""
         bias, weights = self.call.bias, self.tables.column_weights
         return (
             self.logits, weights if bias is None else bias.contiguous(), weights, self.call.task_weights,
@@ -63,7 +63,7 @@ class Chunk(NamedTuple):
 
     @property
     def integers(self) -> tuple[int, ...]:
-        """What INTEGERS names."""
+        """The arguments for INTEGERS."""
         return (
             self.call.features.shape[0], len(self.logits), self.first_row, self.logits.stride(0),
             self.targets.row_floats, *self.targets.addresses,
@@ -80,7 +80,7 @@ class Chunk(NamedTuple):
 
 
 def signature(dtype: str, of_bias: str | None = None) -> dict[str, str]:
-    """Types of POINTERS and INTEGERS for logits of `dtype`, to compile ahead of time."""
+    """Types of POINTERS and INTEGERS for logits of `dtype`, for compiling ahead of time."""
     own = {"p_logits": f"*{dtype}", "p_bias": f"*{of_bias or dtype}"}
     integers = {name: "i64" if name in ADDRESSES else "i32" for name in INTEGERS}
     return {**dict.fromkeys(POINTERS, "*fp32"), **own, **integers}

@@ -1,10 +1,10 @@
-"""Which kernels take the losses of a chunk of logits: wide heads are swept, each row of them by a program's own blocks.
+"""Choose the kernels that compute the losses of a chunk of logits: wide heads are swept block by block along each row.
 
     wide_softmax_kernel  a softmax head of more than NARROW outputs
-    wide_values_kernel   an elementwise head of more
-    narrow_kernel        all the others, neighbours together
+    wide_values_kernel   an elementwise head of more than NARROW outputs
+    narrow_kernel        all others, adjacent heads together
 
-All of them overwrite the logits of their own columns with the gradient, already multiplied by what `mean_scales` says.
+Each overwrites the logits of its own columns with the gradient, already multiplied by the factors of `mean_scales`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .chunk import Chunk
 from .narrow_rows import Groups, narrow_groups
 
 NARROW = 128  # outputs: wider heads are swept
-ROWS = 8  # of a program that sweeps, so that its sums are one of a thousand or fewer
+ROWS = 8  # rows per sweeping program, so that there are a thousand partial sums or fewer
 MOST_ROWS = 64
 
 
 class Split(NamedTuple):
-    """The heads of a layout by the kernel that takes them."""
+    """The heads of a layout, by the kernel that handles them."""
 
     softmax: tuple[int, ...]
     values: tuple[int, ...]
@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 @cache
 def split_heads(layout: HeadLayout, n_columns: int) -> Split:
-    """Of a layout whose rows of logits are padded to n_columns."""
+    """Split a layout whose rows of logits are padded to n_columns."""
     wide = [k for k, head in enumerate(layout.heads) if head.size > NARROW]
     softmax = tuple(k for k in wide if layout.heads[k].kind.takes_classes)
     values = tuple(k for k in wide if k not in softmax)
@@ -43,18 +43,21 @@ def split_heads(layout: HeadLayout, n_columns: int) -> Split:
 
 
 def rows_per_program(N: int) -> int:
-    """Rows whose sums a program that sweeps adds: a power of two."""
+    """Number of rows that a sweeping program sums: a power of two."""
     return 1 << (min(MOST_ROWS, max(ROWS, N // 2048)).bit_length() - 1)
 
 
 def n_sums(split: Split, n_rows: int, rows: int) -> int:
-    """Blocks of rows that the kernels sum a chunk of n_rows by; `rows` to a program that sweeps."""
+    """Number of blocks of rows in the partial sums of a chunk of n_rows; `rows` per sweeping program."""
     blocks = cdiv(n_rows, rows) if split.softmax or split.values else 0
     return max(blocks, 0 if split.narrow is None else cdiv(n_rows, split.narrow.rows))
 
 
 def take_losses(chunk: Chunk, split: Split, rows: int) -> None:
-    """The sums of a chunk's rows; its logits become their gradient where one is needed, and what pads them 0."""
+    """Compute the sums of a chunk's rows.
+
+    If a gradient is needed, logits become their gradient and padding becomes 0.
+    """
     for k in split.softmax:
         wide_rows.launch(chunk, k, rows)
     for k in split.values:

@@ -1,12 +1,13 @@
-"""The chunked plan on a GPU, for vocabulary-sized heads: logits of a chunk of rows at a time, one buffer.
+"""The chunked plan on a GPU, for vocabulary-sized heads: logits of one chunk of rows at a time, in one buffer.
 
-Logits of all rows may not fit: a chunk's are made, turned into their gradient in place, used up by the two gradients'
-GEMMs and overwritten by the next chunk's. Denominators are counted before, so the gradient of the logits comes out
-scaled: GEMMs write the features' gradient, and with a single chunk the weight's, in the dtype it is handed out in.
+The logits of all rows may not fit. So a chunk's logits are computed, turned into their gradient in place, consumed by
+the GEMMs of the two gradients, and overwritten by the next chunk's. Denominators are counted beforehand, so the
+gradient of the logits is already scaled: GEMMs write the features' gradient, and with a single chunk the weight's, in
+the dtype that is handed out.
 
-cuBLAS takes its oldest kernels, eight times as slow at a vocabulary, where a size is no multiple of 16 bytes. A weight
-that is cast or small is copied and padded; of another the last rows alone are, so that there is no copy of a
-vocabulary. Where D is no such multiple, or the weight begins at no multiple of 16 bytes, cuBLAS is right, and slow.
+cuBLAS uses its oldest kernels, eight times as slow for a vocabulary, if a size is not a multiple of 16 bytes. A weight
+that is cast or small is copied and padded; of any other weight only the last rows are, so that no vocabulary is copied.
+If D is not such a multiple, or the weight's address is not aligned to 16 bytes, cuBLAS is correct, but slow.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from .targets import locate_targets
 from .upstream import times_upstream
 from .weights import padded_weight
 
-# Bytes of a chunk's logits. With them and both gradients of 152,000 outputs of 4096 features, all of 16 bits, 8192 rows
+# Bytes of a chunk's logits. With these and both gradients, 152,000 outputs of 4096 features in 16 bits and 8192 rows
 # take 3.8 GB.
 BUDGET_BYTES = 5 << 29
-# A chunk reads and writes the whole float32 weight gradient: with fewer rows that costs more than 6 % of
-# the GEMMs on an H200.
+# A chunk reads and writes the whole float32 weight gradient: with fewer rows that costs more than 6 % of the GEMMs on
+# an H200.
 MIN_ROWS = 4096
-# A multiple of every tile of a GEMM, and of the rows of a program of the loss kernels.
+# A multiple of every GEMM tile, and of the rows per program of the loss kernels.
 ROW_MULTIPLE = 128
-# A row of logits begins at a multiple of as many: 32 bytes of 16-bit ones.
+# The row stride of the logits is a multiple of this: 32 bytes in 16 bits.
 STRIDE = 16
-# A weight of as many bytes is copied and padded: that costs less than two more GEMMs.
+# A weight of up to this many bytes is copied and padded: that costs less than two more GEMMs.
 COPIED_BYTES = 16 << 20
-# Rows of the weight whose float32 gradient from a chunk is in memory beside the sum of all chunks'.
+# Rows of the weight for which a chunk's float32 gradient is held in memory besides the sum over all chunks.
 SLAB_ROWS = 16384
 
 
 def chunk_rows(n_rows: int, width: int, itemsize: int, budget_bytes: int = BUDGET_BYTES) -> int:
-    """Rows of a chunk whose logits, rows of `width` elements of `itemsize` bytes, keep to the budget.
+    """Number of rows of a chunk whose logits, rows of `width` elements of `itemsize` bytes, fit the budget.
 
-    Even chunks, as few as possible; MIN_ROWS rows even where the budget is smaller, and a multiple of
-    ROW_MULTIPLE unless one chunk holds all.
+    Even chunks, as few as possible; at least MIN_ROWS rows even if the budget is smaller, and a multiple of
+    ROW_MULTIPLE unless one chunk holds all rows.
     """
     most = max(MIN_ROWS, budget_bytes // (width * itemsize) // ROW_MULTIPLE * ROW_MULTIPLE)
     if n_rows <= most:
@@ -58,11 +59,12 @@ def chunk_rows(n_rows: int, width: int, itemsize: int, budget_bytes: int = BUDGE
 
 
 def forward(call: HeadsCall, budget_bytes: int = BUDGET_BYTES, least_rows: int | None = None) -> Forward:
-    """Losses of all heads, and as residual the gradients of the total that are needed.
+    """Compute the losses of all heads; the residual is the needed gradients of the total.
 
-    A task of weight 0 that is skipped has loss 0 and gradient 0 (its GEMMs run: the host does not know its weight).
-    `budget_bytes` bounds a chunk's logits as `chunk_rows` says; `least_rows` overrides what that chooses. The first
-    call of a layout on a device copies its tables there: make it before a graph capture.
+    A skipped task of weight 0 has loss 0 and gradient 0 (its GEMMs run: the host does not know the weight).
+    budget_bytes: limit for a chunk's logits, see `chunk_rows`. least_rows: overrides the chunk size chosen from it.
+
+    The first call with a layout on a device copies its tables there: make it before a graph capture.
     """
     features, layout, device = call.features, call.layout, call.features.device
     N, n_columns = features.shape[0], padded_width(layout.width)
@@ -89,14 +91,17 @@ def forward(call: HeadsCall, budget_bytes: int = BUDGET_BYTES, least_rows: int |
 
 
 class Piece(NamedTuple):
-    """Rows of the weight, in the dtype of the features and of an aligned number, and the columns of their logits."""
+    """Rows of the weight, cast to the features' dtype and of aligned number, and the columns of their logits."""
 
     columns: slice
     weight: Tensor
 
 
 def weight_pieces(weight: Tensor, dtype: torch.dtype, n_columns: int) -> tuple[Piece, ...]:
-    """The weight (S, D), padded with rows of 0 to n_columns; the small one first where there are two."""
+    """Split the weight (S, D), padded with rows of 0 to n_columns, into pieces.
+
+    If there are two, the small one comes first.
+    """
     S, D = weight.shape
     whole = slice(0, n_columns)
     if n_columns == S and weight.dtype is dtype:
@@ -110,7 +115,7 @@ def weight_pieces(weight: Tensor, dtype: torch.dtype, n_columns: int) -> tuple[P
 
 
 class _Sums:
-    """The gradients of the total, from one chunk's scaled logit gradients after the other's."""
+    """The gradients of the total, accumulated from the scaled logit gradients of successive chunks."""
 
     def __init__(
         self, call: HeadsCall, scales: Scales | None, pieces: tuple[Piece, ...], *, n_chunks: int
@@ -121,7 +126,7 @@ class _Sums:
         self._d_features = features.new_empty(
             features.shape if needs[0] else 0, dtype=handed_over_in(features.dtype)
         )
-        # A single chunk's are the whole, and nothing is added to.
+        # With a single chunk, its gradients are the result: there is no sum to add to.
         self._d_weight = self._d_bias = None
         if n_chunks != 1:
             shape = padded_width(call.layout.width), features.shape[1]
@@ -129,7 +134,7 @@ class _Sums:
             self._d_bias = features.new_zeros(shape[0], dtype=torch.float32) if needs[2] else None
 
     def add(self, dz: Tensor, some: Tensor, first: int) -> None:
-        """Of rows first.. of the features, whose logits' gradient is dz (rows, n_columns)."""
+        """Add rows first.. of the features, whose logit gradient is dz (rows, n_columns)."""
         need_features, need_weight, need_bias = self._call.needs
         if need_features:
             self._add_features(dz, self._d_features[first : first + len(some)])
@@ -154,7 +159,7 @@ class _Sums:
 
     def _add_weight(self, dz: Tensor, some: Tensor) -> None:
         if self._d_weight is not None:
-            # Not addmm with out_dtype, which not every torch has: what is added to the sum lies in memory before.
+            # Not addmm with out_dtype, which not every torch version has: the slab is stored, then added.
             for begin in range(0, dz.shape[1], SLAB_ROWS):
                 slab = slice(begin, begin + SLAB_ROWS)
                 self._d_weight[slab] += mm_float32(dz[:, slab].t(), some)
@@ -164,9 +169,9 @@ class _Sums:
             self._d_weight = mm_float32(dz.t(), some)
 
     def residual(self) -> Residual:
-        """What `residual_like` says."""
+        """Return the tensors described by `residual_like`."""
         S, dtype = self._call.layout.width, handed_over_in(self._call.weight.dtype)
-        # One each: what a custom op returns may not be the same tensor twice.
+        # Separate tensors: a custom op may not return the same tensor twice.
         no_weight, no_bias = (
             self._call.features.new_empty(0, dtype=empty) for empty in (dtype, torch.float32)
         )
@@ -182,19 +187,19 @@ class _Sums:
 
 
 def handed_over_in(dtype: torch.dtype) -> torch.dtype:
-    """The residual's dtype of a gradient in `dtype`.
+    """Dtype in which the residual holds a gradient of `dtype`.
 
-    Gradients in float16 wait in float32: a loss scale has to come before the rounding.
+    float16 gradients are held in float32: a loss scale must be applied before rounding.
     """
     return torch.float32 if dtype is torch.float16 else dtype
 
 
-# The residual is the gradient: once it is handed out, a second backward pass must make it anew.
+# The residual is the gradient: once it is handed out, a second backward pass must compute it again.
 RESIDUAL_IS_GRADIENT = True
 
 
 def residual_like(call: HeadsCall) -> Residual:
-    """Empty tensors of the shapes and dtypes of the residual."""
+    """Return empty tensors of the shapes and dtypes of the residual."""
     features, weight, needs = call.features, call.weight, call.needs
     return (
         features.new_empty(features.shape if needs[0] else 0, dtype=handed_over_in(features.dtype)),
@@ -204,9 +209,9 @@ def residual_like(call: HeadsCall) -> Residual:
 
 
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
-    """(d_features, d_weight, d_bias), each None where it is not needed.
+    """Return (d_features, d_weight, d_bias), each None if not needed.
 
-    With `own` the residual is nobody else's and may be handed out or overwritten.
+    With `own` nobody else holds the residual, so it may be returned or overwritten.
     """
     d_features, d_weight, d_bias = (
         times_upstream(gradient, grad_total, t.dtype, own) if need else None  # type: ignore[union-attr]
@@ -216,4 +221,4 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
 
 
 def warm_up() -> None:
-    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
+    """Do nothing: Triton compiles for a layout's block sizes at the first call with that layout."""

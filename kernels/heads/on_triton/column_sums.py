@@ -1,8 +1,8 @@
-"""Sums of the columns of a matrix on a GPU: the bias gradient from the gradient of the logits.
+"""Column sums of a matrix on a GPU: the bias gradient from the gradient of the logits.
 
-One pass more over the logits. In the loss kernel it would be a sum across programs: a row's program would have to read
-and write the sums of every column, which doubles what it moves. As a product with a row of ones it would be a GEMM of
-one row, for which cuBLAS has no fast kernel that is known to keep its order. Here a program adds some rows of a
+This is another pass over the logits. In the loss kernel it would be a sum across programs: each row's program would
+have to read and write the sums of every column, which doubles its traffic. As a product with a row of ones it would be
+a GEMM of one row, for which cuBLAS has no fast kernel known to sum in a fixed order. Here a program adds some rows of a
 block of columns, in order, and the parts are added in order.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ...machine.launch import Variant, cdiv
 
-ROWS, COLUMNS, WARPS = 8, 512, 8  # of a program at a time: 16 elements a thread, 8 of a row side by side
-PROGRAMS = 1056  # eight on each multiprocessor of a large GPU
-LEAST_ROWS = 64  # of a program: the parts are at most a thirtieth of what is read
+ROWS, COLUMNS, WARPS = 8, 512, 8  # per program step: 16 elements per thread, 8 of them adjacent in a row
+PROGRAMS = 1056  # eight per multiprocessor of a large GPU
+LEAST_ROWS = 64  # per program: the parts are at most a thirtieth of what is read
 
 
 @triton.jit(do_not_specialize=["n_rows", "row_stride", "n_columns", "n_blocks", "per_part"])
@@ -30,13 +30,13 @@ def column_sum_kernel(
     n_rows,
     row_stride,
     n_columns,
-    n_blocks,  # of columns
-    per_part,  # rows
+    n_blocks,  # blocks of columns
+    per_part,  # rows per part
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """One program: per_part rows of a block of columns. row_stride is a multiple of 16, n_columns of 8."""
-    # Nothing changes but what the compiler knows: it widens an access only by proven divisors.
+    # No change in value, but it proves divisibility to the compiler, which widens an access only then.
     row_stride = row_stride // 16 * 16
     m_end = n_columns // 8 * 8
     i_part = tl.program_id(0) // n_blocks
@@ -53,9 +53,10 @@ def column_sum_kernel(
 
 
 def column_sums(matrix: Tensor) -> Tensor:
-    """(n_columns,) float32 of a matrix (n_rows, n_columns) whose rows begin 16 elements, or a multiple, apart.
+    """Sum the columns of a matrix (n_rows, n_columns) whose row stride is a multiple of 16 elements.
 
-    Raises ValueError for other rows and for a number of columns that is no multiple of 8.
+    Returns (n_columns,) float32. Raises ValueError for other strides, and for a number of columns that is not a
+    multiple of 8.
     """
     n_rows, n_columns = matrix.shape
     row_stride = matrix.stride(0)
@@ -80,7 +81,7 @@ def _variant() -> Variant:
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What `column_sums` launches: (name, kernel, signature, constexprs, options)."""
+    """Variants that `column_sums` launches: (name, kernel, signature, constexprs, options)."""
     integers = dict.fromkeys(("n_rows", "row_stride", "n_columns", "n_blocks", "per_part"), "i32")
     return [
         (

@@ -1,4 +1,4 @@
-"""A layout as constants that kernels are compiled with: a head that is known then needs no table, and no branch."""
+"""A layout as compile-time constants of kernels: a head known at compile time needs neither a table nor a branch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import triton.language as tl
 from ..kind import MAX_NUMBERS, Kind
 from ..layout import HeadLayout
 
-# What stands where in a head's constants.
+# Positions in a head's constants.
 OFFSET: tl.constexpr = tl.constexpr(0)
 SIZE: tl.constexpr = tl.constexpr(1)
 KIND: tl.constexpr = tl.constexpr(2)
 IGNORE: tl.constexpr = tl.constexpr(3)
 SMOOTHING: tl.constexpr = tl.constexpr(4)
 WEIGHT_SUM: tl.constexpr = tl.constexpr(5)
-WEIGHTED: tl.constexpr = tl.constexpr(6)  # whether a column's weight is not 1
+WEIGHTED: tl.constexpr = tl.constexpr(6)  # whether any column's weight differs from 1
 TARGET: tl.constexpr = tl.constexpr(
     7
-)  # row of the class targets, or first column of the floats, side by side
+)  # row of the class targets, or first column of the float targets, when packed side by side
 NUMBERS: tl.constexpr = tl.constexpr(8)  # the first of MAX_NUMBERS numbers of the head's options
 N_CONSTANTS: tl.constexpr = tl.constexpr(8 + MAX_NUMBERS)
 
 
 @cache
 def constants_of(layout: HeadLayout) -> tuple[int | float, ...]:
-    """(K * N_CONSTANTS,) the constants of one head after another: a kernel cannot look into tuples of tuples."""
+    """Return the constants of all heads, flattened to (K * N_CONSTANTS,): a kernel cannot index nested tuples."""
     found: list[int | float] = []
     n_classes = n_floats = 0
     for first, _, head in layout:

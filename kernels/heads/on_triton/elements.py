@@ -38,7 +38,7 @@ def _log1p_and_reciprocal(b_u):
     return log1p(b_u), 1.0 / (1.0 + b_u)
 
 
-# The words of ../elements.py.
+# The functions of ../elements.py.
 WORDS = {
     "where": _where,
     "absolute": _absolute,
@@ -50,9 +50,9 @@ WORDS = {
 
 
 def _compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
-    """The function with these globals beside its own, compiled into its callers.
+    """Compile the function, with these additional globals, for inlining into its callers.
 
-    Triton tells functions apart by their qualified names, and its interpreter asks for `tl`.
+    Triton distinguishes functions by their qualified names, and its interpreter needs `tl`.
     """
     copy = FunctionType(function.__code__, {**function.__globals__, "tl": tl, **names}, function.__name__)
     copy.__qualname__ = name
@@ -61,7 +61,7 @@ def _compiled(function: Callable, names: dict[str, Any], name: str) -> Any:
 
 @triton.jit
 def _unknown_kind(kind, b_z, b_y, b_w, options):
-    """No kind has this code: nothing that could be taken for a loss."""
+    """Return NaN, which cannot be mistaken for a loss: no kind has this code."""
     b_nan = tl.full(b_z.shape, float("nan"), tl.float32)
     return b_nan, b_nan, tl.full(b_z.shape, 1, tl.int32)
 
@@ -71,7 +71,7 @@ def _no_hit(b_z, b_y):
 
 
 def _element_or_other(kind, b_z, b_y, b_w, options):
-    """One link of the chain: this kind's element function, or the chain's other links."""
+    """One link of the chain: this kind's element function, or else the remaining links."""
     if kind == CODE:  # noqa: F821
         b_loss, b_dz = ELEMENT(b_z, b_y, b_w, options)  # noqa: F821
         b_wrong = (HIT(b_z, b_y) < 0.5).to(tl.int32)  # noqa: F821
@@ -94,13 +94,13 @@ def _chain(kinds: tuple[Kind, ...]) -> Any:
     return chain
 
 
-# element_of(kind, b_z, b_y, b_w, options) -> (loss, d loss/d z, 1 where wrong) of a block.
+# element_of(kind, b_z, b_y, b_w, options) -> (loss, d loss/d z, 1 where wrong) for a block.
 element_of = _chain(elementwise_kinds())
 
 
 @triton.jit
 def dense_elements(b_z, b_y, b_w, m_valid, kind, options):
-    """(loss, gradient, 1 where an output is wrong) of each float target of a head of any elementwise kind.
+    """Return (loss, gradient, 1 where an output is wrong) for every float target of a head of any elementwise kind.
 
     b_y is finite; b_w holds the column weights. Loss and gradient are 0 where not m_valid.
     """

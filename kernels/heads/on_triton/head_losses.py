@@ -1,17 +1,17 @@
-"""The losses of a block of rows of some heads on a GPU, and their gradient, from logits that lie in registers.
+"""The losses of a block of rows of some heads on a GPU, and their gradient, from logits in registers.
 
-A head has C columns of logits z. The formulas are torch.nn.functional's, unscaled (the gradient of the sum over
+A head has C columns of logits z. The formulas are those of torch.nn.functional, unscaled (the gradient of the sum over
 rows):
 
     SOFTMAX  loss_n = (1-e) w_y (lse - z_y) + e/C sum_c w_c (lse - z_c),     lse = log sum_c exp z_c
              dz_c   = (1-e) w_y (p_c - [c = y]) + e/C (p_c sum_c w_c - w_c),  p = softmax z
 
-with smoothing e and class weights w; elementwise heads have theirs in `kinds`. A mean divides by the sum of
-w_y over valid rows (SOFTMAX) or by the number of targets that are not NaN. A class index outside [0, C) that
-is not the ignore_index makes the task's loss NaN, adds no gradient and touches no memory: raising would have
-to wait for the device.
+with smoothing e and class weights w; those of elementwise heads are in `kinds`. A mean divides by the sum of w_y over
+valid rows (SOFTMAX) or by the number of targets that are not NaN. A class index outside [0, C) that is not the
+ignore_index makes the task's loss NaN, adds no gradient and touches no memory: raising would require waiting for the
+device.
 
-The block is as wide as all its heads together; what concerns one of them is masked.
+The block is as wide as all its heads together; computations for one head are masked.
 """
 
 from __future__ import annotations
@@ -43,18 +43,20 @@ def head_losses(
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
 ):
-    """The gradient (BLOCK_N, BLOCK_S) of the logits b_z, bias added, in float32; columns of no head stay as they are.
+    """Return the float32 gradient (BLOCK_N, BLOCK_S) of logits b_z, which include the bias.
 
-    o_n, m_n: the rows and which of them there are. o_s: the columns, of the layout. HEADS: `constants_of` the layout,
-    of which FIRST..LAST are computed; a head that is known when it is compiled waits for no table. p_sums points at
-    (K, 3) float32: loss, denominator and correct rows of each head go there.
+    Columns that belong to none of the heads are unchanged.
+    o_n, m_n: the rows and the mask of existing rows. o_s: the columns in the layout.
+    HEADS: `constants_of` the layout, of which heads FIRST..LAST are computed; a head known at compile time waits for no
+    table.
+    p_sums: (K, 3) float32, where loss, denominator and correct rows of each head are stored.
     """
     for k in tl.static_range(FIRST, LAST):
         m_active = m_n
         if SKIP_ZERO_WEIGHTS:
             m_active = o_n < tl.where(tl.load(p_task_weights + k) != 0.0, N, 0)
         address = target_of(k, addresses, N, HEADS, SIDE_BY_SIDE)
-        # Columns of other heads stay as they are: one block holds logits and gradients.
+        # Columns of other heads are unchanged: one block holds both logits and gradients.
         b_z = _turn_head(
             b_z, o_n, m_active, o_s, p_weights, p_sums + k * 3, address, row_floats, HEADS, k, SIDE_BY_SIDE
         )  # fmt: skip
@@ -75,7 +77,7 @@ def _turn_head(
     k: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
 ):
-    """b_z with the gradient of head k in its columns; its sums go to p_sum. m_n: the rows that are computed."""
+    """Return b_z with the gradient of head k in its columns; store its sums at p_sum. m_n: the rows to compute."""
     AT: tl.constexpr = k * N_CONSTANTS
     offset: tl.constexpr = HEADS[AT + OFFSET]
     C: tl.constexpr = HEADS[AT + SIZE]
@@ -111,7 +113,7 @@ def _turn_head(
 
 @triton.jit
 def options_at(HEADS: tl.constexpr, k: tl.constexpr):
-    """A head's numbers, as its element function gets them."""
+    """Return a head's numbers, as its element function takes them."""
     first: tl.constexpr = k * N_CONSTANTS + NUMBERS
     return (
         tl.full((), HEADS[first], tl.float32),
@@ -135,7 +137,7 @@ def _softmax(
     weight_sum: tl.constexpr,
     IS_WEIGHTED: tl.constexpr,
 ):
-    """(loss, denominator, correct, gradient) of one head."""
+    """Return (loss, denominator, correct, gradient) of one head."""
     m_hit = (o_c[None, :] == b_y[:, None]) & m_c[None, :]
     b_z = tl.where(m_c[None, :], b_z, float("-inf"))
     b_max = tl.max(b_z, axis=1)
@@ -151,7 +153,7 @@ def _softmax(
         b_gap = b_w[None, :] * (b_target_z[:, None] - tl.where(m_c[None, :], b_z, 0.0))
         b_loss += smoothing / C * (weight_sum * b_nll + tl.sum(b_gap, axis=1))
     b_loss = tl.where(m_valid, b_loss, tl.where(m_used, float("nan"), 0.0))
-    # The first maximum of the row counts, as torch.argmax has it.
+    # Like torch.argmax, take the first maximum of the row.
     b_first = tl.min(tl.where(b_z == b_max[:, None], o_c[None, :], C), axis=1)
     correct = tl.sum((m_valid & (b_first == b_y)).to(tl.float32), axis=0)
     b_pull = (1.0 - smoothing) * b_target_w
@@ -165,7 +167,7 @@ def _softmax(
 
 @triton.jit
 def _elementwise(b_z, b_t, b_w, kind: tl.constexpr, numbers):
-    """(loss, denominator, correct, gradient) of one head from its targets, NaN where there is none."""
+    """Return (loss, denominator, correct, gradient) of one head from its targets; NaN = no target."""
     m_known = b_t == b_t
     b_t = tl.where(m_known, b_t, 0.0)
     b_loss, b_dz, b_wrong = dense_elements(b_z, b_t, b_w[None, :], m_known, kind, numbers)

@@ -1,7 +1,7 @@
-"""What every head's logit gradient is to be multiplied by, from the targets alone: before any gradient is made.
+"""The factor of every head's logit gradient, from the targets alone, before any gradient is computed.
 
 A mean divides by the sum of the class weights w_y over the valid rows (SOFTMAX) or by the number of targets that are
-not NaN (the others). Partial sums of a fixed number of parts: no atomics, the same bits every call.
+not NaN (other kinds). Partial sums of a fixed number of parts: no atomics, the same bits in every call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .targets import ADDRESSES, MOST_ADDRESSES, Targets
 MAX_PARTS = 64
 ROWS_PER_PART = 1024
 BLOCK, WARPS = 512, 4
-ELEMENTS = 1024  # that the program of the scales adds at a time
+ELEMENTS = 1024  # that the scale program adds at a time
 
 
 N_ADDRESSES: tl.constexpr = tl.constexpr(MOST_ADDRESSES)
@@ -31,9 +31,9 @@ N_ADDRESSES: tl.constexpr = tl.constexpr(MOST_ADDRESSES)
 
 @triton.jit
 def _target_of(i_k, p_head, addresses, N, row_floats, SIDE_BY_SIDE: tl.constexpr):
-    """(address of a head's first target, floats of a row); p_head points at the head's row of the table.
+    """Return (address of a head's first target, floats per row); p_head points at the head's row of the table.
 
-    Heads are not known when the kernel is compiled: it is the same for any number of them.
+    Heads are not known at compile time: the kernel is the same for any number of them.
     """
     C = tl.load(p_head + SIZE)
     if SIDE_BY_SIDE:
@@ -126,7 +126,10 @@ def scale_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The one program: task weight / denominator of each head; with IS_RELATIVE over the largest of all heads."""
+    """Single program: task weight / denominator of each head.
+
+    With IS_RELATIVE, divided by the largest over all heads.
+    """
     o_k = tl.arange(0, BLOCK_K)
     m_k = o_k < K
     b_sum = tl.zeros((BLOCK_P, BLOCK_K), tl.float64)
@@ -146,16 +149,16 @@ def scale_kernel(
 
 
 class Scales(NamedTuple):
-    """What the unscaled logit gradients of the heads are multiplied by, and what is left for after a product."""
+    """Factors of the unscaled logit gradients of the heads, and the remaining factor to apply after a product."""
 
-    of_heads: Tensor  # (K,) float32, task weight / denominator, or 0; over `largest` where there is one
+    of_heads: Tensor  # (K,) float32, task weight / denominator, or 0; divided by `largest` if that is set
     largest: Tensor | None  # () float32
 
 
 def take_scales(call: HeadsCall, targets: Targets) -> Scales:
-    """Of a call whose targets were located.
+    """Compute the scales of a call whose targets have been located.
 
-    1/N is subnormal in float16: there the heads' scales are relative to the largest. A skipped head's is 0.
+    1/N is subnormal in float16: there the heads' scales are relative to the largest. A skipped head's scale is 0.
     """
     N, K, device = call.features.shape[0], len(call.layout), call.features.device
     tables = head_tables(call.layout, device)
@@ -192,7 +195,7 @@ def _blocks_of(K: int) -> dict[str, int]:
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What `take_scales` launches: (name, kernel, signature, constexprs, options)."""
+    """Variants that `take_scales` launches: (name, kernel, signature, constexprs, options)."""
     counting = {
         "p_integers": "*i64",
         **dict.fromkeys(("p_weights", "p_task_weights", "p_parts"), "*fp32"),

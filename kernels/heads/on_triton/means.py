@@ -1,4 +1,4 @@
-"""From the sums of blocks of rows to mean losses, their weighted total and the scales of the gradients, in one launch.
+"""From sums over blocks of rows to mean losses, their weighted total and the scales of the gradients, in one launch.
 
 Added in float64 in a fixed order: two calls give the same bits.
 """
@@ -29,7 +29,7 @@ def mean_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The one program."""
+    """Single program."""
     o_k = tl.arange(0, BLOCK_K)
     m_k = o_k < K
     b_loss = tl.zeros((BLOCK_P, BLOCK_K), tl.float64)
@@ -68,7 +68,7 @@ class Means(NamedTuple):
 
 
 def take_means(sums: Tensor, task_weights: Tensor) -> Means:
-    """Of sums (n_blocks, K, 3) float32 of blocks of rows: loss, denominator and correct rows of each head."""
+    """Reduce sums (n_blocks, K, 3) float32 over blocks of rows: loss, denominator and correct rows of each head."""
     n_blocks, K, _ = sums.shape
     device = sums.device
     total = torch.empty((), dtype=torch.float32, device=device)
@@ -84,13 +84,13 @@ def _variant(K: int) -> Variant:
 
 
 def blocks_of(K: int) -> dict[str, int]:
-    """Blocks of sums and heads that the program adds at a time."""
+    """Numbers of blocks of rows and heads that the program adds at a time."""
     columns = next_power_of_2(K)
     return {"BLOCK_P": max(1, ELEMENTS // columns), "BLOCK_K": columns}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What `take_means` launches: (name, kernel, signature, constexprs, options)."""
+    """Variants that `take_means` launches: (name, kernel, signature, constexprs, options)."""
     names = ("p_sums", "p_task_weights", "p_total", "p_losses", "p_scale")
     signature = {
         **dict.fromkeys(names, "*fp32"),

@@ -1,6 +1,6 @@
-"""Losses of narrow heads beside wide ones on a GPU, and their scaled gradient over the logits: one launch for them all.
+"""Losses of narrow heads next to wide ones on a GPU, and their scaled gradient in place: one launch for all.
 
-A program holds some rows of a few neighbouring heads, as wide as these are together.
+A program holds some rows of a few adjacent heads, as wide as these are together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..layout import HeadLayout
 from .chunk import INTEGERS, Chunk, Told, signature
 from .head_losses import head_losses
 
-# What stands where in a group's constants.
+# Positions in a group's constants.
 FIRST_HEAD: tl.constexpr = tl.constexpr(0)
 LAST_HEAD: tl.constexpr = tl.constexpr(1)
 BEGIN: tl.constexpr = tl.constexpr(2)
@@ -30,7 +30,7 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 2048  # of a program, 8 a thread
+ELEMENTS = 2048  # of a program, 8 per thread
 OPTIONS = {"num_warps": 8}
 
 
@@ -40,7 +40,7 @@ def narrow_kernel(
     p_bias,  # (S,)
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
-    p_scale,  # (K,) float32, what a head's gradient is multiplied by
+    p_scale,  # (K,) float32, the factor of a head's gradient
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
     p_head_of_column,  # (S,) int64
     N,
@@ -76,11 +76,11 @@ def narrow_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so neighbours share rows in cache."""
+    """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so adjacent programs share rows in cache."""
     i_block = tl.program_id(0) // N_GROUPS
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n_rows
-    # A row that there is not in the chunk, there is not at all.
+    # Rows past the end of the chunk get a target index past the end of the batch.
     o_target = tl.where(m_n, first_row + o_n, N)
     addresses = (
         address_0, address_1, address_2, address_3, address_4, address_5, address_6, address_7,
@@ -88,7 +88,7 @@ def narrow_kernel(
     )  # fmt: skip
     for g in tl.static_range(N_GROUPS):
         if tl.program_id(0) % N_GROUPS == g:
-            # Columns of the group, and of what pads the row: the others' programs write theirs.
+            # Columns of the group, and of the row's padding; other programs write the other columns.
             o_s = GROUPS[g * N_BOUNDS + BEGIN] + tl.arange(0, BLOCK_S)
             m_own = (o_s >= GROUPS[g * N_BOUNDS + FIRST_COLUMN]) & (o_s < GROUPS[g * N_BOUNDS + LAST_COLUMN])
             m_s = m_own & (o_s < S)
@@ -109,18 +109,18 @@ def narrow_kernel(
 
 
 class Groups(NamedTuple):
-    """Which heads and columns each program takes, and the rows and columns that one holds."""
+    """The heads and columns of each program, and the numbers of rows and columns that one holds."""
 
     n: int
-    bounds: tuple[int, ...]  # N_BOUNDS a group, one after another
+    bounds: tuple[int, ...]  # N_BOUNDS per group, one group after another
     rows: int
     columns: int
 
 
 def narrow_groups(layout: HeadLayout, members: Sequence[int], n_columns: int) -> Groups | None:
-    """Neighbours among `members` together up to GROUP_COLUMNS; None without members.
+    """Group adjacent `members` up to GROUP_COLUMNS; None without members.
 
-    The layout's last head, if it is one, has what pads a row up to n_columns, too.
+    If the layout's last head is a member, its group also covers a row's padding up to n_columns.
     """
     if not members:
         return None
@@ -139,7 +139,7 @@ def narrow_groups(layout: HeadLayout, members: Sequence[int], n_columns: int) ->
 
 
 def launch(chunk: Chunk, groups: Groups, head_of_column: Tensor) -> None:
-    """The losses of these heads of a chunk."""
+    """Compute the losses of these heads of a chunk."""
     _variant(chunk.told, groups).launch(
         cdiv(len(chunk.logits), groups.rows) * groups.n,
         (*chunk.tensors, head_of_column),
@@ -153,7 +153,7 @@ def _variant(told: Told, groups: Groups) -> Variant:
 
 
 def constexprs_of(told: Told, groups: Groups) -> dict[str, Any]:
-    """The compile-time arguments."""
+    """Return the compile-time arguments."""
     return {
         **told.constexprs, "GROUPS": groups.bounds, "N_GROUPS": groups.n, "BLOCK_N": groups.rows,
         "BLOCK_S": groups.columns,
@@ -161,7 +161,7 @@ def constexprs_of(told: Told, groups: Groups) -> dict[str, Any]:
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options)."""
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     of_values = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER)
     variants = []
     for dtype, widest, kinds in itertools.product(

@@ -1,7 +1,7 @@
-"""The packed plan on a GPU: one GEMM for all heads' logits, one launch for their losses, one GEMM a gradient.
+"""The packed plan on a GPU: one GEMM for all heads' logits, one launch for their losses, one GEMM per gradient.
 
-cuBLAS takes its oldest kernels, four times as slow and more, where a size is no multiple of 16 bytes: the S outputs
-are padded in the weight, the logits and the gradients alike.
+cuBLAS uses its oldest kernels, four times as slow or worse, if a size is not a multiple of 16 bytes: so the S outputs
+are padded in weight, logits and gradients alike.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from .tables import head_tables
 from .weights import Factors, finish_weight, padded_weight, scaled_weight
 
 RESIDUAL_IS_GRADIENT = False
-ALIGNMENT = 8  # outputs: 16 bytes of 16-bit ones
+ALIGNMENT = 8  # outputs: 16 bytes in 16 bits
 
 
 def padded_width(S: int) -> int:
-    """Outputs of all heads and what pads them for the GEMMs."""
+    """Number of outputs of all heads, padded for the GEMMs."""
     return cdiv(S, ALIGNMENT) * ALIGNMENT
 
 
 def forward(call: HeadsCall) -> Forward:
-    """Losses of all heads; the residual is (unscaled logit gradient (N, padded_width), scale (K,), bias parts).
+    """Compute the losses of all heads.
 
-    Task weights enter in the backward pass; with `skip_zero_weights` a task of weight 0 has loss 0 and gradient 0.
+    The residual is (unscaled logit gradient (N, padded_width), scale (K,), bias parts).
+    Task weights are applied in the backward pass; with `skip_zero_weights` a task of weight 0 has loss 0 and gradient
+    0.
     """
     features, needs = call.features, call.needs
     if call.layout.widest > WIDEST:
@@ -50,7 +52,7 @@ def forward(call: HeadsCall) -> Forward:
 
 
 def residual_like(call: HeadsCall) -> Residual:
-    """Empty tensors of the shapes and dtypes of the residual."""
+    """Return empty tensors of the shapes and dtypes of the residual."""
     features, layout, needs = call.features, call.layout, call.needs
     nothing = features.new_empty(0, dtype=torch.float32)
     if not any(needs):
@@ -65,11 +67,11 @@ def residual_like(call: HeadsCall) -> Residual:
 
 
 def warm_up() -> None:
-    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
+    """Do nothing: Triton compiles for a layout's block sizes at the first call with that layout."""
 
 
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
-    """(d_features, d_weight, d_bias), each None where it is not needed; the residual is left as it is."""
+    """Return (d_features, d_weight, d_bias), each None if not needed; the residual is not modified."""
     del own
     dz, scale, bias_parts = residual
     features, weight, layout = call.features, call.weight.contiguous(), call.layout
@@ -85,7 +87,7 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
 
 
 def _times_scaled(dz: Tensor, weight: Tensor, dtype: torch.dtype, factors: Factors) -> Tensor:
-    """(N, D) dz (N, rows) times the weight, padded to as many rows, whose rows are scaled."""
+    """Return dz (N, rows) times the weight, scaled by row and padded to as many rows, (N, D)."""
     scaled, largest = scaled_weight(weight, dz.shape[1], dtype, factors)
     if largest is None:
         return torch.mm(dz, scaled)

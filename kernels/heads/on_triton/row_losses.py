@@ -1,6 +1,6 @@
-"""Losses from logits that a product has left in memory, and their unscaled gradient in place: one launch for all heads.
+"""Losses from logits that a GEMM has stored in memory, and their unscaled gradient in place: one launch for all heads.
 
-A program holds some rows of a few neighbouring heads, as wide as these are together.
+A program holds some rows of a few adjacent heads, as wide as these are together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .head_losses import head_losses
 from .tables import head_tables
 from .targets import ADDRESSES, locate_targets
 
-# What stands where in a group's constants.
+# Positions in a group's constants.
 FIRST_HEAD: tl.constexpr = tl.constexpr(0)
 LAST_HEAD: tl.constexpr = tl.constexpr(1)
 BEGIN: tl.constexpr = tl.constexpr(2)
@@ -33,9 +33,9 @@ N_BOUNDS: tl.constexpr = tl.constexpr(5)
 
 ALIGNED_COLUMNS = 8  # a program begins at a multiple: 16 bytes of 16-bit logits
 GROUP_COLUMNS = 64  # heads of fewer outputs share a program
-ELEMENTS = 2048  # of a program, 8 a thread
+ELEMENTS = 2048  # of a program, 8 per thread
 OPTIONS = {"num_warps": 8}
-WIDEST = 256  # outputs of a head that a program holds
+WIDEST = 256  # outputs of the widest head that a program holds
 
 
 @triton.jit(do_not_specialize=["N", "S", "row_floats", *ADDRESSES])
@@ -78,7 +78,7 @@ def row_loss_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so neighbours share rows in cache."""
+    """One program: BLOCK_N rows of a group of heads. Groups vary fastest, so adjacent programs share rows in cache."""
     i_block = tl.program_id(0) // N_GROUPS
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < N
@@ -88,7 +88,7 @@ def row_loss_kernel(
     )  # fmt: skip
     for g in tl.static_range(N_GROUPS):
         if tl.program_id(0) % N_GROUPS == g:
-            # Columns of the group, and of what pads the row: the others' programs write theirs.
+            # Columns of the group, and of the row's padding; other programs write the other columns.
             o_s = GROUPS[g * N_BOUNDS + BEGIN] + tl.arange(0, BLOCK_S)
             m_own = (o_s >= GROUPS[g * N_BOUNDS + FIRST_COLUMN]) & (o_s < GROUPS[g * N_BOUNDS + LAST_COLUMN])
             m_s = m_own & (o_s < S)
@@ -108,15 +108,15 @@ def row_loss_kernel(
 
 
 class Groups(NamedTuple):
-    """Which heads and columns each program takes, and the columns that the widest one holds."""
+    """The heads and columns of each program, and the number of columns that the widest one holds."""
 
     n: int
-    bounds: tuple[int, ...]  # N_BOUNDS a group, one after another
+    bounds: tuple[int, ...]  # N_BOUNDS per group, one group after another
     columns: int  # BLOCK_S
 
 
 class RowLosses(NamedTuple):
-    """Sums (n_blocks, K, 3) of blocks of rows, and the parts (n_blocks, S) of the bias gradient, if there are any."""
+    """Sums (n_blocks, K, 3) over blocks of rows, and the parts (n_blocks, S) of the bias gradient, if any."""
 
     sums: Tensor
     bias_parts: Tensor | None
@@ -124,7 +124,7 @@ class RowLosses(NamedTuple):
 
 @cache
 def head_groups(layout: HeadLayout, row_stride: int) -> Groups:
-    """Neighbouring heads together up to GROUP_COLUMNS; the last group has what pads a row of logits, too."""
+    """Group adjacent heads up to GROUP_COLUMNS; the last group also covers the padding of a row of logits."""
     most = max(GROUP_COLUMNS, next_power_of_2(layout.widest))
     bounds: list[list[int]] = []
     for k, (first, last, _) in enumerate(layout):
@@ -139,7 +139,7 @@ def head_groups(layout: HeadLayout, row_stride: int) -> Groups:
 
 
 def block_rows(columns: int) -> int:
-    """Rows of a program that holds so many columns."""
+    """Number of rows of a program that holds this many columns."""
     return max(1, ELEMENTS // columns)
 
 
@@ -164,15 +164,15 @@ def _variant(
 
 
 def n_row_blocks(call: HeadsCall, row_stride: int) -> int:
-    """Blocks of rows that the losses of a call are summed by."""
+    """Number of blocks of rows in the loss sums of a call."""
     groups = head_groups(call.layout, row_stride)
     return cdiv(call.features.shape[0], block_rows(groups.columns))
 
 
 def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
-    """Of logits (N, row_stride) without bias, whose first S columns are real; overwritten with their gradient.
+    """Compute the losses from logits (N, row_stride) without bias, of which the first S columns are real.
 
-    Where a gradient is needed columns from S on become 0; where none is the logits are left alone.
+    If a gradient is needed, it overwrites the logits, and columns from S on become 0; else the logits are not changed.
     """
     layout, device = call.layout, logits.device
     (N, row_stride), S, K = logits.shape, layout.width, len(layout)
@@ -199,14 +199,14 @@ def take_row_losses(call: HeadsCall, logits: Tensor) -> RowLosses:
 
 
 def _layout_of(widest: int, has_values: bool) -> HeadLayout:
-    """Heads of some outputs: of classes, or of every kind."""
+    """Make heads with these outputs: of classes, or of every kind."""
     sizes = (widest, 30, 13, 5)
     kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
     return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options)."""
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
         for widest, has_values in itertools.product((40, WIDEST), (False, True)):

@@ -1,4 +1,4 @@
-"""What every Triton kernel of the package reads about heads and targets."""
+"""What every Triton kernel of the heads reads about heads and targets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOFTMAX: tl.constexpr = tl.constexpr(Kind.SOFTMAX.code)
 KIND: tl.constexpr = tl.constexpr(0)
 OFFSET: tl.constexpr = tl.constexpr(1)
 SIZE: tl.constexpr = tl.constexpr(2)
-TARGET: tl.constexpr = tl.constexpr(3)  # row of the class targets, or first column of the dense ones
+TARGET: tl.constexpr = tl.constexpr(3)  # row of the class targets, or first column of the dense targets
 IGNORE: tl.constexpr = tl.constexpr(4)
 INDEX: tl.constexpr = tl.constexpr(5)
 N_INTEGERS: tl.constexpr = tl.constexpr(6)
@@ -32,13 +32,13 @@ N_FLOATS: tl.constexpr = tl.constexpr(2 + MAX_NUMBERS)
 
 @triton.jit
 def load_options(p_floats):
-    """A head's numbers, as its element function gets them; p_floats points at the head's row."""
+    """Load a head's numbers, as its element function takes them; p_floats points at the head's row."""
     p_number = p_floats + NUMBERS
     return tl.load(p_number), tl.load(p_number + 1), tl.load(p_number + 2), tl.load(p_number + 3)
 
 
 class HeadTables(NamedTuple):
-    """A layout as a kernel reads it."""
+    """A layout in the form that kernels read."""
 
     integers: Tensor  # (K, N_INTEGERS) int64
     floats: Tensor  # (K, N_FLOATS) float32
@@ -46,10 +46,10 @@ class HeadTables(NamedTuple):
     head_of_column: Tensor  # (S,) int64
 
 
-# Never let go of: a CUDA graph may read them.
+# Never freed: a CUDA graph may read them.
 @cache
 def head_tables(layout: HeadLayout, device: torch.device) -> HeadTables:
-    """The tables of `layout` on `device`, copied there by the first call: make it before a graph capture."""
+    """Return the tables of `layout` on `device`. The first call copies them there: make it before a graph capture."""
     integers: list[list[int]] = []
     floats: list[list[float]] = []
     column_weights: list[float] = []
@@ -67,7 +67,7 @@ def head_tables(layout: HeadLayout, device: torch.device) -> HeadTables:
         floats.append([smoothing, sum(head.column_weights), *filled])
         column_weights.extend(head.column_weights)
         head_of_column.extend([k] * head.size)
-    # Cached for later calls, so never an inference tensor.
+    # Cached for later calls, so it must not be an inference tensor.
     with torch.inference_mode(False):
         return HeadTables(
             torch.tensor(integers, dtype=torch.int64, device=device),
@@ -78,7 +78,7 @@ def head_tables(layout: HeadLayout, device: torch.device) -> HeadTables:
 
 
 class PackedTargets(NamedTuple):
-    """All heads' targets side by side; None where no head is of that sort."""
+    """All heads' targets side by side; None if no head has targets of that type."""
 
     classes: Tensor | None  # (classification heads, N) int64
     dense: Tensor | None  # (N, columns of the other heads) float32
@@ -87,7 +87,7 @@ class PackedTargets(NamedTuple):
 def pack_targets(
     targets: Sequence[Tensor], layout: HeadLayout, N: int, device: torch.device
 ) -> PackedTargets:
-    """The targets of `layout` in its order. Raises ValueError for a shape, dtype or device that does not fit."""
+    """Pack the targets of `layout`, in its order. Raises ValueError for a shape, dtype or device that does not fit."""
     classes, dense = [], []
     for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
         expected = head.target_shape(N)

@@ -1,4 +1,4 @@
-"""Where kernels find the heads' targets: by their addresses, so that no launch has to put them side by side."""
+"""Where kernels find the heads' targets: by address, so that no launch has to put them side by side."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ..layout import HeadLayout
 from .constants import KIND, N_CONSTANTS, TARGET
 from .tables import SOFTMAX, pack_targets
 
-# Targets that a launch takes by their own addresses; those of more heads are put side by side first.
+# Most targets that a launch takes by separate addresses; with more heads, they are put side by side first.
 MOST_ADDRESSES = 16
-ADDRESSES = tuple(f"address_{i}" for i in range(MOST_ADDRESSES))  # the names of a kernel's arguments
+ADDRESSES = tuple(f"address_{i}" for i in range(MOST_ADDRESSES))  # the names of the kernels' parameters
 
 
 class Targets(NamedTuple):
-    """What a kernel is told of K targets: integers (N,) int64 or floats (N, C) float32, all contiguous.
+    """How a kernel finds K targets: integers (N,) int64 or floats (N, C) float32, all contiguous.
 
     side_by_side: there are two addresses, of all classes (classification heads, N) and of all floats (N, row_floats).
     """
 
-    addresses: tuple[int, ...]  # MOST_ADDRESSES of them
+    addresses: tuple[int, ...]  # always MOST_ADDRESSES of them
     side_by_side: bool
     row_floats: int
-    held: tuple[Tensor, ...]  # what the addresses are of
+    held: tuple[Tensor, ...]  # the tensors that the addresses point into
 
     @property
     def arguments(self) -> dict[str, int]:
-        """A kernel's arguments by name."""
+        """A kernel's arguments, by name."""
         return dict(zip(ADDRESSES, self.addresses, strict=True))
 
 
 def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device: torch.device) -> Targets:
-    """The targets of `layout` in its order; checked by the op. Converted where a kernel reads another dtype."""
+    """Locate the targets of `layout`, already checked by the op, in its order; convert those of another dtype."""
     if len(targets) > MOST_ADDRESSES:
         classes, dense = pack_targets(targets, layout, N, device)
         held = tuple(t for t in (classes, dense) if t is not None)
@@ -51,12 +51,12 @@ def locate_targets(targets: Sequence[Tensor], layout: HeadLayout, N: int, device
         for head, target in zip(layout.heads, targets, strict=True)
     )
     own = tuple(target.data_ptr() for target in held)
-    # A small number in place of an address would be another type of argument, and another kernel.
+    # A small number in place of an address would have another argument type, and so need another kernel.
     return Targets((*own, *[own[0]] * (MOST_ADDRESSES - len(own))), False, 0, held)
 
 
 def _as_read(target: Tensor, dtype: torch.dtype) -> Tensor:
-    # Asking costs the host less than having nothing done.
+    # Checking costs the host less than a conversion that does nothing.
     if target.dtype is dtype and target.is_contiguous():
         return target
     return target.to(dtype).contiguous()
@@ -64,7 +64,7 @@ def _as_read(target: Tensor, dtype: torch.dtype) -> Tensor:
 
 @triton.jit
 def target_of(k: tl.constexpr, addresses, N, HEADS: tl.constexpr, SIDE_BY_SIDE: tl.constexpr):
-    """The address of a head's first target."""
+    """Return the address of a head's first target."""
     if SIDE_BY_SIDE:
         target: tl.constexpr = HEADS[k * N_CONSTANTS + TARGET]
         if HEADS[k * N_CONSTANTS + KIND] == SOFTMAX:
@@ -75,7 +75,7 @@ def target_of(k: tl.constexpr, addresses, N, HEADS: tl.constexpr, SIDE_BY_SIDE: 
 
 @triton.jit
 def load_classes(address, o_n, m_n, C: tl.constexpr, ignore_index: tl.constexpr):
-    """(class, used, valid) of rows: -1 unless valid; used says that a row is not ignored; (BLOCK_N,) each."""
+    """Load classes of rows: (class, -1 unless valid; used = not ignored; valid), (BLOCK_N,) each."""
     p_classes = address.to(tl.pointer_type(tl.int64))
     b_y = tl.load(p_classes + o_n, mask=m_n, other=0)
     m_used = m_n & (b_y != ignore_index)
@@ -85,6 +85,6 @@ def load_classes(address, o_n, m_n, C: tl.constexpr, ignore_index: tl.constexpr)
 
 @triton.jit
 def load_values(address, stride, o_n, o_c, m_inside):
-    """(BLOCK_N, BLOCK_S) float targets, NaN outside; o_c counts the head's own columns."""
+    """Load float targets (BLOCK_N, BLOCK_S), NaN outside; o_c counts the head's own columns."""
     p_values = address.to(tl.pointer_type(tl.float32)) + o_n.to(tl.int64)[:, None] * stride
     return tl.load(p_values + o_c[None, :], mask=m_inside, other=float("nan"))

@@ -1,12 +1,12 @@
-"""The tile plan on a GPU, for heads of few outputs together: four launches, and logits never leave the chip.
+"""The tile plan on a GPU, for heads with few outputs in total: four launches, and logits never leave the chip.
 
     tile_forward_kernel   a tile of rows: logits, losses and the unscaled gradient of the logits, dz (N, BLOCK_S)
-    mean_kernel           mean losses, their total, and what each head's gradient is to be multiplied by
-    tile_backward_kernel  the features' gradient of a tile; and of a stretch of rows its part of the weight's
+    mean_kernel           mean losses, their total, and the factor of each head's gradient
+    tile_backward_kernel  the feature gradient of a tile; and the part of the weight gradient from a stretch of rows
     weight_gradient_kernel  the gradients of weight and bias from their parts, in a fixed order
 
-The upstream gradient, a scalar on the device, goes into the factors of the backward launches: a loss that is scaled
-costs nothing, and dz is rounded once.
+The upstream gradient, a scalar on the device, goes into the factors of the backward launches: scaling the loss costs
+nothing, and dz is rounded once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .tile_blocks import (
 )
 from .weights import Factors, column_scales, finish_weight
 
-WIDEST = 64  # outputs of all heads together
+WIDEST = 64  # most outputs of all heads together
 
 
 @triton.jit(do_not_specialize=["N", "S", "row_floats", *ADDRESSES])
@@ -120,20 +120,23 @@ def tile_backward_kernel(
     p_upstream,  # () of any floating dtype
     p_head_of_column,  # (S,) int64
     p_d_features,  # (N, D)
-    p_parts,  # (n_parts, BLOCK_S, D) float32, of the weight's gradient, not scaled
+    p_parts,  # (n_parts, BLOCK_S, D) float32, of the weight's gradient, unscaled
     p_bias_parts,  # (n_parts, BLOCK_S) float32
     N,
     D,
     S,
-    n_tiles,  # of rows, of the features' gradient; 0 where it is not needed
+    n_tiles,  # tiles of rows of the features' gradient; 0 if it is not needed
     n_columns,  # blocks of D
-    per_part,  # rows, a multiple of BLOCK_N
+    per_part,  # rows per part, a multiple of BLOCK_N
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """First the programs of the features' gradient, a block of columns of a tile each; then those of the weight's."""
+    """The first programs compute the features' gradient, each for a block of columns of a tile.
+
+    The rest, the weight's.
+    """
     i = tl.program_id(0)
     o_s = tl.arange(0, BLOCK_S)
     o_d = i % n_columns * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -143,7 +146,7 @@ def tile_backward_kernel(
         o_n = i_row * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < N
         b_scale = column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_s)
-        # 1/N times a weight is subnormal in float16: the largest scale goes in after the product.
+        # 1/N times a weight is subnormal in float16: the largest scale is applied after the product.
         largest = tl.max(tl.abs(b_scale), axis=0)
         b_relative = b_scale / tl.where(largest > 0.0, largest, 1.0)
         b_dz = tl.load(
@@ -213,7 +216,7 @@ RESIDUAL_IS_GRADIENT = False
 
 
 def forward(call: HeadsCall) -> Forward:
-    """Losses of all heads; the residual is (dz (N, BLOCK_S), scale (K,), nothing)."""
+    """Compute the losses of all heads; the residual is (dz (N, BLOCK_S), scale (K,), nothing)."""
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
     if layout.width > WIDEST:
         raise ValueError(
@@ -250,7 +253,7 @@ def forward(call: HeadsCall) -> Forward:
 
 
 def residual_like(call: HeadsCall) -> Residual:
-    """Empty tensors of the shapes and dtypes of the residual."""
+    """Return empty tensors of the shapes and dtypes of the residual."""
     features, layout = call.features, call.layout
     nothing = features.new_empty(0, dtype=torch.float32)
     if not any(call.needs):
@@ -260,7 +263,7 @@ def residual_like(call: HeadsCall) -> Residual:
 
 
 def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bool) -> Gradients:
-    """(d_features, d_weight, d_bias), each None where it is not needed; the residual is left as it is."""
+    """Return (d_features, d_weight, d_bias), each None if not needed; the residual is not modified."""
     del own
     dz, scale, _ = residual
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
@@ -291,18 +294,18 @@ def backward(call: HeadsCall, residual: Residual, grad_total: Tensor, *, own: bo
 
 
 def warm_up() -> None:
-    """Nothing: a Triton kernel is compiled for the block sizes of a layout, so by that layout's first call."""
+    """Do nothing: Triton compiles for a layout's block sizes at the first call with that layout."""
 
 
 def _layout_of(S: int, has_values: bool) -> HeadLayout:
-    """Heads of S outputs together: of classes, or of every kind."""
+    """Make heads with S outputs in total: of classes, or of every kind."""
     sizes = (S - 15, 7, 5, 3)
     kinds = (Kind.SOFTMAX, Kind.BINARY, Kind.SQUARED, Kind.HUBER) if has_values else (Kind.SOFTMAX,) * 4
     return HeadLayout(tuple(HeadSpec(kind, size) for kind, size in zip(kinds, sizes, strict=True)))
 
 
 def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched on a family of GPUs: (name, kernel, signature, constexprs, options)."""
+    """Variants that are launched on a family of GPUs: (name, kernel, signature, constexprs, options)."""
     return [
         variant
         for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2))
@@ -318,7 +321,7 @@ def variants_of(family: str) -> list[tuple[str, Any, dict[str, str], dict[str, A
 
 
 def _sizes(D: int, *others: str) -> tuple[dict[str, str], dict[str, int]]:
-    """(signature, constexprs) of D and other integers: a D of aligned rows is known to be a multiple of 16."""
+    """Return (signature, constexprs) of D and other integers: for aligned rows, D is known to be a multiple of 16."""
     signature = dict.fromkeys(others, "i32")
     return (signature, {"D": D}) if D % ALIGNED_FEATURES == 0 else ({**signature, "D": "i32"}, {})
 

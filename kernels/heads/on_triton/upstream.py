@@ -1,7 +1,7 @@
-"""Gradients that are ready but for the upstream gradient g, a scalar on the device: multiply them by it.
+"""Multiply gradients that are complete except for the upstream gradient g, a scalar on the device, by g.
 
-g is 1 unless the caller scales the loss. Then nothing is to be done to a tensor that may be handed out as it
-is, but asking the device would stall: the programs look themselves, and end.
+g is 1 unless the caller scales the loss. Then a tensor that may be handed out as it is needs no work, but asking the
+device would stall the host: the programs check g themselves, and exit.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def upstream_kernel(
 
 
 def times_upstream(gradient: Tensor, upstream: Tensor, dtype: torch.dtype, own: bool) -> Tensor:
-    """upstream * gradient in `dtype`, contiguous; rounded once.
+    """Return upstream * gradient in `dtype`, contiguous; rounded once.
 
-    With `own` the gradient is nobody else's: it is scaled in place and handed out where its dtype fits.
+    With `own` nobody else holds the gradient: if its dtype fits, it is scaled in place and returned.
     """
     in_place = own and gradient.dtype is dtype
     out = gradient if in_place else torch.empty_like(gradient, dtype=dtype)

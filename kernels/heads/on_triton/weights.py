@@ -1,7 +1,7 @@
-"""The weight of all heads on its way into a product, and its gradient on the way out of one: scaled, cast, padded.
+"""Preparation of the weight of all heads for a product, and of its gradient after one: scaled, cast, padded.
 
-Gradients of logits are kept unscaled. What they are still to be multiplied by (upstream gradient, task weight,
-1 / denominator) differs by head: it goes into the rows of the weight before a product, or of its gradient after.
+Gradients of logits are kept unscaled. Their remaining factors (upstream gradient, task weight, 1 / denominator) differ
+by head: they are applied to the rows of the weight before a product, or of its gradient after.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COLUMNS, WARPS = 512, 4
 
 
 class Factors(NamedTuple):
-    """What the unscaled gradients are to be multiplied by, all on the device."""
+    """Factors of the unscaled gradients, all on the device."""
 
     scale: Tensor  # (K,) float32, 1 / denominator
     task_weights: Tensor  # (K,) float32
@@ -30,7 +30,7 @@ class Factors(NamedTuple):
 
 @triton.jit
 def column_scales(p_scale, p_task_weights, p_upstream, p_head_of_column, o_s, m_s):
-    """What the unscaled gradient of each column is to be multiplied by: upstream * task weight / denominator."""
+    """Return the factor of the unscaled gradient of each column: upstream * task weight / denominator."""
     b_k = tl.load(p_head_of_column + o_s, mask=m_s, other=0)
     b_scale = tl.load(p_scale + b_k, mask=m_s, other=0.0)
     b_scale *= tl.load(p_task_weights + b_k, mask=m_s, other=0.0).to(tl.float32)
@@ -55,7 +55,10 @@ def scaled_rows_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a block of columns of one row; with IS_RELATIVE times its scale over the largest of all heads."""
+    """One program: a block of columns of one row, scaled.
+
+    With IS_RELATIVE by its scale over the largest of all heads.
+    """
     i_s = tl.program_id(0) // n_columns
     o_d = tl.program_id(0) % n_columns * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D
@@ -100,7 +103,7 @@ def weight_gradient_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a block of columns of one row of the weight; the first of a row its bias, too."""
+    """One program: a block of columns of one row of the weight; the first program of a row also does its bias."""
     i_s = tl.program_id(0) // n_columns
     i_d = tl.program_id(0) % n_columns
     i_k = tl.load(p_head_of_column + i_s)
@@ -127,7 +130,10 @@ def weight_gradient_kernel(
 
 
 def padded_weight(weight: Tensor, n_rows: int, dtype: torch.dtype) -> Tensor:
-    """(n_rows, D) the weight (S, D) in `dtype`, zeros below it; itself where nothing is to be done."""
+    """Return the weight (S, D) in `dtype`, padded with zero rows to (n_rows, D).
+
+    The weight itself if nothing is to be done.
+    """
     if len(weight) == n_rows and weight.dtype is dtype:
         return weight
     out = weight.new_empty(n_rows, weight.shape[1], dtype=dtype)
@@ -138,9 +144,10 @@ def padded_weight(weight: Tensor, n_rows: int, dtype: torch.dtype) -> Tensor:
 def scaled_weight(
     weight: Tensor, n_rows: int, dtype: torch.dtype, factors: Factors
 ) -> tuple[Tensor, Tensor | None]:
-    """((n_rows, D), largest ()): the rows times the scales of their heads, and what a product is to be times.
+    """Return ((n_rows, D), largest ()): the rows times the scales of their heads, and a factor to apply to the product.
 
-    1/N times a weight is subnormal in float16: there the largest scale comes after the product. Else it is None.
+    1/N times a weight is subnormal in float16: there the largest scale is applied after the product. For other dtypes
+    it is None.
     """
     out = weight.new_empty(n_rows, weight.shape[1], dtype=dtype)
     half = dtype is torch.float16
@@ -170,7 +177,7 @@ def _rows_variant(heads: int, is_scaled: bool, is_relative: bool) -> Variant:
 def finish_weight(
     parts: Tensor | None, bias_parts: Tensor | None, factors: Factors, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of weight (S, D) and bias (S,) from unscaled parts, None where there are none.
+    """Return the gradients of weight (S, D) and bias (S,) from unscaled parts; None if there are no parts.
 
     parts (n_parts, rows, D) float32 with rows >= S; bias_parts (n_bias_parts, columns) with columns >= S.
     """
@@ -203,12 +210,12 @@ def _gradient_variant(of_parts: bool, need_weight: bool, need_bias: bool) -> Var
 
 
 def gradient_blocks(n_parts: int) -> dict[str, int]:
-    """Of a single part longer stretches of a row."""
+    """Block sizes; with a single part, a program takes a longer stretch of a row."""
     return {"BLOCK_P": 8 if n_parts > 1 else 1, "BLOCK_B": 128, "BLOCK_D": 128 if n_parts > 1 else COLUMNS}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options)."""
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     factors = {
         "p_scale": "*fp32",
         "p_task_weights": "*fp32",

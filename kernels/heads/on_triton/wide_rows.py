@@ -1,8 +1,8 @@
-"""Losses of wide softmax heads on a GPU, and their gradient over the logits: the formulas are in head_losses.py.
+"""Losses of wide softmax heads on a GPU, and their gradient in place of the logits; formulas are in head_losses.py.
 
 A long row does not fit a program's registers, so it is swept twice: for the maximum and the sum of exponentials, then
-for the gradient. Both sweeps read 16 bytes a thread at a time. A head may begin and end anywhere, so they go over the
-columns from the first multiple of 8 in it to the last; the edges, 7 columns each at most, stay in registers.
+for the gradient. Both sweeps read 16 bytes per thread at a time. A head may begin and end at any column, so they cover
+the columns from its first multiple of 8 to its last; the edges, at most 7 columns each, stay in registers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .chunk import INTEGERS, Chunk, Told, signature
 from .constants import IGNORE, N_CONSTANTS, OFFSET, SIZE, SMOOTHING, WEIGHT_SUM, WEIGHTED
 from .targets import load_classes, target_of
 
-ONE_BLOCK = 2048  # outputs of a head whose row a program holds
+ONE_BLOCK = 2048  # outputs up to which a program holds a head's whole row
 LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32
 
 
 @triton.jit
 def _load(p_rows, o_s, m_rows, m_s):
-    """(BLOCK_N, BLOCK_C) logits as they are stored, -inf where masked: nothing adds to a sum there."""
+    """Load (BLOCK_N, BLOCK_C) logits as stored, -inf where masked, which adds nothing to a sum."""
     return tl.load(p_rows[:, None] + o_s[None, :], mask=m_rows[:, None] & m_s[None, :], other=float("-inf"))
 
 
@@ -45,14 +45,14 @@ def _sweep_sums(
     HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """(maximum, sum of exponentials, column of the first maximum, sum of w_c (z_y - z_c)) of columns first..last."""
+    """Return (maximum, sum of exponentials, column of first maximum, sum of w_c (z_y - z_c)) of columns first..last."""
     # Every lane keeps a running maximum and sum of its own columns: nothing crosses threads in the loop. The maximum
-    # begins with a finite number, from which -inf can be subtracted.
+    # starts at a finite number, from which -inf can be subtracted.
     b_lane_max = tl.full((BLOCK_N, BLOCK_C), LOWEST, tl.float32)
     b_lane_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     b_lane_block = (
         tl.zeros((BLOCK_N, BLOCK_C), tl.int32) + first
-    )  # where the block of the lane's maximum begins
+    )  # start of the block that holds the lane's maximum
     b_lane_gap = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     o_lane = tl.arange(0, BLOCK_C)
     b_next = _load(p_rows, first + o_lane, m_valid, first + o_lane < last)
@@ -60,7 +60,7 @@ def _sweep_sums(
         o_s = o_first + o_lane
         m_s = o_s < last
         b_raw = b_next
-        # On its way while this block is computed.
+        # Loaded while this block is computed.
         b_next = _load(p_rows, o_s + BLOCK_C, m_valid, o_s + BLOCK_C < last)
         b_z = _with_bias(b_raw, p_bias, o_s, m_s, HAS_BIAS)
         if IS_SMOOTHED:
@@ -85,7 +85,7 @@ def _sweep_sums(
 def _block_sums(
     b_z, p_weights, m_valid, b_target_z, o_s, m_s, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr
 ):  # fmt: skip
-    """What `_sweep_sums` returns, of a single block of columns."""
+    """Return what `_sweep_sums` returns, for a single block of columns."""
     b_max = tl.maximum(tl.max(b_z, axis=1), LOWEST)
     b_sum = tl.sum(tl.exp(b_z - b_max[:, None]), axis=1)
     b_first = tl.min(tl.where(b_z == b_max[:, None], o_s[None, :], 0x7FFFFFFF), axis=1)
@@ -102,7 +102,7 @@ def _block_sums(
 def _gradient(
     b_z, p_weights, o_s, m_s, m_valid, b_max, b_factor, spread, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr
 ):  # fmt: skip
-    """The gradient but for the target's pull, scaled; 0 where not valid."""
+    """Return the scaled gradient without the target's pull; 0 where not valid."""
     b_dz = tl.exp(b_z - b_max[:, None]) * b_factor[:, None]
     if IS_SMOOTHED:
         if IS_WEIGHTED:
@@ -117,7 +117,7 @@ def _sweep_gradient(
     p_rows, p_bias, p_weights, m_n, m_valid, b_max, b_factor, spread, first, last,
     HAS_BIAS: tl.constexpr, IS_SMOOTHED: tl.constexpr, IS_WEIGHTED: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Overwrite columns first..last with their gradient but for the target's pull."""
+    """Overwrite columns first..last with their gradient without the target's pull."""
     o_lane = tl.arange(0, BLOCK_C)
     b_next = _load(p_rows, first + o_lane, m_valid, first + o_lane < last)
     for o_first in range(first, last, BLOCK_C):
@@ -137,7 +137,7 @@ def wide_softmax_kernel(
     p_bias,  # (S,)
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
-    p_scale,  # (K,) float32, what a head's gradient is multiplied by
+    p_scale,  # (K,) float32, the factor of a head's gradient
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
     N,
     n_rows,
@@ -168,7 +168,7 @@ def wide_softmax_kernel(
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
     HEAD: tl.constexpr,
-    END_STORED: tl.constexpr,  # one past the head's last column, or past what pads the row after it
+    END_STORED: tl.constexpr,  # one past the head's last column, or past the row's padding after it
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -186,7 +186,7 @@ def wide_softmax_kernel(
     last: tl.constexpr = end // 8 * 8
     IS_ONE_BLOCK: tl.constexpr = last - first <= BLOCK_C
     HAS_EDGES: tl.constexpr = (first != offset) | (last != END_STORED)
-    # Nothing changes but what the compiler knows: it widens an access only by proven divisors.
+    # No change in value, but it proves divisibility to the compiler, which widens an access only then.
     row_stride = row_stride // 16 * 16
     i_block = tl.program_id(0)
     addresses = (
@@ -227,7 +227,7 @@ def wide_softmax_kernel(
                 b_z, p_weights, m_valid, b_target_z, o_s, m_s, IS_SMOOTHED, IS_WEIGHTED
             )
         else:
-            # Rows without a label are common (an auxiliary task that few rows carry): no sweep where all are.
+            # Rows without a label are common (an auxiliary task that few rows carry): skip the sweep if no row has one.
             last_used = tl.where(tl.max(m_valid.to(tl.int32), axis=0) > 0, last, first)
             b_max, b_sum, b_first, b_gap = _sweep_sums(
                 p_rows, p_bias, p_weights, m_valid, b_target_z, first, last_used, HAS_BIAS, IS_SMOOTHED, IS_WEIGHTED,
@@ -247,7 +247,7 @@ def wide_softmax_kernel(
                     b_edge_gap *= tl.load(p_weights + o_edge, mask=m_edge, other=0.0)[None, :]
                 b_gap += tl.sum(tl.where(m_edge[None, :], b_edge_gap, 0.0), axis=1)
         b_sum = tl.where(m_valid, b_sum, 1.0)
-        # The first maximum of the row counts, as torch.argmax has it.
+        # Like torch.argmax, take the first maximum of the row.
         m_right = m_valid & (b_first == o_y)
 
         b_nll = b_max - b_target_z + tl.log(b_sum)
@@ -264,7 +264,7 @@ def wide_softmax_kernel(
             b_pull = (1.0 - smoothing) * b_target_w * scale
             b_factor = (b_pull + spread * weight_sum * scale) / b_sum
             own_spread = spread * scale
-            # A target's logit was read by another thread than the one that overwrites it.
+            # A target's logit may be read by another thread than the one that overwrites it: finish all reads first.
             tl.debug_barrier()
             if IS_ONE_BLOCK:
                 b_dz = _gradient(
@@ -292,7 +292,7 @@ def wide_softmax_kernel(
                 )
                 p_dz = p_rows[:, None] + o_edge[None, :]
                 tl.store(p_dz, b_dz.to(p_logits.dtype.element_ty), mask=m_n[:, None] & m_edge_stored[None, :])
-            # What a sweep stored at the target, another thread than this one's may have: it comes before.
+            # Another thread may have stored the sweep's result at the target: it must be written before this one.
             tl.debug_barrier()
             b_dy = tl.exp(b_target_z - b_max) * b_factor - b_pull
             if IS_SMOOTHED:
@@ -305,7 +305,7 @@ def wide_softmax_kernel(
 
 
 class Blocks(NamedTuple):
-    """Rows and columns that a program sweeps at a time, its warps, and registers a thread may use on NVIDIA."""
+    """Rows and columns that a program sweeps at a time, its warps, and the most registers per thread on NVIDIA."""
 
     rows: int
     columns: int
@@ -314,17 +314,17 @@ class Blocks(NamedTuple):
 
     @property
     def options(self) -> dict[str, int]:
-        """What the compiler is told. AMD's knows no limit of registers."""
+        """Options for the compiler. AMD's has no register limit."""
         return launch_options(self.warps, self.registers)
 
 
 def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool) -> Blocks:
-    """Blocks for a head of `size` outputs: a table, as no autotuner works in a graph capture.
+    """Blocks for a head of `size` outputs: a table, as an autotuner does not work in a graph capture.
 
-    Rows of ONE_BLOCK outputs stay in registers. A vocabulary takes a whole multiprocessor a row, so that the rows in
-    flight on all of them (132 of 304 KB on an H200) may stay in the second level's cache between the sweeps. A thread
-    has 8 lanes; 16 hide more of the memory's latency, but fit the registers of an A100 only where logits have 16 bits,
-    a bias, and no smoothing.
+    Rows of up to ONE_BLOCK outputs stay in registers. For a vocabulary, a whole multiprocessor takes one row, so that
+    the rows in flight on all of them (132 of 304 KB on an H200) may stay in the L2 cache between the sweeps. A thread
+    has 8 lanes; 16 hide more memory latency, but fit an A100's registers only with 16-bit logits, a bias, and no
+    smoothing.
     """
     if size <= ONE_BLOCK:
         columns = next_power_of_2(size)
@@ -339,7 +339,7 @@ def choose_blocks(size: int, itemsize: int, is_smoothed: bool, has_bias: bool) -
 
 
 def launch(chunk: Chunk, k: int, rows: int) -> None:
-    """The losses of head k of a chunk, `rows` of it to a program."""
+    """Compute the losses of head k of a chunk, `rows` of its rows per program."""
     head = chunk.call.layout.heads[k]
     blocks = choose_blocks(
         head.size, chunk.logits.element_size(), head.label_smoothing > 0, chunk.call.bias is not None
@@ -355,7 +355,7 @@ def _variant(told: Told, k: int, n_columns: int, blocks: Blocks) -> Variant:
 
 
 def constexprs_of(told: Told, k: int, n_columns: int, blocks: Blocks) -> dict[str, Any]:
-    """The compile-time arguments of a head whose layout is padded to n_columns."""
+    """Return the compile-time arguments for a head whose layout is padded to n_columns."""
     layout = told.layout
     end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
     own = {"HEAD": k, "END_STORED": end, "BLOCK_N": blocks.rows, "BLOCK_C": blocks.columns}
@@ -363,7 +363,7 @@ def constexprs_of(told: Told, k: int, n_columns: int, blocks: Blocks) -> dict[st
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options)."""
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     cases = [
         *itertools.product(("fp32", "bf16", "fp16"), (1001, 3001, 150_001), (0.0, 0.1), ("",)),
         *itertools.product(("bf16",), (150, 2001, 30_001), (0.0, 0.1), ("",)),

@@ -1,4 +1,4 @@
-"""Losses of wide elementwise heads on a GPU, and their gradient over the logits, a block of columns after the other."""
+"""Losses of wide elementwise heads on a GPU, and their gradient in place, one block of columns at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def wide_values_kernel(
     p_bias,  # (S,)
     p_weights,  # (S,) float32
     p_task_weights,  # (K,) float32
-    p_scale,  # (K,) float32, what a head's gradient is multiplied by
+    p_scale,  # (K,) float32, the factor of a head's gradient
     p_sums,  # (n_blocks, K, 3) float32: loss, denominator, correct
     N,
     n_rows,
@@ -57,7 +57,7 @@ def wide_values_kernel(
     SIDE_BY_SIDE: tl.constexpr,
     SKIP_ZERO_WEIGHTS: tl.constexpr,
     HEAD: tl.constexpr,
-    END_STORED: tl.constexpr,  # one past the head's last column, or past what pads the row after it
+    END_STORED: tl.constexpr,  # one past the head's last column, or past the row's padding after it
     BLOCK_C: tl.constexpr,
 ):
     """One program: n_trips rows of the head HEAD, one row after the other."""
@@ -119,7 +119,7 @@ def wide_values_kernel(
 
 
 def launch(chunk: Chunk, k: int, rows: int) -> None:
-    """The losses of head k of a chunk, `rows` of it to a program."""
+    """Compute the losses of head k of a chunk, `rows` of its rows per program."""
     _variant(chunk.told, k, chunk.logits.shape[1]).launch(
         cdiv(len(chunk.logits), rows), chunk.tensors, (*chunk.integers, rows)
     )
@@ -131,14 +131,14 @@ def _variant(told: Told, k: int, n_columns: int) -> Variant:
 
 
 def constexprs_of(told: Told, k: int, n_columns: int) -> dict[str, Any]:
-    """The compile-time arguments of a head whose layout is padded to n_columns."""
+    """Return the compile-time arguments for a head whose layout is padded to n_columns."""
     layout = told.layout
     end = n_columns if k == len(layout) - 1 else layout.offsets[k] + layout.heads[k].size
     return {**told.constexprs, "HEAD": k, "END_STORED": end, "BLOCK_C": COLUMNS}
 
 
 def _variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """What is launched: (name, kernel, signature, constexprs, options)."""
+    """Variants that are launched: (name, kernel, signature, constexprs, options)."""
     variants = []
     for dtype in ("fp32", "bf16", "fp16"):
         for kind in (Kind.BINARY, Kind.HUBER):

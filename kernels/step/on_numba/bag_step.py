@@ -1,9 +1,9 @@
-"""A whole training step of heads over bags of table rows: one kernel from the ids to the moved rows.
+"""A whole training step of heads over bags of table rows: one kernel from the ids to the updated rows.
 
-A split takes tiles of bags: pools their rows into cache (where parts pool the rows that they move, all parts have
-done so for all bags before), makes all heads' logits, losses and gradients there, and leaves the gradient of the bags
-(B, D). Then a part takes rows of the table of its own, sums each one's gradient and moves it, and heads of its own.
-Nothing is computed twice, no gradient of the table is ever held, and Python is left once a step. The same call on
+A split processes tiles of bags: it pools their rows into cache, computes all heads' logits, losses and gradients there,
+and stores the gradient of the bags (B, D). (If parts pool only the rows that they update, all parts pool first, for all
+bags.) Then a part sums the gradient of each of its own rows of the table and updates them, and some of the heads.
+Nothing is computed twice, the gradient of the table is never stored, and Python is left once per step. The same call on
 batches prepared for the same number of threads gives the same bits.
 """
 
@@ -42,16 +42,16 @@ from ..model import BagModel, Moves
 
 ZERO = np.float32(0)
 NO_SCALES = np.zeros(0, np.float32)
-PIECES_A_PART = 4  # rows of many bags and of few take unlike long
-AHEAD = 8  # ids whose rows are asked for before they are needed
-# What the axes of addresses (K, 2, 2) count.
+PIECES_A_PART = 4  # rows of many bags take longer than rows of few
+AHEAD = 8  # ids whose rows are prefetched
+# Indices into the axes of addresses (K, 2, 2).
 WEIGHT, BIAS = 0, 1
 PARAMETER, STATE = 0, 1
 
 
 @helper
 def _pool_rows(table, D, ids, starts, first, last, target, ld):
-    """target (.., ld) = the sums of the rows in the bags first..last."""
+    """target (.., ld) = sums of the rows in the bags first..last."""
     for bag in range(first, last):
         for i in range(starts[bag] + AHEAD, min(starts[bag + 1] + AHEAD, len(ids))):
             if ids[i] != NONE:
@@ -62,7 +62,7 @@ def _pool_rows(table, D, ids, starts, first, last, target, ld):
 
 @helper
 def _share_of_bags(starts, p, n_splits):
-    """The bags (first, last) of split p: about as much work in each."""
+    """Return the bags (first, last) of split p, such that all splits have about the same work."""
     if len(starts) == 1:
         return share(starts[0], p, n_splits)
     B = starts.shape[1] - 1
@@ -71,9 +71,9 @@ def _share_of_bags(starts, p, n_splits):
 
 @helper
 def _load_bags(h, table, D, ids, starts, pooled, scales, first, bags):
-    """Sums of the bags first.. times their scales into h (bags, ld), zero up to a whole vector.
+    """Load the sums of the bags first.., times their scales, into h (bags, ld), zero up to a whole vector.
 
-    From the table, or from what every thread has summed of them: pooled (n_pools, B, D), if there are several pools.
+    The rows come from the table or, with several pools, from the sums in pooled (n_pools, B, D).
     """
     if len(starts) == 1:
         _pool_rows(table, D, ids, starts[0], first, first + bags, h.ctypes.data, h.shape[1])
@@ -93,7 +93,7 @@ def _load_bags(h, table, D, ids, starts, pooled, scales, first, bags):
 
 @helper
 def _pool_part(p, table, D, ids, starts, pooled):
-    """pooled[p] = the sums of every bag's rows that are of part p."""
+    """pooled[p] = for every bag, the sum of its rows that belong to part p."""
     _pool_rows(table, D, ids, starts[p], 0, pooled.shape[1], pooled[p].ctypes.data, D)
 
 
@@ -102,7 +102,7 @@ def _run_bags(
     p, table, D, ids, starts, pooled, scales, for_logits, for_features, bias, heads, columns, column_weights, targets,
     scale, tile_bags, trains_table, trains_heads, d_features, d_weight_ps, loss_pk, correct_pk, bias_gradient_ps,
 ):  # fmt: skip
-    """Losses of split p of the bags, and the gradients of heads and rows as far as those are trained."""
+    """Compute the losses of split p of the bags, and the gradients of heads and rows if these are trained."""
     n_splits = len(loss_pk)
     first_bag, last_bag = _share_of_bags(starts, p, n_splits)
     d_weight = rows_of_split(d_weight_ps, p, n_splits)
@@ -136,7 +136,7 @@ def _run_bags(
 
 @helper
 def _update_rows_of(rule, address, C, D, gradient, ldg):
-    """A step of one parameter (C, D) by its gradient (C, ldg); address (2,) is its own and its state's."""
+    """Update one parameter (C, D) by its gradient (C, ldg); address (2,) holds its address and its state's."""
     state = numba.carray(pointer_to_float32(address[STATE]), (C if address[STATE] else 0,))
     for c in range(C):
         update_row(rule, address[PARAMETER], c, gradient + FLOAT_BYTES * c * ldg, D, state, 0, 0)
@@ -144,9 +144,9 @@ def _update_rows_of(rule, address, C, D, gradient, ldg):
 
 @helper
 def _update_head(rules, moved, addresses, C, D, column, d_weight_ps, d_bias_ps, S_blocks):
-    """A step of one head by the sums of the splits' gradients; rules, moved (2,) and addresses (2, 2): of weight, bias.
+    """Update one head by the sums of the splits' gradients.
 
-    moved: 0 where one stays as it is.
+    rules, moved (2,), addresses (2, 2): of weight and bias. moved: 0 where the parameter is not updated.
     """
     if not (moved[WEIGHT] or moved[BIAS]):
         return
@@ -164,7 +164,7 @@ def _update_head(rules, moved, addresses, C, D, column, d_weight_ps, d_bias_ps, 
 
 @helper
 def _biases(heads, addresses, S):
-    """(S,) the biases of these heads in the places of the layout; 0 without one."""
+    """Return the biases of these heads at their columns in the layout, (S,); 0 for a head without one."""
     bias_s = np.zeros(S, np.float32)
     for k in range(len(heads)):
         a, C, address = heads[k]["offset"], heads[k]["size"], addresses[heads[k]["index"], BIAS, PARAMETER]
@@ -178,7 +178,7 @@ def _update_part(
     p, rules, moved, table, D, per_row, rows, begins, bags, parts, frozen, d_features, heads, columns, addresses,
     d_weight_ps, d_bias_ps,
 ):  # fmt: skip
-    """Move a piece of a part of the rows, and of the heads every n_pieces-th, as far as they are moved."""
+    """Update a piece of the rows of a part, and every n_pieces-th head, if these are to be updated."""
     n_splits = len(parts) - 1
     n_pieces, part, i = n_splits * PIECES_A_PART, p // PIECES_A_PART, p % PIECES_A_PART
     n_rows = parts[part + 1] - parts[part]
@@ -203,12 +203,13 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     team, rules, moved, table, D, per_row, frozen, scales, ids, starts, rows, begins, bags, parts, heads, addresses,
     column_weights, targets, mean_scale, scale, tile_bags, losses_address, correct_address,
 ):  # fmt: skip
-    """One step of a table (V, D) and of heads (records of a layout) on B bags; losses and hits of the heads.
+    """Take one step of a table (V, D) and of heads (records of a layout) on B bags; store losses and hits of the heads.
 
-    rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout; moved (1 + 2 K,): 0 where one
-    stays as it is. addresses (K, 2, 2): their weights and biases, and the states (C,) of those; 0 = there is none.
-    per_row (V,) is the table's state, frozen (V,) 1 for a row that stays, or (0,). scales to parts are the fields of
-    PreparedBags. The rest is as in tile_pass.
+    rules (1 + 2 K,): of the table, then of weight and bias of all heads in the layout; moved (1 + 2 K,): 0 where the
+    parameter is not updated.
+    addresses (K, 2, 2): of weights and biases, and of their states (C,); 0 = there is none.
+    per_row (V,): the table's state. frozen: (V,), 1 for a frozen row, or (0,).
+    scales to parts are the fields of PreparedBags. Everything else is as in tile_pass.
     """
     K, B, n_splits, n_pools = len(heads), len(scales), len(parts) - 1, len(starts)
     losses = numba.carray(pointer_to_float32(losses_address), (len(targets),))
@@ -257,8 +258,8 @@ def step(
     task_weights: Tensor,
     moves: Moves,
 ) -> tuple[Tensor, Tensor]:
-    """(losses (K,), correct (K,)) of `bag_step` in step/op.py."""
-    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    """Return (losses (K,), correct (K,)) for `bag_step` in step/bags.py."""
+    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     skip_zero_weights = not task_weights.requires_grad
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     losses, correct = (

@@ -1,7 +1,8 @@
-"""Dropout on a CPU by a generator that counts: what a number is depends on its place alone, not on who draws it.
+"""Dropout on a CPU with a counter-based generator: numbers depend only on their position, not on the thread.
 
-A place is hashed by the finalizer of SplitMix64 (Steele, Lea and Flood 2014) over the key plus a multiple of the golden
-ratio; 64 bits give four numbers of 16. So the same key gives the same bits on any number of threads.
+A position is hashed by the finalizer of SplitMix64 (Steele, Lea and Flood 2014), applied to the key plus a multiple of
+the golden ratio; each 64-bit word gives four 16-bit numbers. So the same key gives the same bits on any number of
+threads.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ ZERO = np.float32(0)
 
 @helper
 def words_of(n):
-    """Words that are drawn for a row of n numbers."""
+    """Number of words drawn for a row of n numbers."""
     return -(-n // PARTS)
 
 
 @helper
 def draw_factors(factors, n, key, row, threshold, kept, words):
-    """factors (n,) = 0 with probability threshold / 2^16, else kept: those of a row of n numbers under a key.
+    """factors (n,) = 0 with probability threshold / 2^16, else kept: the factors of one row of n numbers under a key.
 
-    words (words_of(n),) is scratch. Part b of word q is number b * len(words) + q, so that neighbours are written
-    together and every loop becomes vectors.
+    words (words_of(n),) is scratch. Part b of word q is number b * len(words) + q, so that writes are contiguous and
+    every loop vectorizes.
     """
     n_words = len(words)
     begin = np.uint64(row) * np.uint64(n_words)
@@ -49,7 +50,7 @@ def draw_factors(factors, n, key, row, threshold, kept, words):
 
 @entry
 def factors_of(rows, n, key, threshold, kept):
-    """(rows, n) float32: all factors of a batch under a key, as a step draws them."""
+    """Return all factors (rows, n) float32 of a batch under a key, as a step draws them."""
     factors, words = np.empty((rows, n), np.float32), np.empty(words_of(n), np.uint64)
     for row in range(rows):
         draw_factors(factors[row], n, key, row, threshold, kept, words)

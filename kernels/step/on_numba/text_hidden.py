@@ -1,11 +1,11 @@
-"""The hidden layer over windows: what its outputs are made of, and two ways to make them.
+"""The hidden layer over windows, and two ways to compute its outputs.
 
 h = ReLU(b + sum_w A_w v(t_w))        A_w (H, D) the columns of the hidden weight for place w, v(t) a type's vector
 
-By window: the vectors of a window's words side by side, times the whole weight, as dropout makes each of them another
-one. By type: A_w v(t) once for every type and place, and a window is a sum of W rows of those. Text repeats its words,
-so where nothing is dropped out that is a fraction of the products. Which way is taken depends on the words of a batch,
-and the last bits of a window's outputs with it.
+By window: the vectors of a window's words side by side, times the whole weight. Required with dropout, which makes each
+of them different. By type: A_w v(t) once for every type and place; a window is then a sum of W such rows. Text repeats
+its words, so without dropout this is a fraction of the products. The choice, and with it the last bits of a window's
+outputs, depends on the words of a batch.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from .text_index import NONE
 
 ZERO = np.float32(0)
 TYPES_A_PIECE = 64
-# Up to so many types a window, those are projected. A window then costs its sum, which is a little, too.
+# With up to this many types per window, types are projected. A window then costs a sum of rows, which is not free.
 MOST_TYPES_A_WINDOW = 0.75
 
 
 @helper
 def address_of(array):
-    """Of its first number, as an int64: helpers would be compiled for `uintp`, too."""
+    """Return the address of its first number, as int64: otherwise helpers would be compiled for `uintp`, too."""
     return np.int64(array.ctypes.data)
 
 
 @helper
 def multiply_panels(a, lda, rows, depth, panels, panel_floats, n, c, ldc):
-    """c (rows, n) = a (rows, depth) times panels (depth, PANEL) of packed columns, which lie panel_floats apart; whole
-    blocks of rows and vectors of columns.
+    """c (rows, n) = a (rows, depth) times packed column panels (depth, PANEL), which are panel_floats apart.
+
+    Computes whole blocks of rows and whole vectors of columns.
     """
     for panel in range(-(-n // PANEL)):
         wide = n - panel * PANEL > WIDTH
@@ -63,7 +64,7 @@ def multiply_panels(a, lda, rows, depth, panels, panel_floats, n, c, ldc):
 
 @helper
 def project_types(p, D, H, index, b):
-    """b.projected[u, w] (H,) = A_w v(u) of the types of piece p."""
+    """b.projected[u, w] (H,) = A_w v(u) for the types of piece p."""
     first = p * TYPES_A_PIECE
     rows = round_up(min(TYPES_A_PIECE, index.counts[0] - first), BLOCK_ROWS)
     W, ldp = b.projected.shape[1], b.projected.shape[2]
@@ -77,7 +78,7 @@ def project_types(p, D, H, index, b):
 
 @helper
 def outputs_by_type(first, rows, padded, bias, index, b):
-    """b.a of a tile from its types' projections, zero behind the last row and column."""
+    """Compute b.a of a tile from its types' projections; zero past the last row and column."""
     H, W = len(bias), b.projected.shape[1]
     for i in range(first, first + rows):
         a = b.a[i]
@@ -94,7 +95,7 @@ def outputs_by_type(first, rows, padded, bias, index, b):
 
 @helper
 def outputs_by_window(first, rows, padded, F, bias, b):
-    """b.a of a tile from its windows b.x, zero behind the last row and column."""
+    """Compute b.a of a tile from its windows b.x; zero past the last row and column."""
     H, lda = len(bias), b.a.shape[1]
     multiply_panels(
         address_of(b.x[first]), b.x.shape[1], padded, F, address_of(b.forward), F * PANEL, H, address_of(b.a[first]),
@@ -108,7 +109,7 @@ def outputs_by_window(first, rows, padded, F, bias, b):
 
 @helper
 def _rectify(first, rows, padded, H, b):
-    """ReLU. Not a number stays that."""
+    """ReLU; NaN stays NaN."""
     lda = b.a.shape[1]
     for i in range(first, first + rows):
         for h in range(H):

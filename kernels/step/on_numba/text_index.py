@@ -1,7 +1,7 @@
-"""What a step on the words of a text wants to know of a batch, worked out once before it computes.
+"""Index of a batch for a step on the words of a text, built once before the step computes.
 
-Which types the batch holds and where, which rows they are means of, and which types every row is in: two sparse
-matrices and their transposes. Numbers are handed out in the order of first appearance, so nothing is sorted.
+Which types the batch holds and where, which rows they are means of, and which types each row is in: two sparse matrices
+and their transposes. Numbers are assigned in the order of first appearance, so nothing is sorted.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ NONE = -1
 
 
 class Rows(NamedTuple):
-    """The n word types of N rows, int32: W of a window, or bag i in types[starts[i] : starts[i + 1]]; then those of
-    others, E types whose vectors have a gradient from elsewhere.
+    """The n word types of N rows, int32, followed by E types whose vectors have a gradient from elsewhere.
+
+    A row is a window of W types, or bag i in types[starts[i] : starts[i + 1]].
     """
 
     types: np.ndarray  # (n + E,) int32
-    starts: np.ndarray  # (N + 1,) int64; (0,) of windows
-    scales: np.ndarray  # (N,) float32, what the sum of a bag's vectors is multiplied by; (0,) of windows
+    starts: np.ndarray  # (N + 1,) int64; (0,) for windows
+    scales: np.ndarray  # (N,) float32, the factor of the sum of a bag's vectors; (0,) for windows
     n_rows: int  # N
     n_types: int  # n
 
 
 class BatchIndex(NamedTuple):
-    """Memory for a batch of n positions of words, U different types and R different rows in them."""
+    """Memory for a batch of n word positions, with U distinct types and R distinct rows."""
 
-    slots: np.ndarray  # (n,) int32: the number u of a position's type, NONE for no type
+    slots: np.ndarray  # (n,) int32: the number u of each position's type, NONE for no type
     types: np.ndarray  # (U,) int32
-    starts: np.ndarray  # (U + 1,) int64: type u is the mean of ids[starts[u] : starts[u + 1]]
+    starts: np.ndarray  # (U + 1,) int64: type u is the mean of rows ids[starts[u] : starts[u + 1]]
     ids: np.ndarray  # int32, rows of the table
-    begins: np.ndarray  # (U + 1,) int64: type u stands at positions[begins[u] : begins[u + 1]]
-    positions: np.ndarray  # int32, which of the vectors that have a gradient
+    begins: np.ndarray  # (U + 1,) int64: type u occurs at positions[begins[u] : begins[u + 1]]
+    positions: np.ndarray  # int32, indices of vectors that have a gradient
     rows: np.ndarray  # (R,) int32
     row_begins: (
         np.ndarray
     )  # (R + 1,) int64: rows[r] is in the types row_types[row_begins[r] : row_begins[r + 1]]
-    row_types: np.ndarray  # int32, numbers u
+    row_types: np.ndarray  # int32, type numbers u
     slot_of_type: np.ndarray  # (T + 1,) int32, NONE between calls
     slot_of_row: np.ndarray  # (V,) int32, NONE between calls
     counts: np.ndarray  # (2,) int64: U, R
 
 
 def new_index(model: TextStepModel, n_positions: int) -> BatchIndex:
-    """Memory for batches of up to so many positions."""
+    """Allocate memory for batches of up to this many positions."""
     types, M = model.rows_of_type.shape
     V = len(model.table.parameter)
     U = min(n_positions, types)
@@ -72,9 +73,10 @@ def new_index(model: TextStepModel, n_positions: int) -> BatchIndex:
 
 @helper
 def _number(values, n, slot_of, slots, found):
-    """slots (n,) = the number of every value in the order of first appearance; found (U,) the values. Returns U.
+    """Number the distinct values by first appearance; return how many there are, U.
 
-    slot_of is NONE everywhere, before and after. A value of NONE has no number.
+    slots (n,): set to each value's number. found (U,): set to the distinct values.
+    slot_of is NONE everywhere, before and after. A value of NONE gets no number.
     """
     U = 0
     for i in range(n):
@@ -94,7 +96,7 @@ def _number(values, n, slot_of, slots, found):
 
 @helper
 def _transpose(slots, owners, n, U, begins, out):
-    """out[begins[u] : begins[u + 1]] = the owners of the places i < n with slots[i] = u, in order."""
+    """out[begins[u] : begins[u + 1]] = the owners of the indices i < n with slots[i] = u, in order."""
     for u in range(U + 1):
         begins[u] = 0
     for i in range(n):
@@ -113,7 +115,7 @@ def _transpose(slots, owners, n, U, begins, out):
 
 @entry
 def first_unknown(types, n_types):
-    """The place of the first type that is neither NONE nor in [0, n_types); -1 if there is none."""
+    """Return the index of the first type that is neither NONE nor in [0, n_types); -1 if there is none."""
     for i in range(len(types)):
         if types[i] < NONE or types[i] >= n_types:
             return i
@@ -122,7 +124,10 @@ def first_unknown(types, n_types):
 
 @helper
 def _vector_of_position(rows):
-    """(n + E,) int32: a word's place in its window, or its bag; behind those of all rows the ones of others."""
+    """Return the index of each position's gradient vector, (n + E,) int32: its position, or its bag.
+
+    After the vectors of all rows come those of the E types from elsewhere.
+    """
     of_position = np.empty(len(rows.types), np.int32)
     n_vectors = rows.n_types
     if len(rows.starts) > 0:
@@ -140,7 +145,7 @@ def _vector_of_position(rows):
 
 @helper
 def index_types(rows, rows_of_type, with_positions, index):
-    """Number the types of a batch, find their rows and, where these are wanted, positions."""
+    """Number the types of a batch, find their rows and, if wanted, their positions."""
     n = len(rows.types)
     U = _number(rows.types, n, index.slot_of_type, index.slots, index.types)
     index.counts[0] = U
@@ -159,7 +164,7 @@ def index_types(rows, rows_of_type, with_positions, index):
 
 @helper
 def index_rows(index, frozen):
-    """Number the rows of the types that move, and find the types of every one."""
+    """Number the rows of the types that are updated, and find the types of each row."""
     U = index.counts[0]
     total = index.starts[U]
     slots, owners, moving = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)

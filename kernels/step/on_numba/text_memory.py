@@ -13,13 +13,13 @@ from ..text_model import TextStepModel
 from .text_hidden import MOST_TYPES_A_WINDOW
 from .text_index import BatchIndex, new_index
 
-TILE_ROWS = 48  # of a tile: what a thread holds of them stays within half of a 1 MiB cache
+TILE_ROWS = 48  # per tile: a thread's share then fits half of a 1 MiB cache
 
 GROWTH = 1.25
 
 
 class Table(NamedTuple):
-    """The table (V, D), which of a step's rules it is and what that remembers, and the rows of the types.
+    """The table (V, D), the index of its rule in a step, the rule's state, and the rows of the types.
 
     Addresses are of float32.
     """
@@ -31,55 +31,55 @@ class Table(NamedTuple):
     second: int
     rows_of_type: np.ndarray
     rule: int
-    d_rows: int  # where the gradients of rows are written down, in the order of BatchIndex.rows; 0: rows move
-    frozen: np.ndarray  # (V,) 1 where a row stays as it is; (0,): all move
+    d_rows: int  # where gradients of rows are stored, in the order of BatchIndex.rows; 0: rows are updated
+    frozen: np.ndarray  # (V,) 1 for a frozen row; (0,): none is
 
 
 class Buffers(NamedTuple):
-    """What a step writes down between its rounds, for N rows of W vectors, H hidden outputs and S of heads.
+    """What a step stores between its rounds, for N rows of W vectors, H hidden outputs and S outputs of heads.
 
-    Without a hidden layer a and x are one.
+    Without a hidden layer, a and x are the same array.
     """
 
-    vectors: np.ndarray  # (U, D) of the types, and room for a block of rows behind them
+    vectors: np.ndarray  # (U, D) of the types, with room for a block of rows after them
     d_vectors: np.ndarray  # (U, D)
-    projected: np.ndarray  # (MOST_TYPES_A_WINDOW * N, W, ldp) of the types, where windows are sums of those
-    x: np.ndarray  # (N, ldx) windows or bags after dropout
-    d_x: np.ndarray  # N times W * D, one after another, then D for every vector of others
+    projected: np.ndarray  # (MOST_TYPES_A_WINDOW * N, W, ldp) of the types, if windows are sums of those
+    x: np.ndarray  # (N, ldx) windows or bags, after dropout
+    d_x: np.ndarray  # N times W * D, one after another, then D for every vector from elsewhere
     a: np.ndarray  # (N, lda) hidden outputs
     d_a: np.ndarray  # (N, lda), before the ReLU
     z: np.ndarray  # (tiles, S, ldz) gradients of the logits, transposed
     forward: np.ndarray  # the hidden weight, packed by panels of H
-    backward: np.ndarray  # by panels of W * D
+    backward: np.ndarray  # packed by panels of W * D
     losses: np.ndarray  # (tiles, K) float64
     correct: np.ndarray  # (tiles, K) int64
     d_head_bias: np.ndarray  # (tiles, S)
     d_hidden_bias: np.ndarray  # (tiles, H)
-    # Nothing, for helpers that may be given something: a global of no numbers is of another type, and compiled for it.
+    # An empty array, for helpers with an optional argument: an empty global would be another type, compiled apart.
     no_scales: np.ndarray  # (0,) float32
     all_rows: np.ndarray  # (0,) int64
 
 
 class Memory(NamedTuple):
-    """A model's buffers, for up to n_rows rows and n_positions words in them, and where its parameters lie."""
+    """A model's buffers, for up to n_rows rows with n_positions words, and the addresses of its parameters."""
 
     n_rows: int
     n_positions: int
     batch: BatchIndex
     buffers: Buffers
     table: Table
-    weights: np.ndarray  # (K,) addresses of the heads'
-    biases: np.ndarray  # (K,), 0 without one
-    d_rows: np.ndarray  # (R, D) gradients of rows; (0, D) where rows move
+    weights: np.ndarray  # (K,) addresses of the heads' weights
+    biases: np.ndarray  # (K,) addresses of their biases, 0 without one
+    d_rows: np.ndarray  # (R, D) gradients of rows; (0, D) if rows are updated
 
 
 def memory_of(model: TextStepModel, N: int, n_positions: int) -> Memory:
-    """The model's, made anew where a batch is larger than all before it."""
+    """Return the model's memory, reallocated if a batch is larger than all before it."""
     held: Memory | None = model.memory
     if held is None or held.n_rows < N or held.n_positions < n_positions:
         if (
             held is not None
-        ):  # bags are of another length in every batch: some room, or it is made anew time and again
+        ):  # bags differ in length between batches: some slack, or it would be reallocated again and again
             N, n_positions = max(N, held.n_rows), max(int(GROWTH * n_positions), held.n_positions)
         index, buffers = new_index(model, n_positions), _new_buffers(model, N, n_positions)
         D = model.table.parameter.shape[1]
@@ -102,7 +102,7 @@ def _table(model: TextStepModel, d_rows: np.ndarray) -> Table:
 
 
 def _addresses(model: TextStepModel) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) of the heads' weights, and of their biases."""
+    """Return the addresses (K,) of the heads' weights, and of their biases."""
     weights, biases = (
         np.array([0 if part is None else part.parameter.data_ptr() for part in parts], np.int64)
         for parts in zip(*model.heads, strict=True)
@@ -143,7 +143,7 @@ def _new_buffers(model: TextStepModel, N: int, n_positions: int) -> Buffers:
 
 
 def most_projected(N: int) -> int:
-    """Types of N windows that are projected, if they are not more."""
+    """Return the largest number of types of N windows for which types are projected."""
     return int(MOST_TYPES_A_WINDOW * N)
 
 

@@ -1,15 +1,16 @@
-"""A whole training step of heads over the words of a text: from word types to moved weights.
+"""A whole training step of heads over the words of a text: from word types to updated weights.
 
 Four rounds of pieces of work, each on all threads:
-1. the vectors of the batch's types, the mean of their rows; the hidden weight packed for both its products;
-2. tiles of windows or bags: gather and drop out, hidden layer, logits, losses, and all gradients down to the vectors;
-   beside them, which types every row is in that moves;
-3. dense parameters: the gradient of some rows over the batch, and their step; and the gradient of every type;
-4. rows of the table: the sum over their types, and their step.
+1. the vectors of the batch's types, the mean of their rows; the hidden weight packed for both of its products;
+2. tiles of windows or bags: gather and dropout, hidden layer, logits, losses, and all gradients down to the vectors;
+   beside them, which types each updated row is in;
+3. dense parameters: the gradient of some rows over the batch, and their update; and the gradient of every type;
+4. rows of the table: the sum over their types, and their update.
 
-What a piece computes does not depend on the others, and a sum is taken by one piece in the order of its terms: the same
-call gives the same bits on any number of threads. No gradient of the table or of a dense parameter is ever held whole.
-Gradients are made as far back as something is trained: with a frozen table neither vectors nor rows have one.
+A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
+call gives the same bits on any number of threads. The gradient of the table or of a dense parameter is never stored
+whole. Gradients are computed only as far back as something is trained: with a frozen table, neither vectors nor rows
+have one.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from .text_updates import ROWS_A_PIECE, move_dense, move_rows
 # --- the step --------------------------------------------------------------------------------------------
 
 
-# Loops, where an expression of arrays would compile Numba's messages about shapes and axes, too.
+# Loops: an array expression would make Numba compile its messages about shapes and axes, too.
 @helper
 def _copy_from(address, values):
-    """values (n,) = the float32 at an address, zeros at 0."""
+    """values (n,) = the float32 at an address, or zeros for address 0."""
     source = numba.carray(pointer_to_float32(address), (len(values) if address else 0,))
     for i in range(len(values)):
         values[i] = source[i] if address else ZERO
@@ -51,7 +52,7 @@ def _copy_from(address, values):
 
 @helper
 def _head_biases(heads, addresses, S):
-    """(S,) the biases of these heads in the places of the layout; 0 without one."""
+    """Return the biases of these heads at their columns in the layout, (S,); 0 for a head without one."""
     bias_s = np.zeros(S, np.float32)
     for k in range(len(heads)):
         a = heads[k]["offset"]
@@ -61,7 +62,7 @@ def _head_biases(heads, addresses, S):
 
 @helper
 def _columns_by_task(heads, columns, n_tasks):
-    """(K,) where the outputs of a task's head begin among those of these heads; -1 if it is not one of them."""
+    """Return where each task's outputs begin among those of these heads, (K,); -1 if its head is not one of them."""
     column_of = np.empty(n_tasks, np.int64)
     for task in range(n_tasks):
         column_of[task] = -1
@@ -74,13 +75,14 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     team, rules, decays, texts, width, table, hidden, hidden_bias, weights, biases, pieces, counts, heads,
     column_weights, targets, mean_scale, scale, drop, reach, index, b, losses_address, correct_address,
 ):  # fmt: skip
-    """One step on N rows of W vectors; losses and hits of the heads.
+    """Take one step on N rows of W vectors; store losses and hits of the heads.
 
-    rules and decays are a step's; texts are Rows; hidden (H, W D) and hidden_bias (its address) are of the hidden
-    layer, (0, W D) without one, where heads see W D numbers; weights and
-    biases (K,) addresses of all heads' in the layout, 0 = no bias; pieces and counts are those of a TextStepModel that
-    move. heads are the records of those that are computed; reach is how far back there are gradients to make; the rest
-    is as in tile_pass. With TO_NOTHING nothing moves, and b.a holds the features.
+    rules, decays: of this step. texts: Rows.
+    hidden (H, W D), hidden_bias (an address): the hidden layer; (0, W D) without one, and heads then see W D numbers.
+    weights, biases (K,): addresses for all heads in the layout, 0 = no bias.
+    pieces, counts: of a TextStepModel, of the parameters that are updated.
+    heads: records of the heads that are computed. reach: how far back gradients are computed.
+    Everything else is as in tile_pass. With TO_NOTHING nothing is updated, and b.a holds the features.
     """
     N, W, D, K = texts.n_rows, width, table.D, len(heads)
     has_hidden = len(hidden) > 0
@@ -132,7 +134,7 @@ step_on_text = Kernel(_step_on_text)
 
 
 def drop_of(dropout: Dropout) -> Drop:
-    """Dropout as the kernel draws it."""
+    """Convert dropout to the form that the kernel takes."""
     threshold = min(round(dropout.probability * (1 << PART_BITS)), 1 << PART_BITS)
     kept = 0.0 if dropout.probability >= 1 else 1.0 / (1.0 - dropout.probability)
     return Drop(np.uint64(dropout.key), np.uint64(threshold), np.float32(kept))
@@ -149,8 +151,8 @@ def step(
     moves: Moves,
     beside: Beside | None,
 ) -> tuple[Tensor, Tensor]:
-    """(losses (K,), correct (K,)) of `text_step` in step/text.py."""
-    # A learned weight of 0 needs the loss it would scale: that is its gradient.
+    """Return (losses (K,), correct (K,)) for `text_step` in step/text.py."""
+    # A learned weight of 0 still needs the loss that it would scale: that loss is its gradient.
     skip_zero_weights = not task_weights.requires_grad
     batch = survey_batch(targets, task_weights, model.layout, skip_zero_weights)
     K = len(model.heads)
@@ -163,7 +165,7 @@ def step(
 
 
 def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
-    """(rows (R,), d_rows (R, D)) of `text_gradients` in step/text.py."""
+    """Return (rows (R,), d_rows (R, D)) for `text_gradients` in step/text.py."""
     memory = model.memory
     R = int(memory.batch.counts[1]) if model.moving(moves).reach == TO_TABLE else 0
     rows = memory.batch.rows[:R]
@@ -171,7 +173,7 @@ def gathered(model: TextStepModel, moves: Moves) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows[order].astype(np.int64)), torch.from_numpy(memory.d_rows[:R][order])
 
 
-# Rows that are looked at together: the more, the rarer is a word met for the first time.
+# Rows that are processed together: the more rows, the fewer words occur for the first time.
 LEAST_ROWS, MOST_ROWS, MOST_FLOATS = 1 << 9, 1 << 14, 1 << 25
 
 _NO_RULE = packed((RowRule(SGD, 0.0),))
@@ -180,7 +182,7 @@ _NO_HIDDEN = np.zeros((0, 0), np.float32)
 
 
 def features(model: TextStepModel, words: Words) -> Tensor:
-    """(N, H) of `text_features` in step/text.py."""
+    """Return (N, H) for `text_features` in step/text.py."""
     rows, N, H = _rows(words, model), words.n_rows, model.n_features
     out = torch.empty(N, H, dtype=torch.float32)
     batch = Batch(
@@ -198,14 +200,14 @@ def features(model: TextStepModel, words: Words) -> Tensor:
 
 
 def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Tensor:
-    """(K,) of `text_correct` in step/text.py."""
+    """Return (K,) for `text_correct` in step/text.py."""
     rows, K = _rows(words, model), len(model.heads)
     losses, found, total = np.empty(K, np.float32), np.empty(K, np.int64), np.zeros(K, np.int64)
     for part in _parts(model, words.n_rows):
         batch = survey_batch(
             [target[part] for target in targets], torch.ones(K, dtype=torch.float32), model.layout, False
         )
-        found[:] = 0  # a head without a target in this part counts nothing
+        found[:] = 0  # reset, as a head without a target in this part is skipped
         _call(
             model, _NO_RULE, np.ones(1, np.float32), _part_of(rows, part), model.moving(NOTHING), batch.computed(),
             batch, _NOT_DROPPED, losses.ctypes.data, found.ctypes.data,
@@ -215,9 +217,9 @@ def correct(model: TextStepModel, words: Words, targets: Sequence[Tensor]) -> Te
 
 
 def _parts(model: TextStepModel, N: int) -> list[slice]:
-    """N rows in parts, none of which needs more memory than a step if that is more than MOST_FLOATS."""
+    """Split N rows into parts, none of which needs more memory than a step if that is more than MOST_FLOATS."""
     H, S = model.n_features, sum(spec.size for spec in model.layout.heads)
-    # Of a row: the window, what its types give to it, its hidden outputs and its logits.
+    # Per row: the window, its types' contributions, its hidden outputs and its logits.
     fit = min(MOST_ROWS, MOST_FLOATS // (model.n_window + model.pooled.width * H + H + S))
     at_once = max(LEAST_ROWS, fit, 0 if model.memory is None else model.memory.n_rows)
     return [slice(first, first + at_once) for first in range(0, N, at_once)]
@@ -227,7 +229,7 @@ _NO_STARTS, _NO_SCALES = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
 def _rows(words: Words, model: TextStepModel, beside: Beside | None = None) -> Rows:
-    """As the kernel takes them. Raises ValueError for a word type that there is not."""
+    """Convert to the form that the kernel takes. Raises ValueError for an unknown word type."""
     types = _checked(words.types, model)
     n, starts, scales = len(types), _NO_STARTS, _NO_SCALES
     if words.starts is not None:
@@ -241,16 +243,16 @@ def _rows(words: Words, model: TextStepModel, beside: Beside | None = None) -> R
 
 
 def _checked(types: Tensor, model: TextStepModel) -> np.ndarray:
-    """(n,) int32."""
+    """Return the checked types, (n,) int32."""
     given, n_types = types.numpy().reshape(-1), len(model.rows_of_type) - 1
-    wrong = first_unknown(given, n_types)  # before a number could be cut to 32 bits
+    wrong = first_unknown(given, n_types)  # checked before a number is truncated to 32 bits
     if wrong >= 0:
         raise ValueError(f"inputs hold the word type {given[wrong]}; there are {n_types:,}, and -1 for none")
     return np.ascontiguousarray(given, np.int32)
 
 
 def _part_of(rows: Rows, part: slice) -> Rows:
-    """Some of these rows."""
+    """Return some of these rows."""
     first, last = part.start, min(part.stop, rows.n_rows)
     if len(rows.starts):
         starts = rows.starts[first : last + 1]
@@ -275,7 +277,7 @@ def _call(
 ) -> None:
     memory = memory_of(model, rows.n_rows, len(rows.types))
     if beside is not None:
-        first = rows.n_rows * model.n_window  # behind those of the rows
+        first = rows.n_rows * model.n_window  # after those of the rows
         given = beside.d_vectors.numpy().reshape(-1)
         memory.buffers.d_x[first : first + len(given)] = given
     weight, bias = model.hidden or (None, None)

@@ -1,7 +1,7 @@
-"""From word types to the gradients of vectors: the vectors of types, then tiles of windows or bags there and back.
+"""From word types to the gradients of vectors: the vectors of types, then forward and backward over tiles of rows.
 
-A tile of rows stays in cache through gathering, dropout, the hidden layer if there is one, the heads' logits and
-losses, and all gradients down to the vectors. What sums over all rows is left to text_updates.py.
+A tile of windows or bags stays in cache through gather, dropout, the hidden layer if there is one, the heads' logits
+and losses, and all gradients down to the vectors. Sums over all rows are left to text_updates.py.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from .text_index import NONE, index_rows
 from .text_memory import TILE_ROWS
 
 ONE = np.float32(1)
-AHEAD = 16  # rows that are asked for before they are needed
+AHEAD = 16  # rows that are prefetched
 
 
 class Drop(NamedTuple):
-    """Dropout as the kernel draws it: see draw_factors. A threshold of 0 drops nothing."""
+    """Dropout in the form that the kernel takes: see draw_factors. A threshold of 0 drops nothing."""
 
     key: np.uint64
     threshold: np.uint64
@@ -55,8 +55,9 @@ class Drop(NamedTuple):
 
 @helper
 def prepare_types(p, table, index, hidden, reach, b):
-    """Piece 0 packs the hidden weight (H, W D), for the gradients of windows only if those are made; the others make
-    the vectors of some types.
+    """Piece 0 packs the hidden weight (H, W D), for the gradients of windows only if needed.
+
+    Others make vectors of types.
     """
     if p == 0:
         H = len(hidden)
@@ -80,7 +81,7 @@ def prepare_types(p, table, index, hidden, reach, b):
 
 @helper
 def _gather_window(row, W, D, index, drop, factors, i, b):
-    """The vectors of a window into x, dropped out by row i of factors (., W * D)."""
+    """Gather the vectors of a window into x, with dropout by row i of factors (., W * D)."""
     x = b.x[row]
     for w in range(W):
         slot = np.int64(index.slots[row * W + w])
@@ -97,7 +98,7 @@ def _gather_window(row, W, D, index, drop, factors, i, b):
 
 @helper
 def _gather_bag(row, D, texts, index, drop, factors, i, b):
-    """The sum of a bag's vectors times its scale into x, dropped out by row i of factors (., D)."""
+    """Gather the sum of a bag's vectors times its scale into x, with dropout by row i of factors (., D)."""
     x, scale = b.x[row], texts.scales[row]
     sum_rows(
         address_of(b.vectors), D, index.slots, texts.starts[row], texts.starts[row + 1], b.no_scales, address_of(x)
@@ -112,7 +113,10 @@ def _gather_bag(row, D, texts, index, drop, factors, i, b):
 
 @helper
 def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
-    """Windows or bags first.. into x, dropped out by factors (rows, W * D); zero behind the last row and column."""
+    """Gather windows or bags first.. into x, with dropout by factors (rows, W * D).
+
+    Zero past the last row and column.
+    """
     F = W * D
     words = np.empty(words_of(F), np.uint64)
     for i in range(rows):
@@ -131,7 +135,7 @@ def _gather(first, rows, padded, W, D, texts, index, drop, factors, b):
 
 @helper
 def _store_gradients(first, rows, F, texts, drop, factors, d_x, ldx, b):
-    """b.d_x of a tile from the gradients of what was gathered, d_x (rows, ldx) after dropout."""
+    """Compute b.d_x of a tile from d_x (rows, ldx), the gradients of what was gathered, after dropout."""
     for i in range(rows):
         at, begin = i * ldx, (first + i) * F
         scale = texts.scales[first + i] if len(texts.scales) > 0 else ONE
@@ -145,7 +149,7 @@ def _store_gradients(first, rows, F, texts, drop, factors, d_x, ldx, b):
 
 @helper
 def _hidden_gradient(first, rows, H, b, d_bias):
-    """Through the ReLU: d_a is 0 where a is; d_bias (H,) = its sum over the tile."""
+    """Backward through the ReLU: d_a becomes 0 where a is 0; d_bias (H,) = sum of d_a over the tile."""
     for h in range(H):
         d_bias[h] = ZERO
     for i in range(first, first + rows):
@@ -157,7 +161,7 @@ def _hidden_gradient(first, rows, H, b, d_bias):
 
 @helper
 def _head_logits(a, lda, rows, H, S, for_logits, product, z):
-    """z (S, rows) = the heads' logits. A function: an array is freed when its name was last read, used or not."""
+    """z (S, rows) = the heads' logits. A separate function, since an array is freed after the last use of its name."""
     logits(a, lda, rows, H, S, address_of(for_logits), address_of(product), address_of(z), z.shape[1])
 
 
@@ -166,9 +170,9 @@ def run_tile(
     p, N, W, D, texts, index, drop, by_type, has_hidden, hidden_bias, for_logits, for_features, head_bias, heads,
     columns, column_weights, targets, scale, reach, frozen_rows, b,
 ):  # fmt: skip
-    """Rows of tile p: losses, and the gradients of logits, hidden layer and vectors. Piece 0 is no tile.
+    """Process the rows of tile p: losses, and the gradients of logits, hidden layer and vectors. Piece 0 is not a tile.
 
-    Only as far back as `reach`: with TO_NOTHING only b.a. by_type: types are projected, and there are no windows.
+    Only as far back as `reach`: with TO_NOTHING only b.a. by_type: types are projected, and windows are not gathered.
     """
     if p == 0:
         if reach == TO_TABLE:

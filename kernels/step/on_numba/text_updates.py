@@ -1,4 +1,4 @@
-"""From the gradients of windows to moved parameters: of the dense ones piece by piece, of the table row by row."""
+"""From the gradients of windows to updated parameters: dense ones piece by piece, the table row by row."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def _hidden_weight_gradient(begin, n, N, F, b, gradient):
 
 @helper
 def _head_weight_gradient(column, n, N, H, b, gradient):
-    """Rows of the heads' weight gradient (., ld) from an output of the heads on; writes whole half blocks of rows."""
+    """Rows of the heads' weight gradient (., ld), starting at an output of the heads.
+
+    Writes whole half blocks of rows.
+    """
     ldg, lda, ldz = gradient.shape[1], b.a.shape[1], b.z.shape[2]
     for tile in range(-(-N // TILE_ROWS)):
         first = tile * TILE_ROWS
@@ -53,7 +56,7 @@ def _head_weight_gradient(column, n, N, H, b, gradient):
 
 @helper
 def _bias_gradient(sums, n_tiles, column, gradient, n):
-    """gradient, n numbers = the sums over the tiles of sums (tiles, .) from a column on."""
+    """gradient, n numbers = sums over all tiles of sums (tiles, .), starting at a column."""
     for i in range(n):
         total = ZERO
         for tile in range(n_tiles):
@@ -63,7 +66,7 @@ def _bias_gradient(sums, n_tiles, column, gradient, n):
 
 @helper
 def _gradient_of_piece(piece, column_of, N, F, H, b, gradient):
-    """The gradient of a piece, (rows, ld), or of a bias one number after another. column_of (K,): -1 = not computed."""
+    """The gradient of a piece, (rows, ld), or contiguous for a bias. column_of (K,): -1 = not computed."""
     of, n_tiles = piece["of"], -(-N // TILE_ROWS)
     if of == HIDDEN_WEIGHT:
         _hidden_weight_gradient(piece["begin"], piece["rows"], N, F, b, gradient)
@@ -81,7 +84,7 @@ def _gradient_of_piece(piece, column_of, N, F, H, b, gradient):
 
 @helper
 def _move_piece(piece, rules, decays, column_of, N, F, H, b):
-    """A step of a piece of a dense parameter."""
+    """Update a piece of a dense parameter."""
     R, C, rule = piece["rows"], piece["columns"], rules[piece["rule"]]
     is_bias = piece["of"] == HIDDEN_BIAS or piece["of"] == HEAD_BIAS
     ld = round_up(R * C, PANEL) if is_bias else round_up(C, PANEL) + SKEW
@@ -104,14 +107,14 @@ def _move_piece(piece, rules, decays, column_of, N, F, H, b):
         second = piece["second"] + offset if piece["second"] else 0
         if piece["whole"] and len(counts):
             own[0] = counts[0]
-        # Else a state of one number a row, whose address the row's is.
+        # Otherwise the state is one number per row, at the row's own address.
         per_row = own if piece["whole"] else counts[r:]
         update_row(rule, piece["parameter"] + offset, np.int64(0), at, C, per_row, first, second)
 
 
 @helper
 def _has_moving_row(u, index, frozen):
-    """Whether a step moves a row of the type u."""
+    """Whether a step updates any row of the type u."""
     n_moving = 0
     for i in range(index.starts[u], index.starts[u + 1]):
         n_moving += moves(index.ids[i], frozen)
@@ -120,7 +123,7 @@ def _has_moving_row(u, index, frozen):
 
 @helper
 def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, frozen_rows, index, b):
-    """The first pieces are of dense parameters; the others make the gradients of some types."""
+    """Update some dense parameters (the first pieces), or compute the gradients of some types (the others)."""
     if p < len(pieces):
         _move_piece(pieces[p], rules, decays, column_of, N, W * D, H, b)
         return
@@ -142,7 +145,7 @@ def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, frozen_rows, ind
 
 @helper
 def move_rows(p, rule, table, index, b):
-    """Move some rows, or write down their gradients."""
+    """Update some rows, or store their gradients."""
     first, last = p * ROWS_A_PIECE, min(index.counts[1], (p + 1) * ROWS_A_PIECE)
     d_vectors = address_of(b.d_vectors)
     if table.d_rows:

@@ -1,1 +1,1 @@
-"""On a CPU, compiled by Numba: bytes are read where they are."""
+"""CPU backend, compiled by Numba: bytes are read in place."""

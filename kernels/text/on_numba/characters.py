@@ -1,6 +1,6 @@
-"""Bytes of UTF-8: eight at a time where they are plain, else one character after the other.
+"""UTF-8 bytes: eight at a time if they are plain, else one character after the other.
 
-Text is uint8 with PADDING blanks behind its end, so that eight bytes may be read wherever a word begins.
+Text is uint8 with PADDING blanks past its end, so that eight bytes may be read wherever a word begins.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numba.extending import intrinsic
 from ...machine.jit import helper
 from ..layout import IN_WORD
 
-# In each of eight bytes: 0x21, the first that is neither white space nor a control character, and the highest bit.
+# In each of eight bytes: 0x21, the first that is neither white space nor a control character; and the highest bit.
 _PLAIN, _HIGH = 0x2121212121212121, -0x7F7F7F7F7F7F7F80
 BITS, BYTES_AT_ONCE = 8, 8
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-FIRST_OF_MANY = 0x80  # the first byte that is not a character by itself
+FIRST_OF_MANY = 0x80  # the first byte that is not a whole character
 _MULTIPLY_1, _MULTIPLY_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47
-_EXTRA = 32  # bits that a product's upper half is shifted by
+_EXTRA = 32  # shift for the upper half of a product, in bits
 
 
 @intrinsic
 def eight_bytes(typing_context, address):  # type: ignore[no-untyped-def]
-    """The eight bytes at an address of any alignment as a number, the first the lowest."""
+    """Load the eight bytes at an address of any alignment as a number, the first byte lowest."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = builder.load(builder.inttoptr(args[0], _I64.as_pointer()), align=1)
@@ -38,7 +38,7 @@ def eight_bytes(typing_context, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def four_bytes(typing_context, address):  # type: ignore[no-untyped-def]
-    """The int32 at an address that is aligned."""
+    """Load the int32 at an aligned address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = builder.load(builder.inttoptr(args[0], _I32.as_pointer()), align=4)
@@ -49,7 +49,7 @@ def four_bytes(typing_context, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _zeros_below(typing_context, value):  # type: ignore[no-untyped-def]
-    """The zero bits below the lowest one of a number that is not zero."""
+    """Number of trailing zero bits of a nonzero number."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
@@ -59,14 +59,14 @@ def _zeros_below(typing_context, value):  # type: ignore[no-untyped-def]
 
 @helper
 def first_bytes(address, length):
-    """The first eight bytes of a word as a number, zero behind its end."""
+    """Return the first eight bytes of a word as a number, zero past its end."""
     value = eight_bytes(address)
     return value if length >= BYTES_AT_ONCE else value & ((np.int64(1) << (BITS * length)) - 1)
 
 
 @helper
 def hash_of(address, length):
-    """64 bits of a word's bytes."""
+    """64-bit hash of a word's bytes."""
     value = length * _MULTIPLY_2
     for i in range(0, length, BYTES_AT_ONCE):
         value = (value ^ first_bytes(address + i, length - i)) * _MULTIPLY_1
@@ -76,7 +76,7 @@ def hash_of(address, length):
 
 @helper
 def are_same(one, other, length):
-    """Whether two words of one length have the same bytes."""
+    """Whether two words of the same length have the same bytes."""
     for i in range(0, length, BYTES_AT_ONCE):
         if first_bytes(one + i, length - i) != first_bytes(other + i, length - i):
             return False
@@ -85,10 +85,10 @@ def are_same(one, other, length):
 
 @helper
 def end_of_word(text, i, end, kinds):
-    """Where the word at i ends, or -1 - p where the character at p is not UTF-8."""
+    """Return where the word at i ends, or -1 - p if the character at p is not UTF-8."""
     address = text.ctypes.data
     while True:
-        # Bytes that are white space, a control character, or of a character of several bytes.
+        # Find bytes that are white space, a control character, or part of a multi-byte character.
         value = eight_bytes(address + i)
         special = (((value - _PLAIN) & ~value) | value) & _HIGH
         if special == 0:
@@ -112,9 +112,9 @@ def end_of_word(text, i, end, kinds):
 
 @helper
 def character(text, i, end):
-    """The bytes of the character at i, which begins above 127: negative if it is white space, 0 if it is not UTF-8.
+    """Return the size in bytes of the character at i, which begins above 127: negated for white space, 0 if not UTF-8.
 
-    White space is what Python's str.split takes for it; what is UTF-8, the table 3-7 of the Unicode Standard says.
+    White space is as in Python's str.split; UTF-8 is as in table 3-7 of the Unicode Standard.
     """
     lead = np.int64(text[i])
     size = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
@@ -139,7 +139,7 @@ def character(text, i, end):
 
 @helper
 def _is_blank(text, i, lead):
-    """Whether a character of UTF-8 above 127 is white space."""
+    """Whether a UTF-8 character above 127 is white space."""
     if lead == 0xC2:  # U+0085, U+00A0
         return text[i + 1] == 0x85 or text[i + 1] == 0xA0
     if lead < 0xE1 or lead > 0xE3:

@@ -1,4 +1,4 @@
-"""Words with marks at the ends of lines, as the texts of lines: ids and bounds, and apart from them the labels."""
+"""Split numbered words at line ends: ids and bounds of each line's words, and the labels separately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def split_lines(numbers, id_of, is_label, keep_empty):
             n_labels += np.int64(is_label[number])
             n_ids += np.int64(not is_label[number])
     ids, bounds = numbers, np.empty(n_lines + 2, np.int64)
-    # A place more: what is written in any case is kept or not.
+    # One extra element: values are always written, then kept or not.
     labels, lines = np.empty(n_labels + 1, np.int32), np.empty(n_labels + 1, np.int64)
     bounds[0] = 0
     n_ids = n_labels = n_lines = 0

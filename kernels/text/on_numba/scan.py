@@ -1,10 +1,10 @@
 """The words of a block of text as numbers, in two passes over pieces of it.
 
-scan       side by side: every piece numbers its words by itself, in a table of its own
-take_in    the pieces' words enter the common table in the order of the pieces, so that words have the numbers of their
-           first appearance whatever the pieces; then, side by side, the pieces' numbers become common ones
+scan       in parallel: every piece numbers its words by itself, in its own table
+take_in    the pieces' words enter the common table in the order of the pieces, so that words are numbered by first
+           appearance whatever the pieces are; then, in parallel, the pieces' numbers are replaced by common ones
 
-A piece's table is as the common one (layout.py), but that its letters are the text itself.
+A piece's table is like the common one (layout.py), except that its letters are the text itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .characters import (
 
 FIRST_SLOTS = 4096
 SLOT_BYTES, NUMBER_BYTES, ROW_BYTES = 4, 8, 8 * N_COLUMNS
-SLOTS_AHEAD, ROWS_AHEAD = 16, 8  # words whose slot, and then whose row, is asked for before it is needed
+SLOTS_AHEAD, ROWS_AHEAD = 16, 8  # words whose slot, and then whose row, is prefetched
 LINE_FEED_BYTE = ord("\n")
 MARK = (0xEF, 0xBB, 0xBF)  # U+FEFF
 
@@ -53,9 +53,9 @@ MARK = (0xEF, 0xBB, 0xBF)  # U+FEFF
 
 @helper
 def _find(slots, n_slots, words, letters, word, code, head, length):
-    """(slot, row) of a word of `length` bytes at the address `word`; of a new one the slot where it belongs, and -1.
+    """Find a word of `length` bytes at address `word`: (slot, row), or for a new word (the slot where it belongs, -1).
 
-    slots, words and letters are addresses, too: as arrays they would take a third of the whole pass to hand over.
+    slots, words and letters are addresses, too: passing them as arrays would take a third of the whole pass.
     """
     mask = n_slots - 1
     slot = code & mask
@@ -76,7 +76,7 @@ def _find(slots, n_slots, words, letters, word, code, head, length):
 
 @entry
 def place_all(slots, n_slots, words, n_words):
-    """Empty a table and enter all words, which are different ones."""
+    """Clear a table and insert all words, which must be distinct."""
     for slot in range(n_slots):
         slots[slot] = 0
     for row in range(n_words):
@@ -91,7 +91,7 @@ def place_all(slots, n_slots, words, n_words):
 
 @helper
 def _begin_of_piece(text, n, kinds, at):
-    """The first place from `at` on that is behind white space; 0 for 0, n where there is none."""
+    """Return the first position from `at` on that follows white space; 0 for 0, n if there is none."""
     if at == 0:
         return 0
     while at < n and (text[at - 1] >= FIRST_OF_MANY or kinds[text[at - 1]] == IN_WORD):
@@ -101,7 +101,7 @@ def _begin_of_piece(text, n, kinds, at):
 
 @helper
 def _behind_returns(text, i, n, kinds):
-    """The place behind the returns at i, at most n, where a blank stands."""
+    """Return the position after the returns at i, at most n, where there is a blank."""
     while i < n and kinds[text[i]] == RETURN:
         i += 1
     return i
@@ -109,7 +109,7 @@ def _behind_returns(text, i, n, kinds):
 
 @helper
 def _is_mark_of_line(text, i, kinds, begins_line):
-    """Whether a byte order mark is at i, and nothing else between it and the start of its line."""
+    """Whether there is a byte order mark at i with nothing but such marks before it on its line."""
     if text[i + 1] != MARK[1] or text[i + 2] != MARK[2]:
         return False
     while i >= 3 and text[i - 3] == MARK[0] and text[i - 2] == MARK[1] and text[i - 1] == MARK[2]:
@@ -122,7 +122,7 @@ def _is_mark_of_line(text, i, kinds, begins_line):
 
 @helper
 def _scan_piece(piece, text, n, begins_line, piece_bytes, kinds, scratch):
-    """Number the words of one piece; its tally says what it has, or where it is not UTF-8."""
+    """Number the words of one piece; its tally holds its counts, or where it is not UTF-8."""
     begin = _begin_of_piece(text, n, kinds, min(n, piece * piece_bytes))
     end = _begin_of_piece(text, n, kinds, min(n, (piece + 1) * piece_bytes))
     tallies, numbers = scratch.tallies, scratch.numbers[begin:end]
@@ -147,7 +147,7 @@ def _scan_piece(piece, text, n, begins_line, piece_bytes, kinds, scratch):
                 continue
         elif kinds[byte] == RETURN:
             after = _behind_returns(text, i, n, kinds)
-            # Returns that a line feed follows leave the end of the line to it.
+            # Returns before a line feed belong to its line end.
             if text[after] != LINE_FEED_BYTE:
                 for _ in range(min(after, end) - i):
                     numbers[n_numbers] = END
@@ -198,7 +198,7 @@ def _scan(team, text, n, begins_line, piece_bytes, kinds, scratch):
 
 @helper
 def _common_numbers(piece, scratch, starts, numbers):
-    """A piece's numbers as common ones, at their place in numbers."""
+    """Replace a piece's numbers by common ones, at their position in numbers."""
     begin, at = scratch.tallies[piece, BEGIN], starts[piece]
     own, common = scratch.numbers[begin:], scratch.common[begin // 2 + piece :]
     for i in range(scratch.tallies[piece, N_NUMBERS]):
@@ -207,7 +207,7 @@ def _common_numbers(piece, scratch, starts, numbers):
 
 
 def _take_in(team, text, scratch, starts, table, n_words, numbers):
-    """Write the common numbers of all pieces to numbers, piece p's from starts[p] on; returns how many words there are.
+    """Write the common numbers of all pieces to numbers, piece p's from starts[p] on; return the number of words.
 
     The table of n_words must have room for all words of the pieces, and slots for twice as many.
     """

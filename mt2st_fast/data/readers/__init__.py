@@ -1,6 +1,6 @@
 """The readers by name, and `open_data`, which turns `stdlib` or `KIND:PATH` into Splits.
 
-A reader is a module in this folder that has a `READER` (see `Reader`); nothing else needs to know of it.
+A reader is a module in this folder that has a `READER` (see `Reader`); it is found without being registered elsewhere.
 """
 
 import gc
@@ -22,8 +22,9 @@ from mt2st_fast.errors import InputError
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Without looks for cycles: a corpus is read as a great many lists of text, which hold none, and each look goes
-    through all of them. That is a third of the time of reading.
+    """Pause the garbage collector, whose searches for cycles take a third of the time of reading.
+
+    A corpus is read as very many lists of text, which contain no cycles, and each search visits all of them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -47,7 +48,7 @@ def _place(reader: Reader) -> tuple[bool, str]:
     return reader.needs_path, reader.name
 
 
-# By name, those without a path first.
+# By name; readers without a path come first.
 READERS: dict[str, Reader] = _find_readers()
 
 
@@ -64,20 +65,21 @@ def open_data(
 ) -> Splits:
     """Read a corpus: `stdlib` or KIND:PATH, such as `csv:PATH`; READERS has the kinds and what their paths are.
 
-    main            main task; None for the reader's default. csv takes a kind: `rating:regression`,
-                    `tags:multilabel`
-    auxiliary       auxiliary tasks; None for the reader's default, () for none
-    label_fraction  part of the training units (stdlib: files) that keep their main labels, in (0, 1]; None
-                    for the reader's default (stdlib: 0.01, the others: all). Development and test labels are never
-                    hidden
-    seed            decides which units keep their labels; the splits themselves never depend on it
-    text_column     of a table (csv); None for text, sentence, review or content, in any case
-    delimiter       of a table, one character; None for what the header has most of, tabs in .tsv
-    progress        called with (files done, files in all) while stdlib is read
-    measured        the parts (train, dev, test) that are wanted where nothing is trained: text is split where one of
-                    them has to be taken out of it, and else stays whole, with parts that no file has empty
+        main            main task; None for the reader's default. csv takes a kind: `rating:regression`,
+                        `tags:multilabel`
+        auxiliary       auxiliary tasks; None for the reader's default, () for none
+        label_fraction  share of the training units (stdlib: files) that keep their main labels, in (0, 1]; None
+                        for the reader's default (stdlib: 0.01, the others: all). Development and test labels are never
+                        hidden
+        seed            decides which units keep their labels; the splits themselves never depend on it
+        text_column     the text column of a table (csv); None for text, sentence, review or content, in any case
+        delimiter       of a table, one character; None for the most frequent one in the header, tabs in .tsv
+        progress        called with (files done, files in total) while stdlib is read
+        measured        for evaluation without training, the parts (train, dev, test) that are needed: text is only
+                        split if one of them has to be taken from it; else it stays whole, and parts without a file are
+                        empty
 
-    Raises InputError for anything in it that cannot be used.
+    Raises InputError for any part of the corpus or request that cannot be used.
     """
     kind, path = parse_spec(spec)
     reader = READERS[kind]
@@ -113,7 +115,7 @@ def open_data(
 
 
 def _check_measured(spec: str, splits: Splits, measured: Sequence[str]) -> None:
-    """Raises InputError where nothing can be measured: no row of these parts has a label of the main task."""
+    """Raise InputError where nothing can be measured: no row of these parts has a label of the main task."""
     main = splits.main
     if main is not None and not any(splits.parts[part].column(main).labelled().any() for part in measured):
         rows = "row" if len(measured) == len(splits.parts) else f"{' or '.join(measured)} row"
@@ -121,7 +123,7 @@ def _check_measured(spec: str, splits: Splits, measured: Sequence[str]) -> None:
 
 
 def _with_parts_told(splits: Splits) -> Splits:
-    """With a word on parts that no file has, and on a file that is split though its name says what it is."""
+    """Add notes on parts that have no file, and on a file that is split although its name says what it is."""
     record = splits.record
     parts = {part for file in record.files for part in file.part.split(", ")}
     missing = [part for part in ("dev", "test") if part not in parts]
@@ -138,7 +140,7 @@ def _with_parts_told(splits: Splits) -> Splits:
 
 
 def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
-    """A line on a test set without labels of the main task, on which nothing can be measured."""
+    """Return a note on a test set without labels of the main task, on which nothing can be measured."""
     if splits.test.column(main).labelled().any():
         return ()
     return (f"{main}: no test row has a label of the main task, so nothing is measured on them",)
@@ -156,9 +158,9 @@ def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
 
 
 def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
-    """(reader, path) of `KIND` or `KIND:PATH`, whether there is such a file or not.
+    """Return (reader, path) of `KIND` or `KIND:PATH`; the path need not exist.
 
-    Raises InputError, under the name `shown`, for what is neither.
+    Raises InputError for anything else; `shown` is the name of the option in the message.
     """
     kind, separator, path = spec.partition(":")
     if kind not in READERS:

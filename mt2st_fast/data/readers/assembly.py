@@ -1,4 +1,4 @@
-"""From what a reader found (words and label cells as text) to Splits: missing splits, vocabulary, classes."""
+"""Turn what a reader found (words, and label cells as text) into Splits: missing splits, vocabulary, classes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,16 @@ _SPLIT_SEED = 0  # not the run's seed: the test set must be the same for every r
 
 @dataclass(eq=False)
 class Section:
-    """Text as read: units of words, and the label cells of each unit (one a word, or one for the document).
+    """Text as read: units of words, and the label cells of each unit (one per word, or one for the document).
 
-    A cell is a string (classes), a tuple of strings (labels), a float (values), or None where there is no
-    label.
+    A cell is a string (classes), a tuple of strings (labels), a float (values), or None where there is no label.
     """
 
     units: list[list[str]]
-    cells: dict[str, list[list]]  # task -> a list of cells for each unit
+    cells: dict[str, list[list]]  # task -> one list of cells per unit
 
     def take(self, chosen: np.ndarray) -> "Section":
-        """The units of those numbers, in that order."""
+        """Return the units of these numbers, in this order."""
         return Section(
             [self.units[u] for u in chosen],
             {task: [cells[u] for u in chosen] for task, cells in self.cells.items()},
@@ -39,11 +38,11 @@ class Section:
 def complete_splits(
     found: Mapping[str, Section], where: str, measured: Collection[str] | None = None
 ) -> dict[str, Section]:
-    """Train, dev and test: training text alone is split 80/10/10, a missing dev or test takes 10 % of it.
+    """Return train, dev and test: without dev and test, training text is split 80/10/10; a missing one takes 10 %.
 
-    Deterministic, by unit. measured: the parts that are wanted where nothing is trained; where these are there without
-    a split, text stays whole, and parts that no file has are empty. Raises InputError where there are too few units to
-    split, or no training text.
+    Deterministic, by unit. measured: for evaluation without training, the parts that are needed; if these are available
+    without a split, text stays whole, and parts without a file are empty. Raises InputError if there are too few units
+    to split, or no training text.
     """
     if measured is not None and _need_no_split(found, measured):
         nothing = next(iter(found.values())).take(np.arange(0))
@@ -70,7 +69,7 @@ def complete_splits(
 
 
 def _need_no_split(found: Mapping[str, Section], measured: Collection[str]) -> bool:
-    """Whether the parts that are measured are the same rows without a split, which takes some off the training text."""
+    """Whether the measured parts have the same rows without a split, which would take some from the training text."""
     return set(measured) == set(PARTS) or ("train" not in measured and set(measured) <= found.keys())
 
 
@@ -86,9 +85,9 @@ def assemble(
 ) -> Splits:
     """Build the Splits of the sections' tasks.
 
-    The classes of a task are those of all splits: one that training text lacks can never be predicted, and
-    counts as wrong where the test text has it, as it should. Classes that are whole numbers are one class
-    whether they are written 1 or 1.0, and a note says so.
+    The classes of a task are those of all splits: one that the training text lacks can never be predicted, and counts
+    as wrong where the test text has it, as it should. Classes that are whole numbers are the same class whether written
+    1 or 1.0, and a note says so.
     """
     words = {part: chain.from_iterable(section.units) for part, section in sections.items()}
     vocabulary = Vocabulary.build(*(words[part] for part in PARTS))
@@ -126,7 +125,7 @@ def assemble(
 
 
 def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
-    """Write 1.0 as 1 in the columns of cells where both stand for one class; a note of it, or ""."""
+    """Rewrite 1.0 as 1 in the columns of cells where both stand for one class; return a note on this, or ""."""
     names = () if kind == "values" else class_names(kind, task, columns)
     whole = one_number_each(names)
     if not whole:
@@ -151,7 +150,7 @@ def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
 
 
 def class_names(kind: str, task: str, columns: Sequence[list]) -> tuple[str, ...]:
-    """The sorted classes or labels of all columns of cells; for values the task's own name."""
+    """Return the sorted classes or labels of all columns of cells; for values, the name of the task."""
     if kind == "values":
         return (task,)
     seen = set().union(*columns) - {None}
@@ -159,7 +158,7 @@ def class_names(kind: str, task: str, columns: Sequence[list]) -> tuple[str, ...
 
 
 def encode(kind: str, names: tuple[str, ...], cells: list) -> TargetColumn:
-    """Cells to a TargetColumn of N rows."""
+    """Convert cells to a TargetColumn of N rows."""
     index_of: dict[str | None, int] = {name: i for i, name in enumerate(names)}
     if kind == "classes":
         index_of[None] = MISSING

@@ -1,4 +1,4 @@
-"""The reader `columns:PATH`: CoNLL columns, a word and its labels a line, a blank line after a sentence."""
+"""The reader `columns:PATH`: CoNLL columns, one line per word with its labels, and a blank line after each sentence."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from mt2st_fast.errors import InputError
 
 _HEADER = "# columns:"
 _DOCUMENT = "-DOCSTART-"  # CoNLL-2003's mark between documents
-# What stands before a sentence and says something about it; a word may be a "#" itself.
+# Comments before a sentence; note that a word may itself be "#".
 _SAYS = re.compile(r"#\s+[\w.:-]+\s*=(?!=)|#\s+(id|sent_id|newdoc|newpar|text|source|global\.columns)\b.*=")
 _COMMENT = re.compile(r"#(\s|$)|#[\w.:-]+\s*=")
 _BLANKS = re.compile("[ \t]+")
@@ -21,16 +21,16 @@ _EXTENSIONS = (".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio", ".col", ".colu
 
 
 def read(request: ReadRequest) -> Splits:
-    """Tasks col1, col2, ... or as a first line `# columns: word pos chunk` names them; the word comes first.
+    """Read tasks col1, col2, ..., or named by a first line `# columns: word pos chunk`; the word comes first.
 
-    A row is a token, a unit is a sentence. Where the first word has a tab behind it, tabs alone part columns, and an
-    empty cell is a missing label; else blanks and tabs do. By default the last column is the main task, all others are
-    auxiliary.
+    A row is a token, a unit is a sentence. If the first word is followed by a tab, only tabs separate columns, and an
+    empty cell is a missing label; otherwise both blanks and tabs do. By default the last column is the main task, and
+    all others are auxiliary.
     """
     where = str(request.path)
     files = find_splits(request.path, _EXTENSIONS, request.measured)
     tables = {part: _Table(path) for part, path in files.items()}
-    first = next(iter(tables.values()))  # that of training, if there is one
+    first = next(iter(tables.values()))  # the training table, if there is one
     existing = first.tasks
     for table in tables.values():
         if table.tasks != existing:
@@ -61,9 +61,9 @@ class _Table:
         self.tasks: list[str] = []
         self._sentences: list[list[list[str]]] = [[]]
         self._n_columns = 0
-        self._comments: list[int] = []  # their lines
+        self._comments: list[int] = []  # line numbers
         self._n_empty = self._n_marks = 0  # cells; lines
-        self._blank_within: list[int] = []  # lines of labels with a blank
+        self._blank_within: list[int] = []  # line numbers of labels that contain a blank
         text = open_lines(path, tell=False)
         lines = list(text)
         self._tabs = "\t" in _first_word_line(lines)
@@ -76,7 +76,7 @@ class _Table:
         self.notes = [*self._said(), *text.notes]
 
     def as_read(self, part: str) -> FileRead:
-        """What a report says of the file."""
+        """Return what a report says of the file."""
         left_out = {"comments": len(self._comments), "marks between documents": self._n_marks}
         n_words = sum(map(len, self._sentences))
         return FileRead(
@@ -123,7 +123,9 @@ class _Table:
             self._add_word(number, row)
 
     def _is_comment(self, line: str, n_cells: int) -> bool:
-        """`# key = value` anywhere, and before a sentence what has not the columns of a word."""
+        """Whether a line is a comment: `# key = value` anywhere, or before a sentence one without a word's number of
+        columns.
+        """
         if n_cells == self._n_columns:
             return bool(_SAYS.match(line))
         return bool(_SAYS.match(line)) or (not self._sentences[-1] and bool(_COMMENT.match(line)))
@@ -155,6 +157,6 @@ class _Table:
 
 
 def _first_word_line(lines: Sequence[tuple[int, str]]) -> str:
-    """The first line that has a word, by its looks; where all begin with #, the first that is not blank."""
+    """Return the first line that looks like a word; if all begin with #, the first that is not blank."""
     filled = [line for _, line in lines if line.strip() and not line.startswith(_DOCUMENT)]
     return next((line for line in filled if line[0] != "#"), filled[0] if filled else "")

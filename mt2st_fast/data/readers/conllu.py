@@ -20,11 +20,10 @@ _EXTENSIONS = (".conllu", ".conll", ".txt")
 
 
 def read(request: ReadRequest) -> Splits:
-    """Tasks upos, xpos, deprel and feats.NAME; a row is a token, a unit is a sentence.
+    """Read tasks upos, xpos, deprel and feats.NAME; a row is a token, a unit is a sentence.
 
-    A token without the feature NAME is of class "_" of that feature (a label: the language's grammar says
-    so); "_" in another column means not annotated, so there is no label. Multiword ranges and empty nodes
-    are left out.
+    A token without the feature NAME has the class "_" of that feature (a label, as the language's grammar says so); "_"
+    in another column means not annotated, so there is no label. Multiword ranges and empty nodes are left out.
     """
     files = find_parts(request.path, _EXTENSIONS, request.measured)
     notes = [
@@ -63,8 +62,10 @@ READER = Reader("conllu", read, path="a treebank of Universal Dependencies, or a
 
 
 def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]], dict[str, int]]:
-    """The ten columns of each word of each sentence, and how many lines of which kind are no words; what is to be said
-    of the file is added to the notes."""
+    """Return the ten columns of each word of each sentence, and by kind how many lines are no words.
+
+    Notes on the file are appended to `notes`.
+    """
     sentences: list[list[list[str]]] = [[]]
     left_out: Counter[str] = Counter()
     text = open_lines(path, tell=False)
@@ -91,7 +92,7 @@ def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]]
 
 
 def _misplaced(joined: Sequence[int], uncounted: Sequence[int]) -> Iterator[str]:
-    """What is said of the lines of sentences that stand right behind another, and of words with another's id."""
+    """Yield notes on sentences that directly follow another one without a blank line, and on words with a wrong id."""
     if joined:
         yield f"{len(joined):,} sentences have no blank line before them, the first begins on line {joined[0]}"
     if uncounted:
@@ -102,9 +103,9 @@ def _misplaced(joined: Sequence[int], uncounted: Sequence[int]) -> Iterator[str]
 
 
 def _parse_word(line: str, path: Path, number: int) -> list[str] | None:
-    """The columns of a line, or None for a multiword range (1-2) or an empty node (1.1)."""
+    """Return the columns of a line, or None for a multiword range (1-2) or an empty node (1.1)."""
     row = line.split("\t")
-    if " " in line:  # at the ends of a cell they are no part of it
+    if " " in line:  # blanks at the ends of a cell are not part of it
         row = [cell.strip(" ") for cell in row]
     if len(row) != 10:
         raise InputError(
@@ -114,9 +115,9 @@ def _parse_word(line: str, path: Path, number: int) -> list[str] | None:
 
 
 def is_word(place: str, where: str, number: int) -> bool:
-    """Whether what stands first in a line is the id of a word, and not a multiword range (1-2) or an empty node (1.1).
+    """Whether the first cell of a line is the id of a word, and not a multiword range (1-2) or an empty node (1.1).
 
-    Raises InputError for something else.
+    Raises InputError for anything else.
     """
     if place.isdecimal():
         return True
@@ -129,7 +130,7 @@ def is_word(place: str, where: str, number: int) -> bool:
 
 
 def _existing_tasks(rows: list[list[str]]) -> list[str]:
-    """Annotated columns, then the features that occur."""
+    """Return the annotated columns, then the features that occur."""
     columns = [task for task, column in _COLUMN_OF.items() if any(row[column] != "_" for row in rows)]
     analyses = {row[_FEATS_COLUMN] for row in rows} - {"_"}
     features = {pair.partition("=")[0] for analysis in analyses for pair in analysis.split("|")}
@@ -152,7 +153,7 @@ def _cells(sentences: list[list[list[str]]], task: str) -> list[list[str | None]
 
 
 def _feature(analysis: str, name: str) -> str:
-    """The value of a feature in `A=x|B=y`, "_" where it is absent."""
+    """Return the value of a feature in `A=x|B=y`, "_" where it is absent."""
     return next(
         (value for key, _, value in (pair.partition("=") for pair in analysis.split("|")) if key == name), "_"
     )

@@ -20,17 +20,17 @@ _EXTENSIONS = (".csv", ".tsv", ".tab")
 
 
 def read(request: ReadRequest) -> Splits:
-    """Every column but the text is a task, a row and a unit is a document.
+    """Read every column but the text as a task; a row and a unit is a document.
 
-    A task is of classes, or as asked for: `name:regression`, `name:multilabel` (labels with | or ; between).
-    An empty cell is a missing label. By default the first column behind the text that looks like classes is the
-    main task (one before the text where none does), and the others are auxiliary, but for those that look like
-    ids, numbers or text (or have one class only). Columns are found by their names, in any case and order.
+    A task has classes, unless asked for as `name:regression` or `name:multilabel` (labels separated by | or ;). An
+    empty cell is a missing label. By default the first column after the text that looks like classes is the main task
+    (or one before the text if there is none), and the others are auxiliary, except those that look like ids, numbers or
+    text (or have one class only). Columns are found by their names, in any case and order.
     """
     where = str(request.path)
     files = find_splits(request.path, _EXTENSIONS, request.measured)
     found = {part: _read_table(path, request) for part, path in files.items()}
-    first = next(iter(found.values()))  # that of training, if there is one
+    first = next(iter(found.values()))  # the training table, if there is one
     tables = {part: aligned(table, first) for part, table in found.items()}
     columns = Columns(tables, text_column(first, request.text_column))
     request = _in_the_headers_case(request, columns)
@@ -74,7 +74,7 @@ READER = Reader(
 
 
 def _in_the_headers_case(request: ReadRequest, columns: Columns) -> ReadRequest:
-    """The request with the columns' own names. Raises InputError for the text as a task."""
+    """Return the request with the columns' names as spelled in the header. Raises InputError for the text as a task."""
 
     def named(task: TaskRequest) -> TaskRequest:
         name = in_any_case(task.name, columns.names)
@@ -99,7 +99,7 @@ def _check_columns(table: Table, text: str, main: str) -> None:
 
 
 def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[TaskRequest]) -> list[str]:
-    """What the reader chose by itself, and cells that may be meant otherwise."""
+    """Return notes on what the reader chose by itself, and on cells that may have another meaning."""
     notes, main = [], tasks[0].name
     if empty := columns.read_as(columns.text, "").empty:
         notes.append(
@@ -178,7 +178,7 @@ def _checked(delimiter: str) -> str:
 
 
 def _delimiter(path: Path) -> str:
-    """By the extension, or what the header has most of; csv.Sniffer guesses wrong on short headers."""
+    """Choose the delimiter by the extension, or the most frequent in the header; csv.Sniffer fails on short headers."""
     if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes}:
         return "\t"
     said = said_delimiter(path)

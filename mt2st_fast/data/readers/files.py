@@ -1,4 +1,4 @@
-"""Which file of a folder is of which split."""
+"""Find out which file of a folder belongs to which split."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import listed
 
-# A split's word must begin a word of the file name: `latest.txt` is no test file.
+# The name of a split must begin a word of the file name: `latest.txt` is no test file.
 _SPLIT_PATTERNS = {
     part: re.compile(rf"(?<![a-z])(?:{words})", re.IGNORECASE)
     for part, words in {"train": "train", "dev": "dev|valid|val(?![a-z])", "test": "test"}.items()
@@ -17,12 +17,12 @@ _SPLIT_PATTERNS = {
 def find_splits(
     path: Path, extensions: Collection[str], measured: Collection[str] | None = None
 ) -> dict[str, Path]:
-    """The file of each split: {"train": a file}, with "dev" and "test" where a folder has them.
+    """Return the file of each split: {"train": a file}, with "dev" and "test" if a folder has them.
 
-    A file is taken as it is. In a folder, files with one of the extensions (or the same and .gz) are told
-    apart by `train`, `dev` or `valid`, and `test` in their names; a single such file is the training file
-    whatever its name. measured: the splits that are wanted where nothing is trained: then a single file that is dev or
-    test by its name is that, and a training file may be missing. Raises InputError where nothing or too much fits.
+    A path to a file is used as it is. In a folder, files with one of the extensions (or with .gz after it) are
+    distinguished by `train`, `dev` or `valid`, and `test` in their names; a single such file is the training file
+    whatever its name. measured: for evaluation without training, the splits that are needed: a single file is then dev
+    or test if its name says so, and a training file may be missing. Raises InputError if nothing or too much matches.
     """
     if not path.is_dir():
         return {_part_of_single(path, measured): path}
@@ -49,9 +49,9 @@ def find_splits(
 def find_parts(
     path: Path, extensions: Sequence[str], measured: Collection[str] | None = None
 ) -> dict[str, list[Path]]:
-    """The files of each split, as `find_splits` finds them, of a treebank as it is released.
+    """Return the files of each split, as `find_splits` finds them, for treebanks in their released form.
 
-    The same text may lie there in files of several extensions, of which the first in the order counts; a split may
+    The same text may be there in files of several extensions, of which the first in `extensions` is used. A split may
     come in parts (train-a, train-b), which are read in the order of their names. Raises InputError as `find_splits`
     does.
     """
@@ -73,18 +73,18 @@ def find_parts(
 
 
 def parts_by_name(name: str) -> list[str]:
-    """The splits (train, dev, test) that a file is of by its name."""
+    """Return the splits (train, dev, test) that the name of a file indicates."""
     return [part for part, pattern in _SPLIT_PATTERNS.items() if pattern.search(name)]
 
 
 def _part_of_single(file: Path, measured: Collection[str] | None) -> str:
-    """What a single file is: training text, which others are split off, or what it is by its name if it is measured."""
+    """Return what a single file is: training text, to be split, or, if that is measured, what its name says."""
     by_name = parts_by_name(file.name)
     return by_name[0] if measured is not None and len(by_name) == 1 else "train"
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Its files in order, but for hidden ones, such as what some systems leave beside each file."""
+    """Return the files of a folder in order, without hidden ones, which some systems put beside each file."""
     return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
@@ -109,7 +109,7 @@ def _no_training_file(folder: Path, files: Sequence[Path]) -> InputError:
 
 
 def _check_each_in_one(folder: Path, files: Sequence[Path], splits: Mapping[str, Sequence[Path]]) -> None:
-    """Raises InputError for a file that would be read as two splits, or as none."""
+    """Raise InputError for a file that would be read as two splits, or as none."""
     for file in files:
         _check_one_split(file)
         if not any(file in paths for paths in splits.values()):

@@ -1,4 +1,4 @@
-"""The reader `text:PATH`: raw text without labels, one sentence or document a line."""
+"""The reader `text:PATH`: raw text without labels, one sentence or document per line."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _EXTENSIONS = (".txt", ".text")
 
 
 def read(request: ReadRequest) -> Splits:
-    """A corpus without tasks."""
+    """Read a corpus without tasks."""
     found, files, notes = {}, [], []
     for part, path in find_splits(request.path, _EXTENSIONS, request.measured).items():
         text = open_lines(path, tell=False)
@@ -37,7 +37,7 @@ READER = Reader(
 
 
 def _read_section(text: TextLines, path: Path) -> tuple[Section, int]:
-    """The lines that have words, and how many have none."""
+    """Return the lines that have words, and how many have none."""
     lines = [lowered_words_and_marks(line) for _, line in text]
     units = [words for words in lines if words]
     if not units:

@@ -1,9 +1,8 @@
-"""Tokens and syntax labels of Python source files, by `tokenize` and `ast` alone.
+"""Tokens and syntax labels of Python source files, using only `tokenize` and `ast`.
 
-Also runs as a script: JSON list of paths on stdin, one JSON object a file on stdout. It imports nothing but
-the standard library, so that a reading process starts in 30 ms: it never imports torch, never needs the
-caller's `if __name__ == "__main__"` (as multiprocessing's spawn does), and forks no process that holds
-threads.
+Also runs as a script, with a JSON list of paths on stdin and one JSON object per file on stdout. It only imports the
+standard library, so that a reading process starts in 30 ms: it never imports torch, never needs the caller's `if
+__name__ == "__main__"` (as multiprocessing's spawn does), and never forks a process that has threads.
 """
 
 import ast
@@ -84,10 +83,10 @@ _DROPPED = {
     tokenize.ENDMARKER,
     tokenize.ENCODING,
 }
-# From Python 3.12 on an f-string is several tokens; here it is one, as it was before.
+# From Python 3.12 on, an f-string is several tokens; here it is one, as before.
 _STRING_STARTS = {getattr(tokenize, name, -1) for name in ("FSTRING_START", "TSTRING_START")}
 _STRING_ENDS = {getattr(tokenize, name, -1) for name in ("FSTRING_END", "TSTRING_END")}
-# The tokens inside are one string token, and Python 3.11 places the nodes inside wrongly.
+# The tokens inside are a single string token, and Python 3.11 gives wrong positions for the nodes inside.
 _OPAQUE_NODES = tuple(getattr(ast, name) for name in ("JoinedStr", "TemplateStr") if hasattr(ast, name))
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -95,11 +94,11 @@ _LEAF_FIELDS = {"ctx", "op", "ops", "kind", "type_comment"}
 
 
 def read_source(text: str) -> dict:
-    """Tokens, lengths of the logical lines and label ids of one source text.
+    """Return tokens, lengths of the logical lines, and label ids of a source text.
 
-    Returns {"tokens": list of T strings, "unit_lengths": list, "labels": {task: bytes of T class ids}}; the
-    classes are in CLASS_NAMES, and a token without a role has MISSING_ROLE. Raises SyntaxError for what is
-    not Python.
+    The result is {"tokens": list of T strings, "unit_lengths": list, "labels": {task: bytes of T class ids}}; the
+    classes are in CLASS_NAMES, and a token without a role has MISSING_ROLE. Raises SyntaxError for text that is not
+    Python.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as invalid escapes in old source
@@ -122,7 +121,7 @@ def read_source(text: str) -> dict:
 
 
 class _Tokens:
-    """The kept tokens: texts, kinds, and start keys that order them (line and byte column in one integer)."""
+    """The kept tokens: texts, kinds, and start keys that sort them (line and byte column in one integer)."""
 
     def __init__(self, text: str):
         self._lines = None if text.isascii() else text.split("\n")
@@ -177,8 +176,8 @@ class _Tokens:
 class _Syntax:
     """Labels of each token from the syntax tree.
 
-    Parents are painted before their children, each over its slice of tokens, so that the innermost node's
-    label stays. The work is the sum of the nodes' lengths, as slice assignments.
+    Parents are painted before their children, each over its slice of tokens, so that the label of the innermost node
+    remains. The work is the sum of the nodes' lengths, as slice assignments.
     """
 
     def __init__(self, tokens: _Tokens):
@@ -189,10 +188,10 @@ class _Syntax:
         self.expressions = [0] * T
         self.scopes = [0] * T
         self._called: set[int] = set()  # id() of nodes that are called
-        self._methods: set[int] = set()  # id() of functions that stand in a class body
+        self._methods: set[int] = set()  # id() of functions that are in a class body
 
     def paint(self, tree: ast.Module) -> None:
-        """Walk the tree without recursion (source nests deeper than the interpreter's stack may allow)."""
+        """Walk the tree without recursion (source may nest deeper than the interpreter's stack allows)."""
         stack: list[ast.AST] = [tree]
         while stack:
             node = stack.pop()
@@ -206,14 +205,14 @@ class _Syntax:
                 stack.extend(_children(node))
 
     def _span(self, node) -> tuple[int, int]:
-        """The first token of a node and the one after its last."""
+        """Return the first token of a node and the one after its last."""
         keys, key = self._tokens.keys, self._tokens.key
         first = bisect_left(keys, key(node.lineno, node.col_offset))
         return first, bisect_left(keys, key(node.end_lineno, node.end_col_offset), first)
 
     def _first_token(self, statement: ast.stmt) -> int:
         decorators = getattr(statement, "decorator_list", None)
-        if decorators:  # a definition's own position is behind its decorators; one more for the `@`
+        if decorators:  # a definition's position is after its decorators; subtract one more for the `@`
             return self._span(decorators[0])[0] - 1
         return self._span(statement)[0]
 
@@ -292,7 +291,7 @@ def _children(node: ast.AST) -> list[ast.AST]:
 
 
 def _depths(kinds: list[int]) -> list[int]:
-    """How many brackets each token stands in, 3 for more; a bracket is as deep as what surrounds it."""
+    """Return the bracket depth of each token, 3 for more; a bracket has the depth of what surrounds it."""
     depth = 0
     depths = []
     for kind in kinds:
@@ -303,7 +302,7 @@ def _depths(kinds: list[int]) -> list[int]:
 
 
 def _next_kinds(tokens: _Tokens) -> list[int]:
-    """The kind of the token that follows in the same logical line, or `end`."""
+    """Return the kind of each next token in the same logical line, or `end`."""
     following = [*tokens.kinds[1:], 0]
     position = -1
     for length in tokens.unit_lengths:
@@ -313,7 +312,7 @@ def _next_kinds(tokens: _Tokens) -> list[int]:
 
 
 def read_file(path: str) -> dict | None:
-    """What `read_source` gives for a file, in JSON's types; None where this Python cannot parse it."""
+    """Return the result of `read_source` for a file, in JSON's types; None if this Python cannot parse it."""
     try:
         with tokenize.open(path) as file:
             source = read_source(file.read())

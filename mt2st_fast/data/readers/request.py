@@ -1,4 +1,4 @@
-"""What a reader is, and what the user asked it for: main and auxiliary tasks by name and kind."""
+"""The definition of a reader, and a user's request to it: main and auxiliary tasks by name and kind."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,11 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """What a reader is given; main or auxiliary of None stand for the reader's defaults.
+    """The input of a reader; None for main or auxiliary selects the reader's defaults.
 
-    `path` says nothing to a reader that needs none; text_column and delimiter are for tables. measured: the parts that
-    are wanted where nothing is trained, so that text need not be split for the others; None where all three are.
+    `path` is meaningless for a reader that needs none; text_column and delimiter are for tables. measured: for
+    evaluation without training, the parts that are needed, so that text need not be split for the others; None for all
+    three.
     """
 
     path: Path
@@ -44,20 +45,20 @@ class ReadRequest:
 
     @property
     def requested(self) -> tuple[TaskRequest, ...]:
-        """All tasks asked for by name, main task first."""
+        """All tasks requested by name, the main task first."""
         return (() if self.main is None else (self.main,)) + (self.auxiliary or ())
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How one kind of corpus is read; a module of `mt2st_fast.data.readers` has one as its `READER`.
+    """How one kind of corpus is read; each reader module in `mt2st_fast.data.readers` has one as its `READER`.
 
     name            of the kind, as in `name:PATH`
     read            from a request to Splits; raises InputError for what cannot be used
     path            what PATH is, in a few words; "" for a reader that takes none
     kinds           of the tasks that it can read ("classes", "labels", "values"); () for text without labels
-    tokenizer       how it cuts a text into words, a name in data/text/tokenizers.py; "words" where files say it
-    label_fraction  part of the training units or groups that keep their main labels unless told otherwise
+    tokenizer       how it splits a text into words, a name in data/text/tokenizers.py; "words" if files define them
+    label_fraction  default share of the training units or groups that keep their main labels
     level           of its rows: "token" or "document"
     """
 
@@ -71,17 +72,17 @@ class Reader:
 
     @property
     def needs_path(self) -> bool:
-        """Whether a path stands behind the name."""
+        """Whether a path follows the name."""
         return bool(self.path)
 
     @property
     def spec(self) -> str:
-        """How it is asked for, `name` or `name:PATH`."""
+        """The form of its data option, `name` or `name:PATH`."""
         return f"{self.name}:PATH" if self.needs_path else self.name
 
 
 def parse_task(text: str) -> TaskRequest:
-    """`rating:regression`, `tags:multilabel`, or a name alone for classes."""
+    """Parse `rating:regression`, `tags:multilabel`, or a name alone for classes."""
     name, separator, suffix = text.rpartition(":")
     if separator and name and suffix in _KIND_OF_SUFFIX:
         return TaskRequest(name, _KIND_OF_SUFFIX[suffix])
@@ -107,7 +108,7 @@ def choose_tasks(
     default_auxiliary: Iterable[str],
     where: str,
 ) -> tuple[TaskRequest, tuple[TaskRequest, ...]]:
-    """Main and auxiliary tasks, with the reader's defaults where the request leaves them open.
+    """Return main and auxiliary tasks, using the reader's defaults where the request leaves them open.
 
     Raises InputError for a task that does not exist (it lists those that do) or that is main and auxiliary.
     """

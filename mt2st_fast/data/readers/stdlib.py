@@ -26,11 +26,11 @@ from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.environment import usable_cpus
 from mt2st_fast.errors import InputError
 
-DEFAULT_LABEL_FRACTION = 0.01  # of the training files: the case that multi-task training is for
+DEFAULT_LABEL_FRACTION = 0.01  # of the training files: multi-task training is for few main labels
 
 _DEFAULT_MAIN = "expression"
 _TASKS = tuple(python_source.CLASS_NAMES)
-# Tests, what others installed, generated character tables, and packages that distributions install apart:
+# Tests, third-party packages, generated character tables, and packages that distributions install separately:
 # what is left is nearly the same text on every machine.
 _LEFT_OUT = frozenset(
     (
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class SourceFiles:
-    """F read files: T tokens in logical lines. What the cache holds.
+    """F read files: T tokens in logical lines; this is what the cache stores.
 
     modules         the F dotted names
     words           the types; tokens int32 (T,) are indices into them
@@ -77,8 +77,8 @@ class SourceFiles:
 
 
 def read(request: ReadRequest) -> Splits:
-    """Tasks expression (main by default), role, statement, scope, depth, next; a row is a token, a unit a
-    logical line.
+    """Read tasks expression (main by default), role, statement, scope, depth, next; rows are tokens, units logical
+    lines.
 
     Files are the groups, and go to train, dev or test (80/10/10) by a hash of the module's name.
     """
@@ -98,7 +98,7 @@ READER = Reader("stdlib", read, path="", label_fraction=DEFAULT_LABEL_FRACTION)
 
 
 def source_paths(root: Path) -> list[Path]:
-    """The files to read below the library's folder, in a fixed order.
+    """Return the files to read below the library's folder, in a fixed order.
 
     Raises InputError where there are none.
     """
@@ -116,10 +116,10 @@ def source_paths(root: Path) -> list[Path]:
 def read_files(root: Path, paths: Sequence[Path], progress: Progress | None = None) -> SourceFiles:
     """Read and label source files in parallel; files that this Python cannot parse are left out.
 
-    Each worker runs python_source.py as a script, which says why there; one that fails is made up for in
+    Each worker runs python_source.py as a script (its docstring says why); the files of a worker that fails are read in
     this process.
     """
-    # Largest first and dealt out in turn, so that no worker ends with the big files.
+    # Largest first and distributed in turn, so that no worker gets all the big files.
     by_size = sorted(range(len(paths)), key=lambda i: (-paths[i].stat().st_size, i))
     n_calls = max(1, -(-len(paths) // _FILES_PER_WORKER_CALL))
     calls = [by_size[i::n_calls] for i in range(n_calls)]
@@ -137,7 +137,7 @@ def read_files(root: Path, paths: Sequence[Path], progress: Progress | None = No
 
 
 def make_splits(source: SourceFiles, main: str, auxiliary: Sequence[str]) -> Splits:
-    """Divide the files into train, dev and test and encode the requested tasks."""
+    """Divide the files into train, dev and test, and encode the requested tasks."""
     tasks = (main, *auxiliary)
     part_of_file = np.array([_part_of(module) for module in source.modules])
     unit_file = np.repeat(np.arange(len(source.modules)), source.units_per_file)
@@ -174,7 +174,7 @@ def make_splits(source: SourceFiles, main: str, auxiliary: Sequence[str]) -> Spl
 
 
 def save_cache(source: SourceFiles, path: Path) -> None:
-    """Write the cache as a whole or not at all; failing to only costs the time to read again."""
+    """Write the cache, whole or not at all; a failure only costs reading again."""
     arrays = {
         "modules": _to_bytes(source.modules),
         "words": _to_bytes(source.words),
@@ -201,7 +201,7 @@ def save_cache(source: SourceFiles, path: Path) -> None:
 
 
 def load_cache(path: Path) -> SourceFiles | None:
-    """What `save_cache` wrote, or None where it is missing or damaged."""
+    """Read what `save_cache` wrote; None where it is missing or damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return SourceFiles(
@@ -229,7 +229,7 @@ def _load_or_read(root: Path, paths: Sequence[Path], progress: Progress | None) 
 
 
 def _cache_path(root: Path, paths: Sequence[Path]) -> Path:
-    """One file for each interpreter version, reader and state of the library's files."""
+    """Return the cache file for this interpreter version, reader and state of the library's files."""
     digest = hashlib.sha256(sys.version.encode())
     for code in (Path(python_source.__file__), Path(__file__)):
         digest.update(code.read_bytes())
@@ -245,7 +245,7 @@ def _cache_path(root: Path, paths: Sequence[Path]) -> Path:
 
 
 def _read_in_worker(paths: list[str]) -> list[dict | None]:
-    # -I and -S: nothing of the environment, and no site-packages that would slow the start.
+    # -I and -S: no environment variables, and no site-packages, which would slow down the start.
     command = [sys.executable, "-I", "-S", python_source.__file__]
     try:
         result = subprocess.run(command, input=json.dumps(paths).encode(), capture_output=True, check=True)
@@ -279,7 +279,7 @@ def _join(modules: list[str], sources: Sequence[dict]) -> SourceFiles:
 
 
 def _column(task: str, ids: np.ndarray) -> TargetColumn:
-    """Class ids as a target column of the classes that occur."""
+    """Convert class ids to a target column of the classes that occur."""
     used = np.unique(ids)
     used = used[used != python_source.MISSING_ROLE]
     new_id = np.full(256, MISSING, dtype=np.int64)

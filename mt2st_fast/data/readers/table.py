@@ -1,4 +1,4 @@
-"""The columns of tables: which one has the text, which ones can be tasks, and the cells of a task."""
+"""The columns of tables: which has the text, which can be tasks, and the cells of a task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.spelling import in_any_case, listed, meant
 
 TEXT_COLUMNS = ("text", "sentence", "review", "content")
-_NO_NUMBER = frozenset({"nan", "<na>"})  # what pandas writes for none where it is told to write something
+_NO_NUMBER = frozenset({"nan", "<na>"})  # what pandas writes for missing values if told to write something
 _TRUTHS = frozenset({"true", "false"})
 _PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
@@ -27,9 +27,9 @@ Cell = str | float | tuple[str, ...] | None
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The header and the rows of one file, the cells without blanks around them; `line_numbers` say where rows end.
+    """The header and the rows of one file, with cells stripped of blanks; `line_numbers` say where rows end.
 
-    left_out: how many of its rows were none, by what they were. notes: lines about its columns.
+    left_out: how many lines were no rows, by kind. notes: lines about its columns.
     """
 
     path: Path
@@ -41,13 +41,13 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> Iterator[str]:
-        """The cells of a column, from above."""
+        """Return the cells of a column from top to bottom."""
         at = self.header.index(name)
         return (row[at] for row in self.rows)
 
 
 def make_table(path: Path, delimiter: str, read: Rows) -> Table:
-    """The named columns of what was read, and the rows that have any cell.
+    """Return the named columns of what was read, and the rows that have any cell.
 
     Raises InputError for a column that is named twice and for a table without rows.
     """
@@ -70,7 +70,7 @@ def make_table(path: Path, delimiter: str, read: Rows) -> Table:
         raise InputError(f"{path}: the file has a header and no rows")
     left_out = {**read.left_out, "rows of empty cells": len(read.rows) - len(rows)}
     notes = list(read.notes)
-    if len(named) < len(header):  # pandas' index, or what stands behind a last comma
+    if len(named) < len(header):  # pandas' index, or the part after a trailing comma
         unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
         notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
     counts = {why: n for why, n in left_out.items() if n}
@@ -78,9 +78,9 @@ def make_table(path: Path, delimiter: str, read: Rows) -> Table:
 
 
 def text_column(table: Table, wanted: str | None) -> str:
-    """The column that has the text: the one wanted, else one of TEXT_COLUMNS, in any case.
+    """Return the column that has the text: the requested one, else one of TEXT_COLUMNS, in any case.
 
-    Raises InputError where there is none, and where two differ by their case alone.
+    Raises InputError where there is none, and where two differ just in case.
     """
     where = f"{table.path}:1"
     if wanted is not None:
@@ -115,9 +115,9 @@ def _beside_labels(text: str, table: Table) -> str:
 
 
 def aligned(table: Table, train: Table) -> Table:
-    """The table with the columns of training, in their order; names may differ in their case.
+    """Return the table with the columns of training, in their order; names may differ in case.
 
-    A column that training has not is left out, one that only training has stays out; notes say so.
+    Columns that training lacks are left out, and those that only training has stay absent; notes say so.
     """
     if table.header == train.header:
         return table
@@ -139,25 +139,25 @@ def aligned(table: Table, train: Table) -> Table:
 
 
 class Columns:
-    """The columns of the aligned tables of all files: what stands in them, and which of them can be what."""
+    """The columns of the aligned tables of all files: their content, and what each can be used for."""
 
     def __init__(self, tables: Mapping[str, Table], text: str) -> None:
         self._tables, self.text = tables, text
-        self._first = next(iter(tables.values()))  # that of training, if there is one
-        self._counts: dict[str, Counter[str]] = {}  # of the cells of a column, over all files
+        self._first = next(iter(tables.values()))  # the training table, if there is one
+        self._counts: dict[str, Counter[str]] = {}  # counts of a column's cells, over all files
         self.names = [name for name in self._first.header if name != text]
         self._seen = {name: set(self._first.column(name)) - {""} for name in (text, *self.names)}
         self.unfit = [name for name in self.names if not self._is_fit(name)]
 
     def values(self, name: str) -> set[str]:
-        """The different cells of a column in the first file, that of training; none that is empty, or nan for none."""
+        """Return a column's different cells in the first (training) file, without empty ones, or nan for none."""
         seen = self._seen[name]
         return (
             {cell for cell in seen if cell.casefold() not in _NO_NUMBER} if self.nan_is_none(name) else seen
         )
 
     def nan_is_none(self, name: str) -> bool:
-        """Whether nan is no class: beside numbers alone, or beside true and false."""
+        """Whether nan means a missing value, and no class: if all other cells are numbers, or true and false."""
         seen = {cell.casefold() for cell in self._seen[name]} - _NO_NUMBER
         return bool(seen) and (seen <= _TRUTHS or all(map(is_number, seen)))
 
@@ -167,18 +167,20 @@ class Columns:
 
     @property
     def default_main(self) -> str:
-        """The first column behind the text that looks like classes, else before it, else the first behind it."""
+        """The first column after the text that looks like classes, else one before it, else the first after it."""
         at = self.names.index(self.behind_text)
         candidates = [*self.names[at:], *self.names[:at]]
         return next((name for name in candidates if name not in self.unfit), self.behind_text)
 
     @property
     def behind_text(self) -> str:
-        """The first column behind the text, or the first one."""
+        """The first column after the text, or the first one."""
         return [*self.names[self._first.header.index(self.text) :], *self.names][0]
 
     def cells(self, part: str, task: TaskRequest) -> list[Cell]:
-        """A task's cells in the file of a part, None for no label. Raises InputError for what is no number."""
+        """Return a task's cells in the file of a part, None for no label. Raises InputError for a cell that is no
+        number.
+        """
         table = self._tables[part]
         if task.name not in table.header:
             return [None] * len(table.rows)
@@ -192,7 +194,7 @@ class Columns:
         ]
 
     def has_decimal_commas(self, name: str) -> bool:
-        """Whether all cells are numbers that may have a comma, and one of them cannot be thousands."""
+        """Whether all cells are numbers, some with a comma, and one of these commas cannot separate thousands."""
         seen = {cell for cell in self._seen[name] if cell.casefold() not in _NO_NUMBER}
         commas = [found[1] for cell in seen if (found := _DECIMAL_COMMA.fullmatch(cell))]
         return any(len(decimals) != 3 for decimals in commas) and all(
@@ -200,7 +202,7 @@ class Columns:
         )
 
     def read_as(self, name: str, taken_as: str) -> ColumnRead:
-        """What a report says of a column, over all files."""
+        """Return what a report says of a column, over all files."""
         if name not in self._counts:
             tables = [table for table in self._tables.values() if name in table.header]
             self._counts[name] = Counter(cell for table in tables for cell in table.column(name))

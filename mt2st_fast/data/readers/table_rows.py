@@ -1,7 +1,7 @@
-"""The rows of a table as text: which lines each stands on, and no row merged into another by a stray quotation mark.
+"""The rows of a table as text, with their lines, and safe from rows that a stray quotation mark would merge.
 
-A cell in quotation marks may go on over lines, which is said. Where one does, and a line in it is a row by itself, the
-mark was meant as a sign and not as the beginning of a cell: that is refused.
+A quoted cell may extend over several lines; a note says so. If one of these lines is a row by itself, the mark was
+meant as a character and not as the beginning of a cell: this is refused.
 """
 
 import csv
@@ -14,9 +14,9 @@ from typing import Any
 from mt2st_fast.data.text.lines import TextLines, open_lines
 from mt2st_fast.errors import InputError
 
-MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's own bound is 131,072
+MOST_CHARACTERS = 2**31 - 1  # of a cell; csv's default limit is 131,072
 _MARK = '"'
-# "# domain = news", "# written by hand": no cell begins so, but a text may, which the number of cells tells.
+# "# domain = news", "# written by hand": texts may begin so, too, which the number of cells shows.
 _SAYS = re.compile(r"#\s*[\w.:-]+\s*=")
 _COMMENT = re.compile(rf"{_SAYS.pattern}|#(\s|$)")
 _SEPARATOR = re.compile(r'"?sep=(.)"?')  # what Excel writes and reads
@@ -24,8 +24,10 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?')  # what Excel writes and reads
 
 @dataclass(eq=False)
 class Rows:
-    """The header and the rows of one file; `line_numbers` say where each row ends, `notes` what was left out and why,
-    `left_out` how many of the lines."""
+    """The header and the rows of one file.
+
+    `line_numbers` say where each row ends, `notes` what was left out and why, `left_out` how many of the lines.
+    """
 
     header: list[str]
     rows: list[list[str]] = field(default_factory=list)
@@ -36,21 +38,22 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class _LongRow:
-    """A row over several lines: its number among the rows, and the lines with their numbers."""
+    """A row over several lines: its index among the rows, and its lines with their numbers."""
 
     row: int
     lines: Sequence[tuple[int, str]]
 
 
 def read_rows(path: Path, delimiter: str) -> Rows:
-    """All rows of a table. Blank lines are none, nor is a comment (`# domain = news`) that has not the header's cells.
+    """Read all rows of a table, without blank lines and comments (`# domain = news`, without the header's number of
+    cells).
 
-    Raises InputError, naming the line, for a row of another number of cells than the header, a quotation mark that is
-    not closed, and one that is closed so late that rows would be merged.
+    Raises InputError, naming the line, for a row with another number of cells than the header, for a quotation mark
+    that is not closed, and for one that is closed so late that rows would be merged.
     """
     text = open_lines(path, tell=False)
     feed = _Feed(text)
-    # In tables with tabs a quotation mark is a sign like any other.
+    # In tables with tabs, a quotation mark is an ordinary character.
     quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(MOST_CHARACTERS)
     reader = csv.reader(feed, delimiter=delimiter, quoting=quoting, strict=True)
@@ -72,7 +75,7 @@ def read_rows(path: Path, delimiter: str) -> Rows:
                     comments.append(lines[0][0])
                     continue
                 raise _other_cells(path, lines, len(row), len(header), tabs=delimiter == "\t")
-            if _names(row) == header:  # files were joined
+            if _names(row) == header:  # from joined files
                 headers.append(lines[0][0])
                 continue
             if len(lines) > 1:
@@ -97,20 +100,20 @@ def read_rows(path: Path, delimiter: str) -> Rows:
 
 
 def said_delimiter(path: Path) -> str | None:
-    """What stands between cells as Excel says it in a line before the header, `sep=;`; None where it does not."""
+    """Return the delimiter that Excel states in a line before the header, `sep=;`; None without such a line."""
     first = next((line for _, line in open_lines(path, tell=False)), "")
     said = _SEPARATOR.fullmatch(first)
     return said[1] if said else None
 
 
 def header_line(path: Path) -> str:
-    """The first line of a table that is neither blank nor a comment."""
+    """Return the first line of a table that is neither blank nor a comment."""
     lines = (line for _, line in open_lines(path, tell=False) if line.strip() and not _is_comment(line))
     return next(lines, "")
 
 
 class _Feed:
-    """Lines for csv.reader, and those that the row in work has taken."""
+    """Lines for csv.reader, recording those that the current row has taken."""
 
     def __init__(self, text: TextLines) -> None:
         self._lines = iter(text)
@@ -132,7 +135,7 @@ class _Feed:
 
 
 def _is_comment(line: str) -> bool:
-    """Whether a line before the header is none: `# key = value`, or words; `# ,text` names columns; `sep=;`."""
+    """Whether a line before the header is none: `# key = value`, words, or `sep=;`; but `# ,text` names columns."""
     return (
         bool(_SEPARATOR.fullmatch(line))
         or bool(_SAYS.match(line))
@@ -167,9 +170,11 @@ def _unreadable(path: Path, lines: Sequence[tuple[int, str]], error: csv.Error) 
 
 
 def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], delimiter: str) -> None:
-    """Raises InputError where a line within a row over several lines is a row by itself: of the header's number of
-    cells, with a value that other rows have in that column, too. Columns of cells over several lines are text, and
-    tell nothing."""
+    """Raise InputError if a line inside a row over several lines is a row by itself.
+
+    It is one if it has the header's number of cells and, in some column, a value that other rows have there, too.
+    Columns with cells over several lines are text and are not considered.
+    """
     if not long_rows:
         return
     n = len(table.header)
@@ -180,7 +185,7 @@ def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], de
             cells = line.split(delimiter)
             if len(cells) != n:
                 continue
-            # The mark opens behind the cells of the row's own beginning, and closes before those of its end.
+            # The mark opens after the row's own first cells, and closes before its last ones.
             marked = [c for c, cell in enumerate(cells) if _MARK in cell]
             first = marked[0] + 1 if i == 0 and marked else 0
             last = marked[-1] if i == len(long.lines) - 1 and marked else n
@@ -193,17 +198,17 @@ def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], de
 
 
 def _left_out(what: str, numbers: Sequence[int]) -> list[str]:
-    """What is said of lines that were left out."""
+    """Return a note on lines that were left out."""
     return [f"lines left out: {len(numbers):,} of {what}, the first is line {numbers[0]}"] if numbers else []
 
 
 def _names(row: Sequence[str]) -> list[str]:
-    """The names of columns as they stand in a line."""
+    """Return the names of columns in a header line."""
     return [" ".join(name.split()) for name in row]
 
 
 def _marked(table: Rows) -> list[str]:
-    """What is said of a table with tabs that was written as if its cells had quotation marks around them."""
+    """Return a note on a table with tabs that looks as if its cells were quoted."""
     pairs = zip(table.line_numbers, table.rows, strict=True)
     numbers = [
         number

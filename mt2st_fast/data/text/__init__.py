@@ -1,1 +1,1 @@
-"""From bytes to lines and words: the one rule for every text that comes in (decoding.py), and who goes by it."""
+"""From bytes to lines and words: the one rule for all text input (decoding.py), and the modules that apply it."""

@@ -1,7 +1,8 @@
 """The words of a block of text as ids, by the standard library alone.
 
-Also runs in processes of its own: pickled blocks on stdin, pickled answers on stdout. As it imports nothing of the
-package but decoding.py, nor numpy, a worker starts in 30 ms and never needs the caller's `if __name__ == "__main__"`.
+Also runs in separate processes, with pickled blocks on stdin and pickled answers on stdout. As it imports neither NumPy
+nor anything of the package but decoding.py, a worker starts in 30 ms and never needs the caller's `if __name__ ==
+"__main__"`.
 """
 
 import pickle
@@ -14,11 +15,11 @@ from .decoding import decode, found_in
 END = 0
 """The id that stands for the end of a line."""
 
-_MARK = "\0"  # which no decoded text has
+_MARK = "\0"  # occurs in no decoded text
 
 
 class WordIds(dict):
-    """Word -> id; a word gets the next free id when it is first asked for."""
+    """Word -> id; a word gets the next free id at its first look-up."""
 
     def __init__(self) -> None:
         super().__init__({_MARK: END})
@@ -29,17 +30,20 @@ class WordIds(dict):
 
 
 class Encoder:
-    """Turns blocks into ids of its own, and tells the words that are new to it."""
+    """Converts blocks to its own ids, and reports the words that are new to it."""
 
     def __init__(self) -> None:
         self._id_of = WordIds()
 
     def encode(self, block, begins_line: bool, last: bool, lower: bool) -> tuple[bool, object]:
-        """(True, (int32 ids of the words in order with END behind each line, new words in the order of their ids, what
-        is odd)), or (False, the place of the byte that is not UTF-8), or (False, an OSError's text).
+        """Return (True, (ids, new words, oddities)), or (False, the error).
 
-        A block is bytes, or (path, offset, length) of them; it ends behind white space, and not between a return and
-        what follows it, or with its file, which `last` says. `begins_line`: whether it stands at the start of a line.
+        ids are int32 in text order with END after each line; new words are in the order of their ids. The error is the
+        position of the byte that is not UTF-8, or the text of an OSError.
+
+        A block is bytes, or their (path, offset, length). It ends after white space, but not between a return and what
+        follows it, or at the end of its file, which `last` indicates. begins_line: whether it begins at the start of a
+        line.
         """
         known = len(self._id_of)
         try:
@@ -61,8 +65,8 @@ def _bytes_of(path: str, offset: int, length: int) -> bytes:
 
 
 def _words(text: str, last: bool, lower: bool) -> list[str]:
-    """The words, and a mark at the end of every line and of the file."""
-    # A mark in place of the line feeds lets one split do all lines, however long they are.
+    """Return the words, and a mark at the end of every line and of the file."""
+    # With marks in place of line feeds, a single split handles all lines, however long they are.
     text = text.replace("\n", f" {_MARK} ")
     if lower:
         text = text.lower()
@@ -73,7 +77,7 @@ def _words(text: str, last: bool, lower: bool) -> list[str]:
 
 
 def main() -> None:
-    """Answer for blocks until there are no more."""
+    """Answer requests for blocks until there are no more."""
     encoder = Encoder()
     while True:
         try:

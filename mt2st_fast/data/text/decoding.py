@@ -1,12 +1,12 @@
-"""What a text in bytes says, by one rule for every text that comes in.
+"""Decode the bytes of a text, by one rule for all text input.
 
-- Text is UTF-8; UTF-16, UTF-32 and packed content are told by their first bytes.
+- Text is UTF-8; UTF-16, UTF-32 and compressed content are recognized by their first bytes.
 - A line ends with a line feed, with returns and a line feed (CRLF), or with a return alone.
-- A byte order mark (U+FEFF) at the start of a line is no part of it: files begin so, also those that were joined.
+- A byte order mark (U+FEFF) at the start of a line is not part of it: files begin so, also those that were joined.
 - NUL is a blank.
 
-Imports nothing of the package, nor numpy: processes that read for `prepare` start with this alone. kernels/text counts
-words by the same rule, compiled.
+Imports neither NumPy nor anything of the package: processes that read for `prepare` start with this alone. kernels/text
+counts words by the same rule, compiled.
 """
 
 import re
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 MARK = "\ufeff"
 MARK_BYTES = MARK.encode()
-LOOKED_AT = 16  # bytes at the start of a text that tell what it is
+LOOKED_AT = 16  # bytes at the start of a text that identify its encoding
 
 _ENDS = re.compile("\r+\n?|\n")
 _END_BYTES = re.compile(rb"\r+\n?|\n")
@@ -23,7 +23,7 @@ _MARKS_BYTES = re.compile(rb"(?:" + MARK_BYTES + rb")+")
 _UTF_16, _UTF_32 = (
     f"is in UTF-{bits}, not UTF-8; convert it: iconv -f UTF-{bits} -t UTF-8" for bits in (16, 32)
 )
-_FOREIGN = {  # by their first bytes; of two that fit, the longer stands first
+_FOREIGN = {  # by their first bytes; of two that match, the longer comes first
     b"\xff\xfe\0\0": _UTF_32,
     b"\0\0\xfe\xff": _UTF_32,
     b"\xff\xfe": _UTF_16,
@@ -36,15 +36,16 @@ _FOREIGN = {  # by their first bytes; of two that fit, the longer stands first
 
 
 def foreign(start: bytes) -> str | None:
-    """What a text that begins so is, and the fix, where it is not UTF-8 by its first bytes; `start` is LOOKED_AT of
-    them, or all.
+    """Say what a text is, and the fix, if its first bytes show that it is not UTF-8; None if it may be.
+
+    start: the first LOOKED_AT bytes, or all of a shorter text.
     """
     for magic, said in _FOREIGN.items():
         if start.startswith(magic):
             return said
     if len(start) < 4:
         return None
-    # Without a mark: most letters of most texts have a byte of zeros in UTF-16, and two or three in UTF-32.
+    # Without a byte order mark: most letters have one zero byte in UTF-16, and two or three in UTF-32.
     first, second, third, fourth = (start[i::4] for i in range(4))
     for zeros, others in ((third + fourth, first), (first + second, fourth)):
         if not any(zeros) and all(others):
@@ -57,10 +58,10 @@ def foreign(start: bytes) -> str | None:
 
 
 def decode(content: bytes, begins_line: bool = True, joined: bool = True) -> str:
-    """The text of bytes, in which every line ends in a line feed; raises UnicodeDecodeError.
+    """Decode bytes to a text in which every line ends with a line feed; raises UnicodeDecodeError.
 
-    They must not end between a return and what follows it. begins_line: whether they stand at the start of a line,
-    where a mark is dropped; joined: whether it is at the start of their other lines, too.
+    They must not end between a return and what follows it. begins_line: whether they begin at the start of a line,
+    where a byte order mark is dropped. joined: whether the mark is also dropped at the start of their other lines.
     """
     text = content.decode("utf-8")
     if "\r" in text:
@@ -76,12 +77,12 @@ def decode(content: bytes, begins_line: bool = True, joined: bool = True) -> str
 
 
 def _as_feeds(ends: re.Match[str]) -> str:
-    """A line feed for each line that ends there: returns before one are one end with it."""
+    """Return a line feed for each line that ends here; returns before a line feed belong to the same line end."""
     return "\n" if ends[0][-1] == "\n" else "\n" * len(ends[0])
 
 
 def count_ends(pieces: Iterable[bytes]) -> int:
-    """How many lines end in the pieces of a text, wherever it is cut."""
+    """Count the line ends in the pieces of a text, wherever it is cut."""
     n, held = 0, b""
     for piece in pieces:
         piece = held + piece
@@ -98,7 +99,7 @@ def _ends_in(content: bytes) -> int:
 
 
 def end_of_lines(content: bytes) -> int:
-    """The place behind the last end of a line that is surely whole, 0 where there is none."""
+    """Return the position after the last line end that is surely complete, 0 where there is none."""
     body = content.rstrip(b"\r")
     return max(body.rfind(b"\n"), body.rfind(b"\r")) + 1
 
@@ -108,18 +109,18 @@ Found = tuple[dict[str, tuple[int, int]], bool]
 
 
 class Oddities:
-    """What a text has that is read by the rule and should be said all the same: how often, and on which line first."""
+    """What a text contains that is read by the rule but worth a note: how often, and on which line first."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, int]] = {}
         self._has_feeds = False
 
     def look(self, content: bytes | bytearray, n: int, number: int, begins_line: bool = True) -> None:
-        """Look at content[:n], whose first line is line `number`; a text's blocks come in their order."""
+        """Check content[:n], whose first line is line `number`; the blocks of a text must come in order."""
         self.add(found_in(content, n, begins_line), number)
 
     def add(self, found: Found, number: int) -> None:
-        """What is in a block whose first line is line `number`."""
+        """Add what was found in a block whose first line is line `number`."""
         counted, has_feeds = found
         self._has_feeds = self._has_feeds or has_feeds
         for kind, (count, line) in counted.items():
@@ -127,7 +128,7 @@ class Oddities:
             self._found[kind] = before + count, first or number + line
 
     def notes(self) -> list[str]:
-        """A line for each kind."""
+        """Return one line for each kind."""
         said = {
             "nul": "NUL characters read as blanks: {:,}, the first on line {}",
             "return": "lines that end in a return alone, where others end in a line feed: {:,}, the first is line {}",
@@ -140,7 +141,7 @@ class Oddities:
 
 
 def found_in(content: bytes | bytearray, n: int, begins_line: bool) -> Found:
-    """What is odd in content[:n], with lines from 0. What has nothing is told by four searches for a byte."""
+    """Return what is odd in content[:n], with lines counted from 0. Four byte searches suffice if there is nothing."""
     places: dict[str, list[int]] = {}
     if content.find(b"\0", 0, n) >= 0:
         places["nul"] = [m.start() for m in re.finditer(b"\0", bytes(content[:n]))]

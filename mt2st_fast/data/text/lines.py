@@ -1,4 +1,4 @@
-"""The lines of a text, from a file or a pipe: a block at a time, with their numbers, and what is to be said of them."""
+"""The lines of a text from a file or a pipe, in blocks, with their numbers and with notes about oddities."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ CHUNK_BYTES = 1 << 19
 
 @contextmanager
 def reading_text(path: Path, may_be_empty: bool = False) -> Iterator[BinaryIO]:
-    """The bytes of a text file, unpacked where they are gzip. Raises InputError as `reading` does, for a file that is
-    empty, and for one in another encoding.
+    """Open a text file for reading bytes; gzip is unpacked.
+
+    Raises InputError as `reading` does, for an empty file, and for one in another encoding.
     """
     with reading(path) as file:
         start = peek(file, LOOKED_AT)
@@ -31,11 +32,11 @@ def reading_text(path: Path, may_be_empty: bool = False) -> Iterator[BinaryIO]:
 
 
 class TextLines:
-    """The lines of a text that comes in chunks of bytes, to be gone through once: by lines, or in blocks of them.
+    """The lines of a text that comes in chunks of bytes, to be iterated once: by lines, or in blocks of them.
 
-    tell: log the notes when the text has ended. joined: whether a byte order mark may stand at the start of any line,
-    as where files were joined, or at that of the text alone, as where it may be of the word behind it.
-    Going on raises InputError, with the line, where it is not UTF-8.
+    tell: log the notes at the end of the text. joined: whether a byte order mark is dropped at the start of any line,
+    as in files that were joined, or only at the start of the text, as elsewhere it may belong to the following word.
+    Iterating raises InputError, with the line, for bytes that are not UTF-8.
     """
 
     def __init__(self, chunks: Iterable[bytes], where: str, tell: bool = True, joined: bool = True) -> None:
@@ -44,16 +45,16 @@ class TextLines:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of the lines so far."""
+        """Return the notes on the lines so far."""
         return self._oddities.notes()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        """(number from 1, line without its end)"""
+        """Yield (number from 1, line without its end)."""
         for number, lines in self.blocks():
             yield from enumerate(lines, number)
 
     def blocks(self) -> Iterator[tuple[int, list[str]]]:
-        """(number of the first line, lines without their ends)"""
+        """Yield (number of the first line, lines without their ends)."""
         number = 1
         for content in _whole_lines(_checked_start(self._chunks, self._where)):
             lines = self._lines(content, number)
@@ -76,12 +77,12 @@ class TextLines:
 
 
 def open_lines(path: Path, tell: bool = True, joined: bool = True) -> TextLines:
-    """The lines of a file; raises InputError as `reading_text` does, when they are asked for."""
+    """Return the lines of a file; iterating them raises InputError as `reading_text` does."""
     return TextLines(_chunks(path), str(path), tell, joined)
 
 
 def not_utf8(where: str, number: int, before: Iterable[bytes]) -> InputError:
-    """What to raise for the byte behind some pieces, of which the first begins in line `number`."""
+    """Return the error for the byte after some pieces, the first of which begins in line `number`."""
     return InputError(f"{where}:{number + count_ends(before)}: is not UTF-8; convert the text to UTF-8")
 
 
@@ -91,7 +92,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _checked_start(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
-    """The same bytes. Raises InputError where the first of them are of another encoding."""
+    """Yield the same bytes. Raises InputError if the first of them show another encoding."""
     start, checked = b"", False
     for chunk in chunks:
         if checked:
@@ -113,8 +114,8 @@ def _check(start: bytes, where: str) -> None:
 
 
 def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces that end with a line."""
-    begun: list[bytes] = []  # pieces of a line that goes on
+    """Yield the same bytes in pieces that end with a line."""
+    begun: list[bytes] = []  # pieces of an unfinished line
     for chunk in chunks:
         end = end_of_lines(chunk)
         if not end:

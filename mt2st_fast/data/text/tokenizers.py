@@ -1,4 +1,4 @@
-"""How a text is cut into words, by the name that a reader of training data has for it."""
+"""How a text is split into words, by the names that readers of training data use."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from itertools import chain
 
 WORD = r"\w+(?:['’]\w+)*|[^\w\s]"
-MOST_PIECES = 1 << 17  # remembered at a time
-LONGEST_PIECE = 64  # characters; longer ones seldom come twice
+MOST_PIECES = 1 << 17  # maximum of cached pieces
+LONGEST_PIECE = 64  # characters; longer pieces seldom repeat
 
 
 class _Pieces(dict[str, tuple[str, ...]]):
-    """The words of a piece of text between blanks. Each is cut once: most of a text is the same pieces again."""
+    """The words of a piece of text between blanks. Each is split once, as most pieces of a text repeat."""
 
     def __missing__(self, piece: str) -> tuple[str, ...]:
         words = tuple(_cut(piece))
@@ -28,16 +28,16 @@ _pieces = _Pieces()
 
 
 def words_and_marks(text: str) -> list[str]:
-    """The words, numbers and single punctuation marks of a text, none of which goes over a blank."""
+    """Return the words, numbers and single punctuation marks of a text; none of them spans a blank."""
     return list(chain.from_iterable(map(_pieces.__getitem__, text.split())))
 
 
 def lowered_words_and_marks(text: str) -> list[str]:
-    """Those of the text in lower case."""
+    """Return the words and marks of the text in lower case."""
     return words_and_marks(text.lower())
 
 
-# Where files say themselves what a word is (conllu, columns), other text is cut at blanks and around punctuation marks.
+# For formats that give the words (conllu, columns), other text is split at blanks and around punctuation marks.
 Cut = Callable[[str], list[str]]
 TOKENIZERS: dict[str, Cut] = {
     "words": words_and_marks,

@@ -1,4 +1,4 @@
-"""The words of a whole text file as numbers: its bytes are read in blocks, and nothing of them is kept."""
+"""The words of a whole text file as numbers; its bytes are read in blocks and not kept."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mt2st_fast.kernels import END, PADDING, WordCounter, split_lines
 log = logging.getLogger("mt2st_fast")
 BLOCK_BYTES = 4 << 20
 _LONGEST_WORD_BYTES = 1 << 20
-_LOOKED_AT = 1 << 12  # bytes at the end of a block, at first, for the end of its last word
+_LOOKED_AT = 1 << 12  # bytes at the end of a block that are first searched for the end of the last word
 _NUL, _LINE_FEED, _RETURN, _SPACE, _TAB = b"\0\n\r \t"
 
 
 @dataclass(frozen=True, eq=False)
 class NumberedWords:
-    """A text in numbers int32 (N,) of its V words, with END behind every line.
+    """A text as numbers int32 (N,) of its V words, with END after every line.
 
-    words and counts int64 (V,) are those of the words, in the order of their first appearance.
+    words and counts int64 (V,) are in order of first appearance.
     """
 
     numbers: np.ndarray
@@ -37,8 +37,7 @@ class NumberedWords:
 
 
 def read_words(path: Path) -> NumberedWords:
-    """The words of a file, between white space, in lines by the one rule of decoding.py. A line of the log says what
-    in it is odd.
+    """Read the words of a file, separated by white space, with lines by the rule of decoding.py; log what is odd.
 
     Raises InputError for a file that is missing, empty, not UTF-8 or no text.
     """
@@ -66,16 +65,16 @@ def read_words(path: Path) -> NumberedWords:
 
 
 def add_lines(counter: WordCounter, texts: Sequence[str]) -> np.ndarray:
-    """The numbers that a counter gives the words of texts, a line each and without line feeds, END behind each: the
-    words that `read_words` finds in a file.
+    """Return a counter's numbers for the words of texts, one line each without line feeds, with END after each line.
 
-    Raises InputError for half of a surrogate pair, which UTF-8 does not have.
+    They are the words that `read_words` finds in a file. Raises InputError for an unpaired surrogate, which UTF-8
+    cannot encode.
     """
     if not texts:
         return np.empty(0, np.int32)
     joined = "\n".join(texts)
     if "\r" in joined:
-        joined = joined.replace("\r", " ")  # a text is a line
+        joined = joined.replace("\r", " ")  # a text is one line
     try:
         content = joined.encode() + bytes(1 + PADDING)
     except UnicodeEncodeError as error:
@@ -89,7 +88,7 @@ def add_lines(counter: WordCounter, texts: Sequence[str]) -> np.ndarray:
 
 
 def read_lines(path: Path) -> Tokens:
-    """A unit a line, also an empty one. Raises InputError as `read_words` does."""
+    """Read a file with one unit per line; an empty line is an empty unit. Raises InputError as `read_words` does."""
     text = read_words(path)
     vocabulary, id_of = Vocabulary.numbered(text.words, text.counts)
     ids, bounds, *_ = split_lines(text.numbers, id_of, np.zeros(len(id_of), bool), keep_empty=True)
@@ -97,7 +96,7 @@ def read_lines(path: Path) -> Tokens:
 
 
 class _Block(NamedTuple):
-    """text[:n] as `WordCounter.add` takes it, and the same bytes, `held`; whether it stands at the start of a line."""
+    """text[:n] as `WordCounter.add` takes it, the same bytes as `held`, and whether it begins a line."""
 
     text: np.ndarray
     n: int
@@ -106,7 +105,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(file: BinaryIO) -> Iterator[_Block]:
-    """All in the same memory."""
+    """Yield blocks that all use the same memory."""
     held, n, begins_line = bytearray(BLOCK_BYTES + PADDING), 0, True
     text = np.frombuffer(held, np.uint8)
     while more := cast(Any, file).readinto(text[n:-PADDING]):
@@ -114,7 +113,7 @@ def _blocks(file: BinaryIO) -> Iterator[_Block]:
         if n < len(text) - PADDING:
             continue
         if end := _end_of_last_word(text, n):
-            rest, before = text[end:n].copy(), text[end - 1]  # what is behind a block is overwritten
+            rest, before = text[end:n].copy(), text[end - 1]  # the bytes after a block are overwritten
             yield _Block(text, end, held, begins_line)
             n, begins_line = len(rest), before in (_LINE_FEED, _RETURN)
             text[:n] = rest
@@ -126,8 +125,10 @@ def _blocks(file: BinaryIO) -> Iterator[_Block]:
 
 
 def _end_of_last_word(text: np.ndarray, n: int) -> int:
-    """The place behind the last white space of text[:n], 0 where there is none; not behind a return at its end, which
-    a line feed may follow."""
+    """Return the position after the last white space of text[:n], 0 where there is none.
+
+    A return at the end does not count, as a line feed may follow.
+    """
     while n and text[n - 1] == _RETURN:
         n -= 1
     looked_at = _LOOKED_AT

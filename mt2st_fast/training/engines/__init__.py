@@ -1,4 +1,4 @@
-"""The ways to take a training step, in the order they are asked in: the first without an obstacle takes a phase."""
+"""The ways to take a training step, in the order of preference: the first without an obstacle takes a phase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["AUTOCAST", "Engine", "Precision", "StepParts", "make_engines"]
 
 
 def make_engines(parts: StepParts, make_capturer: Callable[[], Capturer]) -> list[Engine]:
-    """The engines of a run."""
+    """Return the engines of a run, in order of preference."""
     if parts.processes.are_several:
         exchanging = ExchangingSteps(parts)
         return [

@@ -1,4 +1,4 @@
-"""Training steps of a bag encoder and its heads as one kernel call each, where model and optimizer allow it."""
+"""Training steps of a bag encoder and its heads as one kernel call each, if model and optimizer allow it."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from mt2st_fast.training.engines.held_parameters import (
 )
 from mt2st_fast.training.optim import RowSparseOptimizer
 
-PARTLY_FROZEN = "a head is frozen beside others that are trained"  # whose gradients are made together
+PARTLY_FROZEN = "a head is frozen beside others that are trained"  # their gradients are made together
 
 
 class BagTraining:
     """Steps table and heads as encoder, heads, backward pass and optimizer would, up to rounding.
 
     Made for one phase and its active tasks. With `fixed_batches` the same tensors
-    come again every epoch: what a step wants to know about their ids is worked out once, and kept as long as they are.
+    return every epoch: what a step needs to know about their ids is computed once, and kept as long as they are.
 
-    Raises ValueError with the reason where the kernel cannot do all that a step would do (see `obstacle`).
+    Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class BagTraining:
 
     @staticmethod
     def obstacle(encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> str | None:
-        """What stands against one kernel call a step, or None."""
+        """Return why a step cannot be one kernel call, or None."""
         reason = model_obstacle(encoder, (BagEncoder,), heads, optimizer)
         if reason is not None:
             return reason
@@ -89,7 +89,7 @@ class BagTraining:
         return bag_step_obstacle(parameters[0], parameters[1:], rules, encoder.backend)
 
     def declines(self) -> str | None:
-        """Why this step cannot be taken, or None."""
+        """Return why this step cannot be taken, or None."""
         if self._held.have_changed():
             self._hold()
         if _is_partly_frozen(self._held.moved[1:], self._heads):
@@ -110,23 +110,23 @@ class BagTraining:
         *,
         again: bool = False,
     ) -> Tensor:
-        """One step on a batch of B bags; the losses (K,) of the active tasks, 0 where one has no target here.
+        """Take one step on a batch of B bags; returns the losses (K,) of the active tasks, 0 without a target here.
 
-        again: as of `TextTraining`; here nothing is dropped.
+        again: as in `TextTraining`; without effect, as there is no dropout.
 
         Raises what `bag_step` and the heads raise, with nothing moved.
         """
         del again
         _, starts = inputs
         batch = self._heads.batch(targets, torch.Size([starts.shape[0] - 1]), weights, starts.device)
-        # Rates may fall at every step; all else stays for the phase.
+        # Learning rates may fall at every step; everything else stays for the phase.
         rules = [self._optimizer.rule(group) for group in self._optimizer.param_groups]
         bags = self._prepared(*inputs)
         found = bag_step(self._model(batch.layout), rules, bags, batch.targets, batch.weights, moves)
         return self._heads.over_active(found.losses, batch)
 
     def _model(self, layout: HeadLayout) -> BagModel:
-        """Table and heads of the tasks in a batch."""
+        """Return the table and the heads of the tasks in a batch."""
         model = self._models.get(layout.names)
         if model is None:
             linears = [self._heads.linear(name) for name in layout.names]
@@ -150,14 +150,14 @@ class BagTraining:
 
 
 def _is_partly_frozen(moved: Sequence[bool], heads: MultiTaskHeads) -> bool:
-    """moved: which parameters of the active heads are. The bias beside a weight costs nothing."""
+    """Return whether only some parameters (moved) of several heads move; beside a weight, a bias costs nothing."""
     return len(heads.active) > 1 and any(moved) and not all(moved)
 
 
 def _trained(
     encoder: BagEncoder, heads: MultiTaskHeads, optimizer: RowSparseOptimizer
 ) -> dict[Tensor, Trained]:
-    """Table and dense parameters with what their rules remember."""
+    """Return table and dense parameters with the state of their rules."""
     groups = group_of(optimizer)
     trained: dict[Tensor, Trained] = {}
     parameters = [encoder.table, *head_parameters(heads)]
@@ -172,5 +172,5 @@ def _trained(
 
 
 def _state_of(parameter: Tensor, encoder: BagEncoder, optimizer: RowSparseOptimizer) -> RowState | None:
-    """What the optimizer remembers of the table or of a dense parameter."""
+    """Return the optimizer's state of the table or of a dense parameter."""
     return optimizer.row_state(parameter) if parameter is encoder.table else optimizer.dense_state(parameter)

@@ -10,36 +10,36 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-SYNCHRONIZES = "called a synchronizing CUDA operation"  # what torch's debug mode says
+SYNCHRONIZES = "called a synchronizing CUDA operation"  # the text of torch's debug mode
 
 Step = Callable[[], Tensor]
 
 
 class Capturer(Protocol):
-    """What makes graphs; tests put their own in its place."""
+    """Makes graphs; tests substitute their own."""
 
     def warm_up(self, run: Step) -> Tensor:
-        """Run a step eagerly where captures will happen."""
+        """Run a step eagerly in the place where captures will happen."""
         ...
 
     def probe(self, run: Step) -> tuple[Tensor, str | None]:
-        """Run a step eagerly; also why it could not be captured, as far as running it shows."""
+        """Run a step eagerly; also return why it could not be captured, as far as running it shows."""
         ...
 
     def capture(self, run: Step) -> Step:
-        """Record a step without running it; the result replays it and returns losses of its own."""
+        """Record a step without running it; the result replays it and returns a new tensor of losses."""
         ...
 
     def release(self) -> None:
-        """Wait for the replays under way: no graph that was captured so far will be replayed again."""
+        """Wait for the replays under way: no graph captured so far will be replayed again."""
         ...
 
 
 @contextmanager
 def own_workspaces(clear: Callable[[], None]) -> Iterator[None]:
-    """A capture in which cuBLAS makes workspaces anew, so that they lie in the graph's own pool, and nobody keeps them.
+    """Have cuBLAS make new workspaces within the block, in the graph's own pool, and drop them afterwards.
 
-    A graph holds no more than the address of a workspace that was there before: whoever clears the workspaces then
+    A graph holds only the address of a workspace that existed before: whoever then clears the workspaces
     (another graph, torch.compile's) frees memory that every replay writes to.
     """
     clear()
@@ -50,9 +50,9 @@ def own_workspaces(clear: Callable[[], None]) -> Iterator[None]:
 
 
 class CudaCapturer:
-    """CUDA graphs that share one memory pool; warm-up and capture on one side stream.
+    """CUDA graphs that share one memory pool; warm-up and capture use one side stream.
 
-    Whatever a replay leaves behind is copied out at once, so graphs that share memory may be replayed in any
+    The results of a replay are copied out at once, so graphs that share memory may be replayed in any
     order, one after another.
     """
 
@@ -64,7 +64,7 @@ class CudaCapturer:
         self._anchor: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def warm_up(self, run: Step) -> Tensor:
-        """Run on the side stream: cuBLAS makes a workspace a stream, and must not make it in a capture."""
+        """Run on the side stream: cuBLAS makes a workspace per stream, and must not make it in a capture."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -74,9 +74,9 @@ class CudaCapturer:
         return losses
 
     def probe(self, run: Step) -> tuple[Tensor, str | None]:
-        """Run with torch's eye on whatever waits for the device.
+        """Run while torch reports anything that waits for the device.
 
-        A capture that fails in CUDA itself is hard to recover from; this finds nearly all of those before.
+        A capture that fails in CUDA itself is hard to recover from; this finds nearly all such cases before.
         """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -95,7 +95,7 @@ class CudaCapturer:
         return losses, f"the step waits for the device at {waits[0].filename}:{waits[0].lineno}"
 
     def capture(self, run: Step) -> Step:
-        """Record a step into the shared pool. Raises what the step or CUDA raises; all is as before then."""
+        """Record a step into the shared pool. Raises what the step or CUDA raises, with the state restored."""
         current = torch.cuda.current_stream(self._device)
         generator = torch.cuda.default_generators[self._index]
         random_state = generator.clone_state()
@@ -105,10 +105,10 @@ class CudaCapturer:
             with own_workspaces(torch._C._cuda_clearCublasWorkspaces), self._capturing(graph):
                 losses = run()
         except Exception as error:
-            torch.cuda.set_stream(current)  # torch stays on the side stream where CUDA broke the capture off
+            torch.cuda.set_stream(current)  # torch stays on the side stream if CUDA broke the capture off
             self._give_up_pool()
             generator.graphsafe_set_state(random_state)
-            # Ending a broken capture raises as well, and hides what broke it.
+            # Ending a broken capture raises too, and hides the original error.
             if "captur" in str(error).lower() and isinstance(error.__context__, Exception):
                 raise error.__context__ from None
             raise
@@ -120,17 +120,17 @@ class CudaCapturer:
         return replay
 
     def release(self) -> None:
-        """Wait for the replays under way: a graph must not be destroyed under them."""
+        """Wait for the replays under way: a graph must not be destroyed during a replay."""
         torch.cuda.synchronize(self._device)
 
     def _capturing(self, graph: torch.cuda.CUDAGraph) -> Any:
-        # Other threads (a loader's, that pins memory) go on meanwhile.
+        # Other threads (such as a loader's, which pins memory) continue meanwhile.
         return torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         )
 
     def _open_pool(self) -> None:
-        """A pool lives as long as a graph in it: a small one holds it from phase to phase."""
+        """Open the pool with a small graph that keeps it from phase to phase: a pool lives as long as a graph in it."""
         if self._anchor is not None:
             return
         self._pool = torch.cuda.graph_pool_handle()
@@ -140,7 +140,7 @@ class CudaCapturer:
         self._anchor = (graph, held)
 
     def _give_up_pool(self) -> None:
-        # torch goes on counting a capture that CUDA has broken off as under way.
+        # torch would still count a capture that CUDA has broken off as under way.
         with suppress(RuntimeError, AttributeError, TypeError):
             torch._C._cuda_endAllocateToPool(self._index, self._pool)
         self._pool, self._anchor = None, None

@@ -1,4 +1,4 @@
-"""Which engine takes a phase, which one a single step of it, and what the history says about that."""
+"""Which engine takes a phase, which one takes a single step of it, and what the history says about that."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mt2st_fast.training.history import PhaseRecord
 
 
 class ChosenEngine:
-    """The engines of a run in the order they are asked in, and the first of them that takes the phase at hand.
+    """The engines of a run in order of preference, and the first of them that takes the current phase.
 
-    What is found out about it stands in the last of `phases`, the records of the run's history.
+    What is found out about the choice is stored in the last of `phases`, the phase records of the run's history.
     """
 
     def __init__(self, engines: list[Engine]) -> None:
@@ -26,7 +26,7 @@ class ChosenEngine:
         self.phases: list[PhaseRecord] = []
 
     def choose(self, phases: list[PhaseRecord]) -> None:
-        """The first engine that nothing stands against takes the last of these phases; its record says why."""
+        """Choose the first engine without an obstacle for the last of these phases; its record says why."""
         self.phases = phases
         passed_over: dict[str, str] = {}
         for engine in self._engines:
@@ -41,21 +41,21 @@ class ChosenEngine:
         self._note_graph()
 
     def __call__(self, micro_steps: Any) -> Tensor:
-        """Take a step; the losses (K,) of the active tasks, on the device."""
+        """Take a step; returns the losses (K,) of the active tasks, on the device."""
         losses = self._engine_for(micro_steps)(micro_steps)
         self._note_graph()
         return losses
 
     def features(self, inputs: Any) -> Tensor | None:
-        """What the encoder makes of held-out inputs, where the phase's engine has a way of its own."""
+        """Return the features of held-out inputs, if the phase's engine can compute them itself."""
         return self._engine.features(inputs) if self.phases else None
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """(2,) of each of these tasks: held-out targets that it hits, and all there are, where the engine can say."""
+        """(3,) for each of these tasks: held-out targets that are correct, all, and out of range; None if unable."""
         return self._engine.count_correct(inputs, targets) if self.phases else None
 
     def _engine_for(self, micro_steps: Any) -> Engine:
-        """The phase's engine, or the next one in the order that takes a step which that one declines."""
+        """Return the phase's engine, or if it declines the step, the next one in the order that takes it."""
         if self._engine.declines(micro_steps) is None:
             return self._engine
         for engine in self._engines[self._engines.index(self._engine) :]:

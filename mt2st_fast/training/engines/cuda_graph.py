@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: one capture of the eager step for every shape of batch, replayed from then on."""
+"""Steps as CUDA graphs: the eager step is captured once for every batch shape, and replayed from then on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mt2st_fast.training.engines.graphed_steps import GraphedSteps
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 
-NUMBERS = (int, float, tuple)  # what a group's options are that a capture would freeze
+NUMBERS = (int, float, tuple)  # types of group options that a capture would freeze
 
 
 class CudaGraphSteps:
-    """Replays of the eager step where a replay gives what the step gives; `verdict` says which steps those are."""
+    """Replays of the eager step, if a replay gives the same result; `verdict` says which steps those are."""
 
     name = "cuda graph"
 
@@ -36,11 +36,11 @@ class CudaGraphSteps:
 
     @property
     def verdict(self) -> str | None:
-        """How the phase runs: "captured", "captured, except where ..." or "not captured: ..."; None: not asked for."""
+        """How the phase runs: "captured", "captured, except where ..." or "not captured: ..."; None: not requested."""
         return None if self._steps is None else self._steps.verdict
 
     def enter_phase(self) -> None:
-        """Let go of the graphs so far, and look again whether steps can be captured."""
+        """Drop the graphs so far, and check again whether steps can be captured."""
         if self._steps is None:
             return
         parts = self._parts
@@ -65,31 +65,31 @@ class CudaGraphSteps:
         self._steps.enter_phase(self._obstacle)
 
     def obstacle(self) -> str | None:
-        """Why no step of this phase can be captured, or None."""
+        """Return why no step of this phase can be captured, or None."""
         return "not asked for (graph=False)" if self._steps is None else self._obstacle
 
     def declines(self, micro_steps: Any) -> str | None:
-        """None: what cannot be captured it runs as the eager engine would, and `verdict` says so."""
+        """Return None: a step that cannot be captured runs as in the eager engine, and `verdict` says so."""
         del micro_steps
         return None
 
     def features(self, inputs: Any) -> Tensor | None:
-        """None: the encoder is asked itself."""
+        """Return None: the encoder itself is called."""
         del inputs
         return None
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """None: they are counted from logits."""
+        """Return None: correct targets are counted from logits."""
         del inputs, targets
         return None
 
     def __call__(self, micro_steps: Any) -> Tensor:
-        """The losses (K,) of one step."""
+        """Take one step; returns the losses (K,)."""
         assert self._steps is not None
         return self._steps(micro_steps)
 
     def _fingerprint(self) -> Hashable:
-        """What a captured step has frozen, beside the shapes of its inputs."""
+        """Return what a captured step has frozen, beside the shapes of its inputs."""
         return (
             self._parts.encoder.training,
             self._parts.part,
@@ -98,7 +98,7 @@ class CudaGraphSteps:
         )
 
     def _after_failed_capture(self) -> None:
-        """Forget what the broken-off step has left: gradients that were never computed, a scaler half-way."""
+        """Clean up after a broken-off step: gradients that were never computed, and a half-updated scaler."""
         self._parts.optimizer.zero_grad(set_to_none=True)
         if self._parts.scaler.is_enabled():
             self._parts.scaler._per_optimizer_states.clear()
@@ -107,10 +107,10 @@ class CudaGraphSteps:
 def optimizer_obstacle(
     optimizer: torch.optim.Optimizer, *, lr_changes: bool, loss_scaling: bool
 ) -> str | None:
-    """Why a step with this optimizer cannot be captured, or None.
+    """Return why a step with this optimizer cannot be captured, or None.
 
-    A graph repeats the numbers that it was captured with: what changes from step to step has to be on the
-    device. SGD and the row rules but Adam's have nothing that changes beside the learning rate.
+    A graph repeats the numbers that it was captured with, so anything that changes from step to step must be on the
+    device. For SGD, and for all row rules except Adam's, that is only the learning rate.
     """
     name, groups = type(optimizer).__name__, optimizer.param_groups
     rates_alone = type(optimizer) is torch.optim.SGD or (
@@ -129,7 +129,7 @@ def optimizer_obstacle(
 
 
 def optimizer_constants(optimizer: torch.optim.Optimizer) -> Hashable:
-    """The numbers that a capture of `optimizer.step()` would freeze."""
+    """Return the numbers that a capture of `optimizer.step()` would freeze."""
     return tuple(
         [
             (len(group["params"]), *[value for value in group.values() if isinstance(value, NUMBERS)])

@@ -1,4 +1,4 @@
-"""A step as people write it: forward, backward, the optimizer. It can take every step."""
+"""The usual step: forward, backward, the optimizer. It can take every step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_devi
 
 
 class Encoded(NamedTuple):
-    """A batch on the device, with its features and what is real in them; none of a task on words."""
+    """A batch on the device, with its features and their mask; both are None for a task on words."""
 
     inputs: Any
     targets: dict[str, Tensor]
@@ -29,40 +29,40 @@ class Encoded(NamedTuple):
 
 
 class EagerSteps:
-    """By torch's operators and autograd; what a CUDA graph captures."""
+    """Steps by torch's operators and autograd; this is what a CUDA graph captures."""
 
     name = "eager"
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._one: Tensor | None = None
-        self._moves = True  # whether the step at hand has a gradient
+        self._moves = True  # whether the current step has a gradient
         self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
     def enter_phase(self) -> None:
-        """Nothing is kept from phase to phase."""
+        """Do nothing: no state is kept from phase to phase."""
 
     def obstacle(self) -> str | None:
-        """None, always."""
+        """Return None, always."""
         return None
 
     def declines(self, micro_steps: Any) -> str | None:
-        """None, always."""
+        """Return None, always."""
         del micro_steps
         return None
 
     def features(self, inputs: Any) -> Tensor | None:
-        """None: the encoder is asked itself."""
+        """Return None: the encoder itself is called."""
         del inputs
         return None
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """None: they are counted from logits."""
+        """Return None: correct targets are counted from logits."""
         del inputs, targets
         return None
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
-        """The losses (K,) of one step."""
+        """Take one step; returns the losses (K,)."""
         parts = self._parts
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         self._moves = False
@@ -81,7 +81,7 @@ class EagerSteps:
         return losses
 
     def _step_optimizer(self) -> None:
-        """By the gradients that there are, which are then let go."""
+        """Step with the current gradients, and then drop them."""
         parts = self._parts
         if parts.clip_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
@@ -93,22 +93,22 @@ class EagerSteps:
         parts.optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, total: Tensor) -> None:
-        # Tasks without parameters of their own, where only such train. Else torch says that nothing trains.
+        # No gradient: only the tasks' own parameters train, and these tasks have none. torch would raise an error.
         if self._parts.part == "tasks" and not total.requires_grad:
             return
         self._moves = True
         scaled = self._parts.scaler.scale(total)
-        # What backward() would fill in every step; made before a capture, as its first steps are not captured.
+        # What backward() would fill in every step; made before a capture, since its first steps are not captured.
         if self._one is None or self._one.dtype != scaled.dtype or self._one.device != scaled.device:
             self._one = torch.ones_like(scaled)
         scaled.backward(self._one)
 
     def _accumulate(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
-        """Gradients of all micro-steps as of one batch, and its losses (K,)."""
+        """Compute the gradients of all micro-steps as of one batch; returns its losses (K,)."""
         losses = torch.zeros(shares.labels_mk.shape[1], dtype=torch.float32, device=self._parts.device)
         for share_k, batches in zip(shares.labels_mk, micro_steps, strict=True):
             encoded = [self._encoded(batch) for batch in batches]
-            # Learnt weights belong to a graph that every backward pass frees: they are asked for again.
+            # Learned weights belong to a graph that every backward pass frees, so they are computed again.
             total, micro_losses = self._total(
                 encoded, self._parts.weights() * share_k, shares.tasks, shares.step
             )
@@ -117,10 +117,10 @@ class EagerSteps:
         return losses
 
     def _encoded(self, batch: PlainBatch) -> Encoded:
-        """A batch through the encoder, unless its task is one on words, which reads the table."""
+        """Run a batch through the encoder, unless it is for a task on words, which reads the table."""
         device = self._parts.device
         inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
-        # A task on words is the only one of its batch: heads refuse it beside others.
+        # A task on words is the only one in its batch: heads refuse other tasks beside it.
         if self._parts.heads.is_word_task(next(iter(targets))):
             return Encoded(inputs, targets, None, None)
         with self._parts.autocast(), self._parts.encoding():
@@ -129,9 +129,9 @@ class EagerSteps:
     def _total(
         self, encoded: list[Encoded], weights_k: Tensor, tasks: Collection[str], of_step: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Total () and losses (K,) of one batch a loader; their tasks are disjoint, so losses add up.
+        """Return the total () and losses (K,) of one batch per loader; their tasks are disjoint, so losses add up.
 
-        tasks: those with targets in the step, of which these batches are a part, `of_step`.
+        tasks: those with targets in the step. of_step: the share of these batches in the step.
         """
         found = [self._losses(each, weights_k) for each in encoded]
         totals, losses = [out.total for out in found], [out.losses for out in found]
@@ -141,7 +141,7 @@ class EagerSteps:
         return total, losses[0] if len(losses) == 1 else sum(losses)  # type: ignore[return-value]
 
     def _losses(self, encoded: Encoded, weights_k: Tensor) -> MultitaskLoss:
-        """Of one batch, by its features or, for a task on words, by the encoder's table."""
+        """Return the losses of one batch, from its features or, for a task on words, from the encoder's table."""
         heads, (inputs, targets, features, mask) = self._parts.heads, encoded
         with self._parts.autocast():
             if features is None:
@@ -150,25 +150,25 @@ class EagerSteps:
             return heads(features, targets, weights_k, mask=mask)  # type: ignore[no-any-return]
 
     def _vectors(self, types: Tensor) -> Tensor:
-        """(..., D) those of word types."""
+        """(..., D) the vectors of word types."""
         with self._parts.encoding():
             return self._parts.encoder.pool(types)  # type: ignore[operator,no-any-return]
 
     # --- weights by the losses of the step itself ---------------------------------------------------------
 
     def _weights(self, encoded: list[Encoded]) -> Tensor:
-        """(K,) of this step; with gradient where they are learnt by one."""
+        """(K,) the weights of this step; with gradient if they are learned by gradient."""
         if self._weigher is None:
             return self._parts.weights()
         return weights_by_losses(self._weigher, self._parts.heads.active, self._losses_alone(encoded))
 
     @torch.no_grad()
     def _losses_alone(self, encoded: list[Encoded]) -> Tensor:
-        """(K,) of one batch a loader."""
+        """(K,) the unweighted losses of one batch per loader."""
         ones_k = torch.ones(len(self._parts.heads.active), device=self._parts.device)
         return torch.stack([self._losses(each, ones_k).losses for each in encoded]).sum(0)
 
     @torch.no_grad()
     def _losses_now(self, batches: list[PlainBatch]) -> Tensor:
-        """(K,) with the parameters as they are now."""
+        """(K,) the losses with the parameters as they are now."""
         return self._losses_alone([self._encoded(batch) for batch in batches])

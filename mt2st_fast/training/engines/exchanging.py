@@ -1,4 +1,4 @@
-"""The step of several processes: each on its own rows, and together that of one process on all of them."""
+"""The step of several processes: each uses its own rows, and together they take the step of one process on all."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
 class ExchangingSteps(EagerSteps):
-    """Forward and backward on this process's batches; then the gradients of all are added up, and all step alike.
+    """Forward and backward on this process's batches; then the gradients of all are summed, and all take the same step.
 
-    A task's loss is a mean over its labels. Here every batch counts for as many of a step's labels, of all processes,
-    as it has (as with `accumulate`, see `shares`), so that sums of gradients are those of one batch, whatever labels
-    are missing where. Nothing is exchanged of a parameter that is not trained any more. Of sharded ones
-    the gradients have been exchanged when a backward pass is over, which every process makes for that.
+    A task's loss is a mean over its labels. Here every batch counts by its share of the labels in the step, over all
+    processes (as with `accumulate`, see `shares`), so that sums of gradients are those of one batch, whatever labels
+    are missing where. Nothing is exchanged for parameters that no longer train. The gradients of sharded parameters
+    are exchanged within the backward pass, which every process must therefore make.
     """
 
     def __init__(self, parts: StepParts) -> None:
         super().__init__(parts)
         self._exchange: Exchange | None = None
-        self._sharded: list[nn.Parameter] = []  # of those that train
+        self._sharded: list[nn.Parameter] = []  # those that train
         self._passes_together = has_sharded(parts.encoder)
         self._phase = 0.0  # what must be the same in every process, as one number
 
     def enter_phase(self) -> None:
-        """Look at what is trained now."""
+        """Check what trains now."""
         parts = self._parts
         trained = {id(p) for p in parts.trainable()}
         tables = [
@@ -54,7 +54,7 @@ class ExchangingSteps(EagerSteps):
         dense = {
             name: p for module in parts.modules for name, p in module.named_parameters() if id(p) in trained
         }
-        by_id = {id(p): name for name, p in dense.items()}  # a parameter that is held twice counts once
+        by_id = {id(p): name for name, p in dense.items()}  # a parameter held twice counts once
         self._sharded = [p for p in parts.trainable() if is_sharded(p)]
         named = {by_id[id(p)]: p for p in parts.trainable() if id(p) not in sparse and not is_sharded(p)}
         self._exchange = Exchange(parts.processes, named, tables)
@@ -62,7 +62,7 @@ class ExchangingSteps(EagerSteps):
         self._phase = float(zlib.crc32(repr((parts.heads.active, shapes)).encode()))
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
-        """The losses (K,) of one step of all processes, the same in every one."""
+        """Take one step of all processes; returns the losses (K,), the same in every process."""
         assert self._exchange is not None
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         # A process may have no row of a small batch.
@@ -75,12 +75,12 @@ class ExchangingSteps(EagerSteps):
         sum_instead_of_mean(self._sharded, self._parts.processes.count)
         losses_k = self._exchange(own_losses_k)
         self._step_optimizer()
-        # Of a frozen encoder nothing else does: a callback is to find its parts.
+        # Nothing else does this for a frozen encoder, and callbacks must find its parts.
         let_go_of_gathered(self._parts.encoder)
         return losses_k
 
     def _check_rows(self, micro_steps: list[list[PlainBatch]]) -> None:
-        """Raises InputError, in every process, for a batch without rows, of which an OpenTask has no loss."""
+        """Raises InputError, in every process, for a batch without rows, for which an OpenTask has no loss."""
         own = [name for name in self._parts.heads.active if self._parts.heads.is_open_task(name)]
         if not own:
             return
@@ -92,12 +92,15 @@ class ExchangingSteps(EagerSteps):
             )
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
-        """Those of this process's batches, into every `.grad`; the losses (K,)."""
+        """Put the gradients of this process's batches into every `.grad`; returns the losses (K,)."""
         with self._parts.own_parameters_still():
             return self._accumulate(micro_steps, shares)
 
     def _shares(self, micro_steps: list[list[PlainBatch]]) -> Shares:
-        """Of these micro-steps in the step of all processes. Raises InputError where one trains something else."""
+        """Return the shares of these micro-steps in the step of all processes.
+
+        Raises InputError if one process trains something else.
+        """
         parts = self._parts
         counts = [label_counts(parts.heads, batches, parts.device) for batches in micro_steps]
         counts_mk = torch.stack(counts) if counts else torch.zeros(0, len(parts.heads.active))
@@ -105,7 +108,7 @@ class ExchangingSteps(EagerSteps):
         told = torch.cat(
             [torch.tensor([self._phase, len(micro_steps)], dtype=torch.float64), counts_mk.sum(0)]
         )
-        # As long in every process, whatever it trains: or those that differ could not say so.
+        # The same length in every process, whatever it trains: otherwise processes that differ could not report it.
         told = torch.nn.functional.pad(told, (0, len(parts.heads.names) - len(parts.heads.active)))
         of_all = torch.stack(parts.processes.gather(told))
         if (wrong := (of_all[:, 0] != of_all[0, 0]).nonzero()).numel():
@@ -115,13 +118,13 @@ class ExchangingSteps(EagerSteps):
             )
         totals_k = of_all[:, 2 : 2 + counts_mk.shape[1]].sum(0)
         shares_mk = shares_of(counts_mk, totals_k).float().to(parts.device)
-        # Of a task without a label in any process nobody knows whether another had its targets.
+        # If no process has a label of a task, it is unknown whether another one had its targets.
         tasks = {name for name, total in zip(parts.heads.active, totals_k.tolist(), strict=True) if total > 0}
         return Shares(shares_mk, tasks, 1 / max(1, int(of_all[:, 1].sum())))
 
 
 class ExchangingGradientCalls(ExchangingSteps):
-    """The same with gradients of this process by one kernel call a batch. Others may make theirs in another way."""
+    """The same, with this process's gradients from one kernel call per batch; other processes may use another way."""
 
     name = GradientCalls.name
 
@@ -130,23 +133,23 @@ class ExchangingGradientCalls(ExchangingSteps):
         self._calls = GradientCalls(parts)
 
     def enter_phase(self) -> None:
-        """Look at what is trained now."""
+        """Check what trains now."""
         super().enter_phase()
         self._calls.enter_phase()
 
     def obstacle(self) -> str | None:
-        """Why it cannot take the steps of this phase, or None."""
+        """Return why it cannot take the steps of this phase, or None."""
         return self._calls.obstacle()
 
     def declines(self, micro_steps: Any) -> str | None:
-        """Why it cannot take this step, or None."""
+        """Return why it cannot take this step, or None."""
         return self._calls.declines(micro_steps)
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:
-        return self._calls(micro_steps, shares.labels_mk)  # it knows nothing of what learnt weights add
+        return self._calls(micro_steps, shares.labels_mk)  # it does not support penalties of learned weights
 
 
 def _has_rows(batch: PlainBatch) -> bool:
-    """Whether anything is in a batch; of targets that are no tensors nobody but their task knows."""
+    """Return whether a batch has rows; for targets that are not tensors, only their task could know."""
     sizes: list[Any] = [len(t) for t in batch[1].values() if isinstance(t, Tensor) and t.dim()]
     return not sizes or max(sizes) > 0

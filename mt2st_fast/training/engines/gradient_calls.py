@@ -1,4 +1,4 @@
-"""Gradients by one kernel call a batch, on a CPU, and then the optimizer's own step: where a step needs gradients."""
+"""Gradients by one kernel call per batch, on a CPU, then the optimizer's own step: for steps that need gradients."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from mt2st_fast.training.sources import Batch, PlainBatch, materialised
 
 
 class GradientCalls:
-    """What makes the gradients of micro-steps, where `TextGradients` can in this phase."""
+    """Makes the gradients of micro-steps, if `TextGradients` can do so in this phase."""
 
     name = "gradients in one kernel call"
 
     def __init__(self, parts: StepParts) -> None:
         self._parts = parts
         self._obstacle: str | None = None
-        self.gradients: TextGradients | None = None  # from the first step on that needs them
+        self.gradients: TextGradients | None = None  # from the first step that needs them
 
     def enter_phase(self) -> None:
-        """Look at model and optimizer again."""
+        """Check model and optimizer again."""
         self.gradients, self._obstacle = None, self._found_obstacle()
 
     def obstacle(self) -> str | None:
-        """Why it cannot in this phase, or None."""
+        """Return why it cannot make the gradients of this phase, or None."""
         return self._obstacle
 
     def _found_obstacle(self) -> str | None:
@@ -56,14 +56,14 @@ class GradientCalls:
         return TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
     def declines(self, micro_steps: list[list[Batch]]) -> str | None:
-        """Why it cannot make the gradients of this step, or None."""
+        """Return why it cannot make the gradients of this step, or None."""
         parts = self._parts
         split = [split_by_words(parts.heads, batches) for batches in micro_steps]
         if any(on_words for _, on_words in split) and (reason := words_obstacle(parts)):
             return reason
         if not all(rows for rows, _ in split):
             return "a task on words has no head"
-        # Somebody may have set a hook since: beside the optimizer's own step it costs little to look.
+        # A hook may have been set since: compared to the optimizer's own step, checking costs little.
         if reason := TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer):
             return reason
         if self.gradients is None:
@@ -72,7 +72,10 @@ class GradientCalls:
         return self.gradients.declines()
 
     def __call__(self, micro_steps: list[list[PlainBatch]], shares_mk: Tensor) -> Tensor:
-        """Fill every `.grad` as of one batch; its losses (K,). shares_mk: what each micro-step has of all labels."""
+        """Fill every `.grad` as for one batch; returns its losses (K,).
+
+        shares_mk: the share of all labels that each micro-step has.
+        """
         assert self.gradients is not None
         weights_k, moves = self._parts.weights_k, MOVES[self._parts.part]
         losses_k = torch.zeros(shares_mk.shape[1], dtype=torch.float32)
@@ -93,7 +96,7 @@ class GradientCalls:
 
 
 class GradientCallSteps(EagerSteps):
-    """Steps of one process whose gradients are clipped, come from several batches, or go to a rule of torch's own."""
+    """Steps of one process that clip gradients, have several batches, or use a rule of torch's own."""
 
     name = GradientCalls.name
 
@@ -102,29 +105,29 @@ class GradientCallSteps(EagerSteps):
         self._calls = GradientCalls(parts)
 
     def enter_phase(self) -> None:
-        """Look at model and optimizer again."""
+        """Check model and optimizer again."""
         self._calls.enter_phase()
 
     def obstacle(self) -> str | None:
-        """Why it cannot take the steps of this phase, or None."""
+        """Return why it cannot take the steps of this phase, or None."""
         return self._calls.obstacle()
 
     def declines(self, micro_steps: Any) -> str | None:
-        """Why it cannot take this step, or None."""
+        """Return why it cannot take this step, or None."""
         return self._calls.declines(micro_steps)
 
     def features(self, inputs: Any) -> Tensor | None:
-        """By the kernel that makes gradients; without autograd."""
+        """Compute features with the gradient kernel; without autograd."""
         gradients = self._calls.gradients
         return None if gradients is None else gradients.features(inputs)
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """By the kernel that makes gradients."""
+        """Count with the gradient kernel."""
         gradients = self._calls.gradients
         return None if gradients is None else gradients.count_correct(inputs, targets)
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
-        """The losses (K,) of one step."""
+        """Take one step; returns the losses (K,)."""
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         heads, device = self._parts.heads, self._parts.device
         shares_mk = (

@@ -1,7 +1,7 @@
 """Steps as replays of captured ones: which step is captured, replayed or run eagerly, and why.
 
-A step is a function from micro-steps (batches in any nesting) to the losses (K,). Whatever cannot be replayed exactly
-runs eagerly and says why.
+A step is a function from micro-steps (batches in any nesting) to the losses (K,). A step that cannot be replayed
+exactly runs eagerly, with a reason.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mt2st_fast.training.engines.static_inputs import StaticInputs, Uncapturable
 
 log = logging.getLogger("mt2st_fast")
 
-WARM_UP_STEPS = 3  # eager steps of a signature before its capture; lazy state is made in them
-MOST_GRAPHS = 8  # a phase's; each holds its inputs, and the driver's copy of its kernels
-MOST_SIGNATURES = 256  # counted in a phase; batches of ever new shapes are not worth counting
+WARM_UP_STEPS = 3  # eager steps of a signature before its capture, which create lazy state
+MOST_GRAPHS = 8  # per phase; each holds its inputs, and the driver's copy of its kernels
+MOST_SIGNATURES = 256  # counted per phase; batches with ever new shapes are not worth counting
 
 
 class _Graph(NamedTuple):
@@ -31,11 +31,11 @@ class _Graph(NamedTuple):
 
 
 class GraphedSteps:
-    """Runs the steps of one phase after another, as replays where that gives what the eager step gives.
+    """Runs the steps of one phase after another, as replays if those give what the eager step gives.
 
     step: the eager step. fingerprint: what a graph depends on beside the inputs (numbers of the optimizer,
-    frozen parameters); where it changes, another graph is made. after_failure: puts back what a capture that
-    was broken off has touched.
+    frozen parameters); another graph is made when it changes. after_failure: restores what a broken-off capture
+    has touched.
     `verdict` says how the phase runs: "captured", "captured, except where ..." or "not captured: ...".
     """
 
@@ -53,7 +53,7 @@ class GraphedSteps:
         self.enter_phase(None)
 
     def enter_phase(self, obstacle: str | None) -> None:
-        """Let go of all graphs; with an `obstacle` every step of the phase is eager."""
+        """Drop all graphs; with an `obstacle`, every step of the phase is eager."""
         self._capturer.release()
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: Counter[Hashable] = Counter()
@@ -65,7 +65,7 @@ class GraphedSteps:
             self._give_reason(obstacle)
 
     def __call__(self, micro_steps: Any) -> Tensor:
-        """Losses (K,) of one step."""
+        """Take one step; returns the losses (K,)."""
         if self._obstacle is not None:
             return self._step(micro_steps)
         try:
@@ -83,7 +83,7 @@ class GraphedSteps:
         if self._seen[key] > WARM_UP_STEPS:
             return self._captured(key, micro_steps)
         if self._seen[key] == 1:
-            # Triton compiles for the sizes of a step, so in the first one of them.
+            # Triton compiles for the sizes of a step, so it does so in the first step with these sizes.
             with counted_as_compiling("a step on the GPU"):
                 return self._capturer.warm_up(lambda: self._step(micro_steps))
         if self._seen[key] < WARM_UP_STEPS:
@@ -104,9 +104,9 @@ class GraphedSteps:
         inputs.copy_from(micro_steps)
         try:
             replay = self._capturer.capture(lambda: self._step(inputs.value))
-        # Any error: an encoder is the user's code. If it is no matter of capturing, the eager step raises it.
+        # Any error, as an encoder is user code. If it has nothing to do with capturing, the eager step raises it.
         except Exception as error:
-            # Random numbers go on from a fresh state, which the graphs so far do not share: make them again.
+            # Random numbers continue from a fresh state, which the earlier graphs do not share: make them again.
             self._capturer.release()
             self._graphs.clear()
             self._after_failure()

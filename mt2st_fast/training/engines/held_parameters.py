@@ -1,4 +1,4 @@
-"""The parameters that a step in one kernel call moves: what stands against moving them there, and where they lie."""
+"""The parameters that a one-call step moves: why it may not move them, and where they lie in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model_obstacle(
     heads: MultiTaskHeads,
     optimizer: torch.optim.Optimizer,
 ) -> str | None:
-    """What about these modules and this optimizer stands against moving them without autograd, or None."""
+    """Return why these modules and this optimizer cannot be stepped without autograd, or None."""
     if type(encoder) not in of_types or type(heads) is not MultiTaskHeads:
         names = " or a ".join(each.__name__ for each in of_types)
         return f"it is for a {names} and MultiTaskHeads as they are"
@@ -49,7 +49,7 @@ def model_obstacle(
 
 
 def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> str | None:
-    """What about these parameters stands against moving them without autograd, or None."""
+    """Return why these parameters cannot be stepped without autograd, or None."""
     if not any(are_moved(parameters, optimizer)):
         return "every parameter is frozen"
     if len(set(map(id, parameters))) < len(parameters):
@@ -60,19 +60,19 @@ def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.opti
 
 
 def head_parameters(heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """Those of the active heads."""
+    """Return the parameters of the active heads."""
     linears = [heads.linear(name) for name in heads.active if not heads.is_word_task(name)]
     return [p for linear in linears for p in linear.parameters()]
 
 
 def are_moved(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> list[bool]:
-    """Which parameters a step moves: those that are not frozen, and that the optimizer holds."""
+    """Return which parameters a step moves: those that are not frozen, and that the optimizer holds."""
     held = group_of(optimizer)
     return [p.requires_grad and id(p) in held for p in parameters]
 
 
 def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
-    """The number of every parameter's group, by the parameter's id()."""
+    """Return the index of each parameter's group, by the parameter's id()."""
     return {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
@@ -88,7 +88,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 class HeldParameters:
-    """Which parameters move, and where they and an optimizer's state of them lie: kernels were given addresses."""
+    """Which parameters move, and the addresses of them and their optimizer state, which were given to kernels."""
 
     def __init__(
         self,
@@ -100,21 +100,21 @@ class HeldParameters:
         self._called = [part for module in modules for part in module.modules()]
         self._addresses = [p.data_ptr() for p in parameters]
         self.moved = are_moved(parameters, optimizer)
-        # The tensors themselves: while they are held, nobody else gets their id().
+        # The tensors themselves: while they are held, no other object gets their id().
         self._states = self._state_tensors()
 
     def _state_tensors(self) -> list[Tensor]:
-        states = self._optimizer.state  # a defaultdict, which looking would fill
+        states = self._optimizer.state  # a defaultdict, which a lookup would fill
         return [value for p in self._parameters if p in states for value in states[p].values()]
 
     def obstacle(self) -> str | None:
-        """What stands against this step, and may not have at the phase's beginning: callbacks may do anything."""
+        """Return an obstacle to this step that may be new in the phase, or None: callbacks may do anything."""
         if any(map(_has_hooks, self._called)):
             return "a module has hooks"
         return None if any(self.moved) else "every parameter is frozen"
 
     def have_changed(self) -> bool:
-        """Whether somebody has put other memory into a parameter, loaded another state, frozen or unfrozen one."""
+        """Return whether a parameter has other memory, another state, or was frozen or unfrozen."""
         now = self._state_tensors()
         if len(now) != len(self._states) or not all(map(is_, now, self._states)):
             return True

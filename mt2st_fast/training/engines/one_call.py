@@ -1,4 +1,4 @@
-"""Steps as one kernel call each, on a CPU: of a bag encoder or a window encoder, with its heads and its optimizer."""
+"""Steps as one kernel call each, on a CPU: a bag or window encoder, its heads and its optimizer together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEVERAL_BATCHES = "a step is made of several batches"
 
 
 class OneCallSteps:
-    """One kernel call a step, where `BagTraining` or `TextTraining` can take the phase."""
+    """One kernel call per step, if `BagTraining` or `TextTraining` can take the phase."""
 
     name = "one kernel call"
 
@@ -35,7 +35,7 @@ class OneCallSteps:
         self._training: BagTraining | TextTraining | None = None
 
     def enter_phase(self) -> None:
-        """Look at model and optimizer again."""
+        """Check model and optimizer again."""
         parts = self._parts
         self._training, self._obstacle = None, self._found_obstacle()
         if self._obstacle is not None:
@@ -49,7 +49,7 @@ class OneCallSteps:
 
     def _found_obstacle(self) -> str | None:
         parts = self._parts
-        # First: looking at an optimizer makes its state, in a CPU's form.
+        # First, because checking an optimizer creates its state, in the form for a CPU.
         if parts.device.type != "cpu":
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
         if parts.processes.are_several:
@@ -69,17 +69,17 @@ class OneCallSteps:
         return TextTraining.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
     def _is_for_rows_of_bags(self) -> bool:
-        """Whether words are rows of the table and nothing else reads it: then it is sorted by row, and for good."""
+        """Return whether words are rows of the table and nothing else reads it: it can then be sorted by row, once."""
         encoder, heads, optimizer = self._parts.encoder, self._parts.heads, self._parts.optimizer
         reads_words = any(map(heads.is_word_task, heads.active))
         return not reads_words and BagTraining.obstacle(encoder, heads, optimizer) is None
 
     def obstacle(self) -> str | None:
-        """Why it cannot take the steps of this phase, or None."""
+        """Return why it cannot take the steps of this phase, or None."""
         return self._obstacle
 
     def declines(self, micro_steps: Any) -> str | None:
-        """Why this step cannot be taken, or None: it takes a batch of rows, and any of tasks on words beside it."""
+        """Return why this step cannot be taken, or None: it takes a batch of rows, and any number of tasks on words."""
         assert self._training is not None
         parts = self._parts
         if len(micro_steps) != 1:
@@ -92,11 +92,11 @@ class OneCallSteps:
         return self._training.declines()
 
     def features(self, inputs: Any) -> Tensor | None:
-        """By the kernel that trains, if that is of word types; without autograd."""
+        """Compute features with the training kernel, if that takes word types; without autograd."""
         return self._training.features(inputs) if isinstance(self._training, TextTraining) else None
 
     def count_correct(self, inputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """By the kernel that trains, if that is of word types."""
+        """Count with the training kernel, if that takes word types."""
         return (
             self._training.count_correct(inputs, targets)
             if isinstance(self._training, TextTraining)
@@ -104,7 +104,7 @@ class OneCallSteps:
         )
 
     def __call__(self, micro_steps: Any) -> Tensor:
-        """The losses (K,) of one step."""
+        """Take one step; returns the losses (K,)."""
         assert self._training is not None
         rows, on_words = split_by_words(self._parts.heads, micro_steps[0])
         inputs, targets = materialised(rows[0])
@@ -121,7 +121,7 @@ class OneCallSteps:
         return losses
 
     def _with_words(self, inputs: Any, targets: Mapping[str, Tensor], on_words: Sequence[Batch]) -> Tensor:
-        """Tasks on words first, as the kernel moves what they read; then what they have of their own."""
+        """Run tasks on words first, since the kernel moves what they read; then step their own parameters."""
         assert isinstance(self._training, TextTraining)
         parts = self._parts
         losses_k, beside = self._on_words([materialised(batch) for batch in on_words], parts.weights_k)
@@ -131,7 +131,7 @@ class OneCallSteps:
         return losses_k
 
     def _learn_weights(self, weights_k: Tensor, losses: Tensor, targets: Collection[str]) -> None:
-        """A step of learnt weights, of which the total loss is linear: autograd begins at the losses."""
+        """Take a step of learned weights: the total loss is linear in them, so autograd starts at the losses."""
         parts = self._parts
         total = torch.dot(weights_k, losses)
         if (penalty := parts.penalty(targets)) is not None:
@@ -143,7 +143,7 @@ class OneCallSteps:
         parts.optimizer.zero_grad(set_to_none=True)
 
     def _weighed_by_losses(self, learnt: WeighsByLosses, inputs: Any, targets: dict[str, Tensor]) -> Tensor:
-        """A step with weights from its own losses, which are computed before it, and once more after it."""
+        """Take a step with weights from its own losses, which are computed before it, and once more after it."""
         assert self._training is not None
         active = self._parts.heads.active
         ones_k = torch.ones(len(active))

@@ -1,4 +1,4 @@
-"""The inputs of a captured step: what tells one graph from another, and the memory that a graph reads.
+"""The inputs of a captured step: what distinguishes graphs, and the memory that a graph reads.
 
 Steps whose inputs agree in shape, dtype and place share one graph; inputs of a replay are copied into the buffers that
 the graph was captured on.
@@ -24,9 +24,9 @@ class UncapturableError(Exception):
 
 
 def signature(value: Any) -> Hashable:
-    """Everything that a graph over `value` depends on, but for what the tensors hold.
+    """Return everything that a graph over `value` depends on, except the contents of tensors.
 
-    Raises UncapturableError for something that can be neither copied into a buffer nor compared.
+    Raises UncapturableError for something that can neither be copied into a buffer nor compared.
     """
     if isinstance(value, ResidentBatch):
         return value.key
@@ -46,7 +46,7 @@ def signature(value: Any) -> Hashable:
 class StaticInputs:
     """Tensors on `device`, nested like `value`, into which batches of the same signature are copied.
 
-    What lies in host memory is gathered in one pinned stage and crosses in one transfer, however many
+    Tensors in host memory are gathered in one pinned stage and cross in one transfer, however many
     targets a batch has. A stage is written again only when its last transfer is over.
     """
 
@@ -75,7 +75,7 @@ class StaticInputs:
         return buffer
 
     def copy_from(self, value: Any) -> None:
-        """Take over the numbers of a batch of the same signature, without waiting for the device."""
+        """Copy in a batch of the same signature, without waiting for the device."""
         tensors = tensors_of(value)
         if len(tensors) == 1 and len(self._device_buffers) == 1:  # the rows of a resident batch
             self._device_buffers[0].copy_(tensors[0], non_blocking=True)
@@ -116,7 +116,7 @@ class _Stage:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in `value`, in the order of `map_tensors`, which makes new values and takes several times as long."""
+    """Return the tensors in `value`, in the order of `map_tensors`, which is several times slower."""
     if isinstance(value, ResidentBatch):
         return [value.rows]
     if isinstance(value, Tensor):

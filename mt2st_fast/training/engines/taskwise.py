@@ -1,4 +1,4 @@
-"""A step with a backward pass a task: each task moves the shared parameters by moments of its own."""
+"""A step with one backward pass per task: each task moves the shared parameters by its own moments."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ OF_TASK = (
 
 
 class _TaskStep(NamedTuple):
-    """What a task alone asks of the parameters."""
+    """The gradients of one task alone."""
 
-    task: int  # its place among all tasks
+    task: int  # its position among all tasks
     gradients: list[tuple[nn.Parameter, Tensor]]
 
 
 class TaskwiseSteps(EagerSteps):
-    """As the eager step, with a gradient and a step of the optimizer a task.
+    """Like the eager step, with a gradient and an optimizer step per task.
 
-    What the optimizer remembers of a shared parameter stands once a task in its state, so that checkpoints hold it as
-    they hold all else; what it remembers of a task that has retired is let go.
+    The optimizer's state of a shared parameter is stored once per task, so that checkpoints hold it like any other
+    state. The state of a retired task is dropped.
     """
 
     name = "a pass a task"
@@ -41,7 +41,7 @@ class TaskwiseSteps(EagerSteps):
         self._places = {name: place for place, name in enumerate(parts.heads.names)}
 
     def enter_phase(self) -> None:
-        """Forget the moments of tasks that have retired."""
+        """Drop the moments of tasks that have retired."""
         active = {self._places[name] for name in self._parts.heads.active}
         for state in self._states().values():
             for key in [key for key in state if OF_TASK in key]:
@@ -49,13 +49,13 @@ class TaskwiseSteps(EagerSteps):
                     del state[key]
 
     def __call__(self, micro_steps: list[list[Batch]]) -> Tensor:
-        """The losses (K,) of one step."""
+        """Take one step; returns the losses (K,)."""
         encoded = [self._encoded(materialised(batch)) for batch in micro_steps[0]]
         losses, steps = [], []
         for each in encoded:
             present = [name for name in self._parts.heads.active if name in each.targets]
             for name in present:
-                # All gradients are of the parameters before the step.
+                # All gradients are taken at the parameters before the step.
                 losses.append(self._backward_of(name, each, last=name == present[-1]))
                 steps.append(_TaskStep(self._places[name], self._taken()))
         for step in steps:
@@ -63,9 +63,9 @@ class TaskwiseSteps(EagerSteps):
         return torch.stack(losses).sum(0)
 
     def _backward_of(self, name: str, encoded: Encoded, *, last: bool) -> Tensor:
-        """The losses (K,) of one task, 0 of the others; its gradients are left in the parameters."""
+        """Return the losses (K,) of one task, 0 for the others, and leave its gradients in the parameters."""
         features = encoded.features
-        assert not isinstance(features, TaskFeatures)  # refused before a run begins
+        assert not isinstance(features, TaskFeatures)  # checked before a run begins
         alone = encoded._replace(targets={name: encoded.targets[name]})
         if features is None or not features.requires_grad:
             out = self._losses(alone, self._parts.weights())
@@ -78,7 +78,7 @@ class TaskwiseSteps(EagerSteps):
         return out.losses
 
     def _taken(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """The gradients of all parameters that have one, which they no longer hold."""
+        """Take the gradients of all parameters that have one out of them."""
         found = [(p, p.grad) for p in self._parts.trainable() if p.grad is not None]
         for parameter, _ in found:
             parameter.grad = None
@@ -93,7 +93,7 @@ class TaskwiseSteps(EagerSteps):
 
     @contextmanager
     def _moments_of(self, task: int) -> Iterator[None]:
-        """While it lasts, what the optimizer remembers of shared parameters is what it does of a task's gradients."""
+        """Within the block, give the optimizer the state of shared parameters that belongs to one task."""
         suffix = f"{OF_TASK}{task}"
         kept = self._states()
         optimizer = self._parts.optimizer
@@ -109,12 +109,12 @@ class TaskwiseSteps(EagerSteps):
             for parameter, state in kept.items():
                 own = optimizer.state[parameter]
                 state.update({f"{key}{suffix}": value for key, value in own.items() if key != FROZEN_ROWS})
-                # Adam looks for it in every parameter's state when it is loaded.
+                # Adam looks for it in the state of every parameter when it is loaded.
                 if "step" in own and "step" not in state:
                     state["step"] = torch.zeros_like(own["step"])
                 optimizer.state[parameter] = state
 
     def _states(self) -> dict[nn.Parameter, dict[str, Any]]:
-        """What the optimizer remembers of each shared parameter."""
+        """Return the optimizer's state of each shared parameter."""
         optimizer = self._parts.optimizer
         return {p: optimizer.state[p] for p in self._parts.parameters_of("shared") if p.requires_grad}

@@ -1,4 +1,4 @@
-"""An encoder of words and its heads as one kernel call sees them: what stands against that, what can be asked of it.
+"""A word encoder and its heads as one kernel call sees them: obstacles to it, and queries.
 
 `TextTraining` moves parameters by such calls, `TextGradients` makes gradients by them.
 """
@@ -32,16 +32,16 @@ from mt2st_fast.training.engines.held_parameters import (
 )
 from mt2st_fast.training.optim import RowSparseOptimizer
 
-Inputs = Tensor | tuple[Tensor, Tensor]  # windows (N, W), or bags: the words of all, and where each begins
+Inputs = Tensor | tuple[Tensor, Tensor]  # windows (N, W), or bags: all words, and where each bag begins
 
 
 class TextCalls(ABC):
     """Kernel calls of one phase and its active tasks.
 
-    Dropout is drawn by the kernel, from a key that torch's generator gives for every step: other bits than torch's, the
-    same ones on any number of threads and in a resumed run.
+    The kernel draws dropout, from a key that torch's generator gives for every step: not the same bits as torch's, but
+    the same on any number of threads and in a resumed run.
 
-    Raises ValueError with the reason where the kernel cannot do all that a step would do (see `obstacle`).
+    Raises ValueError with the reason if the kernel cannot do all that a step would do (see `obstacle`).
     """
 
     def __init__(self, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer) -> None:
@@ -59,7 +59,7 @@ class TextCalls(ABC):
     def obstacle(
         cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
     ) -> str | None:
-        """What stands against one kernel call a step, or None."""
+        """Return why a step cannot be one kernel call, or None."""
         reason = model_obstacle(encoder, (WindowEncoder, BagEncoder), heads, optimizer)
         if reason is not None:
             return reason
@@ -77,14 +77,14 @@ class TextCalls(ABC):
         return text_step_obstacle(table, dense, sizes, encoder.out_features, encoder.backend)
 
     def declines(self) -> str | None:
-        """Why this step cannot be taken, or None."""
+        """Return why this step cannot be taken, or None."""
         if self._held.have_changed():
             self._models = {}
             self._hold()
         return self._held.obstacle()
 
     def features(self, inputs: Inputs) -> Tensor | None:
-        """(N, H) what the encoder makes of inputs, without dropout; None before the first step."""
+        """(N, H) the encoder's features of the inputs, without dropout; None before the first step."""
         return (
             text_features(next(iter(self._models.values())), words_of(inputs))
             if self._can_be_asked()
@@ -92,9 +92,9 @@ class TextCalls(ABC):
         )
 
     def count_correct(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """(3,) of each task: the targets that it hits without dropout, all there are, and none outside its classes.
+        """(3,) for each task: correct targets without dropout, all targets, and 0 for those out of range.
 
-        None where a task is not a classification that is trained, and before the first step.
+        None if a task is not an active classification, if a target is out of range, and before the first step.
         """
         heads = self._heads
         for name in targets:
@@ -119,18 +119,18 @@ class TextCalls(ABC):
     def _can_be_asked(self) -> bool:
         if not self._models or self._held.have_changed():
             return False
-        # For instance a hook of somebody who wants to see the features.
+        # Because of a hook that looks at the features, for instance.
         return self.obstacle(self.encoder, self._heads, self._optimizer) is None
 
     def _model_of(self, layout: HeadLayout) -> TextStepModel:
-        """The kernel's model for batches of these tasks."""
+        """Return the kernel's model for batches of these tasks."""
         if layout.names not in self._models:
             self._models[layout.names] = self._new_model(layout)
         return self._models[layout.names]
 
     @abstractmethod
     def _new_model(self, layout: HeadLayout) -> TextStepModel:
-        """What the kernel is told of the parameters of these heads, and of the encoder's."""
+        """Build the kernel's model of the encoder and of the heads in `layout`."""
 
     def _dropout(self) -> Dropout:
         dropout = self.encoder.dropout
@@ -139,26 +139,26 @@ class TextCalls(ABC):
         return Dropout(dropout.p, int(torch.empty((), dtype=torch.int64).random_()))
 
     def _hold(self) -> None:
-        """Note where the parameters lie, and which of them move."""
+        """Record where the parameters lie, and which of them move."""
         self._held = HeldParameters(self._parameters, self._optimizer, (self.encoder, self._heads))
 
 
 def words_of(inputs: Inputs) -> Words:
-    """An encoder's inputs as the kernel takes them."""
+    """Return an encoder's inputs in the kernel's form."""
     return Words(inputs) if isinstance(inputs, Tensor) else Words(*inputs)
 
 
 def pooled_by(encoder: WindowEncoder | BagEncoder) -> Pooled:
-    """What the encoder makes of the vectors of words."""
+    """Return how the encoder pools the vectors of words."""
     return Pooled("window", encoder.width) if isinstance(encoder, WindowEncoder) else Pooled(encoder.mode)
 
 
 def hidden_layer(encoder: WindowEncoder | BagEncoder) -> nn.Linear | None:
-    """What lies between those and the heads."""
+    """Return the layer between the pooled vectors and the heads, if there is one."""
     return encoder.hidden if isinstance(encoder, WindowEncoder) else None
 
 
 def text_parameters(encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads) -> list[nn.Parameter]:
-    """The table, those of the hidden layer, then those of the active heads."""
+    """Return the table, the parameters of the hidden layer, then those of the active heads."""
     hidden = hidden_layer(encoder)
     return [encoder.table, *([] if hidden is None else hidden.parameters()), *head_parameters(heads)]

@@ -1,6 +1,6 @@
-"""Gradients of an encoder of words and its heads by one kernel call a batch, for steps that need them as such.
+"""Gradients of a word encoder and its heads by one kernel call per batch, for steps that need the gradients.
 
-Clipping, a step of several batches and several processes do: what they do with gradients lies between the backward pass
+Clipping, a step of several batches and several processes do: they work on gradients between the backward pass
 and the optimizer.
 """
 
@@ -28,7 +28,7 @@ from mt2st_fast.training.engines.text_calls import Inputs, TextCalls, hidden_lay
 
 
 class TextGradients(TextCalls):
-    """Makes the gradients that autograd would make of encoder and heads, up to rounding: adds up, then hands out."""
+    """Makes the gradients that autograd would make of encoder and heads, up to rounding: sums, then hands out."""
 
     def __call__(
         self,
@@ -39,9 +39,9 @@ class TextGradients(TextCalls):
         *,
         beside: Beside | None = None,
     ) -> Tensor:
-        """Add the gradients of N rows; the losses (K,) of the active tasks, 0 without a target here.
+        """Add the gradients of N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
 
-        beside: words whose vectors have gradients from elsewhere, which are added, too.
+        beside: words whose vectors have gradients from elsewhere, which are added too.
 
         Raises what `text_step` and the heads raise.
         """
@@ -59,7 +59,7 @@ class TextGradients(TextCalls):
         return self._heads.over_active(found.losses, batch)
 
     def hand_out(self) -> None:
-        """Put what was added up since `begin` into `.grad` of what a batch has reached."""
+        """Put the sums since `begin` into `.grad` of every parameter that a batch has reached."""
         for parameter in dict.fromkeys(self._reached):
             parameter.grad = self._gradients.get(parameter)
         table = self.encoder.table
@@ -71,7 +71,7 @@ class TextGradients(TextCalls):
             )
 
     def begin(self) -> None:
-        """From nothing; what was handed out may be written over."""
+        """Start from zero; gradients that were handed out may be overwritten."""
         self._reached: list[nn.Parameter] = []
         self._rows: list[tuple[Tensor, Tensor]] = []
         for gradient in self._gradients.values():

@@ -1,4 +1,4 @@
-"""Training steps of an encoder of words and its heads as one kernel call each, where model and optimizer allow it."""
+"""Training steps of a word encoder and its heads as one kernel call each, if model and optimizer allow it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from mt2st_fast.training.optim import RowSparseOptimizer
 class TextTraining(TextCalls):
     """Steps table, hidden layer and heads as encoder, heads, backward pass and optimizer would, up to rounding."""
 
-    _dropped = Dropout(0.0, 0)  # of the call before
+    _dropped = Dropout(0.0, 0)  # of the previous call
 
     @classmethod
     def obstacle(
         cls, encoder: nn.Module, heads: MultiTaskHeads, optimizer: torch.optim.Optimizer
     ) -> str | None:
-        """What stands against one kernel call a step, or None."""
+        """Return why a step cannot be one kernel call, or None."""
         reason = super().obstacle(encoder, heads, optimizer)
         if reason is not None:
             return reason
@@ -66,16 +66,16 @@ class TextTraining(TextCalls):
         again: bool = False,
         beside: Beside | None = None,
     ) -> Tensor:
-        """One step on N rows; the losses (K,) of the active tasks, 0 where one has no target here.
+        """Take one step on N rows; returns the losses (K,) of the active tasks, 0 for a task without a target here.
 
-        again: with the numbers dropped that were dropped in the call before. beside: words whose vectors have gradients
-        from elsewhere, in the same step of the table.
+        again: drop the same numbers as the previous call. beside: words whose vectors have gradients from elsewhere,
+        for the same step of the table.
 
         Raises what `text_step` and the heads raise, with nothing moved.
         """
         words = words_of(inputs)
         batch = self._heads.batch(targets, torch.Size([words.n_rows]), weights, words.types.device)
-        # Rates may fall at every step; all else stays for the phase.
+        # Learning rates may fall at every step; everything else stays for the phase.
         groups = self._optimizer.param_groups
         rules = [self._optimizer.rule(group) for group in groups]
         decays = [1.0 - float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups]
@@ -94,7 +94,7 @@ class TextTraining(TextCalls):
         return self._heads.over_active(found.losses, batch)
 
     def _rule_of_rows(self, moves: Moves) -> RowRule:
-        """The rule of the table, which stands behind those of the groups."""
+        """Return the rule of the table, which follows those of the groups."""
         table, optimizer = self.encoder.table, self._optimizer
         group = optimizer.param_groups[group_of(optimizer).get(id(table), 0)]
         return optimizer.next_rule(table, group) if self._steps_table(moves) else optimizer.rule(group)
@@ -103,7 +103,7 @@ class TextTraining(TextCalls):
         return moves.shared and self._held.moved[0]
 
     def _hold(self) -> None:
-        # Asking for states makes those that are missing: before it is noted what there is.
+        # Asking for states creates missing ones, so do it before recording what there is.
         for parameter in self._parameters[1:]:
             self._dense(parameter)
         self._table()

@@ -1,7 +1,7 @@
-"""Tasks on words beside rows that one kernel call takes: by autograd down to the vectors of their words, no further.
+"""Tasks on words beside rows for one kernel call: autograd reaches only the vectors of their words.
 
-Such a task reads vectors and knows nothing of where they come from. So their gradients are handed to the kernel, which
-adds them to those of the rows before it moves the table: one step of it, as of one loss.
+Such a task reads vectors and does not know where they come from. So their gradients are passed to the kernel, which
+adds them to those of the rows before it moves the table: one step, as for one loss.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 class OnWords(NamedTuple):
-    """Losses (K,) of the tasks on words in a step, and the gradients that the vectors of their words have."""
+    """Losses (K,) of the tasks on words in a step, and the gradients of their words' vectors."""
 
     losses_k: Tensor
     beside: Beside | None
 
 
 class WordGradients:
-    """Losses of tasks on words; their own parameters get a `.grad`, and their words' vectors a gradient."""
+    """Computes losses of tasks on words; their own parameters get a `.grad`, and their words' vectors a gradient."""
 
     def __init__(self, encoder: WindowEncoder | BagEncoder, heads: MultiTaskHeads) -> None:
         self._encoder, self._heads = encoder, heads
-        self._read: list[
-            tuple[Tensor, Tensor]
-        ] = []  # types (n,), and their vectors (n, D), whose gradient is kept
+        # Types (n,), and their vectors (n, D), whose gradient is kept.
+        self._read: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, batches: Sequence[PlainBatch], weights_k: Tensor) -> OnWords:
-        """Of batches of such tasks. Raises what the tasks raise, with nothing moved."""
+        """Run batches of such tasks. Raises what the tasks raise, with nothing moved."""
         losses_k, self._read = torch.zeros(len(self._heads.active), dtype=torch.float32), []
         for inputs, targets in batches:
-            name = next(iter(targets))  # the only one of its batch: heads refuse it beside others
+            name = next(iter(targets))  # the only one in its batch: heads refuse other tasks beside it
             out = self._heads.word_loss(name, self._vectors_of, inputs, targets[name], weights_k)
             if out.total.requires_grad:
                 out.total.backward()
@@ -49,7 +48,7 @@ class WordGradients:
         return OnWords(losses_k, self._beside())
 
     def _vectors_of(self, types: Tensor) -> Tensor:
-        """(..., D) vectors of word types (...), which remember their gradient."""
+        """(..., D) vectors of word types (...), which keep their gradient."""
         flat = types.reshape(-1)
         with torch.no_grad():
             vectors = self._encoder.pool_each(flat)
@@ -64,7 +63,7 @@ class WordGradients:
 
 
 def words_obstacle(parts: StepParts) -> str | None:
-    """Why the gradients of active tasks on words cannot be made apart from those of the rows, or None."""
+    """Return why gradients of active tasks on words cannot be made separately from those of the rows, or None."""
     if parts.learnt is not None:
         return "the weights of tasks on words are learnt"
     if parts.part != "all":
@@ -79,7 +78,7 @@ def words_obstacle(parts: StepParts) -> str | None:
 def split_by_words(
     heads: MultiTaskHeads, batches: Sequence[AnyBatch]
 ) -> tuple[list[AnyBatch], list[AnyBatch]]:
-    """Those of a micro-step that go through the encoder, and those of tasks on words."""
+    """Split a micro-step into batches that go through the encoder, and those of tasks on words."""
     on_words = [any(map(heads.is_word_task, tasks_of(batch))) for batch in batches]
     rows = [batch for batch, is_on_words in zip(batches, on_words, strict=True) if not is_on_words]
     words = [batch for batch, is_on_words in zip(batches, on_words, strict=True) if is_on_words]

@@ -1,1 +1,1 @@
-"""Training by several processes, on what torch.distributed has: each takes its rows, and all make the same step."""
+"""Training by several processes, with torch.distributed: each uses its own rows, and all take the same step."""

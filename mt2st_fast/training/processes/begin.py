@@ -1,4 +1,4 @@
-"""Several processes begin a run: with the same options, from the same weights."""
+"""How several processes begin a run: with the same options, from the same weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def begin_together(processes: Processes, run: Run, options: RunOptions, *, resumed: bool) -> None:
-    """Have all processes stand at the same step with the weights of process 0; each draws random numbers of its own.
+    """Start all processes at the same step with the weights of process 0, but each with its own random numbers.
 
-    Raises InputError, in every process, naming what one of them has otherwise than process 0.
+    Raises InputError, in every process, naming what differs between one of them and process 0.
     """
     if not processes.are_several:
         return

@@ -1,4 +1,4 @@
-"""What several processes cannot do, refused by name before the first step."""
+"""What several processes do not support, refused by name before the first step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_options(
 
 
 def check_schedule(processes: Processes, schedule: object) -> None:
-    """Raises InputError for a schedule that takes more than one exchange of gradients a step."""
+    """Raises InputError for a schedule that needs more than one exchange of gradients per step."""
     if not processes.are_several:
         return
     for asked, does in (
@@ -57,7 +57,7 @@ def check_schedule(processes: Processes, schedule: object) -> None:
 def check_sharded(
     processes: Processes, schedule: object, encoder: nn.Module, heads: MultiTaskHeads, precision: str
 ) -> None:
-    """Raises InputError for sharded parameters that no run can have, and for what cannot train beside them."""
+    """Raises InputError for sharded parameters that no run supports, and for options that do not work with them."""
     let_go_of_gathered(encoder)
     let_go_of_gathered(heads)
     _check_divided_tables(processes, encoder)
@@ -93,7 +93,7 @@ def _check_divided_tables(processes: Processes, encoder: nn.Module) -> None:
 
 
 def _check_dtensors(processes: Processes, encoder: nn.Module, heads: MultiTaskHeads) -> None:
-    """Of what torch has divided: only an encoder's dense parameters, by fully_shard, over all processes."""
+    """Allow torch's divided tensors only as dense encoder parameters, by fully_shard, over all processes."""
     for name, parameter in heads.named_parameters():
         if is_dtensor(parameter):
             raise InputError(
@@ -124,7 +124,7 @@ def _check_dtensors(processes: Processes, encoder: nn.Module, heads: MultiTaskHe
 
 
 def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> None:
-    """Raises InputError for modules, by name, that exchange something themselves, or ought to."""
+    """Raises InputError for modules, by name, that exchange something themselves, or would have to."""
     if not processes.are_several:
         return
     from torch.distributed.fsdp import (

@@ -1,4 +1,4 @@
-"""Which batches each of several processes trains on, and measures on."""
+"""Which batches each of several processes trains on, and evaluates."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mt2st_fast.training.data_digest import content_of, row_numbers
 from mt2st_fast.training.processes.group import Processes
 
 logger = logging.getLogger(__name__)
-OWN = "own"  # how a loader is taken: every batch of it is this process's own
-PARTS = "parts"  # it is the same in all processes, and each has its rows of every batch
+OWN = "own"  # way to take a loader: all its batches are this process's own
+PARTS = "parts"  # the loader is the same in all processes, and each takes its rows of every batch
 
 
 class DividedBatches(list[Any]):
-    """One process's rows of every batch of a list; `whole` is the list, by which a resumed run knows its data again."""
+    """One process's rows of every batch of a list; `whole` is the list, by which a resumed run recognizes its data."""
 
     def __init__(self, whole: Sequence[Any], name: str, rank: int, count: int) -> None:
         super().__init__(_part_of(batch, name, rank, count) for batch in whole)
@@ -33,11 +33,11 @@ class DividedBatches(list[Any]):
 
 
 def divide(train: Any, processes: Processes) -> tuple[Any, dict[str, str]]:
-    """What this process trains on of what `fit` was given, and how each loader is taken, by its name.
+    """Return this process's part of the training data given to `fit`, and by name how each loader is taken.
 
     Loaders that have `take_part` (those of this package) are the same in all processes, and so are lists of batches
-    that are found to be: a process has its rows of every batch. All others are taken as the process's own, as they are
-    with DistributedSampler. Raises InputError where processes were given different loaders, and where one is not the
+    with equal content: a process takes its rows of every batch. All others are taken as the process's own, as
+    with DistributedSampler. Raises InputError if processes were given different loaders, or if a loader is not the
     process's own and cannot be divided.
     """
     several = isinstance(train, Mapping)
@@ -55,7 +55,7 @@ def divide(train: Any, processes: Processes) -> tuple[Any, dict[str, str]]:
 
 
 class EveryNth:
-    """Every count-th of some batches, from number `rank` on; can be iterated as often as they."""
+    """Every count-th of some batches, starting with number `rank`; can be iterated as often as the original."""
 
     def __init__(self, whole: Iterable[Any], rank: int, count: int) -> None:
         self._whole, self._rank, self._count = whole, rank, count
@@ -64,17 +64,18 @@ class EveryNth:
         return islice(iter(self._whole), self._rank, None, self._count)
 
     def resident_on(self, device: torch.device) -> Iterator[Any] | None:
-        """The same as views of data on the device; None where the batches have no such form."""
+        """Return the same batches as views of data on the device; None if they have no such form."""
         make = getattr(self._whole, "resident_on", None)
         resident = None if make is None else make(device)
         return None if resident is None else islice(resident, self._rank, None, self._count)
 
 
 def own_batches(val: Iterable[Any] | None, processes: Processes, encoder: nn.Module) -> Iterable[Any] | None:
-    """The held-out batches that this process measures: its share of those that are the same in all.
+    """Return the held-out batches that this process evaluates: its share, if they are the same in all processes.
 
-    Of others all: sums over processes are then of all their batches, and metrics are ratios of sums. So, too, where the
-    encoder is sharded, and all pass through it together: raises InputError where some have more batches than others.
+    Otherwise all of its batches: sums over processes then cover all their batches, and metrics are ratios of sums. The
+    same holds if the encoder is sharded, as all pass through it together; then raises InputError if some processes have
+    more batches than others.
     """
     if val is None or not processes.are_several:
         return val
@@ -93,7 +94,7 @@ def own_batches(val: Iterable[Any] | None, processes: Processes, encoder: nn.Mod
 
 
 def _described(loader: Any, processes: Processes) -> dict[str, Any]:
-    """What the processes compare of a loader."""
+    """Return what the processes compare about a loader."""
     kind = "parts" if hasattr(loader, "take_part") else "own"
     if not processes.are_several:
         return {"kind": kind}
@@ -141,20 +142,20 @@ def _way(of_all: Sequence[Mapping[str, Any]], name: str, processes: Processes) -
 
 def _taken(loader: Any, name: str, way: str, processes: Processes) -> Any:
     if hasattr(loader, "take_part"):
-        loader.take_part(processes.rank, processes.count)  # alone, too: it may have been divided before
+        loader.take_part(processes.rank, processes.count)  # even alone: it may have been divided before
     elif way == PARTS and processes.are_several:
         return DividedBatches(loader, name, processes.rank, processes.count)
     return loader
 
 
 def _knows_no_processes(loader: DataLoader[Any]) -> bool:
-    """Whether a loader's order is torch's own for one process."""
+    """Return whether a loader's order is torch's own for one process."""
     plain = type(loader.sampler) in (SequentialSampler, RandomSampler)
     return plain and type(loader.batch_sampler) in (BatchSampler, type(None))
 
 
 def _digest_in_order(batches: Any) -> str | None:
-    """Of a list; None of anything else, and of one that is too long to look at."""
+    """Return the digest of a list; None for anything else, and for a list that is too long to read."""
     if not isinstance(batches, list | tuple) or content_of(batches) is None:
         return None
     digest = hashlib.sha256()
@@ -165,12 +166,12 @@ def _digest_in_order(batches: Any) -> str | None:
 
 
 def _part_of(batch: Any, name: str, rank: int, count: int) -> Any:
-    """Every count-th row of a batch's inputs and targets, from number `rank` on.
+    """Return every count-th row of a batch's inputs and targets, starting with number `rank`.
 
-    Raises InputError where they do not have their rows in common.
+    Raises InputError if they do not share their rows.
     """
     if not isinstance(batch, Mapping) and not (isinstance(batch, tuple | list) and len(batch) == 2):
-        return batch  # the source says what is wrong with it
+        return batch  # the source reports what is wrong with it
     lengths: set[int] = set()
 
     def part(value: Any) -> Any:
@@ -195,7 +196,7 @@ def _part_of(batch: Any, name: str, rank: int, count: int) -> Any:
 
 
 def add_up_sums(sums: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
-    """Sums (n,) by task, float64, added up over all processes; a process need not have every task."""
+    """Sum (n,) float64 values by task over all processes; a process need not have every task."""
     if not processes.are_several:
         return dict(sums)
     total: dict[str, Tensor] = {}

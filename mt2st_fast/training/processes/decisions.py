@@ -1,4 +1,4 @@
-"""Decisions that must be the same in every process: those of process 0."""
+"""Decisions that must be the same in every process: process 0 decides."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ OWN_SCHEDULES = "mt2st_fast.training.schedules."
 
 
 def agreed_weights(processes: Processes, schedule: Schedule, weights: dict[str, float]) -> dict[str, float]:
-    """What a schedule says of a moment, as that of process 0 says it.
+    """Return the weights of the schedule of process 0.
 
-    The schedules of this package are functions of the moment and of what they were shown, which is the same for all.
+    The schedules of this package are functions of the moment and of their observations, which are the same in all.
     """
     if not processes.are_several or type(schedule).__module__.startswith(OWN_SCHEDULES):
         return weights

@@ -1,9 +1,9 @@
-"""The gradients of all processes, added up: dense ones as they are, row-sparse ones as (row, gradient) pairs.
+"""The sum of the gradients of all processes: dense ones as they are, row-sparse ones as (row, gradient) pairs.
 
 A step takes two messages. The first is one sum over float32 numbers: the losses, which parameters have a gradient at
-all (one that no process has a gradient of is not stepped, as with one process), how many rows each process has of each
-table, and the dense gradients. The second, where there are rows, carries them: every process sends its own, once each,
-as many bytes as the process with the most needs.
+all (one without a gradient in any process is not stepped, as with one process), how many rows each process has of each
+table, and the dense gradients. The second, if there are rows, carries them: every process sends its own, each once, in
+as many bytes as the process with the most rows needs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.processes.group import Processes
 
-DIGIT = 4096  # numbers of rows travel as two float32 digits, each of which is exact
+DIGIT = 4096  # row counts travel as two float32 digits, each of which is exact
 ALIGNED = 8  # bytes
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is exchanged in a step.
+    """The exchange in a step.
 
-    dense: parameters whose gradients are whole, by name. tables: those whose gradients hold some rows (V, D). Both in
+    dense: parameters whose gradients are dense, by name. tables: those whose gradients hold some rows (V, D). Both in
     the same order in every process.
     """
 
@@ -35,9 +35,9 @@ class Exchange:
 
     @torch.no_grad()
     def __call__(self, losses_k: Tensor) -> Tensor:
-        """Put the sums over all processes into every `.grad`, and return that of losses (K,) float32.
+        """Put the sums over all processes into every `.grad`, and return the summed losses (K,) float32.
 
-        Raises InputError for a sparse gradient of a parameter that is no table.
+        Raises InputError for a sparse gradient of a parameter that is not a table.
         """
         for name, parameter in self.dense.items():
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -51,7 +51,7 @@ class Exchange:
         return losses_k
 
     def _sum_dense(self, losses_k: Tensor, own_rows: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """What stands before the dense gradients, from all processes, and the losses."""
+        """Sum the dense gradients; return the table counts from the head of the message, and the losses."""
         device = losses_k.device
         present = [float(p.grad is not None) for p in self.dense.values()]
         has_dense = [float(_is_dense(table.grad)) for table in self.tables]
@@ -72,7 +72,7 @@ class Exchange:
         return head[len(parameters) :].cpu(), losses_k
 
     def _digits(self, own_rows: Sequence[Tensor | None]) -> list[float]:
-        """Of each table and process two digits of 1 + its rows; 0 without a gradient, and in others' places."""
+        """Return, per table and process, two digits of 1 + its rows; 0 without a gradient, and for other processes."""
         digits = [0.0] * (2 * len(self.tables) * self.processes.count)
         for t, rows in enumerate(own_rows):
             if rows is not None:
@@ -81,14 +81,14 @@ class Exchange:
         return digits
 
     def _exchange_rows(self, head: Tensor, own_rows: Sequence[Tensor | None]) -> None:
-        """head: for each table whether anybody has a dense gradient; then the digits of rows."""
+        """head: for each table, whether any process has a dense gradient; then the digits of row counts."""
         n_tables = len(self.tables)
         has_dense = [flag > 0 for flag in head[:n_tables].tolist()]
         digits = head[n_tables:].view(n_tables, self.processes.count, 2).round().long()
-        sizes = (digits[:, :, 0] * DIGIT + digits[:, :, 1]).tolist()  # of 1 + rows
+        sizes = (digits[:, :, 0] * DIGIT + digits[:, :, 1]).tolist()  # 1 + rows
         by_rows = []
         for table, rows, of_table, dense in zip(self.tables, own_rows, sizes, has_dense, strict=True):
-            if dense:  # of a table that is read densely, too
+            if dense:  # a table that is also read densely
                 whole = table.grad.to_dense() if table.grad is not None else torch.zeros_like(table)
                 table.grad = self.processes.add_up(whole.contiguous())
             elif any(of_table):
@@ -102,7 +102,7 @@ class Exchange:
         own_rows: Sequence[Tensor | None],
         sizes: Sequence[Sequence[int]],
     ) -> None:
-        """One message for all tables. sizes: rows by table and process."""
+        """Exchange the rows of all tables in one message. sizes: rows by table and process."""
         lengths = [
             sum(_bytes_of(table, of_table[rank]) for table, of_table in zip(tables, sizes, strict=True))
             for rank in range(self.processes.count)
@@ -117,7 +117,7 @@ class Exchange:
         for table, of_all in zip(tables, zip(*pairs, strict=True), strict=True):
             rows = torch.cat([rows for rows, _ in of_all]).long()
             values = torch.cat([values for _, values in of_all])
-            # The optimizer adds up what is there twice, in the same order in every process.
+            # The optimizer sums repeated rows, in the same order in every process.
             table.grad = torch.sparse_coo_tensor(
                 rows.unsqueeze(0), values, table.shape, check_invariants=False
             )
@@ -128,19 +128,19 @@ def _is_dense(gradient: Tensor | None) -> bool:
 
 
 def _rows_of(table: nn.Parameter) -> Tensor | None:
-    """The rows of a table's gradient, each once; None without a sparse one."""
+    """Return a table's sparse gradient, with each row once; None if there is none."""
     gradient = table.grad
     if gradient is None or not gradient.is_sparse:
         return None
     rows = gradient._indices()[0]
-    # As the kernels make it; the mark of that is lost on its way into .grad.
+    # The kernels make it coalesced; that mark is lost on its way into .grad.
     if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
         return gradient
     return gradient.coalesce()
 
 
 def _travels_as(parameter: Tensor) -> torch.dtype:
-    """Half types are added up in float32."""
+    """Return the dtype for the sum; half types are summed in float32."""
     return torch.float64 if parameter.dtype is torch.float64 else torch.float32
 
 
@@ -170,7 +170,7 @@ def _row_type(table: Tensor) -> torch.dtype:
 
 
 def _parts_of(table: Tensor, n_rows: int) -> tuple[int, int]:
-    """Bytes of the numbers of n rows, and of their gradients."""
+    """Return the bytes of n row numbers, and of their gradients."""
     numbers = n_rows * _row_type(table).itemsize
     return numbers, n_rows * table[0].numel() * table.element_size()
 
@@ -195,7 +195,7 @@ def _pack(packed: Tensor, tables: Sequence[nn.Parameter], own_rows: Sequence[Ten
 def _unpack(
     message: Tensor, tables: Sequence[nn.Parameter], sizes: Sequence[int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """(rows (n,), gradients (n, D)) of each table."""
+    """Return (rows (n,), gradients (n, D)) of each table."""
     found, first = [], 0
     for table, n_rows in zip(tables, sizes, strict=True):
         numbers, values = _parts_of(table, n_rows)

@@ -1,6 +1,6 @@
-"""The processes that train one model together, and what they tell each other.
+"""The processes that train one model together, and the messages between them.
 
-One process alone is a group, too, in which nothing has to be told: whoever trains asks no `if`.
+One process alone is also a group, in which nothing has to be sent: callers need no `if`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.sharded import is_sharded
 from mt2st_fast.training.processes.watch import LostProcessError, Watch
 
-# Of a message, which waits for a process that measures or writes; who is lost the watch finds out.
+# Of a message, which waits for a process that evaluates or writes; the watch finds lost processes.
 MOST_PATIENCE = timedelta(hours=12)
 
 
 class Processes:
-    """`count` processes, of which this is number `rank`. Each method but the properties is called by all at once.
+    """`count` processes, of which this is number `rank`. All processes must call each method except the properties.
 
-    Numbers and texts travel by gloo on a CPU, tensors of a device by the group that `init_process_group` has made.
-    Everything raises LostProcessError, naming it, where another process is gone or has stopped.
+    Numbers and texts travel by gloo on a CPU, tensors on a device by the group that `init_process_group` has made.
+    Everything raises LostProcessError, naming the process, if another process is gone or has stopped.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -37,7 +37,7 @@ class Processes:
         self._group: Any = None
         self._watch: Watch | None = None
         self._users = 1
-        self.is_echo = False  # whether this one has told an error that process 0 has told, too
+        self.is_echo = False  # whether this one reported the same error as process 0
         if count > 1:
             self._world = dist.group.WORLD
             self._meet()
@@ -48,7 +48,7 @@ class Processes:
 
     @property
     def are_several(self) -> bool:
-        """Whether there is anybody else."""
+        """Whether there are other processes."""
         return self.count > 1
 
     @property
@@ -56,23 +56,23 @@ class Processes:
         """Whether this is the one process that writes files and prints."""
         return self.rank == 0
 
-    # --- what is told -----------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------------
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.are_several:
             with self._talking():
                 dist.barrier(group=self._group)
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place: the same bits in every one."""
+        """Sum over all processes, in place: the same bits in every one."""
         if self.are_several:
             with self._talking():
                 dist.all_reduce(values, group=self._group_of(values))
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """The tensors of all, of one shape, in the order of the processes."""
+        """Return the tensors of all processes, of one shape, in the order of the processes."""
         if not self.are_several:
             return [values]
         found = [torch.empty_like(values) for _ in range(self.count)]
@@ -81,7 +81,7 @@ class Processes:
         return found
 
     def gather_json(self, value: Any) -> list[Any]:
-        """What JSON can say, of all processes."""
+        """Return a JSON-able value from each process."""
         if not self.are_several:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -92,11 +92,11 @@ class Processes:
         return [json.loads(bytes(found[:n].tolist())) for found, n in texts]
 
     def from_first(self, value: Any) -> Any:
-        """What JSON can say, as process 0 has it."""
+        """Return the JSON-able value of process 0."""
         return self.gather_json(value if self.rank == 0 else None)[0]
 
     def any_of_all(self, *flags: bool) -> list[bool]:
-        """Of each flag, whether any process has it."""
+        """Return, for each flag, whether it is set in any process."""
         if not self.are_several:
             return list(flags)
         found = self.gather(torch.tensor(flags, dtype=torch.uint8))
@@ -104,7 +104,7 @@ class Processes:
 
     @torch.no_grad()
     def take_from_first(self, modules: Sequence[nn.Module]) -> None:
-        """Put the parameters and buffers of process 0 into those of all; each keeps its part of a sharded one."""
+        """Copy the parameters and buffers of process 0 to all; each process keeps its part of sharded ones."""
         if not self.are_several:
             return
         tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if not is_sharded(t)]
@@ -116,7 +116,7 @@ class Processes:
                 tensor.copy_(value)
 
     def check_same(self, facts: Mapping[str, Any], fix: str = "start all with the same options") -> None:
-        """Raises InputError, in every process, naming the first fact that one has otherwise than process 0."""
+        """Raises InputError, in every process, naming the first fact that differs between one and process 0."""
         if not self.are_several:
             return
         first, *others = self.gather_json({name: str(value) for name, value in facts.items()})
@@ -131,7 +131,7 @@ class Processes:
 
     @contextmanager
     def telling_errors(self) -> Iterator[None]:
-        """Whatever ends the block with an error here ends the others, too, with a line that says so."""
+        """Within the block, an error here also ends the other processes, with a line that says so."""
         try:
             with self._explaining_what_torch_says():
                 yield
@@ -141,7 +141,7 @@ class Processes:
 
     @contextmanager
     def _explaining_what_torch_says(self) -> Iterator[None]:
-        """As `_talking`, around anybody's code: torch exchanges the parts of sharded parameters by itself."""
+        """As `_talking`, around any code: torch exchanges the parts of sharded parameters by itself."""
         try:
             yield
         except RuntimeError as error:
@@ -151,7 +151,7 @@ class Processes:
 
     @contextmanager
     def joining(self) -> Iterator[None]:
-        """A block that gets ready for work in common: an error in it is told, and ends what `the_processes` began."""
+        """Within the block, which prepares joint work, report an error and then close what `the_processes` began."""
         try:
             with self.telling_errors():
                 yield
@@ -160,14 +160,14 @@ class Processes:
             raise
 
     def tell(self, error: BaseException) -> None:
-        """Say to the others that this process stops with an error; nobody waits for it any more."""
+        """Tell the others that this process stops with an error, so that nobody waits for it any more."""
         if self._watch is not None:
             watch, self._watch = self._watch, None
             self.is_echo = watch.tell(_one_line(error))
             watch.close()
 
     def close(self) -> None:
-        """Leave, when all others do; who has told an error is gone at once."""
+        """Leave together with all others; a process that has reported an error leaves at once."""
         global _open
         self._users -= 1
         if self._users or not self.are_several:
@@ -187,7 +187,7 @@ class Processes:
             dist.destroy_process_group(self._group)
 
     def _meet(self) -> None:
-        """Wait for all by connections that there are: making new ones would wait for a process that is gone."""
+        """Wait for all over existing connections: making new ones would wait for a process that is gone."""
         if dist.get_backend() == "gloo":
             try:
                 dist.barrier()
@@ -202,7 +202,7 @@ class Processes:
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        """A block of torch's collectives: one that fails as another process is gone says who it is."""
+        """Within the block of torch's collectives, a failure because another process is gone names that process."""
         if self._watch is not None:
             self._watch.check()
         try:
@@ -213,13 +213,13 @@ class Processes:
             raise self._watch.explain(error) from error
 
     def _make_watch(self) -> Watch:
-        """On a store of its own, which process 0 keeps: that of the group may be a file, or somebody else's."""
+        """Make a watch on its own store, kept by process 0: the group's store may be a file, or not ours."""
         store, here = None, socket.gethostname()
         if self.rank == 0:
             store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         host, port = self.gather_json([here, None if store is None else store.port])[0]
         if store is None:
-            # The address that the processes have found each other by.
+            # The address by which the processes have found each other.
             address = "localhost" if host == here else os.environ.get("MASTER_ADDR", host)
             try:
                 store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
@@ -234,9 +234,9 @@ _open: Processes | None = None
 
 
 def the_processes(distributed: str = "auto") -> Processes:
-    """Those of the process group that torch.distributed has, or this one alone; every call needs its `close`.
+    """Return torch.distributed's process group, or this process alone; every call needs its `close`.
 
-    distributed: "none" leaves a group that there is alone. Where several are asked for, all must ask.
+    distributed: "none" ignores an existing group. If several processes are requested, all must request it.
     """
     global _open
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -250,7 +250,7 @@ def the_processes(distributed: str = "auto") -> Processes:
 
 
 def own_device() -> torch.device:
-    """What `device="auto"` is: the CUDA device of this process's number on its machine, or the CPU."""
+    """Return the device for `device="auto"`: this process's CUDA device on its machine, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))

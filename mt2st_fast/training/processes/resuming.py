@@ -1,8 +1,8 @@
-"""What a checkpoint says of several processes: where each stands in its data, and in its random numbers.
+"""Checkpoints of several processes: the position of each in its data, and its random states.
 
-Weights, optimizer, schedule and history are the same in all of them, and stand in the file once. A run goes on bit for
-bit with as many processes. With another number it goes on with the same weights from the same batch on, where all
-loaders are divided among the processes; those beyond the ones of then draw random numbers of their own.
+Weights, optimizer, schedule and history are the same in all, and are stored once. With the same number of processes, a
+run resumes bit for bit. With another number it continues with the same weights from the same batch, if all
+loaders are divided among the processes; additional processes draw their own random numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mt2st_fast.training.random_states import python_states, set_python_states, 
 def states_of_all(
     processes: Processes, source: Mapping[str, Any], taken: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """For a checkpoint, JSON-able; None of one process alone. source: where this one stands in its data."""
+    """Return the states of all for a checkpoint, JSON-able; None if there is one process. source: its position."""
     if not processes.are_several:
         return None
     own = [name for name, way in taken.items() if way == OWN]
@@ -30,9 +30,9 @@ def states_of_all(
 
 
 def own_source(processes: Processes, state: Mapping[str, Any], taken: Mapping[str, str]) -> dict[str, Any]:
-    """Where this process stands in its data, from the state of a checkpoint.
+    """Return this process's position in its data, from the state of a checkpoint.
 
-    Raises InputError where other processes had data of their own, which is not this one's.
+    Raises InputError if the number of processes changed and they have data of their own.
     """
     then = _of_several(state)
     if then["count"] == processes.count:
@@ -43,12 +43,12 @@ def own_source(processes: Processes, state: Mapping[str, Any], taken: Mapping[st
             f"the checkpoint was made by {_named(then['count'])}, this run has {_named(processes.count)}, and {own[0]} "
             "is each process's own: start as many, or give all of them the same batches, which they divide"
         )
-    stored: dict[str, Any] = state["source"]  # of all alike
+    stored: dict[str, Any] = state["source"]  # the same for all
     return stored
 
 
 def restore_random_states(processes: Processes, state: Mapping[str, Any]) -> None:
-    """Draw the numbers that this process would have drawn; to be called when those of the file are restored."""
+    """Restore this process's random states; call it after those of the file are restored."""
     states = _of_several(state)["states"]
     if processes.rank < len(states):
         stored = states[processes.rank]["random"]
@@ -61,9 +61,9 @@ def restore_random_states(processes: Processes, state: Mapping[str, Any]) -> Non
 
 
 def draw_own_numbers(processes: Processes) -> None:
-    """Have this process draw other numbers of torch's than the others, which may stand where it stands.
+    """Give this process other torch random numbers than the others, which may be in the same state.
 
-    Or all would leave out the same units of their rows in dropout.
+    Otherwise all would drop the same units of their rows in dropout.
     """
     if processes.rank:
         torch.manual_seed(int(torch.randint(2**62, ())) + processes.rank)

@@ -1,10 +1,11 @@
-"""Who watches that every process still lives: a lost one ends the others, and is named.
+"""Watches that every process is alive: a lost one ends the others, and is named.
 
-A collective of torch waits for a process that hangs, and says of one that died that a connection was closed, not whose.
-So every process counts up a number of its own in a store, once a second, from a thread beside its training, and looks
-at the number of the next process: who has stood still for SILENT_SECONDS is lost, and everybody is told. A process that
-leaves with an error says so there, with its line. A second thread, which asks nobody, ends the process where training
-does not notice by itself, and knows when the first waits for a store that does not answer.
+A collective of torch waits for a process that hangs; about one that died it says that a connection was closed, but not
+whose. So once a second, a thread beside the training of every process increments the process's own counter in a store,
+and looks at the counter of the next process. A process whose counter has stood still for SILENT_SECONDS is lost, and
+all are told. A process that leaves with an error reports it there, in one line. A second thread, which asks nobody,
+ends the process if training does not notice by itself, and detects when the first waits for a store that does not
+answer.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ import torch.distributed as dist
 from mt2st_fast.errors import InputError
 
 BEAT_SECONDS = 1.0
-SILENT_SECONDS = 20.0  # of a process that has not been heard of
-ALARMED_SECONDS = 5.0  # the same, where a connection has broken
-GRACE_SECONDS = 15.0  # for the training to find out by itself, before its process is ended
-STORE_SECONDS = 10.0  # that the store may take to answer
-HEARD_SECONDS = 3.0  # that a process which leaves with an error waits to be heard, or to hear of the same one
+SILENT_SECONDS = 20.0  # without a sign of life from a process
+ALARMED_SECONDS = 5.0  # the same, after a connection has broken
+GRACE_SECONDS = 15.0  # for training to notice by itself, before its process is ended
+STORE_SECONDS = 10.0  # for the store to answer
+HEARD_SECONDS = 3.0  # that a process leaving with an error waits to be heard, or to hear of the same error
 
 
 class LostProcessError(InputError):
-    """Another process is gone, or has stopped: this one cannot go on alone."""
+    """Another process is gone, or has stopped, and this one cannot continue alone."""
 
 
 class Watch:
-    """Beats for this process and looks after the others, from `start` to `close`.
+    """Sends this process's signs of life and checks the others', from `start` to `close`.
 
-    store: shared by all `count` processes, of which this is number `rank`; process 0 keeps it. trouble: who is lost, or
-    has stopped, in a line. Where training has not left within GRACE_SECONDS of it, the process is ended: nothing else
-    gets it out of a collective.
+    store: shared by all `count` processes, of which this is number `rank`; process 0 keeps it. trouble: which process
+    is lost, or has stopped, in a line. If training has not left within GRACE_SECONDS after that, the process is ended:
+    nothing else gets it out of a collective.
     """
 
     def __init__(self, store: dist.TCPStore, rank: int, count: int) -> None:
@@ -46,35 +47,35 @@ class Watch:
         self._store, self._rank, self._count = store, rank, count
         self._closed, self._found = threading.Event(), threading.Event()
         self._alarmed = False
-        self._seen: dict[int, tuple[bytes, float]] = {}  # the number of a process, and since when it stands
+        self._seen: dict[int, tuple[bytes, float]] = {}  # a process's counter, and its last change
         self.trouble: str | None = None
-        self._unanswered = 0  # seconds of one question to the store
+        self._unanswered = 0  # seconds that a request to the store has waited
         self._store.add(_beat(rank), 1)
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._look, self._guard)]
 
     def start(self) -> None:
-        """Begin to look; to be called when every process has made its watch."""
+        """Start watching; call it after every process has made its watch."""
         for thread in self._threads:
             thread.start()
 
     def check(self) -> None:
-        """Raises LostProcessError where another process is known to be gone."""
+        """Raises LostProcessError if another process is known to be gone."""
         if self.trouble is not None:
             raise LostProcessError(self.trouble)
 
     def explain(self, error: Exception) -> LostProcessError:
-        """What a collective that failed with `error` means: who is gone, found out within half a minute."""
+        """Explain a collective that failed with `error`: which process is gone, found out within half a minute."""
         self._alarmed = True
         self._found.wait(SILENT_SECONDS + GRACE_SECONDS / 2)
         said = " ".join(str(error).split())[:200]
         return LostProcessError(self.trouble or f"the processes have lost touch with each other ({said})")
 
     def tell(self, message: str) -> bool:
-        """Say to the others that this process stops with an error; whether process 0 stops with the same one.
+        """Tell the others that this process stops with an error; returns whether process 0 stops with the same one.
 
-        Nobody has to say that again. Waits until it is heard, or known.
+        In that case nobody needs to report it again. Waits until the message is heard, or known.
         """
-        if self.trouble is not None:  # they have it, too
+        if self.trouble is not None:  # they know it already
             return self.trouble == f"{self._name(0)} stopped: {message}"
         is_echo = False
         try:
@@ -85,9 +86,9 @@ class Watch:
                     self._store.get("failed/0").decode() == message
                 )
             self._store.add("heard", 1)
-            if self._rank == 0:  # the store goes with it
+            if self._rank == 0:  # the store ends with it
                 self._await(lambda: self._store.add("heard", 0) >= self._count)
-        except RuntimeError:  # whoever kept the store is gone already
+        except RuntimeError:  # the process that kept the store is already gone
             pass
         return is_echo
 
@@ -101,7 +102,7 @@ class Watch:
         return True
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._closed.set()
         for thread in self._threads:
             if thread.is_alive():
@@ -119,7 +120,7 @@ class Watch:
                 self._find(trouble)
 
     def _guard(self) -> None:
-        # In beats and not by the clock: a machine that was asleep has not been silent.
+        # Counted in beats, not by the clock: a machine that was asleep has not been silent.
         while not self._closed.wait(BEAT_SECONDS):
             self._unanswered += 1
             if self.trouble is None and self._unanswered * BEAT_SECONDS > SILENT_SECONDS:
@@ -147,7 +148,7 @@ class Watch:
             rank = int(self._store.get("lost"))
             return None if rank == self._rank else self._lost(rank)
         others = [rank for rank in range(self._count) if rank != self._rank]
-        # All of them would be as many questions as there are pairs of processes.
+        # Watching all of them would need as many requests as there are pairs of processes.
         watched = others if self._alarmed else [(self._rank + 1) % self._count]
         for rank, number in zip(watched, self._store.multi_get([_beat(r) for r in watched]), strict=True):
             if self._stands_still(rank, number):
@@ -156,7 +157,7 @@ class Watch:
         return None
 
     def _stands_still(self, rank: int, number: bytes) -> bool:
-        """By this process's own clock: those of two machines differ."""
+        """Return whether a counter has stood still, by this process's own clock: clocks of two machines differ."""
         now = time.monotonic()
         before, since = self._seen.get(rank, (b"", now))
         if number != before:

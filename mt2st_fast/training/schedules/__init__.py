@@ -1,6 +1,6 @@
-"""Which tasks are active at a step, and what they weigh: a family of schedules a file.
+"""Which tasks are active at a step, and how much they weigh: one file per family of schedules.
 
-A new one is one file here: a class with `task_weights`, and a `STRATEGY` that makes it known to the command line.
+To add a schedule, add a file here: a class with `task_weights`, and a `STRATEGY` that registers it on the command line.
 """
 
 from mt2st_fast.training.schedules.adaptive_switch import AdaptiveSwitch

@@ -1,8 +1,8 @@
-"""Finish on what matters: when the auxiliary tasks have retired, only the parts that matter to the main task train on.
+"""Finish on what matters: after the auxiliary tasks retire, only the parts that matter to the main task train.
 
-Where the last auxiliary task retires, the importance of every part for the main task is measured on held-out batches
-(see training/importance.py). What matters least for what it costs is frozen, until a step of the single-task phase
-moves as few numbers as asked for; what is frozen costs a step no gradient.
+When the last auxiliary task retires, the importance of every part for the main task is measured on held-out batches
+(see training/importance.py). The parts that matter least relative to their cost are frozen, until a single-task step
+moves as few numbers as requested. A frozen part costs no gradient.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ SKIP = 0.7
 
 @dataclass(kw_only=True)
 class AdaptiveTaskSelector:
-    """Another schedule's phases, the last of them on the parts that matter to the main task.
+    """Runs the phases of another schedule, and trains only the parts that matter to the main task in the last one.
 
-    schedule: which tasks train, and what they weigh. skip: the share of
-    the numbers moved by a single-task step that are to move no more: parts are frozen in the order of their importance
-    by number, until they make up that share; the one that matters most trains in any case. measure: "fisher" or
-    "taylor". Of the two Fisher can tell layers apart: where layers are homogeneous (linear, ReLU), sum g w is the same
-    number for each of them, by Euler's theorem.
+    schedule: which tasks train, and how much they weigh. skip: the share of the numbers moved by a single-task step
+    that no longer move: parts are frozen in order of their importance per number, least important first, until they
+    make up that share; the most important part always trains. measure: "fisher" or "taylor". Only Fisher can tell
+    layers apart where layers are homogeneous (linear, ReLU): there sum g w is the same number for each of them, by
+    Euler's theorem.
 
     Needs `fit(val=...)`. `history.selections` keeps what was measured and decided. In a run without an auxiliary task
     nothing retires, and nothing is frozen.
 
-    Raises ValueError for a share outside [0, 1] and for an unknown measure, TypeError for a schedule that learns, has
-    parts take turns or keeps moments a task.
+    Raises ValueError for a share outside [0, 1] and for an unknown measure, and TypeError for a schedule that learns
+    its weights, trains parts in turns, or keeps optimizer moments per task.
     """
 
     schedule: Schedule = field(default_factory=Switch)
@@ -65,11 +65,11 @@ class AdaptiveTaskSelector:
                 )
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
-        """Those of the schedule."""
+        """Return the weights of the wrapped schedule."""
         return self.schedule.task_weights(moment, main, auxiliary)
 
     def select(self, found: Importances) -> list[str]:
-        """The names of the parts to freeze; heads of retired tasks do not count."""
+        """Return the names of the parts to freeze; heads of retired tasks do not count."""
         parts = [part for part in found.parts if part.task in (None, found.main)]
         share_of = dict(zip((part.name for part in found.parts), found.shares(found.main), strict=True))
         parts.sort(key=lambda part: _by_number(share_of[part.name], part.cost))
@@ -83,44 +83,44 @@ class AdaptiveTaskSelector:
             skipped += part.cost
         return frozen
 
-    # --- what the schedule wants to see, it sees ---------------------------------------------------------
+    # --- everything that the wrapped schedule wants to observe is passed on ------------------------------
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why tasks have retired, where the schedule says it."""
+        """Why tasks have retired, if the wrapped schedule says so."""
         return dict(getattr(self.schedule, "reasons", {}))
 
     @property
     def evidence(self) -> list[str]:
-        """What the schedule has decided, where it says it."""
+        """What the wrapped schedule has decided, if it says so."""
         return list(getattr(self.schedule, "evidence", ()))
 
     @property
     def wants_gradients(self) -> bool:
-        """Whether the schedule does."""
+        """Whether the wrapped schedule wants gradients."""
         return bool(getattr(self.schedule, "wants_gradients", False))
 
     @property
     def wants_held_out_gradients(self) -> bool:
-        """Whether the schedule does."""
+        """Whether the wrapped schedule wants gradients on held-out batches."""
         return bool(getattr(self.schedule, "wants_held_out_gradients", False))
 
     def observe(self, observation: Observation) -> None:
-        """Hand on."""
+        """Pass the observation on to the wrapped schedule."""
         if hasattr(self.schedule, "observe"):
             self.schedule.observe(observation)
 
     def observe_held_out(self, seen: HeldOut) -> None:
-        """Hand on."""
+        """Pass the evaluation on to the wrapped schedule."""
         if hasattr(self.schedule, "observe_held_out"):
             self.schedule.observe_held_out(seen)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it was made with, and what its schedule remembers."""
+        """Return the constructor arguments, and the state of the wrapped schedule."""
         return {**self._made_with(), "state": dict(self.schedule.state_dict()) if self._remembers() else None}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave. Raises InputError for one that was made otherwise."""
+        """Continue from what `state_dict` returned. Raises InputError if it was made with other arguments."""
         for name, value in self._made_with().items():
             if state[name] != value:
                 raise InputError(
@@ -131,7 +131,7 @@ class AdaptiveTaskSelector:
             self.schedule.load_state_dict(state["state"])  # type: ignore[attr-defined]
 
     def _made_with(self) -> dict[str, Any]:
-        # What a schedule has noted may stand in its repr.
+        # The repr of a schedule may contain what it has observed.
         schedule = type(self.schedule).__name__ if self._remembers() else repr(self.schedule)
         return {"schedule": schedule, "skip": self.skip, "measure": self.measure}
 
@@ -140,14 +140,14 @@ class AdaptiveTaskSelector:
 
 
 def _by_number(share: float, cost: float) -> float:
-    """Importance by number moved; what costs nothing is frozen last where it matters, and first where it does not."""
+    """Importance per number moved; a part without cost is frozen last if it matters, and first if it does not."""
     if share == 0.0:
         return 0.0
     return share / cost if cost else float("inf")
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> AdaptiveTaskSelector:
-    """After Switch, whose options it shares."""
+    """Build it on top of Switch, whose options it shares."""
     return AdaptiveTaskSelector(schedule=switching.build(values, facts), skip=required(values, "skip"))
 
 

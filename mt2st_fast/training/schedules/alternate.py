@@ -1,4 +1,4 @@
-"""ATE-SG (arXiv 2312.16340): shared and task parameters train in turns, by epochs."""
+"""ATE-SG (arXiv 2312.16340): shared parameters and task parameters train in turns, by epochs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mt2st_fast.training.schedules.taking_turns import TakingTurns, strategy_of
 
 @dataclass(frozen=True)
 class Alternate(TakingTurns):
-    """Epochs that train only what the tasks share, then epochs that train only their own parameters, and again.
+    """Alternates between epochs that train only the shared parameters and epochs that train only the tasks' own.
 
-    All on the joint loss at constant weights, by one optimizer that leaves alone what does not train: ATE-SG of
-    Bellavia, Della Santa and Papini, "ATE-SG: Alternate Through the Epochs Stochastic Gradient for Multi-Task Neural
+    All epochs use the joint loss at constant weights, and one optimizer that leaves alone what does not train: ATE-SG
+    of Bellavia, Della Santa and Papini, "ATE-SG: Alternate Through the Epochs Stochastic Gradient for Multi-Task Neural
     Networks" (arXiv 2312.16340). Epochs of shared parameters compute no gradient of heads; epochs of task parameters
     run the encoder without gradient.
     """
@@ -32,11 +32,11 @@ class Alternate(TakingTurns):
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Epochs of either turn."""
+        """Epochs of each turn: (shared, task)."""
         return self.shared_epochs, self.task_epochs
 
     def in_small(self) -> AlternateSteps:
-        """Both turns within a few steps, for a run that only has to see both once."""
+        """Return a schedule with both turns within a few steps, for a run that only has to see each of them once."""
         return AlternateSteps(weights=self.weights)
 
 

@@ -1,4 +1,4 @@
-"""SAT-SG (arXiv 2312.16340): shared and task parameters train in turns, by steps."""
+"""SAT-SG (arXiv 2312.16340): shared parameters and task parameters train in turns, by steps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mt2st_fast.training.schedules.taking_turns import TakingTurns, strategy_of
 
 @dataclass(frozen=True)
 class AlternateSteps(TakingTurns):
-    """Steps that train only what the tasks share, then steps that train only their own parameters, and again.
+    """Alternates between steps that train only the shared parameters and steps that train only the tasks' own.
 
-    As `Alternate`, by mini-batches in place of epochs: SAT-SG of the same paper (arXiv 2312.16340).
+    As `Alternate`, by mini-batches instead of epochs: SAT-SG of the same paper (arXiv 2312.16340).
     """
 
     shared_steps: int = 1
@@ -28,7 +28,7 @@ class AlternateSteps(TakingTurns):
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Steps of either turn."""
+        """Steps of each turn: (shared, task)."""
         return self.shared_steps, self.task_steps
 
 

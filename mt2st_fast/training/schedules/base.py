@@ -1,7 +1,7 @@
 """What every schedule is built on: the moment, the protocol, per-task values and their checks.
 
-A schedule is a pure function of the moment, so a resumed run needs nothing but the step number; one that sees losses
-and remembers them says so (see `training/observations.py`).
+A schedule is a pure function of the moment, so a resumed run needs only the step number. A schedule that observes
+losses and remembers them declares so (see `training/observations.py`).
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Moment:
 
 
 class Schedule(Protocol):
-    """Anything with `task_weights` can be a schedule."""
+    """Any object with `task_weights` can be a schedule."""
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
-        """Weight by active task, main task first; a task that is left out has retired for good."""
+        """Return the weight of each active task, main task first; a task that is left out has retired for good."""
         ...
 
 
 class AuxiliaryWeights:
-    """A schedule that keeps the main task at weight 1 and says what an auxiliary task weighs."""
+    """A schedule that keeps the main task at weight 1 and computes the weight of each auxiliary task."""
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
-        """Weight by active task, main task first; a retired task is left out."""
+        """Return the weight of each active task, main task first; a retired task is left out."""
         self._check_tasks(auxiliary)
         result = {main: 1.0}
         for task in auxiliary:
@@ -53,7 +53,7 @@ class AuxiliaryWeights:
         return result
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """Weight of one auxiliary task, None once it has retired."""
+        """Return the weight of one auxiliary task, or None once it has retired."""
         raise TypeError(f"{type(self).__name__} must say what an auxiliary task weighs")
 
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
@@ -69,18 +69,18 @@ class AuxiliaryWeights:
 
 
 def value_of(value: PerTask, task: str, default: float) -> float:
-    """A task's own value; `default` for a task that a mapping does not name."""
+    """Return a task's own value, or `default` for a task that the mapping does not name."""
     return float(value.get(task, default)) if isinstance(value, Mapping) else float(value)
 
 
 def check(name: str, value: PerTask, low: float, high: float = math.inf) -> None:
-    """Raises InputError, naming the field, for a value that is no number within [low, high], or not finite."""
+    """Raises InputError, naming the field, for a value that is not a finite number within [low, high]."""
     for v in _values(value):
         check_within(low, high, **{name: v})
 
 
 def check_steps(name: str, value: PerTask) -> None:
-    """Raises InputError, naming the field, for a value that is no whole number of steps."""
+    """Raises InputError, naming the field, for a value that is not a whole number of steps."""
     for v in _values(value):
         check_count(0, **{name: v})
 
@@ -90,6 +90,6 @@ def _values(value: PerTask) -> list[float]:
 
 
 def check_unit(unit: str) -> None:
-    """Raises ValueError for what is no unit of time."""
+    """Raises ValueError for an unknown unit of time."""
     if unit not in ("epoch", "step"):
         raise ValueError(f"unit must be epoch or step, not {unit}")

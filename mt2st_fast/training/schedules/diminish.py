@@ -31,7 +31,7 @@ MOST_NU = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Diminish(AuxiliaryWeights):
-    """weight = gamma * exp(-eta * t^nu); under `floor` the task retires (arXiv 2406.18038, Diminish)."""
+    """weight = gamma * exp(-eta * t^nu); a task below `floor` retires (arXiv 2406.18038, Diminish)."""
 
     eta: PerTask
     gamma: PerTask = 1.0
@@ -46,7 +46,7 @@ class Diminish(AuxiliaryWeights):
         check_unit(self.unit)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The decayed weight; t = 0 gives gamma."""
+        """Return the decayed weight; t = 0 gives gamma."""
         eta = value_of(self.eta, task, 0.0)
         t = moment.time(self.unit)
         exponent = eta * min(t, 1e30) ** value_of(self.nu, task, 1.0) if t > 0 else 0.0
@@ -55,9 +55,7 @@ class Diminish(AuxiliaryWeights):
 
 
 def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, float]:
-    """The decay that was given; or for this run the one by which the weight falls under the floor where Switch would
-    retire the task.
-    """
+    """Return the given decay, or the one that reaches the floor where Switch would retire the task."""
     gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
     eta = values["eta"]
     if eta is None:
@@ -73,7 +71,7 @@ def found_eta(values: Mapping[str, float | None], facts: RunFacts) -> dict[str, 
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
-    """With the decay that was given or found."""
+    """Build it with the decay that was given or found."""
     gamma, floor, nu = (required(values, name) for name in ("aux_weight", "floor", "nu"))
     return Diminish(eta=found_eta(values, facts)["eta"], gamma=gamma, nu=nu, floor=floor)
 

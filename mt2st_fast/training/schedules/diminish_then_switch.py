@@ -1,4 +1,4 @@
-"""Diminish, then Switch: weights decay, and what is left retires at one point."""
+"""Diminish, then Switch: weights decay, and the remaining tasks retire at one point."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mt2st_fast.training.schedules.switch import Switch
 
 @dataclass(frozen=True, kw_only=True)
 class DiminishThenSwitch(AuxiliaryWeights):
-    """Weights decay as in `Diminish`, and what is left retires at the point of `Switch`."""
+    """Weights decay as in `Diminish`, and the remaining tasks retire at the point of `Switch`."""
 
     diminish: Diminish
     switch: Switch
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The decayed weight before the switch point."""
+        """Return the decayed weight before the switch point, None after it."""
         if self.switch.auxiliary_weight(moment, task) is None:
             return None
         return self.diminish.auxiliary_weight(moment, task)
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> DiminishThenSwitch:
-    """Both of them from the same options."""
+    """Build both from the same options."""
     return DiminishThenSwitch(
         diminish=diminishing.build(values, facts), switch=switching.build(values, facts)
     )

@@ -1,4 +1,4 @@
-"""Dynamic weight average (Liu, Johns and Davison 2019): what falls slower weighs more."""
+"""Dynamic weight average (Liu, Johns and Davison 2019): a task whose loss falls more slowly weighs more."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ class DynamicWeightAverage:
 
     "End-to-End Multi-Task Learning with Attention" (CVPR 2019), "Dynamic Weight Average": L_k(t) is the mean loss of
     epoch t, and r_k is 1 in the first two epochs; a large `temperature` T makes the weights even. The K weights of all
-    tasks, the main task's among them, sum to K, and all tasks train to the end. A task without a loss in one of the two
-    epochs has r_k = 1. What was seen is part of a checkpoint.
+    tasks, including the main task, sum to K, and all tasks train to the end. A task without a loss in one of the two
+    epochs has r_k = 1. The observed losses are part of a checkpoint.
     """
 
     temperature: float = 2.0
-    _means: list[dict[str, float]] = field(
-        default_factory=list, init=False, repr=False
-    )  # of the last two epochs
+    # Of the last two epochs.
+    _means: list[dict[str, float]] = field(default_factory=list, init=False, repr=False)
     _sums: dict[str, float] = field(default_factory=dict, init=False, repr=False)  # over this epoch's steps
     _steps: int = field(default=0, init=False, repr=False)  # of this epoch
     _seen: int = field(default=0, init=False, repr=False)  # all steps so far
@@ -37,7 +36,7 @@ class DynamicWeightAverage:
         check_positive(temperature=self.temperature)
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
-        """Of all tasks, from the epochs that are over; a run that begins has seen none."""
+        """Return the weights of all tasks, from the finished epochs; a new run starts without any."""
         if moment.step == 0:
             self._means, self._sums, self._steps, self._seen = [], {}, 0, 0
         names = (main, *auxiliary)
@@ -47,13 +46,13 @@ class DynamicWeightAverage:
         ratios = {
             name: last[name] / before[name] if before.get(name) and name in last else 1.0 for name in names
         }
-        largest = max(ratios.values())  # no exponential overflows
+        largest = max(ratios.values())  # so that no exponential overflows
         shares = {name: math.exp((ratio - largest) / self.temperature) for name, ratio in ratios.items()}
         total = sum(shares.values())
         return {name: len(names) * share / total for name, share in shares.items()}
 
     def observe(self, observation: Observation) -> None:
-        """Add up the losses, and close the epoch where it ends."""
+        """Add up the losses, and close the epoch when it ends."""
         steps = observation.step - self._seen
         self._seen, self._steps = observation.step, self._steps + steps
         for name, loss in observation.losses.items():
@@ -66,17 +65,17 @@ class DynamicWeightAverage:
             self._sums, self._steps = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has seen."""
+        """Return what it has observed."""
         return {"means": self._means, "sums": self._sums, "steps": self._steps, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self._means = [dict(means) for means in state["means"]]
         self._sums, self._steps, self._seen = dict(state["sums"]), state["steps"], state["seen"]
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> DynamicWeightAverage:
-    """By its temperature."""
+    """Build it with its temperature."""
     del facts
     return DynamicWeightAverage(temperature=required(values, "temperature"))
 

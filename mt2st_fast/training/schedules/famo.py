@@ -1,4 +1,4 @@
-"""FAMO (Liu, Feng, Stone and Liu 2023): weights by which the logarithms of all losses fall alike."""
+"""FAMO (Liu, Feng, Stone and Liu 2023): weights that make the logarithms of all losses fall at the same rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mt2st_fast.training.observations import Observation
 
 
-# What is kept of a task: xi, Adam's moments and steps, the weight of the last step, and the least loss below 0.
+# State per task: xi, Adam's moments and steps, the weight of the last step, and the smallest loss below 0.
 XI, FIRST, SECOND, STEPS, WEIGHT, LEAST = range(6)
 BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8  # Adam's own
 TINY = torch.finfo(torch.float32).tiny
@@ -28,14 +28,14 @@ TINY = torch.finfo(torch.float32).tiny
 class FAMO(nn.Module):
     """weight_k = c z_k / L_k, z = softmax(xi), c = 1 / sum over i of z_i / L_i; xi learns which loss falls least.
 
-    "FAMO: Fast Adaptive Multitask Optimization" (NeurIPS 2023, arXiv 2306.03792), algorithm 1. After a step on losses L
-    that left them at L', with J the Jacobian of the softmax at xi, a step of xi has the gradient
+    "FAMO: Fast Adaptive Multitask Optimization" (NeurIPS 2023, arXiv 2306.03792), algorithm 1. After a step that took
+    the losses from L to L', with J the Jacobian of the softmax at xi, Adam moves xi at `rate` by the gradient
 
         J^T (log L - log L') + decay xi
 
-    by Adam at `rate`, as in the authors' program; rate and decay are the paper's beta and gamma. Weights sum to 1.
-    Losses must not be negative, and a task without a label in a step's batches takes no part in the step. All tasks
-    train to the end. A step costs a second forward pass before it, and one more after it.
+    as in the authors' program; rate and decay are the paper's beta and gamma. Weights sum to 1. Losses must not be
+    negative, and a task without a label in a step's batches takes no part in the step. All tasks train to the end. A
+    step costs a second forward pass before it, and one more after it.
 
     Raises InputError for a rate that is not positive, and for a negative decay.
     """
@@ -45,31 +45,31 @@ class FAMO(nn.Module):
         check_positive(rate=rate)
         check_not_negative(decay=decay)
         self.rate, self.decay = rate, decay
-        # Buffers, which a checkpoint holds and the model's optimizer does not move.
+        # Buffers: checkpoints hold them, and the model's optimizer does not move them.
         self.kept = nn.Module()
 
     def extra_repr(self) -> str:
-        """Its options."""
+        """Show the options."""
         return f"rate={self.rate:g}, decay={self.decay:g}"
 
     def prepare(self, heads: MultiTaskHeads) -> None:
-        """Zeros for every task that is new; what has been learnt stays."""
+        """Start every new task at zeros; what has been learned stays."""
         for name in map(module_name, heads.names):
             if name not in self.kept._buffers:
                 self.kept.register_buffer(name, torch.zeros(LEAST + 1))
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
-        """All tasks, always."""
+        """Return weight 1 for all tasks, always."""
         del moment
         return dict.fromkeys((main, *auxiliary), 1.0)
 
     def weights(self, active: Sequence[str]) -> Tensor:
-        """(K,) those of the last step; 0 before the first."""
+        """(K,) the weights of the last step; 0 before the first."""
         return self._kept(active)[:, WEIGHT]
 
     @torch.no_grad()
     def weigh(self, active: Sequence[str], losses: Tensor) -> Tensor:
-        """(K,) from a step's losses (K,)."""
+        """(K,) the weights for a step with these losses (K,)."""
         kept, taking_part = self._kept(active), losses > 0
         shares = _shares(kept[:, XI], taking_part) / torch.where(taking_part, losses, 1.0)
         kept[:, WEIGHT] = shares / shares.sum().clamp_min(TINY)
@@ -79,7 +79,7 @@ class FAMO(nn.Module):
 
     @torch.no_grad()
     def learn(self, active: Sequence[str], before: Tensor, after: Tensor) -> None:
-        """A step of xi by losses (K,) before and after a step of the model."""
+        """Take a step of xi, from the losses (K,) before and after a step of the model."""
         kept, taking_part = self._kept(active), (before > 0) & (after > 0)
         xi, first, second, steps, weights, least = kept.unbind(1)
         z = _shares(xi, taking_part)
@@ -95,7 +95,7 @@ class FAMO(nn.Module):
         self._keep(active, torch.where(taking_part[:, None], moved, kept))
 
     def observe(self, observation: Observation) -> None:
-        """Raises InputError for a loss without a logarithm."""
+        """Raises InputError for a loss that was negative, and so has no logarithm."""
         names = tuple(observation.losses)
         for name, least in zip(names, self._kept(names)[:, LEAST].tolist(), strict=True):
             if least < 0:
@@ -105,7 +105,7 @@ class FAMO(nn.Module):
                 )
 
     def _kept(self, active: Sequence[str]) -> Tensor:
-        """(K, 6) a copy of what is kept of these tasks."""
+        """(K, 6) a copy of the state of these tasks."""
         return torch.stack([self.kept.get_buffer(module_name(name)) for name in active])
 
     def _keep(self, active: Sequence[str], values: Tensor) -> None:
@@ -114,13 +114,13 @@ class FAMO(nn.Module):
 
 
 def _shares(xi: Tensor, taking_part: Tensor) -> Tensor:
-    """(K,) the softmax over the tasks that take part, 0 for the others."""
+    """(K,) the softmax over the tasks that take part; 0 for the others."""
     exponentials = torch.exp(xi - xi.max()) * taking_part
     return exponentials / exponentials.sum().clamp_min(TINY)
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> FAMO:
-    """By its options."""
+    """Build it with its options."""
     del facts
     return FAMO(required(values, "famo_rate"), required(values, "famo_decay"))
 

@@ -1,4 +1,4 @@
-"""MTL: all tasks to the end."""
+"""MTL: all tasks train to the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MultiTask(AuxiliaryWeights):
         check("weights", self.weights, 0.0)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The constant weight."""
+        """Return the constant weight."""
         return value_of(self.weights, task, 1.0)
 
 

@@ -13,7 +13,7 @@ class SingleTask(AuxiliaryWeights):
     """The main task only (STL)."""
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """Retired from the start."""
+        """Return None: retired from the start."""
         return None
 
 

@@ -18,7 +18,7 @@ from mt2st_fast.training.schedules.strategy import FLOOR, Strategy, StrategyOpti
 
 @dataclass(frozen=True, kw_only=True)
 class SquaringDecay(AuxiliaryWeights):
-    """weight = alpha^(2^t): the weight is squared every unit of time; under `floor` the task retires."""
+    """weight = alpha^(2^t): the weight is squared every unit of time; a task below `floor` retires."""
 
     alpha: PerTask = 0.95
     floor: PerTask = 1e-3
@@ -30,7 +30,7 @@ class SquaringDecay(AuxiliaryWeights):
         check_unit(self.unit)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The decayed weight; t = 0 gives alpha."""
+        """Return the decayed weight; t = 0 gives alpha."""
         # 2^1024 overflows a float; alpha^(2^64) is 0 long before, or 1 for alpha = 1.
         weight = value_of(self.alpha, task, 0.95) ** (2.0 ** min(moment.time(self.unit), 64.0))
         return weight if weight >= value_of(self.floor, task, 1e-3) else None

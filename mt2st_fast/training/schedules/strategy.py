@@ -1,6 +1,6 @@
 """A schedule as the command line knows it: its name, its options, and how they become a schedule.
 
-A file in this package that has a `STRATEGY` is found by `strategies()`: nothing else need name it.
+`strategies()` finds every file in this package that has a `STRATEGY`; no other registration is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mt2st_fast.training.schedules.base import Schedule
 class StrategyOption:
     """A number that a strategy takes, `--name` on the command line; `low` and `high` are its inclusive limits.
 
-    whole: a fraction means nothing. default None: the strategy finds a value itself where none is given, and `help`
+    whole: only whole numbers are allowed. default None: the strategy finds a value itself if none is given, and `help`
     says which.
     """
 
@@ -36,11 +36,11 @@ class StrategyOption:
 
     @property
     def flag(self) -> str:
-        """What a user writes."""
+        """The flag as a user types it."""
         return "--" + self.name.replace("_", "-")
 
     def check(self, value: float, shown: str | None = None) -> None:
-        """Raises InputError, naming the flag (or `shown`), for what is no finite number within the limits."""
+        """Raises InputError, naming the flag (or `shown`), unless the value is a finite number within the limits."""
         low, high = (
             (-math.inf if self.low is None else self.low),
             (math.inf if self.high is None else self.high),
@@ -53,18 +53,19 @@ class StrategyOption:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a strategy may know of the run that it is built for."""
+    """What a strategy may know about the run that it is built for."""
 
     epochs: float
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """name: what `--strategy` takes. build: the schedule from all options' values, by name, and the run's facts.
+    """A schedule with a name and options.
 
-    `build` raises InputError for values that do not go together. found: the values of options without a default that
-    `build` finds from the run's facts. encoder: what takes the place of an encoder shared by these tasks, by all
-    options' values; the encoder itself where it is None.
+    name: what `--strategy` takes. build: makes the schedule from the values of all options, by name, and the run's
+    facts; raises InputError for values that do not go together. found: the values that `build` derives from the run's
+    facts for options without a default. encoder: makes the encoder to train instead, from the given encoder, the tasks
+    and the values of all options; None keeps the given encoder.
     """
 
     name: str
@@ -75,11 +76,11 @@ class Strategy:
     encoder: Callable[[nn.Module, Sequence[str], Mapping[str, float | None]], nn.Module] | None = None
 
     def settled(self, given: Mapping[str, float], facts: RunFacts) -> dict[str, float]:
-        """The given options with what would be found for a run of these facts: they make its schedule for any run."""
+        """Add the values that would be derived for a run of these facts, so that any run gets the same schedule."""
         return {**given, **self.found(self._values(given), facts)}
 
     def make(self, given: Mapping[str, float], facts: RunFacts) -> Schedule:
-        """The schedule for the options that were given. Raises InputError for one that this strategy does not take."""
+        """Make the schedule from the given options. Raises InputError for an option that the strategy does not take."""
         known = {option.name: option for option in self.options}
         for name in given:
             if name not in known:
@@ -91,7 +92,7 @@ class Strategy:
         return self.build(self._values(given), facts)
 
     def encoder_of(self, encoder: nn.Module, tasks: Sequence[str], given: Mapping[str, float]) -> nn.Module:
-        """What a run by this strategy trains as its encoder. Raises InputError for one that it cannot train."""
+        """Return the encoder that a run by this strategy trains. Raises InputError for one that it cannot train."""
         return encoder if self.encoder is None else self.encoder(encoder, tasks, self._values(given))
 
     def _values(self, given: Mapping[str, float]) -> dict[str, float | None]:
@@ -99,14 +100,14 @@ class Strategy:
 
 
 def required(values: Mapping[str, float | None], name: str) -> float:
-    """The value of an option that has a default. Raises InputError where there is none all the same."""
+    """Return the value of an option that has a default. Raises InputError if there is none all the same."""
     value = values[name]
     if value is None:
         raise InputError(f"--{name.replace('_', '-')} needs a value")
     return value
 
 
-# Options that several strategies share, in one place each.
+# Options that several strategies share.
 AUX_WEIGHT = StrategyOption("aux_weight", "weight of an auxiliary task at first", 1.0, low=0.0)
 SWITCH_AT = StrategyOption(
     "switch_at", "fraction of the run at which auxiliary tasks retire", 0.6, low=0.0, high=1.0
@@ -116,7 +117,7 @@ FLOOR = StrategyOption("floor", "an auxiliary task whose weight falls under this
 
 @cache
 def strategies() -> dict[str, Strategy]:
-    """All strategies by name. Raises ValueError where two files claim a name or mean two things by one option."""
+    """Return all strategies by name. Raises ValueError if two files claim a name or define one option differently."""
     package = importlib.import_module(__name__.rpartition(".")[0])
     modules = [
         importlib.import_module(f"{package.__name__}.{info.name}")
@@ -126,7 +127,7 @@ def strategies() -> dict[str, Strategy]:
 
 
 def by_name(found: list[Strategy]) -> dict[str, Strategy]:
-    """Raises ValueError where two claim a name, or mean two things by one option."""
+    """Index strategies by name. Raises ValueError if two claim the same name, or define one option differently."""
     named: dict[str, Strategy] = {}
     options: dict[str, StrategyOption] = {}
     for strategy in found:
@@ -140,7 +141,7 @@ def by_name(found: list[Strategy]) -> dict[str, Strategy]:
 
 
 def find_strategy(name: str) -> Strategy:
-    """Raises InputError, with all names, for one that there is not."""
+    """Return a strategy. Raises InputError, listing all names, for an unknown one."""
     found = strategies()
     if name not in found:
         raise InputError(f"unknown strategy {name}; there are {', '.join(found)}")
@@ -148,7 +149,7 @@ def find_strategy(name: str) -> Strategy:
 
 
 def strategy_options() -> dict[str, tuple[StrategyOption, tuple[str, ...]]]:
-    """Every option by name, with the names of the strategies that take it."""
+    """Return every option by name, with the names of the strategies that take it."""
     taken_by: dict[str, tuple[str, ...]] = {}
     options: dict[str, StrategyOption] = {}
     for strategy in strategies().values():

@@ -44,7 +44,7 @@ class Switch(AuxiliaryWeights):
         check("weights", self.weights, 0.0)
 
     def switch_step(self, moment: Moment, task: str) -> float:
-        """First step without the task; infinite for one that a mapping does not name."""
+        """First step without the task; infinite for a task that a mapping does not name."""
         if self.at_step is not None:
             return value_of(self.at_step, task, math.inf)
         if self.at_epoch is not None:
@@ -54,12 +54,12 @@ class Switch(AuxiliaryWeights):
         return round(value_of(self.at, task, math.inf) * moment.total_steps, 6)
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The constant weight before the switch point."""
+        """Return the constant weight before the switch point, None after it."""
         return value_of(self.weights, task, 1.0) if moment.step < self.switch_step(moment, task) else None
 
 
 def build(values: Mapping[str, float | None], facts: RunFacts) -> Switch:
-    """The point is a fraction of the run."""
+    """Build it with a switch point that is a fraction of the run."""
     return Switch(at=required(values, "switch_at"), weights=required(values, "aux_weight"))
 
 

@@ -1,4 +1,4 @@
-"""What shared and task parameters that train in turns have in common, whatever a turn is counted in."""
+"""The common base of schedules that train shared and task parameters in turns, counted in epochs or in steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, Strategy, Strateg
 
 
 class TakingTurns(AuxiliaryWeights, ABC):
-    """Constant weights; some epochs or steps train the encoder alone, then some the heads alone, and again."""
+    """Constant weights; some epochs or steps train the encoder alone, then some train the heads alone, and so on."""
 
     weights: PerTask
     unit: ClassVar[Unit]
@@ -20,14 +20,14 @@ class TakingTurns(AuxiliaryWeights, ABC):
     @property
     @abstractmethod
     def lengths(self) -> tuple[int, int]:
-        """Units of a turn of the shared parameters, and of one of the tasks'."""
+        """Length of a turn of the shared parameters, and of a turn of the tasks' parameters, in units."""
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
-        """The constant weight."""
+        """Return the constant weight."""
         return value_of(self.weights, task, 1.0)
 
     def part(self, moment: Moment) -> Part:
-        """What trains. Raises InputError for a run that ends before task parameters have had a turn."""
+        """Return which part trains. Raises InputError for a run that ends before task parameters have had a turn."""
         shared, own = self.lengths
         steps = moment.steps_per_epoch if self.unit == "epoch" else 1
         if moment.total_steps <= shared * steps:
@@ -39,7 +39,7 @@ class TakingTurns(AuxiliaryWeights, ABC):
 
     @property
     def turns(self) -> str:
-        """How they take turns."""
+        """A description of the turns."""
         shared, own = self.lengths
         return f"shared and task parameters in turns of {shared} and {own} {self.unit}s"
 
@@ -47,7 +47,7 @@ class TakingTurns(AuxiliaryWeights, ABC):
 def strategy_of(
     name: str, source: str, unit: Unit, make: Callable[[int, int, float], TakingTurns]
 ) -> Strategy:
-    """As the command line knows it; source: the name that the paper gives it."""
+    """Return the strategy for the command line; source: the paper's name for it."""
     shared, own = f"shared_{unit}s", f"task_{unit}s"
     return Strategy(
         name,

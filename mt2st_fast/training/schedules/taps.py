@@ -1,4 +1,4 @@
-"""TAPS (Wallingford et al. 2022) as a strategy: all tasks to the end, over layers that each may make its own."""
+"""TAPS (Wallingford et al. 2022) as a strategy: all tasks to the end; each task may make layers its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARING_PENALTY = StrategyOption(
 
 
 def _adapted(encoder: nn.Module, tasks: Sequence[str], values: Mapping[str, float | None]) -> nn.Module:
-    if getattr(encoder, "hidden", None) is None:  # of a bag, and of a window that is its own features
+    if getattr(encoder, "hidden", None) is None:  # a BagEncoder, or a WindowEncoder without a hidden layer
         raise InputError(
             "strategy taps lets tasks make the hidden layer their own, and there is none: not for labels on documents, "
             "nor with --hidden 0; take another strategy, or give --hidden a width"

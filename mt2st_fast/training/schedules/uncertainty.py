@@ -1,4 +1,4 @@
-"""Uncertainty weighting (Kendall, Gal and Cipolla 2018): a task weighs what its noise says, which is learnt."""
+"""Uncertainty weighting (Kendall, Gal and Cipolla 2018): each task is weighted by its noise, which is learned."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Uncertainty(nn.Module):
-    """total = sum over k of c_k exp(-s_k) L_k + s_k / 2, where s_k = log sigma_k^2 is learnt with the model.
+    """total = sum over k of c_k exp(-s_k) L_k + s_k / 2, where s_k = log sigma_k^2 is learned with the model.
 
     "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (CVPR 2018), section 3.2,
-    equations 7 and 10: c is 1/2 for squared errors, and 1 for the other losses, each taken for a negative
-    log-likelihood (Huber's holds the 1/2 itself). All tasks train to the end, the main task is weighted, too, and a
-    task counts in the steps whose batches have targets of it.
+    equations 7 and 10: c is 1/2 for squared errors, and 1 for the other losses, each taken as a negative log-likelihood
+    (Huber's contains the 1/2 itself). All tasks train to the end, the main task is weighted too, and a task counts in
+    the steps whose batches have targets for it.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Uncertainty(nn.Module):
         self._factors: dict[str, float] = {}
 
     def prepare(self, heads: MultiTaskHeads) -> None:
-        """s_k = 0 for every task that is new; what has been learnt stays."""
+        """Start every new task at s_k = 0; what has been learned stays."""
         for name in heads.names:
             task = heads.tasks.get(name)
             squared = isinstance(task, Regression) and task.huber_delta is None
@@ -41,7 +41,7 @@ class Uncertainty(nn.Module):
                 self.log_variances[module_name(name)] = nn.Parameter(torch.zeros(()))
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
-        """All tasks, always."""
+        """Return weight 1 for all tasks, always."""
         del moment
         return dict.fromkeys((main, *auxiliary), 1.0)
 
