@@ -40,7 +40,7 @@ def as_markdown(text: str, names: set[str]) -> str:
 
 def _paragraph(paragraph: str, names: set[str]) -> str:
     code = r"(`[^`]*`)|\*"
-    told = re.sub(code, lambda found: found[1] or r"\*", " ".join(paragraph.split("\n")))
+    told = re.sub(code, lambda found: found[1] or r"\*", " ".join(paragraph.split())).removeprefix("Args: ")
     name = "(?:" + "|".join(map(re.escape, sorted(names))) + ")" if names else "(?!)"
     first, *rest = re.split(rf"(?:^|(?<=[.;)])\s+)({name}(?:, {name})*): ", told)
     parts = [first] if first else []
