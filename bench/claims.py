@@ -1,7 +1,7 @@
-"""python -m bench.claims NAME FOLDER: keep what `mt2st-fast compare` has left, as bench/records/claims/NAME.json.
+"""python -m bench.claims NAME FOLDER: store the results of `mt2st-fast compare` as bench/records/claims/NAME.json.
 
-The tables of docs/claims.md with few labels, and that of the README, are made from these (`python -m bench.report`).
-Curves and names of files are left out.
+The few-label tables in docs/claims.md and the table in the README are made from these (`python -m bench.report`).
+Curves and file names are left out.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""python -m bench.memory_safety: captured training steps survive whatever others do to the device's memory.
+"""python -m bench.memory_safety: check that captured training steps survive what others do to the device's memory.
 
-A step with all tasks and one with the main task alone are captured as CUDA graphs. Then the workspaces of cuBLAS are
-cleared, the allocator's cache is emptied, other tensors take what became free, and a
-torch.compile(mode="reduce-overhead") module runs graphs of its own; after each of these both graphs are replayed. At
-the end the others' tensors must be untouched and the weights those of the same steps without graphs. Exit code 0
-where that holds, 1 where it does not. bench/gpu.sh runs it under compute-sanitizer, too. Without a GPU: one line, exit
-code 0.
+Captures a step with all tasks and one with only the main task as CUDA graphs. Then the cuBLAS workspaces are cleared,
+the allocator's cache is emptied, other tensors take the freed memory, and a torch.compile(mode="reduce-overhead")
+module runs its own graphs; after each of these, both graphs are replayed. At the end, the other tensors must be
+untouched and the weights must match those of the same steps without graphs. Exits with code 0 if they do, else 1.
+bench/gpu.sh also runs it under compute-sanitizer. Without a GPU, prints one line and exits with code 0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """python -m bench.power: power, utilisation, memory and clocks of a GPU while training steps run, and their energy.
 
-A thread asks NVIDIA's management library several times a second. Energy is the difference of the GPU's own
-counter where it has one (millijoules since the driver was loaded), else the mean power times the time. Without a
-GPU: one line, exit code 0.
+A thread queries NVIDIA's management library several times a second. Energy is the difference in the GPU's own
+counter if it has one (millijoules since the driver was loaded), else the mean power times the time. Without a GPU,
+prints one line and exits with code 0.
 """
 
 from __future__ import annotations

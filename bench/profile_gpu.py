@@ -1,11 +1,11 @@
-"""python -m bench.profile_gpu: which kernels run, for how long, and how near the device's ceilings.
+"""python -m bench.profile_gpu: which kernels run, for how long, and how close they come to the device's ceilings.
 
-A torch-profiler trace of the heads' forward and backward pass, and of a training step before the switch, after it and
-of a single-task (STL) run, with and without graphs. Bytes a second count each input read once and each output
-written once (features, weight, bias, targets and gradients), operations a second the three GEMMs; the ceilings are a
+The torch profiler traces the heads' forward and backward pass, and a training step before the switch, after it and in
+a single-task (STL) run, with and without graphs. Bytes per second count each input read once and each output written
+once (features, weight, bias, targets and gradients), operations per second the three GEMMs; the ceilings are a
 measured copy and a measured GEMM. The kernels after the switch are compared with those of the STL step. Writes
-`profile.md` and, with --traces, one trace a step for chrome://tracing. Without a GPU: one line, exit code 0. Exit
-code 1 where the kernels after the switch differ from the STL step's.
+`profile.md` and, with --traces, one trace per step for chrome://tracing. Exits with code 1 if the kernels after the
+switch differ from those of the STL step. Without a GPU, prints one line and exits with code 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""python -m bench.summary FOLDER: what bench/gpu.sh has found, short enough for the end of a log.
+"""python -m bench.summary FOLDER: what bench/gpu.sh found, short enough for the end of a log.
 
-Reads FOLDER/tests.txt, FOLDER/safety.txt and the records that were made, FOLDER/records or --records; a part that is
-missing is said in one line.
+Reads FOLDER/tests.txt, FOLDER/safety.txt and the records in FOLDER/records or --records; reports a missing part in one
+line.
 """
 
 from __future__ import annotations

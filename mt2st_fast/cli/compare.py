@@ -42,11 +42,11 @@ from mt2st_fast.training.energy import energy_counter
 
 @takes_options(without=("strategy", "engine", "against"))
 def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config, given: Given) -> None:
-    """Train the same data by several strategies and compare quality, and the time to several targets.
+    """Train on the same data with several strategies, and compare quality and the time to several targets.
 
     Writes report.html, compare.json, compare.md, compare.png and config.json to --out. Seeds differ in initial weights,
-    in the order of rows and in which main labels --label-fraction keeps; the strategies share each seed's data.
-    Ctrl-C or SIGTERM stops after the step at hand and keeps the runs that are done; --resume goes on from there.
+    row order and which main labels --label-fraction keeps; all strategies share each seed's data. Ctrl-C or SIGTERM
+    stops after the current step and keeps finished runs; --resume continues from there.
     """
     asked = Progress(config, comparison, sorted(given.keys() & set(TUNED)))
     if not output.resume:

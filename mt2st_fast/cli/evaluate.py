@@ -16,27 +16,25 @@ from mt2st_fast.words.vectors import WordVectors
 
 def evaluate(
     vectors: Annotated[
-        Path, typer.Argument(help="a file of vectors: .txt, .vec, .bin, .safetensors, GloVe text")
+        Path, typer.Argument(help="file of vectors: .txt, .vec, .bin, .safetensors, GloVe text")
     ],
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="PATH", help="folder for the report and the picture")
     ] = None,
     words: Annotated[
         str | None,
-        typer.Option(
-            help="words to show the neighbours of, separated by commas; some frequent ones otherwise"
-        ),
+        typer.Option(help="comma-separated words whose neighbours to show; some frequent ones by default"),
     ] = None,
-    neighbours: Annotated[int, typer.Option(help="neighbours of each word", min=1)] = 5,
+    neighbours: Annotated[int, typer.Option(help="neighbours to show per word", min=1)] = 5,
     most_frequent: Annotated[
         int,
         typer.Option(
-            help="how many of the most frequent words take part in pairs and analogies; fewer is faster",
+            help="use only this many of the most frequent words in pairs and analogies; fewer is faster",
             min=2,
         ),
     ] = 300_000,
 ) -> None:
-    """Measure word vectors: SimLex-999, WordSim-353, analogies, neighbours; with --out also a report and a picture.
+    """Measure word vectors: SimLex-999, WordSim-353, analogies, neighbours; --out also writes a report and a picture.
 
     Needs gensim and scipy: pip install 'mt2st-fast\\[words]'.
     """

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[
-        Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
-    ],
+    model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
     form: Annotated[
-        str | None, typer.Option("--format", help="onnx or torch (a .pt2); by the name of --out, else onnx")
+        str | None,
+        typer.Option("--format", help="onnx or torch (.pt2); by default from the name of --out, else onnx"),
     ] = None,
     out: Annotated[
         str | None,
@@ -31,14 +30,14 @@ def export(
             "--out",
             "-o",
             metavar="PATH",
-            help="a file; beside the model's folder by default. FILE.json is written, too",
+            help="output file; next to the model's folder by default; also writes FILE.json",
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="the tasks to compute, separated by commas; the main one by default")
+        str | None, typer.Option(help="comma-separated tasks to compute; the main task by default")
     ] = None,
 ) -> None:
-    """Write a model as a graph of plain operators, of any size of batch, and a JSON that says what goes in and out."""
+    """Write a model as a graph of plain operators for any batch size, and a JSON file describing inputs and outputs."""
     from mt2st_fast.exporting.writing import SUFFIXES, format_of
     from mt2st_fast.model_folder import files_of_model, model_in
 

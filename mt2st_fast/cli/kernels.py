@@ -16,7 +16,7 @@ DEFAULT_TARGETS = "sm_80,sm_90,sm_100,gfx942"
 def kernels(
     targets: Annotated[
         str,
-        typer.Option("--compile", help="architectures, separated by commas: sm_NN (NVIDIA), gfxNNN (AMD)"),
+        typer.Option("--compile", help="comma-separated architectures: sm_NN (NVIDIA), gfxNNN (AMD)"),
     ] = DEFAULT_TARGETS,
 ) -> None:
     """Compile every Triton kernel for the given architectures and show registers, spills and shared memory.

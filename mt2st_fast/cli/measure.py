@@ -21,32 +21,28 @@ PARTS = ("train", "dev", "test")
 
 
 def measure(
-    model: Annotated[
-        Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
-    ],
+    model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
     data: Annotated[
         str,
         typer.Argument(
-            help="KIND:PATH, as `train --data` takes it; for a model of `train_supervised` a file of labelled lines"
+            help="KIND:PATH, as for `train --data`; for a `train_supervised` model, a file of labelled lines"
         ),
     ],
     part: Annotated[
-        str, typer.Option(help="train, dev, test, or all of them together; all for a single file")
+        str, typer.Option(help="train, dev, test, or all of them together; all by default for a single file")
     ] = "",
     tasks: Annotated[
-        str | None, typer.Option(help="the tasks to measure, separated by commas; the main one by default")
+        str | None, typer.Option(help="comma-separated tasks to measure; the main task by default")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="the column of a table that has the text; as in training otherwise")
+        str | None, typer.Option(help="table column with the text; as in training by default")
     ] = None,
     delimiter: Annotated[
         str | None,
-        typer.Option(
-            help="what stands between a table's cells, one character or tab; by its header otherwise"
-        ),
+        typer.Option(help="table delimiter, one character or tab; chosen from the header by default"),
     ] = None,
 ) -> None:
-    """Measure a trained model: the metric of its tasks, and precision, recall and F1 of every class."""
+    """Measure a trained model: task metrics, and precision, recall and F1 of every class."""
     from mt2st_fast.model_folder import kind_of
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED
 

@@ -27,8 +27,8 @@ LABEL_COLUMN = Option(
     tuple,
     None,
     "Data",
-    "a column of a table that has labels, with :regression or :multilabel for such; said again for each "
-    "auxiliary task, the first is the main one; instead of --main and --aux",
+    "table column with labels, followed by :regression or :multilabel for those kinds; repeat for auxiliary "
+    "tasks, the first is the main one; replaces --main and --aux",
     {},
     may_be_none=True,
     repeated=True,
@@ -87,7 +87,7 @@ def takes_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comma
 
 _ConfigPath = Annotated[
     Path | None,
-    typer.Option("--config", help="a TOML or .json file with any of these options; flags win over it"),
+    typer.Option("--config", help="TOML or .json file with any of these options; flags override it"),
 ]
 
 

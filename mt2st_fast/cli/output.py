@@ -26,16 +26,19 @@ class OutputOptions:
     out: str | None = option(
         None,
         "Output",
-        "folder for everything that is written; runs/train or runs/compare by default",
+        "output folder; runs/train or runs/compare by default",
         short="-o",
     )
     resume: bool = option(
         False,
         "Output",
-        "go on with what was stopped in --out, with its own options; train takes more --epochs",
+        "continue what was stopped in --out, with its own options; train accepts more --epochs",
     )
     checkpoint_every: float = option(
-        10.0, "Output", "minutes between checkpoints, beside the one at the end of every epoch", test=positive
+        10.0,
+        "Output",
+        "minutes between checkpoints, besides the one at the end of every epoch",
+        test=positive,
     )
 
     def __post_init__(self) -> None:

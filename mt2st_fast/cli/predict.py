@@ -22,42 +22,46 @@ CHUNK_BYTES = 1 << 19
 
 
 def predict(
-    model: Annotated[
-        Path, typer.Argument(help="the folder of a run of `train`, or of a model that was saved")
-    ],
+    model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
     file: Annotated[
         str,
         typer.Argument(
-            help="CoNLL-U or text in UTF-8, a file also packed by gzip; - is standard input",
+            help="CoNLL-U or text in UTF-8; a file may be gzipped; - is standard input",
             show_default=True,
         ),
     ] = "-",
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="PATH", help="a file, instead of standard output")
+        str | None,
+        typer.Option("--out", "-o", metavar="PATH", help="output file; standard output by default"),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="the tasks to say, separated by commas; the main one by default")
+        str | None, typer.Option(help="comma-separated tasks to predict; the main task by default")
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="conllu or jsonl for words, labels or jsonl for documents")
+        str | None,
+        typer.Option(
+            "--format", help="output format: conllu or jsonl for words, labels or jsonl for documents"
+        ),
     ] = None,
     kind: Annotated[
         str,
         typer.Option(
-            "--input", help="what the file is: conllu, text (a sentence or document a line), or auto"
+            "--input", help="input format: conllu, text (one sentence or document per line), or auto"
         ),
     ] = "auto",
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="how text is cut into words: words, lowered words, blanks; as in training"),
+        typer.Option(help="how to split text: words, lowered words or blanks; as in training by default"),
     ] = None,
     k: Annotated[
-        int | None, typer.Option("--k", help="so many labels, the likeliest first; -1 for all")
+        int | None, typer.Option("--k", help="number of labels, most likely first; -1 for all")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="labels of at least this probability")] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="with their probabilities")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="output labels with at least this probability")
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="output probabilities, too")] = False,
 ) -> None:
-    """Label words or texts with a trained model, a block at a time: a file of any length, or a pipe."""
+    """Label words or texts with a trained model, one block at a time, from a file of any length or a pipe."""
     # Imported here: reading options must not import torch.
     from mt2st_fast.model_folder import files_of_model, kind_of
     from mt2st_fast.words.supervised_model import KIND as SUPERVISED

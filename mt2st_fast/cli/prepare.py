@@ -17,17 +17,19 @@ STAGES = {"read": "read text", "write": "write tokens"}
 
 
 def prepare(
-    corpus: Annotated[list[Path], typer.Argument(help="text files and folders of them, .gz too")],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="the token file to write")],
-    lower: Annotated[bool, typer.Option("--lower", help="turn the text into lower case")] = False,
-    min_count: Annotated[int, typer.Option(help="leave out words that occur less often", min=1)] = 5,
+    corpus: Annotated[list[Path], typer.Argument(help="text files, plain or .gz, and folders of them")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="token file to write")],
+    lower: Annotated[bool, typer.Option("--lower", help="lowercase the text")] = False,
+    min_count: Annotated[
+        int, typer.Option(help="leave out words that occur less often than this", min=1)
+    ] = 5,
     processes: Annotated[
-        int | None, typer.Option(help="processes that read; one a CPU by default", min=1)
+        int | None, typer.Option(help="reading processes; one per CPU by default", min=1)
     ] = None,
 ) -> None:
-    """Turn text (a sentence a line, white space between words) into a token file that training maps into memory.
+    """Turn text (one sentence per line, words separated by white space) into a token file that training memory-maps.
 
-    The corpus may be larger than memory. Nothing half-written is left after Ctrl-C or an error.
+    The corpus may be larger than memory. Ctrl-C or an error leaves nothing half-written.
     """
     file = out_path(out)
     make_writable(file.parent)

@@ -21,12 +21,12 @@ from mt2st_fast.runs.run_facts import FACTS
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="the folder of `train` or `compare`, what they had as --out")
+        Path, typer.Argument(metavar="DIR", help="output folder of `train` or `compare` (their --out)")
     ],
 ) -> None:
-    """Make report and pictures of a run or a comparison anew, without training: by another version, or after a loss.
+    """Regenerate the report and pictures of a run or comparison without training, by another version or after a loss.
 
-    Of a run from history.jsonl and facts.json, of a comparison from compare.json.
+    A run is read from history.jsonl and facts.json, a comparison from compare.json.
     """
     is_comparison = _is_comparison(folder)
     with holding(folder):

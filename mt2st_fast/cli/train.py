@@ -51,11 +51,11 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
     """Train on the main and auxiliary tasks, finish on the main task, and write a report.
 
     Writes report.html, report.md, report.json, curves.png, history.jsonl, facts.json, config.json, vectors.txt, model/
-    and checkpoint/ to --out, importance.png where parts were chosen (--strategy selector), and against.png and
-    against.json where another strategy has trained beside (--against stl, which the default corpus begins with).
-    Ctrl-C or SIGTERM stops after the step at hand and leaves a checkpoint; --resume goes on from there. Under torchrun
-    several processes train one model, and one of them writes. The options of the run are kept in config.json, with
-    which --config trains the same again.
+    and checkpoint/ to --out; also importance.png if parts were chosen (--strategy selector), and against.png and
+    against.json if a second strategy was trained (--against stl, the default on the default corpus). Ctrl-C or SIGTERM
+    stops after the current step and leaves a checkpoint; --resume continues from there. Under torchrun, several
+    processes train one model, and one of them writes. config.json keeps the options of the run; with --config it trains
+    the same again.
     """
     out = output.folder("train")
     with together(config.device) as processes:
@@ -221,7 +221,7 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     phases = Table("phase from step", "active tasks", "step, ms (median)", "steps taken by")
     for phase in report["phases"]:
         phases.add_row(
-            str(phase["first_step"]),
+            f"{phase['first_step']:,}",
             trained_in(phase),
             step_ms_of(phase),
             phase["engine"],

@@ -14,15 +14,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def tune(
-    device: Annotated[
-        str, typer.Option(help="auto takes CUDA where there is one; else cpu, cuda or cuda:N")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"dtype of the features: {', '.join(DTYPES)}")] = "float32",
 ) -> None:
-    """Time every plan on a grid of shapes and write the table that later runs on this device choose by.
+    """Time every plan on a grid of shapes and write the table from which later runs on this device choose.
 
-    Takes about two minutes on two cores. MT2ST_PLANS names another file than the one in the user's cache; remove
-    the file to choose by the built-in rules again.
+    Takes about two minutes on two cores. MT2ST_PLANS names a file other than the one in the user's cache; delete
+    the file to return to the built-in rules.
     """
     from mt2st_fast.kernels.heads.tuning import GRID, Trial, save
     from mt2st_fast.kernels.heads.tuning import tune as time_plans

@@ -23,33 +23,33 @@ class ComparisonOptions:
     strategies: tuple[str, ...] = option(
         ("stl", "mtl", "diminish", "switch"),
         "Strategy",
-        "strategies, separated by commas",
+        "comma-separated strategies",
         test=some_of(tuple(strategies())),
     )
-    seeds: int = option(3, "Training", "runs a strategy", min=1)
+    seeds: int = option(3, "Training", "runs per strategy", min=1)
     target: float | None = option(
         None,
         "Output",
-        "main-task quality to reach, beside the best of stl and of mtl; the highest that every run reaches otherwise",
+        "main-task quality to reach, besides the best of stl and of mtl; by default the highest that every run reaches",
         test=_finite,
     )
     plateau_margin: float = option(
         0.002,
         "Output",
-        "a run has come to its plateau where its best rises by less than this",
+        "a run has reached its plateau once its best rises by less than this",
         test=positive,
     )
     engine: tuple[str, ...] = option(
         ("fused",),
         "Machine",
-        "fused, torch (separate layers, a dense table and optimizer of torch), or both: fused,torch",
+        "fused, torch (separate layers, a dense table and torch's own optimizer), or both: fused,torch",
         test=some_of(ENGINES),
     )
     tune: int = option(
         0,
         "Strategy",
-        "trials for every strategy before the comparison, of the rate, the switch point and the auxiliary "
-        "weight, where they are not given; on a seed of their own",
+        "trials per strategy before the comparison, on a separate seed, to tune the learning rate, switch point and "
+        "auxiliary weight where they are not given",
         min=0,
     )
 

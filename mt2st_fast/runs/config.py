@@ -51,28 +51,28 @@ class Config:
     data: str = option(
         "stdlib",
         "Data",
-        f"stdlib, or KIND:PATH with KIND one of {', '.join(list(READERS)[1:])}",
+        f"stdlib, or KIND:PATH, where KIND is one of {', '.join(list(READERS)[1:])}",
         test=_names_data,
     )
-    main: str | None = option(None, "Data", "the task to get right; the reader's default otherwise")
+    main: str | None = option(None, "Data", "main task; the reader's choice by default")
     aux: tuple[str, ...] | None = option(
-        None, "Data", "auxiliary tasks, separated by commas; the reader's default otherwise"
+        None, "Data", "comma-separated auxiliary tasks; the reader's choice by default"
     )
     text_column: str | None = option(
-        None, "Data", "the column of a table that has the text; text, sentence, review or content otherwise"
+        None, "Data", "table column with the text; text, sentence, review or content by default"
     )
     delimiter: str | None = option(
-        None, "Data", "what stands between a table's cells, one character or tab; by its header otherwise"
+        None, "Data", "table delimiter, one character or tab; chosen from the header by default"
     )
     predict_context: bool = option(
         False,
         "Data",
-        "one more auxiliary task: words predict their neighbours in all of the training text, labelled or not",
+        "add an auxiliary task: words predict their neighbours in all training text, labelled or not",
     )
     label_fraction: float | None = option(
         None,
         "Data",
-        "keep main labels in this fraction of the training units",
+        "fraction of the training units that keep their main labels",
         test=positive,
         min=0.0,
         max=1.0,
@@ -84,8 +84,8 @@ class Config:
     against: str | None = option(
         None,
         "Strategy",
-        "a strategy that the same data is trained by afterwards, for a comparison in the report; stl on the default "
-        "corpus otherwise, none for none",
+        "strategy to train afterwards on the same data and compare in the report, or none; by default stl on the "
+        "default corpus, else none",
         test=one_of((*strategies(), NONE)),
     )
     epochs: float | None = option(
@@ -95,40 +95,42 @@ class Config:
         test=positive,
     )
     batch_size: int | None = option(
-        None, "Training", "rows a batch; 16 to 512 by default, by the size of the data", min=1
+        None, "Training", "rows per batch; 16 to 512 by default, depending on the size of the data", min=1
     )
     main_share: float = option(
-        0.5, "Training", "share of a batch with a main label, where those are rare", min=0.0, max=1.0
+        0.5,
+        "Training",
+        "share of each batch that has a main label, if such labels are rare",
+        min=0.0,
+        max=1.0,
     )
-    lr: float = option(1e-2, "Training", "learning rate of Adam", test=positive)
+    lr: float = option(1e-2, "Training", "learning rate for Adam", test=positive)
     lr_decay: str = option("linear", "Training", "linear (to 0 at the end) or none", test=one_of(LR_DECAYS))
     weight_decay: float = option(
-        0.0, "Training", "decoupled weight decay of dense layers; rows of word vectors have none", min=0.0
+        0.0, "Training", "decoupled weight decay for dense layers; not applied to word vectors", min=0.0
     )
-    clip_norm: float | None = option(
-        None, "Training", "largest norm of all gradients together", test=positive
-    )
-    accumulate: int = option(1, "Training", "batches a step", min=1)
+    clip_norm: float | None = option(None, "Training", "maximum total norm of all gradients", test=positive)
+    accumulate: int = option(1, "Training", "batches per step", min=1)
     precision: str = option(
         "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(PRECISIONS)
     )
     dim: int = option(64, "Model", "length of a word vector", min=1)
-    window: int = option(2, "Model", "words on each side that a token's label is read from", min=0)
-    hidden: int = option(128, "Model", "width of the hidden layer over the window, 0 for none", min=0)
+    window: int = option(2, "Model", "words used on each side of a token to predict its label", min=0)
+    hidden: int = option(128, "Model", "width of the hidden layer over the window; 0 for none", min=0)
     dropout: float = option(0.3, "Model", "dropout on word vectors", min=0.0, max=0.99)
-    min_count: int = option(2, "Model", "a rarer word shares the row of unknown words", min=1)
+    min_count: int = option(2, "Model", "words that occur less often share the row of unknown words", min=1)
     init: str | None = option(
         None, "Model", "word vectors to start from: .txt, .vec, .bin, .safetensors, GloVe text, .gz"
     )
-    buckets: int = option(20_000, "Model", "rows for hashed prefixes, suffixes and shapes, 0 for none", min=0)
-    evaluations: int = option(20, "Training", "evaluations in a run", min=1)
+    buckets: int = option(20_000, "Model", "rows for hashed prefixes, suffixes and shapes; 0 for none", min=0)
+    evaluations: int = option(20, "Training", "evaluations per run", min=1)
     patience: int | None = option(
-        None, "Training", "end a run after so many evaluations without a rise; never by default", min=1
+        None, "Training", "stop after this many evaluations without a rise; never by default", min=1
     )
     min_delta: float = option(
-        0.0, "Training", "what --patience takes for a rise: more than this on the development rows", min=0.0
+        0.0, "Training", "for --patience, a rise must exceed this on the development rows", min=0.0
     )
-    seed: int = option(1, "Training", "seed of everything random", min=0)
+    seed: int = option(1, "Training", "random seed", min=0)
     device: str = option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...", test=_names_device)
     engine: str = option(
         "fused",
@@ -140,14 +142,14 @@ class Config:
     graph: bool | None = option(
         None,
         "Machine",
-        "replay each phase's step as a CUDA graph, by default on every CUDA device; the report says what could not be "
-        "captured",
+        "replay each phase's step as a CUDA graph, the default on every CUDA device; the report says what could not "
+        "be captured",
     )
     fuse_backward: bool | None = option(
         None,
         "Machine",
-        "no gradient of word vectors is ever made: a step is one kernel call where that can do all of it (on a CPU the "
-        "default), else the backward pass steps their rows",
+        "never make gradients of word vectors: a step is one kernel call where possible (the default on a CPU), else "
+        "the backward pass updates their rows",
     )
 
     def __post_init__(self) -> None:

@@ -158,7 +158,7 @@ def _tasks(report: Mapping[str, Any]) -> Table:
 
 def _phases(report: Mapping[str, Any]) -> Table:
     columns = ("from step:", "active tasks", "median step, ms:", "steps taken by")
-    rows = [(p["first_step"], trained_in(p), step_ms_of(p), engine_of(p)) for p in report["phases"]]
+    rows = [(f"{p['first_step']:,}", trained_in(p), step_ms_of(p), engine_of(p)) for p in report["phases"]]
     return Table(columns, rows)
 
 

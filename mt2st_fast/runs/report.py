@@ -194,7 +194,7 @@ def render(report: dict[str, Any]) -> str:
             ("phase from step:", "active tasks", "median step, ms:", "steps taken by"),
             [
                 (
-                    phase["first_step"],
+                    f"{phase['first_step']:,}",
                     trained_in(phase),
                     step_ms_of(phase),
                     engine_of(phase),

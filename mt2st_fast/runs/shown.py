@@ -8,7 +8,7 @@ from typing import Any
 
 def shown(value: float | None, digits: int = 4) -> str:
     """Format a number; None is a dash."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def short(value: float) -> str:
@@ -55,7 +55,7 @@ def quality_of(main: Mapping[str, Any]) -> str:
     if main["best_step"] is None:
         best = "never a number on development, as where its rows all have one value"
     else:
-        best = f"best on development {shown(main['best'])} (step {main['best_step']})"
+        best = f"best on development {shown(main['best'])} (step {main['best_step']:,})"
     return f"{main['metric']} {best}, on test {shown(main['test'])}"
 
 

@@ -158,7 +158,7 @@ STRATEGY = Strategy(
     (
         *switching.STRATEGY.options,
         StrategyOption(
-            "skip", "share of the numbers moved by a single-task step to freeze", SKIP, low=0.0, high=1.0
+            "skip", "freeze this share of the numbers that a single-task step moves", SKIP, low=0.0, high=1.0
         ),
     ),
 )

@@ -77,7 +77,9 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> Diminish:
 
 
 OPTIONS = (
-    StrategyOption("eta", "decay an epoch; by default the floor falls on --switch-at", None, low=0.0),
+    StrategyOption(
+        "eta", "decay rate per epoch; by default weights reach the floor at --switch-at", None, low=0.0
+    ),
     StrategyOption("nu", "exponent of time", 1.0, low=0.0, high=MOST_NU),
     AUX_WEIGHT,
     FLOOR,

@@ -126,7 +126,7 @@ def build(values: Mapping[str, float | None], facts: RunFacts) -> FAMO:
 
 
 OPTIONS = (
-    StrategyOption("famo_rate", "rate of the weights' logits", 0.025, low=1e-9),
+    StrategyOption("famo_rate", "learning rate of the weights' logits", 0.025, low=1e-9),
     StrategyOption("famo_decay", "decay of the weights' logits", 0.01, low=0.0),
 )
 STRATEGY = Strategy(

@@ -40,5 +40,5 @@ STRATEGY = Strategy(
     "squaring",
     "the weight is squared every epoch, down to the floor",
     lambda values, facts: SquaringDecay(alpha=required(values, "alpha"), floor=required(values, "floor")),
-    (StrategyOption("alpha", "the weight that is squared every epoch", 0.95, low=0.0, high=1.0), FLOOR),
+    (StrategyOption("alpha", "initial weight, squared every epoch", 0.95, low=0.0, high=1.0), FLOOR),
 )

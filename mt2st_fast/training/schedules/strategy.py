@@ -108,11 +108,11 @@ def required(values: Mapping[str, float | None], name: str) -> float:
 
 
 # Options that several strategies share.
-AUX_WEIGHT = StrategyOption("aux_weight", "weight of an auxiliary task at first", 1.0, low=0.0)
+AUX_WEIGHT = StrategyOption("aux_weight", "initial weight of each auxiliary task", 1.0, low=0.0)
 SWITCH_AT = StrategyOption(
     "switch_at", "fraction of the run at which auxiliary tasks retire", 0.6, low=0.0, high=1.0
 )
-FLOOR = StrategyOption("floor", "an auxiliary task whose weight falls under this retires", 1e-3, low=0.0)
+FLOOR = StrategyOption("floor", "an auxiliary task retires when its weight falls below this", 1e-3, low=0.0)
 
 
 @cache

@@ -57,10 +57,10 @@ def strategy_of(
         ),
         (
             StrategyOption(
-                shared, f"{unit}s in a row that train the encoder alone", 1.0, low=1.0, whole=True
+                shared, f"consecutive {unit}s that train only the encoder", 1.0, low=1.0, whole=True
             ),
             StrategyOption(
-                own, f"{unit}s in a row that train the heads alone, after those", 1.0, low=1.0, whole=True
+                own, f"consecutive {unit}s that then train only the heads", 1.0, low=1.0, whole=True
             ),
             AUX_WEIGHT,
         ),

@@ -13,7 +13,7 @@ from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, Strategy, Strateg
 
 SHARING_PENALTY = StrategyOption(
     "sharing_penalty",
-    "how strongly layers that tasks made their own are drawn back to being shared",
+    "how strongly task-specific layers are pulled back to being shared",
     0.01,
     low=0.0,
 )
