@@ -26,7 +26,7 @@ from mt2st_fast import (
 from mt2st_fast.model.plain import plain_encoder
 from mt2st_fast.training.schedules import Schedule
 
-# Times the STL step that a step after the switch may take (DESIGN.md, section 6).
+# Times the STL step that a step after the switch may take.
 SWITCHED_LIMIT = 1.03
 # More steps than any measurement takes, so that no schedule ends.
 ENDLESS_STEPS = 10**9

@@ -36,7 +36,7 @@ SIMILARITY_STREAM, ANALOGY_STREAM = 101, 102
 
 
 class WordBatches:
-    """Endless, resumable batches (word types int64 (B, W), {task: target (B,)}) over rows of words.
+    """Resumable batches (word types int64 (B, W), {task: target (B,)}) of rows of words, in another order every pass.
 
     `close` releases its arrays; the trainer calls it when the task retires.
     """
