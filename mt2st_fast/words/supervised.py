@@ -62,8 +62,8 @@ def train_supervised(
     training never saw have a vector, too; there are none while maxn is 0. pretrained_vectors: a file of vectors to
     start from; the model also knows those of its words that the text lacks. threads: CPU threads for training, by
     default torch's setting. dropout: of the pooled vectors. seed: of the initial vectors and the order of documents.
-    device: "auto" uses CUDA if it is available. label: the prefix of label words. epoch, dim, min_count: as in fastText.
-    fastText's option names (wordNgrams, minCount, ...) are accepted, too. Other options go to the Trainer.
+    device: "auto" uses CUDA if it is available. label: the prefix of label words. epoch, dim, min_count: as in
+    fastText. fastText's option names (wordNgrams, minCount, ...) are accepted, too. Other options go to the Trainer.
 
     Raises InputError for a file or a family that cannot be used and for an option out of range.
     """
