@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench import claims
-from bench.cases import HEAD_CASES, MEMORY_CASE
+from bench.cases import HEAD_CASES
 from bench.environment import ROOT
 from bench.ledger import Record
 from bench.markdown import table
 from bench.step_cases import TAGGER, TREEBANK_TAGGER
 from bench.verdicts import is_disturbed
 
-README, CLAIMS = ROOT / "README.md", ROOT / "docs" / "claims.md"
-PAGES = (README, CLAIMS)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "claims.md")
 _BLOCK = re.compile(r"(<!-- measured: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 STEP, HEADS, DOCUMENTS = "step", "forward+backward", "whole call, 5 epochs"
 
@@ -33,7 +32,7 @@ class Row(NamedTuple):
     said: str  # the displayed name of the other
 
 
-_shape = {case.name: case.shape for case in (*HEAD_CASES, MEMORY_CASE)}
+_shape = {case.name: case.shape for case in HEAD_CASES}
 _tagger = ("step", TAGGER, STEP)
 _bags = ("step", "embedding model", STEP)
 _documents = ("bags", "documents", DOCUMENTS)
@@ -201,7 +200,7 @@ def _time(us: float) -> str:
     """Format a time with three digits and a unit."""
     for unit, size in (("s", 1e6), ("ms", 1e3)):
         if us >= size:
-            return f"{us / size:.3g} {unit}" if us < 1e3 * size else f"{us / size:,.0f} {unit}"
+            return f"{us / size:.3g} {unit}"
     return f"{us:.0f} µs"
 
 

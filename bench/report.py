@@ -49,7 +49,8 @@ is `ours` on heads without a bias, for cut-cross-entropy 25.1.1, which takes non
 alone, not padded, so that ours may be faster than these; `–` is a peer that was not measured there. Ours are held to
 the accuracy rule, a peer to a looser one of its own, which its record names: Liger-Kernel's total in bfloat16 is off by
 2.6e-5 to 7.6e-5. Memory is the peak of one call, forward and backward, beside inputs and gradients (`bench/memory.py`
-says how it is taken).
+says how it is taken). Until 2026-11-28 the dense and compiled peers of the tagger's step ran this package's encoder
+under separate heads (now torch's own layers), and `heads_module` packed one `nn.Linear` per task in every step.
 """
 
 

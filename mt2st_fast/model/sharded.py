@@ -118,7 +118,7 @@ def divided_as(parameter: Any, stored: StoredTensor) -> Tensor:
     """
     shard = shard_of(parameter)
     if shard is not None and tuple(stored.shape[:1]) == (shard.n_rows,):
-        return stored[shard.own].clone()
+        return _rows_apart(stored, shard)
     if not is_dtensor(parameter) or parameter.shape != stored.shape:
         return all_of(stored)
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -127,10 +127,16 @@ def divided_as(parameter: Any, stored: StoredTensor) -> Tensor:
     by_rows = rows_of(parameter)
     if by_rows is None:
         return distribute_tensor(all_of(stored).to(device), mesh, placements, src_data_rank=None)
-    own = stored[by_rows[0].own].to(device, copy=True)
+    own = _rows_apart(stored, by_rows[0]).to(device)
     return DTensor.from_local(
         own, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
+
+
+def _rows_apart(stored: StoredTensor, shard: RowShard) -> Tensor:
+    """Return this process's rows in their own memory; reading them from elsewhere puts them there already."""
+    rows = stored[shard.own]
+    return rows.clone() if isinstance(stored, Tensor) else rows
 
 
 def divided_as_all(parameters: Mapping[Key, Any], stored: Mapping[Key, StoredTensor]) -> dict[Key, Tensor]:

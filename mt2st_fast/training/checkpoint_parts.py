@@ -113,7 +113,9 @@ class PartedTensor:
             with safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(self._key)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged and cannot be read: {error}") from None
+            raise InputError(
+                f"{path} is damaged and cannot be read: {' '.join(str(error).split())}"
+            ) from None
         if digest_of(tensor, self._key).hexdigest() != piece["sha256"]:
             raise InputError(
                 f"{path} is damaged: its checksum does not match; take a copy that is whole, or train again"

@@ -12,6 +12,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ from mt2st_fast.numbers import check_finite_number, check_not_negative, check_po
 
 ROW_STATE = "row_"  # prefix of state that changes only with the rows of a batch
 FROZEN_ROWS = "frozen_rows"  # (V,) 1 for a row of a table that does not move
+
+
+def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a parent's step without hooks: torch adds them to every class that was instantiated, so they ran twice."""
+    function = step.__func__  # type: ignore[attr-defined]
+    return MethodType(function.__wrapped__, step.__self__) if getattr(function, "hooked", False) else step  # type: ignore[attr-defined]
 
 
 def _not_to_compile(method: Any) -> Callable[..., Any]:
@@ -159,7 +166,8 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
             table.grad = None
         self._fuse_dense_steps()
         # torch's step can be differentiated through, if that is requested.
-        step = super().step if self.defaults.get("differentiable") else _not_to_compile(super().step)
+        step = _unhooked(super().step)
+        step = step if self.defaults.get("differentiable") else _not_to_compile(step)
         try:
             step()
         finally:

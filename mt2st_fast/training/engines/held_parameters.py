@@ -41,8 +41,17 @@ def model_obstacle(
         return f"the head of {reason[0]} {reason[1]}"
     if any(heads.pooling(name) != "none" for name in heads.active):
         return "an active task pools a sequence"
-    if any(_has_hooks(module) for module in (*encoder.modules(), *heads.modules())):
+    return hook_obstacle([*encoder.modules(), *heads.modules()], [], optimizer)
+
+
+def hook_obstacle(
+    modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> str | None:
+    """Return whose hooks a kernel call would not run, or None."""
+    if any(map(_has_hooks, modules)):
         return "a module has hooks"
+    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+        return "a parameter has hooks"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return "the optimizer has hooks"
     return None
@@ -54,9 +63,7 @@ def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.opti
         return "every parameter is frozen"
     if len(set(map(id, parameters))) < len(parameters):
         return "a parameter is held twice"
-    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
-        return "a parameter has hooks"
-    return None
+    return hook_obstacle([], parameters, optimizer)
 
 
 def head_parameters(heads: MultiTaskHeads) -> list[nn.Parameter]:
@@ -109,9 +116,9 @@ class HeldParameters:
 
     def obstacle(self) -> str | None:
         """Return an obstacle to this step that may be new in the phase, or None: callbacks may do anything."""
-        if any(map(_has_hooks, self._called)):
-            return "a module has hooks"
-        return None if any(self.moved) else "every parameter is frozen"
+        if not any(self.moved):
+            return "every parameter is frozen"
+        return hook_obstacle(self._called, self._parameters, self._optimizer)
 
     def have_changed(self) -> bool:
         """Return whether a parameter has other memory, another state, or was frozen or unfrozen."""

@@ -87,7 +87,7 @@ class TextTraining(TextCalls):
             found = text_step(
                 model, rules, decays, words, batch.targets, batch.weights, self._dropped, moves, beside
             )
-        except BaseException:
+        except ValueError:  # refused, with nothing moved
             if self._steps_table(moves):
                 self._optimizer.take_back(self.encoder.table)
             raise
