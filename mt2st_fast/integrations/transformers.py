@@ -37,9 +37,9 @@ from mt2st_fast.integrations.padding import Room, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
 from mt2st_fast.model.task_json import tasks_from_json, tasks_to_json
 from mt2st_fast.model.tasks import Task
-from mt2st_fast.training.observations import Stateful
 from mt2st_fast.training.phase_controller import PhaseController
 from mt2st_fast.training.schedules import Schedule
+from mt2st_fast.training.schedules.abilities import Stateful
 
 __all__ = [
     "DataCollatorForMultiTask",

@@ -43,6 +43,7 @@ from mt2st_fast.training.early_stopping import EarlyStopping
 from mt2st_fast.training.history import History
 from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import find_strategy
+from mt2st_fast.training.schedules.abilities import Shortening
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
@@ -178,8 +179,10 @@ class Experiment:
         This is for costs that occur once per process. A run that counts is prepared anew, and reports it if it
         diverges.
         """
-        if (in_small := getattr(self.trainer.schedule, "in_small", None)) is not None:
-            self.trainer.schedule = in_small()  # some schedules need more epochs than that to pass all phases
+        if isinstance(schedule := self.trainer.schedule, Shortening):
+            self.trainer.schedule = (
+                schedule.in_small()
+            )  # some schedules need more epochs than that to pass all phases
         run = self.trainer.begin(
             self.loaders, val=self._held_out(self.splits.dev), epochs=WARMING_STEPS / self._steps_per_epoch
         )

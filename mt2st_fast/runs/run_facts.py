@@ -21,6 +21,7 @@ from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.what_was_read import what_was_read
 from mt2st_fast.serving.scores import scores
+from mt2st_fast.training.schedules.abilities import evidence_of
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"
@@ -89,7 +90,7 @@ def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:
         "init": asdict(experiment.coverage) if experiment.coverage else None,
         "schedule": repr(trainer.schedule),
         "decisions": [
-            *getattr(trainer.schedule, "evidence", ()),
+            *evidence_of(trainer.schedule),
             *(line for each in adapted_in(trainer.encoder) for line in each.sharing()),
         ],
         "backend": {"name": experiment.backend.name, "reason": experiment.backend.reason},

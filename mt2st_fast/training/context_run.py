@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.data.tokens import Tokens
@@ -18,10 +17,9 @@ from mt2st_fast.kernels.context.hierarchy import HierarchyTraining
 from mt2st_fast.kernels.context.training import ContextOptions, ContextTraining
 from mt2st_fast.kernels.context.walkers import WalkTraining
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
-from mt2st_fast.training.observations import Observing, ObservingHeldOut, Selecting
 from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.schedules.abilities import NONE, check_allowed
 from mt2st_fast.training.table_tasks import TableTasks
-from mt2st_fast.training.turns import takes_turns
 
 MAIN = "context"  # the text's own task
 ENGINE = "context rounds"  # the engine's name, for the record of a phase
@@ -210,16 +208,9 @@ def check_weighs_only(schedule: Schedule) -> None:
 
     A text's kernel moves the vectors in place, and has no gradients, no evaluations and no heads.
     """
-    does = [
-        (takes_turns(schedule), "has shared parameters and those of tasks take turns"),
-        (getattr(schedule, "accumulator_a_task", False), "has the optimizer keep moments a task"),
-        (isinstance(schedule, nn.Module), "learns its weights"),
-        (isinstance(schedule, ObservingHeldOut | Selecting), "decides by held-out batches"),
-        (isinstance(schedule, Observing), "decides by losses"),
-    ]
-    reason = next((reason for true, reason in does if true), None)
-    if reason is not None:
-        raise InputError(
-            f"{type(schedule).__name__} {reason}, and the training of word vectors on a text cannot do that: give a "
-            "schedule of the moment alone, such as Switch or Diminish"
-        )
+    check_allowed(
+        schedule,
+        NONE,
+        why_not="and training word vectors on a text cannot do that: give a schedule of the step alone, such as Switch "
+        "or Diminish",
+    )

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,39 +28,11 @@ from mt2st_fast.model.modes import evaluating
 from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
+from mt2st_fast.training.schedules.shown import Importances, Measure, ModelPart
 from mt2st_fast.training.sources import Batch, some_rows, to_device
 
-Measure = Literal["fisher", "taylor"]
 MOST_BATCHES = 4  # batches to measure on: a few steps' worth, whatever the held-out data
 MOST_AUXILIARY_BATCHES = 1  # of these, for tasks about to retire: nothing depends on their importance
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Parameters that are frozen together; rows: (V,) bool, only these rows of the one table.
-
-    cost: how many of its numbers a step moves. task: the task if it is a head, None for a part of the encoder.
-    """
-
-    name: str
-    parameters: tuple[nn.Parameter, ...]
-    cost: float
-    rows: Tensor | None = None
-    task: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Importances:
-    """The parts, and for each task the importance of each part, in the same order."""
-
-    main: str
-    parts: tuple[Part, ...]
-    by_task: Mapping[str, tuple[float, ...]]
-
-    def shares(self, task: str) -> tuple[float, ...]:
-        """Return each part's share of the total importance to one task; all 0 if nothing matters."""
-        total = sum(self.by_task[task])
-        return tuple(value / total if total else 0.0 for value in self.by_task[task])
 
 
 class _Moments(NamedTuple):
@@ -190,7 +161,7 @@ def _parts_of(
     trained: Sequence[nn.Parameter],
     of_batches: Sequence[Sequence[_Moments | None]],
     parts: StepParts,
-) -> Iterator[Part]:
+) -> Iterator[ModelPart]:
     """Yield the layer itself; for a row-sparse table whose rows can be frozen, groups of rows with similar use."""
     name, task, owned = layer
     place = next(i for i, p in enumerate(trained) if p is owned[0])
@@ -198,7 +169,7 @@ def _parts_of(
     rows_used = [m.rows for m in used if m is not None and m.rows is not None]
     can_be_split = isinstance(parts.optimizer, RowSparseOptimizer) and not parts.fused_tables
     if len(owned) > 1 or not rows_used:
-        yield Part(name, owned, float(sum(p.numel() for p in owned)), None, task)
+        yield ModelPart(name, owned, float(sum(p.numel() for p in owned)), None, task)
         return
     table = owned[0]
     per_row = table.numel() // len(table)
@@ -206,14 +177,14 @@ def _parts_of(
     for rows in rows_used:
         uses[rows] += 1
     if not can_be_split:
-        yield Part(name, owned, float(uses.sum()) * per_row / len(of_batches), None, task)
+        yield ModelPart(name, owned, float(uses.sum()) * per_row / len(of_batches), None, task)
         return
     for low, high in _bands(len(of_batches)):
         rows = (uses >= low) & (uses <= high)
         if rows.any():
             times = f"{low}" if low == high else f"{low} to {high}"
             text = f"{name}, rows in {times} of {len(of_batches)} batches"
-            yield Part(text, owned, float(uses[rows].sum()) * per_row / len(of_batches), rows, task)
+            yield ModelPart(text, owned, float(uses[rows].sum()) * per_row / len(of_batches), rows, task)
 
 
 def _bands(n_batches: int) -> Iterator[tuple[int, int]]:
@@ -227,7 +198,7 @@ def _bands(n_batches: int) -> Iterator[tuple[int, int]]:
 
 
 def _importance(
-    part: Part,
+    part: ModelPart,
     trained: Sequence[nn.Parameter],
     of_batches: Sequence[Sequence[_Moments | None]],
     measure: Measure,

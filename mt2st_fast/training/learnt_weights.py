@@ -21,25 +21,12 @@ if autograd keeps the features), and one of the whole model after it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-
-
-@runtime_checkable
-class WeighsByLosses(Protocol):
-    """A schedule that weighs a step by the step's own losses."""
-
-    def weigh(self, active: Sequence[str], losses: Tensor) -> Tensor:
-        """(K,) the weights."""
-        ...
-
-    def learn(self, active: Sequence[str], before: Tensor, after: Tensor) -> None:
-        """Learn from how the step changed the losses (K,)."""
-        ...
+from mt2st_fast.training.schedules.abilities import WeighsByLosses
 
 
 def learnt_schedule(schedule: object, heads: MultiTaskHeads, device: torch.device) -> nn.Module | None:

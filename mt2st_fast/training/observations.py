@@ -1,28 +1,13 @@
-"""What a schedule may observe of training, beside the moment: losses, gradients, and evaluations.
+"""What a schedule that observes is shown, measured: mean losses, evaluations, and the tasks' gradients.
 
-All of it is optional. A schedule of any class may have
-
-    observe(observation)                    called when losses are read, every `log_every` steps
-    wants_gradients = True                  observations then hold `gradients`
-    observe_held_out(held_out)              called after every evaluation; needs `fit(val=...)`
-    wants_held_out_gradients = True         these then hold `gradients`
-    measure, select(importances)            `select` is called when the last auxiliary task retires, and returns the
-                                            names of the parts to freeze; needs `fit(val=...)`; see
-                                            training/importance.py
-    state_dict(), load_state_dict(state)    JSON-able; saved in checkpoints, so that a resumed run continues bit for
-                                            bit; a schedule that observes needs them if there is a checkpoint
-    accumulator_a_task = True               the optimizer keeps moments of shared parameters per task
-                                            (schedules/adatask.py)
-
-For learned weights, see `learnt_weights`. For parts of the model that train in turns, see `turns`.
+What it may ask for, `schedules/abilities.py` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,110 +19,9 @@ from mt2st_fast.training.batch_shapes import length_of
 from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import Evaluation
-from mt2st_fast.training.importance import Importances, Measure
+from mt2st_fast.training.schedules.abilities import Ability, Observing, ObservingHeldOut, abilities_of
+from mt2st_fast.training.schedules.shown import HeldOut, Observation, TaskGradient
 from mt2st_fast.training.sources import Batch, materialised, some_rows, tasks_of, to_device
-
-
-@dataclass(frozen=True)
-class TaskGradient:
-    """A task's gradient on the features of one batch: its 2-norm, and the cosine with the main task's (0 for none).
-
-    row_norm: the root mean square, over labelled rows, of each row's contribution to the gradient, times the number of
-    rows: for a mean loss it does not grow with the batch. learnt: how far its loss is below the loss against the labels
-    of other labelled rows, as a share of that: 0 if it predicts the same for all rows, 1 if it knows every label; None
-    if
-    unknown: for tasks without a head, and for fewer than two labels.
-    """
-
-    norm: float
-    cosine: float
-    row_norm: float = 0.0
-    learnt: float | None = None
-
-
-@dataclass(frozen=True)
-class Observation:
-    """Mean losses by active task over the steps since the previous observation, up to and including `step`.
-
-    gradients: of the unweighted losses, on the last step's batch with the encoder in evaluation mode; None if the
-    schedule does not want them, if a phase has just ended, and for batches without the main task. epoch: passes over
-    the main task's data so far, a whole number if one has just ended.
-    """
-
-    step: int
-    losses: Mapping[str, float]
-    gradients: Mapping[str, TaskGradient] | None = None
-    epoch: float = 0.0
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What was measured on held-out batches after `step` steps, `epoch` epochs: the metric of every active task.
-
-    gradients: as in `Observation`, on some rows of one held-out batch, a different one each time. freshness: what the
-    rows of the last training step still teach the main task: its row_norm on them, over its row_norm on held-out rows.
-    It is about 1 if the task learns from both alike, and tends to 0 as it memorizes its training rows; None if unknown.
-    rate_left: the learning rate over that of the first step, if it falls linearly to zero; else None.
-    """
-
-    step: int
-    main: str
-    metrics: Mapping[str, float]
-    gradients: Mapping[str, TaskGradient] | None = None
-    freshness: float | None = None
-    epoch: float = 0.0
-    rate_left: float | None = None
-
-
-@runtime_checkable
-class Observing(Protocol):
-    """A schedule that observes losses."""
-
-    def observe(self, observation: Observation) -> None:
-        """Take note."""
-        ...
-
-
-@runtime_checkable
-class ObservingHeldOut(Protocol):
-    """A schedule that observes evaluations."""
-
-    def observe_held_out(self, seen: HeldOut) -> None:
-        """Take note."""
-        ...
-
-
-@runtime_checkable
-class Selecting(Protocol):
-    """A schedule that chooses what the main task trains on."""
-
-    measure: Measure
-
-    def select(self, found: Importances) -> Sequence[str]:
-        """Return the names of the parts to freeze."""
-        ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A schedule that has state from step to step."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """Return the state, JSON-able."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> object:
-        """Restore the state from `state_dict`."""
-        ...
-
-
-def check_resumable(schedule: object) -> None:
-    """Raises ValueError for a schedule that observes, but cannot save its observations in a checkpoint."""
-    if isinstance(schedule, Observing | ObservingHeldOut) and not isinstance(schedule, Stateful):
-        raise ValueError(
-            f"the schedule {type(schedule).__name__} observes, and a resumed run could not know what it has seen: give "
-            "it state_dict() and load_state_dict(state), or train without a checkpoint"
-        )
 
 
 def look_at_losses(
@@ -167,7 +51,7 @@ def look_at_held_out(
     if not isinstance(schedule, ObservingHeldOut):
         return
     gradients, freshness, main = None, None, parts.heads.main
-    if getattr(schedule, "wants_held_out_gradients", False):
+    if Ability.SEES_HELD_OUT_GRADIENTS in abilities_of(schedule):
         chosen = islice(batches, n_before % (length_of(batches) or 1), None)
         looked_at = [some_rows(batch) for batch in islice(chosen, 1)]
         gradients = task_gradients(parts, looked_at, what_is_learnt=True)

@@ -11,12 +11,11 @@ from torch import nn
 from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.numbers import check_count
-from mt2st_fast.training.observations import Observing, ObservingHeldOut, Stateful
 from mt2st_fast.training.optimizer_upkeep import release
 from mt2st_fast.training.phases import of_retired, set_active
 from mt2st_fast.training.run_options import description
 from mt2st_fast.training.schedules import Moment, Schedule
-from mt2st_fast.training.turns import takes_turns
+from mt2st_fast.training.schedules.abilities import NONE, Stateful, check_allowed, reasons_of
 
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
@@ -50,8 +49,8 @@ class PhaseController:
     parameters. A DDP wrapper around the heads must be made after loading, and again whenever `step` returns a phase
     with retired tasks; or use find_unused_parameters=True.
 
-    Raises ValueError for a schedule that has to observe training, learns its weights, trains parts of the model in
-    turns, or has the optimizer keep moments per task: those are for `Trainer`.
+    Raises InputError for a schedule that does more than weigh tasks by the step, such as one that observes training:
+    those are for `Trainer`.
     """
 
     def __init__(
@@ -61,26 +60,12 @@ class PhaseController:
         optimizer: Optimizers = None,
         encoder: nn.Module | None = None,
     ) -> None:
-        for asked, does in (
-            (isinstance(schedule, nn.Module), "learns its weights, and a loop of one's own shows it nothing"),
-            (
-                isinstance(schedule, Observing | ObservingHeldOut),
-                "decides by what training sees, and a loop of one's own shows it nothing",
-            ),
-            (
-                takes_turns(schedule),
-                "has parts of the model train in turns, which this sets nothing still for",
-            ),
-            (
-                getattr(schedule, "accumulator_a_task", False),
-                "takes an optimizer that keeps moments a task, and this keeps the one that there is",
-            ),
-        ):
-            if asked:
-                raise ValueError(
-                    f"the schedule {type(schedule).__name__} {does}: train by Trainer, or give a schedule that only "
-                    "says by the step when tasks train and what they weigh"
-                )
+        check_allowed(
+            schedule,
+            NONE,
+            why_not="and a training loop outside Trainer cannot do that for it: use Trainer, or a schedule of the step "
+            "alone, such as Switch or Diminish",
+        )
         self.heads, self.schedule = heads, schedule
         self.optimizer, self.encoder = optimizer, encoder
         self.weights: dict[str, float] = {}
@@ -108,7 +93,7 @@ class PhaseController:
         if self._phase is not None and active == self._phase.active == self.heads.active:
             return None
         retired = tuple(name for name in before if name not in active)
-        told: Mapping[str, str] = getattr(self.schedule, "reasons", {})
+        told = reasons_of(self.schedule)
         self._enter(Phase(step, active, retired, {name: told[name] for name in retired if name in told}))
         return self._phase
 

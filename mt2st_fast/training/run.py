@@ -21,13 +21,7 @@ from mt2st_fast.training.fusing import fuse
 from mt2st_fast.training.history import Evaluation, History, PhaseRecord, StepRecord
 from mt2st_fast.training.learning_rate import LearningRate
 from mt2st_fast.training.learnt_weights import learnt_schedule
-from mt2st_fast.training.observations import (
-    ObservingHeldOut,
-    Stateful,
-    check_resumable,
-    look_at_held_out,
-    look_at_losses,
-)
+from mt2st_fast.training.observations import look_at_held_out, look_at_losses
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
 from mt2st_fast.training.optimizer_upkeep import (
     FADE_STEPS,
@@ -60,6 +54,13 @@ from mt2st_fast.training.run_options import (
 )
 from mt2st_fast.training.run_parts import make_parts, modules_of
 from mt2st_fast.training.schedules import Moment, Schedule
+from mt2st_fast.training.schedules.abilities import (
+    Ability,
+    Stateful,
+    abilities_of,
+    check_resumable,
+    reasons_of,
+)
 from mt2st_fast.training.selection import PartSelection
 from mt2st_fast.training.sources import Batch, Source, tasks_of, with_tasks
 from mt2st_fast.training.turns import part_at, steps_by_part, take_turn, turns_of
@@ -96,8 +97,9 @@ class Run:
         self._last_tasks: tuple[str, ...] = ()  # of the last batch that passed the checks
         self._last_step: list[list[Batch]] | None = None  # kept for a schedule that wants gradients
         self._learnt = learnt_schedule(options.schedule, heads, options.device)
-        self._wants_gradients = bool(getattr(options.schedule, "wants_gradients", False))
-        self._keeps_step = self._wants_gradients or isinstance(options.schedule, ObservingHeldOut)
+        abilities = abilities_of(options.schedule)
+        self._wants_gradients = Ability.SEES_GRADIENTS in abilities
+        self._keeps_step = self._wants_gradients or Ability.OBSERVES_HELD_OUT in abilities
         set_active(heads.names, encoder, heads)
         self._trained_at_start = trained(self._named())
         # As given: a callback may change anything later.
@@ -266,7 +268,7 @@ class Run:
             self.record(after_step=False)  # for the previous tasks
             enter_phase(active, self.encoder, self.heads, self.optimizer, self.source)
             self._phase_active = active
-            told: dict[str, str] = getattr(self._options.schedule, "reasons", {})
+            told = reasons_of(self._options.schedule)
             reasons = {name: told[name] for name in before if name not in active and name in told}
             turns = turns_of(self._options.schedule)
             self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns))

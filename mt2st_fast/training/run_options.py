@@ -20,9 +20,9 @@ from mt2st_fast.numbers import check_count, check_positive
 from mt2st_fast.training.engines import Precision
 from mt2st_fast.training.history import PhaseRecord, StepRecord
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory
-from mt2st_fast.training.observations import Stateful
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.schedules import Schedule
+from mt2st_fast.training.schedules.abilities import Stateful
 
 
 class NonFiniteLossError(InputError):

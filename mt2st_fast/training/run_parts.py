@@ -10,12 +10,20 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import is_dtensor, let_go_of_gathered
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.engines import StepParts
-from mt2st_fast.training.learnt_weights import WeighsByLosses
-from mt2st_fast.training.observations import Selecting
 from mt2st_fast.training.optim import RuleOptimizer
 from mt2st_fast.training.optimizer_upkeep import step_mixed_groups_singly
 from mt2st_fast.training.run_options import RunOptions
-from mt2st_fast.training.turns import takes_turns
+from mt2st_fast.training.schedules.abilities import Ability, abilities_of, check_allowed
+
+# What a schedule may do where every task has features of its own: whatever needs no shared ones.
+WITH_OWN_FEATURES = frozenset(
+    {
+        Ability.LEARNS_WEIGHTS,
+        Ability.WEIGHS_BY_LOSSES,
+        Ability.OBSERVES_LOSSES,
+        Ability.OBSERVES_HELD_OUT,
+    }
+)
 
 
 def modules_of(encoder: nn.Module, heads: MultiTaskHeads, learnt: nn.Module | None) -> dict[str, nn.Module]:
@@ -39,12 +47,13 @@ def make_parts(
     Raises InputError for options that do not go together: weights from a step's losses if a step is several backward
     passes; moments per task, or features per task, with anything that needs shared ones.
     """
-    if isinstance(learnt, WeighsByLosses) and options.accumulate > 1:
+    abilities = abilities_of(options.schedule)
+    if Ability.WEIGHS_BY_LOSSES in abilities and options.accumulate > 1:
         raise InputError(
-            f"{type(learnt).__name__} weighs a step by its losses, which accumulate={options.accumulate} knows only at "
-            "its end: leave accumulate at 1"
+            f"{type(options.schedule).__name__} weighs a step by its losses, which accumulate={options.accumulate} "
+            "knows only at its end: leave accumulate at 1"
         )
-    by_task = bool(getattr(options.schedule, "accumulator_a_task", False))
+    by_task = Ability.MOMENTS_PER_TASK in abilities
     for adapted in adapted_in(encoder):
         _check_adapted(adapted, heads, options)
     modules = modules_of(encoder, heads, learnt).values()
@@ -91,22 +100,18 @@ def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: 
             f"the TaskAdaptedEncoder was made for {', '.join(encoder.tasks)}, and has no layers of {unknown[0]}: make "
             "it for heads.names"
         )
-    schedule = options.schedule
-    wants = any(getattr(schedule, f"wants_{of}gradients", False) for of in ("", "held_out_"))
+    check_allowed(
+        options.schedule,
+        WITH_OWN_FEATURES,
+        why_not="and a TaskAdaptedEncoder has separate features for every task: leave one of them out",
+    )
     for given, what in (
-        (wants, f"{type(schedule).__name__} compares the tasks' gradients on features that they share"),
-        (isinstance(schedule, Selecting), f"{type(schedule).__name__} measures parts that all tasks share"),
-        (takes_turns(schedule), f"{type(schedule).__name__} trains the encoder and the tasks in turns"),
-        (
-            getattr(schedule, "accumulator_a_task", False),
-            f"{type(schedule).__name__} takes a pass a task through features that they share",
-        ),
         (options.processes.are_several, "several processes exchange the gradients of one pass"),
         (options.fuse_backward is True, "fuse_backward=True steps a table that is read once a step"),
     ):
         if given:
             raise InputError(
-                f"{what}, and a TaskAdaptedEncoder has features of every task's own: leave one of them out"
+                f"{what}, and a TaskAdaptedEncoder has separate features for every task: leave one of them out"
             )
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mt2st_fast.compiling import compile_seconds
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.history import PartRecord, SelectionRecord
-from mt2st_fast.training.importance import Importances, Part, importances
-from mt2st_fast.training.observations import Selecting
+from mt2st_fast.training.importance import importances
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import remove
+from mt2st_fast.training.schedules.abilities import Selecting
+from mt2st_fast.training.schedules.shown import Importances, ModelPart
 from mt2st_fast.training.sources import Batch
 
 
@@ -101,7 +102,7 @@ class _Choice(NamedTuple):
     frozen: dict[str, Tensor | None]
 
 
-def _frozen(parts: Sequence[Part], named: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
+def _frozen(parts: Sequence[ModelPart], named: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
     """Return, by name, what to freeze for these parts."""
     name_of = {id(parameter): name for name, parameter in named.items()}
     frozen: dict[str, Tensor | None] = {}
@@ -138,7 +139,7 @@ def _records(
 ) -> tuple[PartRecord, ...]:
     name_of = {id(parameter): name for name, parameter in named.items()}
 
-    def becomes(part: Part) -> str:
+    def becomes(part: ModelPart) -> str:
         if part.task not in (None, found.main):
             return "retired"
         return "frozen" if part.name in frozen else "trained"

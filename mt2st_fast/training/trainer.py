@@ -25,7 +25,6 @@ from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History, PhaseRecord, StepRecord
 from mt2st_fast.training.learning_rate import Decay, SchedulerFactory, check_rates
 from mt2st_fast.training.loading import LoadedWeights, load_weights
-from mt2st_fast.training.observations import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.optim import LazyAdam
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables, undecayed
 from mt2st_fast.training.own_metrics import Metric, check_metrics, metric_name
@@ -37,6 +36,7 @@ from mt2st_fast.training.run import Run
 from mt2st_fast.training.run_options import NonFiniteLossError, RunOptions, steps_of
 from mt2st_fast.training.saving import Saving
 from mt2st_fast.training.schedules import Schedule, Switch
+from mt2st_fast.training.schedules.abilities import ObservingHeldOut, Selecting, check_resumable
 from mt2st_fast.training.selection import no_held_out
 from mt2st_fast.training.sources import Batch, Source
 

@@ -1,14 +1,4 @@
-"""Parts of a model that train in turns: the shared parameters, or each task's own.
-
-A schedule of any class may have
-
-    part(moment)    which part trains in a step: "shared" (the encoder), "tasks" (heads, losses with their own
-                    parameters, learned weights) or "all"; a function of the moment alone
-    turns           a text that describes the turns
-
-No gradient is computed for the part that does not train, and the optimizer leaves it as it is: no moment, no weight
-decay.
-"""
+"""Parts of a model that train in turns, as a schedule says: the shared parameters, or each task's own."""
 
 from __future__ import annotations
 
@@ -19,18 +9,14 @@ from typing import get_args
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.schedules import Moment, Part
-
-
-def takes_turns(schedule: object) -> bool:
-    """Return whether a schedule says which part trains."""
-    return hasattr(schedule, "part")
+from mt2st_fast.training.schedules.abilities import TakesTurns
 
 
 def part_at(schedule: object, moment: Moment) -> Part:
     """Return the part that trains in a step. Raises ValueError if the schedule returns an unknown part."""
-    if not takes_turns(schedule):
+    if not isinstance(schedule, TakesTurns):
         return "all"
-    part: Part = schedule.part(moment)  # type: ignore[attr-defined]
+    part = schedule.part(moment)
     if part not in get_args(Part):
         raise ValueError(
             f"{type(schedule).__name__}.part must return {', '.join(get_args(Part))}, not {part!r}"
@@ -40,14 +26,14 @@ def part_at(schedule: object, moment: Moment) -> Part:
 
 def steps_by_part(schedule: object, moments: Iterable[Moment]) -> dict[str, int]:
     """Return how many of these steps trained each part; empty for a schedule that trains all in every step."""
-    if not takes_turns(schedule):
+    if not isinstance(schedule, TakesTurns):
         return {}
     return dict(Counter(part_at(schedule, moment) for moment in moments))
 
 
 def turns_of(schedule: object) -> str:
     """Return the schedule's description of its turns; "" if everything trains."""
-    return str(getattr(schedule, "turns", "")) if takes_turns(schedule) else ""
+    return str(getattr(schedule, "turns", "")) if isinstance(schedule, TakesTurns) else ""
 
 
 def take_turn(parts: StepParts, part: Part, step: int) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mt2st_fast import AdaptiveSwitch, Callback, Classification, InputError, MultiTaskHeads, Trainer
-from mt2st_fast.training.observations import HeldOut, TaskGradient
 from mt2st_fast.training.schedules import Moment
+from mt2st_fast.training.schedules.shown import HeldOut, TaskGradient
 from tests.training.small_runs import Stop
 
 ALIGNED = (0.3, 0.25, 0.35)

@@ -110,7 +110,7 @@ def test_a_resumed_run_ends_with_the_same_bits(sparse, stop, tmp_path):
 class SwitchByTask(Switch):
     """A Switch with moments a task."""
 
-    accumulator_a_task = True
+    moments_per_task = True
 
 
 def test_the_moments_of_a_retired_task_are_let_go():

@@ -159,14 +159,14 @@ def test_vectors_that_are_no_numbers_end_the_run_in_one_line(mode):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (Alternate(1, 1), "Alternate has shared parameters and those of tasks take turns"),
-        (AdaptiveSwitch(), "AdaptiveSwitch decides by held-out batches"),
-        (AdaptiveTaskSelector(), "AdaptiveTaskSelector decides by held-out batches"),
+        (Alternate(1, 1), "Alternate trains the encoder and the tasks in turns"),
+        (AdaptiveSwitch(), "AdaptiveSwitch compares the tasks' gradients on held-out batches"),
+        (AdaptiveTaskSelector(), "AdaptiveTaskSelector selects which parts of the model train"),
     ],
     ids=repr,
 )
 def test_a_schedule_that_a_text_cannot_follow_is_refused(pairs, schedule, message):
     text = text_of(200)
-    with pytest.raises(InputError, match=f"{message}, and the training of word vectors on a text cannot"):
+    with pytest.raises(InputError, match=f"{message}, and training word vectors on a text cannot"):
         run_on(text, training_on(text), schedule, {"similarity": pairs})
     assert run_on(text, training_on(text), schedule).steps_done == 0, "a text alone has no tasks to weigh"

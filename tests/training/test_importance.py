@@ -19,9 +19,9 @@ from mt2st_fast.training.importance import (
     MOST_AUXILIARY_BATCHES,
     MOST_BATCHES,
     Importances,
-    Part,
     importances,
 )
+from mt2st_fast.training.schedules.shown import ModelPart
 
 V, W = 12, 3
 TASKS = {"main": Classification(4), "aux": Classification(3)}
@@ -81,7 +81,7 @@ def loss(trainer: Trainer, batch, task: str) -> float:
     return float(total)
 
 
-def scaled(part: Part, factor: float) -> None:
+def scaled(part: ModelPart, factor: float) -> None:
     """Multiply what a part is by a factor."""
     with torch.no_grad():
         for parameter in part.parameters:

@@ -9,7 +9,8 @@ from torch import nn
 
 from mt2st_fast import Callback, Classification, MultiLabel, MultiTaskHeads, OpenTask, Trainer
 from mt2st_fast.training.learnt_weights import learnt_schedule
-from mt2st_fast.training.observations import Observation, _labels_of_others
+from mt2st_fast.training.observations import _labels_of_others
+from mt2st_fast.training.schedules.shown import Observation
 from tests.training.small_runs import batches, trainer_of
 
 

@@ -23,8 +23,8 @@ from mt2st_fast import (
 )
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.history import History
-from mt2st_fast.training.importance import Importances, Part
 from mt2st_fast.training.schedules import RunFacts, find_strategy
+from mt2st_fast.training.schedules.shown import Importances, ModelPart
 from tests.training import test_bag_training as bag
 from tests.training import test_text_training as window
 from tests.training.small_runs import Stop
@@ -63,7 +63,7 @@ class Keeping(Stop):
 
 def importances_of(*parts):
     """Of (name, cost, importance to the main task, whose head)."""
-    made = tuple(Part(name, (), cost, None, task) for name, cost, _, task in parts)
+    made = tuple(ModelPart(name, (), cost, None, task) for name, cost, _, task in parts)
     return Importances("main", made, {"main": tuple(float(p[2]) for p in parts)})
 
 
@@ -94,13 +94,18 @@ def test_what_matters_least_by_number_is_frozen_up_to_the_share(skip, frozen):
         ({"skip": 1.5}, ValueError, "skip must be"),
         ({"skip": float("nan")}, ValueError, "skip must be"),
         ({"measure": "magnitude"}, ValueError, "measure 'magnitude' is unknown; there are fisher, taylor"),
-        ({"schedule": nn.Linear(2, 2)}, TypeError, "Linear learns its weights"),
+        ({"schedule": nn.Linear(2, 2)}, InputError, "Linear learns its weights"),
         (
             {"schedule": Alternate(1, 1)},
-            TypeError,
-            "Alternate has shared parameters and those of tasks take turns",
+            InputError,
+            "Alternate trains the encoder and the tasks in turns",
         ),
-        ({"schedule": AdaTask()}, TypeError, "AdaTask has the optimizer keep moments a task"),
+        ({"schedule": AdaTask()}, InputError, "AdaTask keeps optimizer moments per task"),
+        (
+            {"schedule": AdaptiveTaskSelector()},
+            InputError,
+            "AdaptiveTaskSelector selects which parts of the model train",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options, error, message):

@@ -261,11 +261,11 @@ class Learnt(nn.Module):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (AdaptiveSwitch(), "AdaptiveSwitch decides by what training sees"),
+        (AdaptiveSwitch(), "AdaptiveSwitch compares the tasks' gradients on held-out batches"),
         (Learnt(), "Learnt learns its weights"),
-        (Alternate(), "Alternate has parts of the model train in turns"),
-        (AlternateSteps(), "AlternateSteps has parts of the model train in turns"),
-        (AdaTask(), "AdaTask takes an optimizer that keeps moments a task"),
+        (Alternate(), "Alternate trains the encoder and the tasks in turns"),
+        (AlternateSteps(), "AlternateSteps trains the encoder and the tasks in turns"),
+        (AdaTask(), "AdaTask keeps optimizer moments per task"),
     ],
 )
 def test_a_schedule_that_does_more_than_weigh_by_the_step_is_for_the_trainer(schedule, message):

@@ -184,10 +184,10 @@ def test_a_task_on_words_reads_the_shared_table():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": AdaptiveSwitch()}, "AdaptiveSwitch compares the tasks' gradients on features that they share"),
-        ({"schedule": AdaptiveTaskSelector()}, "AdaptiveTaskSelector measures parts that all tasks share"),
+        ({"schedule": AdaptiveSwitch()}, "AdaptiveSwitch compares the tasks' gradients on held-out batches"),
+        ({"schedule": AdaptiveTaskSelector()}, "AdaptiveTaskSelector selects which parts of the model train"),
         ({"schedule": Alternate()}, "Alternate trains the encoder and the tasks in turns"),
-        ({"schedule": AdaTask()}, "AdaTask takes a pass a task through features that they share"),
+        ({"schedule": AdaTask()}, "AdaTask keeps optimizer moments per task"),
         ({"fuse_backward": True}, "fuse_backward=True steps a table that is read once a step"),
     ],
 )  # fmt: skip

@@ -12,8 +12,8 @@ from mt2st_fast import (
     DynamicWeightAverage,
     Uncertainty,
 )
-from mt2st_fast.training.observations import Observation
 from mt2st_fast.training.schedules import Moment
+from mt2st_fast.training.schedules.shown import Observation
 from tests.training.weighting_runs import (
     TASKS,
     assert_same_model,

@@ -13,9 +13,10 @@ from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.shares import Shares, label_shares, tasks_in
-from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
+from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
+from mt2st_fast.training.schedules.abilities import WeighsByLosses
 from mt2st_fast.training.sources import Batch, PlainBatch, materialised, to_device
 
 

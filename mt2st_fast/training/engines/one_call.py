@@ -18,7 +18,8 @@ from mt2st_fast.training.engines.word_gradients import (
     split_by_words,
     words_obstacle,
 )
-from mt2st_fast.training.learnt_weights import WeighsByLosses, weights_by_losses
+from mt2st_fast.training.learnt_weights import weights_by_losses
+from mt2st_fast.training.schedules.abilities import WeighsByLosses
 from mt2st_fast.training.sources import Batch, materialised
 
 SEVERAL_BATCHES = "a step is made of several batches"

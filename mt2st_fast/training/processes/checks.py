@@ -12,11 +12,24 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.row_shards import has_lost_its_rows, shard_of
 from mt2st_fast.model.sharded import fsdp_modules, has_sharded, is_dtensor, let_go_of_gathered
-from mt2st_fast.training.learnt_weights import WeighsByLosses
-from mt2st_fast.training.observations import Selecting
 from mt2st_fast.training.optimizer_upkeep import row_sparse_tables
 from mt2st_fast.training.processes.group import Processes
-from mt2st_fast.training.turns import takes_turns
+from mt2st_fast.training.schedules.abilities import Ability, check_allowed
+
+# What a schedule may do where processes exchange the gradients of a step once, and where nobody has whole parameters.
+# Named one by one, so that a new ability is refused until it has been tried.
+WITH_ONE_EXCHANGE = frozenset(
+    {
+        Ability.LEARNS_WEIGHTS,
+        Ability.TAKES_TURNS,
+        Ability.SELECTS_PARTS,
+        Ability.SEES_GRADIENTS,
+        Ability.SEES_HELD_OUT_GRADIENTS,
+        Ability.OBSERVES_HELD_OUT,
+        Ability.OBSERVES_LOSSES,
+    }
+)
+WITH_SHARDED = WITH_ONE_EXCHANGE - {Ability.TAKES_TURNS, Ability.SELECTS_PARTS}
 
 
 def check_options(
@@ -42,16 +55,12 @@ def check_schedule(processes: Processes, schedule: object) -> None:
     """Raises InputError for a schedule that needs more than one exchange of gradients per step."""
     if not processes.are_several:
         return
-    for asked, does in (
-        (isinstance(schedule, WeighsByLosses), "weighs a step by its losses before and after it"),
-        (getattr(schedule, "accumulator_a_task", False), "steps the shared parameters once a task"),
-    ):
-        if asked:
-            raise InputError(
-                f"{type(schedule).__name__} {does}, which is for one process: {processes.count} exchange the gradients "
-                "of a step once; give another schedule, or let every process train a model of its own with "
-                'distributed="none"'
-            )
+    check_allowed(
+        schedule,
+        WITH_ONE_EXCHANGE,
+        why_not=f"which is for one process, as {processes.count} exchange the gradients of a step once: use another "
+        'schedule, or let every process train a model of its own with distributed="none"',
+    )
 
 
 def check_sharded(
@@ -64,14 +73,13 @@ def check_sharded(
     _check_dtensors(processes, encoder, heads)
     if not has_sharded(encoder):
         return
+    check_allowed(schedule, WITH_SHARDED, why_not="which is not for a sharded encoder: leave one of them out")
     for asked, what in (
         (
             any(map(heads.is_word_task, heads.names)),
             "a task on words reads the table outside of a forward pass",
         ),
         (precision == "float16", "precision float16 looks for overflows in whole gradients"),
-        (takes_turns(schedule), f"{type(schedule).__name__} trains encoder and tasks in turns"),
-        (isinstance(schedule, Selecting), f"{type(schedule).__name__} measures whole parameters"),
     ):
         if asked:
             raise InputError(f"{what}, which is not for a sharded encoder: leave one of them out")

@@ -31,14 +31,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mt2st_fast.numbers import check_count
 from mt2st_fast.training.schedules.base import AuxiliaryWeights, Moment, PerTask, check, value_of
+from mt2st_fast.training.schedules.shown import HeldOut
 from mt2st_fast.training.schedules.strategy import AUX_WEIGHT, RunFacts, Strategy, required
-
-if TYPE_CHECKING:
-    from mt2st_fast.training.observations import HeldOut
 
 LEAST_COSINE = 0.01  # of related tasks: 512 rows of unrelated labels stay below it
 # Of a task that pulls against the main task: a cosine nearer to zero harms less than the task teaches.

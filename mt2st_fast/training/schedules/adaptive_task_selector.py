@@ -9,22 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-from torch import nn
+from typing import Any, get_args
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.numbers import check_within
 from mt2st_fast.training.schedules import switch as switching
+from mt2st_fast.training.schedules.abilities import (
+    OBSERVING,
+    Ability,
+    Observing,
+    ObservingHeldOut,
+    Stateful,
+    abilities_of,
+    check_allowed,
+    evidence_of,
+    reasons_of,
+)
 from mt2st_fast.training.schedules.base import Moment, Schedule
+from mt2st_fast.training.schedules.shown import HeldOut, Importances, Measure, Observation
 from mt2st_fast.training.schedules.strategy import RunFacts, Strategy, StrategyOption, required
 from mt2st_fast.training.schedules.switch import Switch
 
-if TYPE_CHECKING:
-    from mt2st_fast.training.importance import Importances
-    from mt2st_fast.training.observations import HeldOut, Observation
-
-MEASURES = ("fisher", "taylor")
+MEASURES = get_args(Measure)
 SKIP = 0.7
 
 
@@ -41,28 +47,24 @@ class AdaptiveTaskSelector:
     Needs `fit(val=...)`. `history.selections` keeps what was measured and decided. In a run without an auxiliary task
     nothing retires, and nothing is frozen.
 
-    Raises ValueError for a share outside [0, 1] and for an unknown measure, and TypeError for a schedule that learns
-    its weights, trains parts in turns, or keeps optimizer moments per task.
+    Raises InputError for a share outside [0, 1], for an unknown measure, and for a schedule that does more than observe
+    training and weigh tasks: one that learns its weights, trains parts in turns, or selects parts itself.
     """
 
     schedule: Schedule = field(default_factory=Switch)
     skip: float = SKIP
-    measure: Literal["fisher", "taylor"] = "fisher"
+    measure: Measure = "fisher"
 
     def __post_init__(self) -> None:
         check_within(0.0, 1.0, skip=self.skip)
         if self.measure not in MEASURES:
-            raise ValueError(f"measure {self.measure!r} is unknown; there are {', '.join(MEASURES)}")
-        for given, does in (
-            (isinstance(self.schedule, nn.Module), "learns its weights"),
-            (hasattr(self.schedule, "part"), "has shared parameters and those of tasks take turns"),
-            (getattr(self.schedule, "accumulator_a_task", False), "has the optimizer keep moments a task"),
-        ):
-            if given:
-                raise TypeError(
-                    f"{type(self.schedule).__name__} {does}, which AdaptiveTaskSelector cannot hand on: give a "
-                    "schedule that only says when tasks train and what they weigh, such as Switch"
-                )
+            raise InputError(f"measure {self.measure!r} is unknown; there are {', '.join(MEASURES)}")
+        check_allowed(
+            self.schedule,
+            OBSERVING,
+            why_not="which AdaptiveTaskSelector cannot pass on: give it a schedule that only says when tasks train and "
+            "what they weigh, such as Switch or AdaptiveSwitch",
+        )
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
         """Return the weights of the wrapped schedule."""
@@ -88,36 +90,37 @@ class AdaptiveTaskSelector:
     @property
     def reasons(self) -> dict[str, str]:
         """Why tasks have retired, if the wrapped schedule says so."""
-        return dict(getattr(self.schedule, "reasons", {}))
+        return reasons_of(self.schedule)
 
     @property
     def evidence(self) -> list[str]:
         """What the wrapped schedule has decided, if it says so."""
-        return list(getattr(self.schedule, "evidence", ()))
+        return evidence_of(self.schedule)
 
     @property
     def wants_gradients(self) -> bool:
         """Whether the wrapped schedule wants gradients."""
-        return bool(getattr(self.schedule, "wants_gradients", False))
+        return Ability.SEES_GRADIENTS in abilities_of(self.schedule)
 
     @property
     def wants_held_out_gradients(self) -> bool:
         """Whether the wrapped schedule wants gradients on held-out batches."""
-        return bool(getattr(self.schedule, "wants_held_out_gradients", False))
+        return Ability.SEES_HELD_OUT_GRADIENTS in abilities_of(self.schedule)
 
     def observe(self, observation: Observation) -> None:
         """Pass the observation on to the wrapped schedule."""
-        if hasattr(self.schedule, "observe"):
+        if isinstance(self.schedule, Observing):
             self.schedule.observe(observation)
 
     def observe_held_out(self, seen: HeldOut) -> None:
         """Pass the evaluation on to the wrapped schedule."""
-        if hasattr(self.schedule, "observe_held_out"):
+        if isinstance(self.schedule, ObservingHeldOut):
             self.schedule.observe_held_out(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, and the state of the wrapped schedule."""
-        return {**self._made_with(), "state": dict(self.schedule.state_dict()) if self._remembers() else None}  # type: ignore[attr-defined]
+        state = dict(self.schedule.state_dict()) if isinstance(self.schedule, Stateful) else None
+        return {**self._made_with(), "state": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned. Raises InputError if it was made with other arguments."""
@@ -127,16 +130,15 @@ class AdaptiveTaskSelector:
                     f"the checkpoint's AdaptiveTaskSelector was made with {name} {state[name]}, this one with {value}; "
                     "give the same, or begin a run of its own, without resume"
                 )
-        if self._remembers():
-            self.schedule.load_state_dict(state["state"])  # type: ignore[attr-defined]
+        if isinstance(self.schedule, Stateful):
+            self.schedule.load_state_dict(state["state"])
 
     def _made_with(self) -> dict[str, Any]:
         # The repr of a schedule may contain what it has observed.
-        schedule = type(self.schedule).__name__ if self._remembers() else repr(self.schedule)
+        schedule = (
+            type(self.schedule).__name__ if isinstance(self.schedule, Stateful) else repr(self.schedule)
+        )
         return {"schedule": schedule, "skip": self.skip, "measure": self.measure}
-
-    def _remembers(self) -> bool:
-        return hasattr(self.schedule, "state_dict") and hasattr(self.schedule, "load_state_dict")
 
 
 def _by_number(share: float, cost: float) -> float:

@@ -20,7 +20,7 @@ class AdaTask(AuxiliaryWeights):
     task.
     """
 
-    accumulator_a_task = True
+    moments_per_task = True
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
         """Return 1, always."""

@@ -1,7 +1,7 @@
 """What every schedule is built on: the moment, the protocol, per-task values and their checks.
 
 A schedule is a pure function of the moment, so a resumed run needs only the step number. A schedule that observes
-losses and remembers them declares so (see `training/observations.py`).
+losses and remembers them declares so (see `abilities.py`).
 """
 
 from __future__ import annotations

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mt2st_fast.numbers import check_positive
 from mt2st_fast.training.schedules.base import Moment
+from mt2st_fast.training.schedules.shown import Observation
 from mt2st_fast.training.schedules.strategy import RunFacts, Strategy, StrategyOption, required
-
-if TYPE_CHECKING:
-    from mt2st_fast.training.observations import Observation
 
 
 @dataclass(kw_only=True)

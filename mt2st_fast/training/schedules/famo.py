@@ -12,11 +12,11 @@ from mt2st_fast.errors import InputError
 from mt2st_fast.model.module_names import module_name
 from mt2st_fast.numbers import check_not_negative, check_positive
 from mt2st_fast.training.schedules.base import Moment
+from mt2st_fast.training.schedules.shown import Observation
 from mt2st_fast.training.schedules.strategy import RunFacts, Strategy, StrategyOption, required
 
 if TYPE_CHECKING:
     from mt2st_fast.model.heads import MultiTaskHeads
-    from mt2st_fast.training.observations import Observation
 
 
 # State per task: xi, Adam's moments and steps, the weight of the last step, and the smallest loss below 0.

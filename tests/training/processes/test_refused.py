@@ -24,7 +24,7 @@ LINES = {
     "another_corpus": "train is other data, or stands elsewhere, in process 1 of 2 than in process 0",
     "context": "the context batches of context are not divided among 2 processes",
     "by_losses": "FAMO weighs a step by its losses before and after it, which is for one process",
-    "once_a_task": "AdaTask steps the shared parameters once a task, which is for one process",
+    "once_a_task": "AdaTask keeps optimizer moments per task, which is for one process",
     "layers_of_their_own": "several processes exchange the gradients of one pass, and a TaskAdaptedEncoder has",
     "unfrozen_in_one": "process 1 of 2 trains other tasks or parameters than process 0",
 }

@@ -29,7 +29,7 @@ REFUSED = {
     "sharded_table": "encoder.table.weight is row-sparse, and sharded",
     "not_over_all": "and 1 processes train",
     "half_precision": "precision float16 looks for overflows in whole gradients",
-    "in_turns": "AlternateSteps trains encoder and tasks in turns",
+    "in_turns": "AlternateSteps trains the encoder and the tasks in turns",
     "other_val": "process 1 of 2 has a val of 2 batches, process 0 has 1 batch: all pass together",
     "endless_val": "val does not know how many batches it has",
     "own_loss_of_nothing": "a process has no row of a batch, and must pass through the sharded encoder",
