@@ -83,7 +83,7 @@ def _measure_corpus(
 ) -> None:
     """Measure the model of a run on data that is read as in training."""
     from mt2st_fast.data import open_data
-    from mt2st_fast.data.readers import parse_spec
+    from mt2st_fast.data.readers import READERS, parse_spec, takes
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
@@ -94,10 +94,10 @@ def _measure_corpus(
         found.check_task(name)
     if part not in ("", "all", *PARTS):
         raise InputError(f"--part is one of {', '.join(PARTS)} and all, not {part!r}")
-    asked = [_with_kind(name, found.labels[name].kind, data) for name in names]
-    if text_column is None and data.startswith("csv:"):
-        text_column = found.text_column
     kind, path = parse_spec(data)
+    asked = [_with_kind(name, found.labels[name].kind, READERS[kind].kinds) for name in names]
+    if text_column is None and takes(data, "text_column"):
+        text_column = found.text_column
     chosen = part or ("test" if path.is_dir() else "all")
     parts = PARTS if chosen == "all" else (chosen,)
     # The model's own training data is split as it was then, whatever its files are named.
@@ -137,10 +137,10 @@ def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
     return replace(splits, **parts, main=names[0], auxiliary=tuple(names[1:]))  # type: ignore[arg-type]
 
 
-def _with_kind(task: str, kind: str, data: str) -> str:
-    """Return a task as one requests it from the csv reader."""
+def _with_kind(task: str, kind: str, kinds: Sequence[str]) -> str:
+    """Return a task as one requests it from a reader of these kinds."""
     suffix = {"labels": ":multilabel", "values": ":regression"}.get(kind, "")
-    return task + suffix if data.startswith("csv:") else task
+    return task + suffix if kind in kinds else task
 
 
 def _shown(value: float) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mt2st_fast.data.readers import takes
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
 from mt2st_fast.runs.config_file import config_file, read_config_file
@@ -175,10 +176,9 @@ def config_of(values: Mapping[str, Any]) -> Config:
     columns = values.get(LABEL_COLUMN.name)
     if columns:
         own |= _tasks_of(columns, values)
-        if not own.get("data", "").startswith("csv:"):
-            raise InputError(
-                f"{own.get('data', Config.data)}: --label-column is for csv:PATH; say --main and --aux"
-            )
+        data = own.get("data", Config.data)
+        if not takes(data, "text_column"):
+            raise InputError(f"{data}: --label-column is for csv:PATH, jsonl:PATH; say --main and --aux")
     options = {name: values[name] for name in options_of_strategies() if values.get(name) is not None}
     return Config(**own, strategy_options=options)
 

@@ -117,7 +117,7 @@ def test_label_columns_are_for_tables(
     error = fails(
         capsys, "train", "--data", treebank, "--label-column", "upos", "--out", str(tmp_path / "out")
     )
-    assert "--label-column is for csv:PATH; say --main and --aux" in error
+    assert "--label-column is for csv:PATH, jsonl:PATH; say --main and --aux" in error
 
 
 def test_label_columns_are_the_tasks_in_their_order(tmp_path: Path) -> None:

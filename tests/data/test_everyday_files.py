@@ -46,7 +46,7 @@ def test_a_text_column_of_another_name_is_asked_for_and_taken(tmp_path):
     assert splits.main == "v1"
     with pytest.raises(InputError, match="there is no column 'v3'; the columns are v1, v2"):
         open_data(spec, text_column="v3")
-    with pytest.raises(InputError, match="are for csv:PATH"):
+    with pytest.raises(InputError, match="--text-column is for csv:PATH, jsonl:PATH"):
         open_data("stdlib", text_column="v2")
 
 

@@ -65,15 +65,15 @@ def open_data(
 ) -> Splits:
     """Read a corpus: `stdlib` or KIND:PATH, such as `csv:PATH`; READERS has the kinds and what their paths are.
 
-        main            main task; None for the reader's default. csv takes a kind: `rating:regression`,
+        main            main task; None for the reader's default. csv and jsonl take a kind: `rating:regression`,
                         `tags:multilabel`
         auxiliary       auxiliary tasks; None for the reader's default, () for none
         label_fraction  share of the training units (stdlib: files) that keep their main labels, in (0, 1]; None
                         for the reader's default (stdlib: 0.01, the others: all). Development and test labels are never
                         hidden
         seed            decides which units keep their labels; the splits themselves never depend on it
-        text_column     the text column of a table (csv); None for text, sentence, review or content, in any case
-        delimiter       of a table, one character; None for the most frequent one in the header, tabs in .tsv
+        text_column     the text column of a table (csv, jsonl); None for text, sentence, review or content, in any case
+        delimiter       of a csv table, one character; None for the most frequent one in the header, tabs in .tsv
         progress        called with (files done, files in total) while stdlib is read
         measured        for evaluation without training, the parts (train, dev, test) that are needed: text is only
                         split if one of them has to be taken from it; else it stays whole, and parts without a file are
@@ -89,8 +89,10 @@ def open_data(
         delimiter=delimiter,
         measured=None if measured is None else tuple(measured),
     )
-    if kind != "csv" and (text_column or delimiter):
-        raise InputError(f"{spec}: --text-column and --delimiter are for csv:PATH; leave them out")
+    for option, given in (("text_column", text_column), ("delimiter", delimiter)):
+        if given and option not in reader.options:
+            able = _specs(name for name, other in READERS.items() if option in other.options)
+            raise InputError(f"{spec}: --{option.replace('_', '-')} is for {able}; leave it out")
     _check_kinds(spec, reader, request)
     with _collector_paused():
         splits = reader.read(request)
@@ -170,6 +172,12 @@ def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
     if not READERS[kind].needs_path and separator:
         raise InputError(f"{shown} {spec!r}: the reader {kind} takes no path; write {kind} alone")
     return kind, Path(path).expanduser()
+
+
+def takes(spec: str, option: str) -> bool:
+    """Return whether the reader of `KIND:PATH` uses an option of requests ("text_column", "delimiter")."""
+    reader = READERS.get(spec.partition(":")[0])
+    return reader is not None and option in reader.options
 
 
 def _check_kinds(spec: str, reader: Reader, request: ReadRequest) -> None:

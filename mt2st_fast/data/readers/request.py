@@ -60,6 +60,7 @@ class Reader:
     tokenizer       how it splits a text into words, a name in data/text/tokenizers.py; "words" if files define them
     label_fraction  default share of the training units or groups that keep their main labels
     level           of its rows: "token" or "document"
+    options         fields of a request that only some readers use: "text_column", "delimiter"
     """
 
     name: str
@@ -69,6 +70,7 @@ class Reader:
     label_fraction: float = 1.0
     tokenizer: str = "words"
     level: str = "token"
+    options: tuple[str, ...] = ()
 
     @property
     def needs_path(self) -> bool:

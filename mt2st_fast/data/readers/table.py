@@ -29,16 +29,18 @@ Cell = str | float | tuple[str, ...] | None
 class Table:
     """The header and the rows of one file, with cells stripped of blanks; `line_numbers` say where rows end.
 
-    left_out: how many lines were no rows, by kind. notes: lines about its columns.
+    left_out: how many lines were no rows, by kind. notes: lines about its columns. between_cells: the name of the
+    delimiter, "" if there is none. lists: the columns whose cells are lists, here joined by |.
     """
 
     path: Path
-    delimiter: str
     header: list[str]
     rows: list[list[str]]
     line_numbers: list[int]
     left_out: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    between_cells: str = ""
+    lists: frozenset[str] = frozenset()
 
     def column(self, name: str) -> Iterator[str]:
         """Return the cells of a column from top to bottom."""
@@ -46,7 +48,7 @@ class Table:
         return (row[at] for row in self.rows)
 
 
-def make_table(path: Path, delimiter: str, read: Rows) -> Table:
+def make_table(path: Path, read: Rows, between_cells: str = "") -> Table:
     """Return the named columns of what was read, and the rows that have any cell.
 
     Raises InputError for a column that is named twice and for a table without rows.
@@ -74,7 +76,7 @@ def make_table(path: Path, delimiter: str, read: Rows) -> Table:
         unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
         notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
     counts = {why: n for why, n in left_out.items() if n}
-    return Table(path, delimiter, names, rows, numbers, counts, tuple(notes))
+    return Table(path, names, rows, numbers, counts, tuple(notes), between_cells, frozenset(read.lists))
 
 
 def text_column(table: Table, wanted: str | None) -> str:
@@ -101,16 +103,15 @@ def text_column(table: Table, wanted: str | None) -> str:
             return _beside_labels(alike[0], table)
     raise InputError(
         f"{where}: no column is named {', '.join(TEXT_COLUMNS)}; say which of {listed(table.header)} has the text: "
-        "--text-column (the first line must be the names of the columns)"
+        f"--text-column{' (the first line must be the names of the columns)' if table.between_cells else ''}"
     )
 
 
 def _beside_labels(text: str, table: Table) -> str:
     if len(table.header) == 1:
-        raise InputError(
-            f"{table.path}:1: there is no column of labels beside {text!r}; is {table.delimiter!r} what stands between "
-            "cells? --delimiter says otherwise"
-        )
+        between = table.between_cells
+        fix = f"; is a {between} the delimiter? If not, give --delimiter" if between else ""
+        raise InputError(f"{table.path}:1: there is no column of labels beside {text!r}{fix}")
     return text
 
 
@@ -162,8 +163,12 @@ class Columns:
         return bool(seen) and (seen <= _TRUTHS or all(map(is_number, seen)))
 
     def _is_fit(self, name: str) -> bool:
-        """Whether the column looks like classes, and not like ids, numbers or text."""
-        return 2 <= len(self.values(name)) <= len(self._first.rows) / 2
+        """Whether the column looks like classes, and not like ids, numbers, text or lists."""
+        return not self.holds_lists(name) and 2 <= len(self.values(name)) <= len(self._first.rows) / 2
+
+    def holds_lists(self, name: str) -> bool:
+        """Whether cells of the column are lists, in the first file."""
+        return name in self._first.lists
 
     @property
     def default_main(self) -> str:

@@ -26,7 +26,8 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?')  # what Excel writes and reads
 class Rows:
     """The header and the rows of one file.
 
-    `line_numbers` say where each row ends, `notes` what was left out and why, `left_out` how many of the lines.
+    `line_numbers` say where each row ends, `notes` what was left out and why, `left_out` how many of the lines; `lists`
+    names the columns with lists (only in JSON).
     """
 
     header: list[str]
@@ -34,6 +35,7 @@ class Rows:
     line_numbers: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    lists: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, eq=False)

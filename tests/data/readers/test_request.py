@@ -13,7 +13,7 @@ from tests.data.readers.opened import message_of, sentences
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("xml:x", "no reader 'xml'; the readers are stdlib, columns:PATH, conllu:PATH, csv:PATH, text:PATH"),
+        ("xml:x", "the readers are stdlib, columns:PATH, conllu:PATH, csv:PATH, jsonl:PATH, text:PATH"),
         ("data.csv", "no reader 'data.csv'"),
         ("", "no reader ''"),
         ("csv:", "the reader csv needs a path"),
@@ -86,21 +86,21 @@ def with_reader(tmp_path, monkeypatch):
     """Put a reader of that name into the folder of readers."""
 
     def add(name):
-        (tmp_path / "json_lines.py").write_text(LINES_READER.replace("NAME", repr(name)))
+        (tmp_path / "of_a_test.py").write_text(LINES_READER.replace("NAME", repr(name)))
         monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(tmp_path)])
 
     yield add
-    sys.modules.pop("mt2st_fast.data.readers.json_lines", None)
-    vars(readers).pop("json_lines", None)
+    sys.modules.pop("mt2st_fast.data.readers.of_a_test", None)
+    vars(readers).pop("of_a_test", None)
 
 
 def test_a_file_with_a_reader_is_all_that_a_reader_needs(with_reader, write, monkeypatch):
-    with_reader("jsonl")
+    with_reader("mine")
     monkeypatch.setattr(readers, "READERS", readers._find_readers())
     lines = '{"text": "a b", "label": "x"}\n{"text": "c", "label": "y"}\n' * 5
-    splits = open_data(f"jsonl:{write(**{'x.jsonl': lines}) / 'x.jsonl'}")
+    splits = open_data(f"mine:{write(**{'x.jsonl': lines}) / 'x.jsonl'}")
     assert (splits.main, splits.train.n_rows) == ("label", 8)
-    assert "csv:PATH, jsonl:PATH, text:PATH" in message_of("xml:x")
+    assert "jsonl:PATH, mine:PATH, text:PATH" in message_of("xml:x")
 
 
 def test_two_readers_of_one_name_are_refused(with_reader):

@@ -1,0 +1,168 @@
+"""Documents from tables with a column of text and columns of labels, whatever kind of file the tables come from."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mt2st_fast.data.corpus import FileRead, ReadRecord, Splits
+from mt2st_fast.data.readers.assembly import Section, assemble, complete_splits
+from mt2st_fast.data.readers.files import find_splits
+from mt2st_fast.data.readers.request import ReadRequest, TaskRequest, choose_tasks
+from mt2st_fast.data.readers.table import Columns, Table, aligned, is_number, text_column
+from mt2st_fast.data.text.tokenizers import lowered_words_and_marks
+from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import in_any_case, listed
+
+
+def read_documents(
+    request: ReadRequest, kind: str, extensions: Collection[str], read_table: Callable[[Path], Table]
+) -> Splits:
+    """Read every column but the text as a task; a row and a unit is a document.
+
+    kind: the reader's name. extensions: of its files in a folder. A task has classes, unless asked for as
+    `name:regression` or `name:multilabel` (labels separated by | or ;). An empty cell is a missing label. By default
+    the first column after the text that looks like classes is the main task (or one before the text if there is none),
+    and the others are auxiliary, except those that look like ids, numbers, text or lists (or have one class only).
+    Columns are found by their names, in any case and order.
+    """
+    where = str(request.path)
+    files = find_splits(request.path, extensions, request.measured)
+    found = {part: read_table(path) for part, path in files.items()}
+    first = next(iter(found.values()))  # the training table, if there is one
+    tables = {part: aligned(table, first) for part, table in found.items()}
+    columns = Columns(tables, text_column(first, request.text_column))
+    request = _in_the_headers_case(request, columns)
+    default_auxiliary = [task for task in columns.names if task not in columns.unfit]
+    main, auxiliary = choose_tasks(request, columns.names, columns.default_main, default_auxiliary, where)
+    requests = [main, *auxiliary]
+    for task in requests:
+        _check_lists(task, first)
+    for table in tables.values():
+        _check_columns(table, columns.text, main.name)
+    sections = {
+        part: Section(
+            [lowered_words_and_marks(text) for text in table.column(columns.text)],
+            {task.name: [[cell] for cell in columns.cells(part, task)] for task in requests},
+        )
+        for part, table in tables.items()
+    }
+    if not any(next(iter(sections.values())).units):
+        raise InputError(
+            f"{first.path}: no row has a word in the column {columns.text!r}; --text-column says which column has the "
+            "text"
+        )
+    return assemble(
+        f"{kind}:{where}",
+        complete_splits(sections, where, request.measured),
+        {task.name: task.kind for task in requests},
+        "document",
+        main.name,
+        [task.name for task in auxiliary],
+        [*_notes_on_tasks(request, columns, requests), *_notes_on_files(tables, auxiliary)],
+        _record(tables, columns, requests),
+    )
+
+
+def _in_the_headers_case(request: ReadRequest, columns: Columns) -> ReadRequest:
+    """Return the request with the columns' names as spelled in the header. Raises InputError for the text as a task."""
+
+    def named(task: TaskRequest) -> TaskRequest:
+        name = in_any_case(task.name, columns.names)
+        if name is None and in_any_case(task.name, [columns.text]):
+            raise InputError(
+                f"column {columns.text!r} has the text and is no task; --text-column says which column has the text"
+            )
+        return task if name is None else replace(task, name=name)
+
+    main = None if request.main is None else named(request.main)
+    auxiliary = None if request.auxiliary is None else tuple(map(named, request.auxiliary))
+    return replace(request, main=main, auxiliary=auxiliary)
+
+
+def _check_columns(table: Table, text: str, main: str) -> None:
+    for name, what in ((text, "the text"), (main, "the main task")):
+        if name not in table.header:
+            raise InputError(
+                f"{table.path}: the columns differ from the training file's: there is no {name!r}, which is {what}; "
+                "add it or take the file away"
+            )
+
+
+def _check_lists(task: TaskRequest, table: Table) -> None:
+    if task.name in table.lists and task.kind != "labels":
+        raise InputError(
+            f"{table.path}: {task.name!r} holds lists, of which a row has any number: say {task.name}:multilabel"
+        )
+
+
+def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[TaskRequest]) -> list[str]:
+    """Return notes on what the reader chose by itself, and on cells that may have another meaning."""
+    notes, main = [], tasks[0].name
+    if empty := columns.read_as(columns.text, "").empty:
+        notes.append(
+            f"column {columns.text!r}: {empty:,} cells are empty, and so {empty:,} documents without words"
+        )
+    if request.main is None and main != columns.behind_text:
+        notes.append(
+            f"column {columns.behind_text!r} is not the main task, as it has "
+            f"{len(columns.values(columns.behind_text))} classes: {main!r} is (--label-column decides)"
+        )
+    if request.auxiliary is None:
+        notes += [
+            f"column {task!r} is no auxiliary task: "
+            + (
+                f"it holds lists (--aux {task}:multilabel)"
+                if columns.holds_lists(task)
+                else f"it has {len(columns.values(task))} classes"
+            )
+            for task in columns.unfit
+            if task != main
+        ]
+    for task in tasks:
+        values = columns.values(task.name)
+        if (
+            task.kind == "classes"
+            and task.name in columns.unfit
+            and all(map(is_number, values))
+            and len(values) > 1
+        ):
+            notes.append(
+                f"column {task.name!r} has {len(values)} classes, all of them numbers: to learn the number itself say "
+                f"{task.name}:regression"
+            )
+        if task.kind == "values" and columns.has_decimal_commas(task.name):
+            notes.append(f"column {task.name!r}: commas are read as decimal points (1,5 is 1.5)")
+        nan = columns.read_as(task.name, "").nan
+        if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
+            notes.append(f"column {task.name!r}: nan in {nan:,} cells is no label")
+        elif nan:
+            notes.append(
+                f"column {task.name!r}: nan in {nan:,} cells is a class; empty the cells if there is no label"
+            )
+    return notes
+
+
+def _notes_on_files(tables: Mapping[str, Table], auxiliary: Sequence[TaskRequest]) -> list[str]:
+    notes = [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
+    for table in tables.values():
+        if missing := [task.name for task in auxiliary if task.name not in table.header]:
+            notes.append(f"{table.path.name}: has no column {listed(missing)}, and so no labels of it")
+    return notes
+
+
+def _record(tables: Mapping[str, Table], columns: Columns, tasks: Sequence[TaskRequest]) -> ReadRecord:
+    files = tuple(
+        FileRead(str(table.path), part, len(table.rows), len(table.rows), table.left_out)
+        for part, table in tables.items()
+    )
+    place = {task.name: "auxiliary task" for task in tasks} | {tasks[0].name: "main task"}
+    of_kind = {task.name: f"{place[task.name]}, {task.kind}" for task in tasks}
+    used = tuple(
+        columns.read_as(name, "text" if name == columns.text else of_kind.get(name, "left out"))
+        for name in (columns.text, *columns.names)
+    )
+    between = dict.fromkeys(table.between_cells for table in tables.values() if table.between_cells)
+    understood = {"text column": columns.text}
+    if between:
+        understood["between cells"] = " or ".join(between)
+    return ReadRecord(files, used, understood)

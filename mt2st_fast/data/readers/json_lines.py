@@ -1,0 +1,165 @@
+"""The reader `jsonl:PATH`: documents as JSON objects, one a line, with a key for the text and keys for labels."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mt2st_fast.data.corpus import Splits
+from mt2st_fast.data.readers.documents import read_documents
+from mt2st_fast.data.readers.request import Reader, ReadRequest
+from mt2st_fast.data.readers.table import Table, make_table
+from mt2st_fast.data.readers.table_rows import Rows
+from mt2st_fast.data.text.lines import open_lines
+from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import listed
+
+_EXTENSIONS = (".jsonl", ".ndjson", ".json")
+_BETWEEN_LABELS = "|;"  # see `table.Columns.cells`
+_FIX = "write one JSON object a line"
+
+
+def read(request: ReadRequest) -> Splits:
+    """Read a file of JSON objects, or a folder of such, whose rows are documents (see documents.py).
+
+    The columns are the keys of all objects, in order of appearance; of an object within an object, `outer.inner`. null,
+    an empty string, an empty list and a missing key are a missing label. Lists of strings or numbers are labels of a
+    multi-label task; keys with other lists are left out, and a note says so.
+    """
+    return read_documents(request, "jsonl", _EXTENSIONS, _read_table)
+
+
+READER = Reader(
+    "jsonl",
+    read,
+    path="JSON objects, one a line, with a key for the text, or a folder of such files",
+    kinds=("classes", "labels", "values"),
+    tokenizer="lowered words",
+    level="document",
+    options=("text_column",),
+)
+
+
+def _read_table(path: Path) -> Table:
+    return make_table(path, read_objects(path))
+
+
+def read_objects(path: Path) -> Rows:
+    """Return the objects of a file as the rows of a table whose columns are their keys.
+
+    Raises InputError, naming the line, for what is no JSON object, for a key that is there twice, and for text that
+    cannot be written as UTF-8.
+    """
+    text = open_lines(path, tell=False)
+    objects: list[dict[str, str]] = []
+    numbers: list[int] = []
+    lists, unusable, counts, blank = set[str](), Counter[str](), Counter[str](), 0
+    for number, line in text:
+        if not line.strip():
+            blank += 1
+            continue
+        cells: dict[str, str] = {}
+        for key, value in _leaves(_parsed(line, path, number), "", path, number):
+            if key in cells:
+                raise InputError(f"{path}:{number}: two values are called {key!r}; rename one of them")
+            if isinstance(value, list):
+                if any(isinstance(item, dict | list) for item in value):
+                    unusable[key] += 1
+                    continue
+                lists.add(key)
+                cells[key] = "|".join(_label(item, key, path, number) for item in value if item is not None)
+            else:
+                cells[key] = _text(value, path, number)
+            counts[key] += 1
+        objects.append(cells)
+        numbers.append(number)
+    header = [key for key in counts if key not in unusable]
+    if not objects or not header:
+        raise InputError(f"{path}: no object has a key with a text or a label; {_FIX}")
+    notes = [f"left out, as it holds lists of objects or of lists: {listed([key])}" for key in unusable]
+    notes += [
+        f"{len(objects) - counts[key]:,} objects have no key {key!r}, the first stands on line "
+        f"{next(n for n, cells in zip(numbers, objects, strict=True) if key not in cells)}"
+        for key in header
+        if counts[key] < len(objects)
+    ]
+    rows = [[cells.get(key, "") for key in header] for cells in objects]
+    return Rows(header, rows, numbers, [*notes, *text.notes], {"blank lines": blank}, lists - set(unusable))
+
+
+def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # json itself keeps the last one
+            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+            raise InputError(f"{path}:{number}: the key {twice!r} is there twice; rename one of them")
+        return found
+
+    try:
+        value = json.loads(line, object_pairs_hook=unique, parse_constant=_constant)
+    except (json.JSONDecodeError, RecursionError) as error:
+        _refuse_line(line, path, number, error)
+    if not isinstance(value, dict):
+        if number == 1 and isinstance(value, list):
+            raise InputError(f"{path}:1: the file is one JSON list; {_FIX}")
+        raise InputError(f"{path}:{number}: {_shown(line)} is no JSON object; {_FIX}")
+    return value
+
+
+def _refuse_line(line: str, path: Path, number: int, error: Exception) -> NoReturn:
+    if line.strip() in ("[", "{") or (number == 1 and line.lstrip().startswith("[")):
+        raise InputError(f"{path}:{number}: a JSON value goes over several lines; {_FIX}") from None
+    why = (
+        f"{error.msg} at column {error.colno}"
+        if isinstance(error, json.JSONDecodeError)
+        else "nested too deeply"
+    )
+    raise InputError(f"{path}:{number}: {_shown(line)} is not JSON ({why}); {_FIX}") from None
+
+
+def _constant(name: str) -> str:
+    """Return NaN and the infinities, which Python writes although JSON has none, as their text."""
+    return {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}[name]
+
+
+def _leaves(found: dict[str, Any], prefix: str, path: Path, number: int) -> Iterator[tuple[str, Any]]:
+    """Yield the values that are no objects, by their path of keys."""
+    for name, value in found.items():
+        key = f"{prefix}{_text(' '.join(name.split()), path, number)}"
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{key}.", path, number)
+        else:
+            yield key, value
+
+
+def _text(value: Any, path: Path, number: int) -> str:
+    """Return a value as the text of a cell: 1.0 as "1", true as "true", null as ""."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))  # pandas writes whole numbers so, where one is missing
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        bad = text[error.start].encode("unicode_escape").decode()
+        raise InputError(
+            f"{path}:{number}: {bad} is half of a character and no text; write the whole character"
+        ) from None
+    return text
+
+
+def _label(item: Any, key: str, path: Path, number: int) -> str:
+    label = _text(item, path, number)
+    if any(sign in label for sign in _BETWEEN_LABELS):
+        raise InputError(
+            f"{path}:{number}: the label {label!r} in {key!r} contains | or ;, which stand between labels; rename it"
+        )
+    return label
+
+
+def _shown(line: str) -> str:
+    return repr(line if len(line) <= 40 else f"{line[:37]}...")

@@ -1,0 +1,197 @@
+"""JSON objects a line: what becomes a column, and what is wrong named by line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mt2st_fast.cli import main
+from mt2st_fast.data import open_data
+from mt2st_fast.data.readers.json_lines import read_objects
+from mt2st_fast.errors import InputError
+from tests.data.readers.opened import labels, message_of, words
+
+OBJECTS = [
+    {
+        "text": "Good, it's\nfine!",
+        "label": "pos",
+        "rating": 4.5,
+        "tags": ["a", "b"],
+        "meta": {"topic": {"name": "x"}},
+    },
+    {"text": "Bad.", "label": "neg", "rating": None, "tags": ["b", "c"], "meta": {}},
+    {"text": "So so", "label": "", "rating": 2, "tags": []},
+    {"text": "x", "label": "neg", "rating": 1.0, "meta": {"topic": {"name": "x"}}},
+]
+
+
+def lines(objects):
+    return "".join(json.dumps(each) + "\n" for each in objects)
+
+
+@pytest.fixture
+def folder(write):
+    return write(**{f"{part}.jsonl": lines(OBJECTS) for part in ("train", "dev", "test")})
+
+
+def rows_of(write, text):
+    read = read_objects(write(**{"x.jsonl": text}) / "x.jsonl")
+    return read.header, read.rows
+
+
+def test_objects_hold_classes_numbers_and_label_sets(folder):
+    splits = open_data(f"jsonl:{folder}", main="rating:regression", auxiliary=["tags:multilabel", "label"])
+    assert splits.name == f"jsonl:{folder}"
+    assert (splits.tasks, splits.train.level) == (("rating", "tags", "label"), "document")
+    nan = np.nan
+    np.testing.assert_array_equal(splits.train.column("rating").values, [[4.5], [nan], [2], [1]])
+    assert splits.train.column("tags").class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(
+        splits.train.column("tags").values, [[1, 1, 0], [0, 1, 1], [nan] * 3, [nan] * 3]
+    )
+    assert labels(splits, "label") == ["pos", "neg", None, "neg"]
+    assert words(splits) == ["good", ",", "it's", "fine", "!", "bad", ".", "so", "so", "x"]
+
+
+def test_what_is_left_out_by_default_is_said(folder):
+    splits = open_data(f"jsonl:{folder}")
+    assert splits.tasks == ("label",)
+    assert splits.notes[:3] == (
+        "column 'rating' is no auxiliary task: it has 3 classes",
+        "column 'tags' is no auxiliary task: it holds lists (--aux tags:multilabel)",
+        "column 'meta.topic.name' is no auxiliary task: it has 1 classes",
+    )
+    assert splits.notes[3:5] == (
+        "train.jsonl: 1 objects have no key 'tags', the first stands on line 4",
+        "train.jsonl: 2 objects have no key 'meta.topic.name', the first stands on line 2",
+    )
+    assert splits.record.understood == {"text column": "text"}
+
+
+def test_the_same_rows_are_the_same_corpus_as_by_a_table(write):
+    rows = [(f"word{i} word{i % 4}", "ab"[i % 2], i % 3) for i in range(20)]
+    table = "text,label,level\n" + "".join(f"{text},{label},{level}\n" for text, label, level in rows)
+    objects = lines({"text": text, "label": label, "level": level} for text, label, level in rows)
+    folder = write(**{"x.csv": table, "x.jsonl.gz": objects})
+    by_table, by_objects = open_data(f"csv:{folder / 'x.csv'}"), open_data(f"jsonl:{folder / 'x.jsonl.gz'}")
+    assert by_table.tasks == by_objects.tasks == ("label", "level")
+    for part in ("train", "dev", "test"):
+        assert words(by_table, part) == words(by_objects, part)
+        for task in by_table.tasks:
+            assert labels(by_table, task, part) == labels(by_objects, task, part)
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("1", "1"),
+        ("1.0", "1"),
+        ("-3.0", "-3"),
+        ("1.5", "1.5"),
+        ("1e300", "1e+300"),
+        ("true", "true"),
+        ("false", "false"),
+        ("null", ""),
+        ('""', ""),
+        ("[]", ""),
+        ("[null]", ""),
+        ('["a", 1, null, 2.0, true]', "a|1|2|true"),
+        ("NaN", "nan"),
+        ('"\\u00e4\\u2028"', "ä\u2028"),
+    ],
+)
+def test_a_value_becomes_a_cell(write, value, cell):
+    header, rows = rows_of(write, f'{{"text": "t", "it": {value}}}\n')
+    assert (header, rows) == (["text", "it"], [["t", cell]])
+
+
+def test_keys_are_columns_in_order_of_appearance_and_lists_of_objects_are_left_out(write):
+    text = '{"b": 1, "people": [{"name": "x"}]}\n\n{"a": 2, "b": {"c": 3}, "people": []}\n'
+    path = write(**{"x.jsonl": text}) / "x.jsonl"
+    read = read_objects(path)
+    assert (read.header, read.rows, read.line_numbers) == (
+        ["b", "a", "b.c"],
+        [["1", "", ""], ["", "2", "3"]],
+        [1, 3],
+    )
+    assert read.notes[0] == "left out, as it holds lists of objects or of lists: people"
+    assert read.left_out == {"blank lines": 1}
+    assert read.lists == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"text": "a", "label": "b"}\n{"text": \n',
+            "x.jsonl:2: '{\"text\": ' is not JSON (Expecting value at",
+        ),
+        (
+            '{"text": "a"} {"text": "b"}\n',
+            "is not JSON (Extra data at column 15); write one JSON object a line",
+        ),
+        ('[{"text": "a"}]\n', "x.jsonl:1: the file is one JSON list; write one JSON object a line"),
+        ('[\n{"text": "a"}\n]\n', "x.jsonl:1: a JSON value goes over several lines; write one JSON object a"),
+        ('{\n"text": "a"\n}\n', "x.jsonl:1: a JSON value goes over several lines"),
+        ('{"text": "a"}\n7\n', "x.jsonl:2: '7' is no JSON object"),
+        ('{"text": "a", "label": 1, "label": 2}\n', "x.jsonl:1: the key 'label' is there twice"),
+        ('{"text": "a", "o": {"k": 1, "k": 1}}\n', "x.jsonl:1: the key 'k' is there twice"),
+        ('{"o.k": 1, "o": {"k": 2}}\n', "x.jsonl:1: two values are called 'o.k'; rename one of them"),
+        ('{"text": "a \\ud800"}\n', r"x.jsonl:1: \ud800 is half of a character"),
+        (
+            '{"text": "a", "tags": ["x|y"]}\n',
+            "the label 'x|y' in 'tags' contains | or ;, which stand between",
+        ),
+        ("{}\n", "x.jsonl: no object has a key with a text or a label"),
+        ('{"people": [{}]}\n', "x.jsonl: no object has a key with a text or a label"),
+        ('{"text": ' + "[" * 3000 + "]" * 3000 + "}\n", "is not JSON (nested too deeply)"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_its_line(write, text, message):
+    path = write(**{"x.jsonl": text}) / "x.jsonl"
+    with pytest.raises(InputError) as refused:
+        read_objects(path)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"main": "tags"}, "'tags' holds lists, of which a row has any number: say tags:multilabel"),
+        ({"main": "text"}, "column 'text' has the text and is no task"),
+        (
+            {"main": "lable"},
+            "there is no task 'lable'; it has label, rating, tags, meta.topic.name: is 'label'",
+        ),
+        ({"main": "label:regression"}, "train.jsonl:1: 'pos' in column 'label' is no number"),
+        ({"delimiter": ";"}, "--delimiter is for csv:PATH; leave it out"),
+        ({"text_column": "body"}, "there is no column 'body'; the columns are text, label"),
+    ],
+)
+def test_a_request_that_the_objects_cannot_meet_is_refused(folder, settings, message):
+    assert message in message_of(f"jsonl:{folder}", **settings)
+
+
+def test_a_key_without_the_text_names_the_keys(write):
+    folder = write(**{"x.jsonl": '{"body": "a", "label": "b"}\n'})
+    told = message_of(f"jsonl:{folder / 'x.jsonl'}")
+    assert told.endswith("say which of body, label has the text: --text-column")
+    assert message_of(f"jsonl:{write(**{'y.jsonl': lines([{'text': 'a'}])}) / 'y.jsonl'}").endswith(
+        "there is no column of labels beside 'text'"
+    )
+
+
+def test_a_model_trains_on_objects_and_is_measured_on_them(write, tmp_path, capsys):
+    rows = [{"body": f"{'ab'[i % 2]} w{i % 5}", "tone": "xy"[i % 2], "n": i % 7 + 0.5} for i in range(60)]
+    data = f"jsonl:{write(**{'x.jsonl': lines(rows)}) / 'x.jsonl'}"
+    out = str(tmp_path / "run")
+    tasks = "--text-column body --label-column tone --label-column n:regression"
+    for command in (
+        f"train --data {data} {tasks} --epochs 2 --device cpu --out {out}",
+        f"test {out} {data} --tasks tone,n",
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command.split())
+        assert ended.value.code == 0, capsys.readouterr().err
+    assert "r2" in capsys.readouterr().out.casefold().replace("²", "2")
