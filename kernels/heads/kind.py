@@ -293,8 +293,8 @@ def elementwise_kind(
 ) -> Kind:
     """Make a kind whose loss is a mean over independent outputs; targets are float values (N, C).
 
-    loss: the oracle: logits, targets and column weights (n,) and the head's options -> losses (n,), written in plain
-    torch and without `element`.
+    loss: the oracle: logits, targets and column weights (N, C) and the head's options -> losses (N, C), written in
+    plain torch and without `element`.
     element(z, y, weight, options) -> (loss, d loss/d z): z and y are blocks, weight is the output's column weight and
     options the tuple `Options.numbers`, padded with 0. Numba and Triton compile it, so it may use only the functions of
     `elements` and float literals, and no annotations. y may be NaN; the result is then discarded.
@@ -305,10 +305,10 @@ def elementwise_kind(
         target = target.to(logits.dtype)
         valid = ~torch.isnan(target)
         weights = torch.tensor(head.column_weights, dtype=logits.dtype, device=logits.device)
-        weights = weights.expand(valid.shape)[valid]
-        # Select the valid elements before computing the loss: masking it afterwards would not help if it is infinite.
-        of_valid = loss(logits[valid], target[valid], weights, head.options)
-        return torch.zeros_like(logits).masked_scatter(valid, of_valid).sum(1)
+        # Zeros in place of the invalid elements before computing the loss, too: masking only the loss would not help
+        # where it is infinite. No selection by a mask, whose size vmap could not know.
+        z, y = (torch.where(valid, values, 0.0) for values in (logits, target))
+        return torch.where(valid, loss(z, y, weights.expand(valid.shape), head.options), 0.0).sum(1)
 
     def counts(target: Tensor, head: HeadSpec, dtype: torch.dtype) -> Tensor:
         del head  # positive weights scale the loss only; every valid element counts 1

@@ -149,7 +149,7 @@ def _implementation(backend: str, requested_plan: str, features: Tensor, layout:
     N, D = features.shape
     shape = Shape(N, D, layout.width, layout.widest, features.element_size())
     # A size that torch.compile keeps symbolic cannot be a cache key.
-    if isinstance(N, int):
+    if isinstance(N, int) and isinstance(D, int):
         choice = _cached_plan(backend, shape, requested_plan, features.device, torch.get_num_threads())
     else:
         choice = choose_plan(backend, shape, requested_plan, features.device)

@@ -66,8 +66,18 @@ def _exact(logits: Tensor) -> Tensor:
 def check_targets(name: str, target: Tensor, head: HeadSpec) -> None:
     """Raise ValueError for a class outside [0, C) that is not ignored, and for a value outside the kind's bounds."""
     is_outside = head.is_outside(target)
-    if is_outside is not None and is_outside.any():
+    if is_outside is None or _is_batched(is_outside):
+        return
+    if is_outside.any():
         raise ValueError(head.refusal(name, target[is_outside][0].item()))
+
+
+def _is_batched(values: Tensor) -> bool:
+    """Return whether values are those of many calls under vmap, which cannot be looked at."""
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(values):  # grad around vmap
+        values = functorch.get_unwrapped(values)
+    return bool(functorch.is_batchedtensor(values))
 
 
 def head_correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:

@@ -101,12 +101,12 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         self.classes_ = self.task_classes_[main]
         return self
 
-    def predict(self, X: Any, task: str | None = None) -> np.ndarray:
+    def predict(self, X: Any, task: str | int | None = None) -> np.ndarray:
         """Return the likeliest class of every text (N,); task: the main one by default."""
         check_is_fitted(self)
         return self._predicted(self._rows(X), self._known(task))
 
-    def predict_proba(self, X: Any, task: str | None = None) -> np.ndarray:
+    def predict_proba(self, X: Any, task: str | int | None = None) -> np.ndarray:
         """Return float64 probabilities (N, C), in the order of the task's classes."""
         check_is_fitted(self)
         return self._probabilities(self._rows(X), self._known(task))
@@ -140,10 +140,13 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
     def _rows(self, X: Any) -> list[list[str]]:
         return rows_of_words(X, self.tokenizer)
 
-    def _known(self, task: str | None) -> str:
-        if task is not None and task not in self.task_classes_:
+    def _known(self, task: str | int | None) -> str:
+        name = (
+            self.main_ if task is None else str(task)
+        )  # tasks of an array are named by their columns' numbers
+        if name not in self.task_classes_:
             raise InputError(f"there is no task {task!r}; there are {', '.join(self.task_classes_)}")
-        return self.main_ if task is None else task
+        return name
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -138,8 +138,11 @@ class HeadBank(nn.Module):
         """The tasks that are being trained, main task first."""
         return self._active
 
-    def set_active(self, tasks: Iterable[str]) -> None:
+    def set_active(self, tasks: Iterable[str], shared: Iterable[Tensor] = ()) -> None:
         """Train these tasks only: the parameters of the others no longer need a gradient and lose the one they have.
+
+        A parameter that an active task has, too, trains on. shared: parameters that train on because something else
+        than a head uses them, such as an embedding that is also the weight of a head.
 
         Raises ValueError for an unknown task, or if the main task is missing.
         """
@@ -150,14 +153,20 @@ class HeadBank(nn.Module):
         if self.main not in wanted:
             raise ValueError(f"the main task {self.main} cannot retire")
         self._begin_training(wanted)
+        in_use = self._in_use(wanted) | {id(parameter) for parameter in shared}
         for name in self.names:
             if name not in wanted and name not in self._frozen_by_retirement:
                 # What the user has frozen stays frozen when the task comes back.
                 named = self._module(name).named_parameters()
                 self._frozen_by_retirement[name] = [own for own, p in named if p.requires_grad]
-                for parameter in self._parameters_of(name, self._frozen_by_retirement[name]):
-                    parameter.requires_grad_(False)
-        self._activate(wanted)
+        for name, own in self._frozen_by_retirement.items():
+            for parameter in self._parameters_of(name, own):
+                parameter.requires_grad_(id(parameter) in in_use)
+        self._activate(wanted, in_use)
+
+    def _in_use(self, tasks: Iterable[str]) -> set[int]:
+        """Return the id() of every parameter of these tasks."""
+        return {id(parameter) for name in tasks for parameter in self._module(name).parameters()}
 
     def _begin_training(self, tasks: Iterable[str]) -> None:
         """Train the parameters of tasks that had retired."""
@@ -165,12 +174,12 @@ class HeadBank(nn.Module):
             for parameter in self._parameters_of(name, self._frozen_by_retirement.pop(name, ())):
                 parameter.requires_grad_(True)
 
-    def _activate(self, wanted: Collection[str]) -> None:
-        """Compute these tasks, and no others, from now on."""
+    def _activate(self, wanted: Collection[str], in_use: Collection[int]) -> None:
+        """Compute these tasks, and no others, from now on; drop the gradients of parameters that are not in use."""
         self._active = tuple(name for name in self.names if name in wanted)
         for name in self.names:
-            if name not in wanted:
-                for parameter in self._module(name).parameters():
+            for parameter in self._module(name).parameters():
+                if id(parameter) not in in_use:
                     parameter.grad = None
         self._make_layouts()
         self.lay_adjacent()
@@ -206,7 +215,7 @@ class HeadBank(nn.Module):
             ) from None
         wanted = {name for name in self.names if was_active.get(name, name in self._active)} | {self.main}
         self._begin_training(wanted)
-        self._activate(wanted)
+        self._activate(wanted, self._in_use(wanted))
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **others: Any) -> Any:
         """As for any module, but every tensor has its own memory; keep_vars gives the parameters themselves.
@@ -270,10 +279,15 @@ class HeadBank(nn.Module):
 
     def reasons_to_call(self) -> dict[str, str]:
         """Return, by task, why active heads cannot be computed from weight and bias alone; empty for plain heads."""
-        reasons = {}
-        for name in self._active:
-            if name in self.tasks and (reason := reason_to_call(self.linears[module_name(name)])) is not None:
+        reasons, without_bias = {}, []
+        layers = {name: self.linears[module_name(name)] for name in self._active if name in self.tasks}
+        for name, layer in layers.items():
+            if (reason := reason_to_call(layer)) is not None:
                 reasons[name] = reason
+            elif layer.bias is None:
+                without_bias.append(name)
+        if len(reasons) + len(without_bias) < len(layers):  # the kernels add a bias to all heads or to none
+            reasons |= dict.fromkeys(without_bias, "has no bias, and other heads do")
         return reasons
 
     def pooling(self, task: str) -> Pooling:

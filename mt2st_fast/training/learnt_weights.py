@@ -3,7 +3,8 @@
 As for any schedule, `task_weights` says which tasks are active; the numbers in it are not read. The schedule has
 
     prepare(heads)              optional, called before its first step: it can create what it learns per task
-    weights(active)             (K,) for the active tasks, with the gradient by which they are learned
+    weights(tasks)              (K,) for these tasks, with the gradient by which they are learned: those that a step's
+                                batches have targets for, as for `penalty`; for a record of the history all active ones
     penalty(present)            optional, () to add to the total loss for the tasks that a step's batches have
                                 targets for (like the logarithms of uncertainty weighting, Kendall et al. 2018,
                                 equation 10)

@@ -13,11 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import (
     FusedUpdate,
     RowRule,
@@ -57,6 +58,9 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
     A subclass names the rule by `kind`; its groups hold the rule's numbers by name, unless it overrides `rule`.
     """
 
+    # Options of a group under which torch moves dense parameters, and for which no rule of rows exists.
+    without_rows: ClassVar[tuple[str, ...]] = ()
+
     @property
     @abstractmethod
     def kind(self) -> RowRuleKind:
@@ -67,9 +71,30 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         return RowRule(self.kind, group["lr"], **{name: group[name] for name in self.kind.numbers})
 
     def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
-        """Return the rule for the rows of a table of this group in the current step, and count that step."""
+        """Return the rule for the rows of a table of this group in the current step, and count that step.
+
+        Raises InputError for an option of the group that rows cannot follow.
+        """
         del table
+        self.check_rows(group)
         return self.rule(group)
+
+    def check_rows(self, group: dict[str, Any]) -> None:
+        """Raises InputError for an option of a table's group that rows cannot follow."""
+        for name in self.without_rows:
+            if value := group.get(name):
+                off = False if value is True else 0
+                cycles = (
+                    " (OneCycleLR and CyclicLR set it: cycle_momentum=False)" if name == "momentum" else ""
+                )
+                raise InputError(
+                    f"{type(self).__name__} moves rows without {name}, and the table's group has {name}={value}: put "
+                    f"the table into a group of its own with {name}={off}{cycles}"
+                )
+
+    def is_plain(self, group: dict[str, Any]) -> bool:
+        """Return whether the rule moves dense parameters of this group as `step` does, weight decay aside."""
+        return not any(group.get(name) for name in self.without_rows)
 
     def take_back(self, table: Tensor) -> None:
         """Take back the count of a step by `next_rule` that is not taken."""
@@ -232,16 +257,21 @@ def _check_rate(lr: float | Tensor) -> None:
 
 
 class SGD(RowSparseOptimizer, torch.optim.SGD):
-    """Stochastic gradient descent, w -= lr g; no momentum on rows, as a row would have to move without a gradient."""
+    """Stochastic gradient descent, w -= lr g; no momentum on rows, as a row would have to move without a gradient.
+
+    A group without a row-sparse table may have any option of torch's SGD. Of the others, such a table's group may have
+    weight_decay, which acts on its dense parameters only; a step raises InputError for momentum and maximize.
+    """
 
     kind = rules.SGD
+    without_rows = ("momentum", "nesterov", "maximize")
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         _check_rate(lr)
         super().__init__(params, lr=lr)
 
     def dense_state(self, parameter: Tensor) -> RowState:
-        """Return an empty state: torch's SGD and the rule are the same."""
+        """Return an empty state: torch's SGD and the rule are the same, if the group is plain."""
         del parameter
         return RowState()
 
@@ -310,9 +340,11 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
 
     A row moves by its own moments, and further the rarer it is: a gradient moves it as far as AdamW on the whole table
     eventually would, at a cost that depends only on the batch (the formula: `mt2st_fast.kernels.bags.rules.adam`).
-    weight_decay acts on dense parameters only. The state of a table is two more tables; `RowwiseAdagrad` needs one
-    number per row.
+    weight_decay acts on dense parameters only; a step raises InputError for a row-sparse table in a group with amsgrad
+    or maximize. The state of a table is two more tables; `RowwiseAdagrad` needs one number per row.
     """
+
+    without_rows = ("amsgrad", "maximize")
 
     kind = rules.ADAM
 
@@ -339,7 +371,11 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         )
 
     def next_rule(self, table: Tensor, group: dict[str, Any]) -> RowRule:
-        """Return Adam for rows, with the number of steps that the table has taken."""
+        """Return Adam for rows, with the number of steps that the table has taken.
+
+        Raises InputError as in any `RowSparseOptimizer`.
+        """
+        self.check_rows(group)
         steps: Tensor = self.state[table]["step"]
         if steps.device != table.device:  # a checkpoint loads it to the CPU
             steps = self.state[table]["step"] = steps.to(table.device)
@@ -350,11 +386,12 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         """Count one step less."""
         self.state[table]["step"] -= 1
 
+    def is_plain(self, group: dict[str, Any]) -> bool:
+        """Return whether AdamW is plain Adam with decay, computed without autograd or a CUDA graph."""
+        return super().is_plain(group) and not (group["capturable"] or group["differentiable"])
+
     def whole_state(self, parameter: Tensor) -> RowState | None:
-        """Return AdamW's own state: one step count, and both moments; None if AdamW is not plain Adam with decay."""
-        (group,) = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
-        if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:
-            return None
+        """Return AdamW's own state: one step count, and both moments."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)

@@ -41,8 +41,9 @@ class PhaseController:
     When a task retires, its head is no longer computed, its parameters need no gradient, and the optimizer drops their
     state. They keep their places in its groups, so that schedulers and stored states still fit. `weights` are those of
     the current step, by active task; the heads use them if a call gives none. optimizer: one, several, or None (retired
-    parameters then still occupy the memory of their moments); it may be set later. encoder: give it if it is or
-    contains a `TaskAdaptedEncoder`, whose task-specific layers retire with the tasks.
+    parameters then still occupy the memory of their moments); it may be set later. encoder: give it if a head shares a
+    parameter with it (tied embeddings), which then trains on when the head retires, and if it is or contains a
+    `TaskAdaptedEncoder`, whose task-specific layers retire with the tasks.
 
     To resume: make heads and optimizer as at the beginning, load modules, optimizer and this state in any order, and
     continue with the next step. The optimizer may also be made after loading the modules, from the trainable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -31,9 +33,20 @@ def enter_phase(
 
 def set_active(active: tuple[str, ...], encoder: nn.Module | None, heads: MultiTaskHeads) -> None:
     """Freeze the parameters that belong only to other tasks."""
-    heads.set_active(active)
-    for each in [] if encoder is None else adapted_in(encoder):
+    if encoder is None:
+        heads.set_active(active)
+        return
+    heads.set_active(active, shared=_beside(heads, encoder))
+    for each in adapted_in(encoder):
         each.set_active(active)
+
+
+def _beside(heads: MultiTaskHeads, encoder: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of the encoder's modules, without those of the heads if they are among these modules."""
+    of_heads = {id(module) for module in heads.modules()}
+    for module in encoder.modules():
+        if id(module) not in of_heads:
+            yield from module.parameters(recurse=False)
 
 
 def of_retired(encoder: nn.Module | None, heads: MultiTaskHeads) -> list[nn.Parameter]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -63,6 +65,7 @@ def make_parts(
     # An encoder may hold the heads as well: they are trained once.
     optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
     step_mixed_groups_singly(optimizer)
+    _check_steps_alone(optimizer)
     if isinstance(optimizer, RuleOptimizer) and any(map(is_dtensor, trainable)):
         raise InputError(
             f"{type(optimizer).__name__} moves whole parameters by its own kernels, and some are sharded (FSDP): give "
@@ -90,6 +93,16 @@ def make_parts(
         by_task=by_task,
         processes=options.processes,
     )
+
+
+def _check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
+    """Raises InputError for an optimizer that computes the loss itself, as LBFGS does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(
+            f"{type(optimizer).__name__} has to compute the loss several times in a step (step(closure)), which "
+            "Trainer does not do: give another optimizer, or use it in a loop of your own with PhaseController"
+        )
 
 
 def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: RunOptions) -> None:

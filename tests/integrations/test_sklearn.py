@@ -269,6 +269,15 @@ def test_what_cannot_be_used_is_named(X, y, options, message):
         small(**options).fit(X, y)
 
 
+def test_a_column_of_an_array_is_named_by_its_number():
+    labels = np.array([["a", "x"], ["b", "y"]] * (len(TEXTS) // 2))
+    model = small(epoch=1, main=1).fit(TEXTS, labels)
+    assert (model.predict(TEXTS, task=1) == model.predict(TEXTS, task="1")).all()
+    assert set(model.predict(TEXTS, task=0)) <= {"a", "b"}
+    with pytest.raises(InputError, match="there is no task 2; there are 1, 0"):
+        model.predict(TEXTS, task=2)
+
+
 def test_what_a_fitted_classifier_does_not_know_is_named():
     model = small(epoch=1).fit(TEXTS, BOTH)
     with pytest.raises(InputError, match="there is no task 'style'; there are topic, tone"):

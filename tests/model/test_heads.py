@@ -157,6 +157,15 @@ def test_compiles_without_a_graph_break(heads):
         torch.testing.assert_close(compiled(features, targets, w), heads(features, targets, w).total)
 
 
+def test_compiles_for_rows_and_features_of_any_number():
+    torch.compiler.reset()
+    compiled = torch.compile(lambda own, f, t: own(f, t).total, backend="aot_eager", dynamic=True)
+    for N, D in ((1, 8), (4, 8), (4, 16), (4, 24), (7, 24)):
+        heads = MultiTaskHeads(D, {"a": Classification(5)}, main="a")
+        features, targets = torch.randn(N, D), {"a": torch.arange(N) % 5}
+        torch.testing.assert_close(compiled(heads, features, targets), heads(features, targets).total)
+
+
 # --- retirement ----------------------------------------------------------------------------------------
 
 

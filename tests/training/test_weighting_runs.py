@@ -23,7 +23,15 @@ from mt2st_fast.training.schedules import Moment, RunFacts, find_strategy
 from tests.training.graphs_on_cpu import GraphedOnCpu
 from tests.training.small_runs import Stop
 from tests.training.turn_runs import OPTIMIZERS, PER_EPOCH, batches, parameters_of, trainer_of, windows
-from tests.training.weighting_runs import assert_same_model, data, encoder_and_heads, sgd, trained, without
+from tests.training.weighting_runs import (
+    LOSSES,
+    assert_same_model,
+    data,
+    encoder_and_heads,
+    sgd,
+    trained,
+    without,
+)
 
 MAKE = {"uncertainty": Uncertainty, "dwa": DynamicWeightAverage, "famo": FAMO}
 
@@ -203,3 +211,45 @@ def test_learnt_weights_may_let_a_task_retire_between_two_records():
     recorded = {record.step: (set(record.losses), set(record.weights)) for record in history.steps}
     assert recorded[6] == (set(trainer.heads.names), set(trainer.heads.names))  # the last of the phase before
     assert recorded[8] == (set(history.phases[1].active), set(history.phases[1].active))
+
+
+# --- tasks without a target in a step -------------------------------------------------------------------
+
+
+def with_missing(n_batches=6):
+    """Every other batch has targets of the main task alone."""
+    return [
+        (inputs, targets if i % 2 == 0 else {"tag": targets["tag"]})
+        for i, (inputs, targets) in enumerate(data(n_batches))
+    ]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_weight_rests_in_steps_without_a_target_of_its_task(accumulate):
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=0.1)
+
+    batches = with_missing()
+    schedule = Uncertainty()
+    trained(schedule, 2, batches, optimizer=adam, accumulate=accumulate)
+
+    encoder, heads = encoder_and_heads()
+    own = Uncertainty()
+    own.prepare(heads)
+    optimizer = adam([*encoder.parameters(), *heads.parameters(), *own.parameters()])
+    for first in range(0, 2 * len(batches), accumulate):
+        step = [batches[i % len(batches)] for i in range(first, first + accumulate)]
+        names = [name for name in heads.names if any(name in targets for _, targets in step)]
+        sums = dict.fromkeys(names, 0.0)
+        for inputs, targets in step:
+            features = encoder(inputs)
+            for name in targets:
+                sums[name] = sums[name] + LOSSES[name](heads.linear(name)(features), targets[name])
+        shared = {name: sum(name in targets for _, targets in step) for name in names}
+        means_k = torch.stack([sums[name] / shared[name] for name in names])
+        total = torch.dot(own.weights(names), means_k) + own.penalty(names)
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, wanted in own.log_variances.items():
+        torch.testing.assert_close(schedule.log_variances[name], wanted, rtol=1e-4, atol=1e-5)

@@ -30,6 +30,7 @@ from mt2st_fast.training.engines.held_parameters import (
     group_of,
     head_parameters,
     model_obstacle,
+    option_obstacle,
     parameter_obstacle,
 )
 from mt2st_fast.training.optim import RowSparseOptimizer
@@ -79,6 +80,9 @@ class BagTraining:
         reason = parameter_obstacle(parameters, optimizer)
         if reason is not None:
             return reason
+        # Before states are asked for, which makes those of plain options.
+        if (reason := option_obstacle(optimizer, decays=False)) is not None:
+            return reason
         moved = are_moved(parameters, optimizer)
         if _is_partly_frozen(moved[1:], heads):
             return PARTLY_FROZEN
@@ -94,7 +98,7 @@ class BagTraining:
             self._hold()
         if _is_partly_frozen(self._held.moved[1:], self._heads):
             return PARTLY_FROZEN
-        return self._held.obstacle()
+        return option_obstacle(self._optimizer, decays=False) or self._held.obstacle()
 
     def _hold(self) -> None:
         self._trained, self._models = _trained(self._encoder, self._heads, self._optimizer), {}

@@ -70,7 +70,8 @@ class EagerSteps:
         with parts.own_parameters_still():
             if len(plain) == 1:
                 encoded = [self._encoded(batch) for batch in plain[0]]
-                total, losses = self._total(encoded, self._weights(encoded), tasks_in(plain))
+                tasks = tasks_in(plain)
+                total, losses = self._total(encoded, self._weights(encoded, tasks), tasks)
                 self._backward(total)
             else:
                 shares_mk = label_shares(parts.heads, plain, parts.device)
@@ -111,7 +112,7 @@ class EagerSteps:
             encoded = [self._encoded(batch) for batch in batches]
             # Learned weights belong to a graph that every backward pass frees, so they are computed again.
             total, micro_losses = self._total(
-                encoded, self._parts.weights() * share_k, shares.tasks, shares.step
+                encoded, self._parts.weights(shares.tasks) * share_k, shares.tasks, shares.step
             )
             self._backward(total)
             losses = losses + share_k * micro_losses
@@ -157,10 +158,10 @@ class EagerSteps:
 
     # --- weights by the losses of the step itself ---------------------------------------------------------
 
-    def _weights(self, encoded: list[Encoded]) -> Tensor:
-        """(K,) the weights of this step; with gradient if they are learned by gradient."""
+    def _weights(self, encoded: list[Encoded], tasks: Collection[str]) -> Tensor:
+        """(K,) the weights of this step with targets of these tasks; with gradient if they are learned by gradient."""
         if self._weigher is None:
-            return self._parts.weights()
+            return self._parts.weights(tasks)
         return weights_by_losses(self._weigher, self._parts.heads.active, self._losses_alone(encoded))
 
     @torch.no_grad()

@@ -62,9 +62,20 @@ class StepParts:
         learnt = () if self.learnt is None else (self.learnt,)
         return self.encoder, self.heads, *learnt
 
-    def weights(self) -> Tensor:
-        """(K,) the weights of the active tasks; with gradient if they are learned."""
-        return self.weights_k if self.learnt is None else learnt_weights(self.learnt, self.heads.active)
+    def weights(self, present: Collection[str] | None = None) -> Tensor:
+        """(K,) the weights of the active tasks; with gradient if they are learned.
+
+        present: those with targets in the step; the others then have no learned weight, and 0 stands in its place.
+        """
+        if self.learnt is None:
+            return self.weights_k
+        active = self.heads.active
+        names = active if present is None else tuple(name for name in active if name in present)
+        found = learnt_weights(self.learnt, names)
+        if len(names) == len(active):
+            return found
+        none, own = found.new_zeros(()), dict(zip(names, found.unbind(), strict=True))
+        return torch.stack([own.get(name, none) for name in active])
 
     def penalty(self, present: Collection[str]) -> Tensor | None:
         """() the penalty for tasks with targets, by learned weights and by the encoder; or None."""

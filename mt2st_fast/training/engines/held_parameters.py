@@ -57,6 +57,19 @@ def hook_obstacle(
     return None
 
 
+def option_obstacle(optimizer: RowSparseOptimizer, *, decays: bool) -> str | None:
+    """Return which option of the optimizer a kernel does not know, or None; decays: whether it knows weight_decay.
+
+    Cheap enough for every step: callbacks and schedulers may change options at any time.
+    """
+    for group in optimizer.param_groups:
+        if not optimizer.is_plain(group):
+            return f"{type(optimizer).__name__} steps dense parameters by another rule"
+        if not decays and group.get("weight_decay"):
+            return "its kernel knows no weight_decay"
+    return None
+
+
 def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> str | None:
     """Return why these parameters cannot be stepped without autograd, or None."""
     if not any(are_moved(parameters, optimizer)):

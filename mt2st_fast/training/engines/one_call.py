@@ -116,7 +116,7 @@ class OneCallSteps:
             return self._training(inputs, targets, self._parts.weights_k, moves)
         if isinstance(learnt, WeighsByLosses):
             return self._weighed_by_losses(learnt, inputs, targets)
-        weights_k = self._parts.weights()
+        weights_k = self._parts.weights(targets)
         losses = self._training(inputs, targets, weights_k, moves)
         self._learn_weights(weights_k, losses, targets)
         return losses

@@ -23,7 +23,7 @@ from mt2st_fast.kernels import (
 )
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.engines.held_parameters import are_moved, group_of
+from mt2st_fast.training.engines.held_parameters import are_moved, group_of, option_obstacle
 from mt2st_fast.training.engines.text_calls import (
     Inputs,
     TextCalls,
@@ -50,11 +50,18 @@ class TextTraining(TextCalls):
             return reason
         assert isinstance(encoder, WindowEncoder | BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
+        # Before states are asked for, which makes those of plain options.
+        if (reason := option_obstacle(optimizer, decays=True)) is not None:
+            return reason
         _, *dense = text_parameters(encoder, heads)
         moved = [p for p, is_moved in zip(dense, are_moved(dense, optimizer), strict=True) if is_moved]
         if any(optimizer.whole_state(p) is None and optimizer.dense_state(p) is None for p in moved):
             return f"{type(optimizer).__name__} steps dense parameters by another rule"
         return None
+
+    def declines(self) -> str | None:
+        """Return why this step cannot be taken, or None."""
+        return option_obstacle(self._optimizer, decays=True) or super().declines()
 
     def __call__(
         self,

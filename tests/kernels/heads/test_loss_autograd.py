@@ -162,6 +162,19 @@ def test_torch_func_is_refused_and_the_reference_serves():
     torch.testing.assert_close(by_reference, d_features, rtol=1e-4, atol=1e-7)
 
 
+def test_the_reference_gives_the_gradients_of_single_rows():
+    problem = make_problem(HEADS["mixed"], 6)
+
+    def total(features, *targets):
+        one = replace(problem, features=features[None], targets=[target[None] for target in targets])
+        return call(one, backend="reference").total
+
+    by_row = torch.func.vmap(torch.func.grad(total))(problem.features, *problem.targets)
+    for row in range(6):
+        alone = torch.func.grad(total)(problem.features[row], *(target[row] for target in problem.targets))
+        torch.testing.assert_close(by_row[row], alone)
+
+
 # --- autocast, compile ---------------------------------------------------------------------------------
 
 

@@ -1,0 +1,157 @@
+"""Parameters that several tasks, or a task and the encoder, share: they retire with the last that uses them."""
+
+import pytest
+import torch
+from torch import nn
+
+from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, PhaseController, Switch, Trainer
+
+V, D = 20, 6
+TASKS = {"tag": Classification(4), "lm": Classification(V)}
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(V, D)
+        self.layer = nn.Linear(D, D)
+
+    def forward(self, ids):
+        return torch.tanh(self.layer(self.embedding(ids)))
+
+
+class Whole(nn.Module):
+    """An encoder that holds the heads as well, as a model of transformers does."""
+
+    def __init__(self, encoder, heads):
+        super().__init__()
+        self.encoder, self.heads = encoder, heads
+
+    def forward(self, ids):
+        return self.encoder(ids)
+
+
+def tied():
+    torch.manual_seed(0)
+    encoder, heads = Encoder(), MultiTaskHeads(D, TASKS, main="tag")
+    heads.linear("lm").weight = encoder.embedding.weight
+    return encoder, heads
+
+
+def batches(n=8):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, V, (n, 16), generator=generator)
+    return [(each, {"tag": each % 4, "lm": (each + 1) % V}) for each in ids]
+
+
+def plain_losses(switch_at):
+    """The main task's losses by torch alone: after the switch only the loss of the auxiliary task is gone."""
+    encoder, heads = tied()
+    parameters = list(nn.ModuleList([encoder, heads]).parameters())
+    optimizer, losses = torch.optim.SGD(parameters, lr=0.1), []
+    for step, (ids, targets) in enumerate(batches()):
+        features = encoder(ids)
+        each = {
+            name: nn.functional.cross_entropy(heads.linear(name)(features), targets[name])
+            for name in (("tag", "lm") if step < switch_at else ("tag",))
+        }
+        losses.append(each["tag"].item())
+        sum(each.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_tied_embedding_trains_on_when_its_head_retires(whole):
+    encoder, heads = tied()
+    model = Whole(encoder, heads) if whole else encoder
+    trainer = Trainer(
+        model,
+        heads,
+        schedule=Switch(at_step=4),
+        device="cpu",
+        log_every=1,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    history = trainer.fit(batches(), epochs=1)
+    assert [step.losses["tag"] for step in history.steps] == pytest.approx(plain_losses(4), rel=1e-5)
+    assert encoder.embedding.weight.requires_grad
+    assert not heads.linear("lm").bias.requires_grad
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_loop_of_ones_own_keeps_it_and_its_moments(whole):
+    encoder, heads = tied()
+    model = Whole(encoder, heads) if whole else encoder
+    modules = [model] if whole else [model, heads]
+    optimizer = torch.optim.AdamW(nn.ModuleList(modules).parameters(), lr=1e-2)
+    controller = PhaseController(heads, Switch(at_step=4), optimizer, model)
+    moved = []
+    for step, (ids, targets) in enumerate(batches()):
+        before = encoder.embedding.weight.detach().clone()
+        controller.step(step, 8, 8)
+        heads(model(ids), targets).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved.append(not torch.equal(before, encoder.embedding.weight))
+    assert all(moved)
+    assert optimizer.state[encoder.embedding.weight]["step"] == 8
+    assert heads.linear("lm").bias not in optimizer.state
+
+
+def test_two_heads_of_one_weight_retire_with_the_last_of_them():
+    tasks = {name: Classification(5) for name in ("main", "a", "b")}
+    heads = MultiTaskHeads(D, tasks, main="main", bias=False)
+    heads.linear("b").weight = heads.linear("a").weight
+    shared = heads.linear("a").weight
+    shared.grad = torch.ones_like(shared)
+    heads.set_active(["main", "a"])
+    assert shared.requires_grad
+    assert shared.grad is not None, "its gradient is that of a task that trains"
+    heads.set_active(["main"])
+    assert not shared.requires_grad
+    assert shared.grad is None
+    heads.set_active(["main", "b"])
+    assert shared.requires_grad
+    heads.set_active(["main"])
+    heads.set_active(["main", "a", "b"])
+    assert shared.requires_grad
+
+
+def test_a_main_head_that_is_an_auxiliary_one_as_well_trains_on():
+    layer = nn.Linear(D, 5)
+    tasks = {"main": Classification(5), "aux": Classification(5)}
+    heads = MultiTaskHeads.from_modules({"main": layer, "aux": layer}, tasks, main="main")
+    heads.set_active(["main"])
+    features, target = torch.randn(7, D), torch.arange(7) % 5
+    heads(features, {"main": target}).total.backward()
+    expected = torch.autograd.grad(nn.functional.cross_entropy(layer(features), target), layer.weight)[0]
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+def test_what_the_user_froze_stays_frozen_though_it_is_shared():
+    encoder, heads = tied()
+    encoder.embedding.weight.requires_grad_(False)
+    heads.set_active(["tag"], shared=encoder.parameters())
+    heads.set_active(["tag", "lm"], shared=encoder.parameters())
+    assert not encoder.embedding.weight.requires_grad
+
+
+def test_a_table_that_is_a_head_as_well_is_stepped_once_by_any_engine():
+    def trained(fuse_backward):
+        torch.manual_seed(0)
+        encoder, heads = BagEncoder(V, D, sparse=False), MultiTaskHeads(D, TASKS, main="tag")
+        heads.linear("lm").weight = encoder.table
+        data = [
+            ((torch.arange(i, i + 12) % V, torch.tensor([0, 3, 7, 12])),
+             {"tag": torch.tensor([0, 1, i % 4]), "lm": torch.tensor([i % V, 3, 5])})
+            for i in range(8)
+        ]  # fmt: skip
+        trainer = Trainer(
+            encoder, heads, schedule=Switch(at_step=4), device="cpu", fuse_backward=fuse_backward
+        )
+        trainer.fit(data, epochs=2)
+        return encoder.table.detach().clone()
+
+    torch.testing.assert_close(trained(None), trained(False))

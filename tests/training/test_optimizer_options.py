@@ -1,0 +1,177 @@
+"""Options that our optimizers inherit from torch's: whoever takes a step honours them, or they are refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from mt2st_fast import (
+    SGD,
+    BagEncoder,
+    Callback,
+    Classification,
+    InputError,
+    LazyAdam,
+    MultiTaskHeads,
+    Trainer,
+    WindowEncoder,
+)
+
+V, D = 20, 4
+OPTIONS = {
+    "momentum": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "maximize": {"maximize": True},
+    "weight_decay": {"weight_decay": 0.5},
+}
+OF_ADAM = {"amsgrad": {"amsgrad": True}, "maximize": {"maximize": True}}
+
+
+def batches(kind):
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(6):
+        ids = torch.randint(0, V, (12,), generator=generator)
+        inputs = (ids, torch.tensor([0, 3, 7, 7, 12])) if kind == "bag" else ids.view(4, 3)
+        found.append((inputs, {"a": torch.randint(0, 3, (4,), generator=generator)}))
+    return found
+
+
+def model(kind):
+    torch.manual_seed(1)
+    encoder = (
+        BagEncoder(V, D, sparse=True)
+        if kind == "bag"
+        else WindowEncoder(V, D, window=1, hidden=8, dropout=0.0, sparse=True)
+    )
+    return encoder, MultiTaskHeads(encoder.out_features, {"a": Classification(3)}, main="a")
+
+
+def trained(kind, optimizer, fuse_backward=None, **options):
+    encoder, heads = model(kind)
+    trainer = Trainer(
+        encoder, heads, device="cpu", optimizer=optimizer, fuse_backward=fuse_backward, **options
+    )
+    history = trainer.fit(batches(kind), epochs=2)
+    dense = torch.cat([p.detach().flatten() for p in nn.ModuleList([encoder, heads]).parameters()])
+    return dense, history.phases[0]
+
+
+def in_groups(optimizer, table, dense):
+    """Of a function from groups: the table in a group of its own."""
+
+    def make(parameters):
+        own = list(parameters)
+        rows = [p for p in own if p.shape == (V, D)]
+        others = [p for p in own if p.shape != (V, D)]
+        return optimizer([{"params": rows, **table}, {"params": others, **dense}])
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["bag", "window"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_dense_parameters_have_the_option_whoever_takes_the_step(kind, name):
+    optimizer = in_groups(lambda groups: SGD(groups, lr=0.1), {}, OPTIONS[name])
+    fused, phase = trained(kind, optimizer)
+    by_autograd, _ = trained(kind, optimizer, fuse_backward=False)
+    torch.testing.assert_close(fused, by_autograd, rtol=1e-5, atol=1e-6)
+    plain, _ = trained(kind, in_groups(lambda groups: SGD(groups, lr=0.1), {}, {}))
+    assert not torch.allclose(fused, plain, atol=1e-4), "the option does something"
+    if name != "weight_decay":
+        assert phase.engine != "one kernel call"
+
+
+@pytest.mark.parametrize("kind", ["bag", "window"])
+@pytest.mark.parametrize("name", OF_ADAM)
+def test_adams_options_too(kind, name):
+    optimizer = in_groups(lambda groups: LazyAdam(groups, lr=0.05), {}, OF_ADAM[name])
+    fused, _ = trained(kind, optimizer)
+    by_autograd, _ = trained(kind, optimizer, fuse_backward=False)
+    torch.testing.assert_close(fused, by_autograd, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bag", "window"])
+@pytest.mark.parametrize("fuse_backward", [None, False])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda groups: SGD(groups, lr=0.1), "SGD moves rows without momentum, and the table's group has momentum=0.9"),
+        (lambda groups: SGD(groups, lr=0.1), "SGD moves rows without maximize"),
+        (lambda groups: LazyAdam(groups, lr=0.1), "LazyAdam moves rows without maximize"),
+        (lambda groups: LazyAdam(groups, lr=0.1), "LazyAdam moves rows without amsgrad"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_follow_are_refused_by_name(kind, fuse_backward, make, message):
+    name = next(name for name in ("momentum", "maximize", "amsgrad") if name in message)
+    option = {**OPTIONS, **OF_ADAM}[name]
+    encoder, heads = model(kind)
+    before = encoder.table.detach().clone()
+    trainer = Trainer(
+        encoder,
+        heads,
+        device="cpu",
+        fuse_backward=fuse_backward,
+        optimizer=in_groups(make, option, {}),
+    )
+    with pytest.raises(InputError, match=message):
+        trainer.fit(batches(kind), epochs=1)
+    assert torch.equal(before, encoder.table)
+
+
+@pytest.mark.parametrize("kind", ["bag", "window"])
+def test_a_scheduler_that_cycles_momentum_says_what_to_do(kind):
+    encoder, heads = model(kind)
+    trainer = Trainer(
+        encoder,
+        heads,
+        device="cpu",
+        optimizer=lambda parameters: SGD(parameters, lr=0.1),
+        lr_scheduler=lambda optimizer, n: OneCycleLR(optimizer, max_lr=0.2, total_steps=n),
+    )
+    with pytest.raises(InputError, match=r"momentum=0\.95: .*with momentum=0 .*cycle_momentum=False"):
+        trainer.fit(batches(kind), epochs=1)
+    scheduler = {
+        "lr_scheduler": lambda optimizer, n: OneCycleLR(
+            optimizer, max_lr=0.2, total_steps=n, cycle_momentum=False
+        )
+    }
+    fused, phase = trained(kind, lambda parameters: SGD(parameters, lr=0.1), **scheduler)
+    by_autograd, _ = trained(kind, lambda parameters: SGD(parameters, lr=0.1), False, **scheduler)
+    assert phase.engine == "one kernel call"
+    torch.testing.assert_close(fused, by_autograd, rtol=1e-5, atol=1e-6)
+
+
+class Sets(Callback):
+    """Sets an option of the dense parameters within a phase; `make` is the optimizer's factory."""
+
+    def __init__(self, option):
+        self.option = option
+
+    def make(self, parameters):
+        self.optimizer = in_groups(lambda groups: SGD(groups, lr=0.1), {}, {})(parameters)
+        return self.optimizer
+
+    def on_record(self, trainer, record):
+        self.optimizer.param_groups[1].update(self.option)
+
+
+@pytest.mark.parametrize("kind", ["bag", "window"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_comes_within_a_phase_counts_from_the_next_step_on(kind, name):
+    def run(fuse_backward):
+        sets = Sets(OPTIONS[name])
+        return trained(kind, sets.make, fuse_backward, log_every=4, callbacks=[sets])[0]
+
+    torch.testing.assert_close(run(None), run(False), rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimizer_that_computes_the_loss_itself_is_refused():
+    encoder, heads = nn.Linear(4, 4), MultiTaskHeads(4, {"a": Classification(2)}, main="a")
+    trainer = Trainer(
+        encoder, heads, device="cpu", optimizer=lambda parameters: torch.optim.LBFGS(parameters)
+    )
+    with pytest.raises(
+        InputError, match=r"LBFGS has to compute the loss several times in a step \(step\(closure\)\)"
+    ):
+        trainer.fit([(torch.randn(3, 4), {"a": torch.tensor([0, 1, 0])})], epochs=1)
