@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -310,7 +311,12 @@ def reference(encoder, heads):
         (hook, SGD, "hooks"),
         (parameter_hook, SGD, "hooks"),
         (reference, SGD, "backend reference"),
-        (lambda encoder, heads: None, LazyAdam, "LazyAdam steps dense parameters by another rule"),
+        (lambda encoder, heads: None, LazyAdam, "its kernel knows no weight_decay"),
+        (
+            lambda encoder, heads: None,
+            partial(LazyAdam, weight_decay=0.0),
+            "LazyAdam steps dense parameters by another rule",
+        ),
     ],
 )
 def test_what_the_kernel_cannot_do_is_an_obstacle(spoil, make, reason):
