@@ -142,7 +142,7 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
 
     def _known(self, task: str | None) -> str:
         if task is not None and task not in self.task_classes_:
-            raise InputError(f"there is no task {task!r}; there are {', '.join(self.task_classes_)}")
+            raise InputError(f"no task {task!r}; available: {', '.join(self.task_classes_)}")
         return self.main_ if task is None else task
 
     def __sklearn_tags__(self) -> Any:

@@ -193,9 +193,9 @@ class ContextRun:
         if lost:
             tasks = ", ".join((MAIN, *self._tasks.active))
             raise InputError(
-                f"{lost[0]} is not finite any more at step {self.steps_done} of {self.total_steps}, in epoch "
-                f"{self._plan.epochs_before + epoch + 1}, trained on {tasks} at a rate of "
-                f"{rate:g}: lower the rate that training begins with ({self._plan.rate:g})"
+                f"{lost[0]} is no longer finite at step {self.steps_done} of {self.total_steps}, in epoch "
+                f"{self._plan.epochs_before + epoch + 1}, trained on {tasks} at a rate of {rate:g}; lower the "
+                f"initial rate ({self._plan.rate:g})"
             )
 
     def _end_epoch(self) -> None:
@@ -211,15 +211,15 @@ def check_weighs_only(schedule: Schedule) -> None:
     A text's kernel moves the vectors in place, and has no gradients, no evaluations and no heads.
     """
     does = [
-        (takes_turns(schedule), "has shared parameters and those of tasks take turns"),
-        (getattr(schedule, "accumulator_a_task", False), "has the optimizer keep moments a task"),
+        (takes_turns(schedule), "trains shared and task parameters in turns"),
+        (getattr(schedule, "accumulator_a_task", False), "makes the optimizer keep moments per task"),
         (isinstance(schedule, nn.Module), "learns its weights"),
-        (isinstance(schedule, ObservingHeldOut | Selecting), "decides by held-out batches"),
-        (isinstance(schedule, Observing), "decides by losses"),
+        (isinstance(schedule, ObservingHeldOut | Selecting), "decides based on held-out batches"),
+        (isinstance(schedule, Observing), "decides based on losses"),
     ]
     reason = next((reason for true, reason in does if true), None)
     if reason is not None:
         raise InputError(
-            f"{type(schedule).__name__} {reason}, and the training of word vectors on a text cannot do that: give a "
-            "schedule of the moment alone, such as Switch or Diminish"
+            f"{type(schedule).__name__} {reason}, which the training of word vectors on a text does not support; use "
+            "a schedule that depends on the step alone, such as Switch or Diminish"
         )

@@ -62,24 +62,27 @@ class PhaseController:
         encoder: nn.Module | None = None,
     ) -> None:
         for asked, does in (
-            (isinstance(schedule, nn.Module), "learns its weights, and a loop of one's own shows it nothing"),
+            (
+                isinstance(schedule, nn.Module),
+                "learns its weights, which needs losses that a custom loop does not report",
+            ),
             (
                 isinstance(schedule, Observing | ObservingHeldOut),
-                "decides by what training sees, and a loop of one's own shows it nothing",
+                "decides based on observations that a custom loop does not report",
             ),
             (
                 takes_turns(schedule),
-                "has parts of the model train in turns, which this sets nothing still for",
+                "trains parts of the model in turns, but PhaseController cannot freeze them",
             ),
             (
                 getattr(schedule, "accumulator_a_task", False),
-                "takes an optimizer that keeps moments a task, and this keeps the one that there is",
+                "needs an optimizer with moments per task, but PhaseController keeps the existing one",
             ),
         ):
             if asked:
                 raise ValueError(
-                    f"the schedule {type(schedule).__name__} {does}: train by Trainer, or give a schedule that only "
-                    "says by the step when tasks train and what they weigh"
+                    f"the schedule {type(schedule).__name__} {does}; use Trainer, or a schedule that sets active "
+                    "tasks and weights by step alone"
                 )
         self.heads, self.schedule = heads, schedule
         self.optimizer, self.encoder = optimizer, encoder
@@ -144,8 +147,8 @@ class PhaseController:
         for what, own in (("schedule", description(self.schedule)), ("tasks", list(self.heads.names))):
             if state[what] != own:
                 raise InputError(
-                    f"the state was made with {what} {state[what]}, this controller has {own}; give those of then, or "
-                    "begin a run of its own"
+                    f"the state was made with {what} {state[what]}, this controller has {own}; use the original "
+                    "ones, or start a new run"
                 )
         if isinstance(self.schedule, Stateful):
             self.schedule.load_state_dict(state["schedule_state"])

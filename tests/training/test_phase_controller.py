@@ -261,11 +261,11 @@ class Learnt(nn.Module):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (AdaptiveSwitch(), "AdaptiveSwitch decides by what training sees"),
+        (AdaptiveSwitch(), "AdaptiveSwitch decides based on observations"),
         (Learnt(), "Learnt learns its weights"),
-        (Alternate(), "Alternate has parts of the model train in turns"),
-        (AlternateSteps(), "AlternateSteps has parts of the model train in turns"),
-        (AdaTask(), "AdaTask takes an optimizer that keeps moments a task"),
+        (Alternate(), "Alternate trains parts of the model in turns"),
+        (AlternateSteps(), "AlternateSteps trains parts of the model in turns"),
+        (AdaTask(), "AdaTask needs an optimizer with moments per task"),
     ],
 )
 def test_a_schedule_that_does_more_than_weigh_by_the_step_is_for_the_trainer(schedule, message):

@@ -52,16 +52,19 @@ class AdaptiveTaskSelector:
     def __post_init__(self) -> None:
         check_within(0.0, 1.0, skip=self.skip)
         if self.measure not in MEASURES:
-            raise ValueError(f"measure {self.measure!r} is unknown; there are {', '.join(MEASURES)}")
+            raise ValueError(f"measure {self.measure!r} is unknown; available: {', '.join(MEASURES)}")
         for given, does in (
             (isinstance(self.schedule, nn.Module), "learns its weights"),
-            (hasattr(self.schedule, "part"), "has shared parameters and those of tasks take turns"),
-            (getattr(self.schedule, "accumulator_a_task", False), "has the optimizer keep moments a task"),
+            (hasattr(self.schedule, "part"), "trains shared and task parameters in turns"),
+            (
+                getattr(self.schedule, "accumulator_a_task", False),
+                "makes the optimizer keep moments per task",
+            ),
         ):
             if given:
                 raise TypeError(
-                    f"{type(self.schedule).__name__} {does}, which AdaptiveTaskSelector cannot hand on: give a "
-                    "schedule that only says when tasks train and what they weigh, such as Switch"
+                    f"{type(self.schedule).__name__} {does}, which AdaptiveTaskSelector cannot pass on; use a "
+                    "schedule that only sets active tasks and weights, such as Switch"
                 )
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
@@ -124,8 +127,8 @@ class AdaptiveTaskSelector:
         for name, value in self._made_with().items():
             if state[name] != value:
                 raise InputError(
-                    f"the checkpoint's AdaptiveTaskSelector was made with {name} {state[name]}, this one with {value}; "
-                    "give the same, or begin a run of its own, without resume"
+                    f"the checkpoint's AdaptiveTaskSelector was made with {name} {state[name]}, this one with "
+                    f"{value}; use the same, or start a new run without resume"
                 )
         if self._remembers():
             self.schedule.load_state_dict(state["state"])  # type: ignore[attr-defined]
