@@ -36,9 +36,9 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def meant(name: str, known: Sequence[str]) -> str:
-    """Return a suggestion to add to an error about a name: `: is 'label' meant?`, or ""."""
+    """Return a suggestion to add to an error about a name: ` (did you mean 'label'?)`, or ""."""
     near = nearest(name, known)
-    return "" if near is None else f": is {near!r} meant?"
+    return "" if near is None else f" (did you mean {near!r}?)"
 
 
 def one_number_each(names: Iterable[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ def test_a_name_is_found_in_any_case_where_only_one_is_meant(name, found):
 
 
 def test_the_nearest_name_is_asked_for():
-    assert meant("sentimnet", ["text", "Sentiment"]) == ": is 'Sentiment' meant?"
+    assert meant("sentimnet", ["text", "Sentiment"]) == " (did you mean 'Sentiment'?)"
     assert meant("zzz", ["text", "Sentiment"]) == ""
 
 

@@ -44,10 +44,10 @@ class WindowInputs:
     def __init__(self, corpus: Corpus, window: int):
         if corpus.level != "token":
             raise InputError(
-                "windows need labels per token, this corpus has them per document; use BagBatches"
+                "windows need a label per token, but this corpus has labels per document; use BagBatches"
             )
         if window < 0:
-            raise InputError(f"window {window} is negative; 2 takes two words on each side")
+            raise InputError(f"window {window} is negative; use 0 or more words on each side")
         # The window of token t begins `window` places before the token, and there are `window` marks
         # before each sentence: the two cancel out, except for the marks of the earlier sentences.
         self._begin_of_row = np.arange(len(corpus.tokens)) + window * corpus.unit_of_token
@@ -80,7 +80,7 @@ class BagInputs:
     def __init__(self, corpus: Corpus):
         if corpus.level != "document":
             raise InputError(
-                "bags need labels per document, this corpus has them per token; use TokenBatches"
+                "bags need a label per document, but this corpus has labels per token; use TokenBatches"
             )
         self._tokens, self._bounds = corpus.tokens, corpus.bounds
 
@@ -234,8 +234,8 @@ class TrainingBatches:
         self.ahead.forget()
         if state["data"] != self._digest:
             raise InputError(
-                "the training data has changed since the checkpoint: its words, labels or their names are others; "
-                "give the data of then, or begin a run of its own"
+                "the training data has changed since the checkpoint (words, labels or class names differ); pass the "
+                "original data, or start a new run"
             )
         self.enter_phase(state["active"])
 
@@ -287,7 +287,7 @@ class EvaluationBatches:
 
     def __init__(self, corpus: Corpus, batch_size: int, inputs, tasks: Sequence[str]):
         if batch_size < 1:
-            raise InputError(f"batch size {batch_size} is not positive")
+            raise InputError(f"batch size must be positive, not {batch_size}")
         self._corpus, self._tasks = corpus, tuple(tasks)
         self._n_rows = corpus.n_rows
         self._batch_size = batch_size
@@ -341,7 +341,7 @@ def evaluation_batches(
     if corpus.level == "document":
         return EvaluationBatches(corpus, batch_size, BagInputs(corpus), tasks)
     if window is None:
-        raise InputError("evaluation batches of tokens need a window")
+        raise InputError("evaluation batches of tokens need a window; pass window=; pass window=")
     return EvaluationBatches(corpus, batch_size, WindowInputs(corpus, window), tasks)
 
 

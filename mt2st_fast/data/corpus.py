@@ -34,25 +34,27 @@ class TargetColumn:
         elif self.kind in ("labels", "values"):
             self._check_dense()
         else:
-            raise ValueError(f"a target column is of kind classes, labels or values, not {self.kind!r}")
+            raise ValueError(
+                f"the kind of a target column must be classes, labels or values, not {self.kind!r}"
+            )
 
     def _check_classes(self) -> None:
         if self.values.ndim != 1 or self.values.dtype != np.int64:
-            raise ValueError(f"classes are int64 (N,), not {self.values.dtype} {self.values.shape}")
+            raise ValueError(f"classes must be int64 (N,), not {self.values.dtype} {self.values.shape}")
         given = self.values[self.values != MISSING]
         if given.size and not 0 <= given.min() <= given.max() < self.size:
             raise ValueError(
-                f"a class outside [0, {self.size}) and not {MISSING}: {given.min()} to {given.max()}"
+                f"classes must lie in [0, {self.size}) or be {MISSING}; they range from {given.min()} to {given.max()}"
             )
 
     def _check_dense(self) -> None:
         if self.values.ndim != 2 or self.values.dtype != np.float32 or self.values.shape[1] != self.size:
             wanted = f"float32 (N, {self.size})"
-            raise ValueError(f"{self.kind} are {wanted}, not {self.values.dtype} {self.values.shape}")
+            raise ValueError(f"{self.kind} must be {wanted}, not {self.values.dtype} {self.values.shape}")
         if np.isinf(self.values).any():
-            raise ValueError(f"{self.kind} hold an infinite number")
+            raise ValueError(f"{self.kind} contain an infinite number")
         if self.kind == "labels" and not (np.isnan(self.values) | np.isin(self.values, (0, 1))).all():
-            raise ValueError("labels are 0, 1 or NaN")
+            raise ValueError("labels must be 0, 1 or NaN")
 
     def __len__(self) -> int:
         return len(self.values)
@@ -94,9 +96,9 @@ class Corpus:
 
     def __post_init__(self):
         if self.level not in ("token", "document"):
-            raise ValueError(f"the level of a corpus is token or document, not {self.level!r}")
+            raise ValueError(f"the level of a corpus must be token or document, not {self.level!r}")
         if self.tokens.ndim != 1 or self.tokens.dtype != np.int32:
-            raise ValueError(f"tokens are int32 (T,), not {self.tokens.dtype} {self.tokens.shape}")
+            raise ValueError(f"tokens must be int32 (T,), not {self.tokens.dtype} {self.tokens.shape}")
         if self.tokens.size and self.tokens.min() < 0:
             raise ValueError("a token has a negative type id")
         check_bounds("bounds", self.bounds, len(self.tokens))
@@ -150,7 +152,7 @@ class Corpus:
             return self.targets[task]
         except KeyError:
             known = ", ".join(self.targets) or "none"
-            raise InputError(f"the corpus has no task {task!r}; its tasks: {known}") from None
+            raise InputError(f"the corpus has no task {task!r}; available: {known}") from None
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Splits:
         for part, corpus in self.parts.items():
             if corpus.tokens.size and corpus.tokens.max() >= len(self.vocabulary):
                 raise ValueError(
-                    f"{part} holds a type id outside the vocabulary of {len(self.vocabulary)} types"
+                    f"{part} contains a type id outside the vocabulary of {len(self.vocabulary)} types"
                 )
             if corpus.level != self.train.level or corpus.targets.keys() != self.train.targets.keys():
                 raise ValueError(f"{part} and train differ in their level or tasks")
@@ -238,7 +240,7 @@ def check_main(corpus: Corpus, main: str) -> None:
     """Raise InputError if the (training) corpus has no task of that name or no label of it."""
     if not corpus.column(main).labelled().any():
         raise InputError(
-            f"no training row has a label of the main task {main!r}; choose another one or label some rows"
+            f"no training row has a label for the main task {main!r}; label some rows or choose another main task"
         )
 
 
@@ -249,7 +251,9 @@ def hide_labels(corpus: Corpus, task: str, fraction: float, seed: int) -> Corpus
     keeps, and at least one unit or group keeps its labels. Raises InputError for a fraction outside (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise InputError(f"label fraction {fraction} is outside (0, 1]; 0.05 keeps 5 % of the main labels")
+        raise InputError(
+            f"label fraction {fraction} is outside (0, 1]; 0.05, for example, keeps 5 % of the main labels"
+        )
     column = corpus.column(task)
     if fraction == 1:
         return corpus

@@ -66,7 +66,9 @@ def read_labelled_text(path: Path, prefix: str = "__label__", families: bool = T
     text = read_words(path)
     is_label = _labels_among(text.words, prefix)
     if not is_label.any():
-        raise InputError(f"{path}: no line has a label; write them as {prefix}sport or {prefix}topic__sport")
+        raise InputError(
+            f"{path}: no line has a label; write labels like {prefix}sport or {prefix}topic__sport"
+        )
     documents, labels, lines = _split_lines(text, is_label)
     whole = {i: text.words[i].removeprefix(prefix) for i in np.flatnonzero(is_label).tolist()}
     split = {i: _split_label(label) if families else (DEFAULT_FAMILY, label) for i, label in whole.items()}
@@ -74,8 +76,8 @@ def read_labelled_text(path: Path, prefix: str = "__label__", families: bool = T
     for i, key in split.items():
         if first.setdefault(key, i) != i:
             raise InputError(
-                f"{path}: {text.words[first[key]]} and {text.words[i]} are both {key[1]} of the family {key[0]}; "
-                "rename one of them"
+                f"{path}: {text.words[first[key]]} and {text.words[i]} are both class {key[1]} of the family "
+                f"{key[0]}; rename one of them"
             )
     return LabelledText(documents, _labels_by_family(split, labels, lines))
 
@@ -161,7 +163,7 @@ class BagFeatures:
         """
         vocabulary = documents.vocabulary.frequent(min_count)
         if not len(vocabulary):
-            raise InputError("the text has no words beside its labels")
+            raise InputError("the text has no words besides its labels")
         return cls(vocabulary, word_ngrams, buckets if word_ngrams > 1 or maxn else 0, minn, maxn)
 
     @property

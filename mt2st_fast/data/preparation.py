@@ -79,14 +79,14 @@ def prepare(
     out = Path(out)
     paths = [Path(path) for path in ([corpus] if isinstance(corpus, str | Path) else corpus)]
     if min_count < 1:
-        raise InputError(f"min-count must be 1 or more, not {min_count}")
+        raise InputError(f"min-count must be at least 1, not {min_count}")
     if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; name a file in it")
+        raise InputError(f"--out {out}: is a folder; give a file name in it")
     files = _files_of(paths, out)
     total = sum(path.stat().st_size for path in files)
     wanted = usable_cpus() if processes is None else processes
     if wanted < 1:
-        raise InputError(f"processes must be 1 or more, not {wanted}")
+        raise InputError(f"processes must be at least 1, not {wanted}")
     workers = _Workers(min(wanted, -(-total // BLOCK_BYTES)) if processes is None else wanted)
     out.parent.mkdir(parents=True, exist_ok=True)
     seen, found = _SeenWords(), _Oddities()
@@ -152,7 +152,7 @@ class _SeenWords:
     def vocabulary(self, min_count: int, where: str) -> Vocabulary:
         """Return the words read at least `min_count` times. Raises InputError where there are none."""
         if not self.total:
-            raise InputError(f"{where}: there are no words; give text")
+            raise InputError(f"{where}: contains no words; give a text with words")
         words = islice(self._id_of, 1, None)  # without the mark for line ends
         return Vocabulary.from_counts(words, self._counts[1:], min_count=min_count, where=where)
 
@@ -206,9 +206,9 @@ def _files_of(paths: Sequence[Path], out: Path) -> list[Path]:
             check_not_read(out, [path])
             files.append(path)
         else:
-            raise InputError(f"{path}: there is no such file or folder; check the path")
+            raise InputError(f"{path}: no such file or folder; check the path")
     if not files:
-        raise InputError(f"{', '.join(map(str, paths)) or 'the corpus'}: there are no files to read")
+        raise InputError(f"{', '.join(map(str, paths)) or 'the corpus'}: no files to read; check the path")
     return files
 
 
@@ -278,7 +278,7 @@ def _packed_blocks(path: Path, before: int) -> Iterator[_Block]:
 
 def _no_text(path: Path) -> InputError:
     return InputError(
-        f"{path}: has a word of more than a million bytes; is it text with white space between words?"
+        f"{path}: contains a word longer than a million bytes; is this text with words separated by white space?"
     )
 
 
@@ -348,7 +348,7 @@ class _Workers:
             return worker, pickle.load(stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
             raise InputError(
-                "a process that read the corpus was killed; free memory, or use fewer --processes"
+                "a process reading the corpus was killed; free some memory or use fewer --processes"
             ) from None
 
 

@@ -31,13 +31,13 @@ def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known:
     """Return the message on rows (by part) that have classes of these names, where training only saw the known ones."""
     counts = (f"{n:,} {part}{' ' if part else ''}row{'s' if n > 1 else ''}" for part, n in rows.items())
     line = (
-        f"{task}: classes that training never saw, and so nothing can learn, in {' and '.join(counts)}: "
+        f"{task}: classes that do not occur in training, so they cannot be learnt, in {' and '.join(counts)}: "
         f"{listed(names, MOST_CLASSES_NAMED)}"
     )
     for name in names:
         other = other_spelling(name, known)
         if other is not None:
-            return f"{line}; training has {other!r}, not {name!r}: write them alike in every file"
+            return f"{line}; training has {other!r}, not {name!r}: spell them alike in every file"
     return line
 
 

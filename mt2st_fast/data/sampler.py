@@ -62,15 +62,16 @@ class Sampler:
 
     def __init__(self, labelled: np.ndarray, batch_size: int, share: float = 0.5, seed: int = 1):
         if batch_size < 1:
-            raise InputError(f"batch size {batch_size} is not positive")
+            raise InputError(f"batch size must be positive, not {batch_size}")
         if not 0 < share <= 1:
             raise InputError(
-                f"main share {share} is outside (0, 1]; 0.5 draws half of a batch from rows with a main label"
+                f"main share {share} is outside (0, 1]; 0.5, for example, draws half of each batch from rows with a "
+                "main label"
             )
         if seed < 0:
             raise InputError(f"seed {seed} is negative; use 0 or more")
         if not labelled.any():
-            raise InputError("no training row has a label of the main task")
+            raise InputError("no training row has a label for the main task; label some rows")
         N = len(labelled)
         self.batch_size = min(batch_size, N)
         self.steps_per_epoch = -(-N // self.batch_size)
@@ -124,8 +125,8 @@ class Sampler:
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise InputError(
-                    f"the checkpoint's batches had {name}={state.get(name)}, these have {value}; "
-                    "resume with the data and settings of the checkpoint"
+                    f"the checkpoint's batches had {name}={state.get(name)}, but these have {value}; resume with the "
+                    "checkpoint's data and settings"
                 )
         self.position, self.single_task = state["position"], state["single_task"]
         for name, stream in self._streams.items():
@@ -236,7 +237,7 @@ def check_active(active: Sequence[str], tasks: Sequence[str], main: str) -> tupl
     """Return the active tasks as a tuple. Raises InputError for an unknown task or a phase without the main task."""
     unknown = [task for task in active if task not in tasks]
     if unknown:
-        raise InputError(f"no task {unknown[0]!r} in these batches; their tasks: {', '.join(tasks)}")
+        raise InputError(f"these batches have no task {unknown[0]!r}; available: {', '.join(tasks)}")
     if main not in active:
         raise InputError(
             f"a phase needs the main task {main!r}; its active tasks: {', '.join(active) or 'none'}"

@@ -62,21 +62,21 @@ class TokenStream(Tokens):
             bounds = np.memmap(path, "<i8", "c", bounds_at, (m + 1,))
             padding = bytes(bounds_at - _HEADER.size - 4 * n)
             if _checksum(tokens, padding, bounds, encoded) != checksum:
-                raise ValueError("the checksum differs")
+                raise ValueError("the checksum does not match")
             # The checksum finds damage to the file but not errors of its writer, so `Tokens` checks every number.
             stream = cls(tokens, bounds, Vocabulary.from_json(encoded))
             if stream.vocabulary.counts.min() < 1 or not _all_in_sentences(stream):
-                raise ValueError("a sentence is empty, or the counts are not those of the tokens")
+                raise ValueError("a sentence is empty, or the counts do not match the tokens")
             return stream
         except InputError:  # also a ValueError
             raise
         except FileNotFoundError:
-            raise InputError(f"{path}: there is no such file; write it with mt2st-fast prepare") from None
+            raise InputError(f"{path}: no such file; create it with mt2st-fast prepare") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
         except ValueError:
             raise InputError(
-                f"{path}: the token file is damaged; write it again with mt2st-fast prepare"
+                f"{path}: the token file is damaged; create it again with mt2st-fast prepare"
             ) from None
 
     @classmethod
@@ -91,7 +91,7 @@ class TokenStream(Tokens):
         lists = (sentence.split() if isinstance(sentence, str) else sentence for sentence in sentences)
         text = Tokens.of(lists, lower=lower)
         if not len(text.ids):
-            raise InputError("the sentences: there are no words; give text")
+            raise InputError("the sentences contain no words; give a text with words")
         kept = text.in_vocabulary(text.vocabulary.frequent(min_count, "the sentences"))
         found = kept.without_missing()
         return cls(found.ids, found.bounds, found.vocabulary)
@@ -128,7 +128,7 @@ def write_stream(path: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], voc
             n, m, last = n + len(ids), m + len(bounds), int(bounds[-1]) if len(bounds) else last
         if n != vocabulary.counts.sum() or last != n:
             raise ValueError(
-                f"{n} ids up to the end {last} are not the {vocabulary.counts.sum()} of the vocabulary"
+                f"{n} ids (last sentence end {last}), but the vocabulary counts {vocabulary.counts.sum()} tokens"
             )
         waiting.seek(0)
         rest = (bytes(_aligned(_HEADER.size + 4 * n) - _HEADER.size - 4 * n), *_blocks_of(waiting), encoded)
@@ -170,20 +170,22 @@ def _write_header(file: BinaryIO, n: int, m: int, encoded: bytes, checksum: int)
 def _read_header(path: Path, header: bytes, size: int) -> tuple[int, int, int, int]:
     """Return (n, m, b, CRC). Raises InputError for a damaged header, and if they do not match the size of the file."""
     if not header.startswith(_MAGIC) or len(header) < _HEADER.size:
-        raise InputError(f"{path}: is no token file; write one with mt2st-fast prepare CORPUS --out FILE")
+        raise InputError(f"{path}: is not a token file; create one with mt2st-fast prepare CORPUS --out FILE")
     _, version, checksum, n, m, b, of_header = _HEADER.unpack(header)
     if version != _VERSION:
         raise InputError(
-            f"{path}: is a token file of version {version}, not {_VERSION}; write it again with mt2st-fast prepare"
+            f"{path}: token file version {version}, but {_VERSION} is required; create it again with mt2st-fast "
+            "prepare"
         )
     if zlib.crc32(header[:_CHECKED_BYTES]) != of_header or any(header[_CHECKED_BYTES + 4 :]):
         raise InputError(
-            f"{path}: the token file's header is damaged; write it again with mt2st-fast prepare"
+            f"{path}: the token file's header is damaged; create it again with mt2st-fast prepare"
         )
     expected = _aligned(_HEADER.size + 4 * n) + 8 * (m + 1) + b
     if min(n, m) < 1 or b < 0 or size != expected:
         raise InputError(
-            f"{path}: has {size} bytes, not {expected}: it is cut off or damaged; prepare it again"
+            f"{path}: has {size} bytes instead of {expected}, so it is truncated or damaged; create it again with "
+            "mt2st-fast prepare"
         )
     return n, m, b, checksum
 

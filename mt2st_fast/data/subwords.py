@@ -81,7 +81,9 @@ def subword_rows(
     hashed rows.
     """
     if min(min_count, 1) < 0 or buckets < 0 or len(vocabulary_words) != len(counts):
-        raise ValueError("min_count and buckets must not be negative, and counts must be one per word")
+        raise ValueError(
+            "min_count and buckets must not be negative, and counts must have one entry per word"
+        )
     has_row = np.asarray(counts) >= min_count
     unk_row = 1 + int(has_row.sum())
     parts = HashedParts(buckets, max_prefix, max_suffix, shape, min_n, max_n)

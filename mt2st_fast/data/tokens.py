@@ -35,7 +35,7 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 1 or self.ids.dtype != np.int32:
-            raise ValueError(f"ids are int32 (T,), not {self.ids.dtype} {self.ids.shape}")
+            raise ValueError(f"ids must be int32 (T,), not {self.ids.dtype} {self.ids.shape}")
         check_bounds("bounds", self.bounds, len(self.ids))
         V = len(self.vocabulary)
         for first in range(0, len(self.ids), _BLOCK):
@@ -64,12 +64,12 @@ class Tokens:
         numbers, ends = array("i"), array("q", [0])
         for words in sentences:
             if isinstance(words, str):
-                raise InputError("a sentence is a list of words, not a string: split it")
+                raise InputError("a sentence must be a list of words, not a string; split it")
             numbers.extend(map(number_of.__getitem__, map(str.lower, words) if lower else words))
             ends.append(len(numbers))
         for word in number_of:
             if not isinstance(word, str):
-                raise InputError(f"a word is a string, not {word!r}")
+                raise InputError(f"a word must be a string, not {word!r}")
         return cls.numbered(list(number_of), np.asarray(numbers), np.asarray(ends), vocabulary)
 
     @classmethod
@@ -109,7 +109,7 @@ class Tokens:
 def check_bounds(name: str, bounds: np.ndarray, end: int) -> None:
     """Raise ValueError unless bounds are int64 (n + 1,), rising from 0 to `end`."""
     if bounds.ndim != 1 or bounds.dtype != np.int64 or not len(bounds):
-        raise ValueError(f"{name} are int64 (n + 1,), not {bounds.dtype} {bounds.shape}")
+        raise ValueError(f"{name} must be int64 (n + 1,), not {bounds.dtype} {bounds.shape}")
     # Adjacent blocks share a bound.
     blocks = (bounds[first : first + _BLOCK + 1] for first in range(0, len(bounds) - 1, _BLOCK))
     if bounds[0] != 0 or bounds[-1] != end or any((np.diff(block) < 0).any() for block in blocks):

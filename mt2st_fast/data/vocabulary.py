@@ -27,7 +27,7 @@ class Vocabulary:
         if self.counts.shape != (len(self.words),):
             raise ValueError(f"{len(self.words)} words but counts of shape {self.counts.shape}")
         if len(self._id_of) != len(self.words):
-            raise ValueError("a word stands twice in the vocabulary")
+            raise ValueError("the vocabulary contains a word twice")
 
     @classmethod
     def _of_different(cls, words: list[str], counts: np.ndarray) -> "Vocabulary":
@@ -68,8 +68,8 @@ class Vocabulary:
         kept = np.flatnonzero(counts >= min_count).tolist()
         if words and not kept:
             raise InputError(
-                f"{where}: no word occurs {min_count} times (the most frequent occurs {counts.max()} times); "
-                "give more text or a smaller min_count"
+                f"{where}: no word occurs at least {min_count} times (the most frequent occurs {counts.max()} "
+                "times); use more text or a smaller min_count"
             )
         if len(kept) < len(words):
             words, counts = [words[i] for i in kept], counts[kept]
@@ -136,7 +136,7 @@ class Vocabulary:
                 return cls(words, counts)
         except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"the vocabulary is damaged ({type(error).__name__})") from None
-        raise ValueError("the vocabulary is damaged: words are strings, counts are not negative")
+        raise ValueError("the vocabulary is damaged: words must be strings and counts must not be negative")
 
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as JSON."""

@@ -45,7 +45,7 @@ class WordBatches:
         self, types: np.ndarray, target: np.ndarray, task: str, batch_size: int, seed: int, stream: int
     ) -> None:
         if batch_size < 1:
-            raise InputError(f"batch size {batch_size} is not positive")
+            raise InputError(f"batch size must be positive, not {batch_size}")
         self.task = task
         self._types, self._target = torch.from_numpy(types), torch.from_numpy(target)
         self._batch_size = min(batch_size, len(types))
@@ -108,7 +108,7 @@ class ContextBatches:
         check_options(mode, window, negatives, SHARED_NEGATIVES)
         if words < 1 or not len(tokens):
             raise InputError(
-                f"context batches need words ({words} a batch) and a text ({len(tokens)} tokens)"
+                f"context batches need at least 1 word per batch (not {words}) and a text (not {len(tokens)} tokens)"
             )
         self.task = task
         self._tokens, self._bounds = tokens, bounds
@@ -145,8 +145,8 @@ class ContextBatches:
         del rank
         if count > 1:
             raise InputError(
-                f"the context batches of {self.task} are not divided among {count} processes; train on them in one, or "
-                "give each process batches of a text of its own, in a loader that has no take_part"
+                f"the context batches of {self.task} cannot be divided among {count} processes; train in one "
+                "process, or give each process batches of its own text in a loader without take_part"
             )
 
     def close(self) -> None:
@@ -186,8 +186,8 @@ def digest_of(*arrays: np.ndarray) -> str:
 def _check_same(task: str, state: dict[str, Any], digest: str) -> None:
     if state["data"] != digest:
         raise InputError(
-            f"the data of {task} has changed since the checkpoint: give the file of then, or begin a run of its own, "
-            "without resume"
+            f"the data of {task} has changed since the checkpoint; use the original file, or start a new run without "
+            "resume"
         )
 
 
@@ -219,7 +219,9 @@ def similarity_batches(
             raise InputError(f"{path}:{number}: expected two words and a score, found {line.strip()!r}")
         score = float(fields[2])
         if not 0.0 <= score <= highest:
-            raise InputError(f"{path}:{number}: score {score:g} is outside 0 to {highest:g}; set highest")
+            raise InputError(
+                f"{path}:{number}: score {score:g} is outside 0 to {highest:g}; fix it or set highest="
+            )
         n_read += 1
         pair = [_lookup(word, vocabulary) for word in fields[:2]]
         if min(pair) >= 0:
@@ -279,7 +281,5 @@ def _lookup(word: str, vocabulary: Vocabulary) -> int:
 def _check_any(types: list[list[int]], n_read: int, path: str | Path, what: str) -> None:
     """Log how many rows of a file are used. Raises InputError if none are."""
     if not types:
-        raise InputError(f"{path}: no {what} has all of its words in the vocabulary; train on more text")
-    log.info(
-        "%s: %d of %d rows have all of their words in the vocabulary and are used", path, len(types), n_read
-    )
+        raise InputError(f"{path}: no {what} has all its words in the vocabulary; train on more text")
+    log.info("%s: using %d of %d rows, those with all words in the vocabulary", path, len(types), n_read)

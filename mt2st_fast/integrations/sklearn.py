@@ -141,11 +141,10 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         return rows_of_words(X, self.tokenizer)
 
     def _known(self, task: str | int | None) -> str:
-        name = (
-            self.main_ if task is None else str(task)
-        )  # tasks of an array are named by their columns' numbers
+        # The tasks of an array are named by the numbers of their columns.
+        name = self.main_ if task is None else str(task)
         if name not in self.task_classes_:
-            raise InputError(f"there is no task {task!r}; there are {', '.join(self.task_classes_)}")
+            raise InputError(f"no task {task!r}; available: {', '.join(self.task_classes_)}")
         return name
 
     def __sklearn_tags__(self) -> Any:

@@ -30,12 +30,12 @@ class RowLosses(NamedTuple):
 def reason_to_call(layer: nn.Module) -> str | None:
     """Return why a head cannot be computed from its weight and bias; None for a plain torch.nn.Linear."""
     if type(layer) is not nn.Linear:
-        return f"is a {type(layer).__module__}.{type(layer).__qualname__}, no plain torch.nn.Linear"
+        return f"is a {type(layer).__module__}.{type(layer).__qualname__}, not a plain torch.nn.Linear"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks"
     if "forward" in vars(layer):
-        return "has a forward of its own"
-    return "is seen by global hooks" if torch_module._has_any_global_hook() else None
+        return "overrides forward"
+    return "is affected by global module hooks" if torch_module._has_any_global_hook() else None
 
 
 def say_once(name: str, reason: str, backend: str, plan: str) -> None:
@@ -46,7 +46,7 @@ def say_once(name: str, reason: str, backend: str, plan: str) -> None:
     asked, by = (plan, "plan=") if asked == "auto" else (asked, by)
     if asked != "auto":
         raise RuntimeError(
-            f"{by}{asked} cannot be honoured: head {name} {reason}, and is called; leave {by}auto"
+            f"{by}{asked} cannot be honoured: head {name} {reason}, so it must be called as a module; use {by}auto"
         )
     if not torch.compiler.is_compiling():
         _log_once(name, reason)
@@ -54,7 +54,9 @@ def say_once(name: str, reason: str, backend: str, plan: str) -> None:
 
 @lru_cache(maxsize=256)
 def _log_once(name: str, reason: str) -> None:
-    logger.warning("the head of %s %s, and so is called instead of fused (slower)", name, reason)
+    logger.warning(
+        "the head of %s %s, so it is called as a module instead of being fused (slower)", name, reason
+    )
 
 
 def called(name: str, layer: nn.Module, features: Tensor, target: Tensor, head: HeadSpec) -> RowLosses:

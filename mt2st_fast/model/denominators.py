@@ -35,14 +35,14 @@ def check_denominators(
     of_rows: whether losses of rows are allowed.
     """
     if reduction == "none" and not of_rows:
-        raise ValueError("reduction='none' gives losses of rows, and no total: ask task_losses for them")
+        raise ValueError("reduction='none' gives losses per row and no total; call task_losses for them")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be mean, sum or none, not {reduction!r}")
     if not denominators:
         return
     if reduction != "mean":
         raise ValueError(
-            f"denominators divide a sum, and reduction={reduction!r} divides by nothing: give one of them"
+            f"denominators divide a sum, but reduction={reduction!r} does not divide; pass only one of them"
         )
     for name, value in denominators.items():
         if isinstance(value, Tensor):  # reading it would wait for the device

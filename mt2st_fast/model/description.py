@@ -55,13 +55,13 @@ def describe(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[dict[str, Any],
     check_whole(encoder)
     if not callable(getattr(encoder, "configuration", None)):
         raise InputError(
-            f"a {type(encoder).__name__} cannot be kept: give it a method configuration() that returns the arguments "
-            "of its class"
+            f"a {type(encoder).__name__} cannot be saved: give it a method configuration() that returns its "
+            "constructor arguments"
         )
     if reason := next(iter(heads.reasons_to_call().items()), None):
         raise InputError(
-            f"the head of {reason[0]} {reason[1]}, and cannot be kept: remove its hooks, merge its adapter, or put a "
-            "torch.nn.Linear in its place"
+            f"the head of {reason[0]} {reason[1]}, so it cannot be saved; remove its hooks, merge its adapter, or "
+            "replace it by a torch.nn.Linear"
         )
     arguments: Mapping[str, Any] = encoder.configuration()  # type: ignore[operator]
     tensors = {f"argument/{name}": value for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -108,7 +108,7 @@ def rebuild(
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"the model does not fit its classes: {' '.join(str(error).split())[:300]}"
+            f"the saved model does not match its classes: {' '.join(str(error).split())[:300]}"
         ) from error
     heads.set_active(heads.active)  # as the loaded state says; this freezes the others
     return encoder.eval(), heads.eval()
@@ -123,9 +123,7 @@ def _take_types(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _class(known: Mapping[str, type], name: str) -> type:
     if name not in known:
-        raise InputError(
-            f"the model is made of a class {name}, which is not known here; load it with classes=({name},)"
-        )
+        raise InputError(f"the model uses an unknown class {name}; load it with classes=({name},)")
     return known[name]
 
 

@@ -54,7 +54,7 @@ class _TypeEmbedding(nn.Module):
         super().__init__()
         if rows_of_type is not None:
             if num_rows is None:
-                raise ValueError("num_rows must say how long the table is that rows_of_type points into")
+                raise ValueError("rows_of_type requires num_rows, the number of rows of the table")
             rows_of_type = _with_none(rows_of_type, num_types, num_rows, padding_row)
         self.dim, self.num_types, self.padding_row = dim, num_types, padding_row
         self.sparse, self.backend = sparse, backend
@@ -74,8 +74,8 @@ class _TypeEmbedding(nn.Module):
         """Move the module; raises InputError for a table without rows, which torch would fill with arbitrary values."""
         if self._waits_for_rows and self.table.is_meta:
             raise InputError(
-                'the encoder was made with table_device="meta" and has no rows yet: call shard_rows(encoder) in every '
-                "process of a group before the Trainer is made, or leave table_device out"
+                'the encoder was made with table_device="meta" and has no rows yet; call shard_rows(encoder) in '
+                "every process before you create the Trainer, or omit table_device"
             )
         return super()._apply(fn, recurse)
 
@@ -167,7 +167,8 @@ class _TypeEmbedding(nn.Module):
             if smallest < NO_ROW or largest >= self.num_types:
                 wrong = largest if largest >= self.num_types else smallest
                 raise ValueError(
-                    f"inputs hold the word type {wrong}; there are {self.num_types:,}, and -1 for none"
+                    f"inputs contain the word type {wrong}; valid are 0 up to, but not including, "
+                    f"{self.num_types:,}, and -1 for none"
                 )
 
     @torch.no_grad()

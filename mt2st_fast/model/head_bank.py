@@ -36,7 +36,10 @@ class HeadBank(nn.Module):
             raise ValueError(f"main task {main} is not among the tasks: {', '.join(tasks)}")
         self.main = main
         if isinstance(tasks[main], WordTask):
-            raise ValueError(f"the main task {main} needs features; {type(tasks[main]).__name__} is on words")
+            raise ValueError(
+                f"the main task {main} needs features, but {type(tasks[main]).__name__} works on words; choose "
+                "another main task"
+            )
         # All tasks in one order: the main task first.
         ordered = {main: tasks[main], **{name: task for name, task in tasks.items() if name != main}}
         self.tasks: dict[str, Task] = {
@@ -96,10 +99,10 @@ class HeadBank(nn.Module):
                 raise TypeError(f"module {name} must be torch.nn.Linear, not {type(linear).__name__}")
             if linear.out_features != tasks[name].head.size:
                 raise ValueError(
-                    f"module {name} has {linear.out_features} outputs, its task {tasks[name].head.size}"
+                    f"module {name} has {linear.out_features} outputs, but its task needs {tasks[name].head.size}"
                 )
         if len({(linear.in_features, linear.bias is None) for linear in linears.values()}) != 1:
-            raise ValueError("modules must agree in in_features and in having a bias")
+            raise ValueError("all modules must have the same in_features, and either all or none a bias")
         first = next(iter(linears.values()))
         heads = cls(first.in_features, tasks, main, bias=first.bias is not None, **options)
         heads._takes_layers = True
@@ -118,7 +121,7 @@ class HeadBank(nn.Module):
         self._check_known([task])
         if task not in self.tasks:
             raise ValueError(
-                f"task {task} has no head: {type(self._module(task)).__name__} is a loss of its own"
+                f"task {task} has no head: {type(self._module(task)).__name__} computes its own loss"
             )
         return self.linears[module_name(task)]  # type: ignore[return-value]
 
@@ -130,7 +133,9 @@ class HeadBank(nn.Module):
     def open_task(self, task: str) -> OpenTask:
         """Return the module of an OpenTask. Raises ValueError for any other task."""
         if not self.is_open_task(task):
-            raise ValueError(f"task {task} is no OpenTask; there are {', '.join(self.open_tasks) or 'none'}")
+            raise ValueError(
+                f"task {task} is not an OpenTask; available: {', '.join(self.open_tasks) or 'none'}"
+            )
         return self.open_tasks[module_name(task)]  # type: ignore[return-value]
 
     @property
@@ -147,7 +152,7 @@ class HeadBank(nn.Module):
         Raises ValueError for an unknown task, or if the main task is missing.
         """
         if isinstance(tasks, str):
-            raise TypeError(f"tasks are a list of names, not the text {tasks!r}: give [{tasks!r}]")
+            raise TypeError(f"tasks must be a list of names, not the string {tasks!r}; pass [{tasks!r}]")
         wanted = set(tasks)
         self._check_known(wanted)
         if self.main not in wanted:
@@ -211,7 +216,7 @@ class HeadBank(nn.Module):
             was_active = dict(zip(json.loads(text), flags, strict=True))
         except (ValueError, TypeError):
             raise ValueError(
-                "_extra_state of the heads does not say which tasks are active: it is damaged, or of another module"
+                "_extra_state of the heads does not list the active tasks; it is damaged, or belongs to another module"
             ) from None
         wanted = {name for name in self.names if was_active.get(name, name in self._active)} | {self.main}
         self._begin_training(wanted)
@@ -273,8 +278,8 @@ class HeadBank(nn.Module):
         if words is not None and len(present) > 1:
             other = next(name for name in present if name != words)
             raise ValueError(
-                f"one batch has targets of {words} and of {other}: a task on words reads inputs of its own; give each "
-                f"its loader, as in {{{other!r}: ..., {words!r}: ...}}"
+                f"one batch has targets of {words} and of {other}, but a task on words reads its own inputs; pass "
+                f"one loader for each, as in {{{other!r}: ..., {words!r}: ...}}"
             )
 
     def reasons_to_call(self) -> dict[str, str]:
@@ -325,4 +330,4 @@ class HeadBank(nn.Module):
     def _check_known(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.names]
         if unknown:
-            raise ValueError(f"unknown task {unknown[0]}; there are {', '.join(self.names)}")
+            raise ValueError(f"unknown task {unknown[0]}; available: {', '.join(self.names)}")

@@ -232,8 +232,10 @@ class MultiTaskHeads(HeadBank):
         losses = {}
         for name in present:
             if name not in self.tasks:
-                raise ValueError(f"{name} is a loss of its own, of no rows: leave its targets out")
-            say_once(name, "has losses of rows", self.backend, self.plan)
+                raise ValueError(
+                    f"{name} computes its own loss and has no losses per row; leave its targets out"
+                )
+            say_once(name, "is asked for losses per row", self.backend, self.plan)
             own, own_mask = features_of(features, name, mask)
             by_row = self._row_weights(token_weights, (name,), own)
             of_rows = self._rows(name, own, targets[name], own_mask).losses
@@ -257,7 +259,9 @@ class MultiTaskHeads(HeadBank):
             if given is None or (isinstance(token_weights, Tensor) and name not in self.tasks):
                 continue
             if name not in self.tasks:
-                raise ValueError(f"token_weights has {name}, a loss of its own, which weighs its rows itself")
+                raise ValueError(
+                    f"token_weights has {name}, which computes its own loss and weights its rows itself; leave it out"
+                )
             if given.shape != (rows := self._row_shape(name, features)):
                 raise ValueError(f"token_weights of {name} must be {tuple(rows)}, not {tuple(given.shape)}")
             found[name] = given.reshape(-1).float()
@@ -316,7 +320,7 @@ class MultiTaskHeads(HeadBank):
         self.check_together(name for name in self._active if name in targets)
         present = tuple(name for name in self._active if name in targets and name in self.tasks)
         if not present:
-            raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
+            raise ValueError(f"targets contain none of the active tasks {', '.join(self._active)}")
         weights_k = self._weights(weights, device)
         layout = self._layout(present)
         flat_targets = [
@@ -347,7 +351,9 @@ class MultiTaskHeads(HeadBank):
         active WordTask.
         """
         if not self.is_word_task(name) or name not in self._active:
-            raise ValueError(f"{name} is no active task on words; active are {', '.join(self._active)}")
+            raise ValueError(
+                f"{name} is not an active task on words; active tasks: {', '.join(self._active)}"
+            )
         k, K = self._active.index(name), len(self._active)
         weight = self._weights(weights, target.device)[k]
         loss = self._module(name)(vectors_of, inputs, target)
@@ -365,7 +371,7 @@ class MultiTaskHeads(HeadBank):
         self.check_together(name for name in self._active if name in targets)
         present = [name for name in self._active if name in targets and name not in self._on_words]
         if not present:
-            raise ValueError(f"targets holds none of the active tasks {', '.join(self._active)}")
+            raise ValueError(f"targets contain none of the active tasks {', '.join(self._active)}")
         return present
 
     def _weights(self, weights: Weights, device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ def check_module_names(tasks: Iterable[str]) -> None:
     task_of: dict[str, str] = {}
     for task in tasks:
         if not task:
-            raise ValueError("a task needs a name")
+            raise ValueError("task names must not be empty")
         other = task_of.setdefault(module_name(task), task)
         if other != task:
             raise ValueError(f"tasks {other} and {task} would share the module name {module_name(task)}")

@@ -80,7 +80,7 @@ class _Words(nn.Module):
         super().__init__()
         rows = encoder.rows_of_type
         if rows is None:
-            raise ValueError("an encoder whose types are rows has no row for none: give it rows_of_type")
+            raise ValueError("an encoder that uses types as rows has no padding row; pass rows_of_type")
         # The last entry, which -1 indexes, is all padding.
         self.register_buffer("rows", rows.long().masked_fill(rows == NO_ROW, encoder.padding_row))
         V, D = encoder.table.shape

@@ -33,7 +33,7 @@ def pool(features: Tensor, how: Pooling, mask: Tensor | None, task: str) -> Tens
         raise ValueError(f"mask must be (N, T) = {tuple(features.shape[:2])}, not {tuple(mask.shape)}")
     if mask.is_floating_point() and not mask.is_cuda and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
-            "mask has numbers beside 0 and 1: give True for what is real, not what is added to attention"
+            "mask must contain only 0 and 1 (True for real tokens), not the values added to attention scores"
         )
     real = mask.to(torch.bool)
     if how == "first":  # which is not at place 0 if the padding is on the left

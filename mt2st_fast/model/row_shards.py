@@ -77,7 +77,7 @@ def shard_rows(encoder: nn.Module) -> None:
     ValueError for another encoder, and InputError if there is no process group.
     """
     if isinstance(encoder, _ShardedTable):
-        raise ValueError("the encoder's table is divided by rows already")
+        raise ValueError("the encoder's table is already divided by rows")
     sharded_class = {BagEncoder: _ShardedBagEncoder, WindowEncoder: _ShardedWindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     if sharded_class is None or not encoder.sparse:
         raise ValueError(
@@ -85,8 +85,8 @@ def shard_rows(encoder: nn.Module) -> None:
         )
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError(
-            "a table is divided among the processes of a group, and there is none: start them by torchrun and call "
-            "torch.distributed.init_process_group, or leave it whole"
+            "a table can only be divided among the processes of a group; start them with torchrun and call "
+            "torch.distributed.init_process_group, or do not divide it"
         )
     _put(encoder, RowShard(len(encoder.table), dist.get_rank(), dist.get_world_size()))  # type: ignore[arg-type]
     encoder.__class__ = sharded_class
@@ -101,7 +101,7 @@ def gather_rows(encoder: nn.Module) -> None:
     plain_class = {_ShardedBagEncoder: BagEncoder, _ShardedWindowEncoder: WindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     shard = shard_of(getattr(encoder, "table", None))
     if plain_class is None or shard is None:
-        raise ValueError(f"this {type(encoder).__name__} has no table that shard_rows alone has divided")
+        raise ValueError(f"this {type(encoder).__name__} has no table that was divided by shard_rows alone")
     table: Tensor = encoder.table  # type: ignore[assignment]
     encoder.table = nn.Parameter(shard.gather(table.detach()), requires_grad=table.requires_grad)
     encoder.__class__ = plain_class
@@ -154,7 +154,7 @@ class _ShardedTable:
     def prepare(self, types: Tensor, offsets: Tensor) -> NoReturn:
         """Raises InputError: a prepared batch refers to the rows of a whole table."""
         raise InputError(
-            "a batch cannot be prepared for a table that is divided by rows: give types and offsets"
+            "a batch cannot be prepared for a table that is divided by rows; pass types and offsets"
         )
 
     def _all_types(self) -> Tensor:
@@ -165,7 +165,7 @@ class _ShardedTable:
         shard = shard_of(self.table)
         if shard is None:
             raise RuntimeError(
-                "the table was copied and does not know which rows it holds: copy the encoder before shard_rows"
+                "the table is a copy that does not know which rows it holds; copy the encoder before shard_rows"
             )
         return shard
 

@@ -52,11 +52,13 @@ def check_whole(encoder: nn.Module) -> None:
     if has_sharded(encoder):
         by_rows = any(shard_of(parameter) is not None for parameter in encoder.parameters())
         fix = (
-            "call gather_rows(encoder) in all of them"
+            "call gather_rows(encoder) in all processes"
             if by_rows
             else "load the run's checkpoint into an encoder that is not sharded (Trainer.load)"
         )
-        raise InputError(f"every process has a part of this encoder, and none a model: {fix}")
+        raise InputError(
+            f"every process has only a part of this encoder, so it cannot be saved as a model: {fix}"
+        )
 
 
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
@@ -144,7 +146,9 @@ def divided_as_all(parameters: Mapping[Key, Any], stored: Mapping[Key, StoredTen
     for key, value in stored.items():
         parameter: Any = parameters.get(key)
         if shard_of(parameter) is not None and tuple(value.shape) != whole_shape(parameter):
-            raise RuntimeError(f"{key} is {tuple(value.shape)} there and {whole_shape(parameter)} here")
+            raise RuntimeError(
+                f"{key} has shape {tuple(value.shape)} in the state and {whole_shape(parameter)} in the module"
+            )
     return {key: divided_as(parameters.get(key), value) for key, value in stored.items()}
 
 

@@ -28,11 +28,11 @@ class SubwordVectors:
     ) -> None:
         if len(vocabulary) != len(table.rows):
             raise ValueError(
-                f"the vocabulary has {len(vocabulary):,} types, the subwords are of {len(table.rows):,}"
+                f"the vocabulary has {len(vocabulary):,} types, but the subwords were made for {len(table.rows):,}"
             )
         if len(encoder.table) != table.num_rows:
             raise ValueError(
-                f"the encoder's table has {len(encoder.table):,} rows, the subwords need {table.num_rows:,}"
+                f"the encoder's table has {len(encoder.table):,} rows, but the subwords need {table.num_rows:,}"
             )
         self.vocabulary, self.table, self.encoder = vocabulary, table, encoder
 

@@ -66,8 +66,9 @@ class _Residual(nn.Module):
             # Anything recomputed in a backward pass no longer knows for which task it was.
             if torch._C._current_graph_task_id() != -1:
                 raise RuntimeError(
-                    "activation checkpointing (torch.utils.checkpoint) within a TaskAdaptedEncoder would compute with "
-                    "the shared weights in the backward pass: switch it off, or leave the layers out (layers=)"
+                    "activation checkpointing (torch.utils.checkpoint) within a TaskAdaptedEncoder would compute "
+                    "with the shared weights in the backward pass; switch it off, or leave out these layers "
+                    "(layers=)"
                 )
             self._asked.shared_was_read = True
             return weight
@@ -222,7 +223,7 @@ class TaskAdaptedEncoder(nn.Module):
         A weight that was tied to another parameter no longer is. Raises ValueError for an unknown task.
         """
         if task not in self.tasks:
-            raise ValueError(f"there is no task {task}; there are {', '.join(self.tasks)}")
+            raise ValueError(f"no task {task}; available: {', '.join(self.tasks)}")
         copied = copy.deepcopy(self)
         with copied._asking_for(task):
             for name in copied.layers:
@@ -259,8 +260,8 @@ class TaskAdaptedEncoder(nn.Module):
     def configuration(self) -> NoReturn:
         """Raises InputError: a saved model has one encoder."""
         raise InputError(
-            "a TaskAdaptedEncoder is an encoder a task, and a model has one: keep encoder.folded(task) with that "
-            "task's head"
+            "a TaskAdaptedEncoder holds one encoder per task, but a model has one; save encoder.folded(task) with "
+            "that task's head"
         )
 
 
@@ -297,7 +298,7 @@ def _names(what: str, given: Iterable[str]) -> tuple[str, ...]:
     names = () if isinstance(given, str) else tuple(given)
     if not names or len(set(names)) < len(names):
         raise ValueError(
-            f"{what} must be names, each once, not {given if isinstance(given, str) else list(names)!r}"
+            f"{what} must be distinct names, not {given if isinstance(given, str) else list(names)!r}"
         )
     return names
 
@@ -312,9 +313,7 @@ def _layers_of(encoder: nn.Module) -> tuple[str, ...]:
         if id(part) not in heads and _weight_name(part) is not None
     )
     if not found:
-        raise ValueError(
-            f"{type(encoder).__name__} has no linear or convolutional layer that a task could make its own"
-        )
+        raise ValueError(f"{type(encoder).__name__} has no linear or convolutional layer to adapt to tasks")
     return found
 
 
@@ -324,21 +323,21 @@ def _check_layers(encoder: nn.Module, names: Sequence[str]) -> None:
         if name not in modules or _weight_name(modules[name]) is None:
             there = ", ".join(_layers_of(encoder))
             raise ValueError(
-                f"{name!r} is no linear or convolutional layer of the encoder; there are {there}"
+                f"{name!r} is not a linear or convolutional layer of the encoder; available: {there}"
             )
         if parametrize.is_parametrized(modules[name]):
-            raise ValueError(f"the layer {name!r} has a parametrization already: give the encoder without it")
+            raise ValueError(f"the layer {name!r} already has a parametrization; pass the encoder without it")
         weight = modules[name]._parameters.get(_weight_name(modules[name]) or "")
         if weight is None or isinstance(weight, nn.UninitializedParameter):
             raise ValueError(
-                f"the weight of the layer {name!r} is no parameter yet, or one that a norm or a pruning computes: call "
-                "a lazy layer once, remove what computes the weight, or leave the layer out (layers=)"
+                f"the weight of the layer {name!r} is uninitialized or computed by normalization or pruning; call a "
+                "lazy layer once, remove the computation, or leave out the layer (layers=)"
             )
     for name, part in modules.items():
         if isinstance(part, _BatchNorm):
             raise ValueError(
-                f"encoder has a {type(part).__name__} ({name or 'itself'}), whose statistics would be of the passes of "
-                "all tasks: take LayerNorm or GroupNorm"
+                f"encoder has a {type(part).__name__} ({name or 'itself'}), whose statistics would mix the passes of "
+                "all tasks; use LayerNorm or GroupNorm"
             )
 
 

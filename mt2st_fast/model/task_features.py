@@ -36,7 +36,9 @@ class TaskFeatures(Mapping[str, Tensor]):
             with torch.set_grad_enabled(self._with_gradient), torch.autocast(*self._autocast):
                 features, mask = features_and_mask(self._compute(task))
             if isinstance(features, TaskFeatures):
-                raise TypeError("an encoder of features a task is within another one: leave one of them out")
+                raise TypeError(
+                    "an encoder with features per task is nested in another one; leave one of them out"
+                )
             self._found[task] = features, mask
         return self._found[task]
 

@@ -29,25 +29,23 @@ def tasks_from_json(stored: Mapping[str, Any], classes: Iterable[type] = ()) -> 
     entries = stored.get("tasks") if isinstance(stored, Mapping) else None
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise InputError(
-            'tasks in JSON are {"tasks": [{"name": ..., "class": ...}, ...]}, as tasks_to_json writes them'
+            'tasks in JSON must be {"tasks": [{"name": ..., "class": ...}, ...]}, as tasks_to_json writes them'
         )
     tasks: dict[str, Task] = {}
     for entry in entries:
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
         name, kind = options.pop("name", None), options.pop("class", None)
         if not isinstance(name, str) or not isinstance(kind, str):
-            raise InputError(f"a task in JSON needs a name and a class, and has {dict(entry)}")
+            raise InputError(f"a task in JSON needs a name and a class, but has {dict(entry)}")
         if name in tasks:
             raise InputError(f"two tasks in JSON are named {name}")
         if kind not in known:
-            raise InputError(
-                f"the task {name} is a {kind}, which is not known here; give its class: classes=({kind},)"
-            )
+            raise InputError(f"the task {name} is of the unknown class {kind}; pass classes=({kind},)")
         try:
             tasks[name] = cast(Task, known[kind](**options))
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"the task {name} in JSON is no {kind}: {' '.join(str(error).split())}"
+                f"the task {name} in JSON is not a valid {kind}: {' '.join(str(error).split())}"
             ) from None
     return tasks
 
@@ -55,11 +53,13 @@ def tasks_from_json(stored: Mapping[str, Any], classes: Iterable[type] = ()) -> 
 def _described(name: str, task: Any) -> dict[str, Any]:
     if not is_dataclass(task) or isinstance(task, type) or not hasattr(task, "head"):
         raise InputError(
-            f"the task {name} cannot be kept: a {type(task).__name__} is a loss of its own, or no dataclass; keep "
-            "heads without it"
+            f"the task {name} cannot be saved: {type(task).__name__} computes its own loss or is not a dataclass; "
+            "save heads without it"
         )
     options = asdict(task)
     if taken := options.keys() & {"name", "class"}:
-        raise InputError(f"the task {name} cannot be kept: its option {min(taken)} needs another name")
+        raise InputError(
+            f"the task {name} cannot be saved: its option {min(taken)} has a reserved name; rename it"
+        )
     as_lists = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
     return {"class": type(task).__name__, **as_lists}

@@ -107,7 +107,8 @@ class ContextPrediction(WordTask):
         vectors = vectors_of(inputs.types[: inputs.n_kept]).float()
         if vectors.shape[1] != self.table.shape[1]:
             raise ValueError(
-                f"vectors of {vectors.shape[1]} numbers, output vectors of {self.table.shape[1]}"
+                f"word vectors have {vectors.shape[1]} numbers, but output vectors have {self.table.shape[1]}; use "
+                "the same dimension"
             )
         types = inputs.types.unsqueeze(1)
         outputs = embedding_bag(self.table, types, mode="sum", sparse=True, backend=self.backend)

@@ -47,7 +47,7 @@ class OpenVocabulary:
             missing = dict.fromkeys(words[place] for place in unknown.tolist())
             for word in missing:  # known words are strings
                 if not isinstance(word, str):
-                    raise TypeError(f"a word is a string, not {word!r}")
+                    raise TypeError(f"a word must be a string, not {word!r}")
             if len(self._id_of) + len(missing) >= len(self._rows):
                 self._forget()
                 return self.ids(words)

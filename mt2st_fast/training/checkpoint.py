@@ -85,11 +85,11 @@ class Checkpoint:
             raise InputError(f"{path} is damaged and cannot be read: {_one_line(error)}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(
-                f"{path} is not a checkpoint of this version ({FORMAT}); train again without resuming"
+                f"{path} is not a checkpoint of this version ({FORMAT}); train again without resume"
             )
         if metadata.get("sha256") != _checksum(metadata["json"], self._tensors):
             raise InputError(
-                f"{path} is damaged: its checksum does not match; take a copy that is whole, or train again"
+                f"{path} is damaged: its checksum does not match; use an intact copy, or train again"
             )
         self._content = content
         self.state: dict[str, Any] = content["state"]
@@ -104,8 +104,8 @@ class Checkpoint:
                 )
             except RuntimeError as error:
                 raise InputError(
-                    f"the checkpoint does not fit the {name}: {_one_line(error)}; give the {name} of then, with what a "
-                    "callback has added to it, or begin a run of its own from what fits: "
+                    f"the checkpoint does not match the {name}: {_one_line(error)}; pass the original {name}, "
+                    "including anything a callback added, or start a new run from what matches: "
                     "trainer.load(checkpoint, partial=True)"
                 ) from error
 
@@ -130,7 +130,7 @@ class Checkpoint:
         try:
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         except ValueError as error:
-            raise InputError(f"the checkpoint does not fit the optimizer: {_one_line(error)}") from error
+            raise InputError(f"the checkpoint does not match the optimizer: {_one_line(error)}") from error
         for group, rate, implementation in zip(optimizer.param_groups, rates, own, strict=True):
             group.update(implementation)
             if isinstance(rate, Tensor):  # on the device, where a captured step reads it

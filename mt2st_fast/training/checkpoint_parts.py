@@ -107,7 +107,8 @@ class PartedTensor:
         path = folder_of(self._checkpoint) / piece["file"]
         if not path.is_file():
             raise InputError(
-                f"{path}, a part of the checkpoint {self._checkpoint}, is missing: copy {path.parent.name} with it"
+                f"{path}, a part of the checkpoint {self._checkpoint}, is missing; copy {path.parent.name} along "
+                "with it"
             )
         try:
             with safe_open(path, framework="pt") as file:
@@ -118,7 +119,7 @@ class PartedTensor:
             ) from None
         if digest_of(tensor, self._key).hexdigest() != piece["sha256"]:
             raise InputError(
-                f"{path} is damaged: its checksum does not match; take a copy that is whole, or train again"
+                f"{path} is damaged: its checksum does not match; use an intact copy, or train again"
             )
         return tensor
 
@@ -127,6 +128,6 @@ def _check_seen(folder: Path, names: Sequence[str]) -> None:
     for rank, name in enumerate(names):
         if not (folder / name).is_file():
             raise InputError(
-                f"process {rank} has written its part of the checkpoint to a {folder} that process 0 does not see: "
-                "give a checkpoint in a folder that all processes share"
+                f"process {rank} has written its part of the checkpoint to a {folder} that process 0 cannot see; put "
+                "the checkpoint in a folder that all processes share"
             )

@@ -191,9 +191,9 @@ class ContextRun:
         if lost:
             tasks = ", ".join((MAIN, *self._tasks.active))
             raise InputError(
-                f"{lost[0]} is not finite any more at step {self.steps_done} of {self.total_steps}, in epoch "
-                f"{self._plan.epochs_before + epoch + 1}, trained on {tasks} at a rate of "
-                f"{rate:g}: lower the rate that training begins with ({self._plan.rate:g})"
+                f"{lost[0]} is no longer finite at step {self.steps_done} of {self.total_steps}, in epoch "
+                f"{self._plan.epochs_before + epoch + 1}, trained on {tasks} at a rate of {rate:g}; lower the "
+                f"initial rate ({self._plan.rate:g})"
             )
 
     def _end_epoch(self) -> None:
@@ -211,6 +211,6 @@ def check_weighs_only(schedule: Schedule) -> None:
     check_allowed(
         schedule,
         NONE,
-        why_not="and training word vectors on a text cannot do that: give a schedule of the step alone, such as Switch "
-        "or Diminish",
+        why_not="which training word vectors on a text does not support; use a schedule that depends on the step "
+        "alone, such as Switch or Diminish",
     )

@@ -15,7 +15,7 @@ def encode_shared(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor, T
     features, mask = encode(encoder, inputs)
     if isinstance(features, TaskFeatures):
         raise TypeError(
-            "features that all tasks share are needed here, and the encoder has some of every task's own"
+            "features that all tasks share are needed here, but the encoder has separate features per task"
         )
     return features, mask
 
@@ -32,8 +32,8 @@ def encode(encoder: Callable[[Any], Any], inputs: Any) -> tuple[Tensor | TaskFea
             raise
         reason = str(error).strip().splitlines()[:1]
         raise TypeError(
-            f"a batch has the inputs {', '.join(map(str, inputs))}, which {type(encoder).__name__} does not take as a "
-            "dictionary: whatever does not stand under the name of a task is an input; take out what is none "
+            f"a batch has the inputs {', '.join(map(str, inputs))}, which {type(encoder).__name__} does not take as "
+            "a dictionary; every key that is not a task is an input, so remove those that are not "
             f"({': '.join([type(error).__name__, *reason])})"
         ) from error
     return features_and_mask(encoded)

@@ -20,7 +20,7 @@ def energy_counter(device: torch.device, nvml: Any = None) -> tuple[Joules | Non
     nvml: the module pynvml of nvidia-ml-py, or a replacement for it.
     """
     if device.type != "cuda":
-        return None, f"energy is not measured: no counter of it is read on {device.type}"
+        return None, f"energy is not measured: no energy counter is supported on {device.type}"
     try:
         nvml = nvml or importlib.import_module("pynvml")
     except ImportError:

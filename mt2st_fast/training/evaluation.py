@@ -79,7 +79,7 @@ def evaluate(
 def _check_known(targets: Mapping[str, Any], heads: MultiTaskHeads) -> None:
     if not any(name in targets for name in heads.names):
         raise InputError(
-            f"a held-out batch has no target of a task ({', '.join(heads.names)}); it has "
+            f"a held-out batch has no target of any task ({', '.join(heads.names)}); it has "
             f"{', '.join(targets) or 'none'}"
         )
 

@@ -213,7 +213,7 @@ class History:
             elif kind == "stopped":
                 history.stopped = line["reason"]
             else:
-                raise ValueError(f"{path}: there is no kind {kind!r} of line")
+                raise ValueError(f"{path}: unknown kind of line {kind!r}")
         return history
 
 

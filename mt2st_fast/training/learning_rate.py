@@ -22,7 +22,7 @@ SchedulerFactory = Callable[..., LRScheduler]  # takes (optimizer) or (optimizer
 def check_rates(lr_decay: Any, lr_scheduler: Any) -> None:
     """Raises ValueError for an invalid way to set the rate, and for two ways at once."""
     if lr_decay not in ("linear", "none"):
-        raise ValueError(f"lr_decay {lr_decay} is unknown; there are linear, none")
+        raise ValueError(f"lr_decay {lr_decay} is unknown; available: linear, none")
     if lr_scheduler is not None and not callable(lr_scheduler):
         raise InputError(
             "lr_scheduler must be a function that makes one of the run's optimizer, such as lambda optimizer: "
@@ -68,8 +68,8 @@ class LearningRate:
             )
         if isinstance(made, ReduceLROnPlateau):
             raise InputError(
-                "lr_scheduler: ReduceLROnPlateau steps by a metric, and here a scheduler steps with every step; take "
-                "one that goes by the step, or set the groups' lr in a Callback's on_evaluation"
+                "lr_scheduler: ReduceLROnPlateau steps by a metric, and here a scheduler steps with every step; use "
+                "a scheduler based on the step, or set the groups' lr in a Callback's on_evaluation"
             )
         self._scheduler, self._made = made, _numbers(made.state_dict())
 
@@ -86,8 +86,8 @@ class LearningRate:
         name = None if stored is None else stored["name"]
         if self.scheduler != name:
             raise InputError(
-                f"the checkpoint was made with lr_scheduler {name}, this run has {self.scheduler}; "
-                "give the same, or begin a run of its own"
+                f"the checkpoint was made with lr_scheduler {name}, this run has {self.scheduler}; use the same, or "
+                "start a new run"
             )
         if stored is not None and self._scheduler is not None:
             self._scheduler.load_state_dict(_merged(self._scheduler.state_dict(), stored["progress"]))
@@ -102,7 +102,7 @@ class LearningRate:
             json.dumps(progress)
         except TypeError as error:
             raise InputError(
-                f"lr_scheduler: the state of {self.scheduler} cannot be kept in a checkpoint: {error}"
+                f"lr_scheduler: the state of {self.scheduler} cannot be saved in a checkpoint: {error}"
             ) from None
         return {"name": self.scheduler, "progress": progress}
 

@@ -51,15 +51,19 @@ def load_weights(
     skipped = {name: "is not in this model" for name in stored if name not in own}
     for name, tensor in own.items():
         if name not in stored:
-            skipped[name] = "is not in the checkpoint, stays as it is"
+            skipped[name] = "is not in the checkpoint and keeps its value"
         elif tuple(stored[name].shape) != whole_shape(tensor):
-            skipped[name] = f"is {tuple(stored[name].shape)} there and {whole_shape(tensor)} here"
+            skipped[name] = (
+                f"has shape {tuple(stored[name].shape)} in the checkpoint and {whole_shape(tensor)} here"
+            )
     taken = tuple(name for name in own if name in stored and name not in skipped)
     found = LoadedWeights(taken, skipped)
     if skipped and not partial:
-        raise InputError(f"the checkpoint does not fit: {found}; load what fits with partial=True")
+        raise InputError(f"the checkpoint does not match: {found}; load what matches with partial=True")
     if not taken:
-        raise InputError(f"nothing of the checkpoint fits: {found}; give the encoder and heads of then")
+        raise InputError(
+            f"nothing in the checkpoint matches: {found}; pass the encoder and heads it was made with"
+        )
     with torch.no_grad():
         for name in taken:
             own[name].copy_(divided_as(own[name], stored[name]))

@@ -167,7 +167,7 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
         group_of = {id(p): group for group in self.param_groups for p in group["params"]}
         for table in tables:
             if id(table) not in group_of:
-                raise ValueError("a table to fuse is not among the optimizer's parameters")
+                raise ValueError("the table to fuse is not among the optimizer's parameters")
             group = group_of[id(table)]
             fuse_update(table, FusedUpdate(partial(self.next_rule, table, group), self.row_state(table)))
 

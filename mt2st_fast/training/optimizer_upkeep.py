@@ -163,15 +163,15 @@ def check_optimizer(stored: dict[str, Any], own: dict[str, Any]) -> None:
     """Raises InputError if an optimizer, or one of its options, differs from the stored one (`optimizer_options`)."""
     if own["class"] != stored["class"]:
         raise InputError(
-            f"the checkpoint was made with {stored['class']}, this run has {own['class']}; give the same optimizer"
+            f"the checkpoint was made with {stored['class']}, this run has {own['class']}; use the same optimizer"
         )
     for before, now in _same_groups(stored, own):
         for name in sorted(before.keys() & now.keys()):
             if before[name] != now[name]:
                 shown = "lr" if name == "initial_lr" else name
                 raise InputError(
-                    f"the checkpoint was made with {shown} {before[name]}, this run has {now[name]}; "
-                    "give the same, or begin a run of its own"
+                    f"the checkpoint was made with {shown} {before[name]}, this run has {now[name]}; use the same, "
+                    "or start a new run"
                 )
 
 

@@ -23,10 +23,12 @@ def check_metrics(metrics: Mapping[str, Metric], heads: MultiTaskHeads) -> None:
     for task, metric in metrics.items():
         if task not in heads.names:
             raise InputError(
-                f"metrics has one of {task}, which is no task; there are {', '.join(heads.names)}"
+                f"metrics has an entry for {task}, which is not a task; available: {', '.join(heads.names)}"
             )
         if task not in heads.tasks:
-            raise InputError(f"metrics has one of {task}, whose predictions are its own affair; leave it out")
+            raise InputError(
+                f"metrics has an entry for {task}, which has no predictions to measure; leave it out"
+            )
         if isinstance(metric, type) or not callable(metric):
             named = metric.__name__ + "()" if isinstance(metric, type) else "lambda predictions, targets: ..."
             raise InputError(
@@ -35,8 +37,8 @@ def check_metrics(metrics: Mapping[str, Metric], heads: MultiTaskHeads) -> None:
             )
         if getattr(metric, "higher_is_better", None) is False:
             raise InputError(
-                f"the metric of {task}, {metric_name(metric)}, is better where it is less, and the best evaluation is "
-                "the highest: give lambda predictions, targets: -error(predictions, targets)"
+                f"the metric of {task}, {metric_name(metric)}, is better when lower, but the highest evaluation "
+                "counts as best; pass lambda predictions, targets: -error(predictions, targets)"
             )
 
 

@@ -64,8 +64,8 @@ class PhaseController:
         check_allowed(
             schedule,
             NONE,
-            why_not="and a training loop outside Trainer cannot do that for it: use Trainer, or a schedule of the step "
-            "alone, such as Switch or Diminish",
+            why_not="which a training loop outside Trainer does not support; use Trainer, or a schedule that depends "
+            "on the step alone, such as Switch or Diminish",
         )
         self.heads, self.schedule = heads, schedule
         self.optimizer, self.encoder = optimizer, encoder
@@ -130,8 +130,8 @@ class PhaseController:
         for what, own in (("schedule", description(self.schedule)), ("tasks", list(self.heads.names))):
             if state[what] != own:
                 raise InputError(
-                    f"the state was made with {what} {state[what]}, this controller has {own}; give those of then, or "
-                    "begin a run of its own"
+                    f"the state was made with {what} {state[what]}, this controller has {own}; use the original "
+                    "ones, or start a new run"
                 )
         if isinstance(self.schedule, Stateful):
             self.schedule.load_state_dict(state["schedule_state"])

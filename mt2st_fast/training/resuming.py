@@ -14,12 +14,12 @@ from mt2st_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-OR_ANEW = "or begin a run of its own, without resume"
+OR_ANEW = "or start a new run without resume"
 FIXES = {
-    "tasks": "give heads of the same tasks, or begin a run of its own from the weights that fit: "
-    "trainer.load(checkpoint, partial=True)",
-    "held-out data": f"give the held-out batches of then, as the best evaluation is one of all, {OR_ANEW}",
-    "steps an epoch": f"give the data and the batch size of then, {OR_ANEW}",
+    "tasks": "use heads of the same tasks, or start a new run from the weights that match: trainer.load(checkpoint, "
+    "partial=True)",
+    "held-out data": f"pass the original held-out batches, because the best evaluation compares all of them, {OR_ANEW}",
+    "steps an epoch": f"use the original data and batch size, {OR_ANEW}",
 }
 
 
@@ -47,14 +47,14 @@ def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_f
             f"epochs={math.ceil(step / steps_per_epoch)} or more (of a stream steps={step}), {OR_ANEW}"
         )
     rate = (
-        f"; the rate falls to 0 over all of them, and so goes on at {1 - step / new_end:.0%} of its first value where "
-        f"it would have been at {1 - step / end:.0%}"
+        f"; the rate falls to 0 over all steps, so it continues at {1 - step / new_end:.0%} of its initial value "
+        f"instead of {1 - step / end:.0%}"
         if rate_falls and step < new_end
         else ""
     )
     logger.warning(
-        "the run goes on from step %d to %d (%g epochs) instead of %d: what its schedule puts at a fraction of the run "
-        "is now one of that, and tasks that have retired stay so%s",
+        "the run continues from step %d to %d (%g epochs) instead of %d; points that the schedule sets as a "
+        "fraction of the run move with it, and retired tasks stay retired%s",
         step, new_end, epochs, end, rate,
     )  # fmt: skip
 

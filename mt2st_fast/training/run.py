@@ -234,7 +234,7 @@ class Run:
         wanted = tuple([name for name in self.heads.active if name in given])
         if not wanted:
             raise InputError(
-                f"a batch at step {self.steps_done} has no target of an active task "
+                f"a batch at step {self.steps_done} has no target of any active task "
                 f"({', '.join(self.heads.active)}); it has {', '.join(given) or 'none'}"
             )
         self.heads.check_together(wanted)
@@ -247,8 +247,8 @@ class Run:
         for name in (name for batch in batches for name in tasks_of(batch)):
             if name in seen:
                 raise InputError(
-                    f"two loaders have targets of {name} at step {self.steps_done}, which would count twice: leave "
-                    "them out of one, or put the rows of both into one loader"
+                    f"two loaders have targets of {name} at step {self.steps_done}, which would count twice; leave "
+                    "them out of one loader, or combine the rows in one loader"
                 )
             seen.add(name)
 

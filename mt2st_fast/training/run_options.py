@@ -88,7 +88,9 @@ def steps_of(epochs: float | None, steps: int | None, steps_per_epoch: int) -> i
     """Return the optimizer steps of a run, from steps or epochs. Raises InputError for both, or if there is none."""
     if steps is not None:
         if epochs is not None:
-            raise InputError("epochs and steps are both given, and each says how long the run is: give one")
+            raise InputError(
+                "epochs and steps are both given, but each sets the length of the run; pass only one"
+            )
         check_count(steps=steps)
         return steps
     epochs = EPOCHS if epochs is None else epochs
@@ -122,7 +124,7 @@ def check_finite_parameters(named: Sequence[tuple[str, Tensor]], tasks: Sequence
         return
     after = f"{rates.at(rates.steps_done - 1)}" if rates.steps_done else "before the first step"
     raise NonFiniteLossError(
-        f"{name} is not finite any more, trained on {', '.join(tasks) or 'nothing'} {after}"
+        f"{name} is no longer finite, trained on {', '.join(tasks) or 'nothing'} {after}"
     )
 
 

@@ -61,15 +61,17 @@ def make_parts(
     modules = modules_of(encoder, heads, learnt).values()
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     if not trainable:
-        raise InputError("every parameter of encoder and heads is frozen: nothing would train")
+        raise InputError(
+            "every parameter of encoder and heads is frozen, so nothing would train; unfreeze some"
+        )
     # An encoder may hold the heads as well: they are trained once.
     optimizer = options.make_optimizer([*dict.fromkeys(trainable)])
     step_mixed_groups_singly(optimizer)
     _check_steps_alone(optimizer)
     if isinstance(optimizer, RuleOptimizer) and any(map(is_dtensor, trainable)):
         raise InputError(
-            f"{type(optimizer).__name__} moves whole parameters by its own kernels, and some are sharded (FSDP): give "
-            "LazyAdam, SGD or an optimizer of torch"
+            f"{type(optimizer).__name__} updates whole parameters in its own kernels, but some are sharded (FSDP); "
+            "use LazyAdam, SGD or a torch optimizer"
         )
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
@@ -116,7 +118,7 @@ def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: 
     check_allowed(
         options.schedule,
         WITH_OWN_FEATURES,
-        why_not="and a TaskAdaptedEncoder has separate features for every task: leave one of them out",
+        why_not="but a TaskAdaptedEncoder has separate features per task; leave one of them out",
     )
     for given, what in (
         (options.processes.are_several, "several processes exchange the gradients of one pass"),
@@ -124,7 +126,7 @@ def _check_adapted(encoder: TaskAdaptedEncoder, heads: MultiTaskHeads, options: 
     ):
         if given:
             raise InputError(
-                f"{what}, and a TaskAdaptedEncoder has separate features for every task: leave one of them out"
+                f"{what}, but a TaskAdaptedEncoder has separate features per task; leave one of them out"
             )
 
 
@@ -144,5 +146,5 @@ def _check_by_task(options: RunOptions, optimizer: torch.optim.Optimizer) -> Non
     ):
         if given:
             raise InputError(
-                f"{name} steps the shared parameters once a task, which rules out {option}: give {instead}"
+                f"{name} steps the shared parameters once per task, which rules out {option}; use {instead}"
             )

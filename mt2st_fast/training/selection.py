@@ -92,7 +92,7 @@ class PartSelection:
 
 def no_held_out(schedule: object) -> str:
     """Return the message for a schedule that needs held-out batches, if none were given."""
-    return f"{type(schedule).__name__} decides by held-out batches: give fit(val=...)"
+    return f"{type(schedule).__name__} decides based on held-out batches; pass fit(val=...)"
 
 
 class _Choice(NamedTuple):

@@ -96,8 +96,8 @@ class _Loader:
         self.length = length_of(loader)
         if not hasattr(loader, "__iter__") or (self.length is None and not may_be_stream):
             raise TypeError(
-                f"{name} must be an iterable of batches with a length, not {type(loader).__name__}; of a stream that "
-                "knows no end say how many steps to take: fit(stream, steps=10_000)"
+                f"{name} must be an iterable of batches with a length, not {type(loader).__name__}; for a stream "
+                "without an end, pass the number of steps: fit(stream, steps=10_000)"
             )
         if self.length == 0:
             raise ValueError(f"{name} has no batches")
@@ -129,7 +129,9 @@ class _Loader:
             self._start()
             batch = next(self.iterator, None)
             if batch is None:
-                raise ValueError(f"{self.name} ended at once: it must be iterable once an epoch")
+                raise ValueError(
+                    f"{self.name} has no batches in this epoch; it must be iterable once per epoch"
+                )
         self.used += 1
         if not isinstance(batch, ResidentBatch):
             batch = paired(batch, self.tasks)
@@ -191,17 +193,18 @@ class _Loader:
         """Raises InputError if the earlier rows are no longer in the data."""
         known = known_again(then, self.first, Paired(self.loader, self.tasks))
         if known is False:
-            raise self._changed("rows that it had are not in it")
+            raise self._changed("some of its rows are missing")
         logger.warning(
-            "%s gives its batches in another order than before the checkpoint: its pass goes on in the new one%s",
+            "%s yields its batches in a different order than before the checkpoint; this pass continues in the new "
+            "order%s",
             self.name,
-            "" if known else "; its rows are others in every pass, so that its data cannot be compared",
+            "" if known else "; its rows differ in every pass, so its data cannot be compared",
         )
 
     def _changed(self, how: str) -> InputError:
         return InputError(
-            f"{self.name} has changed since the checkpoint ({how}): give the inputs and labels of then, or begin a run "
-            "of its own, without resume"
+            f"{self.name} has changed since the checkpoint ({how}); pass the original inputs and labels, or start a "
+            "new run without resume"
         )
 
     def _states(self) -> tuple[Tensor, Any]:
@@ -240,7 +243,7 @@ class Source:
         unknown = [name for name in by_task if name not in tasks]
         if unknown:
             raise ValueError(
-                f"train has a loader for {unknown[0]}, which is no task; there are {', '.join(tasks)}"
+                f"train has a loader for {unknown[0]}, which is not a task; available: {', '.join(tasks)}"
             )
         if by_task and main not in by_task:
             raise ValueError(f"train has no loader for the main task {main}")

@@ -117,12 +117,14 @@ class Trainer:
         distributed: Literal["auto", "none"] = "auto",
     ) -> None:
         if isinstance(schedule, type):
-            raise TypeError(f"schedule is the class {schedule.__name__}: give {schedule.__name__}()")
+            raise TypeError(
+                f"schedule is the class {schedule.__name__}; pass an instance, {schedule.__name__}()"
+            )
         check_positive(lr=lr, **given(clip_norm=clip_norm))
         check_not_negative(weight_decay=weight_decay)
         check_count(accumulate=accumulate, log_every=log_every)
         if precision not in ("float32", *AUTOCAST):
-            raise ValueError(f"precision {precision} is unknown; there are float32, {', '.join(AUTOCAST)}")
+            raise ValueError(f"precision {precision} is unknown; available: float32, {', '.join(AUTOCAST)}")
         check_rates(lr_decay, lr_scheduler)
         if distributed not in ("auto", "none"):
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
@@ -167,7 +169,7 @@ class Trainer:
     @staticmethod
     def _check_fusible(encoder: nn.Module, clip_norm: float | None, accumulate: int, precision: str) -> None:
         if not row_sparse_tables(encoder):
-            raise ValueError("fuse_backward needs a row-sparse table: give the encoder sparse=True")
+            raise ValueError("fuse_backward needs a row-sparse table; set sparse=True in the encoder")
         for option, needs in (
             ("clip_norm", clip_norm is not None),
             ("accumulate", accumulate > 1),
@@ -175,7 +177,7 @@ class Trainer:
         ):
             if needs:
                 raise ValueError(
-                    f"fuse_backward makes no gradient, which {option} needs; leave one of them out"
+                    f"fuse_backward stores no gradient, which {option} needs; leave one of them out"
                 )
 
     # --- what a user calls ------------------------------------------------------------------------------
@@ -212,12 +214,12 @@ class Trainer:
             raise TypeError("val must be one loader of (inputs, {task: target}) batches, not a mapping")
         if isinstance(val, Iterator):
             raise TypeError(
-                "val is an iterator, which is empty after its first evaluation: give a list or a loader"
+                "val is an iterator, which is exhausted after one evaluation; pass a list or a loader"
             )
         if val is None and isinstance(self.schedule, ObservingHeldOut):
             raise ValueError(no_held_out(self.schedule))
         if val is None and any(isinstance(callback, EarlyStopping) for callback in self.callbacks):
-            raise InputError("EarlyStopping looks at evaluations, and there are none: give val=")
+            raise InputError("EarlyStopping needs evaluations, but there are none; pass val=")
         if checkpoint is not None and Path(checkpoint).is_dir():
             raise InputError(f"{checkpoint} is a folder: give the name of a file as checkpoint")
         check_count(**given(evaluate_every=evaluate_every))
@@ -248,7 +250,7 @@ class Trainer:
         For your own training loops: call `step()`, `record()` whenever you want losses, and `close()` at the end.
         """
         if resume and checkpoint is None:
-            raise ValueError("resume needs the checkpoint to go on from")
+            raise ValueError("resume needs the checkpoint to continue from; pass checkpoint=")
         if val is None and isinstance(self.schedule, Selecting):
             raise ValueError(no_held_out(self.schedule))
         if checkpoint is not None:
@@ -343,7 +345,7 @@ class Trainer:
     def run(self) -> Run:
         """The current run, or the last one. Raises RuntimeError if there was none yet."""
         if self._run is None:
-            raise RuntimeError("there is no run yet: fit or begin makes one")
+            raise RuntimeError("there is no run yet; start one with fit or begin")
         return self._run
 
     @property

@@ -44,6 +44,6 @@ def take_turn(parts: StepParts, part: Part, step: int) -> None:
     if not any(p.requires_grad for p in parts.parameters_of(part)):
         what = {"shared": "encoder", "tasks": "active tasks", "all": "model"}[part]
         raise InputError(
-            f"the schedule trains the {part} parameters from step {step} on, and none of the {what} trains: unfreeze "
-            "some, or take a schedule without turns"
+            f"the schedule trains the {part} parameters from step {step} on, and none of the {what} is trainable; "
+            "unfreeze some, or use a schedule without turns"
         )

@@ -58,7 +58,7 @@ def vocabulary_of(counts: Mapping[str, int]) -> Vocabulary:
     """
     for word, count in counts.items():
         if not isinstance(word, str):
-            raise InputError(f"a word is a string, not {word!r}")
+            raise InputError(f"a word must be a string, not {word!r}")
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise InputError(f"the count of {word!r} is {count!r}; give how many times it was seen")
     return Vocabulary(list(counts), np.fromiter(counts.values(), np.int64, len(counts)))
@@ -78,8 +78,8 @@ def frequent_words(
     if not kept.any():
         rule = "" if trim_rule is None else "trim_rule keeps no word, and "
         raise NoWordsError(
-            f"the text: {rule}no word occurs {min_count} times (the most frequent occurs {counted.counts.max()} "
-            "times); give more text or a smaller min_count"
+            f"the text: {rule}no word occurs at least {min_count} times (the most frequent occurs "
+            f"{counted.counts.max()} times); use more text or a smaller min_count"
         )
     if most is not None and most < kept.sum():
         rows = np.flatnonzero(kept)

@@ -64,7 +64,8 @@ def test_a_folder_without_training_text_is_measured(
     assert rows_of(capsys, model, f"csv:{folder}", "--part", "test") == 2
     error = fails(capsys, "test", model, f"csv:{folder}", "--part", "dev")
     assert (
-        f"{folder}: has no dev rows, only test by the names of its files; name another part, or all" in error
+        f"{folder}: has no dev rows, because its files are named as test only; choose another part, or all"
+        in error
     )
     table(folder / "dev.csv", 3)
     assert rows_of(capsys, model, f"csv:{folder}", "--part", "dev") == 3
@@ -82,7 +83,7 @@ def test_a_part_that_training_took_out_of_its_text_is_those_rows(
         words = [splits.vocabulary.words[t] for t in splits.parts[part].tokens]
         assert [splits.vocabulary.words[t] for t in ours.tokens] == words
     small = f"csv:{table(tmp_path / 'small.csv', 2)}"
-    assert "too few to split; --part all measures all of them" in fails(
+    assert "too few to split; use --part all to measure all of them" in fails(
         capsys, "test", model, small, "--part", "test"
     )
 
@@ -102,4 +103,4 @@ def test_what_the_model_was_trained_on_is_split_as_then_whatever_it_is_named(
 def test_rows_without_labels_are_told(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bare.csv"
     file.write_text("text,pos\ndie Katze,\n")
-    assert f"csv:{file}: no row has a label of 'pos'" in fails(capsys, "test", model, f"csv:{file}")
+    assert f"csv:{file}: no row has a label for 'pos'" in fails(capsys, "test", model, f"csv:{file}")

@@ -129,5 +129,7 @@ def test_nothing_half_written_is_left(
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"good\n" * 5000 + b"\xff\n")
     out = tmp_path / "out.txt"
-    assert "bad.txt:5001: is not UTF-8" in fails(capsys, "predict", str(trained), str(bad), "--out", str(out))
+    assert "bad.txt:5001: is not valid UTF-8" in fails(
+        capsys, "predict", str(trained), str(bad), "--out", str(out)
+    )
     assert not out.exists()

@@ -41,9 +41,11 @@ def test_a_run_says_what_it_read(
     run("train", "--data", f"csv:{folder}", *text, "--label-column", NASTY, "--out", str(out), *QUICK)
     shown, report = capsys.readouterr().out, (out / "report.md").read_text()
     alike = (
-        f"{NASTY}: read as one class each, as they are the same whole numbers: 0.0 and 0, 1.0 and 1 (60 cells"
+        f"{NASTY}: treated as one class, because the whole numbers are equal: 0.0 and 0, 1.0 and 1 (60 cells"
     )
-    unseen = f"{NASTY}: classes that training never saw, and so nothing can learn, in 20 test rows: 00, 10"
+    unseen = (
+        f"{NASTY}: classes that do not occur in training, so they cannot be learnt, in 20 test rows: 00, 10"
+    )
     for line in (alike, unseen):
         assert line in shown
         assert line in report
@@ -70,7 +72,7 @@ def test_a_run_says_what_it_read(
     assert f"{NASTY}: classes are the model's as numbers, and read so: 0.0 as 0, 1.0 as 1" in shown
     assert "more.csv: 60 rows; left out: 1 blank lines" in shown
     run("test", str(out), reviews(tmp_path / "more.csv", "{}0", names=NASTY.upper()))
-    unseen = f"{NASTY}: classes that training never saw, and so nothing can learn, in 60 rows: 00, 10"
+    unseen = f"{NASTY}: classes that do not occur in training, so they cannot be learnt, in 60 rows: 00, 10"
     assert unseen in capsys.readouterr().out
 
 
@@ -78,7 +80,7 @@ def test_compare_says_it_too(folder: Path, tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "out"
     options = ("--text-column", "v2", "--seeds", "1", "--strategies", "stl", "--out", str(out), *QUICK)
     run("compare", "--data", f"csv:{folder}", *options)
-    line = "classes that training never saw, and so nothing can learn, in 20 test rows: 00, 10"
+    line = "classes that do not occur in training, so they cannot be learnt, in 20 test rows: 00, 10"
     assert line in capsys.readouterr().out
     assert line in (out / "compare.md").read_text().partition("## What was read")[2]
 
@@ -90,16 +92,16 @@ def test_compare_says_it_too(folder: Path, tmp_path: Path, capsys: pytest.Captur
             ["--label-column", "a", "--main", "a"],
             "--label-column names the main task, then the auxiliary ones",
         ),
-        (["--label-column", "modo"], "there is no task 'modo'; it has mood, stars: is 'mood' meant?"),
+        (["--label-column", "modo"], "no task 'modo'; available: mood, stars (did you mean 'mood'?)"),
         (
             ["--label-column", "mood", "--label-column", "sters"],
-            "no task 'sters'; it has mood, stars: is 'stars' meant?",
+            "no task 'sters'; available: mood, stars (did you mean 'stars'?)",
         ),
-        (["--label-column", "mood", "--label-column", "mood"], "task 'mood' is main and auxiliary"),
-        (["--text-column", "txt"], "no column 'txt'; the columns are text, mood, stars: is 'text' meant?"),
+        (["--label-column", "mood", "--label-column", "mood"], "task 'mood' is both main and auxiliary"),
+        (["--text-column", "txt"], "no column 'txt'; available: text, mood, stars (did you mean 'text'?)"),
         (
             ["--delimiter", ";"],
-            "no column is named text, sentence, review, content; say which of text,mood,stars",
+            "no column is named text, sentence, review, content; choose the text column from text,mood,stars",
         ),
     ],
 )

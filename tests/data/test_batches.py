@@ -266,7 +266,7 @@ def test_resuming_with_other_settings_is_refused():
     for settings in ({"batch_size": 9}, {"seed": 2}, {"share": 0.4}):
         with pytest.raises(InputError, match=next(iter(settings))):
             token_batches(token_corpus(), **settings).load_state_dict(state)
-    with pytest.raises(InputError, match="main_rows=60, these have 59"):
+    with pytest.raises(InputError, match="main_rows=60, but these have 59"):
         token_batches(token_corpus(labelled=range(59))).load_state_dict(state)
 
 
@@ -312,11 +312,11 @@ def test_read_only_arrays_serve():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch size 0"),
+        ({"batch_size": 0}, "batch size must be positive, not 0"),
         ({"share": 0}, "main share 0"),
         ({"share": 1.5}, r"main share 1\.5"),
         ({"seed": -1}, "seed -1"),
-        ({"tasks": ("main", "pos")}, "no task 'pos'; its tasks: main, aux, score"),
+        ({"tasks": ("main", "pos")}, "no task 'pos'; available: main, aux, score"),
         ({"tasks": ("aux",)}, "needs the main task 'main'"),
     ],
 )
@@ -333,7 +333,7 @@ def test_wrong_levels_phases_and_missing_labels_are_named():
         evaluation_batches(corpus, 4)
     with pytest.raises(InputError, match="window -1"):
         TokenBatches(corpus, 4, -1, "main")
-    with pytest.raises(InputError, match="no task 'pos' in these batches; their tasks: main, aux, score"):
+    with pytest.raises(InputError, match="these batches have no task 'pos'; available: main, aux, score"):
         token_batches(corpus).enter_phase(("main", "pos"))
     with pytest.raises(InputError, match="no training row has a label"):
         token_batches(token_corpus(labelled=[]))

@@ -36,8 +36,8 @@ def corpus(n_units=100, length=3, level="token", groups=None):
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("classes", np.array([0, 2]), "outside"),
-        ("classes", np.array([0, -1]), "outside"),
+        ("classes", np.array([0, 2]), "must lie in"),
+        ("classes", np.array([0, -1]), "must lie in"),
         ("classes", np.array([0.0]), "int64"),
         ("labels", np.zeros((3, 2)), "float32"),
         ("labels", np.zeros((3, 1), dtype=np.float32), "float32"),
@@ -80,14 +80,14 @@ def test_corpus_refuses_parts_that_do_not_fit(change, message):
 
 
 def test_an_unknown_task_lists_those_that_exist():
-    with pytest.raises(InputError, match="no task 'pos'; its tasks: main"):
+    with pytest.raises(InputError, match="no task 'pos'; available: main"):
         corpus().column("pos")
 
 
 def test_splits_refuse_parts_that_differ():
     small, vocabulary = corpus(2), Vocabulary.build(["a"])
     Splits(small, small, small, vocabulary, "x", "main")
-    with pytest.raises(ValueError, match="dev holds a type id"):
+    with pytest.raises(ValueError, match="dev contains a type id"):
         Splits(small, replace(small, tokens=small.tokens + 1), small, vocabulary, "x", "main")
     with pytest.raises(ValueError, match="test and train differ in their level or tasks"):
         Splits(small, small, replace(small, targets={}), vocabulary, "x", "main")
@@ -143,5 +143,5 @@ def test_hiding_refuses_a_fraction_outside_its_range(fraction):
 
 def test_check_main():
     check_main(corpus(), "main")
-    with pytest.raises(InputError, match="no training row has a label of the main task 'main'"):
+    with pytest.raises(InputError, match="no training row has a label for the main task 'main'"):
         check_main(replace(corpus(1), targets={"main": classes([MISSING] * 3)}), "main")

@@ -34,19 +34,19 @@ def test_everyday_tables_are_read(name, tmp_path):
     assert sum(corpus.n_rows for corpus in splits.parts.values()) == 40
     assert splits.train.column(splits.main).class_names == ("neg", "pos")
     left_out = {"an index of pandas": "1", "a last comma": "3"}.get(name)
-    notes = [f"t.csv: without a name in the header, and left out: column {left_out}"] if left_out else []
+    notes = [f"t.csv: left out because the header has no name for it: column {left_out}"] if left_out else []
     assert list(splits.notes) == notes
 
 
 def test_a_text_column_of_another_name_is_asked_for_and_taken(tmp_path):
     spec = table(tmp_path, "v1,v2", lambda i: f"{label(i)},film {i}")
-    with pytest.raises(InputError, match="say which of v1, v2 has the text: --text-column"):
+    with pytest.raises(InputError, match="choose the text column from v1, v2 with --text-column"):
         open_data(spec)
     splits = open_data(spec, text_column="v2")
     assert splits.main == "v1"
-    with pytest.raises(InputError, match="there is no column 'v3'; the columns are v1, v2"):
+    with pytest.raises(InputError, match="no column 'v3'; available: v1, v2"):
         open_data(spec, text_column="v3")
-    with pytest.raises(InputError, match="--text-column is for csv:PATH, jsonl:PATH"):
+    with pytest.raises(InputError, match="--text-column applies to csv:PATH, jsonl:PATH only"):
         open_data("stdlib", text_column="v2")
 
 
@@ -54,7 +54,7 @@ def test_a_delimiter_can_be_said(tmp_path):
     spec = table(tmp_path, "text|label", lambda i: f"a, b; c {i}|{label(i)}")
     splits = open_data(spec, delimiter="|")
     assert splits.train.column("label").class_names == ("neg", "pos")
-    with pytest.raises(InputError, match="--delimiter is one character, or tab"):
+    with pytest.raises(InputError, match="--delimiter must be one character or tab"):
         open_data(spec, delimiter="||")
 
 
@@ -68,7 +68,7 @@ def test_a_number_that_is_nan_is_missing(tmp_path):
     splits = open_data(spec, auxiliary=["stars:regression"])
     missing = [np.isnan(corpus.column("stars").values).sum() for corpus in splits.parts.values()]
     assert sum(missing) == 10
-    with pytest.raises(InputError, match="'inf' in column 'stars' is no number"):
+    with pytest.raises(InputError, match="'inf' in column 'stars' is not a number"):
         open_data(
             table(tmp_path, "text,label,stars", lambda i: f"a,{label(i)},inf"), auxiliary=["stars:regression"]
         )
@@ -83,7 +83,7 @@ def test_comments_before_sentences_are_no_words(tmp_path):
     assert splits.train.targets["col3"].class_names == ("B", "I", "O")
     assert "#" in splits.vocabulary.words
     assert splits.notes == (
-        "train.conll: 30 lines of comments (# id and the like) were left out, the first is line 1",
+        "train.conll: 30 comment lines (such as # id) were left out; the first is line 1",
     )
 
 
@@ -117,8 +117,8 @@ def test_treebanks_are_read_as_they_are_released(tmp_path):
 
 def test_a_file_is_of_one_split(tmp_path):
     for name, message in (
-        ("train_test", "train_test.conllu: looks like train and test by its name; rename it"),
-        ("extra", "extra.conllu is neither train, dev nor test by its name"),
+        ("train_test", "train_test.conllu: looks like train and test by its name; rename the file"),
+        ("extra", "extra.conllu is not named as train, dev or test"),
     ):
         folder = tmp_path / name
         folder.mkdir()

@@ -49,5 +49,5 @@ def test_no_lines_have_no_bags():
 
 
 def test_half_a_character_is_named():
-    with pytest.raises(InputError, match="half of a character"):
+    with pytest.raises(InputError, match="a lone surrogate"):
         LineBags(FEATURES["words"], "__label__")(["a", "\ud800"])

@@ -104,7 +104,7 @@ def of_table(path: Path, lines: list[str]) -> Iterator[tuple[object, object]]:
     rows = len(records) - 1 - sum(left_out.values())
     yield said, (rows, rows)
     over_lines = sum(any("\n" in cell for cell in record) for record in records[1:])
-    notes = [note for note in splits.notes if "over several lines" in note]
+    notes = [note for note in splits.notes if "span several lines" in note]
     yield bool(notes), bool(over_lines)
 
 

@@ -78,8 +78,8 @@ def test_lines_are_those_of_every_reader(
         found = [["a", "b", "\ufeffc"], ["d", "e"], ["f"], ["g"], ["h"]]
         assert sentences_of(TokenStream.open(tmp_path / "t")) == found
         assert [record.getMessage().removeprefix(f"{path}: ") for record in caplog.records] == [
-            "NUL characters read as blanks: 2, the first on line 1",
-            "lines that end in a return alone, where others end in a line feed: 1, the first is line 3",
+            "NUL characters read as spaces: 2, the first on line 1",
+            "lines that end in a lone carriage return, where others end in a line feed: 1, the first is line 3",
             "byte order marks kept within lines: 1, the first on line 1; were files joined without a "
             "line feed between them?",
         ]
@@ -90,7 +90,7 @@ def test_lines_are_those_of_every_reader(
     [
         (b"", ["no words"]),
         (b" \n\n\t\n", ["no words"]),
-        (b"a b c a\n", ["no word occurs 5 times", "2 times"]),
+        (b"a b c a\n", ["no word occurs at least 5 times", "2 times"]),
         (b"fine\n" * 300 + b"not \xff utf\n", [":301", "UTF-8"]),
     ],
 )

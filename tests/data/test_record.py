@@ -28,7 +28,7 @@ def test_classes_are_counted_by_part_the_most_frequent_first():
     assert unseen.rows == {"dev": 3, "test": 1}
     assert unseen.names == ("d", "c")
     assert unseen.line() == (
-        "t: classes that training never saw, and so nothing can learn, in 3 dev rows and 1 test row: d, c"
+        "t: classes that do not occur in training, so they cannot be learnt, in 3 dev rows and 1 test row: d, c"
     )
     assert never_seen(splits.train.column("t")) == ("c", "d")
     [labels] = labels_read(splits)
@@ -48,7 +48,7 @@ def test_a_class_in_another_spelling_is_told():
     names = ("True", "TRUE", "x", "y")
     [unseen] = unseen_classes(splits_of("classes", names, train=[0], dev=[1, 2, 3], test=[1]))
     assert unseen.line().endswith(
-        ": TRUE, x, y; training has 'True', not 'TRUE': write them alike in every file"
+        ": TRUE, x, y; training has 'True', not 'TRUE': spell them alike in every file"
     )
 
 

@@ -66,12 +66,12 @@ def test_damaged_files_are_named(corpus: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
     for content, name in [
-        (whole[:-1], "cut off"),
-        (whole[: len(whole) // 2], "cut off"),
-        (whole + b"x", "cut off"),
-        (whole[:40], "no token file"),
-        (b"", "no token file"),
-        (b"plain text of some length " * 10, "no token file"),
+        (whole[:-1], "truncated"),
+        (whole[: len(whole) // 2], "truncated"),
+        (whole + b"x", "truncated"),
+        (whole[:40], "not a token file"),
+        (b"", "not a token file"),
+        (b"plain text of some length " * 10, "not a token file"),
         (whole[:8] + struct.pack("<I", 7) + whole[12:], "version 7"),
         (whole[:16] + struct.pack("<q", -5) + whole[24:], "damaged"),
         (flipped, "damaged"),

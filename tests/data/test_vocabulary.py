@@ -56,7 +56,7 @@ def test_a_vocabulary_without_words():
 
 def test_frequent_types_of_a_vocabulary_in_another_order():
     assert Vocabulary(["rare", "often"], [1, 9]).frequent(2).words == ["often"]
-    with pytest.raises(InputError, match="no word occurs 10 times"):
+    with pytest.raises(InputError, match="no word occurs at least 10 times"):
         Vocabulary(["rare", "often"], [1, 9]).frequent(10)
 
 

@@ -75,7 +75,7 @@ def check_labelled(path: Path, content: bytes, prefix: str = "__label__") -> Non
         if word.startswith(prefix)
     ]
     if not labels:
-        with pytest.raises(InputError, match=f"no line has a label; write them as {prefix}sport"):
+        with pytest.raises(InputError, match=f"no line has a label; write labels like {prefix}sport"):
             read_labelled_text(path, prefix)
         return
     text = read_labelled_text(path, prefix)
@@ -175,11 +175,11 @@ def test_the_same_label_twice_on_a_line_is_one_class(tmp_path):
         (b"", "x.txt: the file is empty"),
         (
             b"__label__a fine\n" * 300 + b"not \xff utf\n",
-            "x.txt:301: is not UTF-8; convert the text to UTF-8",
+            "x.txt:301: is not valid UTF-8; convert the file to UTF-8",
         ),
-        (b"\xef\xbb\xbf__label__a\n\xef\xbb\n", "x.txt:2: is not UTF-8; convert the text to UTF-8"),
-        (b"__label__a cut off \xe2\x82", "x.txt:1: is not UTF-8; convert the text to UTF-8"),
-        (b"a \xed\xa0\x80 surrogate", "x.txt:1: is not UTF-8; convert the text to UTF-8"),
+        (b"\xef\xbb\xbf__label__a\n\xef\xbb\n", "x.txt:2: is not valid UTF-8; convert the file to UTF-8"),
+        (b"__label__a cut off \xe2\x82", "x.txt:1: is not valid UTF-8; convert the file to UTF-8"),
+        (b"a \xed\xa0\x80 surrogate", "x.txt:1: is not valid UTF-8; convert the file to UTF-8"),
     ],
 )
 def test_a_labelled_file_that_cannot_be_read_is_one_line(content, message, cut, tmp_path):
@@ -192,7 +192,7 @@ def test_a_labelled_file_that_cannot_be_read_is_one_line(content, message, cut, 
 def test_a_word_of_a_million_bytes_is_no_text(tmp_path, monkeypatch):
     monkeypatch.setattr(word_files, "BLOCK_BYTES", 1000)
     (tmp_path / "x.txt").write_bytes(b"__label__a " + b"x" * 3_000_000)
-    with pytest.raises(InputError, match="has a word of more than a million bytes"):
+    with pytest.raises(InputError, match="contains a word longer than a million bytes"):
         read_words(tmp_path / "x.txt")
 
 
@@ -209,7 +209,7 @@ def test_files_that_are_missing_or_cut_off(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a b\n\xff", "x.txt:2: is not UTF-8"),
+        (b"a b\n\xff", "x.txt:2: is not valid UTF-8"),
         (b"\n \n", "the text has no words"),
         (b"", "x.txt: the file is empty"),
     ],

@@ -248,7 +248,7 @@ class _Lower(Word2VecTransformer):
         (["a", None], ["a", "b"], {}, r"row 1 of X is no text but None \(NoneType\)"),
         (np.zeros((2, 3)), ["a", "b"], {}, r"row 0 of X has a word that is no string but .*0\.0.* \(float64\)"),
         ([], [], {}, "X has no texts; give at least 1"),
-        (["", " "], ["a", "b"], {}, "the text has no words beside its labels"),
+        (["", " "], ["a", "b"], {}, "the text has no words besides its labels"),
         (["x", "y"], ["a"], {}, r"y has labels \(1,\) of label for 2 texts; give one a text"),
         (["x", "y"], None, {}, "requires y to be passed, but the target y is None"),
         (["x", "y"], {"t": ["a", "b"], "u": [None, NAN]}, {}, "the column u of y has no label; leave it out"),
@@ -261,7 +261,7 @@ class _Lower(Word2VecTransformer):
         (["x", "y"], {"t": [0, 1]}, {"main": "u"}, "main is 'u', and y has no such column; there are t"),
         (["x", "y"], [0, 1], {"dim": 0}, "dim must be a whole number of at least 1, not 0"),
         (["x", "y"], [0, 1], {"minn": 3}, r"minn \(3\) and maxn \(0\) must be 0 <= minn <= maxn"),
-        (["x", "y"], [0, 1], {"tokenizer": list, "min_count": 9}, "no word occurs 9 times"),
+        (["x", "y"], [0, 1], {"tokenizer": list, "min_count": 9}, "no word occurs at least 9 times"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(X, y, options, message):
@@ -274,13 +274,13 @@ def test_a_column_of_an_array_is_named_by_its_number():
     model = small(epoch=1, main=1).fit(TEXTS, labels)
     assert (model.predict(TEXTS, task=1) == model.predict(TEXTS, task="1")).all()
     assert set(model.predict(TEXTS, task=0)) <= {"a", "b"}
-    with pytest.raises(InputError, match="there is no task 2; there are 1, 0"):
+    with pytest.raises(InputError, match="no task 2; available: 1, 0"):
         model.predict(TEXTS, task=2)
 
 
 def test_what_a_fitted_classifier_does_not_know_is_named():
     model = small(epoch=1).fit(TEXTS, BOTH)
-    with pytest.raises(InputError, match="there is no task 'style'; there are topic, tone"):
+    with pytest.raises(InputError, match="no task 'style'; available: topic, tone"):
         model.predict(TEXTS, "style")
     with pytest.raises(InputError, match="y has no column topic, which is the main task; it has tone, style"):
         model.score(TEXTS, {"tone": TONE_OF, "style": TONE_OF})

@@ -17,21 +17,24 @@ from tests.model.adapted import NAMES, TASKS, Tokens, differ, model, rows
     ("make", "message"),
     [
         (lambda: TaskAdaptedEncoder(nn.Tanh(), NAMES), "Tanh has no linear or convolutional layer"),
-        (lambda: model(layers=["1"]), "'1' is no linear or convolutional layer of the encoder; there are 0, 2"),
-        (lambda: model(layers=["no"]), "'no' is no linear"),
+        (lambda: model(layers=["1"]), "'1' is not a linear or convolutional layer of the encoder; available: 0, 2"),
+        (lambda: model(layers=["no"]), "'no' is not a linear"),
         (lambda: model(threshold=0), "threshold must be positive"),
         (lambda: model(penalty=-1.0), "penalty must be finite and not negative"),
-        (lambda: TaskAdaptedEncoder(model()[0].encoder, NAMES), "the layer '0' has a parametrization already"),
-        (lambda: model(layers=[]), "layers must be names, each once"),
-        (lambda: model(layers=["0", "0"]), "layers must be names, each once"),
-        (lambda: model(layers="0"), "layers must be names, each once, not '0'"),
-        (lambda: TaskAdaptedEncoder(nn.Linear(2, 2), "tag"), "tasks must be names, each once, not 'tag'"),
-        (lambda: TaskAdaptedEncoder(nn.Linear(2, 2), ["a", "a"]), "tasks must be names, each once"),
-        (lambda: TaskAdaptedEncoder(nn.utils.spectral_norm(nn.Linear(2, 2)), ["a"]), "weight of the layer '' is no"),
-        (lambda: TaskAdaptedEncoder(nn.LazyLinear(2), ["a"]), "weight of the layer '' is no parameter yet"),
+        (lambda: TaskAdaptedEncoder(model()[0].encoder, NAMES), "the layer '0' already has a parametrization"),
+        (lambda: model(layers=[]), "layers must be distinct names"),
+        (lambda: model(layers=["0", "0"]), "layers must be distinct names"),
+        (lambda: model(layers="0"), "layers must be distinct names, not '0'"),
+        (lambda: TaskAdaptedEncoder(nn.Linear(2, 2), "tag"), "tasks must be distinct names, not 'tag'"),
+        (lambda: TaskAdaptedEncoder(nn.Linear(2, 2), ["a", "a"]), "tasks must be distinct names"),
+        (
+            lambda: TaskAdaptedEncoder(nn.utils.spectral_norm(nn.Linear(2, 2)), ["a"]),
+            "weight of the layer '' is uninitialized or computed",
+        ),
+        (lambda: TaskAdaptedEncoder(nn.LazyLinear(2), ["a"]), "weight of the layer '' is uninitialized"),
         (lambda: TaskAdaptedEncoder(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), NAMES), "has a BatchNorm1d"),
         (lambda: TaskAdaptedEncoder(nn.Sequential(nn.Linear(2, 2)), ["a.b", "a__b"]), "would share the module name"),
-        (lambda: model()[0].folded("d"), "there is no task d; there are a, feats.b, c"),
+        (lambda: model()[0].folded("d"), "no task d; available: a, feats.b, c"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(make, message):
@@ -41,7 +44,7 @@ def test_what_does_not_fit_is_refused(make, message):
 
 def test_a_folder_keeps_one_encoder():
     encoder, heads = model()
-    with pytest.raises(InputError, match=r"keep encoder\.folded\(task\) with that task's head"):
+    with pytest.raises(InputError, match=r"save encoder\.folded\(task\) with that task's head"):
         describe(encoder, heads)
 
 
@@ -97,7 +100,7 @@ def test_a_list_is_features_and_a_mask_and_anything_else_is_refused():
         TypeError, match=r"an encoder must return features, a tensor, or \(features, mask\), not list"
     ):
         encoder(inputs)["a"]
-    with pytest.raises(TypeError, match="an encoder of features a task is within another one"):
+    with pytest.raises(TypeError, match="an encoder with features per task is nested in another one"):
         TaskAdaptedEncoder(nn.Sequential(nn.Linear(5, 5), model()[0]), NAMES, layers=["0"])(inputs)["a"]
 
 

@@ -70,7 +70,7 @@ WAYS = {
         lambda m, i, o: tuple(2.0 * g for g in i)
     ),
     "parametrization": lambda heads: parametrizations.weight_norm(heads.linear("a")),
-    "forward of its own": own_forward,
+    "overrides forward": own_forward,
 }
 
 
@@ -167,7 +167,7 @@ def test_it_is_said_once_and_not_of_plain_heads(caplog):
         for _ in range(3):
             heads(features, targets)
     assert [r.message for r in caplog.records if "called" in r.message] == [
-        "the head of b has hooks, and so is called instead of fused (slower)"
+        "the head of b has hooks, so it is called as a module instead of being fused (slower)"
     ]
     handle.remove()
     assert heads.reasons_to_call() == {}
@@ -189,7 +189,9 @@ def test_kernels_that_were_asked_for_by_name_refuse(options):
     heads.linear("b").register_forward_hook(lambda *_: None)
     features, targets = data()
     asked = "=".join(*options.items())
-    with pytest.raises(RuntimeError, match=f"{asked} cannot be honoured: head b has hooks, and is called"):
+    with pytest.raises(
+        RuntimeError, match=f"{asked} cannot be honoured: head b has hooks, so it must be called as a module"
+    ):
         heads(features, targets)
     heads.set_active(["a", "c"])  # the hook's head takes no part any more
     heads(features, targets | {"a": targets["a"].clamp(min=0)})
@@ -234,14 +236,15 @@ def test_a_step_in_one_kernel_call_does_not_pass_a_layer_by():
     trainer = Trainer(encoder, heads, optimizer=lambda p: LazyAdam(p, lr=0.1), device="cpu")
     history = trainer.fit([batch], epochs=1)
     assert history.phases[0].engine == "eager"
-    assert "Doubled, no plain torch.nn.Linear" in str(history.phases[0])
+    assert "Doubled, not a plain torch.nn.Linear" in str(history.phases[0])
 
 
 def test_a_model_is_not_kept_without_what_is_around_its_heads(tmp_path):
     heads = MultiTaskHeads(8, {"a": Classification(4)}, "a")
     heads.linears["a"] = Doubled(8, 4)
     with pytest.raises(
-        InputError, match=r"the head of a is a .*\.Doubled, no plain torch\.nn\.Linear, and cannot be kept"
+        InputError,
+        match=r"the head of a is a .*\.Doubled, not a plain torch\.nn\.Linear, so it cannot be saved",
     ):
         save_modules(tmp_path / "model", BagEncoder(10, 8), heads)
     assert not (tmp_path / "model").exists()

@@ -99,9 +99,7 @@ def test_classes_of_ones_own_are_handed_in_and_never_looked_up(tmp_path):
     encoder = Own(3, torch.tensor([2.0]))
     heads = MultiTaskHeads(5, {"a": OwnTask(4)}, "a", bias=False)
     save_modules(tmp_path / "m", encoder, heads)
-    with pytest.raises(
-        InputError, match=r"class Own, which is not known here; load it with classes=\(Own,\)"
-    ):
+    with pytest.raises(InputError, match=r"unknown class Own; load it with classes=\(Own,\)"):
         load_modules(tmp_path / "m")
     loaded, loaded_heads = load_modules(tmp_path / "m", classes=(Own, OwnTask))
     x = torch.randn(2, 3)
@@ -110,10 +108,10 @@ def test_classes_of_ones_own_are_handed_in_and_never_looked_up(tmp_path):
 
 def test_what_cannot_be_kept_is_named():
     encoder, heads, _ = made("bag")
-    with pytest.raises(InputError, match=r"a Linear cannot be kept: give it a method configuration\(\)"):
+    with pytest.raises(InputError, match=r"a Linear cannot be saved: give it a method configuration\(\)"):
         describe(nn.Linear(2, 6), heads)
     with_words = MultiTaskHeads(6, {"main": Classification(2), "words": ContextPrediction(4, 6)}, "main")
-    with pytest.raises(InputError, match="the task words cannot be kept"):
+    with pytest.raises(InputError, match="the task words cannot be saved"):
         describe(encoder, with_words)
 
 
@@ -122,7 +120,7 @@ def test_what_does_not_fit_is_one_line():
     configuration, tensors = describe(encoder, heads)
     configuration = json.loads(json.dumps(configuration))
     configuration["encoder"]["arguments"]["dim"] = 7
-    with pytest.raises(InputError, match=r"the model does not fit its classes: [^\n]*$"):
+    with pytest.raises(InputError, match=r"the saved model does not match its classes: [^\n]*$"):
         rebuild(configuration, tensors)
 
 

@@ -56,7 +56,7 @@ def test_without_subwords_every_type_has_a_row():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: WindowEncoder(3, 4, rows_of_type=ROWS), "num_rows must say"),
+        (lambda: WindowEncoder(3, 4, rows_of_type=ROWS), "rows_of_type requires num_rows"),
         (lambda: WindowEncoder(2, 4, rows_of_type=ROWS, num_rows=6), r"must be \(T, M\) = \(2, M\)"),
         (lambda: WindowEncoder(3, 4, rows_of_type=ROWS, num_rows=5), "outside the table's 5 rows"),
         (lambda: WindowEncoder(3, 4)(torch.zeros(2, 4, dtype=torch.int32)), r"inputs must be \(N, 5\)"),

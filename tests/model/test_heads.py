@@ -274,10 +274,10 @@ def test_names_that_would_share_a_head_are_refused():
         (
             {"upos": nn.Linear(D, 5), "topics": nn.Linear(D, 3)},
             ValueError,
-            "topics has 3 outputs, its task 4",
+            "topics has 3 outputs, but its task needs 4",
         ),
-        ({"upos": nn.Linear(D, 5), "topics": nn.Linear(9, 4)}, ValueError, "must agree in in_features"),
-        ({"upos": nn.Linear(D, 5), "topics": nn.Linear(D, 4, bias=False)}, ValueError, "having a bias"),
+        ({"upos": nn.Linear(D, 5), "topics": nn.Linear(9, 4)}, ValueError, "must have the same in_features"),
+        ({"upos": nn.Linear(D, 5), "topics": nn.Linear(D, 4, bias=False)}, ValueError, "all or none a bias"),
     ],
 )
 def test_modules_that_do_not_fit_are_named(modules, error, message):
@@ -287,7 +287,7 @@ def test_modules_that_do_not_fit_are_named(modules, error, message):
 
 CALLS = {
     "main": (lambda h, f, t: MultiTaskHeads(D, TASKS, "xpos"), "main task xpos is not among the tasks: upos"),
-    "active": (lambda h, f, t: h.set_active(["upos", "xpos"]), "unknown task xpos; there are upos"),
+    "active": (lambda h, f, t: h.set_active(["upos", "xpos"]), "unknown task xpos; available: upos"),
     "retire main": (lambda h, f, t: h.set_active(["score"]), "the main task upos cannot retire"),
     "target": (lambda h, f, t: h(f, {"xpos": t["upos"]}), "unknown task xpos"),
     "no target": (lambda h, f, t: h(f, {}), "none of the active tasks upos, feats.Number"),

@@ -315,7 +315,7 @@ CALLS = {
     "negative": ({"denominators": {"upos": -1}}, "denominator of upos must be finite and not negative"),
     "nan": ({"denominators": {"upos": float("nan")}}, "denominator of upos must be finite"),
     "several": ({"denominators": {"upos": torch.ones(2)}}, r"must be one number, not \(2,\)"),
-    "sum": ({"denominators": {"upos": 3}, "reduction": "sum"}, "give one of them"),
+    "sum": ({"denominators": {"upos": 3}, "reduction": "sum"}, "pass only one of them"),
     "reduction": ({"reduction": "median"}, "must be mean, sum or none, not 'median'"),
     "shape": ({"token_weights": torch.ones(N)}, r"token_weights of upos must be \(16, 5\), not \(16,\)"),
     "unknown": ({"token_weights": {"xpos": torch.ones(N)}}, "unknown task xpos"),
@@ -344,7 +344,7 @@ def test_kernels_that_were_asked_for_are_not_left_in_silence(monkeypatch, caplog
     for _ in range(3):
         heads.task_losses(features, {"upos": targets["upos"]}, reduction="none")
     assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
-        "the head of upos has losses of rows, and so is called instead of fused (slower)"
+        "the head of upos is asked for losses per row, so it is called as a module instead of being fused (slower)"
     ]
     heads.backend = "reference"
     heads.task_losses(features, {"number": targets["number"]}, reduction="none")

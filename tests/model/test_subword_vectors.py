@@ -92,7 +92,7 @@ def test_training_moves_unseen_forms_to_their_stems(tmp_path):
 
 def test_what_does_not_belong_together_is_refused():
     a, b = make(), make(WORDS[:4], COUNTS[:4], buckets=9)
-    with pytest.raises(ValueError, match="the vocabulary has 5 types, the subwords are of 4"):
+    with pytest.raises(ValueError, match="the vocabulary has 5 types, but the subwords were made for 4"):
         SubwordVectors(a.vocabulary, b.table, b.encoder)
-    with pytest.raises(ValueError, match="the encoder's table has 506 rows, the subwords need 15"):
+    with pytest.raises(ValueError, match="the encoder's table has 506 rows, but the subwords need 15"):
         SubwordVectors(b.vocabulary, b.table, a.encoder)

@@ -56,24 +56,26 @@ def test_tasks_come_back_equal_and_in_their_order_whatever_writes_the_json():
 def test_a_task_of_ones_own_comes_back_where_its_class_is_given():
     stored = json.loads(json.dumps(tasks_to_json({"grade": Ordinal(4)})))
     assert tasks_from_json(stored, [Ordinal]) == {"grade": Ordinal(4)}
-    with pytest.raises(InputError, match=r"the task grade is a Ordinal, .*classes=\(Ordinal,\)"):
+    with pytest.raises(
+        InputError, match=r"the task grade is of the unknown class Ordinal; .*classes=\(Ordinal,\)"
+    ):
         tasks_from_json(stored)
 
 
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({}, "tasks in JSON are"),
-        ([], "tasks in JSON are"),
-        ({"tasks": {"a": 3}}, "tasks in JSON are"),
+        ({}, "tasks in JSON must be"),
+        ([], "tasks in JSON must be"),
+        ({"tasks": {"a": 3}}, "tasks in JSON must be"),
         ({"tasks": [{"class": "Classification", "classes": 2}]}, "needs a name and a class"),
         (
             {"tasks": [{"name": "a", "class": "Classification"}]},
-            "the task a in JSON is no Classification: .*classes",
+            "the task a in JSON is not a valid Classification: .*classes",
         ),
         (
             {"tasks": [{"name": "a", "class": "Classification", "classes": 2, "smoothing": 1}]},
-            "the task a in JSON is no Classification: .*smoothing",
+            "the task a in JSON is not a valid Classification: .*smoothing",
         ),
         ({"tasks": [{"name": "a", "class": "Regression", "outputs": 0}]}, "outputs must be a whole number"),
         ({"tasks": [{"name": "a", "class": "Regression"}] * 2}, "two tasks in JSON are named a"),
@@ -85,7 +87,7 @@ def test_what_is_no_description_is_refused(stored, message):
 
 
 def test_a_loss_of_its_own_is_code_and_not_kept():
-    with pytest.raises(InputError, match="the task own cannot be kept: a Own is a loss of its own"):
+    with pytest.raises(InputError, match="the task own cannot be saved: Own computes its own loss"):
         tasks_to_json({"own": Own()})
 
 
@@ -132,7 +134,7 @@ def test_loading_leaves_parameters_trainable_until_somebody_says_what_is_active(
 
 @pytest.mark.parametrize("content", [[], [1, 0], [1, 91, 93], [255, 1], [*b'{"a": 1}'], [1, 1, *b'["zeta"]']])
 def test_what_does_not_say_it_is_refused_by_name(content):
-    with pytest.raises(ValueError, match="_extra_state of the heads does not say which tasks are active"):
+    with pytest.raises(ValueError, match="_extra_state of the heads does not list the active tasks"):
         heads().set_extra_state(torch.tensor(content, dtype=torch.uint8))
 
 

@@ -176,9 +176,9 @@ def test_batches_go_on_where_they_stood(tmp_path, vocabulary):
     [
         (similarity_batches, "king queen 5\nking queen\n", r":2: expected two words and a score"),
         (similarity_batches, "king queen 50\n", r":1: score 50 is outside 0 to 10"),
-        (similarity_batches, "x y 5\n", "no pair has all of its words in the vocabulary"),
+        (similarity_batches, "x y 5\n", "no pair has all its words in the vocabulary"),
         (analogy_batches, ": s\na b c\n", r":2: expected four words, found 'a b c'"),
-        (analogy_batches, "a b c d\n", "no analogy has all of its words"),
+        (analogy_batches, "a b c d\n", "no analogy has all its words"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, vocabulary, read, text, message):
@@ -333,5 +333,5 @@ def test_what_has_no_head_is_refused_where_one_is_needed():
     with pytest.raises(ValueError, match="task similarity has no head"):
         heads.logits(torch.zeros(1, 12), "similarity")
     heads.set_active(["tone"])
-    with pytest.raises(ValueError, match="similarity is no active task on words"):
+    with pytest.raises(ValueError, match="similarity is not an active task on words"):
         heads.word_loss("similarity", lambda t: t, torch.zeros(1, 2), torch.zeros(1))

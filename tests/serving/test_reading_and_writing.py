@@ -55,7 +55,7 @@ def test_text_is_cut_as_training_data_was():
 
 
 def test_what_cannot_be_read_is_named_by_its_line():
-    with pytest.raises(InputError, match="in:3: is not UTF-8; convert"):
+    with pytest.raises(InputError, match="in:3: is not valid UTF-8; convert"):
         units_of("gut\ngut\nnö".encode("latin-1"))
     with pytest.raises(InputError, match=r"in:4: a CoNLL-U line has 10 columns .* this one has 9"):
         units_of(CONLLU.replace("2-3\t", "", 1).encode())

@@ -157,7 +157,7 @@ def test_a_place_takes_what_it_names_and_nothing_else(place, ability):
 @pytest.mark.parametrize("ability", Ability)
 def test_a_loop_of_ones_own_refuses_every_ability(ability):
     heads = MultiTaskHeads(4, {"a": Classification(2), "b": Classification(2)}, "a")
-    with pytest.raises(InputError, match=f"{WITH_ONE[ability].__name__} {ability.value}, .*: use Trainer"):
+    with pytest.raises(InputError, match=f"{WITH_ONE[ability].__name__} {ability.value}, .*; use Trainer"):
         PhaseController(heads, WITH_ONE[ability]())
     assert PhaseController(heads, Weighing()).step(0, 4, 2) is not None
 

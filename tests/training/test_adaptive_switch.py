@@ -230,7 +230,7 @@ def test_nonsense_is_refused(options, message):
 
 
 def test_weights_of_a_task_that_is_not_there_are_refused():
-    with pytest.raises(ValueError, match="weights names z, which is no auxiliary task; there are b"):
+    with pytest.raises(ValueError, match="weights names z, which is not an auxiliary task; available: b"):
         weights(AdaptiveSwitch(weights={"z": 1.0}))
 
 
@@ -314,5 +314,7 @@ def test_a_second_run_begins_with_all_tasks():
 
 
 def test_it_needs_held_out_batches():
-    with pytest.raises(ValueError, match=r"AdaptiveSwitch decides by held-out batches: give fit\(val=...\)"):
+    with pytest.raises(
+        ValueError, match=r"AdaptiveSwitch decides based on held-out batches; pass fit\(val=...\)"
+    ):
         trainer_of().fit(related_and_permuted(128), epochs=1)

@@ -155,7 +155,7 @@ def test_a_default_run_of_the_command_line_takes_it():
     trainer = trainer_of("window", lambda p: LazyAdam(p, lr=0.02, weight_decay=0.0), schedule=schedule)
     history = trainer.fit(batches("window"), epochs=5)
     assert history.steps[-1].losses["main"] < history.steps[0].losses["main"]
-    reason = "an accumulator a task takes a backward pass a task"
+    reason = "an accumulator per task needs a backward pass per task"
     assert history.phases[0].passed_over["one kernel call"] == reason
 
 
@@ -172,5 +172,7 @@ def test_a_default_run_of_the_command_line_takes_it():
 def test_what_a_step_a_task_cannot_do_is_refused(options, message):
     options = {"optimizer": lambda p: LazyAdam(p, lr=0.02, weight_decay=0.0)} | options
     trainer = trainer_of("window", options.pop("optimizer"), schedule=AdaTask(), **options)
-    with pytest.raises(InputError, match=f"AdaTask steps the shared parameters once a task, which {message}"):
+    with pytest.raises(
+        InputError, match=f"AdaTask steps the shared parameters once per task, which {message}"
+    ):
         trainer.fit(batches("window"), epochs=1)

@@ -354,18 +354,21 @@ def test_a_missing_file_is_named(toy, tmp_path):
     [
         ({"schedule": MultiTask()}, r"made with schedule Switch\(.*this run has MultiTask"),
         ({"schedule": Switch(at=0.6)}, "made with schedule Switch"),
-        ({"accumulate": 2}, "made with accumulate 1, this run has 2; give accumulate 1 again, or begin"),
+        (
+            {"accumulate": 2},
+            "made with accumulate 1, this run has 2; give accumulate 1 again, or start a new run",
+        ),
         ({"precision": "bfloat16"}, "made with precision float32, this run has bfloat16"),
         (
             {"optimizer": lambda parameters: torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1)},
-            "made with AdamW, this run has SGD; give the same optimizer",
+            "made with AdamW, this run has SGD; use the same optimizer",
         ),
         ({"lr": 1e-5}, "made with lr 0.01, this run has 1e-05"),
         ({"weight_decay": 0.5}, "made with weight_decay 0.05, this run has 0.5"),
         ({"lr_decay": "none"}, "made with lr_decay linear, this run has none"),
         (
             {"clip_norm": 1.0},
-            "has 1.0; give clip_norm None again, or begin a run of its own",
+            "has 1.0; give clip_norm None again, or start a new run",
         ),
     ],
     ids=[
@@ -388,5 +391,5 @@ def test_another_encoder_is_refused(toy, checkpoint):
     trainer = Trainer(
         nn.Linear(toy.features, 8), toy.heads(), schedule=SCHEDULES["switch"], lr_decay="linear"
     )
-    with pytest.raises(InputError, match="does not fit the encoder"):
+    with pytest.raises(InputError, match="does not match the encoder"):
         trainer.fit(toy.batches(PER_EPOCH), epochs=EPOCHS, checkpoint=checkpoint, resume=True)

@@ -47,7 +47,9 @@ def test_only_the_parts_with_wanted_rows_are_read(tmp_path: Path) -> None:
     (folder_of(tmp_path / "c") / said["table"]["pieces"][1]["file"]).unlink()
     stored = stored_parts(tmp_path / "c", said)["table"]
     assert torch.equal(stored[0:3], TABLE[0:3])
-    with pytest.raises(InputError, match=r"a part of the checkpoint .* is missing: copy c\.parts with it"):
+    with pytest.raises(
+        InputError, match=r"a part of the checkpoint .* is missing; copy c\.parts along with it"
+    ):
         stored[2:4]
 
 
@@ -101,5 +103,5 @@ class Elsewhere(Processes):
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"process 1 has written .* that process 0 does not see"):
+    with pytest.raises(InputError, match=r"process 1 has written .* that process 0 cannot see"):
         write_parts(tmp_path / "c", {"table": (RowShard(5, 0, 2), TABLE[:3])}, Elsewhere())

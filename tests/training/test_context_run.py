@@ -150,7 +150,7 @@ def test_vectors_that_are_no_numbers_end_the_run_in_one_line(mode):
     training.inputs[:] = np.nan
     with pytest.raises(
         InputError,
-        match=r"at step \d+ of \d+, in epoch 2, trained on context at a rate of 0\.05: lower the rate",
+        match=r"at step \d+ of \d+, in epoch 2, trained on context at a rate of 0\.05; lower the initial rate",
     ) as refused:
         run.finish_epoch()
     assert "\n" not in str(refused.value)
@@ -167,6 +167,8 @@ def test_vectors_that_are_no_numbers_end_the_run_in_one_line(mode):
 )
 def test_a_schedule_that_a_text_cannot_follow_is_refused(pairs, schedule, message):
     text = text_of(200)
-    with pytest.raises(InputError, match=f"{message}, and training word vectors on a text cannot"):
+    with pytest.raises(
+        InputError, match=f"{message}, which training word vectors on a text does not support"
+    ):
         run_on(text, training_on(text), schedule, {"similarity": pairs})
     assert run_on(text, training_on(text), schedule).steps_done == 0, "a text alone has no tasks to weigh"

@@ -119,7 +119,7 @@ def test_word_vectors_stay_finite_or_end_in_one_line(alpha, options):
         return
     assert "\n" not in message
     for part in (
-        "not finite any more at step ",
+        "no longer finite at step ",
         "in epoch ",
         "trained on context at a rate of ",
         f"({alpha:g})",
@@ -150,5 +150,5 @@ def test_large_parameters_whose_sum_overflows_are_finite(numbers):
 @pytest.mark.parametrize("lost", [float("nan"), float("inf"), -float("inf")])
 def test_one_lost_number_is_found_among_large_ones(lost):
     tables = [("fine", torch.tensor([3e38, 3e38])), ("table", torch.tensor([[3e38, 1.0], [lost, -3e38]]))]
-    with pytest.raises(NonFiniteLossError, match=r"^table is not finite any more, trained on main at step 7"):
+    with pytest.raises(NonFiniteLossError, match=r"^table is no longer finite, trained on main at step 7"):
         check_finite_parameters(tables, ["main"], RATES)

@@ -35,7 +35,7 @@ def test_parts_that_a_user_has_set_to_evaluate_stay_so(toy):
 
 def test_an_iterator_of_held_out_batches_is_refused(toy):
     trainer = Trainer(toy.encoder(), toy.heads())
-    with pytest.raises(TypeError, match="val is an iterator, which is empty after its first evaluation"):
+    with pytest.raises(TypeError, match="val is an iterator, which is exhausted after one evaluation"):
         trainer.fit(toy.batches(3), val=iter(toy.batches(2)), epochs=1)
 
 

@@ -141,9 +141,9 @@ def test_resuming_at_any_batch_goes_on_with_the_same_batches(labelled):
 
 def test_fixed_batches_do_not_resume_others():
     others = BagBatches(document_corpus(), 8, "main")
-    with pytest.raises(InputError, match="fixed=True, these have False"):
+    with pytest.raises(InputError, match="fixed=True, but these have False"):
         others.load_state_dict(fixed().state_dict())
-    with pytest.raises(InputError, match="fixed=False, these have True"):
+    with pytest.raises(InputError, match="fixed=False, but these have True"):
         fixed().load_state_dict(others.state_dict())
 
 

@@ -250,7 +250,7 @@ def test_frozen_rows_are_not_looked_at_and_types_of_them_alone_have_no_gradient(
 def test_a_frozen_head_beside_a_trained_one_goes_the_other_way():
     encoder, heads, optimizer = bag.model(tasks=("topic", "tone"))
     heads.linear("tone").weight.requires_grad_(False)
-    reason = "a head is frozen beside others that are trained"
+    reason = "some heads are frozen while others are trained"
     assert BagTraining.obstacle(encoder, heads, optimizer) == reason
     heads.linear("tone").weight.requires_grad_(True)
     training = BagTraining(encoder, heads, optimizer)

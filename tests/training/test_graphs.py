@@ -85,7 +85,7 @@ def test_every_phase_is_captured_anew_after_its_warm_up(toy):
 def test_a_phase_that_is_too_short_says_so(toy):
     _, (history, _), trainer = both(toy, toy.batches(WARM_UP_STEPS), epochs=1, schedule=MultiTask())
     assert trainer.capturer.captured == 0
-    assert history.phases[0].graph == "not captured: no batch shape has come more than 3 times"
+    assert history.phases[0].graph == "not captured: no batch shape occurred more than 3 times"
 
 
 def test_without_graphs_nothing_is_said(toy):
@@ -106,7 +106,7 @@ def test_a_phase_holds_a_bounded_number_of_graphs(toy):
     eager, graphed, trainer = both(toy, batches, epochs=5, schedule=MultiTask())
     assert_same(eager, graphed)
     assert trainer.capturer.captured == MOST_GRAPHS
-    assert graphed[0].phases[0].graph == f"captured, except where: a phase holds {MOST_GRAPHS} graphs at most"
+    assert graphed[0].phases[0].graph == f"captured, except where: a phase keeps at most {MOST_GRAPHS} graphs"
 
 
 @pytest.mark.parametrize("change", ["rate", "freeze"])

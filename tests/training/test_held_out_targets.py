@@ -30,7 +30,7 @@ def trainer(task=None, name="a", **options):
             InputError,
             r"held-out targets of a: each of \d+ lies outside \[0, 3\) and is not ignore_index -100",
         ),
-        ({"A": CLASSES}, InputError, r"a held-out batch has no target of a task \(a\); it has A"),
+        ({"A": CLASSES}, InputError, r"a held-out batch has no target of any task \(a\); it has A"),
         ({"a": CLASSES[:3]}, ValueError, r"targets of a must be \(64,\), not \(3,\)"),
     ],
 )

@@ -213,8 +213,8 @@ def test_a_graph_takes_the_rate_from_the_device_and_no_cycled_momentum(toy):
     assert trainer.capturer.captured == 2  # one a phase
     assert {phase.graph for phase in graphed[0].phases} == {"captured"}
     *_, trainer = both(toy, toy.batches(6), lr_scheduler=FACTORIES["one cycle"])
-    assert "the scheduler changes momentum with every step" in trainer.history.phases[0].graph
-    assert "give it cycle_momentum=False" in trainer.history.phases[0].graph
+    assert "the scheduler changes momentum in every step" in trainer.history.phases[0].graph
+    assert "set cycle_momentum=False" in trainer.history.phases[0].graph
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_another_scheduler_than_the_checkpoints_is_refused(tmp_path):
     for other, name in (("steps", "MultiStepLR"), (None, "None")):
         trainer = trainer_of(lr_scheduler=other and FACTORIES[other])
         with pytest.raises(
-            InputError, match=f"made with lr_scheduler StepLR, this run has {name}; give the same"
+            InputError, match=f"made with lr_scheduler StepLR, this run has {name}; use the same"
         ):
             trainer.fit(batches(), epochs=2, checkpoint=tmp_path / "c", resume=True)
 
@@ -258,6 +258,6 @@ def test_a_state_that_cannot_be_kept_is_named(tmp_path):
             return [group["lr"] for group in self.optimizer.param_groups]
 
     with pytest.raises(
-        InputError, match="the state of Own cannot be kept in a checkpoint: Object of type set"
+        InputError, match="the state of Own cannot be saved in a checkpoint: Object of type set"
     ):
         trainer_of(lr_scheduler=Own).fit(batches(), epochs=1, checkpoint=tmp_path / "c")

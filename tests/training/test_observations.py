@@ -179,7 +179,7 @@ def test_engines_say_who_took_a_phase_and_why(toy):
     assert phase.engine == "eager"
     assert phase.passed_over == {
         "one kernel call": "it is for a WindowEncoder or a BagEncoder, not for Sequential",
-        "gradients in one kernel call": "it is for a WindowEncoder or a BagEncoder and MultiTaskHeads as they are",
+        "gradients in one kernel call": "it needs a WindowEncoder or a BagEncoder and MultiTaskHeads, not subclasses",
         "cuda graph": "not asked for (graph=False)",
     }
 
@@ -198,7 +198,10 @@ class Forgetful:
 
 
 def test_a_schedule_that_forgets_what_it_saw_is_refused_a_checkpoint(toy, tmp_path):
-    path, message = tmp_path / "checkpoint", "the schedule Forgetful observes, .* give it state_dict"
+    path, message = (
+        tmp_path / "checkpoint",
+        ("the schedule Forgetful makes observations that a resumed run would lose; give it state_dict"),
+    )
     with pytest.raises(ValueError, match=message):
         make(toy, Forgetful()).fit(toy.batches(4), epochs=1, checkpoint=path)
     trainer = make(toy, Forgetful())

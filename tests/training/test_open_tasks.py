@@ -235,9 +235,9 @@ def test_one_may_be_the_main_task():
 
 def test_what_cannot_be_is_named():
     heads = make(MultiTask()).heads
-    with pytest.raises(ValueError, match="task chunk has no head: CrfTagger is a loss of its own"):
+    with pytest.raises(ValueError, match="task chunk has no head: CrfTagger computes its own loss"):
         heads.logits(torch.zeros(2, D), "chunk")
-    with pytest.raises(ValueError, match="task upos is no OpenTask; there are chunk, topic"):
+    with pytest.raises(ValueError, match="task upos is not an OpenTask; available: chunk, topic"):
         heads.open_task("upos")
 
     class Wide(OpenTask):
@@ -263,7 +263,7 @@ def test_a_word_task_and_a_head_in_one_batch_are_refused_by_name(task):
         encoder, heads, schedule=MultiTask(), optimizer=lambda p: RowwiseAdagrad(p, lr=0.1), device="cpu"
     )
     with pytest.raises(
-        ValueError, match=r"one batch has targets of words and of topic: .* give each its loader"
+        ValueError, match=r"one batch has targets of words and of topic, but .* pass one loader for each"
     ):
         trainer.fit([batch], epochs=1)
     with pytest.raises(ValueError, match="one batch has targets of words and of topic"):

@@ -293,7 +293,7 @@ def test_fusion_is_refused_where_the_gradient_is_needed(options, message):
 
 def test_fusion_needs_a_row_sparse_table_and_a_row_optimizer():
     encoder, heads = model(sparse=False)
-    with pytest.raises(ValueError, match="give the encoder sparse=True"):
+    with pytest.raises(ValueError, match="set sparse=True in the encoder"):
         Trainer(encoder, heads, fuse_backward=True, device="cpu")
     encoder, heads = model(sparse=True)
     trainer = Trainer(

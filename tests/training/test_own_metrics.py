@@ -119,7 +119,7 @@ def test_torchmetrics_are_told_batch_by_batch_and_begin_anew_every_time(toy):
 def test_torchmetrics_that_cannot_serve_are_named(toy):
     classification = pytest.importorskip("torchmetrics.classification")
     regression = pytest.importorskip("torchmetrics.regression")
-    with pytest.raises(InputError, match="the metric of score, MeanSquaredError, is better where it is less"):
+    with pytest.raises(InputError, match="the metric of score, MeanSquaredError, is better when lower"):
         identity(toy, metrics={"score": regression.MeanSquaredError()})
     trainer = identity(toy, metrics={"tag": classification.MulticlassF1Score(4, average=None)})
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_torchmetrics_that_cannot_serve_are_named(toy):
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ({"c": len}, "metrics has one of c, which is no task; there are a, b"),
+        ({"c": len}, "metrics has an entry for c, which is not a task; available: a, b"),
         (
             {"a": "f1"},
             "the metric of a must be an object of torchmetrics or a function .*, not 'f1': give lambda",
@@ -163,5 +163,5 @@ def test_a_task_with_a_loss_of_its_own_has_its_own_metric():
             return features.sum() * 0
 
     heads = MultiTaskHeads(4, {"a": Classification(3), "own": Nothing()}, "a")
-    with pytest.raises(InputError, match="metrics has one of own, whose predictions are its own affair"):
+    with pytest.raises(InputError, match="metrics has an entry for own, which has no predictions to measure"):
         Trainer(nn.Linear(3, 4), heads, metrics={"own": len}, device="cpu")

@@ -93,7 +93,7 @@ def test_what_matters_least_by_number_is_frozen_up_to_the_share(skip, frozen):
     [
         ({"skip": 1.5}, ValueError, "skip must be"),
         ({"skip": float("nan")}, ValueError, "skip must be"),
-        ({"measure": "magnitude"}, ValueError, "measure 'magnitude' is unknown; there are fisher, taylor"),
+        ({"measure": "magnitude"}, ValueError, "measure 'magnitude' is unknown; available: fisher, taylor"),
         ({"schedule": nn.Linear(2, 2)}, InputError, "Linear learns its weights"),
         (
             {"schedule": Alternate(1, 1)},
@@ -247,7 +247,7 @@ def test_a_resumed_run_has_the_options_of_then(tmp_path):
 def test_without_development_data_it_is_refused():
     for begin in (trainer_of().fit, trainer_of().begin):
         with pytest.raises(
-            ValueError, match=r"AdaptiveTaskSelector decides by held-out batches: give fit\(val="
+            ValueError, match=r"AdaptiveTaskSelector decides based on held-out batches; pass fit\(val="
         ):
             begin(window.BATCHES)
 

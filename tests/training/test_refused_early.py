@@ -40,13 +40,13 @@ def trainer(encoder=None, tasks=None, **options):
 def test_two_loaders_that_label_one_task():
     loaders = {"a": [(INPUTS, {"a": TARGETS["a"]})], "b": [BATCH]}
     with pytest.raises(
-        InputError, match="two loaders have targets of a at step 0, which would count twice: leave"
+        InputError, match="two loaders have targets of a at step 0, which would count twice; leave"
     ):
         trainer(schedule=MultiTask()).fit(loaders, epochs=1)
 
 
 def test_a_class_for_a_schedule():
-    with pytest.raises(TypeError, match=r"schedule is the class Switch: give Switch\(\)"):
+    with pytest.raises(TypeError, match=r"schedule is the class Switch; pass an instance, Switch\(\)"):
         trainer(schedule=Switch)
 
 
@@ -63,7 +63,7 @@ def test_nothing_to_train():
 
 
 def test_early_stopping_without_evaluations():
-    with pytest.raises(InputError, match="EarlyStopping looks at evaluations, and there are none: give val="):
+    with pytest.raises(InputError, match="EarlyStopping needs evaluations, but there are none; pass val="):
         trainer(callbacks=[EarlyStopping(2)]).fit([BATCH], epochs=1)
 
 
@@ -73,7 +73,7 @@ def test_a_folder_for_a_checkpoint(tmp_path):
 
 
 def test_one_text_for_a_list_of_tasks():
-    with pytest.raises(TypeError, match=r"tasks are a list of names, not the text 'ab': give \['ab'\]"):
+    with pytest.raises(TypeError, match=r"tasks must be a list of names, not the string 'ab'; pass \['ab'\]"):
         MultiTaskHeads(8, {"a": Classification(2), "b": Classification(2)}, main="a").set_active("ab")
 
 
@@ -81,7 +81,7 @@ def test_a_mask_that_is_added_to_attention():
     heads = MultiTaskHeads(4, {"a": Classification(2, pooling="mean")}, main="a")
     features, targets = torch.randn(2, 3, 4), {"a": torch.tensor([0, 1])}
     added = torch.tensor([[0.0, 0.0, -1e9]] * 2)
-    with pytest.raises(ValueError, match="mask has numbers beside 0 and 1: give True for what is real"):
+    with pytest.raises(ValueError, match=r"mask must contain only 0 and 1 \(True for real tokens\)"):
         heads(features, targets, mask=added)
     ones = torch.tensor([[1.0, 1.0, 0.0]] * 2)
     assert heads(features, targets, mask=ones).total == heads(features, targets, mask=ones.bool()).total

@@ -176,7 +176,7 @@ def test_a_row_sparse_encoder_with_gradients_is_not_and_says_why():
     (history, _), trainer = fitted(GraphedOnCpu, True, sparse=True, clip_norm=1.0)
     assert trainer.capturer.captured == 0
     assert {phase.graph.split(":")[1].strip() for phase in history.phases} == {
-        "a row-sparse gradient has a length of its own in every batch"
+        "the length of a row-sparse gradient varies by batch"
     }
 
 

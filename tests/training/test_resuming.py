@@ -82,7 +82,7 @@ def test_a_layer_that_a_callback_has_added_must_be_there(tmp_path):
     trainer = trainer_of(encoder, callbacks=[Unfreeze(encoder, added=True), Stop(12)])
     trainer.fit(batches(), epochs=3, checkpoint=tmp_path / "c")
     with pytest.raises(
-        InputError, match=r"give the encoder of then, with what a callback has added"
+        InputError, match=r"pass the original encoder, including anything a callback added"
     ) as refused:
         trainer_of(encoder_of()).fit(batches(), epochs=3, checkpoint=tmp_path / "c", resume=True)
     assert "\n" not in str(refused.value)
@@ -135,7 +135,7 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(tmp_path, caplog):
         longer.fit(batches(), epochs=4, checkpoint=tmp_path / "c", resume=True)
     assert_same(straight, longer)
     (record,) = caplog.records
-    assert "goes on from step 16 to 32 (4 epochs) instead of 16" in record.getMessage()
+    assert "continues from step 16 to 32 (4 epochs) instead of 16" in record.getMessage()
 
 
 def test_a_falling_rate_is_taken_over_the_new_end_and_that_is_said(tmp_path, caplog):
@@ -143,7 +143,7 @@ def test_a_falling_rate_is_taken_over_the_new_end_and_that_is_said(tmp_path, cap
     longer = trainer_of(lr_decay="linear", log_every=1)
     longer.fit(batches(), epochs=4, checkpoint=tmp_path / "c", resume=True)
     assert longer.history.steps[-16].learning_rate == pytest.approx(0.05 * (1 - 16 / 32))
-    assert "goes on at 50% of its first value where it would have been at 0%" in caplog.text
+    assert "continues at 50% of its initial value instead of 0%" in caplog.text
 
 
 def test_tasks_that_have_retired_stay_so_in_a_longer_run(tmp_path):
@@ -167,7 +167,9 @@ def test_weights_that_fit_are_taken_and_the_others_named(tmp_path):
     heads = MultiTaskHeads(4, {"a": Classification(3), "new": Classification(2), "b": Classification(5)}, "a")
     other = Trainer(nn.Linear(3, 4), heads, device="cpu")
     before = {name: value.clone() for name, value in parameters_of(other).items()}
-    with pytest.raises(InputError, match=r"does not fit: .* load what fits with partial=True") as refused:
+    with pytest.raises(
+        InputError, match=r"does not match: .* load what matches with partial=True"
+    ) as refused:
         other.load(tmp_path / "c")
     assert "\n" not in str(refused.value)
     assert all(torch.equal(value, before[name]) for name, value in parameters_of(other).items())
@@ -175,14 +177,14 @@ def test_weights_that_fit_are_taken_and_the_others_named(tmp_path):
     assert set(found.taken) == {
         "encoder/weight", "encoder/bias", "heads/linears.a.weight", "heads/linears.a.bias"
     }  # fmt: skip
-    assert found.skipped["heads/linears.b.weight"] == "is (3, 4) there and (5, 4) here"
-    assert found.skipped["heads/linears.new.bias"] == "is not in the checkpoint, stays as it is"
+    assert found.skipped["heads/linears.b.weight"] == "has shape (3, 4) in the checkpoint and (5, 4) here"
+    assert found.skipped["heads/linears.new.bias"] == "is not in the checkpoint and keeps its value"
     assert str(found).startswith(
-        "4 of 8 tensors taken; left out: heads/linears.new.weight (is not in the checkpoint,"
+        "4 of 8 tensors taken; left out: heads/linears.new.weight (is not in the checkpoint and keeps"
     )
     assert torch.equal(other.encoder.weight, stored.encoder.weight)
     assert torch.equal(other.heads.linear("b").weight, before["linears.b.weight"])
-    with pytest.raises(InputError, match="nothing of the checkpoint fits"):
+    with pytest.raises(InputError, match="nothing in the checkpoint matches"):
         Trainer(nn.Linear(5, 6), MultiTaskHeads(6, {"z": Classification(2)}, "z"), device="cpu").load(
             tmp_path / "c", partial=True
         )
@@ -250,9 +252,7 @@ def test_weights_that_the_last_step_loses_are_not_kept(tmp_path, with_checkpoint
 def test_a_schedule_of_another_kind_names_the_fix(tmp_path):
     trainer_of(callbacks=[Stop(3)]).fit(batches(), epochs=1, checkpoint=tmp_path / "c")
     for schedule in (MultiTask(), Diminish(eta=1.0)):
-        with pytest.raises(
-            InputError, match=r"give schedule SingleTask\(\) again, or begin a run of its own"
-        ):
+        with pytest.raises(InputError, match=r"give schedule SingleTask\(\) again, or start a new run"):
             trainer_of(schedule=schedule).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
 
 
@@ -281,7 +281,7 @@ def test_other_held_out_rows_are_refused(tmp_path):
         trainer_of(**options).fit(batches(), val=val, epochs=2, checkpoint=tmp_path / "c", resume=not options)
 
     fit(batches(), callbacks=[Stop(4)])
-    with pytest.raises(InputError, match="give the held-out batches of then"):
+    with pytest.raises(InputError, match="pass the original held-out batches"):
         fit(batches(y=(Y + 1) % 3))
     fit(batches()[::-1])  # their order says nothing
     fit(None)

@@ -170,6 +170,6 @@ def test_another_length_names_the_fix(tmp_path):
     for source in ("list", "items"):
         make = SOURCES[source]
         with pytest.raises(
-            InputError, match=r"steps an epoch 8, this run has 6; give the data and the batch size"
+            InputError, match=r"steps an epoch 8, this run has 6; use the original data and batch size"
         ):
             stopped_and_resumed(tmp_path / "c", make(X, Y), make(X[:48], Y[:48]))

@@ -103,7 +103,7 @@ def test_weights_are_those_of_the_schedule(toy):
         ({"clip_norm": float("inf")}, "clip_norm must be positive and finite, not inf"),
         ({"weight_decay": -0.1}, "weight_decay must be finite and not negative, not -0.1"),
         ({"weight_decay": float("nan")}, "weight_decay must be finite and not negative, not nan"),
-        ({"precision": "int8"}, "precision int8 is unknown; there are float32, bfloat16, float16"),
+        ({"precision": "int8"}, "precision int8 is unknown; available: float32, bfloat16, float16"),
         ({"lr_decay": "cosine"}, "lr_decay cosine is unknown"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_bad_option_is_named(toy, options, message):
             TypeError,
             "train must be an iterable of batches with a length",
         ),
-        (lambda toy: {"xpos": toy.batches(1)}, {}, ValueError, "loader for xpos, which is no task"),
+        (lambda toy: {"xpos": toy.batches(1)}, {}, ValueError, "loader for xpos, which is not a task"),
         (lambda toy: {"score": toy.batches(1)}, {}, ValueError, "no loader for the main task tag"),
         (lambda toy: {"tag": toy.batches(1), "score": []}, {}, ValueError, r"train\[score\] has no batches"),
     ],

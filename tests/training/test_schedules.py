@@ -194,7 +194,7 @@ def test_values_out_of_range_are_named(make, message):
     ids=repr,
 )
 def test_a_value_for_a_task_that_is_not_there_is_named(schedule):
-    with pytest.raises(ValueError, match=r"which is no auxiliary task; there are a, b"):
+    with pytest.raises(ValueError, match=r"which is not an auxiliary task; available: a, b"):
         weights(schedule, 0)
 
 
@@ -243,7 +243,7 @@ def test_options_reach_the_schedule():
 def test_an_option_that_a_strategy_does_not_take_is_refused():
     with pytest.raises(InputError, match=r"stl takes no --switch-at; it takes no option"):
         find_strategy("stl").make({"switch_at": 0.5}, RunFacts(1.0))
-    with pytest.raises(InputError, match=r"unknown strategy magic; there are .*switch"):
+    with pytest.raises(InputError, match=r"unknown strategy magic; available: .*switch"):
         find_strategy("magic")
 
 
@@ -251,7 +251,7 @@ def test_two_files_must_not_claim_one_name_or_option():
     def strategy(name, *options):
         return Strategy(name, "", lambda values, facts: SingleTask(), options)
 
-    with pytest.raises(ValueError, match="two schedules call themselves x"):
+    with pytest.raises(ValueError, match="two schedules are named x"):
         by_name([strategy("x"), strategy("x")])
     half, third = StrategyOption("at", "", 1 / 2), StrategyOption("at", "", 1 / 3)
     with pytest.raises(ValueError, match="y declares --at otherwise"):

@@ -39,5 +39,5 @@ def test_a_loader_that_can_be_iterated_once_only_is_refused(toy):
         def __iter__(self):
             return self.iterator
 
-    with pytest.raises(ValueError, match="train ended at once"):
+    with pytest.raises(ValueError, match="train has no batches in this epoch"):
         Trainer(toy.encoder(), toy.heads()).fit(Once(toy.batches(2)), epochs=2)

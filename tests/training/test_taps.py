@@ -203,7 +203,7 @@ def test_the_strategy_adapts_the_layers_of_its_encoder():
     encoder = strategy.encoder_of(words, ("a", "b"), {"sharing_penalty": 0.25})
     assert (encoder.encoder, encoder.tasks, encoder.penalty_weight) == (words, ("a", "b"), 0.25)
     with pytest.raises(
-        InputError, match=r"^strategy taps lets tasks make the hidden layer their own, and there is none"
+        InputError, match=r"^strategy taps adapts the hidden layer to tasks, but there is none"
     ):
         strategy.encoder_of(WindowEncoder(50, 6, window=1, hidden=None), ("a", "b"), {})
     other = WindowEncoder(50, 6, window=1, hidden=8)

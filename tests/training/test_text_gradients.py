@@ -221,7 +221,7 @@ def test_a_parameter_that_is_held_twice_is_an_obstacle():
     )
     optimizer = SGD([*encoder.parameters(), *heads.parameters()], lr=1.0)
     for calls in (TextGradients, TextTraining):
-        assert calls.obstacle(encoder, heads, optimizer) == "a parameter is held twice"
+        assert calls.obstacle(encoder, heads, optimizer) == "a parameter occurs twice"
 
 
 def test_a_hook_that_is_set_in_the_middle_of_a_run_is_called():

@@ -158,7 +158,7 @@ def test_a_batch_without_an_active_task_is_refused(toy):
     batches[2] = (batches[2][0], {"score": batches[2][1]["score"]})
     trainer = Trainer(toy.encoder(), toy.heads(), schedule=SingleTask())
     with pytest.raises(
-        InputError, match=r"a batch at step 2 has no target of an active task \(tag\); it has score"
+        InputError, match=r"a batch at step 2 has no target of any active task \(tag\); it has score"
     ):
         trainer.fit(batches, epochs=1)
 

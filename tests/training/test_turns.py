@@ -72,7 +72,7 @@ def test_parts_take_turns(schedule, parts):
         (lambda: Alternate(weights=-1.0), "weights must be"),
         (
             lambda: Alternate(weights={"c": 1.0}).task_weights(Moment(0, 2, 8), "m", ("a",)),
-            "weights names c, which is no auxiliary task",
+            "weights names c, which is not an auxiliary task",
         ),
         (
             lambda: find_strategy("alternate").make({"shared_epochs": 1.5}, RunFacts(9.0)),
@@ -101,7 +101,7 @@ def test_a_turn_of_what_does_not_train_is_refused():
     trainer = trainer_of("window", OPTIMIZERS["adam"], schedule=Alternate(1, 1))
     trainer.encoder.requires_grad_(False)
     with pytest.raises(
-        InputError, match=r"the shared parameters from step 0 on, and none of the encoder trains"
+        InputError, match=r"the shared parameters from step 0 on, and none of the encoder is trainable"
     ):
         trainer.fit(batches("window"), epochs=2)
 

@@ -316,7 +316,7 @@ def test_scores_are_log_probabilities_by_the_tree(way):
 def test_what_gensim_raises_is_raised(tmp_path):
     with pytest.raises(RuntimeError, match="the text has no words"):
         Word2Vec([])
-    with pytest.raises(RuntimeError, match="no word occurs 99 times"):
+    with pytest.raises(RuntimeError, match="no word occurs at least 99 times"):
         Word2Vec(common_texts, min_count=99)
     with pytest.raises(ValueError, match="negative must be a whole number of at least 1, not 0"):
         Word2Vec(common_texts, hs=0, negative=0)
@@ -352,7 +352,7 @@ def test_what_gensim_raises_is_raised(tmp_path):
         (lambda m: setattr(m, "wv", 5), "wv is a KeyedVectors of gensim's, not int"),
         (lambda m: m.build_vocab_from_freq({"a": "x"}), "the count of 'a' is 'x'"),
         (lambda m: m.build_vocab_from_freq({"a": -5}), "the count of 'a' is -5"),
-        (lambda m: m.build_vocab_from_freq({1: 5}), "a word is a string, not 1"),
+        (lambda m: m.build_vocab_from_freq({1: 5}), "a word must be a string, not 1"),
         (
             lambda m: (m.scan_vocab(common_texts), m.prepare_vocab(min_count=-1)),
             "min_count must be a whole number",

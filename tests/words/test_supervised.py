@@ -195,10 +195,10 @@ def test_multi_label_families_train_and_test(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("no label here\n", {}, "no line has a label; write them as __label__sport"),
+        ("no label here\n", {}, "no line has a label; write labels like __label__sport"),
         ("", {}, "the file is empty"),
         ("__label__a x\n", {"main": "topic"}, "has no label family topic; there are label"),
-        ("__label__a x\n", {"min_count": 2}, "no word occurs 2 times"),
+        ("__label__a x\n", {"min_count": 2}, "no word occurs at least 2 times"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, content, options, message):

@@ -191,7 +191,7 @@ def test_texts_are_cut_as_a_file_is():
         (["goal", 3], {}, "text 1 is no string but int"),
         (None, {}, "not NoneType"),
         (b"goal", {}, "not bytes"),
-        ("a\ud800", {}, "half of a character"),
+        ("a\ud800", {}, "a lone surrogate"),
         ("goal", {"k": 0}, "k must be a whole number of at least 1, or -1"),
         ("goal", {"k": -2}, "k must be"),
         ("goal", {"k": 1.5}, "k must be"),
@@ -236,8 +236,8 @@ def test_labels_that_training_never_saw_are_told_and_wrong(tmp_path, caplog):
     assert not caplog.messages
     test.write_text("__label__0.0 x\n__label__1.0 y\n__label__1.0 y\n__label__new y\n")
     line = (
-        f"{test}: label: classes that training never saw, and so nothing can learn, in 4 rows: 0.0, 1.0, new; training "
-        "has '0', not '0.0': write them alike in every file"
+        f"{test}: label: classes that do not occur in training, so they cannot be learnt, in 4 rows: 0.0, 1.0, new; "
+        "training has '0', not '0.0': spell them alike in every file"
     )
     assert model.test(test) == {"label": 0}
     assert caplog.messages == [line]

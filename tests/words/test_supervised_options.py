@@ -152,7 +152,9 @@ def test_plain_labels_are_not_told_of(train, caplog):
 def test_two_labels_do_not_become_one_in_silence(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("__label__label__x a\n__label__x b\n")
-    with pytest.raises(InputError, match="__label__label__x and __label__x are both x of the family label"):
+    with pytest.raises(
+        InputError, match="__label__label__x and __label__x are both class x of the family label"
+    ):
         read_labelled_text(path)
     assert read_labelled_text(path, families=False).labels["label"].names == ("label__x", "x")
 

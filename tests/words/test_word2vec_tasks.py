@@ -68,12 +68,12 @@ def test_tasks_retire_by_the_schedule(pairs, schedule, turns):
 @pytest.mark.parametrize(
     ("schedule", "does"),
     [
-        (AdaptiveSwitch(), "decides by held-out batches"),
-        (AdaptiveTaskSelector(), "decides by held-out batches"),
-        (DynamicWeightAverage(), "decides by losses"),
+        (AdaptiveSwitch(), "decides based on held-out batches"),
+        (AdaptiveTaskSelector(), "decides based on held-out batches"),
+        (DynamicWeightAverage(), "decides based on losses"),
         (Uncertainty(), "learns its weights"),
-        (Alternate(), "take turns"),
-        (AdaTask(), "keep moments a task"),
+        (Alternate(), "trains shared and task parameters in turns"),
+        (AdaTask(), "keep moments per task"),
     ],
 )
 def test_a_schedule_that_does_more_than_weigh_is_refused(pairs, schedule, does):
@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_named(pairs, tmp_path):
         Word2Vec(sentences(), tasks={"similarity": tmp_path / "nowhere"}, **SMALL)
     strange = tmp_path / "strange.tsv"
     strange.write_text("sun\tmoon\t5\n", encoding="utf-8")
-    with pytest.raises(InputError, match="no pair has all of its words"):
+    with pytest.raises(InputError, match="no pair has all its words"):
         Word2Vec(sentences(), tasks={"similarity": strange}, **SMALL)
 
 

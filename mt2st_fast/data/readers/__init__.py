@@ -40,7 +40,7 @@ def _find_readers() -> dict[str, Reader]:
     found = [module.READER for module in modules if hasattr(module, "READER")]
     names = [reader.name for reader in found]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two readers are named {', '.join(sorted(twice))}; name one of them otherwise")
+        raise ValueError(f"two readers are named {', '.join(sorted(twice))}; rename one of them")
     return {reader.name: reader for reader in sorted(found, key=_place)}
 
 
@@ -92,7 +92,7 @@ def open_data(
     for option, given in (("text_column", text_column), ("delimiter", delimiter)):
         if given and option not in reader.options:
             able = _specs(name for name, other in READERS.items() if option in other.options)
-            raise InputError(f"{spec}: --{option.replace('_', '-')} is for {able}; leave it out")
+            raise InputError(f"{spec}: --{option.replace('_', '-')} applies to {able} only; leave it out")
     _check_kinds(spec, reader, request)
     with _collector_paused():
         splits = reader.read(request)
@@ -109,7 +109,7 @@ def open_data(
     notes = splits.notes
     if fraction < 1:
         unit = "units" if train.groups is None else "files"
-        notes += (f"{fraction:g} of the training {unit} keep their labels of {main_task!r}",)
+        notes += (f"{fraction:g} of the training {unit} keep their labels for {main_task!r}",)
     splits = replace(splits, train=train)
     told = (*_without_labels(splits, main_task), *_one_class_only(splits, main_task))
     notes += (*told, *(unseen.line() for unseen in unseen_classes(splits)))
@@ -121,7 +121,9 @@ def _check_measured(spec: str, splits: Splits, measured: Sequence[str]) -> None:
     main = splits.main
     if main is not None and not any(splits.parts[part].column(main).labelled().any() for part in measured):
         rows = "row" if len(measured) == len(splits.parts) else f"{' or '.join(measured)} row"
-        raise InputError(f"{spec}: no {rows} has a label of {main!r}; label some rows, or name another task")
+        raise InputError(
+            f"{spec}: no {rows} has a label for {main!r}; label some rows or choose another task"
+        )
 
 
 def _with_parts_told(splits: Splits) -> Splits:
@@ -133,7 +135,7 @@ def _with_parts_told(splits: Splits) -> Splits:
         return splits
     told = {" and ".join(missing): "a tenth of the training text each, the same in every run"}
     notes = tuple(
-        f"{name} is {by_name[0]} by its name, and is split into train, dev and test as it is the only file"
+        f"{name} is named like a {by_name[0]} file but is the only file, so it is split into train, dev and test"
         for name in (Path(file.path).name for file in record.files)
         if (by_name := parts_by_name(name)) and "train" not in by_name and len(missing) == 2
     )
@@ -145,7 +147,7 @@ def _without_labels(splits: Splits, main: str) -> tuple[str, ...]:
     """Return a note on a test set without labels of the main task, on which nothing can be measured."""
     if splits.test.column(main).labelled().any():
         return ()
-    return (f"{main}: no test row has a label of the main task, so nothing is measured on them",)
+    return (f"{main}: no test row has a label for the main task, so there is no test result",)
 
 
 def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
@@ -154,8 +156,8 @@ def _one_class_only(splits: Splits, main: str) -> tuple[str, ...]:
     if column.kind != "classes" or len(seen) != 1:
         return ()
     return (
-        f"{main}: every training label is {column.class_names[seen[0]]!r}, so there is nothing to learn; "
-        "give rows of other classes or choose another main task",
+        f"{main}: every training label is {column.class_names[seen[0]]!r}, so there is nothing to learn; add rows of "
+        "other classes or choose another main task",
     )
 
 
@@ -166,9 +168,9 @@ def parse_spec(spec: str, shown: str = "data") -> tuple[str, Path]:
     """
     kind, separator, path = spec.partition(":")
     if kind not in READERS:
-        raise InputError(f"{shown} {spec!r}: there is no reader {kind!r}; the readers are {_specs(READERS)}")
+        raise InputError(f"{shown} {spec!r}: unknown reader {kind!r}; available: {_specs(READERS)}")
     if READERS[kind].needs_path and not path:
-        raise InputError(f"{shown} {spec!r}: the reader {kind} needs a path, as in {kind}:PATH")
+        raise InputError(f"{shown} {spec!r}: the reader {kind} needs a path: {kind}:PATH")
     if not READERS[kind].needs_path and separator:
         raise InputError(f"{shown} {spec!r}: the reader {kind} takes no path; write {kind} alone")
     return kind, Path(path).expanduser()
@@ -184,11 +186,12 @@ def _check_kinds(spec: str, reader: Reader, request: ReadRequest) -> None:
     for task in request.requested:
         if not reader.kinds:
             able = _specs(name for name, other in READERS.items() if other.kinds)
-            raise InputError(f"{spec} has no labels for task {task.name!r}; readers with labels are {able}")
+            raise InputError(f"{spec} has no labels for task {task.name!r}; use a reader with labels: {able}")
         if task.kind not in reader.kinds:
             able = _specs(name for name, other in READERS.items() if task.kind in other.kinds)
             raise InputError(
-                f"task {task.name!r}: {reader.name} has {' and '.join(reader.kinds)} only; other kinds are for {able}"
+                f"task {task.name!r}: {reader.name} supports {' and '.join(reader.kinds)} only; for other kinds use "
+                f"{able}"
             )
 
 

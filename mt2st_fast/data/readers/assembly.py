@@ -51,14 +51,18 @@ def complete_splits(
     if "train" not in found:
         lacking = [part for part in measured or () if part not in found]
         raise InputError(
-            f"{where}: has no {' and '.join(lacking)} rows, only {' and '.join(found)} by the names of its files; name "
-            "another part, or all"
+            f"{where}: has no {' and '.join(lacking)} rows, because its files are named as {' and '.join(found)} "
+            "only; choose another part, or all"
         )
     sections = dict(found)
     n_units = len(found["train"].units)
     share = max(1, n_units // 10)
     if missing and n_units < 3:
-        fix = "give train, dev and test files" if measured is None else "--part all measures all of them"
+        fix = (
+            "provide separate train, dev and test files"
+            if measured is None
+            else "use --part all to measure all of them"
+        )
         raise InputError(f"{where}: {n_units} sentences or documents are too few to split; {fix}")
     order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(n_units)
     for i, part in enumerate(missing):
@@ -131,7 +135,10 @@ def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
     if not whole:
         twins = [(name, name.partition(".")[0]) for name in names if name.endswith(".0")]
         twice = [f"{one} and {other}" for one, other in twins if other in names]
-        fix = "are two classes each, as others are no whole numbers; write them alike if they are one"
+        fix = (
+            "are treated as different classes, because some class names are not whole numbers; spell them alike if "
+            "they are the same"
+        )
         return f"{task}: {listed(twice, _MOST_ALIKE_NAMED)} {fix}" if twice else ""
     n_cells = 0
     for cells in columns:
@@ -144,8 +151,8 @@ def _read_alike(kind: str, task: str, columns: Sequence[list]) -> str:
             cells[i] = written
     pairs = listed((f"{name} and {other}" for name, other in whole.items()), _MOST_ALIKE_NAMED)
     return (
-        f"{task}: read as one class each, as they are the same whole numbers: {pairs} ({n_cells:,} cells have .0, as a "
-        "column with empty cells is often written)"
+        f"{task}: treated as one class, because the whole numbers are equal: {pairs} ({n_cells:,} cells end in .0, "
+        "as columns with empty cells are often written)"
     )
 
 

@@ -35,7 +35,7 @@ def read(request: ReadRequest) -> Splits:
     for table in tables.values():
         if table.tasks != existing:
             raise InputError(
-                f"{table.path}: has columns {', '.join(table.tasks)}, {first.path.name} has {', '.join(existing)}"
+                f"{table.path}: has columns {', '.join(table.tasks)}, but {first.path.name} has {', '.join(existing)}"
             )
     main, auxiliary = choose_tasks(request, existing, existing[-1], existing, where)
     tasks = [task.name for task in (main, *auxiliary)]
@@ -50,7 +50,9 @@ def read(request: ReadRequest) -> Splits:
     return assemble(f"columns:{where}", sections, kinds, "token", main.name, tasks[1:], notes, record)
 
 
-READER = Reader("columns", read, path="a file with a word and its labels a line, or a folder of such")
+READER = Reader(
+    "columns", read, path="a file with one word and its labels per line, or a folder of such files"
+)
 
 
 class _Table:
@@ -72,7 +74,7 @@ class _Table:
             self._add(number, line)
         self._sentences = [sentence for sentence in self._sentences if sentence]
         if not self._sentences:
-            raise InputError(f"{path}: the file has no words")
+            raise InputError(f"{path}: contains no words")
         self.notes = [*self._said(), *text.notes]
 
     def as_read(self, part: str) -> FileRead:
@@ -95,13 +97,13 @@ class _Table:
 
     def _said(self) -> Iterator[str]:
         if n := len(self._comments):
-            yield f"{n:,} lines of comments (# id and the like) were left out, the first is line {self._comments[0]}"
+            yield f"{n:,} comment lines (such as # id) were left out; the first is line {self._comments[0]}"
         if self._n_empty:
-            yield f"{self._n_empty:,} cells are empty and so no label"
+            yield f"{self._n_empty:,} cells are empty and count as unlabelled"
         if n := len(self._blank_within):
             yield (
-                f"labels with a blank in them, as tabs alone part columns here: on {n:,} lines, the first is line "
-                f"{self._blank_within[0]}"
+                f"labels containing a space, because columns are separated by tabs here: on {n:,} lines, the first "
+                f"is line {self._blank_within[0]}"
             )
 
     def _cells(self, line: str) -> list[str]:
@@ -135,11 +137,11 @@ class _Table:
             self._set_columns([f"col{i}" for i in range(1, len(row))], number)
         if len(row) != self._n_columns:
             raise InputError(
-                f"{self.path}:{number}: {len(row)} columns where the lines before have {self._n_columns}; "
-                f"{'tabs' if self._tabs else 'blanks'} part columns here"
+                f"{self.path}:{number}: {len(row)} columns, but the lines before have {self._n_columns}; columns are "
+                f"separated by {'tabs' if self._tabs else 'spaces'} here"
             )
         if not row[0]:
-            raise InputError(f"{self.path}:{number}: there is no word before the first tab; add it")
+            raise InputError(f"{self.path}:{number}: no word before the first tab; add it")
         self._n_empty += row.count("")
         if self._tabs and any(" " in label for label in row[1:]):
             self._blank_within.append(number)
@@ -148,10 +150,12 @@ class _Table:
     def _set_columns(self, tasks: list[str], number: int) -> None:
         if not tasks:
             raise InputError(
-                f"{self.path}:{number}: a word without a label; labels stand in the columns after it"
+                f"{self.path}:{number}: a word without a label; put labels in the columns after the word"
             )
         if len(set(tasks)) < len(tasks):
-            raise InputError(f"{self.path}:{number}: a column is named twice in {', '.join(tasks)}")
+            raise InputError(
+                f"{self.path}:{number}: duplicate column name in {', '.join(tasks)}; rename one of them"
+            )
         self.tasks = tasks
         self._n_columns = 1 + len(tasks)
 

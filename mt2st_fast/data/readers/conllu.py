@@ -58,7 +58,7 @@ def read(request: ReadRequest) -> Splits:
     )
 
 
-READER = Reader("conllu", read, path="a treebank of Universal Dependencies, or a folder with its splits")
+READER = Reader("conllu", read, path="a Universal Dependencies treebank file, or a folder with its splits")
 
 
 def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]], dict[str, int]]:
@@ -86,7 +86,7 @@ def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]]
             left_out["ranges of words and empty nodes"] += 1
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
-        raise InputError(f"{path}: the file has no sentences")
+        raise InputError(f"{path}: contains no sentences")
     notes += [f"{path.name}: {note}" for note in (*_misplaced(joined, uncounted), *text.notes)]
     return sentences, dict(left_out)
 
@@ -94,11 +94,11 @@ def _read_sentences(path: Path, notes: list[str]) -> tuple[list[list[list[str]]]
 def _misplaced(joined: Sequence[int], uncounted: Sequence[int]) -> Iterator[str]:
     """Yield notes on sentences that directly follow another one without a blank line, and on words with a wrong id."""
     if joined:
-        yield f"{len(joined):,} sentences have no blank line before them, the first begins on line {joined[0]}"
+        yield f"{len(joined):,} sentences are not preceded by a blank line; the first begins on line {joined[0]}"
     if uncounted:
         yield (
-            f"the ids of {len(uncounted):,} words do not count up from 1, the first is on line {uncounted[0]}: is a "
-            "line missing?"
+            f"{len(uncounted):,} word ids are not consecutive from 1; the first is on line {uncounted[0]}. Is a line "
+            "missing?"
         )
 
 
@@ -109,7 +109,7 @@ def _parse_word(line: str, path: Path, number: int) -> list[str] | None:
         row = [cell.strip(" ") for cell in row]
     if len(row) != 10:
         raise InputError(
-            f"{path}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has {len(row)}"
+            f"{path}:{number}: a CoNLL-U line must have 10 tab-separated columns, this one has {len(row)}"
         )
     return row if is_word(row[0], str(path), number) else None
 

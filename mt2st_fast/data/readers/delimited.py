@@ -22,7 +22,7 @@ def read(request: ReadRequest) -> Splits:
 READER = Reader(
     "csv",
     read,
-    path="a table with a header and a column of text, or a folder of such",
+    path="a table with a header and a text column, or a folder of such tables",
     kinds=("classes", "labels", "values"),
     tokenizer="lowered words",
     level="document",
@@ -38,7 +38,7 @@ def _read_table(path: Path, request: ReadRequest) -> Table:
 def _checked(delimiter: str) -> str:
     delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
     if len(delimiter) != 1 or delimiter in '"\n\r':
-        raise InputError(f"--delimiter is one character, or tab, not {delimiter!r}")
+        raise InputError(f"--delimiter must be one character or tab, not {delimiter!r}")
     return delimiter
 
 

@@ -48,8 +48,7 @@ def read_documents(
     }
     if not any(next(iter(sections.values())).units):
         raise InputError(
-            f"{first.path}: no row has a word in the column {columns.text!r}; --text-column says which column has the "
-            "text"
+            f"{first.path}: column {columns.text!r} has no words in any row; choose the text column with --text-column"
         )
     return assemble(
         f"{kind}:{where}",
@@ -70,7 +69,8 @@ def _in_the_headers_case(request: ReadRequest, columns: Columns) -> ReadRequest:
         name = in_any_case(task.name, columns.names)
         if name is None and in_any_case(task.name, [columns.text]):
             raise InputError(
-                f"column {columns.text!r} has the text and is no task; --text-column says which column has the text"
+                f"column {columns.text!r} is the text column and cannot be a task; choose the text column with "
+                "--text-column"
             )
         return task if name is None else replace(task, name=name)
 
@@ -83,16 +83,14 @@ def _check_columns(table: Table, text: str, main: str) -> None:
     for name, what in ((text, "the text"), (main, "the main task")):
         if name not in table.header:
             raise InputError(
-                f"{table.path}: the columns differ from the training file's: there is no {name!r}, which is {what}; "
-                "add it or take the file away"
+                f"{table.path}: has no column {name!r}, which is {what} in the training file; add the column or "
+                "remove the file"
             )
 
 
 def _check_lists(task: TaskRequest, table: Table) -> None:
     if task.name in table.lists and task.kind != "labels":
-        raise InputError(
-            f"{table.path}: {task.name!r} holds lists, of which a row has any number: say {task.name}:multilabel"
-        )
+        raise InputError(f"{table.path}: {task.name!r} has lists of labels; use {task.name}:multilabel")
 
 
 def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[TaskRequest]) -> list[str]:
@@ -100,22 +98,19 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
     notes, main = [], tasks[0].name
     if empty := columns.read_as(columns.text, "").empty:
         notes.append(
-            f"column {columns.text!r}: {empty:,} cells are empty, and so {empty:,} documents without words"
+            f"column {columns.text!r}: {empty:,} cells are empty, so {empty:,} documents have no words"
         )
     if request.main is None and main != columns.behind_text:
         notes.append(
-            f"column {columns.behind_text!r} is not the main task, as it has "
-            f"{len(columns.values(columns.behind_text))} classes: {main!r} is (--label-column decides)"
+            f"column {columns.behind_text!r} has {len(columns.values(columns.behind_text))} classes, so the main "
+            f"task is {main!r}; use --label-column to choose another one"
         )
     if request.auxiliary is None:
         notes += [
-            f"column {task!r} is no auxiliary task: "
-            + (
-                f"it holds lists (--aux {task}:multilabel)"
-                if columns.holds_lists(task)
-                else f"it has {len(columns.values(task))} classes"
-            )
+            f"column {task!r} has {'lists' if lists else f'{len(columns.values(task))} classes'}, so it is not used as "
+            f"an auxiliary task{f' (--aux {task}:multilabel)' if lists else ''}"
             for task in columns.unfit
+            for lists in [columns.holds_lists(task)]
             if task != main
         ]
     for task in tasks:
@@ -127,17 +122,18 @@ def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[Task
             and len(values) > 1
         ):
             notes.append(
-                f"column {task.name!r} has {len(values)} classes, all of them numbers: to learn the number itself say "
-                f"{task.name}:regression"
+                f"column {task.name!r} has {len(values)} classes, all of them numbers; to predict the number itself, "
+                f"use {task.name}:regression"
             )
         if task.kind == "values" and columns.has_decimal_commas(task.name):
             notes.append(f"column {task.name!r}: commas are read as decimal points (1,5 is 1.5)")
         nan = columns.read_as(task.name, "").nan
         if nan and (task.kind == "values" or columns.nan_is_none(task.name)):
-            notes.append(f"column {task.name!r}: nan in {nan:,} cells is no label")
+            notes.append(f"column {task.name!r}: nan in {nan:,} cells counts as unlabelled")
         elif nan:
             notes.append(
-                f"column {task.name!r}: nan in {nan:,} cells is a class; empty the cells if there is no label"
+                f"column {task.name!r}: nan in {nan:,} cells is treated as a class; empty those cells if they have "
+                "no label"
             )
     return notes
 
@@ -146,7 +142,9 @@ def _notes_on_files(tables: Mapping[str, Table], auxiliary: Sequence[TaskRequest
     notes = [f"{table.path.name}: {note}" for table in tables.values() for note in table.notes]
     for table in tables.values():
         if missing := [task.name for task in auxiliary if task.name not in table.header]:
-            notes.append(f"{table.path.name}: has no column {listed(missing)}, and so no labels of it")
+            notes.append(
+                f"{table.path.name}: has no column {listed(missing)}, so it has no labels for this task"
+            )
     return notes
 
 

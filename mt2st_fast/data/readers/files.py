@@ -38,7 +38,9 @@ def find_splits(
         matches = [file for file in files if part in parts_by_name(file.name)]
         if len(matches) > 1:
             names = ", ".join(file.name for file in matches)
-            raise InputError(f"{path}: several files look like {part} ({names}); leave one, or name one file")
+            raise InputError(
+                f"{path}: several files look like {part} ({names}); keep only one, or give a single file"
+            )
         if matches:
             splits[part] = matches[0]
     if "train" not in splits and (measured is None or not splits):
@@ -94,17 +96,17 @@ def _no_files(folder: Path, extensions: Collection[str]) -> InputError:
         for below in folder.iterdir()
         if below.is_dir() and any(_extension(file) in extensions for file in _files_in(below))
     )
-    fix = f"; there are such files in its folders {listed(inside, 3)}: give one of these" if inside else ""
+    fix = f"; subfolders contain such files: give one of {listed(inside, 3)}" if inside else ""
     return InputError(
-        f"{folder}: no file in the folder ends in {', '.join(sorted(extensions))} (or that and .gz){fix}"
+        f"{folder}: no file in the folder ends in {', '.join(sorted(extensions))} (or the same with .gz){fix}"
     )
 
 
 def _no_training_file(folder: Path, files: Sequence[Path]) -> InputError:
     names = listed((file.name for file in files), 5)
     return InputError(
-        f"{folder}: no file has `train` in its name (found {names}); add or rename one, or give one file alone, as in "
-        f"{folder / files[0].name}, which is then split into train, dev and test"
+        f"{folder}: no file has `train` in its name (found {names}); add or rename one, or give a single file such "
+        f"as {folder / files[0].name}, which is then split into train, dev and test"
     )
 
 
@@ -113,15 +115,13 @@ def _check_each_in_one(folder: Path, files: Sequence[Path], splits: Mapping[str,
     for file in files:
         _check_one_split(file)
         if not any(file in paths for paths in splits.values()):
-            raise InputError(
-                f"{folder}: {file.name} is neither train, dev nor test by its name; take it out or rename it"
-            )
+            raise InputError(f"{folder}: {file.name} is not named as train, dev or test; remove or rename it")
 
 
 def _check_one_split(file: Path) -> None:
     parts = parts_by_name(file.name)
     if len(parts) > 1:
-        raise InputError(f"{file}: looks like {' and '.join(parts)} by its name; rename it")
+        raise InputError(f"{file}: looks like {' and '.join(parts)} by its name; rename the file")
 
 
 def _extension(file: Path) -> str:

@@ -30,7 +30,7 @@ def read(request: ReadRequest) -> Splits:
 READER = Reader(
     "text",
     read,
-    path="a text with a sentence or document a line, or a folder of such",
+    path="a text with one sentence or document per line, or a folder of such files",
     kinds=(),
     tokenizer="lowered words",
 )
@@ -41,5 +41,5 @@ def _read_section(text: TextLines, path: Path) -> tuple[Section, int]:
     lines = [lowered_words_and_marks(line) for _, line in text]
     units = [words for words in lines if words]
     if not units:
-        raise InputError(f"{path}: the file has no words")
+        raise InputError(f"{path}: contains no words")
     return Section(units, {}), len(lines) - len(units)

@@ -121,9 +121,8 @@ def choose_tasks(
     for task in (main, *auxiliary):
         if task.name not in existing:
             raise InputError(
-                f"{where}: there is no task {task.name!r}; it has {listed(existing)}"
-                + meant(task.name, existing)
+                f"{where}: no task {task.name!r}; available: {listed(existing)}" + meant(task.name, existing)
             )
     if main.name in [task.name for task in auxiliary]:
-        raise InputError(f"task {main.name!r} is main and auxiliary; take it out of the auxiliary tasks")
+        raise InputError(f"task {main.name!r} is both main and auxiliary; remove it from the auxiliary tasks")
     return main, auxiliary

@@ -71,9 +71,9 @@ class SourceFiles:
         T, F = len(self.tokens), len(self.modules)
         whole = self.unit_lengths.sum() == T and self.units_per_file.sum() == len(self.unit_lengths)
         if not whole or len(self.units_per_file) != F or self.labels.keys() != set(_TASKS):
-            raise ValueError("the parts of the source files do not fit together")
+            raise ValueError("the parts of the source files are inconsistent")
         if (T and self.tokens.max() >= len(self.words)) or any(len(ids) != T for ids in self.labels.values()):
-            raise ValueError("the tokens of the source files do not fit their words or labels")
+            raise ValueError("the tokens of the source files do not match their words or labels")
 
 
 def read(request: ReadRequest) -> Splits:
@@ -108,7 +108,8 @@ def source_paths(root: Path) -> list[Path]:
         paths += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
     if not paths:
         raise InputError(
-            f"{root}: this Python has no source of its library; use conllu:PATH, columns:PATH or csv:PATH"
+            f"{root}: the source files of this Python's standard library are missing; use conllu:PATH, columns:PATH "
+            "or csv:PATH"
         )
     return paths
 
@@ -192,7 +193,7 @@ def save_cache(source: SourceFiles, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         _log.warning(
-            "%s: the cache of the standard library cannot be written (%s); it is read anew each time",
+            "%s: cannot write the standard library cache (%s); the library is parsed again in every run",
             path,
             error,
         )
@@ -215,7 +216,7 @@ def load_cache(path: Path) -> SourceFiles | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _log.info("%s: the cache is damaged (%s) and is made anew", path, error)
+        _log.info("%s: the cache is damaged (%s) and will be rebuilt", path, error)
         return None
 
 
@@ -253,10 +254,12 @@ def _read_in_worker(paths: list[str]) -> list[dict | None]:
         if len(sources) == len(paths):
             return sources
         _log.warning(
-            "a reading process answered for %d of %d files; reading them here", len(sources), len(paths)
+            "a reader process returned only %d of %d files; reading them in this process",
+            len(sources),
+            len(paths),
         )
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        _log.warning("a reading process failed (%s); reading its files here", error)
+        _log.warning("a reader process failed (%s); reading its files in this process", error)
     return [python_source.read_file(path) for path in paths]
 
 

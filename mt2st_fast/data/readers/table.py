@@ -59,8 +59,8 @@ def make_table(path: Path, read: Rows, between_cells: str = "") -> Table:
     for c, name in zip(named, names, strict=True):
         if (second := header.index(name)) != c:
             raise InputError(
-                f"{path}:1: a column is named twice in the header: {name!r}, columns {second + 1} and {c + 1}; "
-                "rename one of them"
+                f"{path}:1: duplicate column name {name!r} in the header (columns {second + 1} and {c + 1}); rename "
+                "one of them"
             )
     rows, numbers = [], []
     for number, row in zip(read.line_numbers, read.rows, strict=True):
@@ -69,12 +69,12 @@ def make_table(path: Path, read: Rows, between_cells: str = "") -> Table:
             rows.append(cells)
             numbers.append(number)
     if not rows:
-        raise InputError(f"{path}: the file has a header and no rows")
+        raise InputError(f"{path}: has a header but no rows")
     left_out = {**read.left_out, "rows of empty cells": len(read.rows) - len(rows)}
     notes = list(read.notes)
     if len(named) < len(header):  # pandas' index, or the part after a trailing comma
         unnamed = [str(c + 1) for c in range(len(header)) if c not in named]
-        notes.append(f"without a name in the header, and left out: column {', '.join(unnamed)}")
+        notes.append(f"left out because the header has no name for it: column {', '.join(unnamed)}")
     counts = {why: n for why, n in left_out.items() if n}
     return Table(path, names, rows, numbers, counts, tuple(notes), between_cells, frozenset(read.lists))
 
@@ -89,7 +89,7 @@ def text_column(table: Table, wanted: str | None) -> str:
         found = in_any_case(wanted, table.header)
         if found is None:
             raise InputError(
-                f"{where}: there is no column {wanted!r}; the columns are {listed(table.header)}"
+                f"{where}: no column {wanted!r}; available: {listed(table.header)}"
                 + meant(wanted, table.header)
             )
         return _beside_labels(found, table)
@@ -97,21 +97,21 @@ def text_column(table: Table, wanted: str | None) -> str:
         alike = [column for column in table.header if column.casefold() == name]
         if len(alike) > 1:
             raise InputError(
-                f"{where}: {' and '.join(alike)} are both columns; say which has the text: --text-column"
+                f"{where}: {' and '.join(alike)} are both columns; choose the text column with --text-column"
             )
         if alike:
             return _beside_labels(alike[0], table)
     raise InputError(
-        f"{where}: no column is named {', '.join(TEXT_COLUMNS)}; say which of {listed(table.header)} has the text: "
-        f"--text-column{' (the first line must be the names of the columns)' if table.between_cells else ''}"
+        f"{where}: no column is named {', '.join(TEXT_COLUMNS)}; choose the text column from {listed(table.header)} "
+        f"with --text-column{' (the first line must be the header)' if table.between_cells else ''}"
     )
 
 
 def _beside_labels(text: str, table: Table) -> str:
     if len(table.header) == 1:
         between = table.between_cells
-        fix = f"; is a {between} the delimiter? If not, give --delimiter" if between else ""
-        raise InputError(f"{table.path}:1: there is no column of labels beside {text!r}{fix}")
+        fix = f"; is {between} the right delimiter? Set another with --delimiter" if between else ""
+        raise InputError(f"{table.path}:1: has no label column besides {text!r}{fix}")
     return text
 
 
@@ -131,9 +131,9 @@ def aligned(table: Table, train: Table) -> Table:
     foreign = [name for at, name in enumerate(table.header) if at not in place_of.values()]
     notes = list(table.notes)
     if foreign:
-        notes.append(f"left out, as training has no such column: {listed(foreign)}")
+        notes.append(f"left out because the training file has no such column: {listed(foreign)}")
     if renamed := [table.header[place_of[name]] for name in header if table.header[place_of[name]] != name]:
-        notes.append(f"in another case than in training, and read as its columns: {listed(renamed)}")
+        notes.append(f"matched to the training file's columns ignoring case: {listed(renamed)}")
     places = [place_of[name] for name in header]
     rows = [[row[at] for at in places] for row in table.rows]
     return replace(table, header=header, rows=rows, notes=tuple(notes))
@@ -222,8 +222,12 @@ def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
     if task.kind == "classes":
         return text
     if not is_number(text):
-        fix = f"write {text.replace(',', '.')}" if _DECIMAL_COMMA.fullmatch(text) else "regression needs one"
-        raise InputError(f"{path}:{number}: {text!r} in column {task.name!r} is no number; {fix}")
+        fix = (
+            f"write {text.replace(',', '.')}"
+            if _DECIMAL_COMMA.fullmatch(text)
+            else "regression needs a number"
+        )
+        raise InputError(f"{path}:{number}: {text!r} in column {task.name!r} is not a number; {fix}")
     return float(text)
 
 

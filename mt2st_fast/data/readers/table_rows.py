@@ -62,7 +62,7 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     try:
         header = _names(next(reader, []))
         if not header:
-            raise InputError(f"{path}: the file has neither a header nor rows")
+            raise InputError(f"{path}: has neither a header nor rows")
         table = Rows(header)
         long_rows, comments, headers, blank = [], [], [], 0
         feed.header_read = True
@@ -87,13 +87,13 @@ def read_rows(path: Path, delimiter: str) -> Rows:
     except csv.Error as error:
         raise _unreadable(path, feed.taken, error) from None
     if not table.rows:
-        raise InputError(f"{path}: the file has a header and no rows")
+        raise InputError(f"{path}: has a header but no rows")
     _check_not_merged(path, table, long_rows, delimiter)
     comments = [*feed.comments, *comments]
     table.left_out = {"blank lines": blank, "comments": len(comments), "repeated headers": len(headers)}
     table.notes = [
         *_left_out("comments (#)", comments),
-        *_left_out("the header, repeated as where files were joined", headers),
+        *_left_out("repetitions of the header, as in concatenated files", headers),
         *_long(long_rows),
         *(_marked(table) if delimiter == "\t" else ()),
         *text.notes,
@@ -148,14 +148,14 @@ def _is_comment(line: str) -> bool:
 def _other_cells(path: Path, lines: Sequence[tuple[int, str]], n: int, wanted: int, tabs: bool) -> InputError:
     first, last = lines[0][0], lines[-1][0]
     if first == last:
-        sign = "; with tabs between cells a quotation mark is a sign, and a cell ends with its line"
+        sign = "; in a tab-separated file quotation marks are plain text, and no cell spans lines"
         return InputError(
-            f"{path}:{last}: {n} cells where the header has {wanted}; add or take out cells"
-            f"{sign if tabs and _MARK in lines[0][1] else ''}"
+            f"{path}:{last}: {n} cells, but the header has {wanted}; add or remove "
+            f"cells{sign if tabs and _MARK in lines[0][1] else ''}"
         )
     return InputError(
-        f"{path}:{first}: {n} cells where the header has {wanted}, as a quotation mark in this line is closed in line "
-        f"{last} only; close it, or double it where it is a sign"
+        f"{path}:{first}: {n} cells, but the header has {wanted}: a quotation mark in this line is not closed before "
+        f"line {last}; close it, or double it if it is part of the text"
     )
 
 
@@ -163,11 +163,11 @@ def _unreadable(path: Path, lines: Sequence[tuple[int, str]], error: csv.Error) 
     first, last = lines[0][0], lines[-1][0]
     if first == last:
         return InputError(
-            f"{path}:{first}: is not a readable row ({error}); double quotation marks that stand within a cell"
+            f"{path}:{first}: cannot parse the row ({error}); double the quotation marks inside a cell"
         )
     return InputError(
-        f"{path}:{first}: a quotation mark begins a cell in this line that does not end well by line {last} ({error}); "
-        "close it, or double it where it is a sign"
+        f"{path}:{first}: a quoted cell begins in this line and is malformed up to line {last} ({error}); close the "
+        "quotation mark, or double it if it is part of the text"
     )
 
 
@@ -193,15 +193,15 @@ def _check_not_merged(path: Path, table: Rows, long_rows: Sequence[_LongRow], de
             last = marked[-1] if i == len(long.lines) - 1 and marked else n
             if any(cells[c] in known.get(c, ()) for c in range(first, last)):
                 raise InputError(
-                    f"{path}:{long.lines[0][0]}: a quotation mark that begins a cell in this line is closed in line "
-                    f"{long.lines[-1][0]} only, and line {number} is a row by itself; close the mark, or double it "
-                    "where it is a sign"
+                    f"{path}:{long.lines[0][0]}: a quoted cell begins in this line and is not closed before line "
+                    f"{long.lines[-1][0]}, but line {number} is a row by itself; close the mark, or double it if it "
+                    "is part of the text"
                 )
 
 
 def _left_out(what: str, numbers: Sequence[int]) -> list[str]:
     """Return a note on lines that were left out."""
-    return [f"lines left out: {len(numbers):,} of {what}, the first is line {numbers[0]}"] if numbers else []
+    return [f"{len(numbers):,} lines left out: {what}; the first is line {numbers[0]}"] if numbers else []
 
 
 def _names(row: Sequence[str]) -> list[str]:
@@ -220,8 +220,8 @@ def _marked(table: Rows) -> list[str]:
     if not numbers:
         return []
     return [
-        f"cells that begin and end with a quotation mark, which with tabs between cells is a sign of the text: on "
-        f"{len(numbers):,} lines, the first is line {numbers[0]}"
+        f"cells in quotation marks, which are kept as text because the file is tab-separated: on {len(numbers):,} "
+        f"lines, the first is line {numbers[0]}"
     ]
 
 
@@ -230,6 +230,4 @@ def _long(long_rows: Sequence[_LongRow]) -> list[str]:
         return []
     first, last = long_rows[0].lines[0][0], long_rows[0].lines[-1][0]
     some = f"{len(long_rows):,} rows have" if len(long_rows) > 1 else "a row has"
-    return [
-        f"{some} cells in quotation marks over several lines, the first stands on lines {first} to {last}"
-    ]
+    return [f"{some} quoted cells that span several lines; the first spans lines {first} to {last}"]

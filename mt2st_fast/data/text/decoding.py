@@ -28,10 +28,10 @@ _FOREIGN = {  # by their first bytes; of two that match, the longer comes first
     b"\0\0\xfe\xff": _UTF_32,
     b"\xff\xfe": _UTF_16,
     b"\xfe\xff": _UTF_16,
-    b"\x1f\x8b": "is packed by gzip; unpack it: gzip -d",
-    b"PK\x03\x04": "is a zip archive or an office document, no text; unpack it, or save it as text in UTF-8",
-    b"\xfd7zXZ\0": "is packed by xz; unpack it: xz -d",
-    b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it: zstd -d",
+    b"\x1f\x8b": "is compressed with gzip; decompress it: gzip -d",
+    b"PK\x03\x04": "is a zip archive or an office document, not text; extract it, or save it as UTF-8 text",
+    b"\xfd7zXZ\0": "is compressed with xz; decompress it: xz -d",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; decompress it: zstd -d",
 }
 
 
@@ -130,8 +130,9 @@ class Oddities:
     def notes(self) -> list[str]:
         """Return one line for each kind."""
         said = {
-            "nul": "NUL characters read as blanks: {:,}, the first on line {}",
-            "return": "lines that end in a return alone, where others end in a line feed: {:,}, the first is line {}",
+            "nul": "NUL characters read as spaces: {:,}, the first on line {}",
+            "return": "lines that end in a lone carriage return, where others end in a line feed: {:,}, the first is "
+            "line {}",
             "mark": "byte order marks kept within lines: {:,}, the first on line {}; were files joined without a line "
             "feed between them?",
         }

@@ -83,7 +83,7 @@ def open_lines(path: Path, tell: bool = True, joined: bool = True) -> TextLines:
 
 def not_utf8(where: str, number: int, before: Iterable[bytes]) -> InputError:
     """Return the error for the byte after some pieces, the first of which begins in line `number`."""
-    return InputError(f"{where}:{number + count_ends(before)}: is not UTF-8; convert the text to UTF-8")
+    return InputError(f"{where}:{number + count_ends(before)}: is not valid UTF-8; convert the file to UTF-8")
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -48,7 +48,8 @@ def read_words(path: Path) -> NumberedWords:
         for text, n, held, begins_line in _blocks(file):
             if n > max(BLOCK_BYTES, _LONGEST_WORD_BYTES):
                 raise InputError(
-                    f"{path}: has a word of more than a million bytes; is it text with white space between words?"
+                    f"{path}: contains a word longer than a million bytes; is this text with words separated by "
+                    "white space?"
                 )
             try:
                 parts.append(counter.add(text, n, begins_line))
@@ -79,7 +80,7 @@ def add_lines(counter: WordCounter, texts: Sequence[str]) -> np.ndarray:
         content = joined.encode() + bytes(1 + PADDING)
     except UnicodeEncodeError as error:
         raise InputError(
-            f"a text holds {error.object[error.start]!r}, half of a character; decode it with errors='replace'"
+            f"a text contains {error.object[error.start]!r}, a lone surrogate; decode the text with errors='replace'"
         ) from None
     held = np.frombuffer(bytearray(content), np.uint8)
     n = len(held) - PADDING

@@ -35,7 +35,7 @@ from mt2st_fast.training.engines.held_parameters import (
 )
 from mt2st_fast.training.optim import RowSparseOptimizer
 
-PARTLY_FROZEN = "a head is frozen beside others that are trained"  # their gradients are made together
+PARTLY_FROZEN = "some heads are frozen while others are trained"  # their gradients are made together
 
 
 class BagTraining:
@@ -56,7 +56,7 @@ class BagTraining:
     ) -> None:
         reason = self.obstacle(encoder, heads, optimizer)
         if reason is not None:
-            raise ValueError(f"a step cannot be one kernel call: {reason}")
+            raise ValueError(f"a step cannot be made in one kernel call: {reason}")
         assert isinstance(encoder, BagEncoder)
         assert isinstance(optimizer, RowSparseOptimizer)
         self._encoder, self._heads, self._optimizer = encoder, heads, optimizer
@@ -75,7 +75,7 @@ class BagTraining:
         if encoder.dropout.p > 0:
             return "the encoder has dropout"
         if encoder.rows_of_type is not None:
-            return "the encoder's types are made of several rows"
+            return "the encoder's types consist of several rows"
         parameters = [encoder.table, *head_parameters(heads)]
         reason = parameter_obstacle(parameters, optimizer)
         if reason is not None:

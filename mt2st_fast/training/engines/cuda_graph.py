@@ -50,18 +50,18 @@ class CudaGraphSteps:
         )
         if parts.momentum_changes:
             self._obstacle = (
-                "the scheduler changes momentum with every step, which a graph holds as a number: give it "
+                "the scheduler changes momentum in every step, but a graph holds it as a constant; set "
                 "cycle_momentum=False"
             )
         tables = [*row_sparse_tables(parts.encoder), *row_sparse_tables(parts.heads)]
         fused = {id(table) for table in parts.fused_tables}
         if any(table.requires_grad and id(table) not in fused for table in tables):
             self._obstacle = (
-                "a row-sparse gradient has a length of its own in every batch: leave fuse_backward to its default and "
-                "out what needs gradients (clip_norm, accumulate, float16), or give the encoder sparse=False"
+                "the length of a row-sparse gradient varies by batch: keep the default of fuse_backward and avoid "
+                "what needs gradients (clip_norm, accumulate, float16), or set sparse=False in the encoder"
             )
         if parts.processes.are_several:
-            self._obstacle = "what several processes exchange has another length in every step"
+            self._obstacle = "the size of what processes exchange varies by step"
         self._steps.enter_phase(self._obstacle)
 
     def obstacle(self) -> str | None:
@@ -122,7 +122,7 @@ def optimizer_obstacle(
         )
         return f"the optimizer {name} is not capturable: {advice}"
     if lr_changes and not all(isinstance(group["lr"], Tensor) for group in groups):
-        return f"the rate changes with every step, which {name} holds as a number: give it lr=tensor on the device"
+        return f"the rate changes in every step, but {name} holds it as a constant; pass lr as a tensor on the device"
     if loss_scaling and not getattr(optimizer, "_step_supports_amp_scaling", False):
         return f"float16 loss scaling waits for the device with this {name}: build it with fused=True"
     return None

@@ -87,8 +87,8 @@ class ExchangingSteps(EagerSteps):
         has_none = not all(_has_rows(batch) for batches in micro_steps for batch in batches)
         if any(self._parts.processes.any_of_all(has_none)):
             raise InputError(
-                "a process has no row of a batch, and must pass through the sharded encoder with the others: the loss "
-                f"of {own[0]} would be of nothing; give batches of at least as many rows as there are processes"
+                "a process has no row of a batch, but must pass through the sharded encoder with the others, so the "
+                f"loss of {own[0]} would be undefined; use batches with at least as many rows as processes"
             )
 
     def _own_gradients(self, micro_steps: list[list[PlainBatch]], shares: Shares) -> Tensor:

@@ -48,9 +48,9 @@ class GradientCalls:
         if parts.fused_tables:
             return "the backward pass steps the table"
         if parts.precision != "float32":
-            return f"its kernel knows no autocast (precision {parts.precision})"
+            return f"its kernel does not support autocast (precision {parts.precision})"
         if parts.by_task:
-            return "an accumulator a task takes a backward pass a task"
+            return "an accumulator per task needs a backward pass per task"
         if parts.learnt is not None:
             return "the weights of tasks are learnt"
         return TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)

@@ -60,7 +60,7 @@ class GraphedSteps:
         self._declined: set[Hashable] = set()
         self._reasons: list[str] = []
         self._obstacle = obstacle
-        self.verdict = f"not captured: no batch shape has come more than {WARM_UP_STEPS} times"
+        self.verdict = f"not captured: no batch shape occurred more than {WARM_UP_STEPS} times"
         if obstacle is not None:
             self._give_reason(obstacle)
 
@@ -95,7 +95,7 @@ class GraphedSteps:
 
     def _has_room(self, key: Hashable) -> bool:
         if len(self._graphs) >= MOST_GRAPHS:
-            self._give_reason(f"a phase holds {MOST_GRAPHS} graphs at most")
+            self._give_reason(f"a phase keeps at most {MOST_GRAPHS} graphs")
             return False
         return key in self._seen or len(self._seen) < MOST_SIGNATURES
 

@@ -27,16 +27,16 @@ def model_obstacle(
     """Return why these modules and this optimizer cannot be stepped without autograd, or None."""
     if type(encoder) not in of_types or type(heads) is not MultiTaskHeads:
         names = " or a ".join(each.__name__ for each in of_types)
-        return f"it is for a {names} and MultiTaskHeads as they are"
+        return f"it needs a {names} and MultiTaskHeads, not subclasses"
     if not isinstance(optimizer, RowSparseOptimizer):
-        return f"it steps by a row rule, and {type(optimizer).__name__} has none"
+        return f"it needs an optimizer with a row rule, which {type(optimizer).__name__} lacks"
     if heads.backend not in ("auto", "numba") or heads.plan != "auto":
         return f"the heads ask for backend {heads.backend} and plan {heads.plan}"
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     if not encoder.sparse:
         return "the encoder's table is not row-sparse"
     if any(heads.is_open_task(name) for name in heads.active):
-        return "an active task is a loss of its own"
+        return "an active task computes its own loss"
     if (reason := next(iter(heads.reasons_to_call().items()), None)) is not None:
         return f"the head of {reason[0]} {reason[1]}"
     if any(heads.pooling(name) != "none" for name in heads.active):
@@ -75,7 +75,7 @@ def parameter_obstacle(parameters: Sequence[nn.Parameter], optimizer: torch.opti
     if not any(are_moved(parameters, optimizer)):
         return "every parameter is frozen"
     if len(set(map(id, parameters))) < len(parameters):
-        return "a parameter is held twice"
+        return "a parameter occurs twice"
     return hook_obstacle([], parameters, optimizer)
 
 

@@ -22,7 +22,7 @@ from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.schedules.abilities import WeighsByLosses
 from mt2st_fast.training.sources import Batch, materialised
 
-SEVERAL_BATCHES = "a step is made of several batches"
+SEVERAL_BATCHES = "a step consists of several batches"
 
 
 class OneCallSteps:
@@ -54,15 +54,15 @@ class OneCallSteps:
         if parts.device.type != "cpu":
             return f"its kernels compute on a CPU, the run is on {parts.device.type}"
         if parts.processes.are_several:
-            return "several processes exchange gradients, which it never makes"
+            return "several processes exchange gradients, which it never stores"
         if parts.fuse_backward is False:
             return "not asked for (fuse_backward=False)"
         if parts.clip_norm is not None:
-            return "clip_norm needs the gradients, which it never makes"
+            return "clip_norm needs the gradients, which it never stores"
         if parts.precision != "float32":
-            return f"its kernel knows no autocast (precision {parts.precision})"
+            return f"its kernel does not support autocast (precision {parts.precision})"
         if parts.by_task:
-            return "an accumulator a task takes a backward pass a task"
+            return "an accumulator per task needs a backward pass per task"
         if not isinstance(parts.encoder, WindowEncoder | BagEncoder):
             return f"it is for a WindowEncoder or a BagEncoder, not for {type(parts.encoder).__name__}"
         if self._is_for_rows_of_bags():

@@ -32,7 +32,7 @@ def signature(value: Any) -> Hashable:
         return value.key
     if isinstance(value, Tensor):
         if value.layout is not torch.strided:
-            raise UncapturableError(f"inputs hold a tensor of layout {value.layout}")
+            raise UncapturableError(f"inputs contain a tensor of layout {value.layout}")
         return ("tensor", tuple(value.shape), value.dtype, value.device.type, value.requires_grad)
     if isinstance(value, (tuple, list)):
         return (type(value), tuple([signature(item) for item in value]))
@@ -40,7 +40,9 @@ def signature(value: Any) -> Hashable:
         return (type(value), tuple([(key, signature(item)) for key, item in value.items()]))
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return (type(value), value)
-    raise UncapturableError(f"inputs hold {type(value).__name__}, which no buffer can stand for")
+    raise UncapturableError(
+        f"inputs contain {type(value).__name__}, which cannot be copied into a static buffer"
+    )
 
 
 class StaticInputs:

@@ -23,7 +23,7 @@ def begin_together(processes: Processes, run: Run, options: RunOptions, *, resum
         return
     processes.check_same(
         {"a pass of": f"{run.steps_per_epoch} steps"},
-        "give every process as many batches as the others, as DistributedSampler does",
+        "give every process the same number of batches, as DistributedSampler does",
     )
     shapes = [whole_shape(p) for module in (run.encoder, run.heads) for p in module.parameters()]
     processes.check_same(

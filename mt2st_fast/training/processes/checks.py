@@ -40,8 +40,8 @@ def check_options(
         return
     for task, metric in metrics.items():
         raise InputError(
-            f"the metric of {task}, {type(metric).__name__}, sees the rows of one process, and {processes.count} "
-            "measure a part each: leave metrics= out, and measure in one process"
+            f"the metric of {task}, {type(metric).__name__}, sees the rows of one process, but {processes.count} "
+            "processes measure a part each; leave out metrics=, and measure in one process"
         )
     for option, asked in (("graph=True", graph), ("fuse_backward=True", fuse_backward is True)):
         if asked:
@@ -58,7 +58,7 @@ def check_schedule(processes: Processes, schedule: object) -> None:
     check_allowed(
         schedule,
         WITH_ONE_EXCHANGE,
-        why_not=f"which is for one process, as {processes.count} exchange the gradients of a step once: use another "
+        why_not=f"which is for one process: {processes.count} exchange the gradients of a step once; use another "
         'schedule, or let every process train a model of its own with distributed="none"',
     )
 
@@ -77,9 +77,9 @@ def check_sharded(
     for asked, what in (
         (
             any(map(heads.is_word_task, heads.names)),
-            "a task on words reads the table outside of a forward pass",
+            "a task on words reads the table outside a forward pass",
         ),
-        (precision == "float16", "precision float16 looks for overflows in whole gradients"),
+        (precision == "float16", "precision float16 checks whole gradients for overflow"),
     ):
         if asked:
             raise InputError(f"{what}, which is not for a sharded encoder: leave one of them out")
@@ -88,8 +88,8 @@ def check_sharded(
 def _check_divided_tables(processes: Processes, encoder: nn.Module) -> None:
     if any(map(has_lost_its_rows, encoder.modules())):
         raise InputError(
-            "the encoder is a copy of one whose table is divided by rows, and does not know which it holds: copy it "
-            "before shard_rows"
+            "the encoder is a copy of one whose table is divided by rows, and does not know which rows it holds; "
+            "copy it before shard_rows"
         )
     for table in row_sparse_tables(encoder):
         shard = shard_of(table)
@@ -105,8 +105,8 @@ def _check_dtensors(processes: Processes, encoder: nn.Module, heads: MultiTaskHe
     for name, parameter in heads.named_parameters():
         if is_dtensor(parameter):
             raise InputError(
-                f"heads.{name} is sharded (FSDP), and the Trainer reads heads outside of a forward pass: shard the "
-                "encoder alone, or both in a loop of your own"
+                f"heads.{name} is sharded (FSDP), but the Trainer reads heads outside a forward pass; shard the "
+                "encoder alone, or both in a custom loop"
             )
     tables = {id(table) for table in row_sparse_tables(encoder)}
     units = [f"{name}." if name else "" for name, _ in fsdp_modules(encoder)]
@@ -144,16 +144,16 @@ def check_modules(processes: Processes, modules: Mapping[str, nn.Module]) -> Non
             where = f"{name}.{part_name}" if part_name else f"the {name}"
             if isinstance(part, DistributedDataParallel):
                 raise InputError(
-                    f"{where} is wrapped in DistributedDataParallel, and the Trainer exchanges gradients itself, those "
-                    "of the heads too: give it the module within (.module)"
+                    f"{where} is wrapped in DistributedDataParallel, but the Trainer exchanges all gradients itself; "
+                    "pass the wrapped module (.module)"
                 )
             if isinstance(part, FullyShardedDataParallel):
                 raise InputError(
-                    f"{where} is wrapped in FullyShardedDataParallel, whose gradients nobody else can add up: take "
+                    f"{where} is wrapped in FullyShardedDataParallel, whose gradients cannot be combined here; use "
                     "torch.distributed.fsdp.fully_shard"
                 )
             if isinstance(part, _BatchNorm):
                 raise InputError(
-                    f"{where} is a {type(part).__name__}, whose statistics {processes.count} processes do not have in "
-                    "common: take LayerNorm or GroupNorm, or train in one process"
+                    f"{where} is a {type(part).__name__}, whose statistics {processes.count} processes do not share; "
+                    "use LayerNorm or GroupNorm, or train in one process"
                 )

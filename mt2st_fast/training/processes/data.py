@@ -46,8 +46,8 @@ def divide(train: Any, processes: Processes) -> tuple[Any, dict[str, str]]:
     for rank, found in enumerate(of_all):
         if found.keys() != of_all[0].keys() or any(found[n]["kind"] != of_all[0][n]["kind"] for n in found):
             raise InputError(
-                f"process {rank} of {processes.count} was given other loaders to train on than process 0: give all the "
-                "same kind for the same tasks"
+                f"process {rank} of {processes.count} has different training loaders than process 0; pass the same "
+                "kind for the same tasks in all processes"
             )
     ways = {name: _way([found[name] for found in of_all], name, processes) for name in loaders}
     taken = [_taken(loader, name, ways[name], processes) for name, loader in loaders.items()]
@@ -80,11 +80,11 @@ def own_batches(val: Iterable[Any] | None, processes: Processes, encoder: nn.Mod
     if val is None or not processes.are_several:
         return val
     if has_sharded(encoder):
-        fix = "all pass together through an encoder of which each has a part; give every process a val of as many"
+        fix = "all pass together through a sharded encoder; give every process a val with the same number of batches"
         n = length_of(val)
         processes.check_same({"a val of": f"{n} batch{'' if n == 1 else 'es'}"}, fix)
         if n is None:
-            raise InputError(f"val does not know how many batches it has, and {fix}")
+            raise InputError(f"val has no known number of batches, and {fix}")
         return val
     digest = getattr(val, "digest", None)
     first, *others = processes.gather_json(digest() if callable(digest) else _digest_in_order(val))
@@ -119,8 +119,8 @@ def _way(of_all: Sequence[Mapping[str, Any]], name: str, processes: Processes) -
         rank = next((r for r, found in enumerate(of_all) if found["stands"] != first["stands"]), 0)
         if rank:
             raise InputError(
-                f"{name} is other data, or stands elsewhere, in process {rank} of {processes.count} than in process 0: "
-                "give all processes batches of the same corpus, size and seed, which they divide"
+                f"{name} has different data or another position in process {rank} of {processes.count} than in "
+                "process 0; give all processes batches of the same corpus, size and seed to divide"
             )
         return PARTS
     if first["in order"] is not None and all(found["in order"] == first["in order"] for found in of_all):
@@ -130,12 +130,12 @@ def _way(of_all: Sequence[Mapping[str, Any]], name: str, processes: Processes) -
     ):  # a sampler or a loader of somebody's own knows what it does
         return OWN
     if first["content"] is None:
-        logger.warning("%s is taken as process %d's own part of the data: whether it is one cannot be seen",
+        logger.warning("%s is assumed to be process %d's own part of the data; this cannot be checked",
                        name, processes.rank)  # fmt: skip
     elif all(found["content"] == first["content"] for found in of_all):
         raise InputError(
-            f"{name} is the same data in all {processes.count} processes, and each would train on all of it: give it "
-            "sampler=torch.utils.data.DistributedSampler(dataset), or each process a part of its own"
+            f"{name} is the same data in all {processes.count} processes, so each would train on all of it; use "
+            "sampler=torch.utils.data.DistributedSampler(dataset), or give each process its own part"
         )
     return OWN
 
@@ -189,8 +189,8 @@ def _part_of(batch: Any, name: str, rank: int, count: int) -> Any:
     own = part(batch) if isinstance(batch, Mapping) else (part(batch[0]), part(batch[1]))
     if len(lengths) != 1 or -1 in lengths:
         raise InputError(
-            f"{name} is the same in all {count} processes, and the rows of its batches cannot be told apart: give each "
-            "process batches of its own"
+            f"{name} is the same in all {count} processes, and its batches cannot be divided by rows; give each "
+            "process its own batches"
         )
     return own
 

@@ -42,8 +42,8 @@ class Exchange:
         for name, parameter in self.dense.items():
             if parameter.grad is not None and parameter.grad.is_sparse:
                 raise InputError(
-                    f"the gradient of {name} is sparse, and its layer does not say so: several processes exchange rows "
-                    "of modules with sparse=True alone"
+                    f"the gradient of {name} is sparse, but its layer does not declare it; several processes "
+                    "exchange rows only for modules with sparse=True"
                 )
         own_rows = [_rows_of(table) for table in self.tables]
         head, losses_k = self._sum_dense(losses_k, own_rows)

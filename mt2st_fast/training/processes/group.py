@@ -194,7 +194,7 @@ class Processes:
             except RuntimeError as error:
                 said = str(error).splitlines()[0]
                 raise LostProcessError(
-                    f"another of {self.count} processes is lost before a step ({said})"
+                    f"another of {self.count} processes was lost before a step ({said})"
                 ) from error
 
     def _group_of(self, values: Tensor) -> Any:

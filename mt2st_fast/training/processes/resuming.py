@@ -40,8 +40,9 @@ def own_source(processes: Processes, state: Mapping[str, Any], taken: Mapping[st
     own = sorted({*then["own"], *(name for name, way in taken.items() if way == OWN)})
     if own:
         raise InputError(
-            f"the checkpoint was made by {_named(then['count'])}, this run has {_named(processes.count)}, and {own[0]} "
-            "is each process's own: start as many, or give all of them the same batches, which they divide"
+            f"the checkpoint was made by {_named(then['count'])}, this run has {_named(processes.count)}, and "
+            f"{own[0]} is separate for each process; start the same number, or give all processes the same batches "
+            "to divide"
         )
     stored: dict[str, Any] = state["source"]  # the same for all
     return stored

@@ -68,7 +68,7 @@ class Watch:
         self._alarmed = True
         self._found.wait(SILENT_SECONDS + GRACE_SECONDS / 2)
         said = " ".join(str(error).split())[:200]
-        return LostProcessError(self.trouble or f"the processes have lost touch with each other ({said})")
+        return LostProcessError(self.trouble or f"the processes have lost contact with each other ({said})")
 
     def tell(self, message: str) -> bool:
         """Tell the others that this process stops with an error; returns whether process 0 stops with the same one.
@@ -135,7 +135,7 @@ class Watch:
         self._found.set()
 
     def _no_store(self) -> str:
-        return f"{self._name(0)} is lost: the store that it keeps does not answer"
+        return f"{self._name(0)} is lost: its store does not answer"
 
     def _what_is_wrong(self) -> str | None:
         if self._store.check(["failed"]):
@@ -167,8 +167,8 @@ class Watch:
 
     def _lost(self, rank: int) -> str:
         return (
-            f"{self._name(rank)} is lost: nothing was heard of it any more; start all of them again and go on from "
-            "the last checkpoint"
+            f"{self._name(rank)} is lost: it stopped responding; restart all processes and resume from the last "
+            "checkpoint"
         )
 
     def _name(self, rank: int) -> str:

@@ -112,8 +112,9 @@ class AdaptiveSwitch(AuxiliaryWeights):
     def _check_tasks(self, auxiliary: Sequence[str]) -> None:
         unknown = [t for t in self.weights if t not in auxiliary] if isinstance(self.weights, Mapping) else []
         if unknown:
-            raise ValueError(f"weights names {unknown[0]}, which is no auxiliary task; there are "
-                             f"{', '.join(auxiliary)}")  # fmt: skip
+            raise ValueError(
+                f"weights names {unknown[0]}, which is not an auxiliary task; available: {', '.join(auxiliary)}"
+            )
 
     def auxiliary_weight(self, moment: Moment, task: str) -> float | None:
         """Return the constant weight, 0 while the task rests, None once it has retired."""
@@ -180,7 +181,7 @@ class AdaptiveSwitch(AuxiliaryWeights):
             return None
         reason = f"its gradient is not aligned with the main task's (cosine {cosine})"
         if learnt is not None:
-            reason += f", and it can tell nothing of a row (its own label takes {learnt} off the loss)"
+            reason += f", and it cannot tell anything about a row (its own label lowers the loss by {learnt})"
         return reason
 
     def _recent(self, seen: Mapping[str, Sequence[float]], name: str) -> _Mean | None:

@@ -58,12 +58,12 @@ class AdaptiveTaskSelector:
     def __post_init__(self) -> None:
         check_within(0.0, 1.0, skip=self.skip)
         if self.measure not in MEASURES:
-            raise InputError(f"measure {self.measure!r} is unknown; there are {', '.join(MEASURES)}")
+            raise InputError(f"measure {self.measure!r} is unknown; available: {', '.join(MEASURES)}")
         check_allowed(
             self.schedule,
             OBSERVING,
-            why_not="which AdaptiveTaskSelector cannot pass on: give it a schedule that only says when tasks train and "
-            "what they weigh, such as Switch or AdaptiveSwitch",
+            why_not="which AdaptiveTaskSelector cannot pass on; use a schedule that only sets active tasks and "
+            "weights, such as Switch or AdaptiveSwitch",
         )
 
     def task_weights(self, moment: Moment, main: str, auxiliary: Sequence[str]) -> dict[str, float]:
@@ -127,8 +127,8 @@ class AdaptiveTaskSelector:
         for name, value in self._made_with().items():
             if state[name] != value:
                 raise InputError(
-                    f"the checkpoint's AdaptiveTaskSelector was made with {name} {state[name]}, this one with {value}; "
-                    "give the same, or begin a run of its own, without resume"
+                    f"the checkpoint's AdaptiveTaskSelector was made with {name} {state[name]}, this one with "
+                    f"{value}; use the same, or start a new run without resume"
                 )
         if isinstance(self.schedule, Stateful):
             self.schedule.load_state_dict(state["state"])

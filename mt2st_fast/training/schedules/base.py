@@ -64,7 +64,8 @@ class AuxiliaryWeights:
             unknown = [t for t in value if t not in auxiliary] if isinstance(value, Mapping) else []
             if unknown:
                 raise ValueError(
-                    f"{field.name} names {unknown[0]}, which is no auxiliary task; there are {', '.join(auxiliary)}"
+                    f"{field.name} names {unknown[0]}, which is not an auxiliary task; available: "
+                    f"{', '.join(auxiliary)}"
                 )
 
 

@@ -100,8 +100,8 @@ class FAMO(nn.Module):
         for name, least in zip(names, self._kept(names)[:, LEAST].tolist(), strict=True):
             if least < 0:
                 raise InputError(
-                    f"the loss of {name} is {least:g} before step {observation.step}, and FAMO weighs by logarithms of "
-                    "losses: give that task a loss that is not negative, or take another weighting"
+                    f"the loss of {name} is {least:g} before step {observation.step}, but FAMO uses logarithms of "
+                    "losses; give that task a positive loss, or use another weighting"
                 )
 
     def _kept(self, active: Sequence[str]) -> Tensor:

@@ -132,7 +132,7 @@ def by_name(found: list[Strategy]) -> dict[str, Strategy]:
     options: dict[str, StrategyOption] = {}
     for strategy in found:
         if strategy.name in named:
-            raise ValueError(f"two schedules call themselves {strategy.name}")
+            raise ValueError(f"two schedules are named {strategy.name}")
         named[strategy.name] = strategy
         for option in strategy.options:
             if options.setdefault(option.name, option) != option:
@@ -144,7 +144,7 @@ def find_strategy(name: str) -> Strategy:
     """Return a strategy. Raises InputError, listing all names, for an unknown one."""
     found = strategies()
     if name not in found:
-        raise InputError(f"unknown strategy {name}; there are {', '.join(found)}")
+        raise InputError(f"unknown strategy {name}; available: {', '.join(found)}")
     return found[name]
 
 

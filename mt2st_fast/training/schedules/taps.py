@@ -22,8 +22,8 @@ SHARING_PENALTY = StrategyOption(
 def _adapted(encoder: nn.Module, tasks: Sequence[str], values: Mapping[str, float | None]) -> nn.Module:
     if getattr(encoder, "hidden", None) is None:  # a BagEncoder, or a WindowEncoder without a hidden layer
         raise InputError(
-            "strategy taps lets tasks make the hidden layer their own, and there is none: not for labels on documents, "
-            "nor with --hidden 0; take another strategy, or give --hidden a width"
+            "strategy taps adapts the hidden layer to tasks, but there is none (with labels on documents or "
+            "--hidden 0); choose another strategy, or set --hidden to a width"
         )
     return TaskAdaptedEncoder(encoder, tasks, penalty=required(values, SHARING_PENALTY.name))
 

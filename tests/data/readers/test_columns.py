@@ -20,7 +20,7 @@ def test_columns_are_named_by_a_header(write):
     splits = open_data(f"columns:{folder}", main="pos")
     assert splits.tasks == ("pos", "chunk")
     assert words(splits) == ["a", "b"]
-    assert message_of(f"columns:{folder}", main="col1").endswith("no task 'col1'; it has pos, chunk")
+    assert message_of(f"columns:{folder}", main="col1").endswith("no task 'col1'; available: pos, chunk")
 
 
 def test_blanks_within_cells_between_tabs_are_kept(write):
@@ -30,8 +30,9 @@ def test_blanks_within_cells_between_tabs_are_kept(write):
     assert splits.train.targets["col1"].class_names == ("N",)
     assert splits.train.targets["col2"].class_names == ("B", "I x")
     assert splits.notes[:2] == (
-        "x.txt: 4 cells are empty and so no label",
-        "x.txt: labels with a blank in them, as tabs alone part columns here: on 4 lines, the first is line 3",
+        "x.txt: 4 cells are empty and count as unlabelled",
+        "x.txt: labels containing a space, because columns are separated by tabs here: on 4 lines, the first is "
+        "line 3",
     )
     text = "\u3000 N\n10\u00a0000  N\n\t\u2003 \nb\tV\n\n"
     splits = open_data(f"columns:{write(**{'y.txt': text * 4}) / 'y.txt'}")
@@ -48,16 +49,16 @@ def test_comments_are_no_words_and_are_counted(write, comment, sign):
     splits = open_data(f"columns:{path}")
     assert set(splits.vocabulary.words) == {"a", "b"}
     assert splits.record.files[0].left_out == {"comments": 6}
-    assert "x.txt: 6 lines of comments (# id and the like) were left out, the first is line 1" in splits.notes
+    assert "x.txt: 6 comment lines (such as # id) were left out; the first is line 1" in splits.notes
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a N\nb\n", "x.txt:2: 1 columns where the lines before have 2"),
+        ("a N\nb\n", "x.txt:2: 1 columns, but the lines before have 2"),
         ("a\n", "x.txt:1: a word without a label"),
-        ("# columns: w p p\na N N\n", "x.txt:1: a column is named twice"),
-        ("\n\n", "x.txt: the file has no words"),
+        ("# columns: w p p\na N N\n", "x.txt:1: duplicate column name"),
+        ("\n\n", "x.txt: contains no words"),
     ],
 )
 def test_columns_name_the_malformed_line(write, text, message):

@@ -26,7 +26,9 @@ def test_conllu_takes_the_tasks_asked_for(conllu_folder):
 
 def test_conllu_lists_the_columns_that_exist(conllu_folder):
     message = message_of(f"conllu:{conllu_folder}", main="feats.Case")
-    assert message.endswith("no task 'feats.Case'; it has upos, xpos, deprel, feats.Number, feats.VerbForm")
+    assert message.endswith(
+        "no task 'feats.Case'; available: upos, xpos, deprel, feats.Number, feats.VerbForm"
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_conllu_lists_the_columns_that_exist(conllu_folder):
     [
         (
             "1\tonly\tthree",
-            "x.conllu:3: a CoNLL-U line has 10 columns with tabs between them, this one has 3",
+            "x.conllu:3: a CoNLL-U line must have 10 tab-separated columns, this one has 3",
         ),
         ("one" + "\t_" * 9, "x.conllu:3: the word id 'one'"),
         ("1-x" + "\t_" * 9, "x.conllu:3: the word id '1-x'"),
@@ -74,6 +76,6 @@ def test_sentences_without_a_blank_line_between_are_told_apart(write):
     splits = open_data(f"conllu:{write(**{'x.conllu': text * 3}) / 'x.conllu'}")
     assert sum(corpus.n_units for corpus in splits.parts.values()) == 6
     assert splits.notes[:2] == (
-        "x.conllu: 3 sentences have no blank line before them, the first begins on line 4",
-        "x.conllu: the ids of 3 words do not count up from 1, the first is on line 5: is a line missing?",
+        "x.conllu: 3 sentences are not preceded by a blank line; the first begins on line 4",
+        "x.conllu: 3 word ids are not consecutive from 1; the first is on line 5. Is a line missing?",
     )

@@ -29,10 +29,10 @@ def test_tables_default_to_the_column_after_the_text_and_leave_ids_out(table_fol
     splits = open_data(f"csv:{table_folder}")
     assert splits.tasks == ("label", "tags")
     assert splits.notes == (
-        "column 'id' is no auxiliary task: it has 4 classes",
-        "column 'rating' is no auxiliary task: it has 3 classes",
+        "column 'id' has 4 classes, so it is not used as an auxiliary task",
+        "column 'rating' has 3 classes, so it is not used as an auxiliary task",
         *(
-            f"{part}.csv: a row has cells in quotation marks over several lines, the first stands on lines 2 to 3"
+            f"{part}.csv: a row has quoted cells that span several lines; the first spans lines 2 to 3"
             for part in ("train", "dev", "test")
         ),
     )
@@ -54,15 +54,15 @@ def test_tables_with_other_delimiters(write, name, delimiter):
         (
             "body,label\na,b\n",
             {},
-            "x.csv:1: no column is named text, sentence, review, content; say which of",
+            "x.csv:1: no column is named text, sentence, review, content; choose the text column from",
         ),
-        ("text\na\n", {}, "x.csv:1: there is no column of labels beside 'text'"),
-        ("text,a,a\nx,1,2\n", {}, "x.csv:1: a column is named twice"),
-        ("text,label\n", {}, "x.csv: the file has a header and no rows"),
-        ('text,label\n"a\nb",1\nc\n', {}, "x.csv:4: 1 cells where the header has 2"),
-        ('text,label\n"a"b,1\n', {}, "x.csv:2: is not a readable row"),
-        (TABLE, {"main": "stars"}, "no task 'stars'; it has id, label, rating, tags"),
-        (TABLE, {"main": "label:regression"}, "x.csv:3: 'pos' in column 'label' is no number"),
+        ("text\na\n", {}, "x.csv:1: has no label column besides 'text'"),
+        ("text,a,a\nx,1,2\n", {}, "x.csv:1: duplicate column name"),
+        ("text,label\n", {}, "x.csv: has a header but no rows"),
+        ('text,label\n"a\nb",1\nc\n', {}, "x.csv:4: 1 cells, but the header has 2"),
+        ('text,label\n"a"b,1\n', {}, "x.csv:2: cannot parse the row"),
+        (TABLE, {"main": "stars"}, "no task 'stars'; available: id, label, rating, tags"),
+        (TABLE, {"main": "label:regression"}, "x.csv:3: 'pos' in column 'label' is not a number"),
         (TABLE.replace("4.5", "inf"), {"main": "rating:regression"}, "x.csv:3: 'inf' in column 'rating'"),
     ],
 )
@@ -72,4 +72,6 @@ def test_tables_name_what_is_wrong(write, text, settings, message):
 
 def test_tables_of_different_columns_are_named(table_folder, write):
     write(**{"test.csv": "text,other\na,b\n"})
-    assert "test.csv: the columns differ from the training file's" in message_of(f"csv:{table_folder}")
+    assert ("test.csv: has no column 'label', which is the main task in the training file") in message_of(
+        f"csv:{table_folder}"
+    )

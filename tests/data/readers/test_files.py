@@ -59,7 +59,7 @@ def test_missing_empty_and_undecodable_files_are_named(write, kind):
     assert "gone: there is no such file" in message_of(f"{kind}:{folder / 'gone'}")
     assert "empty: the file is empty" in message_of(f"{kind}:{folder / 'empty'}")
     if kind in ("csv", "text"):
-        assert "latin:3: is not UTF-8" in message_of(f"{kind}:{folder / 'latin'}")
+        assert "latin:3: is not valid UTF-8" in message_of(f"{kind}:{folder / 'latin'}")
 
 
 def test_too_little_text_to_split_is_named(write):
@@ -73,7 +73,7 @@ def test_a_folder_without_training_text_is_told_what_to_give(write, kind):
     folder = write(**{f"x-dev.{name}": "x", f"x-test.{name}": "x", "LICENSE": "free"})
     assert message_of(f"{kind}:{folder}") == (
         f"{folder}: no file has `train` in its name (found x-dev.{name}, x-test.{name}); add or rename one, or give "
-        f"one file alone, as in {folder}/x-dev.{name}, which is then split into train, dev and test"
+        f"a single file such as {folder}/x-dev.{name}, which is then split into train, dev and test"
     )
 
 
@@ -82,7 +82,7 @@ def test_a_test_set_alone_is_split_and_said(write):
     splits = open_data(f"conllu:{folder}")
     assert sum(corpus.n_units for corpus in splits.parts.values()) == 10
     assert splits.notes[0] == (
-        "xx_pud-ud-test.conllu is test by its name, and is split into train, dev and test as it is the only file"
+        "xx_pud-ud-test.conllu is named like a test file but is the only file, so it is split into train, dev and test"
     )
     [file] = splits.record.files
     assert (file.units, file.rows) == (10, 25)
@@ -99,5 +99,5 @@ def test_a_folder_of_folders_names_them(write, tmp_path):
     (tmp_path / "UD_English-EWT" / "en-train.conllu").write_text(CONLLU)
     (tmp_path / "empty").mkdir()
     assert message_of(f"conllu:{tmp_path}").endswith(
-        "; there are such files in its folders UD_English-EWT: give one of these"
+        "; subfolders contain such files: give one of UD_English-EWT"
     )

@@ -57,9 +57,9 @@ def test_what_is_left_out_by_default_is_said(folder):
     splits = open_data(f"jsonl:{folder}")
     assert splits.tasks == ("label",)
     assert splits.notes[:3] == (
-        "column 'rating' is no auxiliary task: it has 3 classes",
-        "column 'tags' is no auxiliary task: it holds lists (--aux tags:multilabel)",
-        "column 'meta.topic.name' is no auxiliary task: it has 1 classes",
+        "column 'rating' has 3 classes, so it is not used as an auxiliary task",
+        "column 'tags' has lists, so it is not used as an auxiliary task (--aux tags:multilabel)",
+        "column 'meta.topic.name' has 1 classes, so it is not used as an auxiliary task",
     )
     assert splits.notes[3:5] == (
         "train.jsonl: 1 objects have no key 'tags', the first stands on line 4",
@@ -158,15 +158,15 @@ def test_what_is_no_table_is_refused_by_its_line(write, text, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"main": "tags"}, "'tags' holds lists, of which a row has any number: say tags:multilabel"),
-        ({"main": "text"}, "column 'text' has the text and is no task"),
+        ({"main": "tags"}, "'tags' has lists of labels; use tags:multilabel"),
+        ({"main": "text"}, "column 'text' is the text column and cannot be a task"),
         (
             {"main": "lable"},
-            "there is no task 'lable'; it has label, rating, tags, meta.topic.name: is 'label'",
+            "no task 'lable'; available: label, rating, tags, meta.topic.name (did you mean 'label'?)",
         ),
-        ({"main": "label:regression"}, "train.jsonl:1: 'pos' in column 'label' is no number"),
-        ({"delimiter": ";"}, "--delimiter is for csv:PATH; leave it out"),
-        ({"text_column": "body"}, "there is no column 'body'; the columns are text, label"),
+        ({"main": "label:regression"}, "train.jsonl:1: 'pos' in column 'label' is not a number"),
+        ({"delimiter": ";"}, "--delimiter applies to csv:PATH only; leave it out"),
+        ({"text_column": "body"}, "no column 'body'; available: text, label"),
     ],
 )
 def test_a_request_that_the_objects_cannot_meet_is_refused(folder, settings, message):
@@ -176,9 +176,9 @@ def test_a_request_that_the_objects_cannot_meet_is_refused(folder, settings, mes
 def test_a_key_without_the_text_names_the_keys(write):
     folder = write(**{"x.jsonl": '{"body": "a", "label": "b"}\n'})
     told = message_of(f"jsonl:{folder / 'x.jsonl'}")
-    assert told.endswith("say which of body, label has the text: --text-column")
+    assert told.endswith("choose the text column from body, label with --text-column")
     assert message_of(f"jsonl:{write(**{'y.jsonl': lines([{'text': 'a'}])}) / 'y.jsonl'}").endswith(
-        "there is no column of labels beside 'text'"
+        "has no label column besides 'text'"
     )
 
 

@@ -11,4 +11,4 @@ def test_text_has_no_tasks_and_says_so(write):
     assert splits.train.n_units == 8
     message = message_of(f"text:{path}", main="upos")
     able = "stdlib, columns:PATH, conllu:PATH, csv:PATH"
-    assert f"has no labels for task 'upos'; readers with labels are {able}" in message
+    assert f"has no labels for task 'upos'; use a reader with labels: {able}" in message

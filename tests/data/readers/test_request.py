@@ -13,9 +13,9 @@ from tests.data.readers.opened import message_of, sentences
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("xml:x", "the readers are stdlib, columns:PATH, conllu:PATH, csv:PATH, jsonl:PATH, text:PATH"),
-        ("data.csv", "no reader 'data.csv'"),
-        ("", "no reader ''"),
+        ("xml:x", "available: stdlib, columns:PATH, conllu:PATH, csv:PATH, jsonl:PATH, text:PATH"),
+        ("data.csv", "unknown reader 'data.csv'"),
+        ("", "unknown reader ''"),
         ("csv:", "the reader csv needs a path"),
         ("csv", "the reader csv needs a path"),
         ("stdlib:x", "the reader stdlib takes no path"),
@@ -27,17 +27,17 @@ def test_bad_specs_are_named(spec, message):
 
 def test_tasks_named_twice_or_of_a_foreign_kind_are_named(conllu_folder):
     spec = f"conllu:{conllu_folder}"
-    assert "'upos' is main and auxiliary" in message_of(spec, main="upos", auxiliary=["upos"])
+    assert "'upos' is both main and auxiliary" in message_of(spec, main="upos", auxiliary=["upos"])
     assert "'xpos' is named twice" in message_of(spec, auxiliary=["xpos", "xpos"])
-    assert "conllu has classes only" in message_of(spec, main="upos:regression")
+    assert "conllu supports classes only" in message_of(spec, main="upos:regression")
 
 
 def test_the_default_main_task_among_the_auxiliary_ones_is_named(conllu_folder, table_folder, write):
-    assert "'upos' is main and auxiliary" in message_of(f"conllu:{conllu_folder}", auxiliary=["upos"])
-    assert "'label' is main and auxiliary" in message_of(f"csv:{table_folder}", auxiliary=["label"])
+    assert "'upos' is both main and auxiliary" in message_of(f"conllu:{conllu_folder}", auxiliary=["upos"])
+    assert "'label' is both main and auxiliary" in message_of(f"csv:{table_folder}", auxiliary=["label"])
     path = write(**{"c.col": sentences(9)}) / "c.col"
-    assert "'col2' is main and auxiliary" in message_of(f"columns:{path}", auxiliary=["col2"])
-    assert "'expression' is main and auxiliary" in message_of("stdlib", auxiliary=["expression"])
+    assert "'col2' is both main and auxiliary" in message_of(f"columns:{path}", auxiliary=["col2"])
+    assert "'expression' is both main and auxiliary" in message_of("stdlib", auxiliary=["expression"])
 
 
 def test_labels_are_hidden_in_training_text_only(write):
@@ -46,14 +46,14 @@ def test_labels_are_hidden_in_training_text_only(write):
     labelled = {part: int(corpus.column("col1").labelled().sum()) for part, corpus in splits.parts.items()}
     assert labelled == {"train": 10, "dev": 40, "test": 40}
     assert splits.train.column("col2").labelled().all()
-    assert splits.notes == ("0.25 of the training units keep their labels of 'col1'",)
+    assert splits.notes == ("0.25 of the training units keep their labels for 'col1'",)
     assert "label fraction 2" in message_of(f"columns:{folder}", label_fraction=2)
 
 
 def test_a_main_task_without_any_training_label_is_named(write):
     text = "text,label,other\n" + "a,,x\n" * 10
     path = write(**{"x.csv": text}) / "x.csv"
-    assert "no training row has a label of the main task 'label'" in message_of(f"csv:{path}")
+    assert "no training row has a label for the main task 'label'" in message_of(f"csv:{path}")
 
 
 # A reader is one file

@@ -34,7 +34,7 @@ def test_1_and_1_point_0_are_one_class(write):
     assert labels(splits, "label", "dev")[:4] == ["0", "1", "0", None]
     [note] = splits.notes
     assert note.startswith(
-        "label: read as one class each, as they are the same whole numbers: 0.0 and 0, 1.0 and 1"
+        "label: treated as one class, because the whole numbers are equal: 0.0 and 0, 1.0 and 1"
     )
     assert "79 cells" in note
 
@@ -47,7 +47,7 @@ def test_classes_that_training_never_saw_are_said(write):
         }
     )
     assert open_data(f"csv:{folder}").notes == (
-        "label: classes that training never saw, and so nothing can learn, in 3 dev rows: meh",
+        "label: classes that do not occur in training, so they cannot be learnt, in 3 dev rows: meh",
     )
 
 
@@ -66,10 +66,10 @@ def test_columns_are_found_by_name_in_any_case_and_order(write):
     assert labels(splits, "Label", "test")[:2] == ["neg", "pos"]
     assert set(labels(splits, "lang", "test")) == {None}
     assert splits.notes == (
-        "column 'id' is no auxiliary task: it has 40 classes",
-        "test.csv: left out, as training has no such column: extra",
-        "test.csv: in another case than in training, and read as its columns: TEXT, LABEL",
-        "test.csv: has no column lang, and so no labels of it",
+        "column 'id' has 40 classes, so it is not used as an auxiliary task",
+        "test.csv: left out because the training file has no such column: extra",
+        "test.csv: matched to the training file's columns ignoring case: TEXT, LABEL",
+        "test.csv: has no column lang, so it has no labels for this task",
     )
 
 
@@ -80,9 +80,8 @@ def test_a_part_without_the_main_task_is_refused(write):
             "test.csv": rows("id,text", lambda i: f"{i},film"),
         }
     )
-    assert (
-        "test.csv: the columns differ from the training file's: there is no 'label', which is the main task"
-        in (message_of(f"csv:{folder}"))
+    assert "test.csv: has no column 'label', which is the main task in the training file" in (
+        message_of(f"csv:{folder}")
     )
 
 
@@ -92,20 +91,24 @@ def test_a_part_without_the_main_task_is_refused(write):
         (
             "text,sentiment",
             {"main": "sentimnet"},
-            "no task 'sentimnet'; it has sentiment: is 'sentiment' meant?",
+            "no task 'sentimnet'; available: sentiment (did you mean 'sentiment'?)",
         ),
-        ("text,mood", {"auxiliary": ["Moood"]}, "no task 'Moood'; it has mood: is 'mood' meant?"),
+        ("text,mood", {"auxiliary": ["Moood"]}, "no task 'Moood'; available: mood (did you mean 'mood'?)"),
         (
             "body,mood",
             {"text_column": "boddy"},
-            "no column 'boddy'; the columns are body, mood: is 'body' meant?",
+            "no column 'boddy'; available: body, mood (did you mean 'body'?)",
         ),
-        ("text,mood", {"main": "TEXT"}, "column 'text' has the text and is no task; --text-column says"),
-        ("text,mood,mood", {}, "t.csv:1: a column is named twice in the header: 'mood', columns 2 and 3"),
+        (
+            "text,mood",
+            {"main": "TEXT"},
+            "column 'text' is the text column and cannot be a task; choose the text column with --text-column",
+        ),
+        ("text,mood,mood", {}, "t.csv:1: duplicate column name 'mood' in the header (columns 2 and 3)"),
         (
             "text,Text,mood",
             {},
-            "t.csv:1: text and Text are both columns; say which has the text: --text-column",
+            "t.csv:1: text and Text are both columns; choose the text column with --text-column",
         ),
     ],
 )
@@ -117,8 +120,9 @@ def test_a_column_that_there_is_not_is_named_with_the_nearest(write, header, set
 def test_the_main_task_is_the_first_column_that_looks_like_classes(write):
     splits = open_data(one(write, rows("label,text,id", lambda i: f"{label(i)},film,{i}")))
     assert splits.main == "label"
-    assert "column 'id' is not the main task, as it has 40 classes: 'label' is (--label-column decides)" in (
-        splits.notes
+    assert (
+        "column 'id' has 40 classes, so the main task is 'label'; use --label-column to choose another one"
+        in (splits.notes)
     )
 
 
@@ -148,7 +152,7 @@ def test_a_record_counts_rows_cells_and_columns(write):
         "between cells": "comma",
         "dev and test": "a tenth of the training text each, the same in every run",
     }
-    assert "t.csv: without a name in the header, and left out: column 1" in splits.notes
+    assert "t.csv: left out because the header has no name for it: column 1" in splits.notes
 
 
 @pytest.mark.parametrize("values", [("0", "1"), ("True", "False"), ("0.5", "2")])
@@ -157,14 +161,14 @@ def test_nan_beside_numbers_and_truths_is_no_label(write, values):
         one(write, rows("text,label", lambda i: f"film,{'NaN' if i % 5 == 0 else values[i % 2]}"))
     )
     assert splits.train.column("label").class_names == tuple(sorted(values))
-    assert splits.notes == ("column 'label': nan in 8 cells is no label",)
+    assert splits.notes == ("column 'label': nan in 8 cells counts as unlabelled",)
 
 
 def test_nan_beside_words_is_a_class_and_said(write):
     splits = open_data(one(write, rows("text,label", lambda i: f"film,{['nan', 'deu', 'eng'][i % 3]}")))
     assert splits.train.column("label").class_names == ("deu", "eng", "nan")
     assert splits.notes == (
-        "column 'label': nan in 14 cells is a class; empty the cells if there is no label",
+        "column 'label': nan in 14 cells is treated as a class; empty those cells if they have no label",
     )
 
 
@@ -182,13 +186,13 @@ def test_a_table_from_excel(write):
 @pytest.mark.parametrize("cells", [("1,234", "5"), ("1,5", "1.5"), ("1,5", "x")])
 def test_a_comma_that_may_stand_between_thousands_is_refused(write, cells):
     text = rows("text;label;n", lambda i: f"film;{label(i)};{cells[i % 2]}")
-    assert "in column 'n' is no number" in message_of(one(write, text), auxiliary=["n:regression"])
+    assert "in column 'n' is not a number" in message_of(one(write, text), auxiliary=["n:regression"])
 
 
 def test_one_value_only_is_said(write):
     splits = open_data(one(write, rows("text,label", lambda i: "film,pos")))
     assert splits.notes == (
-        "label: every training label is 'pos', so there is nothing to learn; give rows of other classes or choose "
+        "label: every training label is 'pos', so there is nothing to learn; add rows of other classes or choose "
         "another main task",
     )
 
@@ -196,7 +200,7 @@ def test_one_value_only_is_said(write):
 def test_numbers_as_classes_are_said(write):
     splits = open_data(one(write, rows("text,stars", lambda i: f"film,{i * 0.37:.2f}")))
     assert splits.notes[0] == (
-        "column 'stars' has 40 classes, all of them numbers: to learn the number itself say stars:regression"
+        "column 'stars' has 40 classes, all of them numbers; to predict the number itself, use stars:regression"
     )
     splits = open_data(one(write, rows("text,stars", lambda i: f"film,{i / 4}")), main="STARS:regression")
     assert splits.train.column("stars").values.dtype == np.float32
@@ -206,9 +210,11 @@ def test_numbers_as_classes_are_said(write):
 def test_cells_without_text_are_documents_without_words_and_said(write):
     splits = open_data(one(write, rows("text,label", lambda i: f"{'' if i % 4 else 'film'},{label(i)}")))
     assert sum(corpus.n_rows for corpus in splits.parts.values()) == 40
-    assert splits.notes == ("column 'text': 30 cells are empty, and so 30 documents without words",)
+    assert splits.notes == ("column 'text': 30 cells are empty, so 30 documents have no words",)
     nothing = rows("text,label", lambda i: f",{label(i)}")
-    assert "t.csv: no row has a word in the column 'text'; --text-column" in message_of(one(write, nothing))
+    assert (
+        "t.csv: column 'text' has no words in any row; choose the text column with --text-column"
+    ) in message_of(one(write, nothing))
 
 
 def test_a_test_set_without_labels_is_said(write):
@@ -219,5 +225,5 @@ def test_a_test_set_without_labels_is_said(write):
         }
     )
     assert open_data(f"csv:{folder}").notes == (
-        "label: no test row has a label of the main task, so nothing is measured on them",
+        "label: no test row has a label for the main task, so there is no test result",
     )

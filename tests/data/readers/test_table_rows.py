@@ -24,10 +24,7 @@ def test_a_mark_that_is_closed_rows_later_is_refused(write, closed, n):
     lines[2] = f'"{lines[2]}'
     lines[closed] = lines[closed].replace(",", '",')
     message = message_of(spec(write, header, lines))
-    assert (
-        f"t.csv:4: a quotation mark that begins a cell in this line is closed in line {closed + 2} only"
-        in message
-    )
+    assert f"t.csv:4: a quoted cell begins in this line and is not closed before line {closed + 2}" in message
     assert "is a row by itself; close the mark, or double it" in message
 
 
@@ -35,14 +32,14 @@ def test_a_mark_before_labels_that_stand_first_is_refused(write):
     lines = [f"{LABELS[i % 2]},film {i}" for i in range(12)]
     lines[3] = lines[3].replace(",", ',"')
     lines[6] += '"'
-    assert "t.csv:5: a quotation mark that begins a cell" in message_of(spec(write, "label,text", lines))
+    assert "t.csv:5: a quoted cell begins in this line" in message_of(spec(write, "label,text", lines))
 
 
 def test_a_mark_that_is_never_closed_names_where_it_opens(write):
     header, lines = rows(12)
     lines[3] = f'"{lines[3]}'
     message = message_of(spec(write, header, lines))
-    assert "t.csv:5: a quotation mark begins a cell in this line that does not end well by line 13" in message
+    assert "t.csv:5: a quoted cell begins in this line and is malformed up to line 13" in message
 
 
 def test_a_mark_that_ends_in_another_number_of_cells_names_where_it_opens(write):
@@ -51,7 +48,7 @@ def test_a_mark_that_ends_in_another_number_of_cells_names_where_it_opens(write)
     lines[5] = f'{lines[5]}",x,y'
     message = message_of(spec(write, header, lines))
     assert (
-        "t.csv:5: 3 cells where the header has 2, as a quotation mark in this line is closed in line 7"
+        "t.csv:5: 3 cells, but the header has 2: a quotation mark in this line is not closed before line 7"
         in message
     )
 
@@ -64,7 +61,7 @@ def test_cells_over_several_lines_are_read_and_said(write, columns):
     splits = open_data(spec(write, columns, lines))
     assert [sum(c.n_units for c in splits.parts.values()), splits.record.files[0].rows] == [20, 20]
     assert splits.notes == (
-        "t.csv: 10 rows have cells in quotation marks over several lines, the first stands on lines 2 to 5",
+        "t.csv: 10 rows have quoted cells that span several lines; the first spans lines 2 to 5",
     )
 
 
@@ -81,7 +78,7 @@ def test_comments_are_left_out_and_said(write, name):
     lines[4:4] = ["# domain = news", "", "   ", "#split=a"]
     splits = open_data(spec(write, f"# lang = en\n\n# by hand\ntext{sign}label", lines, name))
     assert splits.record.files[0].rows == 12
-    assert f"{name}: lines left out: 4 of comments (#), the first is line 1" in splits.notes
+    assert f"{name}: 4 lines left out: comments (#); the first is line 1" in splits.notes
 
 
 def test_marks_returns_and_nul_are_no_part_of_cells(write):
@@ -93,8 +90,8 @@ def test_marks_returns_and_nul_are_no_part_of_cells(write):
     assert splits.train.column("label").class_names == ("neg", "pos")
     assert "\ufeff" not in "".join(splits.vocabulary.words)
     assert splits.notes == (
-        "t.csv: NUL characters read as blanks: 1, the first on line 5",
-        "t.csv: lines that end in a return alone, where others end in a line feed: 6, the first is line 1",
+        "t.csv: NUL characters read as spaces: 1, the first on line 5",
+        "t.csv: lines that end in a lone carriage return, where others end in a line feed: 6, the first is line 1",
     )
 
 
@@ -104,7 +101,7 @@ def test_a_header_in_the_middle_is_left_out_and_said(write):
     assert splits.record.files[0].rows == 24
     assert splits.train.column("label").class_names == ("neg", "pos")
     assert splits.notes == (
-        "t.csv: lines left out: 1 of the header, repeated as where files were joined, the first is line 14",
+        "t.csv: 1 lines left out: repetitions of the header, as in concatenated files; the first is line 14",
     )
 
 
@@ -114,11 +111,9 @@ def test_quotation_marks_between_tabs_are_signs_and_are_said(write):
     lines[4] = 'it is 5" wide\tneg'
     splits = open_data(spec(write, "text\tlabel", lines, "t.tsv"))
     assert splits.notes == (
-        "t.tsv: cells that begin and end with a quotation mark, which with tabs between cells is a sign of the text: "
-        "on 1 lines, the first is line 4",
+        "t.tsv: cells in quotation marks, which are kept as text because the file is tab-separated: on 1 lines, the "
+        "first is line 4",
     )
     lines[5] = '"over\nlines"\tpos'
     message = message_of(spec(write, "text\tlabel", lines, "t.tsv"))
-    assert (
-        "t.tsv:7: 1 cells where the header has 2; add or take out cells; with tabs between cells" in message
-    )
+    assert "t.tsv:7: 1 cells, but the header has 2; add or remove cells; in a tab-separated file" in message

@@ -60,8 +60,8 @@ def test_what_is_odd_is_counted_with_the_line_of_the_first(caplog):
     with caplog.at_level(logging.WARNING):
         assert len(list(text)) == 5
     assert text.notes == [
-        "NUL characters read as blanks: 2, the first on line 4",
-        "lines that end in a return alone, where others end in a line feed: 1, the first is line 4",
+        "NUL characters read as spaces: 2, the first on line 4",
+        "lines that end in a lone carriage return, where others end in a line feed: 1, the first is line 4",
         "byte order marks kept within lines: 1, the first on line 2; were files joined without a "
         "line feed between them?",
     ]
@@ -107,7 +107,7 @@ def test_packed_files_are_read_whatever_their_name(tmp_path):
 
 
 def test_a_byte_that_is_not_utf8_is_named_by_its_line():
-    with pytest.raises(InputError, match="x:4: is not UTF-8; convert the text to UTF-8"):
+    with pytest.raises(InputError, match="x:4: is not valid UTF-8; convert the file to UTF-8"):
         list(TextLines([b"a\r\nb\rc\n", b"d\xff\n"], "x"))
 
 

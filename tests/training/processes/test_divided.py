@@ -20,14 +20,15 @@ from tests.training.processes.together import run_together
 OF_WORDS = ["windows", "bags", "a_row_a_type", "adaptive"]
 LEARN = [*OF_WORDS, "few_rows"]
 REFUSED = {
-    "words_beside": "a task on words reads the table outside of a forward pass",
+    "words_beside": "a task on words reads the table outside a forward pass",
     "trained_alone": "divided among 2 processes, and 1 trains: let all of them",
     "dense_rows": "a BagEncoder cannot be divided by rows: give a BagEncoder or WindowEncoder with sparse=True",
-    "divided_twice": "the encoder's table is divided by rows already",
-    "never_divided": 'table_device="meta" and has no rows yet: call shard_rows(encoder)',
+    "divided_twice": "the encoder's table is already divided by rows",
+    "never_divided": 'table_device="meta" and has no rows yet; call shard_rows(encoder)',
     "copied": "copy the encoder before shard_rows",
-    "copied_and_trained": "does not know which it holds: copy it before shard_rows",
-    "kept_in_parts": "every process has a part of this encoder, and none a model: call gather_rows",
+    "copied_and_trained": "does not know which rows it holds; copy it before shard_rows",
+    "kept_in_parts": "every process has only a part of this encoder, so it cannot be saved as a model: "
+    "call gather_rows",
 }
 
 
@@ -129,7 +130,7 @@ def test_what_does_not_go_with_a_divided_table_is_refused(name: str, line: str, 
 
 def test_without_a_group_of_processes_nothing_is_divided() -> None:
     encoder = BagEncoder(9, 8, sparse=True)
-    with pytest.raises(InputError, match="divided among the processes of a group, and there is none"):
+    with pytest.raises(InputError, match="can only be divided among the processes of a group"):
         shard_rows(encoder)
-    with pytest.raises(ValueError, match="this BagEncoder has no table that shard_rows alone has divided"):
+    with pytest.raises(ValueError, match="this BagEncoder has no table that was divided by shard_rows alone"):
         gather_rows(encoder)

@@ -10,22 +10,23 @@ import torch
 from tests.training.processes.together import run_together
 
 LINES = {
-    "wrapped": "the encoder is wrapped in DistributedDataParallel, and the Trainer exchanges gradients itself",
-    "wrapped_in_fsdp1": "the encoder is wrapped in FullyShardedDataParallel, whose gradients nobody else can add up",
-    "batch_norm": "encoder.1 is a BatchNorm1d, whose statistics 2 processes do not have in common: take LayerNorm",
+    "wrapped": "the encoder is wrapped in DistributedDataParallel, but the Trainer exchanges all gradients itself",
+    "wrapped_in_fsdp1": "the encoder is wrapped in FullyShardedDataParallel, whose gradients cannot be combined here",
+    "batch_norm": "encoder.1 is a BatchNorm1d, whose statistics 2 processes do not share; use LayerNorm",
     "fused": "fuse_backward=True is for one process: 2 exchange the gradients of every step",
-    "shuffled_alike": "train is the same data in all 2 processes, and each would train on all of it: give it sampler",
-    "longer_in_one": "process 1 of 2 has a pass of 4 steps, process 0 has 3 steps: give every process as many batches",
+    "shuffled_alike": "train is the same data in all 2 processes, so each would train on all of it; use sampler",
+    "longer_in_one": "process 1 of 2 has a pass of 4 steps, process 0 has 3 steps: give every process the same "
+    "number of batches",
     "another_scheduler": "process 1 of 2 has lr_scheduler ConstantLR, process 0 has LinearLR",
-    "own_metric": "the metric of classes, function, sees the rows of one process, and 2 measure a part each",
+    "own_metric": "the metric of classes, function, sees the rows of one process, but 2 processes measure a part each",
     "another_rate": "process 1 of 2 has lr 0.2, process 0 has 0.1",
     "validated_in_one": "process 1 of 2 has val given, process 0 has None",
-    "bags_without_rows": "train is the same in all 2 processes, and the rows of its batches cannot be told apart",
-    "another_corpus": "train is other data, or stands elsewhere, in process 1 of 2 than in process 0",
-    "context": "the context batches of context are not divided among 2 processes",
+    "bags_without_rows": "train is the same in all 2 processes, and its batches cannot be divided by rows",
+    "another_corpus": "train has different data or another position in process 1 of 2 than in process 0",
+    "context": "the context batches of context cannot be divided among 2 processes",
     "by_losses": "FAMO weighs a step by its losses before and after it, which is for one process",
     "once_a_task": "AdaTask keeps optimizer moments per task, which is for one process",
-    "layers_of_their_own": "several processes exchange the gradients of one pass, and a TaskAdaptedEncoder has",
+    "layers_of_their_own": "several processes exchange the gradients of one pass, but a TaskAdaptedEncoder has",
     "unfrozen_in_one": "process 1 of 2 trains other tasks or parameters than process 0",
 }
 

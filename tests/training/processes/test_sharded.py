@@ -28,12 +28,12 @@ REFUSED = {
     "sharded_heads": "heads.linears.classes.weight is sharded",
     "sharded_table": "encoder.table.weight is row-sparse, and sharded",
     "not_over_all": "and 1 processes train",
-    "half_precision": "precision float16 looks for overflows in whole gradients",
+    "half_precision": "precision float16 checks whole gradients for overflow",
     "in_turns": "AlternateSteps trains the encoder and the tasks in turns",
     "other_val": "process 1 of 2 has a val of 2 batches, process 0 has 1 batch: all pass together",
-    "endless_val": "val does not know how many batches it has",
-    "own_loss_of_nothing": "a process has no row of a batch, and must pass through the sharded encoder",
-    "moved_by_a_rule": "RowwiseAdagrad moves whole parameters by its own kernels, and some are sharded",
+    "endless_val": "val has no known number of batches",
+    "own_loss_of_nothing": "a process has no row of a batch, but must pass through the sharded encoder",
+    "moved_by_a_rule": "RowwiseAdagrad updates whole parameters in its own kernels, but some are sharded",
     "tensor_parallel": "encoder.out.weight is divided by something else than fully_shard",
 }
 

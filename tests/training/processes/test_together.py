@@ -146,5 +146,7 @@ def test_a_run_goes_on_with_another_number_of_processes(of_two: Any, tmp_path: P
 
 
 def test_data_of_each_process_s_own_does_not_go_on_with_another_number(of_two: Any) -> None:
-    with pytest.raises(ValueError, match="made by 2 processes, this run has one process, and train is each"):
+    with pytest.raises(
+        ValueError, match="made by 2 processes, this run has one process, and train is separate for each"
+    ):
         runs.own_taken_over(of_two[0])
