@@ -7,8 +7,8 @@ from typing import Any
 
 
 def shown(value: float | None, digits: int = 4) -> str:
-    """Format a number; None is a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+    """Format a number; None and NaN, which are undefined, are a dash."""
+    return "–" if value is None or value != value else f"{value:,.{digits}f}"
 
 
 def short(value: float) -> str:
