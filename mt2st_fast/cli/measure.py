@@ -61,20 +61,16 @@ def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
     from mt2st_fast.words.supervised_model import SupervisedModel
 
     found = SupervisedModel.load(model, device="cpu")
-    for family in families:
-        found.prefix_of(family)  # raises an error that names an unknown family
-    metrics = found.test(file)
-    wanted = families or tuple(metrics)
-    classes = {family: found.test_label(file, family=family) for family in wanted}
+    counts = found.label_counts(file, families)
     console = plain_console()
     table = Table("labels", "metric", "value")
-    for family in wanted:
-        table.add_row(family, found.heads.tasks[family].metric, shown(metrics[family]))
+    for family, of_family in counts.items():
+        table.add_row(family, found.heads.tasks[family].metric, shown(found.metric(family, of_family)))
     say(console, (str(model), "bold"), f" on {file}")
     console.print(table)
-    for family, of_family in classes.items():
+    for family, of_family in counts.items():
         of_labels = Table(family, "precision", "recall", "F1")
-        for label, numbers in of_family.items():
+        for label, numbers in of_family.scores().items():
             of_labels.add_row(label, *map(shown, numbers.values()))
         console.print(of_labels)
 
