@@ -70,6 +70,24 @@ def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
     )
 
 
+def left_out_of_model(report: Mapping[str, Any]) -> list[str]:
+    """Say, a line for each reason, which tasks a run's model lacks although they have a head."""
+    untrained = report["untrained"]
+    others = [
+        name
+        for name, task in report["tasks"].items()
+        if task["outputs"] is not None and name not in (*report["kept"], *untrained)
+    ]
+    lines = []
+    if untrained:
+        lines.append(f"The model leaves out {', '.join(untrained)}: no step of this run trained the head.")
+    if others:
+        lines.append(
+            f"The model has {', '.join(report['kept'])} alone: by this strategy tasks have encoders of their own."
+        )
+    return lines
+
+
 def counted(number: int, what: str) -> str:
     """Format a count: 1 seed, 2 seeds."""
     return f"{number} {what}{'s' * (number != 1)}"
