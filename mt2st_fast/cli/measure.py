@@ -57,24 +57,21 @@ def measure(
 
 def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
     """Measure a classifier of lines, by the labels in them."""
+    from mt2st_fast.runs.shown import shown
     from mt2st_fast.words.supervised_model import SupervisedModel
 
     found = SupervisedModel.load(model, device="cpu")
-    for family in families:
-        found.prefix_of(family)  # raises an error that names an unknown family
-    metrics = found.test(file)
-    wanted = families or tuple(metrics)
-    classes = {family: found.test_label(file, family=family) for family in wanted}
+    counts = found.label_counts(file, families)
     console = plain_console()
     table = Table("labels", "metric", "value")
-    for family in wanted:
-        table.add_row(family, found.heads.tasks[family].metric, f"{metrics[family]:.4f}")
+    for family, of_family in counts.items():
+        table.add_row(family, found.heads.tasks[family].metric, shown(found.metric(family, of_family)))
     say(console, (str(model), "bold"), f" on {file}")
     console.print(table)
-    for family, of_family in classes.items():
+    for family, of_family in counts.items():
         of_labels = Table(family, "precision", "recall", "F1")
-        for label, numbers in of_family.items():
-            of_labels.add_row(label, *map(_shown, numbers.values()))
+        for label, numbers in of_family.scores().items():
+            of_labels.add_row(label, *map(shown, numbers.values()))
         console.print(of_labels)
 
 
@@ -84,6 +81,7 @@ def _measure_corpus(
     """Measure the model of a run on data that is read as in training."""
     from mt2st_fast.data import open_data
     from mt2st_fast.data.readers import READERS, parse_spec, takes
+    from mt2st_fast.runs.shown import shown
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
@@ -111,7 +109,7 @@ def _measure_corpus(
     table = Table("task", "metric", "value", "rows", "rows of classes that training never saw")
     measured = scores(found, splits, parts, names)
     for score in measured:
-        table.add_row(score.task, score.metric, f"{score.value:.4f}", f"{score.rows:,}", f"{score.unseen:,}")
+        table.add_row(score.task, score.metric, shown(score.value), f"{score.rows:,}", f"{score.unseen:,}")
     say(console, summary(what_was_read(splits), parts=chosen != "all"))
     for score in measured:
         for line in score.lines():
@@ -123,7 +121,7 @@ def _measure_corpus(
             of_task = Table(score.task, "rows", "precision", "recall", "F1")
             for each in sorted(score.classes, key=lambda c: -c.support):
                 numbers = (each.precision, each.recall, each.f1)
-                of_task.add_row(each.name, f"{each.support:,}", *map(_shown, numbers))
+                of_task.add_row(each.name, f"{each.support:,}", *map(shown, numbers))
             console.print(of_task)
 
 
@@ -141,7 +139,3 @@ def _with_kind(task: str, kind: str, kinds: Sequence[str]) -> str:
     """Return a task as one requests it from a reader of these kinds."""
     suffix = {"labels": ":multilabel", "values": ":regression"}.get(kind, "")
     return task + suffix if kind in kinds else task
-
-
-def _shown(value: float) -> str:
-    return "–" if value != value else f"{value:.4f}"

@@ -54,12 +54,27 @@ def predict(
         typer.Option(help="how to split text: words, lowered words or blanks; as in training by default"),
     ] = None,
     k: Annotated[
-        int | None, typer.Option("--k", help="number of labels, most likely first; -1 for all")
+        int | None,
+        typer.Option(
+            "--k",
+            help="number of labels, most likely first; -1 for all; by default 1, and all for a task with several "
+            "labels per row",
+        ),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="output labels with at least this probability")
+        float | None,
+        typer.Option(
+            help="output labels with at least this probability; by default 0, and 0.5 for a task with several "
+            "labels per row if --k is not given"
+        ),
     ] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="output probabilities, too")] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="output probabilities, too; JSON lines also have them with --k or --threshold",
+        ),
+    ] = False,
 ) -> None:
     """Label words or texts with a trained model, one block at a time, from a file of any length or a pipe."""
     # Imported here: reading options must not import torch.

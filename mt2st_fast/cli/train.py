@@ -38,7 +38,14 @@ from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.rehearsal import rehearsed
 from mt2st_fast.runs.report import REPORT_FILES, pictures_of, write_report
 from mt2st_fast.runs.run_facts import LEFT, leave_run
-from mt2st_fast.runs.shown import left_out_of_vectors, quality_of, shown, step_ms_of, trained_in
+from mt2st_fast.runs.shown import (
+    left_out_of_model,
+    left_out_of_vectors,
+    quality_of,
+    shown,
+    step_ms_of,
+    trained_in,
+)
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.run_options import NonFiniteLossError
 
@@ -245,10 +252,5 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
     if left_out := left_out_of_vectors(report["vectors"]):
         say(console, left_out)
     say(console, f"Label text with: mt2st-fast predict {folder} FILE")
-    if any(
-        task["outputs"] is not None and name not in report["kept"] for name, task in report["tasks"].items()
-    ):
-        say(
-            console,
-            f"The model has {', '.join(report['kept'])} alone: by this strategy tasks have encoders of their own.",
-        )
+    for line in left_out_of_model(report):
+        say(console, line)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mt2st_fast.data.character_ngrams import character_ngrams, subword_ids
-from mt2st_fast.data.corpus import MISSING, Corpus, TargetColumn
+from mt2st_fast.data.corpus import MISSING, TargetColumn
 from mt2st_fast.data.text.word_files import NumberedWords, read_words
 from mt2st_fast.data.tokens import MISSING_WORD, Tokens, bounds_of
 from mt2st_fast.data.vocabulary import Vocabulary
@@ -277,9 +277,3 @@ def _column(labels: Labels, n_documents: int, any_of: bool) -> TargetColumn:
     marks[documents] = 0.0
     marks[documents, values] = 1.0
     return TargetColumn("labels", labels.names, marks)
-
-
-def bag_corpus(text: LabelledText, features: BagFeatures, targets: dict[str, TargetColumn]) -> Corpus:
-    """Return the documents as bags, with their labels."""
-    ids, bounds = features.bags(text.documents)
-    return Corpus(ids, bounds, targets, level="document")

@@ -44,8 +44,9 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
     tokenizer: a function from a text to its words, which by default are separated by blanks. random_state: a number
     makes fits reproducible, bit for bit on a CPU.
 
-    Fitted attributes: `classes_` of the main task, `task_classes_` of every task, `main_`, and `model_`, a
-    SupervisedModel, which can be saved, exported and asked for vectors; its labels are the classes as strings.
+    Fitted attributes: `classes_` of the main task, `task_classes_` of every task that was trained, `main_`, and
+    `model_`, a SupervisedModel, which can be saved, exported and asked for vectors; its labels are the classes as
+    strings.
 
     y: labels (N,); or labels of several tasks as a data frame, an array (N, tasks), or {task: (N,)}, in which None and
     NaN mark missing labels. Cross-validation indexes the rows of y, so it needs another form than a dictionary and, if
@@ -97,7 +98,7 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         with torch.random.fork_rng(devices=[]):  # leaves torch's global random state unchanged
             self.model_ = train_bags(Tokens.of(rows), targets, options)
         self.main_ = main
-        self.task_classes_ = {name: task.classes for name, task in tasks.items()}
+        self.task_classes_ = {name: tasks[name].classes for name in self.model_.labels}
         self.classes_ = self.task_classes_[main]
         return self
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     PretrainedConfig,
     PreTrainedModel,
     Trainer,
@@ -32,6 +32,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
+from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of
 from mt2st_fast.integrations.finding import heads_of
 from mt2st_fast.integrations.padding import Room, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
@@ -54,23 +55,57 @@ __all__ = [
 class MultiTaskConfig(PretrainedConfig):  # type: ignore[misc]
     """Configuration of a MultiTaskModel.
 
-    encoder: the configuration of any AutoModel, as a dictionary. tasks: as `tasks_to_json` describes them.
+    encoder: the configuration of an encoder of transformers; that of a model is its encoder's own, so that changes of
+    the one are changes of the other. encoder_class, encoder_arguments: how the encoder is made from it (see
+    `encoder_making`); by default as AutoModel does. tasks: as `tasks_to_json` describes them. Raises InputError for an
+    encoder without a model_type.
     """
 
     model_type = "mt2st_fast"
+    sub_configs = {"encoder": AutoConfig}  # noqa: RUF012 (so that transformers also sets attention and dtype there)
     keys_to_ignore_at_inference = ["losses"]  # noqa: RUF012 (transformers adds lists to it)
 
     def __init__(
         self,
-        encoder: Mapping[str, Any] | None = None,
+        encoder: PretrainedConfig | Mapping[str, Any] | None = None,
         tasks: Mapping[str, Any] | None = None,
         main: str | None = None,
+        encoder_class: str = AUTO,
+        encoder_arguments: Mapping[str, bool] | None = MappingProxyType({}),
         **others: Any,
     ) -> None:
-        self.encoder = None if encoder is None else dict(encoder)
         self.tasks = None if tasks is None else dict(tasks)
         self.main = main
+        self.encoder_class = encoder_class
+        self.encoder_arguments = None if encoder_arguments is None else dict(encoder_arguments)
+        self.encoder: PretrainedConfig | None = None
         super().__init__(**others)
+        # Only now: the line above sets the attention of all parts, to none where none is given.
+        self.encoder = _encoder_config(encoder)
+        if self._attn_implementation is not None:
+            self._attn_implementation = self._attn_implementation
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        """Return the configuration that has the size of the vocabulary: the encoder's."""
+        return self if self.encoder is None else self.encoder.get_text_config(decoder, encoder)
+
+    @property
+    def making(self) -> Making:
+        """How the encoder is made."""
+        return Making(self.encoder_class, self.encoder_arguments)
+
+    def take(self, encoder: PreTrainedModel) -> None:
+        """Describe this encoder from now on."""
+        self.encoder = encoder.config
+        self.encoder_class, self.encoder_arguments = making_of(encoder)
+
+
+def _encoder_config(given: PretrainedConfig | Mapping[str, Any] | None) -> PretrainedConfig | None:
+    if given is None or isinstance(given, PretrainedConfig):
+        return given
+    if "model_type" not in given:
+        raise InputError("the configuration of an encoder needs its model_type, such as 'bert'")
+    return AutoConfig.for_model(**given)
 
 
 @dataclass
@@ -95,6 +130,8 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    # What the encoder does not support, it refuses itself.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     accepts_loss_kwargs = True  # so that a Trainer passes the label counts of all batches of a step
 
     def __init__(self, config: MultiTaskConfig, encoder: PreTrainedModel | None = None) -> None:
@@ -105,7 +142,10 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
                 "makes one"
             )
         if encoder is None:
-            encoder = AutoModel.from_config(AutoConfig.for_model(**config.encoder))
+            encoder = made(config.encoder, config.making)
+            config.encoder = encoder.config
+        else:
+            config.take(encoder)
         self.encoder = encoder
         width = encoder.config.get_text_config().hidden_size
         self.heads = MultiTaskHeads(width, tasks_from_json(config.tasks), config.main)
@@ -114,7 +154,7 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
     @classmethod
     def from_encoder(cls, encoder: PreTrainedModel, tasks: Mapping[str, Task], main: str) -> Self:
         """Put heads on an encoder that is already loaded. Raises InputError for a task that cannot be saved."""
-        config = MultiTaskConfig(encoder=encoder.config.to_dict(), tasks=tasks_to_json(tasks), main=main)
+        config = MultiTaskConfig(encoder=encoder.config, tasks=tasks_to_json(tasks), main=main)
         return cls(config, encoder)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -127,13 +167,15 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         labels: Mapping[str, Tensor] | None = None,
         num_items_in_batch: Mapping[str, Tensor] | None = None,
+        return_dict: bool | None = None,
         **of_encoder: Any,
-    ) -> MultiTaskOutput:
+    ) -> MultiTaskOutput | tuple[Any, ...]:
         """Compute the loss if there are labels, and logits if there are none or the model is not in training mode.
 
         Logits are those of the active tasks, as only these were trained to the end. labels: by task, (N, T), or (N,)
         for a task that pools, with a last axis C for values; without labels no loss is computed. num_items_in_batch: by
         task, the divisor of the loss: the number of labels in all batches of a step, which a MultiTaskTrainer passes.
+        return_dict: False for a tuple of what is not None; by default as the configuration says.
         """
         if not (num_items_in_batch is None or isinstance(num_items_in_batch, Mapping)):
             raise InputError(
@@ -141,7 +183,7 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
                 "of several tasks"
             )
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **of_encoder)
-        features = encoded.last_hidden_state
+        features = encoded[0] if isinstance(encoded, tuple) else encoded.last_hidden_state
         mask = None if attention_mask is None or attention_mask.dim() != 2 else attention_mask.bool()
         loss = losses = logits = None
         if labels is not None:
@@ -150,7 +192,9 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         if labels is None or not self.training:
             with_heads = [name for name in self.heads.active if name in self.heads.tasks]
             logits = {name: self.heads.logits(features, name, mask) for name in with_heads}
-        return MultiTaskOutput(loss=loss, losses=losses, logits=logits)
+        output = MultiTaskOutput(loss=loss, losses=losses, logits=logits)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -169,8 +213,12 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer, extended to count the labels of every task in all batches of a step.
 
     This makes gradient accumulation exact, whichever labels are missing: transformers itself only counts `labels` that
-    are one tensor, and otherwise averages the means of the batches.
+    are one tensor, and otherwise averages the means of the batches. Raises InputError for a label_smoothing_factor.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _check_smoothing(self.args)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -189,12 +237,21 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
         return batches, counts
 
 
+def _check_smoothing(args: TrainingArguments) -> None:
+    if args.label_smoothing_factor:
+        raise InputError(
+            "label_smoothing_factor is for labels that are one tensor: leave it out, and give the tasks theirs, as in "
+            f"Classification(4, label_smoothing={args.label_smoothing_factor:g})"
+        )
+
+
 class PhaseCallback(TrainerCallback):  # type: ignore[misc]
     """Retires a model's tasks as the schedule says; the model has MultiTaskHeads anywhere inside.
 
     A retired task has no forward pass, no gradient and, with `prune`, no optimizer state. A resumed run continues bit
     for bit. Under DDP with activation checkpointing, set ddp_find_unused_parameters=True. Raises InputError for a
-    schedule with state, which checkpoints of transformers do not store, and what PhaseController raises.
+    schedule with state, which checkpoints of transformers do not store, for a label_smoothing_factor, and what
+    PhaseController raises.
     """
 
     def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
@@ -210,6 +267,7 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Start a new PhaseController for this run."""
+        _check_smoothing(args)
         self.controller = PhaseController(heads_of(others["model"]), self.schedule, encoder=others["model"])
 
     def on_step_begin(

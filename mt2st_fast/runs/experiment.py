@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from mt2st_fast.model.task_adapted import TaskAdaptedEncoder
 from mt2st_fast.model.tasks import Task, task_of_column
 from mt2st_fast.model.word_tasks import WordTask
 from mt2st_fast.runs.config import Config
-from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task, heads_to_keep
+from mt2st_fast.runs.word_context import CONTEXT, context_batches, context_task
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.training.callbacks import Callback
 from mt2st_fast.training.early_stopping import EarlyStopping
@@ -45,6 +45,7 @@ from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.schedules.abilities import Shortening
 from mt2st_fast.training.trainer import Trainer
+from mt2st_fast.words.trained_heads import heads_without, untrained
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
 WARMING_STEPS = 5
@@ -237,7 +238,8 @@ def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
 def text_model(experiment: Experiment) -> TextModel:
     """Return the trained model for saving and predicting: on a CPU, with the current weights."""
     trainer, splits = experiment.trainer, experiment.splits
-    configuration, tensors = describe(*_modules_to_keep(trainer.encoder, trainer.heads))
+    left_out = untrained(trainer.heads, trainer.history)
+    configuration, tensors = describe(*_modules_to_keep(trainer.encoder, trainer.heads, left_out))
     encoder, heads = rebuild(configuration, {name: t.detach().cpu() for name, t in tensors.items()})
     assert isinstance(encoder, WindowEncoder | BagEncoder)
     labels = {
@@ -259,12 +261,14 @@ def text_model(experiment: Experiment) -> TextModel:
     )
 
 
-def _modules_to_keep(encoder: nn.Module, heads: MultiTaskHeads) -> tuple[nn.Module, MultiTaskHeads]:
-    """Return encoder and heads of all tasks that can be predicted for text; with one encoder per task, the main task's
+def _modules_to_keep(
+    encoder: nn.Module, heads: MultiTaskHeads, left_out: Collection[str]
+) -> tuple[nn.Module, MultiTaskHeads]:
+    """Return encoder and heads of the tasks that can be predicted for text; with one encoder per task, the main task's
     only.
     """
     if not isinstance(encoder, TaskAdaptedEncoder):
-        return encoder, heads_to_keep(heads)
+        return encoder, heads_without(heads, left_out)
     main = heads.main
     alone = MultiTaskHeads.from_modules(
         {main: heads.linear(main)}, {main: heads.tasks[main]}, main, backend=heads.backend, plan=heads.plan

@@ -74,6 +74,7 @@ def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
         "tasks": {name: _task(task, name, history) for name, task in tasks.items()},
         "score": facts["score"],
         "kept": facts["kept"],
+        "untrained": facts.get("untrained", []),
         "steps": facts["steps"],
         "stopped": history.stopped,
         "epochs": facts["epochs"],

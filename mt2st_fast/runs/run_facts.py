@@ -22,6 +22,7 @@ from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.what_was_read import what_was_read
 from mt2st_fast.serving.scores import scores
 from mt2st_fast.training.schedules.abilities import evidence_of
+from mt2st_fast.words.trained_heads import untrained
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"
@@ -48,6 +49,7 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
         **_facts(experiment, experiment.test()),
         "score": {name: asdict(score)[name] for name in ("metric", "value", "rows", "classes")},
         "kept": list(model.heads.names),
+        "untrained": untrained(experiment.trainer.heads, experiment.trainer.history),
         "vectors": {
             "count": n_written,
             "dimension": vectors.dim,

@@ -7,8 +7,8 @@ from typing import Any
 
 
 def shown(value: float | None, digits: int = 4) -> str:
-    """Format a number; None is a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+    """Format a number; None and NaN, which are undefined, are a dash."""
+    return "–" if value is None or value != value else f"{value:,.{digits}f}"
 
 
 def short(value: float) -> str:
@@ -68,6 +68,24 @@ def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
         f"vectors.txt leaves out {n:,} of {vectors['count'] + n:,} words, as they have white space within, which ends "
         "a word in word2vec's format; the model knows them"
     )
+
+
+def left_out_of_model(report: Mapping[str, Any]) -> list[str]:
+    """Say, a line for each reason, which tasks a run's model lacks although they have a head."""
+    untrained = report["untrained"]
+    others = [
+        name
+        for name, task in report["tasks"].items()
+        if task["outputs"] is not None and name not in (*report["kept"], *untrained)
+    ]
+    lines = []
+    if untrained:
+        lines.append(f"The model leaves out {', '.join(untrained)}: no step of this run trained the head.")
+    if others:
+        lines.append(
+            f"The model has {', '.join(report['kept'])} alone: by this strategy tasks have encoders of their own."
+        )
+    return lines
 
 
 def counted(number: int, what: str) -> str:

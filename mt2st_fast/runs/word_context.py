@@ -5,7 +5,6 @@ from __future__ import annotations
 from mt2st_fast.data import Splits
 from mt2st_fast.data.word_batches import ContextBatches
 from mt2st_fast.errors import InputError
-from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.word_tasks import ContextPrediction
 from mt2st_fast.runs.config import Config
 
@@ -40,14 +39,3 @@ def context_batches(config: Config, splits: Splits) -> ContextBatches:
         words=max(LEAST_WORDS, words),
         seed=config.seed,
     )
-
-
-def heads_to_keep(heads: MultiTaskHeads) -> MultiTaskHeads:
-    """Return the heads without the task on words, which cannot be predicted for text; parameters are shared."""
-    if not len(heads.word_tasks):
-        return heads
-    kept = MultiTaskHeads.from_modules(
-        heads.to_modules(), heads.tasks, heads.main, backend=heads.backend, plan=heads.plan
-    )
-    kept.set_active(name for name in heads.active if name in kept.tasks)
-    return kept

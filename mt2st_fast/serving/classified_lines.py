@@ -1,4 +1,7 @@
-"""A supervised model's labels for lines of text, in fastText's format (`__label__a 0.9 __label__b 0.1`) or as JSON."""
+"""A supervised model's labels for lines of text, in fastText's format (`__label__a 0.9 __label__b 0.1`) or as JSON.
+
+Which labels these are follows the same rule as for a model of `train`; see `SupervisedModel.choice` and `Wanted`.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +29,43 @@ def check_format(wanted: str | None) -> str:
 
 def write_lines(model: SupervisedModel, blocks: Iterable[Sequence[str]], wanted: Wanted) -> Iterator[str]:
     """Yield the text of every block: an answer for each line. Raises InputError as `SupervisedModel.labeller` does."""
-    label = model.labeller(wanted.tasks, wanted.k or 1, wanted.threshold or 0.0)
+    label = model.labeller(wanted.tasks, wanted.k, wanted.threshold)
     for lines in blocks:
         found = label(lines)
         if wanted.format == "jsonl":
-            yield _jsonl(model, lines, found, wanted.tasks)
+            yield _jsonl(model, lines, found, wanted)
         else:
             yield _labels(model, found, wanted)
 
 
-def _jsonl(model: SupervisedModel, texts: Sequence[str], found: Found, families: Sequence[str]) -> str:
-    names = [np.array(model.labels[family], object) for family in families]
+def _jsonl(model: SupervisedModel, texts: Sequence[str], found: Found, wanted: Wanted) -> str:
+    names = [np.array(model.labels[family], object) for family in wanted.tasks]
     answers: list[dict[str, Any]] = [{"text": text} for text in texts]
     first = 0
     for of_families in found:
         n_rows = len(of_families[0].counts)
-        for family, own, choices in zip(families, names, of_families, strict=True):
-            rows = zip(own[choices.labels].tolist(), *map(np.ndarray.tolist, choices[1:]), strict=True)
-            for answer, (labels, values, count) in zip(answers[first : first + n_rows], rows, strict=True):
-                answer[family] = list(zip(labels[:count], values[:count], strict=True))
+        for family, own, choices in zip(wanted.tasks, names, of_families, strict=True):
+            rows = _answers(own, choices, model.kind_of(family), wanted)
+            for answer, of_row in zip(answers[first : first + n_rows], rows, strict=True):
+                answer[family] = of_row
         first += n_rows
     return "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in answers)
+
+
+def _answers(names: np.ndarray, choices: Choices, kind: str, wanted: Wanted) -> Iterator[Any]:
+    """Yield what JSON says of each row, as for a model of `train`: a label or a list of labels, or if more is wanted
+    [[label, probability], ...].
+    """
+    labels: list[list[str]] = names[choices.labels].tolist()
+    if wanted.one_class and kind == "classes":
+        yield from (label for (label,) in labels)
+        return
+    rows = zip(labels, choices.probabilities.tolist(), choices.counts.tolist(), strict=True)
+    for of_row, values, count in rows:
+        if wanted.one_class:
+            yield of_row[:count]
+        else:
+            yield list(zip(of_row[:count], values[:count], strict=True))
 
 
 def _labels(model: SupervisedModel, found: Found, wanted: Wanted) -> str:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
 from mt2st_fast.data.record import MOST_CLASSES_NAMED, counts_of, rows_with, unseen_line
@@ -183,10 +184,9 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _of_values(model: TextModel, task: str, values: np.ndarray, gold: np.ndarray) -> TaskScore:
-    rows = ~np.isnan(gold)
-    if not rows.any():
-        return TaskScore(task, "r2", float("nan"), 0, 0, ())
-    metric: Any = model.heads.tasks[task].metric
-    left = float(((values[rows] - gold[rows]) ** 2).sum())
-    spread = float(((gold - np.nanmean(gold, axis=0))[rows] ** 2).sum())
-    return TaskScore(task, metric, 1 - _ratio(left, spread), int(rows.any(1).sum()), 0, ())
+    """Score values by the metric of the task's head, so that training and this measure alike."""
+    found = model.heads.tasks[task]
+    metric: Any = found.head.kind.metric
+    sums = metric.sums(torch.from_numpy(values), torch.from_numpy(gold), found.head)
+    value = metric.value(*(each.tolist() for each in sums))
+    return TaskScore(task, metric.name, value, int((~np.isnan(gold)).any(1).sum()), 0, ())

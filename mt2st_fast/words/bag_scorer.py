@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,11 +23,18 @@ ROWS_AT_ONCE = 4096
 MOST_PROBABILITIES = 1 << 24  # computed in one block
 
 
-class Choices(NamedTuple):
-    """The k likeliest labels of N documents, the likeliest first.
+class Choice(NamedTuple):
+    """Which labels of a document to predict: the k likeliest (-1: all) with a probability of at least `threshold`."""
 
-    Their numbers int64 (N, k) and probabilities float32 (N, k); counts int64 (N,) says how many of them reach the
-    threshold.
+    k: int = 1
+    threshold: float = 0.0
+
+
+class Choices(NamedTuple):
+    """The likeliest labels of N documents, the likeliest first.
+
+    Their numbers int64 (N, K) and probabilities float32 (N, K); counts int64 (N,) says how many of them are wanted, at
+    most K.
     """
 
     labels: np.ndarray
@@ -70,17 +77,17 @@ class BagScorer:
 
     def probabilities(self, ids: np.ndarray, bounds: np.ndarray, family: str) -> Iterator[Tensor]:
         """Yield the probabilities (B, C) of N bags, block by block."""
-        for (found,) in self._probabilities(ids, bounds, [family]):
+        for (found,) in self.of_families(ids, bounds, [family]):
             yield found
 
     def choices(
-        self, ids: np.ndarray, bounds: np.ndarray, families: Sequence[str], k: int, threshold: float
+        self, ids: np.ndarray, bounds: np.ndarray, wanted: Mapping[str, Choice]
     ) -> Iterator[tuple[Choices, ...]]:
-        """Yield the k likeliest labels (-1: all) of N bags for each family, block by block."""
-        for of_families in self._probabilities(ids, bounds, families):
-            yield tuple(_likeliest(probabilities, k, threshold) for probabilities in of_families)
+        """Yield the wanted labels of N bags for each family, block by block."""
+        for of_families in self.of_families(ids, bounds, tuple(wanted)):
+            yield tuple(map(_likeliest, of_families, wanted.values()))
 
-    def labeller(self, families: Sequence[str], k: int, threshold: float) -> Labeller:
+    def labeller(self, wanted: Mapping[str, Choice]) -> Labeller:
         """Return a function that gives the `choices` for blocks of lines without line feeds, some rows at a time.
 
         It remembers the words of earlier blocks, and serves one thread at a time.
@@ -89,13 +96,14 @@ class BagScorer:
 
         @torch.no_grad()
         def label(lines: Sequence[str]) -> list[tuple[Choices, ...]]:
-            return list(self.choices(*make_bags(lines), families, k, threshold))
+            return list(self.choices(*make_bags(lines), wanted))
 
         return label
 
-    def _probabilities(
+    def of_families(
         self, ids: np.ndarray, bounds: np.ndarray, families: Sequence[str]
     ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the probabilities (B, C) of N bags for each family, block by block."""
         largest = max(self.heads.tasks[family].head.size for family in families)
         rows = max(1, min(ROWS_AT_ONCE, MOST_PROBABILITIES // largest))
         inputs = BagInputs(Corpus(ids, bounds, {}, level="document"))
@@ -156,18 +164,21 @@ def check_choice(k: int, threshold: float) -> None:
         raise InputError(f"threshold must be a probability from 0 to 1, not {threshold!r}")
 
 
-def _likeliest(probabilities: Tensor, k: int, threshold: float) -> Choices:
-    C = probabilities.shape[1]
+def _likeliest(probabilities: Tensor, wanted: Choice) -> Choices:
+    k, threshold = wanted
     if k == 1:  # finding one is much faster than sorting
         values, labels = (each[:, None] for each in probabilities.max(1))
     else:
-        values, labels = probabilities.topk(C if k == -1 else min(k, C))
+        most = int((probabilities >= threshold).sum(1).max()) if len(probabilities) else 0
+        values, labels = probabilities.topk(most if k == -1 else min(k, most))
     return Choices(labels.cpu().numpy(), values.cpu().numpy(), (values >= threshold).sum(1).cpu().numpy())
 
 
-def chosen(probabilities: Tensor, k: int, threshold: float) -> np.ndarray:
-    """Return bool (B, C): the k likeliest labels with a probability of at least `threshold`."""
-    C = probabilities.shape[1]
-    best = probabilities.topk(C if k == -1 else min(k, C))
+def chosen(probabilities: Tensor, wanted: Choice) -> np.ndarray:
+    """Return bool (B, C): which labels `_likeliest` finds."""
+    k, threshold = wanted
+    if k == -1 or k >= probabilities.shape[1]:
+        return (probabilities >= threshold).cpu().numpy()
+    best, labels = (each[:, None] for each in probabilities.max(1)) if k == 1 else probabilities.topk(k)
     chosen = torch.zeros_like(probabilities, dtype=torch.bool)
-    return chosen.scatter_(1, best.indices, best.values >= threshold).cpu().numpy()
+    return chosen.scatter_(1, labels, best >= threshold).cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,10 @@ from mt2st_fast.training.schedules import MultiTask, Schedule
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.label_counts import LabelFamily
 from mt2st_fast.words.supervised_model import SupervisedModel
+from mt2st_fast.words.trained_heads import heads_without, untrained
 from mt2st_fast.words.vectors import WordVectors
+
+log = logging.getLogger("mt2st_fast")
 
 LEAST_BATCH, RATE_OF_LEAST, RATE_OF_MOST = 64, 0.03, 0.2
 MOST_KEPT_IDS = 50_000_000  # batches with up to this many ids are kept in memory; an id takes about 15 bytes
@@ -91,7 +95,8 @@ def train_bags(
     """Train on documents with one target column per family, the main family first.
 
     vectors: vectors that words start from; the model also knows those of its words that the documents lack. prefix,
-    split_labels: how the model reads labels in files. Raises InputError where no word is frequent enough.
+    split_labels: how the model reads labels in files. The model has the families that training trained, and one line
+    names the others. Raises InputError where no word is frequent enough.
     """
     features = BagFeatures.learn(
         documents, options.min_count, options.word_ngrams, options.bucket, options.minn, options.maxn
@@ -113,8 +118,13 @@ def train_bags(
     )
     with _threads(options.threads), closing(batches):
         trainer.fit(batches, epochs=options.epoch)
-    known = {family: LabelFamily.of(column) for family, column in targets.items()}
-    return SupervisedModel(features, known, encoder, heads, prefix, split_labels, trainer)
+    left_out = untrained(heads, trainer.history)
+    if left_out:
+        log.warning("the model leaves out %s: no step trained the head", ", ".join(left_out))
+    known = {family: LabelFamily.of(column) for family, column in targets.items() if family not in left_out}
+    return SupervisedModel(
+        features, known, encoder, heads_without(heads, left_out), prefix, split_labels, trainer
+    )
 
 
 def _trainer(encoder: BagEncoder, heads: MultiTaskHeads, options: BagOptions, batch_size: int) -> Trainer:

@@ -17,7 +17,7 @@ from mt2st_fast.data.character_ngrams import character_ngrams, ngram_hash
 from mt2st_fast.data.labelled_text import Labels
 from mt2st_fast.data.text.decoding import MARK
 from mt2st_fast.errors import InputError
-from mt2st_fast.words.bag_scorer import check_choice, chosen
+from mt2st_fast.words.bag_scorer import Choice, check_choice, chosen
 from mt2st_fast.words.gensim_errors import NoSuchNameError
 from mt2st_fast.words.supervised_model import SupervisedModel
 from mt2st_fast.words.word2vec import Word2Vec
@@ -262,7 +262,7 @@ class Classifier(FastTextModel):
             block = true[first : first + len(probabilities)]
             first += len(probabilities)
             labelled = block.any(1)
-            block, guessed = block[labelled], chosen(probabilities, k, threshold)[labelled]
+            block, guessed = block[labelled], chosen(probabilities, Choice(k, threshold))[labelled]
             n += len(block)
             counts += [(block & guessed).sum(0), guessed.sum(0), block.sum(0)]
         return n, *counts

@@ -1,9 +1,8 @@
-"""Compare predicted labels with those of labelled documents: columns of the model's labels, and counts of each."""
+"""Compare predicted labels with those of labelled documents: counts of each label, and what they say."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,21 +32,6 @@ class LabelFamily:
         return cls("classes", column.class_names, tuple(counts.tolist()))
 
 
-def as_trained(found: TargetColumn, trained: LabelFamily) -> TargetColumn:
-    """Return the column over the labels of training; a label that training never saw is missing."""
-    place_of = {name: i for i, name in enumerate(trained.names)}
-    places = [place_of.get(name) for name in found.class_names]
-    if trained.kind == "labels":
-        dense = _one_hot(found)
-        values = np.where(found.labelled()[:, None], 0.0, np.nan).astype(np.float32)
-        values = np.repeat(values, len(trained.names), axis=1)
-        for source, place in enumerate(places):
-            if place is not None:
-                values[:, place] = dense[:, source]
-        return TargetColumn("labels", trained.names, values)
-    return TargetColumn("classes", trained.names, _reindexed(found, places))
-
-
 def tell_unseen(path: str | Path, family: str, found: TargetColumn, trained: LabelFamily) -> None:
     """Log one line if documents of a file have labels of a family that training never saw."""
     unseen = ~np.isin(found.class_names, trained.names)
@@ -56,59 +40,80 @@ def tell_unseen(path: str | Path, family: str, found: TargetColumn, trained: Lab
         log.warning("%s: %s", path, unseen_line(family, {"": rows}, names, trained.names))
 
 
-def label_scores(
-    found: TargetColumn, trained: LabelFamily, predicted: Iterable[np.ndarray]
-) -> dict[str, dict[str, float]]:
-    """Return {label: precision, recall and f1score} over the documents of `found` that have a label.
+def tell_several(path: str | Path, family: str, found: TargetColumn, trained: LabelFamily) -> None:
+    """Log one line if documents of a file have several labels of a family, and training documents had one each."""
+    if trained.kind == "classes" and found.kind == "labels":
+        log.warning(
+            "%s: %s: %s documents have several labels, and training documents had one each: the label predicted is "
+            "right if it is any of them",
+            path,
+            family,
+            f"{int(((found.values == 1).sum(1) > 1).sum()):,}",
+        )
 
-    predicted: the labels of training that the model gives the documents, in their order, as blocks of bool (B, C). A
-    label that training never saw is missed each time. NaN where a number is undefined.
+
+class LabelCounts:
+    """Right and wrong predictions of a family, over the documents of a column that have a label.
+
+    A label that training never saw is missed each time. names: the labels of training, then those. Numbers are NaN
+    where they are undefined.
     """
-    unseen = [name for name in found.class_names if name not in set(trained.names)]
-    names = [*trained.names, *unseen]
-    place_of = {name: i for i, name in enumerate(names)}
-    places = [place_of[name] for name in found.class_names]
-    labelled, first = found.labelled(), 0
-    hits, guesses, truths = np.zeros((3, len(names)), np.int64)
-    for block in predicted:
-        rows = np.flatnonzero(labelled[first : first + len(block)])
-        true = np.zeros((len(rows), len(names)), bool)
-        values = found.values[first + rows]
-        if found.kind == "labels":
-            true[:, places] = values > 0
-        else:
-            true[np.arange(len(rows)), np.asarray(places)[values]] = True
+
+    def __init__(self, found: TargetColumn, trained: LabelFamily) -> None:
+        known = set(trained.names)
+        self.names = [*trained.names, *(name for name in found.class_names if name not in known)]
+        self._found, self._labelled, self._documents_read = found, found.labelled(), 0
+        place_of = {name: i for i, name in enumerate(self.names)}
+        self._places = np.array([place_of[name] for name in found.class_names], np.int64)
+        self.documents = self.right = 0
+        self.hits, self.guesses, self.truths = np.zeros((3, len(self.names)), np.int64)
+
+    def add(self, predicted: np.ndarray) -> None:
+        """Add the next documents: which labels of training the model gives them, bool (B, C)."""
+        first = self._documents_read
+        self._documents_read += len(predicted)
+        rows = np.flatnonzero(self._labelled[first : self._documents_read])
+        true = self._true(first + rows)
         guessed = np.zeros_like(true)
-        guessed[:, : block.shape[1]] = block[rows]
-        hits += (guessed & true).sum(0)
-        guesses += guessed.sum(0)
-        truths += true.sum(0)
-        first += len(block)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = (hits / guesses, hits / truths, 2 * hits / (guesses + truths))
-    named = zip(names, *(score.tolist() for score in scores), strict=True)
-    return {
-        name: {"precision": precision, "recall": recall, "f1score": f1}
-        for name, precision, recall, f1 in named
-    }
+        guessed[:, : predicted.shape[1]] = predicted[rows]
+        both = guessed & true
+        self.documents += len(rows)
+        self.right += int(both.any(1).sum())
+        for counts, of_rows in ((self.hits, both), (self.guesses, guessed), (self.truths, true)):
+            counts += of_rows.sum(0)
 
+    def _true(self, rows: np.ndarray) -> np.ndarray:
+        """Return bool (B, names): the labels of these documents."""
+        true = np.zeros((len(rows), len(self.names)), bool)
+        values = self._found.values[rows]
+        if self._found.kind == "labels":
+            true[:, self._places] = values > 0
+        else:
+            true[np.arange(len(rows)), self._places[values]] = True
+        return true
 
-def _reindexed(found: TargetColumn, places: Sequence[int | None]) -> np.ndarray:
-    # Of several labels of a document the first counts, as documents had one each in training.
-    first = found.values if found.kind == "classes" else _first_label(found.values)
-    lookup = np.array([-100 if place is None else place for place in places] + [-100], np.int64)
-    return lookup[np.where(first < 0, len(places), first)]
+    @property
+    def accuracy(self) -> float:
+        """The share of documents with a right label among those predicted."""
+        return self.right / self.documents if self.documents else float("nan")
 
+    @property
+    def micro_f1(self) -> float:
+        """F1 over all labels of all documents."""
+        either = int(self.guesses.sum() + self.truths.sum())
+        return 2 * int(self.hits.sum()) / either if either else float("nan")
 
-def _first_label(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(values[:, 0]), -100, np.nan_to_num(values).argmax(1)).astype(np.int64)
-
-
-def _one_hot(found: TargetColumn) -> np.ndarray:
-    if found.kind == "labels":
-        return found.values
-    dense = np.zeros((len(found), found.size), np.float32)
-    labelled = found.labelled()
-    dense[labelled, found.values[labelled]] = 1.0
-    dense[~labelled] = np.nan
-    return dense
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Return {label: precision, recall and f1score}."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = (
+                self.hits / self.guesses,
+                self.hits / self.truths,
+                2 * self.hits / (self.guesses + self.truths),
+            )
+        return {
+            name: {"precision": precision, "recall": recall, "f1score": f1}
+            for name, precision, recall, f1 in zip(
+                self.names, *(each.tolist() for each in found), strict=True
+            )
+        }

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, overload
+from typing import Any, Literal, NamedTuple, NoReturn, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mt2st_fast.data import evaluation_batches
 from mt2st_fast.data.character_ngrams import ngram_hash
 from mt2st_fast.data.labelled_text import (
     DEFAULT_FAMILY,
     BagFeatures,
     LabelledText,
-    bag_corpus,
     read_labelled_text,
     target_columns,
 )
@@ -28,11 +26,10 @@ from mt2st_fast.model.description import describe, rebuild
 from mt2st_fast.model.encoders import BagEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model_folder import model_in, read_model, write_model
-from mt2st_fast.training.evaluation import evaluate
 from mt2st_fast.training.history import History
 from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.words.bag_scorer import ROWS_AT_ONCE, BagScorer, Labeller, check_choice, chosen, device_of
-from mt2st_fast.words.label_counts import LabelFamily, as_trained, label_scores, tell_unseen
+from mt2st_fast.words.bag_scorer import BagScorer, Choice, Labeller, check_choice, chosen, device_of
+from mt2st_fast.words.label_counts import LabelCounts, LabelFamily, tell_several, tell_unseen
 
 KIND = "supervised"
 LIKELY = 0.5  # for several labels per document: a label is predicted from this probability on
@@ -207,6 +204,10 @@ class SupervisedModel:
         """The prefix of a family's labels in a file: `__label__`, or `__label__tone__`."""
         return self.prefix + ("" if family == DEFAULT_FAMILY else f"{self._known(family)}__")
 
+    def kind_of(self, family: str) -> Literal["classes", "labels"]:
+        """Return "labels" if a document may have several labels of a family, else "classes"."""
+        return self._families[self._known(family)].kind
+
     # --- predictions ------------------------------------------------------------------------------------
 
     @overload  # a str is a Sequence[str], too
@@ -236,43 +237,48 @@ class SupervisedModel:
         predictions: list[Prediction] = []
         names = np.array(self.labels[family], object)
         for bags in self._scorer.bags(texts):
-            for (found,) in self._scorer.choices(*bags, (family,), k, threshold):
+            for (found,) in self._scorer.choices(*bags, {family: Choice(k, threshold)}):
                 rows = zip(names[found.labels].tolist(), *map(np.ndarray.tolist, found[1:]), strict=True)
                 predictions += [Prediction(tuple(n[:count]), tuple(p[:count])) for n, p, count in rows]
         return predictions[0] if isinstance(text, str) else predictions
 
-    def labeller(self, families: Sequence[str], k: int = 1, threshold: float = 0.0) -> Labeller:
-        """Return a function that predicts blocks of lines as numbers; see `BagScorer.labeller`. Raises as `predict`
-        does.
+    def choice(self, family: str, k: int | None = None, threshold: float | None = None) -> Choice:
+        """Return which labels of a family to predict, as `mt2st-fast predict` does and `test` measures.
+
+        Where neither k nor threshold is given, these are the likeliest label, and where a document may have several,
+        all with a probability from 0.5 on; with one of the two, only that one limits them. Raises InputError as
+        `predict` does.
         """
+        several = self.kind_of(family) == "labels"
+        if threshold is None:
+            threshold = LIKELY if several and k is None else 0.0
+        if k is None:
+            k = -1 if several else 1
         check_choice(k, threshold)
-        return self._scorer.labeller([self._known(family) for family in families], k, threshold)
+        return Choice(k, threshold)
+
+    def labeller(
+        self, families: Sequence[str], k: int | None = None, threshold: float | None = None
+    ) -> Labeller:
+        """Return a function that predicts blocks of lines as numbers; see `BagScorer.labeller`.
+
+        By default it predicts what `choice` says. Raises as `predict` does.
+        """
+        return self._scorer.labeller({family: self.choice(family, k, threshold) for family in families})
 
     def test(self, path: str | Path) -> dict[str, float]:
         """Measure every family in a file: accuracy, or micro F1 where a document may have several labels.
 
-        A label that training never saw counts as an error. Raises InputError where the file cannot be read or has no
-        known family.
+        A label that training never saw counts as an error. Where training documents had one label each and one of the
+        file has several, a prediction is right if it is any of them, as in fastText's precision at 1; one line says
+        so. Raises InputError where the file cannot be read or has no known family.
         """
-        text = self._read(path)
-        families = [family for family in self.labels if family in text.families]
-        if not families:
-            raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
-        found = target_columns(text, families)
-        for family in families:
-            tell_unseen(path, family, found[family], self._families[family])
-        targets = {family: as_trained(found[family], self._families[family]) for family in families}
-        corpus = bag_corpus(text, self.features, targets)
-        batches = evaluation_batches(corpus, ROWS_AT_ONCE)
-        metrics = evaluate(self.encoder, self.heads, batches, families, self.device)
-        for family in families:
-            # Rows with an unseen label have no class to compare with. They were left out above, and count as wrong.
-            known, labelled = targets[family].labelled().sum(), found[family].labelled().sum()
-            if targets[family].kind == "classes" and known < labelled:
-                metrics[family] = metrics[family] * known / labelled if known else 0.0
-        return metrics
+        return {family: self.metric(family, found) for family, found in self.label_counts(path).items()}
 
-    @torch.no_grad()
+    def metric(self, family: str, found: LabelCounts) -> float:
+        """Return the metric of a family from its counts: what `test` returns."""
+        return found.micro_f1 if self.kind_of(family) == "labels" else found.accuracy
+
     def test_label(
         self,
         path: str | Path,
@@ -283,24 +289,38 @@ class SupervisedModel:
         """Return {label: {"precision": ..., "recall": ..., "f1score": ...}} for a family in a file, NaN where
         undefined.
 
-        The predictions are the k likeliest labels with a probability of at least `threshold`: by default the likeliest
-        label, and where a document may have several, all from 0.5 on. Raises InputError as `test` and `predict` do.
+        The predictions are the k likeliest labels with a probability of at least `threshold`, by default as `choice`
+        says. Raises InputError as `test` and `predict` do.
         """
         family = self._known(family)
-        many = self._families[family].kind == "labels"
-        k = (-1 if many else 1) if k is None else k
-        threshold = (LIKELY if many else 0.0) if threshold is None else threshold
-        check_choice(k, threshold)
+        return self.label_counts(path, (family,), k, threshold)[family].scores()
+
+    @torch.no_grad()
+    def label_counts(
+        self,
+        path: str | Path,
+        families: Sequence[str] = (),
+        k: int | None = None,
+        threshold: float | None = None,
+    ) -> dict[str, LabelCounts]:
+        """Return the counts behind `test` and `test_label`, by default of all families in a file. Raises as they do."""
+        wanted = {family: self.choice(family, k, threshold) for family in families or self.labels}
         text = self._read(path)
-        if family not in text.families:
-            raise InputError(f"{path}: has no label of {family}; there are {', '.join(text.families)}")
-        guesses = (
-            chosen(probabilities, k, threshold)
-            for probabilities in self._scorer.probabilities(*self.features.bags(text.documents), family)
-        )
-        found = target_columns(text, [family])[family]
-        tell_unseen(path, family, found, self._families[family])
-        return label_scores(found, self._families[family], guesses)
+        for family in families:
+            if family not in text.families:
+                raise InputError(f"{path}: has no label of {family}; there are {', '.join(text.families)}")
+        wanted = {family: choice for family, choice in wanted.items() if family in text.families}
+        if not wanted:
+            raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
+        found: dict[str, LabelCounts] = {}
+        for family, column in target_columns(text, tuple(wanted)).items():
+            tell_unseen(path, family, column, self._families[family])
+            tell_several(path, family, column, self._families[family])
+            found[family] = LabelCounts(column, self._families[family])
+        for block in self._scorer.of_families(*self.features.bags(text.documents), tuple(wanted)):
+            for counts, choice, probabilities in zip(found.values(), wanted.values(), block, strict=True):
+                counts.add(chosen(probabilities, choice))
+        return found
 
     # --- vectors ----------------------------------------------------------------------------------------
 

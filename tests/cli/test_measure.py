@@ -104,3 +104,13 @@ def test_rows_without_labels_are_told(model: str, tmp_path: Path, capsys: pytest
     file = tmp_path / "bare.csv"
     file.write_text("text,pos\ndie Katze,\n")
     assert f"csv:{file}: no row has a label for 'pos'" in fails(capsys, "test", model, f"csv:{file}")
+
+
+def test_a_number_that_is_undefined_is_a_dash(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "equal.csv"
+    file.write_text("text,pos,length\n" + "die Katze,NOUN,0.1\n" * 40)
+    run("test", model, f"csv:{file}", "--tasks", "length")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "r2" in line]
+    assert [cell.strip() for cell in line.split("│")[1:4]] == ["length", "r2", "–"]

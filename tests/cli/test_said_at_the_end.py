@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast.words.vectors import WordVectors
-from tests.cli.running import QUICK, run
+from tests.cli.running import QUICK, fails, run
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -63,3 +63,19 @@ def test_steps_of_many_batches_count_the_rows_that_they_read(treebank: str, tmp_
     assert report["steps"] == 2
     batches = -(-report["data"]["rows"]["train"] // 64)
     assert facts["tokens"] == 2 * batches * 64
+
+
+@pytest.mark.parametrize("options", [["--strategy", "stl"], ["--switch-at", "0"], ["--aux-weight", "0"]])
+def test_heads_that_were_never_trained_are_left_out_of_the_model(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    out = str(tmp_path / "out")
+    run("train", "--data", treebank, *QUICK, "--aux", "xpos,feats.Number", *options, "--out", out)
+    assert "The model leaves out xpos, feats.Number: no step of this run trained the head." in said(capsys)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["kept"] == ["upos"]
+    text = tmp_path / "text.txt"
+    text.write_text("the dog\n")
+    refused = "the model has no task xpos; there are upos"
+    assert refused in fails(capsys, "predict", out, str(text), "--tasks", "xpos")
+    assert refused in fails(capsys, "test", out, treebank, "--tasks", "xpos")
+    assert refused in fails(capsys, "export", out, "--tasks", "xpos")

@@ -65,7 +65,8 @@ def test_train_writes_every_file(strategy: str, treebank: str, tmp_path: Path) -
     else:
         assert active == expected.get(strategy, [everything, ["upos"]])
     assert (report["tasks"]["xpos"]["retired_at_step"] is None) == (strategy in ALL_TO_THE_END)
-    assert report["kept"] == (["upos"] if strategy == "taps" else everything)
+    assert report["kept"] == (["upos"] if strategy in ("taps", "stl") else everything)
+    assert report["untrained"] == (everything[1:] if strategy == "stl" else [])
     assert report["score"]["value"] == pytest.approx(report["main"]["test"], abs=1e-6), (
         "the model is what was measured"
     )

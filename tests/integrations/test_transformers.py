@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 
 import pytest
@@ -275,3 +276,149 @@ def test_what_cannot_be_done_is_refused_by_name():
     with pytest.raises(InputError, match="Linear has none"):
         PhaseCallback(Switch()).on_train_begin(arguments, state, None, model=nn.Linear(2, 2))
     assert isinstance(small_model().heads, MultiTaskHeads)
+
+
+def kept(model, folder, **options):
+    """The model from its folder."""
+    model.save_pretrained(folder)
+    again, told = MultiTaskModel.from_pretrained(folder, output_loading_info=True, **options)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    return again
+
+
+def assert_same(model, other):
+    assert weights(model).keys() == weights(other).keys()
+    assert all(torch.equal(own, weights(other)[name]) for name, own in weights(model).items())
+
+
+@pytest.mark.parametrize("door", [lambda model: model, lambda model: model.encoder])
+def test_more_words_are_kept(tmp_path, door):
+    model = small_model()
+    door(model).resize_token_embeddings(EXAMPLE.WORDS + 10)
+    again = kept(model, tmp_path)
+    assert_same(model, again)
+    assert again.config.encoder.vocab_size == EXAMPLE.WORDS + 10
+    assert again.config.encoder is again.encoder.config
+
+
+SIZES = {
+    "bert": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8},
+    "t5": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
+}
+
+
+def bert(**arguments):
+    return transformers.BertModel(
+        transformers.BertConfig(vocab_size=EXAMPLE.WORDS, **SIZES["bert"]), **arguments
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "making"),
+    [
+        (lambda: bert(add_pooling_layer=False), ("BertModel", {"add_pooling_layer": False})),
+        (bert, ("BertModel", {})),
+        (
+            lambda: transformers.T5EncoderModel(
+                transformers.T5Config(vocab_size=EXAMPLE.WORDS, **SIZES["t5"])
+            ),
+            ("T5EncoderModel", {}),
+        ),
+    ],
+)
+def test_a_loaded_model_has_the_layers_that_were_kept(tmp_path, encoder, making):
+    transformers.set_seed(0)
+    model = MultiTaskModel.from_encoder(encoder(), TASKS, "tag")
+    again = kept(model, tmp_path)
+    assert_same(model, again)
+    assert type(again.encoder) is type(model.encoder)
+    assert tuple(again.config.making) == making
+    batch = COLLATE(made_up(3))
+    assert torch.equal(model.eval()(**batch).loss, again.eval()(**batch).loss)
+
+
+def test_a_run_goes_on_from_a_loaded_model(tmp_path):
+    rows = made_up(40)
+    run = {"schedule": Switch(at_step=SWITCH), "save_strategy": "steps", "save_steps": 2}
+    expected = train(small_model(), tmp_path, rows, **run).model
+    folder = str(tmp_path / "checkpoint-2")
+    loaded = MultiTaskModel.from_pretrained(folder)
+    assert_same(expected, train(loaded, tmp_path / "again", rows, resume=folder, **run).model)
+
+
+class OwnBert(transformers.BertModel):
+    """A class that transformers does not have."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.more = nn.Linear(2, 2)
+
+
+def test_an_encoder_that_transformers_does_not_have_is_trained_but_not_made(tmp_path):
+    encoder = OwnBert(transformers.BertConfig(vocab_size=EXAMPLE.WORDS, **SIZES["bert"]))
+    model = MultiTaskModel.from_encoder(encoder, TASKS, "tag")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"was a .*\.OwnBert, which transformers cannot make from its config"
+    ):
+        MultiTaskModel.from_pretrained(tmp_path)
+    again = MultiTaskModel(MultiTaskConfig.from_pretrained(tmp_path), copy.deepcopy(encoder))
+    again.load_state_dict(model.state_dict())
+    assert_same(model, again)
+
+
+def test_a_folder_of_an_earlier_version_is_made_as_then(tmp_path):
+    model = MultiTaskModel.from_encoder(bert(), TASKS, "tag")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["encoder_class"], config["encoder_arguments"]
+    config["encoder"] = bert().config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same(model, MultiTaskModel.from_pretrained(tmp_path))
+
+
+def test_attention_is_the_encoder_s(tmp_path, caplog):
+    model = small_model()
+    assert kept(model, tmp_path).encoder.config._attn_implementation == "sdpa"
+    eager = kept(model, tmp_path, attn_implementation="eager")
+    assert eager.encoder.config._attn_implementation == "eager"
+    eager.set_attn_implementation("sdpa")
+    assert eager.encoder.config._attn_implementation == "sdpa"
+    encoder = bert()
+    encoder.set_attn_implementation("eager")
+    MultiTaskModel.from_encoder(encoder, TASKS, "tag")
+    assert encoder.config._attn_implementation == "eager"
+    batch = COLLATE(made_up(3))
+    for attention in ("eager", "sdpa"):
+        again = kept(model, tmp_path, attn_implementation=attention).eval()
+        torch.testing.assert_close(again(**batch).loss, model.eval()(**batch).loss)
+
+
+def test_tuples_in_place_of_records():
+    model, batch = small_model().eval(), COLLATE(made_up(3))
+    out = model(**batch)
+    for loss, losses, logits in (model(**batch, return_dict=False), out.to_tuple()):
+        assert torch.equal(loss, out.loss)
+        assert torch.equal(losses, out.losses)
+        assert logits.keys() == out.logits.keys()
+    model.config.return_dict = model.encoder.config.return_dict = False
+    assert torch.equal(model(**batch)[0], out.loss)
+    assert torch.equal(model(**batch, return_dict=True).loss, out.loss)
+
+
+@pytest.mark.parametrize("trainer", [MultiTaskTrainer, transformers.Trainer])
+def test_smoothing_of_all_labels_is_refused(tmp_path, trainer):
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), label_smoothing_factor=0.1, report_to=[], use_cpu=True, remove_unused_columns=False
+    )
+    with pytest.raises(InputError, match=r"as in Classification\(4, label_smoothing=0\.1\)"):
+        trainer(
+            small_model(), arguments, train_dataset=made_up(4), data_collator=COLLATE,
+            callbacks=[PhaseCallback(Switch())],
+        ).train()  # fmt: skip
+
+
+def test_an_encoder_without_a_type_is_refused():
+    with pytest.raises(InputError, match="needs its model_type, such as 'bert'"):
+        MultiTaskConfig(encoder={"hidden_size": 8})

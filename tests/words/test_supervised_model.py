@@ -12,12 +12,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from mt2st_fast import InputError, SupervisedModel, Switch, load_model, train_supervised
 from mt2st_fast.data.labelled_text import BagFeatures
 from mt2st_fast.data.line_bags import LineBags
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.words import bag_scorer
+from mt2st_fast.words.fasttext_models import Classifier
 
 TEXTS = ["goal match poor", "soup great", "", "unseen kickings bread", "the the a", "übel 日本 goal"]
 ANOTHER_PROCESS = """
@@ -243,6 +245,60 @@ def test_labels_that_training_never_saw_are_told_and_wrong(tmp_path, caplog):
     assert caplog.messages == [line]
     model.test_label(test)
     assert caplog.messages == [line, line]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A model of one family whose documents have several labels."""
+    train = tmp_path_factory.mktemp("data") / "train.txt"
+    train.write_text("__label__a __label__b x\n__label__b y\n__label__c z\n" * 30)
+    return train_supervised(train, dim=8, epoch=30, batch_size=16, device="cpu")
+
+
+def test_labels_that_training_never_saw_are_missed_among_several(several, tmp_path):
+    test = tmp_path / "test.txt"
+    test.write_text("__label__a __label__new x\n__label__new y\n__label__c z\nno label z\n")
+    names = ["a", "b", "c", "new"]
+    true = np.array([[1, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0]])
+    guessed = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    assert [several.predict(t, k=-1, threshold=0.5).labels for t in "yz"] == [("b",), ("c",)]
+    assert several.test(test) == {"label": pytest.approx(f1_score(true, guessed, average="micro"))}
+    found = several.test_label(test)
+    expected = f1_score(true, guessed, average=None)
+    assert {name: found[name]["f1score"] for name in names} == pytest.approx(
+        dict(zip(names, expected, strict=True))
+    )
+    test.write_text("__label__new x\n")
+    assert several.test(test) == {"label": 0}
+
+
+def test_any_of_several_labels_is_right_where_training_had_one_each(tmp_path, caplog):
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_text("__label__a x\n__label__b y\n__label__c z\n" * 30)
+    model = train_supervised(train, dim=8, epoch=20, batch_size=16)
+    test.write_text(
+        "__label__b __label__a x\n__label__a __label__b y\n__label__a __label__new z\n__label__c z\n"
+    )
+    assert model.test(test) == {"label": 0.75}  # fastText's precision at 1
+    assert Classifier(model).test(test)[1] == 0.75
+    assert caplog.messages[-1] == (
+        f"{test}: label: 3 documents have several labels, and training documents had one each: the label predicted is "
+        "right if it is any of them"
+    )
+    caplog.clear()
+    test.write_text("__label__a __label__a x\n")
+    assert model.test(test) == {"label": 1}
+    assert not caplog.messages
+
+
+def test_one_rule_says_what_is_predicted(model, several):
+    assert several.choice("label") == (-1, 0.5)
+    assert several.choice("label", k=2) == (2, 0)
+    assert several.choice("label", threshold=0.3) == (-1, 0.3)
+    assert model.choice("topic") == (1, 0)
+    assert model.choice("topic", threshold=0.3) == (1, 0.3)
+    with pytest.raises(InputError, match="k must be"):
+        model.choice("topic", k=0)
 
 
 def test_scores_where_documents_have_several_labels(model, train):

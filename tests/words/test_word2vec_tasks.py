@@ -68,12 +68,12 @@ def test_tasks_retire_by_the_schedule(pairs, schedule, turns):
 @pytest.mark.parametrize(
     ("schedule", "does"),
     [
-        (AdaptiveSwitch(), "decides based on held-out batches"),
-        (AdaptiveTaskSelector(), "decides based on held-out batches"),
-        (DynamicWeightAverage(), "decides based on losses"),
+        (AdaptiveSwitch(), "compares the tasks' gradients on held-out batches"),
+        (AdaptiveTaskSelector(), "selects which parts of the model train"),
+        (DynamicWeightAverage(), "decides by the losses"),
         (Uncertainty(), "learns its weights"),
-        (Alternate(), "trains shared and task parameters in turns"),
-        (AdaTask(), "keep moments per task"),
+        (Alternate(), "trains the encoder and the tasks in turns"),
+        (AdaTask(), "keeps optimizer moments per task"),
     ],
 )
 def test_a_schedule_that_does_more_than_weigh_is_refused(pairs, schedule, does):

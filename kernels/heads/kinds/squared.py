@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -23,25 +25,47 @@ def _element(z, y, weight, options):
 
 
 def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
-    """Sums for R², (C,) each."""
+    """Sums for R², (C,) each.
+
+    Those of the targets are exact, for up to 2^29 rows of like size: targets that are far from zero vary by a tiny
+    difference of large sums, and rounding would make one up where all of them are equal.
+    """
     valid = ~torch.isnan(target)
-    value = target.double().masked_fill(~valid, 0.0)
+    value = target.float().double().masked_fill(~valid, 0.0)  # losses take float32 as well
     error = (logits.double() - value).masked_fill(~valid, 0.0)
-    return (error**2).sum(0), value.sum(0), (value**2).sum(0), valid.sum(0)
+    upper, lower = _halves(value**2)
+    return (error**2).sum(0), value.sum(0), upper.sum(0), lower.sum(0), valid.sum(0)
+
+
+def _halves(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Split squares of float32 numbers, 48 bits each, into halves of 24 bits; float64 adds up 2^29 of such exactly."""
+    upper = (squares.view(torch.int64) & -(1 << 29)).view(torch.float64)
+    return upper, squares - upper
 
 
 def _r2(
-    squared_errors: list[float], totals: list[float], totals_of_squares: list[float], counts: list[float]
+    squared_errors: list[float],
+    totals: list[float],
+    upper_squares: list[float],
+    lower_squares: list[float],
+    counts: list[float],
 ) -> float:
     """Mean R² over the outputs whose targets vary, so that outputs in different units have equal weight."""
     found = []
-    for error, total, of_squares, count in zip(
-        squared_errors, totals, totals_of_squares, counts, strict=True
-    ):
-        variation = of_squares - total * total / count if count else 0.0
+    for error, *of_targets in zip(squared_errors, totals, upper_squares, lower_squares, counts, strict=True):
+        variation = _variation(*of_targets)
         if variation > 0:
             found.append(1.0 - error / variation)
     return sum(found) / len(found) if found else float("nan")
+
+
+def _variation(total: float, upper: float, lower: float, count: float) -> float:
+    """Sum of squared differences from the mean; 0 only if all targets are equal, NaN if one is infinite."""
+    if not count:
+        return 0.0
+    if not math.isfinite(total + upper + lower):
+        return math.nan
+    return float(Fraction(upper) + Fraction(lower) - Fraction(total) ** 2 / Fraction(count))
 
 
 R2 = Metric("r2", _sums, _r2)
