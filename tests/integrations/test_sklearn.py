@@ -347,5 +347,5 @@ def test_what_word_vectors_cannot_be_made_of_is_named():
 def test_a_task_that_was_never_trained_is_none():
     model = small(main="topic", schedule=SingleTask(), epoch=1).fit(TEXTS, BOTH)
     assert list(model.task_classes_) == ["topic"]
-    with pytest.raises(InputError, match="there is no task 'tone'; there are topic"):
+    with pytest.raises(InputError, match="no task 'tone'; available: topic"):
         model.predict(TEXTS, task="tone")
