@@ -11,7 +11,8 @@ from mt2st_fast.data.text.tokenizers import TOKENIZERS
 from mt2st_fast.errors import InputError
 from mt2st_fast.serving import reading
 from mt2st_fast.serving.reading import read_units
-from mt2st_fast.serving.writing import Wanted, check_format, write_units
+from mt2st_fast.serving.wanted import Wanted
+from mt2st_fast.serving.writing import check_format, write_units
 from tests.serving.test_text_model import LABELS, made
 
 CONLLU = """\
