@@ -84,6 +84,7 @@ def _measure_corpus(
     """Measure the model of a run on data that is read as in training."""
     from mt2st_fast.data import open_data
     from mt2st_fast.data.readers import READERS, parse_spec, takes
+    from mt2st_fast.data.readers.same_data import same_data
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
@@ -101,7 +102,8 @@ def _measure_corpus(
     chosen = part or ("test" if path.is_dir() else "all")
     parts = PARTS if chosen == "all" else (chosen,)
     # The model's own training data is split as it was then, whatever its files are named.
-    as_then = chosen != "all" and found.source == f"{kind}:{path}"
+    spec = f"{kind}:{path}"
+    as_then = chosen != "all" and same_data(found.source, spec)
     splits = open_data(
         data, asked[0], asked[1:], label_fraction=1.0, text_column=text_column, delimiter=delimiter,
         measured=None if as_then else parts,
@@ -113,6 +115,8 @@ def _measure_corpus(
     for score in measured:
         table.add_row(score.task, score.metric, f"{score.value:.4f}", f"{score.rows:,}", f"{score.unseen:,}")
     say(console, summary(what_was_read(splits), parts=chosen != "all"))
+    if learnt := _learnt_from(found.source, spec, chosen):
+        say(console, learnt)
     for score in measured:
         for line in score.lines():
             say(console, line)
@@ -125,6 +129,19 @@ def _measure_corpus(
                 numbers = (each.precision, each.recall, each.f1)
                 of_task.add_row(each.name, f"{each.support:,}", *map(_shown, numbers))
             console.print(of_task)
+
+
+def _learnt_from(source: str, spec: str, part: str) -> str:
+    """Return a line that says so if rows to be measured are rows that the model learnt from, unasked; else ""."""
+    from mt2st_fast.data.readers.same_data import is_training_file_of, same_data
+
+    if part == "train":
+        return ""
+    if part == "all" and same_data(source, spec):
+        return "the model was trained on this data: its training rows are measured, too, unless --part is test or dev"
+    if is_training_file_of(spec, source):
+        return "the model was trained on this file: rows that it learnt from are measured"
+    return ""
 
 
 def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
