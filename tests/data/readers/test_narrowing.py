@@ -47,7 +47,7 @@ def test_many_numbers_of_many_digits_are_not_told():
     numbers = np.random.default_rng(0).normal(size=100_000)
     assert len(np.unique(numbers.astype(np.float32))) < len(numbers)
     assert merged_targets("t", "y", [None, *numbers.tolist()]) == ""
-    with pytest.raises(InputError, match="different targets, such as .* are one number"):
+    with pytest.raises(InputError, match=r"different targets, such as .* are one number"):
         merged_targets("t", "y", (1e9 + 1e-3 * numbers).tolist())
 
 
