@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mt2st_fast.cli.comparing import Comparing
-from mt2st_fast.cli.options import COMMANDS, Given, another_value, going_on, kept_config, takes_options
+from mt2st_fast.cli.options import (
+    COMMANDS,
+    Given,
+    another_value,
+    check_used,
+    going_on,
+    kept_config,
+    takes_options,
+)
 from mt2st_fast.cli.output import OutputOptions, check_not_lost, check_not_of, make_writable
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
@@ -51,6 +59,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     asked = Progress(config, comparison, sorted(given.keys() & set(TUNED)))
     if not output.resume:
         _check(asked)
+        check_used(config, given)
     folder = make_writable(output.folder("compare"))
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)

@@ -22,6 +22,7 @@ NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
 LR_DECAYS = ("linear", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
+OF_TOKENS = ("window", "hidden")  # options of what labels words; a document is the mean of its words
 BACKENDS = ("auto", *dict.fromkeys(name for room in ROOMS.values() for name in room.names))
 
 
@@ -115,8 +116,12 @@ class Config:
         "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(PRECISIONS)
     )
     dim: int = option(64, "Model", "length of a word vector", min=1)
-    window: int = option(2, "Model", "words used on each side of a token to predict its label", min=0)
-    hidden: int = option(128, "Model", "width of the hidden layer over the window; 0 for none", min=0)
+    window: int = option(
+        2, "Model", "words used on each side of a token to predict its label; not for documents", min=0
+    )
+    hidden: int = option(
+        128, "Model", "width of the hidden layer over the window; 0 for none; not for documents", min=0
+    )
     dropout: float = option(0.3, "Model", "dropout on word vectors", min=0.0, max=0.99)
     min_count: int = option(2, "Model", "words that occur less often share the row of unknown words", min=1)
     init: str | None = option(
