@@ -259,8 +259,20 @@ def test_an_option_of_taggers_is_refused_for_documents(
             assert f"--{name} is for labels of words, and has no effect where rows are documents" in error
             assert f"as in {data}: leave it out" in error
         file = write(tmp_path / "run.toml", data=data, **{name: 7})
-        assert f"leave it out ({name} in {file}, data in {file})" in asked(command, "--config", file)
+        error = asked(command, "--config", file)
+        assert "leave it out (" in error
+        assert f"{name} in {file}" in error
         kept = write(tmp_path / "kept.toml", data=data, **{name: default})  # as a run keeps all its options
         assert getattr(asked(command, "--config", kept)[0], name) == default
         assert not isinstance(asked(command, "--data", data), str)
     assert getattr(asked(command, "--data", "conllu:x", f"--{name}", "7")[0], name) == 7
+
+
+def test_seeds_that_count_up_stay_below_the_largest(asked) -> None:
+    largest = 2**53 - 1
+    for n, seed in ((1, largest - 1), (3, largest - 3)):
+        assert not isinstance(asked("compare", "--seed", str(seed), "--seeds", str(n)), str)
+        error = asked("compare", "--seed", str(seed + 1), "--seeds", str(n))
+        assert f"--seed {seed + 1} is too large for --seeds {n}, which count up from it" in error
+    assert "--seed" in asked("train", "--seed", str(largest + 1))
+    assert asked("train", "--seed", str(largest))[0].seed == largest
