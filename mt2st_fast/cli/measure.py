@@ -32,7 +32,10 @@ def measure(
         str, typer.Option(help="train, dev, test, or all of them together; all by default for a single file")
     ] = "",
     tasks: Annotated[
-        str | None, typer.Option(help="comma-separated tasks to measure; the main task by default")
+        str | None,
+        typer.Option(
+            help='comma-separated tasks to measure, a name with a comma in "quotes"; the main task by default'
+        ),
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="table column with the text; as in training by default")

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mt2st_fast.cli.tasks import names_between_commas
 from mt2st_fast.data.readers import READERS, takes
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import OF_TOKENS, Config
@@ -138,14 +139,10 @@ def _from_flags(
             continue
         value = flags[name]
         if option.kind is tuple:
-            value = tuple(value) if option.repeated else _names_in(value)
+            value = tuple(value) if option.repeated else names_between_commas(value, option.flag)
         option.check(value, option.flag)
         found[name] = value
     return found
-
-
-def _names_in(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 # --- values -----------------------------------------------------------------------------------------------

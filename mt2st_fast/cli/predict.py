@@ -35,7 +35,10 @@ def predict(
         typer.Option("--out", "-o", metavar="PATH", help="output file; standard output by default"),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="comma-separated tasks to predict; the main task by default")
+        str | None,
+        typer.Option(
+            help='comma-separated tasks to predict, a name with a comma in "quotes"; the main task by default'
+        ),
     ] = None,
     form: Annotated[
         str | None,

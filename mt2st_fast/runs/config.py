@@ -64,7 +64,9 @@ class Config:
     )
     main: str | None = option(None, "Data", "main task; the reader's choice by default")
     aux: tuple[str, ...] | None = option(
-        None, "Data", "comma-separated auxiliary tasks; the reader's choice by default"
+        None,
+        "Data",
+        'comma-separated auxiliary tasks, a name with a comma in "quotes"; the reader\'s choice by default',
     )
     text_column: str | None = option(
         None, "Data", "table column with the text; text, sentence, review or content by default"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.errors import InputError
-from mt2st_fast.spelling import listed, meant
+from mt2st_fast.spelling import listed, meant, quoted
 
 _KIND_OF_SUFFIX = {
     "classes": "classes",
@@ -122,7 +122,7 @@ def choose_tasks(
         if task.name not in existing:
             raise InputError(
                 f"{where}: there is no task {task.name!r}; it has {listed(existing)}"
-                + meant(task.name, existing)
+                + (meant(task.name, existing) or quoted(existing))
             )
     if main.name in [task.name for task in auxiliary]:
         raise InputError(f"task {main.name!r} is main and auxiliary; take it out of the auxiliary tasks")
