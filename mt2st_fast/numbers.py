@@ -15,8 +15,9 @@ from mt2st_fast.errors import InputError
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number, of Python or NumPy."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    if is_whole(value):
+        return True  # of any size: math.isfinite fails above the largest float
+    return isinstance(value, float | np.floating) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
@@ -56,7 +57,9 @@ def check_within(low: float, high: float, **options: Any) -> None:
     """
     for name, value in options.items():
         if not (is_number(value) and low <= value <= high):
-            wanted = f"within [{low:g}, {high:g}]" if high < math.inf else f"of at least {low:g}"
+            wanted = (
+                f"within [{_shown(low)}, {_shown(high)}]" if high < math.inf else f"of at least {_shown(low)}"
+            )
             raise InputError(f"{name} must be a finite number {wanted}, not {value!r}")
 
 
@@ -65,3 +68,8 @@ def check_count(least: int = 1, **options: Any) -> None:
     for name, value in options.items():
         if not (is_whole(value) and value >= least):
             raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _shown(limit: float) -> str:
+    """Format a limit: a whole number to its last digit."""
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"

@@ -20,6 +20,20 @@ def listed(names: Iterable[str], most: int = MOST_NAMED) -> str:
     return ", ".join(names[:most]) + more if names else "none"
 
 
+def twice(names: Sequence[str]) -> str | None:
+    """Return the first name that is there more than once, if any."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
+
+
+def quoted(known: Iterable[str]) -> str:
+    """Return a hint for an error about a name in a list with commas, if a known name has a comma itself; or ""."""
+    name = next((name for name in known if "," in name), None)
+    if name is None:
+        return ""
+    written = '"' + name.replace('"', '""') + '"'
+    return f"; a name with a comma stands between quotation marks, here {written}"
+
+
 def in_any_case(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that equals this one, or else the only one that differs just in case."""
     if name in known:

@@ -32,7 +32,7 @@ from mt2st_fast import (
 )
 from mt2st_fast.cli import app
 from mt2st_fast.runs.config import Config
-from mt2st_fast.serving.writing import Wanted
+from mt2st_fast.serving.wanted import Wanted
 from mt2st_fast.training.schedules import RunFacts, find_strategy, strategy_options
 from tests.cli.running import fails, make_treebank
 

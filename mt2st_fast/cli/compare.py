@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mt2st_fast.cli.comparing import Comparing
-from mt2st_fast.cli.options import COMMANDS, Given, another_value, going_on, kept_config, takes_options
+from mt2st_fast.cli.options import (
+    COMMANDS,
+    Given,
+    another_value,
+    check_used,
+    going_on,
+    kept_config,
+    takes_options,
+)
 from mt2st_fast.cli.output import OutputOptions, check_not_lost, check_not_of, make_writable
 from mt2st_fast.cli.reading import read_data
 from mt2st_fast.cli.signals import StoppingOnSignals
@@ -29,7 +37,7 @@ from mt2st_fast.runs.comparison_progress import CHECKPOINT, Progress
 from mt2st_fast.runs.comparison_report import COMPARISON, REPORT_FILES, write_comparison_report
 from mt2st_fast.runs.comparison_tables import table_rows
 from mt2st_fast.runs.conclusions import sentence
-from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.config import MOST_SEED, Config
 from mt2st_fast.runs.config_file import read_config_file
 from mt2st_fast.runs.experiment import Experiment
 from mt2st_fast.runs.intervals import LEAST_SEEDS
@@ -51,6 +59,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     asked = Progress(config, comparison, sorted(given.keys() & set(TUNED)))
     if not output.resume:
         _check(asked)
+        check_used(config, given)
     folder = make_writable(output.folder("compare"))
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)
@@ -78,6 +87,11 @@ def _check(asked: Progress) -> None:
     for engine in comparison.engine:
         config.on_engine(engine)
     config.check_strategy_options(comparison.strategies)
+    if config.seed + comparison.seeds > MOST_SEED:  # one more than the runs have, for tuning
+        raise InputError(
+            f"--seed {config.seed} is too large for --seeds {comparison.seeds}, which count up from it; the largest "
+            f"seed is {MOST_SEED}"
+        )
 
 
 def _stored(folder: Path, asked: Progress, given: Given) -> Progress:

@@ -34,7 +34,10 @@ def export(
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="comma-separated tasks to compute; the main task by default")
+        str | None,
+        typer.Option(
+            help='comma-separated tasks to compute, a name with a comma in "quotes"; the main task by default'
+        ),
     ] = None,
 ) -> None:
     """Write a model as a graph of plain operators for any batch size, and a JSON file describing inputs and outputs."""

@@ -32,7 +32,10 @@ def measure(
         str, typer.Option(help="train, dev, test, or all of them together; all by default for a single file")
     ] = "",
     tasks: Annotated[
-        str | None, typer.Option(help="comma-separated tasks to measure; the main task by default")
+        str | None,
+        typer.Option(
+            help='comma-separated tasks to measure, a name with a comma in "quotes"; the main task by default'
+        ),
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="table column with the text; as in training by default")
@@ -81,6 +84,7 @@ def _measure_corpus(
     """Measure the model of a run on data that is read as in training."""
     from mt2st_fast.data import open_data
     from mt2st_fast.data.readers import READERS, parse_spec, takes
+    from mt2st_fast.data.readers.same_data import same_data
     from mt2st_fast.runs.shown import shown
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
@@ -99,7 +103,8 @@ def _measure_corpus(
     chosen = part or ("test" if path.is_dir() else "all")
     parts = PARTS if chosen == "all" else (chosen,)
     # The model's own training data is split as it was then, whatever its files are named.
-    as_then = chosen != "all" and found.source == f"{kind}:{path}"
+    spec = f"{kind}:{path}"
+    as_then = chosen != "all" and same_data(found.source, spec)
     splits = open_data(
         data, asked[0], asked[1:], label_fraction=1.0, text_column=text_column, delimiter=delimiter,
         measured=None if as_then else parts,
@@ -111,6 +116,8 @@ def _measure_corpus(
     for score in measured:
         table.add_row(score.task, score.metric, shown(score.value), f"{score.rows:,}", f"{score.unseen:,}")
     say(console, summary(what_was_read(splits), parts=chosen != "all"))
+    if learnt := _learnt_from(found.source, spec, chosen):
+        say(console, learnt)
     for score in measured:
         for line in score.lines():
             say(console, line)
@@ -123,6 +130,19 @@ def _measure_corpus(
                 numbers = (each.precision, each.recall, each.f1)
                 of_task.add_row(each.name, f"{each.support:,}", *map(shown, numbers))
             console.print(of_task)
+
+
+def _learnt_from(source: str, spec: str, part: str) -> str:
+    """Return a line that says so if rows to be measured are rows that the model learnt from, unasked; else ""."""
+    from mt2st_fast.data.readers.same_data import is_training_file_of, same_data
+
+    if part == "train":
+        return ""
+    if part == "all" and same_data(source, spec):
+        return "the model was trained on this data: its training rows are measured, too, unless --part is test or dev"
+    if is_training_file_of(spec, source):
+        return "the model was trained on this file: rows that it learnt from are measured"
+    return ""
 
 
 def _named_as(splits: Splits, names: Sequence[str]) -> Splits:

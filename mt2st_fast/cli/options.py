@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mt2st_fast.data.readers import takes
+from mt2st_fast.cli.tasks import names_between_commas
+from mt2st_fast.data.readers import READERS, takes
 from mt2st_fast.errors import InputError
-from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.config import OF_TOKENS, Config
 from mt2st_fast.runs.config_file import config_file, read_config_file
 from mt2st_fast.runs.options import Option, options_of, options_of_strategies
 from mt2st_fast.training.schedules import strategy_options
@@ -138,14 +139,10 @@ def _from_flags(
             continue
         value = flags[name]
         if option.kind is tuple:
-            value = tuple(value) if option.repeated else _names_in(value)
+            value = tuple(value) if option.repeated else names_between_commas(value, option.flag)
         option.check(value, option.flag)
         found[name] = value
     return found
-
-
-def _names_in(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 # --- values -----------------------------------------------------------------------------------------------
@@ -213,6 +210,22 @@ def _speaks_of(message: str, option: Option, value: Any) -> bool:
 def _is_named(text: str, message: str) -> bool:
     """Whether the text occurs as a whole word: --lr is not in --lr-decay."""
     return re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", message) is not None
+
+
+def check_used(config: Config, given: Given) -> None:
+    """Raise InputError for an option that was given and has no effect on the data.
+
+    A file may have such an option with its default value, as the configuration that a run keeps has all of them.
+    """
+    if READERS[config.data.partition(":")[0]].level == "token":
+        return
+    for name in OF_TOKENS:
+        option = options_of(Config)[name]
+        if name in given and (given[name] is None or getattr(config, name) != option.default):
+            raise InputError(
+                f"{option.flag} is for labels of words, and has no effect where rows are documents, as in "
+                f"{config.data}: leave it out"
+            )
 
 
 # --- stored configurations --------------------------------------------------------------------------------

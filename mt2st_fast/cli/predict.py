@@ -35,7 +35,10 @@ def predict(
         typer.Option("--out", "-o", metavar="PATH", help="output file; standard output by default"),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="comma-separated tasks to predict; the main task by default")
+        str | None,
+        typer.Option(
+            help='comma-separated tasks to predict, a name with a comma in "quotes"; the main task by default'
+        ),
     ] = None,
     form: Annotated[
         str | None,
@@ -112,7 +115,8 @@ def _of_texts(
     from mt2st_fast.data.text.tokenizers import TOKENIZERS
     from mt2st_fast.serving.reading import read_units
     from mt2st_fast.serving.text_model import TextModel
-    from mt2st_fast.serving.writing import Wanted, check_format, write_units
+    from mt2st_fast.serving.wanted import Wanted
+    from mt2st_fast.serving.writing import check_format, write_units
 
     model = TextModel.load(folder)
     for task in tasks:
@@ -136,7 +140,8 @@ def _of_lines(
     """Label lines with a model of train_supervised, which splits lines itself."""
     from mt2st_fast.data.text.lines import TextLines
     from mt2st_fast.serving.classified_lines import check_format, write_lines
-    from mt2st_fast.serving.writing import Wanted
+    from mt2st_fast.serving.fitting import check_keys
+    from mt2st_fast.serving.wanted import Wanted
     from mt2st_fast.words.supervised_model import SupervisedModel
 
     if kind not in ("auto", "text") or tokenizer not in (None, "blanks"):
@@ -144,6 +149,8 @@ def _of_lines(
                          "--input and --tokenizer")  # fmt: skip
     model = SupervisedModel.load(folder, device="cpu")
     wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
+    if wanted.format == "jsonl":
+        check_keys(wanted.tasks, "document")
     return write_lines(model, (lines for _, lines in TextLines(*source).blocks()), wanted)
 
 

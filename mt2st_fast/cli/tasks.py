@@ -1,17 +1,36 @@
-"""The tasks that an option names."""
+"""The names that an option lists."""
 
 from __future__ import annotations
 
+import csv
+import re
+
 from mt2st_fast.errors import InputError
+from mt2st_fast.spelling import twice
+
+_OPENING = re.compile(r'(^|,)\s*"')
+
+
+def names_between_commas(option: str, flag: str) -> tuple[str, ...]:
+    """Return the names in an option; one with a comma in it stands between quotation marks, as in a table.
+
+    Raises InputError for a mark without a second one.
+    """
+    if option.count('"') % 2 and _OPENING.search(option):  # csv would close it at the end
+        raise InputError(
+            f'{flag} {option}: a quotation mark is not closed; a name with a comma in it is written as in "a,b",c'
+        )
+    rows = csv.reader([" ".join(option.split())], skipinitialspace=True)
+    return tuple(name.strip() for row in rows for name in row if name.strip())
 
 
 def tasks_named(option: str | None) -> tuple[str, ...]:
-    """Return the names between commas, each once; empty if the option is not given. Raises InputError if it has no
-    name.
-    """
+    """Return the names in --tasks, empty if it is not given. Raises InputError if it has no name, or one twice."""
     if option is None:
         return ()
-    names = tuple(dict.fromkeys(name.strip() for name in option.split(",") if name.strip()))
+    names = names_between_commas(option, "--tasks")
     if not names:
         raise InputError(f"--tasks {option!r}: names no task; leave it out for the main one")
+    if repeated := twice(names):
+        raise InputError(f"--tasks names {repeated!r} twice; name it once")
     return names

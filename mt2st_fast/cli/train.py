@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mt2st_fast.cli.options import COMMANDS, Given, config_of, going_on, kept_config, takes_options
+from mt2st_fast.cli.options import (
+    COMMANDS,
+    Given,
+    check_used,
+    config_of,
+    going_on,
+    kept_config,
+    takes_options,
+)
 from mt2st_fast.cli.output import (
     CHECKPOINT,
     OutputOptions,
@@ -64,6 +72,8 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
     processes train one model, and one of them writes. config.json keeps the options of the run; with --config it trains
     the same again.
     """
+    if not output.resume:  # a run that goes on has the options that it has
+        check_used(config, given)
     out = output.folder("train")
     with together(config.device) as processes:
         folder = make_writable(out) if processes.writes else out

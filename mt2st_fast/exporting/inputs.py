@@ -47,8 +47,13 @@ class TextInputs:
 
     @classmethod
     def read(cls, path: str | Path) -> TextInputs:
-        """Read the JSON beside a graph. Raises ValueError for another file, and for one of another graph."""
-        description = json.loads(Path(path).read_text("ascii"))
+        """Read the JSON beside a graph. Raises ValueError for another file or half of one, and for one of another
+        graph.
+        """
+        try:
+            description = json.loads(Path(path).read_text("ascii"))
+        except ValueError as error:  # of JSON or of its encoding
+            raise ValueError(f"{path}: is no whole description ({error}); export the model again") from None
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise ValueError(f"{path}: is not written as '{FORMAT}'")
         if description.get("text") not in ("words", "lines"):

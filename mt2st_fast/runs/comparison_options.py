@@ -11,6 +11,8 @@ from mt2st_fast.runs.config import ENGINES
 from mt2st_fast.runs.options import check_options, option, positive, some_of
 from mt2st_fast.training.schedules import strategies
 
+MOST_RUNS = 10_000
+
 
 def _finite(shown: str, value: Any) -> None:
     check_finite_number(**{shown: value})
@@ -26,7 +28,7 @@ class ComparisonOptions:
         "comma-separated strategies",
         test=some_of(tuple(strategies())),
     )
-    seeds: int = option(3, "Training", "runs per strategy", min=1)
+    seeds: int = option(3, "Training", "runs per strategy", min=1, max=MOST_RUNS)
     target: float | None = option(
         None,
         "Output",
@@ -51,6 +53,7 @@ class ComparisonOptions:
         "trials per strategy before the comparison, on a separate seed, to tune the learning rate, switch point and "
         "auxiliary weight where they are not given",
         min=0,
+        max=MOST_RUNS,
     )
 
     def __post_init__(self) -> None:

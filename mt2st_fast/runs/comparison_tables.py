@@ -240,7 +240,7 @@ def _of_seeds(target: Mapping[str, Any]) -> str:
     if values[0] == values[-1]:
         return f"{shown(values[0])} on development rows, for every seed."
     return (
-        f"Each seed has its own, as its data are its own: {shown(values[0])} to {shown(values[-1])} on development "
+        f"Each seed has its own, from its own run: {shown(values[0])} to {shown(values[-1])} on development "
         f"rows, median {shown(target['median'])}."
     )
 

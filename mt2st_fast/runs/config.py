@@ -22,6 +22,14 @@ NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
 LR_DECAYS = ("linear", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
+# Limits of what machines and the numbers in files can hold; larger values ended in overflows.
+MOST_SEED = (
+    2**53 - 1
+)  # every reader of JSON knows it exactly, and seeds counted up from it are still 64-bit integers
+MOST_WIDE = 2**20
+MOST_WINDOW = 1000
+MOST_BUCKETS = 2**30  # rows of a table are numbered in 32 bits, those of words included
+OF_TOKENS = ("window", "hidden")  # options of what labels words; a document is the mean of its words
 BACKENDS = ("auto", *dict.fromkeys(name for room in ROOMS.values() for name in room.names))
 
 
@@ -56,7 +64,9 @@ class Config:
     )
     main: str | None = option(None, "Data", "main task; the reader's choice by default")
     aux: tuple[str, ...] | None = option(
-        None, "Data", "comma-separated auxiliary tasks; the reader's choice by default"
+        None,
+        "Data",
+        'comma-separated auxiliary tasks, a name with a comma in "quotes"; the reader\'s choice by default',
     )
     text_column: str | None = option(
         None, "Data", "table column with the text; text, sentence, review or content by default"
@@ -114,15 +124,29 @@ class Config:
     precision: str = option(
         "float32", "Training", "float32, bfloat16 or float16 (autocast)", test=one_of(PRECISIONS)
     )
-    dim: int = option(64, "Model", "length of a word vector", min=1)
-    window: int = option(2, "Model", "words used on each side of a token to predict its label", min=0)
-    hidden: int = option(128, "Model", "width of the hidden layer over the window; 0 for none", min=0)
+    dim: int = option(64, "Model", "length of a word vector", min=1, max=MOST_WIDE)
+    window: int = option(
+        2,
+        "Model",
+        "words used on each side of a token to predict its label; not for documents",
+        min=0,
+        max=MOST_WINDOW,
+    )
+    hidden: int = option(
+        128,
+        "Model",
+        "width of the hidden layer over the window; 0 for none; not for documents",
+        min=0,
+        max=MOST_WIDE,
+    )
     dropout: float = option(0.3, "Model", "dropout on word vectors", min=0.0, max=0.99)
     min_count: int = option(2, "Model", "words that occur less often share the row of unknown words", min=1)
     init: str | None = option(
         None, "Model", "word vectors to start from: .txt, .vec, .bin, .safetensors, GloVe text, .gz"
     )
-    buckets: int = option(20_000, "Model", "rows for hashed prefixes, suffixes and shapes; 0 for none", min=0)
+    buckets: int = option(
+        20_000, "Model", "rows for hashed prefixes, suffixes and shapes; 0 for none", min=0, max=MOST_BUCKETS
+    )
     evaluations: int = option(20, "Training", "evaluations per run", min=1)
     patience: int | None = option(
         None, "Training", "stop after this many evaluations without a rise; never by default", min=1
@@ -130,7 +154,7 @@ class Config:
     min_delta: float = option(
         0.0, "Training", "for --patience, a rise must exceed this on the development rows", min=0.0
     )
-    seed: int = option(1, "Training", "random seed", min=0)
+    seed: int = option(1, "Training", "random seed", min=0, max=MOST_SEED)
     device: str = option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...", test=_names_device)
     engine: str = option(
         "fused",

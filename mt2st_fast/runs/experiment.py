@@ -24,6 +24,7 @@ from mt2st_fast.data import (
     evaluation_batches,
     subword_rows,
 )
+from mt2st_fast.data.readers.same_data import located
 from mt2st_fast.data.record import never_seen
 from mt2st_fast.errors import InputError
 from mt2st_fast.kernels import Choice, choose_backend
@@ -256,7 +257,7 @@ def text_model(experiment: Experiment) -> TextModel:
         vectors.table,
         labels,
         reader.tokenizer,
-        splits.name,
+        located(splits.name),
         experiment.config.text_column,
     )
 

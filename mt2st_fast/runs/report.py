@@ -15,7 +15,7 @@ from mt2st_fast.runs.chosen_parts import PICTURE, chosen_parts, section
 from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import plot_against, run_page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, png
-from mt2st_fast.runs.run_facts import HISTORY, read_facts
+from mt2st_fast.runs.run_facts import read_facts, read_history
 from mt2st_fast.runs.shown import engine_of, left_out_of_vectors, quality_of, shown, step_ms_of, trained_in
 from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
@@ -30,7 +30,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     another content than a run writes.
     """
     facts = read_facts(folder)
-    history = History.read_jsonl(folder / HISTORY, facts["main"])
+    history = read_history(folder, facts)
     report = {**make_report(facts, history), "against": beside.read_against(folder)}
     pictures = {}
     if report["chosen_parts"] is not None:

@@ -7,7 +7,9 @@ from these two files alone (`runs/report.py`), at the end of a run and whenever 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mt2st_fast.model_folder import RUN_MODEL
 from mt2st_fast.runs.experiment import Experiment, text_model
 from mt2st_fast.runs.what_was_read import what_was_read
 from mt2st_fast.serving.scores import scores
+from mt2st_fast.training.history import History
 from mt2st_fast.training.schedules.abilities import evidence_of
 from mt2st_fast.words.trained_heads import untrained
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
@@ -56,6 +59,7 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
             "left_out": len(vectors) - n_written,
         },
         "neighbours": telling_neighbours(vectors),
+        "records": _n_records(experiment.trainer.history),
     }
     model.save(folder / RUN_MODEL)
     experiment.trainer.history.write_jsonl(folder / HISTORY)
@@ -75,6 +79,35 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise InputError(f"{path}: is written as {found!r}, this version reads {FORMAT!r}; train again")
     return facts
+
+
+def read_history(folder: Path, facts: Mapping[str, Any]) -> History:
+    """Read the history of the run that left these facts.
+
+    Raises InputError where it is missing or not whole, and KeyError, TypeError or ValueError where it is damaged
+    otherwise.
+    """
+    path = folder / HISTORY
+    history = History.read_jsonl(path, facts["main"])
+    steps, n_found = [record.step for record in history.steps], _n_records(history)
+    n_all = facts.get("records", n_found)  # a run of an earlier version does not tell
+    if n_found != n_all:
+        why = f"has {n_found:,} records where the run wrote {n_all:,}"
+    elif (last := steps[-1] if steps else 0) != facts["steps"]:
+        why = f"ends at step {last:,}, and the run took {facts['steps']:,}"
+    elif any(after <= before for before, after in pairwise(steps)):
+        why = "has steps that are not in order"
+    else:
+        return history
+    raise InputError(
+        f"{path}: is not the whole history of the run, as it {why}; bring it back, or train again"
+    )
+
+
+def _n_records(history: History) -> int:
+    """Return how many lines a history is written in."""
+    of_steps = len(history.steps) + len(history.evaluations)
+    return len(history.phases) + of_steps + len(history.selections) + (history.stopped is not None)
 
 
 def _facts(experiment: Experiment, test: dict[str, float]) -> dict[str, Any]:

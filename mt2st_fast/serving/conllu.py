@@ -38,6 +38,11 @@ def _place(task: str) -> tuple[int, str]:
     return _MISC, task
 
 
+def shares_its_column(task: str) -> bool:
+    """Whether labels of a task stand as name=label beside others, in FEATS or MISC."""
+    return bool(_place(task)[1])
+
+
 def _sentence(unit: Unit, place_of: _Places, found: Mapping[str, Sequence[Any]]) -> list[str]:
     """Return the lines of a sentence, with the labels in their columns."""
     if unit.words_at is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from mt2st_fast.data.readers.conllu import FIRST_ID, is_word
+from mt2st_fast.data.readers.conllu import FIRST_ID, check_form, is_word
 from mt2st_fast.data.text.lines import TextLines
 from mt2st_fast.data.text.tokenizers import Cut
 from mt2st_fast.errors import InputError
@@ -86,8 +86,12 @@ def _sentences(lines: _Lines, where: str) -> Iterator[Unit]:
                         unit.words_at, unit.lines = words_at, unit.lines[: -len(begun) or None]
                         yield unit
                         unit, words_at = Unit([], begun), []
+                    if " " in word:
+                        word = word.strip(" ")
+                    if not word:
+                        check_form(word, where, first + at)
                     words_at.append(len(unit.lines))
-                    unit.words.append(word.strip(" ") if " " in word else word)
+                    unit.words.append(word)
             unit.lines.append(line)
     if unit.lines:
         unit.words_at = words_at

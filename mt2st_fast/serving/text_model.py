@@ -26,6 +26,7 @@ from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.serving.window_features import WindowFeatures
 from mt2st_fast.serving.words import OpenVocabulary
+from mt2st_fast.spelling import quoted
 
 KIND = "text model"
 ROWS_AT_ONCE = 4096
@@ -246,7 +247,8 @@ class TextModel:
     def check_task(self, task: str) -> None:
         """Raise InputError for an unknown task."""
         if task not in self.heads.names:
-            raise InputError(f"the model has no task {task}; there are {', '.join(self.heads.names)}")
+            known = self.heads.names
+            raise InputError(f"the model has no task {task}; there are {', '.join(known)}{quoted(known)}")
 
     def _known(self, task: str | None) -> str:
         if task is None:

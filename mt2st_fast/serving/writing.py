@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.serving.conllu import sentences
+from mt2st_fast.serving.fitting import BETWEEN_LABELS, INPUT_KEY, check_fits
 from mt2st_fast.serving.reading import Unit
 from mt2st_fast.serving.text_model import TextModel
+from mt2st_fast.serving.wanted import Wanted as Wanted  # imported from here, too
 
 FORMATS = {"token": ("conllu", "jsonl"), "document": ("labels", "jsonl")}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to output for every row: the tasks, and the k likeliest (-1: all) labels of at least a probability.
-
-    With k = None, the likeliest class, or the labels of at least 0.5. Raises InputError for numbers out of range.
-    """
-
-    tasks: tuple[str, ...]
-    format: str
-    k: int | None = None
-    threshold: float | None = None
-    probabilities: bool = False
-
-    def __post_init__(self) -> None:
-        if self.k is not None and (self.k < -1 or self.k == 0):
-            raise InputError(f"--k must be at least 1, or -1 for all labels, not {self.k}")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise InputError(f"--threshold is a probability, between 0 and 1, not {self.threshold}")
-        if self.format == "conllu" and (
-            self.k is not None or self.threshold is not None or self.probabilities
-        ):
-            raise InputError(
-                "CoNLL-U has one label a word: --k, --threshold and --probabilities are for --format jsonl"
-            )
-
-    @property
-    def one_class(self) -> bool:
-        """Whether only the likeliest class is asked for."""
-        return self.k is None and self.threshold is None and not self.probabilities
 
 
 def check_format(model: TextModel, wanted: str | None) -> str:
@@ -57,7 +27,11 @@ def check_format(model: TextModel, wanted: str | None) -> str:
 
 
 def write_units(model: TextModel, blocks: Iterable[Sequence[Unit]], wanted: Wanted) -> Iterator[str]:
-    """Yield the text of every block: the model's answers for its units."""
+    """Yield the text of every block: the model's answers for its units.
+
+    Raises InputError for answers that do not fit into the format, before the first block is read.
+    """
+    check_fits(wanted, model.labels, model.level)
     for units in blocks:
         outputs = model.outputs([unit.words for unit in units], wanted.tasks)
         logits = {task: found.numpy() for task, found in outputs.items()}
@@ -107,9 +81,7 @@ def _jsonl(units: Sequence[Unit], rows: Mapping[str, Sequence[Any]], level: str)
     begin = 0
     for u, unit in enumerate(units):
         end = begin + len(unit.words)
-        answer: dict[str, Any] = (
-            {"words": unit.words} if level == "token" else {"text": "\n".join(unit.lines)}
-        )
+        answer: dict[str, Any] = {INPUT_KEY[level]: unit.words if level == "token" else "\n".join(unit.lines)}
         for task, found in rows.items():
             answer[task] = list(found[begin:end]) if level == "token" else found[u]
         out.append(json.dumps(answer, ensure_ascii=False))
@@ -118,21 +90,20 @@ def _jsonl(units: Sequence[Unit], rows: Mapping[str, Sequence[Any]], level: str)
 
 
 def _lines(rows: Mapping[str, Sequence[Any]], wanted: Wanted) -> str:
-    """Return one line of labels per line of text, separated by tabs, as labels may contain blanks."""
-    lines = ["\t".join(_cells(answers, wanted)) for answers in zip(*rows.values(), strict=True)]
+    """Return one line per line of text; tabs separate what is in it, as labels may contain blanks.
+
+    Of one task, a line has the labels, any number of them. Of several, it has a cell for each task, so that a cell says
+    by its place which task it is of: the labels in it are separated by |, and it is empty if there are none.
+    """
+    between = "\t" if len(rows) == 1 else BETWEEN_LABELS
+    cells = ([between.join(_labels(answer, wanted)) for answer in found] for found in rows.values())
+    lines = ["\t".join(of_line) for of_line in zip(*cells, strict=True)]
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _cells(answers: Iterable[Any], wanted: Wanted) -> Iterator[str]:
-    """Yield the cells of a line."""
-    for answer in answers:
-        if isinstance(answer, str):
-            yield answer
-            continue
-        for each in answer:
-            if not isinstance(each, list):
-                yield str(each)
-            elif wanted.probabilities:
-                yield f"{each[0]} {each[1]}"
-            else:
-                yield str(each[0])
+def _labels(answer: Any, wanted: Wanted) -> list[str]:
+    """Return the labels of an answer, each followed by its probability if that is wanted."""
+    if isinstance(answer, str):
+        return [answer]
+    pairs = [each if isinstance(each, list) else [each] for each in answer]  # a value has no probability
+    return [" ".join(map(str, pair if wanted.probabilities else pair[:1])) for pair in pairs]

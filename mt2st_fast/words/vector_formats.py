@@ -15,6 +15,8 @@ so these are left out. Readers return (words, vectors, counts or None).
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +35,9 @@ Writer = Callable[[BinaryIO, Sequence[str], np.ndarray, np.ndarray | None], int]
 Reader = Callable[[Path], Table]
 Rows = TypeVar("Rows", list[int], range)
 
+log = logging.getLogger("mt2st_fast")
 _BLOCK_BYTES = 1 << 20
+_FASTTEXT_MODEL = (793_712_314).to_bytes(4, "little")  # the first bytes of fastText's own .bin
 _LONGEST_WORD_BYTES = 1 << 16
 _BLANKS = re.compile("[ \t]+")
 
@@ -120,7 +124,8 @@ def _blocks(rows: Rows, D: int) -> Iterator[Rows]:
 
 def read_text(path: Path) -> Table:
     """Read word2vec text, or GloVe text where the first line is no `T D`."""
-    blocks = open_lines(path, joined=False).blocks()
+    text = open_lines(path, joined=False)
+    blocks = text.blocks()
     number, lines = next(blocks)
     sizes = _sizes(lines[0])
     T, D = (None, len(_BLANKS.split(lines[0].strip(" \t"))) - 1) if sizes is None else sizes
@@ -135,6 +140,8 @@ def read_text(path: Path) -> Table:
         _check_second(path, lines[1], D)
     for first, some in chain([(number, lines)], blocks):
         _read_lines(path, first, some, D, table)
+    if text.ends_open:  # half of a number is a number, too
+        log.warning("%s: its last line has no end; if the file was cut off, so may be its last number", path)
     return table.words, table.finished(), None
 
 
@@ -206,6 +213,11 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
         )
     fields = fields[-D:]
     word = re.split(rf"(?:[ \t]+[^ \t]+){{{D}}}$", line, maxsplit=1)[0]
+    if _ends_in_a_number(word):
+        raise InputError(
+            f"{path}:{number}: has more than {D} numbers after its word; the file is damaged, or a word has a blank "
+            "before a number: write _ for it"
+        )
     try:
         row = np.array([_number(field) for field in fields], dtype=np.float64)
     except ValueError:
@@ -215,6 +227,15 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
     if not (np.abs(row) <= np.finfo(np.float32).max).all():
         raise InputError(f"{path}:{number}: holds a number that is not finite in float32; leave the word out")
     return word, row.astype(np.float32)
+
+
+def _ends_in_a_number(word: str) -> bool:
+    """Whether the last part of a word with blanks is a number, and so may be one too many of its line."""
+    _, *others = _BLANKS.split(word.strip(" \t"))
+    try:
+        return bool(others) and math.isfinite(_number(others[-1]))  # "inf" and "nan" are words
+    except ValueError:
+        return False
 
 
 def _number(field: str) -> float:
@@ -237,7 +258,13 @@ def _check_second(path: Path, line: str, D: int) -> None:
 def read_binary(path: Path) -> Table:
     """Read word2vec binary, with a line feed after each vector (word2vec) or without (gensim)."""
     with reading(path) as file:
-        sizes = _sizes(file.readline(100).decode("latin-1"))
+        first = file.readline(100)
+        sizes = _sizes(first.decode("latin-1"))
+        if first.startswith(_FASTTEXT_MODEL):
+            raise InputError(
+                f"{path}: is a model of fastText, not word2vec binary; give the .vec file that fastText writes beside "
+                "it, or write its vectors with gensim (load_facebook_vectors, then save_word2vec_format)"
+            )
         if sizes is None:
             raise InputError(
                 f"{path}: does not begin with `WORDS NUMBERS`; is it word2vec binary? Name text files .txt"

@@ -11,11 +11,12 @@ import torch
 
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
-from mt2st_fast.model_folder import read_model, write_model
+from mt2st_fast.model_folder import model_in, read_model, write_model
 from mt2st_fast.training.schedules import Switch
 from mt2st_fast.words.gensim_errors import NoSuchNameError
 
 KIND = "word2vec"
+_PICKLE = b"\x80"  # the first byte of one, in every protocol since the second
 ARGUMENTS = (
     "vector_size", "alpha", "window", "min_count", "sample", "seed", "workers", "min_alpha", "sg", "hs", "negative",
     "ns_exponent", "cbow_mean", "epochs", "batch_words", "compute_loss", "comment", "max_final_vocab", "min_n", "max_n",
@@ -54,6 +55,7 @@ def save_word2vec(model: Any, folder: str | Path) -> None:
 def load_word2vec(cls: Any, folder: str | Path) -> Any:
     """Read a model. Raises InputError for a folder that holds no such model."""
     try:
+        _check_folder(Path(folder))
         _, configuration, tensors = read_model(folder, KIND)
     except InputError as error:
         raise NoSuchNameError(str(error)) from None
@@ -72,6 +74,23 @@ def load_word2vec(cls: Any, folder: str | Path) -> Any:
         setattr(model, name, value)
     model._show_vectors()
     return model
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InputError, saying what it is, for a file and for the folder of a run."""
+    if folder.is_file():
+        with folder.open("rb") as file:
+            is_pickle = file.read(2)[:1] == _PICKLE
+        what = "a pickle, as gensim writes, which runs code when read" if is_pickle else "a file"
+        raise InputError(
+            f"{folder}: is {what}, and a model is a folder here; save vectors with gensim's save_word2vec_format and "
+            "read them with WordVectors.read"
+        )
+    if model_in(folder) != folder:
+        raise InputError(
+            f"{folder}: is a run of train, which has no Word2Vec; read its model with mt2st_fast.load, or its vectors "
+            f"with WordVectors.read({str(folder / 'vectors.txt')!r})"
+        )
 
 
 def _plain(value: Any) -> Any:

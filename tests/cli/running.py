@@ -35,6 +35,9 @@ QUICK = [
     "50",
 ]
 
+QUICK_DOCUMENTS = [*QUICK]  # which have no window of words, and so no hidden layer over it
+del QUICK_DOCUMENTS[(at := QUICK_DOCUMENTS.index("--hidden")) : at + 2]
+
 
 def make_treebank(folder: Path) -> str:
     """A small CoNLL-U file whose tags follow from the words, as `--data` names it."""

@@ -17,7 +17,6 @@ from mt2st_fast.training.schedules import strategies, strategy_options
 from tests.cli.running import fails, write
 
 TEXTS = {
-    "data": "csv:some.csv",
     "strategy": "stl",
     "against": "mtl",
     "lr_decay": "none",
@@ -71,8 +70,12 @@ def test_every_flag_is_a_key(command: str, file: str, tmp_path: Path, asked) -> 
     if "strategies" in values:  # every option of a strategy must have one that takes it
         values["strategies"] = tuple(strategies())
     of_fused = {"backend", "graph", "fuse_backward", "predict_context"}
-    for left_out in ({"label_column", "tune", "engine"}, {"main", "aux", "lr", *of_fused}):
-        said = {name: value for name, value in values.items() if name not in left_out}
+    of_columns = {"main", "aux", "lr", *of_fused, "window", "hidden"}
+    for data, left_out in (
+        ("conllu:some.conllu", {"label_column", "tune", "engine"}),
+        ("csv:some.csv", of_columns),
+    ):
+        said = {name: value for name, value in (values | {"data": data}).items() if name not in left_out}
         flags = [argument for name, value in said.items() for argument in as_flags(options[name], value)]
         by_flag = asked(command, *flags)
         by_file = asked(command, "--config", write(tmp_path / file, **said))
@@ -242,3 +245,34 @@ def test_compare_refuses_as_well(
 def test_a_file_that_is_none_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder").mkdir()
     assert str(tmp_path / name) in fails(capsys, "train", "--config", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["window", "hidden"])
+def test_an_option_of_taggers_is_refused_for_documents(
+    command: str, name: str, tmp_path: Path, asked
+) -> None:
+    default = getattr(Config, name)
+    for data in ("csv:some.csv", "jsonl:some.jsonl"):
+        for value in (7, default):
+            error = asked(command, "--data", data, f"--{name}", str(value))
+            assert f"--{name} is for labels of words, and has no effect where rows are documents" in error
+            assert f"as in {data}: leave it out" in error
+        file = write(tmp_path / "run.toml", data=data, **{name: 7})
+        error = asked(command, "--config", file)
+        assert "leave it out (" in error
+        assert f"{name} in {file}" in error
+        kept = write(tmp_path / "kept.toml", data=data, **{name: default})  # as a run keeps all its options
+        assert getattr(asked(command, "--config", kept)[0], name) == default
+        assert not isinstance(asked(command, "--data", data), str)
+    assert getattr(asked(command, "--data", "conllu:x", f"--{name}", "7")[0], name) == 7
+
+
+def test_seeds_that_count_up_stay_below_the_largest(asked) -> None:
+    largest = 2**53 - 1
+    for n, seed in ((1, largest - 1), (3, largest - 3)):
+        assert not isinstance(asked("compare", "--seed", str(seed), "--seeds", str(n)), str)
+        error = asked("compare", "--seed", str(seed + 1), "--seeds", str(n))
+        assert f"--seed {seed + 1} is too large for --seeds {n}, which count up from it" in error
+    assert "--seed" in asked("train", "--seed", str(largest + 1))
+    assert asked("train", "--seed", str(largest))[0].seed == largest

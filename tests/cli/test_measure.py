@@ -100,6 +100,36 @@ def test_what_the_model_was_trained_on_is_split_as_then_whatever_it_is_named(
         assert rows_of(capsys, str(tmp_path / "model"), data, "--part", "test") == 4
 
 
+def test_the_spelling_of_a_path_does_not_decide_which_rows_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = table(tmp_path / "alone" / "test.csv", 40)
+    monkeypatch.chdir(tmp_path)
+    trained = str(tmp_path / "run")
+    run(
+        *["train", "--data", "csv:alone/test.csv", "--main", "pos", "--epochs", "1", "--dim", "4", "--out"],
+        trained,
+    )
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "alone")
+    for data in (f"csv:{file}", "csv:test.csv", "csv:./test.csv", "csv:.", f"csv:{file.parent}"):
+        assert rows_of(capsys, trained, data, "--part", "test") == 4, data
+        run("test", trained, data, "--part", "all")
+        assert "the model was trained on this data: its training rows are measured" in capsys.readouterr().out
+
+
+def test_training_text_that_is_measured_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = table(tmp_path / "f" / "train.csv", 40).parent
+    table(folder / "test.csv", 5)
+    model = made("document")
+    model.source = f"csv:{folder}"
+    model.save(tmp_path / "model")
+    for name, is_told in (("train.csv", True), ("test.csv", False)):
+        run("test", str(tmp_path / "model"), f"csv:{folder / name}")
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("rows that it learnt from are measured" in said) == is_told
+
+
 def test_rows_without_labels_are_told(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bare.csv"
     file.write_text("text,pos\ndie Katze,\n")

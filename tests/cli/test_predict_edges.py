@@ -119,3 +119,13 @@ def test_a_model_of_words_is_read_as_one(models: dict[str, Path]) -> None:
     row = json.loads(said)
     probabilities = TextModel.load(models["token"]).probabilities([["die", "Katze"]])
     assert [pair[1] for pair in row["pos"][0]] == pytest.approx(sorted(probabilities[0])[:0:-1], abs=1e-5)
+
+
+def test_a_family_of_labels_does_not_hide_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("__label__text__up good nice\n__label__text__down bad\n" * 40)
+    train_supervised(lines, dim=4, epoch=1, families=True).save(tmp_path / "m")
+    error = fails(capsys, "predict", str(tmp_path / "m"), str(lines), "--format", "jsonl", "--tasks", "text")
+    assert "the input under the key 'text', and a task has this name, too; use --format labels" in error

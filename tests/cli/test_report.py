@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,39 @@ def test_what_cannot_be_shown_is_one_line_and_nothing_is_written(
     error = fails(capsys, "report", str(again))
     for word in (str(again), *words):
         assert word in error
+    assert files(again) == before
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["of this version", "of one that counted no records"])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda lines: [], "has 0 records|ends at step 0, and the run took"),
+        (lambda lines: lines[: len(lines) // 3], "records where the run wrote|ends at step"),
+        (lambda lines: lines[:-2], "records where the run wrote|ends at step"),
+        (lambda lines: lines + lines, "records where the run wrote|not in order"),
+        (lambda lines: lines[::-1], "ends at step"),
+    ],
+)
+def test_a_history_that_is_not_whole_makes_no_report(
+    change: Callable[[list[str]], list[str]],
+    why: str,
+    knows: bool,
+    ended: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    again = shutil.copytree(ended["train"], tmp_path / "again")
+    facts = json.loads((again / "facts.json").read_text())
+    lines = (again / "history.jsonl").read_text().splitlines(keepends=True)
+    assert facts.pop("records") == len(lines)
+    if not knows:
+        (again / "facts.json").write_text(json.dumps(facts))
+    (again / "history.jsonl").write_text("".join(change(lines)))
+    before = files(again)
+    error = fails(capsys, "report", str(again))
+    assert f"{again / 'history.jsonl'}: is not the whole history of the run" in error
+    assert re.search(why, error)
     assert files(again) == before
 
 

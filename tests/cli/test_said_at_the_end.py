@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mt2st_fast.words.vectors import WordVectors
-from tests.cli.running import QUICK, fails, run
+from tests.cli.running import QUICK, QUICK_DOCUMENTS, fails, run
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -20,7 +20,7 @@ def test_a_metric_that_was_never_a_number_is_said_so(
 ) -> None:
     (tmp_path / "t.csv").write_text("text,stars\n" + "".join(f"good film {i % 7},3.5\n" for i in range(90)))
     data = ["--data", f"csv:{tmp_path / 't.csv'}", "--main", "stars:regression"]
-    run("train", *data, *QUICK, "--out", str(tmp_path / "out"))
+    run("train", *data, *QUICK_DOCUMENTS, "--out", str(tmp_path / "out"))
     printed = said(capsys)
     never = "r2 never a number on development, as where its rows all have one value, on test –"
     assert f"stars: {never}." in printed

@@ -16,7 +16,7 @@ from gensim.models import KeyedVectors
 
 from mt2st_fast.training.schedules import strategies
 from mt2st_fast.words.vectors import WordVectors
-from tests.cli.running import QUICK, WORDS, fails, run
+from tests.cli.running import QUICK, QUICK_DOCUMENTS, WORDS, fails, run
 
 FILES = (
     "report.json",
@@ -135,7 +135,7 @@ def test_csv_trains_a_bag_model_with_every_kind_of_head(tmp_path: Path) -> None:
         aux,
         "--out",
         str(out),
-        *QUICK,
+        *QUICK_DOCUMENTS,
     )
     report = json.loads((out / "report.json").read_text())
     assert {name: task["metric"] for name, task in report["tasks"].items()} == {
@@ -197,7 +197,7 @@ def test_a_csv_run_with_kinds_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("text,mood,rating\n" + "\n".join(rows) + "\n")
     out = tmp_path / "out"
     data = ["--data", f"csv:{tmp_path / 'r.csv'}", "--main", "mood", "--aux", "rating:regression"]
-    run("train", *data, "--out", str(out), *QUICK)
+    run("train", *data, "--out", str(out), *QUICK_DOCUMENTS)
     before = (out / "vectors.txt").read_bytes()
     run("train", "--resume", "--out", str(out))
     assert (out / "vectors.txt").read_bytes() == before
@@ -238,7 +238,7 @@ def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     rows = "".join(f"good film {i % 7},{i % 3}\n" for i in range(60))
     (folder / "s.csv").write_text("text,stars[/5]\n" + rows)
     out = tmp_path / "[" / "bold]"
-    run("train", "--data", f"csv:{folder / 's.csv'}", "--out", str(out), *QUICK)
+    run("train", "--data", f"csv:{folder / 's.csv'}", "--out", str(out), *QUICK_DOCUMENTS)
     shown = "".join(capsys.readouterr().out.split())
     assert "stars[/5]" in shown
     assert "[/bold]" in shown

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import QUICK, fails, run
+from tests.cli.running import QUICK_DOCUMENTS, fails, run
 
 NASTY = "stars[/5] | $x$ :heart: <b>"
 
@@ -38,7 +38,17 @@ def test_a_run_says_what_it_read(
 ) -> None:
     out = tmp_path / "[" / "bold]"
     text = ("--text-column", "V2")
-    run("train", "--data", f"csv:{folder}", *text, "--label-column", NASTY, "--out", str(out), *QUICK)
+    run(
+        "train",
+        "--data",
+        f"csv:{folder}",
+        *text,
+        "--label-column",
+        NASTY,
+        "--out",
+        str(out),
+        *QUICK_DOCUMENTS,
+    )
     shown, report = capsys.readouterr().out, (out / "report.md").read_text()
     alike = (
         f"{NASTY}: treated as one class, because the whole numbers are equal: 0.0 and 0, 1.0 and 1 (60 cells"
@@ -78,7 +88,17 @@ def test_a_run_says_what_it_read(
 
 def test_compare_says_it_too(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    options = ("--text-column", "v2", "--seeds", "1", "--strategies", "stl", "--out", str(out), *QUICK)
+    options = (
+        "--text-column",
+        "v2",
+        "--seeds",
+        "1",
+        "--strategies",
+        "stl",
+        "--out",
+        str(out),
+        *QUICK_DOCUMENTS,
+    )
     run("compare", "--data", f"csv:{folder}", *options)
     line = "classes that do not occur in training, so they cannot be learnt, in 20 test rows: 00, 10"
     assert line in capsys.readouterr().out
@@ -126,7 +146,7 @@ def test_label_columns_are_the_tasks_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "text,stars,id,mood\n" + "".join(f"a {i},{i}.5,{i},{i % 2}\n" for i in range(60))
     )
-    data = ["train", "--data", f"csv:{tmp_path / 't.csv'}", "--out", str(tmp_path / "out"), *QUICK]
+    data = ["train", "--data", f"csv:{tmp_path / 't.csv'}", "--out", str(tmp_path / "out"), *QUICK_DOCUMENTS]
     run(*data, "--label-column", "Mood", "--label-column", "stars:regression")
     assert list(json.loads((tmp_path / "out" / "report.json").read_text())["tasks"]) == ["mood", "stars"]
 
@@ -134,7 +154,17 @@ def test_label_columns_are_the_tasks_in_their_order(tmp_path: Path) -> None:
 def test_bytes_that_are_no_utf8_in_names_end_no_run(tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"f\xff[b]")
     data = reviews(odd / os.fsdecode(b"d\xe9.csv"), "{}", names="label")
-    command = [sys.executable, "-m", "mt2st_fast", "train", "--data", data, "--text-column", "v2", *QUICK]
+    command = [
+        sys.executable,
+        "-m",
+        "mt2st_fast",
+        "train",
+        "--data",
+        data,
+        "--text-column",
+        "v2",
+        *QUICK_DOCUMENTS,
+    ]
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run(
         [*command, "--out", str(odd / "out")], env=os.environ | plain, capture_output=True, check=False

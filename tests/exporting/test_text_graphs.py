@@ -217,6 +217,12 @@ def test_a_description_knows_its_graph(folder: Path) -> None:
         file.write(b"x")
     with pytest.raises(ValueError, match=r"own.pt2.json: belongs to another own.pt2; export the model again"):
         TextInputs.read(written.description)
+    for part in ("", written.description.read_text()[:200], "é"):
+        (folder / "half.json").write_text(part, encoding="utf-8")
+        with pytest.raises(
+            ValueError, match=r"half.json: is no whole description \(.*\); export the model again"
+        ):
+            TextInputs.read(folder / "half.json")
     (folder / "other.json").write_text("[]")
     with pytest.raises(ValueError, match=r"other.json: is not written as 'mt2st-fast export 1'"):
         TextInputs.read(folder / "other.json")

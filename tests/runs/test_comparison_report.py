@@ -213,3 +213,10 @@ def test_nothing_is_not_less_than_nothing():
     nearly = {"value": -0.001, "low": -0.004, "high": 0.0}
     assert in_percent(nearly) == "+0 % [+0, +0]"
     assert in_points({"value": -0.00001, "low": None, "high": None}) == "+0.00"
+
+
+def test_a_target_of_each_seed_is_said_to_be_of_its_run():
+    """With all labels, seeds have the same data: these are no reason."""
+    text = render(COMPARISONS["three seeds"])
+    assert "Each seed has its own, from its own run: " in text
+    assert "its data" not in text

@@ -9,6 +9,7 @@ import pytest
 
 from mt2st_fast.errors import InputError
 from mt2st_fast.runs.config import Config
+from mt2st_fast.runs.options import options_of
 from mt2st_fast.training.schedules import Switch
 
 _NUMERIC = ("int", "float", "int | None", "float | None")
@@ -64,3 +65,14 @@ def test_nonsense_is_refused_by_name(name, value):
 def test_nothing_is_no_amount(name):
     with pytest.raises(InputError, match=f"^{name} must be positive and finite, not 0"):
         Config(**{name: 0.0})
+
+
+@pytest.mark.parametrize("value", [2**53, 2**64, 10**400])
+@pytest.mark.parametrize("name", ["seed", "dim", "window", "hidden", "buckets"])
+def test_a_number_that_would_overflow_is_refused_by_name(name, value):
+    limit = options_of(Config)[name].limits["max"]
+    with pytest.raises(
+        InputError, match=rf"^{name} must be a finite number within \[\d, {limit:,}\], not {value}$"
+    ):
+        Config(**{name: value})
+    assert getattr(Config(**{name: limit}), name) == limit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import QUICK, fails, run
+from tests.cli.running import QUICK, QUICK_DOCUMENTS, fails, run
 
 
 def table(folder: Path, *, label: str = "tone") -> str:
@@ -25,7 +25,8 @@ def table(folder: Path, *, label: str = "tone") -> str:
 def test_words_predict_their_neighbours_until_the_switch(data: str, treebank: str, tmp_path: Path) -> None:
     source = treebank if data == "treebank" else table(tmp_path)
     out = tmp_path / "out"
-    run("train", "--data", source, *QUICK, "--predict-context", "--out", str(out), "--label-fraction", "0.2")
+    quick = QUICK if data == "treebank" else QUICK_DOCUMENTS
+    run("train", "--data", source, *quick, "--predict-context", "--out", str(out), "--label-fraction", "0.2")
     report = json.loads((out / "report.json").read_text())
     main = report["main"]["task"]
     assert report["phases"][0]["active"][-1] == "context"

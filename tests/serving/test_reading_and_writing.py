@@ -11,7 +11,8 @@ from mt2st_fast.data.text.tokenizers import TOKENIZERS
 from mt2st_fast.errors import InputError
 from mt2st_fast.serving import reading
 from mt2st_fast.serving.reading import read_units
-from mt2st_fast.serving.writing import Wanted, check_format, write_units
+from mt2st_fast.serving.wanted import Wanted
+from mt2st_fast.serving.writing import check_format, write_units
 from tests.serving.test_text_model import LABELS, made
 
 CONLLU = """\
@@ -59,6 +60,9 @@ def test_what_cannot_be_read_is_named_by_its_line():
         units_of("gut\ngut\nnö".encode("latin-1"))
     with pytest.raises(InputError, match=r"in:4: a CoNLL-U line has 10 columns .* this one has 9"):
         units_of(CONLLU.replace("2-3\t", "", 1).encode())
+    for form in ("", " "):
+        with pytest.raises(InputError, match="in:5: there is no word in the second column; add it"):
+            units_of(CONLLU.replace("2\tKatze", f"2\t{form}", 1).encode())
     with pytest.raises(InputError, match="an input is auto, conllu or text, not 'json'"):
         units_of(b"a", kind="json")
 

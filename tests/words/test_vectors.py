@@ -321,3 +321,39 @@ def test_initial_table_prefers_the_exact_word() -> None:
     table, coverage = initial_table(vectors, ["Apple", "apple", "APPLE"])
     assert table.tolist() == [[1, 2], [3, 4], [3, 4]]
     assert coverage.share == 1
+
+
+@pytest.mark.parametrize("header", ["2 2\n", ""])
+def test_a_text_whose_last_line_has_no_end_is_told(
+    header: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A number that was cut is a number still, so nothing else can show it."""
+    (tmp_path / "cut.txt").write_text(header + "foo 1 2\nbar 3 4.2")
+    (tmp_path / "whole.txt").write_text(header + "foo 1 2\nbar 3 4.25\n")
+    assert WordVectors.read(tmp_path / "whole.txt").words == ("foo", "bar")
+    assert caplog.messages == []
+    assert WordVectors.read(tmp_path / "cut.txt").vectors[1, 1] == np.float32(4.2)
+    assert caplog.messages == [
+        f"{tmp_path / 'cut.txt'}: its last line has no end; if the file was cut off, so may be its last number"
+    ]
+
+
+@pytest.mark.parametrize("line", ["bar 1 2 3", "bar 1\t2 3", "5 1 2 3", "new york 1e3 2 3"])
+def test_a_number_too_many_is_no_part_of_a_word(line: str, tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text(f"2 2\nfoo 1 2\n{line}\n")
+    with pytest.raises(
+        InputError, match=r"v.txt:3: has more than 2 numbers after its word; the file is damaged"
+    ):
+        WordVectors.read(tmp_path / "v.txt")
+    (tmp_path / "v.txt").write_text("4 2\nfoo 1 2\nnew york 1 2\n5 th 1 2\nmy nan 1 2\n")
+    assert WordVectors.read(tmp_path / "v.txt").words == ("foo", "new york", "5 th", "my nan")
+
+
+def test_fasttexts_own_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(
+        (793712314).to_bytes(4, "little") + (12).to_bytes(4, "little") + bytes(200)
+    )
+    with pytest.raises(
+        InputError, match=r"m.bin: is a model of fastText, not word2vec binary; give the .vec file"
+    ):
+        WordVectors.read(tmp_path / "m.bin")

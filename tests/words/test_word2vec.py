@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from gensim.models import Word2Vec as GensimsWord2Vec
 
 from mt2st_fast import InputError, Word2Vec
 from mt2st_fast.data import TokenStream, prepare
@@ -194,3 +195,21 @@ def test_a_token_file_trains_as_its_text_does_and_stays_mapped(tmp_path):
     assert sorted(mapped.words) == sorted(read.words)
     # Words of one count may stand in another order, and so draw other negatives.
     assert mapped.losses == pytest.approx(read.losses, rel=0.02)
+
+
+def test_what_is_no_folder_of_a_word2vec_is_named(tmp_path):
+    """gensim's file, another one, and the folder of a run."""
+    gensims = GensimsWord2Vec([["a", "b"]] * 5, min_count=1, vector_size=2)
+    gensims.save(str(tmp_path / "gensims"))
+    with pytest.raises(
+        InputError, match=r"gensims: is a pickle, as gensim writes, .* read them with WordVectors"
+    ):
+        Word2Vec.load(tmp_path / "gensims")
+    (tmp_path / "text").write_text("2 2\n")
+    with pytest.raises(InputError, match=r"text: is a file, and a model is a folder here"):
+        Word2Vec.load(tmp_path / "text")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    with pytest.raises(
+        InputError, match=r"run: is a run of train, which has no Word2Vec; .* mt2st_fast.load"
+    ):
+        Word2Vec.load(tmp_path / "run")

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 
 from mt2st_fast.data.corpus import MISSING, NOTHING_RECORDED, Corpus, ReadRecord, Splits, TargetColumn
+from mt2st_fast.data.readers.narrowing import merged_targets
 from mt2st_fast.data.tokens import Tokens
 from mt2st_fast.data.vocabulary import Vocabulary
 from mt2st_fast.errors import InputError
@@ -91,7 +92,7 @@ def assemble(
 
     The classes of a task are those of all splits: one that the training text lacks can never be predicted, and counts
     as wrong where the test text has it, as it should. Classes that are whole numbers are the same class whether written
-    1 or 1.0, and a note says so.
+    1 or 1.0, and a note says so. Raises InputError for numbers that are all one in float32.
     """
     words = {part: chain.from_iterable(section.units) for part, section in sections.items()}
     vocabulary = Vocabulary.build(*(words[part] for part in PARTS))
@@ -104,6 +105,12 @@ def assemble(
         note
         for task, kind in kinds.items()
         if (note := _read_alike(kind, task, [cells[p][task] for p in cells]))
+    ]
+    merged_notes = [
+        note
+        for task, kind in kinds.items()
+        if kind == "values"
+        and (note := merged_targets(name, task, chain.from_iterable(cells[p][task] for p in cells)))
     ]
     names = {
         task: class_names(kind, task, [cells[part][task] for part in cells]) for task, kind in kinds.items()
@@ -123,7 +130,7 @@ def assemble(
         name=name,
         main=main,
         auxiliary=tuple(auxiliary),
-        notes=(*notes, *alike_notes),
+        notes=(*notes, *alike_notes, *merged_notes),
         record=record,
     )
 

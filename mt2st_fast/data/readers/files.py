@@ -79,6 +79,11 @@ def parts_by_name(name: str) -> list[str]:
     return [part for part, pattern in _SPLIT_PATTERNS.items() if pattern.search(name)]
 
 
+def files_like(file: Path, folder: Path) -> list[Path]:
+    """Return the files of a folder that have the same ending as a file, packed or not, in order."""
+    return [other for other in _files_in(folder) if _extension(other) == _extension(file)]
+
+
 def _part_of_single(file: Path, measured: Collection[str] | None) -> str:
     """Return what a single file is: training text, to be split, or, if that is measured, what its name says."""
     by_name = parts_by_name(file.name)

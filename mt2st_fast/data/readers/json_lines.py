@@ -98,7 +98,9 @@ def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
 
     try:
         value = json.loads(line, object_pairs_hook=unique, parse_constant=_constant)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         _refuse_line(line, path, number, error)
     if not isinstance(value, dict):
         if number == 1 and isinstance(value, list):
@@ -110,12 +112,13 @@ def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
 def _refuse_line(line: str, path: Path, number: int, error: Exception) -> NoReturn:
     if line.strip() in ("[", "{") or (number == 1 and line.lstrip().startswith("[")):
         raise InputError(f"{path}:{number}: a JSON value goes over several lines; {_FIX}") from None
-    why = (
-        f"{error.msg} at column {error.colno}"
-        if isinstance(error, json.JSONDecodeError)
-        else "nested too deeply"
-    )
-    raise InputError(f"{path}:{number}: {_shown(line)} is not JSON ({why}); {_FIX}") from None
+    if isinstance(error, json.JSONDecodeError):
+        why = f"is not JSON ({error.msg} at column {error.colno}); {_FIX}"
+    elif isinstance(error, RecursionError):
+        why = f"is not JSON (nested too deeply); {_FIX}"
+    else:  # Python's limit, as converting them takes a time quadratic in their number
+        why = "has a number of thousands of digits; write it as a text, or shorter"
+    raise InputError(f"{path}:{number}: {_shown(line)} {why}") from None
 
 
 def _constant(name: str) -> str:

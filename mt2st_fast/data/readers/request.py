@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mt2st_fast.data.corpus import Splits
 from mt2st_fast.errors import InputError
-from mt2st_fast.spelling import listed, meant
+from mt2st_fast.spelling import listed, meant, quoted
 
 _KIND_OF_SUFFIX = {
     "classes": "classes",
@@ -121,7 +121,8 @@ def choose_tasks(
     for task in (main, *auxiliary):
         if task.name not in existing:
             raise InputError(
-                f"{where}: no task {task.name!r}; available: {listed(existing)}" + meant(task.name, existing)
+                f"{where}: no task {task.name!r}; available: {listed(existing)}"
+                + (meant(task.name, existing) or quoted(existing))
             )
     if main.name in [task.name for task in auxiliary]:
         raise InputError(f"task {main.name!r} is both main and auxiliary; remove it from the auxiliary tasks")

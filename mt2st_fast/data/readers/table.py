@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mt2st_fast.data.corpus import ColumnRead
+from mt2st_fast.data.readers.narrowing import LARGEST, fits
 from mt2st_fast.data.readers.request import TaskRequest
 from mt2st_fast.data.readers.table_rows import Rows
 from mt2st_fast.errors import InputError
@@ -21,6 +22,8 @@ _TRUTHS = frozenset({"true", "false"})
 _PANDAS_UNNAMED = re.compile(r"Unnamed: \d+")  # the name that pandas gives to a column without one
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d+)")
 _INTEGER = re.compile(r"[+-]?\d+")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # or a decimal comma: the cell alone does not say
+_COMMAS_AND_POINT = re.compile(r"([+-]?[1-9]\d{0,2}(?:,\d{3})+)((?:\.\d+)?)")
 
 Cell = str | float | tuple[str, ...] | None
 
@@ -222,13 +225,28 @@ def _cell(text: str, task: TaskRequest, path: Path, number: int) -> Cell:
     if task.kind == "classes":
         return text
     if not is_number(text):
-        fix = (
-            f"write {text.replace(',', '.')}"
-            if _DECIMAL_COMMA.fullmatch(text)
-            else "regression needs a number"
+        raise InputError(
+            f"{path}:{number}: {text!r} in column {task.name!r} is not a number; {_fix_of(text)}"
         )
-        raise InputError(f"{path}:{number}: {text!r} in column {task.name!r} is not a number; {fix}")
-    return float(text)
+    value = float(text)
+    if not fits(value):
+        raise InputError(
+            f"{path}:{number}: {text} in column {task.name!r} is beyond {LARGEST:.2g}, the largest number of float32, "
+            "in which models learn; write the column in another unit"
+        )
+    return value
+
+
+def _fix_of(text: str) -> str:
+    """Say what to do about a cell that is not a number."""
+    if _THOUSANDS.fullmatch(text):
+        without, with_point = text.replace(",", ""), text.replace(",", ".")
+        return f"write {without} if the comma separates thousands, or {with_point} if it is a decimal comma"
+    if found := _COMMAS_AND_POINT.fullmatch(text):
+        return f"write {found[1].replace(',', '')}{found[2]}"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return f"write {text.replace(',', '.')}"
+    return "regression needs a number"
 
 
 def is_number(text: str) -> bool:

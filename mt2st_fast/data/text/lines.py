@@ -42,6 +42,7 @@ class TextLines:
     def __init__(self, chunks: Iterable[bytes], where: str, tell: bool = True, joined: bool = True) -> None:
         self._chunks, self._where, self._tell, self._joined = chunks, where, tell, joined
         self._oddities = Oddities()
+        self.ends_open = False  # whether the last line so far has no end
 
     @property
     def notes(self) -> list[str]:
@@ -73,6 +74,7 @@ class TextLines:
         lines = text.split("\n")
         if content[-1:] in (b"\n", b"\r"):
             lines.pop()
+        self.ends_open = content[-1:] not in (b"\n", b"\r")
         return lines
 
 

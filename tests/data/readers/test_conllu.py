@@ -79,3 +79,49 @@ def test_sentences_without_a_blank_line_between_are_told_apart(write):
         "x.conllu: 3 sentences are not preceded by a blank line; the first begins on line 4",
         "x.conllu: 3 word ids are not consecutive from 1; the first is on line 5. Is a line missing?",
     )
+
+
+def sentence(*words):
+    """Lines of words, each given as (form, upos, features)."""
+    lines = (
+        f"{i}\t{form}\tx\t{upos}\tX\t{feats}\t0\troot\t_\t_" for i, (form, upos, feats) in enumerate(words, 1)
+    )
+    return "\n".join(lines) + "\n\n"
+
+
+def test_an_empty_cell_is_no_label_and_is_said(write):
+    text = sentence(("a", "N", "Number=Sing"), ("b", "", ""), ("c", " ", "_"), ("d", "V", "")) * 3
+    splits = open_data(f"conllu:{write(**{'x.conllu': text}) / 'x.conllu'}", "upos", ["feats.Number"])
+    assert labels(splits, "upos") == ["N", None, None, "V"]
+    assert labels(splits, "feats.Number") == ["Sing", None, "_", None]
+    assert splits.train.column("upos").class_names == ("N", "V")
+    assert splits.notes[0] == (
+        "x.conllu: 12 cells are empty and so no label, the first is on line 2; not annotated is written _"
+    )
+
+
+@pytest.mark.parametrize("form", ["", " "])
+def test_a_word_without_a_form_is_named_by_its_line(write, form):
+    folder = write(
+        **{"x.conllu": sentence(("a", "N", "_")) * 3 + sentence(("a", "N", "_"), (form, "N", "_"))}
+    )
+    assert message_of(f"conllu:{folder / 'x.conllu'}").endswith(
+        "x.conllu:8: there is no word in the second column; add it"
+    )
+
+
+def test_features_that_are_not_one_value_are_said(write):
+    words = (
+        ("a", "N", "Number=Sing|Number=Plur"),
+        ("b", "N", "Case=Nom|plur|Tense="),
+        ("c", "N", "Number=Sing,Plur"),
+    )
+    splits = open_data(f"conllu:{write(**{'x.conllu': sentence(*words) * 3}) / 'x.conllu'}")
+    assert labels(splits, "feats.Number") == ["Sing", "_", "Sing,Plur"]
+    assert message_of(splits.name, main="feats.Zzz").endswith(
+        "available: upos, xpos, deprel, feats.Case, feats.Number"
+    )
+    assert splits.notes[:2] == (
+        "x.conllu: 3 words have a feature twice, of which the first counts (Number=Sing|Number=Plur, line 1)",
+        "x.conllu: 3 words have features that are not NAME=VALUE, and so no task (Case=Nom|plur|Tense=, line 2)",
+    )

@@ -195,3 +195,10 @@ def test_a_model_trains_on_objects_and_is_measured_on_them(write, tmp_path, caps
             main(command.split())
         assert ended.value.code == 0, capsys.readouterr().err
     assert "r2" in capsys.readouterr().out.casefold().replace("²", "2")
+
+
+def test_a_number_of_thousands_of_digits_is_named_by_its_line(write):
+    text = '{"text": "a", "n": 1}\n{"text": "b", "n": ' + "1" * 5000 + "}\n"
+    folder = write(**{"t.jsonl": text})
+    assert "t.jsonl:2: " in (message := message_of(f"jsonl:{folder / 't.jsonl'}"))
+    assert message.endswith("has a number of thousands of digits; write it as a text, or shorter")

@@ -189,6 +189,22 @@ def test_a_comma_that_may_stand_between_thousands_is_refused(write, cells):
     assert "in column 'n' is not a number" in message_of(one(write, text), auxiliary=["n:regression"])
 
 
+@pytest.mark.parametrize(
+    ("cell", "fix"),
+    [
+        ("6,568", "write 6568 if the comma separates thousands, or 6.568 if it is a decimal comma"),
+        ("-6,568,123", "write -6568123"),
+        ("6,568.5", "write 6568.5"),
+        ("0,568", "write 0.568"),
+        ("6.568,5", "regression needs a number"),
+        ("6 %", "regression needs a number"),
+    ],
+)
+def test_the_fix_of_a_number_with_commas_is_no_other_number(write, cell, fix):
+    message = message_of(one(write, rows("text;n", lambda i: f"film;{cell}")), main="n:regression")
+    assert message.endswith(f"t.csv:2: {cell!r} in column 'n' is not a number; {fix}")
+
+
 def test_one_value_only_is_said(write):
     splits = open_data(one(write, rows("text,label", lambda i: "film,pos")))
     assert splits.notes == (
