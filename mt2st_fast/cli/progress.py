@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mt2st_fast.cli.terminal import plain_console, say
 from mt2st_fast.compiling import on_compile
+from mt2st_fast.runs.shown import shown
 from mt2st_fast.training.callbacks import Callback, Training
 from mt2st_fast.training.history import Evaluation, PhaseRecord, StepRecord
 
@@ -67,7 +68,7 @@ class TrainingProgress(Callback):
 
     def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         """Show the main task's development quality."""
-        self._quality = f"dev {evaluation.metrics[trainer.heads.main]:.4f}"
+        self._quality = f"dev {shown(evaluation.metrics[trainer.heads.main])}"
         self._update(trainer)
 
     def _update(self, trainer: Training) -> None:
