@@ -60,9 +60,9 @@ class TrainingProgress(Callback):
 
     def on_record(self, trainer: Training, record: StepRecord) -> None:
         """Show loss × weight of the first tasks."""
-        shown = list(record.losses.items())[:MOST_TASKS_SHOWN]
-        parts = [f"{task} {loss:.3f}×{record.weights[task]:.2g}" for task, loss in shown]
-        more = len(record.losses) - len(shown)
+        first = list(record.losses.items())[:MOST_TASKS_SHOWN]
+        parts = [f"{task} {loss:.3f}×{record.weights[task]:.2g}" for task, loss in first]
+        more = len(record.losses) - len(first)
         self._losses = "  ".join(parts) + (f"  +{more}" if more > 0 else "")
         self._update(trainer)
 
