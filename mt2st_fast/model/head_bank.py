@@ -157,27 +157,36 @@ class HeadBank(nn.Module):
         self._check_known(wanted)
         if self.main not in wanted:
             raise ValueError(f"the main task {self.main} cannot retire")
-        self._begin_training(wanted)
         in_use = self._in_use(wanted) | {id(parameter) for parameter in shared}
+        self._thaw(wanted, in_use)
         for name in self.names:
             if name not in wanted and name not in self._frozen_by_retirement:
-                # What the user has frozen stays frozen when the task comes back.
-                named = self._module(name).named_parameters()
-                self._frozen_by_retirement[name] = [own for own, p in named if p.requires_grad]
-        for name, own in self._frozen_by_retirement.items():
-            for parameter in self._parameters_of(name, own):
-                parameter.requires_grad_(id(parameter) in in_use)
+                # What the user has frozen is not recorded, and so stays frozen when the task comes back.
+                unused = {
+                    own: parameter
+                    for own, parameter in self._module(name).named_parameters()
+                    if parameter.requires_grad and id(parameter) not in in_use
+                }
+                self._frozen_by_retirement[name] = list(unused)
+                for parameter in unused.values():
+                    parameter.requires_grad_(False)
         self._activate(wanted, in_use)
 
     def _in_use(self, tasks: Iterable[str]) -> set[int]:
         """Return the id() of every parameter of these tasks."""
         return {id(parameter) for name in tasks for parameter in self._module(name).parameters()}
 
-    def _begin_training(self, tasks: Iterable[str]) -> None:
-        """Train the parameters of tasks that had retired."""
-        for name in tasks:
-            for parameter in self._parameters_of(name, self._frozen_by_retirement.pop(name, ())):
-                parameter.requires_grad_(True)
+    def _thaw(self, wanted: Collection[str], in_use: Collection[int]) -> None:
+        """Train what a retirement has frozen and is used again, also where a task that stays retired held it."""
+        for name, frozen in list(self._frozen_by_retirement.items()):
+            # By name: sharding, loading or wrapping a layer may replace its parameters.
+            found = dict(self._module(name).named_parameters())
+            used = [own for own in frozen if own in found and id(found[own]) in in_use]
+            for own in used:
+                found[own].requires_grad_(True)
+            self._frozen_by_retirement[name] = [own for own in frozen if own not in used]
+            if name in wanted:
+                del self._frozen_by_retirement[name]
 
     def _activate(self, wanted: Collection[str], in_use: Collection[int]) -> None:
         """Compute these tasks, and no others, from now on; drop the gradients of parameters that are not in use."""
@@ -188,11 +197,6 @@ class HeadBank(nn.Module):
                     parameter.grad = None
         self._make_layouts()
         self.lay_adjacent()
-
-    def _parameters_of(self, task: str, names: Iterable[str]) -> list[nn.Parameter]:
-        # By name: sharding, loading or wrapping a layer may replace its parameters.
-        found = dict(self._module(task).named_parameters())
-        return [found[name] for name in names if name in found]
 
     def get_extra_state(self) -> Tensor:
         """Return which tasks are active, as bytes in a tensor, since everything else in a state dict is a tensor.
@@ -219,8 +223,9 @@ class HeadBank(nn.Module):
                 "_extra_state of the heads does not list the active tasks; it is damaged, or belongs to another module"
             ) from None
         wanted = {name for name in self.names if was_active.get(name, name in self._active)} | {self.main}
-        self._begin_training(wanted)
-        self._activate(wanted, self._in_use(wanted))
+        in_use = self._in_use(wanted)
+        self._thaw(wanted, in_use)
+        self._activate(wanted, in_use)
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **others: Any) -> Any:
         """As for any module, but every tensor has its own memory; keep_vars gives the parameters themselves.
@@ -284,15 +289,20 @@ class HeadBank(nn.Module):
 
     def reasons_to_call(self) -> dict[str, str]:
         """Return, by task, why active heads cannot be computed from weight and bias alone; empty for plain heads."""
-        reasons, without_bias = {}, []
-        layers = {name: self.linears[module_name(name)] for name in self._active if name in self.tasks}
-        for name, layer in layers.items():
+        reasons: dict[str, str] = {}
+        with_bias, without = False, []
+        for name in self._active:
+            if name not in self.tasks:
+                continue
+            layer = self.linears[module_name(name)]
             if (reason := reason_to_call(layer)) is not None:
                 reasons[name] = reason
-            elif layer.bias is None:
-                without_bias.append(name)
-        if len(reasons) + len(without_bias) < len(layers):  # the kernels add a bias to all heads or to none
-            reasons |= dict.fromkeys(without_bias, "has no bias, and other heads do")
+            elif layer._parameters["bias"] is None:
+                without.append(name)
+            else:
+                with_bias = True
+        if with_bias and without:  # the kernels add a bias to all heads or to none
+            reasons |= dict.fromkeys(without, "has no bias, but other heads do")
         return reasons
 
     def pooling(self, task: str) -> Pooling:

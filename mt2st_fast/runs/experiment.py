@@ -45,8 +45,8 @@ from mt2st_fast.training.history import History
 from mt2st_fast.training.run_options import NonFiniteLossError
 from mt2st_fast.training.schedules import find_strategy
 from mt2st_fast.training.schedules.abilities import Shortening
+from mt2st_fast.training.trained_heads import heads_without, untrained
 from mt2st_fast.training.trainer import Trainer
-from mt2st_fast.words.trained_heads import heads_without, untrained
 from mt2st_fast.words.vectors import Coverage, WordVectors, initial_table
 
 WARMING_STEPS = 5

@@ -25,7 +25,7 @@ from mt2st_fast.runs.what_was_read import what_was_read
 from mt2st_fast.serving.scores import scores
 from mt2st_fast.training.history import History
 from mt2st_fast.training.schedules.abilities import evidence_of
-from mt2st_fast.words.trained_heads import untrained
+from mt2st_fast.training.trained_heads import untrained
 from mt2st_fast.words.vectors import WordVectors, telling_neighbours
 
 FACTS, HISTORY, VECTORS = "facts.json", "history.jsonl", "vectors.txt"

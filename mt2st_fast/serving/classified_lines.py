@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.serving.writing import Wanted
+from mt2st_fast.serving.wanted import Wanted, rounded
 from mt2st_fast.words.bag_scorer import Choices
 from mt2st_fast.words.supervised_model import SupervisedModel
 
@@ -65,7 +65,7 @@ def _answers(names: np.ndarray, choices: Choices, kind: str, wanted: Wanted) -> 
         if wanted.one_class:
             yield of_row[:count]
         else:
-            yield list(zip(of_row[:count], values[:count], strict=True))
+            yield list(zip(of_row[:count], map(rounded, values[:count]), strict=True))
 
 
 def _labels(model: SupervisedModel, found: Found, wanted: Wanted) -> str:

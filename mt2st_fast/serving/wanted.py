@@ -36,3 +36,8 @@ class Wanted:
     def one_class(self) -> bool:
         """Whether only the likeliest class is asked for."""
         return self.k is None and self.threshold is None and not self.probabilities
+
+
+def rounded(probability: float) -> float:
+    """Round a probability to the six digits that are written."""
+    return float(f"{probability:.6g}")

@@ -13,7 +13,7 @@ from mt2st_fast.serving.conllu import sentences
 from mt2st_fast.serving.fitting import BETWEEN_LABELS, INPUT_KEY, check_fits
 from mt2st_fast.serving.reading import Unit
 from mt2st_fast.serving.text_model import TextModel
-from mt2st_fast.serving.wanted import Wanted as Wanted  # imported from here, too
+from mt2st_fast.serving.wanted import Wanted, rounded
 
 FORMATS = {"token": ("conllu", "jsonl"), "document": ("labels", "jsonl")}
 
@@ -59,7 +59,7 @@ def _answers(model: TextModel, task: str, logits: np.ndarray, wanted: Wanted) ->
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(probabilities, order, axis=1)
     return [
-        [[labels.names[c], float(f"{p:.6g}")] for c, p in zip(cs, ps, strict=True) if p >= least]
+        [[labels.names[c], rounded(p)] for c, p in zip(cs, ps, strict=True) if p >= least]
         for cs, ps in zip(order.tolist(), best.tolist(), strict=True)
     ]
 

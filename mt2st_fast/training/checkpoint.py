@@ -25,7 +25,7 @@ from mt2st_fast.training.optimizer_upkeep import IMPLEMENTATIONS
 from mt2st_fast.training.processes.group import Processes
 from mt2st_fast.training.random_states import python_states, set_python_states, states_to_json
 
-FORMAT = "mt2st-fast checkpoint 5"
+FORMAT = "mt2st-fast checkpoint 6"
 
 
 def save_checkpoint(

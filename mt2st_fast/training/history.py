@@ -107,7 +107,8 @@ class History:
     """Everything that happened in `fit`, in order; `main` is the main task.
 
     stopped: why a run ended before its last step, if something in it decided so. joules: (step, joules of all
-    training steps up to it) at every record, if they are measured (see `training/energy.py`).
+    training steps up to it) at every record, if they are measured (see `training/energy.py`). tasks_trained: those with
+    a loss and a weight so far, in that order; as the joules, they are not in the lines of `write_jsonl`.
     """
 
     main: str
@@ -117,6 +118,7 @@ class History:
     selections: list[SelectionRecord] = field(default_factory=list)
     stopped: str | None = None
     joules: list[tuple[int, float]] = field(default_factory=list, compare=False)
+    tasks_trained: list[str] = field(default_factory=list, compare=False)
 
     @property
     def best(self) -> Evaluation | None:
@@ -161,6 +163,7 @@ class History:
             selections=[SelectionRecord.from_json(record) for record in stored["selections"]],
             stopped=stored["stopped"],
             joules=[(step, joules) for step, joules in stored["joules"]],
+            tasks_trained=list(stored["tasks_trained"]),
         )
 
     def write_jsonl(self, path: Path) -> None:

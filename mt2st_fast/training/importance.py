@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.modes import evaluating
+from mt2st_fast.model.shared_parameters import of_encoder
 from mt2st_fast.training.encoding import encode_shared
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.optim import RowSparseOptimizer, unfuse
@@ -137,8 +138,12 @@ def _layers(parts: StepParts) -> Iterator[_Layer]:
         seen.update(map(id, found))
         return tuple(found)
 
-    # An encoder may hold the heads as well: they count as heads.
-    heads = [(task, new(_parameters_of(parts.heads, task))) for task in parts.heads.active]
+    # An encoder may hold the heads as well: they count as heads, but for parameters that it has itself.
+    of_shared = {id(p) for p in of_encoder(parts.encoder, parts.heads)}
+    heads = [
+        (task, new(p for p in _parameters_of(parts.heads, task) if id(p) not in of_shared))
+        for task in parts.heads.active
+    ]
     for path, module in parts.encoder.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if owned := new(own.values()):

@@ -3,13 +3,14 @@
 As for any schedule, `task_weights` says which tasks are active; the numbers in it are not read. The schedule has
 
     prepare(heads)              optional, called before its first step: it can create what it learns per task
-    weights(tasks)              (K,) for these tasks, with the gradient by which they are learned: those that a step's
-                                batches have targets for, as for `penalty`; for a record of the history all active ones
-    penalty(present)            optional, () to add to the total loss for the tasks that a step's batches have
-                                targets for (like the logarithms of uncertainty weighting, Kendall et al. 2018,
+    weights(tasks)              (K,) for these tasks, with the gradient by which they are learned: in a step the active
+                                ones that its batches have labels of, for a record of the history all active ones
+    penalty(tasks)              optional, () to add to the total loss for the tasks that a step's batches have
+                                labels of (like the logarithms of uncertainty weighting, Kendall et al. 2018,
                                 equation 10)
 
-and its parameters join the optimizer. A schedule that weighs a step by that step's own losses also has the methods
+On a GPU, where looking for labels would wait, a task counts in a step if its batches have targets of it. The schedule's
+parameters join the optimizer. A schedule that weighs a step by that step's own losses also has the methods
 below; `weights` then gives the weights of the last step without a gradient:
 
     weigh(active, losses)       (K,) from the losses (K,) of the step's batches, 0 for a task without a label in them
@@ -27,19 +28,23 @@ import torch
 from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
-from mt2st_fast.training.schedules.abilities import WeighsByLosses
+from mt2st_fast.training.schedules.abilities import Ability, WeighsByLosses, abilities_of
 
 
 def learnt_schedule(schedule: object, heads: MultiTaskHeads, device: torch.device) -> nn.Module | None:
     """Return the schedule, prepared for these heads and moved to `device`, if it learns its weights; else None.
 
-    Raises TypeError for a module without `weights`.
+    Raises TypeError for a module without `weights`, and for a schedule that weighs by losses and is no module.
     """
     if not isinstance(schedule, nn.Module):
+        if Ability.WEIGHS_BY_LOSSES in abilities_of(schedule):
+            raise TypeError(
+                f"the schedule {type(schedule).__name__} weighs by losses (weigh, learn), so it must be an nn.Module"
+            )
         return None
     if not callable(getattr(schedule, "weights", None)):
         raise TypeError(
-            f"the schedule {type(schedule).__name__} is a module, and so needs weights(active) -> (K,) tensor"
+            f"the schedule {type(schedule).__name__} is a module, and so needs weights(tasks) -> (K,) tensor"
         )
     prepare = getattr(schedule, "prepare", None)
     if prepare is not None:

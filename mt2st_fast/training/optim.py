@@ -92,9 +92,12 @@ class RowSparseOptimizer(torch.optim.Optimizer, ABC):
                     f"the table into a group of its own with {name}={off}{cycles}"
                 )
 
-    def is_plain(self, group: dict[str, Any]) -> bool:
-        """Return whether the rule moves dense parameters of this group as `step` does, weight decay aside."""
-        return not any(group.get(name) for name in self.without_rows)
+    def other_rule(self, group: dict[str, Any]) -> str | None:
+        """Return an option of this group by which `step` moves dense parameters in another way than the rule, or None.
+
+        Weight decay does not count: who computes the rule may know it.
+        """
+        return next((name for name in self.without_rows if group.get(name)), None)
 
     def take_back(self, table: Tensor) -> None:
         """Take back the count of a step by `next_rule` that is not taken."""
@@ -304,6 +307,16 @@ class RuleOptimizer(RowSparseOptimizer, _AllRows):
         rule = RowRule(self.kind, lr, **numbers)
         super().__init__(params, {"lr": lr, **dict(zip(self.kind.numbers, rule.numbers, strict=True))})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in any optimizer. Raises InputError for an option that the rule does not have, such as weight_decay."""
+        known = {"params", "param_names", "lr", "initial_lr", *self.kind.numbers}
+        if unknown := [name for name in param_group if name not in known]:
+            raise InputError(
+                f"{type(self).__name__} has no option {unknown[0]}; available for a group: lr, "
+                f"{', '.join(self.kind.numbers)}"
+            )
+        super().add_param_group(param_group)
+
     def dense_state(self, parameter: Tensor) -> RowState:
         """Return its state as for a table whose rows the first axis counts."""
         n_rows = parameter.shape[0] if parameter.dim() else 1
@@ -386,9 +399,10 @@ class LazyAdam(RowSparseOptimizer, torch.optim.AdamW):
         """Count one step less."""
         self.state[table]["step"] -= 1
 
-    def is_plain(self, group: dict[str, Any]) -> bool:
-        """Return whether AdamW is plain Adam with decay, computed without autograd or a CUDA graph."""
-        return super().is_plain(group) and not (group["capturable"] or group["differentiable"])
+    def other_rule(self, group: dict[str, Any]) -> str | None:
+        """Return an option by which AdamW is not plain Adam with decay, or is computed elsewhere; None if it is."""
+        kept_elsewhere = next((name for name in ("capturable", "differentiable") if group[name]), None)
+        return super().other_rule(group) or kept_elsewhere
 
     def whole_state(self, parameter: Tensor) -> RowState | None:
         """Return AdamW's own state: one step count, and both moments."""

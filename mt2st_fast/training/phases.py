@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.shared_parameters import of_encoder
 from mt2st_fast.model.task_adapted import adapted_in
 from mt2st_fast.training.optimizer_upkeep import remove
 from mt2st_fast.training.sources import Source
@@ -36,17 +35,9 @@ def set_active(active: tuple[str, ...], encoder: nn.Module | None, heads: MultiT
     if encoder is None:
         heads.set_active(active)
         return
-    heads.set_active(active, shared=_beside(heads, encoder))
+    heads.set_active(active, shared=of_encoder(encoder, heads))
     for each in adapted_in(encoder):
         each.set_active(active)
-
-
-def _beside(heads: MultiTaskHeads, encoder: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of the encoder's modules, without those of the heads if they are among these modules."""
-    of_heads = {id(module) for module in heads.modules()}
-    for module in encoder.modules():
-        if id(module) not in of_heads:
-            yield from module.parameters(recurse=False)
 
 
 def of_retired(encoder: nn.Module | None, heads: MultiTaskHeads) -> list[nn.Parameter]:

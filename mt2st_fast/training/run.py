@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -91,6 +91,7 @@ class Run:
         self._options, self._listener, self.processes = options, listener, options.processes
         self._phase_active: tuple[str, ...] = ()  # the tasks of losses and weights (K,)
         self._weight_values: list[float] = []
+        self._weighted: set[str] = set()  # tasks with a weight in some step since the last record
         self._unread_losses: list[Tensor] = []  # (K,) each, on the device until the next record
         self._interval_seconds = 0.0  # spent in steps since the last record
         self._choosing_seconds = 0.0  # spent choosing which parts train, not yet in a record
@@ -99,6 +100,7 @@ class Run:
         self._learnt = learnt_schedule(options.schedule, heads, options.device)
         abilities = abilities_of(options.schedule)
         self._wants_gradients = Ability.SEES_GRADIENTS in abilities
+        self._takes_turns = Ability.TAKES_TURNS in abilities
         self._keeps_step = self._wants_gradients or Ability.OBSERVES_HELD_OUT in abilities
         set_active(heads.names, encoder, heads)
         self._trained_at_start = trained(self._named())
@@ -186,9 +188,28 @@ class Run:
         )
         self._unread_losses, self._interval_seconds, self._choosing_seconds = [], 0.0, 0.0
         self.history.steps.append(record)
+        self._note_trained(means)
         last_step = self._batches_of_last_step() if after_step and self._wants_gradients else []
         look_at_losses(self._options.schedule, self._parts, self.steps_done, record.epoch, means, last_step)
         self._listener.on_record(record)
+
+    def _note_trained(self, means: Mapping[str, float]) -> None:
+        """Note which tasks the steps since the last record have trained: those with labels (a loss) and a weight.
+
+        A head of one class has a loss of 0 in any case.
+        """
+        for name, loss in means.items():
+            task = self.heads.tasks.get(name)
+            one_class = task is not None and task.head.kind.takes_classes and task.head.size == 1
+            known = name in self.history.tasks_trained
+            weighted = self._learnt is not None or name in self._weighted
+            if not known and weighted and (loss or one_class):
+                self.history.tasks_trained.append(name)
+        self._weighted = self._weighted_now()
+
+    def _weighted_now(self) -> set[str]:
+        weights = zip(self._phase_active, self._weight_values, strict=True)
+        return {name for name, weight in weights if weight}
 
     def admit_unfrozen(self) -> None:
         """Train parameters that were unfrozen or added after the optimizer was made, from their next gradient on."""
@@ -274,7 +295,8 @@ class Run:
             self.history.phases.append(PhaseRecord(self.steps_done, active, reasons, turns))
             self.engine.choose(self.history.phases)
             self._listener.on_phase(self.history.phases[-1])
-        take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
+        if self._takes_turns:
+            take_turn(self._parts, part_at(self._options.schedule, moment), moment.step)
         self._set_weights([weights[name] for name in active])
         self.source.resting = {n for n in active if not weights[n] and self.heads.is_word_task(n)}
         self._rate.set_for(moment.step)
@@ -297,6 +319,7 @@ class Run:
         else:
             self._parts.weights_k = fresh.to(self._options.device)
         self._weight_values = values
+        self._weighted |= self._weighted_now()
 
     # --- what the schedule observes ---------------------------------------------------------------------
 
@@ -351,7 +374,7 @@ class Run:
         ]
         self._interval_seconds = state["interval_seconds"]
         self._choosing_seconds = state["choosing_seconds"]
-        self._weight_values = state["weights"]
+        self._weight_values, self._weighted = state["weights"], set(state["weighted"])
         self._parts.weights_k = torch.tensor(self._weight_values, dtype=torch.float32, device=device)
         if self._phase_active:
             self.source.enter_phase(self._phase_active)
@@ -386,6 +409,7 @@ class Run:
             "source": source,
             "processes": states_of_all(self.processes, source, self._options.taken),
             "weights": self._weight_values,
+            "weighted": sorted(self._weighted),
             "unread_losses": [losses_k.tolist() for losses_k in self._unread_losses],
             "interval_seconds": self._interval_seconds,
             "choosing_seconds": self._choosing_seconds,

@@ -9,12 +9,12 @@ from typing import get_args
 from mt2st_fast.errors import InputError
 from mt2st_fast.training.engines import StepParts
 from mt2st_fast.training.schedules import Moment, Part
-from mt2st_fast.training.schedules.abilities import TakesTurns
+from mt2st_fast.training.schedules.abilities import takes_turns
 
 
 def part_at(schedule: object, moment: Moment) -> Part:
     """Return the part that trains in a step. Raises ValueError if the schedule returns an unknown part."""
-    if not isinstance(schedule, TakesTurns):
+    if not takes_turns(schedule):
         return "all"
     part = schedule.part(moment)
     if part not in get_args(Part):
@@ -26,14 +26,14 @@ def part_at(schedule: object, moment: Moment) -> Part:
 
 def steps_by_part(schedule: object, moments: Iterable[Moment]) -> dict[str, int]:
     """Return how many of these steps trained each part; empty for a schedule that trains all in every step."""
-    if not isinstance(schedule, TakesTurns):
+    if not takes_turns(schedule):
         return {}
     return dict(Counter(part_at(schedule, moment) for moment in moments))
 
 
 def turns_of(schedule: object) -> str:
     """Return the schedule's description of its turns; "" if everything trains."""
-    return str(getattr(schedule, "turns", "")) if isinstance(schedule, TakesTurns) else ""
+    return str(getattr(schedule, "turns", "")) if takes_turns(schedule) else ""
 
 
 def take_turn(parts: StepParts, part: Part, step: int) -> None:

@@ -27,10 +27,10 @@ from mt2st_fast.model.tasks import Classification, MultiLabel, task_of_column
 from mt2st_fast.numbers import check_count, check_positive, given, is_number
 from mt2st_fast.training.optim import RowwiseAdagrad
 from mt2st_fast.training.schedules import MultiTask, Schedule
+from mt2st_fast.training.trained_heads import heads_without, untrained
 from mt2st_fast.training.trainer import Trainer
 from mt2st_fast.words.label_counts import LabelFamily
 from mt2st_fast.words.supervised_model import SupervisedModel
-from mt2st_fast.words.trained_heads import heads_without, untrained
 from mt2st_fast.words.vectors import WordVectors
 
 log = logging.getLogger("mt2st_fast")

@@ -45,7 +45,7 @@ def test_losses_and_gradients_are_those_of_the_layers(without, caplog):
 
 def test_a_head_without_bias_is_fused_again_once_the_others_have_retired():
     heads = heads_without("a")
-    assert heads.reasons_to_call() == {"a": "has no bias, and other heads do"}
+    assert heads.reasons_to_call() == {"a": "has no bias, but other heads do"}
     heads.set_active(["a"])
     assert heads.reasons_to_call() == {}
 
@@ -53,7 +53,7 @@ def test_a_head_without_bias_is_fused_again_once_the_others_have_retired():
 def test_kernels_that_were_asked_for_by_name_are_not_left_in_silence():
     heads, (features, targets) = heads_without("a"), problem()
     heads.plan = "tile"
-    with pytest.raises(RuntimeError, match="head a has no bias, and other heads do"):
+    with pytest.raises(RuntimeError, match="head a has no bias, but other heads do"):
         heads(features, targets)
 
 

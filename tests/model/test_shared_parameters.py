@@ -1,10 +1,20 @@
 """Parameters that several tasks, or a task and the encoder, share: they retire with the last that uses them."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 
-from mt2st_fast import BagEncoder, Classification, MultiTaskHeads, PhaseController, Switch, Trainer
+from mt2st_fast import (
+    BagEncoder,
+    Classification,
+    MultiTask,
+    MultiTaskHeads,
+    PhaseController,
+    Switch,
+    Trainer,
+)
 
 V, D = 20, 6
 TASKS = {"tag": Classification(4), "lm": Classification(V)}
@@ -136,6 +146,82 @@ def test_what_the_user_froze_stays_frozen_though_it_is_shared():
     heads.set_active(["tag"], shared=encoder.parameters())
     heads.set_active(["tag", "lm"], shared=encoder.parameters())
     assert not encoder.embedding.weight.requires_grad
+
+
+def test_what_is_frozen_after_a_retirement_stays_frozen_at_the_next_one():
+    torch.manual_seed(0)
+    tasks = {**TASKS, "aux": Classification(3)}
+    encoder, heads = Encoder(), MultiTaskHeads(D, tasks, main="tag")
+    heads.linear("lm").weight = encoder.embedding.weight
+    heads.set_active(["tag", "aux"], shared=encoder.parameters())
+    encoder.embedding.weight.requires_grad_(False)
+    heads.set_active(["tag"], shared=encoder.parameters())
+    assert not encoder.embedding.weight.requires_grad
+    heads.set_active(["tag", "aux", "lm"], shared=encoder.parameters())
+    assert not encoder.embedding.weight.requires_grad, "nothing here has frozen it"
+    assert all(p.requires_grad for p in heads.linear("aux").parameters())
+
+
+def test_a_head_comes_back_though_another_one_of_its_weight_stays_retired():
+    tasks = {name: Classification(5) for name in ("main", "a", "b")}
+    heads = MultiTaskHeads(D, tasks, main="main")
+    heads.linear("b").weight = heads.linear("a").weight
+    heads.set_active(["main", "a"])
+    heads.set_active(["main"])
+    heads.set_active(["main", "b"])
+    assert heads.linear("b").weight.requires_grad
+    assert not heads.linear("a").bias.requires_grad
+    heads.set_active(["main"])
+    assert not heads.linear("b").weight.requires_grad
+
+
+class Chosen(Switch):
+    """Freezes the embedding when the last auxiliary task retires."""
+
+    measure = "fisher"
+
+    def select(self, found):
+        return [part.name for part in found.parts if part.name.startswith("encoder/embedding")]
+
+
+def test_a_tied_embedding_is_a_part_of_the_encoder_and_stays_as_selected():
+    encoder, heads = tied()
+    trainer = Trainer(encoder, heads, schedule=Chosen(at_step=4), device="cpu", lr=1e-2)
+    run = trainer.begin(batches(), val=batches(2), epochs=1)
+    for _ in range(5):
+        run.step()
+    before = encoder.embedding.weight.detach().clone()
+    run.step()
+    assert torch.equal(before, encoder.embedding.weight)
+    parts = {part.name: part.becomes for part in trainer.history.selections[0].parts}
+    assert parts["encoder/embedding.weight"] == "frozen"
+    assert parts["heads/lm"] == "retired"
+
+
+@dataclass(frozen=True)
+class OneTurn(MultiTask):
+    """Only one part trains, in every step."""
+
+    of: str = "shared"
+
+    def part(self, moment):
+        return self.of
+
+
+@pytest.mark.parametrize("of", ["shared", "tasks"])
+def test_a_tied_embedding_has_its_turn_with_the_encoder(of):
+    encoder, heads = tied()
+    before = {name: p.detach().clone() for name, p in nn.ModuleList([encoder, heads]).named_parameters()}
+    Trainer(encoder, heads, schedule=OneTurn(of=of), device="cpu", lr=1e-2).fit(batches(), epochs=1)
+    moved = {
+        name
+        for name, p in nn.ModuleList([encoder, heads]).named_parameters()
+        if not torch.equal(p, before[name])
+    }
+    of_encoder = {"0.embedding.weight", "0.layer.weight", "0.layer.bias"}
+    of_heads = {"1.linears.tag.weight", "1.linears.tag.bias", "1.linears.lm.bias"}
+    assert moved == (of_encoder if of == "shared" else of_heads)
+    assert all(p.requires_grad for p in nn.ModuleList([encoder, heads]).parameters())
 
 
 def test_a_table_that_is_a_head_as_well_is_stepped_once_by_any_engine():

@@ -10,7 +10,7 @@ import pytest
 
 from mt2st_fast import SupervisedModel, train_supervised
 from mt2st_fast.serving.classified_lines import write_lines
-from mt2st_fast.serving.writing import Wanted
+from mt2st_fast.serving.wanted import Wanted
 
 LINES = ["x", "y", "z", "x z"]
 

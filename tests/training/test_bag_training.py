@@ -311,7 +311,7 @@ def reference(encoder, heads):
         (hook, SGD, "hooks"),
         (parameter_hook, SGD, "hooks"),
         (reference, SGD, "backend reference"),
-        (lambda encoder, heads: None, LazyAdam, "its kernel knows no weight_decay"),
+        (lambda encoder, heads: None, LazyAdam, "its kernel does not support weight_decay"),
         (
             lambda encoder, heads: None,
             partial(LazyAdam, weight_decay=0.0),

@@ -13,9 +13,11 @@ from mt2st_fast import (
     InputError,
     LazyAdam,
     MultiTaskHeads,
+    RowwiseAdagrad,
     Trainer,
     WindowEncoder,
 )
+from mt2st_fast.training.optim import optimizer_by_rule
 
 V, D = 20, 4
 OPTIONS = {
@@ -174,4 +176,28 @@ def test_an_optimizer_that_computes_the_loss_itself_is_refused():
     with pytest.raises(
         InputError, match=r"LBFGS has to compute the loss several times in a step \(step\(closure\)\)"
     ):
+        trainer.fit([(torch.randn(3, 4), {"a": torch.tensor([0, 1, 0])})], epochs=1)
+
+
+@pytest.mark.parametrize("make", [RowwiseAdagrad, optimizer_by_rule("adagrad")])
+def test_an_option_that_a_rule_does_not_have_is_refused(make):
+    parameters = [nn.Parameter(torch.zeros(3))]
+    make([{"params": parameters, "lr": 0.2}])
+    with pytest.raises(InputError, match="has no option weight_decay; available for a group: lr, eps"):
+        make([{"params": parameters, "weight_decay": 0.5}])
+
+
+class ByLosses:
+    def task_weights(self, moment, main, auxiliary):
+        return dict.fromkeys((main, *auxiliary), 1.0)
+
+    def weigh(self, active, losses): ...
+
+    def learn(self, active, before, after): ...
+
+
+def test_weights_by_losses_that_nobody_would_ask_for_are_refused():
+    heads = MultiTaskHeads(4, {"a": Classification(2)}, main="a")
+    trainer = Trainer(nn.Linear(4, 4), heads, device="cpu", schedule=ByLosses())
+    with pytest.raises(TypeError, match=r"ByLosses weighs by losses .*, so it must be an nn\.Module"):
         trainer.fit([(torch.randn(3, 4), {"a": torch.tensor([0, 1, 0])})], epochs=1)

@@ -35,8 +35,8 @@ def read_documents(
     default_auxiliary = [task for task in columns.names if task not in columns.unfit]
     main, auxiliary = choose_tasks(request, columns.names, columns.default_main, default_auxiliary, where)
     requests = [main, *auxiliary]
-    for task in requests:
-        _check_lists(task, first)
+    for table in tables.values():
+        _check_lists(requests, table)
     for table in tables.values():
         _check_columns(table, columns.text, main.name)
     sections = {
@@ -88,9 +88,10 @@ def _check_columns(table: Table, text: str, main: str) -> None:
             )
 
 
-def _check_lists(task: TaskRequest, table: Table) -> None:
-    if task.name in table.lists and task.kind != "labels":
-        raise InputError(f"{table.path}: {task.name!r} has lists of labels; use {task.name}:multilabel")
+def _check_lists(tasks: Sequence[TaskRequest], table: Table) -> None:
+    for task in tasks:
+        if task.name in table.lists and task.kind != "labels":
+            raise InputError(f"{table.path}: {task.name!r} has lists of labels; use {task.name}:multilabel")
 
 
 def _notes_on_tasks(request: ReadRequest, columns: Columns, tasks: Sequence[TaskRequest]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from mt2st_fast.spelling import listed
 _EXTENSIONS = (".jsonl", ".ndjson", ".json")
 _BETWEEN_LABELS = "|;"  # see `table.Columns.cells`
 _FIX = "write one JSON object a line"
+MOST_KEYS = 1000  # a map from ids to values would make a column of every id
 
 
 def read(request: ReadRequest) -> Splits:
@@ -52,40 +53,86 @@ def read_objects(path: Path) -> Rows:
     cannot be written as UTF-8.
     """
     text = open_lines(path, tell=False)
-    objects: list[dict[str, str]] = []
-    numbers: list[int] = []
-    lists, unusable, counts, blank = set[str](), Counter[str](), Counter[str](), 0
+    found, blank = _Objects(path), 0
     for number, line in text:
-        if not line.strip():
+        if line.strip():
+            found.add(_parsed(line, path, number), number)
+        else:
             blank += 1
-            continue
+    return found.rows(text.notes, {"blank lines": blank})
+
+
+class _Objects:
+    """The objects of a file so far, each as its cells by key."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cells: list[dict[str, str]] = []
+        self._numbers: list[int] = []
+        self._keys: dict[str, int] = {}  # in order of appearance: how many objects have each
+        self._lists: dict[str, set[int]] = {}  # by key, the places of the objects that have a list
+        self._unusable: dict[str, None] = {}  # keys of lists of objects
+
+    def add(self, found: dict[str, Any], number: int) -> None:
+        """Take the object of a line."""
         cells: dict[str, str] = {}
-        for key, value in _leaves(_parsed(line, path, number), "", path, number):
+        for key, value in _leaves(found, "", self._path, number):
             if key in cells:
-                raise InputError(f"{path}:{number}: two values are called {key!r}; rename one of them")
+                raise InputError(f"{self._path}:{number}: two values are called {key!r}; rename one of them")
             if isinstance(value, list):
                 if any(isinstance(item, dict | list) for item in value):
-                    unusable[key] += 1
+                    self._unusable[key] = None
                     continue
-                lists.add(key)
-                cells[key] = "|".join(_label(item, key, path, number) for item in value if item is not None)
+                self._lists.setdefault(key, set()).add(len(self._cells))
+                labels = (_label(item, key, self._path, number) for item in value if item is not None)
+                cells[key] = "|".join(labels)
             else:
-                cells[key] = _text(value, path, number)
-            counts[key] += 1
-        objects.append(cells)
-        numbers.append(number)
-    header = [key for key in counts if key not in unusable]
-    if not objects or not header:
-        raise InputError(f"{path}: no object has a key with a text or a label; {_FIX}")
-    notes = [f"left out, as it holds lists of objects or of lists: {listed([key])}" for key in unusable]
-    notes += [
-        f"{len(objects) - counts[key]:,} objects have no key {key!r}, the first stands on line "
-        f"{next(n for n, cells in zip(numbers, objects, strict=True) if key not in cells)}"
-        for key in header
-        if counts[key] < len(objects)
-    ]
-    rows = [[cells.get(key, "") for key in header] for cells in objects]
-    return Rows(header, rows, numbers, [*notes, *text.notes], {"blank lines": blank}, lists - set(unusable))
+                cells[key] = _text(value, self._path, number)
+            self._keys[key] = self._keys.get(key, 0) + 1
+        if len(self._keys) > MOST_KEYS:
+            raise InputError(
+                f"{self._path}:{number}: the objects have more than {MOST_KEYS:,} different keys, such as "
+                f"{next(reversed(self._keys))!r}; use keys for what all rows have, and put names that differ into "
+                "values"
+            )
+        self._cells.append(cells)
+        self._numbers.append(number)
+
+    def rows(self, notes: list[str], left_out: dict[str, int]) -> Rows:
+        """Return the table of all objects. Raises InputError if it has no column, or a label that would be split."""
+        header = [key for key in self._keys if key not in self._unusable and not self._is_nothing(key)]
+        if not header:
+            raise InputError(f"{self._path}: no object has a key with a text or a label; {_FIX}")
+        lists = {key for key in header if key in self._lists}
+        for key in lists:
+            self._check_single_labels(key)
+        rows = [[cells.get(key, "") for key in header] for cells in self._cells]
+        notes = [*self._notes(header), *notes]
+        return Rows(header, rows, self._numbers, notes, left_out, lists)
+
+    def _is_nothing(self, key: str) -> bool:
+        """Whether a key is null where it is not an object, whose own keys are the columns."""
+        return any(other.startswith(f"{key}.") for other in self._keys) and not any(
+            cells.get(key) for cells in self._cells
+        )
+
+    def _check_single_labels(self, key: str) -> None:
+        """Raise InputError for a single value among lists that has a sign between labels in it."""
+        for place, (cells, number) in enumerate(zip(self._cells, self._numbers, strict=True)):
+            if place not in self._lists[key]:
+                _label(cells.get(key, ""), key, self._path, number)
+
+    def _notes(self, header: Sequence[str]) -> Iterator[str]:
+        if self._unusable:
+            yield f"left out because they hold lists of objects or of lists: {listed(list(self._unusable))}"
+        if missing := [key for key in header if self._keys[key] < len(self._cells)]:
+            first = next(
+                n for n, cells in zip(self._numbers, self._cells, strict=True) if missing[0] not in cells
+            )
+            yield (
+                f"not every object has the keys {listed(missing)}: {len(self._cells) - self._keys[missing[0]]:,} have "
+                f"no {missing[0]!r}, the first on line {first}"
+            )
 
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mt2st_fast.model.heads import MultitaskLoss
 from mt2st_fast.model.task_features import TaskFeatures
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.engines.engine import StepParts
-from mt2st_fast.training.engines.shares import Shares, label_shares, tasks_in
+from mt2st_fast.training.engines.shares import Shares, label_shares, labelled_in
 from mt2st_fast.training.learnt_weights import weights_by_losses
 from mt2st_fast.training.optim import RowSparseOptimizer
 from mt2st_fast.training.optimizer_upkeep import clip_gradients
@@ -67,20 +67,27 @@ class EagerSteps:
         parts = self._parts
         plain = [[materialised(batch) for batch in batches] for batches in micro_steps]
         self._moves = False
-        with parts.own_parameters_still():
+        with parts.others_still():
             if len(plain) == 1:
                 encoded = [self._encoded(batch) for batch in plain[0]]
-                tasks = tasks_in(plain)
+                tasks = self._tasks_of(plain)
                 total, losses = self._total(encoded, self._weights(encoded, tasks), tasks)
                 self._backward(total)
             else:
                 shares_mk = label_shares(parts.heads, plain, parts.device)
-                losses = self._accumulate(plain, Shares(shares_mk, tasks_in(plain), 1 / len(plain)))
+                losses = self._accumulate(plain, Shares(shares_mk, self._tasks_of(plain), 1 / len(plain)))
         if self._moves:
             self._step_optimizer()
         if self._weigher is not None:
             self._weigher.learn(parts.heads.active, losses, self._losses_now(plain[0]))
         return losses
+
+    def _tasks_of(self, micro_steps: list[list[PlainBatch]]) -> set[str]:
+        """Return the tasks that learned weights and penalties are for in this step."""
+        parts = self._parts
+        if parts.learnt is None and not parts.adapted:
+            return set()
+        return labelled_in(parts.heads, micro_steps, parts.device)
 
     def _step_optimizer(self) -> None:
         """Step with the current gradients, and then drop them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mt2st_fast.model.heads import MultiTaskHeads
 from mt2st_fast.model.sharded import let_go_of_gathered
+from mt2st_fast.model.shared_parameters import of_encoder
 from mt2st_fast.model.task_adapted import TaskAdaptedEncoder, adapted_in
 from mt2st_fast.training.learnt_weights import learnt_weights, penalty
 from mt2st_fast.training.processes.group import Processes
@@ -65,12 +66,14 @@ class StepParts:
     def weights(self, present: Collection[str] | None = None) -> Tensor:
         """(K,) the weights of the active tasks; with gradient if they are learned.
 
-        present: those with targets in the step; the others then have no learned weight, and 0 stands in its place.
+        present: those that a learned weight is for in this step (see `learnt_weights`); the others have 0 in its place.
         """
         if self.learnt is None:
             return self.weights_k
         active = self.heads.active
         names = active if present is None else tuple(name for name in active if name in present)
+        if not names:
+            return torch.zeros(len(active), dtype=torch.float32, device=self.device)
         found = learnt_weights(self.learnt, names)
         if len(names) == len(active):
             return found
@@ -80,7 +83,9 @@ class StepParts:
     def penalty(self, present: Collection[str]) -> Tensor | None:
         """() the penalty for tasks with targets, by learned weights and by the encoder; or None."""
         names = [name for name in self.heads.active if name in present]
-        found = [] if self.learnt is None else [penalty(self.learnt, names)]
+        if not names:
+            return None
+        found: list[Tensor | None] = [] if self.learnt is None else [penalty(self.learnt, names)]
         found += [each.penalty(names) for each in self.adapted]
         terms = [term for term in found if term is not None]
         return sum(terms[1:], terms[0]) if terms else None
@@ -91,18 +96,30 @@ class StepParts:
         parameters = [p for module in self.modules for p in module.parameters()]
         return [p for p in dict.fromkeys(parameters) if p.requires_grad]
 
-    def parameters_of(self, part: Part) -> Iterable[nn.Parameter]:
-        """Return all parameters of a part, including frozen ones."""
-        own = [p for module in self.modules[1:] for p in module.parameters()]
-        if part == "tasks":
-            return own
-        held = {id(p) for p in own} if part == "shared" else set()  # an encoder may hold the heads as well
-        return [p for module in self.modules for p in module.parameters() if id(p) not in held]
+    def parameters_of(self, part: Part) -> list[nn.Parameter]:
+        """Return all parameters of a part, including frozen ones; what encoder and heads have in common is shared."""
+        if part == "all":
+            return [p for module in self.modules for p in module.parameters()]
+        of_shared = of_encoder(self.encoder, self.heads)
+        if part == "shared":
+            return of_shared
+        ids = {id(p) for p in of_shared}
+        return [p for module in self.modules[1:] for p in module.parameters() if id(p) not in ids]
 
     @contextmanager
-    def own_parameters_still(self) -> Iterator[None]:
-        """Within the block, compute no gradient of the tasks' own parameters if only shared ones train."""
-        still = [p for p in self.parameters_of("tasks") if p.requires_grad] if self.part == "shared" else []
+    def others_still(self) -> Iterator[None]:
+        """Within the block, compute no gradient of the parameters of heads that do not train in this step.
+
+        Those of the encoder have none where only the tasks' own train (see `encoding`), but for those that a head has,
+        too.
+        """
+        moved = {id(p) for p in self.parameters_of(self.part)} if self.part != "all" else set()
+        still = [
+            p
+            for module in (self.modules[1:] if self.part != "all" else ())
+            for p in module.parameters()
+            if p.requires_grad and id(p) not in moved
+        ]
         for parameter in still:
             parameter.requires_grad_(False)
         try:

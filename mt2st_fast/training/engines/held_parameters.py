@@ -63,10 +63,12 @@ def option_obstacle(optimizer: RowSparseOptimizer, *, decays: bool) -> str | Non
     Cheap enough for every step: callbacks and schedulers may change options at any time.
     """
     for group in optimizer.param_groups:
-        if not optimizer.is_plain(group):
-            return f"{type(optimizer).__name__} steps dense parameters by another rule"
+        if not group["params"]:  # all retired
+            continue
+        if (option := optimizer.other_rule(group)) is not None:
+            return f"its kernel does not support {option}={group[option]} of {type(optimizer).__name__}"
         if not decays and group.get("weight_decay"):
-            return "its kernel knows no weight_decay"
+            return "its kernel does not support weight_decay"
     return None
 
 

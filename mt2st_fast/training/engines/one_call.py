@@ -12,6 +12,7 @@ from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.training.engines.bag_training import BagTraining
 from mt2st_fast.training.engines.engine import StepParts
 from mt2st_fast.training.engines.held_parameters import LOSSES_ALONE, MOVES
+from mt2st_fast.training.engines.shares import labelled_in
 from mt2st_fast.training.engines.text_training import TextTraining
 from mt2st_fast.training.engines.word_gradients import (
     WordGradients,
@@ -34,6 +35,7 @@ class OneCallSteps:
         self._parts = parts
         self._obstacle: str | None = None
         self._training: BagTraining | TextTraining | None = None
+        self._weigher = parts.learnt if isinstance(parts.learnt, WeighsByLosses) else None
 
     def enter_phase(self) -> None:
         """Check model and optimizer again."""
@@ -114,11 +116,12 @@ class OneCallSteps:
         learnt, moves = self._parts.learnt, MOVES[self._parts.part]
         if learnt is None:
             return self._training(inputs, targets, self._parts.weights_k, moves)
-        if isinstance(learnt, WeighsByLosses):
-            return self._weighed_by_losses(learnt, inputs, targets)
-        weights_k = self._parts.weights(targets)
+        if self._weigher is not None:
+            return self._weighed_by_losses(self._weigher, inputs, targets)
+        labelled = labelled_in(self._parts.heads, [[(inputs, targets)]], self._parts.device)
+        weights_k = self._parts.weights(labelled)
         losses = self._training(inputs, targets, weights_k, moves)
-        self._learn_weights(weights_k, losses, targets)
+        self._learn_weights(weights_k, losses, labelled)
         return losses
 
     def _with_words(self, inputs: Any, targets: Mapping[str, Tensor], on_words: Sequence[Batch]) -> Tensor:

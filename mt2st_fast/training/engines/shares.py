@@ -15,13 +15,25 @@ class Shares(NamedTuple):
     """The shares of a process's micro-steps in the whole step."""
 
     labels_mk: Tensor  # (M, K) the share of all labels that each has
-    tasks: set[str]  # tasks with targets anywhere in the step
+    tasks: set[str]  # tasks with labels anywhere in the step, see `labelled_in`
     step: float  # the share of one micro-step in all micro-steps
 
 
 def tasks_in(micro_steps: list[list[PlainBatch]]) -> set[str]:
     """Return the tasks with targets in these micro-steps."""
     return {name for batches in micro_steps for _, targets in batches for name in targets}
+
+
+def labelled_in(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> set[str]:
+    """Return the tasks with labels in these micro-steps, for which learned weights count.
+
+    On a CPU; on another device those with targets, as looking for labels would wait for it.
+    """
+    tasks = tasks_in(micro_steps)
+    if device.type != "cpu":
+        return tasks
+    counts_k = torch.stack([label_counts(heads, batches, device) for batches in micro_steps]).sum(0)
+    return {name for name, count in zip(heads.active, counts_k.tolist(), strict=True) if count > 0}
 
 
 def label_shares(heads: MultiTaskHeads, micro_steps: list[list[PlainBatch]], device: torch.device) -> Tensor:

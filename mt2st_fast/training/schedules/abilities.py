@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -140,12 +140,17 @@ OBSERVING = frozenset(
 )
 
 
+def takes_turns(schedule: object) -> TypeGuard[TakesTurns]:
+    """Return whether a schedule trains parts in turns; cheaper than isinstance, which a step cannot afford."""
+    return callable(getattr(schedule, "part", None))
+
+
 def abilities_of(schedule: object) -> frozenset[Ability]:
     """Return what a schedule does beside weighing tasks by the moment."""
     found = {
         Ability.LEARNS_WEIGHTS: isinstance(schedule, nn.Module),
         Ability.WEIGHS_BY_LOSSES: isinstance(schedule, WeighsByLosses),
-        Ability.TAKES_TURNS: isinstance(schedule, TakesTurns),
+        Ability.TAKES_TURNS: takes_turns(schedule),
         Ability.MOMENTS_PER_TASK: bool(getattr(schedule, "moments_per_task", False)),
         Ability.SELECTS_PARTS: isinstance(schedule, Selecting),
         Ability.SEES_GRADIENTS: bool(getattr(schedule, "wants_gradients", False)),

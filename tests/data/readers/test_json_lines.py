@@ -61,9 +61,8 @@ def test_what_is_left_out_by_default_is_said(folder):
         "column 'tags' has lists, so it is not used as an auxiliary task (--aux tags:multilabel)",
         "column 'meta.topic.name' has 1 classes, so it is not used as an auxiliary task",
     )
-    assert splits.notes[3:5] == (
-        "train.jsonl: 1 objects have no key 'tags', the first stands on line 4",
-        "train.jsonl: 2 objects have no key 'meta.topic.name', the first stands on line 2",
+    assert splits.notes[3:4] == (
+        "train.jsonl: not every object has the keys tags, meta.topic.name: 1 have no 'tags', the first on line 4",
     )
     assert splits.record.understood == {"text column": "text"}
 
@@ -114,9 +113,24 @@ def test_keys_are_columns_in_order_of_appearance_and_lists_of_objects_are_left_o
         [["1", "", ""], ["", "2", "3"]],
         [1, 3],
     )
-    assert read.notes[0] == "left out, as it holds lists of objects or of lists: people"
+    assert read.notes[0] == "left out because they hold lists of objects or of lists: people"
     assert read.left_out == {"blank lines": 1}
     assert read.lists == set()
+
+
+def test_null_in_place_of_an_object_is_no_column_of_its_own(write):
+    header, rows = rows_of(write, '{"text": "t", "o": null}\n{"text": "u", "o": {"k": 1}}\n')
+    assert (header, rows) == (["text", "o.k"], [["t", ""], ["u", "1"]])
+
+
+def test_lists_in_another_file_than_that_of_training_are_no_class(write):
+    folder = write(
+        **{
+            "train.jsonl": lines({"text": "a", "tag": "xy"[i % 2]} for i in range(9)),
+            "dev.jsonl": lines([{"text": "a", "tag": ["x", "z"]}]),
+        }
+    )
+    assert message_of(f"jsonl:{folder}").endswith("dev.jsonl: 'tag' has lists of labels; use tag:multilabel")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +155,14 @@ def test_keys_are_columns_in_order_of_appearance_and_lists_of_objects_are_left_o
         (
             '{"text": "a", "tags": ["x|y"]}\n',
             "the label 'x|y' in 'tags' contains | or ;, which stand between",
+        ),
+        (
+            '{"text": "a", "t": ["x"]}\n{"text": "a", "t": "p|q"}\n',
+            "x.jsonl:2: the label 'p|q' in 't' contains | or ;",
+        ),
+        (
+            "".join(f'{{"text": "a", "m": {{"id{i}": 1}}}}\n' for i in range(1100)),
+            "x.jsonl:1000: the objects have more than 1,000 different keys, such as 'm.id999'",
         ),
         ("{}\n", "x.jsonl: no object has a key with a text or a label"),
         ('{"people": [{}]}\n', "x.jsonl: no object has a key with a text or a label"),

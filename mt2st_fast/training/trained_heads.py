@@ -14,13 +14,7 @@ def untrained(heads: MultiTaskHeads, history: History) -> tuple[str, ...]:
     No step had the task, or only with a weight of 0, or none of its rows had a label. The main task is never among
     them.
     """
-    trained = {heads.main}
-    for record in history.steps:
-        for name, loss in record.losses.items():
-            # The loss is also 0 where there is only one class, and nothing to learn.
-            if record.weights[name] and (loss or (name in heads.tasks and heads.tasks[name].head.size == 1)):
-                trained.add(name)
-    return tuple(name for name in heads.tasks if name not in trained)
+    return tuple(n for n in heads.tasks if n != heads.main and n not in history.tasks_trained)
 
 
 def heads_without(heads: MultiTaskHeads, left_out: Collection[str]) -> MultiTaskHeads:
