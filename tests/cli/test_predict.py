@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_one_line(
 ) -> None:
     assert "is no model (model.json is missing)" in fails(capsys, "predict", str(tmp_path / "nothing"))
     assert "there is no such file" in fails(capsys, "predict", str(trained), str(tmp_path / "nothing.txt"))
-    assert "the model has no task colour; there are upos, xpos" in fails(
+    assert "the model has no task colour; available: upos, xpos" in fails(
         capsys, "predict", str(trained), "--tasks", "colour"
     )
     (trained / "model" / "tensors.safetensors").write_bytes(b"x" * 100)

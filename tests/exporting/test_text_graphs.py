@@ -226,7 +226,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = made("document")
-    with pytest.raises(InputError, match="the model has no task tag; there are pos, marks, length"):
+    with pytest.raises(InputError, match="the model has no task tag; available: pos, marks, length"):
         model.export(tmp_path / "m.pt2", tasks=["tag"])
     with pytest.raises(InputError, match="a format is onnx or torch, not 'tensorrt'"):
         model.export(tmp_path / "m", "tensorrt")

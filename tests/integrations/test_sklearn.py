@@ -260,7 +260,7 @@ class _Lower(Word2VecTransformer):
         (["x", "y"], {}, {}, "y has no column; give one a task"),
         (["x", "y"], {"t": [0, 1]}, {"main": "u"}, "main is 'u', and y has no such column; there are t"),
         (["x", "y"], [0, 1], {"dim": 0}, "dim must be a whole number of at least 1, not 0"),
-        (["x", "y"], [0, 1], {"minn": 3}, r"minn \(3\) and maxn \(0\) must be 0 <= minn <= maxn"),
+        (["x", "y"], [0, 1], {"minn": 3}, r"minn \(3\) and maxn \(0\) must satisfy 0 <= minn <= maxn"),
         (["x", "y"], [0, 1], {"tokenizer": list, "min_count": 9}, "no word occurs at least 9 times"),
     ],
 )  # fmt: skip

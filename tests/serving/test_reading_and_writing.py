@@ -57,9 +57,11 @@ def test_text_is_cut_as_training_data_was():
 def test_what_cannot_be_read_is_named_by_its_line():
     with pytest.raises(InputError, match="in:3: is not valid UTF-8; convert"):
         units_of("gut\ngut\nnö".encode("latin-1"))
-    with pytest.raises(InputError, match=r"in:4: a CoNLL-U line has 10 columns .* this one has 9"):
+    with pytest.raises(
+        InputError, match=r"in:4: a CoNLL-U line has 10 tab-separated columns, but this one has 9"
+    ):
         units_of(CONLLU.replace("2-3\t", "", 1).encode())
-    with pytest.raises(InputError, match="an input is auto, conllu or text, not 'json'"):
+    with pytest.raises(InputError, match="input must be auto, conllu or text, not 'json'"):
         units_of(b"a", kind="json")
 
 
