@@ -160,4 +160,4 @@ def test_the_command_says_what_it_can_do_for_each_kind(
     assert "the task colour has no head to export" in fails(
         capsys, "export", str(tmp_path / "modules"), "--tasks", "colour"
     )
-    assert "is no model (model.json is missing)" in fails(capsys, "export", str(tmp_path / "nothing"))
+    assert "is not a model (model.json is missing)" in fails(capsys, "export", str(tmp_path / "nothing"))

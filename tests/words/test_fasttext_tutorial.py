@@ -227,7 +227,7 @@ def test_pretrained_vectors(cooking, tmp_path):
     }
     model = fasttext.train_unsupervised(str(cooking / "train"), dim=16, **options)
     assert model["bread"] == pytest.approx(np.ones(16), abs=1e-5)
-    with pytest.raises(InputError, match="give dim=16, not 8"):
+    with pytest.raises(InputError, match="use dim=16, not 8"):
         fasttext.train_unsupervised(str(cooking / "train"), dim=8, **options)
 
 
@@ -265,13 +265,13 @@ def test_a_model_of_families_is_shown_by_its_main_one(tmp_path):
         (lambda m, t: fasttext.train_unsupervised(t, thread=1.5), "^thread must be a whole number"),
         (lambda m, t: fasttext.train_unsupervised(t, minn=5, maxn=3), r"^minn \(5\)"),
         (lambda m, t: fasttext.train_unsupervised(t, lr=float("nan")), "^lr must be positive and finite"),
-        (lambda m, t: fasttext.train_supervised(), "give input="),
+        (lambda m, t: fasttext.train_supervised(), "pass input="),
         (lambda m, t: m.get_line(3), "a text must be a string, not int"),
         (
             lambda m, t: fasttext.train_supervised(t, dim=4, epoch=1).get_analogies("?", "qqq", "my"),
             "'qqq' has no vector",
         ),
-        (lambda m, t: fasttext.load_model(t), "is a file, and a model is a folder"),
+        (lambda m, t: fasttext.load_model(t), "is a file, but a model is a folder"),
         (lambda m, t: fasttext.cbow(t), "model='cbow'"),
         (lambda m, t: fasttext.skipgram(t), "model='skipgram'"),
         (lambda m, t: fasttext.supervised(t), "train_supervised"),

@@ -131,5 +131,5 @@ def test_misuse_is_one_line(tmp_path):
         Word2Vec(**SMALL).save(tmp_path / "m")
     with pytest.raises(InputError, match="pass only one of them"):
         Word2Vec(**SMALL).build_vocab([["a"]], corpus_iterable=[["a"]])
-    with pytest.raises(InputError, match="is no model"):
+    with pytest.raises(InputError, match="is not a model"):
         Word2Vec.load(tmp_path / "none")

@@ -322,7 +322,7 @@ def test_what_gensim_raises_is_raised(tmp_path):
         Word2Vec(common_texts, hs=0, negative=0)
     with pytest.raises(TypeError, match="sentences must be lists of words"):
         Word2Vec([[["a"]]])
-    with pytest.raises(AttributeError, match="is no model"):
+    with pytest.raises(AttributeError, match="is not a model"):
         Word2Vec.load(tmp_path / "none")
     with pytest.raises(AttributeError, match=r"call Word2Vec\.load\(folder\)"):
         Word2Vec().load(tmp_path)

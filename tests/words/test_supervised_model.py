@@ -120,7 +120,7 @@ def test_a_copy_is_its_own(model):
 
 
 def test_what_is_no_such_model_is_named(tmp_path, model):
-    with pytest.raises(InputError, match="missing: is no model"):
+    with pytest.raises(InputError, match="missing: is not a model"):
         load_model(tmp_path / "missing")
     model.save(tmp_path / "m")
     content = (tmp_path / "m" / "model.json").read_text("utf-8")
