@@ -42,10 +42,10 @@ def train_supervised(*args: Any, **options: Any) -> Classifier:
     """
     placed = dict(zip(_PLACES, args, strict=False))
     if len(args) > len(_PLACES) or placed.keys() & options.keys():
-        twice = ", ".join(sorted(placed.keys() & options.keys())) or f"{len(args)} options by their place"
+        twice = ", ".join(sorted(placed.keys() & options.keys())) or f"{len(args)} positional options"
         raise InputError(f"train_supervised: {twice} given twice; give options by name")
     if not {"input", "path"} & {*placed, *options}:
-        raise InputError("train_supervised needs a file: give input=")
+        raise InputError("train_supervised needs a file; pass input=")
     return Classifier(train_families(**{"families": False, **placed, **options}))
 
 
@@ -85,18 +85,16 @@ def train_unsupervised(
     if loss == "ns":
         check_count(neg=neg)
     if maxn and minn > maxn:
-        raise InputError(f"minn ({minn}) and maxn ({maxn}) must be 0 <= minn <= maxn")
+        raise InputError(f"minn ({minn}) and maxn ({maxn}) must satisfy 0 <= minn <= maxn")
     check_refused(minCountLabel=minCountLabel, lrUpdateRate=lrUpdateRate, verbose=verbose)
     if model not in MODELS:
         raise InputError(
-            f"model={model!r}: there are {' and '.join(MODELS)}; train_supervised trains classifiers"
+            f"model={model!r} is unknown; available: {' and '.join(MODELS)}; for classifiers, use train_supervised"
         )
     if loss not in ("ns", "hs"):
         raise InputError(f"loss={loss!r}: {UNSUPERVISED_LOSSES}")
     if wordNgrams != 1:
-        raise InputError(
-            f"wordNgrams={wordNgrams!r}: they belong to classifiers; words are predicted by words"
-        )
+        raise InputError(f"wordNgrams={wordNgrams!r}: only classifiers have word n-grams; leave it out")
     made = Word2Vec(
         vector_size=dim, alpha=lr, min_alpha=0.0, window=ws, min_count=minCount, sample=t, seed=seed, workers=thread,
         sg=MODELS[model], hs=int(loss == "hs"), negative=neg if loss == "ns" else 0, epochs=epoch,
@@ -119,7 +117,7 @@ def load_model(path: str | Path) -> FastTextModel:
     """
     if Path(path).is_file():
         raise InputError(
-            f"{path}: is a file, and a model is a folder here; of fastText's models the .vec file is read, by "
+            f"{path}: is a file, but a model is a folder; of a fastText model only the .vec file can be read, by "
             "pretrainedVectors= or WordVectors.read"
         )
     model = load(path)
@@ -127,7 +125,7 @@ def load_model(path: str | Path) -> FastTextModel:
         return Classifier(model)
     if isinstance(model, Word2Vec):
         return Vectors(model)
-    raise InputError(f"{path}: is no model of fastText's kinds; mt2st_fast.load reads it")
+    raise InputError(f"{path}: is not a fastText-style model; load it with mt2st_fast.load")
 
 
 def tokenize(text: str) -> list[str]:
@@ -154,7 +152,7 @@ def _begin_with(model: Word2Vec, path: Path) -> None:
     vectors = WordVectors.read(path)
     if vectors.dim != model.vector_size:
         raise InputError(
-            f"{path}: has vectors of {vectors.dim} numbers; give dim={vectors.dim}, not {model.vector_size}"
+            f"{path}: has vectors of dimension {vectors.dim}; use dim={vectors.dim}, not {model.vector_size}"
         )
     rows: Mapping[str, int] = vectors.index_of
     for own, word in enumerate(model.words):

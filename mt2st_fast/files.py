@@ -107,14 +107,14 @@ def reading(path: Path) -> Iterator[BinaryIO]:
                     yield cast(BinaryIO, unpacked)
             elif start and path.suffix.lower() == ".gz":
                 raise InputError(
-                    f"{path}: is named so and is not a whole gzip file; rename it, or compress it"
+                    f"{path}: has the suffix .gz but is not a complete gzip file; rename it, or compress it"
                 )
             else:
                 yield file
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; check the path") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: is not a whole gzip file ({error}); compress it again") from None
+        raise InputError(f"{path}: is not a complete gzip file ({error}); compress it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -137,7 +137,7 @@ def check_not_read(out: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if is_same_file(out, path):
             raise InputError(
-                f"--out {out}: is {path}, which is read and would be overwritten; give another --out"
+                f"--out {out}: is {path}, which is read and would be overwritten; choose another --out"
             )
 
 

@@ -29,14 +29,16 @@ def holding(folder: Path) -> Iterator[None]:
     try:
         try:
             if fcntl is None:
-                raise OSError(0, "this system has no such locks")
+                raise OSError(0, "this system has no file locks")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"another run is writing to {folder}; wait for its end or choose another --out"
+                f"another run is writing to {folder}; wait until it ends or choose another --out"
             ) from None
         except OSError as error:  # a file system without locks
-            logger.warning("%s cannot be locked (%s): start no other run into it", folder, error.strerror)
+            logger.warning(
+                "%s cannot be locked (%s); do not start another run that writes to it", folder, error.strerror
+            )
         yield
     finally:
         os.close(descriptor)

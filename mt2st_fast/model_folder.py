@@ -49,7 +49,7 @@ def write_model(
     """
     folder = Path(folder)
     if folder.exists() and not _may_be_replaced(folder):
-        raise InputError(f"{folder}: is there already and is no model; give another folder")
+        raise InputError(f"{folder}: already exists and is not a model; choose another folder")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -92,7 +92,8 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
         text, content = path.read_bytes(), (folder / TENSORS).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"{folder}: is no model ({Path(error.filename).name} is missing); give the folder that one was saved to"
+            f"{folder}: is not a model ({Path(error.filename).name} is missing); pass the folder that a model was "
+            "saved to"
         ) from None
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
@@ -104,10 +105,12 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[str, dict[s
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; save the model again") from None
     if named[0] != FORMAT:
-        raise InputError(f"{path}: is written as '{named[0]}', this version reads '{FORMAT}'; train it again")
+        raise InputError(
+            f"{path}: is in the format '{named[0]}', but this version reads '{FORMAT}'; train it again"
+        )
     if text != expected:
         what = DESCRIPTION if description.get("tensors_sha256") == digest else TENSORS
-        raise InputError(f"{folder / what}: is damaged, its checksum is another; save the model again")
+        raise InputError(f"{folder / what}: is damaged (its checksum does not match); save the model again")
     if kind is not None and named[1] != kind:
         raise InputError(f"{folder}: is a model of the kind {named[1]}, not {kind}")
     try:
@@ -138,9 +141,7 @@ def model_in(folder: str | Path) -> Path:
     if (folder / RUN_MODEL).is_dir():
         return folder / RUN_MODEL
     if has_comparison(folder):
-        raise InputError(
-            f"{folder}: is a comparison, which keeps no model; give the folder of a run of train"
-        )
+        raise InputError(f"{folder}: is a comparison, which has no model; pass the folder of a run of train")
     if (folder / RUN_CONFIG).exists():
         raise InputError(
             f"{folder}: the run has not ended and left no model; finish it with: "

@@ -42,7 +42,7 @@ def test_a_model_is_replaced_and_nothing_else_is(tmp_path):
     write_model(tmp_path / "m", "toy", {"rate": 2}, {})
     assert read_model(tmp_path / "m")[1] == {"rate": 2}
     (tmp_path / "m" / "mine.txt").touch()
-    with pytest.raises(InputError, match="no model"):
+    with pytest.raises(InputError, match="is not a model"):
         written(tmp_path / "m")
     assert (tmp_path / "m" / "mine.txt").exists()
 
@@ -57,7 +57,7 @@ def test_a_configuration_that_is_no_json_leaves_what_was_there(tmp_path):
 
 def test_what_is_no_model_is_named(tmp_path):
     for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(InputError, match=f"{folder}: is no model"):
+        with pytest.raises(InputError, match=f"{folder}: is not a model"):
             read_model(folder)
     with pytest.raises(InputError, match="of the kind toy, not other"):
         read_model(written(tmp_path / "m"), "other")

@@ -44,7 +44,7 @@ class Bags(NamedTuple):
     @property
     def bounds(self) -> Tensor:
         """The starts, for code that needs them."""
-        assert self.starts is not None, "this backend takes no bags without starts"
+        assert self.starts is not None, "this backend requires starts"
         return self.starts
 
 
@@ -68,7 +68,7 @@ class DeviceBags(NamedTuple):
         )
         if mine != theirs or self.n_rows != other.n_rows:
             raise ValueError(
-                "the batches differ in ids, bags or rows; ids past the last bag and empty bags make them alike"
+                "the batches differ in ids, bags or rows; pad them with ids after the last bag and with empty bags"
             )
         self.block.copy_(other.block)
 

@@ -34,7 +34,7 @@ def prepare_on_device(
         raise ValueError(f"mode must be mean or sum, not {mode}")
     module = cast(Any, serving(table, backend))
     if not module.POOLS_TYPES:
-        raise RuntimeError(f"no kernel takes bags that are sorted on {table.device.type}")
+        raise RuntimeError(f"no kernel supports bags that are sorted on {table.device.type}")
     bags = Bags(ids.to(torch.int32).contiguous(), starts.to(torch.int64).contiguous(), None, types)
     if mode == "mean":
         _, scales = module.pool_means(table.detach().contiguous(), bags)

@@ -86,7 +86,7 @@ def embedding_bag_of_types(
     """
     module = serving(table, backend)
     if not module.POOLS_TYPES:
-        raise RuntimeError(f"no kernel pools word types on {table.device.type}")
+        raise RuntimeError(f"no kernel supports pooling of word types on {table.device.type}")
     ids = ids.to(torch.int32).contiguous()
     if starts is not None:
         starts = starts.to(torch.int64).contiguous()
@@ -234,7 +234,7 @@ def _traced(table: Tensor, ids: Tensor, starts: Tensor, mode: str, sparse: bool)
     """Plain torch, for torch.compile to make its own kernels of."""
     if sparse:
         raise RuntimeError(
-            "embedding_bag with sparse=True cannot be compiled: its gradient is of another length in every batch"
+            "embedding_bag with sparse=True cannot be compiled: the length of its gradient varies from batch to batch"
         )
     scales = reference_embedding.mean_scales(ids, starts, len(table)) if mode == "mean" else None
     return reference_embedding.pool(table, Bags(ids, starts, scales))
@@ -284,7 +284,7 @@ def in_kernel_types(table: Tensor, ids: Tensor, starts: Tensor | None, mode: str
     ):
         largest = int(ids.abs().max())
         if largest > torch.iinfo(torch.int32).max:
-            raise ValueError(f"ids hold {largest}, and the table has {len(table):,} rows")
+            raise ValueError(f"ids contain {largest}, but the table has {len(table):,} rows")
     return ids.to(torch.int32).contiguous(), starts.to(torch.int64).contiguous()
 
 
@@ -292,8 +292,7 @@ def _check_range(module: BagKernels, ids: Tensor, V: int) -> None:
     position = module.first_outside(ids, V)
     if position >= 0:
         raise ValueError(
-            f"id {int(ids[position])} at position {position} lies outside the table's {V:,} rows "
-            f"({NONE} stands for no row)"
+            f"id {int(ids[position])} at position {position} lies outside the table's {V:,} rows ({NONE} means no row)"
         )
 
 

@@ -127,11 +127,11 @@ def draw_batch(
 def check_options(mode: str, window: int, negatives: float, shared: int) -> None:
     """Raise ValueError for options that the kernel does not support."""
     if mode not in MODES:
-        raise ValueError(f"the mode of context prediction is skipgram or cbow, not {mode!r}")
+        raise ValueError(f"the mode of context prediction must be skipgram or cbow, not {mode!r}")
     if window < 1 or negatives <= 0:
         raise ValueError(f"window ({window}) and negatives ({negatives}) must be positive")
     if shared < LEAST_SHARED or shared % LEAST_SHARED:
-        raise ValueError(f"shared negatives come in multiples of {LEAST_SHARED}, not {shared}")
+        raise ValueError(f"shared negatives must come in multiples of {LEAST_SHARED}, not {shared}")
 
 
 def local_words(batch: ContextBatch) -> LocalBatch:

@@ -42,8 +42,8 @@ def context_gradients(
     fit = inputs.shape[1:] == outputs.shape[1:] and len(inputs) <= len(outputs)
     if not fit or inputs.dtype != torch.float32 or outputs.dtype != torch.float32:
         raise ValueError(
-            f"both tables are float32 (V, D), not {inputs.dtype} {tuple(inputs.shape)} and "
-            f"{outputs.dtype} {tuple(outputs.shape)}"
+            f"both tables must be float32 (V, D), not {inputs.dtype} {tuple(inputs.shape)} and {outputs.dtype} "
+            f"{tuple(outputs.shape)}"
         )
     numba_context = load_numba("context", "context_gradients", backend, inputs.device.type)
     made: ContextGradients = numba_context.touched_rows(inputs, outputs, batch, workspace, splits)

@@ -18,5 +18,5 @@ def load_numba(part: str, what: str, backend: str, device_type: str = "cpu") -> 
     """
     chosen = ROOM.choose(device_type, torch.float32, backend)
     if chosen.name != "numba":
-        raise RuntimeError(f"{what} is computed by numba alone, not by {chosen.name} ({chosen.reason})")
+        raise RuntimeError(f"{what} is only supported by numba, not by {chosen.name} ({chosen.reason})")
     return ROOM.load("numba", part)

@@ -81,7 +81,7 @@ class WalkTraining:
     ):
         if options.mode not in MODES or options.negatives <= 0 or options.window < 1 or options.walkers < 1:
             raise ValueError(
-                f"window, negatives and walkers are positive, the mode is one of {MODES}: {options}"
+                f"window, negatives and walkers must be positive, and the mode one of {MODES}: {options}"
             )
         ROOM.choose(device.type, torch.float32, backend)
         self._kernels: Any = ROOM.load("triton", "training")

@@ -26,7 +26,7 @@ def check_arguments(
         raise TypeError(f"features must be floating point, not {features.dtype}")
     N, D = features.shape
     if D == 0:
-        raise ValueError("features must have at least one column: with D = 0 there is nothing to weigh")
+        raise ValueError("features must have at least one column, but D is 0")
     if weight.shape != (S, D):
         raise ValueError(f"weight must be (S, D) = ({S}, {D}), not {tuple(weight.shape)}")
     if bias is not None and bias.shape != (S,):
@@ -39,7 +39,9 @@ def check_arguments(
     if task_weights.dtype != torch.float32 and features.dtype != torch.float64:
         raise TypeError(f"task_weights must be float32, not {task_weights.dtype}")
     if len(targets) != K:
-        raise ValueError(f"targets: {len(targets)} given for {K} heads ({', '.join(layout.names)})")
+        raise ValueError(
+            f"targets: {len(targets)} given, but there are {K} heads ({', '.join(layout.names)})"
+        )
     for name, head, target in zip(layout.names, layout.heads, targets, strict=True):
         head.check_target_type(name, target)
         if head.kind.takes_classes:

@@ -54,7 +54,7 @@ def as_weights(option: str, values: Any) -> tuple[float, ...] | None:
         return None
     if isinstance(values, Mapping | Set):
         raise ValueError(
-            f"{option} must be a list with a number for every output, in order, not a {type(values).__name__}: give "
+            f"{option} must be a list with one number per output, in order, not a {type(values).__name__}; pass "
             "[weights[c] for c in range(C)]"
         )
     if any(not 0.0 <= value < math.inf for value in values):
@@ -105,7 +105,7 @@ class _Kinds(type):
         try:
             return _found()[name]
         except KeyError:
-            raise AttributeError(f"there is no kind {name}; there are {', '.join(_found())}") from None
+            raise AttributeError(f"unknown kind {name}; available: {', '.join(_found())}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +183,7 @@ def _found() -> dict[str, Kind]:
             if isinstance(kind, Kind) and found.setdefault(kind.name, kind) is not kind:
                 raise ValueError(f"two kinds of head are named {kind.name}")
     if len({kind.code for kind in found.values()}) < len(found):
-        raise ValueError(f"two kinds of head among {', '.join(found)} have the same code: rename one")
+        raise ValueError(f"two kinds of head among {', '.join(found)} have the same code; rename one")
     return dict(sorted(found.items()))
 
 
@@ -206,7 +206,9 @@ class HeadSpec:
         made = kind.options(**options)
         made.check(size)
         if len(made.numbers) > MAX_NUMBERS:
-            raise ValueError(f"a kernel reads {MAX_NUMBERS} numbers, {kind.name} has {len(made.numbers)}")
+            raise ValueError(
+                f"a kernel reads at most {MAX_NUMBERS} numbers, but {kind.name} has {len(made.numbers)}"
+            )
         for name, value in (("kind", kind), ("size", size), ("options", made)):
             object.__setattr__(self, name, value)
 
@@ -272,7 +274,7 @@ def _check_option(kind: Kind, option: str) -> None:
     if not owners:
         raise ValueError(f"no kind of head has an option {option}")
     if kind.name not in owners:
-        raise ValueError(f"{option} belongs to {' and '.join(owners)} heads, this one is {kind.name}")
+        raise ValueError(f"{option} belongs to {' and '.join(owners)} heads, but this one is {kind.name}")
 
 
 def elementwise_kinds() -> tuple[Kind, ...]:
@@ -333,6 +335,7 @@ def task_of_column(column: str, size: int) -> Any:
     if len(makers) != 1:
         known = sorted({name for kind in Kind for name in kind.task_of_column})
         raise ValueError(
-            f"{len(makers)} kinds of head are for a column of {column}; columns are of {', '.join(known)}"
+            f"{len(makers)} kinds of head fit a column of {column}, but there must be exactly one; columns are of "
+            f"{', '.join(known)}"
         )
     return makers[0](size)

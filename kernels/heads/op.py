@@ -177,7 +177,7 @@ def warm_up(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> 
 
 @lru_cache
 def _log_once(reason: str) -> None:
-    log.warning("the heads are computed in plain torch: %s", reason)
+    log.warning("the heads are computed in plain PyTorch: %s", reason)
 
 
 class _FusedLoss(torch.autograd.Function):

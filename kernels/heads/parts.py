@@ -53,7 +53,7 @@ def take_parameters(weight: Rows, bias: Rows | None, layout: HeadLayout) -> Para
             raise ValueError("bias must be one tensor, as weight is")
         return Parameters(weight, bias, ())
     if isinstance(bias, Tensor):
-        raise ValueError("bias must be a tensor a head, as weight is")
+        raise ValueError("bias must be one tensor per head, as weight is")
     _check(weight, bias, layout)
     if len(weight) == 1:
         return Parameters(weight[0], None if bias is None else bias[0], ())
@@ -95,10 +95,12 @@ def _check(weight: Sequence[Tensor], bias: Sequence[Tensor] | None, layout: Head
         if parts is None:
             continue
         if len(parts) != len(layout):
-            raise ValueError(f"{argument}: {len(parts)} tensors given for {len(layout)} heads")
+            raise ValueError(f"{argument} has {len(parts)} tensors, but there are {len(layout)} heads")
         for name, size, part in zip(layout.names, layout.sizes, parts, strict=True):
             if len(part) != size:
-                raise ValueError(f"{argument} of {name} has {len(part)} rows, its head {size} outputs")
+                raise ValueError(
+                    f"{argument} of {name} has {len(part)} rows, but its head has {size} outputs"
+                )
 
 
 @torch.no_grad()

@@ -95,10 +95,12 @@ PLANS_OF = {"numba": ("tile", "chunked"), "triton": ("tile", "packed", "chunked"
 def check_plan(requested: str, backend: str) -> None:
     """Raise ValueError for an unknown plan, or one that this backend does not have."""
     if requested not in ("auto", *PLANS):
-        raise ValueError(f"plan={requested} is unknown; there are auto, {', '.join(PLANS)}")
+        raise ValueError(f"plan={requested} is unknown; available: auto, {', '.join(PLANS)}")
     has = PLANS_OF.get(backend, PLANS)
     if requested not in ("auto", *has):
-        raise ValueError(f"plan={requested} is none of backend {backend}, which has {', '.join(has)}")
+        raise ValueError(
+            f"plan={requested} is not supported by backend {backend}, which has {', '.join(has)}"
+        )
 
 
 def choose_plan(
@@ -111,7 +113,7 @@ def choose_plan(
     """
     check_plan(requested, backend)
     if requested != "auto":
-        return Choice(requested, f"asked for by plan={requested}")
+        return Choice(requested, f"requested by plan={requested}")
     tuned = tuned_plan(backend, shape, device)
     if tuned is not None:
         return tuned
@@ -151,7 +153,7 @@ def tuned_tables() -> dict[str, list[dict[str, Any]]]:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no table of plans ({error}); remove it or run mt2st-fast tune"
+            f"{path} is not a valid table of plans ({error}); remove it or run mt2st-fast tune"
         ) from error
 
 

@@ -49,7 +49,7 @@ def compile_all(targets: list[str], per_kernel: int | None = None) -> list[Compi
     """
     gpus = {target: _gpu_target(target) for target in targets}
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET=1 interprets kernels and cannot compile them: unset it")
+        raise RuntimeError("TRITON_INTERPRET=1 interprets kernels instead of compiling them; unset it")
     package = importlib.import_module(__package__.rpartition(".")[0])
     found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     modules = sorted(i.name for i in found if ".on_triton." in i.name)

@@ -70,8 +70,8 @@ def folder() -> Path | None:
         (place / _STAMP).touch()
     except OSError as error:
         log.warning(
-            "compiled kernels cannot be kept in %s (%s), so every run compiles them again: set %s to a folder "
-            "that can be written", root, error.strerror or error, FOLDER_VARIABLE,
+            "compiled kernels cannot be cached in %s (%s), so every run compiles them again; set %s to a writable "
+            "folder", root, error.strerror or error, FOLDER_VARIABLE,
         )  # fmt: skip
         return None
     _remove_unused(root, place)

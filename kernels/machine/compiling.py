@@ -43,7 +43,9 @@ class CompileClock:
             listener(name)
         if not self._listeners and not self._told:
             self._told = True
-            log.warning("compiling kernels for this machine, once: a first run takes up to a minute longer")
+            log.warning(
+                "compiling kernels for this machine, only once; the first run takes up to a minute longer"
+            )
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:

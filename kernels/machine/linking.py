@@ -31,7 +31,7 @@ class _LinkedLibrary(JITCodeLibrary):
 
 @ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 def _called_from_python(*_: Any) -> None:
-    print("a helper of kernels was called from Python: call a kernel that calls it", file=sys.stderr)
+    print("a kernel helper was called from Python; call a kernel that uses it", file=sys.stderr)
 
 
 _REFUSAL = ctypes.cast(_called_from_python, ctypes.c_void_p).value

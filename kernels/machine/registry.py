@@ -50,7 +50,7 @@ class Backend:
         """Why it cannot handle these tensors, or None."""
         interpreted = self.interpreted_by is not None and os.environ.get(self.interpreted_by) == "1"
         if device_type not in self.devices and not interpreted:
-            return f"it computes on {', '.join(self.devices)}, the tensors are on {device_type}"
+            return f"it runs on {', '.join(self.devices)}, but the tensors are on {device_type}"
         if dtype not in self.dtypes:
             return f"it has no kernel for {dtype}"
         if importlib.util.find_spec(self.package) is None:
@@ -111,21 +111,21 @@ def asked_for(requested: str) -> tuple[str, str]:
 @lru_cache(maxsize=256)
 def _choose(room: Room, device_type: str, dtype: torch.dtype, requested: str, asked_by: str) -> Choice:
     if requested not in ("auto", *room.names):
-        raise ValueError(f"{asked_by}{requested} is unknown; there are auto, {', '.join(room.names)}")
+        raise ValueError(f"{asked_by}{requested} is unknown; available: auto, {', '.join(room.names)}")
     if requested == REFERENCE:
-        return Choice(REFERENCE, f"asked for by {asked_by}{REFERENCE}")
+        return Choice(REFERENCE, f"requested by {asked_by}{REFERENCE}")
     if requested != "auto":
         obstacle = room.backends[requested].obstacle(device_type, dtype)
         if obstacle:
             raise RuntimeError(f"{asked_by}{requested} cannot be honoured: {obstacle}")
-        return Choice(requested, f"asked for by {asked_by}{requested}")
+        return Choice(requested, f"requested by {asked_by}{requested}")
     at_home = [backend for backend in room.backends.values() if device_type in backend.devices]
     obstacles = {backend.name: backend.obstacle(device_type, dtype) for backend in at_home}
     able = [name for name, obstacle in obstacles.items() if obstacle is None]
     if able:
         return Choice(able[0], f"tensors are on {device_type}")
     why = "; ".join(f"{name} cannot run: {obstacle}" for name, obstacle in obstacles.items())
-    return Choice(REFERENCE, why or f"no kernels of {room.op} compute on {device_type}")
+    return Choice(REFERENCE, why or f"no kernels of {room.op} run on {device_type}")
 
 
 @lru_cache

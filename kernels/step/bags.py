@@ -52,7 +52,7 @@ def bag_step(
     """
     V = len(model.table.parameter)
     if bags.n_rows != V:
-        raise ValueError(f"the bags were prepared for {bags.n_rows:,} rows, the table has {V:,}")
+        raise ValueError(f"the bags were prepared for {bags.n_rows:,} rows, but the table has {V:,}")
     check_targets(model.layout, targets, task_weights, len(bags.scales), "bags")
     table = model.table.parameter
     kernels = cast(StepKernels, step_kernels("bag_step", table.device.type, table.dtype))

@@ -95,7 +95,7 @@ def rows_left_alone(frozen_rows: Tensor | None, V: int) -> np.ndarray:
     if frozen_rows is None:
         return np.zeros(0, np.uint8)
     if frozen_rows.shape != (V,):
-        raise ValueError(f"frozen_rows are {tuple(frozen_rows.shape)}, the table has {V:,} rows")
+        raise ValueError(f"frozen_rows have shape {tuple(frozen_rows.shape)}, but the table has {V:,} rows")
     return cast(np.ndarray, frozen_rows.numpy().astype(np.uint8))
 
 

@@ -36,7 +36,7 @@ def parameters_obstacle(table: Tensor, others: Sequence[Tensor], backend: str) -
         if obstacle is not None:
             return obstacle
         if not parameter.is_contiguous():
-            return "its kernel is for contiguous parameters"
+            return "its kernel requires contiguous parameters"
     return None
 
 
@@ -46,11 +46,13 @@ def check_targets(
     """Raise ValueError unless all shapes fit: the kernel reads raw addresses. rows: what a step's rows are called."""
     if not len(targets) == len(task_weights) == len(layout):
         raise ValueError(
-            f"there are {len(layout)} heads; targets and weights are {len(targets)}, {len(task_weights)}"
+            f"there are {len(layout)} heads, but {len(targets)} targets and {len(task_weights)} weights"
         )
     for name, spec, target in zip(layout.names, layout.heads, targets, strict=True):
         if target.shape != ((n_rows,) if spec.kind.takes_classes else (n_rows, spec.size)):
-            raise ValueError(f"targets of {name} are {tuple(target.shape)}, there are {n_rows} {rows}")
+            raise ValueError(
+                f"targets of {name} have shape {tuple(target.shape)}, but there are {n_rows} {rows}"
+            )
 
 
 @lru_cache

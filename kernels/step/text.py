@@ -55,7 +55,7 @@ def text_step_obstacle(
         return obstacle
     if max(layout_sizes) * n_features > MOST_HEAD_FLOATS:
         most = MOST_HEAD_FLOATS // n_features
-        return f"a head has {max(layout_sizes):,} outputs; its kernel is for {most:,} at most"
+        return f"a head has {max(layout_sizes):,} outputs, but its kernel supports at most {most:,}"
     return None
 
 
@@ -83,7 +83,7 @@ def text_step(
     target that is neither in [0, C) nor ignore_index.
     """
     if model.gathers_rows:
-        raise ValueError("a gradient_model is not stepped: call text_gradients")
+        raise ValueError("a gradient_model is not stepped; call text_gradients")
     return _step(model, rules, decays, words, targets, task_weights, dropout, moves, beside)
 
 
@@ -124,7 +124,7 @@ def text_gradients(
     `text_step`; also raises ValueError if the model is not a `gradient_model`.
     """
     if not model.gathers_rows:
-        raise ValueError("text_gradients is for a gradient_model; text_step moves this one")
+        raise ValueError("text_gradients requires a gradient_model; call text_step for this one")
     # Such a step updates the gradients themselves: gradient - rate * (new gradient), with rate -1.
     found = _step(model, [RowRule(SGD, -1.0)], [1.0], words, targets, task_weights, dropout, moves, beside)
     rows, d_rows = _kernels(model).gathered(model, moves)
@@ -162,7 +162,7 @@ def _in_kernel_types(model: TextStepModel, words: Words) -> Words:
     types, starts = words
     if how != "window":
         if starts is None:
-            raise ValueError("inputs must be the words of bags, and where each begins")
+            raise ValueError("inputs must be the words of the bags and the start of each bag")
         return Words(*in_kernel_types(model.table.parameter, types, starts, how))
     if types.dim() != 2 or types.shape[1] != W or types.is_floating_point() or starts is not None:
         shape = f"{tuple(types.shape)} of {str(types.dtype).removeprefix('torch.')}"
@@ -176,7 +176,10 @@ def _check_beside(model: TextStepModel, beside: Beside | None) -> None:
         return
     expected = (beside.types.numel(), model.table.parameter.shape[1])
     if beside.d_vectors.shape != expected or beside.d_vectors.dtype != torch.float32:
-        raise ValueError(f"gradients beside are {tuple(beside.d_vectors.shape)}, not {expected} of float32")
+        raise ValueError(
+            f"the gradients in beside have shape {tuple(beside.d_vectors.shape)}, but must have shape {expected} and "
+            "be float32"
+        )
 
 
 class TextKernels(Protocol):

@@ -26,13 +26,13 @@ def tune(
     from mt2st_fast.kernels.heads.tuning import tune as time_plans
 
     if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype} is unknown; there are {', '.join(DTYPES)}")
+        raise InputError(f"--dtype {dtype} is unknown; available: {', '.join(DTYPES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"--device {device} is unknown; there are auto, cpu, cuda, cuda:N") from error
+        raise InputError(f"--device {device} is unknown; available: auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
     console = plain_console()

@@ -57,10 +57,10 @@ class TextInputs:
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise ValueError(f"{path}: is not written as '{FORMAT}'")
         if description.get("text") not in ("words", "lines"):
-            raise ValueError(f"{path}: its graph takes no text but {', '.join(description['inputs'])}")
+            raise ValueError(f"{path}: its graph does not take text, but {', '.join(description['inputs'])}")
         graph = Path(path).with_name(description["graph"])
         if graph.exists() and hashlib.sha256(graph.read_bytes()).hexdigest() != description["sha256"]:
-            raise ValueError(f"{path}: belongs to another {graph.name}; export the model again")
+            raise ValueError(f"{path}: belongs to a different {graph.name}; export the model again")
         return cls(description)
 
     def __call__(self, units: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -69,12 +69,12 @@ class TextInputs:
         Raises ValueError for a unit of the other kind, and for a line feed in a line.
         """
         if isinstance(units, str):
-            raise ValueError("units are a list, not one string")
+            raise ValueError("units must be a list, not one string")
         if self.description["text"] == "lines":
             bags = [self._bag(unit) for unit in units]
             return {"ids": _flat(bags), "ids_per_unit": _sizes(bags)}
         if any(isinstance(unit, str) for unit in units):
-            raise ValueError("a unit is a list of words, not one string: cut(line) makes words of it")
+            raise ValueError("a unit must be a list of words, not one string; split it with cut(line)")
         rows = [self._rows(word) for unit in units for word in unit]
         return {"rows": _flat(rows), "rows_per_word": _sizes(rows), "words_per_unit": _sizes(units)}
 
@@ -132,7 +132,7 @@ class TextInputs:
 
     def _bag(self, line: Any) -> list[int]:
         if not isinstance(line, str) or "\n" in line:
-            raise ValueError(f"a unit is a line, a string without a line feed, not {line!r:.80}")
+            raise ValueError(f"a unit must be one line, a string without a line feed, not {line!r:.80}")
         rule = self.description
         words = [word for word in line.replace("\0", " ").split() if not word.startswith(rule["prefix"])]
         ids = [i for word in words for i in self._ids(word)]

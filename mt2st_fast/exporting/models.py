@@ -156,11 +156,11 @@ def export_modules(
     for name in names:
         if name not in heads.tasks:
             known = ", ".join(heads.tasks) or "none"
-            raise InputError(f"the task {name} has no head to export; those that have one: {known}")
+            raise InputError(f"the task {name} has no head to export; tasks with a head: {known}")
     other = {p.dtype for module in (encoder, heads) for p in module.parameters()} - {torch.float32}
     if other:
         raise InputError(
-            f"parameters are {str(other.pop()).removeprefix('torch.')}, a graph has float32: call .float() first"
+            f"parameters are {str(other.pop()).removeprefix('torch.')}, but a graph needs float32; call .float() first"
         )
     graph = _graph_of(encoder, heads, names, example, axes)
     sizes: Tasks = {name: (_kind(heads.tasks[name]), ()) for name in names}
@@ -191,8 +191,8 @@ def _graph_of(
         return Graph(TypeBags(encoder, heads, names), shapes, "units", trials)
     if not example:
         raise InputError(
-            f"a {type(encoder).__name__} is traced: give example=, the tensors that it is called with, of 2 rows "
-            "or more"
+            f"a {type(encoder).__name__} must be traced; pass example=, the tensors that it is called with, of at "
+            "least 2 rows"
         )
     given = [tensor.detach().cpu() for tensor in example]
     named = axes or [("rows", *tensor.shape[1:]) for tensor in given]

@@ -66,13 +66,13 @@ def format_of(file: Path, wanted: str | None) -> str:
     """ "onnx" or "torch": the wanted one, else by the file's name. Raises InputError if both contradict each other."""
     by_name = {suffix: name for name, suffix in SUFFIXES.items()}.get(file.suffix)
     if wanted is not None and wanted not in SUFFIXES:
-        raise InputError(f"a format is {' or '.join(SUFFIXES)}, not {wanted!r}")
+        raise InputError(f"format must be {' or '.join(SUFFIXES)}, not {wanted!r}")
     if wanted is not None and by_name not in (None, wanted):
         raise InputError(
-            f"{file}: is named as {by_name} has it, and the format is {wanted}; end it in {SUFFIXES[wanted]}"
+            f"{file}: has the suffix of {by_name}, but the format is {wanted}; use the suffix {SUFFIXES[wanted]}"
         )
     if file.suffix == ".json":
-        raise InputError(f"{file}: is the name of the description beside a graph; end it in .onnx or .pt2")
+        raise InputError(f"{file}: .json is the suffix of the description of a graph; use .onnx or .pt2")
     return wanted or by_name or "onnx"
 
 
@@ -92,7 +92,7 @@ def write_graph(
     file = Path(file)
     form = format_of(file, wanted)
     if file.is_dir():
-        raise InputError(f"{file}: is a folder; give a file, {file.name}{SUFFIXES[form]} say")
+        raise InputError(f"{file}: is a folder; pass a file, such as {file.name}{SUFFIXES[form]}")
     tasks = list(graph.trials[0].logits)
     outputs = {output_of(task): _axes(graph, logits) for task, logits in graph.trials[0].logits.items()}
     if form == "onnx":
@@ -156,8 +156,8 @@ def _onnx(graph: Graph, outputs: Sequence[str]) -> bytes:
     size = sum(tensor.numel() * tensor.element_size() for tensor in graph.module.state_dict().values())
     if size > MOST_ONNX_BYTES:
         raise InputError(
-            f"the model's tensors are {size / 2**30:.1f} GiB, and a file of ONNX ends at 2; export with the format "
-            "torch"
+            f"the model's tensors are {size / 2**30:.1f} GiB, but an ONNX file holds at most 2; export with the "
+            "format torch"
         )
     program = _program(graph)
     with _quiet(), torch.no_grad():
@@ -196,8 +196,8 @@ def _difference(run: Any, trials: Sequence[Trial], tasks: Sequence[str]) -> floa
             off = float((found[task] - expected).abs().max())
             if not off <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise InputError(
-                    f"the graph's logits of {task} are {off:.1e} off the model's, and nothing was written; please "
-                    "report it"
+                    f"the graph's logits of {task} are {off:.1e} off the model's, so nothing was written; please "
+                    "report this"
                 )
             largest = max(largest, off)
     return largest

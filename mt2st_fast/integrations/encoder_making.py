@@ -48,8 +48,8 @@ def made(config: PretrainedConfig, making: Making) -> PreTrainedModel:
     """Make an encoder. Raises InputError if transformers has no such class, or if its arguments are not known."""
     if making.arguments is None:
         raise InputError(
-            f"the encoder was a {making.name}, which transformers cannot make from its configuration: make it, give it "
-            "to MultiTaskModel(config, encoder), and load the state dict"
+            f"the encoder was a {making.name}, which transformers cannot create from its configuration; create it, "
+            "pass it to MultiTaskModel(config, encoder), and load the state dict"
         )
     if making.name == AUTO:
         return AutoModel.from_config(config, **making.arguments)

@@ -20,6 +20,6 @@ def heads_of(model: nn.Module) -> MultiTaskHeads:
     if len(found) != 1:
         several = f"several: {', '.join(found)}" if found else "none"
         raise InputError(
-            f"a model needs one MultiTaskHeads for its phases, and {type(model).__name__} has {several}"
+            f"a model needs exactly one MultiTaskHeads for its phases, but {type(model).__name__} has {several}"
         )
     return next(iter(found.values()))

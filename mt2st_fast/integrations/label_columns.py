@@ -38,13 +38,17 @@ def columns_of(y: Any, rows: int) -> dict[str, np.ndarray]:
     else:
         given = _array(y)
         if given.ndim not in (1, 2):
-            raise InputError(f"y must be labels (N,) or columns of them (N, tasks), not {given.shape}")
+            raise InputError(
+                f"y must have shape (N,), or (N, tasks) with a column per task, not {given.shape}"
+            )
         columns = {DEFAULT_FAMILY: given} if given.ndim == 1 else {str(k): c for k, c in enumerate(given.T)}
     if not columns:
-        raise InputError("y has no column; give one a task, the main one first")
+        raise InputError("y has no columns; pass one per task, the main one first")
     for name, column in columns.items():
         if column.shape != (rows,):
-            raise InputError(f"y has labels {column.shape} of {name} for {rows} texts; give one a text")
+            raise InputError(
+                f"y has labels for {name} of shape {column.shape} for {rows} texts; pass one label per text"
+            )
     return columns
 
 
@@ -53,7 +57,7 @@ def main_of(columns: Mapping[str, np.ndarray], main: Any) -> str:
     if main is None:
         return next(iter(columns))
     if str(main) not in columns:
-        raise InputError(f"main is {main!r}, and y has no such column; there are {', '.join(columns)}")
+        raise InputError(f"main is {main!r}, but y has no such column; available: {', '.join(columns)}")
     return str(main)
 
 
@@ -89,7 +93,7 @@ def _array(column: Any) -> np.ndarray:
         return np.asarray(rows, object)
     except ValueError:
         raise InputError(
-            "the rows of y differ in length; give a label of every task, None for none"
+            "the rows of y differ in length; pass a label for every task, or None if it is missing"
         ) from None
 
 
@@ -119,9 +123,9 @@ def _typed(name: str, known: np.ndarray) -> np.ndarray:
     ]
     if others:
         raise InputError(
-            f"a label of the column {name} of y is {others[0]!r} ({type(others[0]).__name__}); labels are strings or "
-            "whole numbers, one a text"
+            f"a label of the column {name} of y is {others[0]!r} ({type(others[0]).__name__}); labels must be "
+            "strings or whole numbers, one per text"
         )
     if len(text) > 1:
-        raise InputError(f"the column {name} of y has strings beside numbers; make them one or the other")
+        raise InputError(f"the column {name} of y mixes strings and numbers; use only one of them")
     return np.array(known.tolist())

@@ -44,7 +44,7 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         """Find the heads, and continue from a checkpoint's state if there is one."""
         total = trainer.estimated_stepping_batches
         if not math.isfinite(total):
-            raise InputError("a schedule of phases needs an end: give the Trainer max_epochs or max_steps")
+            raise InputError("a schedule of phases needs an end; set max_epochs or max_steps of the Trainer")
         self._total_steps = int(total)
         batches = trainer.num_training_batches
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else total
@@ -85,10 +85,10 @@ class PhaseCallback(L.Callback):  # type: ignore[misc]
         except AttributeError:
             found = None
         if not isinstance(found, MultiTaskHeads):
-            what = "there is nothing" if found is None else f"there is a {type(found).__name__}"
+            what = "nothing is there" if found is None else f"it is a {type(found).__name__}"
             raise InputError(
-                f"{type(pl_module).__name__} has no MultiTaskHeads at {self.heads!r} ({what}): say where they are, "
-                'PhaseCallback(schedule, heads="model.heads")'
+                f"{type(pl_module).__name__} has no MultiTaskHeads at {self.heads!r} ({what}); pass their path, as "
+                'in PhaseCallback(schedule, heads="model.heads")'
             )
         return found
 

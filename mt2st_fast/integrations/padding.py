@@ -32,7 +32,9 @@ def label_batch(
     """
     unknown = sorted({name for row in rows for name in row} - set(tasks))
     if unknown:
-        raise InputError(f"labels of {unknown[0]}, which is no task; there are {', '.join(tasks)}")
+        raise InputError(
+            f"there are labels of {unknown[0]}, which is not a task; available: {', '.join(tasks)}"
+        )
     places = list(enumerate(zip(rows, rooms, strict=True)))
     return {
         name: torch.stack(
@@ -54,14 +56,14 @@ def _placed(where: str, task: Task, labels: Any, room: Room) -> Tensor:
     try:
         given = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"the labels of {where} are no numbers of one shape: {labels!r}") from None
+        raise InputError(f"the labels of {where} must be numbers of one shape, not {labels!r}") from None
     if classes and (given.is_floating_point() or given.dtype == torch.bool):
         raise InputError(f"the labels of {where} must be whole numbers, not {given.dtype}")
     wanted = ((room.tokens,) if on_tokens else ()) + of_one
     if of_one == (1,) and given.shape == wanted[:-1]:
         given = given.unsqueeze(-1)
     if given.shape != wanted:
-        each = "one a token" if on_tokens else "one a row"
+        each = "one per token" if on_tokens else "one per row"
         raise InputError(f"the labels of {where} must be {wanted}, {each}, not {tuple(given.shape)}")
     if not on_tokens:
         return given.to(dtype)

@@ -16,11 +16,15 @@ def rows_of_words(X: Any, tokenizer: Tokenizer | None) -> list[list[str]]:
     A row may also be a list, tuple or array of words. Raises InputError for anything else, naming the row.
     """
     if isinstance(X, str | bytes) or not hasattr(X, "__iter__") or hasattr(X, "columns") or _is_sparse(X):
-        hint = "give one column of it, X['text']" if hasattr(X, "columns") else "give a list of strings"
-        raise InputError(f"X must be texts, not one {type(X).__name__}: {hint}")
+        hint = (
+            "pass one of its columns, such as X['text']"
+            if hasattr(X, "columns")
+            else "pass a list of strings"
+        )
+        raise InputError(f"X must be texts, not one {type(X).__name__}; {hint}")
     rows = [_words(number, row, tokenizer) for number, row in enumerate(X)]
     if not rows:
-        raise InputError("X has no texts; give at least 1")
+        raise InputError("X has no texts; pass at least 1")
     return rows
 
 
@@ -32,12 +36,12 @@ def _words(number: int, row: Any, tokenizer: Tokenizer | None) -> list[str]:
         words, made = list(row), ""
     else:
         raise InputError(
-            f"row {number} of X is no text but {row!r} ({type(row).__name__}); give strings, or rows of words"
+            f"row {number} of X is not a text but {row!r} ({type(row).__name__}); pass strings, or lists of words"
         )
     for word in words:
         if not isinstance(word, str):
             raise InputError(
-                f"row {number} of X has{made} a word that is no string but {word!r} ({type(word).__name__})"
+                f"row {number} of X has{made} a word that is not a string but {word!r} ({type(word).__name__})"
             )
     return words
 

@@ -131,7 +131,7 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         main = self.main_ if self.main_ in columns else main_of(columns, None)
         if len(columns) > 1 and main != self.main_:
             raise InputError(
-                f"y has no column {self.main_}, which is the main task; it has {', '.join(columns)}"
+                f"y has no column {self.main_}, which is the main task; available: {', '.join(columns)}"
             )
         known, labels = known_labels(main, columns[main])
         weights = None if sample_weight is None else np.asarray(sample_weight)[known]

@@ -179,8 +179,8 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         """
         if not (num_items_in_batch is None or isinstance(num_items_in_batch, Mapping)):
             raise InputError(
-                "num_items_in_batch must be {task: labels}, as MultiTaskTrainer counts them: one number says nothing "
-                "of several tasks"
+                "num_items_in_batch must be {task: labels}, as MultiTaskTrainer counts them; one number does not "
+                "tell tasks apart"
             )
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **of_encoder)
         features = encoded[0] if isinstance(encoded, tuple) else encoded.last_hidden_state
@@ -240,7 +240,7 @@ class MultiTaskTrainer(Trainer):  # type: ignore[misc]
 def _check_smoothing(args: TrainingArguments) -> None:
     if args.label_smoothing_factor:
         raise InputError(
-            "label_smoothing_factor is for labels that are one tensor: leave it out, and give the tasks theirs, as in "
+            "label_smoothing_factor only works for labels in one tensor; leave it out and set it per task, as in "
             f"Classification(4, label_smoothing={args.label_smoothing_factor:g})"
         )
 
@@ -257,8 +257,8 @@ class PhaseCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, schedule: Schedule, *, prune: bool = True) -> None:
         if isinstance(schedule, Stateful):
             raise InputError(
-                f"the schedule {type(schedule).__name__} remembers something, and a resumed run of transformers would "
-                "not: give one that goes by the step"
+                f"the schedule {type(schedule).__name__} has state, which a resumed run of transformers would lose; "
+                "use one that depends on the step alone"
             )
         self.schedule, self.prune = schedule, prune
         self.controller: PhaseController | None = None

@@ -23,7 +23,7 @@ Found = list[tuple[Choices, ...]]  # a list of blocks of lines, with the choices
 def check_format(wanted: str | None) -> str:
     """Return the format of the answers. Raises InputError for an unknown one."""
     if wanted is not None and wanted not in FORMATS:
-        raise InputError(f"a model of train_supervised answers as {' or '.join(FORMATS)}, not as {wanted!r}")
+        raise InputError(f"a model of train_supervised outputs {' or '.join(FORMATS)}, not {wanted!r}")
     return FORMATS[0] if wanted is None else wanted
 
 

@@ -29,5 +29,5 @@ def load(folder: str | Path) -> Any:
     """
     kind = kind_of(folder)
     if kind not in _READERS:
-        raise InputError(f"{folder}: is a model of the kind {kind!r}, which this version does not know")
+        raise InputError(f"{folder}: is a model of the kind {kind!r}, which this version cannot load")
     return _READERS[kind](folder)

@@ -46,7 +46,7 @@ def read_units(chunks: Iterable[bytes], where: str, cut: Cut, kind: str = "auto"
     elif kind == "text":
         units = (Unit(cut(line), [line]) for _, some in lines for line in some)
     else:
-        raise InputError(f"an input is auto, conllu or text, not {kind!r}")
+        raise InputError(f"input must be auto, conllu or text, not {kind!r}")
     return _blocks(units)
 
 
@@ -108,8 +108,8 @@ def _begin_of_next(unit: Unit, at: int) -> list[str]:
 def _no_word(line: str, where: str, number: int) -> InputError:
     columns = 1 + line.count("\t")
     return InputError(
-        f"{where}:{number}: a CoNLL-U line has 10 columns with tabs between them, this one has {columns}; "
-        "is it text? Then give --input text"
+        f"{where}:{number}: a CoNLL-U line has 10 tab-separated columns, but this one has {columns}; if the file is "
+        "text, use --input text"
     )
 
 

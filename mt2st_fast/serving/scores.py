@@ -52,7 +52,7 @@ class TaskScore:
         lines = []
         if self.read_as:
             pairs = listed((f"{name} as {known}" for name, known in self.read_as.items()), MOST_CLASSES_NAMED)
-            lines.append(f"{self.task}: classes are the model's as numbers, and read so: {pairs}")
+            lines.append(f"{self.task}: classes were matched to the model's as numbers: {pairs}")
         if self.unseen:
             known = [each.name for each in self.classes if each.name not in self.never_seen]
             lines.append(unseen_line(self.task, {"": self.unseen}, self.unseen_names, known))

@@ -222,7 +222,7 @@ class TextModel:
         len(units)
         if any(isinstance(unit, str) for unit in units):
             raise InputError(
-                "a unit is a list of words, not one string; split it, or use predict of the command line"
+                "a unit must be a list of words, not one string; split it, or use the command mt2st-fast predict"
             )
         sizes = np.array(list(map(len, units)) if self.level == "token" else [1] * len(units), np.int64)
         part_of = (np.cumsum(sizes) - sizes) // ROWS_AT_ONCE
@@ -248,7 +248,7 @@ class TextModel:
         """Raise InputError for an unknown task."""
         if task not in self.heads.names:
             known = self.heads.names
-            raise InputError(f"the model has no task {task}; there are {', '.join(known)}{quoted(known)}")
+            raise InputError(f"the model has no task {task}; available: {', '.join(known)}{quoted(known)}")
 
     def _known(self, task: str | None) -> str:
         if task is None:
@@ -260,14 +260,12 @@ class TextModel:
 def _check_units(units: Any) -> None:
     """Raise InputError, naming the first unit that is not a list of strings."""
     if not hasattr(units, "__len__"):
-        raise InputError(
-            f"units are a list of lists of words, not of type {type(units).__name__}; give such a list"
-        )
+        raise InputError(f"units must be a list of lists of words, not of type {type(units).__name__}")
     for u, unit in enumerate(units):
         if not hasattr(unit, "__len__"):
-            raise InputError(f"units[{u}] is {unit!r}, no list of words; give its words as strings")
+            raise InputError(f"units[{u}] is {unit!r}, not a list of words; pass its words as strings")
         for word in unit:
             if not isinstance(word, str):
                 raise InputError(
-                    f"units[{u}] has {word!r} among its words, which is no string; give words as strings"
+                    f"units[{u}] contains {word!r}, which is not a string; pass words as strings"
                 )

@@ -30,7 +30,9 @@ class OpenVocabulary:
     ) -> None:
         rows = encoder.rows_of_type
         if rows is None or len(rows) != len(vocabulary) + 1 or rows.device.type != "cpu":
-            raise ValueError(f"the encoder must have {len(vocabulary):,} types made of rows, on a CPU")
+            raise ValueError(
+                f"the encoder must be on a CPU and have {len(vocabulary):,} types that are made of rows"
+            )
         self._vocabulary, self._table = vocabulary, table
         self.times_forgotten = 0  # each time, numbers may be reassigned to other words
         self.encoder = copy.copy(encoder)

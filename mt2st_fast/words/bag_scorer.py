@@ -62,14 +62,16 @@ class BagScorer:
     def bags(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the bags of blocks of texts. Raises InputError for a text that is no string or contains a line feed."""
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
-            raise InputError(f"a text is a string and texts are a list of them, not {type(texts).__name__}")
+            raise InputError(
+                f"pass a text as a string, or several texts as a list of strings, not {type(texts).__name__}"
+            )
         texts = list(texts)
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InputError(f"text {number} is no string but {type(text).__name__}; give strings")
+                raise InputError(f"text {number} is not a string but {type(text).__name__}; pass strings")
             if "\n" in text:
                 raise InputError(
-                    f"text {number} has a line feed; a text is one line: replace '\\n' by a blank"
+                    f"text {number} contains a line feed; a text must be one line: replace '\\n' with a space"
                 )
         make_bags = LineBags(self.features, self.prefix)
         for first in range(0, len(texts), ROWS_AT_ONCE):
@@ -150,7 +152,7 @@ def device_of(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device {name} is unknown; there are auto, cpu and cuda") from None
+        raise InputError(f"device {name} is unknown; available: auto, cpu, cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {name} is not available: torch sees no CUDA device here")
     return device

@@ -76,7 +76,7 @@ class BagOptions:
         check_count(0, minn=self.minn, maxn=self.maxn, seed=self.seed)
         check_positive(epoch=self.epoch, **given(lr=self.lr))
         if self.minn > self.maxn:
-            raise InputError(f"minn ({self.minn}) and maxn ({self.maxn}) must be 0 <= minn <= maxn")
+            raise InputError(f"minn ({self.minn}) and maxn ({self.maxn}) must satisfy 0 <= minn <= maxn")
         if self.bucket > MOST_BUCKETS:
             raise InputError(f"bucket must be at most {MOST_BUCKETS:,}, not {self.bucket:,}")
         if not (is_number(self.dropout) and 0 <= self.dropout < 1):

@@ -50,7 +50,7 @@ def evaluate(
     """
     directed = np.flatnonzero(np.linalg.norm(vectors.vectors, axis=1) > 0)
     if len(directed) < 2:
-        raise InputError("fewer than two words have a vector that is not zero; there is nothing to compare")
+        raise InputError("fewer than two words have a nonzero vector; there is nothing to compare")
     order = vectors.by_frequency()
     order = order[np.isin(order, directed)]
     in_order = len(order) == len(vectors) and bool((np.diff(order) > 0).all())
@@ -201,9 +201,9 @@ def render(result: dict[str, Any], name: str) -> str:
     lines = [
         f"# {name}",
         "",
-        f"{result['words']:,} words, {result['dimension']} numbers each; the {result['most_frequent']:,} most frequent "
-        "take part in pairs and analogies. OOV: the share of pairs or questions with a word that is not among them, "
-        "which are left out.",
+        f"{result['words']:,} words of dimension {result['dimension']}; the {result['most_frequent']:,} most "
+        "frequent are used for pairs and analogies. OOV: the share of pairs or questions left out because a word is "
+        "not among these.",
         "",
         "| similarity | Spearman | Pearson | pairs used | OOV |",
         "|---|---:|---:|---:|---:|",

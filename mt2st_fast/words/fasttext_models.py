@@ -24,12 +24,12 @@ from mt2st_fast.words.word2vec import Word2Vec
 
 # Name of fastText's: why it is not available here, and what to do instead.
 REFUSED = {
-    "get_meter": "its curves are not drawn here; test_label gives precision, recall and F1 of every label",
-    "set_args": "arguments are given to train_supervised and train_unsupervised, and kept with the model",
-    "f": "it is fastText's own object in C++; the model behind these methods is `model`",
+    "get_meter": "there are no precision-recall curves; test_label returns precision, recall and F1 of every label",
+    "set_args": "pass arguments to train_supervised or train_unsupervised; they are saved with the model",
+    "f": "it is fastText's C++ object; use `model`, the model behind these methods",
 }
 
-_UNKNOWN = "training did not see it and learnt no n-grams"
+_UNKNOWN = "it did not occur in training, and no n-grams were trained"
 
 
 class FastTextModel(ABC):
@@ -146,7 +146,9 @@ class FastTextModel(ABC):
             if not self.get_word_vector(word).any():
                 raise InputError(f"{word!r} has no vector: {_UNKNOWN}")
         a, b, c = (_unit(self.get_word_vector(word)) for word in (wordA, wordB, wordC))
-        return self._nearest(a - b + c, k, {wordA, wordB, wordC}, "the analogy has no direction")
+        return self._nearest(
+            a - b + c, k, {wordA, wordB, wordC}, "the analogy is undefined because its vectors cancel out"
+        )
 
     def is_quantized(self) -> bool:
         """Always False."""
@@ -154,8 +156,9 @@ class FastTextModel(ABC):
 
     def quantize(self, *_: Any, **__: Any) -> NoReturn:
         """Not supported: raises InputError."""
-        raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger minCount= "
-                         "makes a smaller model")  # fmt: skip
+        raise InputError(
+            "quantize: not supported, tables stay float32; for a smaller model, use a smaller bucket= or dim=, or "
+            "a larger minCount=")  # fmt: skip
 
     def save_model(self, path: str | Path) -> None:
         """Write a folder that `load_model` reads. Raises InputError for a folder that holds something else."""
@@ -255,7 +258,7 @@ class Classifier(FastTextModel):
         model = self.model
         text = model._read(path)
         if model.main not in text.labels:
-            raise InputError(f"{path}: has no label of {model.main}; there are {', '.join(text.families)}")
+            raise InputError(f"{path}: has no label of {model.main}; available: {', '.join(text.families)}")
         true = _known_labels(text.labels[model.main], text.documents.n_units, model.labels[model.main])
         n, first, counts = 0, 0, np.zeros((3, true.shape[1]), np.int64)
         for probabilities in model._scorer.probabilities(*model.features.bags(text.documents), model.main):
@@ -309,7 +312,9 @@ class Vectors(FastTextModel):
 
     def predict(self, *_: Any, **__: Any) -> NoReturn:
         """Not supported: raises InputError, a ValueError like fastText's."""
-        raise InputError("these are vectors of words, without labels; train_supervised trains a classifier")
+        raise InputError(
+            "this model has word vectors but no labels; train a classifier with train_supervised"
+        )
 
     test = test_label = get_label_id = predict
 
@@ -385,7 +390,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _of_a_line(text: str) -> str:
     if not isinstance(text, str):
-        raise InputError(f"a text is a string, not {type(text).__name__}")
+        raise InputError(f"a text must be a string, not {type(text).__name__}")
     if "\n" in text:
-        raise InputError("the text has a line feed; a text is one line: replace '\\n' by a blank")
+        raise InputError("the text contains a line feed; a text must be one line: replace '\\n' with a space")
     return text

@@ -18,29 +18,38 @@ SAME = {
     "pretrainedVectors": "pretrained_vectors",
     "thread": "threads",
 }
-_AUTOTUNE = "options are not searched for here; train with each, and compare their `test` on a held-out file"
+_AUTOTUNE = "autotune is not supported; train with each option and compare their `test` on a held-out file"
 # The values that have no effect, including fastText's defaults; and why all others are refused.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "minCountLabel": ((0, 1), "every label is kept; leave rare ones out of the file"),
+    "minCountLabel": ((0, 1), "every label is kept; remove rare labels from the file"),
     "ws": (
         (5,),
-        "a window belongs to word vectors, a classifier reads whole documents; Word2Vec has window=",
+        "a classifier reads whole documents and has no window; for word vectors, use window= of Word2Vec",
     ),
-    "neg": ((5,), "it belongs to loss='ns'; heads are computed whole here"),
-    "lrUpdateRate": ((100,), "the rate falls with every step here; lr_decay='none' keeps it"),
-    "t": ((0.0001, 1e-4), "sampling of frequent words belongs to word vectors; Word2Vec has sample="),
-    "verbose": ((0, 1, 2), "nothing is printed while training; callbacks=[...] are told of every step"),
-    "saveOutput": ((0, False), "the heads are always kept; model.save(folder) writes them"),
+    "neg": (
+        (5,),
+        "it only applies to loss='ns', which is not needed as every label is computed; leave it out",
+    ),
+    "lrUpdateRate": (
+        (100,),
+        "the learning rate decays at every step; use lr_decay='none' to keep it constant",
+    ),
+    "t": (
+        (0.0001, 1e-4),
+        "subsampling of frequent words only applies to word vectors; use sample= of Word2Vec",
+    ),
+    "verbose": ((0, 1, 2), "nothing is printed during training; use callbacks=[...] to observe every step"),
+    "saveOutput": ((0, False), "the heads are always kept; save them with model.save(folder)"),
     "autotuneValidationFile": (("",), _AUTOTUNE),
     "autotuneMetric": (("f1",), _AUTOTUNE),
     "autotunePredictions": ((1,), _AUTOTUNE),
     "autotuneDuration": ((300,), _AUTOTUNE),
     "autotuneModelSize": (("",), _AUTOTUNE),
 }
-_EXACT = "heads are computed whole here, which needs no approximation; leave it out for softmax"
+_EXACT = "every label is computed, so no approximation is needed; leave it out for softmax"
 LOSSES = {"hs": _EXACT, "ns": _EXACT}
 UNSUPERVISED_LOSSES = (
-    "words are predicted among negatives or by a tree here, as there are too many for more; give ns or hs"
+    "there are too many words to predict each of them; use ns (negative sampling) or hs (a tree)"
 )
 
 
@@ -66,7 +75,7 @@ def own_names(given: Mapping[str, Any], placed: tuple[str, ...] = ()) -> dict[st
         elif name in SAME:
             if SAME[name] in own or SAME[name] in placed:
                 raise InputError(
-                    f"{name} is fastText's name of {SAME[name]}, which is given, too; give one of them"
+                    f"{name} is fastText's name for {SAME[name]}, which is also given; pass only one of them"
                 )
             if value != "":  # fastText's way of saying "none"
                 own[SAME[name]] = value
@@ -90,4 +99,4 @@ def loss_of(name: str | None) -> str | None:
         return name
     if name in ("ova", "one-vs-all"):
         return "ova"
-    raise InputError(f"loss={name!r}: {LOSSES.get(str(name), 'is unknown; there are softmax and ova')}")
+    raise InputError(f"loss={name!r}: {LOSSES.get(str(name), 'is unknown; available: softmax, ova')}")

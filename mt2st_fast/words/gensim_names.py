@@ -26,22 +26,23 @@ from mt2st_fast.words.vectors import gensims_class
 from mt2st_fast.words.word2vec_queries import sentence_scores, words_in
 from mt2st_fast.words.word2vec_tables import WordTables
 
-_OF_WV = "gensim has it on the vectors, too: model.wv.{name}"
-_INNER = "it is a part of gensim's own training, of which there is none here"
+_OF_WV = "as in gensim, use model.wv.{name}"
+_INNER = "it is part of gensim's own training code, which is not used"
 # Name of gensim's: why it is not available here, and what to do instead.
 REFUSED = {
-    "add_lifecycle_event": "a model keeps no diary; log what you need to know",
-    "lifecycle_events": "a model keeps no diary; log what you need to know",
-    "add_null_word": "there is no word for nothing",
-    "create_binary_tree": "the tree is made from the counts when training begins; wv.get_vecattr(word, 'code') has it",
-    "cum_table": "negatives are drawn by another table, which training makes from the counts",
-    "init_sims": "model.wv.unit_normalize_all() does it",
-    "load": "it makes a model: call Word2Vec.load(folder), not load of a model",
-    "make_cum_table": "negatives are drawn by another table, which training makes from the counts",
-    "random": "draws are functions of the seed, the epoch and the place; there is no generator",
-    "seeded_vector": "gensim.models.keyedvectors.pseudorandom_weak_vector does it",
-    "syn1": "it is the vectors of the tree's nodes, which a model with words and hs=1 has",
-    "syn1neg": "it is the output vectors of words, which a model with words and negative=5 has",
+    "add_lifecycle_event": "a model has no lifecycle log; log what you need yourself",
+    "lifecycle_events": "a model has no lifecycle log; log what you need yourself",
+    "add_null_word": "there is no null word",
+    "create_binary_tree":
+        "the tree is built when training starts; read a word's code with wv.get_vecattr(word, 'code')",
+    "cum_table": "negatives are drawn from a different table, which training builds from the counts",
+    "init_sims": "use model.wv.unit_normalize_all()",
+    "load": "it creates a model; call Word2Vec.load(folder), not load on a model",
+    "make_cum_table": "negatives are drawn from a different table, which training builds from the counts",
+    "random": "random draws depend only on seed, epoch and position; there is no generator",
+    "seeded_vector": "use gensim.models.keyedvectors.pseudorandom_weak_vector",
+    "syn1": "it holds the vectors of the tree nodes, which only a model with a vocabulary and hs=1 has",
+    "syn1neg": "it holds the output vectors of words, which only a model with a vocabulary and negative=5 has",
     "train_epoch_cbow": _INNER,
     "train_epoch_sg": _INNER,
     **{
@@ -92,7 +93,7 @@ class GensimNames(WordTables, ABC):
         if keyed is self._keyed:
             return
         if not isinstance(keyed, gensims_class()):
-            raise InputError(f"wv is a KeyedVectors of gensim's, not {type(keyed).__name__}")
+            raise InputError(f"wv must be a gensim KeyedVectors, not {type(keyed).__name__}")
         counts = keyed.expandos.get("count", np.zeros(len(keyed.index_to_key), np.int64))
         self.vocabulary = Vocabulary(keyed.index_to_key, counts)
         self.words, self.counts, self._subwords = self.vocabulary.words, self.vocabulary.counts, None
@@ -158,7 +159,7 @@ class GensimNames(WordTables, ABC):
         InputError before `scan_vocab`, and where no word is left.
         """
         if not self.raw_vocab:
-            raise NoWordsError("there are no words to choose from: call scan_vocab first")
+            raise NoWordsError("there are no words to choose from; call scan_vocab first")
         check_count(0, **given(min_count=min_count))
         check_not_negative(**given(sample=sample))
         counted = vocabulary_of(self.raw_vocab)
@@ -194,7 +195,7 @@ class GensimNames(WordTables, ABC):
     def reset_from(self, other_model: Any) -> None:
         """Take the words of another model and make fresh tables for them."""
         if not isinstance(other_model, GensimNames):
-            raise InputError(f"reset_from takes a Word2Vec, not {type(other_model).__name__}")
+            raise InputError(f"reset_from requires a Word2Vec, not {type(other_model).__name__}")
         other_model._check_words()
         self._take_vocabulary(other_model.vocabulary)
         self.effective_min_count = other_model.effective_min_count

@@ -17,7 +17,7 @@ from mt2st_fast.words.gensim_errors import NotATextError, NoWordsError
 
 # Option: (gensim's default, the only supported value; why, and what to do).
 ONLY: dict[str, tuple[Any, str]] = {
-    "null_word": (0, "there is no word for nothing; leave it 0"),
+    "null_word": (0, "there is no null word; leave it 0"),
 }
 
 
@@ -34,7 +34,7 @@ SWITCHES = {
     "sg": "skip-gram",
     "hs": "hierarchical softmax",
     "cbow_mean": "the mean of a window's vectors",
-    "sorted_vocab": "words by falling count",
+    "sorted_vocab": "words by descending count",
 }
 
 
@@ -42,21 +42,21 @@ def check_switches(**options: Any) -> None:
     """Raise InputError for a switch that is neither 0 nor 1."""
     for name, value in options.items():
         if not isinstance(value, int | np.integer) or value not in (0, 1):
-            raise InputError(f"{name} is {value!r}; it is 1 for {SWITCHES[name]}, else 0")
+            raise InputError(f"{name} is {value!r}; it must be 1 for {SWITCHES[name]}, or else 0")
 
 
 def check_predicted_by(hs: int, negative: int, max_n: int) -> None:
     """Raise InputError for neither hierarchical softmax nor negatives, and for hierarchical softmax with n-grams."""
     check_count(0 if hs else 1, negative=negative)
     if hs and max_n:
-        raise InputError("hs=1 is not supported with n-grams (max_n): give negative=5 and hs=0")
+        raise InputError("hs=1 is not supported with n-grams (max_n); use negative=5 and hs=0")
 
 
 def check_ngrams(min_n: Any, max_n: Any) -> None:
     """Raise InputError unless 0 <= min_n <= max_n, both whole numbers: the lengths of character n-grams."""
     check_count(0, min_n=min_n, max_n=max_n)
     if min_n > max_n:
-        raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must be 0 <= min_n <= max_n")
+        raise InputError(f"min_n ({min_n}) and max_n ({max_n}) must satisfy 0 <= min_n <= max_n")
 
 
 def check_sampling(sample: Any, ns_exponent: Any) -> None:
@@ -72,14 +72,15 @@ def check_rates(alpha: Any, min_alpha: Any, names: tuple[str, str] = ("alpha", "
     check_not_negative(**dict(zip(names, (alpha, min_alpha), strict=True)))
     if alpha < min_alpha:
         raise InputError(
-            f"{names[0]} ({alpha}) must not be below {names[1]} ({min_alpha}): the rate falls from one to the other"
+            f"{names[0]} ({alpha}) must not be below {names[1]} ({min_alpha}): the learning rate decays from the "
+            "first to the second"
         )
 
 
 def one_of(sentences: Any, corpus_iterable: Any) -> Any:
     """Return whichever of the two is given; raises InputError if both are."""
     if sentences is not None and corpus_iterable is not None:
-        raise InputError("corpus_iterable is another name of sentences: give one of them")
+        raise InputError("corpus_iterable is an alias of sentences; pass only one of them")
     return corpus_iterable if sentences is None else sentences
 
 
@@ -89,11 +90,11 @@ def read_text(sentences: Iterable[Sequence[str]] | None, corpus_file: str | Path
     Raises InputError for neither or both of the arguments, and for text that cannot be used.
     """
     if (sentences is None) == (corpus_file is None):
-        raise InputError("give either sentences or a corpus_file")
+        raise InputError("pass either sentences or corpus_file")
     if corpus_file is not None and is_token_file(Path(corpus_file)):
         return TokenStream.open(corpus_file)
     if isinstance(sentences, str):
-        raise InputError("sentences are lists of words, not one string; for a file use corpus_file")
+        raise InputError("sentences must be lists of words, not one string; for a file use corpus_file")
     text = _tokens_of(sentences) if sentences is not None else read_lines(Path(str(corpus_file)))
     if not len(text.ids):
         raise NoWordsError("the text has no words")
@@ -105,5 +106,5 @@ def _tokens_of(sentences: Iterable[Sequence[str]]) -> Tokens:
         return Tokens.of(sentences)
     except TypeError as error:
         raise NotATextError(
-            f"sentences are lists of words, such as [['a', 'b'], ['c']], and these are not: {error}"
+            f"sentences must be lists of words, such as [['a', 'b'], ['c']]: {error}"
         ) from None

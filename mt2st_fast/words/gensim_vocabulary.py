@@ -60,7 +60,7 @@ def vocabulary_of(counts: Mapping[str, int]) -> Vocabulary:
         if not isinstance(word, str):
             raise InputError(f"a word must be a string, not {word!r}")
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-            raise InputError(f"the count of {word!r} is {count!r}; give how many times it was seen")
+            raise InputError(f"the count of {word!r} is {count!r}; pass the number of times it occurred")
     return Vocabulary(list(counts), np.fromiter(counts.values(), np.int64, len(counts)))
 
 
@@ -78,7 +78,7 @@ def frequent_words(
     if not kept.any():
         rule = "" if trim_rule is None else "trim_rule keeps no word, and "
         raise NoWordsError(
-            f"the text: {rule}no word occurs at least {min_count} times (the most frequent occurs "
+            f"the text: {rule}no word occurs at least {min_count} times (the most frequent word occurs "
             f"{counted.counts.max()} times); use more text or a smaller min_count"
         )
     if most is not None and most < kept.sum():
@@ -107,7 +107,9 @@ def _kept(counted: Vocabulary, min_count: int, trim_rule: TrimRule | None) -> np
     )
     unknown = ~np.isin(said, (RULE_DEFAULT, RULE_DISCARD, RULE_KEEP))
     if unknown.any():
-        raise InputError(f"trim_rule gave {said[unknown][0]!r}; it gives one of gensim.utils.RULE_*")
+        raise InputError(
+            f"trim_rule returned {said[unknown][0]!r}; it must return one of gensim.utils.RULE_*"
+        )
     return np.where(said == RULE_DEFAULT, frequent, said == RULE_KEEP)
 
 

@@ -47,7 +47,8 @@ def lock_factors(given: Any, words: Sequence[str]) -> np.ndarray:
         raise InputError(f"wv.vectors_lockf must be numbers, not {given!r}") from None
     if len(locks) not in (1, len(words)):
         raise InputError(
-            f"wv.vectors_lockf has {len(locks)} numbers for {len(words)} words; give one a word, or one"
+            f"wv.vectors_lockf has {len(locks)} numbers for {len(words)} words; set one number per word, or a single "
+            "one"
         )
     if not np.isfinite(locks).all():
         raise InputError("wv.vectors_lockf is not finite everywhere; 0 locks a vector, 1 lets it learn")

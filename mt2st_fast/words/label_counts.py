@@ -44,8 +44,8 @@ def tell_several(path: str | Path, family: str, found: TargetColumn, trained: La
     """Log one line if documents of a file have several labels of a family, and training documents had one each."""
     if trained.kind == "classes" and found.kind == "labels":
         log.warning(
-            "%s: %s: %s documents have several labels, and training documents had one each: the label predicted is "
-            "right if it is any of them",
+            "%s: %s: %s documents have several labels, but training documents had one each; a predicted label "
+            "counts as correct if it is any of them",
             path,
             family,
             f"{int(((found.values == 1).sum(1) > 1).sum()):,}",

@@ -79,7 +79,7 @@ def train_supervised(
         _tell_families(path, text)
     main = text.families[0] if main is None else main
     if main not in text.families:
-        raise InputError(f"{path}: has no label family {main}; there are {', '.join(text.families)}")
+        raise InputError(f"{path}: has no label family {main}; available: {', '.join(text.families)}")
     order = [main, *(family for family in text.families if family != main)]
     targets = target_columns(text, order, any_of=loss == "ova")
     _check_loss(path, loss, targets)
@@ -91,7 +91,7 @@ def train_supervised(
 
 def _check_labels(label: Any, families: Any) -> None:
     if not isinstance(label, str) or label.split() != [label]:
-        raise InputError(f"label must be what label words begin with, such as '__label__', not {label!r}")
+        raise InputError(f"label must be the prefix of label words, such as '__label__', not {label!r}")
     if families not in (True, False, None):
         raise InputError(f"families must be True, False or None, not {families!r}")
 
@@ -103,12 +103,16 @@ def _check_trainer_options(lr: float | None, trainer_options: Mapping[str, Any])
         near = get_close_matches(
             name, [*inspect.signature(train_supervised).parameters, *of_trainer, *SAME], 1
         )
-        raise InputError(f"train_supervised has no option {name}{f'; is {near[0]} meant?' if near else ''}")
+        raise InputError(
+            f"train_supervised has no option {name}{f'; did you mean {near[0]}?' if near else ''}"
+        )
     if lr is not None and "optimizer" in trainer_options:
-        raise InputError("lr and optimizer are both given; an optimizer has a rate of its own: leave lr out")
+        raise InputError(
+            "lr and optimizer are both given, but an optimizer has its own learning rate; leave lr out"
+        )
     if trainer_options.get("weight_decay"):
         raise InputError(
-            "weight_decay belongs to the Trainer's own optimizer; give optimizer= with one of yours"
+            "weight_decay only applies to the Trainer's default optimizer; pass your own with optimizer="
         )
 
 
@@ -116,8 +120,8 @@ def _check_loss(path: str | Path, loss: str | None, targets: Mapping[str, Target
     several = [family for family, column in targets.items() if column.kind == "labels"]
     if loss == "softmax" and several:
         raise InputError(
-            f"{path}: documents have several labels of the family {several[0]}; loss='softmax' is for one: "
-            "give loss='ova', or leave it out"
+            f"{path}: documents have several labels of the family {several[0]}, but loss='softmax' allows only one; "
+            "use loss='ova', or leave it out"
         )
 
 
@@ -141,5 +145,5 @@ def _vectors(path: str | Path, dim: int) -> WordVectors:
     """Read vectors to start from. Raises InputError for a file that cannot be read or has vectors of another length."""
     vectors = WordVectors.read(path)
     if vectors.dim != dim:
-        raise InputError(f"{path}: has vectors of {vectors.dim} numbers; give dim={vectors.dim}, not {dim}")
+        raise InputError(f"{path}: has vectors of dimension {vectors.dim}; use dim={vectors.dim}, not {dim}")
     return vectors

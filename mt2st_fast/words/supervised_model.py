@@ -143,7 +143,7 @@ class SupervisedModel:
     ) -> None:
         encoder, heads = rebuild(configuration["modules"], tensors)
         if not isinstance(encoder, BagEncoder):
-            raise InputError(f"a classifier of bags has a BagEncoder, not a {type(encoder).__name__}")
+            raise InputError(f"a classifier of bags requires a BagEncoder, not a {type(encoder).__name__}")
         counts = np.asarray(configuration["counts"], np.int64)
         features = BagFeatures(
             Vocabulary(configuration["words"], counts),
@@ -191,7 +191,7 @@ class SupervisedModel:
         """The Trainer that trained the model. Raises RuntimeError for a model that was loaded or copied."""
         if self._trainer is None:
             raise RuntimeError(
-                "this model was loaded or copied: its trainer and history are not kept with it"
+                "this model was loaded or copied; its trainer and history are not saved with it"
             )
         return self._trainer
 
@@ -308,7 +308,7 @@ class SupervisedModel:
         text = self._read(path)
         for family in families:
             if family not in text.families:
-                raise InputError(f"{path}: has no label of {family}; there are {', '.join(text.families)}")
+                raise InputError(f"{path}: has no label of {family}; available: {', '.join(text.families)}")
         wanted = {family: choice for family, choice in wanted.items() if family in text.families}
         if not wanted:
             raise InputError(f"{path}: has no label of {', '.join(self.labels)}")
@@ -364,7 +364,7 @@ class SupervisedModel:
         query = torch.from_numpy(self.vector(word))
         if not query.any():
             raise InputError(
-                f"{word!r} has no vector: training did not see it and learnt no n-grams (maxn=0)"
+                f"{word!r} has no vector: it did not occur in training, and no n-grams were trained (maxn=0)"
             )
         return self._scorer.nearest(query, k, without=self.get_word_id(word))
 
@@ -411,15 +411,16 @@ class SupervisedModel:
 
     def quantize(self, *_: Any, **__: Any) -> NoReturn:
         """Not supported: raises InputError."""
-        raise InputError("quantize: tables are kept in float32 here; a smaller bucket=, dim= or a larger min_count= "
-                         "makes a smaller model")  # fmt: skip
+        raise InputError(
+            "quantize: not supported, tables stay float32; for a smaller model, use a smaller bucket= or dim=, or "
+            "a larger min_count=")  # fmt: skip
 
     def _read(self, path: str | Path) -> LabelledText:
         return read_labelled_text(Path(path), self.prefix, self._split_labels)
 
     def _known(self, family: str | None) -> str:
         if family is not None and family not in self.labels:
-            raise InputError(f"unknown label family {family}; there are {', '.join(self.labels)}")
+            raise InputError(f"unknown label family {family}; available: {', '.join(self.labels)}")
         return self.main if family is None else family
 
 

@@ -131,7 +131,7 @@ def read_text(path: Path) -> Table:
     T, D = (None, len(_BLANKS.split(lines[0].strip(" \t"))) - 1) if sizes is None else sizes
     if D < 1:
         raise InputError(
-            f"{path}:1: is neither `WORDS NUMBERS` nor a word and its numbers; give a file of vectors"
+            f"{path}:1: is neither `WORDS NUMBERS` nor a word and its numbers; pass a file of vectors"
         )
     table = _GrowingTable(path, T, D)
     if sizes is not None:
@@ -158,8 +158,8 @@ class _GrowingTable:
         start, end = len(self.words), len(self.words) + len(words)
         if self._expected is not None and end > self._expected:
             raise InputError(
-                f"{self._path}:{line + self._expected - start}: there are more words than the "
-                f"{self._expected} of the first line; correct that line"
+                f"{self._path}:{line + self._expected - start}: there are more words than the {self._expected} "
+                "stated in the first line; correct that line"
             )
         if end > len(self._rows_td):
             self._rows_td.resize((max(end, 2 * len(self._rows_td)), self._rows_td.shape[1]), refcheck=False)
@@ -170,7 +170,8 @@ class _GrowingTable:
         """Return the table of all words."""
         if self._expected is not None and len(self.words) < self._expected:
             raise InputError(
-                f"{self._path}: ends after {len(self.words)} of {self._expected} words; copy the file again"
+                f"{self._path}: ends after {len(self.words)} of {self._expected} words; the file is truncated, copy "
+                "it again"
             )
         self._rows_td.resize((len(self.words), self._rows_td.shape[1]), refcheck=False)
         return self._rows_td
@@ -209,7 +210,8 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
     fields = _BLANKS.split(line)
     if len(fields) <= D:
         raise InputError(
-            f"{path}:{number}: has {len(fields) - 1} numbers, not {D}; the file is damaged, or no word vectors"
+            f"{path}:{number}: has {len(fields) - 1} numbers, not {D}; the file is damaged, or does not contain word "
+            "vectors"
         )
     fields = fields[-D:]
     word = re.split(rf"(?:[ \t]+[^ \t]+){{{D}}}$", line, maxsplit=1)[0]
@@ -222,10 +224,10 @@ def _parse_line(path: Path, number: int, line: str, D: int) -> tuple[str, np.nda
         row = np.array([_number(field) for field in fields], dtype=np.float64)
     except ValueError:
         raise InputError(
-            f"{path}:{number}: is not a word and {D} numbers; the file is damaged, or no word vectors"
+            f"{path}:{number}: is not a word and {D} numbers; the file is damaged, or does not contain word vectors"
         ) from None
     if not (np.abs(row) <= np.finfo(np.float32).max).all():
-        raise InputError(f"{path}:{number}: holds a number that is not finite in float32; leave the word out")
+        raise InputError(f"{path}:{number}: has a number that is not finite in float32; remove the word")
     return word, row.astype(np.float32)
 
 
@@ -252,7 +254,7 @@ def _check_second(path: Path, line: str, D: int) -> None:
         _number(fields[-D - 1] if len(fields) > D + 1 else "none")
     except ValueError:
         return
-    raise InputError(f"{path}:1: has {D} numbers where line 2 has more; the file is damaged, copy it again")
+    raise InputError(f"{path}:1: has {D} numbers but line 2 has more; the file is damaged, copy it again")
 
 
 def read_binary(path: Path) -> Table:
@@ -288,7 +290,7 @@ def read_binary(path: Path) -> Table:
             vectors_td[t] = np.frombuffer(held, "<f4", D, space + 1)
             place = space + 1 + 4 * D
         if (held[place:] + file.read(2)).strip(b"\n"):
-            raise InputError(f"{path}: goes on after its {T} words; copy the file again")
+            raise InputError(f"{path}: has more data after its {T} words; copy the file again")
     return words, vectors_td, None
 
 
@@ -310,7 +312,7 @@ def read_safetensors(path: Path) -> Table:
             vectors_td = file.get_tensor("vectors")
             counts = file.get_tensor("counts") if "counts" in names else None
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is no whole safetensors file ({error}); copy it again") from None
+        raise InputError(f"{path}: is not a complete safetensors file ({error}); copy it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if vectors_td.dtype != np.float32 or not (
@@ -338,12 +340,12 @@ def _empty_table(path: Path, T: int, D: int) -> np.ndarray:
     # A damaged first line must not exhaust the memory: a word takes at least two bytes for each number.
     if T > 1024 and not is_packed(path) and path.stat().st_size < T * D * 2:
         raise InputError(
-            f"{path}: is too short for the {T} words of {D} numbers that its first line promises; copy it again"
+            f"{path}: is too short for the {T} words of dimension {D} stated in its first line; copy it again"
         )
     try:
         return np.empty((T, D), dtype=np.float32)
     except (MemoryError, ValueError):
-        raise InputError(f"{path}: {T} words of {D} numbers do not fit into memory") from None
+        raise InputError(f"{path}: {T} words of dimension {D} do not fit into memory") from None
 
 
 WRITERS: dict[str, Writer] = {

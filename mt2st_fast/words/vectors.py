@@ -33,14 +33,16 @@ class WordVectors:
         words = tuple(self.words)
         index_of = {word: t for t, word in enumerate(words)}
         if vectors.ndim != 2 or len(vectors) != len(words) or vectors.shape[1] < 1:
-            raise ValueError(f"{len(words)} words need vectors ({len(words)}, D), not {vectors.shape}")
+            raise ValueError(
+                f"{len(words)} words need vectors of shape ({len(words)}, D), not {vectors.shape}"
+            )
         if len(index_of) != len(words):
             twice = next(word for t, word in enumerate(words) if index_of[word] != t)
-            raise ValueError(f"the word {twice!r} stands twice")
+            raise ValueError(f"the word {twice!r} occurs twice")
         vectors.flags.writeable = False
         counts = None if self.counts is None else np.asarray(self.counts, dtype=np.int64)
         if counts is not None and counts.shape != (len(words),):
-            raise ValueError(f"{len(words)} words but counts of shape {counts.shape}")
+            raise ValueError(f"there are {len(words)} words, but counts have shape {counts.shape}")
         for name, value in (
             ("words", words),
             ("vectors", vectors),
@@ -77,7 +79,7 @@ class WordVectors:
         path = Path(path)
         if path.suffix not in vector_formats.WRITERS:
             raise InputError(
-                f"{path}: vectors are written as {', '.join(vector_formats.WRITERS)}; name it so"
+                f"{path}: vectors can be written as {', '.join(vector_formats.WRITERS)}; use one of these suffixes"
             )
         with writing_atomically(path) as file:
             return vector_formats.WRITERS[path.suffix](file, self.words, self.vectors, self.counts)
@@ -93,15 +95,16 @@ class WordVectors:
         suffix = (path.with_suffix("") if packed else path).suffix.lower()
         if suffix not in vector_formats.READERS or (packed and suffix == ".safetensors"):
             raise InputError(
-                f"{path}: vectors are read from .txt, .vec and .bin (also with .gz) and .safetensors; rename the file"
+                f"{path}: vectors can be read from .txt, .vec and .bin (also with .gz) and .safetensors; rename the "
+                "file"
             )
         words, vectors_td, counts = vector_formats.READERS[suffix](path)
         if not words:
-            raise InputError(f"{path}: holds no words")
+            raise InputError(f"{path}: contains no words")
         finite = np.isfinite(vectors_td.max(axis=1)) & np.isfinite(vectors_td.min(axis=1))
         if not finite.all():
             raise InputError(
-                f"{path}: the vector of {words[int(finite.argmin())]!r} is not finite; leave it out"
+                f"{path}: the vector of {words[int(finite.argmin())]!r} is not finite; remove the word"
             )
         try:
             return cls(words, vectors_td, counts)

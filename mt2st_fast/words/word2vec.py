@@ -166,7 +166,7 @@ class Word2Vec(GensimNames):
             self._take_text(text, trim_rule)
             self._fit(self._known(text), epochs, alpha, min_alpha, callbacks)
         elif callbacks or trim_rule:
-            log.warning("callbacks and trim_rule are not kept: give them to train and build_vocab")
+            log.warning("callbacks and trim_rule are not saved; pass them to train and build_vocab")
 
     def build_vocab(
         self,
@@ -218,7 +218,7 @@ class Word2Vec(GensimNames):
         if not update:
             return frequent_words(counted, self.min_count, self.max_final_vocab, trim_rule)
         if not self.words:
-            raise InputError("update=True needs a vocabulary to add to: call build_vocab without it first")
+            raise InputError("update=True needs a vocabulary to add to; call build_vocab without it first")
         # The text may have no new word that is frequent enough.
         return with_words_of(self.vocabulary, counted, self.min_count, trim_rule)
 
@@ -255,7 +255,9 @@ class Word2Vec(GensimNames):
         known words, before `sample` leaves any out, and all words.
         """
         if word_count:
-            raise InputError("word_count: training cannot begin amid a text; give start_alpha for its rate")
+            raise InputError(
+                "word_count: training cannot start in the middle of a text; use start_alpha to set the learning rate"
+            )
         self._check_whole()
         text = read_text(one_of(sentences, corpus_iterable), corpus_file)
         if not self.words:
@@ -300,7 +302,7 @@ class Word2Vec(GensimNames):
         """Return the text as ids of the model's words; a token file of this vocabulary stays mapped."""
         known = text.in_vocabulary(self.vocabulary)
         if not (known.ids >= 0).any():
-            raise InputError("the text has none of the model's words")
+            raise InputError("the text contains none of the model's words")
         return known
 
     def _fit(

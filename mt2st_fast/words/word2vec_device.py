@@ -12,7 +12,7 @@ from mt2st_fast.kernels.context.batch import WordSampler
 from mt2st_fast.kernels.context.walkers import WalkOptions, WalkTraining, choose_walkers, walk_obstacle
 
 CPU = torch.device("cpu")
-DEVICES = "there are cpu, cuda and auto, which is cuda where there is one that trains such a model"
+DEVICES = "available: cpu, cuda, auto (cuda if there is a GPU that can train this model)"
 
 
 def mode_of(model: Any) -> str:
@@ -35,10 +35,10 @@ def training_device(model: Any) -> torch.device:
     device = _cuda_device(name)
     if not there:
         raise InputError(
-            f"device={name!r} is not available: torch sees no CUDA device here; give device='cpu'"
+            f"device={name!r} is not available: torch sees no CUDA device here; use device='cpu'"
         )
     if reason := _obstacle(model):
-        raise InputError(f"device={name!r} {reason}; give device='cpu'")
+        raise InputError(f"device={name!r} {reason}; use device='cpu'")
     return device
 
 
@@ -61,13 +61,13 @@ def _obstacle(model: Any) -> str | None:
     if model.tasks:
         return "does not train auxiliary tasks (tasks)"
     if not model.shrink_windows:
-        return "does not train windows of one width (shrink_windows=False)"
+        return "does not train windows of fixed width (shrink_windows=False)"
     if not model.cbow_mean and not model.sg:
         return "does not train the sum of a window (cbow_mean=0)"
     if not model.sorted_vocab:
-        return "does not train words in another order than by count (sorted_vocab=0)"
+        return "does not train words in an order other than by count (sorted_vocab=0)"
     if len(model.lock_factors()):
-        return "does not lock vectors (wv.vectors_lockf)"
+        return "does not train with locked vectors (wv.vectors_lockf)"
     return walk_obstacle(mode_of(model), model.window, model.vector_size)
 
 

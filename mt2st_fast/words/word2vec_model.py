@@ -34,7 +34,8 @@ def save_word2vec(model: Any, folder: str | Path) -> None:
     """
     if model.tasks and type(model.schedule) is not Switch:
         raise InputError(
-            f"a model with tasks is saved with a Switch, not {type(model.schedule).__name__}; set model.tasks = {{}}"
+            f"a model with tasks can only be saved with a Switch, not {type(model.schedule).__name__}; set "
+            "model.tasks = {}"
         )
     configuration = {
         "arguments": {name: _plain(getattr(model, name)) for name in ARGUMENTS},

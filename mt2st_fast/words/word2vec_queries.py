@@ -25,11 +25,13 @@ def words_in(model: Any, context: Sequence[str | int], topn: int | None) -> list
     InputError for a context that is one string and for topn below 1.
     """
     if isinstance(context, str):
-        raise InputError(f"a context is a list of words, not one string: give {context.split()}")
+        raise InputError(f"a context must be a list of words, not one string; pass {context.split()}")
     if topn is not None:
         check_count(topn=topn)
     if model.output_vectors is None:
-        raise NoWordsError("predict_output_word needs output vectors of words: train with negative=5, hs=0")
+        raise NoWordsError(
+            "predict_output_word needs the output vectors of words; train with negative=5, hs=0"
+        )
     rows = [
         word if isinstance(word, int | np.integer) else model.vocabulary.get(word, -1) for word in context
     ]
@@ -52,7 +54,7 @@ def sentence_scores(model: Any, sentences: Iterable[Sequence[str]], most: int) -
     Every known word is predicted from whole windows of `window` known words. Raises NoWordsError without hs=1.
     """
     if model.node_vectors is None:
-        raise NoWordsError("score needs hierarchical softmax: train with hs=1, negative=0")
+        raise NoWordsError("score needs hierarchical softmax; train with hs=1, negative=0")
     text = Tokens.of(_first(sentences, most), model.vocabulary)
     of_sentence = np.repeat(np.arange(text.n_units), np.diff(text.bounds))[text.ids >= 0]
     ids = text.ids[text.ids >= 0]
@@ -77,9 +79,7 @@ def sentence_scores(model: Any, sentences: Iterable[Sequence[str]], most: int) -
 def _first(sentences: Iterable[Sequence[str]], most: int) -> Iterable[Sequence[str]]:
     for number, sentence in enumerate(sentences):
         if number == most:
-            log.warning(
-                "score stops after total_sentences=%d sentences; give a larger one for the others", most
-            )
+            log.warning("score stops after total_sentences=%d sentences; increase it to score the rest", most)
             return
         yield sentence
 

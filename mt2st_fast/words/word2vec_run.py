@@ -39,7 +39,8 @@ def _training(model: Any, text: Tokens) -> ContextTraining | HierarchyTraining |
     locks = model.lock_factors()
     if len(locks) and model.max_n:
         raise InputError(
-            "wv.vectors_lockf is not for n-grams (max_n), whose rows many words share; leave it 1"
+            "wv.vectors_lockf is not supported with n-grams (max_n), whose rows are shared by many words; leave it "
+            "at 1"
         )
     options = context_options(
         mode_of(model),
@@ -67,11 +68,11 @@ def tell_of_training(model: Any, rate: float) -> None:
     if model.hs and model.negative:
         log.warning(
             "Both hierarchical softmax and negative sampling are activated. Words are predicted in both ways, which "
-            "takes the time of both; hs=0 or negative=0 leaves one"
+            "takes the time of both; set hs=0 or negative=0 to use only one"
         )
     if rate > model.min_alpha_yet_reached:
         log.warning(
-            "Effective 'alpha' higher than previous training cycles: %g after %g; start_alpha sets it",
+            "Effective 'alpha' higher than previous training cycles: %g after %g; set it with start_alpha",
             rate,
             model.min_alpha_yet_reached,
         )

@@ -111,8 +111,8 @@ class WordTables:
         given = np.asarray(self._keyed.vectors)
         if given.shape != self.vectors.shape or self._keyed.index_to_key != self.words:
             raise InputError(
-                f"wv has other words or vectors {given.shape} than the model {self.vectors.shape} was built with, "
-                "and it cannot train those: build_vocab(..., update=True) adds words"
+                f"wv has other words or vectors {given.shape} than the model {self.vectors.shape} was built with, so "
+                "they cannot be trained; add words with build_vocab(..., update=True)"
             )
         if self._subwords is None:
             # Training writes to the array; one that is mapped or read-only is copied.
@@ -120,7 +120,7 @@ class WordTables:
             self._keyed.vectors = self.vectors
         elif not np.array_equal(given, self._means()):
             raise InputError(
-                "wv.vectors were changed, and with n-grams (max_n) they are means of other rows, which are trained: "
+                "wv.vectors were changed, but with n-grams (max_n) they are means of the rows that are trained; "
                 "change model.input_rows instead"
             )
 
@@ -136,7 +136,7 @@ class WordTables:
             return self.vectors[own]
         rows = self._rows_of([word]).ids if self.max_n else np.empty(0, np.int32)
         if not len(rows):
-            raise KeyError(f"{word!r} is not among the words, and has no character n-grams")
+            raise KeyError(f"{word!r} is not in the vocabulary and has no character n-grams")
         return self.input_rows[rows].mean(0)
 
     def _rows_of(self, words: Sequence[str]) -> WordRows:
@@ -165,14 +165,14 @@ class WordTables:
 
     def _check_words(self) -> None:
         if not self.words:
-            raise NoWordsError("the model has no words yet: call train with sentences or a corpus_file")
+            raise NoWordsError("the model has no words yet; call train with sentences or a corpus_file")
 
     def _check_whole(self) -> None:
         """Raise InputError for a model that only has vectors and no output tables."""
         if self.words and self.output_vectors is None and self.node_vectors is None:
             raise InputError(
-                "the model has vectors alone, as wv was set, and they cannot be trained on or saved with it: "
-                "call build_vocab for fresh tables, or model.wv.save for these"
+                "wv was set, so the model has only vectors, which cannot be trained further or saved with it; call "
+                "build_vocab for new tables, or model.wv.save for these vectors"
             )
 
     def _show_vectors(self) -> None:

@@ -46,7 +46,7 @@ def test_predict_does_not_write_over_its_input(
     else:
         (os.symlink if how == "symbolic" else os.link)(text, out)
     error = fails(capsys, "predict", str(tmp_path / "model"), str(text), "--out", str(out))
-    assert f"--out {out}: is {text}, which is read and would be overwritten; give another --out" in error
+    assert f"--out {out}: is {text}, which is read and would be overwritten; choose another --out" in error
     assert text.read_text() == "die Katze\n"
 
 

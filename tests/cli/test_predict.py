@@ -110,13 +110,13 @@ def test_lines_are_classified_as_fasttext_writes_it(
 def test_what_cannot_be_done_is_one_line(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "is no model (model.json is missing)" in fails(capsys, "predict", str(tmp_path / "nothing"))
+    assert "is not a model (model.json is missing)" in fails(capsys, "predict", str(tmp_path / "nothing"))
     assert "there is no such file" in fails(capsys, "predict", str(trained), str(tmp_path / "nothing.txt"))
-    assert "the model has no task colour; there are upos, xpos" in fails(
+    assert "the model has no task colour; available: upos, xpos" in fails(
         capsys, "predict", str(trained), "--tasks", "colour"
     )
     (trained / "model" / "tensors.safetensors").write_bytes(b"x" * 100)
-    assert "is damaged, its checksum is another" in fails(capsys, "predict", str(trained))
+    assert "is damaged (its checksum does not match)" in fails(capsys, "predict", str(trained))
     (trained / "model" / "tensors.safetensors").unlink()
     (trained / "model" / "model.json").unlink()
     (trained / "model").rmdir()

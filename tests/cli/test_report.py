@@ -183,7 +183,7 @@ def test_a_run_at_work_is_left_alone(ended: dict[str, Path], capsys: pytest.Capt
 
 
 def test_a_comparison_has_no_model(ended: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is a comparison, which keeps no model" in fails(capsys, "predict", str(ended["compare"]), "x.txt")
+    assert "is a comparison, which has no model" in fails(capsys, "predict", str(ended["compare"]), "x.txt")
 
 
 @pytest.mark.parametrize(("command", "other"), [("train", "compare"), ("compare", "train")])

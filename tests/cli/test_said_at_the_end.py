@@ -75,7 +75,7 @@ def test_heads_that_were_never_trained_are_left_out_of_the_model(
     assert json.loads((tmp_path / "out" / "report.json").read_text())["kept"] == ["upos"]
     text = tmp_path / "text.txt"
     text.write_text("the dog\n")
-    refused = "the model has no task xpos; there are upos"
+    refused = "the model has no task xpos; available: upos"
     assert refused in fails(capsys, "predict", out, str(text), "--tasks", "xpos")
     assert refused in fails(capsys, "test", out, treebank, "--tasks", "xpos")
     assert refused in fails(capsys, "export", out, "--tasks", "xpos")

@@ -79,7 +79,7 @@ def test_a_run_says_what_it_read(
     monkeypatch.setenv("COLUMNS", "200")
     run("test", str(out), reviews(tmp_path / "more.csv", "{}.0"))
     shown = capsys.readouterr().out
-    assert f"{NASTY}: classes are the model's as numbers, and read so: 0.0 as 0, 1.0 as 1" in shown
+    assert f"{NASTY}: classes were matched to the model's as numbers: 0.0 as 0, 1.0 as 1" in shown
     assert "more.csv: 60 rows; left out: 1 blank lines" in shown
     run("test", str(out), reviews(tmp_path / "more.csv", "{}0", names=NASTY.upper()))
     unseen = f"{NASTY}: classes that do not occur in training, so they cannot be learnt, in 60 rows: 00, 10"

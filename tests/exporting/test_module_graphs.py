@@ -74,7 +74,7 @@ def test_any_batch_has_the_logits_of_the_modules(name: str, tmp_path: Path) -> N
             expected = heads.logits(features, task).detach().numpy()
             assert found.shape == expected.shape
             np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"m.onnx.json: its graph takes no text but"):
+    with pytest.raises(ValueError, match=r"m.onnx.json: its graph does not take text, but"):
         TextInputs.read(written.description)
 
 
@@ -129,15 +129,15 @@ class Contrast(OpenTask):
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     heads = MultiTaskHeads(6, TASKS | {"contrast": Contrast()}, "tag")
     file = tmp_path / "m.pt2"
-    with pytest.raises(InputError, match="a Recurrent is traced: give example="):
+    with pytest.raises(InputError, match="a Recurrent must be traced; pass example="):
         export_modules(Recurrent(), heads, file)
     with pytest.raises(InputError, match=r"^Branching cannot be traced for any size of batch: "):
         export_modules(Branching(), heads, file, example=[torch.ones(3, 6)])
     with pytest.raises(
-        InputError, match=r"the task contrast has no head to export; those that have one: tag, feats\.Number"
+        InputError, match=r"the task contrast has no head to export; tasks with a head: tag, feats\.Number"
     ):
         export_modules(Recurrent(), heads, file, tasks=["contrast"])
-    with pytest.raises(InputError, match="parameters are bfloat16, a graph has float32"):
+    with pytest.raises(InputError, match="parameters are bfloat16, but a graph needs float32"):
         export_modules(Recurrent().bfloat16(), heads, file)
     assert list(tmp_path.iterdir()) == []
 
@@ -160,4 +160,4 @@ def test_the_command_says_what_it_can_do_for_each_kind(
     assert "the task colour has no head to export" in fails(
         capsys, "export", str(tmp_path / "modules"), "--tasks", "colour"
     )
-    assert "is no model (model.json is missing)" in fails(capsys, "export", str(tmp_path / "nothing"))
+    assert "is not a model (model.json is missing)" in fails(capsys, "export", str(tmp_path / "nothing"))

@@ -102,7 +102,7 @@ def test_labels_are_the_models(words_graph: tuple[TextModel, Runtime]) -> None:
     assert runtime.inputs.likeliest("pos", runtime.logits(units, "pos")) == flat
     marks = model.shown(runtime.logits(units, "marks"), "marks")
     assert runtime.inputs.likeliest("marks", runtime.logits(units, "marks")) == list(map(list, marks))
-    with pytest.raises(ValueError, match="not one string: cut"):
+    with pytest.raises(ValueError, match="not one string; split it with cut"):
         runtime.inputs(["die Katze"])
 
 
@@ -215,7 +215,9 @@ def test_a_description_knows_its_graph(folder: Path) -> None:
     written = made("document").export(folder / "own.pt2")
     with written.graph.open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match=r"own.pt2.json: belongs to another own.pt2; export the model again"):
+    with pytest.raises(
+        ValueError, match=r"own.pt2.json: belongs to a different own.pt2; export the model again"
+    ):
         TextInputs.read(written.description)
     for part in ("", written.description.read_text()[:200], "é"):
         (folder / "half.json").write_text(part, encoding="utf-8")
@@ -232,17 +234,17 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = made("document")
-    with pytest.raises(InputError, match="the model has no task tag; there are pos, marks, length"):
+    with pytest.raises(InputError, match="the model has no task tag; available: pos, marks, length"):
         model.export(tmp_path / "m.pt2", tasks=["tag"])
-    with pytest.raises(InputError, match="a format is onnx or torch, not 'tensorrt'"):
+    with pytest.raises(InputError, match="format must be onnx or torch, not 'tensorrt'"):
         model.export(tmp_path / "m", "tensorrt")
     with pytest.raises(
-        InputError, match=r"m.pt2: is named as torch has it, and the format is onnx; end it in .onnx"
+        InputError, match=r"m.pt2: has the suffix of torch, but the format is onnx; use the suffix .onnx"
     ):
         model.export(tmp_path / "m.pt2", "onnx")
-    with pytest.raises(InputError, match=r"is the name of the description beside a graph"):
+    with pytest.raises(InputError, match=r".json is the suffix of the description of a graph"):
         model.export(tmp_path / "m.json")
-    with pytest.raises(InputError, match="is a folder; give a file"):
+    with pytest.raises(InputError, match="is a folder; pass a file"):
         model.export(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(writing, "_PACKAGES", ("onnx_of_tomorrow",))
@@ -252,10 +254,10 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
             model.export(tmp_path / "m.onnx")
     with monkeypatch.context() as patched:
         patched.setattr(writing, "MOST_ONNX_BYTES", 100)
-        with pytest.raises(InputError, match="a file of ONNX ends at 2; export with the format torch"):
+        with pytest.raises(InputError, match="an ONNX file holds at most 2; export with the format torch"):
             model.export(tmp_path / "m.onnx")
     model._trained.rows_of_type[:-1, 1] = 1  # which no part of a word is hashed to
     model = TextModel(model._trained, model.heads, model.vocabulary, model.table, model.labels, "words")
-    with pytest.raises(InputError, match=r"logits of pos are .* off the model's, and nothing was written"):
+    with pytest.raises(InputError, match=r"logits of pos are .* off the model's, so nothing was written"):
         model.export(tmp_path / "m.pt2")
     assert list(tmp_path.iterdir()) == []

@@ -171,7 +171,7 @@ def test_what_cannot_be_done_is_refused_by_name(monkeypatch):
         def training_step(self, batch, batch_idx):
             raise AssertionError("no step is taken")
 
-    with pytest.raises(InputError, match=r"Elsewhere has no MultiTaskHeads at 'heads' \(there is nothing\)"):
+    with pytest.raises(InputError, match=r"Elsewhere has no MultiTaskHeads at 'heads' \(nothing is there\)"):
         run(monkeypatch, Elsewhere)
     with pytest.raises(InputError, match="a schedule of phases needs an end"):
         EXAMPLE.main(epochs=-1, max_steps=-1)

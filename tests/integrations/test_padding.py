@@ -47,13 +47,13 @@ def test_what_nobody_labelled_costs_nothing():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"tags": [1, 2]}, "labels of tags, which is no task; there are tag, number"),
-        ({"tag": [1, 2, 3]}, r"the labels of tag in row 0 must be \(2,\), one a token, not \(3,\)"),
-        ({"genre": [1, 0]}, r"the labels of genre in row 0 must be \(\), one a row, not \(2,\)"),
+        ({"tags": [1, 2]}, "there are labels of tags, which is not a task; available: tag, number"),
+        ({"tag": [1, 2, 3]}, r"the labels of tag in row 0 must be \(2,\), one per token, not \(3,\)"),
+        ({"genre": [1, 0]}, r"the labels of genre in row 0 must be \(\), one per row, not \(2,\)"),
         ({"tag": [0.5, 1.0]}, "the labels of tag in row 0 must be whole numbers, not torch.float32"),
         ({"tag": [True, False]}, "must be whole numbers, not torch.bool"),
-        ({"tag": ["NOUN", "VERB"]}, "the labels of tag in row 0 are no numbers of one shape"),
-        ({"topics": [1, 0, 1]}, r"the labels of topics in row 0 must be \(2,\), one a row, not \(3,\)"),
+        ({"tag": ["NOUN", "VERB"]}, "the labels of tag in row 0 must be numbers of one shape"),
+        ({"topics": [1, 0, 1]}, r"the labels of topics in row 0 must be \(2,\), one per row, not \(3,\)"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(row, message):
@@ -67,7 +67,9 @@ def test_the_heads_of_a_model_are_found_wherever_they_are():
     assert heads_of(heads) is heads
     peft_like = nn.ModuleDict({"original_module": MultiTaskHeads(6, TASKS, "tag"), "trained": heads})
     assert heads_of(nn.Sequential(peft_like)) is heads
-    with pytest.raises(InputError, match="needs one MultiTaskHeads for its phases, and Linear has none"):
+    with pytest.raises(
+        InputError, match="needs exactly one MultiTaskHeads for its phases, but Linear has none"
+    ):
         heads_of(nn.Linear(2, 2))
     with pytest.raises(InputError, match="Sequential has several: 0, 1"):
         heads_of(nn.Sequential(heads, MultiTaskHeads(6, TASKS, "tag")))

@@ -225,7 +225,7 @@ def test_searches_and_cross_validation_go_over_it():
 
 def test_cross_validation_goes_over_data_frames():
     assert cross_val_score(small(), TEXTS, as_frame(BOTH), cv=KFold(2)).min() > 0.8
-    with pytest.raises(InputError, match=r"not one DataFrame: give one column of it, X\['text'\]"):
+    with pytest.raises(InputError, match=r"not one DataFrame: pass one of its columns, such as X\['text'\]"):
         small().fit(as_frame({"text": TEXTS}), TOPIC_OF)
 
 
@@ -243,24 +243,24 @@ class _Lower(Word2VecTransformer):
 @pytest.mark.parametrize(
     ("X", "y", "options", "message"),
     [
-        ("one text", ["a"], {}, "X must be texts, not one str: give a list of strings"),
-        ([1.5, 2.5], ["a", "b"], {}, r"row 0 of X is no text but 1.5 \(float\); give strings, or rows of words"),
-        (["a", None], ["a", "b"], {}, r"row 1 of X is no text but None \(NoneType\)"),
-        (np.zeros((2, 3)), ["a", "b"], {}, r"row 0 of X has a word that is no string but .*0\.0.* \(float64\)"),
-        ([], [], {}, "X has no texts; give at least 1"),
+        ("one text", ["a"], {}, "X must be texts, not one str; pass a list of strings"),
+        ([1.5, 2.5], ["a", "b"], {}, r"row 0 of X is not a text but 1.5 \(float\); pass strings, or lists of words"),
+        (["a", None], ["a", "b"], {}, r"row 1 of X is not a text but None \(NoneType\)"),
+        (np.zeros((2, 3)), ["a", "b"], {}, r"row 0 of X has a word that is not a string but .*0\.0.* \(float64\)"),
+        ([], [], {}, "X has no texts; pass at least 1"),
         (["", " "], ["a", "b"], {}, "the text has no words besides its labels"),
-        (["x", "y"], ["a"], {}, r"y has labels \(1,\) of label for 2 texts; give one a text"),
+        (["x", "y"], ["a"], {}, r"y has labels for label of shape \(1,\) for 2 texts; pass one label per text"),
         (["x", "y"], None, {}, "requires y to be passed, but the target y is None"),
         (["x", "y"], {"t": ["a", "b"], "u": [None, NAN]}, {}, "the column u of y has no label; leave it out"),
-        (["x", "y"], ["a", 1], {}, "the column label of y has strings beside numbers"),
+        (["x", "y"], ["a", 1], {}, "the column label of y mixes strings and numbers"),
         (["x", "y"], [["a"], ["b", "c"]], {}, r"a label of the column label of y is \['a'\] \(list\)"),
         (["x", "y"], {"t": [("a",), ("b", "c")]}, {}, r"a label of the column t of y is \('a',\) \(tuple\)"),
         (["x", "y"], [0.5, 1.25], {}, "Unknown label type: continuous"),
         (["x", "y"], [1.0, np.inf], {}, "Input contains infinity: the column label of y has a label that is inf"),
-        (["x", "y"], {}, {}, "y has no column; give one a task"),
-        (["x", "y"], {"t": [0, 1]}, {"main": "u"}, "main is 'u', and y has no such column; there are t"),
+        (["x", "y"], {}, {}, "y has no columns; pass one per task"),
+        (["x", "y"], {"t": [0, 1]}, {"main": "u"}, "main is 'u', but y has no such column; available: t"),
         (["x", "y"], [0, 1], {"dim": 0}, "dim must be a whole number of at least 1, not 0"),
-        (["x", "y"], [0, 1], {"minn": 3}, r"minn \(3\) and maxn \(0\) must be 0 <= minn <= maxn"),
+        (["x", "y"], [0, 1], {"minn": 3}, r"minn \(3\) and maxn \(0\) must satisfy 0 <= minn <= maxn"),
         (["x", "y"], [0, 1], {"tokenizer": list, "min_count": 9}, "no word occurs at least 9 times"),
     ],
 )  # fmt: skip
@@ -282,7 +282,9 @@ def test_what_a_fitted_classifier_does_not_know_is_named():
     model = small(epoch=1).fit(TEXTS, BOTH)
     with pytest.raises(InputError, match="no task 'style'; available: topic, tone"):
         model.predict(TEXTS, "style")
-    with pytest.raises(InputError, match="y has no column topic, which is the main task; it has tone, style"):
+    with pytest.raises(
+        InputError, match="y has no column topic, which is the main task; available: tone, style"
+    ):
         model.score(TEXTS, {"tone": TONE_OF, "style": TONE_OF})
     with pytest.raises(InputError, match="the column label of y has no label to compare with"):
         model.score(TEXTS[:2], [None, None])
@@ -334,7 +336,7 @@ def test_word_vectors_are_a_step_of_a_pipeline_and_are_kept():
 
 
 def test_what_word_vectors_cannot_be_made_of_is_named():
-    with pytest.raises(InputError, match=r"row 0 of X is no text but 3 \(int\)"):
+    with pytest.raises(InputError, match=r"row 0 of X is not a text but 3 \(int\)"):
         Word2VecTransformer().fit([3])
     with pytest.raises(ValueError, match="the text has no words"):
         Word2VecTransformer().fit(["", ""])

@@ -47,7 +47,7 @@ def test_a_model_comes_back_as_what_it_was(tmp_path):
 
 def test_a_kind_of_tomorrow_is_named(tmp_path):
     write_model(tmp_path / "m", "oracle", {}, {})
-    with pytest.raises(InputError, match="a model of the kind 'oracle', which this version does not know"):
+    with pytest.raises(InputError, match="a model of the kind 'oracle', which this version cannot load"):
         load(tmp_path / "m")
-    with pytest.raises(InputError, match="is no model"):
+    with pytest.raises(InputError, match="is not a model"):
         load(tmp_path)

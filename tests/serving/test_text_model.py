@@ -148,9 +148,9 @@ def test_words_with_more_parts_than_any_type_fit():
 
 def test_what_is_asked_wrongly_is_named():
     model = made("token")
-    with pytest.raises(InputError, match="the model has no task tag; there are pos, marks, length"):
+    with pytest.raises(InputError, match="the model has no task tag; available: pos, marks, length"):
         model.predict(TEXT, "tag")
-    with pytest.raises(InputError, match="a unit is a list of words"):
+    with pytest.raises(InputError, match="a unit must be a list of words"):
         model.predict(["die Katze"])
 
 
@@ -160,16 +160,16 @@ def test_what_is_asked_wrongly_is_named():
     [
         (
             [["die"], ["die", 1, None]],
-            r"^units\[1\] has 1 among its words, which is no string; give words as strings$",
+            r"^units\[1\] contains 1, which is not a string; pass words as strings$",
         ),
-        ([["die", None]], r"^units\[0\] has None among its words"),
-        ([["die", b"Katze"]], r"^units\[0\] has b'Katze' among its words"),
-        ([["die"], [["Katze"]]], r"^units\[1\] has \['Katze'\] among its words"),
-        ([["die"], None], r"^units\[1\] is None, no list of words"),
-        (7, "^units are a list of lists of words, not of type int"),
+        ([["die", None]], r"^units\[0\] contains None, which is not a string"),
+        ([["die", b"Katze"]], r"^units\[0\] contains b'Katze', which is not a string"),
+        ([["die"], [["Katze"]]], r"^units\[1\] contains \['Katze'\], which is not a string"),
+        ([["die"], None], r"^units\[1\] is None, not a list of words"),
+        (7, "^units must be a list of lists of words, not of type int"),
         (
             (unit for unit in TEXT),
-            "^units are a list of lists of words, not of type generator; give such a list",
+            "^units must be a list of lists of words, not of type generator",
         ),
     ],
 )

@@ -257,9 +257,9 @@ def test_prepared_bags_hold_every_id_by_bag_and_by_row(n_threads, B, most_words)
 @pytest.mark.parametrize(
     ("B", "V", "n_weights", "message"),
     [
-        (19, 7, 1, r"targets of task 0 are \(19,\), there are 20 bags"),
-        (20, 7, 2, "there are 1 heads; targets and weights are 1, 2"),
-        (20, 8, 1, "prepared for 8 rows, the table has 7"),
+        (19, 7, 1, r"targets of task 0 have shape \(19,\), but there are 20 bags"),
+        (20, 7, 2, "there are 1 heads, but 1 targets and 2 weights"),
+        (20, 8, 1, "prepared for 8 rows, but the table has 7"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(B, V, n_weights, message):

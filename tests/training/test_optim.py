@@ -132,7 +132,7 @@ def test_every_rule_is_an_optimizer_of_tables_and_dense_parameters_whose_state_c
 
 
 def test_an_optimizer_by_a_rule_refuses_what_the_rule_does_not_know():
-    with pytest.raises(ValueError, match="there is no row rule lion"):
+    with pytest.raises(ValueError, match="unknown row rule lion"):
         optimizer_by_rule("lion")
     with pytest.raises(ValueError, match="sgd has no momentum"):
         optimizer_by_rule("sgd")([torch.zeros(1)], momentum=0.9)

@@ -269,5 +269,5 @@ def test_each_kind_of_model_is_refused_by_the_call_for_the_other():
     given = (types, [targets[name] for name in TASKS], WEIGHTS, Dropout(0.0, 0))
     with pytest.raises(ValueError, match="a gradient_model is not stepped"):
         text_step(gradients, [], [], *given)
-    with pytest.raises(ValueError, match="text_gradients is for a gradient_model"):
+    with pytest.raises(ValueError, match="text_gradients requires a gradient_model"):
         text_gradients(moves, *given)

@@ -176,7 +176,10 @@ def test_any_number_of_threads_gives_the_same_bits():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda types, starts: types.__setitem__(3, T), f"word type {T}; there are {T}"),
+        (
+            lambda types, starts: types.__setitem__(3, T),
+            f"word type {T}; valid are 0 up to, but not including, {T}",
+        ),
         (lambda types, starts: starts.__setitem__(-1, 10**6), "starts must ascend"),
         (lambda types, starts: starts.__setitem__(1, -1), "starts must ascend"),
     ],
@@ -195,5 +198,5 @@ def test_bags_that_do_not_fit_move_nothing(change, message):
 def test_windows_are_no_bags():
     encoder, heads = bag_model()
     training = TextTraining(encoder, heads, optimizer_of("sgd", encoder, heads))
-    with pytest.raises(ValueError, match="where each begins"):
+    with pytest.raises(ValueError, match="the start of each bag"):
         training(*batch(20), WEIGHTS)

@@ -209,7 +209,7 @@ def test_any_number_of_threads_gives_the_same_bits(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: x.__setitem__((3, 1), T), f"word type {T}; there are {T}"),
+        (lambda x, y: x.__setitem__((3, 1), T), f"word type {T}; valid are 0 up to, but not including, {T}"),
         (lambda x, y: x.__setitem__((3, 1), -2), "word type -2"),
         (lambda x, y: y["wide"].__setitem__(4, 50), "targets of wide: 50 lies outside"),
         (lambda x, y: y.__setitem__("main", y["main"][:-1]), "main"),

@@ -49,7 +49,7 @@ def test_a_family_that_no_step_trained_is_left_out_and_named(tmp_path, caplog, s
         assert tuple(each.test(file)) == kept
         for family in left_out:
             with pytest.raises(
-                InputError, match=f"unknown label family {family}; there are {', '.join(kept)}"
+                InputError, match=f"unknown label family {family}; available: {', '.join(kept)}"
             ):
                 each.predict("good", family=family)
     assert model.trainer.heads.names == ("a", "b", "c")

@@ -110,7 +110,7 @@ def test_gensims_defaults_are_taken():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hs": 2}, "hs is 2; it is 1"),
+        ({"hs": 2}, "hs is 2; it must be 1"),
         ({"negative": 0}, "negative must be a whole number of at least 1, not 0"),
         ({"hs": 1, "negative": 0, "max_n": 3}, "hs=1 is not supported with n-grams"),
         ({"null_word": 1}, "null_word=1"),
@@ -129,7 +129,7 @@ def test_misuse_is_one_line(tmp_path):
         Word2Vec(**SMALL).build_vocab([["a"]], update=True)
     with pytest.raises(InputError, match="call train"):
         Word2Vec(**SMALL).save(tmp_path / "m")
-    with pytest.raises(InputError, match="give one of them"):
+    with pytest.raises(InputError, match="pass only one of them"):
         Word2Vec(**SMALL).build_vocab([["a"]], corpus_iterable=[["a"]])
-    with pytest.raises(InputError, match="is no model"):
+    with pytest.raises(InputError, match="is not a model"):
         Word2Vec.load(tmp_path / "none")

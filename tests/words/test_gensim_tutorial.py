@@ -84,7 +84,7 @@ def test_callbacks_and_the_loss(caplog):
         assert all(a < b for a, b in itertools.pairwise([0, *logger.losses]))
         assert [m for m in caplog.messages if m.startswith("EPOCH")][-1].startswith("EPOCH 3: 29 words")
         Word2Vec(callbacks=[logger])
-    assert "give them to train" in caplog.messages[-1]
+    assert "pass them to train" in caplog.messages[-1]
 
 
 def test_a_rate_that_rises_again_is_told_of(caplog):
@@ -267,7 +267,7 @@ def test_means_of_ngrams_that_were_changed_are_not_trained_on():
         model.train(common_texts, epochs=1)
     model.build_vocab(common_texts)
     model.wv.vectors_lockf = np.zeros(12)
-    with pytest.raises(InputError, match="vectors_lockf is not for n-grams"):
+    with pytest.raises(InputError, match="vectors_lockf is not supported with n-grams"):
         model.train(common_texts, epochs=1)
 
 
@@ -320,9 +320,9 @@ def test_what_gensim_raises_is_raised(tmp_path):
         Word2Vec(common_texts, min_count=99)
     with pytest.raises(ValueError, match="negative must be a whole number of at least 1, not 0"):
         Word2Vec(common_texts, hs=0, negative=0)
-    with pytest.raises(TypeError, match="sentences are lists of words"):
+    with pytest.raises(TypeError, match="sentences must be lists of words"):
         Word2Vec([[["a"]]])
-    with pytest.raises(AttributeError, match="is no model"):
+    with pytest.raises(AttributeError, match="is not a model"):
         Word2Vec.load(tmp_path / "none")
     with pytest.raises(AttributeError, match=r"call Word2Vec\.load\(folder\)"):
         Word2Vec().load(tmp_path)
@@ -337,19 +337,19 @@ def test_what_gensim_raises_is_raised(tmp_path):
     alone.wv = model.wv
     assert alone.wv["human"].tolist() == model.wv["human"].tolist()
     for refused in (lambda: alone.train(common_texts, epochs=1), lambda: alone.save(tmp_path / "m")):
-        with pytest.raises(InputError, match="vectors alone"):
+        with pytest.raises(InputError, match="the model has only vectors"):
             refused()
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.predict_output_word("human system"), "a context is a list of words"),
+        (lambda m: m.predict_output_word("human system"), "a context must be a list of words"),
         (
             lambda m: m.predict_output_word(["human"], topn=0),
             "topn must be a whole number of at least 1, not 0",
         ),
-        (lambda m: setattr(m, "wv", 5), "wv is a KeyedVectors of gensim's, not int"),
+        (lambda m: setattr(m, "wv", 5), "wv must be a gensim KeyedVectors, not int"),
         (lambda m: m.build_vocab_from_freq({"a": "x"}), "the count of 'a' is 'x'"),
         (lambda m: m.build_vocab_from_freq({"a": -5}), "the count of 'a' is -5"),
         (lambda m: m.build_vocab_from_freq({1: 5}), "a word must be a string, not 1"),
@@ -358,7 +358,7 @@ def test_what_gensim_raises_is_raised(tmp_path):
             "min_count must be a whole number",
         ),
         (lambda m: (m.scan_vocab(common_texts), m.prepare_vocab(sample=np.nan)), "sample"),
-        (lambda m: m.reset_from(m.wv), "reset_from takes a Word2Vec, not KeyedVectors"),
+        (lambda m: m.reset_from(m.wv), "reset_from requires a Word2Vec, not KeyedVectors"),
         (lambda m: m.estimate_memory(-1), "vocab_size must be a whole number of at least 0, not -1"),
         (lambda m: (setattr(m.wv, "vectors_lockf", "x"), m.train(common_texts, epochs=1)), "must be numbers"),
     ],

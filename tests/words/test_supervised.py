@@ -197,7 +197,7 @@ def test_multi_label_families_train_and_test(tmp_path):
     [
         ("no label here\n", {}, "no line has a label; write labels like __label__sport"),
         ("", {}, "the file is empty"),
-        ("__label__a x\n", {"main": "topic"}, "has no label family topic; there are label"),
+        ("__label__a x\n", {"main": "topic"}, "has no label family topic; available: label"),
         ("__label__a x\n", {"min_count": 2}, "no word occurs at least 2 times"),
     ],
 )
@@ -216,7 +216,7 @@ def test_options_out_of_range_are_named(tmp_path, name):
 
 @pytest.mark.parametrize(("minn", "maxn"), [(3, 2), (3, 0)])
 def test_ngram_lengths_out_of_range_are_named(tmp_path, minn, maxn):
-    with pytest.raises(ValueError, match=rf"minn \({minn}\) and maxn \({maxn}\) must be") as caught:
+    with pytest.raises(ValueError, match=rf"minn \({minn}\) and maxn \({maxn}\) must satisfy") as caught:
         train_supervised(write(tmp_path / "train.txt", n=3), minn=minn, maxn=maxn)
     assert "\n" not in str(caught.value)
 
@@ -229,7 +229,7 @@ def test_negative_ngram_lengths_are_named(tmp_path, name):
 
 def test_an_unknown_family_is_named(tmp_path):
     model = train_supervised(write(tmp_path / "train.txt"), dim=4, epoch=1)
-    with pytest.raises(ValueError, match="unknown label family size; there are topic, tone"):
+    with pytest.raises(ValueError, match="unknown label family size; available: topic, tone"):
         model.predict("goal", family="size")
 
 

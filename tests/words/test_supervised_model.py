@@ -97,7 +97,7 @@ def test_a_kept_model_answers_as_the_trained_one(model, train, tmp_path, way):
     assert kept.vector("goalie").tolist() == model.vector("goalie").tolist()
     assert kept.get_words(include_freq=True)[1].tolist() == model.get_words(include_freq=True)[1].tolist()
     for what in ("trainer", "history"):
-        with pytest.raises(RuntimeError, match="loaded or copied: its trainer and history are not kept"):
+        with pytest.raises(RuntimeError, match="loaded or copied; its trainer and history are not saved"):
             getattr(kept, what)
     # And it can be kept again.
     assert everything(pickle.loads(pickle.dumps(kept))) == everything(model)
@@ -120,7 +120,7 @@ def test_a_copy_is_its_own(model):
 
 
 def test_what_is_no_such_model_is_named(tmp_path, model):
-    with pytest.raises(InputError, match="missing: is no model"):
+    with pytest.raises(InputError, match="missing: is not a model"):
         load_model(tmp_path / "missing")
     model.save(tmp_path / "m")
     content = (tmp_path / "m" / "model.json").read_text("utf-8")
@@ -188,9 +188,9 @@ def test_texts_are_cut_as_a_file_is():
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("goal\nsoup", {}, "text 0 has a line feed; a text is one line"),
-        (["goal", "soup\n"], {}, "text 1 has a line feed"),
-        (["goal", 3], {}, "text 1 is no string but int"),
+        ("goal\nsoup", {}, "text 0 contains a line feed; a text must be one line"),
+        (["goal", "soup\n"], {}, "text 1 contains a line feed"),
+        (["goal", 3], {}, "text 1 is not a string but int"),
         (None, {}, "not NoneType"),
         (b"goal", {}, "not bytes"),
         ("a\ud800", {}, "a lone surrogate"),
@@ -226,7 +226,7 @@ def test_scores_of_each_label(tmp_path):
     assert model.test_label(test, k=-1)["b"]["recall"] == 1
     assert np.isnan(model.test_label(test, threshold=1.0)["a"]["precision"])
     test.write_text("__label__k__a x\n")
-    with pytest.raises(InputError, match="no label of label; there are k"):
+    with pytest.raises(InputError, match="no label of label; available: k"):
         model.test_label(test)
 
 
@@ -282,8 +282,8 @@ def test_any_of_several_labels_is_right_where_training_had_one_each(tmp_path, ca
     assert model.test(test) == {"label": 0.75}  # fastText's precision at 1
     assert Classifier(model).test(test)[1] == 0.75
     assert caplog.messages[-1] == (
-        f"{test}: label: 3 documents have several labels, and training documents had one each: the label predicted is "
-        "right if it is any of them"
+        f"{test}: label: 3 documents have several labels, but training documents had one each; a predicted label "
+        "counts as correct if it is any of them"
     )
     caplog.clear()
     test.write_text("__label__a __label__a x\n")
@@ -366,7 +366,7 @@ def test_what_a_model_does_not_have_is_said(tmp_path):
     for call, message in (
         (lambda: model.get_subword_id("<x>"), "no n-grams"),
         (lambda: model.get_nearest_neighbors("unseen"), "'unseen' has no vector"),
-        (lambda: model.quantize(retrain=True), "quantize: tables are kept in float32"),
+        (lambda: model.quantize(retrain=True), "quantize: not supported, tables stay float32"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             call()

@@ -60,9 +60,9 @@ def test_other_losses_are_refused_by_name(train, loss):
 
 
 def test_an_option_under_both_names_is_refused(train):
-    with pytest.raises(InputError, match="wordNgrams is fastText's name of word_ngrams"):
+    with pytest.raises(InputError, match="wordNgrams is fastText's name for word_ngrams"):
         train_supervised(train, wordNgrams=2, word_ngrams=1)
-    with pytest.raises(InputError, match="input is fastText's name of path"):
+    with pytest.raises(InputError, match="input is fastText's name for path"):
         train_supervised(train, input=train)
 
 
@@ -74,7 +74,9 @@ def test_the_loss_says_whether_labels_stand_alone(tmp_path, train):
     assert isinstance(only_softmax.heads.tasks["label"], Classification)
     several = tmp_path / "several.txt"
     several.write_text("__label__a __label__b x\n__label__a y\n")
-    with pytest.raises(InputError, match="several labels of the family label; loss='softmax' is for one"):
+    with pytest.raises(
+        InputError, match="several labels of the family label, but loss='softmax' allows only one"
+    ):
         train_supervised(several, loss="softmax", **SMALL)
 
 
@@ -106,7 +108,7 @@ def test_pretrained_vectors_are_begun_with(tmp_path, train):
     for word in given.words:
         row = model.get_input_matrix()[model.get_word_id(word)]
         assert row == pytest.approx(given.vectors[given.index_of[word]], abs=1e-5)
-    with pytest.raises(InputError, match="vectors of 4 numbers; give dim=4, not 8"):
+    with pytest.raises(InputError, match="vectors of dimension 4; use dim=4, not 8"):
         train_supervised(train, pretrained_vectors=tmp_path / "given.vec", dim=8)
 
 
@@ -202,9 +204,13 @@ def test_ngrams_longer_than_every_document_cost_nothing(train):
 def test_options_that_nobody_would_read_are_refused(train):
     with pytest.raises(InputError, match="lr and optimizer are both given"):
         train_supervised(train, lr=0.1, optimizer=lambda parameters: RowwiseAdagrad(parameters, lr=0.1))
-    with pytest.raises(InputError, match="weight_decay belongs to"):
+    with pytest.raises(InputError, match="weight_decay only applies to"):
         train_supervised(train, weight_decay=0.1)
-    for name, near in (("epochs", "; is epoch meant?"), ("wordNgram", "; is wordNgrams meant?"), ("qqq", "")):
+    for name, near in (
+        ("epochs", "; did you mean epoch?"),
+        ("wordNgram", "; did you mean wordNgrams?"),
+        ("qqq", ""),
+    ):
         with pytest.raises(InputError, match=re.escape(f"train_supervised has no option {name}{near}") + "$"):
             train_supervised(train, **{name: 1})
 

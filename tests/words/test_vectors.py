@@ -188,7 +188,7 @@ def test_damaged_binary_is_named(tmp_path: Path) -> None:
         (whole[: len(whole) // 2], "of 507"),
         (whole[:-3], "word 507 of 507"),
         (whole[:8], "word 1 of 507"),
-        (whole + b"more", "goes on"),
+        (whole + b"more", "has more data"),
         (b"no header " * 30, "WORDS NUMBERS"),
         (b"", "WORDS NUMBERS"),
         (b"99999999 9999\nx", "too short"),

@@ -89,7 +89,7 @@ def test_callbacks_hear_of_epochs():
         ({"window": 0}, "window must be a whole number of at least 1, not 0"),
         ({"negative": 0}, "negative must be a whole number"),
         ({"alpha": 0.0}, "min_alpha"),
-        ({"min_n": 3, "max_n": 2}, r"min_n \(3\) and max_n \(2\) must be"),
+        ({"min_n": 3, "max_n": 2}, r"min_n \(3\) and max_n \(2\) must satisfy"),
         ({"min_n": -1, "max_n": 2}, "min_n must be a whole number of at least 0"),
         ({"max_n": -1}, "max_n must be a whole number of at least 0"),
         ({"max_n": 3, "bucket": 0}, "bucket must be a whole number of at least 1"),
@@ -176,7 +176,7 @@ def test_subwords_train_the_same_bits_every_time_and_epochs_one_by_one():
 def test_without_subwords_only_known_words_have_a_vector():
     model = Word2Vec(two_topics(100), epochs=1, **SMALL)
     assert np.array_equal(model.vector(model.words[2]), model.vectors[2])
-    with pytest.raises(KeyError, match="'unseen' is not among the words, and has no character n-grams"):
+    with pytest.raises(KeyError, match="'unseen' is not in the vocabulary and has no character n-grams"):
         model.vector("unseen")
     with pytest.raises(KeyError, match="has no character n-grams"):
         Word2Vec(inflected(50), epochs=1, **SMALL, **SUBWORDS).vector("")

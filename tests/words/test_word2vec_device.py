@@ -36,7 +36,7 @@ def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu(no_gpu):
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", ""])
 def test_an_unknown_device_is_named(device, a_gpu):
-    with pytest.raises(InputError, match=f"device '{device}' is unknown; there are cpu, cuda and auto"):
+    with pytest.raises(InputError, match=f"device '{device}' is unknown; available: cpu, cuda, auto"):
         Word2Vec(device=device)
 
 
@@ -53,7 +53,7 @@ def test_an_unknown_device_is_named(device, a_gpu):
 def test_what_a_gpu_does_not_train_is_refused_and_auto_trains_it_on_the_cpu(options, message, a_gpu):
     pytest.importorskip("triton")
     with pytest.raises(
-        InputError, match=f"device='cuda' does not train .*{message}.*give device='cpu'"
+        InputError, match=f"device='cuda' does not train .*{message}.*use device='cpu'"
     ) as caught:
         Word2Vec(device="cuda", **options)
     assert "\n" not in str(caught.value)

@@ -161,7 +161,7 @@ def _update(
     """Update the rows (None: all) by their gradients (U, D), or by those of the bags (B, D) in their order."""
     if not table.is_contiguous():
         raise ValueError(
-            f"a table whose rows are stepped must be contiguous, not of strides {table.stride()}"
+            f"a table whose rows are updated must be contiguous, but has strides {table.stride()}"
         )
     V, D = table.shape
     n = V if rows is None else len(rows)

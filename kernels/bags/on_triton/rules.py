@@ -46,9 +46,9 @@ class RuleFunctions(NamedTuple):
 def functions_of(kind: RowRuleKind) -> RuleFunctions:
     """Return the functions of a rule. Raises ValueError for one that has only a CPU form."""
     if kind.numba_step is not None and kind.triton_row is None:
-        raise ValueError(f"the row rule {kind.name} has no triton_row: it steps on a CPU alone")
+        raise ValueError(f"the row rule {kind.name} has no triton_row, so it only runs on a CPU")
     if kind.numba_move is not None and kind.triton_move is None:
-        raise ValueError(f"the row rule {kind.name} has no triton_move: it steps on a CPU alone")
+        raise ValueError(f"the row rule {kind.name} has no triton_move, so it only runs on a CPU")
     row = _constant_rate if kind.triton_row is None else _compiled(kind.triton_row)
     return RuleFunctions(row, _by_step if kind.triton_move is None else _compiled(kind.triton_move), kind)
 

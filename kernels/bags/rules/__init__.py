@@ -54,7 +54,7 @@ RULE_RECORD = np.dtype(
 def rule_kind(name: str) -> RowRuleKind:
     """Return the rule of this name. Raises ValueError for an unknown one."""
     if name not in RULES:
-        raise ValueError(f"there is no row rule {name}; there are {', '.join(RULES)}")
+        raise ValueError(f"unknown row rule {name}; available: {', '.join(RULES)}")
     return RULES[name]
 
 
@@ -62,7 +62,7 @@ def code_of(kind: RowRuleKind) -> int:
     """Return the number by which compiled kernels know a rule. Raises ValueError for one that is not among RULES."""
     if RULES.get(kind.name) is not kind:
         raise ValueError(
-            f"the row rule {kind.name} is none of {', '.join(RULES)}, which kernels were made for"
+            f"the row rule {kind.name} is not one of {', '.join(RULES)}, for which there are kernels"
         )
     return list(RULES).index(kind.name)
 

@@ -60,21 +60,23 @@ class RowRuleKind:
 
     def __post_init__(self) -> None:
         if len(self.kernel_numbers(tuple(self.numbers.values()))) > MOST_NUMBERS:
-            raise ValueError(f"kernels take {MOST_NUMBERS} numbers of a rule, {self.name} has more")
+            raise ValueError(
+                f"kernels support at most {MOST_NUMBERS} numbers per rule, but {self.name} has more"
+            )
         if len(self.tables) > MOST_TABLES:
-            raise ValueError(f"kernels take {MOST_TABLES} tables of a rule, {self.name} has {self.tables}")
+            raise ValueError(
+                f"kernels support at most {MOST_TABLES} tables per rule, but {self.name} has {self.tables}"
+            )
         if self.numba_step is not None and self.numba_move is not None:
-            raise ValueError(f"{self.name} moves a row by a step or by elements, not by both")
+            raise ValueError(f"{self.name} must have numba_step or numba_move, not both")
         if self.tables and (self.numba_move is None or self.triton_move is None):
-            raise ValueError(f"{self.name} keeps tables: it needs numba_move and triton_move")
+            raise ValueError(f"{self.name} keeps tables, so it needs numba_move and triton_move")
 
     @property
     def one_call_obstacle(self) -> str | None:
         """Why a single-kernel training step cannot update rows by this rule, or None."""
         if self.tables:
-            return (
-                f"its kernel keeps at most a number a row, and {self.name} keeps {' and '.join(self.tables)}"
-            )
+            return f"its kernel keeps at most one number per row, but {self.name} keeps {' and '.join(self.tables)}"
         return None
 
     def kernel_numbers(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
@@ -108,7 +110,7 @@ class RowRule:
     ) -> None:
         unknown = numbers.keys() - kind.numbers.keys()
         if unknown:
-            known = ", ".join(kind.numbers) or "none beside lr"
+            known = ", ".join(kind.numbers) or "none besides lr"
             raise ValueError(f"{kind.name} has no {', '.join(sorted(unknown))}; its numbers are {known}")
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "lr", lr)

@@ -154,7 +154,9 @@ def choose_blocks(D: int, window: int, cbow: bool) -> Blocks:
         or negatives_of(blocks, window, cbow) < LEAST_NEGATIVES
         or around * columns > MOST_ELEMENTS
     ):
-        raise ValueError(f"window {window} and {D} columns are more than a position may have on a GPU")
+        raise ValueError(
+            f"window {window} and {D} columns are more than the GPU kernel supports per position"
+        )
     return blocks
 
 

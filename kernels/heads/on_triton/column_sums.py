@@ -62,8 +62,8 @@ def column_sums(matrix: Tensor) -> Tensor:
     row_stride = matrix.stride(0)
     if row_stride % 16 or n_columns % 8 or matrix.stride(1) != 1:
         raise ValueError(
-            f"rows of a multiple of 8 columns have to begin a multiple of 16 apart, not {tuple(matrix.shape)} "
-            f"with strides {matrix.stride()}"
+            f"rows of a multiple of 8 columns must start at multiples of 16, not {tuple(matrix.shape)} with strides "
+            f"{matrix.stride()}"
         )
     n_blocks = cdiv(n_columns, COLUMNS)
     n_parts = max(1, min(cdiv(PROGRAMS, n_blocks), cdiv(n_rows, LEAST_ROWS)))

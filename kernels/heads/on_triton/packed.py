@@ -35,8 +35,8 @@ def forward(call: HeadsCall) -> Forward:
     features, needs = call.features, call.needs
     if call.layout.widest > WIDEST:
         raise ValueError(
-            f"plan=packed holds heads of {WIDEST:,} outputs at most, one has {call.layout.widest:,}; "
-            "plan=auto takes any"
+            f"plan=packed supports heads of at most {WIDEST:,} outputs, but one has {call.layout.widest:,}; use "
+            "plan=auto"
         )
     weight = padded_weight(call.weight.contiguous(), padded_width(call.layout.width), features.dtype)
     logits = torch.mm(features, weight.t())

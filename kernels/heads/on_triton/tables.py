@@ -97,7 +97,9 @@ def pack_targets(
                 f"not {tuple(target.shape)} on {target.device}"
             )
         if target.is_floating_point() is head.kind.takes_classes:
-            raise ValueError(f"the target of {name} is {target.dtype}, which {head.kind.name} cannot take")
+            raise ValueError(
+                f"the target of {name} is {target.dtype}, which {head.kind.name} does not support"
+            )
         if head.kind.takes_classes:
             classes.append(target.to(torch.int64))
         else:

@@ -220,7 +220,7 @@ def forward(call: HeadsCall) -> Forward:
     features, weight, layout = call.features.contiguous(), call.weight.contiguous(), call.layout
     if layout.width > WIDEST:
         raise ValueError(
-            f"plan=tile holds {WIDEST} outputs, these heads have {layout.width:,}; plan=auto takes any"
+            f"plan=tile supports at most {WIDEST} outputs, but these heads have {layout.width:,}; use plan=auto"
         )
     (N, D), S, K = features.shape, layout.width, len(layout)
     blocks, device = (

@@ -247,7 +247,10 @@ def _checked(types: Tensor, model: TextStepModel) -> np.ndarray:
     given, n_types = types.numpy().reshape(-1), len(model.rows_of_type) - 1
     wrong = first_unknown(given, n_types)  # checked before a number is truncated to 32 bits
     if wrong >= 0:
-        raise ValueError(f"inputs hold the word type {given[wrong]}; there are {n_types:,}, and -1 for none")
+        raise ValueError(
+            f"inputs contain the word type {given[wrong]}; valid are 0 up to, but not including, {n_types:,}, and -1 "
+            "for none"
+        )
     return np.ascontiguousarray(given, np.int32)
 
 

@@ -173,8 +173,8 @@ def check_resumable(schedule: object) -> None:
     """Raises ValueError for a schedule that observes, but cannot save its observations in a checkpoint."""
     if isinstance(schedule, Observing | ObservingHeldOut) and not isinstance(schedule, Stateful):
         raise ValueError(
-            f"the schedule {type(schedule).__name__} observes, and a resumed run could not know what it has seen: give "
-            "it state_dict() and load_state_dict(state), or train without a checkpoint"
+            f"the schedule {type(schedule).__name__} makes observations that a resumed run would lose; give it "
+            "state_dict() and load_state_dict(state), or train without a checkpoint"
         )
 
 

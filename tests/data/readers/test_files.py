@@ -15,9 +15,9 @@ def test_a_broken_gzip_file_is_named(write):
     folder = write(**{"a.conllu.gz": CONLLU * 50})
     path = folder / "a.conllu.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    assert "is not a whole gzip file" in message_of(f"conllu:{path}")
+    assert "is not a complete gzip file" in message_of(f"conllu:{path}")
     path.write_bytes(b"plain")
-    assert "is not a whole gzip file" in message_of(f"conllu:{path}")
+    assert "is not a complete gzip file" in message_of(f"conllu:{path}")
 
 
 def test_one_file_is_split_80_10_10_the_same_way_each_time(write):

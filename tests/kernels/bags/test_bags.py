@@ -249,14 +249,14 @@ def test_the_oracles_rules_are_torchs_in_float64():
 def test_a_rule_says_what_it_does_not_know():
     with pytest.raises(ValueError, match="adam has no momentum; its numbers are beta1, beta2, eps"):
         RowRule(ADAM, 0.1, momentum=0.9)
-    with pytest.raises(ValueError, match=r"there is no row rule lion; there are .*adagrad.*sgd"):
+    with pytest.raises(ValueError, match=r"unknown row rule lion; available: .*adagrad.*sgd"):
         rule_kind("lion")
 
 
 def test_a_rule_that_no_kernel_was_made_for_is_refused_and_moves_nothing():
     stranger = RowRule(RowRuleKind("stranger", lambda rule, w, g, state: (w - g, state)), 0.1)
     table, gradient = torch.zeros(4, 3), torch.ones(1, 3)
-    with pytest.raises(ValueError, match="the row rule stranger is none of"):
+    with pytest.raises(ValueError, match="the row rule stranger is not one of"):
         numba_embedding.update_rows(stranger, table, torch.tensor([1]), gradient, RowState())
     assert (table == 0).all()
     # The oracle takes whatever says how.
@@ -266,9 +266,9 @@ def test_a_rule_that_no_kernel_was_made_for_is_refused_and_moves_nothing():
 
 def test_a_rule_that_kernels_could_not_take_is_refused_when_it_is_made():
     oracle = ROW_RULES["sgd"].oracle
-    with pytest.raises(ValueError, match="kernels take 7 numbers"):
+    with pytest.raises(ValueError, match="kernels support at most 7 numbers"):
         RowRuleKind("many", oracle, numbers={f"n{i}": 0.0 for i in range(8)})
-    with pytest.raises(ValueError, match="kernels take 2 tables"):
+    with pytest.raises(ValueError, match="kernels support at most 2 tables"):
         RowRuleKind("long", oracle, tables=("a", "b", "c"))
     with pytest.raises(ValueError, match="it needs numba_move and triton_move"):
         RowRuleKind("half", oracle, tables=("a",))

@@ -77,7 +77,7 @@ def test_what_is_launched(found, case, launches):
         ("table", "ValueError: the batch was sorted for a table of 9 rows, not 8"),
         ("copy", "ValueError: the batches differ"),
         ("mode", "ValueError: mode must be mean or sum, not max"),
-        ("device", "RuntimeError: no kernel takes bags that are sorted on cpu"),
+        ("device", "RuntimeError: no kernel supports bags that are sorted on cpu"),
     ],
 )
 def test_what_does_not_fit_is_named(found, case, message):

@@ -120,7 +120,7 @@ def test_rows_past_two_billion_elements_are_reached(computed, kernel):
 
 
 def test_a_table_on_a_cpu_is_refused_without_the_interpreter():
-    with pytest.raises(RuntimeError, match="backend=triton cannot be honoured: it computes on cuda"):
+    with pytest.raises(RuntimeError, match="backend=triton cannot be honoured: it runs on cuda"):
         choose_embedding_backend(torch.device("cpu"), "triton")
 
 

@@ -121,7 +121,7 @@ def test_gradients_are_the_same_bits_every_time(mode, splits):
 
 def test_gradients_of_a_bad_table_are_refused():
     batch = make_batch(10, [9], "cbow")
-    with pytest.raises(ValueError, match="both tables are float32"):
+    with pytest.raises(ValueError, match="both tables must be float32"):
         context_gradients(torch.zeros(10, 4), torch.zeros(10, 5), batch)
 
 

@@ -225,7 +225,7 @@ def test_too_large_positions_are_refused(D, window):
 def test_a_cpu_has_no_walkers():
     tables = [np.zeros((3, 8), np.float32) for _ in range(2)]
     sampler: WordSampler = word_sampler(np.ones(3))
-    with pytest.raises(RuntimeError, match="computes on cuda"):
+    with pytest.raises(RuntimeError, match="it runs on cuda"):
         WalkTraining(*tables, sampler, WalkOptions(), torch.device("cpu"))
     with pytest.raises(ValueError, match="positive"):
         WalkTraining(*tables, sampler, WalkOptions(window=0), torch.device("cpu"))

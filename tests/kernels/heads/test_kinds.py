@@ -29,7 +29,7 @@ def test_the_element_function_is_the_oracle_and_its_gradient(kind):
 
 
 def test_a_kind_that_there_is_not_is_named():
-    with pytest.raises(AttributeError, match=r"there is no kind RANKING; there are BINARY, HUBER, .*SQUARED"):
+    with pytest.raises(AttributeError, match=r"unknown kind RANKING; available: BINARY, HUBER, .*SQUARED"):
         _ = Kind.RANKING
 
 
@@ -59,7 +59,7 @@ def test_a_layout_comes_back_from_its_key():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (Kind.SQUARED, {"delta": 1.0}, "delta belongs to HUBER heads, this one is SQUARED"),
+        (Kind.SQUARED, {"delta": 1.0}, "delta belongs to HUBER heads, but this one is SQUARED"),
         (Kind.BINARY, {"label_smoothing": 0.1}, "label_smoothing belongs to SOFTMAX heads"),
         (Kind.SOFTMAX, {"temperature": 2.0}, "no kind of head has an option temperature"),
     ],
@@ -76,6 +76,7 @@ def test_every_column_of_labels_has_its_task():
         "values": Kind.SQUARED,
     }
     with pytest.raises(
-        ValueError, match="0 kinds of head are for a column of ranks; columns are of classes, labels"
+        ValueError,
+        match="0 kinds of head fit a column of ranks, but there must be exactly one; columns are of classes, labels",
     ):
         task_of_column("ranks", 3)

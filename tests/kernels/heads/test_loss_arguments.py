@@ -51,7 +51,11 @@ BAD = {
         "task_weights must",
         lambda p: replace(p, task_weights=p.task_weights.double()),
     ),
-    "targets missing": (ValueError, "targets: 4 given for 5", lambda p: replace(p, targets=p.targets[1:])),
+    "targets missing": (
+        ValueError,
+        "targets: 4 given, but there are 5",
+        lambda p: replace(p, targets=p.targets[1:]),
+    ),
     "targets float classes": (
         TypeError,
         "targets of task 0 must be int",
@@ -106,8 +110,8 @@ def test_a_bad_argument_is_named(case):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"backend": "cuda"}, "backend=cuda is unknown; there are auto, reference, numba, triton"),
-        ({"plan": "tiled"}, "plan=tiled is unknown; there are auto, tile, packed, chunked"),
+        ({"backend": "cuda"}, "backend=cuda is unknown; available: auto, reference, numba, triton"),
+        ({"plan": "tiled"}, "plan=tiled is unknown; available: auto, tile, packed, chunked"),
         ({"plan": "tiled", "backend": "reference"}, "plan=tiled is unknown"),
     ],
 )
@@ -119,7 +123,9 @@ def test_an_unknown_backend_or_plan_lists_those_there_are(option, message):
 def test_a_backend_that_cannot_run_is_refused_and_says_why(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     problem = make_problem(HEADS["mixed"], 9)
-    with pytest.raises(RuntimeError, match=r"backend=triton cannot be honoured: .* the tensors are on cpu"):
+    with pytest.raises(
+        RuntimeError, match=r"backend=triton cannot be honoured: .* but the tensors are on cpu"
+    ):
         call(problem, backend="triton")
     with pytest.raises(RuntimeError, match=r"no kernel for torch\.float64"):
         call(make_problem(HEADS["mixed"], 9, torch.float64), backend="numba")
@@ -153,7 +159,7 @@ def test_the_environment_variable_is_honoured(monkeypatch):
         (
             (SOFTMAX, 2),
             {"class_weights": {0: 1.0, 1: 2.0}},
-            "class_weights must be a list .* not a dict: give",
+            "class_weights must be a list .* not a dict; pass",
         ),
         ((SOFTMAX, 2.5), {}, "size must be a whole number of at least 1, not 2.5"),
         ((SOFTMAX, True), {}, "size must be a whole number of at least 1, not True"),

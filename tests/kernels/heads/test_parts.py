@@ -97,10 +97,10 @@ def test_what_cannot_lie_together_stays_where_it_is(other):
 @pytest.mark.parametrize(
     ("weight", "bias", "message"),
     [
-        ([torch.randn(3, 4)] * 2, None, "weight: 2 tensors given for 3 heads"),
-        ([torch.randn(3, 4)] * 3, None, "weight of b has 3 rows, its head 1 outputs"),
+        ([torch.randn(3, 4)] * 2, None, "weight has 2 tensors, but there are 3 heads"),
+        ([torch.randn(3, 4)] * 3, None, "weight of b has 3 rows, but its head has 1 outputs"),
         (torch.randn(9, 4), [torch.randn(3)], "bias must be one tensor, as weight is"),
-        ([torch.randn(3, 4)], torch.randn(9), "bias must be a tensor a head, as weight is"),
+        ([torch.randn(3, 4)], torch.randn(9), "bias must be one tensor per head, as weight is"),
     ],
 )
 def test_parts_that_fit_no_head_are_refused(weight, bias, message):

@@ -56,7 +56,7 @@ def test_rules_choose_by_shape_and_say_why(backend, shape, plan):
 
 def test_a_plan_that_is_asked_for_wins(table):
     table({"shape": SMALL, "plan": "chunked", "ms": {"chunked": 1.0}})
-    assert choose_plan("numba", SMALL, "tile", CPU) == choices.Choice("tile", "asked for by plan=tile")
+    assert choose_plan("numba", SMALL, "tile", CPU) == choices.Choice("tile", "requested by plan=tile")
 
 
 def test_a_tuned_shape_wins_over_the_rules_near_it_and_not_far_from_it(table):
@@ -80,7 +80,9 @@ def test_a_table_that_names_a_plan_of_another_time_is_passed_over(table):
 
 
 def test_a_plan_that_a_backend_does_not_have_is_refused_by_name():
-    with pytest.raises(ValueError, match="plan=packed is none of backend numba, which has tile, chunked"):
+    with pytest.raises(
+        ValueError, match="plan=packed is not supported by backend numba, which has tile, chunked"
+    ):
         choose_plan("numba", SMALL, "packed", CPU)
 
 
@@ -89,7 +91,7 @@ def test_a_broken_table_is_named(table, monkeypatch):
     path.write_text("{not json", encoding="utf-8")
     choices.tuned_tables.cache_clear()
     with pytest.raises(
-        ValueError, match=r"plans\.json is no table of plans .*; remove it or run mt2st-fast tune"
+        ValueError, match=r"plans\.json is not a valid table of plans .*; remove it or run mt2st-fast tune"
     ):
         choose_plan("numba", SMALL, "auto", CPU)
 
@@ -119,8 +121,8 @@ def test_tuning_writes_a_table_that_is_used_and_keeps_other_rows(table, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "gpu"], "--device gpu is unknown; there are auto, cpu, cuda, cuda:N"),
-        (["--dtype", "float8"], "--dtype float8 is unknown; there are float32, bfloat16, float16"),
+        (["--device", "gpu"], "--device gpu is unknown; available: auto, cpu, cuda, cuda:N"),
+        (["--dtype", "float8"], "--dtype float8 is unknown; available: float32, bfloat16, float16"),
     ],
 )
 def test_bad_options_are_named(arguments, message, capsys):

@@ -96,8 +96,8 @@ def test_without_a_folder_it_computes_and_says_so_once(house, tmp_path):
     taken.write_text("a file where a folder should be")
     said = house(3.0, taken)
     assert said.startswith("6.0 9.0 3")
-    assert said.count("compiled kernels cannot be kept in") == 1
-    assert "set NUMBA_CACHE_DIR to a folder that can be written" in said
+    assert said.count("compiled kernels cannot be cached in") == 1
+    assert "set NUMBA_CACHE_DIR to a writable folder" in said
 
 
 def test_folders_that_nobody_used_for_long_go(tmp_path):
@@ -183,7 +183,7 @@ def test_a_helper_is_no_function_of_python(house, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "call a kernel that calls it" in done.stderr
+    assert "call a kernel that uses it" in done.stderr
     assert "SystemError" in done.stderr
 
 

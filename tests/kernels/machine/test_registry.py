@@ -41,14 +41,14 @@ def test_a_folder_is_a_backend(room):
 
 
 def test_it_says_what_it_cannot_serve(room):
-    assert room.choose("cpu", torch.float32).reason == "no kernels of stub op compute on cpu"
+    assert room.choose("cpu", torch.float32).reason == "no kernels of stub op run on cpu"
     other = room.choose("meta", torch.float64)
     assert (other.name, other.reason) == ("reference", "stub cannot run: it has no kernel for torch.float64")
     with pytest.raises(
-        RuntimeError, match="backend=stub cannot be honoured: it computes on meta, the tensors"
+        RuntimeError, match="backend=stub cannot be honoured: it runs on meta, but the tensors"
     ):
         room.choose("cpu", torch.float32, "stub")
-    with pytest.raises(ValueError, match="backend=metal is unknown; there are auto, reference, stub"):
+    with pytest.raises(ValueError, match="backend=metal is unknown; available: auto, reference, stub"):
         room.choose("cpu", torch.float32, "metal")
 
 
