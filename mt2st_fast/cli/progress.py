@@ -50,7 +50,7 @@ class TrainingProgress(Callback):
 
     def _compiling(self, kernel: str) -> None:
         self._compiled += 1
-        state = f"compiling kernels for this machine, once: {kernel.strip('_')} ({self._compiled})"
+        state = f"compiling kernels for this machine, only once: {kernel.strip('_')} ({self._compiled})"
         self._progress.update(self._bar, state=state)
 
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:
