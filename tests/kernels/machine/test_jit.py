@@ -233,7 +233,7 @@ def _ours(function):
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
     """A folder of its own for kernels: what an earlier run of the tests has compiled is not found."""
-    monkeypatch.setattr(cache, "_root", lambda: tmp_path)
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
 
 
 @pytest.mark.usefixtures("empty_folder")
