@@ -84,7 +84,7 @@ def of_readme() -> list[str]:
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {"claims": of_readme} | {
-    name: partial(of_strategies, name) for name in ("ewt", "conll", "default", "context", "polarity")
+    name: partial(of_strategies, name) for name in ("ewt", "conll", "default", "context", "polarity", "hungarian", "chemicals")
 }
 
 
