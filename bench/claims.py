@@ -83,8 +83,9 @@ def of_readme() -> list[str]:
     return table(heading, rows, words=2)
 
 
+NAMES = ("ewt", "conll", "default", "context", "polarity", "hungarian", "chemicals")
 TABLES: dict[str, Callable[[], list[str]]] = {"claims": of_readme} | {
-    name: partial(of_strategies, name) for name in ("ewt", "conll", "default", "context", "polarity", "hungarian", "chemicals")
+    name: partial(of_strategies, name) for name in NAMES
 }
 
 

@@ -53,7 +53,7 @@ def made(config: PretrainedConfig, making: Making) -> PreTrainedModel:
         )
     if making.name == AUTO:
         return AutoModel.from_config(config, **making.arguments)
-    kind = getattr(transformers, making.name, None)
+    kind: Any = getattr(transformers, making.name, None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         raise InputError(
             f"the encoder was a {making.name}, which transformers {transformers.__version__} does not have; install a "

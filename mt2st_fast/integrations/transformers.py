@@ -82,8 +82,9 @@ class MultiTaskConfig(PretrainedConfig):  # type: ignore[misc]
         super().__init__(**others)
         # Only now: the line above sets the attention of all parts, to none where none is given.
         self.encoder = _encoder_config(encoder)
-        if self._attn_implementation is not None:
-            self._attn_implementation = self._attn_implementation
+        attention: Any = self._attn_implementation  # type: ignore[has-type, unused-ignore]
+        if attention is not None:
+            self._attn_implementation = attention  # sets that of the encoder as well
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         """Return the configuration that has the size of the vocabulary: the encoder's."""
