@@ -54,12 +54,16 @@ def made(config: PretrainedConfig, making: Making) -> PreTrainedModel:
     if making.name == AUTO:
         return AutoModel.from_config(config, **making.arguments)
     kind: Any = getattr(transformers, making.name, None)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+    if not _is_model(kind):
         raise InputError(
             f"the encoder was a {making.name}, which transformers {transformers.__version__} does not have; install a "
             "version that has it"
         )
     return kind._from_config(config, **making.arguments)
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
 
 
 def _name_in_transformers(encoder: PreTrainedModel) -> str | None:

@@ -62,7 +62,8 @@ class MultiTaskConfig(PretrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "mt2st_fast"
-    sub_configs = {"encoder": AutoConfig}  # noqa: RUF012 (so that transformers also sets attention and dtype there)
+    # So that transformers sets attention and dtype in the encoder's configuration as well.
+    sub_configs = {"encoder": AutoConfig}  # type: ignore[dict-item, unused-ignore]  # noqa: RUF012
     keys_to_ignore_at_inference = ["losses"]  # noqa: RUF012 (transformers adds lists to it)
 
     def __init__(
