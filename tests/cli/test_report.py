@@ -168,6 +168,18 @@ def test_a_history_that_is_not_whole_makes_no_report(
     assert files(again) == before
 
 
+def test_a_history_without_some_of_its_records_makes_no_report(
+    ended: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = shutil.copytree(ended["train"], tmp_path / "again")
+    history = again / "history.jsonl"
+    lines = history.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["kind"] != "evaluation"]
+    history.write_text("".join(kept))
+    told = fails(capsys, "report", str(again))
+    assert f"has {len(kept)} records where the run wrote {len(lines)}" in told
+
+
 def test_what_is_no_folder_of_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no such folder" in fails(capsys, "report", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mt2st_fast import (
+    AdaTask,
     BagEncoder,
     Classification,
     MultiTask,
@@ -15,6 +16,7 @@ from mt2st_fast import (
     Switch,
     Trainer,
 )
+from mt2st_fast.training.engines.taskwise import OF_TASK
 
 V, D = 20, 6
 TASKS = {"tag": Classification(4), "lm": Classification(V)}
@@ -222,6 +224,16 @@ def test_a_tied_embedding_has_its_turn_with_the_encoder(of):
     of_heads = {"1.linears.tag.weight", "1.linears.tag.bias", "1.linears.lm.bias"}
     assert moved == (of_encoder if of == "shared" else of_heads)
     assert all(p.requires_grad for p in nn.ModuleList([encoder, heads]).parameters())
+
+
+def test_a_tied_embedding_has_moments_for_every_task():
+    encoder, heads = tied()
+    trainer = Trainer(encoder, heads, schedule=AdaTask(), device="cpu", weight_decay=0.0)
+    run = trainer.begin(batches(), epochs=1)
+    for _ in range(2):
+        run.step()
+    of_tasks = {name for name in run.optimizer.state[encoder.embedding.weight] if OF_TASK in name}
+    assert {name.partition(OF_TASK)[2] for name in of_tasks} == {"0", "1"}
 
 
 def test_a_table_that_is_a_head_as_well_is_stepped_once_by_any_engine():
