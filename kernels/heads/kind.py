@@ -117,7 +117,7 @@ class Kind(metaclass=_Kinds):
     row, in the dtype of the logits.
     counts: targets, the head's spec and a dtype -> how much every row counts in the mean (N,).
     correct: logits (N, C), targets and the spec -> the number of correct rows, () int64.
-    metric: how good a head is on held-out rows.
+    metrics: ways to judge a head on held-out rows; the first is the default.
     options: what may be set besides the number of outputs.
     bounds: the range in which target values must lie, or None for any value.
     element, hit: see `elementwise_kind`; element is None for a kind with kernels of its own.
@@ -130,7 +130,7 @@ class Kind(metaclass=_Kinds):
     row_losses: Callable[[Tensor, Tensor, HeadSpec], Tensor]
     counts: Callable[[Tensor, HeadSpec, torch.dtype], Tensor]
     correct: Callable[[Tensor, Tensor, HeadSpec], Tensor]
-    metric: Metric
+    metrics: tuple[Metric, ...]
     options: type[Options] = Options
     element: Callable[..., Any] | None = None
     hit: Callable[..., Any] | None = None
@@ -145,6 +145,19 @@ class Kind(metaclass=_Kinds):
         total = self.row_losses(logits, target, head).sum()
         count = self.counts(target, head, logits.dtype).sum()
         return torch.where(count > 0, total / count.clamp_min(1e-30), total * 0)
+
+    @property
+    def metric(self) -> Metric:
+        """The default metric."""
+        return self.metrics[0]
+
+    def check_metric(self, name: str) -> None:
+        """Raise ValueError for a name that no metric of this kind has."""
+        names = [metric.name for metric in self.metrics]
+        if name not in names:
+            raise ValueError(
+                f"metric {name!r} is unknown for this kind of task; available: {', '.join(names)}"
+            )
 
     @property
     def code(self) -> int:
@@ -287,7 +300,7 @@ def elementwise_kind(
     *,
     loss: Callable[[Tensor, Tensor, Tensor, Any], Tensor],
     element: Callable[..., Any],
-    metric: Metric,
+    metrics: tuple[Metric, ...],
     hit: Callable[..., Any] | None = None,
     options: type[Options] = Options,
     task_of_column: Mapping[str, Callable[[int], Any]] | None = None,
@@ -323,7 +336,7 @@ def elementwise_kind(
         return (((hit(logits, target) == 1.0) | ~valid).all(dim=1) & valid.any(dim=1)).sum()
 
     columns = {} if task_of_column is None else task_of_column
-    return Kind(name, "values", row_losses, counts, correct, metric, options, element, hit, columns, bounds)
+    return Kind(name, "values", row_losses, counts, correct, metrics, options, element, hit, columns, bounds)
 
 
 def task_of_column(column: str, size: int) -> Any:

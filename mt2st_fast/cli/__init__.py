@@ -57,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if why_not := refusal(sys.argv[1:] if arguments is None else arguments):
         _leave(why_not, of_all=True)
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="mt2st-fast", standalone_mode=False)
     except typer.TyperException as error:
-        _leave(f"{error.format_message()} (see mt2st-fast --help)", of_all=True)
+        context = getattr(error, "ctx", None)  # of the command that refuses, if it was found
+        command = "mt2st-fast" if context is None else context.command_path
+        _leave(f"{error.format_message()} (see {command} --help)", of_all=True)
     except SaidElsewhereError:
         sys.exit(2)
     except LostProcessError as error:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mt2st_fast.cli.output import make_writable, out_path
 from mt2st_fast.cli.terminal import plain_console, say
+from mt2st_fast.errors import InputError
 from mt2st_fast.words.vectors import WordVectors
 
 
@@ -42,6 +43,7 @@ def evaluate(
     from mt2st_fast.words.evaluation import EVALUATION_FILES, analogy_rows, pair_rows, write_evaluation
     from mt2st_fast.words.evaluation import evaluate as measure
 
+    _check_file(vectors)
     folder = None if out is None else make_writable(out_path(out))
     queries = tuple(word.strip() for word in (words or "").split(",") if word.strip())
     busy = plain_console(stderr=True)
@@ -70,6 +72,18 @@ def evaluate(
         say(console, f"Without a vector: {', '.join(result['unknown_queries'])}")
     if folder is not None:
         say(console, f"Written to {folder}: {', '.join(EVALUATION_FILES)}")
+
+
+def _check_file(vectors: Path) -> None:
+    """Raise InputError for a folder, naming what can be measured in that of a run."""
+    of_run = vectors / "vectors.txt"
+    if of_run.is_file():
+        raise InputError(
+            f"{vectors} is a folder; measure its vectors with mt2st-fast evaluate {of_run}, or its model with "
+            f"mt2st-fast test {vectors} DATA"
+        )
+    if vectors.is_dir():
+        raise InputError(f"{vectors} is a folder; pass a file of word vectors")
 
 
 def _print(console: Console, columns: tuple[str, ...], rows: list[list[str]]) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from mt2st_fast.kernels import HeadSpec, task_of_column
+from mt2st_fast.kernels.heads.kind import Metric
 from mt2st_fast.kernels.heads.kinds.binary import MultiLabel
 from mt2st_fast.kernels.heads.kinds.softmax import Classification
 from mt2st_fast.kernels.heads.kinds.squared import Regression
 
-__all__ = ["Classification", "MultiLabel", "Regression", "Task", "task_of_column"]
+__all__ = ["Classification", "MultiLabel", "Regression", "Task", "metric_of", "task_of_column"]
 
 
 class Task(Protocol):
@@ -25,3 +26,9 @@ class Task(Protocol):
     @property
     def head(self) -> HeadSpec:
         """The head as the kernels know it: kind, number of outputs, options."""
+
+
+def metric_of(task: Task) -> Metric:
+    """Return the metric of the task's kind with the task's name for it; else, for a class of your own, the default."""
+    named = {metric.name: metric for metric in task.head.kind.metrics}
+    return named.get(task.metric, task.head.kind.metric)

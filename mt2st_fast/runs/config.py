@@ -148,6 +148,12 @@ class Config:
         20_000, "Model", "rows for hashed prefixes, suffixes and shapes; 0 for none", min=0, max=MOST_BUCKETS
     )
     evaluations: int = option(20, "Training", "evaluations per run", min=1)
+    metric: str | None = option(
+        None,
+        "Training",
+        "metric of the main task: accuracy or macro_f1 for classes, micro_f1 or macro_f1 for sets of labels; the first "
+        "by default",
+    )
     patience: int | None = option(
         None, "Training", "stop after this many evaluations without a rise; never by default", min=1
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -110,6 +110,7 @@ class Experiment:
             coverage = start_from_vectors(encoder, config, splits)
             tasks: dict[str, Task | WordTask] = {
                 **{name: make_task(splits.train.targets[name]) for name in splits.tasks},
+                splits.main: judged_by(config.metric, splits),
                 **context_task(config, splits),
             }
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
@@ -295,6 +296,19 @@ def make_task(column: TargetColumn) -> Task:
     """Return the task for a target column."""
     task: Task = task_of_column(column.kind, column.size)
     return task
+
+
+def judged_by(metric: str | None, splits: Splits) -> Task:
+    """Return the main task with this metric, or its default. Raises InputError for a metric that it does not have."""
+    task: Any = make_task(splits.train.targets[splits.main])
+    known = [each.name for each in task.head.kind.metrics]
+    if metric is None or metric == task.metric:
+        return cast(Task, task)
+    if metric not in known:
+        raise InputError(
+            f"metric {metric} is not available for the main task {splits.main}; available: {', '.join(known)}"
+        )
+    return cast(Task, replace(task, metric=metric))
 
 
 def make_encoder(config: Config, splits: Splits, table: SubwordTable) -> WindowEncoder | BagEncoder:

@@ -12,6 +12,7 @@ import torch
 
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
 from mt2st_fast.data.record import MOST_CLASSES_NAMED, counts_of, rows_with, unseen_line
+from mt2st_fast.kernels.heads.f1 import MACRO_F1
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.spelling import listed, one_number_each
 
@@ -93,11 +94,20 @@ def _score(model: TextModel, task: str, logits: np.ndarray, columns: Sequence[Ta
     unseen_names = _unseen_names(columns, place_of, labels)
     unseen = sum(rows_with(column, np.isin(column.class_names, unseen_names)) for column in columns)
     measure = _of_classes if labels.kind == "classes" else _of_labels
-    metric, value, rows, classes = measure(logits, columns, place_of, labels.names)
+    value, rows, classes = measure(logits, columns, place_of, labels.names)
+    metric = model.heads.tasks[task].metric
+    if metric == MACRO_F1:
+        value = _macro_f1(classes, sum(name not in place_of for name in unseen_names))
     return TaskScore(task, metric, value, rows, unseen, classes, unseen_names, read_as, labels.never_seen)
 
 
-_Measured = tuple[str, float, int, tuple[ClassScore, ...]]  # metric, value, rows, scores of each class
+def _macro_f1(classes: Sequence[ClassScore], n_unknown: int) -> float:
+    """Return the mean F1 of the classes that occur or are predicted; it is 0 for those that the model does not know."""
+    defined = [each.f1 for each in classes if not np.isnan(each.f1)] + [0.0] * n_unknown
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+_Measured = tuple[float, int, tuple[ClassScore, ...]]  # default metric, rows, scores of each class
 
 
 def _of_classes(
@@ -107,7 +117,7 @@ def _of_classes(
     rows = gold != MISSING
     value = float((gold[rows] == found[rows]).mean()) if rows.any() else float("nan")
     classes = [_class_score(name, gold[rows] == c, found[rows] == c) for c, name in enumerate(names)]
-    return "accuracy", value, int(rows.sum()), tuple(classes)
+    return value, int(rows.sum()), tuple(classes)
 
 
 def _of_labels(
@@ -121,7 +131,7 @@ def _of_labels(
     missed = int(foreign.sum())
     both, all_of_both = (is_gold & is_found).sum(), is_gold.sum() + is_found.sum() + missed
     value = float(2 * both / all_of_both) if all_of_both else float("nan")
-    return "micro_f1", value, int(rows.sum()), tuple(classes)
+    return value, int(rows.sum()), tuple(classes)
 
 
 UNSEEN = -1  # a class that the model does not know

@@ -15,6 +15,7 @@ from mt2st_fast.model.modes import evaluating
 from mt2st_fast.model.over_tasks import flat_target
 from mt2st_fast.model.sharded import let_go_of_gathered
 from mt2st_fast.model.task_features import TaskFeatures, features_and_mask, features_of
+from mt2st_fast.model.tasks import metric_of
 from mt2st_fast.training.batch_shapes import paired
 from mt2st_fast.training.encoding import encode
 from mt2st_fast.training.own_metrics import Metric, OwnMetric
@@ -96,29 +97,29 @@ def _value(heads: MultiTaskHeads, task: str, sums: Tensor) -> float:
     """Return the metric. Raises InputError if a class was out of range: as in training, the labels may be wrong."""
     if heads.is_open_task(task):
         return heads.open_task(task).value(sums)
-    head = heads.tasks[task].head
+    head, metric = heads.tasks[task].head, metric_of(heads.tasks[task])
     if head.takes_all_targets:
-        return head.kind.metric.value(*sums.tolist())
-    *parts, n_outside = sums.tolist()
-    if n_outside:
+        return metric.value(*sums.tolist())
+    *parts, of_outside = sums
+    if n_outside := of_outside.max().item():
         one = "one lies" if n_outside == 1 else f"each of {int(n_outside)} lies"
         raise InputError(f"held-out targets of {task}: {one} outside {head.wanted_targets}")
-    return head.kind.metric.value(*parts)
+    return metric.value(*(part.tolist() for part in parts))
 
 
 def _sums(
     heads: MultiTaskHeads, task: str, features: Tensor | TaskFeatures, target: Any, mask: Tensor | None
 ) -> Tensor:
-    """(n, ...) float64 sums behind a task's metric; the last may be the number of targets out of range."""
+    """(n,) or (n, C) float64 sums behind a task's metric; the last may be the number of targets out of range."""
     if heads.is_open_task(task):
         own, mask = features_of(features, task, mask)
         return heads.open_task(task).sums(own, target, mask)
     logits, target = _rows(heads, task, features, target, mask)
     head = heads.tasks[task].head
-    parts = head.kind.metric.sums(logits, target, head)
+    parts = metric_of(heads.tasks[task]).sums(logits, target, head)
     if (is_outside := head.is_outside(target)) is not None:
         parts = (*parts, is_outside.sum())
-    return torch.stack([part.double() for part in parts])
+    return torch.stack(torch.broadcast_tensors(*(part.double() for part in parts)))
 
 
 def _rows(

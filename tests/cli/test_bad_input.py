@@ -31,6 +31,7 @@ from tests.cli.running import QUICK, fails
         (["train", "--data", "TREEBANK", "--epochs", "0"], ["epochs"]),
         (["train", "--data", "TREEBANK", "--precision", "int4"], ["int4", "bfloat16"]),
         (["train", "--data", "TREEBANK", "--switch-at", "2"], ["switch-at"]),
+        (["train", "--data", "TREEBANK", "--metric", "r2"], ["metric r2", "upos", "accuracy, macro_f1"]),
         (["train", "--data", "TREEBANK", "--label-fraction", "0"], ["fraction"]),
         (["train", "--data", "TREEBANK", "--device", "cpu", "--graph"], ["graph", "CUDA"]),
         (
@@ -56,7 +57,9 @@ from tests.cli.running import QUICK, fails
         (["prepare", "OUT/tiny.conllu", "--out", "OUT/t", "--min-count", "0"], ["min-count"]),
         (["prepare", "OUT/tiny.conllu"], ["--out"]),
         (["kernels", "--compile", "sm_90,z80"], ["z80", "sm_"]),
-        (["dance"], ["dance"]),
+        (["dance"], ["dance", "see mt2st-fast --help"]),
+        (["test", "OUT"], ["data", "see mt2st-fast test --help"]),
+        (["evaluate", "OUT"], ["OUT is a folder", "file of word vectors"]),
     ],
 )
 def test_bad_input_gets_one_line(

@@ -74,6 +74,23 @@ def test_train_writes_every_file(strategy: str, treebank: str, tmp_path: Path) -
     assert all(turns) if strategy.startswith("alternate") else not any(turns)
 
 
+def test_the_main_task_is_judged_by_the_metric_that_is_asked_for(
+    treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run("train", "--data", treebank, "--out", str(out), *QUICK, "--epochs", "1", "--metric", "macro_f1")
+    report = json.loads((out / "report.json").read_text())
+    assert report["main"]["metric"] == report["score"]["metric"] == "macro_f1"
+    scores = [each["f1"] for each in report["score"]["classes"]]
+    assert report["main"]["test"] == pytest.approx(np.mean(scores), abs=1e-6)
+    assert {task["metric"] for name, task in report["tasks"].items() if name != "upos"} == {"accuracy"}
+    run("test", str(out), treebank)
+    assert f"{report['main']['test']:.4f}" in capsys.readouterr().out
+    error = fails(capsys, "evaluate", str(out))
+    assert f"mt2st-fast evaluate {out / 'vectors.txt'}" in error
+    assert f"mt2st-fast test {out} DATA" in error
+
+
 def test_vectors_load_in_gensim(treebank: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("train", "--data", treebank, "--out", str(out), *QUICK)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
-from mt2st_fast import Callback, InputError, MultiTask, Switch, Trainer
+from mt2st_fast import Callback, Classification, InputError, MultiTask, Switch, Trainer
 from mt2st_fast.kernels.step.on_numba import text_step
 from tests.training.test_text_training import BATCHES, KINDS, TASKS, batch, model
 
@@ -129,3 +130,21 @@ def test_an_evaluation_within_a_run_changes_no_bit_of_it():
 
     for with_it, without in zip(weights(callbacks=[Evaluates()]), weights(), strict=True):
         assert torch.equal(with_it, without)
+
+
+def test_a_task_with_another_metric_is_measured_by_it():
+    task = Classification(TASKS["wide"].classes, metric="macro_f1")
+    training = trained({**TASKS, "wide": task})
+    types, targets = HELD_OUT[3]
+    assert training.run.engine.count_correct(types, targets) is None
+    training.encoder.eval()
+    with torch.no_grad():
+        predicted = training.heads.logits(training.encoder(types), "wide").argmax(1)
+    known = targets["wide"] != -100
+    expected = f1_score(targets["wide"][known], predicted[known], average="macro")
+    parts = [(types[a : a + 500], {"wide": targets["wide"][a : a + 500]}) for a in (0, 500, 1000)]
+    assert training.evaluate(parts)["wide"] == pytest.approx(expected, rel=1e-12)
+    wrong = targets["wide"].clone()
+    wrong[7] = task.classes
+    with pytest.raises(InputError, match="held-out targets of wide: one lies outside"):
+        training.evaluate([(types, {"wide": wrong})])

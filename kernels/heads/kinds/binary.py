@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..elements import absolute, exp_of_negative, log1p_and_reciprocal, where
+from ..f1 import MACRO_F1, MICRO_F1, f1, macro_f1
 from ..kind import HeadSpec, Metric, Options, as_weights, check_size, check_weights, elementwise_kind
 from ..pooling import Pooling, check_pooling
 
@@ -54,37 +55,40 @@ def _hit(z, y):
     return where(where(z > 0.0, 1.0, 0.0) == where(y > 0.5, 1.0, 0.0), 1.0, 0.0)
 
 
-def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+def _label_counts(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+    """Hits, false alarms and misses of each label, (C,)."""
     predicted, true, valid = logits > 0, target > 0.5, ~torch.isnan(target)
     return (
-        (predicted & true & valid).sum(),
-        (predicted & ~true & valid).sum(),
-        (~predicted & true & valid).sum(),
+        (predicted & true & valid).sum(0),
+        (predicted & ~true & valid).sum(0),
+        (~predicted & true & valid).sum(0),
     )
 
 
-def _micro_f1(hits: float, false_alarms: float, misses: float) -> float:
-    any_positive = hits + false_alarms + misses
-    return 2 * hits / (2 * hits + false_alarms + misses) if any_positive else float("nan")
+def _counts(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+    """Hits, false alarms and misses, ()."""
+    return tuple(of_labels.sum() for of_labels in _label_counts(logits, target, head))
 
 
 @dataclass(frozen=True)
 class MultiLabel:
     """Any of C labels: binary cross-entropy on float targets (N, C) in [0, 1], NaN = missing.
 
-    pos_weight as in torch.nn.functional.binary_cross_entropy_with_logits; pooling as in Classification.
+    pos_weight as in torch.nn.functional.binary_cross_entropy_with_logits; pooling as in Classification. metric:
+    "micro_f1", over all labels together, or "macro_f1", the mean over labels.
     """
 
     labels: int
     pos_weight: tuple[float, ...] | None = None
     pooling: Pooling = field(default="none", kw_only=True)
-    metric = "micro_f1"
+    metric: str = field(default=MICRO_F1, kw_only=True)
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
         check_size("labels", self.labels)
         object.__setattr__(self, "pos_weight", as_weights("pos_weight", self.pos_weight))
         _ = self.head
+        BINARY.check_metric(self.metric)
 
     @property
     def head(self) -> HeadSpec:
@@ -97,7 +101,7 @@ BINARY = elementwise_kind(
     loss=_loss,
     element=_element,
     hit=_hit,
-    metric=Metric("micro_f1", _sums, _micro_f1),
+    metrics=(Metric(MICRO_F1, _counts, f1), Metric(MACRO_F1, _label_counts, macro_f1)),
     options=BinaryOptions,
     task_of_column={"labels": MultiLabel},
     bounds=(0.0, 1.0),

@@ -42,4 +42,4 @@ def _element(z, y, weight, options):
     return loss, where(near, error, where(error > 0.0, delta, 0.0 - delta))
 
 
-HUBER = elementwise_kind("HUBER", loss=_loss, element=_element, metric=R2, options=HuberOptions)
+HUBER = elementwise_kind("HUBER", loss=_loss, element=_element, metrics=(R2,), options=HuberOptions)

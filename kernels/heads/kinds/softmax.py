@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..f1 import MACRO_F1, macro_f1
 from ..kind import HeadSpec, Kind, Metric, Options, as_weights, check_size, check_weights
 from ..pooling import Pooling, check_pooling
 
@@ -75,12 +76,31 @@ def _correct(logits: Tensor, target: Tensor, head: HeadSpec) -> Tensor:
     return ((logits.argmax(dim=1) == target) & head.is_labelled(target)).sum()
 
 
-def _sums(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+def _right_and_labelled(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
     return _correct(logits, target, head), head.is_labelled(target).sum()
 
 
-def _accuracy(right: float, valid: float) -> float:
-    return right / valid if valid else float("nan")
+def _accuracy(right: float, labelled: float) -> float:
+    return right / labelled if labelled else float("nan")
+
+
+def _class_counts(logits: Tensor, target: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
+    """Hits, false alarms and misses of each class, (C,) float64."""
+    predicted, labelled = logits.argmax(dim=1), head.is_labelled(target)
+    # A target outside the head is counted and named elsewhere.
+    target = torch.where(labelled, target, 0).long().clamp(0, head.size - 1)
+
+    def count(
+        classes: Tensor, rows: Tensor
+    ) -> Tensor:  # no selection by a mask, which would wait for a device
+        zeros = torch.zeros(head.size, dtype=torch.float64, device=logits.device)
+        return zeros.index_add_(0, classes, rows.double())
+
+    hits = count(target, labelled & (predicted == target))
+    return hits, count(predicted, labelled) - hits, count(target, labelled) - hits
+
+
+ACCURACY = Metric("accuracy", _right_and_labelled, _accuracy)
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,8 @@ class Classification:
     """One of C classes: softmax cross-entropy on integer targets (N,).
 
     Options are those of torch.nn.functional.cross_entropy. pooling: for a task on whole sequences, use the features of
-    the first token ("first") or the mean over all tokens ("mean"). Raises ValueError for an option out of range.
+    the first token ("first") or the mean over all tokens ("mean"). metric: "accuracy", or "macro_f1", the mean F1 of
+    the classes, in which a rare class counts as much as a frequent one. Raises ValueError for an option out of range.
     """
 
     classes: int
@@ -96,13 +117,14 @@ class Classification:
     class_weights: tuple[float, ...] | None = None
     ignore_index: int = -100
     pooling: Pooling = field(default="none", kw_only=True)
-    metric = "accuracy"
+    metric: str = field(default=ACCURACY.name, kw_only=True)
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
         check_size("classes", self.classes)
         object.__setattr__(self, "class_weights", as_weights("class_weights", self.class_weights))
         _ = self.head
+        SOFTMAX.check_metric(self.metric)
 
     @property
     def head(self) -> HeadSpec:
@@ -122,7 +144,7 @@ SOFTMAX = Kind(
     row_losses=_row_losses,
     counts=_counts,
     correct=_correct,
-    metric=Metric("accuracy", _sums, _accuracy),
+    metrics=(ACCURACY, Metric(MACRO_F1, _class_counts, macro_f1)),
     options=SoftmaxOptions,
     task_of_column={"classes": Classification},
 )

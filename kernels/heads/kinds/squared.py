@@ -97,5 +97,5 @@ class Regression:
 
 
 SQUARED = elementwise_kind(
-    "SQUARED", loss=_loss, element=_element, metric=R2, task_of_column={"values": Regression}
+    "SQUARED", loss=_loss, element=_element, metrics=(R2,), task_of_column={"values": Regression}
 )

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mt2st_fast.kernels import (
     Dropout,
     HeadLayout,
-    Kind,
     Pooled,
     TextStepModel,
     Words,
@@ -22,8 +21,10 @@ from mt2st_fast.kernels import (
     text_features,
     text_step_obstacle,
 )
+from mt2st_fast.kernels.heads.kinds.softmax import ACCURACY
 from mt2st_fast.model.encoders import BagEncoder, WindowEncoder
 from mt2st_fast.model.heads import MultiTaskHeads
+from mt2st_fast.model.tasks import metric_of
 from mt2st_fast.training.engines.held_parameters import (
     HeldParameters,
     head_parameters,
@@ -94,11 +95,12 @@ class TextCalls(ABC):
     def count_correct(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """(3,) for each task: correct targets without dropout, all targets, and 0 for those out of range.
 
-        None if a task is not an active classification, if a target is out of range, and before the first step.
+        None if a task is not active or has another metric than accuracy, if a target is out of range, and before the
+        first step.
         """
         heads = self._heads
         for name in targets:
-            if name not in heads.active or heads.tasks[name].head.kind is not Kind.SOFTMAX:
+            if name not in heads.active or metric_of(heads.tasks[name]) is not ACCURACY:
                 return None
         if not targets or not self._can_be_asked():
             return None
