@@ -16,6 +16,7 @@ have one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -135,9 +136,14 @@ step_on_text = Kernel(_step_on_text)
 
 def drop_of(dropout: Dropout) -> Drop:
     """Convert dropout to the form that the kernel takes."""
-    threshold = min(round(dropout.probability * (1 << PART_BITS)), 1 << PART_BITS)
-    kept = 0.0 if dropout.probability >= 1 else 1.0 / (1.0 - dropout.probability)
-    return Drop(np.uint64(dropout.key), np.uint64(threshold), np.float32(kept))
+    return Drop(np.uint64(dropout.key), *_threshold_and_kept(dropout.probability))
+
+
+@lru_cache(maxsize=64)
+def _threshold_and_kept(probability: float) -> tuple[np.uint64, np.float32]:
+    threshold = min(round(probability * (1 << PART_BITS)), 1 << PART_BITS)
+    kept = 0.0 if probability >= 1 else 1.0 / (1.0 - probability)
+    return np.uint64(threshold), np.float32(kept)
 
 
 def step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,15 @@ def hook_obstacle(
     modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> str | None:
     """Return whose hooks a kernel call would not run, or None."""
-    if any(map(_has_hooks, modules)):
+    # Lists: this is asked at every step, and generators and calls would take as long as the rest of it.
+    of_modules = [
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+    ]
+    if any(of_modules):
         return "a module has hooks"
-    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+    of_parameters = [p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters]
+    if any(of_parameters):
         return "a parameter has hooks"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return "the optimizer has hooks"
@@ -98,17 +105,6 @@ def group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
     return {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(
-        (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-    )
-
-
 class HeldParameters:
     """Which parameters move, and the addresses of them and their optimizer state, which were given to kernels."""
 
@@ -120,14 +116,21 @@ class HeldParameters:
     ) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
         self._called = [part for module in modules for part in module.modules()]
-        self._addresses = [p.data_ptr() for p in parameters]
         self.moved = are_moved(parameters, optimizer)
+        self.group_of = group_of(optimizer)
+        self._addresses, self._trains, self._grouped = self._now()
         # The tensors themselves: while they are held, no other object gets their id().
-        self._states = self._state_tensors()
+        self._states = self._state_values()
 
-    def _state_tensors(self) -> list[Tensor]:
-        states = self._optimizer.state  # a defaultdict, which a lookup would fill
-        return [value for p in self._parameters if p in states for value in states[p].values()]
+    def _now(self) -> tuple[list[int], list[bool], list[list[int]]]:
+        """Return addresses of parameters, which of them have a gradient, and the parameters of each group."""
+        parameters = self._parameters
+        grouped = [list(map(id, group["params"])) for group in self._optimizer.param_groups]
+        return [p.data_ptr() for p in parameters], [p.requires_grad for p in parameters], grouped
+
+    def _state_values(self) -> list[Any]:
+        # Of all parameters: looking up a few would cost more, as a tensor's hash is a call of Python's.
+        return [value for state in self._optimizer.state.values() for value in state.values()]
 
     def obstacle(self) -> str | None:
         """Return an obstacle to this step that may be new in the phase, or None: callbacks may do anything."""
@@ -136,10 +139,8 @@ class HeldParameters:
         return hook_obstacle(self._called, self._parameters, self._optimizer)
 
     def have_changed(self) -> bool:
-        """Return whether a parameter has other memory, another state, or was frozen or unfrozen."""
-        now = self._state_tensors()
-        if len(now) != len(self._states) or not all(map(is_, now, self._states)):
+        """Return whether a parameter has other memory, another state or group, or was frozen or unfrozen."""
+        states = self._state_values()
+        if len(states) != len(self._states) or not all(map(is_, states, self._states)):
             return True
-        if [p.data_ptr() for p in self._parameters] != self._addresses:
-            return True
-        return are_moved(self._parameters, self._optimizer) != self.moved
+        return (self._addresses, self._trains, self._grouped) != self._now()

@@ -103,7 +103,7 @@ class TextTraining(TextCalls):
     def _rule_of_rows(self, moves: Moves) -> RowRule:
         """Return the rule of the table, which follows those of the groups."""
         table, optimizer = self.encoder.table, self._optimizer
-        group = optimizer.param_groups[group_of(optimizer).get(id(table), 0)]
+        group = optimizer.param_groups[self._held.group_of.get(id(table), 0)]
         return optimizer.next_rule(table, group) if self._steps_table(moves) else optimizer.rule(group)
 
     def _steps_table(self, moves: Moves) -> bool:
