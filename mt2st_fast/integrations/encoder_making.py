@@ -44,13 +44,20 @@ def making_of(encoder: PreTrainedModel) -> Making:
     return Making(f"{kind.__module__}.{kind.__qualname__}", None)
 
 
+def way_to_load(making: Making) -> str | None:
+    """Return how to load an encoder that transformers cannot create, in one sentence; None if it can."""
+    if making.arguments is not None:
+        return None
+    return (
+        f"the encoder is a {making.name}, which transformers cannot create from its configuration; to load it, create "
+        "it, pass it to MultiTaskModel(config, encoder), and load the state dict"
+    )
+
+
 def made(config: PretrainedConfig, making: Making) -> PreTrainedModel:
     """Make an encoder. Raises InputError if transformers has no such class, or if its arguments are not known."""
     if making.arguments is None:
-        raise InputError(
-            f"the encoder was a {making.name}, which transformers cannot create from its configuration; create it, "
-            "pass it to MultiTaskModel(config, encoder), and load the state dict"
-        )
+        raise InputError(str(way_to_load(making)))
     if making.name == AUTO:
         return AutoModel.from_config(config, **making.arguments)
     kind: Any = getattr(transformers, making.name, None)

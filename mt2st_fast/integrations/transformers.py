@@ -11,6 +11,7 @@ A row is the output of the tokenizer and "labels": {task: labels}; the labels of
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from mt2st_fast.errors import InputError
-from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of
+from mt2st_fast.integrations.encoder_making import AUTO, Making, made, making_of, way_to_load
 from mt2st_fast.integrations.finding import heads_of
 from mt2st_fast.integrations.padding import Room, label_batch
 from mt2st_fast.model.heads import MultiTaskHeads, MultitaskLoss
@@ -41,6 +42,8 @@ from mt2st_fast.model.tasks import Task
 from mt2st_fast.training.phase_controller import PhaseController
 from mt2st_fast.training.schedules import Schedule
 from mt2st_fast.training.schedules.abilities import Stateful
+
+logger = logging.getLogger("mt2st_fast")
 
 __all__ = [
     "DataCollatorForMultiTask",
@@ -134,6 +137,7 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
     supports_gradient_checkpointing = True
     # What the encoder does not support, it refuses itself.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _has_warned = False  # of an encoder that cannot be created anew
     accepts_loss_kwargs = True  # so that a Trainer passes the label counts of all batches of a step
 
     def __init__(self, config: MultiTaskConfig, encoder: PreTrainedModel | None = None) -> None:
@@ -158,6 +162,13 @@ class MultiTaskModel(PreTrainedModel):  # type: ignore[misc]
         """Put heads on an encoder that is already loaded. Raises InputError for a task that cannot be saved."""
         config = MultiTaskConfig(encoder=encoder.config, tasks=tasks_to_json(tasks), main=main)
         return cls(config, encoder)
+
+    def save_pretrained(self, *args: Any, **options: Any) -> None:
+        """As in any model of transformers; warns once if `from_pretrained` will not be able to create the encoder."""
+        super().save_pretrained(*args, **options)
+        if not self._has_warned and (how := way_to_load(self.config.making)) is not None:
+            logger.warning("%s", how)
+            self._has_warned = True
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the encoder's input embeddings."""

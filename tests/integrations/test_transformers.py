@@ -355,12 +355,14 @@ class OwnBert(transformers.BertModel):
         self.more = nn.Linear(2, 2)
 
 
-def test_an_encoder_that_transformers_does_not_have_is_trained_but_not_made(tmp_path):
+def test_an_encoder_that_transformers_does_not_have_is_trained_but_not_made(tmp_path, caplog):
     encoder = OwnBert(transformers.BertConfig(vocab_size=EXAMPLE.WORDS, **SIZES["bert"]))
     model = MultiTaskModel.from_encoder(encoder, TASKS, "tag")
-    model.save_pretrained(tmp_path)
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+    assert caplog.text.count("to load it, create it") == 1
     with pytest.raises(
-        InputError, match=r"was a .*\.OwnBert, which transformers cannot create from its config"
+        InputError, match=r"is a .*\.OwnBert, which transformers cannot create from its config"
     ):
         MultiTaskModel.from_pretrained(tmp_path)
     again = MultiTaskModel(MultiTaskConfig.from_pretrained(tmp_path), copy.deepcopy(encoder))
