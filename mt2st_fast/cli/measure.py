@@ -85,7 +85,7 @@ def _measure_corpus(
     from mt2st_fast.data import open_data
     from mt2st_fast.data.readers import READERS, parse_spec, takes
     from mt2st_fast.data.readers.same_data import same_data
-    from mt2st_fast.runs.shown import shown
+    from mt2st_fast.runs.shown import shown, spans_line
     from mt2st_fast.runs.what_was_read import summary, what_was_read
     from mt2st_fast.serving.scores import scores
     from mt2st_fast.serving.text_model import TextModel
@@ -124,6 +124,8 @@ def _measure_corpus(
     say(console, (str(model), "bold"), f" on {splits.name}, {chosen}")
     console.print(table)
     for score in measured:
+        if score.spans is not None:
+            say(console, (score.task, "bold"), f" {spans_line(score.spans.figures())}")
         if score.classes:
             of_task = Table(score.task, "rows", "precision", "recall", "F1")
             for each in sorted(score.classes, key=lambda c: -c.support):

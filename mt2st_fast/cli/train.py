@@ -51,6 +51,7 @@ from mt2st_fast.runs.shown import (
     left_out_of_vectors,
     quality_of,
     shown,
+    spans_line,
     step_ms_of,
     trained_in,
 )
@@ -254,6 +255,8 @@ def _summarise(console: Console, report: dict[str, Any], folder: Path) -> None:
         f": {quality_of(main)}. "
         f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s.",
     )
+    if spans := report["score"]["spans"]:
+        say(console, f"On test rows, {spans_line(spans)}.")
     if report["against"] is not None:
         say(console, beside.sentence(report["against"], main["metric"]))
     files = "report.html", "report.md", "report.json", *pictures_of(report), *LEFT, RUN_CONFIG

@@ -16,6 +16,7 @@ from mt2st_fast.runs.shown import (
     option,
     quality_of,
     shown,
+    spans_line,
     step_ms_of,
     trained_in,
 )
@@ -45,7 +46,10 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
         *_chosen_parts(report["chosen_parts"]),
         Section(
             f"{main['task']} on the test rows, by class",
-            lines=[f"{score['metric']} {shown(score['value'])} on {score['rows']:,} rows."],
+            lines=[
+                f"{score['metric']} {shown(score['value'])} on {score['rows']:,} rows.",
+                *([f"Counted {spans_line(score['spans'])}."] if score["spans"] else []),
+            ],
             tables=[_classes(score["classes"])] if score["classes"] else [],
         ),
         _data(data),

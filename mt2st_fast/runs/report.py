@@ -16,7 +16,15 @@ from mt2st_fast.runs.markdown import markdown_table, one_line
 from mt2st_fast.runs.pages import plot_against, run_page
 from mt2st_fast.runs.plots import plot_curves, plot_importance, png
 from mt2st_fast.runs.run_facts import read_facts, read_history
-from mt2st_fast.runs.shown import engine_of, left_out_of_vectors, quality_of, shown, step_ms_of, trained_in
+from mt2st_fast.runs.shown import (
+    engine_of,
+    left_out_of_vectors,
+    quality_of,
+    shown,
+    spans_line,
+    step_ms_of,
+    trained_in,
+)
 from mt2st_fast.runs.what_was_read import section_on_data
 from mt2st_fast.training.history import History
 
@@ -72,7 +80,7 @@ def make_report(facts: Mapping[str, Any], history: History) -> dict[str, Any]:
             "test": tasks[main]["test"],
         },
         "tasks": {name: _task(task, name, history) for name, task in tasks.items()},
-        "score": facts["score"],
+        "score": {"spans": None, **facts["score"]},  # a run of an earlier version has none
         "kept": facts["kept"],
         "untrained": facts.get("untrained", []),
         "steps": facts["steps"],
@@ -158,6 +166,7 @@ def render(report: dict[str, Any]) -> str:
         one_line(f"# {main['task']} on {data['name']}, strategy {report['strategy']}"),
         "",
         f"The main task **{main['task']}**: {quality_of(main)}.",
+        *([f"On the test rows, {spans_line(spans)}."] if (spans := report["score"]["spans"]) else []),
         "",
         f"{report['steps']:,} steps, {report['epochs']:.1f} epochs, {report['train_seconds']:.1f} s of training, "
         f"{report['tokens_per_second']:,.0f} tokens/s. Backend {report['backend']['name']}: "

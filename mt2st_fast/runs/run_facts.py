@@ -50,7 +50,10 @@ def leave_run(experiment: Experiment, folder: Path) -> None:
     facts = {
         "format": FORMAT,
         **_facts(experiment, experiment.test()),
-        "score": {name: asdict(score)[name] for name in ("metric", "value", "rows", "classes")},
+        "score": {
+            **{name: asdict(score)[name] for name in ("metric", "value", "rows", "classes")},
+            "spans": None if score.spans is None else score.spans.figures(),
+        },
         "kept": list(model.heads.names),
         "untrained": untrained(experiment.trainer.heads, experiment.trainer.history),
         "vectors": {

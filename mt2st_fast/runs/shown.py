@@ -11,6 +11,15 @@ def shown(value: float | None, digits: int = 4) -> str:
     return "–" if value is None or value != value else f"{value:,.{digits}f}"
 
 
+def spans_line(spans: Mapping[str, Any]) -> str:
+    """Describe the score of a task whose classes are tags of spans (`SpanScore.figures`), within a sentence."""
+    f1, precision, recall = (shown(spans[name]) for name in ("f1", "precision", "recall"))
+    return (
+        f"by spans, as conlleval counts: F1 {f1}, precision {precision}, recall {recall} "
+        f"({spans['right']:,} right of {spans['found']:,} found; the data has {spans['present']:,})"
+    )
+
+
 def short(value: float) -> str:
     """Format a positive number of any size: whole from 100 on, else with three digits."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"

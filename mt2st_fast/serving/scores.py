@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from mt2st_fast.data.corpus import MISSING, Corpus, Splits, TargetColumn
 from mt2st_fast.data.record import MOST_CLASSES_NAMED, counts_of, rows_with, unseen_line
 from mt2st_fast.kernels.heads.f1 import MACRO_F1
+from mt2st_fast.serving.spans import SpanScore, are_span_tags, span_score
 from mt2st_fast.serving.text_model import Labels, TextModel
 from mt2st_fast.spelling import listed, one_number_each
 
@@ -35,7 +36,7 @@ class TaskScore:
     """Scores of a task: its metric over the labelled rows; unseen counts rows of classes that training never saw.
 
     unseen_names are those classes; never_seen are the model's own classes that training never saw. read_as maps classes
-    to the model's spelling of them, where they are the same number.
+    to the model's spelling of them, where they are the same number. spans: of a task whose classes are tags of spans.
     """
 
     task: str
@@ -47,6 +48,7 @@ class TaskScore:
     unseen_names: tuple[str, ...] = ()
     read_as: Mapping[str, str] = field(default_factory=dict)
     never_seen: tuple[str, ...] = ()
+    spans: SpanScore | None = None
 
     def lines(self) -> list[str]:
         """Return the notes to print: classes in another spelling, and classes that training never saw."""
@@ -62,16 +64,14 @@ class TaskScore:
 
 def scores(model: TextModel, splits: Splits, parts: Sequence[str], tasks: Sequence[str]) -> list[TaskScore]:
     """Return the scores of tasks over the named parts (train, dev, test) of a corpus, taken together."""
-    found = [_outputs(model, splits, splits.parts[part], tasks) for part in parts]
-    return [
-        _score(
-            model,
-            task,
-            np.concatenate([logits[task] for logits in found]),
-            [splits.parts[part].column(task) for part in parts],
-        )
-        for task in tasks
-    ]
+    corpora = [splits.parts[part] for part in parts]
+    found = [_outputs(model, splits, corpus, tasks) for corpus in corpora]
+    scored = []
+    for task in tasks:
+        logits = np.concatenate([of_part[task] for of_part in found])
+        score = _score(model, task, logits, [corpus.column(task) for corpus in corpora])
+        scored.append(replace(score, spans=_span_score(model.labels[task], task, logits, corpora)))
+    return scored
 
 
 def _outputs(model: TextModel, splits: Splits, corpus: Corpus, tasks: Sequence[str]) -> dict[str, np.ndarray]:
@@ -105,6 +105,22 @@ def _macro_f1(classes: Sequence[ClassScore], n_unknown: int) -> float:
     """Return the mean F1 of the classes that occur or are predicted; it is 0 for those that the model does not know."""
     defined = [each.f1 for each in classes if not np.isnan(each.f1)] + [0.0] * n_unknown
     return float(np.mean(defined)) if defined else float("nan")
+
+
+def _span_score(labels: Labels, task: str, logits: np.ndarray, corpora: Sequence[Corpus]) -> SpanScore | None:
+    """Return the score by spans; None if the rows are no words, or the classes no tags of spans."""
+    columns = [corpus.column(task) for corpus in corpora]
+    own = columns[0].class_names
+    if labels.kind != "classes" or corpora[0].level != "token" or not are_span_tags((*labels.names, *own)):
+        return None
+    place_of = {tag: i for i, tag in enumerate(dict.fromkeys((*labels.names, *own)))}
+    place_of_own = np.array([place_of[tag] for tag in own], np.int64)
+    labelled = np.concatenate([column.labelled() for column in columns])
+    values = np.concatenate([column.values for column in columns])
+    present = place_of_own[np.where(labelled, values, 0)]
+    firsts = np.cumsum([0, *(len(column) for column in columns)])
+    bounds = np.concatenate([corpus.bounds + first for corpus, first in zip(corpora, firsts, strict=False)])
+    return span_score(tuple(place_of), present, logits.argmax(1), labelled, bounds)
 
 
 _Measured = tuple[float, int, tuple[ClassScore, ...]]  # default metric, rows, scores of each class

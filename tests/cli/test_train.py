@@ -91,6 +91,24 @@ def test_the_main_task_is_judged_by_the_metric_that_is_asked_for(
     assert f"mt2st-fast test {out} DATA" in error
 
 
+def test_tags_of_spans_are_scored_by_spans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chance = random.Random(0)
+    kinds = {"the": "B-NP", "dog": "I-NP", "cat": "I-NP", "runs": "B-VP", "now": "O"}
+    sentences = [f"the {chance.choice(['dog', 'cat'])} runs now".split() for _ in range(60)]
+    lines = ["\n".join(f"{word} {kinds[word]}" for word in sentence) for sentence in sentences]
+    (tmp_path / "chunks.txt").write_text("\n\n".join(lines) + "\n")
+    data, out = f"columns:{tmp_path / 'chunks.txt'}", tmp_path / "out"
+    run("train", "--data", data, "--main", "col1", "--out", str(out), *QUICK)
+    spans = json.loads((out / "report.json").read_text())["score"]["spans"]
+    assert spans["right"] == spans["present"] == spans["found"] > 0
+    assert spans["f1"] == spans["precision"] == spans["recall"] == 1.0
+    line = f"by spans, as conlleval counts: F1 1.0000, precision 1.0000, recall 1.0000 ({spans['right']} right of"
+    assert f"On test rows, {line}" in capsys.readouterr().out
+    assert all(line in (out / name).read_text() for name in ("report.md", "report.html"))
+    run("test", str(out), data, "--part", "test")
+    assert f"col1 {line}" in capsys.readouterr().out
+
+
 def test_vectors_load_in_gensim(treebank: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("train", "--data", treebank, "--out", str(out), *QUICK)
