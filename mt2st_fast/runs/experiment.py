@@ -110,7 +110,7 @@ class Experiment:
             coverage = start_from_vectors(encoder, config, splits)
             tasks: dict[str, Task | WordTask] = {
                 **{name: make_task(splits.train.targets[name]) for name in splits.tasks},
-                splits.main: judged_by(config.metric, splits),
+                splits.main: judged_by(config.metric, splits.main, splits.train.targets[splits.main]),
                 **context_task(config, splits),
             }
             heads = MultiTaskHeads(encoder.out_features, tasks, splits.main, backend=config.backend)
@@ -298,15 +298,15 @@ def make_task(column: TargetColumn) -> Task:
     return task
 
 
-def judged_by(metric: str | None, splits: Splits) -> Task:
+def judged_by(metric: str | None, main: str, column: TargetColumn) -> Task:
     """Return the main task with this metric, or its default. Raises InputError for a metric that it does not have."""
-    task: Any = make_task(splits.train.targets[splits.main])
+    task: Any = make_task(column)
     known = [each.name for each in task.head.kind.metrics]
     if metric is None or metric == task.metric:
         return cast(Task, task)
     if metric not in known:
         raise InputError(
-            f"metric {metric} is not available for the main task {splits.main}; available: {', '.join(known)}"
+            f"metric {metric} is not available for the main task {main}; available: {', '.join(known)}"
         )
     return cast(Task, replace(task, metric=metric))
 
