@@ -120,24 +120,22 @@ def columns_of(heads):
 
 
 @helper
-def pack_heads(weights, D, heads, columns, for_features_too):
-    """Pack the heads' rows: (panels for logits (panels, D * PANEL), panels for features (panels * S, PANEL)).
+def head_panels(S, D, for_features_too):
+    """Allocate the panels of S rows of heads: (for logits (panels, D * PANEL), for features (panels, S * PANEL))."""
+    return scratch(-(-S // PANEL), D * PANEL), scratch(-(-D // PANEL) if for_features_too else 0, S * PANEL)
 
-    weights (K,) are the addresses of every head's rows (C, D).
-    """
+
+@helper
+def pack_heads(weights, D, heads, columns, for_logits, for_features):
+    """Pack the heads' rows into `head_panels`. weights (K,): the addresses of every head's rows (C, D)."""
     S = columns[-1]
     rows = scratch(S, D)
     for k in range(len(heads)):
         copy_floats(weights[k], rows[columns[k]].ctypes.data, heads[k]["size"] * D)
-    for_logits = scratch(-(-S // PANEL), D * PANEL)
     for panel in range(len(for_logits)):
         pack_for_logits(rows, panel * PANEL, min(PANEL, S - panel * PANEL), for_logits[panel])
-    if not for_features_too:
-        return for_logits, for_logits
-    for_features = scratch(-(-D // PANEL), S * PANEL)
-    if S > 0:
+    if for_features.size > 0:
         pack_for_features(rows, 0, S, for_features.reshape(for_features.size))
-    return for_logits, for_features
 
 
 @helper
@@ -218,7 +216,8 @@ def _tile_pass(
     columns = columns_of(heads)
     S = columns[K]
     weights = weight + FLOAT_BYTES * D * heads["offset"]
-    for_logits, for_features = pack_heads(weights, D, heads, columns, d_features != 0)
+    for_logits, for_features = head_panels(columns[-1], D, d_features != 0)
+    pack_heads(weights, D, heads, columns, for_logits, for_features)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)
     bias_gradient_ps = np.zeros((n_splits, S), np.float32)

@@ -33,7 +33,7 @@ from ...heads.on_numba.stages import (
     store_rows,
     tile_buffers,
 )
-from ...heads.on_numba.tile import columns_of, loss_tile, pack_heads, rows_of_split, tile_rows
+from ...heads.on_numba.tile import columns_of, head_panels, loss_tile, pack_heads, rows_of_split, tile_rows
 from ...machine.gemm import BLOCK_ROWS
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.simd import FLOAT_BYTES, WIDTH
@@ -219,7 +219,8 @@ def _step_on_bags(  # type: ignore[no-untyped-def]
     bias_s = _biases(heads, addresses, len(column_weights))
     weights = addresses[:, WEIGHT, PARAMETER][heads["index"]]
     trains_table, trains_heads = moved[0] > 0, moved[1:].any()
-    for_logits, for_features = pack_heads(weights, D, heads, columns, trains_table)
+    for_logits, for_features = head_panels(S, D, trains_table)
+    pack_heads(weights, D, heads, columns, for_logits, for_features)
     loss_pk = np.zeros((n_splits, K))
     correct_pk = np.zeros((n_splits, K), np.int64)
     d_bias_ps = np.zeros((n_splits, S), np.float32)

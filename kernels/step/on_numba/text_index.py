@@ -156,9 +156,8 @@ def index_types(rows, rows_of_type, with_positions, index):
         index.starts[u] = total
         for m in range(rows_of_type.shape[1]):
             row = rows_of_type[index.types[u], m]
-            if row != NONE:
-                index.ids[total] = row
-                total += 1
+            index.ids[total] = row  # overwritten by the next one, if it is none: no branch to guess wrong
+            total += np.int64(row != NONE)
     index.starts[U] = total
 
 

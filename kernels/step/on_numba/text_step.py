@@ -1,11 +1,12 @@
 """A whole training step of heads over the words of a text: from word types to updated weights.
 
-Four rounds of pieces of work, each on all threads:
-1. the vectors of the batch's types, the mean of their rows; the hidden weight packed for both of its products;
-2. tiles of windows or bags: gather and dropout, hidden layer, logits, losses, and all gradients down to the vectors;
+Five rounds of pieces of work, each on all threads:
+1. which types the batch holds and where; beside that, weights are packed for their products;
+2. the vectors of the batch's types, the mean of their rows;
+3. tiles of windows or bags: gather and dropout, hidden layer, logits, losses, and all gradients down to the vectors;
    beside them, which types each updated row is in;
-3. dense parameters: the gradient of some rows over the batch, and their update; and the gradient of every type;
-4. rows of the table: the sum over their types, and their update.
+4. dense parameters: the gradient of some rows over the batch, and their update; and the gradient of every type;
+5. rows of the table: the sum over their types, and their update.
 
 A piece's result does not depend on other pieces, and a sum is computed by one piece in the order of its terms: the same
 call gives the same bits on any number of threads. The gradient of the table or of a dense parameter is never stored
@@ -26,7 +27,7 @@ from torch import Tensor
 from ...bags.on_numba.ids import mean_scales
 from ...bags.rules import SGD, RowRule, packed
 from ...heads.on_numba.passes import Batch, head_table, survey_batch
-from ...heads.on_numba.tile import columns_of, pack_heads
+from ...heads.on_numba.tile import columns_of, head_panels
 from ...machine.jit import helper, pointer_to_float32, pointer_to_int64
 from ...machine.team import Kernel, in_parallel
 from ..model import NOTHING, Moves
@@ -34,9 +35,9 @@ from ..text import Dropout
 from ..text_model import TO_HIDDEN, TO_NOTHING, TO_TABLE, Beside, Moving, TextStepModel, Words
 from .dropout import PART_BITS
 from .text_hidden import MOST_TYPES_A_WINDOW, TYPES_A_PIECE, ZERO, project_types
-from .text_index import Rows, first_unknown, index_types
+from .text_index import Rows, first_unknown
 from .text_memory import TILE_ROWS, memory_of
-from .text_tiles import ONE, Drop, prepare_types, run_tile
+from .text_tiles import N_PREPARED, ONE, Drop, average_rows, prepare, run_tile
 from .text_updates import ROWS_A_PIECE, move_dense, move_rows
 
 # --- the step --------------------------------------------------------------------------------------------
@@ -92,14 +93,17 @@ def _step_on_text(  # type: ignore[no-untyped-def]
     correct = numba.carray(pointer_to_int64(correct_address), (len(targets),))
     columns = columns_of(heads)
     column_of = _columns_by_task(heads, columns, len(targets))
-    index_types(texts, table.rows_of_type, reach == TO_TABLE, index)
+    for_logits, for_features = head_panels(columns[K], H, reach >= TO_HIDDEN)
+    in_parallel(team, N_PREPARED, prepare, (
+        texts, table.rows_of_type, hidden, weights[heads["index"]], H, heads, columns, for_logits, for_features, reach,
+        index, b,
+    ))  # fmt: skip
     n_types = -(-index.counts[0] // TYPES_A_PIECE)
-    in_parallel(team, 1 + n_types, prepare_types, (table, index, hidden, reach, b))
+    in_parallel(team, n_types, average_rows, (table, index, b))
     nothing_drops = reach < TO_HIDDEN and drop.threshold == 0
     by_type = has_hidden and nothing_drops and index.counts[0] <= MOST_TYPES_A_WINDOW * N
     if by_type:
         in_parallel(team, n_types, project_types, (D, H, index, b))
-    for_logits, for_features = pack_heads(weights[heads["index"]], H, heads, columns, reach >= TO_HIDDEN)
     hidden_bias_h = np.empty(H, np.float32)
     _copy_from(hidden_bias, hidden_bias_h)
     head_bias_s = _head_biases(heads, biases, len(column_weights))

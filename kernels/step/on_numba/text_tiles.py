@@ -21,7 +21,7 @@ from ...heads.on_numba.stages import (
     round_up,
     scratch,
 )
-from ...heads.on_numba.tile import loss_tile
+from ...heads.on_numba.tile import loss_tile, pack_heads
 from ...machine.gemm import BLOCK_ROWS, PANEL
 from ...machine.jit import helper
 from ...machine.simd import WIDTH
@@ -35,7 +35,7 @@ from .text_hidden import (
     outputs_by_type,
     outputs_by_window,
 )
-from .text_index import NONE, index_rows
+from .text_index import NONE, index_rows, index_types
 from .text_memory import TILE_ROWS
 
 ONE = np.float32(1)
@@ -50,23 +50,36 @@ class Drop(NamedTuple):
     kept: np.float32
 
 
-# --- round 1: types, and the hidden weight ---------------------------------------------------------------
+# --- rounds 1 and 2: the batch's words, packed weights, vectors of types ---------------------------------
+
+N_PREPARED = 4
 
 
 @helper
-def prepare_types(p, table, index, hidden, reach, b):
-    """Piece 0 packs the hidden weight (H, W D), for the gradients of windows only if needed.
+def prepare(
+    p, texts, rows_of_type, hidden, weights, H, heads, columns, for_logits, for_features, reach, index, b
+):
+    """Index the batch (piece 0); pack the hidden weight (H, W D), the way back only if needed, and the heads' rows.
 
-    Others make vectors of types.
+    weights (K,): addresses of those of the computed heads.
     """
     if p == 0:
-        H = len(hidden)
-        for panel in range(-(-H // PANEL)):
-            pack_for_logits(hidden, panel * PANEL, min(PANEL, H - panel * PANEL), b.forward[panel])
+        index_types(texts, rows_of_type, reach == TO_TABLE, index)
+    elif p == 1:
+        for panel in range(-(-len(hidden) // PANEL)):
+            first = panel * PANEL
+            pack_for_logits(hidden, first, min(PANEL, len(hidden) - first), b.forward[panel])
+    elif p == 2:
         if reach == TO_TABLE:
-            pack_for_features(hidden, 0, H, b.backward)
-        return
-    for u in range((p - 1) * TYPES_A_PIECE, min(index.counts[0], p * TYPES_A_PIECE)):
+            pack_for_features(hidden, 0, len(hidden), b.backward)
+    else:
+        pack_heads(weights, H, heads, columns, for_logits, for_features)
+
+
+@helper
+def average_rows(p, table, index, b):
+    """Make the vectors of the types of piece p: the mean of their rows."""
+    for u in range(p * TYPES_A_PIECE, min(index.counts[0], (p + 1) * TYPES_A_PIECE)):
         first, last = index.starts[u], index.starts[u + 1]
         for i in range(last + AHEAD, min(index.starts[min(u + 2, index.counts[0])] + AHEAD, len(index.ids))):
             ask_for_row(table.address, np.int64(index.ids[i]), table.D)
@@ -76,7 +89,7 @@ def prepare_types(p, table, index, hidden, reach, b):
             b.vectors[u, d] *= scale
 
 
-# --- round 2: tiles --------------------------------------------------------------------------------------
+# --- round 3: tiles --------------------------------------------------------------------------------------
 
 
 @helper

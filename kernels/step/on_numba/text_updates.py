@@ -19,7 +19,7 @@ from .text_tiles import ONE
 ROWS_A_PIECE = 256
 
 
-# --- round 3: dense parameters, and the gradients of types -----------------------------------------------
+# --- round 4: dense parameters, and the gradients of types -----------------------------------------------
 
 
 @helper
@@ -140,7 +140,7 @@ def move_dense(p, pieces, rules, decays, column_of, N, W, D, H, frozen_rows, ind
             b.d_vectors[u, d] *= scale
 
 
-# --- round 4: rows ---------------------------------------------------------------------------------------
+# --- round 5: rows ---------------------------------------------------------------------------------------
 
 
 @helper
