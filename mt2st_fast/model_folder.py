@@ -144,7 +144,7 @@ def model_in(folder: str | Path) -> Path:
         raise InputError(f"{folder}: is a comparison, which has no model; pass the folder of a run of train")
     if (folder / RUN_CONFIG).exists():
         raise InputError(
-            f"{folder}: the run has not ended and left no model; finish it with: "
+            f"{folder}: the run is not finished and left no model; finish it with: "
             f"mt2st-fast train --resume --out {folder}"
         )
     return folder

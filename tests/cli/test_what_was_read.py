@@ -110,7 +110,7 @@ def test_compare_says_it_too(folder: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (
             ["--label-column", "a", "--main", "a"],
-            "--label-column names the main task, then the auxiliary ones",
+            "--label-column names the main task and the auxiliary ones",
         ),
         (["--label-column", "modo"], "no task 'modo'; available: mood, stars (did you mean 'mood'?)"),
         (
@@ -139,7 +139,7 @@ def test_label_columns_are_for_tables(
     error = fails(
         capsys, "train", "--data", treebank, "--label-column", "upos", "--out", str(tmp_path / "out")
     )
-    assert "--label-column is for csv:PATH, jsonl:PATH; say --main and --aux" in error
+    assert "--label-column is for csv:PATH and jsonl:PATH; use --main and --aux" in error
 
 
 def test_label_columns_are_the_tasks_in_their_order(tmp_path: Path) -> None:
