@@ -103,7 +103,7 @@ def test_a_peer_that_is_not_needed_waits_for_time(capsys):
     m.begin(0.0)
     made, _, _ = measure.checked_peers(TINY, BOTH, m, ("eager", "ours", "linear_cross_entropy"))
     assert set(made) == {"eager", "ours"}
-    assert "skipped linear_cross_entropy: no time is left" in capsys.readouterr().out
+    assert "skipped linear_cross_entropy: no time left" in capsys.readouterr().out
 
 
 # --- graphs ----------------------------------------------------------------------------------------------
