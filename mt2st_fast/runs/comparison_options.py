@@ -38,7 +38,7 @@ class ComparisonOptions:
     plateau_margin: float = option(
         0.002,
         "Output",
-        "a run has reached its plateau once its best result rises by less than this until its end",
+        "a run has reached its plateau once its best result rises by less than this for the rest of the run",
         test=positive,
     )
     engine: tuple[str, ...] = option(

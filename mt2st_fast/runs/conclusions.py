@@ -135,7 +135,7 @@ def _said(
         return "nothing can be concluded"
     if low <= 0.0 <= high:
         return f"no difference shown ({shown(difference)})"
-    return f"{'hint: ' * hint}{words[0] if high < 0 else words[1]} ({shown(difference)})"
+    return f"{words[0] if high < 0 else words[1]} ({'hint: ' * hint}{shown(difference)})"
 
 
 def sentence(verdict: Mapping[str, str]) -> str:

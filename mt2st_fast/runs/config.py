@@ -156,7 +156,10 @@ class Config:
         None, "Training", "stop after this many evaluations without improvement; never by default", min=1
     )
     min_delta: float = option(
-        0.0, "Training", "rise on the development rows above which --patience sees an improvement", min=0.0
+        0.0,
+        "Training",
+        "for --patience, a rise on the development rows counts as an improvement only above this",
+        min=0.0,
     )
     seed: int = option(1, "Training", "random seed", min=0, max=MOST_SEED)
     device: str = option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...", test=_names_device)

@@ -53,10 +53,10 @@ def step_ms_of(phase: dict[str, Any]) -> str:
 def quality_of(main: Mapping[str, Any]) -> str:
     """Say what quality the main task of a report reached on development and test rows."""
     if main["best_step"] is None:
-        best = "undefined on development (as where all of its values are equal)"
+        best = f"development {main['metric']} undefined (as where all values are equal)"
     else:
-        best = f"best on development {shown(main['best'])} (step {main['best_step']:,})"
-    return f"{main['metric']} {best}, on test {shown(main['test'])}"
+        best = f"best development {main['metric']} {shown(main['best'])} (step {main['best_step']:,})"
+    return f"{best}, test {main['metric']} {shown(main['test'])}"
 
 
 def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def test_a_metric_that_was_never_a_number_is_said_so(
     data = ["--data", f"csv:{tmp_path / 't.csv'}", "--main", "stars:regression"]
     run("train", *data, *QUICK_DOCUMENTS, "--out", str(tmp_path / "out"))
     printed = said(capsys)
-    never = "r2 undefined on development (as where all of its values are equal), on test –"
+    never = "development r2 undefined (as where all values are equal), test r2 –"
     assert f"stars: {never}." in printed
     for text in (printed, *((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("md", "html"))):
         assert never in text

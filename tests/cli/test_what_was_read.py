@@ -54,7 +54,7 @@ def test_a_run_says_what_it_read(
         f"{NASTY}: treated as one class, because the whole numbers are equal: 0.0 and 0, 1.0 and 1 (60 cells"
     )
     unseen = (
-        f"{NASTY}: classes that do not occur in training, so they cannot be learnt, in 20 test rows: 00, 10"
+        f"{NASTY}: classes that do not occur in training, so they cannot be learned, in 20 test rows: 00, 10"
     )
     for line in (alike, unseen):
         assert line in shown
@@ -82,7 +82,7 @@ def test_a_run_says_what_it_read(
     assert f"{NASTY}: classes were matched to the model's as numbers: 0.0 as 0, 1.0 as 1" in shown
     assert "more.csv: 60 rows; left out: 1 blank lines" in shown
     run("test", str(out), reviews(tmp_path / "more.csv", "{}0", names=NASTY.upper()))
-    unseen = f"{NASTY}: classes that do not occur in training, so they cannot be learnt, in 60 rows: 00, 10"
+    unseen = f"{NASTY}: classes that do not occur in training, so they cannot be learned, in 60 rows: 00, 10"
     assert unseen in capsys.readouterr().out
 
 
@@ -100,7 +100,7 @@ def test_compare_says_it_too(folder: Path, tmp_path: Path, capsys: pytest.Captur
         *QUICK_DOCUMENTS,
     )
     run("compare", "--data", f"csv:{folder}", *options)
-    line = "classes that do not occur in training, so they cannot be learnt, in 20 test rows: 00, 10"
+    line = "classes that do not occur in training, so they cannot be learned, in 20 test rows: 00, 10"
     assert line in capsys.readouterr().out
     assert line in (out / "compare.md").read_text().partition("## What was read")[2]
 

@@ -75,7 +75,7 @@ def test_of_two_seeds_nothing_is_concluded(n_seeds):
 def test_of_few_seeds_there_are_hints():
     comparison = compared(clear_cut(5))
     assert "p = 0.062 in a sign test" in comparison["conclusions"][0]
-    assert "hint: less time (-50 % [-50, -50])" in verdict_of(comparison, "switch", "stl")["time"]
+    assert "less time (hint: -50 % [-50, -50])" in verdict_of(comparison, "switch", "stl")["time"]
 
 
 def test_of_enough_seeds_there_are_answers():
