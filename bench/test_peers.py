@@ -71,7 +71,7 @@ def test_a_peer_that_takes_a_bias_gets_one(cut_cross_entropy):
     peer = peers.cut_cross_entropy(inputs, BOTH)
     assert len(peer.biases) == 3
     Check(inputs, BOTH)(peer)
-    assert "bias only" in peers.obstacle("ours_no_bias", CPU)
+    assert "needs heads without a bias" in peers.obstacle("ours_no_bias", CPU)
 
 
 def test_a_float32_total_of_short_inputs_is_judged_by_the_peers_own_error():
