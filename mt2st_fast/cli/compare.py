@@ -60,7 +60,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     if not output.resume:
         _check(asked)
         check_used(config, given)
-    folder = make_writable(output.folder("compare"))
+    folder = make_writable(output.folder("compare"), to_resume=output.resume)
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)
         check_not_lost(folder, (COMPARISON, *REPORT_FILES, CHECKPOINT), has_comparison(folder))

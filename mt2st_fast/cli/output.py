@@ -69,8 +69,13 @@ def out_path(text: str) -> Path:
     return Path(text)
 
 
-def make_writable(folder: Path) -> Path:
-    """Create `folder` if necessary and test it. Raises InputError if nothing can be written."""
+def make_writable(folder: Path, *, to_resume: bool = False) -> Path:
+    """Create `folder` if necessary and test it. Raises InputError if nothing can be written.
+
+    to_resume: the folder must exist, so that a mistyped name leaves no empty folder.
+    """
+    if to_resume and not folder.is_dir():
+        raise InputError(f"nothing to resume in {folder}: no such folder; check --out, or leave out --resume")
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
         check_used(config, given)
     out = output.folder("train")
     with together(config.device) as processes:
-        folder = make_writable(out) if processes.writes else out
+        folder = make_writable(out, to_resume=output.resume) if processes.writes else out
         with holding(folder) if processes.writes else nullcontext():
             check_not_of("compare", folder)
             if output.resume:

@@ -130,7 +130,7 @@ class Trainer:
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
         self.device = own_device() if device == "auto" else _device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device} is not available: torch sees no CUDA device here")
+            raise ValueError(f"device {device} is not available: torch sees no CUDA device here; use cpu")
         if graph not in ("auto", True, False):
             raise ValueError(f"graph must be 'auto', True or False, not {graph!r}")
         asked_graph = graph is True

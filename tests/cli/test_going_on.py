@@ -131,11 +131,23 @@ def test_a_comparison_in_a_folder_that_is_written_to_is_refused(
     assert not (tmp_path / "compare.progress.json").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_mistyped_folder_to_resume_is_named_and_not_made(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "typo"
+    assert f"nothing to resume in {out}: no such folder" in fails(
+        capsys, command, "--resume", "--out", str(out)
+    )
+    assert not out.exists()
+
+
 def test_a_comparison_goes_on_with_its_own_options(
     treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
 ) -> None:
     out = str(tmp_path / "out")
-    assert "no comparison to resume" in fails(capsys, "compare", "--resume", "--out", out)
+    (tmp_path / "empty").mkdir()
+    assert "no comparison to resume" in fails(capsys, "compare", "--resume", "--out", str(tmp_path / "empty"))
     stop_at(5, signal.SIGTERM)
     ends_with(143, "compare", "--data", treebank, *SMALL, "--out", out)
     capsys.readouterr()
