@@ -16,7 +16,7 @@ PEER_ERROR = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 # For a peer's float32 result from shorter inputs: Liger-Kernel's total in bfloat16 is off by 2.6e-5 to 7.6e-5, as it
 # rounds logits on the way; that is a matter of its accuracy, and not another computation.
 PEER_ERROR_OF_SHORT_INPUTS = 1e-3
-OUR_RULE = f"at most {FACTOR:g} times torch's own error and {ULPS:g} units of the last place"
+OUR_RULE = f"at most {FACTOR:g} times torch's own error and {ULPS:g} units in the last place"
 
 
 class InaccurateError(AssertionError):

@@ -1,4 +1,4 @@
-"""Documents as bags of words, and those who train on them: this package, fastText, torch's own EmbeddingBag."""
+"""Documents as bags of words, and the libraries that train on them: this package, fastText, torch's EmbeddingBag."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Run:
 
 
 def fasttext_obstacle() -> str | None:
-    """Return why fastText cannot be compared with, or None."""
+    """Return why there can be no comparison with fastText, or None."""
     try:
         import fasttext  # noqa: F401
     except ImportError:
@@ -97,7 +97,7 @@ def run_fasttext(train: Path, test: Path, epoch: int, **options: Any) -> Run:
 def _zeroed_memory() -> Iterator[None]:
     """Make glibc's malloc return zeros.
 
-    fastText 0.9.3 reads memory that it has not written if `dim` is no multiple of a vector: most runs then end with
+    fastText 0.9.3 reads memory that it has not written if `dim` is not a multiple of a vector: most runs then end with
     "Encountered NaN", depending on the content of that memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

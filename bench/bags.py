@@ -5,7 +5,7 @@ All ratios come from one run, interleaved, with the same number of threads for a
     documents   50,000 documents of 40 Zipf words, V=50,000, dim 100: tokens/s of a pass over them, one head against
                 fasttext.train_supervised, five heads against five runs of it. A pass is the cost of one more epoch:
                 the time of LONG epochs less that of one, over LONG - 1, which excludes reading the file; LONG is
-                large, so that it also excludes the noise of reading. The whole call of EPOCHS is reported, too.
+                large, so that it also excludes the noise of reading. The whole call of EPOCHS is reported as well.
     steps       a step of five heads on such bags against nn.EmbeddingBag, sparse and dense, in torch eager
     polarity    the sentences of --polarity DIR: seconds of training to fastText's own best test accuracy
     rows        the same batch on a table of 10 thousand and of 10 million rows
@@ -80,12 +80,12 @@ class Suite(StrEnum):
 
 def main(
     suite: Annotated[Suite, typer.Argument(help="What to measure.")] = Suite.all,
-    rounds: Annotated[int, typer.Option(min=1, help="Whole runs of each candidate.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Complete runs of each candidate.")] = 5,
     polarity: Annotated[
-        Path | None, typer.Option(help="The folder of rt-polarity.pos and rt-polarity.neg.")
+        Path | None, typer.Option(help="Folder with rt-polarity.pos and rt-polarity.neg.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Of the suite gpu: cuda.")] = "cuda",
-    records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+    device: Annotated[str, typer.Option(help="Device of the suite gpu.")] = "cuda",
+    records: Annotated[Path, typer.Option(help="Folder for the records.")] = ledger.FOLDER,
 ) -> None:
     """Measure, print and append records."""
     if suite is Suite.gpu:
@@ -107,7 +107,7 @@ def main(
             ledger.append(measure_documents(environment, Path(folder), rounds), records)
         if wanted(Suite.polarity):
             if polarity is None:
-                console.print("skipped polarity: name its folder with --polarity DIR")
+                console.print("skipped polarity: set its folder with --polarity DIR")
             elif reason := fasttext_obstacle():
                 console.print(f"skipped polarity: {reason}")
             else:

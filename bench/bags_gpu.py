@@ -111,7 +111,9 @@ def measure_gpu(
     """
     on_cpu = choose_embedding_backend(torch.device("cpu"))
     if on_cpu.name != "numba":
-        raise RuntimeError(f"there is no figure of a CPU's kernels here: {on_cpu.reason}")
+        raise RuntimeError(
+            f"the CPU kernels cannot run, so there is nothing to compare with: {on_cpu.reason}"
+        )
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:

@@ -59,7 +59,7 @@ def of_strategies(name: str) -> list[str]:
     found = read(name)
     heading = [
         "strategy", "test, at the end", "seconds to STL's best", "steps", "against stl",
-        "steps to MTL's best less 0.2 points", "whole run, s", "against mtl",
+        "steps to MTL's best minus 0.2 points", "whole run, s", "against mtl",
     ]  # fmt: skip
     rows = []
     for strategy, runs in found["strategies"].items():

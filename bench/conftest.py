@@ -14,7 +14,7 @@ TIMED, TRIED = (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark looks at its options
 def pytest_configure(config: pytest.Config) -> None:
-    """Disable timing unless it is asked for."""
+    """Disable timing unless it is requested."""
     option = config.option
     asked = ("benchmark_only", "benchmark_enable", "benchmark_skip", "benchmark_autosave", "benchmark_save",
              "benchmark_json", "benchmark_compare")  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from mt2st_fast.training.engines.capturer import own_workspaces
 
-NO_GPU = "no GPU: torch sees no CUDA device here, so nothing was {done}"
+NO_GPU = "no GPU: torch finds no CUDA device, so nothing was {done}"
 WARM_UPS = 3
 
 
@@ -18,7 +18,7 @@ def find(requested: str = "auto") -> torch.device:
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
     if requested not in ("cpu", "cuda"):
-        raise ValueError(f"device {requested} is unknown; there are auto, cpu, cuda")
+        raise ValueError(f"device {requested} is unknown; available: auto, cpu, cuda")
     if requested == "cuda" and not torch.cuda.is_available():
         raise ValueError(NO_GPU.format(done="measured"))
     return torch.device(requested)

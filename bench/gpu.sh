@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Everything that a GPU machine should run, what says most first, in at most 330 seconds and without network.
+# Everything that a GPU machine should run, most informative first, in at most 330 seconds and without network.
 #
 #   bench/gpu.sh            records go to bench/records, ready to commit; logs to runs/gpu
 #   OUT=DIR bench/gpu.sh    all of it goes to DIR (records to DIR/records: append them to bench/records)
 #   PYTHON=python3.12       the interpreter that has torch and triton
 #   WHEELS=DIR              wheels of packages that are missing there (peers, numba, pytest-xdist): installed from DIR
-#   MT2ST_CORPUS=PATH       a CoNLL-U file or folder for `mt2st-fast train`; its built-in corpus otherwise
-#   MT2ST_COMMIT=HASH       what the records name as their commit where this is a copy
+#   MT2ST_CORPUS=PATH       a CoNLL-U file or folder for `mt2st-fast train`; the built-in corpus by default
+#   MT2ST_COMMIT=HASH       the commit to name in the records if this is a copy without git
 #
-# Every stage has a time limit and the next one runs whatever becomes of it. log.txt has all output, the terminal a line
-# a stage and the summary at the end, which is summary.txt, too. The exit code is the sum of the stages that failed:
+# Every stage has a time limit, and the next one runs even if it fails. log.txt has all output; the terminal has one line
+# per stage and the summary at the end, which is also in summary.txt. The exit code is the sum of the stages that failed:
 # 1 installation, 2 tests on the GPU, 4 heads, 8 training step, 16 whole jobs, 32 profile, 64 memory safety, 128 bags
 # of words. Without a GPU: one line, exit code 0.
 set -uo pipefail
@@ -20,7 +20,7 @@ BUDGET_SECONDS=${BUDGET_SECONDS:-330}
 export PYTHONUNBUFFERED=1 COLUMNS=170
 
 if ! "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null; then
-    echo "no GPU: $PYTHON has no torch that sees a CUDA device here, so nothing was run"
+    echo "no GPU: torch in $PYTHON finds no CUDA device, so nothing was run"
     exit 0
 fi
 
@@ -37,9 +37,9 @@ began=$(date -u +%Y-%m-%dT%H:%M:%S)
 failed=0
 summary=""
 
-# stage BIT NAME SECONDS FILE COMMAND...: run within its limit, what the stages before have left of theirs, and the
-# budget; its output goes to the log and, where FILE is not -, to that file. It is asked to stop (as by Ctrl-C) before it
-# is made to.
+# stage BIT NAME SECONDS FILE COMMAND...: run within its limit plus what earlier stages have left of theirs, and within
+# the budget; its output goes to the log and, unless FILE is -, to that file. It is asked to stop (as by Ctrl-C) before
+# it is killed.
 deadline=0
 stage() {
     local bit=$1 name=$2 limit=$3 file=$4 left rc started
@@ -48,9 +48,9 @@ stage() {
     deadline=$((deadline + limit))
     left=$(((deadline < BUDGET_SECONDS ? deadline : BUDGET_SECONDS) - SECONDS))
     if [ "$left" -lt 6 ]; then
-        echo "=== $name: not begun, the time is over" | tee -a "$log"
+        echo "=== $name: not started, no time left" | tee -a "$log"
         failed=$((failed | bit))
-        summary+="$name: not begun"$'\n'
+        summary+="$name: not started"$'\n'
         return
     fi
     echo "=== $name (at most $left s)" >>"$log"
@@ -85,9 +85,9 @@ if ! "$PYTHON" -c 'import mt2st_fast.kernels' 2>>"$log"; then
 fi
 deadline=18 # of both, used or not
 lacking=$(missing)
-[ -n "$lacking" ] && echo "missing packages, peers among them are skipped: $lacking" | tee -a "$log"
+[ -n "$lacking" ] && echo "missing packages (peers among them are skipped): $lacking" | tee -a "$log"
 
-# What Numba compiles for the CPU's figures is ready when they are measured: the tests leave cores free.
+# Compile what Numba needs for the CPU's figures before they are measured: the tests leave cores free.
 timeout 80 "$PYTHON" -m bench.jobs --device cpu --warm-up >>"$log" 2>&1 &
 warming=$!
 
@@ -117,7 +117,7 @@ if [ -n "$sanitizer" ]; then
     stage 64 "memory safety" 30 safety.txt env TORCHINDUCTOR_COMPILE_THREADS=1 "$sanitizer" --tool memcheck \
         --error-exitcode 9 --print-limit 5 --target-processes application-only "$PYTHON" -m bench.memory_safety
 else
-    echo "no compute-sanitizer here: the script runs without it" >>"$logs/safety.txt"
+    echo "no compute-sanitizer found: running without it" >>"$logs/safety.txt"
     stage 64 "memory safety" 30 safety.txt "$PYTHON" -m bench.memory_safety
 fi
 

@@ -35,7 +35,9 @@ def held_out_passes(model: StepModel) -> dict[str, Step]:
     found, expected = (passes[name]() for name in CANDIDATES)
     for task, value in expected.items():
         if abs(found[task] - value) > MOST_DIFFERENT:
-            raise InaccurateError(f"{task}: {found[task]:.5f} of the held-out rows, and {value:.5f} by torch")
+            raise InaccurateError(
+                f"{task}: {found[task]:.5f} of the held-out rows, but {value:.5f} with torch"
+            )
     return passes
 
 

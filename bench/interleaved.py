@@ -4,8 +4,8 @@ A turn is a short burst of calls, the same number for every candidate. This rese
 equal one, and not another candidate's, during which the worker threads fell asleep (waking one takes 0.1 ms on a
 virtual machine). A slow phase affects all candidates alike, so ratios are more robust to a changing clock than times
 are. They are NOT robust to other work on the same cores: every parallel region then waits for a thread that has lost
-its core, for up to milliseconds each, and the ratio counts parallel regions. The spread does not show this. So a
-measurement records what share of the processors others used meanwhile.
+its core, for up to milliseconds each, so the ratio then depends on the number of parallel regions. The spread does not
+show this. So a measurement records the share of the processors that others used meanwhile.
 
 On a GPU a turn is timed by a pair of CUDA events around the burst: this is the time of the device, and of the host if
 the device waits for it, as it does in training. There every burst has the same duration, so that a slow peer has fewer

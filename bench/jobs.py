@@ -4,9 +4,9 @@
     supervised    train_supervised on 50,000 generated documents of five label families, on the device and on the CPU
     words         Word2Vec, skip-gram, on generated text
 
-The first call compiles or loads kernels; the second one counts, and the time of the first is recorded, too. A job that
-cannot run is skipped by name in one line, and a failing one makes the exit code 1. --warm-up only compiles what the CPU
-measurements need, on tiny inputs, and records nothing.
+The first call compiles or loads kernels; the second one counts, and the time of the first is recorded as well. A job
+that cannot run is skipped by name in one line, and a failing one makes the exit code 1. --warm-up only compiles what
+the CPU measurements need, on tiny inputs, and records nothing.
 """
 
 from __future__ import annotations
@@ -54,17 +54,19 @@ Job = Callable[[], Iterator[ledger.Record]]
 
 
 def main(
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto (CUDA if available).")] = "auto",
     corpus: Annotated[
         Path | None,
-        typer.Option(help="A CoNLL-U file or folder for train; the built-in corpus otherwise."),
+        typer.Option(help="CoNLL-U file or folder for train; the built-in corpus by default."),
     ] = None,
-    only: Annotated[str | None, typer.Option(help="train, supervised or words.")] = None,
-    train_seconds: Annotated[float, typer.Option(help="The process of train is stopped after this.")] = 60.0,
-    warm: Annotated[bool, typer.Option("--warm-up", help="Compile what the CPU needs; no records.")] = False,
-    records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+    only: Annotated[str | None, typer.Option(help="Run only this job: train, supervised or words.")] = None,
+    train_seconds: Annotated[float, typer.Option(help="Time limit of the train process.")] = 60.0,
+    warm: Annotated[
+        bool, typer.Option("--warm-up", help="Only compile what the CPU needs; writes no records.")
+    ] = False,
+    records: Annotated[Path, typer.Option(help="Folder for the records.")] = ledger.FOLDER,
 ) -> None:
-    """Run the jobs, print a line each and append records."""
+    """Run the jobs, print one line per job and append records."""
     try:
         found = find(device)
     except ValueError as error:
@@ -95,7 +97,7 @@ def survived(title: str, job: Job, records: Path) -> bool:
         ledger.append(job(), records)
     except Exception as error:
         first = (str(error).strip().splitlines() or ["no message"])[-1]
-        console.print(f"[red]{title}: broken, {type(error).__name__}: {first[:300]}[/red]", highlight=False)
+        console.print(f"[red]{title}: failed, {type(error).__name__}: {first[:300]}[/red]", highlight=False)
         return False
     return True
 
@@ -129,7 +131,7 @@ def run_train(
             [*command, str(out)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit_seconds
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"not at its end after {limit_seconds:g} s") from None
+        raise RuntimeError(f"not finished after {limit_seconds:g} s") from None
     seconds = time.perf_counter() - started
     if run.returncode:
         raise RuntimeError((run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[-1])

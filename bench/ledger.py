@@ -49,7 +49,7 @@ def make_record(
 def make_value(
     environment: Record, suite: str, case: str, shape: str, peer: str, unit: str, value: float
 ) -> Record:
-    """Return the record of a number that is no time: a bandwidth, a memory peak."""
+    """Return the record of a number other than a time: a bandwidth, a memory peak."""
     return {
         "suite": suite,
         "case": case,

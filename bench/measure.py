@@ -106,19 +106,19 @@ class Measurement:
 
 def main(
     suite: Annotated[Suite, typer.Argument(help="What to measure.")] = Suite.all,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each candidate is timed.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of times to time each candidate.")] = 100,
     limit_seconds: Annotated[
-        float, typer.Option(min=0.0, help="A case ends after this, but not before 10 rounds.")
+        float, typer.Option(min=0.0, help="Time limit per case; at least 10 rounds are run.")
     ] = 60.0,
-    case: Annotated[str | None, typer.Option(help="Only the cases whose name contains this.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one.")] = "auto",
+    case: Annotated[str | None, typer.Option(help="Measure only cases whose name contains this.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto (CUDA if available).")] = "auto",
     total_seconds: Annotated[
         float | None,
-        typer.Option(help="Shared among the cases; none begins after this, and what is left is named."),
+        typer.Option(help="Time limit for all cases together; cases that do not start in time are listed."),
     ] = None,
-    records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+    records: Annotated[Path, typer.Option(help="Folder for the records.")] = ledger.FOLDER,
     first: Annotated[
-        int, typer.Option(min=0, help="The place of the first case; those before it failed.")
+        int, typer.Option(min=0, help="Index of the first case to run; set after a case has lost the device.")
     ] = 0,
 ) -> None:
     """Measure, print and append records."""
@@ -134,7 +134,7 @@ def main(
     for place, (name, run, weight) in enumerate(work[first:], first):
         left = math.inf if total_seconds is None else total_seconds - (time.perf_counter() - started)
         if left <= 0:
-            console.print(f"[yellow]skipped {name}: {total_seconds:g} s are over[/yellow]")
+            console.print(f"[yellow]skipped {name}: the {total_seconds:g} s are used up[/yellow]")
             continue
         m.begin(left * weight / sum(other[2] for other in work[place:]))
         red |= not _survived(name, run)
@@ -156,7 +156,7 @@ def _is_lost(device: torch.device) -> bool:
 
 def _go_on_in_another_process(first: int, seconds: float, total_seconds: float | None) -> NoReturn:
     """Run this program again from another case on, so that a case that broke the device does not affect the others."""
-    console.print("[yellow]the device is lost to this process; another one goes on[/yellow]")
+    console.print("[yellow]this process has lost the device; another one continues[/yellow]")
     arguments = [*sys.argv[1:], "--first", str(first)]
     if total_seconds is not None:
         arguments += ["--total-seconds", f"{max(0.1, total_seconds - seconds):.1f}"]
@@ -169,7 +169,7 @@ def _survived(name: str, run: Callable[[], bool]) -> bool:
     try:
         return run()
     except Exception:
-        console.print(f"[red]{name}: broken[/red]")
+        console.print(f"[red]{name}: failed[/red]")
         console.print(traceback.format_exc(), highlight=False, markup=False)
         return False
 
@@ -266,7 +266,7 @@ def checked_peers(
         if reason := obstacle(name, m.device, case.dtype):
             _skip(name, reason)
         elif name in LATER and not m.has_time_to_build:
-            _skip(name, "no time is left for it in this case")
+            _skip(name, "no time left for it in this case")
         else:
             try:
                 peers[name], more[name] = _checked(build_of[name](inputs, direction), check, m)
@@ -365,7 +365,7 @@ def _peak_on_cpu(case: HeadCase, name: str, m: Measurement) -> dict[str, int]:
     try:
         return {"peak_extra_bytes": peak_extra_bytes(case, name, m.device)}
     except UnmeasurableError as error:
-        console.print(f"[yellow]no memory of {name}: {error}[/yellow]")
+        console.print(f"[yellow]memory of {name} not measured: {error}[/yellow]")
         return {}
 
 

@@ -144,7 +144,7 @@ def _status_bytes(key: str) -> int:
         raise UnmeasurableError(f"{STATUS} cannot be read: {error}") from error
     values = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
     if not values:
-        raise UnmeasurableError(f"{STATUS} does not tell {key}")
+        raise UnmeasurableError(f"{STATUS} has no {key}")
     return int(values[0]) * 1024
 
 

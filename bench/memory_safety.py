@@ -134,13 +134,13 @@ def check(device: torch.device, *, compiled: bool = True, say: Callable[[str], o
         check_untouched(taken, name)
         for pair in pairs:
             pair.hold(name)
-        say(f"{name}: right")
+        say(f"{name}: ok")
 
 
 def main() -> int:
     """Run the checks, and print one line per disturbance."""
     parser = argparse.ArgumentParser(prog="bench.memory_safety", description=__doc__)
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled module out")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled module")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print(NO_GPU.format(done="checked"))
@@ -151,9 +151,9 @@ def main() -> int:
             torch.device("cuda"), compiled=not arguments.no_compile, say=lambda line: print(line, flush=True)
         )
     except (InaccurateError, RuntimeError) as error:
-        print(f"wrong: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        print(f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         return 1
-    print("two graphs, and one compiled module beside them: right")
+    print("two graphs, with a compiled module beside them: ok")
     return 0
 
 

@@ -1,6 +1,6 @@
 """python -m bench.neighbours: a training step on one thread and on two, alone and beside busy processes.
 
-A step with all heads of the EWT tagger (of the embedding model, where the treebank is not at hand), by the Trainer and
+A step with all heads of the EWT tagger (of the embedding model, if the treebank is not available), by the Trainer and
 by torch eager with dense tables: the median milliseconds of a step, over bursts that take turns. A busy process does
 nothing but compute.
 """
@@ -39,10 +39,10 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Bursts of each candidate.")] = 20,
-    most: Annotated[int, typer.Option(min=0, help="Busy processes at the end.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of bursts per candidate.")] = 20,
+    most: Annotated[int, typer.Option(min=0, help="Largest number of busy processes.")] = 2,
 ) -> None:
-    """Print a table: a row for each candidate and number of threads, a column for each number of busy processes."""
+    """Print a table with a row per candidate and number of threads, and a column per number of busy processes."""
     case = next(case for case in reversed(STEP_CASES) if case.obstacle() is None)
     model = case.build(torch.device("cpu"))
     steps: dict[str, Step] = {
@@ -61,7 +61,7 @@ def main(
                 interleave(candidates, rounds=rounds, burst_us=STEP_BURST_US["cpu"], limit_seconds=60.0)
             )
     table = Table(
-        "ms a step", *(f"beside {count}" for count in range(most + 1)), title=f"{case.name}: {model.shape}"
+        "ms per step", *(f"beside {count}" for count in range(most + 1)), title=f"{case.name}: {model.shape}"
     )
     for name in candidates:
         medians = [timings.median_us(name) / 1e3 for timings in found]

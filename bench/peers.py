@@ -1,6 +1,6 @@
 """The peers that compute the heads: each runs all of them, from gradients that are None to gradients that are set.
 
-The speed of `ours` is compared with `eager`; `gemms` is no peer: it is only the matrix products, by torch.
+The speed of `ours` is compared with `eager`; `gemms` is not a peer: it is only torch's matrix products.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def obstacle(name: str, device: torch.device | None = None, dtype: torch.dtype =
     """Return why a peer cannot run here, or None."""
     device = device or torch.device("cpu")
     if name == "ours_no_bias" and cut_cross_entropy_takes_bias():
-        return "no peer here knows heads without a bias only"
+        return "no peer here needs heads without a bias"
     if name in OURS:
         choice = choose_backend(device, dtype)
         fused = "triton" if device.type == "cuda" else "numba"

@@ -137,9 +137,9 @@ def measure(run: Callable[[], object], seconds: float, sampler: Sampler) -> tupl
 def main() -> int:
     """Measure the energy of a step with all tasks and after the switch, with and without graphs."""
     parser = argparse.ArgumentParser(prog="bench.power", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each kind of step")
-    parser.add_argument("--records", type=Path, default=ledger.FOLDER, help="the folder of the records")
-    parser.add_argument("--samples", type=Path, help="a JSON file for all samples")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per kind of step")
+    parser.add_argument("--records", type=Path, default=ledger.FOLDER, help="folder for the records")
+    parser.add_argument("--samples", type=Path, help="JSON file to write all samples to")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print(NO_GPU.format(done="sampled"))

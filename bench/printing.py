@@ -76,6 +76,6 @@ def warn_if_disturbed(console: Console, share: float | None) -> None:
     """Print one line if others used the processors meanwhile."""
     if (share or 0.0) > DISTURBED_SHARE:
         console.print(
-            f"[yellow]disturbed: others used {share:.0%} of the processors; "
-            "measure again on a quiet machine[/yellow]"
+            f"[yellow]disturbed: other processes used {share:.0%} of the processors; "
+            "measure again on an idle machine[/yellow]"
         )

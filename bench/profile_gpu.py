@@ -1,4 +1,4 @@
-"""python -m bench.profile_gpu: which kernels run, for how long, and how close they come to the device's ceilings.
+"""python -m bench.profile_gpu: which kernels run, for how long, and how close they come to the device's limits.
 
 The torch profiler traces the heads' forward and backward pass, and a training step before the switch, after it and in
 a single-task (STL) run, with and without graphs. Bytes per second count each input read once and each output written
@@ -107,7 +107,7 @@ def kernel_table(found: Profile) -> list[str]:
     if others:
         together = [time for _, times in others for time in times]
         shown.append((f"{len(others)} other{'s' if len(others) > 1 else ''}", together))
-    lines = ["| kernel | launches a call | µs each | µs a call | share |", "|---|---:|---:|---:|---:|"]
+    lines = ["| kernel | launches per call | µs each | µs per call | share |", "|---|---:|---:|---:|---:|"]
     busy = max(found.busy_us, 1e-9)
     for name, times in shown:
         of_call = sum(times) / REPEATS
@@ -130,9 +130,9 @@ def against_ceilings(
     """Return achieved bytes and operations per second, and their share of the device's limits."""
     seconds = found.busy_us / 1e6
     if not seconds:
-        return ["The profiler saw nothing on the GPU.", ""]
+        return ["The profiler recorded nothing on the GPU.", ""]
     lines = [
-        f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs a call, "
+        f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs per call, "
         f"{len(found.launches) / REPEATS:g} launches.",
     ]
     for what, amount, ceiling, unit in (
@@ -154,7 +154,7 @@ def difference(after: Profile, single: Profile) -> list[str]:
     """Return one line per kernel that differs; empty if both ran the same kernels equally often."""
     ours, theirs = after.names(), single.names()
     return [
-        f"{name}: {ours[name] / REPEATS:g} a step after the switch, {theirs[name] / REPEATS:g} in the STL step"
+        f"{name}: {ours[name] / REPEATS:g} per step after the switch, {theirs[name] / REPEATS:g} in the STL step"
         for name in sorted({*ours, *theirs})
         if ours[name] != theirs[name]
     ]
@@ -188,7 +188,7 @@ def profile_heads(traces: Path | None) -> list[str]:
         try:
             found = profile(case.name, run, trace)
         except Exception as error:  # the failure of one case must not affect the others
-            lines += [f"### {case.name}", "", f"Broken: {type(error).__name__}: {error}", ""]
+            lines += [f"### {case.name}", "", f"Failed: {type(error).__name__}: {error}", ""]
             continue
         n_bytes = case.input_bytes + case.gradient_bytes
         lines += [f"### {case.name}: {case.shape}", ""]
@@ -207,7 +207,7 @@ def profile_steps(traces: Path | None) -> tuple[list[str], bool]:
             try:
                 of_case, alike = _profile_step(case, graph, traces)
             except Exception as error:  # a step that is not captured must not affect the others
-                of_case, alike = [f"### {case.name}{', graph' * graph}", "", f"Broken: {error}", ""], False
+                of_case, alike = [f"### {case.name}{', graph' * graph}", "", f"Failed: {error}", ""], False
             lines += of_case
             same = same and alike
     return lines, same
@@ -220,7 +220,7 @@ def _profile_step(case: StepCase, graph: bool, traces: Path | None) -> tuple[lis
     model = case.build(torch.device("cuda"))
     make, suffix = (graphed_step, ", graph") if graph else (trainer_step, "")
     _, before = make(model, MultiTask())
-    # With graphs, the second phase must be captured, too, before it is timed.
+    # With graphs, the second phase must also be captured before it is timed.
     _, after = graphed_step(model, Switch(at_step=6), steps=14) if graph else make(model, Switch(at_step=2))
     _, single = make(model, SingleTask())
     profiles = {}
@@ -231,14 +231,14 @@ def _profile_step(case: StepCase, graph: bool, traces: Path | None) -> tuple[lis
     for name, found in profiles.items():
         lines += [f"### {name}{suffix}: {case.name}", ""]
         lines += [
-            f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs a step, "
+            f"GPU busy {found.busy_us:.1f} µs of {found.span_us:.1f} µs per step, "
             f"{len(found.launches) / REPEATS:g} launches.",
             "",
             *(kernel_table(found) if name != "STL" else []),
             "",
         ]
     unlike = difference(profiles["after the switch"], profiles["STL"])
-    verdict = "not the same kernels as the STL step:" if unlike else "the same kernels as the STL step."
+    verdict = "different kernels than the STL step:" if unlike else "the same kernels as the STL step."
     lines += [f"After the switch{suffix}: {verdict}", "", *(f"- {line}" for line in unlike), ""]
     return lines, not unlike and bool(profiles["STL"].launches)
 
@@ -246,8 +246,8 @@ def _profile_step(case: StepCase, graph: bool, traces: Path | None) -> tuple[lis
 def main() -> int:
     """Profile, print and write `profile.md`."""
     parser = argparse.ArgumentParser(prog="bench.profile_gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/profile"), help="the folder to write to")
-    parser.add_argument("--traces", action="store_true", help="write traces, too")
+    parser.add_argument("--out", type=Path, default=Path("runs/profile"), help="folder to write to")
+    parser.add_argument("--traces", action="store_true", help="write traces as well")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print(NO_GPU.format(done="profiled"))
@@ -258,10 +258,10 @@ def main() -> int:
     heading = f"# Profile on {torch.cuda.get_device_name()}, torch {torch.__version__}"
     file = arguments.out / "profile.md"
     lines = [heading, "", *step_lines]
-    file.write_text("\n".join(lines), encoding="utf-8")  # written already now, in case the next part fails
+    file.write_text("\n".join(lines), encoding="utf-8")  # written now, in case the next part fails
     file.write_text("\n".join([*lines, *profile_heads(traces)]), encoding="utf-8")
     print(
-        f"wrote {arguments.out / 'profile.md'}; after the switch: {'the same kernels' if same else 'other kernels'}"
+        f"wrote {arguments.out / 'profile.md'}; after the switch: {'the same kernels' if same else 'different kernels'}"
     )
     return 0 if same else 1
 

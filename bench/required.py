@@ -1,6 +1,6 @@
 """Requirements of the suites of bags and words, each stated once; those of heads and steps are with their cases."""
 
-# (case, direction, candidate): minimum ratio to its peer. Passes and steps do not include reading a file.
+# (case, direction, candidate): minimum ratio to its peer. Passes and steps exclude reading a file.
 BAGS_OVER_PEER = {
     ("documents", "a pass", "ours, one head"): 3.0,
     ("documents", "a pass", "ours, five heads"): 12.0,

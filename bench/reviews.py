@@ -28,16 +28,14 @@ N_TRAIN, N_TEST = 750, 250
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="That of the Large Movie Review Dataset.")],
-    draws: Annotated[int, typer.Option(min=1, help="How often 1,000 reviews are drawn.")] = 5,
+    folder: Annotated[Path, typer.Argument(help="Folder of the Large Movie Review Dataset.")],
+    draws: Annotated[int, typer.Option(min=1, help="Number of times to draw 1,000 reviews.")] = 5,
     epoch: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 5,
 ) -> None:
     """Print accuracy and seconds of every draw."""
     reviews = sorted(path for part in PARTS for path in (folder / part).glob("*.txt"))
     if len(reviews) < N_TRAIN + N_TEST:
-        raise SystemExit(
-            f"{folder}: has {len(reviews)} reviews under {', '.join(PARTS)}, and 1,000 are needed"
-        )
+        raise SystemExit(f"{folder}: has {len(reviews)} reviews in {', '.join(PARTS)}, but 1,000 are needed")
     found = []
     with tempfile.TemporaryDirectory() as name:
         for draw in range(draws):
@@ -50,8 +48,8 @@ def main(
             console.print(f"draw {draw}: accuracy {accuracy:.3f} in {seconds:.2f} s", highlight=False)
     accuracies, all_seconds = zip(*found, strict=True)
     console.print(
-        f"median {median(accuracies):.3f} in {median(all_seconds):.2f} s, the worst {min(accuracies):.3f}, the slowest "
-        f"{max(all_seconds):.2f} s, which loads the kernels",
+        f"median {median(accuracies):.3f} in {median(all_seconds):.2f} s; lowest {min(accuracies):.3f}; slowest "
+        f"{max(all_seconds):.2f} s, including loading the kernels",
         highlight=False,
     )
 

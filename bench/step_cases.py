@@ -186,7 +186,7 @@ def multi_and_single(
     if compiled():
         _add(steps, "compiled multi", lambda: eager_step(model, tasks, compiled=True), skip)
     else:
-        skip("compiled multi", "no time is left for it in this case")
+        skip("compiled multi", "no time left for it in this case")
     return steps
 
 
@@ -221,7 +221,7 @@ SWITCHED_PEERS = {
 
 
 def switched_and_stl(model: StepModel, skip: Skip = lambda name, reason: None) -> dict[str, Step]:
-    """A step after the switch, and one of a run that never had another task; on a GPU with graphs, too."""
+    """A step after the switch, and one of a run that never had another task; on a GPU also with graphs."""
     trainer, after_switch = trainer_step(model, Switch(at_step=2))
     for _ in range(4):
         after_switch()
@@ -234,7 +234,7 @@ def switched_and_stl(model: StepModel, skip: Skip = lambda name, reason: None) -
 
 
 def _graphed_after_switch(model: StepModel) -> Step:
-    # Also captured before the switch, so that the second capture is the one that is timed.
+    # Captured before the switch as well, so that the second capture is the one that is timed.
     trainer, step = graphed_step(model, Switch(at_step=6), steps=14)
     _check_switched(trainer, model)
     return step
@@ -242,7 +242,7 @@ def _graphed_after_switch(model: StepModel) -> Step:
 
 def _check_switched(trainer: Trainer, model: StepModel) -> None:
     if trainer.heads.active != (model.heads.main,):
-        raise RuntimeError(f"the switch has not passed: {', '.join(trainer.heads.active)} are active")
+        raise RuntimeError(f"the switch has not happened: {', '.join(trainer.heads.active)} are active")
 
 
 # --- correctness -----------------------------------------------------------------------------------------

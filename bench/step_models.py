@@ -53,7 +53,7 @@ class StepModel:
 
 
 def embedding_model(V: int, D: int, N: int, L: int, sizes: Sequence[int], device: torch.device) -> StepModel:
-    """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches are there, too."""
+    """A bag-of-words encoder over random bags of L tokens, trained by SGD; on a GPU the batches are on the device."""
     torch.manual_seed(1)
     tasks = {f"task{k}": Classification(size) for k, size in enumerate(sizes)}
     batches: list[Batch] = [

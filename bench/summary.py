@@ -1,4 +1,4 @@
-"""python -m bench.summary FOLDER: what bench/gpu.sh found, short enough for the end of a log.
+"""python -m bench.summary FOLDER: summarize what bench/gpu.sh found, short enough for the end of a log.
 
 Reads FOLDER/tests.txt, FOLDER/safety.txt and the records in FOLDER/records or --records; reports a missing part in one
 line.
@@ -53,7 +53,7 @@ def tests(path: Path) -> list[str]:
     if not counted:  # stopped or killed: use what was printed before
         failures = [line[:MOST_COLUMNS] for line in lines if re.search(r" (FAILED|ERROR)\b", line)]
         counted = (
-            [f"not at its end; {sum(' PASSED' in line for line in lines)} passed until then"] if lines else []
+            [f"not finished; {sum(' PASSED' in line for line in lines)} passed until then"] if lines else []
         )
     left = len(failures) - MOST_FAILURES
     more = [f"and {left} more"] if left > 0 else []
@@ -62,7 +62,7 @@ def tests(path: Path) -> list[str]:
 
 def safety(path: Path) -> list[str]:
     """Return the final output of bench.memory_safety and compute-sanitizer."""
-    wanted = re.compile(r"wrong|right$|ERROR SUMMARY|Invalid|no compute-sanitizer|time limit")
+    wanted = re.compile(r"failed: |ok$|ERROR SUMMARY|Invalid|no compute-sanitizer|time limit")
     return [line[:MOST_COLUMNS] for line in _lines(path) if wanted.search(line)][-8:] or ["no result"]
 
 
@@ -93,7 +93,7 @@ def required(found: Sequence[Record]) -> list[str]:
     missed = [verdict for verdict in verdicts if verdict.met != "met"]
     return [
         f"{len(verdicts) - len(missed)} met, {len(missed)} missed",
-        *(f"{v.case.split(':')[0]}: {v.required}, is {v.measured}"[:MOST_COLUMNS] for v in missed),
+        *(f"{v.case.split(':')[0]}: {v.required}, measured {v.measured}"[:MOST_COLUMNS] for v in missed),
     ]
 
 
@@ -158,8 +158,8 @@ def main() -> int:
     """Print the summary."""
     parser = argparse.ArgumentParser(prog="bench.summary", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--records", type=Path, help="the folder of the records; FOLDER/records by default")
-    parser.add_argument("--since", default="", help="records from this date on, as in 2026-11-27T00:00")
+    parser.add_argument("--records", type=Path, help="folder with the records; FOLDER/records by default")
+    parser.add_argument("--since", default="", help="use records from this date on, as in 2026-11-27T00:00")
     arguments = parser.parse_args()
     made = ledger.read(arguments.records or arguments.folder / "records")
     made = [

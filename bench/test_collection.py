@@ -1,4 +1,4 @@
-"""Which benchmarks a run of pytest selects: real sizes if times are asked for, tiny ones otherwise."""
+"""Which benchmarks a run of pytest selects: real sizes if timing is requested, tiny ones otherwise."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_achieved_rates_are_shares_of_the_ceilings():
 def test_a_kernel_too_many_is_found():
     assert difference(profile_of("a", "b"), profile_of("b", "a")) == []
     assert difference(profile_of("a", "b", "b"), profile_of("a", "b")) == [
-        "b: 2 a step after the switch, 1 in the STL step"
+        "b: 2 per step after the switch, 1 in the STL step"
     ]
 
 

@@ -72,4 +72,4 @@ def test_a_job_that_breaks_leaves_the_others_alone(tmp_path, capsys):
     assert [jobs.survived(job.__name__, job, tmp_path) for job in (broken, fine)] == [False, True]
     assert len(ledger.read(tmp_path)) == 1
     said = capsys.readouterr().out
-    assert "broken: broken, RuntimeError: no kernel" in said
+    assert "broken: failed, RuntimeError: no kernel" in said

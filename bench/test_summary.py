@@ -25,11 +25,11 @@ def test_tests_that_were_stopped_still_name_their_failures(tmp_path):
     lines = ["[gw0] [  1%] PASSED tests/on_gpu/a.py::b", "[gw0] [  2%] FAILED tests/on_gpu/a.py::c"]
     (tmp_path / "tests.txt").write_text("\n".join(lines))
     said = summary(tmp_path, []).splitlines()
-    assert said[1:3] == ["not at its end; 1 passed until then", lines[1]]
+    assert said[1:3] == ["not finished; 1 passed until then", lines[1]]
 
 
 def test_every_part_is_there_and_stays_short(tmp_path):
-    (tmp_path / "safety.txt").write_text("noise\ncache emptied: right\n========= ERROR SUMMARY: 0 errors\n")
+    (tmp_path / "safety.txt").write_text("noise\ncache emptied: ok\n========= ERROR SUMMARY: 0 errors\n")
     cuda = {"kind": "cuda"}
     found = [
         record_of("heads", VOCABULARY.name, "ours", 48_000.0, peak_extra_bytes=4e9, **cuda),

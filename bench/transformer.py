@@ -1,4 +1,4 @@
-"""python -m bench.transformer MODEL --treebank DIR: what finishing on one task saves in fine-tuning a transformer.
+"""python -m bench.transformer MODEL --treebank DIR: what finishing on one task saves when fine-tuning a transformer.
 
 MODEL is a folder that transformers' AutoModel and AutoTokenizer read, DIR has the .conllu files of a treebank. A share
 of the training sentences keeps the label of the main task, all keep that of the auxiliary task:
@@ -48,19 +48,21 @@ class Sentence:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="A folder of a pre-trained encoder and its tokenizer.")],
-    treebank: Annotated[Path, typer.Option(help="The folder of a treebank's train and dev files.")],
-    task: Annotated[str, typer.Option(help="The main task: genre or upos.")] = "genre",
-    label_fraction: Annotated[float, typer.Option(help="Of the sentences that keep its label.")] = 0.05,
+    model: Annotated[Path, typer.Argument(help="Folder of a pre-trained encoder and its tokenizer.")],
+    treebank: Annotated[Path, typer.Option(help="Folder with a treebank's train and dev files.")],
+    task: Annotated[str, typer.Option(help="Main task: genre or upos.")] = "genre",
+    label_fraction: Annotated[
+        float, typer.Option(help="Fraction of the sentences that keep the main label.")
+    ] = 0.05,
     steps: Annotated[int, typer.Option(min=10)] = 200,
-    batch: Annotated[int, typer.Option(min=1, help="Sentences of a batch.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per batch.")] = 16,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    lr: Annotated[float, typer.Option(help="Of AdamW, falling linearly to 0.")] = 1e-4,
-    switch_at: Annotated[float, typer.Option(help="The switch, as a part of all steps.")] = 0.5,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW, falling linearly to 0.")] = 1e-4,
+    switch_at: Annotated[float, typer.Option(help="When to switch, as a fraction of all steps.")] = 0.5,
 ) -> None:
     """Train, and print a table."""
     if task not in BESIDE:
-        raise typer.BadParameter(f"there are {', '.join(BESIDE)}, not {task!r}", param_hint="--task")
+        raise typer.BadParameter(f"{task!r} is unknown; available: {', '.join(BESIDE)}", param_hint="--task")
     data = Data.read(model, treebank, (task, BESIDE[task]))
     schedules: dict[str, Callable[[], Schedule]] = {
         "stl": SingleTask,
@@ -83,14 +85,14 @@ def main(
             )
             history = trainer.fit(train, steps=steps, val=held_out, evaluate_every=max(1, steps // 10))
             runs[name].append(history)
-            console.print(f"seed {seed}, {name}: {_best(history):.4f} at best, {_seconds(history):.1f} s")
+            console.print(f"seed {seed}, {name}: best {_best(history):.4f}, {_seconds(history):.1f} s")
     n_labelled = len(labelled_of(data, label_fraction, 0))
     title = f"{task}, {n_labelled} labelled sentences, {steps} steps, seeds: {seeds}; medians"
     console.print(_table(title, runs, task, steps, int(switch_at * steps)))
 
 
 class _Encoder(nn.Module):
-    """A pre-trained encoder whose features are those of all tokens, with a mask of those that are no padding."""
+    """A pre-trained encoder whose features are those of all tokens, with a mask of those that are not padding."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -187,7 +189,7 @@ def read_sentences(path: Path) -> Iterator[Sentence]:
 def _only(folder: Path, part: str) -> Path:
     found = sorted(folder.glob(f"*-{part}.conllu"))
     if len(found) != 1:
-        raise SystemExit(f"{folder}: has {len(found)} files *-{part}.conllu, and one is needed")
+        raise SystemExit(f"{folder}: has {len(found)} files *-{part}.conllu, but needs exactly one")
     return found[0]
 
 
@@ -228,7 +230,15 @@ def _row(sentence: Sentence, tokenizer: Any, classes: Mapping[str, list[str]]) -
 
 def _table(title: str, runs: Mapping[str, list[History]], task: str, steps: int, switch: int) -> Table:
     table = Table(title=title)
-    for heading in ("", "best", "at the end", "s", "ms a step before", "after the switch", "s to stl's best"):
+    for heading in (
+        "",
+        "best",
+        "at the end",
+        "s",
+        "ms per step before",
+        "after the switch",
+        "s to stl's best",
+    ):
         table.add_column(heading, justify="right" if heading else "left")
     for name, histories in runs.items():
         reached = [_reached(h, _best(stl), task) for h, stl in zip(histories, runs["stl"], strict=True)]

@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
     @classmethod
     def of(cls, case: str, required: str, measured: str, met: bool, records: Iterable[Record]) -> Verdict:
-        """Make a verdict; a disturbed measurement decides nothing."""
+        """Make a verdict; a disturbed measurement leaves it undecided."""
         return cls(case, required, measured, decided(met, records))
 
     @classmethod
@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
 
 
 def decided(met: bool, records: Iterable[Record]) -> str:
-    """Say whether a requirement is met, from its records: a disturbed measurement decides nothing."""
+    """Say whether a requirement is met, from its records: a disturbed measurement leaves it undecided."""
     if any(is_disturbed(record) for record in records):
         return "undecided (disturbed)"
     return "met" if met else "missed"
@@ -95,7 +95,7 @@ def cpu_verdicts(found: Sequence[Record]) -> list[Verdict]:
 
 
 def _tagger_step(records: ByPeer) -> list[Verdict]:
-    name, ours = f"{TAGGER}, a step", ("ours multi",)
+    name, ours = f"{TAGGER}, one step", ("ours multi",)
     over = [
         _ratio(name, records, (peer,), ours, least, f"{peer} / ours") for peer, least in CPU_STEP_OVER.items()
     ]
@@ -114,7 +114,7 @@ def _geometric_mean(
 
 
 def _none_slower(cases: Mapping[HeadCase, ByPeer]) -> Verdict:
-    title, required = "no case slower than any peer", "least best peer / ours ≥ 1"
+    title, required = "no case slower than any peer", "smallest best peer / ours ≥ 1"
     if not all("ours" in records and set(CPU_PEERS) & set(records) for records in cases.values()):
         return Verdict.missing(title, required)
     least = {c.name: fastest(r, CPU_PEERS)["p50"] / r["ours"]["p50"] for c, r in cases.items()}  # type: ignore[index]
@@ -127,7 +127,7 @@ def _none_slower(cases: Mapping[HeadCase, ByPeer]) -> Verdict:
 def _near_gemms(cases: Mapping[HeadCase, ByPeer]) -> Verdict:
     title, required = (
         f"ours / bare GEMMs where S ≥ {CPU_OF_GEMMS_FROM_S}",
-        f"≤ {CPU_OF_GEMMS:g} in each",
+        f"≤ {CPU_OF_GEMMS:g} in each case",
     )
     wide = {case: r for case, r in cases.items() if case.layout.width >= CPU_OF_GEMMS_FROM_S}
     if not all({"ours", "gemms"} <= set(records) for records in wide.values()):
@@ -180,7 +180,7 @@ def _gpu_heads(case: HeadCase, records: ByPeer, copy: float | None) -> list[Verd
     if required.over_eager is not None:
         verdicts.append(_ratio(name, records, ("eager",), ("ours",), required.over_eager, "eager / ours"))
     if required.over_best is not None:
-        # Graphs are compared with graphs: the benefit of the graph itself is no merit of the kernel.
+        # Graphs are compared with graphs: the benefit of the graph itself is not the kernel's.
         verdicts.append(_ratio(name, records, GPU_PEERS, ours, required.over_best, "best peer / ours"))
         if "eager_graph" in records:
             graphs = ("eager_graph",), ("ours_graph",)

@@ -136,8 +136,8 @@ def _bag_verdict(record: Record) -> str:
 
 def _values(records: Sequence[Record]) -> list[str]:
     lines = [
-        f"- {record['case']}, {record['shape']}: {record['peer']} needs {record['value'] / 1e6:,.1f} MB at the peak "
-        "beside the table and the batch"
+        f"- {record['case']}, {record['shape']}: {record['peer']} needs {record['value'] / 1e6:,.1f} MB at the peak, "
+        "beyond the table and the batch"
         for record in records
         if record["unit"] == "bytes"
     ]
@@ -183,7 +183,7 @@ def _words(found: Sequence[Record]) -> list[str]:
         *lines,
         "",
         *(
-            f"- {r['case']}, {r['shape']}: mapped, {_ratio(r)} of the speed of the same text in memory"
+            f"- {r['case']}, {r['shape']}: mapped, {_ratio(r)} times the speed of the same text in memory"
             for r in mapped
         ),
     ]

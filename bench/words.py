@@ -1,4 +1,4 @@
-"""python -m bench.words: compare Word2Vec with gensim's, quality beside speed, and append records.
+"""python -m bench.words: compare Word2Vec with gensim's in speed and quality, and append records.
 
 Each seed is a round: gensim and ours take turns on the same file, with 2 workers each, for skip-gram and CBOW. Words
 per second are raw words times epochs over the training time only, as gensim counts them, and also over the time of the
@@ -65,13 +65,18 @@ DIRECTIONS: dict[str, Callable[[Run], float]] = {
 
 def main(
     treebank: Annotated[
-        Path | None, typer.Option(help="A CoNLL-U file, repeated to --words; without: only Wikipedia.")
+        Path | None,
+        typer.Option(help="CoNLL-U file, repeated up to --words; if not set, only Wikipedia is measured."),
     ] = None,
-    words: Annotated[int, typer.Option(min=1000, help="Words of the repeated treebank.")] = 5_000_000,
-    seeds: Annotated[int, typer.Option(min=1, help="Rounds on the treebank.")] = 3,
-    wikipedia_seeds: Annotated[int, typer.Option(min=0, help="Rounds on gensim's Wikipedia articles.")] = 5,
-    first_seed: Annotated[int, typer.Option(min=1, help="The first round's seed.")] = 1,
-    records: Annotated[Path, typer.Option(help="The folder of the records.")] = ledger.FOLDER,
+    words: Annotated[
+        int, typer.Option(min=1000, help="Number of words of the repeated treebank.")
+    ] = 5_000_000,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of rounds on the treebank.")] = 3,
+    wikipedia_seeds: Annotated[
+        int, typer.Option(min=0, help="Number of rounds on gensim's Wikipedia articles.")
+    ] = 5,
+    first_seed: Annotated[int, typer.Option(min=1, help="Seed of the first round.")] = 1,
+    records: Annotated[Path, typer.Option(help="Folder for the records.")] = ledger.FOLDER,
 ) -> None:
     """Measure, print and append records."""
     if version("gensim") == "not installed":
@@ -130,7 +135,7 @@ def measure_mapped(path: Path, n_words: int, seeds: range, records: Path) -> Non
     )
     ratio = timings.ratio("in memory", "mapped")
     console.print(
-        f"mapped: {ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}] of the words/s in memory"
+        f"mapped: {ratio.of_medians:.2f} [{ratio.p25:.2f} to {ratio.p75:.2f}] times the words/s in memory"
     )
     environment, shape = describe(), f"{n_words} words, {SETTINGS['epochs']} epochs"
     made = [

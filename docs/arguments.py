@@ -2,8 +2,8 @@
 
     Trains an encoder. encoder: any module. heads: MultiTaskHeads over D. Raises ValueError for another width.
 
-Every name of an argument or a field that begins a sentence, with a colon behind it, begins a line of a list, and what
-is raised a paragraph.
+The name of an argument or field at the start of a sentence, followed by a colon, starts a list item; what is raised
+becomes a paragraph.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from griffe import Class, Extension, Function
 
 
 class ArgumentsAsList(Extension):
-    """Griffe calls it for everything that it has read."""
+    """Called by Griffe for everything that it has read."""
 
     def on_class(self, *, cls: Class, **others: Any) -> None:
-        """Its fields, and the arguments that it is made with."""
+        """Rewrite the docstring of a class: its fields, and the arguments of its constructor."""
         made_by = cls.members.get("__init__")
         arguments = made_by.parameters if isinstance(made_by, Function) else ()
         _rewrite(cls, {*cls.members, *(argument.name for argument in arguments)})
 
     def on_function(self, *, func: Function, **others: Any) -> None:
-        """Its arguments."""
+        """Rewrite the docstring of a function: its arguments."""
         _rewrite(func, {argument.name for argument in func.parameters})
 
 
@@ -34,7 +34,7 @@ def _rewrite(what: Class | Function, names: set[str]) -> None:
 
 
 def as_markdown(text: str, names: set[str]) -> str:
-    """The text with a line for each of the names; indented paragraphs, which are code, stay as they are."""
+    """The text with one list item per name; indented paragraphs, which are code, stay as they are."""
     return "\n\n".join(p if p.startswith(" ") else _paragraph(p, names) for p in text.split("\n\n"))
 
 
@@ -48,11 +48,11 @@ def _paragraph(paragraph: str, names: set[str]) -> str:
         said, raises = _parted(said)
         listed = ", ".join(f"`{argument}`" for argument in arguments.split(", "))
         parts += [f"- {listed}: {said}", *([f"\n{raises}"] if raises else [])]
-    # A list begins behind an empty line.
+    # A list needs an empty line before it.
     return "\n".join(parts) if not (first and rest) else "\n".join([parts[0], "", *parts[1:]])
 
 
 def _parted(said: str) -> tuple[str, str]:
-    """What is said of an argument, and of what is raised behind it."""
+    """What is said about an argument, and what is raised, which follows it."""
     said, found, raises = said.partition(". Raises ")
     return (f"{said}.", f"Raises {raises}") if found else (said, "")

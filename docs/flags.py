@@ -1,8 +1,8 @@
-"""Writes the tables of flags in docs/command-line.md anew, from what the command line itself reads:
+"""Regenerates the tables of flags in docs/command-line.md from what the command line itself reads:
 
     python docs/flags.py
 
-A table stands between `<!-- flags: NAME -->` and `<!-- end -->`. A test holds the page to them.
+A table is between `<!-- flags: NAME -->` and `<!-- end -->`. A test checks that the page is up to date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from mt2st_fast.cli import app
 
 PAGE = Path(__file__).with_name("command-line.md")
-SHARED = ("train", "compare")  # whose flags stand in one table, so far as they are the same
+SHARED = ("train", "compare")  # the flags that both have are in one table
 _PLACE = re.compile(r"(<!-- flags: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -27,12 +27,12 @@ def commands() -> dict[str, Any]:
 
 
 def flags_of(command: Any) -> list[Any]:
-    """Its options and arguments, but for those that are shown nowhere."""
+    """Its options and arguments, except for hidden ones."""
     return [parameter for parameter in command.params if not parameter.hidden]
 
 
 def tables() -> dict[str, str]:
-    """The table of every command, and that of the flags which train and compare share, by its name."""
+    """The table of every command, and that of the flags shared by train and compare, by name."""
     found = commands()
     first, second = (map(_row, flags_of(found[name])) for name in SHARED)
     shared = set(first) & set(second)
@@ -44,7 +44,7 @@ def tables() -> dict[str, str]:
 
 
 def written(page: str) -> str:
-    """The page with its tables as they are now. Raises KeyError for the table of a command that there is not."""
+    """The page with up-to-date tables. Raises KeyError for the table of a command that does not exist."""
     made = tables()
     return _PLACE.sub(lambda place: f"{place[1]}\n{made[place[2]]}\n{place[3]}", page)
 
@@ -57,7 +57,7 @@ def _by_panel(command: Any, is_wanted: Callable[[Any], bool]) -> str:
 def _panels(command: Any, is_wanted: Callable[[Any], bool]) -> Iterator[tuple[str, str]]:
     wanted = [parameter for parameter in flags_of(command) if is_wanted(parameter)]
     names = dict.fromkeys(parameter.rich_help_panel for parameter in wanted)
-    for panel in sorted(names, key=lambda name: name == "Output"):  # as one reads: what goes in first
+    for panel in sorted(names, key=lambda name: name == "Output"):  # in reading order: inputs first
         yield panel, _table([parameter for parameter in wanted if parameter.rich_help_panel == panel])
 
 
@@ -72,7 +72,7 @@ def _row(parameter: Any) -> tuple[str, str, str]:
     names = [*parameter.opts, *parameter.secondary_opts]
     if parameter.param_type_name == "argument":
         names = [parameter.opts[0].upper()]
-    # A flag in the text is set as one, but where it stands in code already.
+    # A flag in the text is set as code, unless it is inside code already.
     meaning = re.sub(r"(`[^`]*`)|(?<![\w-])(--[a-z][a-z-]*)", lambda m: m[1] or f"`{m[2]}`", parameter.help)
     return ", ".join(f"`{name}`" for name in names), meaning.replace("|", "\\|"), _default(parameter)
 

@@ -1,7 +1,7 @@
-"""For `mkdocs build`: the package as it is installed, for the API reference to read.
+"""For `mkdocs build`: a copy of the sources laid out as installed, for the API reference to read.
 
-The folder kernels/ is imported as mt2st_fast.kernels (see pyproject.toml), which who reads sources, and imports
-nothing, cannot know.
+The folder kernels/ is imported as mt2st_fast.kernels (see pyproject.toml), which a tool that reads sources without
+importing them cannot know.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def train_supervised(*args: Any, **options: Any) -> Classifier:
     placed = dict(zip(_PLACES, args, strict=False))
     if len(args) > len(_PLACES) or placed.keys() & options.keys():
         twice = ", ".join(sorted(placed.keys() & options.keys())) or f"{len(args)} positional options"
-        raise InputError(f"train_supervised: {twice} given twice; give options by name")
+        raise InputError(f"train_supervised: {twice} given twice; pass options by name")
     if not {"input", "path"} & {*placed, *options}:
         raise InputError("train_supervised needs a file; pass input=")
     return Classifier(train_families(**{"families": False, **placed, **options}))

@@ -141,10 +141,10 @@ def model_in(folder: str | Path) -> Path:
     if (folder / RUN_MODEL).is_dir():
         return folder / RUN_MODEL
     if has_comparison(folder):
-        raise InputError(f"{folder}: is a comparison, which has no model; pass the folder of a run of train")
+        raise InputError(f"{folder}: is a comparison, which has no model; pass the folder of a training run")
     if (folder / RUN_CONFIG).exists():
         raise InputError(
-            f"{folder}: the run has not ended and left no model; finish it with: "
+            f"{folder}: the run is not finished and left no model; finish it with: "
             f"mt2st-fast train --resume --out {folder}"
         )
     return folder

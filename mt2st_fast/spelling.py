@@ -31,7 +31,7 @@ def quoted(known: Iterable[str]) -> str:
     if name is None:
         return ""
     written = '"' + name.replace('"', '""') + '"'
-    return f"; a name with a comma stands between quotation marks, here {written}"
+    return f"; quote a name with a comma, here {written}"
 
 
 def in_any_case(name: str, known: Sequence[str]) -> str | None:

@@ -50,5 +50,5 @@ def test_the_map_shows_what_is_there(path: str) -> None:
 
 
 def test_the_map_names_every_room() -> None:
-    rooms = CONTRIBUTING[CONTRIBUTING.index("The rooms of") : CONTRIBUTING.index("Tests hold this")]
+    rooms = CONTRIBUTING[CONTRIBUTING.index("divided into rooms") : CONTRIBUTING.index("Tests enforce this")]
     assert all(f"`{room}`" in rooms for room in FLOORS)

@@ -72,11 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _leave(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails as well
         sys.exit(141)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _leave(f"{where}{error.strerror or error}; choose another --out or make room there")
+        _leave(f"{where}{error.strerror or error}; choose another --out or free some space there")
     except (KeyboardInterrupt, typer.Abort):
         print("mt2st-fast: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Once(logging.Filter):
-    """Passes each message only once: a command that trains many models reports common conditions once."""
+    """Passes each message only once: a command that trains many models reports a shared condition once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _Once(logging.Filter):
 
 
 def _leave(message: str, *, of_all: bool = False) -> None:
-    """Print an error and exit. of_all: an error that all of several processes have, and only the first prints."""
+    """Print an error and exit. of_all: an error that every process has, and only the first one prints."""
     if is_first() or not of_all:
         print(f"mt2st-fast: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

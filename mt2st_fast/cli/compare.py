@@ -60,7 +60,7 @@ def compare(output: OutputOptions, comparison: ComparisonOptions, config: Config
     if not output.resume:
         _check(asked)
         check_used(config, given)
-    folder = make_writable(output.folder("compare"))
+    folder = make_writable(output.folder("compare"), to_resume=output.resume)
     with holding(folder), StoppingOnSignals() as stopping:
         check_not_of("train", folder)
         check_not_lost(folder, (COMPARISON, *REPORT_FILES, CHECKPOINT), has_comparison(folder))
@@ -82,21 +82,21 @@ def _check(asked: Progress) -> None:
         given_flags = ", ".join("--" + name.replace("_", "-") for name in asked.fixed)
         raise InputError(
             f"--tune {comparison.tune} has nothing left to tune for {', '.join(comparison.strategies)}: "
-            f"leave out {given_flags}, or --tune"
+            f"leave out {given_flags} or --tune"
         )
     for engine in comparison.engine:
         config.on_engine(engine)
     config.check_strategy_options(comparison.strategies)
-    if config.seed + comparison.seeds > MOST_SEED:  # one more than the runs have, for tuning
+    if config.seed + comparison.seeds > MOST_SEED:  # one more than the runs use, for tuning
         raise InputError(
-            f"--seed {config.seed} is too large for --seeds {comparison.seeds}, which count up from it; the largest "
-            f"seed is {MOST_SEED}"
+            f"--seed {config.seed} is too large for --seeds {comparison.seeds}, as seeds count up from --seed; the "
+            f"largest seed is {MOST_SEED}"
         )
 
 
 def _stored(folder: Path, asked: Progress, given: Given) -> Progress:
-    """Return the stored comparison, to be judged by the options given now. Raises InputError if another one is asked
-    for.
+    """Return the stored comparison, to be judged by the options given now. Raises InputError if the options ask for
+    another comparison.
     """
     stored = Progress.read(folder)
     for name in sorted(given.keys() & {"strategies", "engine", "tune", "seeds", "epochs"}):
@@ -136,14 +136,14 @@ def _compare(progress: Progress, folder: Path, output: OutputOptions, stopping: 
 
 
 def _kept(progress: Progress, first: Splits, output: OutputOptions) -> bytes:
-    """Return the configuration file of a comparison. Options that are tuned and were not given stay open in it."""
+    """Return the configuration file of a comparison. It leaves out options that are tuned and were not given."""
     tuned = set(TUNED) - set(progress.fixed) if progress.comparison.tune else set()
     parts = (output, progress.comparison, progress.config.resolved(first))
     return kept_config("compare", *parts, without=tuple(tuned))
 
 
 def _comparison(progress: Progress, experiment: Experiment) -> dict[str, Any]:
-    """Return the content of compare.json; experiment: one of the first arm."""
+    """Return the content of compare.json; experiment: a run of the first arm."""
     splits, heads = experiment.splits, experiment.trainer.heads
     options = progress.config.resolved(splits).to_json()
     facts = {
@@ -176,14 +176,14 @@ def _summarise(console: Console, comparison: dict[str, Any], folder: Path) -> No
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development, "
+        title=f"{comparison['main']}: target {comparison['metric']} {comparison['target']:.4f} on development rows, "
         f"medians of {counted(comparison['n_seeds'], 'seed')}",
     )
     table.add_column("strategy", no_wrap=True)
     for name in ("dev", "test", "s", "steps to\ntarget", "s to\ntarget", "vs stl", "vs mtl"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, dev, test, _, *others in table_rows(comparison):  # shortened, to fit into 80 columns
-        table.add_row(name, dev, test, *(cell.removesuffix(" came") for cell in others))
+        table.add_row(name, dev, test, *(cell.removesuffix(" reached it") for cell in others))
     console.print(table)
     for line in comparison["conclusions"]:
         say(console, line)

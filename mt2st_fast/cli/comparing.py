@@ -36,7 +36,7 @@ class Comparing:
     checkpoint_seconds: float
 
     def check(self) -> Experiment:
-        """Find runs that cannot work before anything has run; return an experiment of the first arm."""
+        """Find runs that cannot work before anything runs; return an experiment of the first arm."""
         for arm in reversed(self.progress.arms):
             experiment = Experiment.prepare(self._config(arm), self.first)
             for values in self.progress.trials_of(arm.strategy):
@@ -71,7 +71,7 @@ class Comparing:
         for strategy in asked.strategies:
             values = progress.tuned(strategy)
             shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            say(self.console, f"tuned {strategy}: {shown or 'all that it takes is given'}")
+            say(self.console, f"tuned {strategy}: {shown or 'nothing to tune, all of its options are set'}")
 
     def run(self) -> None:
         """Execute the remaining runs, by seed and then by arm, so that a machine that slows down affects all arms."""
@@ -121,7 +121,7 @@ class Comparing:
                 self.console,
                 f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}; "
                 f"{self.progress.n_done} of {self.progress.n_all} runs are done. "
-                f"Go on with: mt2st-fast compare --resume --out {self.folder}",
+                f"Continue with: mt2st-fast compare --resume --out {self.folder}",
             )
             raise typer.Exit(self.stopping.exit_code)
         return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)

@@ -1,4 +1,4 @@
-"""`mt2st-fast evaluate`: how good word vectors are."""
+"""`mt2st-fast evaluate`: the quality of word vectors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mt2st_fast.words.vectors import WordVectors
 
 def evaluate(
     vectors: Annotated[
-        Path, typer.Argument(help="file of vectors: .txt, .vec, .bin, .safetensors, GloVe text")
+        Path, typer.Argument(help="file of word vectors: .txt, .vec, .bin, .safetensors or GloVe text")
     ],
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="PATH", help="folder for the report and the picture")
     ] = None,
     words: Annotated[
         str | None,
-        typer.Option(help="comma-separated words whose neighbours to show; some frequent ones by default"),
+        typer.Option(help="comma-separated words to show the neighbours of; some frequent words by default"),
     ] = None,
     neighbours: Annotated[int, typer.Option(help="neighbours to show per word", min=1)] = 5,
     most_frequent: Annotated[
         int,
         typer.Option(
-            help="use only this many of the most frequent words in pairs and analogies; fewer is faster",
+            help="number of most frequent words to use for pairs and analogies; fewer is faster",
             min=2,
         ),
     ] = 300_000,
@@ -39,7 +39,7 @@ def evaluate(
 
     Needs gensim and scipy: pip install 'mt2st-fast\\[words]'.
     """
-    # Imported here: this needs matplotlib, for whose import no other command should wait.
+    # Imported here, so that no other command waits for the import of matplotlib.
     from mt2st_fast.words.evaluation import EVALUATION_FILES, analogy_rows, pair_rows, write_evaluation
     from mt2st_fast.words.evaluation import evaluate as measure
 
@@ -58,7 +58,7 @@ def evaluate(
     say(
         console,
         (str(vectors), "bold"),
-        f": {result['words']:,} words, {result['dimension']} numbers each",
+        f": {result['words']:,} words, {result['dimension']} dimensions",
         f"; {result['zero_vectors']:,} zero vectors left out" if result["zero_vectors"] else "",
     )
     _print(console, ("similarity", "Spearman", "Pearson", "pairs used", "OOV"), pair_rows(result))

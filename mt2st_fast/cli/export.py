@@ -22,7 +22,7 @@ def export(
     model: Annotated[Path, typer.Argument(help="folder of a `train` run or of a saved model")],
     form: Annotated[
         str | None,
-        typer.Option("--format", help="onnx or torch (.pt2); by default from the name of --out, else onnx"),
+        typer.Option("--format", help="onnx or torch (.pt2); by default from the suffix of --out, else onnx"),
     ] = None,
     out: Annotated[
         str | None,
@@ -64,8 +64,8 @@ def _written(folder: Path, file: Path, form: str, tasks: list[str] | None) -> Ex
     kind = kind_of(folder)
     if kind == WORD2VEC:
         raise InputError(
-            f"{folder}: is a Word2Vec, which has vectors and no task to compute; write them with "
-            "Word2Vec.load(folder).wv.save_word2vec_format(file)"
+            f"{folder}: is a Word2Vec model, which has vectors but no task to compute; write the "
+            "vectors with Word2Vec.load(folder).wv.save_word2vec_format(file)"
         )
     loaded = load(folder)
     if kind == MODULES:
@@ -84,15 +84,14 @@ def _say(written: Exported) -> None:
     ]
     console.print(escape(f"{written.graph} ({size:,} bytes): {shown[0]} -> {shown[1]}"))
     console.print(
-        escape(
-            f"{written.description}: what the inputs are, the words and the labels; see mt2st_fast.TextInputs"
-        )
+        escape(f"{written.description}: describes the inputs, words and labels; see mt2st_fast.TextInputs")
     )
     if written.compared_by:
         console.print(
-            f"compared in {written.compared_by}: logits at most {written.largest_difference:.1e} off the model's"
+            f"checked with {written.compared_by}: logits differ from the model's by at most "
+            f"{written.largest_difference:.1e}"
         )
     else:
         console.print(
-            "not compared with the model, as onnxruntime is not installed: pip install 'mt2st-fast[export]'"
+            "not checked against the model, as onnxruntime is not installed: pip install 'mt2st-fast[export]'"
         )

@@ -21,23 +21,25 @@ def info() -> None:
         facts.add_row(key, str(value))
     console.print(facts)
     console.print(_choices())
-    plans = Table("backend", "plan", "when", "why", title="How heads are computed: the first that fits")
+    plans = Table(
+        "backend", "plan", "when", "why", title="How heads are computed: by the first rule that applies"
+    )
     for name, rules in RULES.items():
         for rule in rules:
             plans.add_row(name, rule.plan, rule.when, rule.reason)
     console.print(plans)
     if table_path().exists():
-        say(console, f"Before these rules comes what was tuned on this device: {table_path()}")
+        say(console, f"The plans tuned on this device take precedence over these rules: {table_path()}")
     else:
-        console.print("mt2st-fast tune measures the plans on this device and chooses by that.")
+        console.print("To choose plans by measurements on this device, run: mt2st-fast tune")
     if not torch.cuda.is_available():
         console.print(
-            "No CUDA device here: the Triton kernels can be compiled (mt2st-fast kernels), not run."
+            "No CUDA device found: the Triton kernels can be compiled (mt2st-fast kernels) but not run."
         )
 
 
 def _choices() -> Table:
-    """Return a table of what would compute each op: a row for each answer, with all dtypes that get it."""
+    """Return a table of what would compute each op: one row per answer, with all dtypes it applies to."""
     table = Table("op", "device", "dtypes", "backend", "why", title="What would run")
     for op, room in ROOMS.items():
         for device, name in _devices():

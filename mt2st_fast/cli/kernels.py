@@ -26,7 +26,7 @@ def kernels(
     try:
         from mt2st_fast.kernels.machine.ahead_of_time import compile_all
     except ImportError as error:
-        raise InputError(f"Triton cannot be imported ({error}); install triton, on Linux") from error
+        raise InputError(f"Triton cannot be imported ({error}); install triton (Linux only)") from error
     try:
         compiled = compile_all([target.strip() for target in targets.split(",") if target.strip()])
     except (ValueError, RuntimeError) as error:

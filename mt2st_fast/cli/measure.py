@@ -1,4 +1,4 @@
-"""`mt2st-fast test`: how right a trained model is on labelled text."""
+"""`mt2st-fast test`: how accurate a trained model is on labelled text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def measure(
         ),
     ],
     part: Annotated[
-        str, typer.Option(help="train, dev, test, or all of them together; all by default for a single file")
+        str,
+        typer.Option(
+            help="train, dev, test, or all of them together; by default test for a folder, all for a single file"
+        ),
     ] = "",
     tasks: Annotated[
         str | None,
@@ -38,11 +41,11 @@ def measure(
         ),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="table column with the text; as in training by default")
+        str | None, typer.Option(help="table column with the text; by default as in training")
     ] = None,
     delimiter: Annotated[
         str | None,
-        typer.Option(help="table delimiter, one character or tab; chosen from the header by default"),
+        typer.Option(help="table delimiter, one character or tab; detected from the header by default"),
     ] = None,
 ) -> None:
     """Measure a trained model: task metrics, and precision, recall and F1 of every class."""
@@ -51,7 +54,7 @@ def measure(
 
     if kind_of(model) == SUPERVISED:
         if part or text_column is not None or delimiter is not None:
-            raise InputError("a model of train_supervised is measured on a file of labelled lines: leave out "
+            raise InputError("a train_supervised model is measured on a file of labelled lines; leave out "
                              "--part, --text-column and --delimiter")  # fmt: skip
         _measure_lines(model, data, tasks_named(tasks))
     else:
@@ -59,7 +62,7 @@ def measure(
 
 
 def _measure_lines(model: Path, file: str, families: tuple[str, ...]) -> None:
-    """Measure a classifier of lines, by the labels in them."""
+    """Measure a line classifier on the labels in the lines."""
     from mt2st_fast.runs.shown import shown
     from mt2st_fast.words.supervised_model import SupervisedModel
 
@@ -95,7 +98,7 @@ def _measure_corpus(
     for name in names:
         found.check_task(name)
     if part not in ("", "all", *PARTS):
-        raise InputError(f"--part is one of {', '.join(PARTS)} and all, not {part!r}")
+        raise InputError(f"--part {part!r} is unknown; available: {', '.join(PARTS)}, all")
     kind, path = parse_spec(data)
     asked = [_with_kind(name, found.labels[name].kind, READERS[kind].kinds) for name in names]
     if text_column is None and takes(data, "text_column"):
@@ -111,7 +114,7 @@ def _measure_corpus(
     )  # fmt: skip
     splits = _named_as(splits, names)
     console = plain_console()
-    table = Table("task", "metric", "value", "rows", "rows of classes that training never saw")
+    table = Table("task", "metric", "value", "rows", "rows of classes not seen in training")
     measured = scores(found, splits, parts, names)
     for score in measured:
         table.add_row(score.task, score.metric, shown(score.value), f"{score.rows:,}", f"{score.unseen:,}")
@@ -135,20 +138,20 @@ def _measure_corpus(
 
 
 def _learnt_from(source: str, spec: str, part: str) -> str:
-    """Return a line that says so if rows to be measured are rows that the model learnt from, unasked; else ""."""
+    """Return a line that says so if rows that the model was trained on are measured without a request; else ""."""
     from mt2st_fast.data.readers.same_data import is_training_file_of, same_data
 
     if part == "train":
         return ""
     if part == "all" and same_data(source, spec):
-        return "the model was trained on this data: its training rows are measured, too, unless --part is test or dev"
+        return "the model was trained on this data: its training rows are included; to exclude them, use --part test"
     if is_training_file_of(spec, source):
-        return "the model was trained on this file: rows that it learnt from are measured"
+        return "the model was trained on this file: the results include rows that it was trained on"
     return ""
 
 
 def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
-    """Return the splits with the model's names of their tasks, in the same order; a header may differ in case."""
+    """Return the splits with the model's task names, in the same order; a header may differ in case."""
     found = dict(zip(names, splits.tasks, strict=True))
     parts = {
         part: replace(corpus, targets={name: corpus.targets[own] for name, own in found.items()})
@@ -158,6 +161,6 @@ def _named_as(splits: Splits, names: Sequence[str]) -> Splits:
 
 
 def _with_kind(task: str, kind: str, kinds: Sequence[str]) -> str:
-    """Return a task as one requests it from a reader of these kinds."""
+    """Return a task as it is requested from a reader of these kinds."""
     suffix = {"labels": ":multilabel", "values": ":regression"}.get(kind, "")
     return task + suffix if kind in kinds else task

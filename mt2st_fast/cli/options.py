@@ -1,7 +1,6 @@
-"""The options of a command, from its flags and from a configuration file: flags win over the file.
+"""The options of a command, from its flags and from a configuration file: flags override the file.
 
-A command declares which dataclasses of options it takes; each field is a flag and a key at once (see
-`runs/options.py`).
+A command declares which dataclasses of options it takes; each field is both a flag and a key (see `runs/options.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ LABEL_COLUMN = Option(
     tuple,
     None,
     "Data",
-    "table column with labels, followed by :regression or :multilabel for those kinds; repeat for auxiliary "
-    "tasks, the first is the main one; replaces --main and --aux",
+    "table column with labels; append :regression or :multilabel for those kinds; repeat for auxiliary tasks "
+    "(the first is the main task); replaces --main and --aux",
     {},
     may_be_none=True,
     repeated=True,
@@ -39,7 +38,7 @@ LABEL_COLUMN = Option(
 # The options that each command takes, by name.
 COMMANDS: dict[str, dict[str, Option]] = {}
 
-# The names of the options that a user gave, with the file that has each, None for the command line.
+# The names of the options that a user gave, with the file that sets each, or None for the command line.
 Given = Mapping[str, Path | None]
 
 Command = Callable[..., None]
@@ -131,7 +130,7 @@ def _default(option: Option) -> Any:
 def _from_flags(
     context: typer.Context, known: Mapping[str, Option], flags: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options on the command line, even those with default values. Raises InputError for a refused value."""
+    """Return the options on the command line, even those with default values. Raises InputError for a bad value."""
     found = {}
     for name, option in known.items():
         source = context.get_parameter_source(name)
@@ -149,8 +148,8 @@ def _from_flags(
 
 
 def _merged(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge options; flags win. Tasks can be given in two ways: flags of one way also win over a file that uses the
-    other.
+    """Merge options; flags override the file. Tasks can be given in two ways; flags of either way also override a file
+    that uses the other.
     """
     file = dict(file)
     if LABEL_COLUMN.name in flags:
@@ -161,7 +160,7 @@ def _merged(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _made(kind: Any, values: Mapping[str, Any], without: tuple[str, ...]) -> Any:
-    """Make a dataclass of options from those values that it has; without: options that a Config leaves to others."""
+    """Make a dataclass of options from the values it has fields for; without: options that Config leaves to others."""
     if kind is Config:
         return config_of({name: value for name, value in values.items() if name not in without})
     return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
@@ -175,16 +174,16 @@ def config_of(values: Mapping[str, Any]) -> Config:
         own |= _tasks_of(columns, values)
         data = own.get("data", Config.data)
         if not takes(data, "text_column"):
-            raise InputError(f"{data}: --label-column is for csv:PATH, jsonl:PATH; say --main and --aux")
+            raise InputError(f"{data}: --label-column is for csv:PATH and jsonl:PATH; use --main and --aux")
     options = {name: values[name] for name in options_of_strategies() if values.get(name) is not None}
     return Config(**own, strategy_options=options)
 
 
 def _tasks_of(columns: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the main task and the auxiliary ones. Raises InputError if they are given in the other way, too."""
+    """Return the main task and the auxiliary ones. Raises InputError if they are given in the other way as well."""
     if values.get("main") is not None or values.get("aux") is not None:
         raise InputError(
-            "--label-column names the main task, then the auxiliary ones, as --main and --aux do; leave one of both out"
+            "--label-column names the main task and the auxiliary ones, as --main and --aux do; use only one of the two"
         )
     return {"main": columns[0], "aux": tuple(columns[1:])}
 
@@ -213,9 +212,9 @@ def _is_named(text: str, message: str) -> bool:
 
 
 def check_used(config: Config, given: Given) -> None:
-    """Raise InputError for an option that was given and has no effect on the data.
+    """Raise InputError for an option that was given but has no effect on the data.
 
-    A file may have such an option with its default value, as the configuration that a run keeps has all of them.
+    A file may set such an option to its default, as the configuration that a run keeps has all options.
     """
     if READERS[config.data.partition(":")[0]].level == "token":
         return
@@ -223,8 +222,8 @@ def check_used(config: Config, given: Given) -> None:
         option = options_of(Config)[name]
         if name in given and (given[name] is None or getattr(config, name) != option.default):
             raise InputError(
-                f"{option.flag} is for labels of words, and has no effect where rows are documents, as in "
-                f"{config.data}: leave it out"
+                f"{option.flag} is for word labels and has no effect where rows are documents, as in "
+                f"{config.data}; leave it out"
             )
 
 
@@ -234,7 +233,7 @@ def check_used(config: Config, given: Given) -> None:
 def kept_config(command: str, *parts: Any, without: tuple[str, ...] = ()) -> bytes:
     """Return the file with which a command does the same again, from its dataclasses of options; None is left out.
 
-    The options on where to write and whether to resume are not part of it.
+    Where to write and whether to resume are not part of it.
     """
     values: dict[str, Any] = {}
     for part in reversed(parts):
@@ -246,9 +245,9 @@ def kept_config(command: str, *parts: Any, without: tuple[str, ...] = ()) -> byt
 
 
 def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Config:
-    """Return the configuration of the run in a folder, with the end that is given now.
+    """Return the configuration of the run in a folder, with the number of epochs that is given now.
 
-    Raises InputError for any other option that is given with another value than that run has.
+    Raises InputError for any other option whose value differs from that run's.
     """
     columns = LABEL_COLUMN.name
     places = {**(dict.fromkeys(("main", "aux"), given[columns]) if columns in given else {}), **given}
@@ -262,17 +261,16 @@ def going_on(stored: Config, config: Config, given: Given, folder: Path) -> Conf
 
 
 def another_value(name: str, file: Path | None, own: Any, then: Any, what: str) -> InputError:
-    """Return the error for an option that the resumed run has with another value; file: the file that gives it."""
+    """Return the error for an option whose value differs from the resumed run's; file: the file that sets it."""
     own, then = (",".join(value) if isinstance(value, tuple) else value for value in (own, then))
     key = name.replace("_", "-")
-    said = f"--{key} {own} is given" if file is None else f"{file}: {key} is {own}"
+    said = f"--{key} is {own}" if file is None else f"{file}: {key} is {own}"
     return InputError(
-        f"{said}, and {what} has {then}: leave it out to go on with that one, or choose another --out for one of its "
-        "own"
+        f"{said}, but {what} has {then}; leave it out to continue, or choose another --out to start anew"
     )
 
 
 def _value(config: Config, name: str) -> Any:
     if name in strategy_options():
         return config.strategy_options.get(name)
-    return getattr(config, name, None)  # None for what is no option of a run, such as --out
+    return getattr(config, name, None)  # None for what is not an option of a run, such as --out

@@ -32,17 +32,17 @@ class OutputOptions:
     resume: bool = option(
         False,
         "Output",
-        "continue what was stopped in --out, with its own options; train accepts more --epochs",
+        "continue the stopped run in --out with its stored options; train accepts a larger --epochs",
     )
     checkpoint_every: float = option(
         10.0,
         "Output",
-        "minutes between checkpoints, besides the one at the end of every epoch",
+        "minutes between checkpoints, in addition to the one after every epoch",
         test=positive,
     )
 
     def __post_init__(self) -> None:
-        """Raise InputError, naming an option that cannot be used."""
+        """Raise InputError for an option that cannot be used, naming it."""
         check_options(self)
         if self.out is not None:
             out_path(self.out)
@@ -65,12 +65,17 @@ class OutputOptions:
 def out_path(text: str) -> Path:
     """Return the path of --out. Raises InputError if it is empty: the current folder is `.`."""
     if not text:
-        raise InputError("--out is empty; name what to write, or leave it out")
+        raise InputError("--out is empty; set a path, or leave it out")
     return Path(text)
 
 
-def make_writable(folder: Path) -> Path:
-    """Create `folder` if necessary and test it. Raises InputError if nothing can be written."""
+def make_writable(folder: Path, *, to_resume: bool = False) -> Path:
+    """Create `folder` if necessary and test it. Raises InputError if nothing can be written.
+
+    to_resume: the folder must exist, so that a mistyped name leaves no empty folder.
+    """
+    if to_resume and not folder.is_dir():
+        raise InputError(f"nothing to resume in {folder}: no such folder; check --out, or leave out --resume")
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,18 +89,18 @@ def make_writable(folder: Path) -> Path:
 
 
 def check_not_of(other: str, folder: Path) -> None:
-    """Raise InputError if the other of train and compare has written to the folder: both have a config.json."""
+    """Raise InputError if the other command (train or compare) has written to the folder: both have a config.json."""
     compared = has_comparison(folder)
     found = compared if other == "compare" else not compared and (folder / RUN_CONFIG).exists()
     if found:
-        what = "comparison" if other == "compare" else "run of train"
+        what = "comparison" if other == "compare" else "training run"
         raise InputError(
-            f"--out {folder} has a {what}, which would be lost; choose another folder, or remove it"
+            f"--out {folder} contains a {what}, which would be lost; choose another folder, or remove it"
         )
 
 
 def check_not_lost(folder: Path, names: Iterable[str], own: bool) -> None:
-    """Raise InputError if files that a command writes under these names would replace files of another origin.
+    """Raise InputError if files that a command writes under these names would replace files from elsewhere.
 
     own: whether such a command has written to the folder before, so that its files may be replaced. Even then, a
     model's folder may contain nothing else, as it is replaced as a whole.
@@ -104,8 +109,8 @@ def check_not_lost(folder: Path, names: Iterable[str], own: bool) -> None:
     there += [f"{RUN_MODEL}/{name}" for name in foreign_to_model(folder / RUN_MODEL) if RUN_MODEL in names]
     if there:
         raise InputError(
-            f"--out {folder} has {listed(dict.fromkeys(there), 3)}, which no run has written and which would be lost; "
-            "choose another folder, or move that away"
+            f"--out {folder} contains files that no run has written and that would be lost: "
+            f"{listed(dict.fromkeys(there), 3)}; choose another folder, or move them away"
         )
 
 

@@ -26,7 +26,7 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            help="CoNLL-U or text in UTF-8; a file may be gzipped; - is standard input",
+            help="CoNLL-U or text in UTF-8, optionally gzipped; - is standard input",
             show_default=True,
         ),
     ] = "-",
@@ -54,20 +54,20 @@ def predict(
     ] = "auto",
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="how to split text: words, lowered words or blanks; as in training by default"),
+        typer.Option(help="how to split text: words, lowered words or blanks; by default as in training"),
     ] = None,
     k: Annotated[
         int | None,
         typer.Option(
             "--k",
-            help="number of labels, most likely first; -1 for all; by default 1, and all for a task with several "
+            help="number of labels, most likely first; -1 for all; by default 1, or all for a task with several "
             "labels per row",
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="output labels with at least this probability; by default 0, and 0.5 for a task with several "
+            help="output labels with at least this probability; by default 0, or 0.5 for a task with several "
             "labels per row if --k is not given"
         ),
     ] = None,
@@ -75,7 +75,7 @@ def predict(
         bool,
         typer.Option(
             "--probabilities",
-            help="output probabilities, too; JSON lines also have them with --k or --threshold",
+            help="also output probabilities; JSON lines include them with --k or --threshold as well",
         ),
     ] = False,
 ) -> None:
@@ -88,12 +88,12 @@ def predict(
     sink_path = None if out is None else out_path(out)
     if sink_path is not None:
         if sink_path.is_dir():
-            raise InputError(f"--out {out}: is a folder; give a file")
+            raise InputError(f"--out {out} is a folder; use a file name")
         check_not_read(sink_path, [_standard_input() if file == "-" else Path(file), *files_of_model(model)])
     asked = {"k": k, "threshold": threshold, "probabilities": probabilities}
     source = _chunks(file), "standard input" if file == "-" else file
     answers = _of_lines if kind_of(model) == SUPERVISED else _of_texts
-    gc.disable()  # words form no reference cycles, and searching for some takes half of the time
+    gc.disable()  # words form no reference cycles, and searching for them takes half of the time
     with _sink(sink_path) as sink:
         for text in answers(model, source, kind, tokenizer, names, form, asked):
             sink.write(text.encode("utf-8", "surrogatepass"))
@@ -124,7 +124,7 @@ def _of_texts(
     wanted = Wanted(tasks or (model.main,), check_format(model, form), **asked)
     cut = model.tokenizer if tokenizer is None else tokenizer
     if cut not in TOKENIZERS:
-        raise InputError(f"--tokenizer is one of {', '.join(TOKENIZERS)}, not {cut!r}")
+        raise InputError(f"--tokenizer {cut!r} is unknown; available: {', '.join(TOKENIZERS)}")
     return write_units(model, read_units(*source, TOKENIZERS[cut], kind), wanted)
 
 
@@ -145,7 +145,7 @@ def _of_lines(
     from mt2st_fast.words.supervised_model import SupervisedModel
 
     if kind not in ("auto", "text") or tokenizer not in (None, "blanks"):
-        raise InputError("a model of train_supervised reads lines of text, words between blanks: leave out "
+        raise InputError("a train_supervised model reads lines of text and splits them at white space; leave out "
                          "--input and --tokenizer")  # fmt: skip
     model = SupervisedModel.load(folder, device="cpu")
     wanted = Wanted(tasks or (model.main,), check_format(form), **asked)
@@ -155,7 +155,7 @@ def _of_lines(
 
 
 def _standard_input() -> Path:
-    """Return a name of the file that was passed with `<`, on systems that have such names."""
+    """Return a path of the file that was passed with `<`, on systems that have one."""
     return Path("/dev/stdin")
 
 
@@ -166,7 +166,7 @@ def _chunks(file: str) -> Iterator[bytes]:
         return
     path = Path(file)
     console = plain_console(stderr=True)
-    shown = console.is_terminal and not is_packed(path)  # the length of a compressed file says nothing
+    shown = console.is_terminal and not is_packed(path)  # the text's length is unknown if compressed
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

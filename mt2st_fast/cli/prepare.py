@@ -17,14 +17,14 @@ STAGES = {"read": "read text", "write": "write tokens"}
 
 
 def prepare(
-    corpus: Annotated[list[Path], typer.Argument(help="text files, plain or .gz, and folders of them")],
+    corpus: Annotated[list[Path], typer.Argument(help="text files, plain or .gz, or folders of them")],
     out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="token file to write")],
     lower: Annotated[bool, typer.Option("--lower", help="lowercase the text")] = False,
     min_count: Annotated[
-        int, typer.Option(help="leave out words that occur less often than this", min=1)
+        int, typer.Option(help="leave out words that occur fewer times than this", min=1)
     ] = 5,
     processes: Annotated[
-        int | None, typer.Option(help="reading processes; one per CPU by default", min=1)
+        int | None, typer.Option(help="number of reading processes; one per CPU by default", min=1)
     ] = None,
 ) -> None:
     """Turn text (one sentence per line, words separated by white space) into a token file that training memory-maps.

@@ -21,11 +21,11 @@ TOGETHER = "train"  # the only command that several processes run together
 
 
 class SaidElsewhereError(InputError):
-    """An error that process 0 also reports, so that here it ends the command silently."""
+    """An error that process 0 also reports, so here it ends the command silently."""
 
 
 def is_first() -> bool:
-    """Whether this process prints: it is alone, or the first of those that were started together."""
+    """Whether this process prints: it is the only one, or the first of those started together."""
     return os.environ.get("RANK", "0") == "0" or not are_several()
 
 
@@ -47,13 +47,13 @@ def refusal(arguments: Sequence[str]) -> str | None:
     if not are_several() or command == TOGETHER:
         return None
     count = os.environ["WORLD_SIZE"]
-    return f"{command} runs in one process, and {count} were started: start it without torchrun"
+    return f"{command} runs in one process, but {count} were started; run it without torchrun"
 
 
 @contextmanager
 def together(device: str) -> Iterator[Processes]:
-    """Yield the processes that were started together: by NCCL if the run is on CUDA, else by gloo; a single one is a
-    group.
+    """Yield the processes that were started together, connected by NCCL if the run is on CUDA, else by gloo; a single
+    process is a group of one.
 
     An error in one ends all of them. Raises InputError if they cannot connect, and SaidElsewhereError for an error that
     process 0 also reports.
@@ -69,7 +69,9 @@ def together(device: str) -> Iterator[Processes]:
             else:
                 dist.init_process_group("gloo", timeout=MEETING)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"the processes cannot connect to each other: {str(error).splitlines()[0]}"
+            ) from error
     processes = the_processes()
     try:
         yield processes
@@ -77,7 +79,7 @@ def together(device: str) -> Iterator[Processes]:
         processes.close()
         raise
     except BaseException as error:
-        # A group in trouble is not destroyed: that could wait for a process that is gone.
+        # After an error, the group is not destroyed: that could wait for a process that is gone.
         processes.tell(error)
         if processes.is_echo and isinstance(error, InputError | OSError):
             raise SaidElsewhereError(str(error)) from error

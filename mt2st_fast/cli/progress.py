@@ -37,7 +37,7 @@ class TrainingProgress(Callback):
         self._watching = ExitStack()
 
     def __enter__(self) -> TrainingProgress:
-        if self._console.is_terminal:  # otherwise one log message says it
+        if self._console.is_terminal:  # otherwise a single log message says so
             self._watching.enter_context(on_compile(self._compiling))
         self._progress.start()
         return self
@@ -50,7 +50,7 @@ class TrainingProgress(Callback):
 
     def _compiling(self, kernel: str) -> None:
         self._compiled += 1
-        state = f"compiling kernels for this machine, only once: {kernel.strip('_')} ({self._compiled})"
+        state = f"compiling kernels for this machine (only the first time): {kernel.strip('_')} ({self._compiled})"
         self._progress.update(self._bar, state=state)
 
     def on_phase(self, trainer: Training, phase: PhaseRecord) -> None:

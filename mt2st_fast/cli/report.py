@@ -24,9 +24,10 @@ def report(
         Path, typer.Argument(metavar="DIR", help="output folder of `train` or `compare` (their --out)")
     ],
 ) -> None:
-    """Regenerate the report and pictures of a run or comparison without training, by another version or after a loss.
+    """Regenerate the report and pictures of a run or comparison without training.
 
-    A run is read from history.jsonl and facts.json, a comparison from compare.json.
+    Use it after an upgrade, or if report files were lost. A run is read from history.jsonl and facts.json, a comparison
+    from compare.json.
     """
     is_comparison = _is_comparison(folder)
     with holding(folder):
@@ -44,12 +45,12 @@ def report(
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputError(
-                f"{folder}: what a report is made of is damaged, or was written by another version "
+                f"{folder}: the files to make the report from are damaged, or were written by another version "
                 f"({type(error).__name__}: {error}); {'compare' if is_comparison else 'train'} again"
             ) from error
         except OSError as error:
             raise InputError(
-                f"{folder}: cannot be written ({error.strerror}); copy it to where it can"
+                f"{folder}: cannot be written ({error.strerror}); copy it to a writable place"
             ) from None
     say(plain_console(), f"Written to {folder}: {', '.join(names)}")
 
@@ -57,23 +58,24 @@ def report(
 def _is_comparison(folder: Path) -> bool:
     """Whether the folder has a finished comparison, not a run. Raises InputError if it has neither, or both."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder; give one that train or compare has written to")
+        raise InputError(f"{folder}: no such folder; pass a folder that train or compare has written to")
     has_run, has_comparison = ((folder / name).exists() for name in (FACTS, COMPARISON))
     if has_run and has_comparison:
         raise InputError(
-            f"{folder}: has a run and a comparison, and both want report.html: move {COMPARISON} to a folder of its own"
+            f"{folder}: contains a run and a comparison, which both write report.html; move {COMPARISON} to another "
+            "folder"
         )
     if has_run or has_comparison:
         return has_comparison
     if (folder / PROGRESS).exists():
         raise InputError(
-            f"{folder}: the comparison has not ended; finish it with: mt2st-fast compare --resume --out {folder}"
+            f"{folder}: the comparison is not finished; finish it with: mt2st-fast compare --resume --out {folder}"
         )
     if (folder / RUN_CONFIG).exists():
         raise InputError(
-            f"{folder}: the run has not ended; finish it with: mt2st-fast train --resume --out {folder}"
+            f"{folder}: the run is not finished; finish it with: mt2st-fast train --resume --out {folder}"
         )
     raise InputError(
-        f"{folder}: is no run: it has neither {FACTS} nor {COMPARISON}; give a folder that train or compare has "
+        f"{folder}: is not a run: it has neither {FACTS} nor {COMPARISON}; pass a folder that train or compare has "
         "written to"
     )

@@ -12,8 +12,8 @@ from mt2st_fast.training.callbacks import Callback, Training
 class StoppingOnSignals(Callback):
     """Ends a run after the current step at the first Ctrl-C or SIGTERM (sent by schedulers), and at once at the second.
 
-    It is a context manager and a callback of every trainer that should stop. received: the signals that came; one that
-    comes between two runs stops the second run before its first step.
+    It is a context manager, and a callback of every trainer that should stop. received: the signals received so far;
+    one that arrives between two runs stops the second run before its first step.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class StoppingOnSignals(Callback):
         return 128 + (self.received[0] if self.received else signal.SIGINT)
 
     def on_fit_start(self, trainer: Training) -> None:
-        """React to a signal that came before the first step."""
+        """React to a signal that arrived before the first step."""
         self.on_step(trainer)
 
     def on_step(self, trainer: Training) -> None:

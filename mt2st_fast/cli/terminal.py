@@ -21,7 +21,7 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 
 
 def say_notes(console: Console, notes: Sequence[str], where: str) -> None:
-    """Print the first notes, one per line, and where to find the others."""
+    """Print the first notes, one per line, and say where to find the others."""
     for note in notes[:MOST_NOTES]:
         say(console, note)
     if len(notes) > MOST_NOTES:

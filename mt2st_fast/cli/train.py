@@ -58,7 +58,7 @@ from mt2st_fast.runs.shown import (
 from mt2st_fast.runs.what_was_read import summary, what_was_read
 from mt2st_fast.training.run_options import NonFiniteLossError
 
-# The files of a run in its folder; last comes the configuration, which marks the folder as a run's.
+# The files of a run in its folder; the configuration comes last, as it marks the folder as a run's.
 OF_A_RUN = (CHECKPOINT, *LEFT, *REPORT_FILES, beside.AGAINST, RUN_MODEL, RUN_CONFIG)
 
 
@@ -70,14 +70,14 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
     and checkpoint/ to --out; also importance.png if parts were chosen (--strategy selector), and against.png and
     against.json if a second strategy was trained (--against stl, the default on the default corpus). Ctrl-C or SIGTERM
     stops after the current step and leaves a checkpoint; --resume continues from there. Under torchrun, several
-    processes train one model, and one of them writes. config.json keeps the options of the run; with --config it trains
-    the same again.
+    processes train one model, and one of them writes. config.json keeps the options of the run: pass it to --config to
+    repeat the run.
     """
-    if not output.resume:  # a run that goes on has the options that it has
+    if not output.resume:  # a resumed run keeps its options
         check_used(config, given)
     out = output.folder("train")
     with together(config.device) as processes:
-        folder = make_writable(out) if processes.writes else out
+        folder = make_writable(out, to_resume=output.resume) if processes.writes else out
         with holding(folder) if processes.writes else nullcontext():
             check_not_of("compare", folder)
             if output.resume:
@@ -91,7 +91,7 @@ def train(output: OutputOptions, config: Config, given: Given) -> None:
 
 
 def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool) -> None:
-    """Train; of several processes one writes files, and what the others print is discarded."""
+    """Train; of several processes, one writes files, and what the others print is discarded."""
     console = plain_console()
     config = replace(config, against=config.held_against() or NONE)
     other = None if config.against == NONE else config.for_strategy(str(config.against))
@@ -101,7 +101,7 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
     if other is not None:
         # Costs that occur once per process, such as loading kernels, must not count for either run.
         for each in (other, config):
-            # Initial vectors take long to read, and do not change what a step costs.
+            # Initial vectors take long to read, and do not change the cost of a step.
             Experiment.prepare(replace(each, init=None), splits).warm_up()
         experiment = Experiment.prepare(config, splits)
     if writes:
@@ -115,7 +115,7 @@ def _train(config: Config, output: OutputOptions, folder: Path, *, writes: bool)
             say(
                 console,
                 f"Stopped at step {trainer.step} of {experiment.total_steps}. "
-                f"Go on with: mt2st-fast train --resume --out {folder}",
+                f"Continue with: mt2st-fast train --resume --out {folder}",
             )
             raise typer.Exit(stopping.exit_code)
         if trainer.history.stopped:
@@ -152,19 +152,19 @@ def _train_beside(
     *,
     writes: bool,
 ) -> dict[str, Any]:
-    """Train with another strategy and return what reports show of both runs; the first one is already written."""
+    """Train with another strategy and return what reports show of both runs; the first run is already written."""
     label = f"{config.strategy}, to compare"
     own_summary = beside.summary_of(own)
     experiment = Experiment.prepare(config, own.splits)
     try:
         _run(experiment, label, stopping, writes)
     except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"{label}: {error}; the run itself is whole, in {folder}") from error
+        raise NonFiniteLossError(f"{label}: {error}; the run itself is complete, in {folder}") from error
     if not experiment.is_over:
         say(
             console,
             f"Stopped at step {experiment.trainer.step} of {experiment.total_steps} of {label}. The run itself is "
-            f"whole, in {folder}. Compare with: mt2st-fast train --resume --out {folder}",
+            f"complete, in {folder}. Finish with: mt2st-fast train --resume --out {folder}",
         )
         raise typer.Exit(stopping.exit_code)
     runs = {own.config.strategy: own_summary, config.strategy: beside.summary_of(experiment)}
@@ -184,7 +184,7 @@ def _clear(folder: Path, *, of_the_run: bool) -> None:
 
 
 def _check_out(config: Config, folder: Path) -> None:
-    """Raise InputError if the run would overwrite its inputs, or files that no run has written."""
+    """Raise InputError if the run would overwrite its inputs, or files that were not written by a run."""
     inputs = [Path(config.data.partition(":")[2]).expanduser(), *([Path(config.init)] if config.init else [])]
     for name in OF_A_RUN:
         check_not_read(folder / name, inputs)
@@ -195,7 +195,7 @@ def _stored_options(folder: Path) -> dict[str, Any]:
     """Return the options of the run in a folder by name. Raises InputError if they do not form a configuration."""
     path = folder / RUN_CONFIG
     if not path.exists():
-        raise InputError(f"there is no run to resume in {folder}: {RUN_CONFIG} is missing")
+        raise InputError(f"no run to resume in {folder}: {RUN_CONFIG} is missing; train without --resume")
     try:
         stored = read_config_file(path, "train", COMMANDS["train"])
         config_of(stored)

@@ -17,9 +17,9 @@ def tune(
     device: Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"dtype of the features: {', '.join(DTYPES)}")] = "float32",
 ) -> None:
-    """Time every plan on a grid of shapes and write the table from which later runs on this device choose.
+    """Time every plan on a grid of shapes and write a table that later runs on this device choose plans from.
 
-    Takes about two minutes on two cores. MT2ST_PLANS names a file other than the one in the user's cache; delete
+    Takes about two minutes on two cores. Set MT2ST_PLANS to use a file other than the one in the user's cache; delete
     the file to return to the built-in rules.
     """
     from mt2st_fast.kernels.heads.tuning import GRID, Trial, save
@@ -34,7 +34,7 @@ def tune(
     except RuntimeError as error:
         raise InputError(f"--device {device} is unknown; available: auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+        raise InputError(f"--device {device}: torch finds no CUDA device; use --device cpu")
     console = plain_console()
 
     def show(trial: Trial, ms: dict[str, float]) -> None:
@@ -46,4 +46,4 @@ def tune(
         rows = time_plans(chosen, DTYPES[dtype], grid=GRID, progress=show)
     except RuntimeError as error:
         raise InputError(str(error)) from error
-    say(console, f"wrote {save(rows, chosen, DTYPES[dtype])}")
+    say(console, f"Written: {save(rows, chosen, DTYPES[dtype])}")

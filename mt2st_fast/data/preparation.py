@@ -81,7 +81,7 @@ def prepare(
     if min_count < 1:
         raise InputError(f"min-count must be at least 1, not {min_count}")
     if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; give a file name in it")
+        raise InputError(f"--out {out} is a folder; use a file name in it")
     files = _files_of(paths, out)
     total = sum(path.stat().st_size for path in files)
     wanted = usable_cpus() if processes is None else processes
@@ -152,7 +152,7 @@ class _SeenWords:
     def vocabulary(self, min_count: int, where: str) -> Vocabulary:
         """Return the words read at least `min_count` times. Raises InputError where there are none."""
         if not self.total:
-            raise InputError(f"{where}: contains no words; give a text with words")
+            raise InputError(f"{where}: contains no words; use a text with words")
         words = islice(self._id_of, 1, None)  # without the mark for line ends
         return Vocabulary.from_counts(words, self._counts[1:], min_count=min_count, where=where)
 

@@ -31,7 +31,7 @@ def unseen_line(task: str, rows: Mapping[str, int], names: Sequence[str], known:
     """Return the message on rows (by part) that have classes of these names, where training only saw the known ones."""
     counts = (f"{n:,} {part}{' ' if part else ''}row{'s' if n > 1 else ''}" for part, n in rows.items())
     line = (
-        f"{task}: classes that do not occur in training, so they cannot be learnt, in {' and '.join(counts)}: "
+        f"{task}: classes that do not occur in training, so they cannot be learned, in {' and '.join(counts)}: "
         f"{listed(names, MOST_CLASSES_NAMED)}"
     )
     for name in names:

@@ -91,7 +91,7 @@ class TokenStream(Tokens):
         lists = (sentence.split() if isinstance(sentence, str) else sentence for sentence in sentences)
         text = Tokens.of(lists, lower=lower)
         if not len(text.ids):
-            raise InputError("the sentences contain no words; give a text with words")
+            raise InputError("the sentences contain no words; use a text with words")
         kept = text.in_vocabulary(text.vocabulary.frequent(min_count, "the sentences"))
         found = kept.without_missing()
         return cls(found.ids, found.bounds, found.vocabulary)

@@ -53,7 +53,9 @@ class TextInputs:
         try:
             description = json.loads(Path(path).read_text("ascii"))
         except ValueError as error:  # of JSON or of its encoding
-            raise ValueError(f"{path}: is no whole description ({error}); export the model again") from None
+            raise ValueError(
+                f"{path}: is not a complete description ({error}); export the model again"
+            ) from None
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise ValueError(f"{path}: is not written as '{FORMAT}'")
         if description.get("text") not in ("words", "lines"):

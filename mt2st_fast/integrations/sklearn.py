@@ -156,11 +156,11 @@ class MultiTaskTextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
 
 
 class Word2VecTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Turns a text into the mean of its words' vectors, which are learnt from the texts that it is fitted on.
+    """Turns a text into the mean of its words' vectors, which are learned from the texts that it is fitted on.
 
     Options are those of `mt2st_fast.Word2Vec`, that is, gensim's. X: strings, which the tokenizer (by default at
     blanks) splits into words, or lists of words. A text without known words becomes a vector of zeros; with max_n > 0,
-    words that training never saw have vectors, too.
+    words not seen in training have vectors as well.
 
     Fitted attribute: `model_`, a Word2Vec.
     """

@@ -81,7 +81,7 @@ def shard_rows(encoder: nn.Module) -> None:
     sharded_class = {BagEncoder: _ShardedBagEncoder, WindowEncoder: _ShardedWindowEncoder}.get(type(encoder))  # type: ignore[call-overload]
     if sharded_class is None or not encoder.sparse:
         raise ValueError(
-            f"a {type(encoder).__name__} cannot be divided by rows: give a BagEncoder or WindowEncoder with sparse=True"
+            f"a {type(encoder).__name__} cannot be divided by rows; use a BagEncoder or WindowEncoder with sparse=True"
         )
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError(

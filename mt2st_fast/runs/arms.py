@@ -1,4 +1,4 @@
-"""The arms of a comparison: every strategy on every engine that is asked for."""
+"""The arms of a comparison: every strategy on every requested engine."""
 
 from __future__ import annotations
 

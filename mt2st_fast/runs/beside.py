@@ -1,4 +1,4 @@
-"""A run and another strategy's run on the same data: what was saved, as a file, a table and a sentence."""
+"""A run and another strategy's run on the same data: what it saves, as a file, a table and a sentence."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def read_against(folder: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_bytes())
         found["runs"][found["own"]], found["runs"][found["other"]], found["target"]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is damaged; remove it for a report without it, or train again") from None
+        raise InputError(
+            f"{path}: is damaged; remove it to get a report without it, or train again"
+        ) from None
     return found
 
 
 def summary_of(experiment: Experiment) -> Run:
-    """Summarize a finished run as comparisons do. Raises InputError where no evaluation has a value to compare by."""
+    """Summarize a finished run as comparisons do. Raises InputError where no evaluation has a value to compare."""
     history = experiment.trainer.history
     return summarise_seed(history, experiment.test()[history.main], experiment.rows_read)
 
@@ -64,20 +66,20 @@ def both_runs(own: str, runs: Mapping[str, Run]) -> dict[str, Any]:
 
 
 def sentence(against: Mapping[str, Any], metric: str) -> str:
-    """Say what the two runs show, and that these are just two runs."""
+    """Say what the two runs show, and that they are only two runs."""
     own, other, runs = against["own"], against["other"], against["runs"]
     came, base = runs[own]["at_target"], runs[other]["at_target"]
-    best = f"the best of {other} on development ({metric} {shown(against['target'])})"
+    best = f"the best development {metric} of {other} ({shown(against['target'])})"
     if came is None:
-        time = f"{own} did not come to {best}; its own best is {shown(runs[own]['best'])}"
+        time = f"{own} did not reach {best}; its own best is {shown(runs[own]['best'])}"
     else:
         share = came["seconds"] / base["seconds"] - 1.0
         time = (
-            f"{own} came to {best} after {came['seconds']:.2f} s and {came['step']:,} steps, {other} after "
+            f"{own} reached {best} after {came['seconds']:.2f} s and {came['step']:,} steps, {other} after "
             f"{base['seconds']:.2f} s and {base['step']:,}: {abs(share):.0%} {'less' if share < 0 else 'more'} time"
         )
     ends = ", ".join(f"{name} {shown(run['test'])}" for name, run in runs.items())
-    return f"{time}. On test rows at the end: {ends}. One run each is a hint: mt2st-fast compare says more."
+    return f"{time}. On test rows at the end: {ends}. One run each is only a hint; mt2st-fast compare shows more."
 
 
 def table_of(against: Mapping[str, Any]) -> list[tuple[object, ...]]:
@@ -96,7 +98,7 @@ def table_of(against: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 
 def curves_of(against: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:
-    """Return each strategy's one curve, points (seconds, quality), as the plots take them."""
+    """Return each strategy's single curve of points (seconds, quality), in the form that the plots take."""
     return {
         name: [[(p["seconds"], p["quality"]) for p in run["curve"]]] for name, run in against["runs"].items()
     }

@@ -1,4 +1,4 @@
-"""The map of parts and tasks: how important each part is to each task, what a step moved of it, and what it became."""
+"""The map of parts and tasks: how important each part is to each task, how much of it a step updated, and its fate."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from mt2st_fast.runs.markdown import markdown_table
 from mt2st_fast.training.history import History
 
-TITLE = "Parts that the main task trained on"
+TITLE = "Parts selected for the main task"
 PICTURE = "importance.png"
-ALT = "importance of every part to every task"
+ALT = "importance of every part for every task"
 MEASURES = {
-    "fisher": "Fisher information: how fast the task's loss falls where a gradient step moves the part alone",
-    "taylor": "the squared change of the task's loss where the part is set to zero, to first order",
+    "fisher": "the Fisher information (how fast the task's loss falls if a gradient step moves this part alone)",
+    "taylor": "the squared change of the task's loss if the part is set to zero, to first order",
 }
 
 
 def chosen_parts(history: History) -> dict[str, Any] | None:
-    """Return what a run's history says about the choice of parts, JSON-able; None where none were chosen."""
+    """Return what a run's history says about the selection of parts, JSON-able; None if none were selected."""
     if not history.selections:
         return None
     selection = history.selections[-1]
@@ -48,15 +48,21 @@ def chosen_parts(history: History) -> dict[str, Any] | None:
 def lines_of(chosen: Mapping[str, Any]) -> list[str]:
     """Return the sentences that explain the map."""
     return [
-        f"Chosen at step {chosen['step']:,} on held-out batches, in {chosen['seconds']:.2f} s. A part's importance is "
-        f"its share of {MEASURES[chosen['measure']]}. {chosen['frozen_cost_share']:.0%} of the numbers that a step of "
-        "the main task moved are frozen, and cost no gradient since.",
+        f"Selected at step {chosen['step']:,} on held-out batches, in {chosen['seconds']:.2f} s. A part's importance "
+        f"is its share of {MEASURES[chosen['measure']]}. {chosen['frozen_cost_share']:.0%} of the numbers that a step "
+        "of the main task updated until then are frozen, and no longer cost a gradient.",
     ]
 
 
 def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
     """Return columns and rows of the map."""
-    columns = ("part", "rows:", "numbers a step moved:", *(f"{task}:" for task in chosen["tasks"]), "becomes")
+    columns = (
+        "part",
+        "rows:",
+        "numbers a step updated:",
+        *(f"{task}:" for task in chosen["tasks"]),
+        "becomes",
+    )
     rows = [
         (
             part["name"],
@@ -71,7 +77,7 @@ def table_of(chosen: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequenc
 
 
 def section(chosen: Mapping[str, Any] | None) -> list[str]:
-    """Return the map as Markdown; nothing where no parts were chosen."""
+    """Return the map as Markdown; nothing if no parts were selected."""
     if chosen is None:
         return []
     return [

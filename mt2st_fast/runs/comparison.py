@@ -1,4 +1,4 @@
-"""Compare arms over seeds: their quality, and what each needs to reach a target, with intervals for differences."""
+"""Compare arms over seeds: their quality, and what each needs to reach a target, with intervals of the differences."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def summarise_seed(history: History, test: float, rows_read: Callable[[int], int
     best = history.best
     if best is None:
         raise InputError(
-            f"no evaluation has a value for {history.main}: its development labels are all the same, or there are none"
+            f"no evaluation has a value for {history.main}: its development labels are all equal, or there are none"
         )
     joules = dict(history.joules)
     steps = history.steps[-1].step
@@ -44,7 +44,7 @@ def summarise_seed(history: History, test: float, rows_read: Callable[[int], int
         "joules": joules.get(steps),
         "stopped": history.stopped,
         "taken_by": list(dict.fromkeys(phase.engine for phase in history.phases)),
-        # By task, where the schedule gives a reason for retiring it.
+        # By task, if the schedule gives a reason for retiring it.
         "retired": {
             task: {"step": phase.first_step, "why": why}
             for phase in history.phases
@@ -129,7 +129,7 @@ def _arrivals(runs: Sequence[Run], targets: Sequence[Target], margin: float) -> 
 
 
 def _taken(points: Sequence[Mapping[str, Any] | None], measure: str) -> list[float | None]:
-    """Return what each run had spent at its point: seconds, steps, examples or joules."""
+    """Return what each run had spent by its point: seconds, steps, examples or joules."""
     name = "step" if measure == "steps" else measure
     return [None if point is None else point[name] for point in points]
 

@@ -32,13 +32,13 @@ class ComparisonOptions:
     target: float | None = option(
         None,
         "Output",
-        "main-task quality to reach, besides the best of stl and of mtl; by default the highest that every run reaches",
+        "main-task quality to reach, besides the best of stl and of mtl; by default the highest that all runs reach",
         test=_finite,
     )
     plateau_margin: float = option(
         0.002,
         "Output",
-        "a run has reached its plateau once its best rises by less than this",
+        "a run has reached its plateau once its best result rises by less than this for the rest of the run",
         test=positive,
     )
     engine: tuple[str, ...] = option(
@@ -51,17 +51,17 @@ class ComparisonOptions:
         0,
         "Strategy",
         "trials per strategy before the comparison, on a separate seed, to tune the learning rate, switch point and "
-        "auxiliary weight where they are not given",
+        "auxiliary weight unless they are given",
         min=0,
         max=MOST_RUNS,
     )
 
     def __post_init__(self) -> None:
-        """Raise InputError, naming an option that cannot be used."""
+        """Raise InputError for an option that cannot be used, naming it."""
         check_options(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON writes them."""
+        """Return the options in the form that JSON stores."""
         return asdict(self)
 
     @classmethod

@@ -43,7 +43,7 @@ def plot_comparison(comparison: Mapping[str, Any]) -> Figure:
 
 def _title(comparison: Mapping[str, Any], key: str) -> str:
     if key == PLATEAU:
-        return f"to the plateau (rises by less than {100 * comparison['plateau_margin']:g} points)"
+        return f"to the plateau (later rises below {100 * comparison['plateau_margin']:g} points)"
     target = comparison["targets"][key]
     return plain(f"to {target['label']} (median {target['median']:.4f})")
 
@@ -95,10 +95,10 @@ def _dots(seeds: Sequence[Mapping[str, Any]], key: str, measure: str) -> list[fl
 
 
 def _said(strategy: Mapping[str, Any], key: str, measure: str) -> str:
-    """Return the median, and how many runs arrived if not all did."""
+    """Return the median, and how many runs reached the target if not all did."""
     to, n = strategy["to"][key], len(strategy["seeds"])
     median = to[measure]["median"]
     reached = "" if to["reached"] == n else f"{to['reached']} of {n}"
     if median is None:
-        return f"{reached} came"
+        return f"{reached} reached it"
     return f"{short(median)}{f' ({reached})' if reached else ''}"

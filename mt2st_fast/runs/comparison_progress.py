@@ -23,7 +23,7 @@ CHECKPOINT = "checkpoint/last.safetensors"
 
 @dataclass
 class Progress:
-    """The finished runs of a comparison by arm, in the order of seeds, its finished trials, and the current run.
+    """The finished runs of a comparison by arm, in seed order, its finished trials, and the current run.
 
     fixed: options that the user has given, which trials do not change. trials: by strategy, in their order. current:
     ["trial", strategy, number] or ["run", arm, seed] of the run in progress; the folder has its checkpoint, if it got
@@ -42,24 +42,24 @@ class Progress:
     )
 
     def note_load(self) -> None:
-        """Note the load of the machine by other processes; call this before anything runs here."""
+        """Note the load that other processes put on the machine; call this before anything runs here."""
         with suppress(OSError, AttributeError):
             self.load = max(self.load or 0.0, os.getloadavg()[0])
 
     def check_data(self, splits: Splits) -> None:
-        """Raise InputError if the finished runs had other data."""
+        """Raise InputError if the finished runs used other data."""
         corpora = (splits.train, splits.dev, splits.test)
         digest = " ".join(corpus.digest(splits.tasks)[:16] for corpus in corpora)
         if self.data not in ("", digest):
             raise InputError(
-                f"{self.config.data} has changed since the comparison began: give the data of then, or compare anew, "
+                f"{self.config.data} has changed since the comparison began; restore the data, or compare again "
                 "without --resume"
             )
         self.data = digest
 
     @property
     def arms(self) -> list[Arm]:
-        """The arms that are compared."""
+        """The arms to compare."""
         return arms_of(self.comparison.strategies, self.comparison.engine)
 
     @property
@@ -69,7 +69,7 @@ class Progress:
 
     @property
     def tuning_seed(self) -> int:
-        """The seed of the trials, which is none of the reported ones."""
+        """The seed of the trials, which no reported run has."""
         return self.config.seed + self.comparison.seeds
 
     @property
@@ -140,11 +140,11 @@ class Progress:
 
             if (folder / COMPARISON).exists():
                 raise InputError(
-                    f"the comparison in {folder} is finished, and there is nothing to resume; "
-                    f"mt2st-fast report {folder} makes its pages again"
+                    f"the comparison in {folder} is finished, so there is nothing to resume; "
+                    f"to make its report again, run: mt2st-fast report {folder}"
                 ) from None
             raise InputError(
-                f"there is no comparison to resume in {folder}: {FILE} is missing; compare without --resume"
+                f"no comparison to resume in {folder}: {FILE} is missing; compare without --resume"
             ) from None
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is damaged ({error}); compare again without --resume") from error

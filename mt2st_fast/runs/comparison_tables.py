@@ -60,8 +60,8 @@ def lead(comparison: Mapping[str, Any]) -> str:
     machine = comparison["environment"]
     return (
         f"Medians over {counted(comparison['n_seeds'], 'seed')}, quartiles in brackets. Seconds are those of training "
-        f"steps alone, on {machine['processor']}, {counted(machine['threads'], 'thread')}; {comparison['energy']}. "
-        f"Engine: {', '.join(comparison['engines'])}. Runs come to a target at one of their evaluations, which are "
+        f"steps only, on {machine['processor']}, {counted(machine['threads'], 'thread')}; {comparison['energy']}. "
+        f"Engine: {', '.join(comparison['engines'])}. Runs reach a target at one of their evaluations, which are "
         f"{comparison['steps_between_evaluations']:,} steps apart."
     )
 
@@ -88,7 +88,7 @@ def table_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     for name, strategy in comparison["strategies"].items():
         steps, seconds = strategy["steps_to_target_median"], strategy["seconds_to_target_median"]
         reached = strategy["to"][next(iter(comparison["targets"]))]["reached"]
-        missing = f"{reached} of {len(strategy['seeds'])} came"
+        missing = f"{reached} of {len(strategy['seeds'])} reached it"
         reduction = comparison["reductions"][name]
         rows.append(
             [
@@ -113,7 +113,7 @@ def _reduced(reduction: float | None) -> str:
 
 
 def _spread(spread: Mapping[str, float | None], show: Any) -> str:
-    """Format the median, with quartiles in brackets; a quartile among runs that never arrived is left open."""
+    """Format the median, with quartiles in brackets; a quartile that falls on a run that never arrived is left open."""
     if spread["median"] is None:
         return "–"
     low, high = (spread[name] for name in ("q1", "q3"))
@@ -180,7 +180,7 @@ def _measured(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    """Table of what every arm takes from its first step to its last."""
+    """Table of what every arm needs from its first step to its last."""
     bases, measured = _bases(comparison), _measured(comparison)
     columns = ["strategy", *(f"{m}:" for m in measured)]
     columns += [f"{measure} vs {base}:" for measure in ("time", "examples") for base in bases]
@@ -202,14 +202,14 @@ def _whole_runs(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list
 
 
 ON_WHOLE_RUNS = (
-    "Training alone, from the first step to the last. Examples are the rows that steps have read. Where main labels "
-    "are rare, a step of several tasks reads rows with a main label and others; a step of the main task alone, as all "
-    "of stl are and those after a switch, reads rows with a main label only, as many as the other kind has of them."
+    "Training only, from the first step to the last. Examples are the rows that steps have read. Where main labels "
+    "are rare, a step on several tasks reads rows with a main label and rows without; a step on the main task alone "
+    "(every step of stl, and those after a switch) reads only rows with a main label, as many as the former includes."
 )
 
 
 def _to(comparison: Mapping[str, Any], key: str) -> tuple[Sequence[str], list[list[str]]]:
-    """Table of what every arm takes to reach one target, or its plateau."""
+    """Table of what every arm needs to reach one target, or its plateau."""
     bases = _bases(comparison)
     strategies, measured = comparison["strategies"], _measured(comparison)
     at_plateau = ["development there:"] if key == PLATEAU else []
@@ -240,16 +240,16 @@ def _of_seeds(target: Mapping[str, Any]) -> str:
     if values[0] == values[-1]:
         return f"{shown(values[0])} on development rows, for every seed."
     return (
-        f"Each seed has its own, from its own run: {shown(values[0])} to {shown(values[-1])} on development "
+        f"Each seed has its own target, from its own run: {shown(values[0])} to {shown(values[-1])} on development "
         f"rows, median {shown(target['median'])}."
     )
 
 
 def _on_plateau(comparison: Mapping[str, Any]) -> str:
     return (
-        f"The first evaluation after which the best of a run rises by less than "
-        f"{comparison['plateau_margin'] / POINT:g} points: how long until one may stop. A run that still rises at its "
-        "end has none; one that levels off early may do so at a low quality."
+        f"The first evaluation after which a run's best rises by less than "
+        f"{comparison['plateau_margin'] / POINT:g} points: the earliest time to stop. A run that still rises at its "
+        "end has no plateau; one that levels off early may do so at a low quality."
     )
 
 
@@ -260,13 +260,13 @@ def _stopped(comparison: Mapping[str, Any]) -> str:
         return ""
     config = comparison["config"]
     return (
-        f"Runs ended early, after {config['patience']} evaluations without a rise of more than "
+        f"Runs that ended early, after {config['patience']} evaluations without an improvement of more than "
         f"{config['min_delta']:g}: {', '.join(ended)}."
     )
 
 
 def _taken_by(comparison: Mapping[str, Any]) -> str:
-    """Say which way of taking a step (see `training/engines`) the arms used."""
+    """Say how the arms took their steps (see `training/engines`)."""
     arms_of: dict[str, list[str]] = {}
     for name, strategy in comparison["strategies"].items():
         ways = dict.fromkeys(way for run in strategy["seeds"] for way in run["taken_by"])
@@ -299,15 +299,15 @@ def _engines(comparison: Mapping[str, Any]) -> Iterator[Part]:
                 *(in_percent(differences["to"][key]["seconds"]) for key in keys),
             ]
         )
-    columns = ["strategy", f"ms a step, {first}:", "the other:", "development, points:"]
+    columns = ["strategy", f"ms per step, {first}:", "other engine:", "development, points:"]
     columns += [f"time to {comparison['targets'][key]['label']}:" for key in keys]
     yield Part(
         "What the engine saves",
         [
-            "The same strategy, initial values, order of rows and rates. torch is a separate nn.Linear and loss a "
-            "task, a dense table and torch.optim.AdamW, which also moves rows that a batch does not hold: that is "
-            "another optimizer, and qualities differ by it. Differences from stl and mtl in the other tables are "
-            "within one engine."
+            "With the same strategy, initial values, row order and learning rates. The engine torch has a separate "
+            "nn.Linear and loss per task, a dense table and torch.optim.AdamW, which also moves rows that are not in "
+            "the batch: it is a different optimizer, so qualities differ. Differences from stl and mtl in the other "
+            "tables are within one engine."
         ],
         columns,
         rows,
@@ -348,9 +348,9 @@ def _retired(comparison: Mapping[str, Any]) -> Iterator[Part]:
             )
     if rows:
         yield Part(
-            "When a strategy that decides for itself let tasks go",
+            "When adaptive strategies retired tasks",
             [],
-            ["strategy", "task", "in runs:", "at step:", "as"],
+            ["strategy", "task", "in runs:", "at step:", "reason"],
             rows,
         )
 
@@ -376,9 +376,9 @@ def _tuning(comparison: Mapping[str, Any]) -> Iterator[Part]:
     yield Part(
         "Tuning",
         [
-            f"{tuning['trials']} trials for every strategy on seed {tuning['seed']}, which no result is of; the best "
-            f"on development rows is taken. The first has the values as given, the others lie in {ranges}, of "
-            "which each takes what its strategy has."
+            f"{tuning['trials']} trials per strategy on seed {tuning['seed']}, which no result uses; the best on "
+            f"development rows is chosen. The first trial has the values as given; the others are drawn from {ranges}, "
+            "as far as the strategy has these options."
         ],
         ["strategy", "trial:", *(f"{name}:" for name in names), "best on development:", "at step:"],
         rows,

@@ -10,7 +10,7 @@ from mt2st_fast.runs.intervals import FEW_SEEDS, LEAST_SEEDS, LEVEL
 from mt2st_fast.runs.shown import counted, in_percent, in_points
 from mt2st_fast.runs.targets import PLATEAU
 
-# The target that each baseline is compared at, unless the user has given one.
+# The target at which each baseline is compared, unless the user has given one.
 OWN_TARGET = {"stl": "stl_best", "mtl": "mtl_best_less"}
 LESS_OR_MORE = ("less time", "more time")
 BUSY = 0.5  # share of the CPUs that others use: from here on, times depend on them
@@ -19,13 +19,13 @@ Difference = Mapping[str, float | None]
 
 
 def conclusions(comparison: Mapping[str, Any]) -> list[str]:
-    """Return sentences on how much seeds and machine allow one to conclude at all."""
+    """Return sentences on how much the number of seeds and the machine allow one to conclude at all."""
     n_seeds, verdicts = comparison["n_seeds"], comparison["verdicts"]
     said = [_on_seeds(n_seeds), *_on_load(comparison)]
     if n_seeds >= LEAST_SEEDS and len(verdicts) > 1:
         said.append(
-            "Each difference has an interval of its own: of twenty with nothing behind them, about one would lie apart "
-            "from 0 by chance."
+            "Each difference has its own interval: of twenty intervals where there is no real difference, about one "
+            "would exclude 0 by chance."
         )
     return said
 
@@ -34,16 +34,17 @@ def _on_seeds(n: int) -> str:
     seeds = counted(n, "seed")
     if n < LEAST_SEEDS:
         return (
-            f"{seeds}: nothing can be concluded about differences between strategies; give --seeds {LEAST_SEEDS} or "
+            f"{seeds}: nothing can be concluded about differences between strategies; use --seeds {LEAST_SEEDS} or "
             f"more for a hint, {FEW_SEEDS} or more for an answer."
         )
     intervals = (
-        f"intervals are {100 * LEVEL:g} %, by a bootstrap over seeds that keeps runs of one seed together"
+        f"{100 * LEVEL:g} % intervals, from a bootstrap over seeds that keeps the runs of each seed together"
     )
     if n < FEW_SEEDS:
         return (
-            f"{seeds}; {intervals}. Of fewer than {FEW_SEEDS} seeds such intervals are too narrow, and even all seeds "
-            f"on one side may be chance (p = {2 * 0.5**n:.2g} in a sign test): what they show is a hint."
+            f"{seeds}; {intervals}. With fewer than {FEW_SEEDS} seeds such intervals are too narrow, and even a "
+            f"difference of the same sign for all seeds may be chance (p = {2 * 0.5**n:.2g} in a sign test): take what "
+            "they show as a hint."
         )
     return f"{seeds}; {intervals}."
 
@@ -52,13 +53,13 @@ def _on_load(comparison: Mapping[str, Any]) -> Iterator[str]:
     load, cpus = comparison["load"], comparison["environment"]["cores"]
     if load is not None and cpus and load > BUSY * cpus:
         yield (
-            f"The machine was busy when the comparison began (load {load:.1f} on {cpus} CPUs): seconds are not to be "
-            "trusted; steps, examples and qualities are."
+            f"The machine was busy when the comparison began (load {load:.1f} on {cpus} CPUs): do not trust the "
+            "seconds; steps, examples and qualities are not affected."
         )
 
 
 def verdicts(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return what is shown of each arm against STL and MTL on its engine, and of each engine with the same strategy.
+    """Return what is shown for each arm against STL and MTL on its engine, and for each engine with the same strategy.
 
     Each has "own", "base" and, as texts, "time" (to the target that it names), "plateau", "whole" (the time of the run)
     and "quality".
@@ -113,7 +114,7 @@ def _on_time(
 ) -> str:
     missing = list(_missing(comparison, own, base, key))
     if missing:
-        return f"{' and '.join(missing)}, so nothing is said of the time"
+        return f"{' and '.join(missing)}, so times are not compared"
     return _said(found["to"][key]["seconds"], LESS_OR_MORE, in_percent, hint)
 
 
@@ -122,19 +123,19 @@ def _missing(comparison: Mapping[str, Any], own: str, base: str, key: str) -> It
         strategy = comparison["strategies"][name]
         n, reached = len(strategy["seeds"]), strategy["to"][key]["reached"]
         if reached < n:
-            yield f"{name} came there in {reached} of {n} seeds"
+            yield f"{name} reached it for {reached} of {n} seeds"
 
 
 def _said(
     difference: Difference, words: tuple[str, str], shown: Callable[[Difference], str], hint: bool
 ) -> str:
-    """Say what an interval shows: if it contains 0, no difference is shown, which does not mean that there is none."""
+    """Say what an interval shows: if it contains 0, no difference is shown, though there may be one."""
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
-        return "nothing can be said"
+        return "nothing can be concluded"
     if low <= 0.0 <= high:
         return f"no difference shown ({shown(difference)})"
-    return f"{'a hint of ' * hint}{words[0] if high < 0 else words[1]} ({shown(difference)})"
+    return f"{words[0] if high < 0 else words[1]} ({'hint: ' * hint}{shown(difference)})"
 
 
 def sentence(verdict: Mapping[str, str]) -> str:

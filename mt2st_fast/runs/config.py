@@ -22,14 +22,14 @@ NONE = "none"  # no second strategy
 OF_DEFAULT_CORPUS = "stl"  # the second strategy there
 LR_DECAYS = ("linear", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
-# Limits of what machines and the numbers in files can hold; larger values ended in overflows.
+# Limits of what machines and the numbers in files can hold; larger values would overflow.
 MOST_SEED = (
     2**53 - 1
 )  # every reader of JSON knows it exactly, and seeds counted up from it are still 64-bit integers
 MOST_WIDE = 2**20
 MOST_WINDOW = 1000
 MOST_BUCKETS = 2**30  # rows of a table are numbered in 32 bits, those of words included
-OF_TOKENS = ("window", "hidden")  # options of what labels words; a document is the mean of its words
+OF_TOKENS = ("window", "hidden")  # options of encoders that label words; a document is the mean of its words
 BACKENDS = ("auto", *dict.fromkeys(name for room in ROOMS.values() for name in room.names))
 
 
@@ -38,12 +38,12 @@ def _names_data(shown: str, value: str) -> None:
 
 
 def _names_device(shown: str, value: str) -> None:
-    """Refuse what is no name of a device; whether the device is available is for the trainer to check."""
+    """Refuse what is not the name of a device; the trainer checks whether the device is available."""
     try:
         if value != "auto":
             torch.device(value)
     except RuntimeError:
-        raise InputError(f"{shown} {value!r} is unknown; there are auto, cpu, cuda and cuda:N") from None
+        raise InputError(f"{shown} {value!r} is unknown; available: auto, cpu, cuda, cuda:N") from None
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,22 @@ class Config:
         f"stdlib, or KIND:PATH, where KIND is one of {', '.join(list(READERS)[1:])}",
         test=_names_data,
     )
-    main: str | None = option(None, "Data", "main task; the reader's choice by default")
+    main: str | None = option(None, "Data", "main task; chosen by the reader by default")
     aux: tuple[str, ...] | None = option(
         None,
         "Data",
-        'comma-separated auxiliary tasks, a name with a comma in "quotes"; the reader\'s choice by default',
+        'comma-separated auxiliary tasks, a name with a comma in "quotes"; chosen by the reader by default',
     )
     text_column: str | None = option(
-        None, "Data", "table column with the text; text, sentence, review or content by default"
+        None, "Data", "table column with the text; by default text, sentence, review or content"
     )
     delimiter: str | None = option(
-        None, "Data", "table delimiter, one character or tab; chosen from the header by default"
+        None, "Data", "table delimiter, one character or tab; detected from the header by default"
     )
     predict_context: bool = option(
         False,
         "Data",
-        "add an auxiliary task: words predict their neighbours in all training text, labelled or not",
+        "add an auxiliary task that predicts neighbouring words in all training text, labelled or not",
     )
     label_fraction: float | None = option(
         None,
@@ -101,7 +101,7 @@ class Config:
     epochs: float | None = option(
         None,
         "Training",
-        f"passes over all rows; about {MOST_STEPS_BY_DEFAULT:,} steps by default",
+        f"passes over all rows; by default as many as make about {MOST_STEPS_BY_DEFAULT:,} steps",
         test=positive,
     )
     batch_size: int | None = option(
@@ -139,10 +139,14 @@ class Config:
         min=0,
         max=MOST_WIDE,
     )
-    dropout: float = option(0.3, "Model", "dropout on word vectors", min=0.0, max=0.99)
-    min_count: int = option(2, "Model", "words that occur less often share the row of unknown words", min=1)
+    dropout: float = option(0.3, "Model", "dropout rate of word vectors", min=0.0, max=0.99)
+    min_count: int = option(
+        2, "Model", "words that occur fewer times than this share the row for unknown words", min=1
+    )
     init: str | None = option(
-        None, "Model", "word vectors to start from: .txt, .vec, .bin, .safetensors, GloVe text, .gz"
+        None,
+        "Model",
+        "file of word vectors to start from: .txt, .vec, .bin, .safetensors or GloVe text; .gz too",
     )
     buckets: int = option(
         20_000, "Model", "rows for hashed prefixes, suffixes and shapes; 0 for none", min=0, max=MOST_BUCKETS
@@ -155,38 +159,43 @@ class Config:
         "by default",
     )
     patience: int | None = option(
-        None, "Training", "stop after this many evaluations without a rise; never by default", min=1
+        None, "Training", "stop after this many evaluations without improvement; never by default", min=1
     )
     min_delta: float = option(
-        0.0, "Training", "for --patience, a rise must exceed this on the development rows", min=0.0
+        0.0,
+        "Training",
+        "for --patience, a rise on the development rows counts as an improvement only above this",
+        min=0.0,
     )
     seed: int = option(1, "Training", "random seed", min=0, max=MOST_SEED)
     device: str = option("auto", "Machine", "auto, cpu, cuda, cuda:1, ...", test=_names_device)
     engine: str = option(
         "fused",
         "Machine",
-        "fused, or torch: separate layers, a dense table and torch's own optimizer",
+        "fused, or torch (separate layers, a dense table and torch's own optimizer)",
         test=one_of(ENGINES),
     )
     backend: str = option("auto", "Machine", "auto, numba, triton or reference", test=one_of(BACKENDS))
     graph: bool | None = option(
         None,
         "Machine",
-        "replay each phase's step as a CUDA graph, the default on every CUDA device; the report says what could not "
-        "be captured",
+        "replay each phase's step as a CUDA graph (the default on CUDA devices); the report says what could not be "
+        "captured",
     )
     fuse_backward: bool | None = option(
         None,
         "Machine",
-        "never make gradients of word vectors: a step is one kernel call where possible (the default on a CPU), else "
-        "the backward pass updates their rows",
+        "do not store gradients of word vectors: a step is one kernel call where possible (the default on a CPU), "
+        "otherwise the backward pass updates their rows",
     )
 
     def __post_init__(self) -> None:
-        """Raise InputError, naming an option that has the wrong type, is out of its limits or is unknown."""
+        """Raise InputError for an option that has the wrong type, is out of its limits or is unknown, naming it."""
         check_options(self)
         if self.min_delta and self.patience is None:
-            raise InputError(f"min_delta {self.min_delta:g} is what patience goes by: give patience, too")
+            raise InputError(
+                f"min_delta {self.min_delta:g} has no effect without patience; set patience as well"
+            )
 
     def resolved(self, splits: Splits) -> Config:
         """Return this configuration with what depends on the corpus filled in: main and auxiliary tasks, batch size,
@@ -207,11 +216,11 @@ class Config:
         not fit.
         """
         if self.epochs is None:
-            raise InputError("epochs must be known before the schedule: call resolved(splits) first")
+            raise InputError("epochs are not known yet; call resolved(splits) before schedule()")
         return find_strategy(self.strategy).make(self.strategy_options, RunFacts(self.epochs))
 
     def going_on_to(self, epochs: float) -> Config:
-        """Return this configuration with another end, but with its strategy's decay as it was for the previous end."""
+        """Return this configuration with other epochs, but with its strategy's decay as for the previous ones."""
         if self.epochs is None or epochs == self.epochs:
             return replace(self, epochs=epochs)
         options = find_strategy(self.strategy).settled(self.strategy_options, RunFacts(self.epochs))
@@ -225,7 +234,7 @@ class Config:
         if self.against is None:
             return OF_DEFAULT_CORPUS if self.data == "stdlib" and self.strategy != OF_DEFAULT_CORPUS else None
         if self.against == self.strategy:
-            raise InputError(f"--against {self.against} is the run's own strategy; name another, or {NONE}")
+            raise InputError(f"--against {self.against} is the run's own strategy; choose another, or {NONE}")
         return None if self.against == NONE else self.against
 
     def on_engine(self, engine: str) -> Config:
@@ -238,13 +247,11 @@ class Config:
         }
         given = [flag for flag, is_given in fused.items() if is_given]
         if engine == "torch" and given:
-            raise InputError(
-                f"{given[0]} is not for the engine torch, which has nothing of the kind; leave it out"
-            )
+            raise InputError(f"{given[0]} is not supported by the engine torch; leave it out")
         return replace(self, engine=engine)
 
     def for_strategy(self, name: str) -> Config:
-        """Return this configuration for another strategy, with those of the options that it takes."""
+        """Return this configuration for another strategy, with those of its options that the strategy takes."""
         taken = {each.name for each in find_strategy(name).options}
         options = {key: value for key, value in self.strategy_options.items() if key in taken}
         return replace(self, strategy=name, strategy_options=options)
@@ -254,15 +261,15 @@ class Config:
         known = strategy_options()
         for key in self.strategy_options:
             if key not in known:
-                raise InputError(f"there is no strategy with an option {key}; there are {', '.join(known)}")
+                raise InputError(f"no strategy has an option {key}; available: {', '.join(known)}")
             option, taken_by = known[key]
             if not set(taken_by) & set(names):
                 raise InputError(
-                    f"{option.flag} is not for {', '.join(names)}, but for {', '.join(taken_by)}; leave it out"
+                    f"{option.flag} is not an option of {', '.join(names)}, but of {', '.join(taken_by)}; leave it out"
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the configuration as JSON writes it."""
+        """Return the configuration in the form that JSON stores."""
         return asdict(self)
 
     @classmethod

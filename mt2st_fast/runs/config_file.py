@@ -28,11 +28,11 @@ def read_config_file(path: Path, command: str, known: Mapping[str, Option]) -> d
     for key, value in _parsed(path).items():
         if key not in by_key:
             hint = (
-                meant(key, list(by_key)) or f"; its keys are the flags that mt2st-fast {command} --help shows"
+                meant(key, list(by_key)) or f"; the keys are the flags shown by mt2st-fast {command} --help"
             )
             if isinstance(value, dict):
-                hint = "; keys stand in no table, such as [training], but alone"
-            raise InputError(f"{path}: there is no option {key!r} of {command}{hint}")
+                hint = "; put keys at the top level, not in a table such as [training]"
+            raise InputError(f"{path}: {command} has no option {key!r}{hint}")
         option = by_key[key]
         try:
             found[option.name] = _as_taken(option, value)
@@ -50,13 +50,13 @@ def _parsed(path: Path) -> dict[str, Any]:
         # A path need not be UTF-8, neither on the command line nor here.
         return parsed(content.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # invalid format, a too long number, or too deep nesting
-        raise InputError(f"{path}: is no {kind} in UTF-8: {error}") from None
+        raise InputError(f"{path}: is not valid {kind} in UTF-8: {error}") from None
 
 
 def _json(text: str) -> dict[str, Any]:
     found = json.loads(text, object_pairs_hook=_each_once)
     if not isinstance(found, dict):
-        raise ValueError(f"{type(found).__name__} where an object of keys and values is expected")
+        raise ValueError(f"expected an object of keys and values, found {type(found).__name__}")
     return found
 
 
@@ -64,7 +64,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key} is there twice")
+            raise ValueError(f"{key} occurs twice; remove one")
         if value is None:  # JSON only: TOML has no null
             raise ValueError(f"{key} is null; leave it out")
         found[key] = value

@@ -88,9 +88,9 @@ class Experiment:
         config.check_strategy_options((find_strategy(config.strategy).name,))
         if splits.main is None:
             labelled = any(word.startswith("__label__") for word in splits.vocabulary.words)
-            hint = "; train_supervised of the library reads its __label__ words" if labelled else ""
+            hint = "; for __label__ words, use train_supervised in Python" if labelled else ""
             raise InputError(
-                f"{splits.name} has no labels to train a main task on; use a reader that has{hint}"
+                f"{splits.name} has no labels to train a main task on; use a reader for labelled data{hint}"
             )
         config = config.resolved(splits)
         if not splits.dev.targets[splits.main].labelled().any():
@@ -339,7 +339,7 @@ def start_from_vectors(
     if vectors.dim != config.dim:
         raise InputError(
             f"--init {config.init} has vectors of {vectors.dim} numbers, but --dim is {config.dim}; "
-            f"give --dim {vectors.dim}"
+            f"use --dim {vectors.dim}"
         )
     own = np.flatnonzero(splits.vocabulary.counts >= config.min_count)
     table_td, coverage = initial_table(vectors, [splits.vocabulary.words[t] for t in own], seed=config.seed)

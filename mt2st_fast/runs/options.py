@@ -21,7 +21,7 @@ from mt2st_fast.training.schedules import StrategyOption, strategy_options
 # A further condition: a function of the option's name, for the message, and its value that raises InputError.
 Test = Callable[[str, Any], None]
 
-KINDS = {bool: "true or false", str: "a text", tuple: "a list of texts"}
+KINDS = {bool: "true or false", str: "a string", tuple: "a list of strings"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Option:
         return f"--{self.key}"
 
     def check(self, value: Any, shown: str | None = None) -> None:
-        """Raise InputError for a value of another kind, out of its limits or failing the test; shown: the name to
-        report.
+        """Raise InputError for a value of another kind, out of its limits or failing the test; shown: the name to use
+        in the message.
         """
         shown = self.name if shown is None else shown
         if value is None and self.may_be_none:
@@ -157,12 +157,12 @@ def positive(shown: str, value: Any) -> None:
 
 
 def one_of(known: Sequence[str]) -> Test:
-    """Return a test that refuses a string that is none of these."""
+    """Return a test that refuses any string other than these."""
 
     def test(shown: str, value: str) -> None:
         if value not in known:
             raise InputError(
-                f"{shown} {value!r} is unknown{meant(value, known)}; there are {', '.join(known)}"
+                f"{shown} {value!r} is unknown{meant(value, known)}; available: {', '.join(known)}"
             )
 
     return test
@@ -173,7 +173,7 @@ def some_of(known: Sequence[str]) -> Test:
 
     def test(shown: str, value: Sequence[str]) -> None:
         if not value:
-            raise InputError(f"{shown} names none; there are {', '.join(known)}")
+            raise InputError(f"{shown} is empty; available: {', '.join(known)}")
         for name in value:
             one_of(known)(shown, name)
         twice = [name for name in value if list(value).count(name) > 1]

@@ -42,7 +42,9 @@ def run_page(report: Mapping[str, Any], history: History) -> bytes:
             ],
         ),
         Section("Tasks", tables=[_tasks(report)]),
-        Section("Phases, and what took their steps", tables=[_phases(report)], lines=report["decisions"]),
+        Section(
+            "Phases, and how their steps were taken", tables=[_phases(report)], lines=report["decisions"]
+        ),
         *_chosen_parts(report["chosen_parts"]),
         Section(
             f"{main['task']} on the test rows, by class",
@@ -75,7 +77,7 @@ def plot_against(report: Mapping[str, Any]) -> Figure:
     """Plot the curves of a run and of its second strategy over seconds."""
     against, main = report["against"], report["main"]
     label = f"{main['task']}: development {main['metric']}"
-    target = against["target"], f"the best of {against['other']}, {shown(against['target'])}"
+    target = against["target"], f"best of {against['other']}, {shown(against['target'])}"
     return plot_seconds(beside.curves_of(against), label, target)
 
 
@@ -97,14 +99,14 @@ def comparison_page(comparison: Mapping[str, Any]) -> bytes:
     sections = [
         first,
         Section(
-            "To the target, at a glance",
+            "The target at a glance",
             tables=[Table(COLUMNS, table_rows(comparison))],
             pictures=[Picture(plot_comparison(comparison), "seconds and steps to every target by strategy")],
         ),
         Section(
             "Every run",
             lines=[
-                "With marks: the median over seeds at every evaluation that all runs have; faint: every run."
+                "With marks: the median over seeds, at evaluations that all runs have; faint: single runs."
             ],
             pictures=[Picture(plot_seconds(curves, quality), "quality over seconds of training")],
         ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mt2st_fast.training.history import History
 
-if TYPE_CHECKING:  # importing it takes a second, for which `--help` and `info` should not wait
+if TYPE_CHECKING:  # importing it takes a second, which `--help` and `info` should not wait for
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -45,7 +45,7 @@ def plot_curves(history: History, metric: str) -> Figure:
         style: dict[str, Any] = {"color": f"C{index}", "label": plain(task)}
         width = 2 if task == history.main else 1.2
         losses.plot(steps, [r.losses[task] for r in history.steps if task in r.losses], lw=width, **style)
-        # Weights often coincide: the main task has a solid line, and every other has dashes at its own places.
+        # Weights often coincide: the main task has a solid line, and each other task has dashes in different places.
         values = [r.weights.get(task, 0.0) for r in history.steps]
         dashes = "-" if task == history.main else (4.0 * index, (4.0, 4.0 * (len(tasks) - 1)))
         weights.plot(every, values, drawstyle="steps-pre", lw=2.5, ls=dashes, **style)
@@ -126,7 +126,7 @@ def plot_importance(chosen: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(parts)), names, fontsize="small")
     for label, part in zip(axes.get_yticklabels(), parts, strict=True):
         label.set_fontweight("bold" if part["becomes"] == "trained" else "normal")
-    axes.set_title("share of a task's importance; bold: trains on", fontsize="small")
+    axes.set_title("share of a task's importance; bold: continues to train", fontsize="small")
     return figure
 
 

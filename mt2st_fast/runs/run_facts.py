@@ -1,7 +1,7 @@
 """What a finished run writes: its model and vectors, history.jsonl, and facts.json.
 
 facts.json has what a report shows beyond the history: the data, the machine, and the test metrics. Reports are made
-from these two files alone (`runs/report.py`), at the end of a run and whenever a new report is asked for.
+from these two files alone (`runs/report.py`), at the end of a run and whenever a new report is requested.
 """
 
 from __future__ import annotations
@@ -80,35 +80,33 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; train again") from None
     if found != FORMAT:
-        raise InputError(f"{path}: is written as {found!r}, this version reads {FORMAT!r}; train again")
+        raise InputError(f"{path}: has the format {found!r}, but this version reads {FORMAT!r}; train again")
     return facts
 
 
 def read_history(folder: Path, facts: Mapping[str, Any]) -> History:
     """Read the history of the run that left these facts.
 
-    Raises InputError where it is missing or not whole, and KeyError, TypeError or ValueError where it is damaged
-    otherwise.
+    Raises InputError where it is missing or incomplete, and KeyError, TypeError or ValueError where it is damaged in
+    another way.
     """
     path = folder / HISTORY
     history = History.read_jsonl(path, facts["main"])
     steps, n_found = [record.step for record in history.steps], _n_records(history)
-    n_all = facts.get("records", n_found)  # a run of an earlier version does not tell
+    n_all = facts.get("records", n_found)  # not recorded by earlier versions
     if n_found != n_all:
-        why = f"has {n_found:,} records where the run wrote {n_all:,}"
+        why = f"has {n_found:,} records, but the run wrote {n_all:,}"
     elif (last := steps[-1] if steps else 0) != facts["steps"]:
-        why = f"ends at step {last:,}, and the run took {facts['steps']:,}"
+        why = f"ends at step {last:,}, but the run took {facts['steps']:,} steps"
     elif any(after <= before for before, after in pairwise(steps)):
-        why = "has steps that are not in order"
+        why = "has steps out of order"
     else:
         return history
-    raise InputError(
-        f"{path}: is not the whole history of the run, as it {why}; bring it back, or train again"
-    )
+    raise InputError(f"{path}: is not the complete history of the run (it {why}); restore it, or train again")
 
 
 def _n_records(history: History) -> int:
-    """Return how many lines a history is written in."""
+    """Return how many lines the file of a history has."""
     of_steps = len(history.steps) + len(history.evaluations)
     return len(history.phases) + of_steps + len(history.selections) + (history.stopped is not None)
 

@@ -62,25 +62,25 @@ def step_ms_of(phase: dict[str, Any]) -> str:
 def quality_of(main: Mapping[str, Any]) -> str:
     """Say what quality the main task of a report reached on development and test rows."""
     if main["best_step"] is None:
-        best = "never a number on development, as where its rows all have one value"
+        best = f"development {main['metric']} undefined (as where all values are equal)"
     else:
-        best = f"best on development {shown(main['best'])} (step {main['best_step']:,})"
-    return f"{main['metric']} {best}, on test {shown(main['test'])}"
+        best = f"best development {main['metric']} {shown(main['best'])} (step {main['best_step']:,})"
+    return f"{best}, test {main['metric']} {shown(main['test'])}"
 
 
 def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
-    """Say which words a run's file of vectors lacks; "" if it has all, or if an older run does not tell."""
+    """Say which words are missing from a run's vectors file; "" for none, or for an older run without this record."""
     n = vectors.get("left_out", 0)
     if not n:
         return ""
     return (
-        f"vectors.txt leaves out {n:,} of {vectors['count'] + n:,} words, as they have white space within, which ends "
-        "a word in word2vec's format; the model knows them"
+        f"vectors.txt leaves out {n:,} of {vectors['count'] + n:,} words because they contain white space, which ends "
+        "a word in the word2vec format; the model has them"
     )
 
 
 def left_out_of_model(report: Mapping[str, Any]) -> list[str]:
-    """Say, a line for each reason, which tasks a run's model lacks although they have a head."""
+    """Say, in one line per reason, which tasks with a head are not in a run's model."""
     untrained = report["untrained"]
     others = [
         name
@@ -89,10 +89,10 @@ def left_out_of_model(report: Mapping[str, Any]) -> list[str]:
     ]
     lines = []
     if untrained:
-        lines.append(f"The model leaves out {', '.join(untrained)}: no step of this run trained the head.")
+        lines.append(f"The model leaves out {', '.join(untrained)}, as no step of this run trained the head.")
     if others:
         lines.append(
-            f"The model has {', '.join(report['kept'])} alone: by this strategy tasks have encoders of their own."
+            f"The model has only {', '.join(report['kept'])}, as this strategy gives each task its own encoder."
         )
     return lines
 

@@ -45,7 +45,7 @@ class Target:
 
 
 def make_targets(runs: Runs, arms: Sequence[Arm], given: float | None) -> list[Target]:
-    """Return the given quality, or else the highest that every run reaches; then what STL and MTL of the first engine
+    """Return the given quality, or else the highest that all runs reach; then what STL and MTL of the first engine
     reach.
 
     runs: by the names of the arms, all of them over the same seeds.
@@ -53,17 +53,17 @@ def make_targets(runs: Runs, arms: Sequence[Arm], given: float | None) -> list[T
     every = [run for of_arm in runs.values() for run in of_arm]
     seeds = sorted({run["seed"] for run in every})
     if given is not None:
-        targets = [Target("given", f"{given:.4g}, as given", dict.fromkeys(seeds, given))]
+        targets = [Target("given", f"{given:.4g} (given)", dict.fromkeys(seeds, given))]
     else:
         common = min(run["best"] for run in every)
-        targets = [Target("common", "what every run reaches", dict.fromkeys(seeds, common))]
+        targets = [Target("common", "the best that all runs reach", dict.fromkeys(seeds, common))]
     best = {arm.strategy: {r["seed"]: r["best"] for r in runs[arm.name]} for arm in reversed(arms)}
     if "stl" in best:
         targets.append(Target("stl_best", "STL's best", best["stl"]))
     if "mtl" in best:
         less = {seed: value - LESS for seed, value in best["mtl"].items()}
         targets.append(Target("mtl_best", "MTL's best", best["mtl"]))
-        targets.append(Target("mtl_best_less", f"MTL's best less {LESS / POINT:g} points", less))
+        targets.append(Target("mtl_best_less", f"MTL's best minus {LESS / POINT:g} points", less))
     return targets
 
 

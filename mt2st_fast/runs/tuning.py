@@ -36,7 +36,7 @@ class Range:
 
 
 def ranges_of(config: Config, fixed: Collection[str]) -> dict[str, Range]:
-    """Return the ranges of what is tuned, by name: all but what the user has fixed."""
+    """Return the ranges of the tuned options, by name: all but those that the user has fixed."""
     every = {
         "lr": Range(config.lr / RATE_SPAN, config.lr * RATE_SPAN, ratios=True),
         "switch_at": Range(0.1, 0.9),
@@ -51,11 +51,11 @@ def trials_of(config: Config, strategy: str, n: int, fixed: Collection[str]) -> 
     They are the same in every call. Raises InputError where there is nothing to choose from.
     """
     if n < 2:
-        raise InputError(f"--tune {n} leaves nothing to choose from: give 2 or more trials, or 0 for none")
+        raise InputError(f"--tune {n} leaves nothing to choose from; use 2 or more trials, or 0 for none")
     ranges = ranges_of(config, fixed)
     if not ranges:
         raise InputError(
-            f"--tune {n} has nothing to tune: {', '.join(sorted(fixed))} are given; leave one out"
+            f"--tune {n} has nothing to tune, as {', '.join(sorted(fixed))} are given; leave one of them out"
         )
     options = {option.name: option.default for option in find_strategy(strategy).options}
     given = {"lr": config.lr, **options, **config.for_strategy(strategy).strategy_options}
@@ -95,9 +95,7 @@ def chosen(strategy: str, trials: Sequence[Mapping[str, Any]]) -> int:
     """
     done = [i for i, trial in enumerate(trials) if trial["best"] is not None]
     if not done:
-        raise InputError(
-            f"none of the {len(trials)} trials of {strategy} came to an end: {trials[0]['error']}"
-        )
+        raise InputError(f"none of the {len(trials)} trials of {strategy} finished: {trials[0]['error']}")
     return min(done, key=lambda i: (-trials[i]["best"], trials[i]["step"], i))
 
 

@@ -1,4 +1,4 @@
-"""The section "What was read" of every report: files, rows, columns, labels, and notes."""
+"""The section "What was read" in every report: files, rows, columns, labels, and notes."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def tables_of(data: Mapping[str, Any]) -> list[Tabled]:
     labels = [_labels(each) for each in data["labels"]]
     unit = "documents:" if data["columns"] else "sentences:"
     found: list[Tabled] = [
-        (("file", "read as", unit, "rows:", "left out"), files),
+        (("file", "used as", unit, "rows:", "left out"), files),
         (("part", "rows:", "tokens:"), parts),
-        (("column", "taken as", "different values:", "empty cells:", "nan:"), columns),
+        (("column", "used as", "distinct values:", "empty cells:", "nan:"), columns),
         (
             (
                 "task",
@@ -60,7 +60,7 @@ def tables_of(data: Mapping[str, Any]) -> list[Tabled]:
                 "labels in train:",
                 "dev:",
                 "test:",
-                "of classes that training never saw, dev:",
+                "of classes not seen in training, dev:",
                 "test:",
             ),
             labels,

@@ -1,4 +1,4 @@
-"""`--predict-context`: predicting neighbouring words in all training text is one more auxiliary task."""
+"""`--predict-context`: predicting neighbouring words in all training text, as one more auxiliary task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAST_WORDS = 256  # least words per batch: with fewer, most of their shared neg
 
 
 def context_task(config: Config, splits: Splits) -> dict[str, ContextPrediction]:
-    """Return the task by its name, or nothing where it is not asked for.
+    """Return the task by its name, or nothing if it is not requested.
 
     Raises InputError where the data has a task of that name.
     """
@@ -21,7 +21,7 @@ def context_task(config: Config, splits: Splits) -> dict[str, ContextPrediction]
         return {}
     if CONTEXT in splits.tasks:
         raise InputError(
-            f"--predict-context names its task {CONTEXT}, and {splits.name} has one of that name: leave one of both out"
+            f"--predict-context adds a task named {CONTEXT}, but {splits.name} already has one; leave one of them out"
         )
     return {CONTEXT: ContextPrediction(len(splits.vocabulary), config.dim, backend=config.backend)}
 

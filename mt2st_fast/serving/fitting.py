@@ -34,7 +34,7 @@ def check_fits(wanted: Wanted, labels: Mapping[str, Labels], level: str) -> None
     elif len(wanted.tasks) > 1:
         several = [task for task in wanted.tasks if labels[task].kind == "labels" or not wanted.one_class]
         _refuse(
-            _names(labels, several), _BETWEEN, f"has {BETWEEN_LABELS}, which stands between labels of a cell"
+            _names(labels, several), _BETWEEN, f"has {BETWEEN_LABELS}, which separates the labels of a cell"
         )
 
 

@@ -46,7 +46,7 @@ class Labels:
 
 
 class TextModel:
-    """The model that a run of `mt2st-fast train` learnt: words go in and labels come out.
+    """The model that a run of `mt2st-fast train` produced: words go in and labels come out.
 
         model = TextModel.load("runs/train/model")
         model.predict([["They", "buy", "books", "."]])            # [["PRON", "VERB", "NOUN", "PUNCT"]]

@@ -33,7 +33,7 @@ def check_metrics(metrics: Mapping[str, Metric], heads: MultiTaskHeads) -> None:
             named = metric.__name__ + "()" if isinstance(metric, type) else "lambda predictions, targets: ..."
             raise InputError(
                 f"the metric of {task} must be an object of torchmetrics or a function of predictions and targets, not "
-                f"{metric!r}: give {named}"
+                f"{metric!r}; pass {named}"
             )
         if getattr(metric, "higher_is_better", None) is False:
             raise InputError(

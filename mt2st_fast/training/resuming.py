@@ -30,7 +30,7 @@ def check_settings(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """
     for name, value in own.items():
         if name in stored and stored[name] != value:
-            fix = FIXES.get(name, f"give {name} {stored.get(name)} again, {OR_ANEW}")
+            fix = FIXES.get(name, f"use {name} {stored.get(name)} again, {OR_ANEW}")
             raise InputError(
                 f"the checkpoint was made with {name} {stored.get(name)}, this run has {value}; {fix}"
             )
@@ -43,7 +43,7 @@ def check_end(step: int, end: int, new_end: int, steps_per_epoch: int, *, rate_f
     epochs = new_end / steps_per_epoch
     if new_end < step:
         raise InputError(
-            f"the checkpoint stands at epoch {step / steps_per_epoch:g}, this run ends at {epochs:g}: give "
+            f"the checkpoint is at epoch {step / steps_per_epoch:g}, but this run ends at {epochs:g}; use "
             f"epochs={math.ceil(step / steps_per_epoch)} or more (of a stream steps={step}), {OR_ANEW}"
         )
     rate = (

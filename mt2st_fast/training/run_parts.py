@@ -103,7 +103,7 @@ def _check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise InputError(
             f"{type(optimizer).__name__} has to compute the loss several times in a step (step(closure)), which "
-            "Trainer does not do: give another optimizer, or use it in a loop of your own with PhaseController"
+            "Trainer does not do; use another optimizer, or your own loop with PhaseController"
         )
 
 

@@ -53,7 +53,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown: give auto, cpu, cuda or cuda:NUMBER") from None
+        raise ValueError(f"device {device!r} is unknown; available: auto, cpu, cuda, cuda:N") from None
 
 
 class Trainer:
@@ -130,7 +130,7 @@ class Trainer:
             raise ValueError(f"distributed must be 'auto' or 'none', not {distributed!r}")
         self.device = own_device() if device == "auto" else _device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device} is not available: torch sees no CUDA device here")
+            raise ValueError(f"device {device} is not available: torch sees no CUDA device here; use cpu")
         if graph not in ("auto", True, False):
             raise ValueError(f"graph must be 'auto', True or False, not {graph!r}")
         asked_graph = graph is True
@@ -221,7 +221,7 @@ class Trainer:
         if val is None and any(isinstance(callback, EarlyStopping) for callback in self.callbacks):
             raise InputError("EarlyStopping needs evaluations, but there are none; pass val=")
         if checkpoint is not None and Path(checkpoint).is_dir():
-            raise InputError(f"{checkpoint} is a folder: give the name of a file as checkpoint")
+            raise InputError(f"{checkpoint} is a folder; pass the name of a file as checkpoint")
         check_count(**given(evaluate_every=evaluate_every))
         check_positive(**given(checkpoint_seconds=checkpoint_seconds))
         run = self.begin(train, val=val, epochs=epochs, steps=steps, checkpoint=checkpoint, resume=resume)

@@ -154,7 +154,7 @@ def device_of(name: str | torch.device) -> torch.device:
     except RuntimeError:
         raise InputError(f"device {name} is unknown; available: auto, cpu, cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name} is not available: torch sees no CUDA device here")
+        raise InputError(f"device {name} is not available: torch sees no CUDA device here; use cpu")
     return device
 
 

@@ -264,7 +264,7 @@ def read_binary(path: Path) -> Table:
         sizes = _sizes(first.decode("latin-1"))
         if first.startswith(_FASTTEXT_MODEL):
             raise InputError(
-                f"{path}: is a model of fastText, not word2vec binary; give the .vec file that fastText writes beside "
+                f"{path}: is a fastText model, not word2vec binary; use the .vec file that fastText writes next to "
                 "it, or write its vectors with gensim (load_facebook_vectors, then save_word2vec_format)"
             )
         if sizes is None:

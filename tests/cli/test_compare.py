@@ -48,7 +48,7 @@ def test_the_table_of_a_terminal_is_whole(
     ]
     run("compare", "--data", treebank, *options, "--out", str(tmp_path))
     shown = capsys.readouterr().out
-    assert "is finished, and there is nothing to resume" in fails(
+    assert "is finished, so there is nothing to resume" in fails(
         capsys, "compare", "--resume", "--out", str(tmp_path)
     )
     assert shown.count("0 of 1") == 4
@@ -102,15 +102,15 @@ def test_compare_shows_all_that_it_was_asked_for(
     assert len(comparison["verdicts"]) == 4
     shown = " ".join(capsys.readouterr().out.split())
     for words in (
-        "tuned stl: all that it takes is given",
+        "tuned stl: nothing to tune, all of its options are set",
         "tuned switch: aux_weight ",
-        "3 seeds; intervals are 95 %",
+        "3 seeds; 95 % intervals",
     ):
         assert words in shown
     for file in ("compare.md", "report.html"):
         text = (out / file).read_text()
-        for words in ("To the target: 0.5, as given", "To the plateau", "What the engine saves", "Tuning", "aux_weight",
-                      "switch (torch)", "ended early, after 3 evaluations without a rise of more than 0.01",
+        for words in ("To the target: 0.5 (given)", "To the plateau", "What the engine saves", "Tuning", "aux_weight",
+                      "switch (torch)", "ended early, after 3 evaluations without an improvement of more than 0.01",
                       "energy is not measured", "examples"):  # fmt: skip
             assert words in text.replace("Runs ended", "ended"), (file, words)
 
@@ -119,7 +119,7 @@ def test_compare_shows_all_that_it_was_asked_for(
     ("options", "names"),
     [
         (["--engine", "tensorflow"], ["tensorflow", "fused, torch"]),
-        (["--engine", ""], ["--engine names none", "fused, torch"]),
+        (["--engine", ""], ["--engine is empty", "fused, torch"]),
         (["--engine", "torch,torch"], ["--engine names torch twice"]),
         (["--engine", "torch", "--backend", "numba"], ["--backend", "torch"]),
         (["--engine", "fused,torch", "--fuse-backward"], ["--fuse-backward", "torch"]),

@@ -65,7 +65,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_end(
     ends_with(128 + number, "compare", "--data", treebank, *judged, "--out", str(out))
     shown = capsys.readouterr().out
     assert (
-        "Stopped at step 12 of 27 of mtl, seed 1; 1 of 4 runs are done. Go on with: mt2st-fast compare --resume"
+        "Stopped at step 12 of 27 of mtl, seed 1; 1 of 4 runs are done. Continue with: mt2st-fast compare --resume"
         in (" ".join(shown.split()))
     )
     assert not (out / "compare.json").exists()
@@ -95,11 +95,9 @@ def test_tuning_and_the_engines_after_it_go_on_as_well(
     done = json.loads((out / "compare.progress.json").read_text())
     assert sum(map(len, done["trials"].values())) == min(4, steps // 27)
     error = fails(capsys, "compare", "--resume", "--tune", "3", "--out", str(out))
-    assert "--tune 3 is given" in error
-    assert "has 2: leave it out" in error
-    assert "--engine fused is given" in fails(
-        capsys, "compare", "--resume", "--engine", "fused", "--out", str(out)
-    )
+    assert "--tune is 3" in error
+    assert "has 2; leave it out" in error
+    assert "--engine is fused" in fails(capsys, "compare", "--resume", "--engine", "fused", "--out", str(out))
     run("compare", "--resume", "--out", str(out))
     ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (out, straight))
     assert ours["tuning"] == theirs["tuning"]
@@ -133,11 +131,23 @@ def test_a_comparison_in_a_folder_that_is_written_to_is_refused(
     assert not (tmp_path / "compare.progress.json").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_mistyped_folder_to_resume_is_named_and_not_made(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "typo"
+    assert f"nothing to resume in {out}: no such folder" in fails(
+        capsys, command, "--resume", "--out", str(out)
+    )
+    assert not out.exists()
+
+
 def test_a_comparison_goes_on_with_its_own_options(
     treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at
 ) -> None:
     out = str(tmp_path / "out")
-    assert "no comparison to resume" in fails(capsys, "compare", "--resume", "--out", out)
+    (tmp_path / "empty").mkdir()
+    assert "no comparison to resume" in fails(capsys, "compare", "--resume", "--out", str(tmp_path / "empty"))
     stop_at(5, signal.SIGTERM)
     ends_with(143, "compare", "--data", treebank, *SMALL, "--out", out)
     capsys.readouterr()
@@ -146,7 +156,7 @@ def test_a_comparison_goes_on_with_its_own_options(
     ):  # fmt: skip
         error = fails(capsys, "compare", "--resume", flag, value, "--out", out)
         assert flag in error
-        assert f"has {then}: leave it out" in error
+        assert f"has {then}; leave it out" in error
     path = Path(treebank.partition(":")[2])
     path.write_text(path.read_text().replace("XNOUN", "XVERB"))
     assert "has changed since the comparison began" in fails(capsys, "compare", "--resume", "--out", out)
@@ -189,8 +199,8 @@ def test_a_run_goes_on_with_its_own_options_and_more_epochs(
     for flag, value, then in (("--lr", "0.01", "0.02"), ("--nu", "2", "None"), ("--dim", "16", "8")):
         error = fails(capsys, "train", "--resume", flag, value, "--out", out)
         assert flag in error
-        assert f"has {then}: leave it out" in error
-    assert "give epochs=2 or more" in fails(capsys, "train", "--resume", "--epochs", "1", "--out", out)
+        assert f"has {then}; leave it out" in error
+    assert "use epochs=2 or more" in fails(capsys, "train", "--resume", "--epochs", "1", "--out", out)
     run("train", "--resume", "--epochs", "4", "--lr", "0.02", "--out", out)
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["steps"] == 36

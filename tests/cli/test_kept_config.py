@@ -76,9 +76,11 @@ def test_a_run_goes_on_with_a_file_that_says_the_same(
     assert (config.data, config.lr, config.batch_size) == (treebank, 0.02, 64)
     other = write(tmp_path / "other.toml", lr=0.5)
     error = fails(capsys, "train", "--resume", "--config", other, "--out", str(out))
-    assert f"{other}: lr is 0.5, and the run in {out} has 0.02" in error
+    assert f"{other}: lr is 0.5, but the run in {out} has 0.02" in error
     (out / "config.json").write_text('{"lr": ')
-    assert f"{out / 'config.json'}: is no JSON" in fails(capsys, "train", "--resume", "--out", str(out))
+    assert f"{out / 'config.json'}: is not valid JSON" in fails(
+        capsys, "train", "--resume", "--out", str(out)
+    )
 
 
 def test_what_goes_on_writes_checkpoints_as_often_as_before(
@@ -101,7 +103,7 @@ def test_what_goes_on_writes_checkpoints_as_often_as_before(
 
 def test_columns_that_a_run_goes_on_with_are_its_own() -> None:
     given: Given = {"label_column": None}
-    with pytest.raises(InputError, match="--main stars is given"):
+    with pytest.raises(InputError, match="--main is stars"):
         going_on(Config(main="mood", aux=()), Config(main="stars", aux=()), given, Path("out"))
 
 

@@ -115,7 +115,7 @@ def test_the_spelling_of_a_path_does_not_decide_which_rows_are_measured(
     for data in (f"csv:{file}", "csv:test.csv", "csv:./test.csv", "csv:.", f"csv:{file.parent}"):
         assert rows_of(capsys, trained, data, "--part", "test") == 4, data
         run("test", trained, data, "--part", "all")
-        assert "the model was trained on this data: its training rows are measured" in capsys.readouterr().out
+        assert "the model was trained on this data: its training rows are included" in capsys.readouterr().out
 
 
 def test_training_text_that_is_measured_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_training_text_that_is_measured_is_told(tmp_path: Path, capsys: pytest.C
     for name, is_told in (("train.csv", True), ("test.csv", False)):
         run("test", str(tmp_path / "model"), f"csv:{folder / name}")
         said = " ".join(capsys.readouterr().out.split())
-        assert ("rows that it learnt from are measured" in said) == is_told
+        assert ("the results include rows that it was trained on" in said) == is_told
 
 
 def test_rows_without_labels_are_told(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,8 +116,8 @@ def test_what_no_run_has_written_is_left_alone(
     (out / mine).write_text('{"model_type": "bert"}')
     data = make_treebank(tmp_path)
     error = fails(capsys, command, "--data", data, *SHORT, "--out", str(out))
-    assert f"--out {out} has " in error
-    assert "which would be lost" in error
+    assert f"--out {out} contains " in error
+    assert "would be lost" in error
     assert files(out) == {mine: b'{"model_type": "bert"}'}
     assert not has_run(out)
 
@@ -153,7 +153,7 @@ def test_a_file_in_the_models_folder_is_not_lost(
     (out / "model" / "notes.txt").write_text("mine")
     data = [] if more else ["--data", make_treebank(tmp_path), *SHORT]
     error = fails(capsys, "train", *data, *more, "--out", str(out))
-    assert "has model/notes.txt, which no run has written" in error
+    assert "would be lost: model/notes.txt; choose" in error
     assert (out / "model" / "notes.txt").read_text() == "mine"
 
 
@@ -173,5 +173,5 @@ def test_an_empty_out_is_refused(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "--out is empty; name what to write" in fails(capsys, *arguments, "--out", "")
+    assert "--out is empty; set a path" in fails(capsys, *arguments, "--out", "")
     assert list(tmp_path.iterdir()) == []

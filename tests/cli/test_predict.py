@@ -120,7 +120,7 @@ def test_what_cannot_be_done_is_one_line(
     (trained / "model" / "tensors.safetensors").unlink()
     (trained / "model" / "model.json").unlink()
     (trained / "model").rmdir()
-    assert "the run has not ended and left no model" in fails(capsys, "predict", str(trained))
+    assert "the run is not finished and left no model" in fails(capsys, "predict", str(trained))
 
 
 def test_nothing_half_written_is_left(

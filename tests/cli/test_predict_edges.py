@@ -81,8 +81,10 @@ def test_options_that_name_nothing_are_refused(
 ) -> None:
     for command in (["predict", str(models["token"])], ["test", str(models["token"]), "conllu:x"],
                     ["export", str(models["token"])]):  # fmt: skip
-        assert "--tasks ',': names no task; leave it out" in fails(capsys, *command, "--tasks", ",")
-    assert "is a folder; give a file" in fails(capsys, "predict", str(models["token"]), "-o", str(tmp_path))
+        assert "--tasks ',' names no task; leave it out" in fails(capsys, *command, "--tasks", ",")
+    assert "is a folder; use a file name" in fails(
+        capsys, "predict", str(models["token"]), "-o", str(tmp_path)
+    )
     assert list(tmp_path.iterdir()) == []
     for wrong in ("0", "-2"):
         assert "--k must be at least 1" in fails(

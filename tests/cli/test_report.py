@@ -85,8 +85,8 @@ def test_a_report_follows_the_history(ended: dict[str, Path], tmp_path: Path) ->
     run("report", str(again))
     report = json.loads((again / "report.json").read_text())
     assert report["main"]["best"] == report["tasks"]["upos"]["last_dev"] == 0.125
-    assert "best on development 0.1250" in (again / "report.md").read_text()
-    assert "best on development 0.1250" in (again / "report.html").read_text()
+    assert "best development accuracy 0.1250" in (again / "report.md").read_text()
+    assert "best development accuracy 0.1250" in (again / "report.html").read_text()
     shown = (again / "curves.png").read_bytes()
     assert shown != (ended["train"] / "curves.png").read_bytes()
 
@@ -106,12 +106,12 @@ def spoil(folder: Path, file: str, content: str | None) -> None:
         ("train", "facts.json", "{", ["facts.json", "damaged"]),
         ("train", "facts.json", '{"format": "mt2st-fast run 0"}', ["facts.json", "run 0"]),
         ("train", "facts.json", '{"format": "mt2st-fast run 2"}', ["damaged", "main"]),
-        ("train", "facts.json", None, ["has not ended", "train --resume --out"]),
+        ("train", "facts.json", None, ["is not finished", "train --resume --out"]),
         ("train", "compare.json", "{}", ["a run and a comparison", "move compare.json"]),
         ("compare", "compare.json", "{", ["compare.json", "damaged"]),
         ("compare", "compare.json", "[]", ["damaged"]),
         ("compare", "compare.json", "{}", ["damaged"]),
-        ("compare", "compare.json", None, ["has not ended", "--resume"]),
+        ("compare", "compare.json", None, ["is not finished", "--resume"]),
     ],
 )
 def test_what_cannot_be_shown_is_one_line_and_nothing_is_written(
@@ -139,10 +139,10 @@ def test_what_cannot_be_shown_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda lines: [], "has 0 records|ends at step 0, and the run took"),
-        (lambda lines: lines[: len(lines) // 3], "records where the run wrote|ends at step"),
-        (lambda lines: lines[:-2], "records where the run wrote|ends at step"),
-        (lambda lines: lines + lines, "records where the run wrote|not in order"),
+        (lambda lines: [], "has 0 records|ends at step 0, but the run took"),
+        (lambda lines: lines[: len(lines) // 3], "records, but the run wrote|ends at step"),
+        (lambda lines: lines[:-2], "records, but the run wrote|ends at step"),
+        (lambda lines: lines + lines, "records, but the run wrote|out of order"),
         (lambda lines: lines[::-1], "ends at step"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_history_that_is_not_whole_makes_no_report(
     (again / "history.jsonl").write_text("".join(change(lines)))
     before = files(again)
     error = fails(capsys, "report", str(again))
-    assert f"{again / 'history.jsonl'}: is not the whole history of the run" in error
+    assert f"{again / 'history.jsonl'}: is not the complete history of the run" in error
     assert re.search(why, error)
     assert files(again) == before
 
@@ -177,11 +177,11 @@ def test_a_history_without_some_of_its_records_makes_no_report(
     kept = [line for line in lines if json.loads(line)["kind"] != "evaluation"]
     history.write_text("".join(kept))
     told = fails(capsys, "report", str(again))
-    assert f"has {len(kept)} records where the run wrote {len(lines)}" in told
+    assert f"has {len(kept)} records, but the run wrote {len(lines)}" in told
 
 
 def test_what_is_no_folder_of_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no such folder" in fails(capsys, "report", str(tmp_path / "none"))
+    assert "no such folder" in fails(capsys, "report", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     assert "neither facts.json nor compare.json" in fails(capsys, "report", str(tmp_path))
     assert "DIR" in fails(capsys, "report")

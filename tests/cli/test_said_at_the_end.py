@@ -22,7 +22,7 @@ def test_a_metric_that_was_never_a_number_is_said_so(
     data = ["--data", f"csv:{tmp_path / 't.csv'}", "--main", "stars:regression"]
     run("train", *data, *QUICK_DOCUMENTS, "--out", str(tmp_path / "out"))
     printed = said(capsys)
-    never = "r2 never a number on development, as where its rows all have one value, on test –"
+    never = "development r2 undefined (as where all values are equal), test r2 –"
     assert f"stars: {never}." in printed
     for text in (printed, *((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("md", "html"))):
         assert never in text
@@ -40,7 +40,7 @@ def test_words_that_the_file_of_vectors_cannot_have_are_counted(
     (tmp_path / "t.conllu").write_text(f"{sentence}\n" * 40)
     out = tmp_path / "out"
     run("train", "--data", f"conllu:{tmp_path / 't.conllu'}", *QUICK, "--out", str(out))
-    line = "vectors.txt leaves out 2 of 4 words, as they have white space within"
+    line = "vectors.txt leaves out 2 of 4 words because they contain white space"
     assert line in said(capsys)
     for kind in ("md", "html"):
         assert line in (out / f"report.{kind}").read_text()
@@ -71,7 +71,7 @@ def test_heads_that_were_never_trained_are_left_out_of_the_model(
 ) -> None:
     out = str(tmp_path / "out")
     run("train", "--data", treebank, *QUICK, "--aux", "xpos,feats.Number", *options, "--out", out)
-    assert "The model leaves out xpos, feats.Number: no step of this run trained the head." in said(capsys)
+    assert "The model leaves out xpos, feats.Number, as no step of this run trained the head." in said(capsys)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["kept"] == ["upos"]
     text = tmp_path / "text.txt"
     text.write_text("the dog\n")

@@ -45,7 +45,7 @@ def test_a_task_with_a_comma_can_be_trained_predicted_and_measured(
         'text,tone,"c,d"\n' + "".join(f"film {i},{'xy'[i % 2]},{'pq'[i % 2]}\n" for i in range(40))
     )
     train = ["train", "--data", f"csv:{table}", "--main", "tone", "--epochs", "1", "--dim", "4"]
-    hint = 'a name with a comma stands between quotation marks, here "c,d"'
+    hint = 'quote a name with a comma, here "c,d"'
     assert hint in fails(capsys, *train, "--aux", "c,d", "--out", str(tmp_path / "run"))
     run(*train, "--aux", '"c,d"', "--out", str(tmp_path / "run"))
     (tmp_path / "x.txt").write_text("film\n")

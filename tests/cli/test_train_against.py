@@ -34,7 +34,7 @@ def test_the_target_is_the_best_of_the_other_strategy() -> None:
     said = sentence(found, "accuracy")
     assert "after 2.00 s and 20 steps, stl after 8.00 s and 90: 75% less time" in said
     other = sentence(both_runs("stl", runs), "accuracy")  # type: ignore[arg-type]
-    assert "stl did not come to the best of switch on development (accuracy 0.9000)" in other
+    assert "stl did not reach the best development accuracy of switch (0.9000)" in other
 
 
 def test_the_default_corpus_is_held_against_stl() -> None:
@@ -86,7 +86,7 @@ def test_a_run_stopped_while_the_other_trains_is_whole(
     with pytest.raises(SystemExit) as stop:
         main(["train", "--data", treebank, *QUICK, "--against", "stl", "--out", str(out), "--aux", "xpos"])
     assert stop.value.code == 130
-    assert "of stl, to compare. The run itself is whole" in " ".join(capsys.readouterr().out.split())
+    assert "of stl, to compare. The run itself is complete" in " ".join(capsys.readouterr().out.split())
     report = json.loads((out / "report.json").read_text())
     assert (report["steps"], report["against"]) == (90, None)
     run("predict", str(out), str(Path(treebank.removeprefix("conllu:"))), "--out", str(tmp_path / "tagged"))

@@ -79,7 +79,7 @@ def test_a_killed_process_ends_the_other_in_one_line(treebank: str, tmp_path: Pa
     [
         (
             ["compare"],
-            "mt2st-fast: compare runs in one process, and 2 were started: start it without torchrun",
+            "mt2st-fast: compare runs in one process, but 2 were started; run it without torchrun",
         ),
         (["train", "--lr", "x"], "mt2st-fast: Invalid value for '--lr'"),
         (["train", "--data", "conllu:nowhere"], "mt2st-fast: nowhere: there is no such file"),

@@ -54,7 +54,7 @@ def test_a_run_says_what_it_read(
         f"{NASTY}: treated as one class, because the whole numbers are equal: 0.0 and 0, 1.0 and 1 (60 cells"
     )
     unseen = (
-        f"{NASTY}: classes that do not occur in training, so they cannot be learnt, in 20 test rows: 00, 10"
+        f"{NASTY}: classes that do not occur in training, so they cannot be learned, in 20 test rows: 00, 10"
     )
     for line in (alike, unseen):
         assert line in shown
@@ -82,7 +82,7 @@ def test_a_run_says_what_it_read(
     assert f"{NASTY}: classes were matched to the model's as numbers: 0.0 as 0, 1.0 as 1" in shown
     assert "more.csv: 60 rows; left out: 1 blank lines" in shown
     run("test", str(out), reviews(tmp_path / "more.csv", "{}0", names=NASTY.upper()))
-    unseen = f"{NASTY}: classes that do not occur in training, so they cannot be learnt, in 60 rows: 00, 10"
+    unseen = f"{NASTY}: classes that do not occur in training, so they cannot be learned, in 60 rows: 00, 10"
     assert unseen in capsys.readouterr().out
 
 
@@ -100,7 +100,7 @@ def test_compare_says_it_too(folder: Path, tmp_path: Path, capsys: pytest.Captur
         *QUICK_DOCUMENTS,
     )
     run("compare", "--data", f"csv:{folder}", *options)
-    line = "classes that do not occur in training, so they cannot be learnt, in 20 test rows: 00, 10"
+    line = "classes that do not occur in training, so they cannot be learned, in 20 test rows: 00, 10"
     assert line in capsys.readouterr().out
     assert line in (out / "compare.md").read_text().partition("## What was read")[2]
 
@@ -110,7 +110,7 @@ def test_compare_says_it_too(folder: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (
             ["--label-column", "a", "--main", "a"],
-            "--label-column names the main task, then the auxiliary ones",
+            "--label-column names the main task and the auxiliary ones",
         ),
         (["--label-column", "modo"], "no task 'modo'; available: mood, stars (did you mean 'mood'?)"),
         (
@@ -139,7 +139,7 @@ def test_label_columns_are_for_tables(
     error = fails(
         capsys, "train", "--data", treebank, "--label-column", "upos", "--out", str(tmp_path / "out")
     )
-    assert "--label-column is for csv:PATH, jsonl:PATH; say --main and --aux" in error
+    assert "--label-column is for csv:PATH and jsonl:PATH; use --main and --aux" in error
 
 
 def test_label_columns_are_the_tasks_in_their_order(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_classes_are_counted_by_part_the_most_frequent_first():
     assert unseen.rows == {"dev": 3, "test": 1}
     assert unseen.names == ("d", "c")
     assert unseen.line() == (
-        "t: classes that do not occur in training, so they cannot be learnt, in 3 dev rows and 1 test row: d, c"
+        "t: classes that do not occur in training, so they cannot be learned, in 3 dev rows and 1 test row: d, c"
     )
     assert never_seen(splits.train.column("t")) == ("c", "d")
     [labels] = labels_read(splits)

@@ -146,7 +146,7 @@ def test_the_command_says_what_it_can_do_for_each_kind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_model(tmp_path / "vectors", word2vec_model.KIND, {}, {})
-    assert "is a Word2Vec, which has vectors and no task to compute" in fails(
+    assert "is a Word2Vec model, which has vectors but no task to compute" in fails(
         capsys, "export", str(tmp_path / "vectors")
     )
     encoder = ENCODERS["mean"]()
@@ -155,7 +155,7 @@ def test_the_command_says_what_it_can_do_for_each_kind(
     said = capsys.readouterr().out
     assert "modules.pt2" in said
     assert "types (types), types_per_unit (units) -> logits.tag (units x 4)" in said
-    assert "compared in torch.export: logits at most" in said
+    assert "checked with torch.export: logits differ from the model's by at most" in said
     assert (tmp_path / "modules.pt2.json").exists()
     assert "the task colour has no head to export" in fails(
         capsys, "export", str(tmp_path / "modules"), "--tasks", "colour"

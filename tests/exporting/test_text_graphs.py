@@ -222,7 +222,7 @@ def test_a_description_knows_its_graph(folder: Path) -> None:
     for part in ("", written.description.read_text()[:200], "é"):
         (folder / "half.json").write_text(part, encoding="utf-8")
         with pytest.raises(
-            ValueError, match=r"half.json: is no whole description \(.*\); export the model again"
+            ValueError, match=r"half.json: is not a complete description \(.*\); export the model again"
         ):
             TextInputs.read(folder / "half.json")
     (folder / "other.json").write_text("[]")

@@ -32,7 +32,7 @@ def test_shares_are_of_a_tasks_importance_and_of_what_a_step_moved() -> None:
         0.0
     ] * 3  # nothing matters to it
     columns, rows = table_of(chosen)
-    assert columns == ("part", "rows:", "numbers a step moved:", "main:", "aux:", "becomes")
+    assert columns == ("part", "rows:", "numbers a step updated:", "main:", "aux:", "becomes")
     assert rows[0] == ("table, rows in 1 of 2 batches", "30", "60", "25.0%", "0.0%", "frozen")
     assert "75% of the numbers" in "\n".join(section(chosen))
     assert section(chosen_parts(History("main"))) == []
@@ -68,8 +68,8 @@ def test_the_command_line_trains_on_parts_and_draws_the_map(
     assert becomes["heads/xpos"] == "retired"
     assert chosen["frozen_cost_share"] >= 0.3
     assert (out / "importance.png").stat().st_size > 0
-    assert "## Parts that the main task trained on" in (out / "report.md").read_text()
+    assert "## Parts selected for the main task" in (out / "report.md").read_text()
     assert (out / "report.html").read_text().count("data:image/svg+xml;base64,") == 3
     run(*options, "--strategy", "switch")
     assert not (out / "importance.png").exists()
-    assert "Parts that" not in (out / "report.html").read_text()
+    assert "Parts selected" not in (out / "report.html").read_text()

@@ -103,7 +103,7 @@ def part(comparison, title):
 
 
 def test_what_nobody_reaches_is_a_dash_with_its_count():
-    (_, mtl, _) = part(COMPARISONS["out of reach"], "To the target: 0.99, as given")
+    (_, mtl, _) = part(COMPARISONS["out of reach"], "To the target: 0.99 (given)")
     assert (mtl["reached by:"], mtl["seconds:"], mtl["steps:"], mtl["time vs stl:"]) == (
         "0 of 3",
         "–",
@@ -117,7 +117,7 @@ def test_medians_quartiles_and_intervals():
     assert (stl["seconds:"], stl["steps:"], stl["examples:"]) == ("3 (3–3)", "3 (3–3)", "24")
     assert mtl["reached by:"] == "0 of 3"
     assert switch["reached by:"] == "2 of 3"  # seed 3 has a higher one
-    found = part(COMPARISONS["three seeds"], "To the target: MTL's best less 0.2 points")[2]
+    found = part(COMPARISONS["three seeds"], "To the target: MTL's best minus 0.2 points")[2]
     assert (found["time vs mtl:"], found["steps vs stl:"]) == ("+0 % [+0, +0]", "-33 % [-33, -33]")
     assert not any("joules:" in row for row in part(COMPARISONS["three seeds"], "To the plateau"))
     energy = part(COMPARISONS["joules"], "To the target: STL's best")[0]["joules:"]
@@ -146,7 +146,7 @@ def test_tuning_shows_every_trial():
     assert "Tuning" not in [part.title for part in parts_of(COMPARISONS["one arm"])]
 
 
-def test_what_a_strategy_let_go_is_shown_with_steps_and_reasons():
+def test_what_a_strategy_retired_is_shown_with_steps_and_reasons():
     aligned = "its gradient is not aligned with the main task's"
     found = [
         {"pos": {"step": 60, "why": f"{aligned} (cosine 0.001, standard error 0.004) at step 40"}},
@@ -161,7 +161,7 @@ def test_what_a_strategy_let_go_is_shown_with_steps_and_reasons():
     ]
     runs = [run_of(seed, 0.2, 0.4, retired=retired) for seed, retired in enumerate(found)]
     comparison = compared({"adaptive": runs}, **FACTS)
-    (part,) = [part for part in parts_of(comparison) if "let tasks go" in part.title]
+    (part,) = [part for part in parts_of(comparison) if "retired tasks" in part.title]
     because = f"{aligned} (2); the main task has not risen by 0.001 in 6 evaluations (1)"
     assert part.rows == [["adaptive", "pos", "3 of 4", "60–1,200", because]]
     assert "60–1,200" in render(comparison)
@@ -184,18 +184,18 @@ def texts_of(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_the_picture_has_a_row_for_each_target_and_says_who_came_there():
+def test_the_picture_has_a_row_for_each_target_and_says_who_reached_it():
     figure = plot_comparison(COMPARISONS["out of reach"])
     assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == [
-        "to 0.99, as given (median 0.9900)",
+        "to 0.99 (given) (median 0.9900)",
         "to STL's best (median 0.8200)",
         "to MTL's best (median 0.7200)",
-        "to MTL's best less 0.2 points (median 0.7180)",
-        "to the plateau (rises by less than 0.2 points)",
+        "to MTL's best minus 0.2 points (median 0.7180)",
+        "to the plateau (later rises below 0.2 points)",
     ]
     given, stl_best = figure.axes[0], figure.axes[2]
-    assert texts_of(given) == ["0 of 3 came"] * 3
-    assert texts_of(stl_best) == ["3", "0 of 3 came", "3 (2 of 3)"]
+    assert texts_of(given) == ["0 of 3 reached it"] * 3
+    assert texts_of(stl_best) == ["3", "0 of 3 reached it", "3 (2 of 3)"]
     assert len(stl_best.patches) == 2
     assert svg(figure)
 
@@ -218,5 +218,5 @@ def test_nothing_is_not_less_than_nothing():
 def test_a_target_of_each_seed_is_said_to_be_of_its_run():
     """With all labels, seeds have the same data: these are no reason."""
     text = render(COMPARISONS["three seeds"])
-    assert "Each seed has its own, from its own run: " in text
+    assert "Each seed has its own target, from its own run: " in text
     assert "its data" not in text

@@ -44,9 +44,11 @@ def test_the_schedule_waits_for_the_number_of_epochs():
 def test_an_option_that_nobody_takes_is_refused():
     config = Config(strategy_options={"nu": 2.0})
     config.check_strategy_options(("stl", "diminish"))
-    with pytest.raises(InputError, match=r"--nu is not for stl, mtl, but for diminish, .*; leave it out"):
+    with pytest.raises(
+        InputError, match=r"--nu is not an option of stl, mtl, but of diminish, .*; leave it out"
+    ):
         config.check_strategy_options(("stl", "mtl"))
-    with pytest.raises(InputError, match="no strategy with an option magic"):
+    with pytest.raises(InputError, match="no strategy has an option magic"):
         Config(strategy_options={"magic": 1.0}).check_strategy_options(("stl",))
 
 

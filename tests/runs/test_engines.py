@@ -134,10 +134,10 @@ def test_a_task_that_a_batch_does_not_have_counts_nothing() -> None:
 @pytest.mark.parametrize("option", [{"backend": "numba"}, {"graph": True}, {"fuse_backward": True}])
 def test_what_is_of_the_fused_engine_is_refused(option) -> None:
     flag = "--" + next(iter(option)).replace("_", "-")
-    with pytest.raises(InputError, match=f"^{flag} is not for the engine torch"):
+    with pytest.raises(InputError, match=f"^{flag} is not supported by the engine torch"):
         Config(**option).on_engine("torch")
     assert Config(**option).on_engine("fused") == Config(**option)
-    with pytest.raises(InputError, match="engine 'tensorflow' is unknown; there are fused, torch"):
+    with pytest.raises(InputError, match="engine 'tensorflow' is unknown; available: fused, torch"):
         Config().on_engine("tensorflow")
 
 

@@ -137,7 +137,7 @@ def test_a_page_is_whole_on_every_screen(browser: str, pages: dict[str, Path], n
 
 def test_what_is_told(browser: str, pages: dict[str, Path]) -> None:
     of_run, of_both = (shown(browser, pages[name], WIDE) for name in ("run", "both"))
-    for title in ("Curves", "Tasks", "Phases, and what took their steps", "What was read", "Options"):
+    for title in ("Curves", "Tasks", "Phases, and how their steps were taken", "What was read", "Options"):
         assert title in of_run["titles"]
     for words in (
         "upos on the test rows, by class",

@@ -58,7 +58,7 @@ def trial(best, step, error=None):
 def test_the_best_is_chosen_and_of_equals_the_one_that_is_there_first():
     assert chosen("stl", [trial(0.5, 9), trial(0.7, 5), trial(0.7, 4), trial(0.7, 4)]) == 2
     assert chosen("stl", [trial(None, None, "inf"), trial(-3.0, 1)]) == 1
-    with pytest.raises(InputError, match="none of the 2 trials of stl came to an end: inf"):
+    with pytest.raises(InputError, match="none of the 2 trials of stl finished: inf"):
         chosen("stl", [trial(None, None, "inf")] * 2)
 
 

@@ -57,8 +57,8 @@ def test_a_task_of_the_same_name_and_the_other_engine_are_refused(
     named = table(tmp_path, label="context")
     out = str(tmp_path / "out")
     error = fails(capsys, "train", "--data", named, "--main", "context", "--predict-context", "--out", out)
-    assert "--predict-context names its task context" in error
+    assert "--predict-context adds a task named context" in error
     error = fails(
         capsys, "compare", "--data", treebank, "--engine", "fused,torch", "--predict-context", "--out", out
     )
-    assert "--predict-context is not for the engine torch" in error
+    assert "--predict-context is not supported by the engine torch" in error

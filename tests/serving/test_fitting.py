@@ -62,7 +62,7 @@ def test_labels_of_one_task_are_separated_by_tabs():
 def test_a_bar_in_a_name_is_refused_only_where_it_would_be_read_as_an_end():
     model = with_classes("document", "a|b", "c", "d")
     assert len(written(model, TEXT, ("pos", "marks")).splitlines()) == len(UNITS)
-    with pytest.raises(InputError, match=r"the class 'a\|b' of pos has \|, which stands between labels"):
+    with pytest.raises(InputError, match=r"the class 'a\|b' of pos has \|, which separates the labels"):
         written(model, TEXT, ("pos", "marks"), k=2)
     in_misc = with_classes("token", "a|b", "c", "d")
     with pytest.raises(

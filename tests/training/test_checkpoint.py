@@ -356,7 +356,7 @@ def test_a_missing_file_is_named(toy, tmp_path):
         ({"schedule": Switch(at=0.6)}, "made with schedule Switch"),
         (
             {"accumulate": 2},
-            "made with accumulate 1, this run has 2; give accumulate 1 again, or start a new run",
+            "made with accumulate 1, this run has 2; use accumulate 1 again, or start a new run",
         ),
         ({"precision": "bfloat16"}, "made with precision float32, this run has bfloat16"),
         (
@@ -368,7 +368,7 @@ def test_a_missing_file_is_named(toy, tmp_path):
         ({"lr_decay": "none"}, "made with lr_decay linear, this run has none"),
         (
             {"clip_norm": 1.0},
-            "has 1.0; give clip_norm None again, or start a new run",
+            "has 1.0; use clip_norm None again, or start a new run",
         ),
     ],
     ids=[

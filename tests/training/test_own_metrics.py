@@ -76,7 +76,7 @@ def test_a_resumed_run_measures_by_what_it_was_measured_by(tmp_path):
 
     fit({"a": right}, epochs=1)
     with pytest.raises(
-        InputError, match="made with metrics right of a, this run has the tasks' own; give metrics"
+        InputError, match="made with metrics right of a, this run has the tasks' own; use metrics"
     ):
         fit({}, epochs=2, resume=True)
     assert len(fit({"a": right}, epochs=2, resume=True).evaluations) == 2
@@ -137,9 +137,9 @@ def test_torchmetrics_that_cannot_serve_are_named(toy):
         ({"c": len}, "metrics has an entry for c, which is not a task; available: a, b"),
         (
             {"a": "f1"},
-            "the metric of a must be an object of torchmetrics or a function .*, not 'f1': give lambda",
+            "the metric of a must be an object of torchmetrics or a function .*, not 'f1'; pass lambda",
         ),
-        ({"a": dict}, r"not <class 'dict'>: give dict\(\)"),
+        ({"a": dict}, r"not <class 'dict'>; pass dict\(\)"),
     ],
 )
 def test_what_is_no_metric_is_refused(metrics, message):

@@ -51,7 +51,7 @@ def test_a_class_for_a_schedule():
 
 
 def test_a_device_that_there_is_not():
-    with pytest.raises(ValueError, match="device 'gpu' is unknown: give auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device 'gpu' is unknown; available: auto, cpu, cuda"):
         Trainer(nn.Linear(6, 8), MultiTaskHeads(8, {"a": Classification(3)}, main="a"), device="gpu")
 
 
@@ -68,7 +68,7 @@ def test_early_stopping_without_evaluations():
 
 
 def test_a_folder_for_a_checkpoint(tmp_path):
-    with pytest.raises(InputError, match="is a folder: give the name of a file"):
+    with pytest.raises(InputError, match="is a folder; pass the name of a file"):
         trainer().fit([BATCH], epochs=1, checkpoint=tmp_path)
 
 

@@ -156,7 +156,7 @@ def test_tasks_that_have_retired_stay_so_in_a_longer_run(tmp_path):
 
 def test_an_end_that_is_past_names_the_epochs_to_give(tmp_path):
     trainer_of().fit(batches(), epochs=3, checkpoint=tmp_path / "c")
-    with pytest.raises(InputError, match=r"stands at epoch 3, this run ends at 2: give epochs=3 or more"):
+    with pytest.raises(InputError, match=r"is at epoch 3, but this run ends at 2; use epochs=3 or more"):
         trainer_of().fit(batches(), epochs=2, checkpoint=tmp_path / "c", resume=True)
 
 
@@ -252,7 +252,7 @@ def test_weights_that_the_last_step_loses_are_not_kept(tmp_path, with_checkpoint
 def test_a_schedule_of_another_kind_names_the_fix(tmp_path):
     trainer_of(callbacks=[Stop(3)]).fit(batches(), epochs=1, checkpoint=tmp_path / "c")
     for schedule in (MultiTask(), Diminish(eta=1.0)):
-        with pytest.raises(InputError, match=r"give schedule SingleTask\(\) again, or start a new run"):
+        with pytest.raises(InputError, match=r"use schedule SingleTask\(\) again, or start a new run"):
             trainer_of(schedule=schedule).fit(batches(), epochs=1, checkpoint=tmp_path / "c", resume=True)
 
 

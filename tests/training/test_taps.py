@@ -133,7 +133,7 @@ def test_a_resumed_run_ends_with_the_same_bits(schedule, stop, tmp_path):
 def test_weights_that_are_learnt_go_with_it(schedule):
     trainer, history = trained(schedule())
     assert history.steps[-1].losses["a"] < history.steps[0].losses["a"]
-    assert len(set(history.steps[-1].weights.values())) == 3, "weights are learnt"
+    assert len(set(history.steps[-1].weights.values())) == 3, "weights are learned"
     if schedule is Uncertainty:  # its own penalty and the encoder's
         parts = trainer.run._parts
         own = trainer.schedule.penalty(("a",))

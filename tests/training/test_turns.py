@@ -89,7 +89,7 @@ def test_nonsense_is_refused(make, message):
 def test_a_run_without_a_turn_of_the_heads_is_refused():
     trainer = trainer_of("bag", OPTIMIZERS["sgd"], schedule=Alternate(2, 1))
     with pytest.raises(
-        InputError, match=r"trains no head before epoch 3, and the run ends after 2: give more"
+        InputError, match=r"trains no head before epoch 3, and the run ends after 2; use more"
     ):
         trainer.fit(batches("bag"), epochs=2)
     trainer = trainer_of("bag", OPTIMIZERS["sgd"], schedule=AlternateSteps(99, 1))

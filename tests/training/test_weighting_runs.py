@@ -196,7 +196,7 @@ def test_famo_refuses_a_loss_without_a_logarithm():
 
 
 class LearntThenDropped(Uncertainty):
-    """A schedule of a user: weights are learnt, and an auxiliary task retires on the way."""
+    """A schedule of a user: weights are learned, and an auxiliary task retires on the way."""
 
     def task_weights(self, moment, main, auxiliary):
         names = [main, *auxiliary] if moment.step < 6 else [main, *auxiliary[1:]]

@@ -123,7 +123,7 @@ def test_what_needs_one_graph_is_taken_by_autograd():
     history = Trainer(encoder, heads, schedule=Uncertainty(), device="cpu", lr=0.01).fit(
         loaders("windows"), epochs=1
     )
-    assert "weights of tasks on words are learnt" in history.phases[0].passed_over[ONE_CALL]
+    assert "weights of tasks on words are learned" in history.phases[0].passed_over[ONE_CALL]
     encoder, heads = made("windows")
     heads.word_tasks["pulled"].table = encoder.table
     history = Trainer(encoder, heads, device="cpu", lr=0.01).fit(loaders("windows"), epochs=1)

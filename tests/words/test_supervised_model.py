@@ -238,7 +238,7 @@ def test_labels_that_training_never_saw_are_told_and_wrong(tmp_path, caplog):
     assert not caplog.messages
     test.write_text("__label__0.0 x\n__label__1.0 y\n__label__1.0 y\n__label__new y\n")
     line = (
-        f"{test}: label: classes that do not occur in training, so they cannot be learnt, in 4 rows: 0.0, 1.0, new; "
+        f"{test}: label: classes that do not occur in training, so they cannot be learned, in 4 rows: 0.0, 1.0, new; "
         "training has '0', not '0.0': spell them alike in every file"
     )
     assert model.test(test) == {"label": 0}

@@ -354,6 +354,6 @@ def test_fasttexts_own_model_is_named(tmp_path: Path) -> None:
         (793712314).to_bytes(4, "little") + (12).to_bytes(4, "little") + bytes(200)
     )
     with pytest.raises(
-        InputError, match=r"m.bin: is a model of fastText, not word2vec binary; give the .vec file"
+        InputError, match=r"m.bin: is a fastText model, not word2vec binary; use the .vec file"
     ):
         WordVectors.read(tmp_path / "m.bin")

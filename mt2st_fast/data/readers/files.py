@@ -101,7 +101,7 @@ def _no_files(folder: Path, extensions: Collection[str]) -> InputError:
         for below in folder.iterdir()
         if below.is_dir() and any(_extension(file) in extensions for file in _files_in(below))
     )
-    fix = f"; subfolders contain such files: give one of {listed(inside, 3)}" if inside else ""
+    fix = f"; subfolders contain such files: use one of {listed(inside, 3)}" if inside else ""
     return InputError(
         f"{folder}: no file in the folder ends in {', '.join(sorted(extensions))} (or the same with .gz){fix}"
     )

@@ -206,7 +206,7 @@ def _label(item: Any, key: str, path: Path, number: int) -> str:
     label = _text(item, path, number)
     if any(sign in label for sign in _BETWEEN_LABELS):
         raise InputError(
-            f"{path}:{number}: the label {label!r} in {key!r} contains | or ;, which stand between labels; rename it"
+            f"{path}:{number}: the label {label!r} in {key!r} contains | or ;, which separate labels; rename it"
         )
     return label
 

@@ -52,7 +52,7 @@ class GradientCalls:
         if parts.by_task:
             return "an accumulator per task needs a backward pass per task"
         if parts.learnt is not None:
-            return "the weights of tasks are learnt"
+            return "the weights of tasks are learned"
         return TextGradients.obstacle(parts.encoder, parts.heads, parts.optimizer)
 
     def declines(self, micro_steps: list[list[Batch]]) -> str | None:

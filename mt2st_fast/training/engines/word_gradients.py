@@ -65,7 +65,7 @@ class WordGradients:
 def words_obstacle(parts: StepParts) -> str | None:
     """Return why gradients of active tasks on words cannot be made separately from those of the rows, or None."""
     if parts.learnt is not None:
-        return "the weights of tasks on words are learnt"
+        return "the weights of tasks on words are learned"
     if parts.part != "all":
         return "tasks on words take turns"
     heads, of_encoder = parts.heads, set(map(id, parts.encoder.parameters()))

@@ -33,7 +33,7 @@ class TakingTurns(AuxiliaryWeights, ABC):
         if moment.total_steps <= shared * steps:
             raise InputError(
                 f"{type(self).__name__} trains no head before {self.unit} {shared + 1}, and the run ends after "
-                f"{moment.total_steps / steps:g}: give more epochs, or fewer shared_{self.unit}s"
+                f"{moment.total_steps / steps:g}; use more epochs, or fewer shared_{self.unit}s"
             )
         return "shared" if moment.step // steps % (shared + own) < shared else "tasks"
 

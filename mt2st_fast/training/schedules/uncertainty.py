@@ -58,5 +58,5 @@ class Uncertainty(nn.Module):
 
 
 STRATEGY = Strategy(
-    "uncertainty", "all tasks, weighted by their noise, which is learnt", lambda values, facts: Uncertainty()
+    "uncertainty", "all tasks, weighted by their noise, which is learned", lambda values, facts: Uncertainty()
 )

@@ -99,5 +99,5 @@ def test_a_folder_of_folders_names_them(write, tmp_path):
     (tmp_path / "UD_English-EWT" / "en-train.conllu").write_text(CONLLU)
     (tmp_path / "empty").mkdir()
     assert message_of(f"conllu:{tmp_path}").endswith(
-        "; subfolders contain such files: give one of UD_English-EWT"
+        "; subfolders contain such files: use one of UD_English-EWT"
     )

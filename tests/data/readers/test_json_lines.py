@@ -154,7 +154,7 @@ def test_lists_in_another_file_than_that_of_training_are_no_class(write):
         ('{"text": "a \\ud800"}\n', r"x.jsonl:1: \ud800 is half of a character"),
         (
             '{"text": "a", "tags": ["x|y"]}\n',
-            "the label 'x|y' in 'tags' contains | or ;, which stand between",
+            "the label 'x|y' in 'tags' contains | or ;, which separate",
         ),
         (
             '{"text": "a", "t": ["x"]}\n{"text": "a", "t": "p|q"}\n',

@@ -47,7 +47,7 @@ def test_classes_that_training_never_saw_are_said(write):
         }
     )
     assert open_data(f"csv:{folder}").notes == (
-        "label: classes that do not occur in training, so they cannot be learnt, in 3 dev rows: meh",
+        "label: classes that do not occur in training, so they cannot be learned, in 3 dev rows: meh",
     )
 
 

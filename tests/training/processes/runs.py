@@ -192,7 +192,7 @@ def with_similarity(folder: Path) -> dict[str, Any]:
 
 
 class Uncertainty(nn.Module):
-    """Weights that are learnt, exp(-s), with the penalty sum(s)."""
+    """Weights that are learned, exp(-s), with the penalty sum(s)."""
 
     def __init__(self) -> None:
         super().__init__()

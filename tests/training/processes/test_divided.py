@@ -22,7 +22,7 @@ LEARN = [*OF_WORDS, "few_rows"]
 REFUSED = {
     "words_beside": "a task on words reads the table outside a forward pass",
     "trained_alone": "divided among 2 processes, and 1 trains: let all of them",
-    "dense_rows": "a BagEncoder cannot be divided by rows: give a BagEncoder or WindowEncoder with sparse=True",
+    "dense_rows": "a BagEncoder cannot be divided by rows; use a BagEncoder or WindowEncoder with sparse=True",
     "divided_twice": "the encoder's table is already divided by rows",
     "never_divided": 'table_device="meta" and has no rows yet; call shard_rows(encoder)',
     "copied": "copy the encoder before shard_rows",
