@@ -241,7 +241,7 @@ def evaluation_rows(corpus: Corpus, tasks: Sequence[str]) -> int:
 
 
 def text_model(experiment: Experiment) -> TextModel:
-    """Return the trained model for saving and predicting: on a CPU, with the current weights, in the units of the labels."""
+    """Return the trained model for saving and predicting: on a CPU, with the current weights, in units of the data."""
     trainer, splits = experiment.trainer, experiment.splits
     left_out = untrained(trainer.heads, trainer.history)
     configuration, tensors = describe(*_modules_to_keep(trainer.encoder, trainer.heads, left_out))
