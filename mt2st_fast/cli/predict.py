@@ -17,7 +17,7 @@ from mt2st_fast.cli.output import out_path
 from mt2st_fast.cli.tasks import tasks_named
 from mt2st_fast.cli.terminal import plain_console
 from mt2st_fast.errors import InputError
-from mt2st_fast.files import check_not_read, is_packed, reading, writing_atomically
+from mt2st_fast.files import check_not_read, is_packed, is_stream, reading, writing_atomically
 
 CHUNK_BYTES = 1 << 19
 
@@ -244,4 +244,7 @@ def _chunks(path: Path | None) -> Iterator[bytes]:
 
 
 def _sink(out: Path | None) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdout.buffer) if out is None else writing_atomically(out)
+    """Return what to write to: a device or a pipe cannot be replaced, and gets the answers as they come."""
+    if out is None:
+        return nullcontext(sys.stdout.buffer)
+    return out.open("wb") if is_stream(out) else writing_atomically(out)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli.running import QUICK, QUICK_DOCUMENTS, fails, run
+from tests.test_files import files_of_at_most
 
 TEXTS = ["good film", "bad\nfilm", "", 'a "good", good\n\nfilm', "bad bad film"]
 
@@ -106,3 +109,22 @@ def test_what_contradicts_itself_is_refused(
         ((f"csv:{tmp_path}",), "is a folder; give one of its files"),
     ):
         assert said in fails(capsys, "predict", str(reviews), *arguments)
+
+
+def test_a_pipe_gets_the_answers_and_stays_a_pipe(reviews: Path, tmp_path: Path) -> None:
+    data = table(tmp_path / "new.csv", ["review"], [["good film"], ["bad film"]])
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    run("predict", str(reviews), data, "--out", str(pipe))
+    assert reader.communicate(timeout=60)[0] == "pos\nneg\n"
+    assert pipe.is_fifo()
+
+
+def test_a_graph_that_cannot_be_written_leaves_no_description(
+    reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = tmp_path / "graph.pt2"
+    with files_of_at_most(10_000):
+        error = fails(capsys, "export", str(reviews), "--out", str(graph))
+    assert error == f"mt2st-fast: {graph}: File too large; choose another --out or make room there\n"
+    assert not list(tmp_path.glob("*graph*"))
