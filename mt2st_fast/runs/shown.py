@@ -51,12 +51,14 @@ def step_ms_of(phase: dict[str, Any]) -> str:
 
 
 def quality_of(main: Mapping[str, Any]) -> str:
-    """Say what quality the main task of a report reached on development and test rows."""
+    """Say what quality the main task of a report has at the end, when the model is saved, and its best before."""
+    metric, test = main["metric"], shown(main["test"])
     if main["best_step"] is None:
-        best = "never a number on development, as where its rows all have one value"
-    else:
-        best = f"best on development {shown(main['best'])} (step {main['best_step']:,})"
-    return f"{main['metric']} {best}, on test {shown(main['test'])}"
+        return f"{metric} never a number on development, as where its rows all have one value, on test {test}"
+    return (
+        f"{metric} at the end (the saved model): {shown(main['last_dev'])} on development, {test} on test; best on "
+        f"development {shown(main['best'])} (step {main['best_step']:,})"
+    )
 
 
 def left_out_of_vectors(vectors: Mapping[str, Any]) -> str:
